@@ -1,0 +1,41 @@
+"""quantcli: quantize model weight files, and say what it cost.
+
+The Python interface is `Scheme`, `quantize`, `dequantize` and `open`:
+
+>>> import numpy as np
+>>> import quantcli
+>>> weights = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
+>>> quantized = quantcli.quantize(weights, quantcli.Scheme(bits=4, group_size=64))
+>>> quantized.codes.dtype, quantized.scale.shape
+(dtype('int8'), (2, 2))
+>>> bool(np.abs(quantized.dequantize() - weights).max() <= quantized.scale.max() / 2)
+True
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from quantcli.errors import DataError, QuantcliError, UsageError
+    from quantcli.core import dequantize, quantize
+    from quantcli.reading import open
+    from quantcli.scheme import Scheme
+    from quantcli.tensors import QuantizedTensor
+
+__all__ = ["DataError", "QuantcliError", "QuantizedTensor", "Scheme", "UsageError", "__version__", "dequantize",
+           "open", "quantize"]
+
+_HOMES = {"DataError": "errors", "QuantcliError": "errors", "UsageError": "errors", "QuantizedTensor": "tensors",
+          "Scheme": "scheme", "dequantize": "core", "quantize": "core", "open": "reading"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `quantcli --help` must not wait for numpy."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"quantcli.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'quantcli' has no attribute {name!r}")

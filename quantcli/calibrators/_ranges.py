@@ -1,0 +1,44 @@
+"""Smallest, largest and most extreme value: what the range-based calibrators observe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.calibrators import Observed, Sharing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Kernels, Tile
+
+
+def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None) -> Observed | None:
+    """lo, hi and extreme of the groups, the tile or its columns."""
+    if sharing == "tensor":
+        tile = replace(tile, group=max(tile.cols, 1))
+    ranges = kernels.column_ranges(tile) if sharing == "columns" else kernels.ranges(tile)
+    if not ranges.finite:
+        return None
+    seen: Observed = {"lo": ranges.lo, "hi": ranges.hi, "extreme": ranges.extreme}
+    return fold(seen, (0, 1)) if sharing == "tensor" else seen
+
+
+def merge(earlier: Observed, later: Observed) -> Observed:
+    """Both together; of two equal extremes the earlier one stays."""
+    further = np.abs(later["extreme"]) > np.abs(earlier["extreme"])
+    return {"lo": np.minimum(earlier["lo"], later["lo"]), "hi": np.maximum(earlier["hi"], later["hi"]),
+            "extreme": np.where(further, later["extreme"], earlier["extreme"])}
+
+
+def fold(seen: Observed, axes: tuple[int, ...]) -> Observed:
+    """What was seen along `axes` as one; the axes stay with length 1."""
+    extreme: NDArray[Any] = np.moveaxis(seen["extreme"], axes, range(-len(axes), 0))
+    kept = extreme.shape[: extreme.ndim - len(axes)]
+    flat = extreme.reshape(*kept, -1)
+    first = np.take_along_axis(flat, np.abs(flat).argmax(axis=-1)[..., None], axis=-1)
+    shape = tuple(1 if a in axes else n for a, n in enumerate(seen["lo"].shape))
+    return {"lo": seen["lo"].min(axis=axes, keepdims=True), "hi": seen["hi"].max(axis=axes, keepdims=True),
+            "extreme": first.reshape(shape)}

@@ -1,0 +1,176 @@
+"""The native format: compressed-tensors' `pack-quantized` names and bit stream, plus one JSON header key.
+
+For a tensor X (shape [rows, cols] or more) of b bits the file holds
+
+    X_packed      I32  [rows.., ceil(cols*b/32)]   codes, low one first; u = q + 2^(b-1) when symmetric
+    X_scale       F32, F16 or BF16                 [rows.., groups]; [rows, 1] per channel and per tensor
+    X_zero_point  I32  [ceil(rows*b/32), groups]   asymmetric: zero points, the stream running down each column
+    X_offset      as X_scale                       asymmetric with a float offset
+    X_shape       I64  [dimensions]                the shape of X
+
+and `__metadata__["quantcli"]` a JSON document: version, tool, tile and digest rule, the schemes, and for every tensor
+its reason and, when quantized, scheme, dtype and error sums. Decoding a tensor that compressed-tensors can express
+needs nothing from that document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quantcli import __version__
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, QuantcliError, printable
+from quantcli.grouping import Layout, layout
+from quantcli.kernels import row_bytes
+from quantcli.metrics import Metrics
+from quantcli.scheme import Scheme
+from quantcli.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.plan import Plan, TensorPlan
+
+KEY = "quantcli"
+VERSION = 1
+_WIDEST = 1.7976931348623157e308
+"""No float prints longer: it holds the place of the sums that are known only at the end."""
+
+DIGEST_SIZES = {"xxh3": 32, "sha256": 64, "none": 0}
+"""Digest kinds and the hexadecimal digits of each."""
+
+
+def zero_shape(plan: Layout) -> tuple[int, int]:
+    """(rows, groups) of a tensor's zero points as a matrix."""
+    if plan.shared == "columns":
+        return 1, math.prod(plan.scale_shape)
+    return plan.rows, plan.groups
+
+
+def outputs(info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> list[TensorInfo]:
+    """The tensors that hold `info` in quantized form."""
+    name = info.name
+    found = [TensorInfo(f"{name}_packed", "I32", plan.packed_shape(scheme.bits)),
+             TensorInfo(f"{name}_scale", scale_dtype, plan.scale_shape)]
+    if not scheme.symmetric and scheme.zero_point == "float":
+        found.append(TensorInfo(f"{name}_offset", scale_dtype, plan.scale_shape))
+    elif not scheme.symmetric:
+        rows, groups = zero_shape(plan)
+        found.append(TensorInfo(f"{name}_zero_point", "I32", (row_bytes(rows, scheme.bits) // 4, groups)))
+    found.append(TensorInfo(f"{name}_shape", "I64", (len(info.shape),)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is known of a tensor once it is written: its errors when quantized, and its digest."""
+
+    metrics: Metrics | None
+    digest: str | None
+
+
+def _entry(tensor: TensorPlan, schemes: list[dict[str, Any]], result: Result | None, digest: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"reason": tensor.reason}
+    if tensor.scheme is not None:
+        values = {**tensor.scheme.as_dict(), "options": dict(tensor.scheme.options)}
+        if values not in schemes:
+            schemes.append(values)
+        entry |= {"scheme": schemes.index(values), "dtype": tensor.info.dtype, "shape": list(tensor.info.shape)}
+        m = result.metrics if result and result.metrics else Metrics(_WIDEST, _WIDEST, 0, _WIDEST, tensor.info.numel)
+        entry |= {"sse": m.sse, "power": m.power, "max_abs_error": m.max_abs_error, "clipped": m.clipped}
+        if tensor.note:
+            entry["note"] = tensor.note
+    if DIGEST_SIZES[digest]:
+        entry["digest"] = result.digest if result else "0" * DIGEST_SIZES[digest]
+    return entry
+
+
+def document(plan: Plan, digest: str, results: Mapping[str, Result] | None = None) -> str:
+    """The JSON document of a file; without results, one at least as long."""
+    schemes: list[dict[str, Any]] = []
+    entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in plan.tensors}
+    whole = {"version": VERSION, "tool": f"quantcli {__version__}", "digest": digest, "schemes": schemes, "tensors": entries}
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a native file: where it came from, what was done to it and what that cost."""
+
+    info: TensorInfo
+    reason: str
+    scheme: Scheme | None
+    layout: Layout | None
+    scale_dtype: str
+    metrics: Metrics | None
+    digest: str | None
+    note: str
+    outputs: tuple[TensorInfo, ...]
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors that hold it."""
+        return sum(o.nbytes for o in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The parsed header document of a native file."""
+
+    tool: str
+    digest: str
+    tensors: tuple[StoredTensor, ...]
+
+
+def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
+    """The document of a file that holds these tensors, checked against them. Raises DataError."""
+    from quantcli.stores.safetensors import strict_json
+
+    stored = {i.name: i for i in infos}
+    whole = strict_json(text.encode(), "quantcli header")
+    try:
+        if whole["version"] != VERSION:
+            raise DataError(f"format version {printable(str(whole['version']), 20)} is not known to this quantcli",
+                            hint="use a newer one")
+        if whole["digest"] not in DIGEST_SIZES:
+            raise DataError(f"unknown digest {printable(str(whole['digest']), 40)}")
+        schemes = [Scheme(**values) for values in whole["schemes"]]
+        tensors = [_parse_tensor(name, entry, schemes, stored) for name, entry in whole["tensors"].items()]
+        tool = str(whole["tool"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"the quantcli header is damaged: {type(error).__name__} {printable(str(error), 80)}") from None
+    except QuantcliError as error:
+        raise DataError(error.problem, place=["quantcli header", *error.place], hint=error.hint) from None
+    used = {o.name for t in tensors for o in t.outputs}
+    extra = [n for n in stored if n not in used]
+    if extra:
+        raise DataError("the quantcli header does not list this tensor", place=[printable(extra[0])])
+    order = {name: i for i, name in enumerate(stored)}
+    tensors.sort(key=lambda t: min(order[o.name] for o in t.outputs))
+    return Document(tool, whole["digest"], tuple(tensors))
+
+
+def _parse_tensor(name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo]) -> StoredTensor:
+    reason, digest, note = str(entry["reason"]), entry.get("digest"), str(entry.get("note", ""))
+    if "scheme" not in entry:
+        if name not in stored:
+            raise DataError("the file does not hold it", place=[printable(name)])
+        return StoredTensor(stored[name], reason, None, None, "", None, digest, note, (stored[name],))
+    if entry["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in entry["shape"]):
+        raise ValueError("dtype or shape")
+    index = entry["scheme"]
+    if type(index) is not int or not 0 <= index < len(schemes):
+        raise ValueError("scheme")
+    info, scheme = TensorInfo(name, entry["dtype"], tuple(entry["shape"])), schemes[index]
+    plan = layout(info.shape, scheme)
+    scale = stored.get(f"{name}_scale")
+    scale_dtype = scale.dtype if scale is not None and scale.dtype in ("F32", "F16", "BF16") else "F32"
+    expected = tuple(outputs(info, scheme, plan, scale_dtype))
+    for output in expected:
+        if stored.get(output.name) != output:
+            raise DataError(f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}", place=[printable(name)])
+    sums = [float(entry[k]) for k in ("sse", "power", "max_abs_error")]
+    metrics = Metrics(sums[0], sums[1], info.numel, sums[2], int(entry["clipped"]))
+    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, digest, note, expected)

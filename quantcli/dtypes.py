@@ -1,0 +1,127 @@
+"""The one table of tensor dtypes, and their conversion to and from float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A safetensors dtype: its name, bits per element and numpy's (little-endian) name where numpy has one."""
+
+    name: str
+    bits: int
+    numpy: str | None
+    is_float: bool = False
+    quantizable: bool = False
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes of so many elements; half bytes are rounded up."""
+        return (elements * self.bits + 7) // 8
+
+
+_TABLE = [
+    DType("BOOL", 8, "|b1"), DType("U8", 8, "|u1"), DType("I8", 8, "|i1"),
+    DType("U16", 16, "<u2"), DType("I16", 16, "<i2"), DType("U32", 32, "<u4"), DType("I32", 32, "<i4"),
+    DType("U64", 64, "<u8"), DType("I64", 64, "<i8"), DType("C64", 64, "<c8"),
+    DType("F16", 16, "<f2", is_float=True, quantizable=True),
+    DType("BF16", 16, None, is_float=True, quantizable=True),
+    DType("F32", 32, "<f4", is_float=True, quantizable=True),
+    DType("F64", 64, "<f8", is_float=True, quantizable=True),
+    DType("F8_E4M3", 8, None, is_float=True, quantizable=True),
+    DType("F8_E5M2", 8, None, is_float=True, quantizable=True),
+    DType("F8_E4M3FNUZ", 8, None, is_float=True), DType("F8_E5M2FNUZ", 8, None, is_float=True),
+    DType("F8_E8M0", 8, None, is_float=True), DType("F4", 4, None, is_float=True),
+    DType("F6_E2M3", 6, None, is_float=True), DType("F6_E3M2", 6, None, is_float=True),
+]  # fmt: skip
+DTYPES = {d.name: d for d in _TABLE}
+"""Every dtype of safetensors 0.8 by name."""
+
+FROM_NUMPY = {d.numpy[1:]: d for d in _TABLE if d.numpy}
+"""The same by numpy's kind and size, such as `f4`."""
+
+LONG_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+"""What people write for the float dtypes on a command line and in a scheme."""
+
+
+@lru_cache(maxsize=2)
+def _float8_values(name: str) -> NDArray[np.float32]:
+    """The 256 values of an 8-bit float; NaN and infinity where the format has them.
+
+    References: Micikevicius et al., FP8 Formats for Deep Learning, 2022. E4M3 has no infinity: only S.1111.111 is NaN.
+    """
+    import numpy as np
+
+    mantissa_bits, bias = (3, 7) if name == "F8_E4M3" else (2, 15)
+    code = np.arange(256)
+    exponent = (code & 0x7F) >> mantissa_bits
+    mantissa = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    value = np.where(exponent > 0, (1 + mantissa) * 2.0 ** (exponent - bias), mantissa * 2.0 ** (1 - bias))
+    if name == "F8_E4M3":
+        value[(code & 0x7F) == 0x7F] = np.nan
+    else:
+        value[exponent == 31] = np.where(mantissa[exponent == 31] == 0, np.inf, np.nan)
+    return (np.where(code & 0x80, -value, value)).astype(np.float32)
+
+
+def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """The float32 values of the bytes of a float tensor: one-dimensional, exact but for F64.
+
+    `raw` is a one-dimensional uint8 array; F64 is rounded to nearest, and what lies beyond float32 becomes infinite.
+    """
+    import numpy as np
+
+    if dtype == "F32":
+        return raw.view("<f4")
+    if dtype == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype == "F16":
+        return raw.view("<f2").astype(np.float32)
+    if dtype == "F64":
+        with np.errstate(over="ignore", invalid="ignore"):
+            return raw.view("<f8").astype(np.float32)
+    return _float8_values(dtype)[raw]
+
+
+def round_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Bits of the nearest bfloat16 of finite float32 values, ties to even."""
+    import numpy as np
+
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(np.uint16)
+
+
+def _round_float8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
+    """Codes of the nearest 8-bit floats, ties to even; beyond the largest finite value the largest is kept."""
+    import numpy as np
+
+    table = _float8_values(name)[:128].astype(np.float64)
+    finite = table[np.isfinite(table)]
+    magnitude = np.minimum(np.abs(values.astype(np.float64)), finite[-1])
+    above = np.clip(np.searchsorted(finite, magnitude), 1, len(finite) - 1)
+    low, high = magnitude - finite[above - 1], finite[above] - magnitude
+    code = np.where((high < low) | ((high == low) & (above % 2 == 0)), above, above - 1).astype(np.uint8)
+    return code | np.where(np.signbit(values), 0x80, 0).astype(np.uint8)
+
+
+def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Finite float32 values rounded to nearest in a float dtype, as an array whose bytes a file can hold.
+
+    >>> import numpy as np
+    >>> from_float32(np.array([1.0, 1.00390625], np.float32), "BF16").tolist()  # 1 + 2^-8 is a tie
+    [16256, 16256]
+    """
+    import numpy as np
+
+    if dtype == "BF16":
+        return round_bfloat16(values)
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        return _round_float8(values, dtype)
+    with np.errstate(over="ignore"):
+        return values.astype(DTYPES[dtype].numpy)

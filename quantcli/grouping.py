@@ -1,0 +1,134 @@
+"""Array <-> rows that share parameters: how a tensor of any shape is laid out, and cut into tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantcli.errors import UsageError
+from quantcli.kernels import row_bytes
+from quantcli.scheme import MAX_GROUP, Scheme
+
+WIDEST_COLUMNS = 1 << 22
+"""Longest row whose columns may have parameters of their own: they are vectors as long as the row."""
+
+TILE = 1 << 19
+"""Weights that are read, quantized and written at a time: 1 MiB of bfloat16 stays in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileSpan:
+    """Rows [row, row + rows) and columns [col, col + cols) of a layout: one run of weights in the file."""
+
+    row: int
+    rows: int
+    col: int
+    cols: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A tensor seen as a matrix (rows, cols) whose rows are packed one by one.
+
+    group: columns that share parameters; the last group of a row may be short.
+    shared: None when every row has parameters of its own, "tensor" when all weights share one set, "columns" when
+    the rows share one set per column.
+    lead: the leading part of the tensor's shape that the rows stand for.
+    scale_shape: shape of the stored scales.
+    """
+
+    rows: int
+    cols: int
+    group: int
+    shared: str | None
+    lead: tuple[int, ...]
+    scale_shape: tuple[int, ...]
+
+    @property
+    def groups(self) -> int:
+        """Groups in a row."""
+        return -(-self.cols // self.group)
+
+    @property
+    def short_group(self) -> int:
+        """Weights in the short last group of each row; 0 when all groups are whole."""
+        return self.cols % self.group
+
+    @property
+    def scales(self) -> int:
+        """Number of stored scales."""
+        return math.prod(self.scale_shape)
+
+    def packed_shape(self, bits: int) -> tuple[int, ...]:
+        """Shape of the packed codes in 32-bit words."""
+        return (*self.lead, row_bytes(self.cols, bits) // 4)
+
+    @property
+    def two_pass(self) -> bool:
+        """Whether parameters depend on more than one tile."""
+        return self.shared is not None or (self.cols > TILE and self.group >= self.cols)
+
+    def tiles(self) -> Iterator[TileSpan]:
+        """The tiles in file order; the cut depends on the layout alone, never on threads or kernels."""
+        if self.cols <= TILE or self.shared == "columns":
+            step = max(1, TILE // max(self.cols, 1))
+            for row in range(0, self.rows, step):
+                yield TileSpan(row, min(step, self.rows - row), 0, self.cols)
+            return
+        unit = 32 if self.group >= self.cols else math.lcm(32, self.group)
+        step = max(1, TILE // unit) * unit
+        for row in range(self.rows):
+            for col in range(0, self.cols, step):
+                yield TileSpan(row, 1, col, min(step, self.cols - col))
+
+
+def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
+    """The layout of a tensor of this shape under a scheme.
+
+    Raises UsageError for an axis the tensor does not have and for a group too large to end inside a row.
+
+    >>> layout((64, 16, 3, 3), Scheme(bits=4)).scale_shape
+    (64, 2)
+    >>> layout((8, 10), Scheme(bits=4, granularity="channel", axis=1)).scale_shape
+    (1, 10)
+    """
+    axes = max(len(shape), 1)
+    if not -axes <= scheme.axis < axes:
+        raise UsageError(f"axis {scheme.axis} of a tensor of {len(shape)} dimensions", hint="use a smaller --axis")
+    axis = scheme.axis % axes
+    if len(shape) < 2:  # a vector is one row
+        lead, cols = (1,), math.prod(shape)
+    elif scheme.granularity == "group":
+        split = len(shape) - 1
+        while split > 1 and math.prod(shape[split:]) < (scheme.group_size or 0):
+            split -= 1
+        lead, cols = shape[:split], math.prod(shape[split:])
+    else:
+        lead, cols = shape[:1], math.prod(shape[1:])
+    rows = math.prod(lead)
+    if scheme.granularity == "tensor":
+        return Layout(rows, cols, max(cols, 1), "tensor", lead, (*lead, 1))
+    if scheme.granularity == "channel":
+        if axis == 0:
+            return Layout(rows, cols, max(cols, 1), None, lead, (*lead, 1))
+        if cols > WIDEST_COLUMNS:
+            raise UsageError(f"axis {scheme.axis} with {cols} weights behind axis 0", hint="use --axis 0 or groups")
+        scale_shape = tuple(n if a == axis else 1 for a, n in enumerate(shape))
+        return Layout(rows, cols, 1, "columns", lead, scale_shape)
+    assert scheme.group_size is not None
+    group = max(1, min(scheme.group_size, cols))
+    if MAX_GROUP < group < cols:
+        raise UsageError(f"groups of {group} do not cover a row of {cols}",
+                         hint=f"use a group size up to {MAX_GROUP}, or -1 for one scale per row")
+    return Layout(rows, cols, group, None, lead, (*lead, -(-cols // group)))
+
+
+def column_repeats(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    """(outer, channels, inner) of the columns of a row: how the channels of `axis` recur along it.
+
+    >>> column_repeats((16, 8, 3, 3), 1)
+    (1, 8, 9)
+    """
+    axis %= len(shape)
+    return math.prod(shape[1:axis]), shape[axis], math.prod(shape[axis + 1 :])

@@ -1,0 +1,130 @@
+"""The table of hot loops: native C++ where it could be built and loaded, numpy everywhere else.
+
+Everything above asks `load()` for a table and calls it; both tables give the same bytes and the same sums.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from quantcli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Bytes = NDArray[np.uint8]
+    Codes = NDArray[np.uint8] | NDArray[np.uint16]
+
+Kind = Literal[0, 1, 2]
+"""How weights lie in memory: 0 bfloat16 bits, 1 float16 bits, 2 float32."""
+
+BF16: Kind = 0
+F16: Kind = 1
+F32: Kind = 2
+
+INTEGER, OFFSET, BINARY = 0, 1, 2
+"""What a code u stands for: (u - zero) * scale; u * scale + offset; -scale or +scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeGrid:
+    """The unsigned codes [umin, umax] of so many bits and what they stand for.
+
+    `zero` is the zero point every group shares when no array of zero points is given.
+    """
+
+    mode: int
+    bits: int
+    umin: int
+    umax: int
+    zero: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Squared error, power (both float64 sums), largest error and number of clipped weights of one tile."""
+
+    sse: float
+    power: float
+    max_abs: float
+    clipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Smallest value, largest value and signed value of largest magnitude (first one wins), float32 arrays of one
+    shape; `finite` is False when a weight was NaN or infinite and the arrays mean nothing."""
+
+    lo: Floats
+    hi: Floats
+    extreme: Floats
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Weights (rows, cols) as they lie in memory, in groups of `group` columns that share parameters.
+
+    `weights` is one-dimensional: uint16 for BF16 and F16, float32 for F32. The last group of a row may be short.
+    """
+
+    weights: NDArray[Any]
+    kind: Kind
+    rows: int
+    cols: int
+    group: int
+
+
+class Kernels(Protocol):
+    """What both tables offer. Scales, zero points and offsets are float32 arrays (rows, groups), or (1, groups)
+    where all rows share them; packed codes are rows of whole 32-bit words, low code first."""
+
+    name: str
+
+    def ranges(self, tile: Tile) -> Ranges:
+        """Ranges of every group, arrays (rows, groups)."""
+
+    def column_ranges(self, tile: Tile) -> Ranges:
+        """Ranges of every column over the rows, arrays (cols,)."""
+
+    def encode(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
+        """Write the codes of a tile to `packed` and sum up the errors of the decoded values."""
+
+    def measure(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
+        """The sums `encode` gave, from the stored codes."""
+
+    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None,
+               grid: CodeGrid) -> Floats:
+        """Weights (rows, cols) from stored codes."""
+
+
+def row_bytes(cols: int, bits: int) -> int:
+    """Bytes of one packed row: whole 32-bit words.
+
+    >>> row_bytes(10, 4)
+    8
+    """
+    return (cols * bits + 31) // 32 * 4
+
+
+@lru_cache(maxsize=1)
+def load() -> Kernels:
+    """The table in use; QUANTCLI_KERNELS=numpy or native forces one.
+
+    Raises UsageError when the forced one is unknown or not there.
+    """
+    from quantcli.kernels import native, numpy_kernels
+
+    wanted = os.environ.get("QUANTCLI_KERNELS", "")
+    if wanted not in ("", "native", "numpy"):
+        raise UsageError(f"{wanted!r} names no kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
+    table = None if wanted == "numpy" else native.find()
+    if table is None and wanted == "native":
+        raise UsageError("the native kernels are not built for this machine", place=["QUANTCLI_KERNELS"],
+                         hint="install with a C++ compiler at hand, or use numpy")
+    return table if table is not None else numpy_kernels.NumpyKernels()

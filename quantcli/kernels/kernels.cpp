@@ -1,0 +1,519 @@
+// Hot loops of quantcli, plain C ABI, no Python API: loaded by ctypes, which drops the GIL during a call.
+//
+// The file is compiled once for each instruction set (QK_VARIANT names it); Python picks the variant the CPU has.
+// Every result must equal numpy_kernels.py bit for bit, so: no fast-math, no contraction (-ffp-contract=off),
+// one IEEE float32 division per weight, and sums in a stated order. That order: a weight in column j of its row
+// is added to lane j % LANES in float64, rows from top to bottom; the lanes are folded by halves at the end.
+// With 256 lanes the additions of neighbouring columns are independent, so the loop vectorises without
+// re-association, and numpy gets the same order from one reduction along axis 0.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifndef QK_VARIANT
+#define QK_VARIANT base
+#endif
+#define QK_JOIN2(a, b) qk_##a##_##b
+#define QK_JOIN(a, b) QK_JOIN2(a, b)
+#define QK_NAME(name) QK_JOIN(QK_VARIANT, name)
+#if defined(_WIN32)
+#define QK_EXPORT extern "C" __declspec(dllexport)
+#else
+#define QK_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+constexpr int LANES = 256;
+
+enum Kind : int32_t { BF16 = 0, F16 = 1, F32 = 2 };
+enum Mode : int32_t { INTEGER = 0, OFFSET = 1, BINARY = 2 };
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float half_to_float(uint16_t h) {
+  // The multiplication by 2^112 rebiases the exponent and makes subnormals exact in one go.
+  uint32_t magnitude = uint32_t(h & 0x7fffu) << 13;
+  float scaled = from_bits(magnitude) * from_bits(0x77800000u);
+  uint32_t special = (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+  return from_bits(to_bits(scaled) | special | (uint32_t(h & 0x8000u) << 16));
+}
+
+// Up to LANES weights as float32.
+inline void load(const void* weights, int kind, int64_t at, int n, float* out) {
+  if (kind == BF16) {
+    const uint16_t* p = static_cast<const uint16_t*>(weights) + at;
+    for (int i = 0; i < n; ++i) out[i] = from_bits(uint32_t(p[i]) << 16);
+  } else if (kind == F16) {
+    const uint16_t* p = static_cast<const uint16_t*>(weights) + at;
+    for (int i = 0; i < n; ++i) out[i] = half_to_float(p[i]);
+  } else {
+    std::memcpy(out, static_cast<const float*>(weights) + at, size_t(n) * 4);
+  }
+}
+
+// Bit stream --------------------------------------------------------------------------------------------------
+
+// Eight codes of one byte each, low code first, to the low 8*b bits.
+inline uint64_t squeeze(uint64_t v, int b) {
+  const uint64_t pair = (uint64_t(1) << (2 * b)) - 1, quad = (uint64_t(1) << (4 * b)) - 1;
+  v = (v & 0x00ff00ff00ff00ffull) | ((v & 0xff00ff00ff00ff00ull) >> (8 - b));
+  v = (v & 0x0000ffff0000ffffull & (pair | pair << 32)) | ((v >> 16 & (pair | pair << 32)) << (2 * b));
+  return (v & quad) | ((v >> 32 & quad) << (4 * b));
+}
+
+inline uint64_t spread(uint64_t v, int b) {
+  const uint64_t one = (uint64_t(1) << b) - 1, pair = (uint64_t(1) << (2 * b)) - 1, quad = (uint64_t(1) << (4 * b)) - 1;
+  v = (v & quad) | ((v >> (4 * b) & quad) << 32);
+  const uint64_t pairs = pair | pair << 32;
+  v = (v & pairs) | ((v >> (2 * b) & pairs) << 16);
+  const uint64_t ones = one | one << 16 | one << 32 | one << 48;
+  return (v & ones) | ((v >> b & ones) << 8);
+}
+
+// cols codes (bytes, b <= 8) to whole 32-bit words; codes must be readable and zero up to a multiple of 32.
+void pack_bytes(const uint8_t* codes, int64_t cols, int b, uint8_t* out) {
+  const int64_t bytes = (cols * b + 31) / 32 * 4;
+  if (b == 8) {
+    std::memcpy(out, codes, size_t(bytes));
+    return;
+  }
+  if (b == 4) {
+    for (int64_t i = 0; i < bytes; ++i) out[i] = uint8_t(codes[2 * i] | codes[2 * i + 1] << 4);
+    return;
+  }
+  if (b == 2) {
+    for (int64_t i = 0; i < bytes; ++i)
+      out[i] = uint8_t(codes[4 * i] | codes[4 * i + 1] << 2 | codes[4 * i + 2] << 4 | codes[4 * i + 3] << 6);
+    return;
+  }
+  int64_t done = 0;
+  for (int64_t i = 0; done < bytes; i += 8, done += b) {
+    uint64_t v;
+    std::memcpy(&v, codes + i, 8);
+    v = squeeze(v, b);
+    std::memcpy(out + done, &v, size_t(bytes - done < b ? bytes - done : b));
+  }
+}
+
+void unpack_bytes(const uint8_t* packed, int64_t cols, int b, uint8_t* codes) {
+  const int64_t bytes = (cols * b + 31) / 32 * 4;
+  if (b == 8) {
+    std::memcpy(codes, packed, size_t(cols));
+    return;
+  }
+  if (b == 4) {
+    for (int64_t i = 0; i < bytes; ++i) {
+      codes[2 * i] = packed[i] & 15;
+      codes[2 * i + 1] = packed[i] >> 4;
+    }
+    return;
+  }
+  int64_t used = 0;
+  for (int64_t i = 0; i < cols; i += 8, used += b) {
+    uint64_t v = 0;
+    std::memcpy(&v, packed + used, size_t(bytes - used < b ? bytes - used : b));
+    v = spread(v, b);
+    std::memcpy(codes + i, &v, 8);
+  }
+}
+
+void pack_words(const uint16_t* codes, int64_t cols, int b, uint8_t* out) {
+  const int64_t bytes = (cols * b + 31) / 32 * 4;
+  uint64_t pending = 0;
+  int held = 0;
+  int64_t done = 0;
+  for (int64_t i = 0; done < bytes; ++i) {
+    pending |= uint64_t(codes[i]) << held;
+    for (held += b; held >= 8 && done < bytes; held -= 8, pending >>= 8) out[done++] = uint8_t(pending);
+  }
+}
+
+void unpack_words(const uint8_t* packed, int64_t cols, int b, uint16_t* codes) {
+  const uint32_t mask = (1u << b) - 1;
+  uint64_t pending = 0;
+  int held = 0;
+  for (int64_t i = 0, used = 0; i < cols; ++i) {
+    while (held < b) {
+      pending |= uint64_t(packed[used++]) << held;
+      held += 8;
+    }
+    codes[i] = uint16_t(pending & mask);
+    pending >>= b;
+    held -= b;
+  }
+}
+
+// Sums --------------------------------------------------------------------------------------------------------
+
+struct Lanes {
+  double sse[LANES], power[LANES];
+  float max_abs[LANES];
+  int32_t clipped[LANES];
+};
+
+double fold(double* lane) {
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+inline void account(const float* x, const float* e, int n, Lanes& lanes) {
+  for (int i = 0; i < n; ++i) lanes.sse[i] += double(e[i]) * double(e[i]);
+  for (int i = 0; i < n; ++i) lanes.power[i] += double(x[i]) * double(x[i]);
+  for (int i = 0; i < n; ++i) {
+    float a = std::fabs(e[i]);
+    lanes.max_abs[i] = a > lanes.max_abs[i] ? a : lanes.max_abs[i];
+  }
+}
+
+struct Grid {
+  int32_t mode, bits;
+  float umin, umax, zero;  // limits of the unsigned code; the zero every group shares when none is given
+};
+
+// n <= LANES weights of one group: wanted code (before clipping), stored code, error of its decoded value.
+inline void quantize(const float* x, int n, const Grid& grid, float scale, float zero, float* code, float* error,
+                     int32_t* clipped) {
+  const float umin = grid.umin, umax = grid.umax;
+  if (grid.mode == INTEGER) {
+    for (int i = 0; i < n; ++i) {
+      float r = std::nearbyintf(x[i] / scale) + zero;
+      float c = r < umin ? umin : r;
+      c = c > umax ? umax : c;
+      clipped[i] += r != c;
+      code[i] = c;
+      error[i] = x[i] - (c - zero) * scale;
+    }
+  } else if (grid.mode == OFFSET) {
+    for (int i = 0; i < n; ++i) {
+      float r = std::nearbyintf((x[i] - zero) / scale);
+      float c = r < umin ? umin : r;
+      c = c > umax ? umax : c;
+      clipped[i] += r != c;
+      code[i] = c;
+      float value = c * scale;
+      error[i] = x[i] - (value + zero);
+    }
+  } else {
+    for (int i = 0; i < n; ++i) {
+      code[i] = x[i] < 0 ? 0.0f : 1.0f;
+      error[i] = x[i] - (x[i] < 0 ? -scale : scale);
+    }
+  }
+}
+
+inline void reconstruct(const float* code, int n, const Grid& grid, float scale, float zero, float* out) {
+  if (grid.mode == INTEGER) {
+    for (int i = 0; i < n; ++i) out[i] = (code[i] - zero) * scale;
+  } else if (grid.mode == OFFSET) {
+    for (int i = 0; i < n; ++i) {
+      float value = code[i] * scale;
+      out[i] = value + zero;
+    }
+  } else {
+    for (int i = 0; i < n; ++i) out[i] = code[i] == 0.0f ? -scale : scale;
+  }
+}
+
+// Parameters of one row: scale and zero of group g at [g]; both repeat for every row when stride is 0.
+struct Params {
+  const float *scale, *zero;
+  float shared_zero;
+  float zero_at(int64_t g) const { return zero ? zero[g] : shared_zero; }
+};
+
+// Calls step(first, n, scale, zero) for the runs of columns [from, from + n) that share parameters.
+template <class Step>
+inline void by_group(int64_t from, int n, int64_t group, const Params& params, Step step) {
+  int at = 0;
+  while (at < n) {
+    const int64_t g = (from + at) / group;
+    const int64_t end = (g + 1) * group - from;
+    const int run = int(end < n ? end - at : n - at);
+    step(at, run, params.scale[g], params.zero_at(g));
+    at += run;
+  }
+}
+
+template <class Code>
+void encode_row(const void* weights, int kind, int64_t at, int64_t cols, int64_t group, const Params& params,
+                const Grid& grid, Code* codes, Lanes& lanes) {
+  float x[LANES], c[LANES], e[LANES];
+  for (int64_t from = 0; from < cols; from += LANES) {
+    const int n = int(cols - from < LANES ? cols - from : LANES);
+    load(weights, kind, at + from, n, x);
+    if (group == 1 && grid.mode == INTEGER) {  // per column: the parameters are vectors
+      for (int i = 0; i < n; ++i) {
+        const float scale = params.scale[from + i], zero = params.zero_at(from + i);
+        float r = std::nearbyintf(x[i] / scale) + zero;
+        float k = r < grid.umin ? grid.umin : r;
+        k = k > grid.umax ? grid.umax : k;
+        lanes.clipped[i] += r != k;
+        c[i] = k;
+        e[i] = x[i] - (k - zero) * scale;
+      }
+    } else {
+      by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
+        quantize(x + first, run, grid, scale, zero, c + first, e + first, lanes.clipped + first);
+      });
+    }
+    account(x, e, n, lanes);
+    for (int i = 0; i < n; ++i) codes[from + i] = Code(int32_t(c[i]));
+  }
+}
+
+template <class Code>
+void measure_row(const void* weights, int kind, int64_t at, int64_t cols, int64_t group, const Params& params,
+                 const Grid& grid, const Code* codes, Lanes& lanes) {
+  float x[LANES], c[LANES], e[LANES], wanted[LANES];
+  for (int64_t from = 0; from < cols; from += LANES) {
+    const int n = int(cols - from < LANES ? cols - from : LANES);
+    load(weights, kind, at + from, n, x);
+    for (int i = 0; i < n; ++i) c[i] = float(codes[from + i]);
+    by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
+      quantize(x + first, run, grid, scale, zero, wanted + first, e + first, lanes.clipped + first);
+      reconstruct(c + first, run, grid, scale, zero, wanted + first);
+    });
+    for (int i = 0; i < n; ++i) e[i] = x[i] - wanted[i];
+    account(x, e, n, lanes);
+  }
+}
+
+template <class Code>
+void decode_row(const Code* codes, int64_t cols, int64_t group, const Params& params, const Grid& grid, float* out) {
+  float c[LANES];
+  for (int64_t from = 0; from < cols; from += LANES) {
+    const int n = int(cols - from < LANES ? cols - from : LANES);
+    for (int i = 0; i < n; ++i) c[i] = float(codes[from + i]);
+    by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
+      reconstruct(c + first, run, grid, scale, zero, out + from + first);
+    });
+  }
+}
+
+inline Params row_params(const float* scale, const float* zero, int64_t stride, int64_t row, const Grid& grid) {
+  return {scale + row * stride, zero ? zero + row * stride : nullptr, grid.zero};
+}
+
+void finish(Lanes& lanes, double* sums) {
+  float worst = 0;
+  int64_t clipped = 0;
+  for (int i = 0; i < LANES; ++i) {
+    worst = lanes.max_abs[i] > worst ? lanes.max_abs[i] : worst;
+    clipped += lanes.clipped[i];
+  }
+  sums[0] = fold(lanes.sse);
+  sums[1] = fold(lanes.power);
+  sums[2] = worst;
+  sums[3] = double(clipped);
+}
+
+// Smallest, largest and (as bits, so that NaN and infinity stand out) largest absolute value. Written with vector
+// types because compilers keep min/max reductions scalar without fast-math.
+struct Span {
+  typedef float Floats __attribute__((vector_size(32)));
+  typedef int32_t Ints __attribute__((vector_size(32)));
+  static constexpr int W = 8, ROWS = 2;
+
+  Floats lows[ROWS], highs[ROWS];
+  Ints magnitudes[ROWS] = {};
+  float low = INFINITY, high = -INFINITY;
+  uint32_t magnitude = 0;
+
+  Span() {
+    for (int r = 0; r < ROWS; ++r)
+      for (int j = 0; j < W; ++j) lows[r][j] = INFINITY, highs[r][j] = -INFINITY;
+  }
+
+  void widen(const float* x, int n) {
+    int i = 0;
+    for (; i + ROWS * W <= n; i += ROWS * W)
+      for (int r = 0; r < ROWS; ++r) {
+        Floats v;
+        Ints m;
+        std::memcpy(&v, x + i + r * W, sizeof v);
+        std::memcpy(&m, &v, sizeof m);
+        m &= 0x7fffffff;
+        lows[r] = v < lows[r] ? v : lows[r];
+        highs[r] = v > highs[r] ? v : highs[r];
+        magnitudes[r] = m > magnitudes[r] ? m : magnitudes[r];
+      }
+    for (; i < n; ++i) narrow(x[i], x[i], to_bits(x[i]) & 0x7fffffffu);
+  }
+
+  void narrow(float l, float h, uint32_t m) {
+    low = l < low ? l : low;
+    high = h > high ? h : high;
+    magnitude = m > magnitude ? m : magnitude;
+  }
+
+  void close() {
+    for (int r = 0; r < ROWS; ++r)
+      for (int j = 0; j < W; ++j) narrow(lows[r][j], highs[r][j], uint32_t(magnitudes[r][j]));
+  }
+};
+
+inline float first_extreme(const float* x, int n, float magnitude) {
+  for (int i = 0; i < n; ++i)
+    if (std::fabs(x[i]) == magnitude) return x[i];
+  return 0;
+}
+
+}  // namespace
+
+// lo, hi and the signed value of largest magnitude (the first one wins a tie) of every group: each (rows, groups).
+// Returns 0 when a weight is not finite.
+QK_EXPORT int32_t QK_NAME(ranges)(const void* weights, int32_t kind, int64_t rows, int64_t cols, int64_t group,
+                                  float* lo, float* hi, float* extreme) {
+  const int64_t groups = (cols + group - 1) / group;
+  uint32_t bad = 0;
+  float x[LANES];
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = g * group, end = begin + group < cols ? begin + group : cols, at = row * cols;
+      Span span;
+      for (int64_t from = begin; from < end; from += LANES) {
+        const int n = int(end - from < LANES ? end - from : LANES);
+        load(weights, kind, at + from, n, x);
+        span.widen(x, n);
+      }
+      span.close();
+      const float low = span.low, high = span.high;
+      bad |= span.magnitude >= 0x7f800000u;
+      float found = high > -low ? high : high < -low ? low : 0;
+      if (found == 0 && high > 0)  // both signs reach the extreme: the first one counts
+        for (int64_t from = begin; from < end && found == 0; from += LANES) {
+          const int n = int(end - from < LANES ? end - from : LANES);
+          load(weights, kind, at + from, n, x);
+          found = first_extreme(x, n, high);
+        }
+      lo[row * groups + g] = low;
+      hi[row * groups + g] = high;
+      extreme[row * groups + g] = found;
+    }
+  }
+  return bad == 0;
+}
+
+// The same of every column, over the rows.
+QK_EXPORT int32_t QK_NAME(column_ranges)(const void* weights, int32_t kind, int64_t rows, int64_t cols, float* lo,
+                                         float* hi, float* extreme) {
+  uint32_t bad[LANES] = {};
+  float x[LANES];
+  for (int64_t j = 0; j < cols; ++j) {
+    lo[j] = INFINITY;
+    hi[j] = -INFINITY;
+    extreme[j] = 0;
+  }
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t from = 0; from < cols; from += LANES) {
+      const int n = int(cols - from < LANES ? cols - from : LANES);
+      load(weights, kind, row * cols + from, n, x);
+      float *low = lo + from, *high = hi + from, *most = extreme + from;
+      for (int i = 0; i < n; ++i) {
+        low[i] = x[i] < low[i] ? x[i] : low[i];
+        high[i] = x[i] > high[i] ? x[i] : high[i];
+        most[i] = std::fabs(x[i]) > std::fabs(most[i]) ? x[i] : most[i];
+        bad[i] |= (to_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+      }
+    }
+  uint32_t any = 0;
+  for (int i = 0; i < LANES; ++i) any |= bad[i];
+  return any == 0;
+}
+
+// Codes of every weight as rows of whole 32-bit words, and sums[4]: squared error of the decoded values, power,
+// largest error, clipped weights. stride: floats from one row's parameters to the next (0: shared by all rows).
+// codes: scratch of (cols + 32) codes.
+QK_EXPORT void QK_NAME(encode)(const void* weights, int32_t kind, int64_t rows, int64_t cols, int64_t group,
+                               const float* scale, const float* zero, int64_t stride, int32_t mode, int32_t bits,
+                               float umin, float umax, float shared_zero, void* codes, uint8_t* packed, double* sums) {
+  const Grid grid{mode, bits, umin, umax, shared_zero};
+  const int64_t row_bytes = (cols * bits + 31) / 32 * 4;
+  Lanes lanes;
+  std::memset(&lanes, 0, sizeof lanes);
+  if (bits <= 8) {
+    uint8_t* c = static_cast<uint8_t*>(codes);
+    std::memset(c + cols, 0, 32);
+    for (int64_t row = 0; row < rows; ++row) {
+      encode_row(weights, kind, row * cols, cols, group, row_params(scale, zero, stride, row, grid), grid, c, lanes);
+      pack_bytes(c, cols, bits, packed + row * row_bytes);
+    }
+  } else {
+    uint16_t* c = static_cast<uint16_t*>(codes);
+    std::memset(c + cols, 0, 64);
+    for (int64_t row = 0; row < rows; ++row) {
+      encode_row(weights, kind, row * cols, cols, group, row_params(scale, zero, stride, row, grid), grid, c, lanes);
+      pack_words(c, cols, bits, packed + row * row_bytes);
+    }
+  }
+  finish(lanes, sums);
+}
+
+// The sums of encode for codes that are stored already.
+QK_EXPORT void QK_NAME(measure)(const void* weights, int32_t kind, int64_t rows, int64_t cols, int64_t group,
+                                const float* scale, const float* zero, int64_t stride, int32_t mode, int32_t bits,
+                                float umin, float umax, float shared_zero, void* codes, const uint8_t* packed,
+                                double* sums) {
+  const Grid grid{mode, bits, umin, umax, shared_zero};
+  const int64_t row_bytes = (cols * bits + 31) / 32 * 4;
+  Lanes lanes;
+  std::memset(&lanes, 0, sizeof lanes);
+  for (int64_t row = 0; row < rows; ++row) {
+    const Params params = row_params(scale, zero, stride, row, grid);
+    if (bits <= 8) {
+      uint8_t* c = static_cast<uint8_t*>(codes);
+      unpack_bytes(packed + row * row_bytes, cols, bits, c);
+      measure_row(weights, kind, row * cols, cols, group, params, grid, c, lanes);
+    } else {
+      uint16_t* c = static_cast<uint16_t*>(codes);
+      unpack_words(packed + row * row_bytes, cols, bits, c);
+      measure_row(weights, kind, row * cols, cols, group, params, grid, c, lanes);
+    }
+  }
+  finish(lanes, sums);
+}
+
+// Weights (rows, cols) as float32 from stored codes.
+QK_EXPORT void QK_NAME(decode)(int64_t rows, int64_t cols, int64_t group, const float* scale, const float* zero,
+                               int64_t stride, int32_t mode, int32_t bits, float shared_zero, void* codes,
+                               const uint8_t* packed, float* out) {
+  const Grid grid{mode, bits, 0, 0, shared_zero};
+  const int64_t row_bytes = (cols * bits + 31) / 32 * 4;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Params params = row_params(scale, zero, stride, row, grid);
+    if (bits <= 8) {
+      uint8_t* c = static_cast<uint8_t*>(codes);
+      unpack_bytes(packed + row * row_bytes, cols, bits, c);
+      decode_row(c, cols, group, params, grid, out + row * cols);
+    } else {
+      uint16_t* c = static_cast<uint16_t*>(codes);
+      unpack_words(packed + row * row_bytes, cols, bits, c);
+      decode_row(c, cols, group, params, grid, out + row * cols);
+    }
+  }
+}
+
+#ifdef QK_PROBE
+// Highest instruction set of this CPU that a variant was compiled for: 3 (AVX2), 2 (SSE4.1) or 0.
+QK_EXPORT int32_t qk_cpu_level() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) return 3;
+  if (__builtin_cpu_supports("sse4.2")) return 2;
+#endif
+  return 0;
+}
+#endif

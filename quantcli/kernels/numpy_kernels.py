@@ -1,0 +1,297 @@
+"""The hot loops in numpy: the reference the native kernels are held to, and what runs where none could be built.
+
+Work goes through scratch arrays of about 256 K weights: smaller ones spend their time in the interpreter, larger
+ones fall out of the cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.kernels import BF16, BINARY, F16, OFFSET, CodeGrid, Ranges, Sums, Tile, row_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+
+LANES = 256
+"""Columns j and j + LANES of a row are summed in the same lane; kernels.cpp states the order."""
+
+CHUNK = 1 << 18
+"""Weights that go through the scratch arrays at a time."""
+
+
+class _Scratch(threading.local):
+    """Arrays that are used again by the next call of the same thread: fresh pages cost more than the sums."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        size = int(np.prod(shape))
+        held = self.arrays.get(name)
+        if held is None or held.size < size or held.dtype != dtype:
+            held = self.arrays[name] = np.empty(size, dtype)
+        return held[:size].reshape(shape)
+
+
+_scratch = _Scratch()
+
+
+def _floats(tile: Tile, first: int, last: int) -> Floats:
+    """Rows [first, last) as float32 (rows, cols): a view for F32, scratch for the others."""
+    part = tile.weights[first * tile.cols : last * tile.cols]
+    if tile.kind == BF16:
+        bits = _scratch.take("x", part.shape, np.uint32)
+        np.left_shift(part, 16, out=bits, dtype=np.uint32)
+        floats: NDArray[Any] = bits.view(np.float32)
+    elif tile.kind == F16:
+        floats = _scratch.take("h", part.shape, np.float32)
+        np.copyto(floats, part.view(np.float16))
+    else:
+        floats = part
+    return floats.reshape(last - first, tile.cols)
+
+
+def floats(tile: Tile) -> Floats:
+    """All weights of a tile as float32 (rows, cols)."""
+    return _floats(tile, 0, tile.rows)
+
+
+def _steps(rows: int, cols: int) -> list[tuple[int, int]]:
+    step = max(1, CHUNK // max(cols, 1))
+    return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def _grouped(array: NDArray[Any], group: int) -> list[NDArray[Any]]:
+    """Views (rows, groups, group) of the whole groups and (rows, 1, rest) of the short last one."""
+    rows, cols = array.shape
+    whole = cols // group * group
+    views = []
+    if whole:
+        views.append(array[:, :whole].reshape(rows, whole // group, group))
+    if whole < cols:
+        views.append(array[:, whole:].reshape(rows, 1, cols - whole))
+    return views
+
+
+def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
+    """Signed value of largest magnitude along the last axis; the first one wins a tie."""
+    found = np.where(hi > -lo, hi, lo)
+    tied = (hi == -lo) & (hi > 0)
+    if tied.any():
+        part = x[tied]
+        found[tied] = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
+    return found + np.float32(0)
+
+
+class _Lanes:
+    """Sums over the columns of many rows, in the order kernels.cpp states."""
+
+    def __init__(self, cols: int) -> None:
+        self.width = min(LANES, cols)
+        self.blocks = -(-cols // LANES)
+        self.sums = {"sse": np.zeros(self.width), "power": np.zeros(self.width)}
+
+    def add(self, name: str, values: NDArray[Any]) -> None:
+        rows, cols = values.shape
+        width, blocks = self.width, self.blocks
+        # The running sums go on top of the squares, so that one reduction along axis 0 carries them on.
+        stacked = _scratch.take("stack", (1 + rows * blocks, width), np.float64)
+        stacked[0] = self.sums[name]
+        squares = stacked[1:].reshape(rows, blocks, width)
+        whole = cols // width
+        wide = values[:, : whole * width].reshape(rows, whole, width)
+        np.multiply(wide, wide, out=squares[:, :whole], dtype=np.float64)
+        if whole < blocks:
+            rest = values[:, whole * width :]
+            np.multiply(rest, rest, out=squares[:, whole, : rest.shape[1]], dtype=np.float64)
+            squares[:, whole, rest.shape[1] :] = 0
+        self.sums[name] = np.add.reduce(stacked, axis=0)
+
+    def total(self, name: str) -> float:
+        lanes = np.zeros(LANES)
+        lanes[: self.width] = self.sums[name]
+        half = LANES // 2
+        while half:
+            lanes[:half] += lanes[half : 2 * half]
+            half //= 2
+        return float(lanes[0])
+
+
+def pack(codes: NDArray[Any], bits: int, packed: Bytes) -> None:
+    """Write codes (rows, cols) of `bits` bits to rows of whole 32-bit words (rows, row_bytes).
+
+    Eight codes are squeezed into one 64-bit word in three steps, as in kernels.cpp.
+    """
+    rows, cols = codes.shape
+    if bits == 8 and cols % 4 == 0:
+        packed[...] = codes
+        return
+    if bits > 8:
+        stream = np.unpackbits(codes.astype("<u2").view(np.uint8).reshape(rows, cols, 2), axis=2, bitorder="little")
+        dense = np.packbits(stream[:, :, :bits].reshape(rows, cols * bits), axis=1, bitorder="little")
+        packed[...] = 0
+        packed[:, : dense.shape[1]] = dense
+        return
+    blocks = -(-cols // 8)
+    if cols % 8:
+        padded = _scratch.take("pad", (rows, blocks * 8), np.uint8)
+        padded[:, :cols] = codes
+        padded[:, cols:] = 0
+        codes = padded
+    v = codes.reshape(rows, blocks * 8).view("<u8")
+    pair, quad = (1 << 2 * bits) - 1, (1 << 4 * bits) - 1
+    pairs = pair | pair << 32
+    v = (v & 0x00FF00FF00FF00FF) | (v & 0xFF00FF00FF00FF00) >> (8 - bits)
+    v = (v & pairs) | (v >> 16 & pairs) << 2 * bits
+    v = (v & quad) | (v >> 32 & quad) << 4 * bits
+    dense = v.view(np.uint8).reshape(rows, blocks, 8)[:, :, :bits].reshape(rows, blocks * bits)
+    width = min(packed.shape[1], dense.shape[1])
+    packed[:, :width] = dense[:, :width]
+    packed[:, width:] = 0
+
+
+def unpack(packed: Bytes, cols: int, bits: int) -> NDArray[Any]:
+    """Codes (rows, cols), uint8 up to 8 bits and uint16 above, from rows of 32-bit words."""
+    rows = packed.shape[0]
+    if bits == 8:
+        return packed[:, :cols]
+    if bits == 4:
+        pairs = np.empty((rows, packed.shape[1], 2), np.uint8)
+        np.bitwise_and(packed, 15, out=pairs[:, :, 0])
+        np.right_shift(packed, 4, out=pairs[:, :, 1])
+        return pairs.reshape(rows, -1)[:, :cols]
+    stream = np.unpackbits(packed, axis=1, count=cols * bits, bitorder="little").reshape(rows, cols, bits)
+    if bits > 8:
+        dense = np.packbits(stream, axis=2, bitorder="little")
+        return np.ascontiguousarray(dense).view("<u2").reshape(rows, cols)
+    return np.packbits(stream, axis=2, bitorder="little").reshape(rows, cols)
+
+
+def _views(arrays: list[NDArray[Any]], scale: Floats, zero: Floats | None, grid: CodeGrid, group: int,
+           rows: tuple[int, int]) -> list[tuple[list[NDArray[Any]], Floats, Floats]]:
+    """Views of (rows, cols) arrays that broadcast with their scale and zero: whole groups, then the short last one."""
+    shared = np.full((1, 1), grid.zero, np.float32)
+    params = [p if p.shape[0] == 1 else p[slice(*rows)] for p in (scale, shared if zero is None else zero)]
+    if group == 1:  # per column; groups of one weight would mean inner loops of one weight
+        return [(arrays, params[0], params[1])]
+    views = []
+    for parts in zip(*(_grouped(array, group) for array in arrays)):
+        whole = parts[0].shape[2] == group
+        groups = slice(parts[0].shape[1]) if whole else slice(-1, None)
+        s, z = (p[:, groups, None] for p in params)
+        views.append((list(parts), s, z))
+    return views
+
+
+def _codes(x: NDArray[Any], scale: Floats, zero: Floats, grid: CodeGrid, out: NDArray[Any]) -> int:
+    """Codes of grouped weights as float32 in `out`; the number of clipped ones is returned."""
+    if grid.mode == BINARY:
+        np.copyto(out, x >= 0)
+        return 0
+    if grid.mode == OFFSET:
+        np.subtract(x, zero, out=out)
+        np.divide(out, scale, out=out)
+        np.rint(out, out=out)
+    else:
+        np.divide(x, scale, out=out)
+        np.rint(out, out=out)
+        np.add(out, zero, out=out)
+    low, high = np.float32(grid.umin), np.float32(grid.umax)
+    clipped = int(np.count_nonzero(out < low)) + int(np.count_nonzero(out > high))
+    if clipped:
+        np.clip(out, low, high, out=out)
+    return clipped
+
+
+def _values(codes: NDArray[Any], scale: Floats, zero: Floats, grid: CodeGrid, out: NDArray[Any]) -> None:
+    if grid.mode == BINARY:
+        np.copyto(out, np.where(codes == 0, -scale, scale))
+    elif grid.mode == OFFSET:
+        np.multiply(codes, scale, out=out)
+        np.add(out, zero, out=out)
+    else:
+        np.subtract(codes, zero, out=out)
+        np.multiply(out, scale, out=out)
+
+
+class NumpyKernels:
+    """The table of kernels, in numpy."""
+
+    name = "numpy"
+
+    def ranges(self, tile: Tile) -> Ranges:
+        groups = -(-tile.cols // tile.group)
+        lo, hi, extreme = (np.empty((tile.rows, groups), np.float32) for _ in range(3))
+        for first, last in _steps(tile.rows, tile.cols):
+            at = 0
+            for view in _grouped(_floats(tile, first, last), tile.group):
+                part = np.s_[first:last, at : at + view.shape[1]]
+                np.minimum.reduce(view, axis=2, out=lo[part])
+                np.maximum.reduce(view, axis=2, out=hi[part])
+                extreme[part] = _extremes(view, lo[part], hi[part])
+                at += view.shape[1]
+        return Ranges(lo, hi, extreme, bool(np.isfinite(lo).all() and np.isfinite(hi).all()))
+
+    def column_ranges(self, tile: Tile) -> Ranges:
+        lo = np.full(tile.cols, np.inf, np.float32)
+        hi = np.full(tile.cols, -np.inf, np.float32)
+        extreme = np.zeros(tile.cols, np.float32)
+        for first, last in _steps(tile.rows, tile.cols):
+            x = _floats(tile, first, last)
+            np.minimum(lo, x.min(axis=0), out=lo)
+            np.maximum(hi, x.max(axis=0), out=hi)
+            magnitude = np.abs(x)
+            found = x[magnitude.argmax(axis=0), np.arange(tile.cols)]
+            extreme = np.where(np.abs(found) > np.abs(extreme), found, extreme)
+        return Ranges(lo, hi, extreme, bool(np.isfinite(lo).all() and np.isfinite(hi).all()))
+
+    def encode(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
+        packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
+        return self._run(tile, scale, zero, grid, packed, store=True)
+
+    def measure(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
+        packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
+        return self._run(tile, scale, zero, grid, packed, store=False)
+
+    def _run(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes, *,
+             store: bool) -> Sums:
+        lanes = _Lanes(tile.cols)
+        worst, clipped = np.float32(0), 0
+        for first, last in _steps(tile.rows, tile.cols):
+            x = _floats(tile, first, last)
+            codes = _scratch.take("codes", x.shape, np.float32)
+            error = _scratch.take("error", x.shape, np.float32)
+            views = _views([x, codes, error], scale, zero, grid, tile.group, (first, last))
+            for (xv, cv, _), s, z in views:
+                clipped += _codes(xv, s, z, grid, cv)
+            if store:
+                stored = _scratch.take("stored", x.shape, np.uint8 if grid.bits <= 8 else np.uint16)
+                np.copyto(stored, codes, casting="unsafe")
+                pack(stored, grid.bits, packed[first:last])
+            else:
+                np.copyto(codes, unpack(packed[first:last], tile.cols, grid.bits))
+            for (xv, cv, ev), s, z in views:
+                _values(cv, s, z, grid, ev)
+                np.subtract(xv, ev, out=ev)
+            lanes.add("sse", error)
+            lanes.add("power", x)
+            worst = max(worst, np.abs(error, out=error).max(initial=np.float32(0)))
+        return Sums(lanes.total("sse"), lanes.total("power"), float(worst), clipped)
+
+    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None,
+               grid: CodeGrid) -> Floats:
+        rows, cols = shape
+        packed = packed.reshape(rows, row_bytes(cols, grid.bits))
+        out = np.empty(shape, np.float32)
+        for first, last in _steps(rows, cols):
+            codes = _scratch.take("codes", (last - first, cols), np.float32)
+            np.copyto(codes, unpack(packed[first:last], cols, grid.bits))
+            for (cv, ov), s, z in _views([codes, out[first:last]], scale, zero, grid, group, (first, last)):
+                _values(cv, s, z, grid, ov)
+        return out

@@ -1,0 +1,85 @@
+"""What quantization costs, and the digest of what it was measured against."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Errors of decoded weights against the original ones, from exact sums.
+
+    sse: sum of squared errors; power: sum of squared weights; numel: number of weights; max_abs_error: largest
+    error; clipped: weights beyond the grid by more than half a step. Ratios are of powers, no mean is taken off.
+    """
+
+    sse: float
+    power: float
+    numel: int
+    max_abs_error: float
+    clipped: int
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error."""
+        return self.sse / self.numel if self.numel else 0.0
+
+    @property
+    def nmse(self) -> float | None:
+        """Squared error relative to the power of the weights; None when there is error but no power."""
+        if self.sse == 0:
+            return 0.0
+        return self.sse / self.power if self.power else None
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal-to-quantization-noise ratio in dB; None when the reconstruction is exact or there is no signal."""
+        if self.sse == 0 or self.power == 0 or not math.isfinite(self.sse) or not math.isfinite(self.power):
+            return None
+        return 10 * (math.log10(self.power) - math.log10(self.sse))
+
+    @property
+    def exact(self) -> bool:
+        """Whether every weight is decoded to itself."""
+        return self.sse == 0 and self.max_abs_error == 0
+
+    @property
+    def clipped_fraction(self) -> float:
+        """Share of the weights that were clipped."""
+        return self.clipped / self.numel if self.numel else 0.0
+
+    def __add__(self, other: Metrics) -> Metrics:
+        return Metrics(self.sse + other.sse, self.power + other.power, self.numel + other.numel,
+                       max(self.max_abs_error, other.max_abs_error), self.clipped + other.clipped)
+
+
+NOTHING = Metrics(0.0, 0.0, 0, 0.0, 0)
+
+
+def total(tiles: list[tuple[Sums, int]]) -> Metrics:
+    """Metrics of a tensor from the sums and sizes of its tiles, added in file order."""
+    metrics = NOTHING
+    for sums, numel in tiles:
+        metrics += Metrics(sums.sse, sums.power, numel, sums.max_abs, sums.clipped)
+    return metrics
+
+
+def ordered_sum(values: NDArray[Any]) -> NDArray[Any]:
+    """Sums over the last axis in float64, by halves: the same on every CPU and numpy version."""
+    import numpy as np
+
+    n = values.shape[-1]
+    width = 1 << max(n - 1, 0).bit_length()
+    lanes = np.zeros((*values.shape[:-1], width))
+    lanes[..., :n] = values
+    while width > 1:
+        width //= 2
+        lanes[..., :width] += lanes[..., width : 2 * width]
+    return lanes[..., 0].copy()

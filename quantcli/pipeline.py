@@ -1,0 +1,345 @@
+"""The only loop over tensors and tiles: read, observe, settle, encode, measure, write.
+
+A file is written in one pass. Where a tensor turns out not to be what its plan took for granted (scales that do not
+fit the dtype chosen for them, NaN under `--on-nonfinite keep`) the pass goes on only to find all such tensors, the
+plan is amended and the file is written anew: sizes are always known before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from quantcli import container, core, digest, kernels, packing
+from quantcli import metrics as metric
+from quantcli.container import Result
+from quantcli.dtypes import DTYPES, from_float32
+from quantcli.errors import DataError, printable
+from quantcli.grouping import Layout, TileSpan
+from quantcli.kernels import Sums, row_bytes
+from quantcli.plan import Plan, TensorPlan, check, kept, with_float32_scales
+from quantcli.stores import Source
+from quantcli.stores.files import OutputFile
+from quantcli.stores.safetensors import FileLayout, header_bytes, lay_out, validate
+from quantcli.tensors import QuantParams
+from quantcli.workers import Crew, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COPY = 1 << 22
+"""Bytes of a kept tensor that are copied at a time; whole digest chunks."""
+
+
+class Progress(Protocol):
+    """Told how far the work is; called from several threads."""
+
+    def start(self, total: int) -> None:
+        """A pass over so many bytes begins."""
+
+    def advance(self, nbytes: int) -> None:
+        """So many bytes are done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run: none of it changes the output but `digest`."""
+
+    threads: int
+    digest: str = "xxh3"
+    keep_nonfinite: bool = False
+    force: bool = False
+    progress: Progress | None = None
+
+
+class _Buffers(threading.local):
+    """A thread's buffers: pages that were touched once are three times as fast as fresh ones."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[np.uint8]] = {}
+
+    def take(self, name: str, size: int) -> NDArray[np.uint8]:
+        if name not in self._held or self._held[name].size < size:
+            self._held[name] = np.empty(size, np.uint8)
+        return self._held[name][:size]
+
+
+_buffers = _Buffers()
+
+
+@dataclass(slots=True)
+class _Job:
+    """A tensor under work."""
+
+    plan: TensorPlan
+    tiles: list[TileSpan] = field(default_factory=list)
+    left: int = 0
+    sums: list[tuple[Sums, int] | None] = field(default_factory=list)
+    seen: dict[int, Any] = field(default_factory=dict)
+    merged: list[tuple[int, Any]] = field(default_factory=list)
+    params: QuantParams | None = None
+    chunks: digest.Chunks | None = None
+    sha256: str | None = None
+    zeros: _ZeroBands | None = None
+
+
+class _ZeroBands:
+    """Zero points on their way to the stream that runs down 32 rows at a time: b words for each group."""
+
+    def __init__(self, plan: Layout, bits: int) -> None:
+        self.rows, self.groups = container.zero_shape(plan)
+        self.bits = bits
+        self._bands: dict[int, NDArray[Any]] = {}
+        self._left: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, zero: NDArray[Any], row: int, group: int, write: Callable[[int, memoryview], None]) -> None:
+        """Take in zero points (rows, groups) at a place; bands that are complete are written, by byte offset."""
+        done = []
+        with self._lock:
+            for first in range(row // 32 * 32, row + zero.shape[0], 32):
+                height = min(32, self.rows - first)
+                band = self._bands.setdefault(first, np.zeros((height, self.groups), np.uint16))
+                lo, hi = max(row, first), min(row + zero.shape[0], first + height)
+                band[lo - first : hi - first, group : group + zero.shape[1]] = zero[lo - row : hi - row]
+                left = self._left.get(first, height * self.groups) - (hi - lo) * zero.shape[1]
+                self._left[first] = left
+                if not left:
+                    done.append((first, self._bands.pop(first)))
+        for first, band in done:
+            words = packing.pack_columns(band, self.bits)
+            write(first // 32 * self.bits * self.groups * 4, memoryview(np.ascontiguousarray(words)).cast("B"))
+
+
+class _Run:
+    """One pass over the tensors of a plan into one file."""
+
+    def __init__(self, source: Source, plan: Plan, places: FileLayout, out: OutputFile, options: Options) -> None:
+        self.source, self.plan, self.places, self.out, self.options = source, plan, places, out, options
+        self.table = kernels.load()
+        self.results: dict[str, Result] = {}
+        self.amendments: dict[str, TensorPlan] = {}
+        self._lock = threading.Lock()
+
+    def tasks(self) -> Iterator[Task]:
+        for tensor in self.plan.tensors:
+            yield from self._tensor_tasks(tensor)
+
+    def _tensor_tasks(self, tensor: TensorPlan) -> Iterator[Task]:
+        job = _Job(tensor)
+        nbytes = tensor.info.nbytes
+        if self.options.digest == "xxh3":
+            job.chunks = digest.Chunks(nbytes)
+        job.left = int(self.options.digest == "sha256")
+        if tensor.layout is None:
+            starts = range(0, max(nbytes, 1), COPY)
+            job.left += len(starts)
+            yield from (lambda start=start: self._copy(job, start) for start in starts)  # type: ignore[misc]
+        else:
+            job.tiles = list(tensor.layout.tiles())
+            job.left += len(job.tiles)
+            job.sums = [None] * len(job.tiles)
+            if tensor.scheme is not None and not tensor.scheme.symmetric and tensor.scheme.zero_point == "int":
+                job.zeros = _ZeroBands(tensor.layout, tensor.scheme.bits)
+            self._write(job, -1, 0, memoryview(np.array(tensor.info.shape, "<i8")).cast("B"))
+            step = self._observe if tensor.layout.two_pass else self._encode
+            yield from (lambda i=i: step(job, i) for i in range(len(job.tiles)))  # type: ignore[misc]
+        if self.options.digest == "sha256":
+            yield lambda: self._sha256(job)
+
+    # -- pieces of work
+
+    def _read(self, job: _Job, span: TileSpan) -> tuple[int, NDArray[np.uint8]]:
+        assert job.plan.layout is not None
+        size = DTYPES[job.plan.info.dtype].bits // 8
+        start = (span.row * job.plan.layout.cols + span.col) * size
+        raw = _buffers.take("raw", span.rows * span.cols * size)
+        self.source.read(job.plan.info.name, start, memoryview(raw))
+        return start, raw
+
+    def _write(self, job: _Job, output: int, offset: int, data: memoryview) -> None:
+        self.out.write(self.places.offsets[job.plan.outputs[output].name] + offset, data)
+
+    def _digest(self, job: _Job, start: int, block: memoryview) -> None:
+        if job.chunks is not None:
+            job.chunks.add(start, block, lambda at, rest: self.source.read(job.plan.info.name, at, rest))
+
+    def _copy(self, job: _Job, start: int) -> list[Task] | None:
+        size = min(COPY, job.plan.info.nbytes - start)
+        block = memoryview(_buffers.take("raw", size))
+        self.source.read(job.plan.info.name, start, block)
+        self._digest(job, start, block)
+        self._write(job, 0, start, block)
+        return self._done(job, size)
+
+    def _sha256(self, job: _Job) -> list[Task] | None:
+        name = job.plan.info.name
+        job.sha256 = digest.sha256(job.plan.info.nbytes, lambda at, block: self.source.read(name, at, block))
+        return self._done(job, 0)
+
+    def _observe(self, job: _Job, index: int) -> list[Task] | None:
+        """First pass of a tensor whose parameters depend on several tiles."""
+        scheme, plan = job.plan.scheme, job.plan.layout
+        assert scheme is not None and plan is not None
+        span = job.tiles[index]
+        _, raw = self._read(job, span)
+        seen = core.observe(self.table, core.as_tile(raw, job.plan.info.dtype, span, plan.group), scheme, plan)
+        if seen is None:
+            return self._nonfinite(job)
+        with self._lock:
+            job.seen[index] = seen
+            last = self._merge(job)
+        if not last or job.plan.info.name in self.amendments:
+            return None
+        rows = [s for _, s in job.merged]
+        joined = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]} if plan.shared is None else rows[0]
+        params = core.settle(core.fold_columns(joined, job.plan.info, scheme, plan), scheme, job.plan.scale_dtype)
+        if params is None:
+            return self._misfit(job)
+        job.params = core.spread(params, job.plan.info, scheme, plan)
+        self._write_params(job, core.stored_params(params, plan), 0, 0)
+        return [lambda i=i: self._encode(job, i) for i in range(len(job.tiles))]  # type: ignore[misc]
+
+    def _merge(self, job: _Job) -> bool:
+        """Merge what was seen in file order, as far as it has come; whether that was the last of it."""
+        assert job.plan.scheme is not None and job.plan.layout is not None
+        at = job.merged[-1][0] + 1 if job.merged else 0
+        while at in job.seen:
+            seen = job.seen.pop(at)
+            same = job.merged and (job.plan.layout.shared is not None or job.tiles[at].row == job.tiles[at - 1].row)
+            if same:
+                job.merged[-1] = (at, core.merge(job.plan.scheme, job.merged[-1][1], seen))
+            else:
+                job.merged.append((at, seen))
+            at += 1
+        return at == len(job.tiles)
+
+    def _encode(self, job: _Job, index: int) -> list[Task] | None:
+        scheme, plan, span = job.plan.scheme, job.plan.layout, job.tiles[index]
+        assert scheme is not None and plan is not None
+        start, raw = self._read(job, span)
+        tile = core.as_tile(raw, job.plan.info.dtype, span, plan.group)
+        if job.params is not None:
+            params = core.part(job.params, span, plan)
+        else:
+            seen = core.observe(self.table, tile, scheme, plan)
+            if seen is None:
+                return self._nonfinite(job)
+            settled = core.settle(seen, scheme, job.plan.scale_dtype)
+            if settled is None:
+                return self._misfit(job)
+            params = settled
+        if self.amendments:  # this pass only looks for further tensors to plan anew
+            return self._done(job, len(raw))
+        self._digest(job, start, memoryview(raw))
+        packed = _buffers.take("packed", span.rows * row_bytes(span.cols, scheme.bits))
+        sums = self.table.encode(tile, params.scale, params.zero, core.code_grid(scheme), packed)
+        job.sums[index] = sums, span.rows * span.cols
+        at = span.row * row_bytes(plan.cols, scheme.bits) + span.col * scheme.bits // 8
+        self._write(job, 0, at, memoryview(packed))
+        if job.params is None:
+            self._write_params(job, params, span.row, span.col // plan.group)
+        return self._done(job, len(raw))
+
+    def _write_params(self, job: _Job, params: QuantParams, row: int, group: int) -> None:
+        assert job.plan.layout is not None
+        dtype = job.plan.scale_dtype
+        at = (row * job.plan.layout.groups + group) * DTYPES[dtype].bits // 8
+
+        def stored(values: NDArray[Any]) -> memoryview:
+            return memoryview(np.ascontiguousarray(from_float32(values, dtype))).cast("B")
+
+        self._write(job, 1, at, stored(params.scale))
+        if job.zeros is not None and params.zero is not None:
+            job.zeros.add(params.zero, row, group, lambda offset, data: self._write(job, 2, offset, data))
+        elif params.zero is not None:
+            self._write(job, 2, at, stored(params.zero))
+
+    # -- ends
+
+    def _done(self, job: _Job, nbytes: int) -> list[Task] | None:
+        if self.options.progress is not None and nbytes:
+            self.options.progress.advance(nbytes)
+        with self._lock:
+            job.left -= 1
+            if job.left or self.amendments:
+                return None
+        tiles = [s for s in job.sums if s is not None]
+        metrics = metric.total(tiles) if job.plan.scheme is not None else None
+        found = job.chunks.hexdigest() if job.chunks is not None else job.sha256
+        self.results[job.plan.info.name] = Result(metrics, found)
+        self.source.release(job.plan.info.name)
+        return None
+
+    def _misfit(self, job: _Job) -> None:
+        assert job.plan.scheme is not None
+        if job.plan.scheme.scale_dtype is not None or job.plan.scale_dtype == "F32":
+            raise core.scale_misfit(job.plan.scheme).within(self.source.path, printable(job.plan.info.name))
+        with self._lock:
+            self.amendments.setdefault(job.plan.info.name, with_float32_scales(job.plan))
+
+    def _nonfinite(self, job: _Job) -> None:
+        if self.options.keep_nonfinite:
+            with self._lock:
+                self.amendments[job.plan.info.name] = kept(job.plan.info, "nonfinite")
+            return
+        found = count_nonfinite(self.source, job.plan)
+        raise DataError(found.describe(), place=[self.source.path, printable(job.plan.info.name)],
+                        hint="use --on-nonfinite keep to leave such tensors in floating point")
+
+
+def count_nonfinite(source: Source, tensor: TensorPlan) -> core.NonFinite:
+    """What is not finite in a whole tensor."""
+    size = DTYPES[tensor.info.dtype].bits // 8
+    found = core.NonFinite(0, 0, False)
+    buffer = np.empty(COPY, np.uint8)
+    for start in range(0, tensor.info.nbytes, COPY):
+        block = buffer[: min(COPY, tensor.info.nbytes - start)]
+        source.read(tensor.info.name, start, memoryview(block))
+        found += core.nonfinite(block, tensor.info.dtype, start // size)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written: the plan as it turned out, what is known of each tensor, and its size."""
+
+    plan: Plan
+    results: Mapping[str, Result]
+    size: int
+
+
+def file_layout(plan: Plan, metadata: Mapping[str, str], digest_kind: str) -> FileLayout:
+    """The exact layout of the file a plan leads to."""
+    outputs = [output for tensor in plan.tensors for output in tensor.outputs]
+    return lay_out(outputs, {**metadata, container.KEY: container.document(plan, digest_kind)})
+
+
+def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, options: Options) -> Written:
+    """Quantize a source into a safetensors file at `path`, which appears only when it is complete.
+
+    Raises QuantcliError for what the weights or the disk forbid.
+    """
+    metadata = {"format": "pt", **metadata}
+    while True:
+        places = file_layout(plan, metadata, options.digest)
+        with OutputFile(path, places.size, force=options.force) as out:
+            if options.progress is not None:
+                options.progress.start(sum(t.info.nbytes for t in plan.tensors))
+            run = _Run(source, plan, places, out, options)
+            Crew(run.tasks(), options.threads).run()
+            if run.amendments:
+                plan = plan.amended(run.amendments)
+                check(plan)
+                continue
+            document = container.document(plan, options.digest, run.results)
+            out.write(0, header_bytes(places.entries, {**metadata, container.KEY: document}, places.header_size))
+            source.check_unchanged()
+            out.sync()
+            validate(out.temp, path)
+            out.publish()
+            return Written(plan, run.results, places.size)

@@ -1,0 +1,213 @@
+"""The plan: for every tensor a scheme, or a stated reason to be left alone. Everything refusable is refused here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantcli import container
+from quantcli.core import default_scale_dtype
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.grouping import Layout, layout
+from quantcli.patterns import compiled, matching, near_misses
+from quantcli.scheme import Scheme
+from quantcli.tensors import TensorInfo
+
+SMALL = 1024
+"""Tensors of fewer elements are kept: their codes would save next to nothing."""
+
+REASONS = {
+    "default": "the scheme of the command line",
+    "rule": "a rule of the recipe",
+    "not-float": "integers and booleans pass through",
+    "unsupported-dtype": "a float type that is not quantized",
+    "empty": "no elements",
+    "scalar": "a single number without dimensions",
+    "excluded": "matched --exclude or a keep rule",
+    "not-included": "matched no --include",
+    "norm": "keep-list: normalization",
+    "bias": "keep-list: bias",
+    "router": "keep-list: router or gate",
+    "embedding": "keep-list: embedding",
+    "lm-head": "keep-list: output head",
+    "one-dimensional": "keep-list: one dimension",
+    "small": f"keep-list: fewer than {SMALL} elements",
+    "nonfinite": "NaN or infinite values, left alone on request",
+}
+"""Every reason code and what it means."""
+
+_NAMES = [
+    ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
+    ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
+    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
+    ("embedding", re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe)(?:\.weight)?$", re.IGNORECASE)),
+    ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A pattern and the scheme of the tensors it matches; None keeps them."""
+
+    pattern: str
+    scheme: Scheme | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a model: the default scheme, ordered rules (the last match wins) and who is left alone."""
+
+    scheme: Scheme
+    rules: tuple[Rule, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keep_defaults: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """What becomes of one tensor. `outputs` are the tensors written for it, in the order packed, scale, others."""
+
+    info: TensorInfo
+    reason: str
+    scheme: Scheme | None = None
+    layout: Layout | None = None
+    scale_dtype: str = ""
+    note: str = ""
+    outputs: tuple[TensorInfo, ...] = ()
+
+    @property
+    def disposition(self) -> str:
+        """`quantized` or `kept`."""
+        return "kept" if self.scheme is None else "quantized"
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors written for it."""
+        return sum(o.nbytes for o in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The plan of a model: one entry for every tensor, in source order."""
+
+    tensors: tuple[TensorPlan, ...]
+
+    def amended(self, changes: dict[str, TensorPlan]) -> Plan:
+        """This plan with some tensors planned anew."""
+        return Plan(tuple(changes.get(t.info.name, t) for t in self.tensors))
+
+
+def kept(info: TensorInfo, reason: str) -> TensorPlan:
+    """The plan of a tensor that passes through."""
+    return TensorPlan(info=info, reason=reason, outputs=(info,))
+
+
+def quantized(info: TensorInfo, scheme: Scheme, reason: str, scale_dtype: str | None = None, note: str = "") -> TensorPlan:
+    """The plan of a tensor to quantize, every output size fixed. Raises UsageError for what its shape forbids."""
+    try:
+        plan = layout(info.shape, scheme)
+    except QuantcliError as error:
+        raise error.within(printable(info.name)) from None
+    dtype = scale_dtype or default_scale_dtype(scheme, info.dtype)
+    notes = [note] if note else []
+    if plan.short_group and plan.shared is None:
+        notes.append(f"short last group of {plan.short_group}")
+    return TensorPlan(info=info, reason=reason, scheme=scheme, layout=plan, scale_dtype=dtype, note="; ".join(notes),
+                      outputs=tuple(container.outputs(info, scheme, plan, dtype)))
+
+
+def with_float32_scales(tensor: TensorPlan) -> TensorPlan:
+    """The plan of a tensor whose scales turned out not to fit the narrower dtype."""
+    assert tensor.scheme is not None
+    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", f"float32 scales: {tensor.scale_dtype} would not hold them")
+
+
+def _why_kept(info: TensorInfo, request: Request) -> str | None:
+    """The reason that lies in the tensor alone, if there is one."""
+    dtype = DTYPES[info.dtype]
+    if not dtype.quantizable:
+        return "unsupported-dtype" if dtype.is_float else "not-float"
+    if info.numel == 0:
+        return "empty"
+    if not info.shape:
+        return "scalar"
+    if request.keep_defaults:
+        for reason, expression in _NAMES:
+            if expression.search(info.name[-1024:]):
+                return reason
+    if len(info.shape) == 1:
+        return "one-dimensional"
+    return "small" if request.keep_defaults and info.numel < SMALL else None
+
+
+def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
+    """The plan for these tensors.
+
+    Vectors and small tensors are kept because they weigh nothing beside the rest; where a file holds nothing else
+    (an array of audio samples, a toy model) they are the weights, and are quantized.
+
+    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
+    nothing is left to quantize.
+    """
+    names = [info.name for info in infos]
+    excluded = matching(request.exclude, names, "--exclude")
+    included = matching(request.include, names, "--include") if request.include else set(names)
+    ruled = _ruled(request.rules, names)
+    reasons = {info.name: _why_kept(info, request) for info in infos}
+    if all(reason is not None for reason in reasons.values()):
+        light = {"one-dimensional", "small"}
+        if not any(r in dict(_NAMES) for r in reasons.values()):
+            reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
+    tensors = []
+    for info in infos:
+        rule = ruled.get(info.name)
+        reason = reasons[info.name]
+        quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
+        if rule is not None and quantizable:
+            tensors.append(kept(info, "excluded") if rule.scheme is None else quantized(info, rule.scheme, "rule"))
+        elif info.name in excluded and quantizable:
+            tensors.append(kept(info, "excluded"))
+        elif info.name not in included and quantizable:
+            tensors.append(kept(info, "not-included"))
+        elif reason is not None:
+            tensors.append(kept(info, reason))
+        else:
+            tensors.append(quantized(info, request.scheme, "default"))
+    plan = Plan(tuple(tensors))
+    check(plan)
+    return plan
+
+
+def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        test = compiled(rule.pattern, "recipe")
+        hits = [name for name in names if test(name)]
+        if not hits:
+            raise UsageError(f"{rule.pattern!r} matches no tensor", place=["rules"], hint=near_misses(rule.pattern, names))
+        found.update((name, rule) for name in hits)
+    return found
+
+
+def check(plan: Plan) -> None:
+    """Raise when nothing is left to quantize or two tensors would be written under one name."""
+    if not any(t.scheme is not None for t in plan.tensors):
+        count: dict[str, int] = {}
+        for t in plan.tensors:
+            count[t.reason] = count.get(t.reason, 0) + 1
+        why = ", ".join(f"{n} {reason}" for reason, n in count.items())
+        listed = set(count) & {*dict(_NAMES), "small"}
+        hint = "--no-default-keep quantizes every float tensor of two or more dimensions" if listed else "nothing in it can be"
+        raise DataError(f"nothing left to quantize: all tensors are kept ({why})", hint=hint)
+    owner: dict[str, str] = {}
+    for tensor in plan.tensors:
+        for output in tensor.outputs:
+            if output.name in owner:
+                raise DataError(f"{printable(owner[output.name])} and {printable(tensor.info.name)} would both be written as"
+                                f" {printable(output.name)}", hint="leave one of them out with --exclude")
+            owner[output.name] = tensor.info.name
+

@@ -1,0 +1,61 @@
+"""Where tensors come from and go to. Stores know bytes, names and shapes; they know no arithmetic."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from quantcli.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quantcli.stores.files import InputFile
+
+
+class Source(Protocol):
+    """Tensors to read. `read` may be called from several threads."""
+
+    path: str
+    metadata: dict[str, str]
+
+    @property
+    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+        """quantcli's own header documents, each with the tensors of its file."""
+
+    def infos(self) -> Sequence[TensorInfo]:
+        """Every tensor, in file order."""
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
+
+    def release(self, name: str) -> None:
+        """Say that a tensor will not be read again, so that what was kept for it can go."""
+
+    def files(self) -> Sequence[InputFile]:
+        """The files behind it."""
+
+    def check_unchanged(self) -> None:
+        """Raise DataError when a file was changed since it was opened."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+def open_source(path: str) -> Source:
+    """The source a path names: a folder or its index.json, .npy, .npz, or else a safetensors file.
+
+    Raises QuantcliError for what is missing, unreadable, damaged or of another kind.
+    """
+    from quantcli.stores.checkpoint import Checkpoint
+    from quantcli.stores.npy import NpyFile, NpzFile
+    from quantcli.stores.safetensors import SafetensorsFile
+
+    lower = os.fsdecode(path).lower()
+    if os.path.isdir(path) or lower.endswith(".json"):
+        return Checkpoint(path)
+    if lower.endswith(".npy"):
+        return NpyFile(path)
+    if lower.endswith(".npz"):
+        return NpzFile(path)
+    return SafetensorsFile(path)

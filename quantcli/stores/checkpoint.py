@@ -1,0 +1,118 @@
+"""Checkpoint folders: an index, its shards, and all their tensors as one model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from quantcli.errors import DataError, printable
+from quantcli.stores.files import InputFile, read_small
+from quantcli.stores.safetensors import SafetensorsFile, strict_json
+from quantcli.tensors import TensorInfo
+
+INDEX = "model.safetensors.index.json"
+_NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+def _shard_name(name: object, index: str) -> str:
+    if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0]", name):
+        raise DataError(f"shard name {printable(repr(name), 120)} is not a plain file name in its folder", place=[index])
+    return name
+
+
+def _from_index(index: str) -> dict[str, str]:
+    """The weight map of an index: tensor name -> shard file."""
+    document = strict_json(read_small(index, 100_000_000), index)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DataError("it has no weight_map of tensor names to shard files", place=[index])
+    return {tensor: _shard_name(shard, index) for tensor, shard in weight_map.items()}
+
+
+def _without_index(folder: str) -> list[str]:
+    """The .safetensors files of a folder without an index; numbered shards must be complete."""
+    try:
+        names = sorted(n for n in os.listdir(folder) if n.endswith(".safetensors") and not n.startswith("."))
+    except OSError as error:
+        raise DataError(error.strerror or str(error), place=[folder]) from None
+    if not names:
+        raise DataError("no .safetensors file and no index in this folder", place=[folder])
+    for name in names:
+        match = _NUMBERED.fullmatch(name)
+        if match:
+            stem, _, count = match.groups()
+            if int(count) > 100_000:
+                raise DataError(f"{count} shards", place=[folder, name])
+            missing = [n for i in range(int(count)) if (n := f"{stem}-{i + 1:05d}-of-{count}.safetensors") not in names]
+            if missing:
+                raise DataError(f"shard {missing[0]} is missing", place=[folder])
+    return names
+
+
+class Checkpoint:
+    """A folder of shards (or the path of its index) as one source."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if os.path.isdir(path):
+            self.folder = path
+            index = os.path.join(path, INDEX)
+            if not os.path.lexists(index):
+                others = sorted(n for n in os.listdir(path) if n.endswith(".safetensors.index.json"))
+                index = os.path.join(path, others[0]) if len(others) == 1 else ""
+        else:
+            self.folder, index = os.path.dirname(path) or ".", path
+        self.index = index
+        weight_map = _from_index(index) if index else None
+        names = sorted(set(weight_map.values())) if weight_map else _without_index(self.folder)
+        self.shards: dict[str, SafetensorsFile] = {}
+        self._home: dict[str, SafetensorsFile] = {}
+        for name in names:
+            shard = SafetensorsFile(os.path.join(self.folder, name), hold=False)
+            self.shards[name] = shard
+            for info in shard.infos():
+                if info.name in self._home:
+                    raise DataError(f"it is in two shards, {os.path.basename(self._home[info.name].path)} and {name}",
+                                    place=[path, printable(info.name)])
+                self._home[info.name] = shard
+        if weight_map is not None:
+            self._check(weight_map)
+        self.metadata: dict[str, str] = {}
+        for shard in self.shards.values():
+            self.metadata.update(shard.metadata)
+
+    def _check(self, weight_map: dict[str, str]) -> None:
+        for tensor, shard in weight_map.items():
+            home = self._home.get(tensor)
+            if home is None or os.path.basename(home.path) != shard:
+                raise DataError(f"the index puts it in {printable(shard)}, which does not hold it",
+                                place=[self.index, printable(tensor)])
+        unlisted = [name for name in self._home if name not in weight_map]
+        if unlisted:
+            raise DataError("it is in a shard, but the index does not list it", place=[self.index, printable(unlisted[0])])
+
+    @property
+    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+        """The quantcli documents of the shards, each with the tensors of its shard."""
+        return [document for shard in self.shards.values() for document in shard.documents]
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return [info for shard in self.shards.values() for info in shard.infos()]
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        self._home[name].read(name, start, buffer)
+
+    def release(self, name: str) -> None:
+        pass
+
+    def files(self) -> Sequence[InputFile]:
+        return [shard.file for shard in self.shards.values()]
+
+    def check_unchanged(self) -> None:
+        for shard in self.shards.values():
+            shard.check_unchanged()
+
+    def close(self) -> None:
+        for shard in self.shards.values():
+            shard.close()

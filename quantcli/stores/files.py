@@ -1,0 +1,273 @@
+"""Files: opened once and checked on the way in; complete, synced and renamed into place on the way out.
+
+Reading uses pread, never mmap: a file that is cut short while it is read gives an error instead of a bus error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from types import TracebackType
+
+from quantcli.errors import DataError, QuantcliError, UsageError, os_error
+
+_KINDS = [(stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
+          (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device")]  # fmt: skip
+
+
+class InputFile:
+    """A regular file to read. With `hold=False` it is opened anew for every read and checked to be the same: a
+    checkpoint of a thousand shards must not need a thousand descriptors."""
+
+    def __init__(self, path: str, *, hold: bool = True) -> None:
+        self.path = path
+        self._fd: int | None = None
+        fd = self._open()
+        try:
+            self._seen = self._identity(fd)
+        finally:
+            if hold:
+                self._fd = fd
+            else:
+                os.close(fd)
+
+    def _open(self) -> int:
+        if not self.path:
+            raise UsageError("an empty file name", place=["SRC"])
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise os_error(error, self.path) from None
+        except ValueError:
+            raise DataError("a file name cannot hold a NUL character", place=[self.path]) from None
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(fd)
+            what = next((name for test, name in _KINDS if test(mode)), "a special file")
+            raise DataError(f"this is {what}, not a regular file", place=[self.path])
+        return fd
+
+    @staticmethod
+    def _identity(fd: int) -> tuple[int, int, int, int]:
+        status = os.fstat(fd)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file when it was opened."""
+        return self._seen[2]
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Device and inode."""
+        return self._seen[:2]
+
+    @contextlib.contextmanager
+    def _descriptor(self):  # type: ignore[no-untyped-def]
+        if self._fd is not None:
+            yield self._fd
+            return
+        fd = self._open()
+        try:
+            if self._identity(fd) != self._seen:
+                raise self._changed()
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _changed(self) -> DataError:
+        return DataError("the file was changed while it was read", place=[self.path], hint="run again when it is at rest")
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`. Raises DataError when the file ends before."""
+        with self._descriptor() as fd:
+            done = 0
+            while done < len(buffer):
+                try:
+                    got = os.preadv(fd, [buffer[done:]], offset + done)
+                except OSError as error:
+                    raise os_error(error, self.path) from None
+                if got == 0:
+                    raise self._changed()
+                done += got
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`."""
+        buffer = bytearray(size)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def check_unchanged(self) -> None:
+        """Raise DataError when size, time of change or inode differ from when it was opened."""
+        with self._descriptor() as fd:
+            if self._identity(fd) != self._seen:
+                raise self._changed()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def read_small(path: str, limit: int) -> bytes:
+    """The bytes of a side file of at most `limit` bytes."""
+    file = InputFile(path)
+    try:
+        if file.size > limit:
+            raise DataError(f"{file.size} bytes are more than the {limit} such a file may have", place=[path])
+        return file.read(0, file.size)
+    finally:
+        file.close()
+
+
+def check_destination(path: str, *, force: bool, sources: list[InputFile]) -> str:
+    """The real path to write, or the reason why it may not be written, before anything is read.
+
+    Raises UsageError when it exists and `force` is not given, DataError when it is an input, is not a regular file
+    or its folder is missing.
+    """
+    if not path:
+        raise UsageError("an empty file name", place=["-o"])
+    try:
+        target = os.path.realpath(path)
+        try:
+            status = os.stat(target)
+        except FileNotFoundError:
+            status = None
+    except OSError as error:
+        raise os_error(error, path) from None
+    except ValueError:
+        raise UsageError("a file name cannot hold a NUL character", place=[path]) from None
+    if status is not None:
+        if any(s.inode == (status.st_dev, status.st_ino) for s in sources):
+            raise UsageError("output and input are the same file", place=[path], hint="choose another name with -o")
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError("the output is a folder", place=[path], hint="name a file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError("the output exists and is not a regular file", place=[path])
+        if not force:
+            raise UsageError("the output exists", place=[path], hint="use --force to replace it")
+    folder = os.path.dirname(target) or "."
+    if not os.path.isdir(folder):
+        raise DataError("no such folder", place=[folder, os.path.basename(path)], hint="create it first")
+    return target
+
+
+def free_bytes(folder: str) -> int | None:
+    """Bytes an ordinary user may still write to the file system of a folder; None where it does not say."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+class OutputFile:
+    """A file that takes its name only when it is complete.
+
+    The bytes go to a hidden file in the same folder; `publish` syncs it and moves it into place. Leaving the context
+    without that removes it, and the destination is as it was.
+    """
+
+    def __init__(self, path: str, size: int, *, force: bool) -> None:
+        self.path, self.size, self.force = path, size, force
+        folder, base = os.path.split(path)
+        self.folder = folder or "."
+        short = base.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
+        self.temp = os.path.join(self.folder, f".{short}.quantcli-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self._fd = -1
+        free = free_bytes(self.folder)
+        if free is not None and size > free:
+            raise QuantcliError(f"not enough space: {size} bytes needed, {free} free", place=[path])
+        try:
+            self._fd = os.open(self.temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            self._preallocate()
+        except OSError as error:
+            self.discard()
+            raise os_error(error, path) from None
+        except BaseException:
+            self.discard()
+            raise
+
+    def _preallocate(self) -> None:
+        try:
+            os.posix_fallocate(self._fd, 0, self.size) if self.size else None
+        except AttributeError:  # macOS has none
+            os.ftruncate(self._fd, self.size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+            os.ftruncate(self._fd, self.size)  # the file system cannot reserve
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.discard()
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Write all of `data` at `offset`; safe from several threads."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._fd, view[done:], offset + done)
+            except OSError as error:
+                raise os_error(error, self.path) from None
+
+    def sync(self) -> None:
+        """Bring the bytes to the disk and close the hidden file, which then can be checked by its path."""
+        try:
+            os.fsync(self._fd)
+            if os.path.exists(self.path):
+                os.fchmod(self._fd, stat.S_IMODE(os.stat(self.path).st_mode))
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+        except OSError as error:
+            raise os_error(error, self.path) from None
+
+    def publish(self) -> None:
+        """Move the hidden file into place; the destination appears at once and whole."""
+        try:
+            if self.force:
+                os.replace(self.temp, self.path)
+            else:
+                try:
+                    os.link(self.temp, self.path)
+                except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                        raise
+                    if os.path.lexists(self.path):
+                        raise FileExistsError(errno.EEXIST, "the output exists") from None
+                    os.rename(self.temp, self.path)  # a file system without hard links
+                else:
+                    os.unlink(self.temp)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                raise QuantcliError("the output came into being meanwhile", place=[self.path],
+                                    hint="use --force to replace it") from None
+            raise os_error(error, self.path) from None
+        sync_folder(self.folder)
+
+    def discard(self) -> None:
+        """Remove the hidden file, if it is still there."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+        with contextlib.suppress(OSError):
+            os.unlink(self.temp)
+
+
+def sync_folder(folder: str) -> None:
+    """Bring a folder's entries to the disk; the output is in place already, so a refusal is no failure of it."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

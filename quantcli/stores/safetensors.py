@@ -1,0 +1,217 @@
+"""safetensors files: a strict reader of tiles, and the layout of a file to write.
+
+The reader is stricter than the safetensors library: duplicate keys, unknown fields and half bytes are refused. What
+is written is opened with the library before it takes its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, printable
+from quantcli.stores.files import InputFile
+from quantcli.tensors import TensorInfo
+
+HEADER_LIMIT = 100_000_000
+
+_STRANGERS = [
+    (b"GGUF", "this is a GGUF file"), (b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
+    (b"PK\x03\x04", "this is a zip archive (a PyTorch pickle or .npz), not safetensors"),
+    (b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
+    (b"\x80\x02", "this is a Python pickle, which is never loaded"), (b"\x80\x04", "this is a Python pickle, which is never loaded"),
+    (b"<!DOCTYPE", "this is a web page"), (b"<html", "this is a web page"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor and the place of its bytes behind the header."""
+
+    info: TensorInfo
+    begin: int
+
+
+def strict_json(text: bytes, place: str) -> Any:
+    """JSON in UTF-8 without duplicate keys, NaN, lone surrogates or bottomless nesting. Raises DataError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+            raise ValueError(f"duplicate key {twice[:80]!r}")
+        return found
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        decoded = text.decode("utf-8")
+        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant)
+        if "\\u" in decoded:  # an escape can smuggle in half a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeError:
+        raise DataError("it is not valid UTF-8", place=[place]) from None
+    except RecursionError:
+        raise DataError("it is nested too deeply", place=[place]) from None
+    except ValueError as error:
+        raise DataError(f"it is not valid JSON: {error}", place=[place]) from None
+    return value
+
+
+def _count(value: Any, what: str) -> int:
+    if type(value) is not int or value < 0:
+        raise DataError(f"{what} {printable(repr(value), 60)} is not a whole number of 0 or more")
+    return value
+
+
+def _entry(name: str, fields: Any) -> Entry:
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        raise DataError("its header entry does not have just dtype, shape and data_offsets")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise DataError(f"unknown dtype {printable(repr(dtype), 60)}")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise DataError("its shape or data_offsets are not lists of numbers")
+    dims = tuple(_count(n, "dimension") for n in shape)
+    begin, end = (_count(n, "offset") for n in offsets)
+    bits = math.prod(dims) * DTYPES[dtype].bits
+    if bits % 8 or end - begin != bits // 8:
+        raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, its offsets leave {end - begin}")
+    return Entry(TensorInfo(name, dtype, dims), begin)
+
+
+def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
+    """Metadata, entries in file order and the offset of the data. Raises DataError, saying where it is wrong."""
+    place = f"{file.path}"
+    if file.size < 8:
+        raise DataError(f"a file of {file.size} bytes is not a safetensors file", place=[place])
+    start = file.read(0, min(file.size, 64))
+    for magic, what in _STRANGERS:
+        if start.lstrip().startswith(magic):
+            raise DataError(what, place=[place])
+    length = int.from_bytes(start[:8], "little")
+    if length > HEADER_LIMIT or 8 + length > file.size:
+        raise DataError(f"not a safetensors file, or cut short: its header claims {length} bytes"
+                        f" of a file of {file.size}", place=[place])
+    text = file.read(8, length)
+    if not text.startswith(b"{"):
+        raise DataError("not a safetensors file: its header does not start with '{'", place=[place])
+    header = strict_json(text, f"{place}: header")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise DataError("__metadata__ is not a map of strings", place=[place, "header"])
+    entries = []
+    for name, fields in header.items():
+        try:
+            entries.append(_entry(name, fields))
+        except DataError as error:
+            raise error.within(place, printable(name)) from None
+    entries.sort(key=lambda e: (e.begin, e.begin + e.info.nbytes))
+    position = 0
+    for entry in entries:
+        if entry.begin != position:
+            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
+            raise DataError(f"its data {kind}", place=[place, printable(entry.info.name)])
+        position += entry.info.nbytes
+    if 8 + length + position != file.size:
+        problem = "cut short" if 8 + length + position > file.size else "followed by bytes that belong to no tensor"
+        raise DataError(f"the file is {problem}: {file.size} bytes, {8 + length + position} by its header", place=[place])
+    if not entries:
+        raise DataError("the file holds no tensors", place=[place])
+    return metadata, entries, 8 + length
+
+
+class SafetensorsFile:
+    """A safetensors file as a source."""
+
+    def __init__(self, path: str, *, hold: bool = True) -> None:
+        self.path = path
+        self.file = InputFile(path, hold=hold)
+        try:
+            self.metadata, entries, self.data = parse_header(self.file)
+        except BaseException:
+            self.file.close()
+            raise
+        self._entries = {e.info.name: e for e in entries}
+
+    @property
+    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+        """The quantcli document of the header, with the tensors of its file; none in other people's files."""
+        return [(self.metadata["quantcli"], self.infos())] if "quantcli" in self.metadata else []
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return [e.info for e in self._entries.values()]
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        self.file.read_into(self.data + self._entries[name].begin + start, buffer)
+
+    def release(self, name: str) -> None:
+        pass
+
+    def files(self) -> Sequence[InputFile]:
+        return [self.file]
+
+    def check_unchanged(self) -> None:
+        self.file.check_unchanged()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """A safetensors file before it is written: the place of every tensor, and its size to the byte."""
+
+    offsets: Mapping[str, int]
+    header_size: int
+    size: int
+    entries: Mapping[str, Any]
+
+
+def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str], size: int | None = None) -> bytes:
+    """Length and JSON of a header, filled up with spaces to `size` bytes (default: the next multiple of 8).
+
+    Keys are sorted, so the same content gives the same bytes.
+    """
+    whole = {"__metadata__": dict(sorted(metadata.items())), **entries}
+    text = json.dumps(whole, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
+    room = size - 8 if size is not None else -(-len(text) // 8) * 8
+    if len(text) > room:
+        raise AssertionError(f"a header of {len(text)} bytes does not fit the {room} reserved")
+    if room > HEADER_LIMIT:
+        raise DataError(f"a header of {room} bytes is more than safetensors allows", hint="quantize fewer tensors at once")
+    return room.to_bytes(8, "little") + text + b" " * (room - len(text))
+
+
+def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLayout:
+    """The layout of a file of these tensors whose metadata takes no more room than this one.
+
+    Wider elements go first, so that every tensor is aligned for whoever maps the file.
+    """
+    ordered = sorted(infos, key=lambda i: -DTYPES[i.dtype].bits)  # stable: source order among equals
+    entries, at = {}, 0
+    for info in ordered:
+        entries[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [at, at + info.nbytes]}
+        at += info.nbytes
+    header = len(header_bytes(entries, metadata))
+    offsets = {name: header + e["data_offsets"][0] for name, e in entries.items()}
+    return FileLayout(offsets, header, header + at, entries)
+
+
+def validate(path: str, shown: str) -> None:
+    """Open a finished file with the safetensors library. Raises DataError when it does not like it."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            file.keys()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library's panics are not Exceptions
+        raise DataError(f"the safetensors library does not accept the output: {error}", place=[shown]) from None

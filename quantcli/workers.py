@@ -1,0 +1,93 @@
+"""Threads that take tasks in order until none is left, an error occurs or the user has had enough."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+Task = Callable[[], "list[Task] | None"]
+"""Something to do; it may return further tasks, which are done before those that wait."""
+
+
+def default_threads() -> int:
+    """The processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+class Crew:
+    """Runs tasks on some threads; the earliest task's error is the one that is raised."""
+
+    def __init__(self, tasks: Iterable[Task], threads: int) -> None:
+        self._source: Iterator[Task] = iter(tasks)
+        self._urgent: deque[tuple[int, Task]] = deque()
+        self._ready = threading.Condition()
+        self._taken = 0
+        self._busy = 0
+        self._stop = False
+        self._errors: list[tuple[int, BaseException]] = []
+        self._threads = threads
+
+    def run(self) -> None:
+        """Do everything. On KeyboardInterrupt the running tasks are let finish, the others dropped."""
+        if self._threads == 1:
+            self._work()
+        else:
+            crew = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
+            try:
+                for thread in crew:
+                    thread.start()
+                for thread in crew:
+                    while thread.is_alive():
+                        thread.join(0.2)
+            except BaseException:
+                self._finish()
+                for thread in crew:
+                    if thread.ident is not None:
+                        thread.join()
+                raise
+        if self._errors:
+            raise min(self._errors, key=lambda e: e[0])[1]
+
+    def _finish(self) -> None:
+        with self._ready:
+            self._stop = True
+            self._ready.notify_all()
+
+    def _next(self) -> tuple[int, Task] | None:
+        with self._ready:
+            while not self._stop:
+                if self._urgent:
+                    self._busy += 1
+                    return self._urgent.popleft()
+                task = next(self._source, None)
+                if task is not None:
+                    self._busy += 1
+                    self._taken += 1
+                    return self._taken, task
+                if not self._busy:
+                    self._ready.notify_all()
+                    return None
+                self._ready.wait()
+            return None
+
+    def _work(self) -> None:
+        while (item := self._next()) is not None:
+            number, task = item
+            more: list[Task] | None = None
+            try:
+                more = task()
+            except BaseException as error:  # raised again in the main thread
+                with self._ready:
+                    self._errors.append((number, error))
+                    self._stop = True
+                if self._threads == 1:
+                    return
+            with self._ready:
+                self._busy -= 1
+                self._urgent.extend((number, m) for m in more or ())
+                self._ready.notify_all()
