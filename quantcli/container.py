@@ -80,18 +80,19 @@ def _entry(tensor: TensorPlan, schemes: list[dict[str, Any]], result: Result | N
         entry |= {"scheme": schemes.index(values), "dtype": tensor.info.dtype, "shape": list(tensor.info.shape)}
         m = result.metrics if result and result.metrics else Metrics(_WIDEST, _WIDEST, 0, _WIDEST, tensor.info.numel)
         entry |= {"sse": m.sse, "power": m.power, "max_abs_error": m.max_abs_error, "clipped": m.clipped}
-        if tensor.note:
-            entry["note"] = tensor.note
+    if tensor.note:
+        entry["note"] = tensor.note
     if DIGEST_SIZES[digest]:
         entry["digest"] = result.digest if result else "0" * DIGEST_SIZES[digest]
     return entry
 
 
-def document(plan: Plan, digest: str, results: Mapping[str, Result] | None = None) -> str:
-    """The JSON document of a file; without results, one at least as long."""
+def document(plan: Plan, digest: str, source_bytes: int, results: Mapping[str, Result] | None = None) -> str:
+    """The JSON document of a file made from so many bytes; without results, one at least as long."""
     schemes: list[dict[str, Any]] = []
     entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in plan.tensors}
-    whole = {"version": VERSION, "tool": f"quantcli {__version__}", "digest": digest, "schemes": schemes, "tensors": entries}
+    whole = {"version": VERSION, "tool": f"quantcli {__version__}", "digest": digest,
+             "source_bytes": source_bytes, "schemes": schemes, "tensors": entries}
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -121,6 +122,7 @@ class Document:
 
     tool: str
     digest: str
+    source_bytes: int
     tensors: tuple[StoredTensor, ...]
 
 
@@ -138,7 +140,7 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
             raise DataError(f"unknown digest {printable(str(whole['digest']), 40)}")
         schemes = [Scheme(**values) for values in whole["schemes"]]
         tensors = [_parse_tensor(name, entry, schemes, stored) for name, entry in whole["tensors"].items()]
-        tool = str(whole["tool"])
+        tool, source_bytes = str(whole["tool"]), int(whole["source_bytes"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(f"the quantcli header is damaged: {type(error).__name__} {printable(str(error), 80)}") from None
     except QuantcliError as error:
@@ -149,7 +151,7 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
         raise DataError("the quantcli header does not list this tensor", place=[printable(extra[0])])
     order = {name: i for i, name in enumerate(stored)}
     tensors.sort(key=lambda t: min(order[o.name] for o in t.outputs))
-    return Document(tool, whole["digest"], tuple(tensors))
+    return Document(tool, whole["digest"], source_bytes, tuple(tensors))
 
 
 def _parse_tensor(name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo]) -> StoredTensor:

@@ -18,7 +18,7 @@ from quantcli.calibrators import Ideal, Observed, Sharing
 from quantcli.dtypes import DTYPES, from_float32, round_bfloat16, to_float32
 from quantcli.errors import DataError
 from quantcli.grouping import TILE, Layout, TileSpan, column_repeats, layout
-from quantcli.kernels import BF16, F16, F32, CodeGrid, Kernels, Kind, Tile, row_bytes
+from quantcli.kernels import BF16, BINARY, F16, F32, OFFSET, CodeGrid, Kernels, Kind, Tile, row_bytes
 from quantcli.scheme import Scheme, scale_dtype_name
 from quantcli.tensors import QuantizedTensor, QuantParams, TensorInfo
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantcli.metrics import Metrics
 
 _SMALLEST_NORMAL = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-14}
+_LARGEST = {"F32": 2.0**128 - 2.0**104, "BF16": 2.0**128 - 2.0**120, "F16": 65504.0}
 
 
 # ---- steps on a tile ------------------------------------------------------------------------------------------
@@ -74,9 +75,11 @@ def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
 
 
 def settle(seen: Observed, scheme: Scheme, scale_dtype: str) -> QuantParams | None:
-    """Parameters of the groups, rounded to what the file stores; None when a scale does not fit its dtype.
+    """Parameters of the groups, rounded to what the file stores; None when its dtype does not hold a scale.
 
     A scale below the normal range of float32 is raised to it: such groups decode to multiples of 2^-126, most to 0.
+    Where the outermost code would decode beyond the scale's dtype (readers multiply in it) the scale is the next
+    smaller one.
     """
     ideal: Ideal = registry.get("calibrators", scheme.calibration or "").solve(seen, scheme)
     binary = scheme.bits == 1 and scheme.symmetric
@@ -88,15 +91,41 @@ def settle(seen: Observed, scheme: Scheme, scale_dtype: str) -> QuantParams | No
             return None
     elif not binary:
         wanted = np.where(size < smallest, np.copysign(smallest, ideal.scale), ideal.scale)
+    zero = None
+    if ideal.zero is not None:
+        whole = scheme.zero_point == "int"
+        zero = np.clip(np.rint(ideal.zero), 0, (1 << scheme.bits) - 1).astype(np.float32) if whole else _stored(ideal.zero, scale_dtype)
+    grid, limit = code_grid(scheme), _LARGEST[scale_dtype]
     scale = _stored(wanted, scale_dtype)
-    if not np.isfinite(scale).all() or (not binary and (scale == 0).any()):
+    beyond = _outermost(scale, zero, grid) > limit
+    if beyond.any():
+        scale = np.where(beyond, _next_smaller(scale, scale_dtype), scale)
+        if not (_outermost(scale, zero, grid) <= limit).all():
+            return None
+    if not binary and (scale == 0).any():
         return None
-    if ideal.zero is None:
-        return QuantParams(scale)
-    if scheme.zero_point == "float":
-        zero = _stored(ideal.zero, scale_dtype)
-        return QuantParams(scale, zero) if np.isfinite(zero).all() else None
-    return QuantParams(scale, np.clip(np.rint(ideal.zero), 0, (1 << scheme.bits) - 1).astype(np.float32))
+    return QuantParams(scale, zero)
+
+
+def _outermost(scale: Floats, zero: Floats | None, grid: CodeGrid) -> NDArray[np.float64]:
+    """Largest absolute value the codes of each group decode to."""
+    s = scale.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        if grid.mode == BINARY:
+            return np.abs(s)
+        z = np.float64(grid.zero) if zero is None else zero.astype(np.float64)
+        ends = [u * s + z if grid.mode == OFFSET else (u - z) * s for u in (grid.umin, grid.umax)]
+        return np.nan_to_num(np.maximum(np.abs(ends[0]), np.abs(ends[1])), nan=np.inf)
+
+
+def _next_smaller(scale: Floats, dtype: str) -> Floats:
+    """The neighbours towards 0 in a scale dtype; the largest finite value where there is no finite one."""
+    finite = np.clip(scale, -_LARGEST[dtype], _LARGEST[dtype])
+    if dtype == "F16":
+        return np.nextafter(finite.astype(np.float16), np.float16(0)).astype(np.float32)
+    if dtype == "BF16":
+        return (finite.view(np.uint32) - np.uint32(0x10000)).view(np.float32)
+    return np.nextafter(finite, np.float32(0))
 
 
 def _stored(values: NDArray[np.float64], dtype: str) -> Floats:

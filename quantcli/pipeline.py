@@ -23,7 +23,7 @@ from quantcli.grouping import Layout, TileSpan
 from quantcli.kernels import Sums, row_bytes
 from quantcli.plan import Plan, TensorPlan, check, kept, with_float32_scales
 from quantcli.stores import Source
-from quantcli.stores.files import OutputFile
+from quantcli.stores.files import OutputFile, check_space
 from quantcli.stores.safetensors import FileLayout, header_bytes, lay_out, validate
 from quantcli.tensors import QuantParams
 from quantcli.workers import Crew, Task
@@ -313,10 +313,15 @@ class Written:
     size: int
 
 
-def file_layout(plan: Plan, metadata: Mapping[str, str], digest_kind: str) -> FileLayout:
+def file_layout(source: Source, plan: Plan, metadata: Mapping[str, str], digest_kind: str) -> FileLayout:
     """The exact layout of the file a plan leads to."""
     outputs = [output for tensor in plan.tensors for output in tensor.outputs]
-    return lay_out(outputs, {**metadata, container.KEY: container.document(plan, digest_kind)})
+    document = container.document(plan, digest_kind, _size(source))
+    return lay_out(outputs, {"format": "pt", **metadata, container.KEY: document})
+
+
+def _size(source: Source) -> int:
+    return sum(file.size for file in source.files())
 
 
 def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, options: Options) -> Written:
@@ -326,7 +331,8 @@ def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, op
     """
     metadata = {"format": "pt", **metadata}
     while True:
-        places = file_layout(plan, metadata, options.digest)
+        places = file_layout(source, plan, metadata, options.digest)
+        check_space(path, places.size, source.path)
         with OutputFile(path, places.size, force=options.force) as out:
             if options.progress is not None:
                 options.progress.start(sum(t.info.nbytes for t in plan.tensors))
@@ -336,7 +342,7 @@ def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, op
                 plan = plan.amended(run.amendments)
                 check(plan)
                 continue
-            document = container.document(plan, options.digest, run.results)
+            document = container.document(plan, options.digest, _size(source), run.results)
             out.write(0, header_bytes(places.entries, {**metadata, container.KEY: document}, places.header_size))
             source.check_unchanged()
             out.sync()

@@ -18,11 +18,14 @@ from quantcli.tensors import TensorInfo
 SMALL = 1024
 """Tensors of fewer elements are kept: their codes would save next to nothing."""
 
+MAX_DIMENSIONS = 64
+
 REASONS = {
     "default": "the scheme of the command line",
     "rule": "a rule of the recipe",
     "not-float": "integers and booleans pass through",
     "unsupported-dtype": "a float type that is not quantized",
+    "unsupported-shape": "more dimensions than numpy has",
     "empty": "no elements",
     "scalar": "a single number without dimensions",
     "excluded": "matched --exclude or a keep rule",
@@ -101,9 +104,9 @@ class Plan:
         return Plan(tuple(changes.get(t.info.name, t) for t in self.tensors))
 
 
-def kept(info: TensorInfo, reason: str) -> TensorPlan:
+def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:
     """The plan of a tensor that passes through."""
-    return TensorPlan(info=info, reason=reason, outputs=(info,))
+    return TensorPlan(info=info, reason=reason, note=note, outputs=(info,))
 
 
 def quantized(info: TensorInfo, scheme: Scheme, reason: str, scale_dtype: str | None = None, note: str = "") -> TensorPlan:
@@ -135,6 +138,8 @@ def _why_kept(info: TensorInfo, request: Request) -> str | None:
         return "empty"
     if not info.shape:
         return "scalar"
+    if len(info.shape) > MAX_DIMENSIONS:
+        return "unsupported-shape"
     if request.keep_defaults:
         for reason, expression in _NAMES:
             if expression.search(info.name[-1024:]):
@@ -168,7 +173,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         reason = reasons[info.name]
         quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
         if rule is not None and quantizable:
-            tensors.append(kept(info, "excluded") if rule.scheme is None else quantized(info, rule.scheme, "rule"))
+            note = rule.reason or ""
+            tensors.append(quantized(info, rule.scheme, "rule", note=note) if rule.scheme else kept(info, "excluded", note))
         elif info.name in excluded and quantizable:
             tensors.append(kept(info, "excluded"))
         elif info.name not in included and quantizable:

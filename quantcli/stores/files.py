@@ -157,13 +157,15 @@ def check_destination(path: str, *, force: bool, sources: list[InputFile]) -> st
     return target
 
 
-def free_bytes(folder: str) -> int | None:
-    """Bytes an ordinary user may still write to the file system of a folder; None where it does not say."""
+def check_space(path: str, size: int, source: str) -> None:
+    """Raise QuantcliError when the file system of `path` has no room for what is made from `source`."""
     try:
-        status = os.statvfs(folder)
+        status = os.statvfs(os.path.dirname(path) or ".")
     except OSError:
-        return None
-    return status.f_bavail * status.f_frsize
+        return
+    free = status.f_bavail * status.f_frsize
+    if size > free:
+        raise QuantcliError(f"no space for the {size} bytes made from {source}, {free} are free", place=[path])
 
 
 class OutputFile:
@@ -180,9 +182,6 @@ class OutputFile:
         short = base.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
         self.temp = os.path.join(self.folder, f".{short}.quantcli-{os.getpid()}-{secrets.token_hex(4)}.tmp")
         self._fd = -1
-        free = free_bytes(self.folder)
-        if free is not None and size > free:
-            raise QuantcliError(f"not enough space: {size} bytes needed, {free} free", place=[path])
         try:
             self._fd = os.open(self.temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             self._preallocate()

@@ -20,7 +20,8 @@ from quantcli.errors import DataError, os_error, printable
 from quantcli.stores.files import InputFile
 from quantcli.tensors import TensorInfo
 
-_HEADER_LIMIT = 1 << 16
+_HEADER_LIMIT = 10_000
+"""Bytes of a header: numpy's own limit."""
 _SLAB = 1 << 22
 """Weights of a Fortran-ordered array that are turned around at a time."""
 

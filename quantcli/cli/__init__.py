@@ -1,0 +1,183 @@
+"""The command line: one module per command, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from quantcli import registry
+from quantcli.errors import QuantcliError, printable
+
+BUG = 70
+"""Exit code for an error that is quantcli's own (EX_SOFTWARE)."""
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived: clean up, then die by it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Commands(click.Group):
+    """The commands are the modules of this package that provide one; each is imported when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in registry.names("cli") if name not in ("options",)]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        command = registry.get("cli", name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.list_commands(ctx))}"
+            raise click.UsageError(f"no command {printable(args[0], 60)!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from quantcli import __version__, kernels
+
+        click.echo(f"quantcli {__version__} ({kernels.load().name} kernels)")
+        ctx.exit()
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+             no_args_is_help=False, invoke_without_command=True)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+              help="Show the version and the kernels in use.")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Quantize model weight files, and say what it cost.
+
+    \b
+    quantcli quantize model.safetensors --bits 4
+    quantcli report model-w4g128.safetensors
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def _fill_closed_streams() -> None:
+    """Open /dev/null where a standard stream was closed at the start: otherwise the next file opened would get its
+    number, and a message would end up in it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fd = os.open(os.devnull, os.O_RDWR)
+                if fd != number:
+                    os.dup2(fd, number)
+                    os.close(fd)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _die_by(number: int) -> NoReturn:
+    """End as the signal would have ended us, so that a shell or make sees it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"quantcli: {message}\n")
+        sys.stderr.flush()
+
+
+def _silence_stdout() -> None:
+    """Nothing more goes out, and the interpreter has nothing to complain about at its end."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+
+
+def _usage(error: click.ClickException) -> str:
+    text = printable(error.format_message().replace("\n", " ").strip(), 2000)
+    text = text[:1].lower() + text[1:]
+    ctx = getattr(error, "ctx", None)
+    if ctx is None:
+        return text
+    # The path of a subcommand is in its own context; the group's is just the program.
+    return f"{text.rstrip('.')} (see '{ctx.command_path} --help')"
+
+
+def _run(arguments: list[str] | None) -> int:
+    result: Any = cli.main(args=arguments, prog_name="quantcli", standalone_mode=False)
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    raise Terminated(number)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 not possible, 2 usage, 70 a bug of ours."""
+    _fill_closed_streams()
+    debug = "--debug" in (arguments if arguments is not None else sys.argv)
+    try:
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
+                signal.signal(getattr(signal, name), _terminate)
+        if hasattr(signal, "SIGXFSZ"):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        sys.exit(_run(arguments))
+    except (KeyboardInterrupt, click.Abort):
+        _die_by(signal.SIGINT)
+    except Terminated as signalled:
+        _die_by(signalled.number)
+    except QuantcliError as error:
+        if debug:
+            raise
+        _say(str(error))
+        sys.exit(_exit_code(error.exit_code, arguments))
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        _say(_usage(error))
+        sys.exit(2)
+    except BrokenPipeError:
+        _silence_stdout()
+        _die_by(signal.SIGPIPE) if hasattr(signal, "SIGPIPE") else sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        _silence_stdout()
+        where = f"{printable(os.fsdecode(error.filename))}: " if error.filename else "standard output: "
+        _say(where + (error.strerror or str(error)).lower())
+        sys.exit(_exit_code(1, arguments))
+    except MemoryError:
+        _say("not enough memory; use fewer --threads")
+        sys.exit(_exit_code(1, arguments))
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"internal error, please report it: {type(error).__name__}: {printable(str(error), 300)}; --debug shows where")
+        sys.exit(BUG)
+
+
+def _exit_code(code: int, arguments: list[str] | None) -> int:
+    """`report` and `compare` follow diff and grep: 1 is a failed gate, 2 whatever kept them from measuring."""
+    words = arguments if arguments is not None else sys.argv[1:]
+    return 2 if code == 1 and words[:1] in (["report"], ["compare"]) else code

@@ -1,0 +1,51 @@
+"""`quantcli dequantize`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import click
+
+from quantcli.cli import options
+from quantcli.dtypes import LONG_NAMES
+from quantcli.errors import DataError
+
+
+@click.command("dequantize", short_help="Turn a quantized file back into floats.")
+@options.source
+@options.output
+@click.option("--dtype", type=click.Choice(sorted(LONG_NAMES)), default=None,
+              help="Float type of the decoded tensors.  [default: the original one of each]")
+@options.threads
+@options.talk
+def command(src: str, output: str | None, force: bool, dtype: str | None, threads: int | None, as_json: bool, color: str,
+            verbose: bool, quiet: bool, debug: bool) -> None:
+    """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets."""
+    from quantcli import decoding, reading
+    from quantcli.report import text
+    from quantcli.stores.files import check_destination
+
+    began = time.perf_counter()
+    with reading.open(src) as model:
+        if not model.is_quantized:
+            raise DataError("this file was not quantized by quantcli", place=[src])
+        stem, _ = os.path.splitext(os.path.normpath(src))
+        target = output or f"{stem}-dequantized.safetensors"
+        real = check_destination(target, force=force, sources=list(model.source.files()))
+        with options.bar(os.path.basename(target), quiet=quiet) as bar:
+            size = decoding.write(model, real, dtype=LONG_NAMES[dtype] if dtype else None, force=force,
+                                  threads=options.thread_count(threads), progress=bar)
+        decoded = sum(t.scheme is not None for t in model.values())
+        document = {"schema_version": 1, "command": "dequantize", "source": src, "output": target, "tensors": len(model),
+                    "decoded": decoded, "bytes_out": size, "seconds": time.perf_counter() - began}
+    if as_json:
+        options.print_json(document)
+    elif not quiet:
+        line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {text.size(size)}"
+        sys.stdout.write(text.printable(line, 2000) + "\n")
+        sys.stdout.flush()
+
+
+PROVIDES = command

@@ -1,0 +1,139 @@
+"""`quantcli quantize`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantcli import registry
+from quantcli.cli import options
+from quantcli.errors import DataError, UsageError
+from quantcli.scheme import GRANULARITIES, SCALE_DTYPES
+
+if TYPE_CHECKING:
+    from quantcli.plan import Request
+    from quantcli.stores import Source
+
+
+@click.command("quantize", short_help="Quantize a model file.")
+@options.source
+@options.output
+@click.option("--bits", type=int, default=None, help="Bits per code, 1 to 16.  [default: 4]")
+@click.option("--group-size", type=int, default=None,
+              help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128]")
+@click.option("--granularity", type=click.Choice(GRANULARITIES), default=None, help="What shares a scale.")
+@click.option("--axis", type=int, default=None, help="The channel axis.  [default: 0]")
+@click.option("--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]")
+@click.option("--grid", type=click.Choice(["restricted", "full"]), default=None, help="Symmetric codes without or with the lowest.")
+@click.option("--zero-point", type=click.Choice(["int", "float"]), default=None,
+              help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).  [default: int]")
+@click.option("--calibration", type=click.Choice(registry.names("calibrators")), default=None,
+              help="How scales are found.  [default: minmax]")
+@click.option("--type", "format_", type=click.Choice(registry.names("formats")), default=None, help="Number format.  [default: int]")
+@click.option("--scale-dtype", type=click.Choice(SCALE_DTYPES), default=None,
+              help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Quantize only these: a glob, or a regular expression after re:.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these as they are.")
+@click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions.")
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Schemes by pattern, in YAML.")
+@click.option("--on-nonfinite", type=click.Choice(["refuse", "keep"]), default="refuse", show_default=True,
+              help="What to do with a tensor that holds NaN or infinity.")
+@click.option("--digest", type=click.Choice(["xxh3", "sha256", "none"]), default="xxh3", show_default=True,
+              help="Digest of each tensor's source bytes.")
+@click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.")
+@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@options.threads
+@options.talk
+def command(src: str, output: str | None, force: bool, threads: int | None, as_json: bool, color: str, verbose: bool,
+            quiet: bool, show_all: bool, dry_run: bool, digest: str, on_nonfinite: str, debug: bool, **asked: Any) -> None:
+    """Quantize SRC: .safetensors, .npy, .npz, a checkpoint folder or its index.json.
+
+    Writes one safetensors file (by default SRC's name with the scheme, beside SRC) and prints what it cost. Norms,
+    biases, embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
+    """
+    from quantcli import container, pipeline, plan, report
+    from quantcli.stores import open_source
+    from quantcli.stores.files import check_destination
+
+    began = time.perf_counter()
+    request = _request(asked)
+    source = open_source(src)
+    try:
+        _refuse_quantized(source)
+        target = output or default_output(src, request.scheme.name if not asked["recipe"] else "recipe")
+        if not dry_run:
+            real = check_destination(target, force=force, sources=list(source.files()))
+        try:
+            planned = plan.make(source.infos(), request)
+        except (UsageError, DataError) as error:
+            raise error.within(src) from None
+        bytes_in = sum(f.size for f in source.files())
+        if dry_run:
+            size = pipeline.file_layout(source, planned, source.metadata, digest).size
+            found = report.of_plan(planned.tensors, None, command="plan", source=src, output=target, bytes_in=bytes_in,
+                                   bytes_out=size, seconds=None)
+        else:
+            count = options.thread_count(threads)
+            if verbose:
+                from quantcli import kernels
+
+                options.say(f"{kernels.load().name} kernels, {count} threads, {container.KEY} format {container.VERSION}")
+            with options.bar(os.path.basename(target), quiet=quiet) as bar:
+                run = pipeline.Options(threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar)
+                written = pipeline.write(source, planned, source.metadata, real, run)
+            found = report.of_plan(written.plan.tensors, dict(written.results), command="quantize", source=src, output=target,
+                                   bytes_in=bytes_in, bytes_out=written.size, seconds=time.perf_counter() - began)
+    finally:
+        source.close()
+    options.print_report(found, as_json=as_json, color=color, show_all=show_all, quiet=quiet)
+    sys.stdout.flush()
+
+
+def default_output(src: str, scheme: str) -> str:
+    """The name beside SRC that tells the scheme.
+
+    >>> default_output("models/model.safetensors", "w4g128")
+    'models/model-w4g128.safetensors'
+    """
+    path = os.path.normpath(src)
+    if path.endswith(".index.json"):
+        path = os.path.dirname(os.path.abspath(path))
+    folder, base = os.path.split(path if os.path.basename(path) not in ("", ".", "..") else os.path.abspath(path))
+    stem, extension = os.path.splitext(base)
+    if extension.lower() not in (".safetensors", ".npy", ".npz"):
+        stem = base
+    return os.path.join(folder, f"{stem}-{scheme}.safetensors")
+
+
+def _refuse_quantized(source: Source) -> None:
+    if source.documents:
+        raise DataError("this file is quantized already", place=[source.path], hint="dequantize it first, or start from the original")
+
+
+def _request(asked: dict[str, Any]) -> Request:
+    from quantcli.plan import Request
+    from quantcli.scheme import Scheme
+
+    fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
+    for option, name in (("bits", "bits"), ("symmetric", "symmetric"), ("grid", "grid"), ("zero_point", "zero_point"),
+                         ("calibration", "calibration"), ("format_", "format"), ("scale_dtype", "scale_dtype")):
+        if asked[option] is not None:
+            fields[name] = asked[option]
+    rules = ()
+    if asked["recipe"] is not None:
+        from quantcli import recipe
+
+        given = {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")}
+        read = recipe.load(asked["recipe"], given)
+        scheme, rules = read.default, read.rules
+    else:
+        scheme = Scheme(**{"bits": 4, **fields})
+    return Request(scheme=scheme, rules=rules, include=asked["include"], exclude=asked["exclude"],
+                   keep_defaults=not asked["no_default_keep"])
+
+
+PROVIDES = command

@@ -1,0 +1,114 @@
+"""Errors measured again: stored codes against the original weights, with the sums the writer made."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from quantcli import core, digest, kernels
+from quantcli import metrics as metric
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, printable
+from quantcli.kernels import Sums
+from quantcli.metrics import Metrics
+from quantcli.pipeline import COPY, Progress
+from quantcli.reading import Model, Tensor
+from quantcli.workers import Crew, Task
+
+
+def against(model: Model, original: Model, *, threads: int, check_digests: bool, progress: Progress | None) -> list[Metrics | None]:
+    """Metrics of every tensor of a quantized model against the original one; None for kept tensors.
+
+    Raises DataError when a tensor is missing in either, has another shape, or (with check_digests) was made from
+    other weights: a report against the wrong original would look like a bad quantization.
+    """
+    _check(model, original)
+    names = list(model)
+    sums: dict[str, list[tuple[Sums, int] | None]] = {}
+    chunks: dict[str, digest.Chunks] = {}
+    lock = threading.Lock()
+    if progress is not None:
+        progress.start(sum(t.stored.info.nbytes for t in model.values()))
+
+    def tasks() -> Iterator[Task]:
+        for name in names:
+            stored = model[name].stored
+            if check_digests and stored.digest is not None:
+                if len(stored.digest) == 64:
+                    yield lambda n=name: check_sha256(n)  # type: ignore[misc]
+                else:
+                    chunks[name] = digest.Chunks(original[name].stored.info.nbytes)
+            if stored.layout is None:
+                if name in chunks:
+                    for start in range(0, stored.info.nbytes, COPY):
+                        yield lambda n=name, s=start: scan(n, s)  # type: ignore[misc]
+                continue
+            spans = list(stored.layout.tiles())
+            sums[name] = [None] * len(spans)
+            for index in range(len(spans)):
+                yield lambda n=name, i=index, s=spans: measure(n, i, s)  # type: ignore[misc]
+
+    def read(name: str, start: int, block: memoryview) -> None:
+        original.source.read(name, start, block)
+
+    def scan(name: str, start: int) -> None:
+        block = memoryview(bytearray(min(COPY, original[name].stored.info.nbytes - start)))
+        read(name, start, block)
+        chunks[name].add(start, block, lambda at, rest: read(name, at, rest))
+        advance(len(block))
+
+    def check_sha256(name: str) -> None:
+        found = digest.sha256(original[name].stored.info.nbytes, lambda at, block: read(name, at, block))
+        _same_digest(model[name], found, original)
+
+    def measure(name: str, index: int, spans: list[core.TileSpan]) -> None:
+        tensor, span = model[name], spans[index]
+        scheme, plan = tensor.stored.scheme, tensor.stored.layout
+        assert scheme is not None and plan is not None
+        dtype = original[name].dtype
+        size = DTYPES[dtype].bits // 8
+        start = (span.row * plan.cols + span.col) * size
+        raw = np.empty(span.rows * span.cols * size, np.uint8)
+        read(name, start, memoryview(raw))
+        if name in chunks:
+            chunks[name].add(start, memoryview(raw), lambda at, rest: read(name, at, rest))
+        tile = core.as_tile(raw, dtype, span, plan.group)
+        params = tensor.params(span)
+        found = kernels.load().measure(tile, params.scale, params.zero, core.code_grid(scheme), tensor.packed(span))
+        with lock:
+            sums[name][index] = found, span.rows * span.cols
+        advance(len(raw))
+
+    def advance(nbytes: int) -> None:
+        if progress is not None:
+            progress.advance(nbytes)
+
+    Crew(tasks(), threads).run()
+    for name, found in chunks.items():
+        _same_digest(model[name], found.hexdigest(), original)
+    original.source.check_unchanged()
+    return [metric.total([s for s in sums[name] if s is not None]) if name in sums else None for name in names]
+
+
+def _check(model: Model, original: Model) -> None:
+    if original.is_quantized:
+        raise DataError("the original is quantized itself", place=[original.source.path])
+    for name, tensor in model.items():
+        place = [original.source.path, printable(name)]
+        if name not in original:
+            raise DataError("the original does not hold this tensor", place=place)
+        if original[name].shape != tensor.shape:
+            raise DataError(f"its shape is {list(original[name].shape)}, in the quantized file {list(tensor.shape)}", place=place)
+        if tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
+            raise DataError(f"its dtype is {original[name].dtype}", place=place)
+    extra = [name for name in original if name not in model]
+    if extra:
+        raise DataError("the quantized file does not hold this tensor of the original", place=[model.source.path, printable(extra[0])])
+
+
+def _same_digest(tensor: Tensor, found: str, original: Model) -> None:
+    if tensor.stored.digest != found:
+        raise DataError("these are not the weights the file was made from (digests differ)",
+                        place=[original.source.path, printable(tensor.name)], hint="use --ignore-digest to measure all the same")

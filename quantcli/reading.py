@@ -1,0 +1,215 @@
+"""Lazy access to the tensors of a file, float or quantized: by name, whole or tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import container, core, kernels, packing
+from quantcli.container import StoredTensor
+from quantcli.dtypes import DTYPES, to_float32
+from quantcli.errors import DataError, printable
+from quantcli.grouping import TileSpan
+from quantcli.kernels import row_bytes
+from quantcli.stores import Source, open_source
+from quantcli.tensors import QuantizedTensor, QuantParams, TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+    from quantcli.scheme import Scheme
+
+
+class Tensor:
+    """A tensor of a file: what it was before quantization, and its values when asked for."""
+
+    def __init__(self, source: Source, stored: StoredTensor) -> None:
+        self._source = source
+        self.stored = stored
+
+    @property
+    def name(self) -> str:
+        """Its name in the original model."""
+        return self.stored.info.name
+
+    @property
+    def dtype(self) -> str:
+        """Its original safetensors dtype, such as `BF16`."""
+        return self.stored.info.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.stored.info.shape
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How it was quantized; None when it is stored as it was."""
+        return self.stored.scheme
+
+    def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
+        """Bytes of one of the tensors it is stored as."""
+        buffer = np.empty(size, np.uint8)
+        self._source.read(name, start, memoryview(buffer))
+        return buffer
+
+    def _floats(self, output: TensorInfo, first: int, count: int) -> Floats:
+        size = DTYPES[output.dtype].bits // 8
+        return to_float32(self.read_bytes(output.name, first * size, count * size), output.dtype)
+
+    def packed(self, span: TileSpan) -> Bytes:
+        """The stored codes of one tile: rows of 32-bit words."""
+        assert self.stored.scheme is not None and self.stored.layout is not None
+        bits, plan = self.stored.scheme.bits, self.stored.layout
+        start = span.row * row_bytes(plan.cols, bits) + span.col * bits // 8
+        return self.read_bytes(self.stored.outputs[0].name, start, span.rows * row_bytes(span.cols, bits))
+
+    def params(self, span: TileSpan) -> QuantParams:
+        """The parameters of one tile."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        assert scheme is not None and plan is not None
+        if plan.shared == "columns":
+            rows, first, groups = 1, 0, plan.scales
+            start = 0
+        else:
+            rows, first, groups = span.rows, span.col // plan.group, -(-span.cols // plan.group)
+            start = span.row * plan.groups + first
+
+        def row_params(output: TensorInfo) -> Floats:
+            return self._floats(output, start, rows * groups).reshape(rows, groups)
+
+        scale = row_params(self.stored.outputs[1])
+        if not np.isfinite(scale).all():
+            raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
+        zero = None
+        if not scheme.symmetric and scheme.zero_point == "float":
+            zero = row_params(self.stored.outputs[2])
+        elif not scheme.symmetric:
+            zero = self._zero_points(0 if plan.shared else span.row, rows, first, groups).astype(np.float32)
+        return core.spread(QuantParams(scale, zero), self.stored.info, scheme, plan)
+
+    def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
+        assert self.stored.scheme is not None and self.stored.layout is not None
+        bits, width = self.stored.scheme.bits, self.stored.outputs[2].shape[1]
+        total, _ = container.zero_shape(self.stored.layout)
+        if self.stored.layout.shared == "tensor":
+            row, rows = row, min(rows, total)
+        first = row // 32 * 32
+        last = min(-(-(row + rows) // 32) * 32, total)
+        words = row_bytes(last - first, bits) // 4
+        raw = self.read_bytes(self.stored.outputs[2].name, first // 32 * bits * width * 4, words * width * 4)
+        matrix = np.ascontiguousarray(raw.view("<u4").reshape(words, width)[:, group : group + groups])
+        return packing.unpack_columns(matrix, last - first, bits)[row - first : row - first + rows]
+
+    def decoded(self, span: TileSpan) -> Floats:
+        """The float32 weights (rows, cols) of one tile."""
+        assert self.stored.scheme is not None and self.stored.layout is not None
+        params = self.params(span)
+        if self.stored.layout.shared == "columns" and span.cols != self.stored.layout.cols:
+            raise AssertionError("tiles with parameters per column are whole rows")
+        group = min(self.stored.layout.group, span.cols) or 1
+        return kernels.load().decode(self.packed(span), (span.rows, span.cols), group, params.scale, params.zero,
+                                     core.code_grid(self.stored.scheme))
+
+    def numpy(self) -> NDArray[Any]:
+        """The values: float32 for quantized tensors and for float types numpy lacks, else in their own dtype.
+
+        Raises DataError for types of less than a byte.
+        """
+        stored = self.stored
+        if stored.layout is not None:
+            out = np.empty(stored.info.numel, np.float32)
+            for span in stored.layout.tiles():
+                start = span.row * stored.layout.cols + span.col
+                out[start : start + span.rows * span.cols] = self.decoded(span).ravel()
+            return out.reshape(stored.info.shape)
+        dtype = DTYPES[stored.info.dtype]
+        raw = self.read_bytes(self.name, 0, stored.info.nbytes)
+        if dtype.numpy is not None:
+            return raw.view(dtype.numpy).reshape(stored.info.shape)
+        if not dtype.quantizable:
+            raise DataError(f"numpy has no {dtype.name}", place=[self._source.path, printable(self.name)])
+        return to_float32(raw, dtype.name).reshape(stored.info.shape)
+
+    def quantized(self) -> QuantizedTensor:
+        """The tensor in quantized form, in memory. Raises DataError when it is stored as it was."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        if scheme is None or plan is None:
+            raise DataError("it is not quantized", place=[self._source.path, printable(self.name)])
+        whole = TileSpan(0, plan.rows, 0, plan.cols)
+        return QuantizedTensor(self.stored.info, scheme, plan, self.params(whole), self.packed(whole))
+
+
+class Model(Mapping[str, Tensor]):
+    """The tensors of a file by their original names. Use it in a `with` statement, or close it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.documents: list[container.Document] = []
+        covered: set[str] = set()
+        stored: list[StoredTensor] = []
+        for text, infos in source.documents:
+            try:
+                document = container.parse(text, infos)
+            except DataError as error:
+                raise error.within(source.path) from None
+            self.documents.append(document)
+            stored.extend(document.tensors)
+            covered.update(info.name for info in infos)
+        for info in source.infos():
+            if info.name not in covered:
+                stored.append(StoredTensor(info, "", None, None, "", None, None, "", (info,)))
+        self._tensors = {s.info.name: Tensor(source, s) for s in stored}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether quantcli wrote it."""
+        return bool(self.documents)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self.source.close()
+
+
+def open(path: str) -> Model:
+    """The tensors of a .safetensors, .npy or .npz file or a checkpoint folder, quantized or not, read on demand.
+
+    Raises QuantcliError when it cannot be read.
+
+    >>> import numpy as np, tempfile, os
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(os.path.join(folder, "a.npy"), np.eye(2))
+    ...     with open(os.path.join(folder, "a.npy")) as model:
+    ...         {name: tensor.shape for name, tensor in model.items()}
+    {'a': (2, 2)}
+    """
+    source = open_source(str(path))
+    try:
+        return Model(source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def stored_tensors(model: Model) -> Sequence[StoredTensor]:
+    """What is stored, in file order."""
+    return [tensor.stored for tensor in model.values()]

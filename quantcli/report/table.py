@@ -1,0 +1,72 @@
+"""A report for people: a header with what matters most, then a row per tensor, worst SQNR first."""
+
+from __future__ import annotations
+
+import math
+from typing import TextIO
+
+from quantcli.errors import printable
+from quantcli.report import RunReport, Summary, TensorReport
+from quantcli.report import text as t
+
+
+def _headline(report: RunReport) -> list[str]:
+    s = report.summary
+    names = printable(report.source, 200) + (f" -> {printable(report.output, 200)}" if report.output else "")
+    measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else "not measured"
+    lines = [names, f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized, "
+                    f"{s.bits_per_weight:.3f} bits per weight, {measured}"]
+    time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
+    lines.append(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller){time}" + _kept(s))
+    return lines
+
+
+def _kept(s: Summary) -> str:
+    if not s.kept:
+        return ""
+    return "; kept: " + ", ".join(f"{n} {reason}" for reason, n in sorted(s.kept.items(), key=lambda kv: -kv[1]))
+
+
+def _worst_first(tensor: TensorReport) -> tuple[bool, float]:
+    return tensor.disposition == "kept", math.inf if tensor.sqnr_db is None else tensor.sqnr_db
+
+
+def _style(tensor: TensorReport) -> str:
+    if tensor.disposition == "kept":
+        return "dim"
+    if tensor.sqnr_db is None:
+        return ""
+    return "red" if tensor.sqnr_db < 10 else "yellow" if tensor.sqnr_db < 15 else ""
+
+
+def _rest(rows: list[TensorReport]) -> str:
+    known = [r.sqnr_db for r in rows if r.sqnr_db is not None]
+    kept = sum(r.disposition == "kept" for r in rows)
+    parts = []
+    if len(rows) > kept:
+        spread = f" ({min(known):.2f} to {max(known):.2f} dB)" if known else ""
+        parts.append(f"{len(rows) - kept} quantized{spread}")
+    if kept:
+        parts.append(f"{kept} kept")
+    return f"and {len(rows)} more: {', '.join(parts)}, {t.size(sum(r.bytes_out for r in rows))}; --all shows them"
+
+
+def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
+    """Print the report; at most `limit` tensors, the rest summed up in one line."""
+    lines = _headline(report)
+    stream.write(f"\x1b[1m{lines[0]}\x1b[0m\n" if colour else lines[0] + "\n")
+    stream.write("\n".join(lines[1:]) + "\n\n")
+    rows = sorted(report.tensors, key=_worst_first)
+    shown = rows if limit is None or len(rows) <= limit else rows[: max(1, limit)]
+    table = t.Table([t.Column("tensor"), t.Column("shape", from_width=60), t.Column("scheme"), t.Column("SQNR dB", right=True),
+                     t.Column("max error", right=True, from_width=72), t.Column("clipped", right=True, from_width=100),
+                     t.Column("bits/w", right=True), t.Column("bytes", right=True, from_width=50),
+                     t.Column("note", from_width=110)])
+    for r in shown:
+        clipped = "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"
+        table.add(r.name, t.shape(r.shape), r.scheme or f"kept: {r.reason}",
+                  "-" if r.disposition == "kept" else t.decibels(r.sqnr_db, r.exact), t.number(r.max_abs_error), clipped,
+                  f"{r.bits_per_weight:.3f}", t.size(r.bytes_out), r.note, style=_style(r))
+    t.show(table, stream, colour=colour)
+    if len(shown) < len(rows):
+        stream.write(_rest(rows[len(shown):]) + "\n")

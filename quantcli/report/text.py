@@ -1,0 +1,152 @@
+"""Numbers and tables for people: aligned plain text in a pipe, rich on a terminal.
+
+Names are data: what is not printable is shown escaped, and nothing in them is taken for markup.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from quantcli.errors import printable
+
+
+def size(nbytes: int) -> str:
+    """Bytes in decimal units.
+
+    >>> size(999), size(90_868_376)
+    ('999 B', '90.9 MB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value, unit = float(nbytes), "B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.95:
+            break
+    return f"{value:.{2 if value < 10 else 1}f} {unit}"
+
+
+def count(number: int) -> str:
+    """A number of things, with a unit from a million on.
+
+    >>> count(34_602), count(22_713_216)
+    ('34,602', '22.7 M')
+    """
+    for limit, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M")):
+        if number >= limit:
+            return f"{number / limit:.{2 if number < 10 * limit else 1}f} {unit}"
+    return f"{number:,}"
+
+
+def decibels(value: float | None, exact: bool) -> str:
+    """An SQNR; `exact` when nothing was lost."""
+    return "exact" if exact else "-" if value is None else f"{value:.2f}"
+
+
+def number(value: float | None) -> str:
+    """A small number in few characters."""
+    return "-" if value is None else "0" if value == 0 else f"{value:.3g}"
+
+
+def shape(dims: Sequence[int]) -> str:
+    """A shape such as 30522x384; `scalar` without dimensions."""
+    return "x".join(map(str, dims)) if dims else "scalar"
+
+
+def shortened(name: str, width: int) -> str:
+    """A name cut in the middle to a width: both ends of a tensor's name tell something.
+
+    >>> shortened("model.layers.10.self_attn.q_proj.weight", 20)
+    'model.lay...j.weight'
+    """
+    if len(name) <= width or width < 8:
+        return name
+    tail = (width - 3) // 2
+    return f"{name[: width - 3 - tail]}...{name[len(name) - tail :]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: title, alignment, and the least terminal width from which it is shown."""
+
+    title: str
+    right: bool = False
+    from_width: int = 0
+
+
+@dataclass(slots=True)
+class Table:
+    """Rows of cells; the first column holds names and gives way when there is no room. styles: one per row."""
+
+    columns: list[Column]
+    rows: list[list[str]] = field(default_factory=list)
+    styles: list[str] = field(default_factory=list)
+
+    def add(self, *cells: str, style: str = "") -> None:
+        """Add a row."""
+        self.rows.append([printable(c) for c in cells])
+        self.styles.append(style)
+
+
+def wants_colour(stream: TextIO, choice: str) -> bool:
+    """Whether to colour: on a terminal that can, unless NO_COLOR is set; --color and FORCE_COLOR decide before."""
+    if choice != "auto":
+        return choice == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def terminal_size(stream: TextIO) -> tuple[int, int] | None:
+    """Columns and lines of a terminal; None for a pipe or file."""
+    if not stream.isatty():
+        return None
+    wide, high = shutil.get_terminal_size((80, 24))
+    return max(wide, 40), max(high, 10)
+
+
+def screenful(stream: TextIO | None = None) -> int:
+    """Rows of a table that fit a screen beside what is around it."""
+    found = terminal_size(stream or sys.stdout)
+    return (found[1] if found else 24) - 8
+
+
+def show(table: Table, stream: TextIO, *, colour: bool) -> None:
+    """Print a table: columns aligned; on a terminal cut to its width, in a pipe whole."""
+    screen = terminal_size(stream)
+    shown = [i for i, c in enumerate(table.columns) if screen is None or screen[0] >= c.from_width]
+    columns = [table.columns[i] for i in shown]
+    rows = [[row[i] for i in shown] for row in table.rows]
+    widths = [max([len(c.title), *(len(row[i]) for row in rows)]) for i, c in enumerate(columns)]
+    if screen is not None:
+        room = screen[0] - sum(widths[1:]) - 2 * (len(widths) - 1)
+        widths[0] = max(12, min(widths[0], room))
+    rows = [[shortened(row[0], widths[0]), *row[1:]] for row in rows]
+    if colour:
+        _show_rich(columns, rows, table.styles, widths, stream)
+        return
+    for cells in ([c.title for c in columns], *rows):
+        line = "  ".join(cell.rjust(w) if c.right else cell.ljust(w) for cell, w, c in zip(cells, widths, columns))
+        stream.write(line.rstrip() + "\n")
+
+
+def _show_rich(columns: list[Column], rows: list[list[str]], styles: list[str], widths: list[int], stream: TextIO) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column, width in zip(columns, widths):
+        table.add_column(Text(column.title), justify="right" if column.right else "left", no_wrap=True, min_width=width)
+    for cells, style in zip(rows, styles):
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    wide = sum(widths) + 2 * len(widths) + 2
+    console = Console(file=stream, force_terminal=True, color_system="standard", width=wide, highlight=False, emoji=False)
+    console.print(table, crop=False)
