@@ -50,7 +50,11 @@ def write(model: Model, path: str, *, dtype: str | None, force: bool, threads: i
         def decode(tensor: Tensor, span: TileSpan, at: int) -> None:
             assert tensor.stored.layout is not None
             target = infos[tensor.name].dtype
-            values = from_float32(tensor.decoded(span), target)
+            decoded = tensor.decoded(span)
+            if target == "F16" and tensor.dtype == "F16":
+                # The outermost step may reach beyond float16; the original weight cannot have.
+                np.clip(decoded, -65504, 65504, out=decoded)
+            values = from_float32(decoded, target)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise DataError(f"a decoded weight does not fit {target}", place=[model.source.path, printable(tensor.name)],
                                 hint="use --dtype float32")

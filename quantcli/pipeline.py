@@ -145,7 +145,8 @@ class _Run:
             job.sums = [None] * len(job.tiles)
             if tensor.scheme is not None and not tensor.scheme.symmetric and tensor.scheme.zero_point == "int":
                 job.zeros = _ZeroBands(tensor.layout, tensor.scheme.bits)
-            self._write(job, -1, 0, memoryview(np.array(tensor.info.shape, "<i8")).cast("B"))
+            job.left += 1
+            yield lambda: self._shape(job)
             step = self._observe if tensor.layout.two_pass else self._encode
             yield from (lambda i=i: step(job, i) for i in range(len(job.tiles)))  # type: ignore[misc]
         if self.options.digest == "sha256":
@@ -175,6 +176,10 @@ class _Run:
         self._digest(job, start, block)
         self._write(job, 0, start, block)
         return self._done(job, size)
+
+    def _shape(self, job: _Job) -> list[Task] | None:
+        self._write(job, -1, 0, memoryview(np.array(job.plan.info.shape, "<i8")).cast("B"))
+        return self._done(job, 0)
 
     def _sha256(self, job: _Job) -> list[Task] | None:
         name = job.plan.info.name

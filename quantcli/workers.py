@@ -76,18 +76,15 @@ class Crew:
             return None
 
     def _work(self) -> None:
-        while (item := self._next()) is not None:
-            number, task = item
-            more: list[Task] | None = None
-            try:
+        number = 0
+        try:
+            while (item := self._next()) is not None:
+                number, task = item
                 more = task()
-            except BaseException as error:  # raised again in the main thread
                 with self._ready:
-                    self._errors.append((number, error))
-                    self._stop = True
-                if self._threads == 1:
-                    return
-            with self._ready:
-                self._busy -= 1
-                self._urgent.extend((number, m) for m in more or ())
-                self._ready.notify_all()
+                    self._busy -= 1
+                    self._urgent.extend((number, m) for m in more or ())
+                    self._ready.notify_all()
+        except BaseException as error:  # raised again by run
+            self._errors.append((number, error))
+            self._finish()
