@@ -14,9 +14,10 @@ import numpy as np
 from quantcli import kernels as table
 from quantcli import metrics as metric
 from quantcli import registry
-from quantcli.calibrators import Ideal, Observed, Sharing
+from quantcli.calibrators import Calibrator, Ideal, Observed, Sharing
 from quantcli.dtypes import DTYPES, from_float32, round_bfloat16, to_float32
 from quantcli.errors import DataError
+from quantcli.formats import Format
 from quantcli.grouping import TILE, Layout, TileSpan, column_repeats, layout
 from quantcli.kernels import BF16, BINARY, F16, F32, OFFSET, CodeGrid, Kernels, Kind, Tile, row_bytes
 from quantcli.scheme import Scheme, scale_dtype_name
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
     from quantcli.metrics import Metrics
 
-_SMALLEST_NORMAL = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-14}
 _LARGEST = {"F32": 2.0**128 - 2.0**104, "BF16": 2.0**128 - 2.0**120, "F16": 65504.0}
 
 
@@ -44,18 +44,21 @@ def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> T
 
 def code_grid(scheme: Scheme) -> CodeGrid:
     """The codes of a scheme."""
-    return cast(CodeGrid, registry.get("formats", scheme.format).grid(scheme))
+    return cast(Format, registry.get("formats", scheme.format)).grid(scheme)
+
+
+def _calibrator(scheme: Scheme) -> Calibrator:
+    return cast(Calibrator, registry.get("calibrators", scheme.calibration or ""))
 
 
 def observe(kernels: Kernels, tile: Tile, scheme: Scheme, plan: Layout) -> Observed | None:
     """What the scheme's calibrator sees in a tile; None when a weight is not finite (or beyond float32)."""
-    seen = registry.get("calibrators", scheme.calibration or "").observe(kernels, tile, cast("Sharing | None", plan.shared))
-    return cast("Observed | None", seen)
+    return _calibrator(scheme).observe(kernels, tile, cast("Sharing | None", plan.shared))
 
 
 def merge(scheme: Scheme, earlier: Observed, later: Observed) -> Observed:
     """What was seen of two tiles, in file order."""
-    return cast(Observed, registry.get("calibrators", scheme.calibration or "").merge(earlier, later))
+    return _calibrator(scheme).merge(earlier, later)
 
 
 def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
@@ -81,30 +84,36 @@ def settle(seen: Observed, scheme: Scheme, scale_dtype: str) -> QuantParams | No
     Where the outermost code would decode beyond the scale's dtype (readers multiply in it) the scale is the next
     smaller one.
     """
-    ideal: Ideal = registry.get("calibrators", scheme.calibration or "").solve(seen, scheme)
+    ideal: Ideal = _calibrator(scheme).solve(seen, scheme)
     binary = scheme.bits == 1 and scheme.symmetric
-    smallest = _SMALLEST_NORMAL[scale_dtype]
-    size = np.abs(ideal.scale)
+    smallest, limit = _smallest(scheme, scale_dtype), _LARGEST[scale_dtype]
     wanted = ideal.scale
-    if scale_dtype == "F16":
-        if scheme.scale_dtype is None and np.any((size < smallest) & (size > 0)):
+    size = np.abs(wanted)
+    if float(size.min()) < smallest:
+        if scale_dtype != "F16":
+            wanted = wanted if binary else np.where(size < smallest, np.copysign(smallest, wanted), wanted)
+        elif scheme.scale_dtype is None and np.any((size < smallest) & (size > 0)):
             return None
-    elif not binary:
-        wanted = np.where(size < smallest, np.copysign(smallest, ideal.scale), ideal.scale)
     zero = None
     if ideal.zero is not None:
         whole = scheme.zero_point == "int"
         zero = np.clip(np.rint(ideal.zero), 0, (1 << scheme.bits) - 1).astype(np.float32) if whole else _stored(ideal.zero, scale_dtype)
-    grid, limit = code_grid(scheme), _LARGEST[scale_dtype]
-    scale = _stored(wanted, scale_dtype)
-    beyond = _outermost(scale, zero, grid) > limit
-    if beyond.any():
+    scale, grid = _stored(wanted, scale_dtype), code_grid(scheme)
+    farthest = float(size.max()) * grid.umax * 1.01 + (float(np.abs(zero).max()) if grid.mode == OFFSET and zero is not None else 0)
+    if not farthest < limit:
+        beyond = _outermost(scale, zero, grid) > limit
         scale = np.where(beyond, _next_smaller(scale, scale_dtype), scale)
         if not (_outermost(scale, zero, grid) <= limit).all():
             return None
-    if not binary and (scale == 0).any():
+    if not binary and not scale.all():
         return None
     return QuantParams(scale, zero)
+
+
+def _smallest(scheme: Scheme, scale_dtype: str) -> float:
+    """The smallest scale a dtype is trusted with: below, rounding it (to multiples of 2^-24 in float16) would move
+    the outermost of 2^(b-1) steps by more than a quarter of a step."""
+    return 2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126
 
 
 def _outermost(scale: Floats, zero: Floats | None, grid: CodeGrid) -> NDArray[np.float64]:
@@ -134,7 +143,9 @@ def _stored(values: NDArray[np.float64], dtype: str) -> Floats:
         if dtype == "F16":
             return values.astype(np.float16).astype(np.float32)
         single = values.astype(np.float32)
-    return to_float32(round_bfloat16(single).view(np.uint8).ravel(), "BF16").reshape(single.shape) if dtype == "BF16" else single
+    if dtype == "BF16":
+        return (round_bfloat16(single).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return single
 
 
 def spread(params: QuantParams, info: TensorInfo, scheme: Scheme, plan: Layout) -> QuantParams:

@@ -18,6 +18,9 @@ from quantcli.tensors import TensorInfo
 SMALL = 1024
 """Tensors of fewer elements are kept: their codes would save next to nothing."""
 
+WIDER = "float32 scales"
+"""How the note of a tensor begins whose scales did not fit the narrower dtype."""
+
 MAX_DIMENSIONS = 64
 
 REASONS = {
@@ -126,7 +129,7 @@ def quantized(info: TensorInfo, scheme: Scheme, reason: str, scale_dtype: str | 
 def with_float32_scales(tensor: TensorPlan) -> TensorPlan:
     """The plan of a tensor whose scales turned out not to fit the narrower dtype."""
     assert tensor.scheme is not None
-    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", f"float32 scales: {tensor.scale_dtype} would not hold them")
+    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", f"{WIDER}: {tensor.scale_dtype} would not hold them")
 
 
 def _why_kept(info: TensorInfo, request: Request) -> str | None:

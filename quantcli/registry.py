@@ -24,6 +24,7 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))
 
 
+@lru_cache(maxsize=None)
 def get(package: str, name: str) -> Any:
     """What the variant's module provides. Raises KeyError when there is none of that name."""
     if name not in names(package):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -15,8 +14,11 @@ from quantcli.errors import DataError, UsageError
 from quantcli.scheme import GRANULARITIES, SCALE_DTYPES
 
 if TYPE_CHECKING:
-    from quantcli.plan import Request
+    from quantcli.checkpoints import WrittenFolder
+    from quantcli.pipeline import Options, Written
+    from quantcli.plan import Plan, Request
     from quantcli.stores import Source
+    from quantcli.stores.checkpoint import Checkpoint
 
 
 @click.command("quantize", short_help="Quantize a model file.")
@@ -52,12 +54,12 @@ def command(src: str, output: str | None, force: bool, threads: int | None, as_j
             quiet: bool, show_all: bool, dry_run: bool, digest: str, on_nonfinite: str, debug: bool, **asked: Any) -> None:
     """Quantize SRC: .safetensors, .npy, .npz, a checkpoint folder or its index.json.
 
-    Writes one safetensors file (by default SRC's name with the scheme, beside SRC) and prints what it cost. Norms,
-    biases, embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
+    Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with the scheme, beside SRC;
+    name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases, embeddings and small
+    tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli import container, pipeline, plan, report
+    from quantcli import pipeline, plan, report
     from quantcli.stores import open_source
-    from quantcli.stores.files import check_destination
 
     began = time.perf_counter()
     request = _request(asked)
@@ -65,45 +67,83 @@ def command(src: str, output: str | None, force: bool, threads: int | None, as_j
     try:
         _refuse_quantized(source)
         target = output or default_output(src, request.scheme.name if not asked["recipe"] else "recipe")
-        if not dry_run:
-            real = check_destination(target, force=force, sources=list(source.files()))
+        real = _destination(source, target, force) if not dry_run else target
         try:
             planned = plan.make(source.infos(), request)
         except (UsageError, DataError) as error:
             raise error.within(src) from None
         bytes_in = sum(f.size for f in source.files())
+        facts: dict[str, Any] = {"source": src, "output": target, "bytes_in": bytes_in}
         if dry_run:
-            size = pipeline.file_layout(source, planned, source.metadata, digest).size
-            found = report.of_plan(planned.tensors, None, command="plan", source=src, output=target, bytes_in=bytes_in,
-                                   bytes_out=size, seconds=None)
+            found = report.of_plan(planned.tensors, None, command="plan", bytes_out=_planned_size(source, planned, target, digest),
+                                   seconds=None, **facts)
         else:
             count = options.thread_count(threads)
             if verbose:
                 from quantcli import kernels
 
-                options.say(f"{kernels.load().name} kernels, {count} threads, {container.KEY} format {container.VERSION}")
+                options.say(f"{kernels.load().name} kernels, {count} threads")
             with options.bar(os.path.basename(target), quiet=quiet) as bar:
                 run = pipeline.Options(threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar)
-                written = pipeline.write(source, planned, source.metadata, real, run)
-            found = report.of_plan(written.plan.tensors, dict(written.results), command="quantize", source=src, output=target,
-                                   bytes_in=bytes_in, bytes_out=written.size, seconds=time.perf_counter() - began)
+                written, said = _write(source, planned, target, real, run)
+            if verbose:
+                for line in said:
+                    options.say(line)
+            found = report.of_plan(written.plan.tensors, dict(written.results), command="quantize", bytes_out=written.size,
+                                   seconds=time.perf_counter() - began, **facts)
     finally:
         source.close()
     options.print_report(found, as_json=as_json, color=color, show_all=show_all, quiet=quiet)
-    sys.stdout.flush()
+
+
+def _as_folder(source: Source, target: str) -> bool:
+    """Whether the output is a folder: for a checkpoint folder, unless a .safetensors file is named."""
+    return hasattr(source, "shards") and not target.lower().endswith(".safetensors")
+
+
+def _destination(source: Source, target: str, force: bool) -> str:
+    from quantcli.stores.files import check_destination
+    from quantcli.stores.folder import check_folder
+
+    if _as_folder(source, target):
+        return check_folder(target, force=force, source=cast("Checkpoint", source).folder)
+    return check_destination(target, force=force, sources=list(source.files()))
+
+
+def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> int:
+    from quantcli import checkpoints, pipeline
+
+    if _as_folder(source, target):
+        return checkpoints.dry_size(cast("Checkpoint", source), planned, digest)
+    return pipeline.file_layout(source, planned, source.metadata, digest).size
+
+
+def _write(source: Source, planned: Plan, target: str, real: str, run: Options) -> tuple[Written | WrittenFolder, list[str]]:
+    """Write the output, and what there is to tell about it."""
+    from quantcli import checkpoints, pipeline
+
+    if not _as_folder(source, target):
+        return pipeline.write(source, planned, source.metadata, real, run), []
+    written = checkpoints.write(cast("Checkpoint", source), planned, real, run)
+    said = [f"copied {', '.join(written.copied)}"] if written.copied else []
+    if written.obstacle:
+        said.append(f"config.json has no quantization_config, compressed-tensors cannot express {written.obstacle}")
+    return written, said
 
 
 def default_output(src: str, scheme: str) -> str:
     """The name beside SRC that tells the scheme.
 
-    >>> default_output("models/model.safetensors", "w4g128")
-    'models/model-w4g128.safetensors'
+    >>> default_output("models/model.safetensors", "w4g128"), default_output("audio.npy", "w8t")
+    ('models/model-w4g128.safetensors', 'audio-w8t.safetensors')
     """
     path = os.path.normpath(src)
     if path.endswith(".index.json"):
         path = os.path.dirname(os.path.abspath(path))
     folder, base = os.path.split(path if os.path.basename(path) not in ("", ".", "..") else os.path.abspath(path))
     stem, extension = os.path.splitext(base)
+    if os.path.isdir(path):
+        return os.path.join(folder, f"{base}-{scheme}")
     if extension.lower() not in (".safetensors", ".npy", ".npz"):
         stem = base
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")

@@ -360,8 +360,29 @@ struct Span {
   }
 
   void close() {
-    for (int r = 0; r < ROWS; ++r)
-      for (int j = 0; j < W; ++j) narrow(lows[r][j], highs[r][j], uint32_t(magnitudes[r][j]));
+    Quad least = fold(lows, [](auto a, auto b) { return a < b ? a : b; });
+    Quad most = fold(highs, [](auto a, auto b) { return a > b ? a : b; });
+    IntQuad far = fold_bits();
+    for (int j = 0; j < 4; ++j) narrow(least[j], most[j], uint32_t(far[j]));
+  }
+
+ private:
+  typedef float Quad __attribute__((vector_size(16)));
+  typedef int32_t IntQuad __attribute__((vector_size(16)));
+
+  template <class Pick>
+  static Quad fold(const Floats* rows, Pick pick) {
+    Floats whole = pick(rows[0], rows[1]);
+    Quad half[2];
+    std::memcpy(half, &whole, sizeof half);
+    return pick(half[0], half[1]);
+  }
+
+  IntQuad fold_bits() const {
+    Ints whole = magnitudes[0] > magnitudes[1] ? magnitudes[0] : magnitudes[1];
+    IntQuad half[2];
+    std::memcpy(half, &whole, sizeof half);
+    return half[0] > half[1] ? half[0] : half[1];
   }
 };
 

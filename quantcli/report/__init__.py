@@ -9,7 +9,7 @@ from typing import Any
 
 from quantcli.container import Result, StoredTensor
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.plan import TensorPlan
+from quantcli.plan import WIDER, TensorPlan
 from quantcli.scheme import Scheme
 from quantcli.tensors import TensorInfo
 
@@ -135,10 +135,19 @@ def of_plan(plan: Sequence[TensorPlan], results: dict[str, Result] | None, *, co
     tensors = [tensor_report(t.info, t.scheme, reason=t.reason, note=t.note, scale_dtype=t.scale_dtype, bytes_out=t.bytes_out,
                              metrics=m, digest=results[t.info.name].digest if results else None)
                for t, m in zip(plan, metrics)]  # fmt: skip
-    warnings = [f"{t.name}: {t.note}" for t in tensors if t.note.startswith("float32 scales") or t.reason == "nonfinite"]
-    warnings += _offset_warning(plan)
+    warnings = [*_named("float32 scales, for float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]),
+                *_named("left in floating point, for they hold NaN or infinity", [t.name for t in tensors if t.reason == "nonfinite"]),
+                *_offset_warning(plan)]  # fmt: skip
     return RunReport(command=command, source=source, output=output, tensors=tensors, warnings=warnings,
                      summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds))
+
+
+def _named(what: str, names: list[str]) -> list[str]:
+    """A warning about these tensors, the first few by name."""
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what}: {', '.join(names[:3])}{more}"]
 
 
 def _offset_warning(plan: Sequence[TensorPlan]) -> list[str]:

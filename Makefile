@@ -1,0 +1,41 @@
+# make demo    a virtual environment, the package in it, the sample model quantized and reported on
+# make test    a virtual environment and the tests
+# make check   ruff, mypy --strict and the tests
+# make bench   speed and memory beside the machine's own floor; make peers: real clients of the format
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint bench peers clean
+
+$(BIN)/.installed: pyproject.toml quantcli/kernels/kernels.cpp quantcli/kernels/CMakeLists.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .[dev]
+	touch $@
+
+demo: $(BIN)/.installed
+	mkdir -p out
+	$(BIN)/quantcli quantize sample_models/digits.safetensors --bits 4 --group-size 64 -o out/digits-w4g64.safetensors --force
+	$(BIN)/quantcli report out/digits-w4g64.safetensors --against sample_models/digits.safetensors
+	$(BIN)/python sample_models/evaluate.py sample_models/digits.safetensors
+	$(BIN)/python sample_models/evaluate.py out/digits-w4g64.safetensors
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest -n auto
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test
+
+bench: $(BIN)/.installed
+	$(BIN)/python tests/bench/bench.py
+
+peers: $(BIN)/.installed
+	$(BIN)/python tests/peers/run.py
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

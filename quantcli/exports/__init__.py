@@ -1,0 +1,1 @@
+"""Foreign layouts: what other tools need beside the tensors. One file each."""
