@@ -19,17 +19,38 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quantcli.errors import DataError, QuantcliError, UsageError
     from quantcli.core import dequantize, quantize
-    from quantcli.reading import open
+    from quantcli.errors import DataError, QuantcliError, UsageError
+    from quantcli.reading import Model, Tensor, open
     from quantcli.scheme import Scheme
     from quantcli.tensors import QuantizedTensor
 
-__all__ = ["DataError", "QuantcliError", "QuantizedTensor", "Scheme", "UsageError", "__version__", "dequantize",
-           "open", "quantize"]
+__all__ = [
+    "DataError",
+    "Model",
+    "QuantcliError",
+    "QuantizedTensor",
+    "Scheme",
+    "Tensor",
+    "UsageError",
+    "__version__",
+    "dequantize",
+    "open",
+    "quantize",
+]
 
-_HOMES = {"DataError": "errors", "QuantcliError": "errors", "UsageError": "errors", "QuantizedTensor": "tensors",
-          "Scheme": "scheme", "dequantize": "core", "quantize": "core", "open": "reading"}
+_HOMES = {
+    "DataError": "errors",
+    "QuantcliError": "errors",
+    "UsageError": "errors",
+    "QuantizedTensor": "tensors",
+    "Model": "reading",
+    "Scheme": "scheme",
+    "Tensor": "reading",
+    "dequantize": "core",
+    "quantize": "core",
+    "open": "reading",
+}
 
 
 def __getattr__(name: str) -> Any:

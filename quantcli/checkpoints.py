@@ -68,8 +68,10 @@ def dry_size(source: Checkpoint, plan: Plan, digest: str) -> int:
     """The exact size of all shards a plan leads to."""
     by_name = {t.info.name: t for t in plan.tensors}
     parts: Sequence[Any] = list(source.shards.values())
-    return sum(pipeline.file_layout(shard, Plan(tuple(by_name[i.name] for i in shard.infos())), shard.metadata, digest).size
-               for shard in parts)
+    return sum(
+        pipeline.file_layout(shard, Plan(tuple(by_name[i.name] for i in shard.infos())), shard.metadata, digest).size
+        for shard in parts
+    )
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -52,8 +52,10 @@ def zero_shape(plan: Layout) -> tuple[int, int]:
 def outputs(info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> list[TensorInfo]:
     """The tensors that hold `info` in quantized form."""
     name = info.name
-    found = [TensorInfo(f"{name}_packed", "I32", plan.packed_shape(scheme.bits)),
-             TensorInfo(f"{name}_scale", scale_dtype, plan.scale_shape)]
+    found = [
+        TensorInfo(f"{name}_packed", "I32", plan.packed_shape(scheme.bits)),
+        TensorInfo(f"{name}_scale", scale_dtype, plan.scale_shape),
+    ]
     if not scheme.symmetric and scheme.zero_point == "float":
         found.append(TensorInfo(f"{name}_offset", scale_dtype, plan.scale_shape))
     elif not scheme.symmetric:
@@ -91,8 +93,14 @@ def document(plan: Plan, digest: str, source_bytes: int, results: Mapping[str, R
     """The JSON document of a file made from so many bytes; without results, one at least as long."""
     schemes: list[dict[str, Any]] = []
     entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in plan.tensors}
-    whole = {"version": VERSION, "tool": f"quantcli {__version__}", "digest": digest,
-             "source_bytes": source_bytes, "schemes": schemes, "tensors": entries}
+    whole = {
+        "version": VERSION,
+        "tool": f"quantcli {__version__}",
+        "digest": digest,
+        "source_bytes": source_bytes,
+        "schemes": schemes,
+        "tensors": entries,
+    }
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -134,8 +142,10 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
     whole = strict_json(text.encode(), "quantcli header")
     try:
         if whole["version"] != VERSION:
-            raise DataError(f"format version {printable(str(whole['version']), 20)} is not known to this quantcli",
-                            hint="use a newer one")
+            raise DataError(
+                f"format version {printable(str(whole['version']), 20)} is not known to this quantcli",
+                hint="use a newer one",
+            )
         if whole["digest"] not in DIGEST_SIZES:
             raise DataError(f"unknown digest {printable(str(whole['digest']), 40)}")
         schemes = [Scheme(**values) for values in whole["schemes"]]
@@ -154,7 +164,9 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
     return Document(tool, whole["digest"], source_bytes, tuple(tensors))
 
 
-def _parse_tensor(name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo]) -> StoredTensor:
+def _parse_tensor(
+    name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo]
+) -> StoredTensor:
     reason, digest, note = str(entry["reason"]), entry.get("digest"), str(entry.get("note", ""))
     if "scheme" not in entry:
         if name not in stored:
@@ -172,7 +184,10 @@ def _parse_tensor(name: str, entry: dict[str, Any], schemes: list[Scheme], store
     expected = tuple(outputs(info, scheme, plan, scale_dtype))
     for output in expected:
         if stored.get(output.name) != output:
-            raise DataError(f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}", place=[printable(name)])
+            raise DataError(
+                f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}",
+                place=[printable(name)],
+            )
     sums = [float(entry[k]) for k in ("sse", "power", "max_abs_error")]
     metrics = Metrics(sums[0], sums[1], info.numel, sums[2], int(entry["clipped"]))
     return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, digest, note, expected)

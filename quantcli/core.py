@@ -78,78 +78,99 @@ def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
 
 
 def settle(seen: Observed, scheme: Scheme, scale_dtype: str) -> QuantParams | None:
-    """Parameters of the groups, rounded to what the file stores; None when its dtype does not hold a scale.
+    """Parameters of the groups, rounded to what the file stores; None when its dtype does not hold them.
 
     A scale below the normal range of float32 is raised to it: such groups decode to multiples of 2^-126, most to 0.
     Where the outermost code would decode beyond the scale's dtype (readers multiply in it) the scale is the next
     smaller one.
     """
     ideal: Ideal = _calibrator(scheme).solve(seen, scheme)
-    binary = scheme.bits == 1 and scheme.symmetric
-    smallest, limit = _smallest(scheme, scale_dtype), _LARGEST[scale_dtype]
-    wanted = ideal.scale
-    size = np.abs(wanted)
-    if float(size.min()) < smallest:
-        if scale_dtype != "F16":
-            wanted = wanted if binary else np.where(size < smallest, np.copysign(smallest, wanted), wanted)
-        elif scheme.scale_dtype is None and np.any((size < smallest) & (size > 0)):
-            return None
-    zero = None
-    if ideal.zero is not None:
-        whole = scheme.zero_point == "int"
-        zero = np.clip(np.rint(ideal.zero), 0, (1 << scheme.bits) - 1).astype(np.float32) if whole else _stored(ideal.zero, scale_dtype)
-    scale, grid = _stored(wanted, scale_dtype), code_grid(scheme)
-    farthest = float(size.max()) * grid.umax * 1.01 + (float(np.abs(zero).max()) if grid.mode == OFFSET and zero is not None else 0)
+    wanted = _representable(ideal.scale, scheme, scale_dtype)
+    zero = _settled_zero(ideal, scheme, scale_dtype)
+    if wanted is None or (zero is None and ideal.zero is not None):
+        return None
+    scale, grid, limit = _stored(wanted, scale_dtype), code_grid(scheme), _LARGEST[scale_dtype]
+    farthest = float(np.abs(wanted).max()) * grid.umax * 1.01 + (float(np.abs(zero).max()) if zero is not None else 0.0)
     if not farthest < limit:
-        beyond = _outermost(scale, zero, grid) > limit
-        scale = np.where(beyond, _next_smaller(scale, scale_dtype), scale)
+        if (_outermost(wanted, zero, grid) > limit * 1.001).any():
+            return None
+        scale = np.where(_outermost(scale, zero, grid) > limit, _next_smaller(scale, scale_dtype), scale)
         if not (_outermost(scale, zero, grid) <= limit).all():
             return None
-    if not binary and not scale.all():
+    if grid.mode != BINARY and not scale.all():
         return None
     return QuantParams(scale, zero)
 
 
-def _smallest(scheme: Scheme, scale_dtype: str) -> float:
-    """The smallest scale a dtype is trusted with: below, rounding it (to multiples of 2^-24 in float16) would move
-    the outermost of 2^(b-1) steps by more than a quarter of a step."""
-    return 2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126
+def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str) -> NDArray[np.float64] | None:
+    """Scales raised to the smallest a float32 or bfloat16 is trusted with; None where float16 would lose too much.
+
+    In float16 (multiples of 2^-24) rounding must not move the outermost of 2^(b-1) steps by more than a quarter of
+    a step, unless float16 was asked for.
+    """
+    size = np.abs(scale)
+    smallest = 2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126
+    if float(size.min()) >= smallest:
+        return scale
+    if scale_dtype == "F16":
+        lost = scheme.scale_dtype is None and bool(np.any((size < smallest) & (size > 0)))
+        return None if lost else scale
+    if code_grid(scheme).mode == BINARY:
+        return scale
+    return np.where(size < smallest, np.copysign(smallest, scale), scale)
 
 
-def _outermost(scale: Floats, zero: Floats | None, grid: CodeGrid) -> NDArray[np.float64]:
-    """Largest absolute value the codes of each group decode to."""
-    s = scale.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        if grid.mode == BINARY:
-            return np.abs(s)
-        z = np.float64(grid.zero) if zero is None else zero.astype(np.float64)
-        ends = [u * s + z if grid.mode == OFFSET else (u - z) * s for u in (grid.umin, grid.umax)]
-        return np.nan_to_num(np.maximum(np.abs(ends[0]), np.abs(ends[1])), nan=np.inf)
+def _settled_zero(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> Floats | None:
+    """Whole zero points, or offsets in the scale's dtype; None when there are none, and where rounding an offset
+    would move the whole group by more than a quarter of a step, unless that dtype was asked for."""
+    if ideal.zero is None:
+        return None
+    if scheme.zero_point == "int":
+        return np.clip(np.rint(ideal.zero), 0, (1 << scheme.bits) - 1).astype(np.float32)
+    zero = _stored(ideal.zero, scale_dtype)
+    moved = bool(np.any(np.abs(zero - ideal.zero) > np.abs(ideal.scale) / 4))
+    return None if moved and scheme.scale_dtype is None and scale_dtype != "F32" else zero
+
+
+def _outermost(scale: NDArray[Any], zero: Floats | None, grid: CodeGrid) -> NDArray[np.float64]:
+    """Largest absolute value that occurs when the codes of each group are decoded."""
+    far: NDArray[np.float64] = np.abs(scale.astype(np.float64))
+    if grid.mode == BINARY:
+        return far
+    z = np.float64(grid.zero) if zero is None else zero.astype(np.float64)
+    if grid.mode == OFFSET:
+        far = np.maximum(grid.umax * far, np.maximum(np.abs(z), np.abs(grid.umax * far + z)))
+    else:
+        far = np.maximum(np.abs(grid.umin - z), np.abs(grid.umax - z)) * far
+    return far
 
 
 def _next_smaller(scale: Floats, dtype: str) -> Floats:
     """The neighbours towards 0 in a scale dtype; the largest finite value where there is no finite one."""
     finite = np.clip(scale, -_LARGEST[dtype], _LARGEST[dtype])
     if dtype == "F16":
-        return np.nextafter(finite.astype(np.float16), np.float16(0)).astype(np.float32)
-    if dtype == "BF16":
-        return (finite.view(np.uint32) - np.uint32(0x10000)).view(np.float32)
-    return np.nextafter(finite, np.float32(0))
+        smaller: Floats = np.nextafter(finite.astype(np.float16), np.float16(0)).astype(np.float32)
+    elif dtype == "BF16":
+        smaller = (finite.view(np.uint32) - np.uint32(0x10000)).view(np.float32)
+    else:
+        smaller = np.nextafter(finite, np.float32(0))
+    return smaller
 
 
 def _stored(values: NDArray[np.float64], dtype: str) -> Floats:
     """Values rounded to a storage dtype, as float32; too large ones become infinite."""
     with np.errstate(over="ignore"):
         if dtype == "F16":
-            return values.astype(np.float16).astype(np.float32)
-        single = values.astype(np.float32)
+            single: Floats = values.astype(np.float16).astype(np.float32)
+        else:
+            single = values.astype(np.float32)
     if dtype == "BF16":
-        return (round_bfloat16(single).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        single = (round_bfloat16(single).astype(np.uint32) << np.uint32(16)).view(np.float32)
     return single
 
 
 def spread(params: QuantParams, info: TensorInfo, scheme: Scheme, plan: Layout) -> QuantParams:
-    """Parameters observed per column as the vector of (1, cols) the kernels take: one channel's columns share theirs."""
+    """Parameters per channel as the vector (1, cols) the kernels take; others as they are."""
     if plan.shared != "columns":
         return params
     outer, channels, inner = column_repeats(info.shape, scheme.axis)
@@ -208,7 +229,9 @@ def _weights(array: NDArray[Any]) -> tuple[NDArray[np.uint8], str]:
     names = {"f2": "F16", "f4": "F32", "f8": "F64"}
     name = names.get(array.dtype.str[1:])
     if name is None:
-        raise DataError(f"an array of {array.dtype} cannot be quantized", hint="use float16, bfloat16, float32 or float64")
+        raise DataError(
+            f"an array of {array.dtype} cannot be quantized", hint="use float16, bfloat16, float32 or float64"
+        )
     return np.ascontiguousarray(array.astype(DTYPES[name].numpy, copy=False)).reshape(-1).view(np.uint8), name
 
 
@@ -250,7 +273,9 @@ def quantize(array: NDArray[Any], scheme: Scheme) -> QuantizedTensor:
     return QuantizedTensor(info, settled, plan, params, packed)
 
 
-def _settle_all(seen: list[Observed], info: TensorInfo, scheme: Scheme, plan: Layout, dtype: str) -> tuple[QuantParams, Scheme]:
+def _settle_all(
+    seen: list[Observed], info: TensorInfo, scheme: Scheme, plan: Layout, dtype: str
+) -> tuple[QuantParams, Scheme]:
     """Parameters (rows, groups) of a whole array, and the scheme with the scale dtype that held them."""
     if plan.two_pass:
         joined = _join(seen, scheme, plan)
@@ -270,7 +295,9 @@ def _settle_all(seen: list[Observed], info: TensorInfo, scheme: Scheme, plan: La
 def _join(seen: list[Observed], scheme: Scheme, plan: Layout) -> Observed:
     if plan.shared is None:  # rows in pieces: merge those of one row, stack the rows
         pieces = len(seen) // plan.rows
-        rows = [_join(seen[r * pieces : (r + 1) * pieces], scheme, replace(plan, shared="tensor")) for r in range(plan.rows)]
+        rows = [
+            _join(seen[r * pieces : (r + 1) * pieces], scheme, replace(plan, shared="tensor")) for r in range(plan.rows)
+        ]
         return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
     joined = seen[0]
     for later in seen[1:]:
@@ -280,8 +307,10 @@ def _join(seen: list[Observed], scheme: Scheme, plan: Layout) -> Observed:
 
 def scale_misfit(scheme: Scheme) -> DataError:
     """The refusal of a scale that its dtype cannot hold."""
-    return DataError(f"a scale does not fit {scheme.scale_dtype or 'float32'}",
-                     hint="use --scale-dtype float32" if scheme.scale_dtype not in (None, "float32") else "its range is too wide")
+    return DataError(
+        f"a scale does not fit {scheme.scale_dtype or 'float32'}",
+        hint="use --scale-dtype float32" if scheme.scale_dtype not in (None, "float32") else "its range is too wide",
+    )
 
 
 def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
@@ -292,8 +321,9 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
     [-1.0, 0.0, 7.0]
     """
     plan, params = tensor.layout, tensor.params
-    values = table.load().decode(tensor.packed, (plan.rows, plan.cols), plan.group, params.scale, params.zero,
-                                 code_grid(tensor.scheme))
+    values = table.load().decode(
+        tensor.packed, (plan.rows, plan.cols), plan.group, params.scale, params.zero, code_grid(tensor.scheme)
+    )
     return values.reshape(tensor.info.shape)
 
 

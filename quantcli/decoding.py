@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -36,10 +37,10 @@ def write(model: Model, path: str, *, dtype: str | None, force: bool, threads: i
                 at = places.offsets[name]
                 if tensor.stored.layout is None:
                     for start in range(0, infos[name].nbytes, COPY):
-                        yield lambda t=tensor, s=start, at=at: copy(t, s, at)  # type: ignore[misc]
+                        yield partial(copy, tensor, start, at)
                 else:
                     for span in tensor.stored.layout.tiles():
-                        yield lambda t=tensor, s=span, at=at: decode(t, s, at)  # type: ignore[misc]
+                        yield partial(decode, tensor, span, at)
 
         def copy(tensor: Tensor, start: int, at: int) -> None:
             block = memoryview(bytearray(min(COPY, tensor.stored.info.nbytes - start)))
@@ -56,10 +57,13 @@ def write(model: Model, path: str, *, dtype: str | None, force: bool, threads: i
                 np.clip(decoded, -65504, 65504, out=decoded)
             values = from_float32(decoded, target)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise DataError(f"a decoded weight does not fit {target}", place=[model.source.path, printable(tensor.name)],
-                                hint="use --dtype float32")
+                raise DataError(
+                    f"a decoded weight does not fit {target}",
+                    place=[model.source.path, printable(tensor.name)],
+                    hint="use --dtype float32",
+                )
             size = DTYPES[target].bits // 8
-            out.write(at + (span.row * tensor.stored.layout.cols + span.col) * size, memoryview(values).cast("B"))
+            out.write(at + (span.row * tensor.stored.layout.cols + span.col) * size, values.data.cast("B"))
             advance(values.nbytes)
 
         def advance(nbytes: int) -> None:

@@ -27,19 +27,29 @@ class DType:
 
 
 _TABLE = [
-    DType("BOOL", 8, "|b1"), DType("U8", 8, "|u1"), DType("I8", 8, "|i1"),
-    DType("U16", 16, "<u2"), DType("I16", 16, "<i2"), DType("U32", 32, "<u4"), DType("I32", 32, "<i4"),
-    DType("U64", 64, "<u8"), DType("I64", 64, "<i8"), DType("C64", 64, "<c8"),
+    DType("BOOL", 8, "|b1"),
+    DType("U8", 8, "|u1"),
+    DType("I8", 8, "|i1"),
+    DType("U16", 16, "<u2"),
+    DType("I16", 16, "<i2"),
+    DType("U32", 32, "<u4"),
+    DType("I32", 32, "<i4"),
+    DType("U64", 64, "<u8"),
+    DType("I64", 64, "<i8"),
+    DType("C64", 64, "<c8"),
     DType("F16", 16, "<f2", is_float=True, quantizable=True),
     DType("BF16", 16, None, is_float=True, quantizable=True),
     DType("F32", 32, "<f4", is_float=True, quantizable=True),
     DType("F64", 64, "<f8", is_float=True, quantizable=True),
     DType("F8_E4M3", 8, None, is_float=True, quantizable=True),
     DType("F8_E5M2", 8, None, is_float=True, quantizable=True),
-    DType("F8_E4M3FNUZ", 8, None, is_float=True), DType("F8_E5M2FNUZ", 8, None, is_float=True),
-    DType("F8_E8M0", 8, None, is_float=True), DType("F4", 4, None, is_float=True),
-    DType("F6_E2M3", 6, None, is_float=True), DType("F6_E3M2", 6, None, is_float=True),
-]  # fmt: skip
+    DType("F8_E4M3FNUZ", 8, None, is_float=True),
+    DType("F8_E5M2FNUZ", 8, None, is_float=True),
+    DType("F8_E8M0", 8, None, is_float=True),
+    DType("F4", 4, None, is_float=True),
+    DType("F6_E2M3", 6, None, is_float=True),
+    DType("F6_E3M2", 6, None, is_float=True),
+]
 DTYPES = {d.name: d for d in _TABLE}
 """Every dtype of safetensors 0.8 by name."""
 
@@ -67,7 +77,8 @@ def _float8_values(name: str) -> NDArray[np.float32]:
         value[(code & 0x7F) == 0x7F] = np.nan
     else:
         value[exponent == 31] = np.where(mantissa[exponent == 31] == 0, np.inf, np.nan)
-    return (np.where(code & 0x80, -value, value)).astype(np.float32)
+    values: NDArray[np.float32] = np.where(code & 0x80, -value, value).astype(np.float32)
+    return values
 
 
 def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
@@ -77,16 +88,19 @@ def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """
     import numpy as np
 
+    values: NDArray[np.float32]
     if dtype == "F32":
-        return raw.view("<f4")
-    if dtype == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if dtype == "F16":
-        return raw.view("<f2").astype(np.float32)
-    if dtype == "F64":
+        values = raw.view("<f4")
+    elif dtype == "BF16":
+        values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    elif dtype == "F16":
+        values = raw.view("<f2").astype(np.float32)
+    elif dtype == "F64":
         with np.errstate(over="ignore", invalid="ignore"):
-            return raw.view("<f8").astype(np.float32)
-    return _float8_values(dtype)[raw]
+            values = raw.view("<f8").astype(np.float32)
+    else:
+        values = _float8_values(dtype)[raw]
+    return values
 
 
 def round_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -94,7 +108,10 @@ def round_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     import numpy as np
 
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(np.uint16)
+    rounded: NDArray[np.uint16] = (
+        (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    ).astype(np.uint16)
+    return rounded
 
 
 def _round_float8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
@@ -107,7 +124,8 @@ def _round_float8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
     above = np.clip(np.searchsorted(finite, magnitude), 1, len(finite) - 1)
     low, high = magnitude - finite[above - 1], finite[above] - magnitude
     code = np.where((high < low) | ((high == low) & (above % 2 == 0)), above, above - 1).astype(np.uint8)
-    return code | np.where(np.signbit(values), 0x80, 0).astype(np.uint8)
+    signed: NDArray[np.uint8] = code | np.where(np.signbit(values), 0x80, 0).astype(np.uint8)
+    return signed
 
 
 def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

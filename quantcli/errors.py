@@ -17,8 +17,14 @@ def printable(text: str, limit: int = 512) -> str:
         text = text[: limit - 20] + f"... ({len(text)} characters)"
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() if ord(c) < 0xD800 or ord(c) > 0xDFFF
-                   else f"\\u{ord(c):04x}" for c in text)
+    return "".join(
+        c
+        if c.isprintable()
+        else c.encode("unicode_escape").decode()
+        if ord(c) < 0xD800 or ord(c) > 0xDFFF
+        else f"\\u{ord(c):04x}"
+        for c in text
+    )
 
 
 class QuantcliError(Exception):

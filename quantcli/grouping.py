@@ -97,6 +97,7 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     if not -axes <= scheme.axis < axes:
         raise UsageError(f"axis {scheme.axis} of a tensor of {len(shape)} dimensions", hint="use a smaller --axis")
     axis = scheme.axis % axes
+    lead: tuple[int, ...]
     if len(shape) < 2:  # a vector is one row
         lead, cols = (1,), math.prod(shape)
     elif scheme.granularity == "group":
@@ -119,8 +120,10 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     assert scheme.group_size is not None
     group = max(1, min(scheme.group_size, cols))
     if MAX_GROUP < group < cols:
-        raise UsageError(f"groups of {group} do not cover a row of {cols}",
-                         hint=f"use a group size up to {MAX_GROUP}, or -1 for one scale per row")
+        raise UsageError(
+            f"groups of {group} do not cover a row of {cols}",
+            hint=f"use a group size up to {MAX_GROUP}, or -1 for one scale per row",
+        )
     return Layout(rows, cols, group, None, lead, (*lead, -(-cols // group)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from quantcli import core, digest, kernels
 from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
+from quantcli.grouping import TileSpan
 from quantcli.kernels import Sums
 from quantcli.metrics import Metrics
 from quantcli.pipeline import COPY, Progress
@@ -18,7 +20,9 @@ from quantcli.reading import Model, Tensor
 from quantcli.workers import Crew, Task
 
 
-def against(model: Model, original: Model, *, threads: int, check_digests: bool, progress: Progress | None) -> list[Metrics | None]:
+def against(
+    model: Model, original: Model, *, threads: int, check_digests: bool, progress: Progress | None
+) -> list[Metrics | None]:
     """Metrics of every tensor of a quantized model against the original one; None for kept tensors.
 
     Raises DataError when a tensor is missing in either, has another shape, or (with check_digests) was made from
@@ -37,18 +41,18 @@ def against(model: Model, original: Model, *, threads: int, check_digests: bool,
             stored = model[name].stored
             if check_digests and stored.digest is not None:
                 if len(stored.digest) == 64:
-                    yield lambda n=name: check_sha256(n)  # type: ignore[misc]
+                    yield partial(check_sha256, name)
                 else:
                     chunks[name] = digest.Chunks(original[name].stored.info.nbytes)
             if stored.layout is None:
                 if name in chunks:
                     for start in range(0, stored.info.nbytes, COPY):
-                        yield lambda n=name, s=start: scan(n, s)  # type: ignore[misc]
+                        yield partial(scan, name, start)
                 continue
             spans = list(stored.layout.tiles())
             sums[name] = [None] * len(spans)
             for index in range(len(spans)):
-                yield lambda n=name, i=index, s=spans: measure(n, i, s)  # type: ignore[misc]
+                yield partial(measure, name, index, spans)
 
     def read(name: str, start: int, block: memoryview) -> None:
         original.source.read(name, start, block)
@@ -63,7 +67,7 @@ def against(model: Model, original: Model, *, threads: int, check_digests: bool,
         found = digest.sha256(original[name].stored.info.nbytes, lambda at, block: read(name, at, block))
         _same_digest(model[name], found, original)
 
-    def measure(name: str, index: int, spans: list[core.TileSpan]) -> None:
+    def measure(name: str, index: int, spans: list[TileSpan]) -> None:
         tensor, span = model[name], spans[index]
         scheme, plan = tensor.stored.scheme, tensor.stored.layout
         assert scheme is not None and plan is not None
@@ -71,9 +75,9 @@ def against(model: Model, original: Model, *, threads: int, check_digests: bool,
         size = DTYPES[dtype].bits // 8
         start = (span.row * plan.cols + span.col) * size
         raw = np.empty(span.rows * span.cols * size, np.uint8)
-        read(name, start, memoryview(raw))
+        read(name, start, raw.data)
         if name in chunks:
-            chunks[name].add(start, memoryview(raw), lambda at, rest: read(name, at, rest))
+            chunks[name].add(start, raw.data, lambda at, rest: read(name, at, rest))
         tile = core.as_tile(raw, dtype, span, plan.group)
         params = tensor.params(span)
         found = kernels.load().measure(tile, params.scale, params.zero, core.code_grid(scheme), tensor.packed(span))
@@ -100,15 +104,23 @@ def _check(model: Model, original: Model) -> None:
         if name not in original:
             raise DataError("the original does not hold this tensor", place=place)
         if original[name].shape != tensor.shape:
-            raise DataError(f"its shape is {list(original[name].shape)}, in the quantized file {list(tensor.shape)}", place=place)
+            raise DataError(
+                f"its shape is {list(original[name].shape)}, in the quantized file {list(tensor.shape)}", place=place
+            )
         if tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
             raise DataError(f"its dtype is {original[name].dtype}", place=place)
     extra = [name for name in original if name not in model]
     if extra:
-        raise DataError("the quantized file does not hold this tensor of the original", place=[model.source.path, printable(extra[0])])
+        raise DataError(
+            "the quantized file does not hold this tensor of the original",
+            place=[model.source.path, printable(extra[0])],
+        )
 
 
 def _same_digest(tensor: Tensor, found: str, original: Model) -> None:
     if tensor.stored.digest != found:
-        raise DataError("these are not the weights the file was made from (digests differ)",
-                        place=[original.source.path, printable(tensor.name)], hint="use --ignore-digest to measure all the same")
+        raise DataError(
+            "these are not the weights the file was made from (digests differ)",
+            place=[original.source.path, printable(tensor.name)],
+            hint="use --ignore-digest to measure all the same",
+        )

@@ -56,8 +56,13 @@ class Metrics:
         return self.clipped / self.numel if self.numel else 0.0
 
     def __add__(self, other: Metrics) -> Metrics:
-        return Metrics(self.sse + other.sse, self.power + other.power, self.numel + other.numel,
-                       max(self.max_abs_error, other.max_abs_error), self.clipped + other.clipped)
+        return Metrics(
+            self.sse + other.sse,
+            self.power + other.power,
+            self.numel + other.numel,
+            max(self.max_abs_error, other.max_abs_error),
+            self.clipped + other.clipped,
+        )
 
 
 NOTHING = Metrics(0.0, 0.0, 0, 0.0, 0)
@@ -82,4 +87,5 @@ def ordered_sum(values: NDArray[Any]) -> NDArray[Any]:
     while width > 1:
         width //= 2
         lanes[..., :width] += lanes[..., width : 2 * width]
-    return lanes[..., 0].copy()
+    sums: NDArray[Any] = lanes[..., 0].copy()
+    return sums

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from quantcli.errors import UsageError, printable
 
+try:
+    from re import _parser  # type: ignore[attr-defined]
+except ImportError:  # Python 3.10
+    import sre_parse as _parser
+
 _LIMIT = 400
-_REPEATED_GROUP = re.compile(r"\((?:[^()\\]|\\.)*[+*|}](?:[^()\\]|\\.)*\)[+*{]")
+_STEPS = 10**8
+"""Steps a match may take at most: about a second."""
 
 
 def module_of(name: str) -> str:
@@ -30,21 +38,72 @@ def compiled(pattern: str, option: str) -> Callable[[str], bool]:
     """
     if not pattern or len(pattern) > _LIMIT:
         raise UsageError(f"a pattern of {len(pattern)} characters", place=[option], hint=f"use 1 to {_LIMIT}")
-    text = pattern[3:] if pattern.startswith("re:") else fnmatch.translate(re.sub(r"\*+", "*", pattern))
-    if pattern.startswith("re:") and (_REPEATED_GROUP.search(text) or len(re.findall(r"[+*}]", text)) > 6):
-        raise UsageError(f"{pattern!r} repeats what repeats itself", place=[option], hint="use a simpler expression")
+    if not pattern.startswith("re:"):
+        glob = re.compile(fnmatch.translate(re.sub(r"\*+", "*", pattern)))
+        return lambda name: bool(glob.fullmatch(name) or glob.fullmatch(module_of(name)))
     try:
-        expression = re.compile(text)
+        expression = re.compile(pattern[3:])
+        repeats = _repeats(_parser.parse(pattern[3:]), False)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{pattern!r} is not a regular expression: {error}", place=[option]) from None
-    return lambda name: bool(expression.fullmatch(name[:1024]) or expression.fullmatch(module_of(name)[:1024]))
+    if repeats is None or repeats > 4:
+        raise UsageError(f"{pattern!r} repeats too much", place=[option], hint="use a simpler expression")
+
+    def test(name: str) -> bool:
+        if len(name) ** repeats / math.factorial(repeats) > _STEPS:
+            raise UsageError(
+                f"{pattern!r} could take too long on {printable(name, 80)}", place=[option], hint="repeat less in it"
+            )
+        return bool(expression.fullmatch(name) or expression.fullmatch(module_of(name)))
+
+    return test
+
+
+def _repeats(parsed: Any, repeated: bool) -> int | None:
+    """How many parts of an expression may match at several lengths; None when one of them, or a branch, is itself
+    repeated: the number of ways to match then grows exponentially."""
+    total = 0
+    for operation, argument in parsed:
+        name = str(operation)
+        inner: list[Any] = []
+        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+            low, high, body = argument
+            if repeated:
+                return None
+            found = _repeats(body, high > 1)
+            if found is None:
+                return None
+            total += found + (low != high)
+            continue
+        if name == "BRANCH":
+            if repeated:
+                return None
+            inner = list(argument[1])
+        elif name == "SUBPATTERN":
+            inner = [argument[-1]]
+        elif name in ("ASSERT", "ASSERT_NOT"):
+            inner = [argument[1]]
+        elif name == "ATOMIC_GROUP":
+            inner = [argument]
+        elif name == "GROUPREF_EXISTS":
+            inner = [part for part in argument[1:] if part is not None]
+        for part in inner:
+            found = _repeats(part, repeated)
+            if found is None:
+                return None
+            total += found
+    return total
 
 
 def near_misses(pattern: str, names: Iterable[str]) -> str:
     """A hint that lists the names closest to a pattern."""
     known = sorted({n for name in names for n in (name, module_of(name)) if n})
     plain = pattern.removeprefix("re:").replace("*", "").replace("\\", "")
-    close = difflib.get_close_matches(plain, known[:5000], n=3, cutoff=0.5) or [n for n in known if plain and plain in n][:3] or known[:3]
+    close = (
+        difflib.get_close_matches(plain, known[:5000], n=3, cutoff=0.5)
+        or [n for n in known if plain and plain in n][:3]
+        or known[:3]
+    )
     return "near it: " + ", ".join(printable(n, 80) for n in close)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -112,7 +113,7 @@ class _ZeroBands:
                     done.append((first, self._bands.pop(first)))
         for first, band in done:
             words = packing.pack_columns(band, self.bits)
-            write(first // 32 * self.bits * self.groups * 4, memoryview(np.ascontiguousarray(words)).cast("B"))
+            write(first // 32 * self.bits * self.groups * 4, np.ascontiguousarray(words).data.cast("B"))
 
 
 class _Run:
@@ -138,7 +139,7 @@ class _Run:
         if tensor.layout is None:
             starts = range(0, max(nbytes, 1), COPY)
             job.left += len(starts)
-            yield from (lambda start=start: self._copy(job, start) for start in starts)  # type: ignore[misc]
+            yield from (partial(self._copy, job, start) for start in starts)
         else:
             job.tiles = list(tensor.layout.tiles())
             job.left += len(job.tiles)
@@ -146,11 +147,11 @@ class _Run:
             if tensor.scheme is not None and not tensor.scheme.symmetric and tensor.scheme.zero_point == "int":
                 job.zeros = _ZeroBands(tensor.layout, tensor.scheme.bits)
             job.left += 1
-            yield lambda: self._shape(job)
+            yield partial(self._shape, job)
             step = self._observe if tensor.layout.two_pass else self._encode
-            yield from (lambda i=i: step(job, i) for i in range(len(job.tiles)))  # type: ignore[misc]
+            yield from (partial(step, job, i) for i in range(len(job.tiles)))
         if self.options.digest == "sha256":
-            yield lambda: self._sha256(job)
+            yield partial(self._sha256, job)
 
     # -- pieces of work
 
@@ -159,7 +160,7 @@ class _Run:
         size = DTYPES[job.plan.info.dtype].bits // 8
         start = (span.row * job.plan.layout.cols + span.col) * size
         raw = _buffers.take("raw", span.rows * span.cols * size)
-        self.source.read(job.plan.info.name, start, memoryview(raw))
+        self.source.read(job.plan.info.name, start, raw.data)
         return start, raw
 
     def _write(self, job: _Job, output: int, offset: int, data: memoryview) -> None:
@@ -171,14 +172,14 @@ class _Run:
 
     def _copy(self, job: _Job, start: int) -> list[Task] | None:
         size = min(COPY, job.plan.info.nbytes - start)
-        block = memoryview(_buffers.take("raw", size))
+        block = _buffers.take("raw", size).data
         self.source.read(job.plan.info.name, start, block)
         self._digest(job, start, block)
         self._write(job, 0, start, block)
         return self._done(job, size)
 
     def _shape(self, job: _Job) -> list[Task] | None:
-        self._write(job, -1, 0, memoryview(np.array(job.plan.info.shape, "<i8")).cast("B"))
+        self._write(job, -1, 0, np.array(job.plan.info.shape, "<i8").data.cast("B"))
         return self._done(job, 0)
 
     def _sha256(self, job: _Job) -> list[Task] | None:
@@ -194,7 +195,8 @@ class _Run:
         _, raw = self._read(job, span)
         seen = core.observe(self.table, core.as_tile(raw, job.plan.info.dtype, span, plan.group), scheme, plan)
         if seen is None:
-            return self._nonfinite(job)
+            self._nonfinite(job)
+            return None
         with self._lock:
             job.seen[index] = seen
             last = self._merge(job)
@@ -204,10 +206,11 @@ class _Run:
         joined = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]} if plan.shared is None else rows[0]
         params = core.settle(core.fold_columns(joined, job.plan.info, scheme, plan), scheme, job.plan.scale_dtype)
         if params is None:
-            return self._misfit(job)
+            self._misfit(job)
+            return None
         job.params = core.spread(params, job.plan.info, scheme, plan)
         self._write_params(job, core.stored_params(params, plan), 0, 0)
-        return [lambda i=i: self._encode(job, i) for i in range(len(job.tiles))]  # type: ignore[misc]
+        return [partial(self._encode, job, i) for i in range(len(job.tiles))]
 
     def _merge(self, job: _Job) -> bool:
         """Merge what was seen in file order, as far as it has come; whether that was the last of it."""
@@ -233,19 +236,21 @@ class _Run:
         else:
             seen = core.observe(self.table, tile, scheme, plan)
             if seen is None:
-                return self._nonfinite(job)
+                self._nonfinite(job)
+                return None
             settled = core.settle(seen, scheme, job.plan.scale_dtype)
             if settled is None:
-                return self._misfit(job)
+                self._misfit(job)
+                return None
             params = settled
         if self.amendments:  # this pass only looks for further tensors to plan anew
             return self._done(job, len(raw))
-        self._digest(job, start, memoryview(raw))
+        self._digest(job, start, raw.data)
         packed = _buffers.take("packed", span.rows * row_bytes(span.cols, scheme.bits))
         sums = self.table.encode(tile, params.scale, params.zero, core.code_grid(scheme), packed)
         job.sums[index] = sums, span.rows * span.cols
         at = span.row * row_bytes(plan.cols, scheme.bits) + span.col * scheme.bits // 8
-        self._write(job, 0, at, memoryview(packed))
+        self._write(job, 0, at, packed.data)
         if job.params is None:
             self._write_params(job, params, span.row, span.col // plan.group)
         return self._done(job, len(raw))
@@ -256,7 +261,7 @@ class _Run:
         at = (row * job.plan.layout.groups + group) * DTYPES[dtype].bits // 8
 
         def stored(values: NDArray[Any]) -> memoryview:
-            return memoryview(np.ascontiguousarray(from_float32(values, dtype))).cast("B")
+            return np.ascontiguousarray(from_float32(values, dtype)).data.cast("B")
 
         self._write(job, 1, at, stored(params.scale))
         if job.zeros is not None and params.zero is not None:
@@ -293,8 +298,11 @@ class _Run:
                 self.amendments[job.plan.info.name] = kept(job.plan.info, "nonfinite")
             return
         found = count_nonfinite(self.source, job.plan)
-        raise DataError(found.describe(), place=[self.source.path, printable(job.plan.info.name)],
-                        hint="use --on-nonfinite keep to leave such tensors in floating point")
+        raise DataError(
+            found.describe(),
+            place=[self.source.path, printable(job.plan.info.name)],
+            hint="use --on-nonfinite keep to leave such tensors in floating point",
+        )
 
 
 def count_nonfinite(source: Source, tensor: TensorPlan) -> core.NonFinite:
@@ -304,7 +312,7 @@ def count_nonfinite(source: Source, tensor: TensorPlan) -> core.NonFinite:
     buffer = np.empty(COPY, np.uint8)
     for start in range(0, tensor.info.nbytes, COPY):
         block = buffer[: min(COPY, tensor.info.nbytes - start)]
-        source.read(tensor.info.name, start, memoryview(block))
+        source.read(tensor.info.name, start, block.data)
         found += core.nonfinite(block, tensor.info.dtype, start // size)
     return found
 

@@ -48,9 +48,9 @@ _NAMES = [
     ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
     ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
     ("router", re.compile(r"(?:^|\.)(?:\w*router\w*|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
-    ("embedding", re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe)(?:\.weight)?$", re.IGNORECASE)),
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
-]  # fmt: skip
+    ("embedding", re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe)(?:\.weight)?$", re.IGNORECASE)),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,9 @@ def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:
     return TensorPlan(info=info, reason=reason, note=note, outputs=(info,))
 
 
-def quantized(info: TensorInfo, scheme: Scheme, reason: str, scale_dtype: str | None = None, note: str = "") -> TensorPlan:
+def quantized(
+    info: TensorInfo, scheme: Scheme, reason: str, scale_dtype: str | None = None, note: str = ""
+) -> TensorPlan:
     """The plan of a tensor to quantize, every output size fixed. Raises UsageError for what its shape forbids."""
     try:
         plan = layout(info.shape, scheme)
@@ -122,14 +124,23 @@ def quantized(info: TensorInfo, scheme: Scheme, reason: str, scale_dtype: str | 
     notes = [note] if note else []
     if plan.short_group and plan.shared is None:
         notes.append(f"short last group of {plan.short_group}")
-    return TensorPlan(info=info, reason=reason, scheme=scheme, layout=plan, scale_dtype=dtype, note="; ".join(notes),
-                      outputs=tuple(container.outputs(info, scheme, plan, dtype)))
+    return TensorPlan(
+        info=info,
+        reason=reason,
+        scheme=scheme,
+        layout=plan,
+        scale_dtype=dtype,
+        note="; ".join(notes),
+        outputs=tuple(container.outputs(info, scheme, plan, dtype)),
+    )
 
 
 def with_float32_scales(tensor: TensorPlan) -> TensorPlan:
     """The plan of a tensor whose scales turned out not to fit the narrower dtype."""
     assert tensor.scheme is not None
-    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", f"{WIDER}: {tensor.scale_dtype} would not hold them")
+    return quantized(
+        tensor.info, tensor.scheme, tensor.reason, "F32", f"{WIDER}: {tensor.scale_dtype} would not hold them"
+    )
 
 
 def _why_kept(info: TensorInfo, request: Request) -> str | None:
@@ -177,7 +188,9 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
         if rule is not None and quantizable:
             note = rule.reason or ""
-            tensors.append(quantized(info, rule.scheme, "rule", note=note) if rule.scheme else kept(info, "excluded", note))
+            tensors.append(
+                quantized(info, rule.scheme, "rule", note=note) if rule.scheme else kept(info, "excluded", note)
+            )
         elif info.name in excluded and quantizable:
             tensors.append(kept(info, "excluded"))
         elif info.name not in included and quantizable:
@@ -197,7 +210,9 @@ def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
         test = compiled(rule.pattern, "recipe")
         hits = [name for name in names if test(name)]
         if not hits:
-            raise UsageError(f"{rule.pattern!r} matches no tensor", place=["rules"], hint=near_misses(rule.pattern, names))
+            raise UsageError(
+                f"{rule.pattern!r} matches no tensor", place=["rules"], hint=near_misses(rule.pattern, names)
+            )
         found.update((name, rule) for name in hits)
     return found
 
@@ -210,13 +225,19 @@ def check(plan: Plan) -> None:
             count[t.reason] = count.get(t.reason, 0) + 1
         why = ", ".join(f"{n} {reason}" for reason, n in count.items())
         listed = set(count) & {*dict(_NAMES), "small"}
-        hint = "--no-default-keep quantizes every float tensor of two or more dimensions" if listed else "nothing in it can be"
+        hint = (
+            "--no-default-keep quantizes every float tensor of two or more dimensions"
+            if listed
+            else "nothing in it can be"
+        )
         raise DataError(f"nothing left to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for output in tensor.outputs:
             if output.name in owner:
-                raise DataError(f"{printable(owner[output.name])} and {printable(tensor.info.name)} would both be written as"
-                                f" {printable(output.name)}", hint="leave one of them out with --exclude")
+                raise DataError(
+                    f"{printable(owner[output.name])} and {printable(tensor.info.name)} would both be written as"
+                    f" {printable(output.name)}",
+                    hint="leave one of them out with --exclude",
+                )
             owner[output.name] = tensor.info.name
-

@@ -54,7 +54,7 @@ class Tensor:
     def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
         """Bytes of one of the tensors it is stored as."""
         buffer = np.empty(size, np.uint8)
-        self._source.read(name, start, memoryview(buffer))
+        self._source.read(name, start, buffer.data)
         return buffer
 
     def _floats(self, output: TensorInfo, first: int, count: int) -> Floats:
@@ -112,8 +112,14 @@ class Tensor:
         if self.stored.layout.shared == "columns" and span.cols != self.stored.layout.cols:
             raise AssertionError("tiles with parameters per column are whole rows")
         group = min(self.stored.layout.group, span.cols) or 1
-        return kernels.load().decode(self.packed(span), (span.rows, span.cols), group, params.scale, params.zero,
-                                     core.code_grid(self.stored.scheme))
+        return kernels.load().decode(
+            self.packed(span),
+            (span.rows, span.cols),
+            group,
+            params.scale,
+            params.zero,
+            core.code_grid(self.stored.scheme),
+        )
 
     def numpy(self) -> NDArray[Any]:
         """The values: float32 for quantized tensors and for float types numpy lacks, else in their own dtype.
@@ -182,7 +188,9 @@ class Model(Mapping[str, Tensor]):
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

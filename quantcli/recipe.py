@@ -22,8 +22,19 @@ from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
 
 LIMIT = 1 << 16
-_FIELDS = ("bits", "format", "granularity", "group_size", "axis", "symmetric", "grid", "zero_point", "calibration", "options",
-           "scale_dtype")
+_FIELDS = (
+    "bits",
+    "format",
+    "granularity",
+    "group_size",
+    "axis",
+    "symmetric",
+    "grid",
+    "zero_point",
+    "calibration",
+    "options",
+    "scale_dtype",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +133,10 @@ def _yaml(text: bytes, path: str) -> Any:
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
-                raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
+                raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.get_mark())
             self.depth += 1
             if self.depth > 30:
-                raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.peek_event().start_mark)
+                raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
             node = super().compose_node(parent, index)
             self.depth -= 1
             return node
@@ -145,10 +156,13 @@ def _yaml(text: bytes, path: str) -> Any:
     # YAML 1.1 reads 010 as 8 and 2:08 as 128; only numbers that look like numbers are numbers here.
     Loader.yaml_implicit_resolvers = {
         first: [(tag, expression) for tag, expression in found if not tag.endswith((":int", ":timestamp", ":merge"))]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # fmt: skip
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     import re
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789"))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789")
+    )
     Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"])
     try:
         decoded = text.decode("utf-8")
@@ -161,9 +175,13 @@ def _yaml(text: bytes, path: str) -> Any:
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
         raise DataError(printable(str(error.problem), 200), place=[path, where]) from None
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
-        raise DataError(f"it is not plain YAML: {printable(str(error).splitlines()[0] if str(error) else '', 200)}", place=[path]) from None
+        raise DataError(
+            f"it is not plain YAML: {printable(str(error).splitlines()[0] if str(error) else '', 200)}", place=[path]
+        ) from None
     if len(documents) != 1:
-        raise UsageError(f"it holds {len(documents)} documents instead of one", place=[path]) if documents else \
-            UsageError("the recipe is empty", place=[path])
+        raise (
+            UsageError(f"it holds {len(documents)} documents instead of one", place=[path])
+            if documents
+            else UsageError("the recipe is empty", place=[path])
+        )
     return documents[0]
-

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 
-@lru_cache(maxsize=None)
+@cache
 def names(package: str) -> tuple[str, ...]:
     """Names of the variants in `quantcli.<package>`, sorted.
 
@@ -24,7 +24,7 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))
 
 
-@lru_cache(maxsize=None)
+@cache
 def get(package: str, name: str) -> Any:
     """What the variant's module provides. Raises KeyError when there is none of that name."""
     if name not in names(package):

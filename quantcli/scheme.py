@@ -100,8 +100,11 @@ class Scheme:
         _one_of("calibration", self.calibration, registry.names("calibrators"))
         calibrator = registry.get("calibrators", self.calibration)
         if binary != calibrator.binary:
-            raise UsageError(f"{self.calibration} is {'only ' if calibrator.binary else 'not '}for one symmetric bit",
-                             place=["calibration"], hint="leave it out to take the default")
+            raise UsageError(
+                f"{self.calibration} is {'only ' if calibrator.binary else 'not '}for one symmetric bit",
+                place=["calibration"],
+                hint="leave it out to take the default",
+            )
         if not self.symmetric and not calibrator.affine:
             raise UsageError(f"{self.calibration} is for symmetric schemes only", place=["calibration"])
         unknown = set(self.options) - set(calibrator.options)

@@ -68,7 +68,9 @@ def of(tensor: Tensor) -> Statistics | None:
         mean += step * len(finite) / total
         count = total
     if not count:
-        return Statistics(min=None, max=None, mean=None, std=None, outlier_ratio=None, histogram=[0] * BINS, nonfinite=nonfinite)
+        return Statistics(
+            min=None, max=None, mean=None, std=None, outlier_ratio=None, histogram=[0] * BINS, nonfinite=nonfinite
+        )
     std = math.sqrt(spread / count)
     histogram, far = np.zeros(BINS, np.int64), 0
     for block in _blocks(tensor):
@@ -77,15 +79,22 @@ def of(tensor: Tensor) -> Statistics | None:
         histogram += np.bincount(np.minimum((scaled * BINS).astype(np.int64), BINS - 1), minlength=BINS)
         far += int(np.count_nonzero(np.abs(finite - mean) > OUTLIER_SIGMAS * std))
     finite_or_none = [v if math.isfinite(v) else None for v in (low, high, mean, std)]
-    return Statistics(min=finite_or_none[0], max=finite_or_none[1], mean=finite_or_none[2], std=finite_or_none[3],
-                      outlier_ratio=far / count, histogram=histogram.tolist(), nonfinite=nonfinite)
+    return Statistics(
+        min=finite_or_none[0],
+        max=finite_or_none[1],
+        mean=finite_or_none[2],
+        std=finite_or_none[3],
+        outlier_ratio=far / count,
+        histogram=histogram.tolist(),
+        nonfinite=nonfinite,
+    )
 
 
 def sparkline(histogram: list[int], *, ascii_only: bool) -> str:
     """A histogram in one line; empty bins are blank.
 
     >>> sparkline([0, 1, 4, 8], ascii_only=True)
-    ' .+#'
+    ' .=#'
     """
     marks = ".:-=+*%#" if ascii_only else "▁▂▃▄▅▆▇█"
     top = max(histogram, default=0)

@@ -85,7 +85,9 @@ class QuantizedTensor:
         if self.params.zero is None:
             return None
         zero = _stored(self.params.zero, self.info.shape, self.scheme, self.layout)
-        return zero if self.scheme.zero_point == "float" else zero.astype(np.uint16 if self.scheme.bits > 8 else np.uint8)
+        return (
+            zero if self.scheme.zero_point == "float" else zero.astype(np.uint16 if self.scheme.bits > 8 else np.uint8)
+        )
 
     def dequantize(self) -> NDArray[np.float32]:
         """The decoded weights, float32 in the tensor's shape."""

@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 SHAPES: dict[str, tuple[int, ...]] = {
-    "conv1.weight": (16, 1, 3, 3), "conv1.bias": (16,),
-    "conv2.weight": (32, 16, 3, 3), "conv2.bias": (32,),
-    "norm.weight": (32,), "norm.bias": (32,), "norm.running_mean": (32,), "norm.running_var": (32,),
-    "fc1.weight": (64, 512), "fc1.bias": (64,),
-    "fc2.weight": (10, 64), "fc2.bias": (10,),
-}  # fmt: skip
+    "conv1.weight": (16, 1, 3, 3),
+    "conv1.bias": (16,),
+    "conv2.weight": (32, 16, 3, 3),
+    "conv2.bias": (32,),
+    "norm.weight": (32,),
+    "norm.bias": (32,),
+    "norm.running_mean": (32,),
+    "norm.running_var": (32,),
+    "fc1.weight": (64, 512),
+    "fc1.bias": (64,),
+    "fc2.weight": (10, 64),
+    "fc2.bias": (10,),
+}
 """Name and shape of every parameter: convolutions [out, in, height, width], linear layers [out, in]."""
 
 EPSILON = 1e-5

@@ -37,9 +37,18 @@ def evaluate(path: str) -> dict[str, Any]:
     with quantcli.open(path) as model:
         if "conv1.weight" in model:
             test = np.load(HERE / "digits_test.npz")
-            right, count = digits_model.accuracy(weights(path, digits_model.SHAPES, model), test["images"], test["labels"])
+            right, count = digits_model.accuracy(
+                weights(path, digits_model.SHAPES, model), test["images"], test["labels"]
+            )
             known = json.loads((HERE / "digits.json").read_text())["test_accuracy"]
-            return {"file": path, "model": "digits", "accuracy": right / count, "right": right, "images": count, "float": known}
+            return {
+                "file": path,
+                "model": "digits",
+                "accuracy": right / count,
+                "right": right,
+                "images": count,
+                "float": known,
+            }
         if "model.embed_tokens.weight" in model:
             found = llama_model.held_out_loss(weights(path, llama_model.shapes(), model))
             known = json.loads((HERE / "tiny-llama.json").read_text())["held_out_loss"]
@@ -51,7 +60,8 @@ def line(result: dict[str, Any]) -> str:
     """A result in words."""
     name = Path(result["file"]).name
     if result["model"] == "digits":
-        return f"{name}: accuracy {result['accuracy']:.4f} ({result['right']} of {result['images']}), float {result['float']:.4f}"
+        right = f"{result['right']} of {result['images']}"
+        return f"{name}: accuracy {result['accuracy']:.4f} ({right}), float {result['float']:.4f}"
     return f"{name}: held-out loss {result['loss']:.4f} nats per byte, float {result['float']:.4f}"
 
 

@@ -116,15 +116,29 @@ def train(images: Array, labels: Array) -> dict[str, Array]:
 
 def main() -> None:
     data = load_digits()
-    split = train_test_split(data.images.astype(np.uint8), data.target, test_size=540, random_state=SEED, stratify=data.target)
+    split = train_test_split(
+        data.images.astype(np.uint8), data.target, test_size=540, random_state=SEED, stratify=data.target
+    )
     images, test_images, labels, test_labels = split
     p = train(images.astype(np.float32), labels)
     right, count = accuracy(p, test_images, test_labels)
-    save_file({k: np.ascontiguousarray(v, np.float32) for k, v in p.items()}, HERE / "digits.safetensors", {"format": "pt"})
+    save_file(
+        {k: np.ascontiguousarray(v, np.float32) for k, v in p.items()}, HERE / "digits.safetensors", {"format": "pt"}
+    )
     np.savez_compressed(HERE / "digits_test.npz", images=test_images, labels=test_labels.astype(np.uint8))
-    facts = {"model": "digits", "test_accuracy": right / count, "right": right, "test_images": count,
-             "training_images": len(images), "parameters": sum(v.size for v in p.values()), "epochs": EPOCHS,
-             "batch": BATCH, "learning_rate": RATE, "weight_decay": DECAY, "seed": SEED}  # fmt: skip
+    facts = {
+        "model": "digits",
+        "test_accuracy": right / count,
+        "right": right,
+        "test_images": count,
+        "training_images": len(images),
+        "parameters": sum(v.size for v in p.values()),
+        "epochs": EPOCHS,
+        "batch": BATCH,
+        "learning_rate": RATE,
+        "weight_decay": DECAY,
+        "seed": SEED,
+    }
     (HERE / "digits.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(f"test accuracy {right / count:.4f} ({right} of {count})")
 

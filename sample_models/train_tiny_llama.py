@@ -29,8 +29,10 @@ def from_bfloat16(bits: Array) -> Array:
 def train() -> dict[str, Array]:
     """Weights after training with Adam, warm-up and a cosine schedule."""
     rng = np.random.default_rng(SEED)
-    weights = {k: (rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32) if len(s) > 1 else np.ones(s, np.float32)
-               for k, s in shapes().items()}
+    weights = {
+        k: (rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32) if len(s) > 1 else np.ones(s, np.float32)
+        for k, s in shapes().items()
+    }
     weights["model.embed_tokens.weight"] *= np.float32(2)
     first, second = ({k: np.zeros_like(v) for k, v in weights.items()} for _ in range(2))
     tokens = text(seed=1, sentences=60_000)
@@ -72,17 +74,28 @@ def main() -> None:
     folder = HERE / "tiny-llama"
     folder.mkdir(exist_ok=True)
     second = [n for n in weights if n.startswith(("model.layers.1.", "model.norm", "lm_head"))]
-    shards = {"model-00001-of-00002.safetensors": [n for n in weights if n not in second],
-              "model-00002-of-00002.safetensors": second}  # fmt: skip
+    shards = {
+        "model-00001-of-00002.safetensors": [n for n in weights if n not in second],
+        "model-00002-of-00002.safetensors": second,
+    }
     total = sum(write_shard(folder / shard, {n: weights[n] for n in names}) for shard, names in shards.items())
     index = {"metadata": {"total_size": total}, "weight_map": {n: s for s, names in shards.items() for n in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     counts = np.bincount(text(seed=1, sentences=60_000), minlength=128) + 1
     unigram = float(-np.log(counts / counts.sum())[text(seed=2, sentences=400)].mean())
-    facts = {"model": "tiny-llama", "held_out_loss": held_out_loss({k: from_bfloat16(v) for k, v in weights.items()}),
-             "unigram_loss": unigram, "unit": "nats per byte", "parameters": sum(v.size for v in weights.values()),
-             "steps": STEPS, "batch": BATCH, "length": LENGTH, "learning_rate": RATE, "seed": SEED}  # fmt: skip
+    facts = {
+        "model": "tiny-llama",
+        "held_out_loss": held_out_loss({k: from_bfloat16(v) for k, v in weights.items()}),
+        "unigram_loss": unigram,
+        "unit": "nats per byte",
+        "parameters": sum(v.size for v in weights.values()),
+        "steps": STEPS,
+        "batch": BATCH,
+        "length": LENGTH,
+        "learning_rate": RATE,
+        "seed": SEED,
+    }
     (HERE / "tiny-llama.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(f"held-out loss {facts['held_out_loss']:.4f} nats per byte (unigram {unigram:.4f})")
 

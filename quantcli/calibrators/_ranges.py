@@ -29,8 +29,11 @@ def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None) -> Observed |
 def merge(earlier: Observed, later: Observed) -> Observed:
     """Both together; of two equal extremes the earlier one stays."""
     further = np.abs(later["extreme"]) > np.abs(earlier["extreme"])
-    return {"lo": np.minimum(earlier["lo"], later["lo"]), "hi": np.maximum(earlier["hi"], later["hi"]),
-            "extreme": np.where(further, later["extreme"], earlier["extreme"])}
+    return {
+        "lo": np.minimum(earlier["lo"], later["lo"]),
+        "hi": np.maximum(earlier["hi"], later["hi"]),
+        "extreme": np.where(further, later["extreme"], earlier["extreme"]),
+    }
 
 
 def fold(seen: Observed, axes: tuple[int, ...]) -> Observed:
@@ -40,5 +43,8 @@ def fold(seen: Observed, axes: tuple[int, ...]) -> Observed:
     flat = extreme.reshape(*kept, -1)
     first = np.take_along_axis(flat, np.abs(flat).argmax(axis=-1)[..., None], axis=-1)
     shape = tuple(1 if a in axes else n for a, n in enumerate(seen["lo"].shape))
-    return {"lo": seen["lo"].min(axis=axes, keepdims=True), "hi": seen["hi"].max(axis=axes, keepdims=True),
-            "extreme": first.reshape(shape)}
+    return {
+        "lo": seen["lo"].min(axis=axes, keepdims=True),
+        "hi": seen["hi"].max(axis=axes, keepdims=True),
+        "extreme": first.reshape(shape),
+    }

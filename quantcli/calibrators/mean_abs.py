@@ -50,5 +50,12 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
     return Ideal(seen["sum"] / np.maximum(seen["count"], 1))
 
 
-PROVIDES = Calibrator(summary="the mean absolute value, for one bit", observe=observe, merge=merge, solve=solve,
-                      grid="full", binary=True, affine=False)
+PROVIDES = Calibrator(
+    summary="the mean absolute value, for one bit",
+    observe=observe,
+    merge=merge,
+    solve=solve,
+    grid="full",
+    binary=True,
+    affine=False,
+)

@@ -28,5 +28,6 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
     return Ideal(scale, 0.0 - lo / scale)
 
 
-PROVIDES = Calibrator(summary="the whole range, nothing clipped", observe=_ranges.observe, merge=_ranges.merge,
-                      solve=solve)
+PROVIDES = Calibrator(
+    summary="the whole range, nothing clipped", observe=_ranges.observe, merge=_ranges.merge, solve=solve
+)

@@ -21,5 +21,11 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
     return Ideal(np.where(extreme != 0, -extreme / (1 << (scheme.bits - 1)), 1.0))
 
 
-PROVIDES = Calibrator(summary="largest weight on the lowest code, all codes used", observe=_ranges.observe,
-                      merge=_ranges.merge, solve=solve, grid="full", affine=False)
+PROVIDES = Calibrator(
+    summary="largest weight on the lowest code, all codes used",
+    observe=_ranges.observe,
+    merge=_ranges.merge,
+    solve=solve,
+    grid="full",
+    affine=False,
+)

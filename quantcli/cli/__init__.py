@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -38,7 +38,9 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             import difflib
 
@@ -56,10 +58,20 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-             no_args_is_help=False, invoke_without_command=True)
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
-              help="Show the version and the kernels in use.")
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=False,
+    invoke_without_command=True,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and the kernels in use.",
+)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Quantize model weight files, and say what it cost.
@@ -122,10 +134,11 @@ def _usage(error: click.ClickException) -> str:
     return f"{text.rstrip('.')} (see '{ctx.command_path} --help')"
 
 
-def _run(arguments: list[str] | None) -> int:
-    result: Any = cli.main(args=arguments, prog_name="quantcli", standalone_mode=False)
+def _run(arguments: list[str] | None) -> None:
+    # Not through click's own main: it answers a closed pipe and Ctrl-C itself, with other codes and an empty line.
+    with cli.make_context("quantcli", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
+        cli.invoke(ctx)
     sys.stdout.flush()
-    return result if isinstance(result, int) else 0
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
@@ -142,7 +155,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
                 signal.signal(getattr(signal, name), _terminate)
         if hasattr(signal, "SIGXFSZ"):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        sys.exit(_run(arguments))
+        _run(arguments)
+        sys.exit(0)
     except (KeyboardInterrupt, click.Abort):
         _die_by(signal.SIGINT)
     except Terminated as signalled:
@@ -159,7 +173,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(2)
     except BrokenPipeError:
         _silence_stdout()
-        _die_by(signal.SIGPIPE) if hasattr(signal, "SIGPIPE") else sys.exit(1)
+        if hasattr(signal, "SIGPIPE"):
+            _die_by(signal.SIGPIPE)
+        sys.exit(1)
     except OSError as error:
         if debug:
             raise
@@ -173,7 +189,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        _say(f"internal error, please report it: {type(error).__name__}: {printable(str(error), 300)}; --debug shows where")
+        what = f"{type(error).__name__}: {printable(str(error), 300)}"
+        _say(f"internal error, please report it: {what}; --debug shows where")
         sys.exit(BUG)
 
 

@@ -10,18 +10,32 @@ import click
 
 from quantcli.cli import options
 from quantcli.dtypes import LONG_NAMES
-from quantcli.errors import DataError
+from quantcli.errors import DataError, printable
 
 
 @click.command("dequantize", short_help="Turn a quantized file back into floats.")
 @options.source
 @options.output
-@click.option("--dtype", type=click.Choice(sorted(LONG_NAMES)), default=None,
-              help="Float type of the decoded tensors.  [default: the original one of each]")
+@click.option(
+    "--dtype",
+    type=click.Choice(sorted(LONG_NAMES)),
+    default=None,
+    help="Float type of the decoded tensors.  [default: the original one of each]",
+)
 @options.threads
 @options.talk
-def command(src: str, output: str | None, force: bool, dtype: str | None, threads: int | None, as_json: bool, color: str,
-            verbose: bool, quiet: bool, debug: bool) -> None:
+def command(
+    src: str,
+    output: str | None,
+    force: bool,
+    dtype: str | None,
+    threads: int | None,
+    as_json: bool,
+    color: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets."""
     from quantcli import decoding, reading
     from quantcli.report import text
@@ -35,16 +49,30 @@ def command(src: str, output: str | None, force: bool, dtype: str | None, thread
         target = output or f"{stem}-dequantized.safetensors"
         real = check_destination(target, force=force, sources=list(model.source.files()))
         with options.bar(os.path.basename(target), quiet=quiet) as bar:
-            size = decoding.write(model, real, dtype=LONG_NAMES[dtype] if dtype else None, force=force,
-                                  threads=options.thread_count(threads), progress=bar)
+            size = decoding.write(
+                model,
+                real,
+                dtype=LONG_NAMES[dtype] if dtype else None,
+                force=force,
+                threads=options.thread_count(threads),
+                progress=bar,
+            )
         decoded = sum(t.scheme is not None for t in model.values())
-        document = {"schema_version": 1, "command": "dequantize", "source": src, "output": target, "tensors": len(model),
-                    "decoded": decoded, "bytes_out": size, "seconds": time.perf_counter() - began}
+        document = {
+            "schema_version": 1,
+            "command": "dequantize",
+            "source": src,
+            "output": target,
+            "tensors": len(model),
+            "decoded": decoded,
+            "bytes_out": size,
+            "seconds": time.perf_counter() - began,
+        }
     if as_json:
         options.print_json(document)
     elif not quiet:
         line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {text.size(size)}"
-        sys.stdout.write(text.printable(line, 2000) + "\n")
+        sys.stdout.write(printable(line, 2000) + "\n")
         sys.stdout.flush()
 
 

@@ -45,15 +45,29 @@ def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> di
     tensors = []
     for name, tensor in model.items():
         stored = tensor.stored
-        entry = {"name": name, "dtype": tensor.dtype, "shape": list(tensor.shape), "parameters": stored.info.numel,
-                 "bytes": stored.bytes_out, "disposition": "quantized" if tensor.scheme else "kept" if model.is_quantized else "float",
-                 "scheme": tensor.scheme.name if tensor.scheme else None, "bits": tensor.scheme.bits if tensor.scheme else None}
+        entry = {
+            "name": name,
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "parameters": stored.info.numel,
+            "bytes": stored.bytes_out,
+            "disposition": "quantized" if tensor.scheme else "kept" if model.is_quantized else "float",
+            "scheme": tensor.scheme.name if tensor.scheme else None,
+            "bits": tensor.scheme.bits if tensor.scheme else None,
+        }
         statistics = found.get(name)
         if statistics is not None:
             entry["stats"] = asdict(statistics)
         tensors.append(entry)
-    return {"schema_version": 1, "command": "inspect", "source": src, "quantized": model.is_quantized,
-            "bytes": sum(f.size for f in model.source.files()), "metadata": metadata, "tensors": tensors}
+    return {
+        "schema_version": 1,
+        "command": "inspect",
+        "source": src,
+        "quantized": model.is_quantized,
+        "bytes": sum(f.size for f in model.source.files()),
+        "metadata": metadata,
+        "tensors": tensors,
+    }
 
 
 def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, color: str, verbose: bool) -> None:
@@ -63,10 +77,17 @@ def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, c
     parameters = sum(t.stored.info.numel for t in model.values())
     nbytes = sum(f.size for f in model.source.files())
     kind = f", quantized by {model.documents[0].tool}" if model.documents else ""
-    sys.stdout.write(printable(f"{src}: {len(model):,} tensors, {text.count(parameters)} parameters, {text.size(nbytes)}{kind}", 2000) + "\n")
+    sys.stdout.write(
+        printable(
+            f"{src}: {len(model):,} tensors, {text.count(parameters)} parameters, {text.size(nbytes)}{kind}", 2000
+        )
+        + "\n"
+    )
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     if metadata:
-        shown = ", ".join(f"{printable(k, 40)}={printable(v, 60)}" for k, v in list(metadata.items())[: 100 if verbose else 4])
+        shown = ", ".join(
+            f"{printable(k, 40)}={printable(v, 60)}" for k, v in list(metadata.items())[: 100 if verbose else 4]
+        )
         more = len(metadata) - (100 if verbose else 4)
         sys.stdout.write(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}\n")
     sys.stdout.write("\n")
@@ -79,11 +100,21 @@ def _table(model: Model, found: dict[str, Statistics | None] | None) -> Table:
     from quantcli.report import text
 
     values = found is not None
-    columns = [text.Column("tensor"), text.Column("dtype", from_width=100 if values else 0), text.Column("shape"),
-               text.Column("bytes", right=True, from_width=110 if values else 0)]
+    columns = [
+        text.Column("tensor"),
+        text.Column("dtype", from_width=100 if values else 0),
+        text.Column("shape"),
+        text.Column("bytes", right=True, from_width=110 if values else 0),
+    ]
     if values:
-        columns += [text.Column("min", right=True), text.Column("max", right=True), text.Column("mean", right=True, from_width=90),
-                    text.Column("std", right=True), text.Column("outliers", right=True, from_width=120), text.Column("histogram")]
+        columns += [
+            text.Column("min", right=True),
+            text.Column("max", right=True),
+            text.Column("mean", right=True, from_width=90),
+            text.Column("std", right=True),
+            text.Column("outliers", right=True, from_width=120),
+            text.Column("histogram"),
+        ]
     table = text.Table(columns)
     ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
     for name, tensor in model.items():
@@ -96,8 +127,11 @@ def _table(model: Model, found: dict[str, Statistics | None] | None) -> Table:
             else:
                 outliers = "-" if s.outlier_ratio is None else f"{100 * s.outlier_ratio:.2g} %"
                 bad = f" {s.nonfinite} not finite" if s.nonfinite else ""
-                cells += [*(text.number(v) for v in (s.min, s.max, s.mean, s.std)), outliers,
-                          statistics.sparkline(s.histogram, ascii_only=ascii_only) + bad]
+                cells += [
+                    *(text.number(v) for v in (s.min, s.max, s.mean, s.std)),
+                    outliers,
+                    statistics.sparkline(s.histogram, ascii_only=ascii_only) + bad,
+                ]
         table.add(*cells)
     return table
 

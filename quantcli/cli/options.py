@@ -34,21 +34,29 @@ def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> st
 def output(command: F) -> F:
     """-o and --force."""
     command = click.option("--force", is_flag=True, help="Replace an existing output.")(command)
-    return click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=str), callback=_file,
-                        help="The file to write.")(command)
+    return click.option(
+        "-o", "--output", metavar="FILE", type=click.Path(path_type=str), callback=_file, help="The file to write."
+    )(command)
 
 
 def threads(command: F) -> F:
     """--threads."""
-    return click.option("--threads", type=click.IntRange(1, 256), metavar="N", default=None,
-                        help="Threads to use; the output does not depend on it.  [default: all processors]")(command)
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, 256),
+        metavar="N",
+        default=None,
+        help="Threads to use; the output does not depend on it.  [default: all processors]",
+    )(command)
 
 
 def talk(command: F) -> F:
     """--json, --color, -v, -q and --debug."""
     options = [
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour the output."),
+        click.option(
+            "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour the output."
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Say more on standard error."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors, and show no progress."),
         click.option("--debug", is_flag=True, hidden=True, help="Show the traceback of an error."),
@@ -120,10 +128,24 @@ class Bar:
             return
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
 
-            self._bar = Progress(TextColumn(printable(self.title, 60), markup=False), BarColumn(), DownloadColumn(),
-                                 TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bar = Progress(
+                TextColumn(printable(self.title, 60), markup=False),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
         else:
@@ -154,7 +176,9 @@ def granularity(granularity: str | None, group_size: int | None, axis: int | Non
     """
     if group_size is not None and group_size <= 0:
         if group_size < -1:
-            raise UsageError(f"{group_size} is none", place=["--group-size"], hint="use 1 or more, -1 per channel or 0 per tensor")
+            raise UsageError(
+                f"{group_size} is none", place=["--group-size"], hint="use 1 or more, -1 per channel or 0 per tensor"
+            )
         meant = "tensor" if group_size == 0 else "channel"
         if granularity not in (None, meant):
             raise UsageError(f"{group_size} means {meant}, not {granularity}", place=["--group-size"])

@@ -16,7 +16,7 @@ from quantcli.scheme import GRANULARITIES, SCALE_DTYPES
 if TYPE_CHECKING:
     from quantcli.checkpoints import WrittenFolder
     from quantcli.pipeline import Options, Written
-    from quantcli.plan import Plan, Request
+    from quantcli.plan import Plan, Request, Rule
     from quantcli.stores import Source
     from quantcli.stores.checkpoint import Checkpoint
 
@@ -25,33 +25,93 @@ if TYPE_CHECKING:
 @options.source
 @options.output
 @click.option("--bits", type=int, default=None, help="Bits per code, 1 to 16.  [default: 4]")
-@click.option("--group-size", type=int, default=None,
-              help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128]")
+@click.option(
+    "--group-size",
+    type=int,
+    default=None,
+    help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128]",
+)
 @click.option("--granularity", type=click.Choice(GRANULARITIES), default=None, help="What shares a scale.")
 @click.option("--axis", type=int, default=None, help="The channel axis.  [default: 0]")
-@click.option("--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]")
-@click.option("--grid", type=click.Choice(["restricted", "full"]), default=None, help="Symmetric codes without or with the lowest.")
-@click.option("--zero-point", type=click.Choice(["int", "float"]), default=None,
-              help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).  [default: int]")
-@click.option("--calibration", type=click.Choice(registry.names("calibrators")), default=None,
-              help="How scales are found.  [default: minmax]")
-@click.option("--type", "format_", type=click.Choice(registry.names("formats")), default=None, help="Number format.  [default: int]")
-@click.option("--scale-dtype", type=click.Choice(SCALE_DTYPES), default=None,
-              help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Quantize only these: a glob, or a regular expression after re:.")
+@click.option(
+    "--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]"
+)
+@click.option(
+    "--grid",
+    type=click.Choice(["restricted", "full"]),
+    default=None,
+    help="Symmetric codes without or with the lowest.",
+)
+@click.option(
+    "--zero-point",
+    type=click.Choice(["int", "float"]),
+    default=None,
+    help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).  [default: int]",
+)
+@click.option(
+    "--calibration",
+    type=click.Choice(registry.names("calibrators")),
+    default=None,
+    help="How scales are found.  [default: minmax]",
+)
+@click.option(
+    "--type",
+    "format_",
+    type=click.Choice(registry.names("formats")),
+    default=None,
+    help="Number format.  [default: int]",
+)
+@click.option(
+    "--scale-dtype",
+    type=click.Choice(SCALE_DTYPES),
+    default=None,
+    help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]",
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Quantize only these: a glob, or a regular expression after re:.",
+)
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these as they are.")
 @click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions.")
-@click.option("--recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Schemes by pattern, in YAML.")
-@click.option("--on-nonfinite", type=click.Choice(["refuse", "keep"]), default="refuse", show_default=True,
-              help="What to do with a tensor that holds NaN or infinity.")
-@click.option("--digest", type=click.Choice(["xxh3", "sha256", "none"]), default="xxh3", show_default=True,
-              help="Digest of each tensor's source bytes.")
+@click.option(
+    "--recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Schemes by pattern, in YAML."
+)
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["refuse", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with a tensor that holds NaN or infinity.",
+)
+@click.option(
+    "--digest",
+    type=click.Choice(["xxh3", "sha256", "none"]),
+    default="xxh3",
+    show_default=True,
+    help="Digest of each tensor's source bytes.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.")
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
 @options.threads
 @options.talk
-def command(src: str, output: str | None, force: bool, threads: int | None, as_json: bool, color: str, verbose: bool,
-            quiet: bool, show_all: bool, dry_run: bool, digest: str, on_nonfinite: str, debug: bool, **asked: Any) -> None:
+def command(
+    src: str,
+    output: str | None,
+    force: bool,
+    threads: int | None,
+    as_json: bool,
+    color: str,
+    verbose: bool,
+    quiet: bool,
+    show_all: bool,
+    dry_run: bool,
+    digest: str,
+    on_nonfinite: str,
+    debug: bool,
+    **asked: Any,
+) -> None:
     """Quantize SRC: .safetensors, .npy, .npz, a checkpoint folder or its index.json.
 
     Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with the scheme, beside SRC;
@@ -75,8 +135,14 @@ def command(src: str, output: str | None, force: bool, threads: int | None, as_j
         bytes_in = sum(f.size for f in source.files())
         facts: dict[str, Any] = {"source": src, "output": target, "bytes_in": bytes_in}
         if dry_run:
-            found = report.of_plan(planned.tensors, None, command="plan", bytes_out=_planned_size(source, planned, target, digest),
-                                   seconds=None, **facts)
+            found = report.of_plan(
+                planned.tensors,
+                None,
+                command="plan",
+                bytes_out=_planned_size(source, planned, target, digest),
+                seconds=None,
+                **facts,
+            )
         else:
             count = options.thread_count(threads)
             if verbose:
@@ -84,13 +150,21 @@ def command(src: str, output: str | None, force: bool, threads: int | None, as_j
 
                 options.say(f"{kernels.load().name} kernels, {count} threads")
             with options.bar(os.path.basename(target), quiet=quiet) as bar:
-                run = pipeline.Options(threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar)
+                run = pipeline.Options(
+                    threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar
+                )
                 written, said = _write(source, planned, target, real, run)
             if verbose:
                 for line in said:
                     options.say(line)
-            found = report.of_plan(written.plan.tensors, dict(written.results), command="quantize", bytes_out=written.size,
-                                   seconds=time.perf_counter() - began, **facts)
+            found = report.of_plan(
+                written.plan.tensors,
+                dict(written.results),
+                command="quantize",
+                bytes_out=written.size,
+                seconds=time.perf_counter() - began,
+                **facts,
+            )
     finally:
         source.close()
     options.print_report(found, as_json=as_json, color=color, show_all=show_all, quiet=quiet)
@@ -118,7 +192,9 @@ def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> in
     return pipeline.file_layout(source, planned, source.metadata, digest).size
 
 
-def _write(source: Source, planned: Plan, target: str, real: str, run: Options) -> tuple[Written | WrittenFolder, list[str]]:
+def _write(
+    source: Source, planned: Plan, target: str, real: str, run: Options
+) -> tuple[Written | WrittenFolder, list[str]]:
     """Write the output, and what there is to tell about it."""
     from quantcli import checkpoints, pipeline
 
@@ -151,7 +227,11 @@ def default_output(src: str, scheme: str) -> str:
 
 def _refuse_quantized(source: Source) -> None:
     if source.documents:
-        raise DataError("this file is quantized already", place=[source.path], hint="dequantize it first, or start from the original")
+        raise DataError(
+            "this file is quantized already",
+            place=[source.path],
+            hint="dequantize it first, or start from the original",
+        )
 
 
 def _request(asked: dict[str, Any]) -> Request:
@@ -159,11 +239,18 @@ def _request(asked: dict[str, Any]) -> Request:
     from quantcli.scheme import Scheme
 
     fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
-    for option, name in (("bits", "bits"), ("symmetric", "symmetric"), ("grid", "grid"), ("zero_point", "zero_point"),
-                         ("calibration", "calibration"), ("format_", "format"), ("scale_dtype", "scale_dtype")):
+    for option, name in (
+        ("bits", "bits"),
+        ("symmetric", "symmetric"),
+        ("grid", "grid"),
+        ("zero_point", "zero_point"),
+        ("calibration", "calibration"),
+        ("format_", "format"),
+        ("scale_dtype", "scale_dtype"),
+    ):
         if asked[option] is not None:
             fields[name] = asked[option]
-    rules = ()
+    rules: tuple[Rule, ...] = ()
     if asked["recipe"] is not None:
         from quantcli import recipe
 
@@ -172,8 +259,13 @@ def _request(asked: dict[str, Any]) -> Request:
         scheme, rules = read.default, read.rules
     else:
         scheme = Scheme(**{"bits": 4, **fields})
-    return Request(scheme=scheme, rules=rules, include=asked["include"], exclude=asked["exclude"],
-                   keep_defaults=not asked["no_default_keep"])
+    return Request(
+        scheme=scheme,
+        rules=rules,
+        include=asked["include"],
+        exclude=asked["exclude"],
+        keep_defaults=not asked["no_default_keep"],
+    )
 
 
 PROVIDES = command

@@ -37,8 +37,14 @@ def _weights(tensor: TensorPlan) -> dict[str, Any]:
     scheme, plan = tensor.scheme, tensor.layout
     assert scheme is not None and plan is not None
     grouped = scheme.granularity == "group" and plan.groups > 1
-    return {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric,
-            "strategy": "group" if grouped else "channel", "group_size": plan.group if grouped else None, "dynamic": False}
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "group" if grouped else "channel",
+        "group_size": plan.group if grouped else None,
+        "dynamic": False,
+    }
 
 
 def quantization_config(tensors: Sequence[TensorPlan]) -> tuple[dict[str, Any] | None, str]:
@@ -58,10 +64,24 @@ def quantization_config(tensors: Sequence[TensorPlan]) -> tuple[dict[str, Any] |
         groups.setdefault(repr(weights), (weights, []))[1].append(module_of(tensor.info.name))
     ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
     config = {
-        f"group_{i}": {"targets": ["Linear"] if len(ordered) == 1 else modules, "format": "pack-quantized", "weights": weights,
-                       "input_activations": None, "output_activations": None}
-        for i, (weights, modules) in enumerate(ordered)}  # fmt: skip
-    ignore = [module_of(t.info.name) for t in tensors
-              if t.scheme is None and t.info.name.endswith(".weight") and len(t.info.shape) == 2]  # fmt: skip
-    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-            "ignore": ignore, "config_groups": config}, ""  # fmt: skip
+        f"group_{i}": {
+            "targets": ["Linear"] if len(ordered) == 1 else modules,
+            "format": "pack-quantized",
+            "weights": weights,
+            "input_activations": None,
+            "output_activations": None,
+        }
+        for i, (weights, modules) in enumerate(ordered)
+    }
+    ignore = [
+        module_of(t.info.name)
+        for t in tensors
+        if t.scheme is None and t.info.name.endswith(".weight") and len(t.info.shape) == 2
+    ]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ignore,
+        "config_groups": config,
+    }, ""

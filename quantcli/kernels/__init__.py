@@ -98,8 +98,9 @@ class Kernels(Protocol):
     def measure(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
         """The sums `encode` gave, from the stored codes."""
 
-    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None,
-               grid: CodeGrid) -> Floats:
+    def decode(
+        self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None, grid: CodeGrid
+    ) -> Floats:
         """Weights (rows, cols) from stored codes."""
 
 
@@ -125,6 +126,9 @@ def load() -> Kernels:
         raise UsageError(f"{wanted!r} names no kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
     table = None if wanted == "numpy" else native.find()
     if table is None and wanted == "native":
-        raise UsageError("the native kernels are not built for this machine", place=["QUANTCLI_KERNELS"],
-                         hint="install with a C++ compiler at hand, or use numpy")
+        raise UsageError(
+            "the native kernels are not built for this machine",
+            place=["QUANTCLI_KERNELS"],
+            hint="install with a C++ compiler at hand, or use numpy",
+        )
     return table if table is not None else numpy_kernels.NumpyKernels()

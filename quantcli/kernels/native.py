@@ -71,14 +71,16 @@ class NativeKernels:
     def ranges(self, tile: Tile) -> Ranges:
         groups = -(-tile.cols // tile.group)
         lo, hi, extreme = (np.empty((tile.rows, groups), np.float32) for _ in range(3))
-        finite = self._call("ranges", _at(tile.weights), tile.kind, tile.rows, tile.cols, tile.group,
-                            _at(lo), _at(hi), _at(extreme))
+        finite = self._call(
+            "ranges", _at(tile.weights), tile.kind, tile.rows, tile.cols, tile.group, _at(lo), _at(hi), _at(extreme)
+        )
         return Ranges(lo, hi, extreme, bool(finite))
 
     def column_ranges(self, tile: Tile) -> Ranges:
         lo, hi, extreme = (np.empty(tile.cols, np.float32) for _ in range(3))
-        finite = self._call("column_ranges", _at(tile.weights), tile.kind, tile.rows, tile.cols,
-                            _at(lo), _at(hi), _at(extreme))
+        finite = self._call(
+            "column_ranges", _at(tile.weights), tile.kind, tile.rows, tile.cols, _at(lo), _at(hi), _at(extreme)
+        )
         return Ranges(lo, hi, extreme, bool(finite))
 
     def encode(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
@@ -90,18 +92,33 @@ class NativeKernels:
     def _sums(self, name: str, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
         codes = _codes(tile.cols)
         sums = (c_double * 4)()
-        self._call(name, _at(tile.weights), tile.kind, tile.rows, tile.cols, tile.group,
-                   *_params(scale, zero, tile.rows, grid), grid.umin, grid.umax, grid.zero, _at(codes), _at(packed), sums)
+        self._call(
+            name,
+            _at(tile.weights),
+            tile.kind,
+            tile.rows,
+            tile.cols,
+            tile.group,
+            *_params(scale, zero, tile.rows, grid),
+            grid.umin,
+            grid.umax,
+            grid.zero,
+            _at(codes),
+            _at(packed),
+            sums,
+        )
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
-    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None,
-               grid: CodeGrid) -> Floats:
+    def decode(
+        self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None, grid: CodeGrid
+    ) -> Floats:
         rows, cols = shape
         out = np.empty(shape, np.float32)
         assert packed.size >= rows * row_bytes(cols, grid.bits)
         codes = _codes(cols)
-        self._call("decode", rows, cols, group, *_params(scale, zero, rows, grid), grid.zero, _at(codes), _at(packed),
-                   _at(out))
+        self._call(
+            "decode", rows, cols, group, *_params(scale, zero, rows, grid), grid.zero, _at(codes), _at(packed), _at(out)
+        )
         return out
 
 

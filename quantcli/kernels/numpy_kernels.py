@@ -54,7 +54,8 @@ def _floats(tile: Tile, first: int, last: int) -> Floats:
         np.copyto(floats, part.view(np.float16))
     else:
         floats = part
-    return floats.reshape(last - first, tile.cols)
+    rows: Floats = floats.reshape(last - first, tile.cols)
+    return rows
 
 
 def floats(tile: Tile) -> Floats:
@@ -86,14 +87,15 @@ def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
     if tied.any():
         part = x[tied]
         found[tied] = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
-    return found + np.float32(0)
+    extremes: Floats = found + np.float32(0)
+    return extremes
 
 
 class _Lanes:
     """Sums over the columns of many rows, in the order kernels.cpp states."""
 
     def __init__(self, cols: int) -> None:
-        self.width = min(LANES, cols)
+        self.width = max(8, min(LANES, cols))  # numpy would add up a single column pairwise
         self.blocks = -(-cols // LANES)
         self.sums = {"sse": np.zeros(self.width), "power": np.zeros(self.width)}
 
@@ -152,11 +154,11 @@ def pack(codes: NDArray[Any], bits: int, packed: Bytes) -> None:
         padded[:, :cols] = codes
         padded[:, cols:] = 0
         codes = padded
-    v = codes.reshape(rows, blocks * 8).view("<u8")
+    v: NDArray[Any] = codes.reshape(rows, blocks * 8).view("<u8")
     pair, quad = (1 << 2 * bits) - 1, (1 << 4 * bits) - 1
-    pairs = pair | pair << 32
+    mask = pair | pair << 32
     v = (v & 0x00FF00FF00FF00FF) | (v & 0xFF00FF00FF00FF00) >> (8 - bits)
-    v = (v & pairs) | (v >> 16 & pairs) << 2 * bits
+    v = (v & mask) | (v >> 16 & mask) << 2 * bits
     v = (v & quad) | (v >> 32 & quad) << 4 * bits
     dense = v.view(np.uint8).reshape(rows, blocks, 8)[:, :, :bits].reshape(rows, blocks * bits)
     width = min(packed.shape[1], dense.shape[1])
@@ -181,8 +183,9 @@ def unpack(packed: Bytes, cols: int, bits: int) -> NDArray[Any]:
     return np.packbits(stream, axis=2, bitorder="little").reshape(rows, cols)
 
 
-def _views(arrays: list[NDArray[Any]], scale: Floats, zero: Floats | None, grid: CodeGrid, group: int,
-           rows: tuple[int, int]) -> list[tuple[list[NDArray[Any]], Floats, Floats]]:
+def _views(
+    arrays: list[NDArray[Any]], scale: Floats, zero: Floats | None, grid: CodeGrid, group: int, rows: tuple[int, int]
+) -> list[tuple[list[NDArray[Any]], Floats, Floats]]:
     """Views of (rows, cols) arrays that broadcast with their scale and zero: whole groups, then the short last one."""
     shared = np.full((1, 1), grid.zero, np.float32)
     params = [p if p.shape[0] == 1 else p[slice(*rows)] for p in (scale, shared if zero is None else zero)]
@@ -212,7 +215,9 @@ def _codes(x: NDArray[Any], scale: Floats, zero: Floats, grid: CodeGrid, out: ND
         np.add(out, zero, out=out)
     low, high = np.float32(grid.umin), np.float32(grid.umax)
     beyond = _scratch.take("beyond", out.shape, np.bool_)
-    clipped = int(np.count_nonzero(np.less(out, low, out=beyond))) + int(np.count_nonzero(np.greater(out, high, out=beyond)))
+    clipped = int(np.count_nonzero(np.less(out, low, out=beyond))) + int(
+        np.count_nonzero(np.greater(out, high, out=beyond))
+    )
     if clipped:
         np.clip(out, low, high, out=out)
     return clipped
@@ -268,8 +273,9 @@ class NumpyKernels:
         packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
         return self._run(tile, scale, zero, grid, packed, store=False)
 
-    def _run(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes, *,
-             store: bool) -> Sums:
+    def _run(
+        self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes, *, store: bool
+    ) -> Sums:
         lanes = _Lanes(tile.cols)
         worst, clipped = np.float32(0), 0
         for first, last in _steps(tile.rows, tile.cols):
@@ -293,8 +299,9 @@ class NumpyKernels:
             worst = max(worst, np.abs(error, out=error).max(initial=np.float32(0)))
         return Sums(lanes.total("sse"), lanes.total("power"), float(worst), clipped)
 
-    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None,
-               grid: CodeGrid) -> Floats:
+    def decode(
+        self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None, grid: CodeGrid
+    ) -> Floats:
         rows, cols = shape
         packed = packed.reshape(rows, row_bytes(cols, grid.bits))
         out = np.empty(shape, np.float32)

@@ -87,26 +87,56 @@ class RunReport:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def tensor_report(info: TensorInfo, scheme: Scheme | None, *, reason: str, note: str, scale_dtype: str, bytes_out: int,
-                  metrics: Metrics | None, digest: str | None) -> TensorReport:
+def tensor_report(
+    info: TensorInfo,
+    scheme: Scheme | None,
+    *,
+    reason: str,
+    note: str,
+    scale_dtype: str,
+    bytes_out: int,
+    metrics: Metrics | None,
+    digest: str | None,
+) -> TensorReport:
     """The report of one tensor."""
     m = metrics
     return TensorReport(
-        name=info.name, dtype=info.dtype, shape=list(info.shape), disposition="kept" if scheme is None else "quantized",
-        reason=reason, note=note, bits=scheme.bits if scheme else None, format=scheme.format if scheme else None,
-        granularity=scheme.granularity if scheme else None, group_size=scheme.group_size if scheme else None,
+        name=info.name,
+        dtype=info.dtype,
+        shape=list(info.shape),
+        disposition="kept" if scheme is None else "quantized",
+        reason=reason,
+        note=note,
+        bits=scheme.bits if scheme else None,
+        format=scheme.format if scheme else None,
+        granularity=scheme.granularity if scheme else None,
+        group_size=scheme.group_size if scheme else None,
         axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
-        symmetric=scheme.symmetric if scheme else None, calibration=scheme.calibration if scheme else None,
-        scale_dtype=scale_dtype or None, scheme=scheme.name if scheme else None,
-        mse=m.mse if m else None, nmse=m.nmse if m else None, sqnr_db=m.sqnr_db if m else None,
-        exact=scheme is None or bool(m and m.exact), max_abs_error=m.max_abs_error if m else None,
+        symmetric=scheme.symmetric if scheme else None,
+        calibration=scheme.calibration if scheme else None,
+        scale_dtype=scale_dtype or None,
+        scheme=scheme.name if scheme else None,
+        mse=m.mse if m else None,
+        nmse=m.nmse if m else None,
+        sqnr_db=m.sqnr_db if m else None,
+        exact=scheme is None or bool(m and m.exact),
+        max_abs_error=m.max_abs_error if m else None,
         clipped_fraction=m.clipped_fraction if m else None,
-        bits_per_weight=8 * bytes_out / info.numel if info.numel else 0.0, bytes_in=info.nbytes, bytes_out=bytes_out,
-        digest=digest)  # fmt: skip
+        bits_per_weight=8 * bytes_out / info.numel if info.numel else 0.0,
+        bytes_in=info.nbytes,
+        bytes_out=bytes_out,
+        digest=digest,
+    )
 
 
-def summarize(tensors: Sequence[TensorReport], metrics: Iterable[Metrics | None], *, bytes_in: int, bytes_out: int,
-              seconds: float | None) -> Summary:
+def summarize(
+    tensors: Sequence[TensorReport],
+    metrics: Iterable[Metrics | None],
+    *,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float | None,
+) -> Summary:
     """The summary of these tensors."""
     known = [m for m in metrics if m is not None]
     whole = sum(known, NOTHING)
@@ -115,31 +145,73 @@ def summarize(tensors: Sequence[TensorReport], metrics: Iterable[Metrics | None]
     covered = sum(n for n, t in zip(sizes, tensors) if t.disposition == "quantized")
     kept = Counter(t.reason for t in tensors if t.disposition == "kept")
     return Summary(
-        parameters=parameters, tensors=len(tensors), quantized=len(tensors) - sum(kept.values()), kept=dict(kept),
+        parameters=parameters,
+        tensors=len(tensors),
+        quantized=len(tensors) - sum(kept.values()),
+        kept=dict(kept),
         coverage=covered / parameters if parameters else 0.0,
         bits_per_weight=8 * bytes_out / parameters if parameters else 0.0,
-        mse=whole.mse if known else None, nmse=whole.nmse if known else None, sqnr_db=whole.sqnr_db if known else None,
-        exact=bool(known) and whole.exact, max_abs_error=whole.max_abs_error if known else None,
-        clipped_fraction=whole.clipped_fraction if known else None, bytes_in=bytes_in, bytes_out=bytes_out,
-        ratio=bytes_in / bytes_out if bytes_out else 0.0, seconds=seconds)  # fmt: skip
+        mse=whole.mse if known else None,
+        nmse=whole.nmse if known else None,
+        sqnr_db=whole.sqnr_db if known else None,
+        exact=bool(known) and whole.exact,
+        max_abs_error=whole.max_abs_error if known else None,
+        clipped_fraction=whole.clipped_fraction if known else None,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        ratio=bytes_in / bytes_out if bytes_out else 0.0,
+        seconds=seconds,
+    )
 
 
 def _numel(tensor: TensorReport) -> int:
     return TensorInfo(tensor.name, tensor.dtype, tuple(tensor.shape)).numel
 
 
-def of_plan(plan: Sequence[TensorPlan], results: dict[str, Result] | None, *, command: str, source: str, output: str | None,
-            bytes_in: int, bytes_out: int, seconds: float | None) -> RunReport:
+def of_plan(
+    plan: Sequence[TensorPlan],
+    results: dict[str, Result] | None,
+    *,
+    command: str,
+    source: str,
+    output: str | None,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float | None,
+) -> RunReport:
     """The report on a plan, carried out (with results) or not."""
     metrics = [results[t.info.name].metrics if results else None for t in plan]
-    tensors = [tensor_report(t.info, t.scheme, reason=t.reason, note=t.note, scale_dtype=t.scale_dtype, bytes_out=t.bytes_out,
-                             metrics=m, digest=results[t.info.name].digest if results else None)
-               for t, m in zip(plan, metrics)]  # fmt: skip
-    warnings = [*_named("float32 scales, for float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]),
-                *_named("left in floating point, for they hold NaN or infinity", [t.name for t in tensors if t.reason == "nonfinite"]),
-                *_offset_warning(plan)]  # fmt: skip
-    return RunReport(command=command, source=source, output=output, tensors=tensors, warnings=warnings,
-                     summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds))
+    tensors = [
+        tensor_report(
+            t.info,
+            t.scheme,
+            reason=t.reason,
+            note=t.note,
+            scale_dtype=t.scale_dtype,
+            bytes_out=t.bytes_out,
+            metrics=m,
+            digest=results[t.info.name].digest if results else None,
+        )
+        for t, m in zip(plan, metrics)
+    ]
+    warnings = [
+        *_named(
+            "float32 scales, for float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
+        ),
+        *_named(
+            "left in floating point, for they hold NaN or infinity",
+            [t.name for t in tensors if t.reason == "nonfinite"],
+        ),
+        *_offset_warning(plan),
+    ]
+    return RunReport(
+        command=command,
+        source=source,
+        output=output,
+        tensors=tensors,
+        warnings=warnings,
+        summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+    )
 
 
 def _named(what: str, names: list[str]) -> list[str]:
@@ -156,10 +228,34 @@ def _offset_warning(plan: Sequence[TensorPlan]) -> list[str]:
     return []
 
 
-def of_stored(stored: Sequence[StoredTensor], metrics: Sequence[Metrics | None], *, source: str, output: str | None,
-              bytes_in: int, bytes_out: int, seconds: float | None) -> RunReport:
+def of_stored(
+    stored: Sequence[StoredTensor],
+    metrics: Sequence[Metrics | None],
+    *,
+    source: str,
+    output: str | None,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float | None,
+) -> RunReport:
     """The report on a quantized file."""
-    tensors = [tensor_report(s.info, s.scheme, reason=s.reason, note=s.note, scale_dtype=s.scale_dtype, bytes_out=s.bytes_out,
-                             metrics=m, digest=s.digest) for s, m in zip(stored, metrics)]  # fmt: skip
-    return RunReport(command="report", source=source, output=output, tensors=tensors,
-                     summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds))
+    tensors = [
+        tensor_report(
+            s.info,
+            s.scheme,
+            reason=s.reason,
+            note=s.note,
+            scale_dtype=s.scale_dtype,
+            bytes_out=s.bytes_out,
+            metrics=m,
+            digest=s.digest,
+        )
+        for s, m in zip(stored, metrics)
+    ]
+    return RunReport(
+        command="report",
+        source=source,
+        output=output,
+        tensors=tensors,
+        summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+    )

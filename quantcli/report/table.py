@@ -14,8 +14,11 @@ def _headline(report: RunReport) -> list[str]:
     s = report.summary
     names = printable(report.source, 200) + (f" -> {printable(report.output, 200)}" if report.output else "")
     measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else "not measured"
-    lines = [names, f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized, "
-                    f"{s.bits_per_weight:.3f} bits per weight, {measured}"]
+    lines = [
+        names,
+        f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized, "
+        f"{s.bits_per_weight:.3f} bits per weight, {measured}",
+    ]
     time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
     lines.append(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller){time}" + _kept(s))
     return lines
@@ -58,15 +61,33 @@ def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None
     stream.write("\n".join(lines[1:]) + "\n\n")
     rows = sorted(report.tensors, key=_worst_first)
     shown = rows if limit is None or len(rows) <= limit else rows[: max(1, limit)]
-    table = t.Table([t.Column("tensor"), t.Column("shape", from_width=60), t.Column("scheme"), t.Column("SQNR dB", right=True),
-                     t.Column("max error", right=True, from_width=72), t.Column("clipped", right=True, from_width=100),
-                     t.Column("bits/w", right=True), t.Column("bytes", right=True, from_width=50),
-                     t.Column("note", from_width=110)])
+    table = t.Table(
+        [
+            t.Column("tensor"),
+            t.Column("shape", from_width=60),
+            t.Column("scheme"),
+            t.Column("SQNR dB", right=True),
+            t.Column("max error", right=True, from_width=72),
+            t.Column("clipped", right=True, from_width=100),
+            t.Column("bits/w", right=True),
+            t.Column("bytes", right=True, from_width=50),
+            t.Column("note", from_width=110),
+        ]
+    )
     for r in shown:
         clipped = "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"
-        table.add(r.name, t.shape(r.shape), r.scheme or f"kept: {r.reason}",
-                  "-" if r.disposition == "kept" else t.decibels(r.sqnr_db, r.exact), t.number(r.max_abs_error), clipped,
-                  f"{r.bits_per_weight:.3f}", t.size(r.bytes_out), r.note, style=_style(r))
+        table.add(
+            r.name,
+            t.shape(r.shape),
+            r.scheme or f"kept: {r.reason}",
+            "-" if r.disposition == "kept" else t.decibels(r.sqnr_db, r.exact),
+            t.number(r.max_abs_error),
+            clipped,
+            f"{r.bits_per_weight:.3f}",
+            t.size(r.bytes_out),
+            r.note,
+            style=_style(r),
+        )
     t.show(table, stream, colour=colour)
     if len(shown) < len(rows):
-        stream.write(_rest(rows[len(shown):]) + "\n")
+        stream.write(_rest(rows[len(shown) :]) + "\n")

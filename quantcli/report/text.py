@@ -23,11 +23,10 @@ def size(nbytes: int) -> str:
     """
     if nbytes < 1000:
         return f"{nbytes} B"
-    value, unit = float(nbytes), "B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 999.95:
-            break
+    units = ["kB", "MB", "GB", "TB"]
+    value, unit = nbytes / 1000, units.pop(0)
+    while value >= 999.95 and units:
+        value, unit = value / 1000, units.pop(0)
     return f"{value:.{2 if value < 10 else 1}f} {unit}"
 
 
@@ -137,7 +136,9 @@ def show(table: Table, stream: TextIO, *, colour: bool) -> None:
         stream.write(line.rstrip() + "\n")
 
 
-def _show_rich(columns: list[Column], rows: list[list[str]], styles: list[str], widths: list[int], stream: TextIO) -> None:
+def _show_rich(
+    columns: list[Column], rows: list[list[str]], styles: list[str], widths: list[int], stream: TextIO
+) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -148,5 +149,7 @@ def _show_rich(columns: list[Column], rows: list[list[str]], styles: list[str], 
     for cells, style in zip(rows, styles):
         table.add_row(*(Text(cell) for cell in cells), style=style)
     wide = sum(widths) + 2 * len(widths) + 2
-    console = Console(file=stream, force_terminal=True, color_system="standard", width=wide, highlight=False, emoji=False)
+    console = Console(
+        file=stream, force_terminal=True, color_system="standard", width=wide, highlight=False, emoji=False
+    )
     console.print(table, crop=False)

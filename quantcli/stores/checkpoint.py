@@ -17,7 +17,9 @@ _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 def _shard_name(name: object, index: str) -> str:
     if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0]", name):
-        raise DataError(f"shard name {printable(repr(name), 120)} is not a plain file name in its folder", place=[index])
+        raise DataError(
+            f"shard name {printable(repr(name), 120)} is not a plain file name in its folder", place=[index]
+        )
     return name
 
 
@@ -73,8 +75,10 @@ class Checkpoint:
             self.shards[name] = shard
             for info in shard.infos():
                 if info.name in self._home:
-                    raise DataError(f"it is in two shards, {os.path.basename(self._home[info.name].path)} and {name}",
-                                    place=[path, printable(info.name)])
+                    raise DataError(
+                        f"it is in two shards, {os.path.basename(self._home[info.name].path)} and {name}",
+                        place=[path, printable(info.name)],
+                    )
                 self._home[info.name] = shard
         if weight_map is not None:
             self._check(weight_map)
@@ -86,11 +90,15 @@ class Checkpoint:
         for tensor, shard in weight_map.items():
             home = self._home.get(tensor)
             if home is None or os.path.basename(home.path) != shard:
-                raise DataError(f"the index puts it in {printable(shard)}, which does not hold it",
-                                place=[self.index, printable(tensor)])
+                raise DataError(
+                    f"the index puts it in {printable(shard)}, which does not hold it",
+                    place=[self.index, printable(tensor)],
+                )
         unlisted = [name for name in self._home if name not in weight_map]
         if unlisted:
-            raise DataError("it is in a shard, but the index does not list it", place=[self.index, printable(unlisted[0])])
+            raise DataError(
+                "it is in a shard, but the index does not list it", place=[self.index, printable(unlisted[0])]
+            )
 
     @property
     def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:

@@ -14,8 +14,13 @@ from types import TracebackType
 
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
 
-_KINDS = [(stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
-          (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device")]  # fmt: skip
+_KINDS = [
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+]
 
 
 class InputFile:
@@ -79,7 +84,9 @@ class InputFile:
             os.close(fd)
 
     def _changed(self) -> DataError:
-        return DataError("the file was changed while it was read", place=[self.path], hint="run again when it is at rest")
+        return DataError(
+            "the file was changed while it was read", place=[self.path], hint="run again when it is at rest"
+        )
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. Raises DataError when the file ends before."""
@@ -205,7 +212,9 @@ class OutputFile:
     def __enter__(self) -> OutputFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.discard()
 
     def write(self, offset: int, data: memoryview | bytes) -> None:
@@ -247,8 +256,9 @@ class OutputFile:
                     os.unlink(self.temp)
         except OSError as error:
             if error.errno == errno.EEXIST:
-                raise QuantcliError("the output came into being meanwhile", place=[self.path],
-                                    hint="use --force to replace it") from None
+                raise QuantcliError(
+                    "the output came into being meanwhile", place=[self.path], hint="use --force to replace it"
+                ) from None
             raise os_error(error, self.path) from None
         sync_folder(self.folder)
 

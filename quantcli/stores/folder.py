@@ -12,7 +12,18 @@ from types import TracebackType
 from quantcli.errors import QuantcliError, UsageError, os_error
 from quantcli.stores.files import InputFile, sync_folder
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5")
+_WEIGHTS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".onnx",
+    ".msgpack",
+    ".h5",
+)
 """Other people's weights are not side files: they would double the folder, and be loaded instead of ours."""
 
 _SIDE_LIMIT = 1 << 30
@@ -49,7 +60,9 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         shutil.rmtree(self.temp, ignore_errors=True)
 
     def write(self, name: str, content: bytes) -> None:
@@ -60,7 +73,7 @@ class OutputFolder:
             try:
                 view = memoryview(content)
                 while view:
-                    view = view[os.write(fd, view):]
+                    view = view[os.write(fd, view) :]
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -95,7 +108,9 @@ class OutputFolder:
                 _exchange(self.temp, self.path)
             else:
                 if os.path.lexists(self.path):
-                    raise QuantcliError("the output came into being meanwhile", place=[self.path], hint="use --force to replace it")
+                    raise QuantcliError(
+                        "the output came into being meanwhile", place=[self.path], hint="use --force to replace it"
+                    )
                 os.rename(self.temp, self.path)
         except OSError as error:
             raise os_error(error, self.path) from None

@@ -14,20 +14,27 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES, FROM_NUMPY
 from quantcli.errors import DataError, os_error, printable
 from quantcli.stores.files import InputFile
 from quantcli.tensors import TensorInfo
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _HEADER_LIMIT = 10_000
 """Bytes of a header: numpy's own limit."""
 _SLAB = 1 << 22
 """Weights of a Fortran-ordered array that are turned around at a time."""
 
-_ITEM = re.compile(r"""\s*(?:(?P<q>['"])descr(?P=q)\s*:\s*(?P<p>['"])(?P<descr>[^'"]*)(?P=p)
+_ITEM = re.compile(
+    r"""\s*(?:(?P<q>['"])descr(?P=q)\s*:\s*(?P<p>['"])(?P<descr>[^'"]*)(?P=p)
                         |  ['"]fortran_order['"]\s*:\s*(?P<fortran>True|False)
-                        |  ['"]shape['"]\s*:\s*\((?P<shape>[\d,\sL]*)\))\s*(?:,|(?=\}))""", re.VERBOSE)
+                        |  ['"]shape['"]\s*:\s*\((?P<shape>[\d,\sL]*)\))\s*(?:,|(?=\}))""",
+    re.VERBOSE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +98,10 @@ def _array(fields: dict[str, str], data: int) -> ArrayHeader:
     match = re.fullmatch(r"([<>|=]?)([a-zA-Z]\d{0,2})", fields["descr"])
     dtype = FROM_NUMPY.get(match.group(2)) if match else None
     if match is None or dtype is None or dtype.name == "C64":
-        raise DataError(f"an array of {printable(fields['descr'], 40)!r} is not one of plain real numbers",
-                        hint="only booleans, integers and floats of up to 64 bits are read")
+        raise DataError(
+            f"an array of {printable(fields['descr'], 40)!r} is not one of plain real numbers",
+            hint="only booleans, integers and floats of up to 64 bits are read",
+        )
     sizes = [n.strip().rstrip("L") for n in fields["shape"].split(",")]
     if sizes and sizes[-1] == "":
         sizes.pop()
@@ -124,6 +133,8 @@ class _Array:
                 np.frombuffer(buffer, f">u{self.itemsize}").byteswap(inplace=True)
 
     def _read_fortran(self, start: int, buffer: memoryview) -> None:
+        if not buffer:
+            return
         row = math.prod(self.header.shape[1:]) * self.itemsize
         step = max(1, _SLAB * self.itemsize // row)
         done = 0
@@ -144,16 +155,16 @@ class _Array:
                 return self._slabs[first, last]
             length, columns = self.header.shape[0], math.prod(self.header.shape[1:])
             rows = last - first
-            found = np.empty((columns, rows), f"{'>' if self.header.swapped else '<'}u{self.itemsize}")
+            found: NDArray[Any] = np.empty((columns, rows), f"{'>' if self.header.swapped else '<'}u{self.itemsize}")
             if rows * 8 >= length:  # whole columns, of which we keep a good part
                 step = max(1, _SLAB // length)
                 for col in range(0, columns, step):
-                    block = np.empty((min(step, columns - col), length), found.dtype)
-                    self.file.read_into(self.base + col * length * self.itemsize, memoryview(block).cast("B"))
+                    block: NDArray[Any] = np.empty((min(step, columns - col), length), found.dtype)
+                    self.file.read_into(self.base + col * length * self.itemsize, block.data.cast("B"))
                     found[col : col + step] = block[:, first:last]
             else:
                 for col in range(columns):
-                    self.file.read_into(self.base + (col * length + first) * self.itemsize, memoryview(found[col]).cast("B"))
+                    self.file.read_into(self.base + (col * length + first) * self.itemsize, found[col].data.cast("B"))
             order = (*reversed(self.header.shape[1:]), rows)
             slab = np.ascontiguousarray(found.reshape(order).T.astype(f"<u{self.itemsize}", copy=False)).tobytes()
             while len(self._slabs) > 1:
@@ -236,7 +247,7 @@ class NpzFile:
         if self.file.size < 4 or self.file.read(0, 4) not in (b"PK\x03\x04", b"PK\x05\x06"):
             raise self._fail("not a .npz file")
         try:
-            self._zip = zipfile.ZipFile(_Reader(self.file))  # type: ignore[arg-type]
+            self._zip = zipfile.ZipFile(_Reader(self.file))
             entries = self._zip.infolist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
             raise self._fail(f"not a readable .npz file: {error}") from None
@@ -292,7 +303,9 @@ class NpzFile:
     def _check(self, member: zipfile.ZipInfo) -> int:
         """Where a stored member's bytes begin, after checking their sum."""
         local = self.file.read(member.header_offset, 30)
-        base = member.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        base = (
+            member.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        )
         with self._zip.open(member) as stream:
             while stream.read(1 << 20):
                 pass

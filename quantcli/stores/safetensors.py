@@ -20,12 +20,15 @@ from quantcli.tensors import TensorInfo
 HEADER_LIMIT = 100_000_000
 
 _STRANGERS = [
-    (b"GGUF", "this is a GGUF file"), (b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
+    (b"GGUF", "this is a GGUF file"),
+    (b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
     (b"PK\x03\x04", "this is a zip archive (a PyTorch pickle or .npz), not safetensors"),
     (b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
-    (b"\x80\x02", "this is a Python pickle, which is never loaded"), (b"\x80\x04", "this is a Python pickle, which is never loaded"),
-    (b"<!DOCTYPE", "this is a web page"), (b"<html", "this is a web page"),
-]  # fmt: skip
+    (b"\x80\x02", "this is a Python pickle, which is never loaded"),
+    (b"\x80\x04", "this is a Python pickle, which is never loaded"),
+    (b"<!DOCTYPE", "this is a web page"),
+    (b"<html", "this is a web page"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,10 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
             raise DataError(what, place=[place])
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
-        raise DataError(f"not a safetensors file, or cut short: its header claims {length} bytes"
-                        f" of a file of {file.size}", place=[place])
+        raise DataError(
+            f"not a safetensors file, or cut short: its header claims {length} bytes of a file of {file.size}",
+            place=[place],
+        )
     text = file.read(8, length)
     if not text.startswith(b"{"):
         raise DataError("not a safetensors file: its header does not start with '{'", place=[place])
@@ -121,7 +126,9 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
         position += entry.info.nbytes
     if 8 + length + position != file.size:
         problem = "cut short" if 8 + length + position > file.size else "followed by bytes that belong to no tensor"
-        raise DataError(f"the file is {problem}: {file.size} bytes, {8 + length + position} by its header", place=[place])
+        raise DataError(
+            f"the file is {problem}: {file.size} bytes, {8 + length + position} by its header", place=[place]
+        )
     if not entries:
         raise DataError("the file holds no tensors", place=[place])
     return metadata, entries, 8 + length
@@ -185,7 +192,9 @@ def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str], size: 
     if len(text) > room:
         raise AssertionError(f"a header of {len(text)} bytes does not fit the {room} reserved")
     if room > HEADER_LIMIT:
-        raise DataError(f"a header of {room} bytes is more than safetensors allows", hint="quantize fewer tensors at once")
+        raise DataError(
+            f"a header of {room} bytes is more than safetensors allows", hint="quantize fewer tensors at once"
+        )
     return room.to_bytes(8, "little") + text + b" " * (room - len(text))
 
 
@@ -195,7 +204,8 @@ def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLay
     Wider elements go first, so that every tensor is aligned for whoever maps the file.
     """
     ordered = sorted(infos, key=lambda i: -DTYPES[i.dtype].bits)  # stable: source order among equals
-    entries, at = {}, 0
+    entries: dict[str, Any] = {}
+    at = 0
     for info in ordered:
         entries[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [at, at + info.nbytes]}
         at += info.nbytes

@@ -61,7 +61,8 @@ writer = gguf.GGUFWriter(sys.argv[2], "none")
 with safe_open(sys.argv[1], "np") as f:
     for name in f.keys():
         w = f.get_tensor(name).astype(np.float32)
-        writer.add_tensor(name, gguf.quants.quantize(w, gguf.GGMLQuantizationType.Q4_0), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+        kind = gguf.GGMLQuantizationType.Q4_0
+        writer.add_tensor(name, gguf.quants.quantize(w, kind), raw_dtype=kind)
 writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
 """
 
@@ -81,8 +82,11 @@ def timed(command: list[str], folder: Path, runs: int, env: dict[str, str] | Non
         out = folder / f"out-{run}.safetensors"
         os.sync()  # what an earlier run left to be written must not slow this one
         began = time.perf_counter()
-        process = subprocess.Popen([str(out) if c == "OUT" else c for c in command], stdout=subprocess.DEVNULL,
-                                   env={**os.environ, **(env or {})})
+        process = subprocess.Popen(
+            [str(out) if c == "OUT" else c for c in command],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+        )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         if status:
@@ -110,8 +114,10 @@ def make_model(path: str, dtype: str, count: int, shape: list[int], sparse: bool
 
     size = {"BF16": 2, "F16": 2, "F32": 4}[dtype]
     nbytes = math.prod(shape) * size
-    header = {f"layers.{i}.weight": {"dtype": dtype, "shape": list(shape), "data_offsets": [i * nbytes, (i + 1) * nbytes]}
-              for i in range(count)}  # fmt: skip
+    header = {
+        f"layers.{i}.weight": {"dtype": dtype, "shape": list(shape), "data_offsets": [i * nbytes, (i + 1) * nbytes]}
+        for i in range(count)
+    }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with Path(path).open("wb") as file:
@@ -120,7 +126,13 @@ def make_model(path: str, dtype: str, count: int, shape: list[int], sparse: bool
             file.truncate(8 + len(text) + count * nbytes)
             return
         weights = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-        raw = weights if dtype == "F32" else weights.astype(np.float16) if dtype == "F16" else (weights.view(np.uint32) >> 16).astype("<u2")
+        raw = (
+            weights
+            if dtype == "F32"
+            else weights.astype(np.float16)
+            if dtype == "F16"
+            else (weights.view(np.uint32) >> 16).astype("<u2")
+        )
         for _ in range(count):
             file.write(raw.tobytes())
 
@@ -129,7 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--skip-large", action="store_true", help="leave out the 6 GB file and the tensor of 2 G weights")
+    parser.add_argument(
+        "--skip-large", action="store_true", help="leave out the 6 GB file and the tensor of 2 G weights"
+    )
     parser.add_argument("--peer-python", default="")
     parser.add_argument("--folder", default=None)
     parser.add_argument("--make", type=json.loads, help=argparse.SUPPRESS)
@@ -143,18 +157,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=a.folder) as name:
         folder = Path(name)
         model = {d: folder / f"{d}.safetensors" for d in ("BF16", "F16", "F32")}
-        weights = {d: write_model(p, d, max(1, round(a.gb * 1e9 / (4096 * 4096 * (4 if d == "F32" else 2)))), (4096, 4096))
-                   for d, p in model.items()}  # fmt: skip
+        weights = {
+            d: write_model(p, d, max(1, round(a.gb * 1e9 / (4096 * 4096 * (4 if d == "F32" else 2)))), (4096, 4096))
+            for d, p in model.items()
+        }
         print(f"{'run':34s} {'seconds':>8s} {'M weights/s':>12s} {'peak MiB':>9s} {'floor s':>8s} {'share':>6s}")
         floors: dict[tuple[str, float], float] = {}
 
         def row(title: str, dtype: str, share: float, flags: list[str], env: dict[str, str] | None = None) -> Timed:
             key = dtype, share
             if key not in floors:
-                floors[key] = timed([sys.executable, "-c", FLOOR, str(model[dtype]), "OUT", str(share), str(threads)], folder, a.runs).seconds
+                floors[key] = timed(
+                    [sys.executable, "-c", FLOOR, str(model[dtype]), "OUT", str(share), str(threads)], folder, a.runs
+                ).seconds
             found = timed([*cli, "quantize", str(model[dtype]), *flags, "-o", "OUT", "--json"], folder, a.runs, env)
-            print(f"{title:34s} {found.seconds:8.3f} {weights[dtype] / found.seconds / 1e6:12.0f} {found.peak:9.1f} "
-                  f"{floors[key]:8.3f} {100 * floors[key] / found.seconds:5.0f}%", flush=True)
+            print(
+                f"{title:34s} {found.seconds:8.3f} {weights[dtype] / found.seconds / 1e6:12.0f} {found.peak:9.1f} "
+                f"{floors[key]:8.3f} {100 * floors[key] / found.seconds:5.0f}%",
+                flush=True,
+            )
             return found
 
         int4, int8 = ["--bits", "4"], ["--bits", "8", "--group-size", "-1"]
@@ -169,14 +190,17 @@ def main() -> None:
         row("bf16 int3 g128", "BF16", 0.195, ["--bits", "3"])
         row("f16 int4 g128", "F16", 0.258, int4)
         row("f32 int4 g128", "F32", 0.129, int4)
-        plain = timed([*cli, "quantize", str(model["BF16"]), *int4, "-o", "OUT", "--json", "--digest", "none"], folder, a.runs)
+        plain = timed(
+            [*cli, "quantize", str(model["BF16"]), *int4, "-o", "OUT", "--json", "--digest", "none"], folder, a.runs
+        )
         print(f"\ndigest: {100 * (main_run.seconds / plain.seconds - 1):+.1f} % of the time without one")
         if a.peer_python:
             print("\npeers, bf16 int4, the same work:")
             for title, script in (("torch script, int4 g128", TORCH), ("gguf package, Q4_0", GGUF)):
                 found = timed([a.peer_python, "-c", script, str(model["BF16"]), "OUT", str(threads)], folder, 1)
-                print(f"{title:34s} {found.seconds:8.3f} {weights['BF16'] / found.seconds / 1e6:12.0f} {found.peak:9.1f}   "
-                      f"quantcli is {found.seconds / main_run.seconds:.1f} times as fast")
+                rate = weights["BF16"] / found.seconds / 1e6
+                times = found.seconds / main_run.seconds
+                print(f"{title:34s} {found.seconds:8.3f} {rate:12.0f} {found.peak:9.1f}   {times:.1f} times slower")
         small = folder / "small.safetensors"
         write_model(small, "F32", 1, (32, 64))
         start = timed([*cli, "--help"], folder, 9)
@@ -186,11 +210,17 @@ def main() -> None:
             for path in model.values():
                 path.unlink()
             print("\nmemory does not grow (holes as weights):")
-            for title, count, shape in (("6 GB bf16, 4096x4096", 179, (4096, 4096)), ("one tensor of 2 G weights", 1, (32768, 65536)),
-                                        ("one row of 2 G weights", 1, (1, 1 << 31))):
+            for title, count, shape in (
+                ("6 GB bf16, 4096x4096", 179, (4096, 4096)),
+                ("one tensor of 2 G weights", 1, (32768, 65536)),
+                ("one row of 2 G weights", 1, (1, 1 << 31)),
+            ):
                 path = folder / "large.safetensors"
                 write_model(path, "BF16", count, shape, sparse=True)
-                found = [timed([*cli, "quantize", str(path), *int4, "-o", "OUT", "--json"], folder, 1, e).peak for e in (None, numpy)]
+                found = [
+                    timed([*cli, "quantize", str(path), *int4, "-o", "OUT", "--json"], folder, 1, e).peak
+                    for e in (None, numpy)
+                ]
                 print(f"{title:34s} {found[0]:8.1f} MiB native, {found[1]:.1f} MiB numpy")
 
 

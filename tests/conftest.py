@@ -1,0 +1,24 @@
+"""What every test shares: the helper modules beside this file, and hypothesis without its wall clock."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# --import-mode=importlib leaves sys.path alone, and `making` and `strategies` are plain modules beside the tests.
+sys.path.append(str(Path(__file__).parent))
+
+# A deadline fails on a busy machine, not on a slow program; derandomized runs fail for everybody or for nobody.
+settings.register_profile("quantcli", deadline=None, derandomize=True, print_blob=True,
+                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.load_profile("quantcli")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the caller's environment changes what is printed."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONWARNINGS"):
+        monkeypatch.delenv(name, raising=False)

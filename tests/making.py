@@ -1,0 +1,207 @@
+"""Files and command lines for the tests. Files are written and read by other people's code, or byte by byte here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors import numpy as st_numpy
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BF16 = ml_dtypes.bfloat16
+
+NUMPY_OF = {
+    "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": np.dtype(BF16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2), "C64": np.dtype("<c8"),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz), "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}  # fmt: skip
+"""safetensors dtype -> the numpy (or ml_dtypes) one."""
+
+
+# ---- safetensors ----------------------------------------------------------------------------------------------
+
+
+def save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> Path:
+    """Write tensors with the safetensors library."""
+    contiguous = {name: np.array(array, order="C", copy=True) for name, array in tensors.items()}
+    path.write_bytes(st_numpy.save(contiguous, metadata))
+    return path
+
+
+def raw_file(header: bytes | dict[str, Any], data: bytes = b"", *, length: int | None = None) -> bytes:
+    """A safetensors file byte by byte: any header, any claimed length."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def raw_tensors(tensors: dict[str, tuple[str, tuple[int, ...], bytes]],
+                metadata: dict[str, str] | None = None) -> bytes:
+    """A well-formed safetensors file of tensors the library cannot write."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    data = b""
+    for name, (dtype, shape, payload) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(payload)]}
+        data += payload
+    return raw_file(header, data)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as the safetensors library found it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @property
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.data, NUMPY_OF[self.dtype]).reshape(self.shape)
+
+
+def load(path: Path | str) -> dict[str, Stored]:
+    """Every tensor of a file, read by the safetensors library."""
+    found = safetensors.deserialize(Path(path).read_bytes())
+    return {name: Stored(entry["dtype"], tuple(entry["shape"]), bytes(entry["data"])) for name, entry in found}
+
+
+def header_of(path: Path | str) -> dict[str, Any]:
+    """The JSON header of a file."""
+    data = Path(path).read_bytes()
+    found: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return found
+
+
+def metadata_of(path: Path | str) -> dict[str, str]:
+    """The metadata of a file, read by the safetensors library."""
+    with safetensors.safe_open(str(path), framework="np") as file:
+        return dict(file.metadata() or {})
+
+
+# ---- .npy and .npz --------------------------------------------------------------------------------------------
+
+
+def npy_bytes(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+    """A .npy file as numpy writes it."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version=version)
+    return stream.getvalue()
+
+
+def raw_npy(header: str | bytes, data: bytes = b"", *, version: tuple[int, int] = (1, 0),
+            length: int | None = None) -> bytes:
+    """A .npy file with any header."""
+    text = header.encode("latin-1") if isinstance(header, str) else header
+    width = 2 if version == (1, 0) else 4
+    size = len(text) if length is None else length
+    return b"\x93NUMPY" + bytes(version) + size.to_bytes(width, "little") + text + data
+
+
+def zip_bytes(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip archive with any member names, twice the same one too."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name), data, compression)
+    return stream.getvalue()
+
+
+# ---- running the command --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return strict_json(self.out)
+
+
+def strict_json(text: str) -> Any:
+    """JSON that any reader takes: no NaN, no infinity, no duplicate keys."""
+
+    def refuse(name: str) -> Any:
+        raise AssertionError(f"{name} in JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len({k for k, _ in pairs}) == len(pairs)
+        return dict(pairs)
+
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+
+
+def run(*arguments: object) -> Ran:
+    """Run the command line in this process: a tenth of a second less than a new one."""
+    from quantcli.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as done:
+            code = done.code
+    return Ran(code or 0, out.getvalue(), err.getvalue())
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a subprocess that imports the package this process imports."""
+    import quantcli
+
+    found = {k: v for k, v in os.environ.items() if k not in ("QUANTCLI_KERNELS", "PYTHONWARNINGS")}
+    package = str(Path(quantcli.__file__).parent.parent)
+    found["PYTHONPATH"] = os.pathsep.join([package, *([found["PYTHONPATH"]] if found.get("PYTHONPATH") else [])])
+    return {**found, **changes}
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of a subprocess."""
+    return [sys.executable, "-m", "quantcli", *map(str, arguments)]
+
+
+def run_process(*arguments: object, cwd: Path | None = None, **changes: str) -> Ran:
+    """Run the command line in a process of its own."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(**changes), timeout=120,
+                          cwd=cwd, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def one_line(ran: Ran, code: int) -> str:
+    """The one line of an error. Asserts the contract of every refusal: exit code, one line, no traceback."""
+    assert ran.code == code, ran
+    assert ran.out == "", ran
+    assert ran.err.startswith("quantcli: "), ran
+    assert ran.err.count("\n") == 1 and ran.err.endswith("\n"), ran
+    assert "Traceback" not in ran.err and "internal error" not in ran.err, ran
+    assert ran.err.rstrip("\n").isprintable(), ran
+    return ran.err[len("quantcli: ") :].rstrip("\n")
+
+
+def digest(path: Path) -> str:
+    """What a file holds, short enough for a failed assertion."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Names of temporary files in a folder."""
+    return sorted(n for n in os.listdir(folder) if n.endswith(".tmp"))

@@ -1,0 +1,309 @@
+"""Native kernels against numpy, and both against brute force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import BF16 as BFLOAT16
+
+from quantcli import kernels
+from quantcli.errors import UsageError
+from quantcli.kernels import BF16, BINARY, F16, F32, INTEGER, OFFSET, CodeGrid, Kernels, Sums, Tile, native, row_bytes
+from quantcli.kernels.numpy_kernels import NumpyKernels
+
+NATIVE = native.find()
+needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built (no _kernels library)")
+TABLES = [pytest.param(NumpyKernels(), id="numpy"), pytest.param(NATIVE, id="native", marks=needs_native)]
+
+KINDS = [BF16, F16, F32]
+SHAPES = [  # rows, cols, group
+    (1, 1, 1), (1, 7, 7), (3, 32, 32), (4, 100, 32), (4, 100, 100), (2, 255, 64), (2, 256, 64),
+    (2, 257, 64), (3, 300, 300), (2, 1000, 128), (2, 1000, 96), (3, 777, 777), (2, 600, 33), (7, 64, 1), (3, 300, 1),
+    (1, 5000, 4096), (513, 3, 3), (9, 8, 3), (40, 33, 16), (1, 70001, 70001),
+]  # fmt: skip
+ONE_COLUMN = [(5, 1, 1), (64, 1, 1), (1000, 1, 1), (5000, 1, 1)]
+
+
+def tile_of(values: np.ndarray, kind: int, group: int) -> Tile:
+    """A tile of these weights rounded to a kind."""
+    rows, cols = values.shape
+    if kind == BF16:
+        raw = values.astype(BFLOAT16).view(np.uint16)
+    elif kind == F16:
+        raw = np.clip(values, -65504, 65504).astype(np.float16).view(np.uint16)
+    else:
+        raw = values.astype(np.float32)
+    return Tile(np.ascontiguousarray(raw).reshape(-1), kind, rows, cols, group)  # type: ignore[arg-type]
+
+
+def float_of(tile: Tile) -> np.ndarray:
+    """The weights of a tile as float32, converted by numpy and ml_dtypes."""
+    dtype = {BF16: BFLOAT16, F16: np.float16, F32: np.float32}[tile.kind]
+    return tile.weights.view(dtype).astype(np.float32).reshape(tile.rows, tile.cols)
+
+
+def awkward_values(rows: int, cols: int, seed: int) -> np.ndarray:
+    """Weights with exact ties, subnormals, zeros of both signs and huge values among them."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((rows, cols)) * 10.0 ** rng.integers(-3, 3)
+    flat = values.reshape(-1)
+    special = [0.0, -0.0, 0.5, 1.5, -2.5, 2.5, 1e-40, -3e-42, 1e38, -1e38, 2.0**-126, 65504.0, 6e-8, 3.5]
+    picked = rng.integers(0, flat.size, min(flat.size, 14))
+    flat[picked] = special[: picked.size]
+    return values
+
+
+def params_of(tile: Tile, grid: CodeGrid, *, zeros: bool, shared: bool,
+              seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scales of both signs that clip some weights, and zero points or offsets."""
+    rng = np.random.default_rng(seed)
+    shape = (1 if shared else tile.rows, -(-tile.cols // tile.group))
+    scale = rng.choice(np.array([0.5, 0.25, -0.125, 1.0, 0.3, -0.7, 1e-2, 1e36, 2.0**-126]), shape).astype(np.float32)
+    if grid.mode == OFFSET:
+        return scale, rng.standard_normal(shape).astype(np.float32)
+    return scale, rng.integers(0, 1 << grid.bits, shape).astype(np.float32) if zeros else None
+
+
+def grids(bits: int) -> list[tuple[CodeGrid, bool]]:
+    """Every mode at so many bits, with and without an array of zero points."""
+    top = (1 << bits) - 1
+    found = [(CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=top), True),
+             (CodeGrid(mode=OFFSET, bits=bits, umin=0, umax=top), True)]
+    if bits > 1:
+        found.append((CodeGrid(mode=INTEGER, bits=bits, umin=1, umax=top, zero=1 << (bits - 1)), False))
+        found.append((CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=top, zero=1 << (bits - 1)), False))
+    else:
+        found.append((CodeGrid(mode=BINARY, bits=1, umin=0, umax=1), False))
+    return found
+
+
+def encoded(table: Kernels, tile: Tile, scale: np.ndarray, zero: np.ndarray | None,
+            grid: CodeGrid) -> tuple[bytes, Sums]:
+    # A wrong length would write beyond the end: the guard behind the codes must stay as it was.
+    size = tile.rows * row_bytes(tile.cols, grid.bits)
+    room = np.full(size + 64, 0xA5, np.uint8)
+    with np.errstate(over="ignore"):  # a weight of 1e38 over a scale of 2^-126 is meant to be clipped
+        sums = table.encode(tile, scale, zero, grid, room[:size])
+    assert (room[size:] == 0xA5).all()
+    return room[:size].tobytes(), sums
+
+
+def bits_of(packed: bytes, tile: Tile, bits: int) -> np.ndarray:
+    """Codes read with Python's big integers."""
+    width = row_bytes(tile.cols, bits)
+    codes = np.empty((tile.rows, tile.cols), np.int64)
+    for row in range(tile.rows):
+        stream = int.from_bytes(packed[row * width : (row + 1) * width], "little")
+        codes[row] = [stream >> (i * bits) & ((1 << bits) - 1) for i in range(tile.cols)]
+        assert stream >> (tile.cols * bits) == 0, "the padding is not zero"
+    return codes
+
+
+def per_weight(params: np.ndarray, tile: Tile) -> np.ndarray:
+    """Parameters of every weight."""
+    columns = np.arange(tile.cols) // tile.group
+    return np.broadcast_to(params, (tile.rows, params.shape[1]))[:, columns]
+
+
+def by_hand(tile: Tile, scale: np.ndarray, zero: np.ndarray | None,
+            grid: CodeGrid) -> tuple[np.ndarray, np.ndarray, int]:
+    """Codes, decoded values and number of clipped weights from the definition, one float32 operation at a time."""
+    x, s = float_of(tile), per_weight(scale, tile)
+    z = np.full_like(x, grid.zero) if zero is None else per_weight(zero, tile)
+    if grid.mode == BINARY:
+        codes = (x >= 0).astype(np.float32)
+        return codes.astype(np.int64), np.where(codes == 1, s, -s), 0
+    with np.errstate(over="ignore"):
+        wanted = np.rint((x - z) / s) if grid.mode == OFFSET else np.rint(x / s) + z
+    codes = np.clip(wanted, np.float32(grid.umin), np.float32(grid.umax))
+    values = codes * s + z if grid.mode == OFFSET else (codes - z) * s
+    return codes.astype(np.int64), values, int((wanted != codes).sum())
+
+
+@needs_native
+@pytest.mark.parametrize("kind", KINDS, ids=["bf16", "f16", "f32"])
+@pytest.mark.parametrize("bits", range(1, 17))
+@pytest.mark.parametrize("shapes", [SHAPES, ONE_COLUMN], ids=["matrices", "one-column"])
+def test_native_and_numpy_give_the_same_bytes_and_sums(shapes: list[tuple[int, ...]], bits: int, kind: int) -> None:
+    """Both tables give the same bytes and the same sums."""
+    assert NATIVE is not None
+    other = NumpyKernels()
+    for number, (rows, cols, group) in enumerate(shapes):
+        tile = tile_of(awkward_values(rows, cols, number), kind, group)
+        for grid, zeros in grids(bits):
+            for shared in (False, True):
+                scale, zero = params_of(tile, grid, zeros=zeros, shared=shared, seed=number)
+                context = (rows, cols, group, grid, shared)
+                ours, found = encoded(NATIVE, tile, scale, zero, grid)
+                theirs, expected = encoded(other, tile, scale, zero, grid)
+                assert ours == theirs, context
+                assert found == expected, context
+                stored = np.frombuffer(ours, np.uint8)
+                with np.errstate(over="ignore"):
+                    assert NATIVE.measure(tile, scale, zero, grid, stored) == found, context
+                    assert other.measure(tile, scale, zero, grid, stored) == found, context
+                shape = (rows, cols)
+                a, b = (t.decode(stored, shape, group, scale, zero, grid) for t in (NATIVE, other))
+                assert a.tobytes() == b.tobytes(), context
+
+
+@needs_native
+@pytest.mark.parametrize("kind", KINDS, ids=["bf16", "f16", "f32"])
+def test_native_and_numpy_see_the_same_ranges(kind: int) -> None:
+    assert NATIVE is not None
+    for number, (rows, cols, group) in enumerate([*SHAPES, *ONE_COLUMN]):
+        tile = tile_of(awkward_values(rows, cols, number), kind, group)
+        for name in ("ranges", "column_ranges"):
+            ours, theirs = (getattr(table, name)(tile) for table in (NATIVE, NumpyKernels()))
+            for field in ("lo", "hi", "extreme"):
+                np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), f"{name} {field}")
+            assert ours.finite and theirs.finite
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_encode_and_decode_follow_the_definition(table: Kernels, bits: int) -> None:
+    """u = clip(rint(x / scale) + zero), or clip(rint((x - offset) / scale)); decoded by one multiplication and one
+    addition in float32; rows of whole words, low code first, zero padding."""
+    for number, (rows, cols, group) in enumerate([*SHAPES, *ONE_COLUMN]):
+        if rows * cols > 2000:
+            continue
+        for kind in KINDS:
+            tile = tile_of(awkward_values(rows, cols, number), kind, group)
+            for grid, zeros in grids(bits):
+                scale, zero = params_of(tile, grid, zeros=zeros, shared=number % 2 == 0, seed=number)
+                packed, sums = encoded(table, tile, scale, zero, grid)
+                codes, values, clipped = by_hand(tile, scale, zero, grid)
+                np.testing.assert_array_equal(bits_of(packed, tile, bits), codes)
+                decoded = table.decode(np.frombuffer(packed, np.uint8), (rows, cols), group, scale, zero, grid)
+                np.testing.assert_array_equal(decoded, values)
+                assert sums.clipped == clipped
+                x = float_of(tile)
+                error = (x - values).astype(np.float64)
+                assert sums.max_abs == np.abs(error).max()
+                assert sums.sse == pytest.approx(float((error**2).sum()), rel=1e-12)
+                assert sums.power == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("kind", KINDS, ids=["bf16", "f16", "f32"])
+def test_ranges_are_brute_force_ranges(table: Kernels, kind: int) -> None:
+    for number, (rows, cols, group) in enumerate([*SHAPES, *ONE_COLUMN]):
+        tile = tile_of(awkward_values(rows, cols, number + 100), kind, group)
+        x = float_of(tile)
+        found = table.ranges(tile)
+        assert found.finite
+        for g in range(-(-cols // group)):
+            part = x[:, g * group : (g + 1) * group]
+            np.testing.assert_array_equal(found.lo[:, g], part.min(axis=1))
+            np.testing.assert_array_equal(found.hi[:, g], part.max(axis=1))
+            first = np.abs(part).argmax(axis=1)
+            np.testing.assert_array_equal(found.extreme[:, g], part[np.arange(rows), first])
+        columns = table.column_ranges(tile)
+        np.testing.assert_array_equal(columns.lo, x.min(axis=0))
+        np.testing.assert_array_equal(columns.hi, x.max(axis=0))
+        np.testing.assert_array_equal(columns.extreme, x[np.abs(x).argmax(axis=0), np.arange(cols)])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_first_of_two_equal_extremes_counts(table: Kernels) -> None:
+    for cols in (2, 9, 40, 300, 700):
+        for first, second in ((0, cols - 1), (cols // 2, cols - 1), (0, 1)):
+            for sign in (1, -1):
+                x = np.zeros((2, cols), np.float32)
+                x[:, second], x[:, first] = -3.0 * sign, 3.0 * sign
+                if first == second:
+                    continue
+                found = table.ranges(tile_of(x, F32, cols))
+                assert (found.extreme == 3.0 * sign).all(), (cols, first, second)
+    column = np.array([[2.0], [-2.0], [1.0]], np.float32)
+    assert table.column_ranges(tile_of(column, F32, 1)).extreme.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", KINDS, ids=["bf16", "f16", "f32"])
+def test_what_is_not_finite_is_seen_wherever_it_is(table: Kernels, kind: int, bad: float) -> None:
+    for cols in (1, 5, 16, 31, 300):
+        for at in {0, cols // 2, cols - 1}:
+            x = np.ones((3, cols), np.float32)
+            x[1, at] = bad
+            raw = x.astype(BFLOAT16).view(np.uint16) if kind == BF16 else x.astype(np.float16).view(np.uint16) \
+                if kind == F16 else x
+            for group in {1, 8, cols}:
+                tile = Tile(raw.reshape(-1), kind, 3, cols, group)  # type: ignore[arg-type]
+                assert not table.ranges(tile).finite
+                assert not table.column_ranges(tile).finite
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("kind", [BF16, F16], ids=["bf16", "f16"])
+def test_all_16_bit_patterns_are_loaded_right(table: Kernels, kind: int) -> None:
+    """Groups of one weight: the range of a group is the weight."""
+    every = np.arange(65536, dtype=np.uint16)
+    values = every.view(BFLOAT16 if kind == BF16 else np.float16).astype(np.float32)
+    patterns, expected = every[np.isfinite(values)], values[np.isfinite(values)]
+    found = table.ranges(Tile(patterns, kind, 1, patterns.size, 1))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.lo[0], expected)
+
+
+@needs_native
+@given(data=st.data())
+def test_any_tile_is_the_same_natively(data: st.DataObject) -> None:
+    """Both tables give the same bytes and the same sums."""
+    assert NATIVE is not None
+    rows, cols = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 600))
+    group = data.draw(st.one_of(st.integers(1, cols), st.just(cols), st.just(1)))
+    kind: Any = data.draw(st.sampled_from(KINDS))
+    grid, zeros = data.draw(st.sampled_from(grids(data.draw(st.integers(1, 16)))))
+    seed = data.draw(st.integers(0, 2**31))
+    tile = tile_of(awkward_values(rows, cols, seed), kind, group)
+    scale, zero = params_of(tile, grid, zeros=zeros, shared=data.draw(st.booleans()), seed=seed)
+    ours, theirs = encoded(NATIVE, tile, scale, zero, grid), encoded(NumpyKernels(), tile, scale, zero, grid)
+    assert ours == theirs, (rows, cols, group, grid)
+
+
+def test_the_table_in_use_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = kernels.load.__wrapped__
+    monkeypatch.setenv("QUANTCLI_KERNELS", "numpy")
+    assert load().name == "numpy"
+    monkeypatch.setenv("QUANTCLI_KERNELS", "cuda")
+    with pytest.raises(UsageError, match="'cuda' names no kernels; use native or numpy"):
+        load()
+    monkeypatch.setattr(native, "find", lambda: None)
+    monkeypatch.setenv("QUANTCLI_KERNELS", "native")
+    with pytest.raises(UsageError, match="not built"):
+        load()
+    monkeypatch.delenv("QUANTCLI_KERNELS")
+    assert load().name == "numpy"
+
+
+@needs_native
+def test_every_variant_of_the_library_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any CPU: the baseline variant computes what the AVX2 one computes."""
+    import ctypes
+    from pathlib import Path
+
+    import quantcli.kernels
+
+    path = next(p for folder in quantcli.kernels.__path__ for p in Path(folder).glob("_kernels.*"))
+    library = ctypes.CDLL(str(path))
+    level = library.qk_cpu_level()
+    tables = []
+    for wanted in {0, min(level, 2), level}:
+        monkeypatch.setitem(native._LEVELS, level, native._LEVELS.get(wanted, "base"))
+        tables.append(native.NativeKernels(library))
+        monkeypatch.undo()
+    assert len({t.name for t in tables}) == len({0, min(level, 2), level})
+    for number, (rows, cols, group) in enumerate([*SHAPES, *ONE_COLUMN]):
+        for kind in KINDS:
+            tile = tile_of(awkward_values(rows, cols, number), kind, group)
+            for bits in (1, 3, 4, 8, 11, 16):
+                for grid, zeros in grids(bits):
+                    scale, zero = params_of(tile, grid, zeros=zeros, shared=False, seed=number)
+                    found = [encoded(t, tile, scale, zero, grid) for t in tables]
+                    assert all(f == found[0] for f in found), (rows, cols, group, grid)
