@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ sys.path.append(str(Path(__file__).parent))
 # A deadline fails on a busy machine, not on a slow program; derandomized runs fail for everybody or for nobody.
 settings.register_profile("quantcli", deadline=None, derandomize=True, print_blob=True,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-settings.load_profile("quantcli")
+# HYPOTHESIS_PROFILE=thorough looks for what the usual run does not meet.
+settings.register_profile("thorough", settings.get_profile("quantcli"), derandomize=False, max_examples=3000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quantcli"))
 
 
 @pytest.fixture(autouse=True)

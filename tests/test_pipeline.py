@@ -18,7 +18,7 @@ from strategies import AWKWARD, gaussian
 import quantcli
 from quantcli import DataError, QuantcliError, Scheme, core, grouping, pipeline, plan
 from quantcli.kernels import native
-from quantcli.stores import open_source
+from quantcli.stores import npy, open_source
 
 ZOO: dict[str, np.ndarray] = {
     "layers.0.q.weight": gaussian(40, 100, seed=1),
@@ -324,7 +324,8 @@ def test_decoded_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_numpy_files(suffix: str, tmp_path: Path, small_tiles: None) -> None:
+def test_numpy_files(suffix: str, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npy, "_SLAB", 200)  # Fortran arrays are turned around by several threads
     arrays = {"a": np.asfortranarray(gaussian(40, 60)), "b": gaussian(50, 50).astype(">f4"),
               "c": gaussian(40, 40).astype("f8")}
     path = tmp_path / f"a{suffix}"
@@ -413,6 +414,17 @@ def test_what_is_not_finite_is_kept_on_request(flags: list[str], tmp_path: Path,
     assert "bad" in ran.err and "worse" in ran.err
     assert load(out)["bad"] == load(source)["bad"]
     assert run("report", out, "--against", source).code == 0
+
+
+def test_the_first_of_several_errors_is_told(tmp_path: Path, small_tiles: None) -> None:
+    """the earliest task's error is the one that is raised, whatever the threads do"""
+    bad = gaussian(100, 64)
+    bad[-1, -1] = np.nan
+    tensors = {f"t{i}": bad if i % 3 == 2 else gaussian(100, 64) for i in range(20)}
+    source = save(tmp_path / "m.safetensors", tensors)
+    lines = {one_line(run("quantize", source, "--threads", n), 1) for n in (1, 2, 7, 7, 7, 7, 7, 7)}
+    assert len(lines) == 1
+    assert f"{source}: t2: 1 NaN or infinite values, the first at flat index 6399" in lines.pop()
 
 
 def test_nothing_finite_at_all_is_an_error(tmp_path: Path) -> None:

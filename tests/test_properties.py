@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from making import BF16, header_of, load, run, save
 from strategies import schemes, weights
@@ -43,7 +43,6 @@ def flags_of(scheme: Scheme) -> list[str]:
     return flags + (["--scale-dtype", scheme.scale_dtype] if scheme.scale_dtype else [])
 
 
-@settings(max_examples=150)
 @given(tensors=models(), scheme=schemes(), threads=st.sampled_from([1, 2, 5]))
 def test_round_trip(tensors: dict[str, np.ndarray], scheme: Scheme, threads: int,
                     tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -6,7 +6,7 @@ import math
 from typing import TextIO
 
 from quantcli.errors import printable
-from quantcli.report import RunReport, Summary, TensorReport
+from quantcli.report import RunReport, TensorReport
 from quantcli.report import text as t
 
 
@@ -20,14 +20,11 @@ def _headline(report: RunReport) -> list[str]:
         f"{s.bits_per_weight:.3f} bits per weight, {measured}",
     ]
     time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
-    lines.append(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller){time}" + _kept(s))
+    lines.append(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller){time}")
+    if s.kept:
+        counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
+        lines.append("kept: " + ", ".join(f"{n} {reason}" for reason, n in counts))
     return lines
-
-
-def _kept(s: Summary) -> str:
-    if not s.kept:
-        return ""
-    return "; kept: " + ", ".join(f"{n} {reason}" for reason, n in sorted(s.kept.items(), key=lambda kv: -kv[1]))
 
 
 def _worst_first(tensor: TensorReport) -> tuple[bool, float]:
@@ -51,7 +48,7 @@ def _rest(rows: list[TensorReport]) -> str:
         parts.append(f"{len(rows) - kept} quantized{spread}")
     if kept:
         parts.append(f"{kept} kept")
-    return f"and {len(rows)} more: {', '.join(parts)}, {t.size(sum(r.bytes_out for r in rows))}; --all shows them"
+    return f"and {len(rows)} more: {', '.join(parts)}; --all shows them"
 
 
 def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
@@ -67,11 +64,11 @@ def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None
             t.Column("shape", from_width=60),
             t.Column("scheme"),
             t.Column("SQNR dB", right=True),
-            t.Column("max error", right=True, from_width=72),
-            t.Column("clipped", right=True, from_width=100),
-            t.Column("bits/w", right=True),
+            t.Column("max error", right=True, from_width=100),
+            t.Column("clipped", right=True, from_width=110),
+            t.Column("bits/w", right=True, from_width=90),
             t.Column("bytes", right=True, from_width=50),
-            t.Column("note", from_width=110),
+            t.Column("note", from_width=130),
         ]
     )
     for r in shown:

@@ -114,7 +114,7 @@ def terminal_size(stream: TextIO) -> tuple[int, int] | None:
 def screenful(stream: TextIO | None = None) -> int:
     """Rows of a table that fit a screen beside what is around it."""
     found = terminal_size(stream or sys.stdout)
-    return (found[1] if found else 24) - 8
+    return (found[1] if found else 24) - 10
 
 
 def show(table: Table, stream: TextIO, *, colour: bool) -> None:

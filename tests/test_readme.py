@@ -1,0 +1,78 @@
+"""The README's commands, run as written, give the output it shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sample models, with `quantcli` and `python` on the path."""
+    shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models", ignore=shutil.ignore_patterns("__pycache__"))
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, words in (("quantcli", f'"{sys.executable}" -m quantcli'), ("python", f'"{sys.executable}"')):
+        (commands / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+\.\d\d s\b", "T s", text)
+
+
+def test_console_blocks(workplace: Path) -> None:
+    assert blocks("console")
+    for block in blocks("console"):
+        for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            run = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+            assert run.stderr == "", command
+            assert without_times(run.stdout) == without_times(shown), command
+
+
+def test_python_blocks(workplace: Path) -> None:
+    for block in blocks("python"):
+        run = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True, timeout=60)
+        assert run.returncode == 0, run.stderr
+
+
+def test_the_recipe(workplace: Path) -> None:
+    """The recipe of the README on the sample checkpoint: rules in order, kept layers kept for their reason."""
+    (recipe,) = blocks("yaml")
+    Path("recipe.yaml").write_text(recipe)
+    command = [sys.executable, "-m", "quantcli", "quantize", "sample_models/tiny-llama", "--recipe", "recipe.yaml"]
+    run = subprocess.run([*command, "-o", "out", "--all"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.startswith("model.layers")}
+    down = rows["model.layers.1.mlp.down_proj.weight"]
+    assert "w8g64" in down and "sensitive" in down
+    assert "w4g64" in rows["model.layers.1.mlp.up_proj.weight"]
+    assert all("kept" in line for name, line in rows.items() if ".layers.0." in name)
+
+
+def test_every_option_named_is_one() -> None:
+    """An option the README names exists."""
+    words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    text = "--version"
+    for name in ("quantize", "dequantize", "inspect", "report"):
+        command = [sys.executable, "-m", "quantcli", name, "--help"]
+        text += subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert not {w for w in words if w not in text}
