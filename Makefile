@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS ?= .venv-peers
 
 .PHONY: demo test check lint bench peers clean
 
@@ -13,6 +14,13 @@ $(BIN)/.installed: pyproject.toml quantcli/kernels/kernels.cpp quantcli/kernels/
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .[dev]
+	touch $@
+
+# torch is pinned: a release without a pin would bring gigabytes.
+$(PEERS)/.installed:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 compressed-tensors==0.20.0 transformers==5.23.0 \
+		safetensors numpy gguf==0.19.0 ml_dtypes
 	touch $@
 
 demo: $(BIN)/.installed
@@ -31,11 +39,11 @@ lint: $(BIN)/.installed
 
 check: lint test
 
-bench: $(BIN)/.installed
-	$(BIN)/python tests/bench/bench.py
+bench: $(BIN)/.installed $(PEERS)/.installed
+	$(BIN)/python tests/bench/bench.py --peer-python $(PEERS)/bin/python
 
-peers: $(BIN)/.installed
-	$(BIN)/python tests/peers/run.py
+peers: $(BIN)/.installed $(PEERS)/.installed
+	$(BIN)/python tests/peers/run.py --environment $(PEERS)
 
 clean:
-	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

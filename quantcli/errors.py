@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 
 def printable(text: str, limit: int = 512) -> str:
-    """`text` fit for a terminal: control and invisible characters as backslash escapes, cut to `limit` characters.
+    """`text` fit for a terminal: control and invisible characters as backslash escapes, cut to `limit` characters
+    before they are escaped.
 
     Names in model files are data; they must not be able to clear a screen or fake a second message.
 
@@ -14,17 +15,17 @@ def printable(text: str, limit: int = 512) -> str:
     'a\\\\x1b[2Jb'
     """
     if len(text) > limit:
-        text = text[: limit - 20] + f"... ({len(text)} characters)"
+        tail = f"... ({len(text)} characters)"
+        text = text[: limit - len(tail)] + tail
     if text.isprintable():
         return text
-    return "".join(
-        c
-        if c.isprintable()
-        else c.encode("unicode_escape").decode()
-        if ord(c) < 0xD800 or ord(c) > 0xDFFF
-        else f"\\u{ord(c):04x}"
-        for c in text
-    )
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\ud800" <= character <= "\udfff":  # half a surrogate pair: a byte of a file name that is not UTF-8
+        return f"\\u{ord(character):04x}"
+    return character.encode("unicode_escape").decode()
 
 
 class QuantcliError(Exception):

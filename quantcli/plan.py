@@ -11,7 +11,7 @@ from quantcli.core import default_scale_dtype
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.grouping import Layout, layout
-from quantcli.patterns import compiled, matching, near_misses
+from quantcli.patterns import compiled, matching, module_of, near_misses
 from quantcli.scheme import Scheme
 from quantcli.tensors import TensorInfo
 
@@ -49,7 +49,7 @@ _NAMES = [
     ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
     ("router", re.compile(r"(?:^|\.)(?:\w*router\w*|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
-    ("embedding", re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe)(?:\.weight)?$", re.IGNORECASE)),
+    ("embedding", re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE)),
 ]
 
 
@@ -143,6 +143,10 @@ def with_float32_scales(tensor: TensorPlan) -> TensorPlan:
     )
 
 
+def _last_module(name: str) -> str:
+    return module_of(name).rpartition(".")[2] or name
+
+
 def _why_kept(info: TensorInfo, request: Request) -> str | None:
     """The reason that lies in the tensor alone, if there is one."""
     dtype = DTYPES[info.dtype]
@@ -156,7 +160,9 @@ def _why_kept(info: TensorInfo, request: Request) -> str | None:
         return "unsupported-shape"
     if request.keep_defaults:
         for reason, expression in _NAMES:
-            if expression.search(info.name[-1024:]):
+            # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
+            name = info.name[-1024:] if reason != "norm" or len(info.shape) == 1 else _last_module(info.name)
+            if expression.search(name):
                 return reason
     if len(info.shape) == 1:
         return "one-dimensional"

@@ -420,11 +420,11 @@ def test_the_first_of_several_errors_is_told(tmp_path: Path, small_tiles: None) 
     """the earliest task's error is the one that is raised, whatever the threads do"""
     bad = gaussian(100, 64)
     bad[-1, -1] = np.nan
-    tensors = {f"t{i}": bad if i % 3 == 2 else gaussian(100, 64) for i in range(20)}
+    tensors = {f"t{i:02}": bad if i % 3 == 2 else gaussian(100, 64) for i in range(20)}
     source = save(tmp_path / "m.safetensors", tensors)
     lines = {one_line(run("quantize", source, "--threads", n), 1) for n in (1, 2, 7, 7, 7, 7, 7, 7)}
     assert len(lines) == 1
-    assert f"{source}: t2: 1 NaN or infinite values, the first at flat index 6399" in lines.pop()
+    assert f"{source}: t02: 1 NaN or infinite values, the first at flat index 6399" in lines.pop()
 
 
 def test_nothing_finite_at_all_is_an_error(tmp_path: Path) -> None:

@@ -210,6 +210,16 @@ def test_hostile_safetensors_files(name: str, tmp_path: Path) -> None:
     refused(path)
 
 
+@pytest.mark.parametrize("length", [640, 1152, 0x048020, 0x0209, 0x045080, 66176, 8 * 1024])
+def test_a_header_of_any_length_is_a_header(length: int, tmp_path: Path) -> None:
+    """Files begin with the length of their header: 640 is 80 02 and 1152 is 80 04, as a pickle begins."""
+    text = json.dumps(_entry()).encode().ljust(length)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(raw_file(text, bytes(8)))
+    assert len(safetensors.deserialize(path.read_bytes())) == 1
+    assert bytes_of(path, "a") == bytes(8)
+
+
 @pytest.mark.parametrize(("name", "words"), [
     ("a GGUF file", "GGUF"), ("a pickle", "pickle"), ("a .npy", ".npy"), ("a zip", "zip"), ("a web page", "web page"),
     ("a Git LFS pointer", "git lfs pull"), ("cut short", "cut short"), ("trailing bytes", "belong to no tensor"),

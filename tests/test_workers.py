@@ -46,7 +46,7 @@ def test_the_earliest_error_is_raised(threads: int) -> None:
             raise ValueError(number)
 
     for _ in range(5):
-        with pytest.raises(ValueError, match="^3$"):
+        with pytest.raises(ValueError, match=r"^3$"):
             Crew([lambda i=i: fail(i) for i in range(50)], threads).run()  # type: ignore[misc]
 
 

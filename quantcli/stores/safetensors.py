@@ -95,9 +95,10 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
     if file.size < 8:
         raise DataError(f"a file of {file.size} bytes is not a safetensors file", place=[place])
     start = file.read(0, min(file.size, 64))
-    for magic, what in _STRANGERS:
-        if start.lstrip().startswith(magic):
-            raise DataError(what, place=[place])
+    if start[8:9] != b"{":  # else the first bytes are a length, whatever they look like
+        for magic, what in _STRANGERS:
+            if start.lstrip().startswith(magic):
+                raise DataError(what, place=[place])
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
         raise DataError(
