@@ -35,24 +35,26 @@ def windows(images: Array) -> Array:
     padded = np.zeros((n, c, h + 2, w + 2), images.dtype)
     padded[:, :, 1:-1, 1:-1] = images
     parts = [padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    return np.stack(parts, axis=-1).transpose(0, 2, 3, 1, 4).reshape(n, h, w, c * 9)
+    stacked: Array = np.stack(parts, axis=-1).transpose(0, 2, 3, 1, 4).reshape(n, h, w, c * 9)
+    return stacked
 
 
 def convolve(columns: Array, weight: Array, bias: Array) -> Array:
     """Feature maps (N, out, H, W) from `windows`."""
-    out: Array = columns @ weight.reshape(weight.shape[0], -1).T + bias
-    return out.transpose(0, 3, 1, 2)
+    out: Array = (columns @ weight.reshape(weight.shape[0], -1).T + bias).transpose(0, 3, 1, 2)
+    return out
 
 
 def pool(maps: Array) -> Array:
     """Largest value of each 2x2 block: (N, C, H/2, W/2)."""
     n, c, h, w = maps.shape
-    return maps.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+    largest: Array = maps.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+    return largest
 
 
 def logits(p: Mapping[str, Array], images: Array) -> Array:
     """Scores (N, 10) of images (N, 8, 8) with values 0 to 16."""
-    x = (images[:, None] / 16).astype(np.float32)
+    x: Array = (images[:, None] / 16).astype(np.float32)
     x = np.maximum(convolve(windows(x), p["conv1.weight"], p["conv1.bias"]), 0)
     x = convolve(windows(x), p["conv2.weight"], p["conv2.bias"])
     channel = (slice(None), None, None)

@@ -6,12 +6,16 @@ The forward pass is written once, over the operations of `Graph`, which training
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+HELD_OUT = Path(__file__).resolve().parent / "tiny-llama-held-out.txt"
+"""The sentences that training never drew, one per line, as `train_tiny_llama.py` wrote them."""
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -75,16 +79,36 @@ def words(n: int) -> str:
     return _TENS[n // 10] + (f" {_ONES[n % 10]}" if n % 10 else "")
 
 
-def text(seed: int, sentences: int) -> Array:
-    """Sums in English as ASCII codes: "forty two plus seven is forty nine." """
+def sentence(a: int, b: int, minus: bool) -> str:
+    """A sum in English.
+
+    >>> sentence(42, 7, minus=False)
+    'forty two plus seven is forty nine.'
+    """
+    if minus:
+        return f"{words(a)} minus {words(b)} is {words(a - b)}."
+    return f"{words(a)} plus {words(b)} is {words(a + b)}."
+
+
+def codes(lines: list[str]) -> Array:
+    """Lines as ASCII codes."""
+    return np.frombuffer("\n".join(lines).encode("ascii"), np.uint8).astype(np.int64)
+
+
+def drawn(seed: int, count: int) -> list[str]:
+    """Random sums of two numbers below 100; there are 15,050, so that two long draws share most of theirs."""
     rng = np.random.default_rng(seed)
-    parts = []
-    for a, b in rng.integers(0, 100, (sentences, 2)):
-        if a >= b and rng.integers(2):
-            parts.append(f"{words(a)} minus {words(b)} is {words(a - b)}.")
-        else:
-            parts.append(f"{words(a)} plus {words(b)} is {words(a + b)}.")
-    return np.frombuffer("\n".join(parts).encode("ascii"), np.uint8).astype(np.int64)
+    return [sentence(a, b, bool(a >= b and rng.integers(2))) for a, b in rng.integers(0, 100, (count, 2)).tolist()]
+
+
+def never_drawn(lines: list[str], seed: int) -> list[str]:
+    """All the sums that are not among `lines`, shuffled: a second draw would repeat what training saw."""
+    seen = set(lines)
+    every = [
+        sentence(a, b, minus) for minus in (False, True) for a in range(100) for b in range(a + 1 if minus else 100)
+    ]
+    rest = [line for line in every if line not in seen]
+    return [rest[i] for i in np.random.default_rng(seed).permutation(len(rest))]
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -181,13 +205,16 @@ class Graph:
         cos, sin = rotation(t)
 
         def split(x: Array, n: int) -> Array:
-            return x.reshape(b, t, n, size).transpose(0, 2, 1, 3)
+            out: Array = x.reshape(b, t, n, size).transpose(0, 2, 1, 3)
+            return out
 
         def join(x: Array) -> Array:
-            return x.transpose(0, 2, 1, 3).reshape(b, t, -1)
+            out: Array = x.transpose(0, 2, 1, 3).reshape(b, t, -1)
+            return out
 
         def shrink(x: Array) -> Array:
-            return x.reshape(b, groups, heads // groups, t, size).sum(axis=2)
+            out: Array = x.reshape(b, groups, heads // groups, t, size).sum(axis=2)
+            return out
 
         qh = rotate(split(q.value, heads), cos, sin)
         kh = rotate(split(k.value, groups), cos, sin).repeat(heads // groups, axis=1)
@@ -255,8 +282,8 @@ def loss(scores: Array, targets: Array) -> tuple[float, Array]:
 
 
 def held_out_loss(weights: Mapping[str, Array]) -> float:
-    """Nats per byte on sentences that training never saw."""
-    tokens = text(seed=2, sentences=400)
+    """Nats per byte on the sentences that training never drew."""
+    tokens = codes(HELD_OUT.read_text(encoding="ascii").splitlines())
     count = (len(tokens) - 1) // 96
     rows = tokens[: count * 96].reshape(count, 96), tokens[1 : count * 96 + 1].reshape(count, 96)
     p = {k: Node(np.asarray(v, np.float32)) for k, v in weights.items()}
