@@ -11,6 +11,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #ifndef QK_VARIANT
 #define QK_VARIANT base
 #endif
@@ -57,7 +61,12 @@ inline void load(const void* weights, int kind, int64_t at, int n, float* out) {
     for (int i = 0; i < n; ++i) out[i] = from_bits(uint32_t(p[i]) << 16);
   } else if (kind == F16) {
     const uint16_t* p = static_cast<const uint16_t*>(weights) + at;
-    for (int i = 0; i < n; ++i) out[i] = half_to_float(p[i]);
+    int i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i))));
+#endif
+    for (; i < n; ++i) out[i] = half_to_float(p[i]);
   } else {
     std::memcpy(out, static_cast<const float*>(weights) + at, size_t(n) * 4);
   }
@@ -528,11 +537,11 @@ QK_EXPORT void QK_NAME(decode)(int64_t rows, int64_t cols, int64_t group, const 
 }
 
 #ifdef QK_PROBE
-// Highest instruction set of this CPU that a variant was compiled for: 3 (AVX2), 2 (SSE4.1) or 0.
+// Highest instruction set of this CPU that a variant was compiled for: 3 (AVX2, F16C, BMI2), 2 (SSE4.2) or 0.
 QK_EXPORT int32_t qk_cpu_level() {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) return 3;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")) return 3;
   if (__builtin_cpu_supports("sse4.2")) return 2;
 #endif
   return 0;
