@@ -26,7 +26,7 @@ _WEIGHTS = (
 )
 """Other people's weights are not side files: they would double the folder, and be loaded instead of ours."""
 
-_SIDE_LIMIT = 1 << 30
+_SIDE_LIMIT = 1 << 26
 
 
 def check_folder(path: str, *, force: bool, source: str) -> str:
@@ -81,24 +81,35 @@ class OutputFolder:
             raise os_error(error, os.path.join(self.path, name)) from None
 
     def copy_side_files(self, folder: str, without: tuple[str, ...]) -> list[str]:
-        """Copy what lies beside the weights (tokenizer, configuration, licence); the names copied.
+        """Copy what lies beside the weights and in subfolders (tokenizer, pooling, licence); the names copied.
 
-        Subfolders, hidden files and other weight formats stay behind.
+        Hidden files, links to folders and other weight formats stay behind.
         """
         copied = []
-        for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
-            if name.startswith(".") or name in without or name.endswith(_WEIGHTS) or not os.path.isfile(path):
-                continue
-            file = InputFile(path)
-            try:
-                if file.size > _SIDE_LIMIT:
-                    raise QuantcliError(f"a side file of {file.size} bytes", place=[path], hint="move it away")
-                self.write(name, file.read(0, file.size))
-            finally:
-                file.close()
-            copied.append(name)
+        for path, folders, names in os.walk(folder):
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            below = os.path.relpath(path, folder)
+            for name in sorted(names):
+                relative = os.path.normpath(os.path.join(below, name))
+                source = os.path.join(path, name)
+                if name.startswith(".") or relative in without or name.endswith(_WEIGHTS) or not os.path.isfile(source):
+                    continue
+                self._copy(source, relative)
+                copied.append(relative)
         return copied
+
+    def _copy(self, source: str, relative: str) -> None:
+        file = InputFile(source)
+        try:
+            if file.size > _SIDE_LIMIT:
+                raise QuantcliError(f"a side file of {file.size} bytes", place=[source], hint="move it away")
+            try:
+                os.makedirs(os.path.dirname(os.path.join(self.temp, relative)), exist_ok=True)
+            except OSError as error:
+                raise os_error(error, os.path.join(self.path, relative)) from None
+            self.write(relative, file.read(0, file.size))
+        finally:
+            file.close()
 
     def publish(self) -> None:
         """Move the folder into place; an old one is exchanged in one step, then removed."""
