@@ -1,0 +1,70 @@
+// What every part of the native kernels shares: names of the variants, kinds of weights, and how they are loaded.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#ifndef QK_VARIANT
+#define QK_VARIANT base
+#endif
+#define QK_JOIN2(a, b) qk_##a##_##b
+#define QK_JOIN(a, b) QK_JOIN2(a, b)
+#define QK_NAME(name) QK_JOIN(QK_VARIANT, name)
+#if defined(_WIN32)
+#define QK_EXPORT extern "C" __declspec(dllexport)
+#else
+#define QK_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+constexpr int LANES = 256;
+
+enum Kind : int32_t { BF16 = 0, F16 = 1, F32 = 2 };
+enum Mode : int32_t { INTEGER = 0, OFFSET = 1, BINARY = 2 };
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float half_to_float(uint16_t h) {
+  // The multiplication by 2^112 rebiases the exponent and makes subnormals exact in one go.
+  uint32_t magnitude = uint32_t(h & 0x7fffu) << 13;
+  float scaled = from_bits(magnitude) * from_bits(0x77800000u);
+  uint32_t special = (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+  return from_bits(to_bits(scaled) | special | (uint32_t(h & 0x8000u) << 16));
+}
+
+// Up to LANES weights as float32.
+inline void load(const void* weights, int kind, int64_t at, int n, float* out) {
+  if (kind == BF16) {
+    const uint16_t* p = static_cast<const uint16_t*>(weights) + at;
+    for (int i = 0; i < n; ++i) out[i] = from_bits(uint32_t(p[i]) << 16);
+  } else if (kind == F16) {
+    const uint16_t* p = static_cast<const uint16_t*>(weights) + at;
+    int i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i))));
+#endif
+    for (; i < n; ++i) out[i] = half_to_float(p[i]);
+  } else {
+    std::memcpy(out, static_cast<const float*>(weights) + at, size_t(n) * 4);
+  }
+}
+
+}  // namespace
