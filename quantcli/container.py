@@ -3,9 +3,12 @@
 For a tensor X (shape [rows, cols] or more) of b bits the file holds
 
     X_packed      I32  [rows.., ceil(cols*b/32)]   codes, low one first; u = q + 2^(b-1) when symmetric
-    X_scale       F32, F16 or BF16                 [rows.., groups]; [rows, 1] per channel and per tensor
+    X_scale       F32, F16, BF16 or F8_E4M3                [rows.., groups]; [rows, 1] per channel and per tensor
     X_zero_point  I32  [ceil(rows*b/32), groups]   asymmetric: zero points, the stream running down each column
     X_offset      as X_scale                       asymmetric with a float offset
+    X_codebook    F32  [2^b]                       format `codebook`: the levels by code. Learned per channel they are
+                                                   [rows.., 2^b] in the scale's dtype; then, and when learned for the
+                                                   tensor, there is no X_scale
     X_shape       I64  [dimensions]                the shape of X
 
 and `__metadata__["quantcli"]` a JSON document: version, tool, tile and digest rule, the schemes, and for every tensor
@@ -28,6 +31,7 @@ from quantcli.grouping import Layout, layout
 from quantcli.kernels import row_bytes
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
+from quantcli.settling import levels_dtype
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -49,39 +53,65 @@ def zero_shape(plan: Layout) -> tuple[int, int]:
     return plan.rows, plan.groups
 
 
+def parts(scheme: Scheme) -> list[str]:
+    """What a tensor of this scheme is stored as, in file order: the ends of the names.
+
+    >>> parts(Scheme(bits=4, symmetric=False))
+    ['packed', 'scale', 'zero_point', 'shape']
+    """
+    found = ["packed"]
+    if scheme.family != "learned" or scheme.shares_levels:
+        found.append("scale")
+    if not scheme.symmetric:
+        found.append("offset" if scheme.zero_point == "float" else "zero_point")
+    if scheme.format == "codebook":
+        found.append("codebook")
+    return [*found, "shape"]
+
+
 def outputs(info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> list[TensorInfo]:
     """The tensors that hold `info` in quantized form."""
-    name = info.name
-    found = [
-        TensorInfo(f"{name}_packed", "I32", plan.packed_shape(scheme.bits)),
-        TensorInfo(f"{name}_scale", scale_dtype, plan.scale_shape),
-    ]
-    if not scheme.symmetric and scheme.zero_point == "float":
-        found.append(TensorInfo(f"{name}_offset", scale_dtype, plan.scale_shape))
-    elif not scheme.symmetric:
-        rows, groups = zero_shape(plan)
-        found.append(TensorInfo(f"{name}_zero_point", "I32", (row_bytes(rows, scheme.bits) // 4, groups)))
-    found.append(TensorInfo(f"{name}_shape", "I64", (len(info.shape),)))
-    return found
+    zero_rows, groups = zero_shape(plan)
+    tables = (
+        (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)
+    )
+    own = {
+        "packed": ("I32", plan.packed_shape(scheme.bits)),
+        "scale": (scale_dtype, plan.scale_shape),
+        "offset": (scale_dtype, plan.scale_shape),
+        "zero_point": ("I32", (row_bytes(zero_rows, scheme.bits) // 4, groups)),
+        "codebook": (levels_dtype(scheme, scale_dtype), (1 << scheme.bits,) if scheme.shares_levels else tables),
+        "shape": ("I64", (len(info.shape),)),
+    }
+    return [TensorInfo(f"{info.name}_{part}", *own[part]) for part in parts(scheme)]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is known of a tensor once it is written: its errors when quantized, and its digest."""
+    """What is known of a tensor once it is written: its errors when quantized, its digest, the scheme that was chosen
+    for it, and the squared error min-max would have had (None where that is no question)."""
 
     metrics: Metrics | None
     digest: str | None
+    scheme: Scheme | None = None
+    minmax_sse: float | None = None
 
 
 def _entry(tensor: TensorPlan, schemes: list[dict[str, Any]], result: Result | None, digest: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"reason": tensor.reason}
     if tensor.scheme is not None:
-        values = {**tensor.scheme.as_dict(), "options": dict(tensor.scheme.options)}
-        if values not in schemes:
-            schemes.append(values)
-        entry |= {"scheme": schemes.index(values), "dtype": tensor.info.dtype, "shape": list(tensor.info.shape)}
+        # Before it is written the longest there can be stands for the scheme and the sums.
+        for scheme in (result.scheme,) if result and result.scheme else tensor.scheme.candidates:
+            values = scheme.as_dict()
+            if values not in schemes:
+                schemes.append(values)
+        index = schemes.index(values) if result else len(schemes) - 1
+        entry |= {"scheme": index, "dtype": tensor.info.dtype, "shape": list(tensor.info.shape)}
         m = result.metrics if result and result.metrics else Metrics(_WIDEST, _WIDEST, 0, _WIDEST, tensor.info.numel)
         entry |= {"sse": m.sse, "power": m.power, "max_abs_error": m.max_abs_error, "clipped": m.clipped}
+        minmax = result.minmax_sse if result else _WIDEST
+        if minmax is not None and (result or tensor.scheme.rival is not None):
+            entry["minmax_sse"] = minmax
     if tensor.note:
         entry["note"] = tensor.note
     if DIGEST_SIZES[digest]:
@@ -114,9 +144,15 @@ class StoredTensor:
     layout: Layout | None
     scale_dtype: str
     metrics: Metrics | None
+    minmax_sse: float | None
     digest: str | None
     note: str
     outputs: tuple[TensorInfo, ...]
+
+    def output(self, part: str) -> TensorInfo:
+        """One of the tensors that hold it: `packed`, `scale` and so on."""
+        assert self.scheme is not None
+        return self.outputs[parts(self.scheme).index(part)]
 
     @property
     def bytes_out(self) -> int:
@@ -148,7 +184,7 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
             )
         if whole["digest"] not in DIGEST_SIZES:
             raise DataError(f"unknown digest {printable(str(whole['digest']), 40)}")
-        schemes = [Scheme(**values) for values in whole["schemes"]]
+        schemes = [_scheme(values) for values in whole["schemes"]]
         tensors = [_parse_tensor(name, entry, schemes, stored) for name, entry in whole["tensors"].items()]
         tool, source_bytes = str(whole["tool"]), int(whole["source_bytes"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -164,6 +200,16 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
     return Document(tool, whole["digest"], source_bytes, tuple(tensors))
 
 
+def _scheme(values: dict[str, Any]) -> Scheme:
+    """A stored scheme. Raises UsageError for one that has no meaning."""
+    if "codebook" in values:
+        values = {**values, "codebook": tuple(values["codebook"])}
+    scheme = Scheme(**values)
+    if scheme.calibration == "auto":
+        raise ValueError("auto is not a scheme")
+    return scheme
+
+
 def _parse_tensor(
     name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo]
 ) -> StoredTensor:
@@ -171,7 +217,7 @@ def _parse_tensor(
     if "scheme" not in entry:
         if name not in stored:
             raise DataError("the file does not hold it", place=[printable(name)])
-        return StoredTensor(stored[name], reason, None, None, "", None, digest, note, (stored[name],))
+        return StoredTensor(stored[name], reason, None, None, "", None, None, digest, note, (stored[name],))
     if entry["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in entry["shape"]):
         raise ValueError("dtype or shape")
     index = entry["scheme"]
@@ -180,7 +226,10 @@ def _parse_tensor(
     info, scheme = TensorInfo(name, entry["dtype"], tuple(entry["shape"])), schemes[index]
     plan = layout(info.shape, scheme)
     scale = stored.get(f"{name}_scale")
-    scale_dtype = scale.dtype if scale is not None and scale.dtype in ("F32", "F16", "BF16") else "F32"
+    if "scale" not in parts(scheme):
+        scale = stored.get(f"{name}_codebook")
+    known = ("F32", "F16", "BF16", *(["F8_E4M3"] if scheme.shares_levels else []))
+    scale_dtype = scale.dtype if scale is not None and scale.dtype in known else "F32"
     expected = tuple(outputs(info, scheme, plan, scale_dtype))
     for output in expected:
         if stored.get(output.name) != output:
@@ -190,4 +239,5 @@ def _parse_tensor(
             )
     sums = [float(entry[k]) for k in ("sse", "power", "max_abs_error")]
     metrics = Metrics(sums[0], sums[1], info.numel, sums[2], int(entry["clipped"]))
-    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, digest, note, expected)
+    minmax = float(entry["minmax_sse"]) if "minmax_sse" in entry else None
+    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note, expected)

@@ -17,6 +17,10 @@ TILE = 1 << 19
 """Weights that are read, quantized and written at a time: 1 MiB of bfloat16 stays in the cache."""
 
 
+STRIP = 1 << 21
+"""Weights of a strip of channels that are not rows; a single channel may not have more."""
+
+
 @dataclass(frozen=True, slots=True)
 class TileSpan:
     """Rows [row, row + rows) and columns [col, col + cols) of a layout: one run of weights in the file."""
@@ -69,6 +73,14 @@ class Layout:
         """Whether parameters depend on more than one tile."""
         return self.shared is not None or (self.cols > TILE and self.group >= self.cols)
 
+    def strips(self, weights: int = STRIP) -> Iterator[TileSpan]:
+        """Runs of whole channels of the columns, all rows of each: how channels of another axis than the first are
+        seen one by one. `col` and `cols` count channels here."""
+        channels = self.scales
+        step = max(1, weights * channels // max(self.rows * self.cols, 1))
+        for first in range(0, channels, step):
+            yield TileSpan(0, self.rows, first, min(step, channels - first))
+
     def tiles(self) -> Iterator[TileSpan]:
         """The tiles in file order; the cut depends on the layout alone, never on threads or kernels."""
         if self.cols <= TILE or self.shared == "columns":
@@ -115,6 +127,11 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
             return Layout(rows, cols, max(cols, 1), None, lead, (*lead, 1))
         if cols > WIDEST_COLUMNS:
             raise UsageError(f"axis {scheme.axis} with {cols} weights behind axis 0", hint="use --axis 0 or groups")
+        if scheme.shares_columns and rows * cols > STRIP * shape[axis]:
+            raise UsageError(
+                f"{scheme.calibration} with {rows * cols // shape[axis]} weights in each channel of axis {scheme.axis}",
+                hint=f"use --axis 0 or groups; up to {STRIP} such weights go together",
+            )
         scale_shape = tuple(n if a == axis else 1 for a, n in enumerate(shape))
         return Layout(rows, cols, 1, "columns", lead, scale_shape)
     assert scheme.group_size is not None

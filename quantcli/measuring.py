@@ -8,15 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from quantcli import core, digest, kernels
+from quantcli import digest, kernels
 from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
+from quantcli.fitting import as_tile
 from quantcli.grouping import TileSpan
 from quantcli.kernels import Sums
 from quantcli.metrics import Metrics
 from quantcli.pipeline import COPY, Progress
 from quantcli.reading import Model, Tensor
+from quantcli.settling import code_grid
 from quantcli.workers import Crew, Task
 
 
@@ -78,9 +80,9 @@ def against(
         read(name, start, raw.data)
         if name in chunks:
             chunks[name].add(start, raw.data, lambda at, rest: read(name, at, rest))
-        tile = core.as_tile(raw, dtype, span, plan.group)
+        tile = as_tile(raw, dtype, span, plan.group)
         params = tensor.params(span)
-        found = kernels.load().measure(tile, params.scale, params.zero, core.code_grid(scheme), tensor.packed(span))
+        found = kernels.load().measure(tile, params, code_grid(scheme), tensor.packed(span))
         with lock:
             sums[name][index] = found, span.rows * span.cols
         advance(len(raw))

@@ -34,8 +34,8 @@ def unpack(packed: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArra
 
 
 def signed(codes: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
-    """Codes as the scheme counts them: around 0 when symmetric, from 0 otherwise."""
-    if not scheme.symmetric:
+    """Codes as the scheme counts them: around 0 for symmetric integers, from 0 otherwise."""
+    if not scheme.symmetric or scheme.family != "int":
         return codes
     if scheme.bits == 1:
         return (codes.astype(np.int8) * 2 - 1).astype(np.int8)

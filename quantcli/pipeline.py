@@ -20,13 +20,13 @@ from quantcli import metrics as metric
 from quantcli.container import Result
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import DataError, printable
+from quantcli.fitting import Misfit, NotFinite, Trials, read_span, span_bytes
 from quantcli.grouping import Layout, TileSpan
-from quantcli.kernels import Sums, row_bytes
+from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.plan import Plan, TensorPlan, check, kept, with_float32_scales
 from quantcli.stores import Source
 from quantcli.stores.files import OutputFile, check_space
 from quantcli.stores.safetensors import FileLayout, header_bytes, lay_out, validate
-from quantcli.tensors import QuantParams
 from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ class _Job:
     tiles: list[TileSpan] = field(default_factory=list)
     left: int = 0
     sums: list[tuple[Sums, int] | None] = field(default_factory=list)
-    seen: dict[int, Any] = field(default_factory=dict)
-    merged: list[tuple[int, Any]] = field(default_factory=list)
-    params: QuantParams | None = None
+    rival: list[float | None] = field(default_factory=list)
+    trials: Trials | None = None
+    unseen: int = 0
     chunks: digest.Chunks | None = None
     sha256: str | None = None
     zeros: _ZeroBands | None = None
@@ -144,24 +144,29 @@ class _Run:
             job.tiles = list(tensor.layout.tiles())
             job.left += len(job.tiles)
             job.sums = [None] * len(job.tiles)
+            job.rival = [None] * len(job.tiles)
             if tensor.scheme is not None and not tensor.scheme.symmetric and tensor.scheme.zero_point == "int":
                 job.zeros = _ZeroBands(tensor.layout, tensor.scheme.bits)
             job.left += 1
             yield partial(self._shape, job)
-            step = self._observe if tensor.layout.two_pass else self._encode
-            yield from (partial(step, job, i) for i in range(len(job.tiles)))
+            assert tensor.scheme is not None
+            job.trials = Trials(
+                tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=tensor.scheme.rival
+            )
+            yield from self._work(job, job.trials)
         if self.options.digest == "sha256":
             yield partial(self._sha256, job)
 
     # -- pieces of work
 
-    def _read(self, job: _Job, span: TileSpan) -> tuple[int, NDArray[np.uint8]]:
-        assert job.plan.layout is not None
-        size = DTYPES[job.plan.info.dtype].bits // 8
-        start = (span.row * job.plan.layout.cols + span.col) * size
-        raw = _buffers.take("raw", span.rows * span.cols * size)
-        self.source.read(job.plan.info.name, start, raw.data)
-        return start, raw
+    def _read(self, job: _Job, span: TileSpan, *, strips: bool = False) -> tuple[NDArray[np.uint8], Tile]:
+        """The bytes of a span and the tile they make."""
+        assert job.trials is not None
+        fit = job.trials.chosen
+        raw = _buffers.take("raw", span_bytes(fit, span, strips=strips))
+        name = job.plan.info.name
+        tile = read_span(fit, span, lambda at, part: self.source.read(name, at, part.data), raw, strips=strips)
+        return raw, tile
 
     def _write(self, job: _Job, output: int, offset: int, data: memoryview) -> None:
         self.out.write(self.places.offsets[job.plan.outputs[output].name] + offset, data)
@@ -187,87 +192,82 @@ class _Run:
         job.sha256 = digest.sha256(job.plan.info.nbytes, lambda at, block: self.source.read(name, at, block))
         return self._done(job, 0)
 
-    def _observe(self, job: _Job, index: int) -> list[Task] | None:
-        """First pass of a tensor whose parameters depend on several tiles."""
-        scheme, plan = job.plan.scheme, job.plan.layout
-        assert scheme is not None and plan is not None
-        span = job.tiles[index]
-        _, raw = self._read(job, span)
-        seen = core.observe(self.table, core.as_tile(raw, job.plan.info.dtype, span, plan.group), scheme, plan)
-        if seen is None:
-            self._nonfinite(job)
-            return None
-        with self._lock:
-            job.seen[index] = seen
-            last = self._merge(job)
-        if not last or job.plan.info.name in self.amendments:
-            return None
-        rows = [s for _, s in job.merged]
-        joined = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]} if plan.shared is None else rows[0]
-        params = core.settle(core.fold_columns(joined, job.plan.info, scheme, plan), scheme, job.plan.scale_dtype)
-        if params is None:
-            self._misfit(job)
-            return None
-        job.params = core.spread(params, job.plan.info, scheme, plan)
-        self._write_params(job, core.stored_params(params, plan), 0, 0)
-        return [partial(self._encode, job, i) for i in range(len(job.tiles))]
+    def _work(self, job: _Job, trials: Trials) -> list[Task]:
+        """The next things to do for a tensor: a pass over it, or its codes."""
+        if trials.spans:
+            job.unseen = len(trials.spans)
+            return [partial(self._see, job, trials, i) for i in range(len(trials.spans))]
+        if trials.chosen.stored is not None:
+            self._write_params(job, trials.chosen.stored, 0, 0)
+        return [partial(self._encode, job, trials, i) for i in range(len(job.tiles))]
 
-    def _merge(self, job: _Job) -> bool:
-        """Merge what was seen in file order, as far as it has come; whether that was the last of it."""
-        assert job.plan.scheme is not None and job.plan.layout is not None
-        at = job.merged[-1][0] + 1 if job.merged else 0
-        while at in job.seen:
-            seen = job.seen.pop(at)
-            same = job.merged and (job.plan.layout.shared is not None or job.tiles[at].row == job.tiles[at - 1].row)
-            if same:
-                job.merged[-1] = (at, core.merge(job.plan.scheme, job.merged[-1][1], seen))
-            else:
-                job.merged.append((at, seen))
-            at += 1
-        return at == len(job.tiles)
+    def _see(self, job: _Job, trials: Trials, index: int) -> list[Task] | None:
+        """One span of a pass that finds parameters."""
+        if job.plan.info.name in self.amendments:
+            return None
+        _, tile = self._read(job, trials.spans[index], strips=trials.by_strips)
+        try:
+            trials.see(self.table, tile, index)
+            with self._lock:
+                job.unseen -= 1
+                if job.unseen:
+                    return None
+            trials.conclude()
+        except (NotFinite, Misfit) as found:
+            self._amend(job, found)
+            return None
+        return self._work(job, trials)
 
-    def _encode(self, job: _Job, index: int) -> list[Task] | None:
-        scheme, plan, span = job.plan.scheme, job.plan.layout, job.tiles[index]
-        assert scheme is not None and plan is not None
-        start, raw = self._read(job, span)
-        tile = core.as_tile(raw, job.plan.info.dtype, span, plan.group)
-        if job.params is not None:
-            params = core.part(job.params, span, plan)
-        else:
-            seen = core.observe(self.table, tile, scheme, plan)
-            if seen is None:
-                self._nonfinite(job)
-                return None
-            settled = core.settle(seen, scheme, job.plan.scale_dtype)
-            if settled is None:
-                self._misfit(job)
-                return None
-            params = settled
+    def _encode(self, job: _Job, trials: Trials, index: int) -> list[Task] | None:
+        scheme, plan, span = trials.chosen.scheme, job.plan.layout, job.tiles[index]
+        assert plan is not None
+        raw, tile = self._read(job, span)
+        packed = _buffers.take("packed", span.rows * row_bytes(span.cols, scheme.bits))
+        try:
+            sums, params = trials.encode(self.table, tile, span, packed)
+        except (NotFinite, Misfit) as found:
+            self._amend(job, found)
+            return None
         if self.amendments:  # this pass only looks for further tensors to plan anew
             return self._done(job, len(raw))
-        self._digest(job, start, raw.data)
-        packed = _buffers.take("packed", span.rows * row_bytes(span.cols, scheme.bits))
-        sums = self.table.encode(tile, params.scale, params.zero, core.code_grid(scheme), packed)
+        self._digest(job, (span.row * plan.cols + span.col) * DTYPES[job.plan.info.dtype].bits // 8, raw.data)
         job.sums[index] = sums, span.rows * span.cols
+        job.rival[index] = trials.rival_error(self.table, tile, span)
         at = span.row * row_bytes(plan.cols, scheme.bits) + span.col * scheme.bits // 8
         self._write(job, 0, at, packed.data)
-        if job.params is None:
+        if trials.chosen.whole is None:
             self._write_params(job, params, span.row, span.col // plan.group)
         return self._done(job, len(raw))
 
+    def _amend(self, job: _Job, found: Exception) -> None:
+        if isinstance(found, NotFinite):
+            self._nonfinite(job)
+        else:
+            self._misfit(job)
+
     def _write_params(self, job: _Job, params: QuantParams, row: int, group: int) -> None:
-        assert job.plan.layout is not None
-        dtype = job.plan.scale_dtype
-        at = (row * job.plan.layout.groups + group) * DTYPES[dtype].bits // 8
+        assert job.plan.layout is not None and job.plan.scheme is not None
+        size = DTYPES[job.plan.scale_dtype].bits // 8
+        at = (row * job.plan.layout.groups + group) * size
+        place = {part: i for i, part in enumerate(container.parts(job.plan.scheme))}
 
-        def stored(values: NDArray[Any]) -> memoryview:
-            return np.ascontiguousarray(from_float32(values, dtype)).data.cast("B")
+        def store(part: str, offset: int, values: NDArray[Any]) -> None:
+            output = place[part]
+            dtype = job.plan.outputs[output].dtype
+            self._write(job, output, offset, np.ascontiguousarray(from_float32(values, dtype)).data.cast("B"))
 
-        self._write(job, 1, at, stored(params.scale))
+        if "scale" in place:
+            store("scale", at, params.scale)
         if job.zeros is not None and params.zero is not None:
-            job.zeros.add(params.zero, row, group, lambda offset, data: self._write(job, 2, offset, data))
+            output = place["zero_point"]
+            job.zeros.add(params.zero, row, group, lambda offset, data: self._write(job, output, offset, data))
         elif params.zero is not None:
-            self._write(job, 2, at, stored(params.zero))
+            store("offset", at, params.zero)
+        if "codebook" in place and params.codebook is not None:
+            shared = job.plan.layout.shared is not None or job.plan.scheme.shares_levels
+            width = params.codebook.levels.shape[1] * DTYPES[job.plan.outputs[place["codebook"]].dtype].bits // 8
+            if not shared or row == group == 0:
+                store("codebook", 0 if shared else row * width, params.codebook.levels)
 
     # -- ends
 
@@ -281,9 +281,18 @@ class _Run:
         tiles = [s for s in job.sums if s is not None]
         metrics = metric.total(tiles) if job.plan.scheme is not None else None
         found = job.chunks.hexdigest() if job.chunks is not None else job.sha256
-        self.results[job.plan.info.name] = Result(metrics, found)
+        chosen = job.trials.chosen.scheme if job.trials is not None else None
+        self.results[job.plan.info.name] = Result(metrics, found, chosen, self._minmax_sse(job))
         self.source.release(job.plan.info.name)
         return None
+
+    @staticmethod
+    def _minmax_sse(job: _Job) -> float | None:
+        """The squared error that min-max would have had."""
+        if job.trials is None:
+            return None
+        errors = [e for e in job.rival if e is not None]
+        return sum(errors) if job.rival and len(errors) == len(job.rival) else job.trials.minmax_sse
 
     def _misfit(self, job: _Job) -> None:
         assert job.plan.scheme is not None

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantcli import container
-from quantcli.core import default_scale_dtype
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.grouping import Layout, layout
 from quantcli.patterns import compiled, matching, module_of, near_misses
 from quantcli.scheme import Scheme
+from quantcli.settling import default_scale_dtype
 from quantcli.tensors import TensorInfo
 
 SMALL = 1024

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import container, core, kernels, packing
+from quantcli import container, kernels, packing
 from quantcli.container import StoredTensor
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.grouping import TileSpan
-from quantcli.kernels import row_bytes
+from quantcli.kernels import LEVELS, QuantParams, row_bytes
+from quantcli.kernels.codebook import codebook
+from quantcli.settling import code_grid, fixed_codebook, spread
 from quantcli.stores import Source, open_source
-from quantcli.tensors import QuantizedTensor, QuantParams, TensorInfo
+from quantcli.tensors import QuantizedTensor, TensorInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes, Floats
+    from quantcli.kernels.codebook import Codebook
     from quantcli.scheme import Scheme
 
 
@@ -79,29 +82,46 @@ class Tensor:
             rows, first, groups = span.rows, span.col // plan.group, -(-span.cols // plan.group)
             start = span.row * plan.groups + first
 
-        def row_params(output: TensorInfo) -> Floats:
-            return self._floats(output, start, rows * groups).reshape(rows, groups)
+        def row_params(part: str) -> Floats:
+            return self._floats(self.stored.output(part), start, rows * groups).reshape(rows, groups)
 
-        scale = row_params(self.stored.outputs[1])
+        held = container.parts(scheme)
+        scale = row_params("scale") if "scale" in held else np.ones((1, 1), np.float32)
         if not np.isfinite(scale).all():
             raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
         zero = None
-        if not scheme.symmetric and scheme.zero_point == "float":
-            zero = row_params(self.stored.outputs[2])
-        elif not scheme.symmetric:
+        if "offset" in held:
+            zero = row_params("offset")
+        elif "zero_point" in held:
             zero = self._zero_points(0 if plan.shared else span.row, rows, first, groups).astype(np.float32)
-        return core.spread(QuantParams(scale, zero), self.stored.info, scheme, plan)
+        return spread(QuantParams(scale, zero, self._codebook(span)), self.stored.info, scheme, plan)
+
+    def _codebook(self, span: TileSpan) -> Codebook | None:
+        """The levels of the codes of one tile."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        assert scheme is not None and plan is not None
+        if code_grid(scheme).mode != LEVELS:
+            return None
+        if scheme.format != "codebook":
+            return fixed_codebook(scheme)
+        output, width = self.stored.output("codebook"), 1 << scheme.bits
+        own = len(output.shape) > 1
+        levels = self._floats(output, span.row * width if own else 0, (span.rows if own else 1) * width)
+        if not np.isfinite(levels).all():
+            raise DataError("a stored level is not finite", place=[self._source.path, printable(self.name)])
+        return codebook(levels.reshape(-1, width))
 
     def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
         assert self.stored.scheme is not None and self.stored.layout is not None
-        bits, width = self.stored.scheme.bits, self.stored.outputs[2].shape[1]
+        output = self.stored.output("zero_point")
+        bits, width = self.stored.scheme.bits, output.shape[1]
         total, _ = container.zero_shape(self.stored.layout)
         if self.stored.layout.shared == "tensor":
             row, rows = row, min(rows, total)
         first = row // 32 * 32
         last = min(-(-(row + rows) // 32) * 32, total)
         words = row_bytes(last - first, bits) // 4
-        raw = self.read_bytes(self.stored.outputs[2].name, first // 32 * bits * width * 4, words * width * 4)
+        raw = self.read_bytes(output.name, first // 32 * bits * width * 4, words * width * 4)
         matrix = np.ascontiguousarray(raw.view("<u4").reshape(words, width)[:, group : group + groups])
         return packing.unpack_columns(matrix, last - first, bits)[row - first : row - first + rows]
 
@@ -116,9 +136,8 @@ class Tensor:
             self.packed(span),
             (span.rows, span.cols),
             group,
-            params.scale,
-            params.zero,
-            core.code_grid(self.stored.scheme),
+            params,
+            code_grid(self.stored.scheme),
         )
 
     def numpy(self) -> NDArray[Any]:
@@ -168,7 +187,7 @@ class Model(Mapping[str, Tensor]):
             covered.update(info.name for info in infos)
         for info in source.infos():
             if info.name not in covered:
-                stored.append(StoredTensor(info, "", None, None, "", None, None, "", (info,)))
+                stored.append(StoredTensor(info, "", None, None, "", None, None, None, "", (info,)))
         self._tensors = {s.info.name: Tensor(source, s) for s in stored}
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES
+from quantcli.kernels import QuantParams
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -35,18 +36,6 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Bytes of the elements."""
         return DTYPES[self.dtype].nbytes(self.numel)
-
-
-@dataclass(frozen=True, slots=True)
-class QuantParams:
-    """Parameters of every group: scale, and zero point or offset (None when symmetric).
-
-    Arrays of float32, (rows, groups) or (1, groups) where all rows share them. Zero points are whole numbers in
-    0 .. 2^b-1. The scale has already been rounded to its storage dtype.
-    """
-
-    scale: Floats
-    zero: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)

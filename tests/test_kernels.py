@@ -12,7 +12,7 @@ from making import BF16 as BFLOAT16
 
 from quantcli import kernels
 from quantcli.errors import UsageError
-from quantcli.kernels import BF16, BINARY, F16, F32, INTEGER, OFFSET, CodeGrid, Kernels, Sums, Tile, native, row_bytes
+from quantcli.kernels import BF16, BINARY, F16, F32, INTEGER, OFFSET, CodeGrid, Kernels, QuantParams, Sums, Tile, native, row_bytes
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
 NATIVE = native.find()
@@ -87,7 +87,7 @@ def encoded(table: Kernels, tile: Tile, scale: np.ndarray, zero: np.ndarray | No
     size = tile.rows * row_bytes(tile.cols, grid.bits)
     room = np.full(size + 64, 0xA5, np.uint8)
     with np.errstate(over="ignore"):  # a weight of 1e38 over a scale of 2^-126 is meant to be clipped
-        sums = table.encode(tile, scale, zero, grid, room[:size])
+        sums = table.encode(tile, QuantParams(scale, zero), grid, room[:size])
     assert (room[size:] == 0xA5).all()
     return room[:size].tobytes(), sums
 
@@ -144,10 +144,10 @@ def test_native_and_numpy_give_the_same_bytes_and_sums(shapes: list[tuple[int, .
                 assert found == expected, context
                 stored = np.frombuffer(ours, np.uint8)
                 with np.errstate(over="ignore"):
-                    assert NATIVE.measure(tile, scale, zero, grid, stored) == found, context
-                    assert other.measure(tile, scale, zero, grid, stored) == found, context
+                    assert NATIVE.measure(tile, QuantParams(scale, zero), grid, stored) == found, context
+                    assert other.measure(tile, QuantParams(scale, zero), grid, stored) == found, context
                 shape = (rows, cols)
-                a, b = (t.decode(stored, shape, group, scale, zero, grid) for t in (NATIVE, other))
+                a, b = (t.decode(stored, shape, group, QuantParams(scale, zero), grid) for t in (NATIVE, other))
                 assert a.tobytes() == b.tobytes(), context
 
 
@@ -179,7 +179,7 @@ def test_encode_and_decode_follow_the_definition(table: Kernels, bits: int) -> N
                 packed, sums = encoded(table, tile, scale, zero, grid)
                 codes, values, clipped = by_hand(tile, scale, zero, grid)
                 np.testing.assert_array_equal(bits_of(packed, tile, bits), codes)
-                decoded = table.decode(np.frombuffer(packed, np.uint8), (rows, cols), group, scale, zero, grid)
+                decoded = table.decode(np.frombuffer(packed, np.uint8), (rows, cols), group, QuantParams(scale, zero), grid)
                 np.testing.assert_array_equal(decoded, values)
                 assert sums.clipped == clipped
                 x = float_of(tile)

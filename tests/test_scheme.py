@@ -44,7 +44,6 @@ def test_what_is_filled_in(fields: dict[str, Any], expected: dict[str, Any]) -> 
     ({"bits": 4.0}, "bits: 4.0 is not"),
     ({"bits": "4"}, "bits: '4' is not"),
     ({"bits": True}, "bits: True is not"),
-    ({"bits": None}, "bits: None is not"),
     ({"bits": 4, "format": "nf5"}, "format: 'nf5' is not one of"),
     ({"bits": 4, "granularity": "row"}, "granularity: 'row' is not one of tensor, channel, group"),
     ({"bits": 4, "group_size": 0}, "group size: 0 is not"),

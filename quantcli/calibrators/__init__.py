@@ -1,7 +1,8 @@
 """Calibrators: weights of a group in, its scale and zero point out. One file each; the file's name is the method's.
 
-A calibrator observes a tile, merges what it saw of groups that go on in the next tile (in file order), and solves
-for the parameters in float64. Rounding them to their storage dtype is core.py's part.
+A calibrator finds the parameters of the groups of a tile (`local`). Where weights that share parameters lie in several
+tiles, something is gathered from each of them (`gather`: ranges, a histogram), merged, and solved for the parameters.
+All of it in float64; rounding parameters to their storage dtype is core.py's part.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 Observed = dict[str, Any]
-"""What was seen of each group: named arrays of one shape, (rows, groups), (1, 1) or (cols,)."""
+"""What was gathered: named arrays of one shape, (rows, groups), (1, 1) or (cols,), or a histogram."""
 
 Sharing = Literal["tensor", "columns"]
 
@@ -28,28 +31,91 @@ Sharing = Literal["tensor", "columns"]
 @dataclass(frozen=True, slots=True)
 class Ideal:
     """Parameters before rounding, float64. zero: for integer zero points the (not yet rounded) code of value 0, for
-    float ones the offset; None when symmetric."""
+    float ones the offset; None when there is none. levels: (tables, count) ascending, for learned codebooks."""
 
     scale: Array
     zero: Array | None = None
+    levels: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Levels (count,) that the groups of a tensor share, each with a scale of its own; `step` passes have gone into
+    them, and with `done` they stay."""
+
+    levels: Array
+    factor: float
+    step: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gather:
+    """A way to see weights that lie in several tiles.
+
+    observe(kernels, tile, sharing, into): what is seen of every group of the tile, of the tile as one ("tensor") or
+    of its columns ("columns"); None when a weight is not finite. merge(earlier, later): both together.
+    ordered: merging must follow the file. Otherwise any order gives the same, and `observe` adds to `into`, what was
+    seen of other tiles (None for the first). columns: whether it can see columns.
+    """
+
+    observe: Callable[[Kernels, Tile, Sharing | None, Observed | None], Observed | None]
+    merge: Callable[[Observed, Observed], Observed]
+    ordered: bool = True
+    columns: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelSearch:
+    """How levels that groups share are learned: observe(kernels, tile, scheme, shared) in as many passes as it takes,
+    each merged in file order and solved for better levels; then local(..., shared, scale_dtype) for the scales."""
+
+    observe: Callable[[Kernels, Tile, Scheme, Shared | None, str], Observed | None]
+    merge: Callable[[Observed, Observed], Observed]
+    solve: Callable[[Observed, Scheme, Shared | None], Shared]
+    local: Callable[[Kernels, Tile, Scheme, Shared, str], Ideal]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """An option of a calibrator: its default, and the numbers or words it may be."""
+
+    default: Any
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise UsageError when the value is none of them."""
+        if self.choices:
+            if value not in self.choices:
+                raise UsageError(f"{value!r} is not one of {', '.join(self.choices)}", place=[name])
+        elif type(value) not in (int, float) or not self.low <= value <= self.high:
+            raise UsageError(f"{value!r} is not a number from {self.low:g} to {self.high:g}", place=[name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrator:
     """A way to find parameters.
 
-    observe(kernels, tile, sharing): what is seen of every group of the tile, of the tile as one ("tensor") or of its
-    columns ("columns"); None when a weight is not finite.
-    merge(earlier, later): both together. solve(observed, scheme): the parameters.
-    grid: the symmetric grid it is for unless told otherwise; binary: whether it is for one symmetric bit;
-    affine: whether it knows asymmetric schemes; options: name -> default.
+    gather: how weights in several tiles are seen. solve(observed, scheme): their parameters.
+    local(kernels, tile, scheme): parameters (rows, groups) of a tile; None when a weight is not finite. Without one,
+    what `gather` sees of the tile is solved.
+    families: families of formats it is for (see formats). grid: the symmetric grid it is for unless told otherwise;
+    binary: whether it is for one symmetric bit; affine: whether it knows asymmetric schemes. auto: whether
+    `--calibration auto` tries it. shared: for learned levels that groups share. caution(scheme, n): why it is doubtful
+    for groups of n weights, if it is.
     """
 
     summary: str
-    observe: Callable[[Kernels, Tile, Sharing | None], Observed | None]
-    merge: Callable[[Observed, Observed], Observed]
+    gather: Gather
     solve: Callable[[Observed, Scheme], Ideal]
+    local: Callable[[Kernels, Tile, Scheme], Ideal | None] | None = None
+    families: tuple[str, ...] = ("int",)
     grid: Literal["restricted", "full"] = "restricted"
     binary: bool = False
     affine: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
+    auto: bool = True
+    options: Mapping[str, Option] = field(default_factory=dict)
+    shared: LevelSearch | None = None
+    caution: Callable[[Scheme, int], str | None] | None = None

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import Observed, Sharing
+from quantcli.calibrators import Gather, Ideal, Observed, Sharing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from quantcli.calibrators import Array
     from quantcli.kernels import Kernels, Tile
+    from quantcli.scheme import Scheme
 
 
-def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None) -> Observed | None:
+def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observed | None = None) -> Observed | None:
     """lo, hi and extreme of the groups, the tile or its columns."""
     if sharing == "tensor":
         tile = replace(tile, group=max(tile.cols, 1))
@@ -48,3 +50,19 @@ def fold(seen: Observed, axes: tuple[int, ...]) -> Observed:
         "hi": seen["hi"].max(axis=axes, keepdims=True),
         "extreme": first.reshape(shape),
     }
+
+
+def spanning(lo: Array, hi: Array, scheme: Scheme) -> Ideal:
+    """Parameters whose codes span the ranges [lo, hi]; scale 1 where a range is empty."""
+    if scheme.symmetric:
+        alpha = np.maximum(-lo, hi)
+        return Ideal(np.where(alpha > 0, alpha / scheme.reach, 1.0))
+    steps = scheme.reach
+    if scheme.zero_point == "float":
+        return Ideal(np.where(hi > lo, (hi - lo) / steps, 1.0), lo)
+    lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+    scale = np.where(hi > lo, (hi - lo) / steps, 1.0)
+    return Ideal(scale, 0.0 - lo / scale)
+
+
+GATHER = Gather(observe=observe, merge=merge)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, Sharing
+from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Sharing
 from quantcli.kernels import numpy_kernels
 from quantcli.metrics import ordered_sum
 from quantcli.scheme import Scheme
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Kernels, Tile
 
 
-def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None) -> Observed | None:
+def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observed | None = None) -> Observed | None:
     """Sum of absolute values and count of the groups, the tile or its columns."""
     weights = numpy_kernels.floats(tile)
     if not np.isfinite(weights).all():
@@ -52,8 +52,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 PROVIDES = Calibrator(
     summary="the mean absolute value, for one bit",
-    observe=observe,
-    merge=merge,
+    gather=Gather(observe=observe, merge=merge),
     solve=solve,
     grid="full",
     binary=True,

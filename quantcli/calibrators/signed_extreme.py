@@ -23,8 +23,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 PROVIDES = Calibrator(
     summary="largest weight on the lowest code, all codes used",
-    observe=_ranges.observe,
-    merge=_ranges.merge,
+    gather=_ranges.GATHER,
     solve=solve,
     grid="full",
     affine=False,

@@ -19,7 +19,7 @@ from quantcli.scheme import Scheme
 def grid(scheme: Scheme) -> CodeGrid:
     """Unsigned codes of an integer scheme.
 
-    >>> grid(Scheme(bits=4)).umin, grid(Scheme(bits=4, grid="full")).umin
+    >>> grid(Scheme(bits=4, grid="restricted")).umin, grid(Scheme(bits=4, grid="full")).umin
     (1, 0)
     """
     bits = scheme.bits
@@ -32,4 +32,16 @@ def grid(scheme: Scheme) -> CodeGrid:
     return CodeGrid(mode=INTEGER, bits=bits, umin=low, umax=top, zero=1 << (bits - 1))
 
 
-PROVIDES = Format(summary="integers, evenly spaced", grid=grid)
+def reach(scheme: Scheme) -> float:
+    """Steps from 0 to the highest code, or over the whole range."""
+    return (1 << (scheme.bits - 1)) - 1 if scheme.symmetric else (1 << scheme.bits) - 1
+
+
+PROVIDES = Format(
+    summary="integers, evenly spaced",
+    family="int",
+    grid=grid,
+    reach=reach,
+    bits=(1, 16, 4),
+    zero_points=("int", "float"),
+)

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from quantcli.kernels.codebook import Codebook
+
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
+    Doubles = NDArray[np.float64]
+    Counts = NDArray[np.int64]
     Codes = NDArray[np.uint8] | NDArray[np.uint16]
 
 Kind = Literal[0, 1, 2]
@@ -27,15 +31,16 @@ BF16: Kind = 0
 F16: Kind = 1
 F32: Kind = 2
 
-INTEGER, OFFSET, BINARY = 0, 1, 2
-"""What a code u stands for: (u - zero) * scale; u * scale + offset; -scale or +scale."""
+INTEGER, OFFSET, BINARY, LEVELS = 0, 1, 2, 3
+"""What a code u stands for: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeGrid:
     """The unsigned codes [umin, umax] of so many bits and what they stand for.
 
-    `zero` is the zero point every group shares when no array of zero points is given.
+    `zero` is the zero point every group shares when no array of zero points is given. `midrise`: codes are found by
+    floor instead of rounding and stand for the middle of their cell, u + 1/2.
     """
 
     mode: int
@@ -43,6 +48,20 @@ class CodeGrid:
     umin: int
     umax: int
     zero: int = 0
+    midrise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QuantParams:
+    """Parameters of every group: scale, zero point or offset (None when there is none), and the codebook.
+
+    Arrays of float32, (rows, groups) or (1, groups) where all rows share them. Zero points are whole numbers in
+    0 .. 2^b-1. The scale has already been rounded to its storage dtype.
+    """
+
+    scale: Floats
+    zero: Floats | None = None
+    codebook: Codebook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +100,7 @@ class Tile:
 
 
 class Kernels(Protocol):
-    """What both tables offer. Scales, zero points and offsets are float32 arrays (rows, groups), or (1, groups)
-    where all rows share them; packed codes are rows of whole 32-bit words, low code first."""
+    """What both tables offer. Packed codes are rows of whole 32-bit words, low code first."""
 
     name: str
 
@@ -92,15 +110,33 @@ class Kernels(Protocol):
     def column_ranges(self, tile: Tile) -> Ranges:
         """Ranges of every column over the rows, arrays (cols,)."""
 
-    def encode(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
-        """Write the codes of a tile to `packed` and sum up the errors of the decoded values."""
+    def histogram(self, tile: Tile, counts: Counts, lows: Counts | None) -> bool:
+        """Add the weights of a tile to a histogram of their patterns (see histogram.py); whether all are finite."""
 
-    def measure(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
+    def search(
+        self,
+        tile: Tile,
+        reciprocal: Floats,
+        centre: Floats | None,
+        multipliers: Floats,
+        top: float,
+        grids: int,
+        *,
+        residual: bool,
+    ) -> tuple[Doubles, NDArray[np.int32]]:
+        """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h."""
+
+    def encode(
+        self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
+    ) -> Sums:
+        """Write the codes of a tile to `packed`, if given, and sum up the errors of the decoded values.
+
+        preserve: sum-preserving rounding (see rounding.h) instead of rounding to nearest."""
+
+    def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         """The sums `encode` gave, from the stored codes."""
 
-    def decode(
-        self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None, grid: CodeGrid
-    ) -> Floats:
+    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
 
 

@@ -27,7 +27,36 @@ namespace {
 constexpr int LANES = 256;
 
 enum Kind : int32_t { BF16 = 0, F16 = 1, F32 = 2 };
-enum Mode : int32_t { INTEGER = 0, OFFSET = 1, BINARY = 2 };
+enum Mode : int32_t { INTEGER = 0, OFFSET = 1, BINARY = 2, LEVELS = 3 };
+
+// The arguments Python hands over, field by field as native.py declares them.
+
+struct Tile {
+  const void* weights;
+  int64_t rows, cols, group;
+  int32_t kind;
+};
+
+struct Grid {
+  int32_t mode, bits, midrise;
+  float umin, umax, zero;  // limits of the unsigned code; the zero every group shares when none is given
+};
+
+// Levels of the codes of `tables` codebooks (1: shared by all rows), 2^bits floats each, and how codes are found:
+// `count` codes in ascending order of their levels, the thresholds between them, and where clipping begins.
+struct Codebook {
+  const float *levels, *sorted, *thresholds, *limits;
+  const uint16_t* order;
+  int64_t tables;
+  int32_t size, count;
+};
+
+// Floats from one row's parameters to the next: 0 where all rows share them.
+struct Params {
+  const float *scale, *zero;
+  const Codebook* codebook;
+  int64_t stride;
+};
 
 inline float from_bits(uint32_t bits) {
   float value;

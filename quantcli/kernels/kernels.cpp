@@ -8,6 +8,8 @@
 // re-association, and numpy gets the same order from one reduction along axis 0.
 
 #include "common.h"
+#include "levels.h"
+#include "search.h"
 
 namespace {
 
@@ -126,34 +128,52 @@ inline void account(const float* x, const float* e, int n, Lanes& lanes) {
   }
 }
 
-struct Grid {
-  int32_t mode, bits;
-  float umin, umax, zero;  // limits of the unsigned code; the zero every group shares when none is given
-};
+// n <= LANES weights of one group: stored code, error of its decoded value, and which codes were out of range.
+template <bool MIDRISE>
+inline void quantize_integer(const float* x, int n, const Grid& grid, float scale, float zero, float* code,
+                             float* error, int32_t* clipped) {
+  const float umin = grid.umin, umax = grid.umax, centre = zero - (MIDRISE ? 0.5f : 0.0f);
+  for (int i = 0; i < n; ++i) {
+    const float t = x[i] / scale;
+    float r = (MIDRISE ? std::floor(t) : std::nearbyintf(t)) + zero;
+    float c = r < umin ? umin : r;
+    c = c > umax ? umax : c;
+    clipped[i] += r != c;
+    code[i] = c;
+    error[i] = x[i] - (c - centre) * scale;
+  }
+}
 
-// n <= LANES weights of one group: wanted code (before clipping), stored code, error of its decoded value.
-inline void quantize(const float* x, int n, const Grid& grid, float scale, float zero, float* code, float* error,
-                     int32_t* clipped) {
-  const float umin = grid.umin, umax = grid.umax;
+template <bool MIDRISE>
+inline void quantize_offset(const float* x, int n, const Grid& grid, float scale, float zero, float* code,
+                            float* error, int32_t* clipped) {
+  const float umin = grid.umin, umax = grid.umax, half = MIDRISE ? 0.5f : 0.0f;
+  for (int i = 0; i < n; ++i) {
+    const float t = (x[i] - zero) / scale;
+    float r = MIDRISE ? std::floor(t) : std::nearbyintf(t);
+    float c = r < umin ? umin : r;
+    c = c > umax ? umax : c;
+    clipped[i] += r != c;
+    code[i] = c;
+    float value = (c + half) * scale;
+    error[i] = x[i] - (value + zero);
+  }
+}
+
+inline void quantize(const float* x, int n, const Grid& grid, float scale, float zero, const Table& table,
+                     float* code, float* error, int32_t* clipped) {
   if (grid.mode == INTEGER) {
-    for (int i = 0; i < n; ++i) {
-      float r = std::nearbyintf(x[i] / scale) + zero;
-      float c = r < umin ? umin : r;
-      c = c > umax ? umax : c;
-      clipped[i] += r != c;
-      code[i] = c;
-      error[i] = x[i] - (c - zero) * scale;
-    }
+    if (grid.midrise)
+      quantize_integer<true>(x, n, grid, scale, zero, code, error, clipped);
+    else
+      quantize_integer<false>(x, n, grid, scale, zero, code, error, clipped);
   } else if (grid.mode == OFFSET) {
-    for (int i = 0; i < n; ++i) {
-      float r = std::nearbyintf((x[i] - zero) / scale);
-      float c = r < umin ? umin : r;
-      c = c > umax ? umax : c;
-      clipped[i] += r != c;
-      code[i] = c;
-      float value = c * scale;
-      error[i] = x[i] - (value + zero);
-    }
+    if (grid.midrise)
+      quantize_offset<true>(x, n, grid, scale, zero, code, error, clipped);
+    else
+      quantize_offset<false>(x, n, grid, scale, zero, code, error, clipped);
+  } else if (grid.mode == LEVELS) {
+    quantize_levels(x, n, scale, table, code, error, clipped);
   } else {
     for (int i = 0; i < n; ++i) {
       code[i] = x[i] < 0 ? 0.0f : 1.0f;
@@ -162,29 +182,40 @@ inline void quantize(const float* x, int n, const Grid& grid, float scale, float
   }
 }
 
-inline void reconstruct(const float* code, int n, const Grid& grid, float scale, float zero, float* out) {
+inline void reconstruct(const float* code, int n, const Grid& grid, float scale, float zero, const Table& table,
+                        float* out) {
+  const float half = grid.midrise ? 0.5f : 0.0f;
   if (grid.mode == INTEGER) {
-    for (int i = 0; i < n; ++i) out[i] = (code[i] - zero) * scale;
+    const float centre = zero - half;
+    for (int i = 0; i < n; ++i) out[i] = (code[i] - centre) * scale;
   } else if (grid.mode == OFFSET) {
     for (int i = 0; i < n; ++i) {
-      float value = code[i] * scale;
+      float value = (code[i] + half) * scale;
       out[i] = value + zero;
     }
+  } else if (grid.mode == LEVELS) {
+    reconstruct_levels(code, n, scale, table, out);
   } else {
     for (int i = 0; i < n; ++i) out[i] = code[i] == 0.0f ? -scale : scale;
   }
 }
 
-// Parameters of one row: scale and zero of group g at [g]; both repeat for every row when stride is 0.
-struct Params {
+// Parameters of one row: scale and zero of group g at [g], and the levels of its codes.
+struct RowParams {
   const float *scale, *zero;
   float shared_zero;
+  Table table;
   float zero_at(int64_t g) const { return zero ? zero[g] : shared_zero; }
 };
 
+inline RowParams row_params(const Params& params, int64_t row, const Grid& grid) {
+  const int64_t at = row * params.stride;
+  return {params.scale + at, params.zero ? params.zero + at : nullptr, grid.zero, table_of(params.codebook, row)};
+}
+
 // Calls step(first, n, scale, zero) for the runs of columns [from, from + n) that share parameters.
 template <class Step>
-inline void by_group(int64_t from, int n, int64_t group, const Params& params, Step step) {
+inline void by_group(int64_t from, int n, int64_t group, const RowParams& params, Step step) {
   int at = 0;
   while (at < n) {
     const int64_t g = (from + at) / group;
@@ -195,44 +226,53 @@ inline void by_group(int64_t from, int n, int64_t group, const Params& params, S
   }
 }
 
+// Columns [from, from + n), n <= LANES, of a row whose parameters differ from column to column.
+inline void quantize_columns(const float* x, int64_t from, int n, const RowParams& params, const Grid& grid,
+                             float* code, float* error, int32_t* clipped) {
+  for (int i = 0; i < n; ++i) {
+    const float scale = params.scale[from + i], zero = params.zero_at(from + i);
+    float r = std::nearbyintf(x[i] / scale) + zero;
+    float k = r < grid.umin ? grid.umin : r;
+    k = k > grid.umax ? grid.umax : k;
+    clipped[i] += r != k;
+    code[i] = k;
+    error[i] = x[i] - (k - zero) * scale;
+  }
+}
+
+inline void quantize_span(const Tile& tile, int64_t row, int64_t from, int n, const RowParams& params,
+                          const Grid& grid, float* x, float* code, float* error, int32_t* clipped) {
+  load(tile.weights, tile.kind, row * tile.cols + from, n, x);
+  if (tile.group == 1 && grid.mode == INTEGER && !grid.midrise)
+    quantize_columns(x, from, n, params, grid, code, error, clipped);
+  else
+    by_group(from, n, tile.group, params, [&](int first, int run, float scale, float zero) {
+      quantize(x + first, run, grid, scale, zero, params.table, code + first, error + first, clipped + first);
+    });
+}
+
 template <class Code>
-void encode_row(const void* weights, int kind, int64_t at, int64_t cols, int64_t group, const Params& params,
-                const Grid& grid, Code* codes, Lanes& lanes) {
+void encode_row(const Tile& tile, int64_t row, const RowParams& params, const Grid& grid, Code* codes,
+                Lanes& lanes) {
   float x[LANES], c[LANES], e[LANES];
-  for (int64_t from = 0; from < cols; from += LANES) {
-    const int n = int(cols - from < LANES ? cols - from : LANES);
-    load(weights, kind, at + from, n, x);
-    if (group == 1 && grid.mode == INTEGER) {  // per column: the parameters are vectors
-      for (int i = 0; i < n; ++i) {
-        const float scale = params.scale[from + i], zero = params.zero_at(from + i);
-        float r = std::nearbyintf(x[i] / scale) + zero;
-        float k = r < grid.umin ? grid.umin : r;
-        k = k > grid.umax ? grid.umax : k;
-        lanes.clipped[i] += r != k;
-        c[i] = k;
-        e[i] = x[i] - (k - zero) * scale;
-      }
-    } else {
-      by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
-        quantize(x + first, run, grid, scale, zero, c + first, e + first, lanes.clipped + first);
-      });
-    }
+  for (int64_t from = 0; from < tile.cols; from += LANES) {
+    const int n = int(tile.cols - from < LANES ? tile.cols - from : LANES);
+    quantize_span(tile, row, from, n, params, grid, x, c, e, lanes.clipped);
     account(x, e, n, lanes);
     for (int i = 0; i < n; ++i) codes[from + i] = Code(int32_t(c[i]));
   }
 }
 
 template <class Code>
-void measure_row(const void* weights, int kind, int64_t at, int64_t cols, int64_t group, const Params& params,
-                 const Grid& grid, const Code* codes, Lanes& lanes) {
+void measure_row(const Tile& tile, int64_t row, const RowParams& params, const Grid& grid, const Code* codes,
+                 Lanes& lanes) {
   float x[LANES], c[LANES], e[LANES], wanted[LANES];
-  for (int64_t from = 0; from < cols; from += LANES) {
-    const int n = int(cols - from < LANES ? cols - from : LANES);
-    load(weights, kind, at + from, n, x);
+  for (int64_t from = 0; from < tile.cols; from += LANES) {
+    const int n = int(tile.cols - from < LANES ? tile.cols - from : LANES);
+    quantize_span(tile, row, from, n, params, grid, x, wanted, e, lanes.clipped);
     for (int i = 0; i < n; ++i) c[i] = float(codes[from + i]);
-    by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
-      quantize(x + first, run, grid, scale, zero, wanted + first, e + first, lanes.clipped + first);
-      reconstruct(c + first, run, grid, scale, zero, wanted + first);
+    by_group(from, n, tile.group, params, [&](int first, int run, float scale, float zero) {
+      reconstruct(c + first, run, grid, scale, zero, params.table, wanted + first);
     });
     for (int i = 0; i < n; ++i) e[i] = x[i] - wanted[i];
     account(x, e, n, lanes);
@@ -240,19 +280,16 @@ void measure_row(const void* weights, int kind, int64_t at, int64_t cols, int64_
 }
 
 template <class Code>
-void decode_row(const Code* codes, int64_t cols, int64_t group, const Params& params, const Grid& grid, float* out) {
+void decode_row(const Code* codes, int64_t cols, int64_t group, const RowParams& params, const Grid& grid,
+                float* out) {
   float c[LANES];
   for (int64_t from = 0; from < cols; from += LANES) {
     const int n = int(cols - from < LANES ? cols - from : LANES);
     for (int i = 0; i < n; ++i) c[i] = float(codes[from + i]);
     by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
-      reconstruct(c + first, run, grid, scale, zero, out + from + first);
+      reconstruct(c + first, run, grid, scale, zero, params.table, out + from + first);
     });
   }
-}
-
-inline Params row_params(const float* scale, const float* zero, int64_t stride, int64_t row, const Grid& grid) {
-  return {scale + row * stride, zero ? zero + row * stride : nullptr, grid.zero};
 }
 
 void finish(Lanes& lanes, double* sums) {
@@ -344,8 +381,8 @@ inline float first_extreme(const float* x, int n, float magnitude) {
 
 // lo, hi and the signed value of largest magnitude (the first one wins a tie) of every group: each (rows, groups).
 // Returns 0 when a weight is not finite.
-QK_EXPORT int32_t QK_NAME(ranges)(const void* weights, int32_t kind, int64_t rows, int64_t cols, int64_t group,
-                                  float* lo, float* hi, float* extreme) {
+QK_EXPORT int32_t QK_NAME(ranges)(const Tile* tile, float* lo, float* hi, float* extreme) {
+  const auto [weights, rows, cols, group, kind] = *tile;
   const int64_t groups = (cols + group - 1) / group;
   uint32_t bad = 0;
   float x[LANES];
@@ -377,8 +414,9 @@ QK_EXPORT int32_t QK_NAME(ranges)(const void* weights, int32_t kind, int64_t row
 }
 
 // The same of every column, over the rows.
-QK_EXPORT int32_t QK_NAME(column_ranges)(const void* weights, int32_t kind, int64_t rows, int64_t cols, float* lo,
-                                         float* hi, float* extreme) {
+QK_EXPORT int32_t QK_NAME(column_ranges)(const Tile* tile, float* lo, float* hi, float* extreme) {
+  const auto [weights, rows, cols, group, kind] = *tile;
+  (void)group;
   uint32_t bad[LANES] = {};
   float x[LANES];
   for (int64_t j = 0; j < cols; ++j) {
@@ -403,74 +441,68 @@ QK_EXPORT int32_t QK_NAME(column_ranges)(const void* weights, int32_t kind, int6
   return any == 0;
 }
 
-// Codes of every weight as rows of whole 32-bit words, and sums[4]: squared error of the decoded values, power,
-// largest error, clipped weights. stride: floats from one row's parameters to the next (0: shared by all rows).
-// codes: scratch of (cols + 32) codes.
-QK_EXPORT void QK_NAME(encode)(const void* weights, int32_t kind, int64_t rows, int64_t cols, int64_t group,
-                               const float* scale, const float* zero, int64_t stride, int32_t mode, int32_t bits,
-                               float umin, float umax, float shared_zero, void* codes, uint8_t* packed, double* sums) {
-  const Grid grid{mode, bits, umin, umax, shared_zero};
-  const int64_t row_bytes = (cols * bits + 31) / 32 * 4;
+// Codes of every weight as rows of whole 32-bit words (no packed: they are only counted up), and sums[4]: squared
+// error of the decoded values, power, largest error, clipped weights. codes: scratch of (cols + 40) codes.
+QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
+                               uint8_t* packed, double* sums) {
+  const int64_t row_bytes = (tile->cols * grid->bits + 31) / 32 * 4;
   Lanes lanes;
   std::memset(&lanes, 0, sizeof lanes);
-  if (bits <= 8) {
-    uint8_t* c = static_cast<uint8_t*>(codes);
-    std::memset(c + cols, 0, 32);
-    for (int64_t row = 0; row < rows; ++row) {
-      encode_row(weights, kind, row * cols, cols, group, row_params(scale, zero, stride, row, grid), grid, c, lanes);
-      pack_bytes(c, cols, bits, packed + row * row_bytes);
-    }
-  } else {
-    uint16_t* c = static_cast<uint16_t*>(codes);
-    std::memset(c + cols, 0, 64);
-    for (int64_t row = 0; row < rows; ++row) {
-      encode_row(weights, kind, row * cols, cols, group, row_params(scale, zero, stride, row, grid), grid, c, lanes);
-      pack_words(c, cols, bits, packed + row * row_bytes);
+  uint8_t* narrow = static_cast<uint8_t*>(codes);
+  uint16_t* wide = static_cast<uint16_t*>(codes);
+  if (grid->bits <= 8)
+    std::memset(narrow + tile->cols, 0, 32);
+  else
+    std::memset(wide + tile->cols, 0, 64);
+  for (int64_t row = 0; row < tile->rows; ++row) {
+    const RowParams own = row_params(*params, row, *grid);
+    uint8_t* out = packed + row * row_bytes;
+    if (grid->bits <= 8) {
+      encode_row(*tile, row, own, *grid, narrow, lanes);
+      if (packed) pack_bytes(narrow, tile->cols, grid->bits, out);
+    } else {
+      encode_row(*tile, row, own, *grid, wide, lanes);
+      if (packed) pack_words(wide, tile->cols, grid->bits, out);
     }
   }
   finish(lanes, sums);
 }
 
 // The sums of encode for codes that are stored already.
-QK_EXPORT void QK_NAME(measure)(const void* weights, int32_t kind, int64_t rows, int64_t cols, int64_t group,
-                                const float* scale, const float* zero, int64_t stride, int32_t mode, int32_t bits,
-                                float umin, float umax, float shared_zero, void* codes, const uint8_t* packed,
-                                double* sums) {
-  const Grid grid{mode, bits, umin, umax, shared_zero};
-  const int64_t row_bytes = (cols * bits + 31) / 32 * 4;
+QK_EXPORT void QK_NAME(measure)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
+                                const uint8_t* packed, double* sums) {
+  const int64_t row_bytes = (tile->cols * grid->bits + 31) / 32 * 4;
   Lanes lanes;
   std::memset(&lanes, 0, sizeof lanes);
-  for (int64_t row = 0; row < rows; ++row) {
-    const Params params = row_params(scale, zero, stride, row, grid);
-    if (bits <= 8) {
+  for (int64_t row = 0; row < tile->rows; ++row) {
+    const RowParams own = row_params(*params, row, *grid);
+    if (grid->bits <= 8) {
       uint8_t* c = static_cast<uint8_t*>(codes);
-      unpack_bytes(packed + row * row_bytes, cols, bits, c);
-      measure_row(weights, kind, row * cols, cols, group, params, grid, c, lanes);
+      unpack_bytes(packed + row * row_bytes, tile->cols, grid->bits, c);
+      measure_row(*tile, row, own, *grid, c, lanes);
     } else {
       uint16_t* c = static_cast<uint16_t*>(codes);
-      unpack_words(packed + row * row_bytes, cols, bits, c);
-      measure_row(weights, kind, row * cols, cols, group, params, grid, c, lanes);
+      unpack_words(packed + row * row_bytes, tile->cols, grid->bits, c);
+      measure_row(*tile, row, own, *grid, c, lanes);
     }
   }
   finish(lanes, sums);
 }
 
 // Weights (rows, cols) as float32 from stored codes.
-QK_EXPORT void QK_NAME(decode)(int64_t rows, int64_t cols, int64_t group, const float* scale, const float* zero,
-                               int64_t stride, int32_t mode, int32_t bits, float shared_zero, void* codes,
-                               const uint8_t* packed, float* out) {
-  const Grid grid{mode, bits, 0, 0, shared_zero};
-  const int64_t row_bytes = (cols * bits + 31) / 32 * 4;
+QK_EXPORT void QK_NAME(decode)(int64_t rows, int64_t cols, int64_t group, const Params* params, const Grid* grid,
+                               void* codes, const uint8_t* packed, float* out) {
+  const int64_t row_bytes = (cols * grid->bits + 31) / 32 * 4;
   for (int64_t row = 0; row < rows; ++row) {
-    const Params params = row_params(scale, zero, stride, row, grid);
-    if (bits <= 8) {
+    const RowParams own = row_params(*params, row, *grid);
+    if (grid->bits <= 8) {
       uint8_t* c = static_cast<uint8_t*>(codes);
-      unpack_bytes(packed + row * row_bytes, cols, bits, c);
-      decode_row(c, cols, group, params, grid, out + row * cols);
+      unpack_bytes(packed + row * row_bytes, cols, grid->bits, c);
+      decode_row(c, cols, group, own, *grid, out + row * cols);
     } else {
       uint16_t* c = static_cast<uint16_t*>(codes);
-      unpack_words(packed + row * row_bytes, cols, bits, c);
-      decode_row(c, cols, group, params, grid, out + row * cols);
+      unpack_words(packed + row * row_bytes, cols, grid->bits, c);
+      decode_row(c, cols, group, own, *grid, out + row * cols);
     }
   }
 }

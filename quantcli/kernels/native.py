@@ -3,31 +3,78 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p, pointer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import CodeGrid, Ranges, Sums, Tile, row_bytes
+from quantcli.kernels import F32, CodeGrid, QuantParams, Ranges, Sums, Tile, row_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Floats, Kernels
+    from quantcli.kernels import Bytes, Counts, Floats, Kernels
 
 _LEVELS = {3: "v3", 2: "v2"}
 """CPU level told by the library -> variant of the kernels; the rest of the world runs the baseline variant."""
 
-_TILE = [c_void_p, c_int32, c_int64, c_int64, c_int64]
-_PARAMS = [c_void_p, c_void_p, c_int64, c_int32, c_int32]
+
+class _Tile(Structure):
+    _fields_ = [
+        ("weights", c_void_p),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("group", c_int64),
+        ("kind", c_int32),
+    ]
+
+
+class _Grid(Structure):
+    _fields_ = [
+        ("mode", c_int32),
+        ("bits", c_int32),
+        ("midrise", c_int32),
+        ("umin", c_float),
+        ("umax", c_float),
+        ("zero", c_float),
+    ]
+
+
+class _Codebook(Structure):
+    _fields_ = [
+        ("levels", c_void_p),
+        ("sorted", c_void_p),
+        ("thresholds", c_void_p),
+        ("limits", c_void_p),
+        ("order", c_void_p),
+        ("tables", c_int64),
+        ("size", c_int32),
+        ("count", c_int32),
+    ]
+
+
+class _Params(Structure):
+    _fields_ = [
+        ("scale", c_void_p),
+        ("zero", c_void_p),
+        ("codebook", POINTER(_Codebook)),
+        ("stride", c_int64),
+    ]
+
+
+_P = c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "ranges": (c_int32, [*_TILE, c_void_p, c_void_p, c_void_p]),
-    "column_ranges": (c_int32, [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_void_p, c_void_p]),
-    "encode": (None, [*_TILE, *_PARAMS, c_float, c_float, c_float, c_void_p, c_void_p, POINTER(c_double)]),
-    "measure": (None, [*_TILE, *_PARAMS, c_float, c_float, c_float, c_void_p, c_void_p, POINTER(c_double)]),
-    "decode": (None, [c_int64, c_int64, c_int64, *_PARAMS, c_float, c_void_p, c_void_p, c_void_p]),
+    "ranges": (c_int32, [_P, _P, _P, _P]),
+    "column_ranges": (c_int32, [_P, _P, _P, _P]),
+    "patterns": (c_int32, [_P, c_int64, c_int32, _P]),
+    "bins": (c_int32, [_P, c_int64, _P, _P]),
+    "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, c_int32, _P, _P]),
+    "encode": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
+    "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
+    "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
 }
+"""The functions of kernels.cpp; structures go by their address."""
 
 
 def find() -> Kernels | None:
@@ -49,9 +96,23 @@ def _at(array: NDArray[Any] | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-def _params(scale: Floats, zero: Floats | None, rows: int, grid: CodeGrid) -> tuple[Any, ...]:
+def _tile(tile: Tile) -> _Tile:
+    return _Tile(_at(tile.weights), tile.rows, tile.cols, tile.group, tile.kind)
+
+
+def _grid(grid: CodeGrid) -> _Grid:
+    return _Grid(grid.mode, grid.bits, grid.midrise, grid.umin, grid.umax, grid.zero)
+
+
+def _params(params: QuantParams, rows: int) -> _Params:
+    scale, book = params.scale, params.codebook
     stride = scale.shape[1] if scale.shape[0] == rows else 0
-    return _at(scale), _at(zero), stride, grid.mode, grid.bits
+    found = _Params(_at(scale), _at(params.zero), None, stride)
+    if book is not None:
+        assert all(getattr(book, n).flags.c_contiguous for n in ("levels", "sorted", "thresholds", "limits", "order"))
+        addresses = [_at(a) for a in (book.levels, book.sorted, book.thresholds, book.limits, book.order)]
+        found.codebook = pointer(_Codebook(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1]))
+    return found
 
 
 class NativeKernels:
@@ -71,53 +132,85 @@ class NativeKernels:
     def ranges(self, tile: Tile) -> Ranges:
         groups = -(-tile.cols // tile.group)
         lo, hi, extreme = (np.empty((tile.rows, groups), np.float32) for _ in range(3))
-        finite = self._call(
-            "ranges", _at(tile.weights), tile.kind, tile.rows, tile.cols, tile.group, _at(lo), _at(hi), _at(extreme)
-        )
+        finite = self._call("ranges", byref(_tile(tile)), _at(lo), _at(hi), _at(extreme))
         return Ranges(lo, hi, extreme, bool(finite))
 
     def column_ranges(self, tile: Tile) -> Ranges:
         lo, hi, extreme = (np.empty(tile.cols, np.float32) for _ in range(3))
-        finite = self._call(
-            "column_ranges", _at(tile.weights), tile.kind, tile.rows, tile.cols, _at(lo), _at(hi), _at(extreme)
-        )
+        finite = self._call("column_ranges", byref(_tile(tile)), _at(lo), _at(hi), _at(extreme))
         return Ranges(lo, hi, extreme, bool(finite))
 
-    def encode(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
-        return self._sums("encode", tile, scale, zero, grid, packed)
+    def histogram(self, tile: Tile, counts: Counts, lows: Counts | None) -> bool:
+        if tile.kind == F32:
+            return bool(self._call("bins", _at(tile.weights), tile.weights.size, _at(counts), _at(lows)))
+        return bool(self._call("patterns", _at(tile.weights), tile.weights.size, tile.kind, _at(counts)))
 
-    def measure(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
-        return self._sums("measure", tile, scale, zero, grid, packed)
+    def search(
+        self,
+        tile: Tile,
+        reciprocal: Floats,
+        centre: Floats | None,
+        multipliers: Floats,
+        top: float,
+        grids: int,
+        *,
+        residual: bool,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        scale = np.empty(reciprocal.shape)
+        grid = np.empty(reciprocal.shape, np.int32)
+        assert multipliers.size <= 64
+        self._call(
+            "search",
+            byref(_tile(tile)),
+            _at(reciprocal),
+            _at(centre),
+            _at(multipliers),
+            multipliers.size,
+            top,
+            grids,
+            residual,
+            _at(scale),
+            _at(grid),
+        )
+        return scale, grid
 
-    def _sums(self, name: str, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
+    def encode(
+        self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
+    ) -> Sums:
+        return self._sums("encode", tile, params, grid, packed)
+
+    def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
+        return self._sums("measure", tile, params, grid, packed)
+
+    def _sums(self, name: str, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None) -> Sums:
         codes = _codes(tile.cols)
         sums = (c_double * 4)()
         self._call(
             name,
-            _at(tile.weights),
-            tile.kind,
-            tile.rows,
-            tile.cols,
-            tile.group,
-            *_params(scale, zero, tile.rows, grid),
-            grid.umin,
-            grid.umax,
-            grid.zero,
+            byref(_tile(tile)),
+            byref(_params(params, tile.rows)),
+            byref(_grid(grid)),
             _at(codes),
             _at(packed),
             sums,
         )
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
-    def decode(
-        self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None, grid: CodeGrid
-    ) -> Floats:
+    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         rows, cols = shape
         out = np.empty(shape, np.float32)
         assert packed.size >= rows * row_bytes(cols, grid.bits)
         codes = _codes(cols)
         self._call(
-            "decode", rows, cols, group, *_params(scale, zero, rows, grid), grid.zero, _at(codes), _at(packed), _at(out)
+            "decode",
+            rows,
+            cols,
+            group,
+            byref(_params(params, rows)),
+            byref(_grid(grid)),
+            _at(codes),
+            _at(packed),
+            _at(out),
         )
         return out
 

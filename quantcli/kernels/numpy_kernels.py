@@ -11,12 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import BF16, BINARY, F16, OFFSET, CodeGrid, Ranges, Sums, Tile, row_bytes
+from quantcli.kernels import (
+    BF16,
+    BINARY,
+    F16,
+    F32,
+    LEVELS,
+    OFFSET,
+    CodeGrid,
+    QuantParams,
+    Ranges,
+    Sums,
+    Tile,
+    row_bytes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Floats
+    from quantcli.kernels import Bytes, Counts, Floats
+    from quantcli.kernels.codebook import Codebook
 
 LANES = 256
 """Columns j and j + LANES of a row are summed in the same lane; kernels.cpp states the order."""
@@ -56,6 +70,11 @@ def _floats(tile: Tile, first: int, last: int) -> Floats:
         floats = part
     rows: Floats = floats.reshape(last - first, tile.cols)
     return rows
+
+
+def floats_of(tile: Tile, first: int, last: int) -> Floats:
+    """Rows [first, last) of a tile as float32 (rows, cols): valid until the next call."""
+    return _floats(tile, first, last)
 
 
 def floats(tile: Tile) -> Floats:
@@ -184,53 +203,92 @@ def unpack(packed: Bytes, cols: int, bits: int) -> NDArray[Any]:
 
 
 def _views(
-    arrays: list[NDArray[Any]], scale: Floats, zero: Floats | None, grid: CodeGrid, group: int, rows: tuple[int, int]
-) -> list[tuple[list[NDArray[Any]], Floats, Floats]]:
-    """Views of (rows, cols) arrays that broadcast with their scale and zero: whole groups, then the short last one."""
+    arrays: list[NDArray[Any]], params: QuantParams, grid: CodeGrid, group: int, rows: tuple[int, int]
+) -> list[tuple[list[NDArray[Any]], QuantParams]]:
+    """Views of (rows, cols) arrays with the parameters they broadcast with: whole groups, then the short last one."""
     shared = np.full((1, 1), grid.zero, np.float32)
-    params = [p if p.shape[0] == 1 else p[slice(*rows)] for p in (scale, shared if zero is None else zero)]
+    scale, zero = (
+        p if p.shape[0] == 1 else p[slice(*rows)]
+        for p in (params.scale, shared if params.zero is None else params.zero)
+    )
+    book = params.codebook.rows(*rows) if params.codebook is not None else None
     if group == 1:  # per column; groups of one weight would mean inner loops of one weight
-        return [(arrays, params[0], params[1])]
+        return [(arrays, QuantParams(scale, zero, book))]
     views = []
     for parts in zip(*(_grouped(array, group) for array in arrays)):
         whole = parts[0].shape[2] == group
         groups = slice(parts[0].shape[1]) if whole else slice(-1, None)
-        s, z = (p[:, groups, None] for p in params)
-        views.append((list(parts), s, z))
+        s, z = (p[:, groups, None] for p in (scale, zero))
+        views.append((list(parts), QuantParams(s, z, book)))
     return views
 
 
-def _codes(x: NDArray[Any], scale: Floats, zero: Floats, grid: CodeGrid, out: NDArray[Any]) -> int:
+def _codes(x: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArray[Any]) -> int:
     """Codes of grouped weights as float32 in `out`; the number of clipped ones is returned."""
     if grid.mode == BINARY:
         np.copyto(out, x >= 0)
         return 0
+    if grid.mode == LEVELS:
+        assert params.codebook is not None
+        np.divide(x, params.scale, out=out)
+        return _level_codes(out, params.codebook)
+    zero = params.zero
+    assert zero is not None
+    turn = np.floor if grid.midrise else np.rint
     if grid.mode == OFFSET:
         np.subtract(x, zero, out=out)
-        np.divide(out, scale, out=out)
-        np.rint(out, out=out)
+        np.divide(out, params.scale, out=out)
+        turn(out, out=out)
     else:
-        np.divide(x, scale, out=out)
-        np.rint(out, out=out)
+        np.divide(x, params.scale, out=out)
+        turn(out, out=out)
         np.add(out, zero, out=out)
     low, high = np.float32(grid.umin), np.float32(grid.umax)
-    beyond = _scratch.take("beyond", out.shape, np.bool_)
-    clipped = int(np.count_nonzero(np.less(out, low, out=beyond))) + int(
-        np.count_nonzero(np.greater(out, high, out=beyond))
-    )
+    clipped = _beyond(out, low, high)
     if clipped:
         np.clip(out, low, high, out=out)
     return clipped
 
 
-def _values(codes: NDArray[Any], scale: Floats, zero: Floats, grid: CodeGrid, out: NDArray[Any]) -> None:
+def _beyond(values: NDArray[Any], low: Any, high: Any) -> int:
+    """How many values lie outside [low, high]."""
+    beyond = _scratch.take("beyond", values.shape, np.bool_)
+    return int(np.count_nonzero(np.less(values, low, out=beyond))) + int(
+        np.count_nonzero(np.greater(values, high, out=beyond))
+    )
+
+
+def _level_codes(quotients: NDArray[Any], book: Codebook) -> int:
+    """Quotients replaced by codes; the number of clipped ones is returned."""
+    clipped = 0
+    for table in range(book.tables):
+        part = quotients if book.tables == 1 else quotients[table]
+        clipped += _beyond(part, *book.limits[table])
+        places = np.searchsorted(book.thresholds[table, : book.sorted.shape[1] - 1], part, side="left")
+        np.copyto(part, book.order[table][places], casting="unsafe")
+    return clipped
+
+
+def _values(codes: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArray[Any]) -> None:
+    scale, zero = params.scale, params.zero
+    half = np.float32(0.5 if grid.midrise else 0)
     if grid.mode == BINARY:
         np.copyto(out, np.where(codes == 0, -scale, scale))
+    elif grid.mode == LEVELS:
+        book = params.codebook
+        assert book is not None
+        for table in range(book.tables):
+            part = np.s_[:] if book.tables == 1 else np.s_[table]
+            np.take(book.levels[table], codes[part].astype(np.intp), out=out[part])
+        np.multiply(out, scale, out=out)
     elif grid.mode == OFFSET:
-        np.multiply(codes, scale, out=out)
+        np.add(codes, half, out=out)
+        np.multiply(out, scale, out=out)
+        assert zero is not None
         np.add(out, zero, out=out)
     else:
-        np.subtract(codes, zero, out=out)
+        assert zero is not None
+        np.subtract(codes, zero - half, out=out)
         np.multiply(out, scale, out=out)
 
 
@@ -265,49 +323,76 @@ class NumpyKernels:
             extreme = np.where(np.abs(found) > np.abs(extreme), found, extreme)
         return Ranges(lo, hi, extreme, bool(np.isfinite(lo).all() and np.isfinite(hi).all()))
 
-    def encode(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
-        packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
-        return self._run(tile, scale, zero, grid, packed, store=True)
+    def histogram(self, tile: Tile, counts: Counts, lows: Counts | None) -> bool:
+        if tile.kind != F32:
+            counts += np.bincount(tile.weights, minlength=1 << 16)
+            special = 0x7F80 if tile.kind == BF16 else 0x7C00
+            return not counts[(np.arange(1 << 16) & special) == special].any()
+        bits = tile.weights.view(np.uint32)
+        bins = bits >> np.uint32(12)
+        counts += np.bincount(bins, minlength=1 << 20)
+        assert lows is not None
+        # Sums of whole numbers below 2^53 are exact in float64, in any order.
+        lows += np.bincount(bins, bits & np.uint32(0xFFF), minlength=1 << 20).astype(np.int64)
+        return bool(np.isfinite(tile.weights).all())
 
-    def measure(self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes) -> Sums:
-        packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
-        return self._run(tile, scale, zero, grid, packed, store=False)
+    def search(
+        self,
+        tile: Tile,
+        reciprocal: Floats,
+        centre: Floats | None,
+        multipliers: Floats,
+        top: float,
+        grids: int,
+        *,
+        residual: bool,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        from quantcli.kernels.numpy_search import search
 
-    def _run(
-        self, tile: Tile, scale: Floats, zero: Floats | None, grid: CodeGrid, packed: Bytes, *, store: bool
+        return search(tile, reciprocal, centre, multipliers, top, grids, residual=residual)
+
+    def encode(
+        self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
     ) -> Sums:
+        if packed is not None:
+            packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
+        return self._run(tile, params, grid, packed, store=True)
+
+    def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
+        packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
+        return self._run(tile, params, grid, packed, store=False)
+
+    def _run(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, store: bool) -> Sums:
         lanes = _Lanes(tile.cols)
         worst, clipped = np.float32(0), 0
         for first, last in _steps(tile.rows, tile.cols):
             x = _floats(tile, first, last)
             codes = _scratch.take("codes", x.shape, np.float32)
             error = _scratch.take("error", x.shape, np.float32)
-            views = _views([x, codes, error], scale, zero, grid, tile.group, (first, last))
-            for (xv, cv, _), s, z in views:
-                clipped += _codes(xv, s, z, grid, cv)
-            if store:
+            views = _views([x, codes, error], params, grid, tile.group, (first, last))
+            for (xv, cv, _), own in views:
+                clipped += _codes(xv, own, grid, cv)
+            if store and packed is not None:
                 stored = _scratch.take("stored", x.shape, np.uint8 if grid.bits <= 8 else np.uint16)
                 np.copyto(stored, codes, casting="unsafe")
                 pack(stored, grid.bits, packed[first:last])
-            else:
+            elif packed is not None:
                 np.copyto(codes, unpack(packed[first:last], tile.cols, grid.bits))
-            for (xv, cv, ev), s, z in views:
-                _values(cv, s, z, grid, ev)
+            for (xv, cv, ev), own in views:
+                _values(cv, own, grid, ev)
                 np.subtract(xv, ev, out=ev)
             lanes.add("sse", error)
             lanes.add("power", x)
             worst = max(worst, np.abs(error, out=error).max(initial=np.float32(0)))
         return Sums(lanes.total("sse"), lanes.total("power"), float(worst), clipped)
 
-    def decode(
-        self, packed: Bytes, shape: tuple[int, int], group: int, scale: Floats, zero: Floats | None, grid: CodeGrid
-    ) -> Floats:
+    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         rows, cols = shape
         packed = packed.reshape(rows, row_bytes(cols, grid.bits))
         out = np.empty(shape, np.float32)
         for first, last in _steps(rows, cols):
             codes = _scratch.take("codes", (last - first, cols), np.float32)
             np.copyto(codes, unpack(packed[first:last], cols, grid.bits))
-            for (cv, ov), s, z in _views([codes, out[first:last]], scale, zero, grid, group, (first, last)):
-                _values(cv, s, z, grid, ov)
+            for (cv, ov), own in _views([codes, out[first:last]], params, grid, group, (first, last)):
+                _values(cv, own, grid, ov)
         return out

@@ -1,0 +1,56 @@
+"""What formats with fixed levels share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.formats import Format
+from quantcli.kernels import LEVELS, CodeGrid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.scheme import Scheme
+
+
+def grid(scheme: Scheme) -> CodeGrid:
+    """All codes of so many bits."""
+    return CodeGrid(mode=LEVELS, bits=scheme.bits, umin=0, umax=(1 << scheme.bits) - 1)
+
+
+def of(
+    summary: str,
+    levels: Callable[[Scheme], NDArray[np.float64]],
+    bits: tuple[int, int, int],
+    *,
+    ties_to_even: bool = False,
+) -> Format:
+    """A format of fixed levels; its largest magnitude takes the largest weight."""
+
+    def reach(scheme: Scheme) -> float:
+        return float(np.nanmax(np.abs(levels(scheme))))
+
+    return Format(
+        summary=summary,
+        family="levels",
+        grid=grid,
+        reach=reach,
+        levels=levels,
+        bits=bits,
+        ties_to_even=ties_to_even,
+    )
+
+
+def minifloat(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[np.float64]:
+    """Values of all codes of a small float, sign bit first, every exponent a finite one.
+
+    >>> minifloat(2, 1, 1)[:8].tolist()
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    """
+    code = np.arange(1 << (exponent_bits + mantissa_bits))
+    exponent, mantissa = code >> mantissa_bits, (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    values = np.where(exponent > 0, np.ldexp(1 + mantissa, exponent - bias), np.ldexp(mantissa, 1 - bias))
+    return np.concatenate([values, -values])

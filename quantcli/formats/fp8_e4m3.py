@@ -1,0 +1,28 @@
+"""FP8 E4M3: values up to 448, three mantissa bits, no infinity; what a cast with saturation gives.
+
+Codes are the bytes of the format; NaN (0x7F, 0xFF) and the second zero (0x80) are never written.
+Reference: Micikevicius et al., FP8 Formats for Deep Learning, 2022.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.formats import _levels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.scheme import Scheme
+
+
+def levels(scheme: Scheme) -> NDArray[np.float64]:
+    """Values of the 256 codes."""
+    values = _levels.minifloat(4, 3, 7)
+    values[[0x7F, 0xFF]] = np.nan
+    return values
+
+
+PROVIDES = _levels.of("8-bit floats, E4M3", levels, (8, 8, 8), ties_to_even=True)

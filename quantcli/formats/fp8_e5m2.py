@@ -1,0 +1,28 @@
+"""FP8 E5M2: values up to 57344, two mantissa bits; what a cast with saturation gives.
+
+Codes are the bytes of the format; infinity, NaN and the second zero (0x80) are never written.
+Reference: Micikevicius et al., FP8 Formats for Deep Learning, 2022.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.formats import _levels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.scheme import Scheme
+
+
+def levels(scheme: Scheme) -> NDArray[np.float64]:
+    """Values of the 256 codes."""
+    values = _levels.minifloat(5, 2, 15)
+    values[0x7C:0x80] = values[0xFC:] = np.nan
+    return values
+
+
+PROVIDES = _levels.of("8-bit floats, E5M2", levels, (8, 8, 8), ties_to_even=True)

@@ -1,0 +1,96 @@
+// Codes that stand for levels of a codebook: nearest level by thresholds, and what learning levels needs.
+
+#pragma once
+
+#include "common.h"
+
+namespace {
+
+// One codebook: levels by code; levels, codes and thresholds in ascending order; where clipping begins.
+struct Table {
+  const float *levels, *sorted, *thresholds;
+  const uint16_t* order;
+  float low, high;
+  int count;
+};
+
+inline Table table_of(const Codebook* book, int64_t row) {
+  if (!book) return {};
+  const int64_t at = book->tables > 1 ? row : 0;
+  int64_t width = 1;  // thresholds are filled up to 2^m - 1 by infinity, for the binary search
+  while (width < book->count) width *= 2;
+  return {book->levels + at * book->size, book->sorted + at * book->count, book->thresholds + at * (width - 1),
+          book->order + at * book->count, book->limits[2 * at],     book->limits[2 * at + 1], book->count};
+}
+
+// Places of n <= LANES values among the thresholds: how many are smaller.
+inline void place(const float* t, int n, const float* thresholds, int count, int32_t* at) {
+  for (int i = 0; i < n; ++i) at[i] = 0;
+  if (count <= 16) {
+    for (int k = 0; k + 1 < count; ++k) {
+      const float threshold = thresholds[k];
+      for (int i = 0; i < n; ++i) at[i] += t[i] > threshold;
+    }
+    return;
+  }
+  int step = 1;
+  while (2 * step < count) step *= 2;
+  for (; step; step /= 2)
+    for (int i = 0; i < n; ++i) at[i] += t[i] > thresholds[at[i] + step - 1] ? step : 0;
+}
+
+inline void quantize_levels(const float* x, int n, float scale, const Table& table, float* code, float* error,
+                            int32_t* clipped) {
+  float t[LANES];
+  int32_t at[LANES];
+  for (int i = 0; i < n; ++i) t[i] = x[i] / scale;
+  place(t, n, table.thresholds, table.count, at);
+  for (int i = 0; i < n; ++i) clipped[i] += (t[i] < table.low) | (t[i] > table.high);
+  for (int i = 0; i < n; ++i) {
+    code[i] = float(table.order[at[i]]);
+    error[i] = x[i] - table.sorted[at[i]] * scale;
+  }
+}
+
+inline void reconstruct_levels(const float* code, int n, float scale, const Table& table, float* out) {
+  for (int i = 0; i < n; ++i) out[i] = table.levels[int32_t(code[i])] * scale;
+}
+
+}  // namespace
+
+// Adds the counts of the 16-bit patterns to counts[65536]. Returns 0 when a weight is not finite.
+QK_EXPORT int32_t QK_NAME(patterns)(const uint16_t* weights, int64_t n, int32_t kind, int64_t* counts) {
+  // Four tables by turns: neighbours are often equal, and a count must not wait for the one before it.
+  static thread_local uint32_t part[4][65536];
+  std::memset(part, 0, sizeof part);
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    uint64_t four;
+    std::memcpy(&four, weights + i, 8);
+    ++part[0][four & 0xffff];
+    ++part[1][four >> 16 & 0xffff];
+    ++part[2][four >> 32 & 0xffff];
+    ++part[3][four >> 48];
+  }
+  for (; i < n; ++i) ++part[0][weights[i]];
+  uint32_t bad = 0;
+  const uint32_t special = kind == BF16 ? 0x7f80 : 0x7c00;
+  for (uint32_t p = 0; p < 65536; ++p) {
+    const uint32_t sum = part[0][p] + part[1][p] + part[2][p] + part[3][p];
+    bad |= (p & special) == special ? sum : 0;
+    counts[p] += sum;
+  }
+  return bad == 0;
+}
+
+// Adds to counts[2^20] how many float32 weights share their upper 20 bits, and to lows[2^20] the sum of their lower 12.
+QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts, int64_t* lows) {
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = to_bits(weights[i]);
+    bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    ++counts[bits >> 12];
+    lows[bits >> 12] += bits & 0xfff;
+  }
+  return bad == 0;
+}
