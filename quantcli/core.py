@@ -12,6 +12,7 @@ import numpy as np
 
 from quantcli import kernels as table
 from quantcli import metrics as metric
+from quantcli.codes import code_grid
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError
 from quantcli.fitting import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
@@ -19,7 +20,7 @@ from quantcli.grouping import TILE, Layout, TileSpan, layout
 from quantcli.kernels import Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.codebook import joined_codebooks
 from quantcli.scheme import Scheme
-from quantcli.settling import code_grid, default_scale_dtype, part
+from quantcli.settling import default_scale_dtype, part
 from quantcli.tensors import QuantizedTensor, TensorInfo
 
 if TYPE_CHECKING:

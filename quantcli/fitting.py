@@ -12,11 +12,12 @@ import numpy as np
 
 from quantcli import registry
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
+from quantcli.codes import code_grid
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.grouping import Layout, TileSpan, column_repeats, layout
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile
 from quantcli.metrics import Metrics, total
-from quantcli.settling import code_grid, default_scale_dtype, part, settle, spread, stored_params
+from quantcli.settling import default_scale_dtype, part, settle, spread, stored_params
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Fit:
         self.spans: list[TileSpan] = []
         if self.scheme.shares_levels:
             if self._shared is None or not self._shared.done:
-                self.spans = list(self.plan.tiles())
+                self.spans = list(self.plan.tiles() if self._shared is None else self.plan.sample())
         elif self.plan.two_pass and self.whole is None:
             self.spans = list(self.plan.strips() if self.by_strips else self.plan.tiles())
         self._seen: dict[int, Any] = {}
@@ -204,8 +205,8 @@ class Fit:
         calibrator = self._calibrator
         if self.scheme.shares_levels:
             assert calibrator.shared is not None and self._shared is not None
-            return calibrator.shared.local(kernels, tile, self.scheme, self._shared, self.scale_dtype)
-        if calibrator.local is not None:
+            ideal = calibrator.shared.local(kernels, tile, self.scheme, self._shared, self.scale_dtype)
+        elif calibrator.local is not None:
             ideal = calibrator.local(kernels, tile, self.scheme)
         else:
             seen = calibrator.gather.observe(kernels, tile, None, None)

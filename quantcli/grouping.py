@@ -17,6 +17,9 @@ TILE = 1 << 19
 """Weights that are read, quantized and written at a time: 1 MiB of bfloat16 stays in the cache."""
 
 
+SAMPLE = 1 << 18
+"""Weights that levels shared by the groups of a tensor are learned from."""
+
 STRIP = 1 << 21
 """Weights of a strip of channels that are not rows; a single channel may not have more."""
 
@@ -80,6 +83,21 @@ class Layout:
         step = max(1, weights * channels // max(self.rows * self.cols, 1))
         for first in range(0, channels, step):
             yield TileSpan(0, self.rows, first, min(step, channels - first))
+
+    def sample(self, weights: int = SAMPLE, pieces: int = 8) -> Iterator[TileSpan]:
+        """Pieces of about so many weights together, spread evenly over the tensor; all of it when it is small."""
+        if self.rows * self.cols <= 2 * weights:
+            yield from self.tiles()
+        elif self.cols <= weights // pieces:
+            height = weights // pieces // self.cols
+            for piece in range(pieces):
+                yield TileSpan(piece * (self.rows - height) // (pieces - 1), height, 0, self.cols)
+        else:
+            unit = math.lcm(32, self.group)
+            width = min(max(1, weights // pieces // unit) * unit, self.cols)
+            for piece in range(pieces):
+                col = piece * (self.cols - width) // (pieces - 1) // unit * unit
+                yield TileSpan(piece * (self.rows - 1) // (pieces - 1), 1, col, width)
 
     def tiles(self) -> Iterator[TileSpan]:
         """The tiles in file order; the cut depends on the layout alone, never on threads or kernels."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from quantcli import digest, kernels
 from quantcli import metrics as metric
+from quantcli.codes import code_grid
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.fitting import as_tile
@@ -18,7 +19,6 @@ from quantcli.kernels import Sums
 from quantcli.metrics import Metrics
 from quantcli.pipeline import COPY, Progress
 from quantcli.reading import Model, Tensor
-from quantcli.settling import code_grid
 from quantcli.workers import Crew, Task
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import container, kernels, packing
+from quantcli.codes import code_grid, fixed_codebook
 from quantcli.container import StoredTensor
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.grouping import TileSpan
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
-from quantcli.settling import code_grid, fixed_codebook, spread
+from quantcli.settling import spread
 from quantcli.stores import Source, open_source
 from quantcli.tensors import QuantizedTensor, TensorInfo
 

@@ -232,6 +232,11 @@ class Scheme:
         return self.family == "learned" and self.granularity == "group"
 
     @property
+    def level_count(self) -> int:
+        """Levels of a learned codebook."""
+        return self.levels if self.levels is not None else 1 << self.bits
+
+    @property
     def shares_columns(self) -> bool:
         """Whether channels of another axis than the first must be seen one by one."""
         names = [c.calibration or "" for c in self.candidates]
@@ -291,6 +296,10 @@ class Scheme:
         low, high, _ = self._format.bits
         what = f"w{self.bits}" if self.format == "int" else self.format if low == high else f"{self.format}-{self.bits}"
         return f"{what}{where.get(self.granularity, f'g{self.group_size}')}{kind}"
+
+    def recalibrated(self, calibration: str) -> Scheme:
+        """This scheme with another calibrator at its defaults."""
+        return replace(self, calibration=calibration, options={}, grid=None)
 
     def with_scale_dtype(self, scale_dtype: str) -> Scheme:
         """This scheme with the scale dtype settled."""

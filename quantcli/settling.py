@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import registry
 from quantcli.calibrators import Ideal
+from quantcli.codes import code_grid, fixed_codebook, padded_codebook
 from quantcli.dtypes import from_float32, round_bfloat16, to_float32
-from quantcli.formats import Format
 from quantcli.grouping import Layout, TileSpan, column_repeats
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
-from quantcli.kernels.codebook import Codebook, codebook
+from quantcli.kernels.codebook import Codebook
 from quantcli.scheme import Scheme, scale_dtype_name
 from quantcli.tensors import TensorInfo
 
@@ -23,15 +21,6 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 _LARGEST = {"F32": 2.0**128 - 2.0**104, "BF16": 2.0**128 - 2.0**120, "F16": 65504.0, "F8_E4M3": 448.0}
-
-
-def _format(scheme: Scheme) -> Format:
-    return cast(Format, registry.get("formats", scheme.format))
-
-
-def code_grid(scheme: Scheme) -> CodeGrid:
-    """The codes of a scheme."""
-    return _format(scheme).grid(scheme)
 
 
 def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
@@ -76,7 +65,7 @@ def settle(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> QuantParams | None
         scale = np.where(_outermost(scale, zero, grid, top) > limit, _next_smaller(scale, scale_dtype), scale)
         if not (_outermost(scale, zero, grid, top) <= limit).all():
             return None
-    if grid.mode != BINARY and not scale.all():
+    if grid.mode != BINARY and not scheme.shares_levels and not scale.all():
         return None
     return QuantParams(scale, zero, book)
 
@@ -94,25 +83,6 @@ def _codebook(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> Codebook | None
     if not np.isfinite(levels).all():
         return None
     return padded_codebook(levels, scheme)
-
-
-def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:
-    """The codebook of learned levels (tables, count), ascending; codes beyond them repeat the largest."""
-    missing = (1 << scheme.bits) - levels.shape[1]
-    return codebook(np.concatenate([levels, np.repeat(levels[:, -1:], missing, axis=1)], axis=1))
-
-
-@lru_cache(maxsize=64)
-def _named_codebook(name: str, bits: int, given: tuple[float, ...] | None) -> Codebook:
-    scheme = Scheme(format=name, bits=bits, codebook=given)
-    form = _format(scheme)
-    assert form.levels is not None
-    return codebook(form.levels(scheme)[None], ties_to_even=form.ties_to_even)
-
-
-def fixed_codebook(scheme: Scheme) -> Codebook:
-    """The codebook of a format whose levels are not learned."""
-    return _named_codebook(scheme.format, scheme.bits, scheme.codebook)
 
 
 def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str) -> NDArray[np.float64] | None:

@@ -73,7 +73,7 @@ class LevelSearch:
     observe: Callable[[Kernels, Tile, Scheme, Shared | None, str], Observed | None]
     merge: Callable[[Observed, Observed], Observed]
     solve: Callable[[Observed, Scheme, Shared | None], Shared]
-    local: Callable[[Kernels, Tile, Scheme, Shared, str], Ideal]
+    local: Callable[[Kernels, Tile, Scheme, Shared, str], Ideal | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,16 @@ class Kernels(Protocol):
     ) -> tuple[Doubles, NDArray[np.int32]]:
         """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h."""
 
+    def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
+        """Starts (k, n + 1) of the cells of optimal 1-D k-means, from sums over the values before each place (n + 1);
+        see kmeans.h."""
+
+    def trial_levels(
+        self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+    ) -> NDArray[np.int32]:
+        """Which of the trial scales (rows, groups, trials) of every group leaves the least error with the levels of a
+        shared codebook; for every level sums of scale * x and scale^2 are added to `cross` and `square`."""
+
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
     ) -> Sums:

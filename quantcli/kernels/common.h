@@ -96,4 +96,23 @@ inline void load(const void* weights, int kind, int64_t at, int n, float* out) {
   }
 }
 
+// Vectors of 8 float32, and the sum of one by halves.
+
+constexpr int BLOCK = 1024, W = 8;
+
+typedef float Eight __attribute__((vector_size(32)));
+typedef int32_t EightInts __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
+
+inline float fold(Eight v) {
+  Four half[2];
+  std::memcpy(half, &v, sizeof half);
+  const Four s = half[0] + half[1];
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+inline Eight pick(EightInts which, Eight yes, Eight no) { return which ? yes : no; }
+inline Eight least(Eight a, Eight b) { return pick(a < b, a, b); }
+inline Eight most(Eight a, Eight b) { return pick(a > b, a, b); }
+
 }  // namespace

@@ -8,6 +8,7 @@
 // re-association, and numpy gets the same order from one reduction along axis 0.
 
 #include "common.h"
+#include "kmeans.h"
 #include "levels.h"
 #include "search.h"
 

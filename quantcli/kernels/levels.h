@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr int MOST_TRIALS = 64;
+
 // One codebook: levels by code; levels, codes and thresholds in ascending order; where clipping begins.
 struct Table {
   const float *levels, *sorted, *thresholds;
@@ -43,7 +45,8 @@ inline void quantize_levels(const float* x, int n, float scale, const Table& tab
                             int32_t* clipped) {
   float t[LANES];
   int32_t at[LANES];
-  for (int i = 0; i < n; ++i) t[i] = x[i] / scale;
+  const float divisor = scale == 0 ? 1.0f : scale;  // only groups of zeros have no scale
+  for (int i = 0; i < n; ++i) t[i] = x[i] / divisor;
   place(t, n, table.thresholds, table.count, at);
   for (int i = 0; i < n; ++i) clipped[i] += (t[i] < table.low) | (t[i] > table.high);
   for (int i = 0; i < n; ++i) {
@@ -54,6 +57,41 @@ inline void quantize_levels(const float* x, int n, float scale, const Table& tab
 
 inline void reconstruct_levels(const float* code, int n, float scale, const Table& table, float* out) {
   for (int i = 0; i < n; ++i) out[i] = table.levels[int32_t(code[i])] * scale;
+}
+
+// Levels of the places in a table of up to 16, padded to 16.
+inline Eight look_up(const Eight* table, EightInts at) {
+  const Eight low = __builtin_shuffle(table[0], at & 7), high = __builtin_shuffle(table[1], at & 7);
+  return at > 7 ? high : low;
+}
+
+struct Fit {
+  float cross, square;  // sum(x l), sum(l l)
+};
+
+// Sums over a block of vectors for the levels nearest to x * reciprocal.
+inline Fit fit_levels(const float* x, int vectors, float reciprocal, const Table& table, const Eight* sixteen) {
+  Eight cross = {}, square = {};
+  for (int i = 0; i < vectors; ++i) {
+    Eight v;
+    std::memcpy(&v, x + i * W, sizeof v);
+    const Eight t = v * reciprocal;
+    Eight l;
+    if (table.count <= 16) {
+      EightInts at = {};
+      for (int k = 0; k + 1 < table.count; ++k) at -= t > table.thresholds[k];
+      l = look_up(sixteen, at);
+    } else {
+      float q[W];
+      int32_t at[W];
+      std::memcpy(q, &t, sizeof q);
+      place(q, W, table.thresholds, table.count, at);
+      for (int j = 0; j < W; ++j) l[j] = table.sorted[at[j]];
+    }
+    cross += v * l;
+    square += l * l;
+  }
+  return {fold(cross), fold(square)};
 }
 
 }  // namespace
@@ -93,4 +131,63 @@ QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts
     lows[bits >> 12] += bits & 0xfff;
   }
   return bad == 0;
+}
+
+// For every group the trial scale, one of `trials`, that leaves the least squared error with the levels of a codebook
+// (the first of equal ones), and, where wanted, for every level the sums over its weights of scale * x and scale^2.
+QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, const float* trial, int32_t trials,
+                                     int32_t* best, double* cross, double* square) {
+  const Table table = table_of(book, 0);
+  Eight sixteen[2];
+  float padded[16];
+  for (int i = 0; i < 16; ++i) padded[i] = table.sorted[i < table.count ? i : table.count - 1];
+  std::memcpy(sixteen, padded, sizeof padded);
+  const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
+  float x[BLOCK];
+  int32_t at[LANES];
+  for (int64_t row = 0; row < tile->rows; ++row)
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = g * tile->group, here = row * groups + g;
+      const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
+      const float* own = trial + here * trials;
+      double crosses[MOST_TRIALS] = {}, squares[MOST_TRIALS] = {};
+      for (int64_t first = 0; first < n; first += BLOCK) {
+        const int m = int(n - first < BLOCK ? n - first : BLOCK);
+        for (int from = 0; from < m; from += LANES)
+          load(tile->weights, tile->kind, row * tile->cols + begin + first + from, m - from < LANES ? m - from : LANES,
+               x + from);
+        int whole = m / W;
+        for (int k = 0; k < trials; ++k) {
+          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table, sixteen);
+          crosses[k] += double(fit.cross);
+          squares[k] += double(fit.square);
+          for (int i = whole * W; i < m; ++i) {  // what does not fill a vector
+            const float t = x[i] * (1.0f / own[k]);
+            int32_t where;
+            place(&t, 1, table.thresholds, table.count, &where);
+            const float l = table.sorted[where];
+            crosses[k] += double(x[i] * l);
+            squares[k] += double(l * l);
+          }
+        }
+      }
+      double least = INFINITY;
+      for (int k = 0; k < trials; ++k) {
+        const double s = own[k], error = s * (s * squares[k] - 2 * crosses[k]);
+        if (error < least) least = error, best[here] = k;
+      }
+      if (!cross) continue;
+      const float scale = own[best[here]], reciprocal = 1.0f / scale;
+      for (int64_t first = 0; first < n; first += LANES) {
+        const int m = int(n - first < LANES ? n - first : LANES);
+        load(tile->weights, tile->kind, row * tile->cols + begin + first, m, x);
+        float t[LANES];
+        for (int i = 0; i < m; ++i) t[i] = x[i] * reciprocal;
+        place(t, m, table.thresholds, table.count, at);
+        for (int i = 0; i < m; ++i) {
+          cross[at[i]] += double(scale) * double(x[i]);
+          square[at[i]] += double(scale) * double(scale);
+        }
+      }
+    }
 }

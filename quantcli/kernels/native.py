@@ -14,7 +14,8 @@ from quantcli.kernels import F32, CodeGrid, QuantParams, Ranges, Sums, Tile, row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Counts, Floats, Kernels
+    from quantcli.kernels import Bytes, Counts, Doubles, Floats, Kernels
+    from quantcli.kernels.codebook import Codebook
 
 _LEVELS = {3: "v3", 2: "v2"}
 """CPU level told by the library -> variant of the kernels; the rest of the world runs the baseline variant."""
@@ -70,6 +71,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "patterns": (c_int32, [_P, c_int64, c_int32, _P]),
     "bins": (c_int32, [_P, c_int64, _P, _P]),
     "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, c_int32, _P, _P]),
+    "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
+    "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
@@ -104,14 +107,18 @@ def _grid(grid: CodeGrid) -> _Grid:
     return _Grid(grid.mode, grid.bits, grid.midrise, grid.umin, grid.umax, grid.zero)
 
 
+def _codebook(book: Codebook) -> _Codebook:
+    assert all(getattr(book, n).flags.c_contiguous for n in ("levels", "sorted", "thresholds", "limits", "order"))
+    addresses = [_at(a) for a in (book.levels, book.sorted, book.thresholds, book.limits, book.order)]
+    return _Codebook(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1])
+
+
 def _params(params: QuantParams, rows: int) -> _Params:
     scale, book = params.scale, params.codebook
     stride = scale.shape[1] if scale.shape[0] == rows else 0
     found = _Params(_at(scale), _at(params.zero), None, stride)
     if book is not None:
-        assert all(getattr(book, n).flags.c_contiguous for n in ("levels", "sorted", "thresholds", "limits", "order"))
-        addresses = [_at(a) for a in (book.levels, book.sorted, book.thresholds, book.limits, book.order)]
-        found.codebook = pointer(_Codebook(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1]))
+        found.codebook = pointer(_codebook(book))
     return found
 
 
@@ -173,6 +180,30 @@ class NativeKernels:
             _at(grid),
         )
         return scale, grid
+
+    def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
+        n = len(weight) - 1
+        start = np.zeros((k, n + 1), np.int32)
+        rows = np.empty(2 * (n + 1))
+        self._call("kmeans", _at(weight), _at(total), _at(square), n, k, _at(rows), _at(start))
+        return start
+
+    def trial_levels(
+        self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+    ) -> NDArray[np.int32]:
+        best = np.zeros(trial.shape[:2], np.int32)
+        assert trial.shape[2] <= 64 and trial.flags.c_contiguous
+        self._call(
+            "trial_levels",
+            byref(_tile(tile)),
+            byref(_codebook(book)),
+            _at(trial),
+            trial.shape[2],
+            _at(best),
+            _at(cross),
+            _at(square),
+        )
+        return best
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False

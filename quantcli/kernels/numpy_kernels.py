@@ -29,7 +29,7 @@ from quantcli.kernels import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Counts, Floats
+    from quantcli.kernels import Bytes, Counts, Doubles, Floats
     from quantcli.kernels.codebook import Codebook
 
 LANES = 256
@@ -230,7 +230,8 @@ def _codes(x: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArray[An
         return 0
     if grid.mode == LEVELS:
         assert params.codebook is not None
-        np.divide(x, params.scale, out=out)
+        # Only groups of zeros have no scale.
+        np.divide(x, np.where(params.scale == 0, np.float32(1), params.scale), out=out)
         return _level_codes(out, params.codebook)
     zero = params.zero
     assert zero is not None
@@ -350,6 +351,18 @@ class NumpyKernels:
         from quantcli.kernels.numpy_search import search
 
         return search(tile, reciprocal, centre, multipliers, top, grids, residual=residual)
+
+    def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
+        from quantcli.kernels.numpy_kmeans import kmeans
+
+        return kmeans(weight, total, square, k)
+
+    def trial_levels(
+        self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+    ) -> NDArray[np.int32]:
+        from quantcli.kernels.numpy_levels import trial_levels
+
+        return trial_levels(tile, book, trial, cross, square)
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False

@@ -14,22 +14,7 @@
 
 namespace {
 
-constexpr int BLOCK = 1024, W = 8, MOST = 64;
-
-typedef float Eight __attribute__((vector_size(32)));
-typedef int32_t EightInts __attribute__((vector_size(32)));
-typedef float Four __attribute__((vector_size(16)));
-
-inline float fold(Eight v) {
-  Four half[2];
-  std::memcpy(half, &v, sizeof half);
-  const Four s = half[0] + half[1];
-  return (s[0] + s[2]) + (s[1] + s[3]);
-}
-
-inline Eight pick(EightInts which, Eight yes, Eight no) { return which ? yes : no; }
-inline Eight least(Eight a, Eight b) { return pick(a < b, a, b); }
-inline Eight most(Eight a, Eight b) { return pick(a > b, a, b); }
+constexpr int MOST = 64;
 
 // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, ties to even, up to 2^22.
 inline Eight whole(Eight t) { return (t + 12582912.0f) - 12582912.0f; }

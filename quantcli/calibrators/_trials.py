@@ -1,0 +1,217 @@
+"""Scales by trial, for what the fast search does not know: other formats, other norms, float offsets, histograms.
+
+A trial scale gives every weight a level; the scale is then refit to those levels by least squares (norm 2 only), and
+the trial that leaves the least error wins, the first of equal ones. A coarse geometric row of trials is followed by a
+finer one around its best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.calibrators import Ideal, _arithmetic
+from quantcli.codes import code_grid, fixed_codebook
+from quantcli.kernels import INTEGER, LEVELS, Tile, numpy_kernels
+from quantcli.metrics import ordered_sum
+from quantcli.scheme import Scheme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+ROOM = 1 << 19
+"""Weights that are tried at a time."""
+
+TRIALS = {"fast": (16, 5), "default": (40, 9), "best": (80, 17), "exact": (160, 33)}
+"""How many coarse and fine trials."""
+
+
+def by_groups(tile: Tile, of: Callable[[Array], tuple[Array, Array | None]]) -> Ideal:
+    """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n)."""
+    weights = numpy_kernels.floats(tile)
+    whole = tile.cols // tile.group
+    groups = -(-tile.cols // tile.group)
+    scale, zero = np.ones((tile.rows, groups)), np.zeros((tile.rows, groups))
+    affine = False
+    pieces = [(slice(0, whole), weights[:, : whole * tile.group].reshape(-1, tile.group))] if whole else []
+    if whole < groups:
+        pieces.append((slice(whole, groups), weights[:, whole * tile.group :]))
+    for place, rows in pieces:
+        step = max(1, ROOM // rows.shape[1])
+        found = [of(rows[i : i + step].astype(np.float64)) for i in range(0, len(rows), step)]
+        shape = scale[:, place].shape
+        scale[:, place] = np.concatenate([s for s, _ in found]).reshape(shape)
+        if found[0][1] is not None:
+            affine = True
+            zero[:, place] = np.concatenate([z for _, z in found if z is not None]).reshape(shape)
+    return Ideal(scale, zero if affine else None)
+
+
+def levels_of(scheme: Scheme) -> Callable[[Array], Array]:
+    """The function from quotients weight / scale to the levels they are given, for a symmetric scheme."""
+    grid = code_grid(scheme)
+    if grid.mode == LEVELS:
+        book = fixed_codebook(scheme)
+        ordered = book.sorted[0].astype(np.float64)
+        thresholds = (ordered[1:] + ordered[:-1]) / 2
+        return lambda t: ordered[np.searchsorted(thresholds, t, side="left")]
+    low, high = grid.umin - grid.zero, grid.umax - grid.zero
+    assert grid.mode == INTEGER
+    if grid.midrise:
+        return lambda t: np.clip(np.floor(t), low, high) + 0.5
+    return lambda t: np.clip(np.rint(t), low, high)
+
+
+def symmetric(weights: Array, counts: Array | None, scheme: Scheme) -> Array:
+    """Scale of every group (groups,), of either sign on a grid that is not symmetric."""
+    norm, (coarse, fine) = float(scheme.option("norm")), TRIALS[scheme.option("effort")]
+    levels = levels_of(scheme)
+    extreme = np.abs(weights).max(axis=1, initial=0.0)
+    unit = np.where(extreme > 0, extreme, 1.0) / scheme.reach
+    grid = code_grid(scheme)
+    if grid.mode == LEVELS:
+        ordered = fixed_codebook(scheme).sorted[0]
+        lopsided = not np.array_equal(ordered, -ordered[::-1])
+    else:
+        lopsided = scheme.grid == "full" and scheme.family == "int"
+    signs = (1.0, -1.0) if lopsided else (1.0,)
+    row = np.geomspace(1.3, _least(weights.shape[1], counts, scheme.option("effort")), coarse)
+    best = _Best(len(weights))
+    for ratio in (1.0, *row):
+        for sign in signs:
+            best.offer(*_tried(weights, counts, sign * ratio * unit, levels, norm), sign * ratio)
+    spacing = (row[0] / row[-1]) ** (1 / (coarse - 1))
+    centre = best.tag.copy()
+    for ratio in np.geomspace(spacing, 1 / spacing, fine):
+        best.offer(*_tried(weights, counts, centre * ratio * unit, levels, norm), centre * ratio)
+    if norm == 2:
+        for _ in range(4):  # a refit can only improve
+            best.offer(*_tried(weights, counts, best.scale, levels, norm), best.tag)
+    return np.where(extreme > 0, best.scale, 1.0)
+
+
+def _least(n: int, counts: Array | None, effort: str) -> float:
+    """The smallest candidate: the more weights, the farther the largest lies from where clipping pays."""
+    if effort in ("best", "exact"):
+        return 0.008
+    return 0.15 if n <= 48 and counts is None else 0.08 if n <= 512 and counts is None else 0.008
+
+
+class _Best:
+    """The best trial of every group so far."""
+
+    def __init__(self, groups: int) -> None:
+        self.error = np.full(groups, np.inf)
+        self.scale, self.zero, self.tag = np.ones(groups), np.zeros(groups), np.ones(groups)
+
+    def offer(self, scale: Array, zero: Array | float, error: Array, tag: Any) -> None:
+        """Take the trial where it is better."""
+        better = error < self.error
+        self.error = np.where(better, error, self.error)
+        self.scale = np.where(better, scale, self.scale)
+        self.zero = np.where(better, zero, self.zero)
+        self.tag = np.where(better, tag, self.tag)
+
+
+def _sum(values: Array, counts: Array | None) -> Array:
+    return ordered_sum(values if counts is None else values * counts)
+
+
+def _tried(
+    weights: Array, counts: Array | None, scale: Array, levels: Callable[[Array], Array], norm: float
+) -> tuple[Array, float, Array]:
+    """Scale (refit for norm 2), zero and error of a trial."""
+    found = levels(weights / scale[:, None])
+    if norm != 2:
+        error = _arithmetic.power(np.abs(weights - found * scale[:, None]), norm)
+        return scale, 0.0, _sum(error, counts)
+    square = _sum(found * found, counts)
+    refit = _sum(weights * found, counts) / np.where(square > 0, square, 1.0)
+    refit = np.where((square > 0) & (refit != 0), refit, scale)
+    rest = weights - found * refit[:, None]
+    return refit, 0.0, _sum(rest * rest, counts)
+
+
+def affine(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array]:
+    """Scale and zero of every group, (groups,) each: whole zero points, or offsets with a float one."""
+    coarse, fine = TRIALS[scheme.option("effort")]
+    side = max(4, round(coarse**0.5))
+    lo, hi = weights.min(axis=1), weights.max(axis=1)
+    if scheme.zero_point == "int":
+        lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+    flat = hi <= lo
+    hi = np.where(flat, lo + 1.0, hi)
+    best = _Best(len(weights))
+    least = max(_least(weights.shape[1], counts, scheme.option("effort")), 0.02)
+    ends = [(1.0, 1.0)]
+    ends += [(a, b) for a in np.geomspace(1.15, least, side) for b in np.geomspace(1.15, least, side)]
+    for number, (a, b) in enumerate(ends):
+        _offer_range(best, weights, counts, scheme, lo, hi, np.full(len(lo), a), np.full(len(lo), b), number)
+    spacing = (1.15 / least) ** (1 / (side - 1))
+    for _ in range(2):
+        at = best.tag.astype(int)
+        starts = np.array([*ends])[np.clip(at, 0, len(ends) - 1)]
+        near = np.geomspace(spacing**0.5, spacing**-0.5, max(3, round(fine**0.5)))
+        for a in near:
+            for b in near:
+                _offer_range(best, weights, counts, scheme, lo, hi, starts[:, 0] * a, starts[:, 1] * b, best.tag)
+        spacing **= 0.5
+    if scheme.zero_point == "int":
+        return np.where(flat, 1.0, best.scale), np.where(flat, 0.0, best.zero)
+    for _ in range(12):
+        best.offer(*_refit(weights, counts, scheme, best.scale, best.zero), best.tag)
+    return np.where(flat, 1.0, best.scale), np.where(flat, lo, best.zero)
+
+
+def _offer_range(
+    best: _Best,
+    weights: Array,
+    counts: Array | None,
+    scheme: Scheme,
+    lo: Array,
+    hi: Array,
+    below: Array,
+    above: Array,
+    tag: Any,
+) -> None:
+    """Try the range shrunk to `below` of its lower part and `above` of its upper part."""
+    if scheme.zero_point == "float":
+        middle = (lo + hi) / 2
+        start, end = middle + (lo - middle) * below, middle + (hi - middle) * above
+        scale = (end - start) / scheme.reach
+        best.offer(*_refit(weights, counts, scheme, scale, start), tag)
+        return
+    start, end = lo * below, hi * above
+    scale = np.where(end > start, (end - start) / scheme.reach, 1.0)
+    top = float((1 << scheme.bits) - 1)
+    zero = np.clip(np.rint(-start / scale), 0.0, top)
+    low, high = -zero[:, None], top - zero[:, None]
+    norm = float(scheme.option("norm"))
+    refit, _, error = _tried(weights, counts, scale, lambda t: np.minimum(np.maximum(np.rint(t), low), high), norm)
+    best.offer(refit, zero, np.where(refit > 0, error, np.inf), tag)
+
+
+def _refit(
+    weights: Array, counts: Array | None, scheme: Scheme, scale: Array, offset: Array
+) -> tuple[Array, Array, Array]:
+    """Scale and offset refit to the codes they give, and the error left (norm 2), or as they are and their error."""
+    top = float((1 << scheme.bits) - 1)
+    half = 0.5 if scheme.family == "midrise" else 0.0
+    turn = np.floor if half else np.rint
+    codes = np.clip(turn((weights - offset[:, None]) / scale[:, None]), 0.0, top) + half
+    norm = float(scheme.option("norm"))
+    if norm == 2:
+        ones = np.ones_like(weights)
+        n = _sum(ones, counts)
+        code_mean, mean = _sum(codes, counts) / n, _sum(weights, counts) / n
+        around = codes - code_mean[:, None]
+        square = _sum(around * around, counts)
+        slope = _sum((weights - mean[:, None]) * around, counts) / np.where(square > 0, square, 1.0)
+        good = (square > 0) & (slope > 0)
+        scale, offset = np.where(good, slope, scale), np.where(good, mean - slope * code_mean, offset)
+    error = _arithmetic.power(np.abs(weights - (codes * scale[:, None] + offset[:, None])), norm)
+    return scale, offset, _sum(error, counts)

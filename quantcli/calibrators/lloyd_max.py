@@ -1,0 +1,188 @@
+"""Lloyd-Max: levels learned from the weights, with the least squared error.
+
+Per tensor and per channel the levels are globally optimal: one-dimensional k-means by dynamic programming on the exact
+histogram (16-bit weights) or a fine weighted one (float32). `effort` fast takes plain Lloyd iterations instead.
+
+With groups, every group has a scale of its own, and one set of levels serves the normalised weights of the tensor.
+The levels start as the optimal ones of all weights divided by the extreme of their group, sign included, so that the
+far end of the levels is known; then scales and levels are refined by turns: each group tries scales around its
+extreme, of both signs, the best one counts, and each level moves to (and, but for the last rounds, beyond) the mean
+of its weights. That happens on a sample of up to 262,144 weights, spread evenly; then every group tries its scales
+against the final levels. Scales are tried as the values the file can hold, such as the few of E4M3. A power of two
+keeps them in its range and is part of the levels.
+
+References: Lloyd, Least Squares Quantization in PCM, 1982; Max, Quantizing for Minimum Distortion, 1960. Their
+conditions are necessary only: the dynamic programming is what makes the levels optimal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.calibrators import (
+    Calibrator,
+    Ideal,
+    LevelSearch,
+    Observed,
+    Option,
+    Shared,
+    _histogram,
+    _kmeans,
+)
+from quantcli.dtypes import from_float32, to_float32
+from quantcli.kernels import numpy_kernels
+from quantcli.kernels.codebook import Codebook, codebook
+from quantcli.scheme import Scheme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats, Kernels, Tile
+
+    Array = NDArray[np.float64]
+
+BINS = 4096
+ROUNDS = {"fast": 2, "default": 14, "best": 40}
+BEYOND = 2.0
+"""How far past its mean a level moves: twice as far converges in half the rounds; four times as far diverges."""
+
+SPACED = np.array([0.84, 0.9, 0.95, 1.0, 1.06, 1.13, 1.22, 1.35])
+"""Scales tried, in units of the extreme's, where the dtype is fine enough to choose."""
+
+BELOW, ABOVE = 2, 4
+"""Representable scales tried below and above the one nearest to the extreme."""
+
+
+def _levels(values: Array, counts: Array, scheme: Scheme) -> Array:
+    """Levels (1, count) of weights that occur so often."""
+    k = scheme.level_count
+    if scheme.option("effort") == "fast":
+        return _kmeans.lloyd(values, counts, _kmeans.quantiles(values, counts, k), 100)[None]
+    return _kmeans.optimal(values, counts, k)[None]
+
+
+def solve(seen: Observed, scheme: Scheme) -> Ideal:
+    """Levels of the weights of a histogram."""
+    return Ideal(np.ones((1, 1)), None, _levels(*_histogram.distinct(seen), scheme))
+
+
+def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
+    """Levels of every row of a tile."""
+    if not kernels.ranges(tile).finite:
+        return None
+    found = []
+    for row in numpy_kernels.floats(tile):
+        values, counts = np.unique(row + np.float32(0), return_counts=True)
+        found.append(_levels(values.astype(np.float64), counts.astype(np.float64), scheme))
+    return Ideal(np.ones((tile.rows, 1)), None, np.concatenate(found))
+
+
+# ---- levels that groups share -----------------------------------------------------------------------------------
+
+
+def _representable(scales: NDArray[Any], dtype: str) -> Floats:
+    raw = from_float32(scales.astype(np.float32), dtype)
+    return to_float32(np.ascontiguousarray(raw).reshape(-1).view(np.uint8), dtype).reshape(scales.shape)
+
+
+def _trials(extreme: Floats, factor: float, dtype: str) -> Floats:
+    """Scales (rows, groups, trials) to try, as stored: representable ones around the extreme's, of both signs."""
+    wanted = extreme.astype(np.float64) / factor
+    if dtype == "F8_E4M3":
+        table = to_float32(np.arange(1, 127, dtype=np.uint8), dtype)
+        middles = (table[1:].astype(np.float64) + table[:-1]) / 2
+        nearest = np.searchsorted(middles, np.abs(wanted))
+        around = np.clip(nearest[..., None] + np.arange(-BELOW, ABOVE), 0, len(table) - 1)
+        sizes = table[around]
+    else:
+        sizes = _representable(np.abs(wanted)[..., None] * SPACED, dtype)
+        sizes = np.maximum(sizes, _representable(np.full(1, 2.0**-14), dtype))
+    signed = np.where(wanted < 0, -1, 1).astype(np.float32)[..., None] * sizes
+    found: Floats = np.ascontiguousarray(np.stack([signed, -signed], axis=-1).reshape(*wanted.shape, -1))
+    return found
+
+
+def _book(levels: Array) -> Codebook:
+    return codebook(levels.astype(np.float32)[None])
+
+
+def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None, dtype: str) -> Observed | None:
+    """What a pass sees: first the largest weight, then normalised weights, then sums for better levels."""
+    ranges = kernels.ranges(tile)
+    if not ranges.finite:
+        return None
+    if shared is None:
+        return {"largest": np.abs(ranges.extreme).max(initial=0.0, keepdims=True)}
+    if shared.step == 0:
+        return _normalised(tile, ranges.extreme)
+    book = _book(shared.levels)
+    cross, square = (np.zeros(book.sorted.shape[1]) for _ in range(2))
+    kernels.trial_levels(tile, book, _trials(ranges.extreme, shared.factor, dtype), cross, square)
+    return {"cross": cross, "square": square}
+
+
+def _normalised(tile: Tile, extreme: Floats) -> Observed:
+    """Weights over the extreme of their group, in bins: sums of extreme * weight and extreme^2."""
+    unit = np.where(extreme == 0, np.float32(1), extreme)
+    spread = np.repeat(unit, tile.group, axis=1)[:, : tile.cols].astype(np.float64)
+    weights = numpy_kernels.floats(tile)
+    bins = np.minimum(((weights / spread + 1) * (BINS / 2)).astype(np.int64), BINS - 1).ravel()
+    return {
+        "cross": np.bincount(bins, (spread * weights).ravel(), BINS),
+        "square": np.bincount(bins, (spread * spread).ravel(), BINS),
+    }
+
+
+def merge(earlier: Observed, later: Observed) -> Observed:
+    """Both together."""
+    if "largest" in earlier:
+        return {"largest": np.maximum(earlier["largest"], later["largest"])}
+    return {k: earlier[k] + later[k] for k in earlier}
+
+
+def learn(seen: Observed, scheme: Scheme, shared: Shared | None) -> Shared:
+    """Better levels from a pass."""
+    k = scheme.level_count
+    if shared is None:
+        largest = float(seen["largest"].max())
+        # The largest scale becomes 112 to 224: twice that still fits E4M3, whose largest value is 448.
+        factor = 2.0 ** (np.ceil(np.log2(largest)) - 8) * 2 if largest else 1.0
+        return Shared(np.zeros(k), max(factor, 2.0**-120), 0, not largest)
+    some = seen["square"] > 0
+    if shared.step == 0:
+        values = seen["cross"][some] / seen["square"][some]
+        levels = _kmeans.optimal(values, seen["square"][some], k) * shared.factor
+        return Shared(levels, shared.factor, 1, False)
+    means = shared.levels.copy()
+    places = np.flatnonzero(some)
+    means[places] = seen["cross"][some] / seen["square"][some]
+    rounds = ROUNDS[scheme.option("effort")]
+    beyond = BEYOND if shared.step <= rounds - 2 else 1.0
+    levels = np.sort(shared.levels + beyond * (means - shared.levels))
+    return Shared(levels, shared.factor, shared.step + 1, shared.step >= rounds)
+
+
+def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: str) -> Ideal | None:
+    """Scales of the groups of a tile for the final levels; 0 for groups of zeros."""
+    ranges = kernels.ranges(tile)
+    if not ranges.finite:
+        return None
+    trials = _trials(ranges.extreme, shared.factor, dtype)
+    best = kernels.trial_levels(tile, _book(shared.levels), trials, None, None)
+    scale = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
+    found = np.where(ranges.extreme == 0, np.float32(0), scale).astype(np.float64)
+    return Ideal(found, None, shared.levels[None])
+
+
+PROVIDES = Calibrator(
+    summary="levels learned with the least squared error",
+    gather=_histogram.GATHER,
+    solve=solve,
+    local=local,
+    families=("learned",),
+    affine=False,
+    options={"effort": Option(default="default", choices=("fast", "default", "best"))},
+    shared=LevelSearch(observe=observe, merge=merge, solve=learn, local=scales),
+)
