@@ -67,6 +67,11 @@ class Layout:
         """Number of stored scales."""
         return math.prod(self.scale_shape)
 
+    @property
+    def sets(self) -> int:
+        """Number of sets of weights that share parameters."""
+        return 1 if self.shared == "tensor" else self.scales
+
     def packed_shape(self, bits: int) -> tuple[int, ...]:
         """Shape of the packed codes in 32-bit words."""
         return (*self.lead, row_bytes(self.cols, bits) // 4)

@@ -33,6 +33,9 @@ _FIELDS = (
     "zero_point",
     "calibration",
     "options",
+    "rounding",
+    "levels",
+    "codebook",
     "scale_dtype",
 )
 
@@ -62,7 +65,7 @@ def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
     given = _mapping(top.get("default", {}), "default", _FIELDS)
-    default = _scheme({"bits": 4, **given, **overrides}, "default")
+    default = _scheme({**given, **overrides}, "default")
     rules = top.get("rules", [])
     if not isinstance(rules, list):
         raise UsageError("it is not a list", place=["rules"])
@@ -89,6 +92,8 @@ def _rule(value: Any, place: str, default: Scheme) -> Rule:
 def _on_top(fields: dict[str, Any], default: Scheme) -> dict[str, Any]:
     """The default scheme's fields with a rule's on top; what the default only implied follows the rule."""
     base = {k: v for k, v in default.as_dict().items() if k not in ("grid", "calibration", "options")}
+    if "format" in fields and fields["format"] != default.format:
+        base = {k: v for k, v in base.items() if k not in ("bits", "levels", "codebook", "rounding", "scale_dtype")}
     if "granularity" in fields or "group_size" in fields:
         base = {k: v for k, v in base.items() if k not in ("granularity", "group_size", "axis")}
     return {**base, **fields}
@@ -101,12 +106,34 @@ def _scheme(fields: dict[str, Any], place: str) -> Scheme:
     for key in ("bits", "format", "granularity", "symmetric", "zero_point"):
         if key in fields and fields[key] is None:
             raise UsageError("it has no value", place=[place, key])
+    if isinstance(fields.get("codebook"), list):
+        fields = {**fields, "codebook": tuple(fields["codebook"])}
     try:
         return Scheme(**fields)
     except QuantcliError as error:
         raise error.within(place) from None
     except TypeError:
         raise UsageError("a value is not of its kind", place=[place]) from None
+
+
+def levels(path: str) -> tuple[float, ...]:
+    """The levels of a codebook in a file, ascending: numbers in text, apart by blanks or commas, or a .npy array.
+
+    Raises UsageError where they are none.
+    """
+    raw = read_small(path, LIMIT)
+    try:
+        if raw[:6] == b"\x93NUMPY":
+            import io
+
+            import numpy as np
+
+            found = [float(v) for v in np.load(io.BytesIO(raw), allow_pickle=False).ravel()]
+        else:
+            found = [float(word) for word in raw.decode("ascii").replace(",", " ").split()]
+    except (ValueError, TypeError, EOFError, OverflowError):
+        raise UsageError("it is not a list of numbers", place=[path]) from None
+    return tuple(sorted(found))
 
 
 def _mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Scheme:
         integers, `mean-abs` for one symmetric bit, `lloyd-max` for learned codebooks, `minmax` for the rest.
     rounding
         `nearest`, or `sum-preserving`: some codes are moved by one so that the errors of a row add up to about 0.
+        Default: sum-preserving for integers of 2 to 8 bits with the default calibration. What is asked for by name is
+        done plainly.
     levels, codebook
         For the format `codebook`: how many levels to learn (default 2^bits), or the levels, ascending.
     scale_dtype
@@ -80,7 +82,7 @@ class Scheme:
     zero_point: Literal["int", "float"] = "int"
     calibration: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    rounding: str = "nearest"
+    rounding: str = None  # type: ignore[assignment]  # left out: see above
     levels: int | None = None
     codebook: tuple[float, ...] | None = None
     scale_dtype: str | None = None
@@ -102,6 +104,9 @@ class Scheme:
         if self.axis != 0 and self.granularity != "channel":
             raise UsageError("only channel granularity has one", place=["axis"])
         self._check_zero_point()
+        plain = self.calibration is not None or self.family != "int" or not 2 <= self.bits <= 8
+        rounding = ("nearest" if plain else "sum-preserving") if self.rounding is None else self.rounding
+        object.__setattr__(self, "rounding", rounding)
         _one_of("rounding", self.rounding, ROUNDINGS)
         if self.rounding != "nearest" and (self.family != "int" or self._binary):
             raise UsageError(f"{self.rounding} is for integers of two bits or more", place=["rounding"])
@@ -273,7 +278,7 @@ class Scheme:
             return None
         if self.family != "learned":
             return replace(self, calibration="minmax", options={}, grid=None, rounding="nearest")
-        if self.bits == 1:
+        if self.bits == 1 or self.level_count < 1 << self.bits:
             return None
         return Scheme(
             bits=self.bits,
@@ -299,7 +304,7 @@ class Scheme:
 
     def recalibrated(self, calibration: str) -> Scheme:
         """This scheme with another calibrator at its defaults."""
-        return replace(self, calibration=calibration, options={}, grid=None)
+        return replace(self, calibration=calibration, options={})
 
     def with_scale_dtype(self, scale_dtype: str) -> Scheme:
         """This scheme with the scale dtype settled."""

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Names(click.Choice):  # type: ignore[type-arg,unused-ignore]
+    """A choice of names that may be written with dashes or underscores."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value.replace("_", "-") if isinstance(value, str) else value, param, ctx)
+
+
 def source(command: F) -> F:
     """The SRC argument."""
     return click.argument("src", metavar="SRC", type=click.Path(path_type=str), callback=_file)(command)

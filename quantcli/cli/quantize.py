@@ -11,7 +11,7 @@ import click
 from quantcli import registry
 from quantcli.cli import options
 from quantcli.errors import DataError, UsageError
-from quantcli.scheme import GRANULARITIES, SCALE_DTYPES
+from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
     from quantcli.checkpoints import WrittenFolder
@@ -50,16 +50,41 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibration",
-    type=click.Choice(registry.names("calibrators")),
+    type=options.Names((*registry.names("calibrators"), "auto")),
     default=None,
-    help="How scales are found.  [default: minmax]",
+    help="How scales are found; auto takes the best of several, tensor by tensor.  [default: mse]",
+)
+@click.option(
+    "--effort", type=click.Choice(["fast", "default", "best", "exact"]), default=None, help="How long to search."
+)
+@click.option("--mse-norm", type=float, default=None, metavar="P", help="Make the error of mse |e|^P.  [default: 2]")
+@click.option(
+    "--percentile",
+    type=float,
+    default=None,
+    metavar="P",
+    help="Share of the weights inside the range.  [default: 99.9]",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    default=None,
+    help="To the nearest code, or so that the errors of a row add up to 0.  [default: nearest]",
 )
 @click.option(
     "--type",
     "format_",
-    type=click.Choice(registry.names("formats")),
+    type=options.Names(registry.names("formats")),
     default=None,
     help="Number format.  [default: int]",
+)
+@click.option("--levels", type=int, default=None, metavar="N", help="Levels of a learned codebook, 2 to 256.")
+@click.option(
+    "--codebook",
+    type=click.Path(path_type=str),
+    default=None,
+    metavar="FILE",
+    help="Levels to use: numbers in a text or .npy file.",
 )
 @click.option(
     "--scale-dtype",
@@ -246,10 +271,13 @@ def _request(asked: dict[str, Any]) -> Request:
         ("zero_point", "zero_point"),
         ("calibration", "calibration"),
         ("format_", "format"),
+        ("rounding", "rounding"),
+        ("levels", "levels"),
         ("scale_dtype", "scale_dtype"),
     ):
         if asked[option] is not None:
             fields[name] = asked[option]
+    fields |= _method(asked)
     rules: tuple[Rule, ...] = ()
     if asked["recipe"] is not None:
         from quantcli import recipe
@@ -258,7 +286,7 @@ def _request(asked: dict[str, Any]) -> Request:
         read = recipe.load(asked["recipe"], given)
         scheme, rules = read.default, read.rules
     else:
-        scheme = Scheme(**{"bits": 4, **fields})
+        scheme = Scheme(**fields)
     return Request(
         scheme=scheme,
         rules=rules,
@@ -266,6 +294,26 @@ def _request(asked: dict[str, Any]) -> Request:
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
     )
+
+
+def _method(asked: dict[str, Any]) -> dict[str, Any]:
+    """Scheme fields that other options imply: an option of a calibrator names it, levels make a codebook."""
+    given = {
+        name: asked[option]
+        for option, name in (("effort", "effort"), ("mse_norm", "norm"), ("percentile", "percentile"))
+        if asked[option] is not None
+    }
+    fields: dict[str, Any] = {"options": given} if given else {}
+    if asked["calibration"] is None and ("norm" in given or "percentile" in given):
+        fields["calibration"] = "mse" if "norm" in given else "percentile"
+    if asked["codebook"] is not None:
+        from quantcli import recipe
+
+        fields["codebook"] = recipe.levels(asked["codebook"])
+    learned = asked["levels"] is not None or asked["codebook"] is not None or asked["calibration"] == "lloyd-max"
+    if asked["format_"] is None and learned:
+        fields["format"] = "codebook"
+    return fields
 
 
 PROVIDES = command

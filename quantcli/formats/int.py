@@ -44,4 +44,5 @@ PROVIDES = Format(
     reach=reach,
     bits=(1, 16, 4),
     zero_points=("int", "float"),
+    calibration="mse",
 )

@@ -10,6 +10,7 @@
 #include "common.h"
 #include "kmeans.h"
 #include "levels.h"
+#include "rounding.h"
 #include "search.h"
 
 namespace {
@@ -264,6 +265,31 @@ void encode_row(const Tile& tile, int64_t row, const RowParams& params, const Gr
   }
 }
 
+// A whole row, its sum of errors preserved. scratch: 3 * cols floats.
+template <class Code>
+void encode_row_preserving(const Tile& tile, int64_t row, const RowParams& params, const Grid& grid, float* scratch,
+                           Code* codes, Lanes& lanes) {
+  const int64_t cols = tile.cols;
+  float *x = scratch, *c = scratch + cols, *e = scratch + 2 * cols;
+  for (int64_t from = 0; from < cols; from += LANES) {
+    const int n = int(cols - from < LANES ? cols - from : LANES);
+    quantize_span(tile, row, from, n, params, grid, x + from, c + from, e + from, lanes.clipped);
+  }
+  preserve_sum(
+      c, e, cols, tile.group, grid.umin, grid.umax, [&](int64_t g) { return params.scale[g]; },
+      [&](int64_t j) {
+        const int64_t g = j / tile.group;
+        float value;
+        reconstruct(c + j, 1, grid, params.scale[g], params.zero_at(g), params.table, &value);
+        e[j] = x[j] - value;
+      });
+  for (int64_t from = 0; from < cols; from += LANES) {
+    const int n = int(cols - from < LANES ? cols - from : LANES);
+    account(x + from, e + from, n, lanes);
+  }
+  for (int64_t i = 0; i < cols; ++i) codes[i] = Code(int32_t(c[i]));
+}
+
 template <class Code>
 void measure_row(const Tile& tile, int64_t row, const RowParams& params, const Grid& grid, const Code* codes,
                  Lanes& lanes) {
@@ -443,9 +469,10 @@ QK_EXPORT int32_t QK_NAME(column_ranges)(const Tile* tile, float* lo, float* hi,
 }
 
 // Codes of every weight as rows of whole 32-bit words (no packed: they are only counted up), and sums[4]: squared
-// error of the decoded values, power, largest error, clipped weights. codes: scratch of (cols + 40) codes.
+// error of the decoded values, power, largest error, clipped weights. codes: scratch of (cols + 40) codes. With
+// scratch of 3 * cols floats the sum of every row's errors is preserved.
 QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
-                               uint8_t* packed, double* sums) {
+                               float* scratch, uint8_t* packed, double* sums) {
   const int64_t row_bytes = (tile->cols * grid->bits + 31) / 32 * 4;
   Lanes lanes;
   std::memset(&lanes, 0, sizeof lanes);
@@ -457,12 +484,18 @@ QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Gri
     std::memset(wide + tile->cols, 0, 64);
   for (int64_t row = 0; row < tile->rows; ++row) {
     const RowParams own = row_params(*params, row, *grid);
-    uint8_t* out = packed + row * row_bytes;
+    uint8_t* out = packed ? packed + row * row_bytes : nullptr;
     if (grid->bits <= 8) {
-      encode_row(*tile, row, own, *grid, narrow, lanes);
+      if (scratch)
+        encode_row_preserving(*tile, row, own, *grid, scratch, narrow, lanes);
+      else
+        encode_row(*tile, row, own, *grid, narrow, lanes);
       if (packed) pack_bytes(narrow, tile->cols, grid->bits, out);
     } else {
-      encode_row(*tile, row, own, *grid, wide, lanes);
+      if (scratch)
+        encode_row_preserving(*tile, row, own, *grid, scratch, wide, lanes);
+      else
+        encode_row(*tile, row, own, *grid, wide, lanes);
       if (packed) pack_words(wide, tile->cols, grid->bits, out);
     }
   }

@@ -73,7 +73,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, c_int32, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
-    "encode": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
+    "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
 }
@@ -208,23 +208,18 @@ class NativeKernels:
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
     ) -> Sums:
-        return self._sums("encode", tile, params, grid, packed)
+        codes, sums = _codes(tile.cols), (c_double * 4)()
+        scratch = np.empty(3 * tile.cols, np.float32) if preserve else None
+        own, what = _params(params, tile.rows), _grid(grid)
+        self._call(
+            "encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums
+        )
+        return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
-        return self._sums("measure", tile, params, grid, packed)
-
-    def _sums(self, name: str, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None) -> Sums:
-        codes = _codes(tile.cols)
-        sums = (c_double * 4)()
-        self._call(
-            name,
-            byref(_tile(tile)),
-            byref(_params(params, tile.rows)),
-            byref(_grid(grid)),
-            _at(codes),
-            _at(packed),
-            sums,
-        )
+        codes, sums = _codes(tile.cols), (c_double * 4)()
+        own, what = _params(params, tile.rows), _grid(grid)
+        self._call("measure", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:

@@ -369,13 +369,22 @@ class NumpyKernels:
     ) -> Sums:
         if packed is not None:
             packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
-        return self._run(tile, params, grid, packed, store=True)
+        return self._run(tile, params, grid, packed, store=True, preserve=preserve)
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
         return self._run(tile, params, grid, packed, store=False)
 
-    def _run(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, store: bool) -> Sums:
+    def _run(
+        self,
+        tile: Tile,
+        params: QuantParams,
+        grid: CodeGrid,
+        packed: Bytes | None,
+        *,
+        store: bool,
+        preserve: bool = False,
+    ) -> Sums:
         lanes = _Lanes(tile.cols)
         worst, clipped = np.float32(0), 0
         for first, last in _steps(tile.rows, tile.cols):
@@ -385,6 +394,8 @@ class NumpyKernels:
             views = _views([x, codes, error], params, grid, tile.group, (first, last))
             for (xv, cv, _), own in views:
                 clipped += _codes(xv, own, grid, cv)
+            if preserve:
+                self._preserve(views, x, codes, error, params.scale, grid, tile.group, (first, last))
             if store and packed is not None:
                 stored = _scratch.take("stored", x.shape, np.uint8 if grid.bits <= 8 else np.uint16)
                 np.copyto(stored, codes, casting="unsafe")
@@ -398,6 +409,27 @@ class NumpyKernels:
             lanes.add("power", x)
             worst = max(worst, np.abs(error, out=error).max(initial=np.float32(0)))
         return Sums(lanes.total("sse"), lanes.total("power"), float(worst), clipped)
+
+    @staticmethod
+    def _preserve(
+        views: list[tuple[list[NDArray[Any]], QuantParams]],
+        x: NDArray[Any],
+        codes: NDArray[Any],
+        error: NDArray[Any],
+        scale: Floats,
+        grid: CodeGrid,
+        group: int,
+        rows: tuple[int, int],
+    ) -> None:
+        """Move codes so that the errors of every row add up to about 0."""
+        from quantcli.kernels.numpy_rounding import flips
+
+        for (xv, cv, ev), own in views:
+            _values(cv, own, grid, ev)
+            np.subtract(xv, ev, out=ev)
+        own_scale = scale if scale.shape[0] == 1 else scale[slice(*rows)]
+        wide = np.broadcast_to(np.repeat(own_scale, group, axis=1)[:, : x.shape[1]], x.shape)
+        np.add(codes, flips(error, codes, wide, grid.umin, grid.umax), out=codes)
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         rows, cols = shape

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from quantcli import registry
 from quantcli.container import Result, StoredTensor
+from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.plan import WIDER, TensorPlan
 from quantcli.scheme import Scheme
@@ -34,6 +36,7 @@ class TensorReport:
     axis: int | None
     symmetric: bool | None
     calibration: str | None
+    rounding: str | None
     scale_dtype: str | None
     scheme: str | None
     mse: float | None
@@ -42,6 +45,7 @@ class TensorReport:
     exact: bool
     max_abs_error: float | None
     clipped_fraction: float | None
+    minmax_sqnr_db: float | None
     bits_per_weight: float
     bytes_in: int
     bytes_out: int
@@ -96,10 +100,12 @@ def tensor_report(
     scale_dtype: str,
     bytes_out: int,
     metrics: Metrics | None,
+    minmax_sse: float | None,
     digest: str | None,
 ) -> TensorReport:
     """The report of one tensor."""
     m = metrics
+    minmax = replace(m, sse=minmax_sse).sqnr_db if m is not None and minmax_sse is not None else None
     return TensorReport(
         name=info.name,
         dtype=info.dtype,
@@ -114,6 +120,7 @@ def tensor_report(
         axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
         symmetric=scheme.symmetric if scheme else None,
         calibration=scheme.calibration if scheme else None,
+        rounding=scheme.rounding if scheme else None,
         scale_dtype=scale_dtype or None,
         scheme=scheme.name if scheme else None,
         mse=m.mse if m else None,
@@ -122,6 +129,7 @@ def tensor_report(
         exact=scheme is None or bool(m and m.exact),
         max_abs_error=m.max_abs_error if m else None,
         clipped_fraction=m.clipped_fraction if m else None,
+        minmax_sqnr_db=minmax,
         bits_per_weight=8 * bytes_out / info.numel if info.numel else 0.0,
         bytes_in=info.nbytes,
         bytes_out=bytes_out,
@@ -180,19 +188,21 @@ def of_plan(
     seconds: float | None,
 ) -> RunReport:
     """The report on a plan, carried out (with results) or not."""
-    metrics = [results[t.info.name].metrics if results else None for t in plan]
+    found = [results[t.info.name] if results else Result(None, None) for t in plan]
+    metrics = [r.metrics for r in found]
     tensors = [
         tensor_report(
             t.info,
-            t.scheme,
+            r.scheme or t.scheme,
             reason=t.reason,
             note=t.note,
             scale_dtype=t.scale_dtype,
             bytes_out=t.bytes_out,
             metrics=m,
-            digest=results[t.info.name].digest if results else None,
+            minmax_sse=r.minmax_sse,
+            digest=r.digest,
         )
-        for t, m in zip(plan, metrics)
+        for t, m, r in zip(plan, metrics, found)
     ]
     warnings = [
         *_named(
@@ -203,6 +213,8 @@ def of_plan(
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
         *_offset_warning(plan),
+        *_cautions(plan),
+        *_beaten(tensors),
     ]
     return RunReport(
         command=command,
@@ -228,6 +240,31 @@ def _offset_warning(plan: Sequence[TensorPlan]) -> list[str]:
     return []
 
 
+def _cautions(plan: Sequence[TensorPlan]) -> list[str]:
+    """What is doubtful about a method for the size of a tensor's groups."""
+    found: dict[str, list[str]] = {}
+    for t in plan:
+        if t.scheme is not None and t.layout is not None and t.scheme.calibration != "auto":
+            caution = registry.get("calibrators", t.scheme.calibration or "").caution
+            said = caution(t.scheme, t.info.numel // t.layout.sets) if caution is not None else None
+            if said is not None:
+                found.setdefault(said, []).append(printable(t.info.name))
+    return [line for said, names in found.items() for line in _named(said, names)]
+
+
+def _beaten(tensors: Sequence[TensorReport]) -> list[str]:
+    """Tensors on which min-max would have cost less, with both figures."""
+    lines = []
+    for t in tensors:
+        if t.minmax_sqnr_db is not None and (t.sqnr_db is not None and t.sqnr_db < t.minmax_sqnr_db - 5e-5):
+            method = f"{t.calibration}{' with sum-preserving rounding' if t.rounding == 'sum-preserving' else ''}"
+            lines.append(
+                f"{printable(t.name)}: {method} is worse than min-max, {t.sqnr_db:.2f} dB instead of "
+                f"{t.minmax_sqnr_db:.2f} dB"
+            )
+    return lines
+
+
 def of_stored(
     stored: Sequence[StoredTensor],
     metrics: Sequence[Metrics | None],
@@ -248,6 +285,7 @@ def of_stored(
             scale_dtype=s.scale_dtype,
             bytes_out=s.bytes_out,
             metrics=m,
+            minmax_sse=s.minmax_sse,
             digest=s.digest,
         )
         for s, m in zip(stored, metrics)
@@ -257,5 +295,6 @@ def of_stored(
         source=source,
         output=output,
         tensors=tensors,
+        warnings=_beaten(tensors),
         summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
     )
