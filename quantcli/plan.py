@@ -161,7 +161,7 @@ def _why_kept(info: TensorInfo, request: Request) -> str | None:
     if request.keep_defaults:
         for reason, expression in _NAMES:
             # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
-            name = info.name[-1024:] if reason != "norm" or len(info.shape) == 1 else _last_module(info.name)
+            name = info.name[-1024:] if reason != "norm" or len(info.shape) == 1 else _last_module(info.name[-1024:])
             if expression.search(name):
                 return reason
     if len(info.shape) == 1:

@@ -66,8 +66,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "restricted": {"symmetric": True, "grid": "restricted", "calibration": "minmax"},
     "full": {"symmetric": True, "grid": "full", "calibration": "minmax"},
     "signed-extreme": {"symmetric": True, "calibration": "signed-extreme"},
-    "affine": {"symmetric": False},
-    "offset": {"symmetric": False, "zero_point": "float"},
+    "affine": {"symmetric": False, "calibration": "minmax"},
+    "offset": {"symmetric": False, "zero_point": "float", "calibration": "minmax"},
+    "mse": {"symmetric": True, "calibration": "mse"},
+    "affine-mse": {"symmetric": False, "calibration": "mse"},
+    "preserving": {"symmetric": True, "calibration": "minmax", "rounding": "sum-preserving"},
+    "affine-preserving": {"symmetric": False, "calibration": "minmax", "rounding": "sum-preserving"},
 }
 """Kinds of schemes of two bits or more."""
 
@@ -94,7 +98,8 @@ def schemes(draw: st.DrawFn, *, max_bits: int = 16) -> Scheme:
     if kind == "binary":
         return Scheme(bits=1, **fields)
     affine = not KINDS[kind]["symmetric"]
-    return Scheme(bits=draw(st.integers(1 if affine else 2, max_bits)), **KINDS[kind], **fields)
+    low = 1 if affine and "rounding" not in KINDS[kind] else 2
+    return Scheme(bits=draw(st.integers(low, max_bits)), **KINDS[kind], **fields)
 
 
 SHAPES = st.one_of(

@@ -35,7 +35,8 @@ def models(draw: st.DrawFn) -> dict[str, np.ndarray]:
 
 def flags_of(scheme: Scheme) -> list[str]:
     """The command line that asks for a scheme."""
-    flags = ["--bits", str(scheme.bits), "--granularity", scheme.granularity, "--calibration", scheme.calibration or ""]
+    flags = ["--bits", str(scheme.bits), "--granularity", scheme.granularity, "--calibration", scheme.calibration or "",
+             "--rounding", scheme.rounding]
     flags += ["--symmetric"] if scheme.symmetric else ["--asymmetric", "--zero-point", scheme.zero_point]
     flags += ["--grid", scheme.grid or ""]
     if scheme.group_size is not None:

@@ -144,7 +144,7 @@ def affine(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array,
     if scheme.zero_point == "int":
         lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
     flat = hi <= lo
-    hi = np.where(flat, lo + 1.0, hi)
+    hi = np.where(flat, lo + np.maximum(np.abs(lo), 1.0), hi)
     best = _Best(len(weights))
     least = max(_least(weights.shape[1], counts, scheme.option("effort")), 0.02)
     ends = [(1.0, 1.0)]

@@ -102,7 +102,9 @@ def _of(values: Array, counts: Array, scheme: Scheme) -> tuple[Array, Array | No
     some = values != 0
     values, counts = values[some], counts[some]
     if counts.sum() < fewest(scheme) or (not scheme.symmetric and values[0] == values[-1]):
-        return _least_squares(values, counts, scheme)
+        if not len(values):
+            values, counts = np.zeros(1), np.ones(1)
+        return _least_squares(values[None], counts[None], scheme)
     if scheme.symmetric:
         sizes, back = np.unique(np.abs(values), return_inverse=True)
         alpha = _symmetric(sizes, np.bincount(back.reshape(-1), counts).astype(np.float64), scheme)
@@ -113,13 +115,12 @@ def _of(values: Array, counts: Array, scheme: Scheme) -> tuple[Array, Array | No
     return found.scale, found.zero
 
 
-def _least_squares(values: Array, counts: Array, scheme: Scheme) -> tuple[Array, Array | None]:
-    if not len(values):
-        values, counts = np.zeros(1), np.ones(1)
+def _least_squares(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
+    """Scale and zero of groups (groups, n) by the least squared error."""
     plain = scheme.recalibrated("mse")
     if scheme.symmetric:
-        return _trials.symmetric(values[None], counts[None], plain), None
-    return _trials.affine(values[None], counts[None], plain)
+        return _trials.symmetric(weights, counts, plain), None
+    return _trials.affine(weights, counts, plain)
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
@@ -128,14 +129,16 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
         return None
 
     def of(weights: Array) -> tuple[Array, Array | None]:
-        scales, zeros = [], []
-        for group in weights:
-            values, counts = np.unique(group + 0.0, return_counts=True)
-            scale, zero = _of(values, counts.astype(np.float64), scheme)
-            scales.append(scale)
-            zeros.append(zero)
-        joined = [z for z in zeros if z is not None]
-        return np.concatenate(scales), np.concatenate(joined) if joined else None
+        few = np.count_nonzero(weights, axis=1) < fewest(scheme)
+        scale, zero = np.ones(len(weights)), np.zeros(len(weights))
+        if few.any():
+            found = _least_squares(weights[few], None, scheme)
+            scale[few], zero[few] = found[0], 0.0 if found[1] is None else found[1]
+        for i in np.flatnonzero(~few):
+            values, counts = np.unique(weights[i] + 0.0, return_counts=True)
+            own = _of(values, counts.astype(np.float64), scheme)
+            scale[i], zero[i] = own[0][0], 0.0 if own[1] is None else own[1][0]
+        return scale, None if scheme.symmetric else zero
 
     return _trials.by_groups(tile, of)
 

@@ -103,9 +103,10 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
     plain = _ranges.spanning(lo, hi, scheme)
     assert plain.zero is not None
     top = (1 << scheme.bits) - 1
-    width = (np.maximum(hi, 0.0) - np.minimum(lo, 0.0)).astype(np.float32)
-    normal = (width >= np.float32(2.0**-126)) & np.isfinite(width)
-    reciprocal = np.where(normal, np.float32(1) / np.where(normal, width, np.float32(1)), np.float32(0))
+    span = np.maximum(hi, 0.0) - np.minimum(lo, 0.0)
+    normal = (span >= 2.0**-126) & (span < 2.0**127)
+    width = np.where(normal, span, 1.0).astype(np.float32)
+    reciprocal = np.where(normal, np.float32(1) / width, np.float32(0))
     centre = np.rint(plain.zero).astype(np.float32)
     multipliers = (top / ratios(scheme.bits, tile.group, effort, affine=True)).astype(np.float32)
     grids = 5 if effort == "best" or scheme.bits > 4 else 3
