@@ -58,7 +58,7 @@ def quantize(array: NDArray[Any], scheme: Scheme) -> QuantizedTensor:
     Raises DataError for NaN, infinity, values beyond float32 and scales beyond their dtype.
 
     >>> import numpy as np
-    >>> quantize(np.array([[-1.0, 0.5, 0.25, 7.0]]), Scheme(bits=4)).codes.tolist()
+    >>> quantize(np.array([[-1.0, 0.5, 0.25, 7.0]]), Scheme(bits=4, calibration="minmax")).codes.tolist()
     [[-1, 0, 0, 7]]
     """
     raw, dtype = _weights(array)
@@ -127,7 +127,7 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
     """The decoded weights, float32 in the tensor's shape: what every reader of the stored codes gets.
 
     >>> import numpy as np
-    >>> dequantize(quantize(np.array([-1.0, 0.5, 7.0]), Scheme(bits=4))).tolist()
+    >>> dequantize(quantize(np.array([-1.0, 0.5, 7.0]), Scheme(bits=4, calibration="minmax"))).tolist()
     [-1.0, 0.0, 7.0]
     """
     plan, params = tensor.layout, tensor.params

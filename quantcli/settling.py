@@ -92,7 +92,7 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
     a step, unless float16 was asked for.
     """
     size = np.abs(scale)
-    if scale_dtype == "F8_E4M3":  # chosen among its values already
+    if scheme.shares_levels:  # chosen among the values of the dtype already; 0 for groups of zeros
         return scale
     smallest = 2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126
     if float(size.min()) >= smallest:

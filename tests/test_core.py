@@ -282,8 +282,8 @@ def test_minmax_scales_are_the_range_over_the_steps(bits: int) -> None:
     np.testing.assert_array_equal(affine.scale, scale.astype(np.float32))
     assert affine.zero_point is not None
     np.testing.assert_array_equal(affine.zero_point, np.rint(-low / scale))
-    offset = quantcli.quantize(array, Scheme(bits=bits, group_size=32, symmetric=False, zero_point="float", calibration="minmax",
-                                             scale_dtype="float32"))
+    offset = quantcli.quantize(array, Scheme(bits=bits, group_size=32, symmetric=False, zero_point="float",
+                                             calibration="minmax", scale_dtype="float32"))
     assert offset.zero_point is not None
     np.testing.assert_array_equal(offset.zero_point, groups.min(axis=2).astype(np.float32))
 

@@ -12,7 +12,8 @@ from making import BF16 as BFLOAT16
 
 from quantcli import kernels
 from quantcli.errors import UsageError
-from quantcli.kernels import BF16, BINARY, F16, F32, INTEGER, OFFSET, CodeGrid, Kernels, QuantParams, Sums, Tile, native, row_bytes
+from quantcli.kernels import BF16, BINARY, F16, F32, INTEGER, OFFSET, CodeGrid, Kernels, Kind, QuantParams, Sums, Tile, native, row_bytes
+from quantcli.kernels.codebook import codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
 NATIVE = native.find()
@@ -307,3 +308,160 @@ def test_every_variant_of_the_library_gives_the_same(monkeypatch: pytest.MonkeyP
                     scale, zero = params_of(tile, grid, zeros=zeros, shared=False, seed=number)
                     found = [encoded(t, tile, scale, zero, grid) for t in tables]
                     assert all(f == found[0] for f in found), (rows, cols, group, grid)
+
+
+# ---- searches, levels, k-means and flips: both tables, over shapes that leave something over ---------------------
+
+ODD_SHAPES = [(4, 256, 128), (3, 100, 32), (7, 33, 5), (2, 5000, 5000), (5, 1, 1), (3, 2500, 1100), (64, 9, 9)]
+
+
+def random_tile(rows: int, cols: int, group: int, kind: Kind, seed: int = 0) -> Tile:
+    weights = np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
+    return tile_of(weights, kind, min(group, cols))
+
+
+@needs_native
+@pytest.mark.parametrize("kind", KINDS, ids=["bf16", "f16", "f32"])
+@pytest.mark.parametrize(("rows", "cols", "group"), ODD_SHAPES)
+def test_both_tables_search_alike(rows: int, cols: int, group: int, kind: Kind) -> None:
+    assert NATIVE is not None
+    tile, other = random_tile(rows, cols, group, kind), NumpyKernels()
+    ranges = other.ranges(tile)
+    reciprocal = np.float32(1) / np.maximum(np.abs(ranges.extreme), np.float32(1e-30))
+    reciprocal[0, 0] = 0
+    ratios = np.linspace(0.3, 1.05, 7).astype(np.float32)
+    for top, grids, residual in ((1, 2, False), (7, 2, False), (7, 1, False), (127, 2, True), (32767, 1, True)):
+        arguments = tile, reciprocal, None, np.float32(top) / ratios, top, grids
+        ours, theirs = (t.search(*arguments, residual=residual) for t in (NATIVE, other))
+        for a, b in zip(ours, theirs):
+            np.testing.assert_array_equal(a, b)
+    for bits in (1, 2, 4, 8):
+        top = (1 << bits) - 1
+        centre = np.random.default_rng(bits).integers(0, top + 1, reciprocal.shape).astype(np.float32)
+        for grids in (3, 5):
+            arguments = tile, reciprocal / 2, centre, np.float32(top) / ratios, top, grids
+            ours, theirs = (t.search(*arguments, residual=bits > 4) for t in (NATIVE, other))
+            for a, b in zip(ours, theirs):
+                np.testing.assert_array_equal(a, b)
+
+
+@needs_native
+@pytest.mark.parametrize("count", [2, 3, 16, 20, 200])
+@pytest.mark.parametrize(("rows", "cols", "group"), ODD_SHAPES)
+def test_both_tables_try_levels_alike(rows: int, cols: int, group: int, count: int) -> None:
+    assert NATIVE is not None
+    rng, other = np.random.default_rng(count), NumpyKernels()
+    book = codebook(np.sort(rng.uniform(-1, 1, count))[None])
+    for kind in KINDS:
+        tile = random_tile(rows, cols, group, kind)
+        shape = (rows, -(-cols // tile.group), 6)
+        trial = (rng.uniform(0.5, 4, shape) * rng.choice([-1, 1], shape)).astype(np.float32)
+        found = []
+        for table in (NATIVE, other):
+            cross, square = np.zeros(count), np.zeros(count)
+            found.append((table.trial_levels(tile, book, trial, cross, square), cross, square))
+        for a, b in zip(*found):
+            np.testing.assert_array_equal(a, b)
+        x, best = float_of(tile).astype(np.float64), found[0][0]
+        for row, group_at in ((0, 0), (rows - 1, shape[1] - 1)):
+            part = x[row, group_at * tile.group : (group_at + 1) * tile.group]
+            errors = [float((np.abs(part[:, None] - s * book.sorted[0]).min(axis=1) ** 2).sum())
+                      for s in trial[row, group_at].astype(np.float64)]
+            assert errors[best[row, group_at]] == pytest.approx(min(errors), rel=1e-4, abs=1e-9)
+
+
+@needs_native
+def test_both_tables_cut_values_alike() -> None:
+    assert NATIVE is not None
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 17, 400):
+        x, w = np.sort(rng.standard_normal(n)), rng.integers(1, 9, n).astype(np.float64)
+        sums = [np.append(0.0, np.cumsum(v)) for v in (w, w * x, w * x * x)]
+        for k in range(2, min(n, 12)):
+            ours, theirs = (t.kmeans(*sums, k) for t in (NATIVE, NumpyKernels()))
+            for c in range(1, k):
+                np.testing.assert_array_equal(ours[c, c + 1 :], theirs[c, c + 1 :])
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("kind", KINDS, ids=["bf16", "f16", "f32"])
+def test_histograms_count_every_weight(table: Kernels, kind: Kind) -> None:
+    tile = random_tile(5, 1001, 7, kind)
+    size = 1 << (20 if kind == F32 else 16)
+    counts, lows = np.zeros(size, np.int64), np.zeros(size, np.int64) if kind == F32 else None
+    assert table.histogram(tile, counts, lows) and table.histogram(tile, counts, lows)
+    bits = tile.weights.view(np.uint32).astype(np.int64) if kind == F32 else tile.weights.astype(np.int64)
+    expected = np.zeros(size, np.int64)
+    np.add.at(expected, bits >> 12 if kind == F32 else bits, 2)
+    np.testing.assert_array_equal(counts, expected)
+    if lows is not None:
+        assert int(lows.sum()) == 2 * int((bits & 0xFFF).sum())
+    bad = tile_of(np.array([[1.0, np.nan]], np.float32), kind, 2)
+    assert not table.histogram(bad, counts, lows)
+
+
+def preserved(table: Kernels, tile: Tile, params: QuantParams, grid: CodeGrid) -> tuple[np.ndarray, Sums]:
+    packed = np.zeros(tile.rows * row_bytes(tile.cols, grid.bits), np.uint8)
+    with np.errstate(over="ignore"):
+        sums = table.encode(tile, params, grid, packed, preserve=True)
+        assert table.measure(tile, params, grid, packed) == sums
+    return packed, sums
+
+
+def flipping_cases(bits: int, zeros: int, tile: Tile, rng: np.random.Generator) -> tuple[QuantParams, CodeGrid]:
+    shape = (tile.rows, -(-tile.cols // tile.group))
+    top = (1 << bits) - 1
+    scale = (rng.uniform(0.5, 1.5, shape) * 4 / top * (rng.choice([-1, 1], shape) if zeros == 0 else 1)).astype(np.float32)
+    zero = None if zeros == 0 else rng.integers(top // 3, top - top // 3 + 1, shape).astype(np.float32)
+    if zeros == 2:
+        zero = -scale * np.float32(top / 2)
+    mode = OFFSET if zeros == 2 else INTEGER
+    return QuantParams(scale, zero), CodeGrid(mode=mode, bits=bits, umin=0, umax=top, zero=1 << (bits - 1))
+
+
+@needs_native
+@pytest.mark.parametrize("zeros", [0, 1, 2], ids=["symmetric", "affine", "offset"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 12])
+def test_both_tables_flip_alike(bits: int, zeros: int) -> None:
+    assert NATIVE is not None
+    rng = np.random.default_rng(bits)
+    for number, (rows, cols, group) in enumerate(ODD_SHAPES):
+        for kind in KINDS:
+            for rounded in (False, True):  # equal weights make equal costs
+                weights = rng.standard_normal((rows, cols)).astype(np.float32) + np.float32(0.1)
+                tile = tile_of(np.round(weights, 1) if rounded else weights, kind, min(group, cols))
+                params, grid = flipping_cases(bits, zeros, tile, rng)
+                ours, theirs = (preserved(t, tile, params, grid) for t in (NATIVE, NumpyKernels()))
+                assert ours[0].tobytes() == theirs[0].tobytes() and ours[1] == theirs[1], (number, kind)
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("zeros", [0, 1, 2], ids=["symmetric", "affine", "offset"])
+def test_flips_bring_the_sum_of_a_row_to_0_and_are_the_cheapest(table: Kernels, zeros: int) -> None:
+    """flip the fewest and cheapest codes so that each row's error sums to about zero"""
+    rng = np.random.default_rng(zeros)
+    for rows, cols, group in ((6, 400, 100), (40, 9, 9), (2, 3000, 128)):
+        weights = rng.standard_normal((rows, cols)).astype(np.float32) * np.float32(0.6)
+        tile = Tile(weights.reshape(-1), F32, rows, cols, group)
+        params, grid = flipping_cases(4, zeros, tile, rng)
+        plain = np.zeros(rows * row_bytes(cols, 4), np.uint8)
+        before = table.encode(tile, params, grid, plain)
+        packed, after = preserved(table, tile, params, grid)
+        shape = rows, cols
+        old, new = (table.decode(p, shape, group, params, grid).astype(np.float64) for p in (plain, packed))
+        errors, left = weights - old, weights - new
+        step = np.abs(per_weight(params.scale, tile)).astype(np.float64)
+        moved = np.abs(new - old) > step / 2
+        assert (np.abs(new - old)[moved] <= step[moved] * 1.001).all() and after.sse >= before.sse
+        for row in range(rows):
+            sign = np.sign(errors[row].sum())
+            flipped = moved[row]
+            assert (np.sign(errors[row][flipped]) == sign).all()
+            cost = step[row] - 2 * np.abs(errors[row])
+            codes = bits_of(packed.tobytes(), tile, 4)[row]
+            free = (np.sign(errors[row]) == sign) & ~flipped & (codes > 0) & (codes < 15)
+            if flipped.any() and free.any():
+                assert cost[flipped].max() <= cost[free].min() + 1e-5
+            if free.any():
+                assert abs(left[row].sum()) <= step[row].max() / 2 + 1e-3
+            assert abs(left[row].sum()) <= abs(errors[row].sum()) + 1e-6

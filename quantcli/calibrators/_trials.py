@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOM = 1 << 19
 """Weights that are tried at a time."""
 
-TRIALS = {"fast": (16, 5), "default": (40, 9), "best": (80, 17), "exact": (160, 33)}
+TRIALS = {"fast": (16, 5), "default": (40, 17), "best": (80, 33), "exact": (160, 65)}
 """How many coarse and fine trials."""
 
 

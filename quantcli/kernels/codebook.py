@@ -67,9 +67,18 @@ def codebook(levels: NDArray[Any], *, ties_to_even: bool = False) -> Codebook:
     width = (1 << max(count - 1, 1).bit_length()) - 1
     filled = np.full((levels.shape[0], width), np.inf, np.float32)
     filled[:, : count - 1] = thresholds
-    step = np.stack([low[:, 0] - high[:, 0], high[:, -1] - low[:, -1]], axis=1)
-    limits = (ordered[:, [0, -1]] + step / 2).astype(np.float32)
+    limits = _limits(ordered.astype(np.float64)).astype(np.float32)
     return Codebook(levels, ordered, order.astype(np.uint16), filled, limits)
+
+
+def _limits(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half a step outside the outermost levels (tables, 2); levels may repeat at the end."""
+    first, last = ordered[:, :1], ordered[:, -1:]
+    above = np.where(ordered > first, ordered, np.inf).min(axis=1, keepdims=True)
+    below = np.where(ordered < last, ordered, -np.inf).max(axis=1, keepdims=True)
+    low = np.where(np.isfinite(above), first - (above - first) / 2, first)
+    high = np.where(np.isfinite(below), last + (last - below) / 2, last)
+    return np.concatenate([low, high], axis=1)
 
 
 def joined_codebooks(books: list[Codebook], rows: int) -> Codebook:
