@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from quantcli import registry
 from quantcli.formats import Format
-from quantcli.kernels import CodeGrid
+from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
 from quantcli.kernels.codebook import Codebook, codebook
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from quantcli.kernels import Floats
 
 
@@ -43,3 +45,29 @@ def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:
     """The codebook of learned levels (tables, count), ascending; codes beyond them repeat the largest."""
     missing = (1 << scheme.bits) - levels.shape[1]
     return codebook(np.concatenate([levels, np.repeat(levels[:, -1:], missing, axis=1)], axis=1))
+
+
+def clipped(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -> NDArray[np.bool_]:
+    """Which weights (rows, cols) lie beyond the outermost code by more than half a step: those whose rounded code is
+    not on the grid. For one bit, and where a step is no step (mid-rise cells), beyond the outermost cell."""
+    scale = spread_out(params.scale, x, group)
+    if grid.mode == BINARY:
+        return np.zeros(x.shape, bool)
+    if grid.mode == LEVELS:
+        assert params.codebook is not None
+        quotients = x / np.where(scale == 0, np.float32(1), scale)
+        limits = params.codebook.limits
+        outside: NDArray[np.bool_] = (quotients < limits[:, :1]) | (quotients > limits[:, 1:])
+        return outside
+    zero = np.float32(grid.zero) if params.zero is None else spread_out(params.zero, x, group)
+    turn = np.floor if grid.midrise else np.rint
+    codes = turn((x - zero) / scale) if grid.mode == OFFSET else turn(x / scale) + zero
+    beyond: NDArray[np.bool_] = (codes < grid.umin) | (codes > grid.umax)
+    return beyond
+
+
+def spread_out(values: Floats, x: NDArray[Any], group: int) -> Floats:
+    """Parameters of every weight, from (rows, groups) or (1, groups) ones."""
+    if values.shape[1] == 1:
+        return values
+    return np.repeat(values, group, axis=1)[:, : x.shape[1]] if group > 1 else values

@@ -34,12 +34,13 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "midrise-1": {"format": "midrise", "bits": 1, "calibration": "mse"}, "mu-law": {"format": "mu-law"},
     "a-law": {"format": "a-law", "bits": 6, "granularity": "tensor"},
     "given": {"codebook": (-1.5, -0.25, 0.0, 0.25, 2.0), "format": "codebook", "group_size": 32},
-    "tensor": {"format": "codebook", "granularity": "tensor"}, "channel": {"format": "codebook", "granularity": "channel"},
+    "tensor": {"format": "codebook", "granularity": "tensor"},
+    "channel": {"format": "codebook", "granularity": "channel"},
     "five": {"format": "codebook", "levels": 5, "granularity": "tensor"},
     "256": {"format": "codebook", "levels": 256, "granularity": "tensor"},
     "two": {"format": "codebook", "levels": 2, "granularity": "channel"},
-    "groups": {"format": "codebook", "group_size": 32}, "groups-f16": {"format": "codebook", "group_size": 16, "bits": 3,
-                                                                        "scale_dtype": "float16"},
+    "groups": {"format": "codebook", "group_size": 32},
+    "groups-f16": {"format": "codebook", "group_size": 16, "bits": 3, "scale_dtype": "float16"},
     "nf4-mse": {"format": "nf4", "group_size": 64, "calibration": "mse"},
     "fp8-mse": {"format": "fp8_e4m3", "granularity": "tensor", "calibration": "mse"},
     "nf4-percentile": {"format": "nf4", "group_size": 64, "calibration": "percentile"},
@@ -126,7 +127,7 @@ def test_nf4_is_the_published_table() -> None:
 @pytest.mark.parametrize("case", GOLDEN["floor"], ids=[c["id"] for c in GOLDEN["floor"]])
 def test_golden_midrise(case: dict[str, Any]) -> None:
     """floor((w - lo) / step), read back in the middle of the cell."""
-    from quantcli.kernels import OFFSET, F32, CodeGrid, QuantParams, Tile
+    from quantcli.kernels import F32, OFFSET, CodeGrid, QuantParams, Tile
     from quantcli.kernels import load as table
 
     weights = np.array(case["weights"], np.float32)
@@ -154,7 +155,8 @@ def test_companding_follows_the_law() -> None:
     np.testing.assert_allclose(compressed, np.linspace(-1, 1, 256), atol=1e-6)
     levels = fixed_codebook(Scheme(format="a-law")).levels[0].astype(np.float64)
     size, whole = np.abs(levels), 1 + math.log(87.6)
-    compressed = np.sign(levels) * np.where(size < 1 / 87.6, 87.6 * size, 1 + np.log(np.maximum(87.6 * size, 1e-9))) / whole
+    bent = np.where(size < 1 / 87.6, 87.6 * size, 1 + np.log(np.maximum(87.6 * size, 1e-9)))
+    compressed = np.sign(levels) * bent / whole
     np.testing.assert_allclose(compressed, np.linspace(-1, 1, 256), atol=1e-6)
     quiet = gaussian(8000, seed=1, scale=0.01)
     quiet[0] = 1.0
@@ -220,7 +222,8 @@ def test_files_hold_what_arrays_do(kind: str, dtype: Any, tmp_path: Path) -> Non
 def test_what_a_learned_codebook_is_stored_as(tmp_path: Path) -> None:
     source = save(tmp_path / "m.safetensors", {"w": gaussian(64, 128).astype(BF16)})
     for flags, expected in (
-        (["--group-size", "0"], {"w_packed": ("I32", (64, 16)), "w_codebook": ("F32", (16,)), "w_shape": ("I64", (2,))}),
+        (["--group-size", "0"], {"w_packed": ("I32", (64, 16)), "w_codebook": ("F32", (16,)),
+                                 "w_shape": ("I64", (2,))}),
         (["--group-size", "-1"], {"w_packed": ("I32", (64, 16)), "w_codebook": ("BF16", (64, 16)),
                                   "w_shape": ("I64", (2,))}),
         (["--group-size", "32"], {"w_packed": ("I32", (64, 16)), "w_scale": ("F8_E4M3", (64, 4)),
@@ -242,7 +245,8 @@ def test_damaged_levels_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("", "0 levels instead of"), ("1 2 x", "not a list of numbers"), ("1 1", "do not rise"), ("1", "1 levels instead of"),
+    ("", "0 levels instead of"), ("1 2 x", "not a list of numbers"), ("1 1", "do not rise"),
+    ("1", "1 levels instead of"),
     ("nan 1", "not a finite number"), (" ".join(map(str, range(300))), "300 levels instead of"),
 ])  # fmt: skip
 def test_files_of_levels_that_are_none(text: str, words: str, tmp_path: Path) -> None:

@@ -12,7 +12,22 @@ from making import BF16 as BFLOAT16
 
 from quantcli import kernels
 from quantcli.errors import UsageError
-from quantcli.kernels import BF16, BINARY, F16, F32, INTEGER, OFFSET, CodeGrid, Kernels, Kind, QuantParams, Sums, Tile, native, row_bytes
+from quantcli.kernels import (
+    BF16,
+    BINARY,
+    F16,
+    F32,
+    INTEGER,
+    OFFSET,
+    CodeGrid,
+    Kernels,
+    Kind,
+    QuantParams,
+    Sums,
+    Tile,
+    native,
+    row_bytes,
+)
 from quantcli.kernels.codebook import codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
@@ -180,7 +195,8 @@ def test_encode_and_decode_follow_the_definition(table: Kernels, bits: int) -> N
                 packed, sums = encoded(table, tile, scale, zero, grid)
                 codes, values, clipped = by_hand(tile, scale, zero, grid)
                 np.testing.assert_array_equal(bits_of(packed, tile, bits), codes)
-                decoded = table.decode(np.frombuffer(packed, np.uint8), (rows, cols), group, QuantParams(scale, zero), grid)
+                stored, params = np.frombuffer(packed, np.uint8), QuantParams(scale, zero)
+                decoded = table.decode(stored, (rows, cols), group, params, grid)
                 np.testing.assert_array_equal(decoded, values)
                 assert sums.clipped == clipped
                 x = float_of(tile)
@@ -411,7 +427,8 @@ def preserved(table: Kernels, tile: Tile, params: QuantParams, grid: CodeGrid) -
 def flipping_cases(bits: int, zeros: int, tile: Tile, rng: np.random.Generator) -> tuple[QuantParams, CodeGrid]:
     shape = (tile.rows, -(-tile.cols // tile.group))
     top = (1 << bits) - 1
-    scale = (rng.uniform(0.5, 1.5, shape) * 4 / top * (rng.choice([-1, 1], shape) if zeros == 0 else 1)).astype(np.float32)
+    sign = rng.choice([-1, 1], shape) if zeros == 0 else np.ones(shape)
+    scale = (rng.uniform(0.5, 1.5, shape) * 4 / top * sign).astype(np.float32)
     zero = None if zeros == 0 else rng.integers(top // 3, top - top // 3 + 1, shape).astype(np.float32)
     if zeros == 2:
         zero = -scale * np.float32(top / 2)

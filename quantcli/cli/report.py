@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from quantcli.cli import options
-from quantcli.errors import DataError
+from quantcli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from quantcli.theory import Theory
 
 
 @click.command("report", short_help="Tell what quantization cost.")
@@ -19,6 +23,11 @@ from quantcli.errors import DataError
     default=None,
     help="Measure again, from the stored codes, against the original weights.",
 )
+@click.option(
+    "--theory",
+    is_flag=True,
+    help="Beside each measured SQNR what theory says: model, best quantizers, bounds, entropy. Needs --against.",
+)
 @click.option("--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.")
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
 @options.threads
@@ -26,6 +35,7 @@ from quantcli.errors import DataError
 def command(
     src: str,
     against: str | None,
+    theory: bool,
     ignore_digest: bool,
     show_all: bool,
     threads: int | None,
@@ -39,6 +49,9 @@ def command(
     from quantcli import measuring, reading, report
 
     began = time.perf_counter()
+    if theory and against is None:
+        raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
+    known: list[Theory | None] | None = None
     with reading.open(src) as model:
         if not model.is_quantized:
             raise DataError(
@@ -59,6 +72,12 @@ def command(
                     check_digests=not ignore_digest,
                     progress=bar,
                 )
+                if theory:
+                    from quantcli import examining
+
+                    known = examining.examine(
+                        model, original, metrics, threads=options.thread_count(threads), progress=bar
+                    )
     found = report.of_stored(
         stored,
         metrics,
@@ -67,6 +86,7 @@ def command(
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         seconds=time.perf_counter() - began,
+        theory=known,
     )
     options.print_report(found, as_json=as_json, color=color, show_all=show_all, quiet=quiet and not as_json)
 

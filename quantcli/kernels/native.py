@@ -211,9 +211,7 @@ class NativeKernels:
         codes, sums = _codes(tile.cols), (c_double * 4)()
         scratch = np.empty(3 * tile.cols, np.float32) if preserve else None
         own, what = _params(params, tile.rows), _grid(grid)
-        self._call(
-            "encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums
-        )
+        self._call("encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:

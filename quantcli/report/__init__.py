@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantcli import registry
 from quantcli.container import Result, StoredTensor
@@ -14,6 +14,9 @@ from quantcli.metrics import NOTHING, Metrics
 from quantcli.plan import WIDER, TensorPlan
 from quantcli.scheme import Scheme
 from quantcli.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.theory import Theory
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +53,7 @@ class TensorReport:
     bytes_in: int
     bytes_out: int
     digest: str | None
+    theory: Theory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,7 @@ def tensor_report(
     metrics: Metrics | None,
     minmax_sse: float | None,
     digest: str | None,
+    theory: Theory | None = None,
 ) -> TensorReport:
     """The report of one tensor."""
     m = metrics
@@ -134,6 +139,7 @@ def tensor_report(
         bytes_in=info.nbytes,
         bytes_out=bytes_out,
         digest=digest,
+        theory=theory,
     )
 
 
@@ -274,6 +280,7 @@ def of_stored(
     bytes_in: int,
     bytes_out: int,
     seconds: float | None,
+    theory: Sequence[Theory | None] | None = None,
 ) -> RunReport:
     """The report on a quantized file."""
     tensors = [
@@ -287,8 +294,9 @@ def of_stored(
             metrics=m,
             minmax_sse=s.minmax_sse,
             digest=s.digest,
+            theory=t,
         )
-        for s, m in zip(stored, metrics)
+        for s, m, t in zip(stored, metrics, theory or [None] * len(stored))
     ]
     return RunReport(
         command="report",

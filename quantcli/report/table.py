@@ -88,3 +88,36 @@ def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None
     t.show(table, stream, colour=colour)
     if len(shown) < len(rows):
         stream.write(_rest(rows[len(shown) :]) + "\n")
+    if any(r.theory is not None for r in rows):
+        stream.write("\n")
+        t.show(_theory(shown), stream, colour=colour)
+
+
+def _theory(rows: list[TensorReport]) -> t.Table:
+    """Theory beside measurement: SQNR in dB, the share of clipping in the error, entropy of the codes in bits."""
+    table = t.Table(
+        [
+            t.Column("tensor"),
+            t.Column("SQNR dB", right=True),
+            t.Column("model", right=True),
+            t.Column("clipping", right=True, from_width=90),
+            t.Column("uniform", right=True),
+            t.Column("Lloyd-Max", right=True),
+            t.Column("R(D)", right=True),
+            t.Column("entropy", right=True, from_width=80),
+            t.Column("saves", right=True, from_width=100),
+        ]
+    )
+    for r in rows:
+        if r.theory is not None:
+            h = r.theory
+            table.add(
+                r.name,
+                t.decibels(r.sqnr_db, r.exact),
+                *(t.decibels(v, False) for v in (h.predicted_sqnr_db,)),
+                f"{100 * h.clipping_share:.0f} %",
+                *(t.decibels(v, False) for v in (h.uniform_sqnr_db, h.lloyd_max_sqnr_db, h.rate_distortion_db)),
+                f"{h.code_entropy:.2f}",
+                t.size(h.saving_bytes),
+            )
+    return table

@@ -1,0 +1,373 @@
+"""What theory says a quantizer costs: closed forms for model sources, and the best there is for a tensor's own weights.
+
+Errors are squared errors per weight in units of the source's power, SQNR is 10 log10(power / error) in dB, rates are in
+bits. These figures are reported beside measured ones; no stored byte depends on them.
+
+Statements that are often printed wrongly, as they are used here:
+
+- SQNR = 6.02 b + 4.77 - 20 log10(alpha / sigma) without clipping, so 6.02 b for a full-range uniform source.
+- step^2 / 12 is a model: exact only for weights uniform within each cell, and silent about clipping.
+- The clipping point of least error for normal weights solves
+  phi(c) - c Phi(-c) = c / (6 4^b) (1 - 2 Phi(-c) + c phi(c)); the right side, from the granular error, is not 0.
+- D(R) = sigma^2 2^(-2R) is a limit of coding long blocks: at 4 bits sigma^2 / 256, which no scalar quantizer reaches
+  (Lloyd-Max stays 3.86 dB above it).
+- Lloyd's conditions are necessary, not sufficient; optimal level density goes as p^(1/3), not p.
+
+References: Max, Quantizing for Minimum Distortion, 1960; Lloyd, Least Squares Quantization in PCM, 1982; Panter and
+Dite, Quantization Distortion in Pulse-Count Modulation with Nonuniform Spacing of Levels, 1951; Shannon, Coding
+Theorems for a Discrete Source with a Fidelity Criterion, 1959; Gish and Pierce, Asymptotically Efficient Quantizing,
+1968.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from quantcli.calibrators import _kmeans, _sweep, _trials
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+Kind = Literal["gaussian", "laplace"]
+Grid = Literal["midrise", "midtread_full", "midtread_restricted"]
+
+ENTROPY_CODED_GAP = 10 * math.log10(math.pi * math.e / 6)
+"""dB above the rate-distortion bound of a uniform quantizer with ideal entropy coding, at high rates: 1.53."""
+
+
+def decibels(ratio: float) -> float:
+    """A power ratio in dB."""
+    return 10 * math.log10(ratio)
+
+
+# ---- model sources of mean 0 and power 1 ------------------------------------------------------------------------
+
+
+def _moments(kind: Kind, edges: Array) -> tuple[Array, Array, Array]:
+    """Probability, first and second moment of every cell between ascending edges, the outermost at infinity."""
+    with np.errstate(invalid="ignore"):
+        if kind == "gaussian":
+            density = np.exp(-edges * edges / 2) / math.sqrt(2 * math.pi)
+            upper = np.array([math.erfc(v / math.sqrt(2)) / 2 for v in edges])
+            tail = [upper, density, np.where(np.isfinite(edges), edges, 0.0) * density + upper]
+        else:
+            root = math.sqrt(2)
+            size = np.where(np.isfinite(edges), np.abs(edges), 0.0)
+            decay = np.where(np.isfinite(edges), np.exp(-root * np.abs(edges)), 0.0) / 2
+            first = decay * (size + 1 / root)
+            second = decay * (size * size + root * size + 1)
+            positive = edges >= 0
+            tail = [np.where(positive, decay, 1 - decay), first, np.where(positive, second, 1 - second)]
+    # Above 0 tails are subtracted, below 0 their mirror images: no cancellation far out.
+    mirrored = _tails_below(kind, edges)
+    cells = []
+    for above, below, sign in zip(tail, mirrored, (1, -1, 1)):
+        right = above[:-1] - above[1:]
+        left = sign * (below[1:] - below[:-1])
+        cells.append(np.where(edges[:-1] >= 0, right, left))
+    return cells[0], cells[1], cells[2]
+
+
+def _tails_below(kind: Kind, edges: Array) -> list[Array]:
+    """Moments of the mirror image beyond -edge: of everything below each edge, first moments by their size."""
+    flipped = -edges
+    with np.errstate(invalid="ignore"):
+        if kind == "gaussian":
+            density = np.exp(-flipped * flipped / 2) / math.sqrt(2 * math.pi)
+            upper = np.array([math.erfc(v / math.sqrt(2)) / 2 for v in flipped])
+            return [upper, density, np.where(np.isfinite(edges), flipped, 0.0) * density + upper]
+        root = math.sqrt(2)
+        size = np.where(np.isfinite(edges), np.abs(edges), 0.0)
+        decay = np.where(np.isfinite(edges), np.exp(-root * np.abs(edges)), 0.0) / 2
+        second = decay * (size * size + root * size + 1)
+        positive = flipped >= 0
+        return [
+            np.where(positive, decay, 1 - decay),
+            decay * (size + 1 / root),
+            np.where(positive, second, 1 - second),
+        ]
+
+
+def distortion(kind: Kind, levels: Array) -> float:
+    """Squared error of nearest-level quantization of a model source.
+
+    >>> round(distortion("gaussian", np.array([-0.7978845608, 0.7978845608])), 9)
+    0.363380228
+    """
+    edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
+    mass, mean, power = _moments(kind, edges)
+    return float(np.sum(power - 2 * levels * mean + levels * levels * mass))
+
+
+@lru_cache(maxsize=32)
+def lloyd_max(kind: Kind, count: int) -> tuple[tuple[float, ...], float]:
+    """Levels and squared error of the optimal quantizer of `count` levels, by Newton's method on Lloyd's conditions.
+
+    For these log-concave sources the optimum is unique (Fleischer 1964, Trushkin 1982).
+    """
+    # Companding by p^(1/3) starts close: for both sources that density is of the same kind, wider.
+    share = (np.arange(count) + 0.5) / count
+    if kind == "gaussian":
+        from statistics import NormalDist
+
+        levels = np.array([NormalDist(0, math.sqrt(3)).inv_cdf(v) for v in share])
+    else:
+        levels = -np.sign(share - 0.5) * 3 / math.sqrt(2) * np.log(2 * np.minimum(share, 1 - share))
+    if count == 2:
+        levels = np.array([-0.8, 0.8]) if kind == "gaussian" else np.array([-0.7, 0.7])
+    for _ in range(200):
+        edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
+        mass, mean, _ = _moments(kind, edges)
+        centre = mean / mass
+        density = np.where(np.isfinite(edges), _density(kind, edges), 0.0)
+        low, high = (
+            density[:-1] * (centre - _finite(edges[:-1])) / mass,
+            density[1:] * (_finite(edges[1:]) - centre) / mass,
+        )
+        jacobian = np.diag(1 - (low + high) / 2) - np.diag(low[1:] / 2, -1) - np.diag(high[:-1] / 2, 1)
+        step = np.linalg.solve(jacobian, levels - centre)
+        levels = levels - step
+        if np.abs(step).max() < 1e-14:
+            break
+    return tuple(levels), distortion(kind, levels)
+
+
+def _finite(values: Array) -> Array:
+    return np.where(np.isfinite(values), values, 0.0)
+
+
+def _density(kind: Kind, at: Array) -> Array:
+    if kind == "gaussian":
+        found: Array = np.exp(-at * at / 2) / math.sqrt(2 * math.pi)
+    else:
+        found = np.exp(-math.sqrt(2) * np.abs(at)) / math.sqrt(2)
+    return found
+
+
+def grid_levels(grid: Grid, bits: int) -> Array:
+    """Levels of a uniform grid in steps."""
+    half = 1 << (bits - 1)
+    if grid == "midrise":
+        return np.arange(-half, half) + 0.5
+    return np.arange(-half + (grid == "midtread_restricted"), half).astype(np.float64)
+
+
+@lru_cache(maxsize=128)
+def best_uniform(kind: Kind, grid: Grid, bits: int) -> tuple[float, float]:
+    """Step and squared error of the best uniform quantizer of so many bits.
+
+    >>> tuple(round(v, 7) for v in best_uniform("gaussian", "midrise", 4))
+    (0.3352006, 0.0115429)
+    """
+    unit = grid_levels(grid, bits)
+    top = float(unit[-1]) or 1.0
+    steps = np.geomspace(0.4, 16, 60) / max(top, 0.5)
+    errors = [distortion(kind, unit * s) for s in steps]
+    at = int(np.argmin(errors))
+    low, high = steps[max(at - 1, 0)], steps[min(at + 1, len(steps) - 1)]
+    golden = (math.sqrt(5) - 1) / 2
+    for _ in range(90):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        if distortion(kind, unit * a) < distortion(kind, unit * b):
+            high = b
+        else:
+            low = a
+    step = float((low + high) / 2)
+    return step, distortion(kind, unit * step)
+
+
+def clipping_and_rounding(c: float, bits: int) -> tuple[float, float]:
+    """The two parts of the error model of a unit normal source clipped at c: what is cut off, and cells of step^2/12.
+
+    >>> tuple(round(v, 9) for v in clipping_and_rounding(1.0, 4))
+    (0.150679567, 0.000888919)
+    """
+    tail, density = math.erfc(c / math.sqrt(2)) / 2, math.exp(-c * c / 2) / math.sqrt(2 * math.pi)
+    return 2 * ((1 + c * c) * tail - c * density), c * c / (3 * 4**bits) * (1 - 2 * tail)
+
+
+def best_clipping(bits: int) -> float:
+    """The c for which that model is least: the root of phi(c) - c Phi(-c) = c/(6 4^b) (1 - 2 Phi(-c) + c phi(c))."""
+    low, high = 0.1, 12.0
+    for _ in range(200):
+        c = (low + high) / 2
+        tail, density = math.erfc(c / math.sqrt(2)) / 2, math.exp(-c * c / 2) / math.sqrt(2 * math.pi)
+        if density - c * tail > c / (6 * 4**bits) * (1 - 2 * tail + c * density):
+            low = c
+        else:
+            high = c
+    return (low + high) / 2
+
+
+def no_clipping_sqnr(bits: float, reach: float) -> float:
+    """dB of 2^b equal cells over [-alpha, alpha] when nothing is clipped: 6.02 b + 4.77 - 20 log10(alpha/sigma).
+
+    reach: alpha/sigma; sqrt(3) for a uniform source, for which the offset is 0.
+    """
+    return decibels(4**bits) + decibels(3) - 20 * math.log10(reach)
+
+
+def rate_distortion(rate: float) -> float:
+    """Least squared error of coding a unit normal source at a rate, in any way: 2^(-2R); 1 at rate 0."""
+    return float(2.0 ** (-2 * max(rate, 0.0)))
+
+
+def shannon_bound(entropy: float, rate: float) -> float:
+    """Lower bound on the error of coding a source of that differential entropy (bits): 2^(2h - 2R) / (2 pi e)."""
+    return float(2.0 ** (2 * (entropy - rate)) / (2 * math.pi * math.e))
+
+
+# ---- a tensor's own weights -------------------------------------------------------------------------------------
+
+
+def differential_entropy(values: Array, counts: Array) -> float | None:
+    """Bits of the density of weights given as ascending distinct values and how often each occurs.
+
+    Estimated from cells a 64th of the standard deviation wide. None where that says little: fewer than 4,096 weights,
+    fewer than 256 different values, or a tenth of the weights in one value (zeros of a pruned tensor).
+    """
+    total = float(counts.sum())
+    if total < 4096 or len(values) < 256 or counts.max() > total / 10:
+        return None
+    mean = float((values * counts).sum()) / total
+    width = math.sqrt(float((counts * (values - mean) ** 2).sum()) / total) / 64
+    cells = np.floor((values - values[0]) / width).astype(np.int64)
+    mass = np.add.reduceat(counts, np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))) / total
+    return float(-(mass * np.log2(mass)).sum()) + math.log2(width)
+
+
+def own_uniform(values: Array, counts: Array, bits: int) -> float:
+    """Squared error (sum) of the best uniform quantizer with one scale for these weights, of either sign."""
+    from quantcli.scheme import Scheme
+
+    if 2 <= bits <= 8:
+        top = (1 << (bits - 1)) - 1
+        scale = float(_sweep.both_signs(values[None], top, counts[None])[0][0])
+        codes = np.clip(np.rint(values / scale), -top - 1, top)
+    else:
+        scheme = Scheme(format="midrise", bits=bits, granularity="tensor", calibration="mse")
+        scale = float(_trials.symmetric(values[None], counts[None], scheme)[0])
+        codes = np.clip(np.floor(values / scale), -(1 << (bits - 1)), (1 << (bits - 1)) - 1) + 0.5
+    return float((counts * (values - codes * scale) ** 2).sum())
+
+
+def own_lloyd_max(values: Array, counts: Array, bits: int) -> float:
+    """Squared error (sum) of the best levels for these weights, one set for the tensor."""
+    levels = np.unique(_kmeans.optimal(values, counts, 1 << bits))
+    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)]
+    return float((counts * (values - nearest) ** 2).sum())
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Entropy of codes that occur so often, in bits.
+
+    >>> entropy(np.array([2, 1, 1, 0]))
+    1.5
+    """
+    some = counts[counts > 0] / counts.sum()
+    return float(-(some * np.log2(some)).sum()) + 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theory:
+    """Theory beside the measured SQNR of one tensor; all in dB but where said, None where it is not defined.
+
+    predicted_sqnr_db: from step^2/12 for what is not clipped, and what clipping cuts off. clipping_share: of the
+    measured squared error. uniform, lloyd_max: the best quantizers with one scale (one set of levels) for the tensor's
+    own weights, and for a Gaussian. shannon_db: an upper bound on any coding of the tensor's own distribution at the
+    stored rate, rate_distortion_db: the same for a Gaussian; entropy_coded_db: a uniform quantizer with ideal entropy
+    coding at that rate. gaps: the measured SQNR below each. code_entropy: bits per code; saving_bytes: what an ideal
+    lossless coder of the codes would save.
+    """
+
+    measured_sqnr_db: float | None
+    predicted_sqnr_db: float | None
+    rounding_sse: float
+    clipping_sse: float
+    clipping_share: float
+    uniform_sqnr_db: float | None
+    lloyd_max_sqnr_db: float | None
+    gaussian_uniform_sqnr_db: float | None
+    gaussian_lloyd_max_sqnr_db: float | None
+    rate: float
+    rate_distortion_db: float
+    entropy_coded_db: float
+    shannon_db: float | None
+    gaps_db: dict[str, float | None]
+    code_entropy: float
+    saving_bytes: int
+
+
+def beside(
+    *,
+    bits: int,
+    rate: float,
+    power: float,
+    sse: float,
+    clipping_sse: float,
+    predicted_rounding: float,
+    codes: NDArray[np.int64],
+    values: Array,
+    counts: Array,
+) -> Theory:
+    """Theory for a tensor from its exact sums, the histogram of its codes and the histogram of its weights.
+
+    rate: bits per weight as stored, everything counted. predicted_rounding: sum of step^2/12 over the weights that are
+    not clipped.
+    """
+    n = float(counts.sum())
+
+    def sqnr(error: float) -> float | None:
+        return decibels(power / error) if error > 0 and power > 0 else None
+
+    measured = sqnr(sse)
+    own = power > 0
+    uniform = sqnr(own_uniform(values, counts, bits)) if own else None
+    lloyd = sqnr(own_lloyd_max(values, counts, bits)) if own and bits <= 8 else None
+    gaussian = (
+        decibels(1 / best_uniform("gaussian", "midtread_full" if bits > 1 else "midrise", bits)[1])
+        if bits <= 10
+        else None
+    )
+    gaussian_lloyd = decibels(1 / lloyd_max("gaussian", 1 << bits)[1]) if bits <= 8 else None
+    bound = decibels(1 / rate_distortion(rate))
+    h = differential_entropy(values, counts)
+    shannon = sqnr(n * shannon_bound(h, rate)) if h is not None else None
+    limits = {
+        "predicted": sqnr(predicted_rounding + clipping_sse),
+        "uniform": uniform,
+        "lloyd_max": lloyd,
+        "gaussian_uniform": gaussian,
+        "gaussian_lloyd_max": gaussian_lloyd,
+        "rate_distortion": bound,
+        "shannon": shannon,
+    }
+    coded = entropy(codes)
+    return Theory(
+        measured_sqnr_db=measured,
+        predicted_sqnr_db=limits["predicted"],
+        rounding_sse=max(sse - clipping_sse, 0.0),
+        clipping_sse=clipping_sse,
+        clipping_share=clipping_sse / sse if sse else 0.0,
+        uniform_sqnr_db=uniform,
+        lloyd_max_sqnr_db=lloyd,
+        gaussian_uniform_sqnr_db=gaussian,
+        gaussian_lloyd_max_sqnr_db=gaussian_lloyd,
+        rate=rate,
+        rate_distortion_db=bound,
+        entropy_coded_db=bound - ENTROPY_CODED_GAP,
+        shannon_db=shannon,
+        gaps_db={
+            name: limit - measured if limit is not None and measured is not None else None
+            for name, limit in limits.items()
+        },
+        code_entropy=coded,
+        saving_bytes=max(0, round((bits - coded) * n / 8)),
+    )
