@@ -1,6 +1,6 @@
 """quantcli: quantize model weight files, and say what it cost.
 
-The Python interface is `Scheme`, `quantize`, `dequantize` and `open`:
+The Python interface is `Scheme`, `quantize`, `dequantize`, `fake_quantize` and `open`:
 
 >>> import numpy as np
 >>> import quantcli
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from quantcli.core import dequantize, quantize
     from quantcli.errors import DataError, QuantcliError, UsageError
+    from quantcli.fake import fake_quantize
     from quantcli.reading import Model, Tensor, open
     from quantcli.scheme import Scheme
     from quantcli.tensors import QuantizedTensor
@@ -35,6 +36,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "dequantize",
+    "fake_quantize",
     "open",
     "quantize",
 ]
@@ -48,6 +50,7 @@ _HOMES = {
     "Scheme": "scheme",
     "Tensor": "reading",
     "dequantize": "core",
+    "fake_quantize": "fake",
     "quantize": "core",
     "open": "reading",
 }

@@ -140,7 +140,8 @@ def lloyd_max(kind: Kind, count: int) -> tuple[tuple[float, ...], float]:
 
 
 def _finite(values: Array) -> Array:
-    return np.where(np.isfinite(values), values, 0.0)
+    finite: Array = np.where(np.isfinite(values), values, 0.0)
+    return finite
 
 
 def _density(kind: Kind, at: Array) -> Array:
@@ -155,8 +156,10 @@ def grid_levels(grid: Grid, bits: int) -> Array:
     """Levels of a uniform grid in steps."""
     half = 1 << (bits - 1)
     if grid == "midrise":
-        return np.arange(-half, half) + 0.5
-    return np.arange(-half + (grid == "midtread_restricted"), half).astype(np.float64)
+        levels: Array = np.arange(-half, half).astype(np.float64) + 0.5
+    else:
+        levels = np.arange(-half + (grid == "midtread_restricted"), half).astype(np.float64)
+    return levels
 
 
 @lru_cache(maxsize=128)

@@ -22,6 +22,8 @@ def obstacle(tensor: TensorPlan) -> str | None:
         return "its name does not end in .weight"
     if len(tensor.info.shape) != 2:
         return f"it has {len(tensor.info.shape)} dimensions"
+    if scheme.format != "int":
+        return f"the format {scheme.format}"
     if not 2 <= scheme.bits <= 8:
         return f"{scheme.bits} bits"
     if scheme.zero_point == "float":
