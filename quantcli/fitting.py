@@ -94,7 +94,7 @@ class Fit:
         """Take in a span of the pass."""
         key = self._set_of(self.spans[index])
         if self.by_strips:
-            ideal = self._local(kernels, replace(tile, group=max(tile.cols, 1)))
+            ideal = self._local(kernels, replace(tile, group=max(tile.cols, 1), seen={}))
             self._ideals[key] = ideal
             return
         if self._gather is not None and not self._gather.ordered:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observed | None = None) -> Observed | None:
     """lo, hi and extreme of the groups, the tile or its columns."""
     if sharing == "tensor":
-        tile = replace(tile, group=max(tile.cols, 1))
-    ranges = kernels.column_ranges(tile) if sharing == "columns" else kernels.ranges(tile)
+        tile = replace(tile, group=max(tile.cols, 1), seen={})
+    ranges = kernels.column_ranges(tile) if sharing == "columns" else tile.ranges(kernels)
     if not ranges.finite:
         return None
     seen: Observed = {"lo": ranges.lo, "hi": ranges.hi, "extreme": ranges.extreme}

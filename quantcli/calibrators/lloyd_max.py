@@ -70,7 +70,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     """Levels of every row of a tile."""
-    if not kernels.ranges(tile).finite:
+    if not tile.ranges(kernels).finite:
         return None
     found = []
     for row in numpy_kernels.floats(tile):
@@ -110,7 +110,7 @@ def _book(levels: Array) -> Codebook:
 
 def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None, dtype: str) -> Observed | None:
     """What a pass sees: first the largest weight, then normalised weights, then sums for better levels."""
-    ranges = kernels.ranges(tile)
+    ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
     if shared is None:
@@ -166,7 +166,7 @@ def learn(seen: Observed, scheme: Scheme, shared: Shared | None) -> Shared:
 
 def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: str) -> Ideal | None:
     """Scales of the groups of a tile for the final levels; 0 for groups of zeros."""
-    ranges = kernels.ranges(tile)
+    ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
     trials = _trials(ranges.extreme, shared.factor, dtype)

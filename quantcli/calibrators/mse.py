@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SYMMETRIC: dict[int, list[tuple[float, float, int, int]]] = {
     2: [(0.30, 0.70, 5, 8), (0.20, 0.60, 6, 12), (0.06, 0.60, 8, 16), (0.06, 0.60, 12, 24)],
     3: [(0.52, 0.95, 6, 10), (0.46, 0.90, 7, 12), (0.12, 0.85, 9, 16), (0.10, 0.85, 14, 28)],
-    4: [(0.75, 1.10, 7, 12), (0.70, 1.00, 6, 12), (0.25, 1.00, 10, 18), (0.18, 1.00, 16, 32)],
+    4: [(0.75, 1.10, 7, 12), (0.70, 1.00, 7, 12), (0.25, 1.00, 10, 18), (0.18, 1.00, 16, 32)],
     5: [(0.88, 1.08, 9, 18), (0.85, 1.04, 8, 14), (0.65, 1.00, 10, 18), (0.40, 1.00, 14, 28)],
     6: [(0.95, 1.14, 14, 26), (0.92, 1.04, 9, 18), (0.88, 1.02, 8, 16), (0.70, 1.00, 14, 24)],
     7: [(0.97, 1.16, 28, 56), (0.95, 1.06, 14, 28), (0.92, 1.03, 10, 20), (0.85, 1.01, 14, 24)],
@@ -70,7 +70,7 @@ def ratios(bits: int, n: int, effort: str, *, affine: bool = False) -> NDArray[n
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     """Parameters of the groups of a tile."""
-    ranges = kernels.ranges(tile)
+    ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
     effort = scheme.option("effort")
@@ -91,12 +91,21 @@ def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[An
     normal = size >= np.float32(2.0**-126)
     reciprocal = np.where(normal, np.float32(1) / np.where(normal, size, np.float32(1)), np.float32(0))
     multipliers = (top / ratios(scheme.bits, tile.group, effort)).astype(np.float32)
-    grids = 2 if scheme.grid == "full" else 1
+    grids = 1 if scheme.grid == "restricted" else 0 if _turned(scheme, tile.group, effort) else 2
+    if not grids:
+        reciprocal = np.where(extreme < 0, -reciprocal, reciprocal)
     residual = scheme.bits > 6
     scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids, residual=residual)
-    scale = np.where(grid == 1, -scale, scale) / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
+    negative = (grid == 1) | (grids == 0)
+    scale = np.where(negative, -scale, scale) / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     plain = np.where(size > 0, size.astype(np.float64) / top, 1.0)
     return Ideal(np.where(normal & (scale != 0), scale, plain))
+
+
+def _turned(scheme: Scheme, n: int, effort: str) -> bool:
+    """Whether the extra code goes to the side of the largest weight without asking: that costs at most 0.02 dB from 4
+    bits on in groups, and nothing from 6 bits on, for half the search."""
+    return effort != "best" and (scheme.bits >= 6 or (scheme.bits >= 4 and n <= 400))
 
 
 def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, effort: str) -> Ideal:

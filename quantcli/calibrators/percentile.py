@@ -55,7 +55,7 @@ def _share(scheme: Scheme) -> float:
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     """Parameters of the groups of a tile."""
-    if not kernels.ranges(tile).finite:
+    if not tile.ranges(kernels).finite:
         return None
 
     def of(weights: Array) -> tuple[Array, Array | None]:

@@ -6,7 +6,7 @@ Everything above asks `load()` for a table and calls it; both tables give the sa
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -97,6 +97,13 @@ class Tile:
     rows: int
     cols: int
     group: int
+    seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
+
+    def ranges(self, kernels: Kernels) -> Ranges:
+        """Ranges of every group, found once: several calibrators may look at the same tile."""
+        if "ranges" not in self.seen:
+            self.seen["ranges"] = kernels.ranges(self)
+        return self.seen["ranges"]
 
 
 class Kernels(Protocol):
@@ -139,7 +146,8 @@ class Kernels(Protocol):
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
     ) -> Sums:
-        """Write the codes of a tile to `packed`, if given, and sum up the errors of the decoded values.
+        """Write the codes of a tile to `packed` and sum up the errors of the decoded values. Without `packed` only the
+        squared error is.
 
         preserve: sum-preserving rounding (see rounding.h) instead of rounding to nearest."""
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __F16C__
+#if defined(__F16C__) || defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -103,12 +103,31 @@ constexpr int BLOCK = 1024, W = 8;
 typedef float Eight __attribute__((vector_size(32)));
 typedef int32_t EightInts __attribute__((vector_size(32)));
 typedef float Four __attribute__((vector_size(16)));
+typedef int32_t IntFour __attribute__((vector_size(16)));
 
 inline float fold(Eight v) {
   Four half[2];
   std::memcpy(half, &v, sizeof half);
   const Four s = half[0] + half[1];
   return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+struct Pair {
+  float first, second;
+};
+
+// The sums of two vectors, each as above.
+inline Pair fold(Eight a, Eight b) {
+#ifdef __clang__
+  return {fold(a), fold(b)};
+#else
+  Four x[2], y[2];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  const Four s = x[0] + x[1], t = y[0] + y[1];
+  const Four even = __builtin_shuffle(s, t, IntFour{0, 4, 1, 5}) + __builtin_shuffle(s, t, IntFour{2, 6, 3, 7});
+  return {even[0] + even[2], even[1] + even[3]};
+#endif
 }
 
 inline Eight pick(EightInts which, Eight yes, Eight no) { return which ? yes : no; }

@@ -121,8 +121,12 @@ double fold(double* lane) {
   return lane[0];
 }
 
-inline void account(const float* x, const float* e, int n, Lanes& lanes) {
+inline void account_error(const float* e, int n, Lanes& lanes) {
   for (int i = 0; i < n; ++i) lanes.sse[i] += double(e[i]) * double(e[i]);
+}
+
+inline void account(const float* x, const float* e, int n, Lanes& lanes) {
+  account_error(e, n, lanes);
   for (int i = 0; i < n; ++i) lanes.power[i] += double(x[i]) * double(x[i]);
   for (int i = 0; i < n; ++i) {
     float a = std::fabs(e[i]);
@@ -251,6 +255,15 @@ inline void quantize_span(const Tile& tile, int64_t row, int64_t from, int n, co
     by_group(from, n, tile.group, params, [&](int first, int run, float scale, float zero) {
       quantize(x + first, run, grid, scale, zero, params.table, code + first, error + first, clipped + first);
     });
+}
+
+void try_row(const Tile& tile, int64_t row, const RowParams& params, const Grid& grid, Lanes& lanes) {
+  float x[LANES], c[LANES], e[LANES];
+  for (int64_t from = 0; from < tile.cols; from += LANES) {
+    const int n = int(tile.cols - from < LANES ? tile.cols - from : LANES);
+    quantize_span(tile, row, from, n, params, grid, x, c, e, lanes.clipped);
+    account_error(e, n, lanes);
+  }
 }
 
 template <class Code>
@@ -468,9 +481,9 @@ QK_EXPORT int32_t QK_NAME(column_ranges)(const Tile* tile, float* lo, float* hi,
   return any == 0;
 }
 
-// Codes of every weight as rows of whole 32-bit words (no packed: they are only counted up), and sums[4]: squared
+// Codes of every weight as rows of whole 32-bit words, and sums[4]: squared
 // error of the decoded values, power, largest error, clipped weights. codes: scratch of (cols + 40) codes. With
-// scratch of 3 * cols floats the sum of every row's errors is preserved.
+// scratch of 3 * cols floats the sum of every row's errors is preserved. Without packed only sums[0] is found.
 QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
                                float* scratch, uint8_t* packed, double* sums) {
   const int64_t row_bytes = (tile->cols * grid->bits + 31) / 32 * 4;
@@ -485,7 +498,9 @@ QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Gri
   for (int64_t row = 0; row < tile->rows; ++row) {
     const RowParams own = row_params(*params, row, *grid);
     uint8_t* out = packed ? packed + row * row_bytes : nullptr;
-    if (grid->bits <= 8) {
+    if (!packed && !scratch) {
+      try_row(*tile, row, own, *grid, lanes);
+    } else if (grid->bits <= 8) {
       if (scratch)
         encode_row_preserving(*tile, row, own, *grid, scratch, narrow, lanes);
       else
@@ -500,6 +515,7 @@ QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Gri
     }
   }
   finish(lanes, sums);
+  if (!packed) sums[1] = sums[2] = sums[3] = 0;
 }
 
 // The sums of encode for codes that are stored already.

