@@ -260,3 +260,66 @@ def test_every_format_has_a_summary_and_a_scheme_here() -> None:
     assert {Scheme(**fields).format for fields in SCHEMES.values()} | {"int"} == set(registry.names("formats"))
     for name in registry.names("formats"):
         assert registry.get("formats", name).summary
+
+
+# ---- the same bytes everywhere -----------------------------------------------------------------------------------
+
+METHODS: dict[str, dict[str, Any]] = {
+    **SCHEMES,
+    "default": {"bits": 4}, "default-2": {"bits": 2, "group_size": 32}, "affine": {"bits": 4, "symmetric": False},
+    "channel": {"bits": 4, "granularity": "channel"}, "columns": {"bits": 4, "granularity": "channel", "axis": 1},
+    "tensor-mse": {"bits": 4, "granularity": "tensor"}, "exact": {"bits": 3, "calibration": "mse",
+                                                                  "options": {"effort": "exact"}},
+    "norm": {"bits": 4, "calibration": "mse", "options": {"norm": 2.4}},
+    "percentile": {"bits": 4, "calibration": "percentile", "granularity": "tensor"},
+    "entropy": {"bits": 3, "calibration": "entropy", "granularity": "tensor"},
+    "entropy-rows": {"bits": 2, "calibration": "entropy", "granularity": "channel"},
+    "offset": {"bits": 4, "symmetric": False, "zero_point": "float"}, "8 bits": {"bits": 8}, "12 bits": {"bits": 12},
+    "auto": {"bits": 3, "calibration": "auto"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("kind", METHODS)
+def test_native_and_numpy_kernels_agree(kind: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy and native kernels agree byte for byte here too"""
+    from quantcli import kernels
+    from quantcli.kernels import native
+    from quantcli.kernels.numpy_kernels import NumpyKernels
+
+    table = native.find()
+    if table is None:
+        pytest.skip("the native kernels are not built")
+    for array in (gaussian(40, 300, seed=3).astype(dtype), (gaussian(6, 7, 3, 3, seed=4) ** 3).astype(dtype)):
+        found = []
+        for own in (table, NumpyKernels()):
+            monkeypatch.setattr(kernels, "load", lambda own=own: own)
+            tensor = quantcli.quantize(array, Scheme(**METHODS[kind]))
+            book = tensor.params.codebook
+            found.append((tensor.packed.tobytes(), tensor.scale.tobytes(), tensor.scheme, tensor.metrics(array),
+                          None if tensor.zero_point is None else tensor.zero_point.tobytes(),
+                          None if book is None else book.levels.tobytes(), tensor.dequantize().tobytes()))
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_threads_change_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """the same bytes come out at any number of threads"""
+    from quantcli import core, grouping
+
+    monkeypatch.setattr(grouping, "TILE", 4096)
+    monkeypatch.setattr(core, "TILE", 4096)
+    scheme = Scheme(**METHODS[kind])
+    source = save(tmp_path / "m.safetensors", {f"{i}.weight": gaussian(60, 320, seed=i).astype(BF16) for i in range(3)})
+    flags = [*flags_of(scheme, tmp_path), "--rounding", scheme.rounding]
+    flags += ["--asymmetric", "--zero-point", scheme.zero_point] if not scheme.symmetric else []
+    flags += ["--axis", str(scheme.axis)] if scheme.axis else []
+    for option, flag in (("effort", "--effort"), ("norm", "--mse-norm")):
+        flags += [flag, str(scheme.options[option])] if option in scheme.options else []
+    files = []
+    for threads in (1, 2, 7):
+        target = tmp_path / f"{threads}.safetensors"
+        ran = run("quantize", source, "-o", target, "-q", "--threads", threads, *flags)
+        assert ran.code == 0, ran.err
+        files.append(target.read_bytes())
+    assert files[0] == files[1] == files[2]

@@ -346,8 +346,8 @@ def test_both_tables_search_alike(rows: int, cols: int, group: int, kind: Kind) 
     reciprocal = np.float32(1) / np.maximum(np.abs(ranges.extreme), np.float32(1e-30))
     reciprocal[0, 0] = 0
     ratios = np.linspace(0.3, 1.05, 7).astype(np.float32)
-    for top, grids, residual in ((1, 2, False), (7, 2, False), (7, 1, False), (7, 0, False), (127, 2, True), (127, 0, True),
-                                 (32767, 1, True)):
+    for top, grids, residual in ((1, 2, False), (7, 2, False), (7, 1, False), (7, 0, False), (127, 2, True),
+                                 (127, 0, True), (32767, 1, True)):
         arguments = tile, reciprocal, None, np.float32(top) / ratios, top, grids
         ours, theirs = (t.search(*arguments, residual=residual) for t in (NATIVE, other))
         for a, b in zip(ours, theirs):
