@@ -17,6 +17,7 @@ conditions are necessary only: the dynamic programming is what makes the levels 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,8 +52,8 @@ BEYOND = 2.0
 SPACED = np.array([0.84, 0.9, 0.95, 1.0, 1.06, 1.13, 1.22, 1.35])
 """Scales tried, in units of the extreme's, where the dtype is fine enough to choose."""
 
-BELOW, ABOVE = 2, 4
-"""Representable scales tried below and above the one nearest to the extreme."""
+AROUND = {"fast": (1, 2), "default": (1, 3), "best": (2, 4)}
+"""Representable scales tried below, and from the nearest one up: 8 with both signs lose 0.01 dB against 12."""
 
 
 def _levels(values: Array, counts: Array, scheme: Scheme) -> Array:
@@ -87,21 +88,30 @@ def _representable(scales: NDArray[Any], dtype: str) -> Floats:
     return to_float32(np.ascontiguousarray(raw).reshape(-1).view(np.uint8), dtype).reshape(scales.shape)
 
 
-def _trials(extreme: Floats, factor: float, dtype: str) -> Floats:
+@lru_cache(maxsize=4)
+def _e4m3_trials(below: int, above: int) -> tuple[Floats, Floats]:
+    """Middles between the 126 positive values of E4M3, and for each value the scales tried around it (252, trials):
+    first for positive extremes, then for negative ones."""
+    table = to_float32(np.arange(1, 127, dtype=np.uint8), "F8_E4M3")
+    around = np.clip(np.arange(126)[:, None] + np.arange(-below, above), 0, 125)
+    both = np.stack([table[around], -table[around]], axis=-1).reshape(126, -1)
+    middles: Floats = ((table[1:] + table[:-1]) / 2).astype(np.float32)
+    return middles, np.concatenate([both, -both])
+
+
+def _trials(extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
     """Scales (rows, groups, trials) to try, as stored: representable ones around the extreme's, of both signs."""
-    wanted = extreme.astype(np.float64) / factor
+    # The factor is a power of two: the quotient is exact.
+    wanted = extreme / np.float32(factor)
     if dtype == "F8_E4M3":
-        table = to_float32(np.arange(1, 127, dtype=np.uint8), dtype)
-        middles = (table[1:].astype(np.float64) + table[:-1]) / 2
-        nearest = np.searchsorted(middles, np.abs(wanted))
-        around = np.clip(nearest[..., None] + np.arange(-BELOW, ABOVE), 0, len(table) - 1)
-        sizes = table[around]
-    else:
-        sizes = _representable(np.abs(wanted)[..., None] * SPACED, dtype)
-        sizes = np.maximum(sizes, _representable(np.full(1, 2.0**-14), dtype))
-    signed = np.where(wanted < 0, -1, 1).astype(np.float32)[..., None] * sizes
-    found: Floats = np.ascontiguousarray(np.stack([signed, -signed], axis=-1).reshape(*wanted.shape, -1))
-    return found
+        middles, trials = _e4m3_trials(*AROUND[effort])
+        found: Floats = trials[np.searchsorted(middles, np.abs(wanted)) + np.where(wanted < 0, 126, 0)]
+        return found
+    sizes = _representable(np.abs(wanted.astype(np.float64))[..., None] * SPACED, dtype)
+    sizes = np.maximum(sizes, _representable(np.full(1, 2.0**-14), dtype))
+    signed = np.where(wanted < 0, np.float32(-1), np.float32(1))[..., None] * sizes
+    spread: Floats = np.ascontiguousarray(np.stack([signed, -signed], axis=-1).reshape(*wanted.shape, -1))
+    return spread
 
 
 def _book(levels: Array) -> Codebook:
@@ -119,7 +129,9 @@ def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None,
         return _normalised(tile, ranges.extreme)
     book = _book(shared.levels)
     cross, square = (np.zeros(book.sorted.shape[1]) for _ in range(2))
-    kernels.trial_levels(tile, book, _trials(ranges.extreme, shared.factor, dtype), cross, square)
+    kernels.trial_levels(
+        tile, book, _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort")), cross, square
+    )
     return {"cross": cross, "square": square}
 
 
@@ -169,7 +181,7 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
     ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
-    trials = _trials(ranges.extreme, shared.factor, dtype)
+    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort"))
     best = kernels.trial_levels(tile, _book(shared.levels), trials, None, None)
     scale = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
     found = np.where(ranges.extreme == 0, np.float32(0), scale).astype(np.float64)

@@ -97,7 +97,8 @@ inline Fit fit_levels(const float* x, int vectors, float reciprocal, const Table
     cross += v * l;
     square += l * l;
   }
-  return {fold(cross), fold(square)};
+  const Pair sums = fold(cross, square);
+  return {sums.first, sums.second};
 }
 
 }  // namespace
