@@ -193,6 +193,9 @@ class Scheme:
             if name not in calibrator.options:
                 raise UsageError(f"{self.calibration} has no option {name!r}", place=["options"])
             calibrator.options[name].check(name, value)
+        obstacle = calibrator.obstacle(self) if calibrator.obstacle is not None else None
+        if obstacle is not None:
+            raise UsageError(obstacle, place=["calibration"])
         self._resolve_grid(calibrator.grid)
 
     def _resolve_grid(self, usual: str) -> None:

@@ -90,6 +90,8 @@ def test_what_is_filled_in(fields: dict[str, Any], expected: dict[str, Any]) -> 
     ({"format": "codebook", "codebook": (1.0, float("inf"))}, "codebook: a level is not a finite number"),
     ({"format": "int", "codebook": (-1.0, 1.0)}, "codebook: the format int has its own levels"),
     ({"bits": 4, "scale_dtype": "float8_e4m3"}, "scale dtype: float8_e4m3 is for codebooks learned for groups"),
+    ({"bits": 12, "options": {"effort": "exact"}}, "effort exact is for up to 8 bits"),
+    ({"format": "nf4", "calibration": "mse", "options": {"effort": "exact"}}, "effort exact is for integers"),
     ({"format": "codebook", "calibration": "auto"}, "calibration: there is only lloyd-max"),
     ({"bits": 4, "grid": "half"}, "grid: 'half' is not one of"),
     ({"bits": 4, "symmetric": False, "grid": "restricted"}, "grid: an asymmetric scheme uses the full grid"),

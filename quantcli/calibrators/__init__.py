@@ -104,7 +104,7 @@ class Calibrator:
     families: families of formats it is for (see formats). grid: the symmetric grid it is for unless told otherwise;
     binary: whether it is for one symmetric bit; affine: whether it knows asymmetric schemes. auto: whether
     `--calibration auto` tries it. shared: for learned levels that groups share. caution(scheme, n): why it is doubtful
-    for groups of n weights, if it is.
+    for groups of n weights, if it is. obstacle(scheme): why it cannot do what its options ask for.
     """
 
     summary: str
@@ -119,3 +119,4 @@ class Calibrator:
     options: Mapping[str, Option] = field(default_factory=dict)
     shared: LevelSearch | None = None
     caution: Callable[[Scheme, int], str | None] | None = None
+    obstacle: Callable[[Scheme], str | None] | None = None

@@ -4,7 +4,8 @@ Candidates around the largest weight are scored by the squared error after a lea
 comes for free (see kernels/search.h). On the full grid the scale may be negative, so that the 2^b-th code serves the
 side that needs it: at 4 bits and groups of 128 normal weights 20.2 dB instead of min-max's 18.6, for the same bytes.
 Affine schemes search zero points as well. `effort` sets the number of candidates: `default` stays within 0.1 dB of the
-least error there is, `best` within 0.03 dB, `exact` finds it by a sweep over all breakpoints, up to 8 bits. `norm`
+least error there is, `best` within 0.03 dB, `exact` finds it by a sweep over all breakpoints, up to 8 bits (with float
+offsets there is none: there it is the densest search, by alternating codes and least squares). `norm`
 P makes the error |e|^P. For weights that do not fit a tile the exact histogram is searched.
 
 Reference: the sweep is ours; the refit is the codeword update of Lloyd, Least Squares Quantization in PCM, 1982, for
@@ -175,6 +176,17 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
     return Ideal(scale[:, None], None if zero is None else zero[:, None])
 
 
+def obstacle(scheme: Scheme) -> str | None:
+    """What the sweep over all breakpoints cannot do."""
+    if scheme.option("effort") != "exact":
+        return None
+    if scheme.family != "int":
+        return "effort exact is for integers"
+    if scheme.bits > 8:
+        return f"effort exact is for up to 8 bits, not {scheme.bits}"
+    return "effort exact is for norm 2" if scheme.option("norm") != 2 else None
+
+
 PROVIDES = Calibrator(
     summary="the least squared error",
     gather=_histogram.GATHER,
@@ -186,4 +198,5 @@ PROVIDES = Calibrator(
         "effort": Option(default="default", choices=("fast", "default", "best", "exact")),
         "norm": Option(default=2.0, low=0.5, high=8.0),
     },
+    obstacle=obstacle,
 )

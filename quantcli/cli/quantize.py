@@ -69,7 +69,8 @@ if TYPE_CHECKING:
     "--rounding",
     type=click.Choice(ROUNDINGS),
     default=None,
-    help="To the nearest code, or so that the errors of a row add up to 0.  [default: nearest]",
+    help="To the nearest code, or so that the errors of a row add up to 0.  [default: sum-preserving, but nearest "
+    "where a calibration is named]",
 )
 @click.option(
     "--type",
