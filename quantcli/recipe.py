@@ -65,14 +65,15 @@ def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
     given = _mapping(top.get("default", {}), "default", _FIELDS)
-    default = _scheme({**given, **overrides}, "default")
+    asked = {**given, **overrides}
+    default = _scheme(asked, "default")
     rules = top.get("rules", [])
     if not isinstance(rules, list):
         raise UsageError("it is not a list", place=["rules"])
-    return Recipe(default, tuple(_rule(rule, f"rules[{i}]", default) for i, rule in enumerate(rules)))
+    return Recipe(default, tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)))
 
 
-def _rule(value: Any, place: str, default: Scheme) -> Rule:
+def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
     fields = _mapping(value, place, ("match", "keep", "reason", *_FIELDS))
     pattern, keep, reason = fields.pop("match", None), fields.pop("keep", False), fields.pop("reason", None)
     if not isinstance(pattern, str):
@@ -86,17 +87,22 @@ def _rule(value: Any, place: str, default: Scheme) -> Rule:
         if fields:
             raise UsageError(f"a tensor that is kept has no {next(iter(fields))}", place=[place])
         return Rule(pattern, None, reason)
-    return Rule(pattern, _scheme(_on_top(fields, default), place), reason)
+    return Rule(pattern, _scheme(_on_top(fields, asked), place), reason)
 
 
-def _on_top(fields: dict[str, Any], default: Scheme) -> dict[str, Any]:
-    """The default scheme's fields with a rule's on top; what the default only implied follows the rule."""
-    base = {k: v for k, v in default.as_dict().items() if k not in ("grid", "calibration", "options")}
-    if "format" in fields and fields["format"] != default.format:
-        base = {k: v for k, v in base.items() if k not in ("bits", "levels", "codebook", "rounding", "scale_dtype")}
+def _on_top(fields: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of the default scheme with a rule's own fields on top; what these make moot is left out."""
+    moot: set[str] = set()
     if "granularity" in fields or "group_size" in fields:
-        base = {k: v for k, v in base.items() if k not in ("granularity", "group_size", "axis")}
-    return {**base, **fields}
+        moot |= {"granularity", "group_size", "axis"}
+    if "format" in fields and fields["format"] != asked.get("format", "int"):
+        moot |= {"bits", "levels", "codebook", "rounding", "scale_dtype", "grid", "calibration", "options", "symmetric"}
+        moot |= {"zero_point"}
+    if "calibration" in fields:
+        moot |= {"options", "grid"}
+    if "symmetric" in fields:
+        moot |= {"grid", "zero_point"}
+    return {**{k: v for k, v in asked.items() if k not in moot}, **fields}
 
 
 def _scheme(fields: dict[str, Any], place: str) -> Scheme:
