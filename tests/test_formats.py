@@ -323,3 +323,19 @@ def test_threads_change_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.M
         assert ran.code == 0, ran.err
         files.append(target.read_bytes())
     assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("kernels", ["native", "numpy"])
+def test_sums_are_preserved_at_the_end_of_float32(kernels: str) -> None:
+    import quantcli.kernels
+    from quantcli.kernels import native
+    from quantcli.kernels.numpy_kernels import NumpyKernels
+
+    table = native.find() if kernels == "native" else NumpyKernels()
+    if table is None:
+        pytest.skip("the native kernels are not built")
+    huge = np.array([[3.4e38, -3.4e38, 3.3e38, 3.2e38, 1e38, -2e38, 3e38, 3.39e38]], np.float32)
+    scheme = Scheme(bits=2, group_size=8, calibration="minmax", rounding="sum-preserving")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantcli.kernels, "load", lambda: table)
+        assert np.isfinite(quantcli.quantize(huge, scheme).dequantize()).all()
