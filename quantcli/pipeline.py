@@ -264,10 +264,12 @@ class _Run:
         elif params.zero is not None:
             store("offset", at, params.zero)
         if "codebook" in place and params.codebook is not None:
-            shared = job.plan.layout.shared is not None or job.plan.scheme.shares_levels
-            width = params.codebook.levels.shape[1] * DTYPES[job.plan.outputs[place["codebook"]].dtype].bits // 8
-            if not shared or row == group == 0:
-                store("codebook", 0 if shared else row * width, params.codebook.levels)
+            output = job.plan.outputs[place["codebook"]]
+            width = params.codebook.levels.shape[1] * DTYPES[output.dtype].bits // 8
+            if len(output.shape) > 1:
+                store("codebook", row * width, params.codebook.levels)
+            elif row == group == 0:
+                store("codebook", 0, params.codebook.levels)
 
     # -- ends
 

@@ -290,8 +290,7 @@ void encode_row_preserving(const Tile& tile, int64_t row, const RowParams& param
   }
   preserve_sum(
       c, e, cols, tile.group, grid.umin, grid.umax, [&](int64_t g) { return params.scale[g]; },
-      [&](int64_t j) {
-        const int64_t g = j / tile.group;
+      [&](int64_t j, int64_t g) {
         float value;
         reconstruct(c + j, 1, grid, params.scale[g], params.zero_at(g), params.table, &value);
         e[j] = x[j] - value;
