@@ -19,7 +19,7 @@ from quantcli.kernels import BINARY, LEVELS, CodeGrid, QuantParams, numpy_kernel
 from quantcli.metrics import Metrics
 from quantcli.pipeline import Progress
 from quantcli.reading import Model, Tensor
-from quantcli.theory import Theory
+from quantcli.theory import Parts, Theory
 from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Look:
     def __init__(self, tensor: Tensor) -> None:
         assert tensor.scheme is not None
         self.codes = np.zeros(1 << tensor.scheme.bits, np.int64)
-        self.parts: dict[int, tuple[float, float]] = {}
+        self.parts: dict[int, Parts] = {}
         self.histogram: dict[str, Any] | None = None
         self.lock = threading.Lock()
 
@@ -41,27 +41,36 @@ def examine(
     model: Model, original: Model, metrics: list[Metrics | None], *, threads: int, progress: Progress | None
 ) -> list[Theory | None]:
     """Theory of every tensor of a quantized model, None for kept ones; metrics: what was measured."""
-    looks = {name: _Look(tensor) for name, tensor in model.items() if tensor.scheme is not None}
+    measured = dict(zip(model, metrics))
+    wanted = [name for name, tensor in model.items() if tensor.scheme is not None and measured[name] is not None]
+    looks: dict[str, _Look] = {}
+    known: dict[str, Theory] = {}
     if progress is not None:
-        progress.start(sum(model[name].stored.info.nbytes for name in looks))
+        progress.start(sum(model[name].stored.info.nbytes for name in wanted))
 
     def tasks() -> Iterator[Task]:
-        for name, look in looks.items():
+        for name in wanted:
             plan = model[name].stored.layout
             assert plan is not None
-            for index, span in enumerate(plan.tiles()):
-                yield partial(see, name, look, index, span)
+            looks[name] = _Look(model[name])
+            spans = list(plan.tiles())
+            for index, span in enumerate(spans):
+                yield partial(see, name, len(spans), index, span)
 
-    def see(name: str, look: _Look, index: int, span: TileSpan) -> None:
+    def see(name: str, tiles: int, index: int, span: TileSpan) -> None:
+        look = looks[name]
         nbytes = _see(model[name], original[name], original, look, index, span)
+        with look.lock:
+            complete = len(look.parts) == tiles and looks.pop(name, None) is not None
+        if complete:  # here, so that at no time more histograms exist than tensors being read
+            found = measured[name]
+            assert found is not None
+            known[name] = _theory(model[name], look, found)
         if progress is not None:
             progress.advance(nbytes)
 
     Crew(tasks(), threads).run()
-    return [
-        _theory(tensor, looks[name], found) if name in looks and found is not None else None
-        for (name, tensor), found in zip(model.items(), metrics)
-    ]
+    return [known.get(name) for name in model]
 
 
 def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: int, span: TileSpan) -> int:
@@ -75,10 +84,8 @@ def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: in
     codes = packing.unpack(tensor.packed(span), span.rows, span.cols, scheme.bits)
     counts = np.bincount(codes.ravel(), minlength=len(look.codes))
     x = numpy_kernels.floats(tile)
-    error = (x - tensor.decoded(span)).astype(np.float64)
-    cut = clipped(x, params, grid, tile.group)
-    step = np.where(cut, 0.0, _steps(codes, params, grid, x, tile.group))
-    parts = float((error[cut] ** 2).sum()), float((step * step).sum()) / 12
+    beyond = clipped(x, params, grid, tile.group)
+    parts = theory.split(x, tensor.decoded(span), beyond, _steps(codes, params, grid, x, tile.group))
     with look.lock:
         look.codes += counts
         look.parts[index] = parts
@@ -108,14 +115,12 @@ def _steps(
 def _theory(tensor: Tensor, look: _Look, metrics: Metrics) -> Theory:
     assert tensor.scheme is not None and look.histogram is not None
     values, counts = _histogram.distinct(look.histogram)
-    parts = [look.parts[i] for i in sorted(look.parts)]
     return theory.beside(
         bits=tensor.scheme.bits,
         rate=8 * tensor.stored.bytes_out / tensor.stored.info.numel,
         power=metrics.power,
         sse=metrics.sse,
-        clipping_sse=sum(p[0] for p in parts),
-        predicted_rounding=sum(p[1] for p in parts),
+        parts=sum((look.parts[i] for i in sorted(look.parts)), Parts()),
         codes=look.codes,
         values=values,
         counts=counts,

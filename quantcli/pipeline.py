@@ -264,9 +264,9 @@ class _Run:
         elif params.zero is not None:
             store("offset", at, params.zero)
         if "codebook" in place and params.codebook is not None:
-            output = job.plan.outputs[place["codebook"]]
-            width = params.codebook.levels.shape[1] * DTYPES[output.dtype].bits // 8
-            if len(output.shape) > 1:
+            held = job.plan.outputs[place["codebook"]]
+            width = params.codebook.levels.shape[1] * DTYPES[held.dtype].bits // 8
+            if len(held.shape) > 1:
                 store("codebook", row * width, params.codebook.levels)
             elif row == group == 0:
                 store("codebook", 0, params.codebook.levels)
