@@ -10,7 +10,7 @@ PEERS ?= .venv-peers
 
 .PHONY: demo test check lint bench peers clean
 
-$(BIN)/.installed: pyproject.toml quantcli/kernels/kernels.cpp quantcli/kernels/CMakeLists.txt
+$(BIN)/.installed: pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .[dev]
