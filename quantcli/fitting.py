@@ -42,7 +42,7 @@ def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> T
     """The bytes of a run of weights as a tile for the kernels."""
     kind: Kind = BF16 if dtype == "BF16" else F16 if dtype == "F16" else F32
     weights = raw.view(np.uint16) if kind != F32 else to_float32(raw, dtype)
-    return Tile(weights, kind, span.rows, span.cols, min(group, span.cols) or 1)
+    return Tile(weights, kind, span.rows, span.cols, group)
 
 
 class Fit:

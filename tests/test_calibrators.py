@@ -17,7 +17,7 @@ from strategies import gaussian
 
 import quantcli
 from quantcli import Scheme
-from quantcli.calibrators import _arithmetic, _histogram, _kmeans, _sweep, entropy, mse
+from quantcli.calibrators import _arithmetic, _candidates, _histogram, _kmeans, _sweep, entropy
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "calibrators.json").read_text())
 
@@ -107,11 +107,11 @@ def samples(n: int, groups: int) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("n", [32, 128])
+@pytest.mark.parametrize("n", [16, 32, 64, 128, 256, 1024])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_default_is_within_a_tenth_and_best_within_three_hundredths(bits: int, n: int) -> None:
     """the default is within 0.1 dB and `best` within 0.03 dB of the exact optimum at 2, 3, 4, 6 and 8 bits"""
-    for name, weights in samples(n, max(24, 40_000 // (n << bits))).items():
+    for name, weights in samples(n, max(24, 1_200_000 // (n << bits))).items():
         error = {}
         for effort in ("default", "best", "exact"):
             scheme = Scheme(bits=bits, group_size=n, calibration="mse", options={"effort": effort},
@@ -121,17 +121,17 @@ def test_default_is_within_a_tenth_and_best_within_three_hundredths(bits: int, n
         assert 10 * math.log10(error["best"] / error["exact"]) <= 0.03, name
 
 
-@pytest.mark.parametrize("n", [32, 128])
+@pytest.mark.parametrize("n", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_zero_points_are_searched_as_closely(bits: int, n: int) -> None:
-    for name, weights in samples(n, 24).items():
+    for name, weights in samples(n, 6_400 // n).items():
         error = {}
         for effort in ("default", "best", "exact"):
             scheme = Scheme(bits=bits, group_size=n, symmetric=False, calibration="mse", options={"effort": effort},
                             scale_dtype="float32")
             error[effort] = quantcli.quantize(weights, scheme).metrics(weights).sse
         assert 10 * math.log10(error["default"] / error["exact"]) <= 0.1, name
-        assert 10 * math.log10(error["best"] / error["exact"]) <= 0.04, name
+        assert 10 * math.log10(error["best"] / error["exact"]) <= 0.03, name
 
 
 @pytest.mark.parametrize(("fields", "least"), [
@@ -183,12 +183,12 @@ def test_powers_and_logarithms_are_the_libraries_own_to_the_last_digits() -> Non
 
 def test_candidates_reach_low_enough() -> None:
     """the range must reach low enough at 2 and 3 bits"""
-    assert mse.ratios(2, 4096, "default").min() <= 0.1 and mse.ratios(3, 4096, "default").min() <= 0.2
+    assert _candidates.ratios(2, 4096, "default").min() <= 0.1 and _candidates.ratios(3, 4096, "default").min() <= 0.2
     for effort in ("fast", "default", "best"):
         for bits in range(2, 17):
             for n in (16, 128, 1024, 65536):
-                ratios = mse.ratios(bits, n, effort)
-                assert 3 <= len(ratios) <= 64 and (np.diff(ratios) < 0).all()
+                ratios = _candidates.ratios(bits, n, effort)
+                assert 3 <= len(ratios) <= 120 and (np.diff(ratios) > 0).all()
 
 
 # ---- percentile -------------------------------------------------------------------------------------------------

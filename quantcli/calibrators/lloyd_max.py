@@ -8,8 +8,8 @@ The levels start as the optimal ones of all weights divided by the extreme of th
 far end of the levels is known; then scales and levels are refined by turns: each group tries scales around its
 extreme, of both signs, the best one counts, and each level moves to (and, but for the last rounds, beyond) the mean
 of its weights. That happens on a sample of up to 262,144 weights, spread evenly; then every group tries its scales
-against the final levels. Scales are tried as the values the file can hold, such as the few of E4M3. A power of two
-keeps them in its range and is part of the levels.
+against the final levels. Scales are tried as the values the file can hold, such as the few of E4M3. A factor keeps
+them in its range and is part of the levels.
 
 References: Lloyd, Least Squares Quantization in PCM, 1982; Max, Quantizing for Minimum Distortion, 1960. Their
 conditions are necessary only: the dynamic programming is what makes the levels optimal.
@@ -51,6 +51,10 @@ BEYOND = 2.0
 
 SPACED = np.array([0.84, 0.9, 0.95, 1.0, 1.06, 1.13, 1.22, 1.35])
 """Scales tried, in units of the extreme's, where the dtype is fine enough to choose."""
+
+PHASES = 1 + np.arange(8) / 8
+"""Factors between powers of two. E4M3 is twice as fine, relative to its values, below a power of two as above it: the
+phase that suits the extremes gains 0.03 dB on normal weights in groups of 64, and on other weights nothing is lost."""
 
 AROUND = {"fast": (1, 2), "default": (1, 3), "best": (2, 4)}
 """Representable scales tried below, and from the nearest one up: 8 with both signs lose 0.01 dB against 12."""
@@ -101,7 +105,6 @@ def _e4m3_trials(below: int, above: int) -> tuple[Floats, Floats]:
 
 def _trials(extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
     """Scales (rows, groups, trials) to try, as stored: representable ones around the extreme's, of both signs."""
-    # The factor is a power of two: the quotient is exact.
     wanted = extreme / np.float32(factor)
     if dtype == "F8_E4M3":
         middles, trials = _e4m3_trials(*AROUND[effort])
@@ -126,13 +129,35 @@ def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None,
     if shared is None:
         return {"largest": np.abs(ranges.extreme).max(initial=0.0, keepdims=True)}
     if shared.step == 0:
-        return _normalised(tile, ranges.extreme)
-    book = _book(shared.levels)
-    cross, square = (np.zeros(book.sorted.shape[1]) for _ in range(2))
-    kernels.trial_levels(
-        tile, book, _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort")), cross, square
-    )
-    return {"cross": cross, "square": square}
+        return _normalised(tile, ranges.extreme) | {"spacing": _spacing(ranges.extreme, dtype)}
+    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort"))
+    cross, square = (np.zeros(_book(shared.levels).sorted.shape[1]) for _ in range(2))
+    unit = _try(kernels, tile, shared, trials, cross, square)[1]
+    return {"cross": cross / unit, "square": square / unit**2}
+
+
+def _try(
+    kernels: Kernels, tile: Tile, shared: Shared, trials: Floats, cross: Array | None, square: Array | None
+) -> tuple[NDArray[np.int32], float]:
+    """The best trials, and the unit of the levels while they are tried.
+
+    The kernels sum x l and l l in float32: levels as small or large as their weights would leave its range at 1e-20
+    and 1e19. A power of two moves to the scales without changing a digit.
+    """
+    unit = max(2.0 ** (np.frexp(shared.factor)[1] - 5), 2.0**-116)
+    book = _book(shared.levels / unit)
+    return kernels.trial_levels(tile, book, trials * np.float32(unit), cross, square), unit
+
+
+def _spacing(extreme: Floats, dtype: str) -> Array:
+    """For every phase the sum of the squared steps E4M3 has at the extremes of the groups; zeros for finer dtypes."""
+    if dtype != "F8_E4M3":
+        return np.zeros(len(PHASES))
+    sizes = np.abs(extreme[extreme != 0].astype(np.float64))
+    exponents = np.frexp(sizes / PHASES[:, None])[1]
+    squares = np.ldexp(PHASES[:, None], exponents) ** 2
+    total: Array = np.cumsum(np.append(np.zeros((len(PHASES), 1)), squares, axis=1), axis=1)[:, -1]
+    return total
 
 
 def _normalised(tile: Tile, extreme: Floats) -> Observed:
@@ -165,8 +190,9 @@ def learn(seen: Observed, scheme: Scheme, shared: Shared | None) -> Shared:
     some = seen["square"] > 0
     if shared.step == 0:
         values = seen["cross"][some] / seen["square"][some]
-        levels = _kmeans.optimal(values, seen["square"][some], k) * shared.factor
-        return Shared(levels, shared.factor, 1, False)
+        factor = shared.factor * float(PHASES[seen["spacing"].argmin()])
+        levels = _kmeans.optimal(values, seen["square"][some], k) * factor
+        return Shared(levels, factor, 1, False)
     means = shared.levels.copy()
     places = np.flatnonzero(some)
     means[places] = seen["cross"][some] / seen["square"][some]
@@ -182,7 +208,7 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
     if not ranges.finite:
         return None
     trials = _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort"))
-    best = kernels.trial_levels(tile, _book(shared.levels), trials, None, None)
+    best, _ = _try(kernels, tile, shared, trials, None, None)
     scale = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
     found = np.where(ranges.extreme == 0, np.float32(0), scale).astype(np.float64)
     return Ideal(found, None, shared.levels[None])

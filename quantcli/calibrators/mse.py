@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, Option, _histogram, _ranges, _sweep, _trials
+from quantcli.calibrators import Calibrator, Ideal, Observed, Option, _candidates, _histogram, _ranges, _sweep, _trials
 from quantcli.codes import fixed_codebook
 from quantcli.scheme import Scheme
 
@@ -28,45 +28,6 @@ if TYPE_CHECKING:
     from quantcli.kernels import Kernels, Tile
 
     Array = NDArray[np.float64]
-
-SYMMETRIC: dict[int, list[tuple[float, float, int, int]]] = {
-    2: [(0.30, 0.70, 5, 8), (0.20, 0.60, 6, 12), (0.06, 0.60, 8, 16), (0.06, 0.60, 12, 24)],
-    3: [(0.52, 0.95, 6, 10), (0.46, 0.90, 7, 12), (0.12, 0.85, 9, 16), (0.10, 0.85, 14, 28)],
-    4: [(0.75, 1.10, 7, 12), (0.70, 1.00, 7, 12), (0.25, 1.00, 10, 18), (0.18, 1.00, 16, 32)],
-    5: [(0.88, 1.08, 9, 18), (0.85, 1.04, 8, 14), (0.65, 1.00, 10, 18), (0.40, 1.00, 14, 28)],
-    6: [(0.95, 1.14, 14, 26), (0.92, 1.04, 9, 18), (0.88, 1.02, 8, 16), (0.70, 1.00, 14, 24)],
-    7: [(0.97, 1.16, 28, 56), (0.95, 1.06, 14, 28), (0.92, 1.03, 10, 20), (0.85, 1.01, 14, 24)],
-    8: [(0.985, 1.15, 56, 64), (0.98, 1.05, 22, 48), (0.96, 1.03, 12, 24), (0.95, 1.02, 12, 24)],
-    9: [(0.99, 1.02, 12, 24)] * 4,
-}
-"""Bits -> for groups up to 48, 400, 2,000 and more weights: least and largest candidate, in units of the scale that
-puts the largest weight on the highest code, and how many by default and at best. Made from normal, Laplace, Student
-(4 degrees) and uniform weights and normal ones with an outlier of 20 deviations, against the exact optimum."""
-
-AFFINE: dict[int, list[tuple[float, float, int, int]]] = {
-    1: [(0.30, 1.00, 6, 12), (0.25, 1.00, 8, 14), (0.10, 1.00, 12, 20), (0.06, 1.00, 16, 28)],
-    2: [(0.45, 0.95, 7, 12), (0.35, 0.92, 8, 14), (0.15, 0.90, 12, 20), (0.08, 0.90, 16, 28)],
-    3: [(0.75, 1.10, 8, 14), (0.65, 1.02, 7, 14), (0.30, 0.95, 11, 20), (0.15, 0.95, 18, 32)],
-    4: [(0.84, 1.20, 12, 24), (0.76, 1.06, 8, 16), (0.45, 1.00, 12, 22), (0.25, 1.00, 18, 32)],
-    5: [(0.90, 1.18, 16, 32), (0.88, 1.06, 12, 22), (0.75, 1.02, 12, 22), (0.50, 1.00, 18, 32)],
-    6: [(0.95, 1.18, 24, 48), (0.94, 1.07, 18, 36), (0.90, 1.03, 14, 28), (0.75, 1.01, 18, 32)],
-    7: [(0.97, 1.15, 40, 64), (0.96, 1.06, 26, 48), (0.94, 1.03, 16, 32), (0.87, 1.02, 18, 32)],
-    8: [(0.98, 1.12, 56, 64), (0.98, 1.05, 32, 64), (0.97, 1.03, 20, 40), (0.95, 1.02, 18, 32)],
-    9: [(0.99, 1.02, 12, 24)] * 4,
-}
-"""The same for zero points, in units of the scale that spans the range."""
-
-
-def ratios(bits: int, n: int, effort: str, *, affine: bool = False) -> NDArray[np.float64]:
-    """Candidate scales for groups of n weights, largest first.
-
-    >>> ratios(4, 128, "fast").round(2).tolist()
-    [1.0, 0.85, 0.7]
-    """
-    row = (AFFINE if affine else SYMMETRIC)[min(bits, 9)]
-    low, high, default, best = row[int(np.searchsorted([48, 400, 2000], n))]
-    count = {"fast": max(3, (default + 1) // 3), "default": default, "best": best}[effort]
-    return np.linspace(high, low, count)
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
@@ -91,12 +52,11 @@ def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[An
     size = np.abs(extreme)
     normal = size >= np.float32(2.0**-126)
     reciprocal = np.where(normal, np.float32(1) / np.where(normal, size, np.float32(1)), np.float32(0))
-    multipliers = (top / ratios(scheme.bits, tile.group, effort)).astype(np.float32)
+    multipliers = (top / _candidates.ratios(scheme.bits, tile.group, effort)).astype(np.float32)
     grids = 1 if scheme.grid == "restricted" else 0 if _turned(scheme, tile.group, effort) else 2
     if not grids:
         reciprocal = np.where(extreme < 0, -reciprocal, reciprocal)
-    residual = scheme.bits > 6
-    scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids, residual=residual)
+    scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids)
     negative = (grid == 1) | (grids == 0)
     scale = np.where(negative, -scale, scale) / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     plain = np.where(size > 0, size.astype(np.float64) / top, 1.0)
@@ -118,9 +78,9 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
     width = np.where(normal, span, 1.0).astype(np.float32)
     reciprocal = np.where(normal, np.float32(1) / width, np.float32(0))
     centre = np.rint(plain.zero).astype(np.float32)
-    multipliers = (top / ratios(scheme.bits, tile.group, effort, affine=True)).astype(np.float32)
-    grids = 5 if effort == "best" or scheme.bits > 4 else 3
-    scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids, residual=scheme.bits > 5)
+    multipliers = (top / _candidates.ratios(scheme.bits, tile.group, effort, affine=True)).astype(np.float32)
+    grids = 5 if effort == "best" or scheme.bits > 4 or tile.group > 2048 else 3
+    scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids)
     scale = scale / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     found = normal & (scale > 0)
     zero = centre + grid - grids // 2

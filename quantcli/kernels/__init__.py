@@ -128,8 +128,6 @@ class Kernels(Protocol):
         multipliers: Floats,
         top: float,
         grids: int,
-        *,
-        residual: bool,
     ) -> tuple[Doubles, NDArray[np.int32]]:
         """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h."""
 

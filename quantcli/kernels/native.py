@@ -70,7 +70,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "column_ranges": (c_int32, [_P, _P, _P, _P]),
     "patterns": (c_int32, [_P, c_int64, c_int32, _P]),
     "bins": (c_int32, [_P, c_int64, _P, _P]),
-    "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, c_int32, _P, _P]),
+    "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
@@ -160,12 +160,10 @@ class NativeKernels:
         multipliers: Floats,
         top: float,
         grids: int,
-        *,
-        residual: bool,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         scale = np.empty(reciprocal.shape)
         grid = np.empty(reciprocal.shape, np.int32)
-        assert multipliers.size <= 64
+        assert multipliers.size <= 512
         self._call(
             "search",
             byref(_tile(tile)),
@@ -175,7 +173,6 @@ class NativeKernels:
             multipliers.size,
             top,
             grids,
-            residual,
             _at(scale),
             _at(grid),
         )

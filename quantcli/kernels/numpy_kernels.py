@@ -345,12 +345,10 @@ class NumpyKernels:
         multipliers: Floats,
         top: float,
         grids: int,
-        *,
-        residual: bool,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         from quantcli.kernels.numpy_search import search
 
-        return search(tile, reciprocal, centre, multipliers, top, grids, residual=residual)
+        return search(tile, reciprocal, centre, multipliers, top, grids)
 
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         from quantcli.kernels.numpy_kmeans import kmeans

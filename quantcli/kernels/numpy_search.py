@@ -1,4 +1,7 @@
-"""The scale search in numpy: the sums of search.h, group by group side by side."""
+"""The scale search in numpy: the whole numbers of search.h, held in floats that are wide enough to be exact as well.
+
+Sums of whole numbers are the same in any order, so groups are cut into pieces that lie side by side.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.kernels import Tile
-from quantcli.kernels.numpy_kernels import CHUNK, floats_of
+from quantcli.kernels.numpy_kernels import floats_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Doubles, Floats
 
-BLOCK, WIDTH = 1024, 8
+CHUNK = 1 << 16
+"""Weights at a time: what is computed for one candidate stays in the cache for the next."""
+
+PIECE = 128
+"""Weights of a group that lie below one another."""
 
 
 def search(
-    tile: Tile,
-    reciprocal: Floats,
-    centre: Floats | None,
-    multipliers: Floats,
-    top: float,
-    grids: int,
-    *,
-    residual: bool,
-) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    tile: Tile, reciprocal: Floats, centre: Floats | None, multipliers: Floats, top: float, grids: int
+) -> tuple[Doubles, NDArray[np.int32]]:
     """Scale and grid of every group (rows, groups); see search.h."""
     scale = np.zeros(reciprocal.shape)
     grid = np.zeros(reciprocal.shape, np.int32)
@@ -40,9 +40,9 @@ def search(
             spans.append((slice(whole, whole + 1), x[:, whole * tile.group :]))
         for groups, weights in spans:
             shape = scale[rows, groups].shape
-            r = reciprocal[rows, groups].reshape(-1)
+            unit = reciprocal[rows, groups].reshape(-1)
             c = None if centre is None else centre[rows, groups].reshape(-1)
-            found = _best(weights, r, *_limits(c, len(r), top, grids), multipliers, residual)
+            found = _best(weights, unit, *_limits(c, len(unit), top, grids), multipliers, int(top))
             scale[rows, groups], grid[rows, groups] = (f.reshape(shape) for f in found)
     return scale, grid
 
@@ -51,8 +51,7 @@ def _limits(centre: Floats | None, count: int, top: float, grids: int) -> tuple[
     """Lowest and highest signed code of every grid (grids, count)."""
     t = np.float32(top)
     if centre is not None:
-        offsets = np.arange(grids, dtype=np.float32)[:, None] - np.float32(grids // 2)
-        low = -(centre[None] + offsets)
+        low = np.arange(grids // 2, grids // 2 - grids, -1, dtype=np.float32)[:, None] - centre
         return low, t + low
     low = np.array([-t - 1, -t] if grids == 2 else [-t], np.float32)[:, None]
     high = np.array([t, t + 1][:grids] if grids else [t + 1], np.float32)[:, None]
@@ -60,57 +59,64 @@ def _limits(centre: Floats | None, count: int, top: float, grids: int) -> tuple[
 
 
 def _best(
-    weights: NDArray[Any], reciprocal: Floats, low: Floats, high: Floats, multipliers: Floats, residual: bool
-) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    weights: NDArray[Any], unit: Floats, low: NDArray[Any], high: NDArray[Any], multipliers: Floats, top: int
+) -> tuple[Doubles, NDArray[np.int32]]:
     """The refit scale of the best candidate, and its grid, for weights (count, n)."""
+    largest = multipliers.max(initial=0)
+    wide = top > 255 or largest > 512
+    fraction = 24 if wide else 10 if largest <= 32 else 11 if largest <= 64 else 12 if largest <= 160 else 13
+    shift = 32 if wide else 15
+    candidates = np.rint(multipliers * np.float32(2.0 ** (shift - fraction)))
+    u: NDArray[Any] = _pieces(weights, unit, np.float32(2.0**fraction))
+    if fraction + (top + 1).bit_length() + PIECE.bit_length() > 25:  # sums float32 cannot hold
+        u, low, high = u.astype(np.float64), low.astype(np.float64), high.astype(np.float64)
+    pieces = u.shape[1] // len(unit)
+    steps = candidates.astype(u.dtype) * u.dtype.type(2.0**-shift)
+    sums = _sums(u, np.repeat(low, pieces, axis=1), np.repeat(high, pieces, axis=1), steps)
+    totals = sums.reshape(*sums.shape[:3], len(unit), pieces).astype(np.int64).sum(axis=4)
+    scale, grid = _judge(totals.astype(np.float64), (low <= 0) & (high >= 0))
+    return np.where(unit != 0, scale / 2.0**fraction, 0.0), np.where(unit != 0, grid, np.int32(0))
+
+
+def _pieces(weights: NDArray[Any], unit: Floats, factor: np.float32) -> NDArray[Any]:
+    """Weights (count, n) as whole numbers (PIECE or n, count * pieces), filled up with zeros."""
     count, n = weights.shape
-    sums = np.zeros((len(multipliers), len(low), 3, count))
-    for first in range(0, n, BLOCK):
-        part = weights[:, first : first + BLOCK]
-        vectors = -(-part.shape[1] // WIDTH)
-        u = np.zeros((vectors * WIDTH, count), np.float32)
-        np.multiply(part.T, reciprocal, out=u[: part.shape[1]])
-        for k, multiplier in enumerate(multipliers):
-            t = u * multiplier
-            q = np.rint(t)
-            for g in range(len(low)):
-                c = np.minimum(np.maximum(q, low[g]), high[g])
-                if residual:
-                    e = t - c
-                    sums[k, g, 2] += _fold(e * e, vectors)
-                    sums[k, g, 0] += _fold(e * c, vectors)
-                else:
-                    sums[k, g, 0] += _fold(u * c, vectors)
-                sums[k, g, 1] += _fold(c * c, vectors)
-    return _judge(sums, multipliers, (low <= 0) & (high >= 0), reciprocal != 0, residual)
+    length = min(PIECE, n)
+    whole, pieces = n // length, -(-n // length)
+    u = np.zeros((length, count, pieces), np.float32)
+    laid = weights[:, : whole * length].reshape(count, whole, length).transpose(2, 0, 1)
+    np.multiply(laid, unit[:, None], out=u[:, :, :whole])
+    if whole < pieces:
+        np.multiply(weights[:, whole * length :].T, unit, out=u[: n - whole * length, :, whole])
+    u *= factor
+    return np.rint(u, out=u).reshape(length, -1)
 
 
-def _fold(products: NDArray[Any], vectors: int) -> NDArray[np.float64]:
-    """Sums over the weights of a block, lane by lane and then by halves."""
-    lanes = np.add.reduce(products.reshape(vectors, WIDTH, -1), axis=0)
-    half = lanes[:4] + lanes[4:]
-    folded: NDArray[np.float64] = ((half[0] + half[2]) + (half[1] + half[3])).astype(np.float64)
-    return folded
+def _sums(u: NDArray[Any], low: NDArray[Any], high: NDArray[Any], steps: NDArray[Any]) -> NDArray[Any]:
+    """sum(u c) and sum(c c) of every candidate, grid and piece (candidates, grids, 2, pieces)."""
+    sums = np.empty((len(steps), len(low), 2, u.shape[1]), u.dtype)
+    q, c = np.empty_like(u), np.empty_like(u)
+    for k, step in enumerate(steps):
+        np.multiply(u, step, out=q)
+        np.add(q, u.dtype.type(0.5), out=q)
+        np.floor(q, out=q)
+        for g in range(len(low)):
+            np.maximum(q, low[g], out=c)
+            np.minimum(c, high[g], out=c)
+            np.einsum("ij,ij->j", u, c, out=sums[k, g, 0])
+            np.einsum("ij,ij->j", c, c, out=sums[k, g, 1])
+    return sums
 
 
-def _judge(
-    sums: NDArray[np.float64], multipliers: Floats, valid: NDArray[Any], some: NDArray[Any], residual: bool
-) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    most = np.full(sums.shape[-1], -1e308)
-    scale, grid = np.zeros(sums.shape[-1]), np.zeros(sums.shape[-1], np.int32)
-    for k, multiplier in enumerate(multipliers.astype(np.float64)):
-        for g in range(sums.shape[1]):
-            cross, square, rest = sums[k, g]
-            known = square > 0
-            ratio = cross / np.where(known, square, 1.0)
-            if residual:
-                step = 1 / multiplier
-                gain, size = -(rest - cross * ratio) * step * step, step * (1 + ratio)
-            else:
-                gain, size = cross * ratio, ratio
-            gain = np.where(known, gain, -1e300)
-            better = valid[g] & some & (gain > most)
-            most = np.where(better, gain, most)
-            scale = np.where(better, np.where(known, size, 0.0), scale)
-            grid = np.where(better, np.int32(g), grid)
-    return scale, grid
+def _judge(sums: Doubles, valid: NDArray[Any]) -> tuple[Doubles, NDArray[np.int32]]:
+    """Refit scale and grid with the largest cross^2 / square, compared without dividing as in search.h."""
+    count = sums.shape[-1]
+    most, per, best = np.full(count, -1.0), np.ones(count), np.zeros(count)
+    grid = np.zeros(count, np.int32)
+    for candidate in sums:
+        for g, (cross, square) in enumerate(candidate):
+            gain = cross * cross
+            better = valid[g] & (gain * per > most * square)
+            most, per, best = (np.where(better, a, b) for a, b in ((gain, most), (square, per), (cross, best)))
+            grid[better] = g
+    return best / per, grid

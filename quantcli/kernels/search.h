@@ -1,12 +1,12 @@
 // Scales with the least squared error: candidates around the largest weight, scored after a least-squares refit.
 //
 // For fixed codes c of weights u the best scale is sum(u c) / sum(c c), and the squared error falls by
-// sum(u c)^2 / sum(c c). A candidate scale only serves to find codes; its own value does not count. Up to 6 bits that
-// projection is the score. Above, the score of good candidates differs in digits that float32 sums do not have, so
-// there the residual u - c is summed instead.
+// sum(u c)^2 / sum(c c). A candidate scale only serves to find codes; its own value does not count.
 //
-// Sums: 8 float32 lanes (weight i of a block of 1024 goes to lane i % 8), folded by halves, blocks added in float64.
-// numpy_search.py makes the same sums in the same order.
+// Weights and candidates are whole numbers here. Up to 8 bits weights have 10 to 13 bits and a sign: 16 of them fit a
+// register, and sums are exact, so that their order is free and scores keep every digit in which candidates differ.
+// Rounding a weight moves it by 1/50 of a step at most, and what is stored is encoded from the weights themselves.
+// Above 8 bits weights have 24 bits, products 64.
 
 #pragma once
 
@@ -14,115 +14,131 @@
 
 namespace {
 
-constexpr int MOST = 64;
+constexpr int MOST = 512, AT_ONCE = 16, PAIRED = 2, REACH = 512;
 
-// The nearest whole number, ties to even, up to 2^22: what adding and taking away 1.5 * 2^23 gives.
-inline Eight whole(Eight t) {
-#ifdef __AVX__
-  return Eight(_mm256_round_ps(__m256(t), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#else
-  return (t + 12582912.0f) - 12582912.0f;
-#endif
+inline void fixed(const float* x, int n, float unit, float factor, int16_t* u) {
+  for (int i = 0; i < n; ++i) u[i] = int16_t(to_bits(x[i] * unit * factor + 12582912.0f));
 }
 
-struct Score {
-  double cross, square, rest;  // sum(u c) or sum(e c); sum(c c); sum(e e)
-};
+inline void fixed(const float* x, int n, float unit, float factor, int32_t* u) {
+  for (int i = 0; i < n; ++i) u[i] = int32_t(std::nearbyintf(x[i] * unit * factor));
+}
 
-// Sums over a block for codes clipped to [low, high]; `blocks` vectors of weights times `multiplier`.
-template <int GRIDS, bool RESIDUAL>
-inline void score(const float* u, int vectors, float multiplier, const float* low, const float* high, Score* scores) {
-  Eight cross[GRIDS] = {}, square[GRIDS] = {}, rest[GRIDS] = {};
-  for (int i = 0; i < vectors; ++i) {
-    Eight v;
-    std::memcpy(&v, u + i * W, sizeof v);
-    const Eight t = v * multiplier, q = whole(t);
-    for (int g = 0; g < GRIDS; ++g) {
-      const Eight c = least(most(q, Eight{} + low[g]), Eight{} + high[g]);
-      if (RESIDUAL) {
-        const Eight e = t - c;
-        rest[g] += e * e;
-        cross[g] += e * c;
-      } else {
-        cross[g] += v * c;
+// Weights and candidates are Word; a code is weight * candidate / 2^SHIFT, a Sum holds those of a block.
+template <class Word, class Sum, int SHIFT>
+struct Search {
+  Word candidate[MOST + PAIRED];
+  float factor;
+  int count;
+
+  struct Score {
+    int64_t cross, square;
+  };
+
+  struct Best {
+    double ratio;
+    int grid;
+  };
+
+  Search(const float* multipliers, int n) : count(n) {
+    float largest = 0;
+    for (int k = 0; k < n; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
+    const int fraction = sizeof(Word) > 2 ? 24 : largest <= 32 ? 10 : largest <= 64 ? 11 : largest <= 160 ? 12 : 13;
+    factor = float(int64_t(1) << fraction);
+    for (int k = 0; k < n + PAIRED; ++k)
+      candidate[k] = Word(std::nearbyintf(multipliers[k < n ? k : n - 1] * float(int64_t(1) << (SHIFT - fraction))));
+  }
+
+  // A block of weights, filled up with zeros; how many there are then.
+  int block(const Tile& tile, int64_t at, int64_t left, float unit, Word* u) const {
+    const int n = int(left < REACH ? left : REACH);
+    float x[LANES];
+    for (int from = 0; from < n; from += LANES) {
+      const int m = n - from < LANES ? n - from : LANES;
+      load(tile.weights, tile.kind, at + from, m, x);
+      fixed(x, m, unit, factor, u + from);
+    }
+    int filled = n;
+    for (; filled % AT_ONCE; ++filled) u[filled] = 0;
+    return filled;
+  }
+
+  // Adds up COUNT candidates from the k-th on. Compilers make pmulhrsw and pmaddwd of the 16-bit one.
+  template <int GRIDS, int COUNT>
+  void add(const Word* __restrict u, int n, int k, const Word* low, const Word* high, Score (*scores)[GRIDS]) const {
+    Sum cross[COUNT][GRIDS] = {}, square[COUNT][GRIDS] = {};
+    n &= -AT_ONCE;
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < COUNT; ++j) {
+        const Word q = Word(((Sum(u[i]) * candidate[k + j] >> (SHIFT - 1)) + 1) >> 1);
+        for (int g = 0; g < GRIDS; ++g) {
+          Word c = q < low[g] ? low[g] : q;
+          c = c > high[g] ? high[g] : c;
+          cross[j][g] += Sum(u[i]) * c;
+          square[j][g] += Sum(c) * c;
+        }
       }
-      square[g] += c * c;
+    for (int j = 0; j < COUNT; ++j)
+      for (int g = 0; g < GRIDS; ++g) {
+        scores[k + j][g].cross += cross[j][g];
+        scores[k + j][g].square += square[j][g];
+      }
+  }
+
+  template <int GRIDS>
+  Best best(const Tile& tile, int64_t at, int64_t n, float unit, const Word* low, const Word* high) const {
+    constexpr int COUNT = GRIDS == 1 ? PAIRED : 1;
+    Score scores[MOST + PAIRED][GRIDS];
+    for (int k = 0; k < count + PAIRED; ++k)
+      for (int g = 0; g < GRIDS; ++g) scores[k][g] = {0, 0};
+    Word u[REACH];
+    for (int64_t first = 0; first < n; first += REACH) {
+      const int filled = block(tile, at + first, n - first, unit, u);
+      for (int k = 0; k < count; k += COUNT) add<GRIDS, COUNT>(u, filled, k, low, high, scores);
+    }
+    // gain / square against most / per, without dividing.
+    double most = -1, per = 1, cross = 0;
+    int grid = 0;
+    for (int k = 0; k < count; ++k)
+      for (int g = 0; g < GRIDS; ++g) {
+        const double c = double(scores[k][g].cross), square = double(scores[k][g].square), gain = c * c;
+        if (low[g] <= 0 && high[g] >= 0 && gain * per > most * square) {
+          most = gain;
+          per = square;
+          cross = c;
+          grid = g;
+        }
+      }
+    return {cross / per / double(factor), grid};
+  }
+
+  void run(const Tile& tile, const float* reciprocal, const float* centre, Word top, int grids, double* scale,
+           int32_t* grid) const {
+    const int64_t groups = (tile.cols + tile.group - 1) / tile.group;
+    for (int64_t i = 0; i < tile.rows * groups; ++i) {
+      const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols + begin;
+      const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
+      Word low[5] = {Word(-top), Word(-top)}, high[5] = {top, Word(top + 1)};
+      if (centre)
+        for (int g = 0; g < grids; ++g) {
+          low[g] = Word(grids / 2 - g - Word(centre[i]));
+          high[g] = Word(top + low[g]);
+        }
+      else if (grids == 2)
+        low[0] = Word(-top - 1);
+      else if (grids == 0)
+        high[0] = Word(top + 1);
+      const float unit = reciprocal[i];
+      const Best found = unit == 0    ? Best{0, 0}
+                         : grids == 5 ? best<5>(tile, at, n, unit, low, high)
+                         : grids == 3 ? best<3>(tile, at, n, unit, low, high)
+                         : grids == 2 ? best<2>(tile, at, n, unit, low, high)
+                                      : best<1>(tile, at, n, unit, low, high);
+      scale[i] = found.ratio;
+      grid[i] = found.grid;
     }
   }
-  for (int g = 0; g < GRIDS; ++g) {
-    const Pair sums = fold(cross[g], square[g]);
-    scores[g].cross += double(sums.first);
-    scores[g].square += double(sums.second);
-    if (RESIDUAL) scores[g].rest += double(fold(rest[g]));
-  }
-}
-
-// How much a candidate takes off the squared error of the normalised weights, and the refit scale it leads to.
-struct Gain {
-  double gain, scale;
 };
-
-template <bool RESIDUAL>
-inline Gain judge(const Score& s, double multiplier) {
-  if (!(s.square > 0)) return {-1e300, 0};
-  if (RESIDUAL) {
-    const double step = 1 / multiplier, ratio = s.cross / s.square;
-    return {-(s.rest - s.cross * ratio) * step * step, step * (1 + ratio)};
-  }
-  const double ratio = s.cross / s.square;
-  return {s.cross * ratio, ratio};
-}
-
-struct Group {
-  const Tile& tile;
-  int64_t at;
-  int64_t n;
-  float reciprocal;
-  float u[BLOCK];
-
-  // Normalised weights of a block, filled up with zeros to whole vectors; the number of vectors.
-  int block(int64_t first) {
-    const int m = int(n - first < BLOCK ? n - first : BLOCK);
-    for (int from = 0; from < m; from += LANES)
-      load(tile.weights, tile.kind, at + first + from, m - from < LANES ? m - from : LANES, u + from);
-    for (int i = 0; i < m; ++i) u[i] *= reciprocal;
-    int filled = m;
-    for (; filled % W; ++filled) u[filled] = 0;
-    return filled / W;
-  }
-};
-
-struct Best {
-  double scale;
-  int grid;
-};
-
-template <int GRIDS, bool RESIDUAL>
-Best best_scale(Group& group, const float* multipliers, int count, const float* low, const float* high) {
-  Score scores[MOST][GRIDS] = {};
-  for (int64_t first = 0; first < group.n; first += BLOCK) {
-    const int vectors = group.block(first);
-    for (int k = 0; k < count; ++k) score<GRIDS, RESIDUAL>(group.u, vectors, multipliers[k], low, high, scores[k]);
-  }
-  double most = -1e308;
-  Best best{0, 0};
-  for (int k = 0; k < count; ++k)
-    for (int g = 0; g < GRIDS; ++g) {
-      const Gain found = judge<RESIDUAL>(scores[k][g], multipliers[k]);
-      if (low[g] <= 0 && high[g] >= 0 && found.gain > most) {
-        most = found.gain;
-        best = {found.scale, g};
-      }
-    }
-  return best;
-}
-
-template <int GRIDS>
-Best best_scale(Group& group, const float* multipliers, int count, bool residual, const float* low,
-                const float* high) {
-  return residual ? best_scale<GRIDS, true>(group, multipliers, count, low, high)
-                  : best_scale<GRIDS, false>(group, multipliers, count, low, high);
-}
 
 }  // namespace
 
@@ -131,29 +147,12 @@ Best best_scale(Group& group, const float* multipliers, int count, bool residual
 // only the latter, for weights turned so that the extreme is positive (a signed reciprocal). Affine: for zero
 // points z from centre - grids/2 on, -z..top-z; those that leave out 0 are passed over. A reciprocal of 0 gives 0.
 QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
-                               const float* multipliers, int32_t count, float top, int32_t grids, int32_t residual,
-                               double* scale, int32_t* grid) {
-  const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
-  for (int64_t row = 0; row < tile->rows; ++row)
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t at = row * groups + g, begin = g * tile->group;
-      const int64_t end = begin + tile->group < tile->cols ? begin + tile->group : tile->cols;
-      Group group{*tile, row * tile->cols + begin, end - begin, reciprocal[at], {}};
-      Best best{0, 0};
-      if (reciprocal[at] != 0 && centre) {
-        float low[5], high[5];
-        for (int z = 0; z < grids; ++z) {
-          low[z] = -(centre[at] + float(z - grids / 2));
-          high[z] = top + low[z];
-        }
-        best = grids == 5 ? best_scale<5>(group, multipliers, count, residual, low, high)
-                          : best_scale<3>(group, multipliers, count, residual, low, high);
-      } else if (reciprocal[at] != 0) {
-        const float low[2] = {grids == 2 ? -top - 1 : -top, -top}, high[2] = {grids ? top : top + 1, top + 1};
-        best = grids == 2 ? best_scale<2>(group, multipliers, count, residual, low, high)
-                          : best_scale<1>(group, multipliers, count, residual, low, high);
-      }
-      scale[at] = best.scale;
-      grid[at] = best.grid;
-    }
+                               const float* multipliers, int32_t count, float top, int32_t grids, double* scale,
+                               int32_t* grid) {
+  float largest = 0;
+  for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
+  if (top <= 255 && largest <= 512)
+    Search<int16_t, int32_t, 15>(multipliers, count).run(*tile, reciprocal, centre, int16_t(top), grids, scale, grid);
+  else
+    Search<int32_t, int64_t, 32>(multipliers, count).run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
 }
