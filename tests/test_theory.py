@@ -18,7 +18,7 @@ from making import BF16, one_line, run, save
 from strategies import AWKWARD, gaussian
 
 import quantcli
-from quantcli import Scheme, examining, theory
+from quantcli import Scheme, distributions, examining, theory
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "theory.json").read_text())
 SOURCES: list[Any] = ["gaussian", "laplace"]
@@ -28,7 +28,7 @@ GRIDS: list[Any] = ["midrise", "midtread_full", "midtread_restricted"]
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("source", SOURCES)
 def test_lloyd_max(source: Any, bits: int) -> None:
-    levels, error = theory.lloyd_max(source, 1 << bits)
+    levels, error = distributions.lloyd_max(source, 1 << bits)
     expected, highest = GOLDEN["lloyd_max"][source][str(bits)]
     assert error == pytest.approx(expected, rel=1e-10)
     assert levels[-1] == pytest.approx(highest, rel=1e-10)
@@ -39,24 +39,24 @@ def test_lloyd_max(source: Any, bits: int) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_best_uniform(source: Any, grid: Any) -> None:
     for bits, (step, error) in GOLDEN["uniform"][source][grid].items():
-        found = theory.best_uniform(source, grid, int(bits))
+        found = distributions.best_uniform(source, grid, int(bits))
         assert found[1] == pytest.approx(error, rel=1e-10)
         assert found[0] == pytest.approx(step, rel=1e-6)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_best_clipping_is_the_root_and_the_minimum(bits: int) -> None:
-    c = theory.best_clipping(bits)
+    c = distributions.best_clipping(bits)
     assert c == pytest.approx(GOLDEN["clip"][str(bits)], rel=1e-10)
-    least = sum(theory.clipping_and_rounding(c, bits))
+    least = sum(distributions.clipping_and_rounding(c, bits))
     assert least == pytest.approx(GOLDEN["clip_least"][str(bits)], rel=1e-10)
-    assert least < min(sum(theory.clipping_and_rounding(c + d, bits)) for d in (-1e-3, 1e-3))
+    assert least < min(sum(distributions.clipping_and_rounding(c + d, bits)) for d in (-1e-3, 1e-3))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_what_clipping_cuts_off_and_what_rounding_adds(bits: int) -> None:
     for c, parts in GOLDEN["clip_curve"][str(bits)].items():
-        assert theory.clipping_and_rounding(float(c), bits) == pytest.approx(parts, rel=1e-10)
+        assert distributions.clipping_and_rounding(float(c), bits) == pytest.approx(parts, rel=1e-10)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -64,42 +64,44 @@ def test_what_clipping_cuts_off_and_what_rounding_adds(bits: int) -> None:
 def test_entropy_coding_of_uniform_cells(source: Any, bits: int) -> None:
     """the tables' gap above the bound; above 7 bits the high-rate limit, 0.0002 dB from it"""
     entropy = math.log2(2 * math.pi * math.e) / 2 if source == "gaussian" else math.log2(math.e * math.sqrt(2))
-    gap = theory.decibels(theory.entropy_coded_uniform(source, bits)[1] / theory.shannon_bound(entropy, bits))
+    cost, bound = distributions.entropy_coded_uniform(source, bits)[1], distributions.shannon_bound(entropy, bits)
+    gap = distributions.decibels(cost / bound)
     assert gap == pytest.approx(GOLDEN["gap_db"][source][str(bits)]["ecsq_midpoint"], abs=1e-8 if bits < 8 else 2e-4)
 
 
 @pytest.mark.parametrize("grid", GRIDS[1:])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_distance_of_mid_tread_grids(grid: Any, bits: int) -> None:
-    gap = theory.decibels(theory.best_uniform("gaussian", grid, bits)[1] / theory.rate_distortion(bits))
+    cost, bound = distributions.best_uniform("gaussian", grid, bits)[1], distributions.rate_distortion(bits)
+    gap = distributions.decibels(cost / bound)
     assert gap == pytest.approx(GOLDEN["gap_db"]["gaussian"][str(bits)][grid], abs=1e-8)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_distance_to_the_rate_distortion_bound(bits: int) -> None:
-    bound = theory.rate_distortion(bits)
+    bound = distributions.rate_distortion(bits)
     gaps = GOLDEN["gap_db"]["gaussian"][str(bits)]
-    best = theory.lloyd_max("gaussian", 1 << bits)[1]
-    assert theory.decibels(best / bound) == pytest.approx(gaps["lloyd_max"], abs=1e-8)
-    assert theory.decibels(theory.best_uniform("gaussian", "midrise", bits)[1] / bound) == \
+    best = distributions.lloyd_max("gaussian", 1 << bits)[1]
+    assert distributions.decibels(best / bound) == pytest.approx(gaps["lloyd_max"], abs=1e-8)
+    assert distributions.decibels(distributions.best_uniform("gaussian", "midrise", bits)[1] / bound) == \
         pytest.approx(gaps["uniform_midrise"], abs=1e-8)
     # The Shannon lower bound of a Laplace source, of entropy log2(e sqrt 2).
-    shannon = theory.shannon_bound(math.log2(math.e * math.sqrt(2)), bits)
+    shannon = distributions.shannon_bound(math.log2(math.e * math.sqrt(2)), bits)
     gaps = GOLDEN["gap_db"]["laplace"][str(bits)]
-    best = theory.lloyd_max("laplace", 1 << bits)[1]
-    assert theory.decibels(best / shannon) == pytest.approx(gaps["lloyd_max"], abs=1e-8)
+    best = distributions.lloyd_max("laplace", 1 << bits)[1]
+    assert distributions.decibels(best / shannon) == pytest.approx(gaps["lloyd_max"], abs=1e-8)
 
 
 def test_statements_that_are_often_printed_wrongly() -> None:
     """the offset is 0 for a uniform full-range source; D(R) at 4 bits is sigma^2/256; Lloyd-Max stays above it"""
-    assert theory.no_clipping_sqnr(8, math.sqrt(3)) == pytest.approx(48.165, abs=1e-3)
+    assert distributions.no_clipping_sqnr(8, math.sqrt(3)) == pytest.approx(48.165, abs=1e-3)
     uniform = np.random.default_rng(0).uniform(-1, 1, 200_000)
     scheme = Scheme(format="midrise", bits=6, granularity="tensor", scale_dtype="float32")
     assert quantcli.quantize(uniform, scheme).metrics(uniform).sqnr_db == \
-        pytest.approx(theory.no_clipping_sqnr(6, math.sqrt(3)), abs=0.03)
-    assert theory.rate_distortion(4) == 1 / 256 and theory.rate_distortion(-1) == 1
-    assert theory.lloyd_max("gaussian", 16)[1] == pytest.approx(0.0095010, abs=1e-7)
-    assert pytest.approx(1.5329, abs=1e-4) == theory.ENTROPY_CODED_GAP
+        pytest.approx(distributions.no_clipping_sqnr(6, math.sqrt(3)), abs=0.03)
+    assert distributions.rate_distortion(4) == 1 / 256 and distributions.rate_distortion(-1) == 1
+    assert distributions.lloyd_max("gaussian", 16)[1] == pytest.approx(0.0095010, abs=1e-7)
+    assert pytest.approx(1.5329, abs=1e-4) == distributions.ENTROPY_CODED_GAP
 
 
 @given(st.lists(st.integers(-20, 20), min_size=2, max_size=8, unique=True), st.integers(1, 2))
@@ -140,8 +142,8 @@ def test_the_best_uniform_quantizer_of_many_normal_weights_is_the_closed_form(bi
     values, counts = np.array([inverse(v) for v in share]), np.ones(100_000)
     found = theory.own_uniform(values, counts, bits) / 100_000
     if bits <= 8:
-        best = theory.best_uniform("gaussian", "midtread_full" if bits > 1 else "midrise", bits)[1]
-        assert theory.decibels(found / best) == pytest.approx(0, abs=0.02 if bits < 8 else 0.2)
+        best = distributions.best_uniform("gaussian", "midtread_full" if bits > 1 else "midrise", bits)[1]
+        assert distributions.decibels(found / best) == pytest.approx(0, abs=0.02 if bits < 8 else 0.2)
     else:  # nothing is clipped, so the model is exact
         assert found <= (values[-1] / (2 ** (bits - 1) - 0.5)) ** 2 / 12 * 1.02
 

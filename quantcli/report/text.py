@@ -117,6 +117,14 @@ def screenful(stream: TextIO | None = None) -> int:
     return (found[1] if found else 24) - 10
 
 
+def paragraph(text: str, stream: TextIO) -> None:
+    """Print a text in lines that fit the terminal, or 100 characters in a pipe."""
+    import textwrap
+
+    screen = terminal_size(stream)
+    stream.write(textwrap.fill(text, screen[0] if screen else 100, break_on_hyphens=False) + "\n")
+
+
 def show(table: Table, stream: TextIO, *, colour: bool) -> None:
     """Print a table: columns aligned; on a terminal cut to its width, in a pipe whole."""
     screen = terminal_size(stream)
