@@ -392,8 +392,10 @@ def test_signals_leave_nothing_behind(threads: int, number: signal.Signals, tmp_
     out.write_text("precious")
     # sha256 and numpy are slow: the signal arrives while there is still much to do.
     flags = ["--force", "--threads", threads, "--digest", "sha256"]
+    # Under nohup, where a test may run, SIGHUP is ignored: the tool respects that, so the child starts afresh.
     process = subprocess.Popen(command("quantize", source, "-o", out, *flags), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=environment(QUANTCLI_KERNELS="numpy"))
+                               stderr=subprocess.PIPE, env=environment(QUANTCLI_KERNELS="numpy"),
+                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     give_up = time.monotonic() + 20
     while not left_behind(tmp_path):
         assert process.poll() is None and time.monotonic() < give_up
