@@ -114,17 +114,27 @@ def round_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return rounded
 
 
+_FLOAT8 = {"F8_E4M3": (7, 3, 126), "F8_E5M2": (15, 2, 123)}
+"""Exponent bias, bits of the mantissa, code of the largest finite value."""
+
+
 def _round_float8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
     """Codes of the nearest 8-bit floats, ties to even; beyond the largest finite value the largest is kept."""
     import numpy as np
 
-    table = _float8_values(name)[:128].astype(np.float64)
-    finite = table[np.isfinite(table)]
-    magnitude = np.minimum(np.abs(values.astype(np.float64)), finite[-1])
-    above = np.clip(np.searchsorted(finite, magnitude), 1, len(finite) - 1)
-    low, high = magnitude - finite[above - 1], finite[above] - magnitude
-    code = np.where((high < low) | ((high == low) & (above % 2 == 0)), above, above - 1).astype(np.uint8)
-    signed: NDArray[np.uint8] = code | np.where(np.signbit(values), 0x80, 0).astype(np.uint8)
+    bias, mantissa, largest = _FLOAT8[name]
+    magnitude = np.abs(np.ascontiguousarray(values, np.float32))
+    spare = 23 - mantissa
+    bits = magnitude.view(np.uint32)
+    normal = (bits + np.uint32((1 << (spare - 1)) - 1) + ((bits >> np.uint32(spare)) & np.uint32(1))) >> np.uint32(
+        spare
+    )
+    with np.errstate(over="ignore"):  # only what is far from the small ones
+        small = np.rint(magnitude * np.float32(2.0 ** (bias - 1 + mantissa)))
+    least = np.float32(2.0 ** (1 - bias))
+    code = np.where(magnitude < least, np.minimum(small, 255).astype(np.uint32), normal - ((127 - bias) << mantissa))
+    signed: NDArray[np.uint8] = np.minimum(code, largest).astype(np.uint8)
+    signed |= np.signbit(values).astype(np.uint8) << np.uint8(7)
     return signed
 
 
