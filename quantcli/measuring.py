@@ -99,23 +99,22 @@ def against(
 
 
 def _check(model: Model, original: Model) -> None:
+    """Raise DataError with all that does not match: nothing is measured then."""
     if original.is_quantized:
         raise DataError("the original is quantized itself", place=[original.source.path])
+    found = []
     for name, tensor in model.items():
-        place = [original.source.path, printable(name)]
         if name not in original:
-            raise DataError("the original does not hold this tensor", place=place)
-        if original[name].shape != tensor.shape:
-            raise DataError(
-                f"its shape is {list(original[name].shape)}, in the quantized file {list(tensor.shape)}", place=place
-            )
-        if tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
-            raise DataError(f"its dtype is {original[name].dtype}", place=place)
-    extra = [name for name in original if name not in model]
-    if extra:
+            found.append(f"{printable(name)} is not in the original")
+        elif original[name].shape != tensor.shape:
+            found.append(f"{printable(name)} is {list(original[name].shape)} there and {list(tensor.shape)} here")
+        elif tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
+            found.append(f"{printable(name)} is {original[name].dtype} there")
+    found += [f"{printable(name)} is only in the original" for name in original if name not in model]
+    if found:
         raise DataError(
-            "the quantized file does not hold this tensor of the original",
-            place=[model.source.path, printable(extra[0])],
+            f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not match: {', '.join(found)}",
+            place=[model.source.path, original.source.path],
         )
 
 

@@ -5,8 +5,7 @@
       - {match: "*.down_proj", bits: 8, reason: sensitive}
       - {match: "re:.*layers\\.0\\..*", keep: true}
 
-The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top. Plain YAML
-only: no tags, no aliases or merge keys, no duplicate keys, every number written as a number.
+The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.patterns import compiled
+from quantcli.plain import LIMIT, mapping, plain
 from quantcli.plan import Rule
 from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
 
-LIMIT = 1 << 16
 _FIELDS = (
     "bits",
     "format",
@@ -54,17 +53,17 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     Raises UsageError or DataError with the line of what is wrong.
     """
     try:
-        return parse(_yaml(read_small(path, LIMIT), path), overrides or {})
+        return parse(plain(read_small(path, LIMIT), path), overrides or {})
     except QuantcliError as error:
         raise (error if error.place[:1] == [path] else UsageError(str(error), place=[path])) from None
 
 
 def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe a document of plain values describes."""
-    top = _mapping(document, "recipe", ("default", "rules"))
+    top = mapping(document, "recipe", ("default", "rules"))
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
-    given = _mapping(top.get("default", {}), "default", _FIELDS)
+    given = mapping(top.get("default", {}), "default", _FIELDS)
     asked = {**given, **overrides}
     default = _scheme(asked, "default")
     rules = top.get("rules", [])
@@ -74,7 +73,7 @@ def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
-    fields = _mapping(value, place, ("match", "keep", "reason", *_FIELDS))
+    fields = mapping(value, place, ("match", "keep", "reason", *_FIELDS))
     pattern, keep, reason = fields.pop("match", None), fields.pop("keep", False), fields.pop("reason", None)
     if not isinstance(pattern, str):
         raise UsageError("it needs a pattern", place=[place, "match"])
@@ -140,81 +139,3 @@ def levels(path: str) -> tuple[float, ...]:
     except (ValueError, TypeError, EOFError, OverflowError):
         raise UsageError("it is not a list of numbers", place=[path]) from None
     return tuple(sorted(found))
-
-
-def _mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UsageError("it is not a map of keys to values", place=[place])
-    for key in value:
-        if not isinstance(key, str) or key not in known:
-            import difflib
-
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UsageError(f"unknown key {printable(repr(key), 60)}", place=[place], hint=hint)
-    return dict(value)
-
-
-def _yaml(text: bytes, path: str) -> Any:
-    """Plain values of a YAML document. Raises DataError with line and column."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Without aliases and merge keys, and with duplicate keys refused."""
-
-        depth = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.get_mark())
-            self.depth += 1
-            if self.depth > 30:
-                raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            return node
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise yaml.MarkedYAMLError(problem="a key is not plain text", problem_mark=key.start_mark)
-                if key.tag == "tag:yaml.org,2002:merge":
-                    raise yaml.MarkedYAMLError(problem="merge keys are not allowed", problem_mark=key.start_mark)
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
-                seen.add(key.value)
-            return super().construct_mapping(node, deep=deep)
-
-    # YAML 1.1 reads 010 as 8 and 2:08 as 128; only numbers that look like numbers are numbers here.
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, expression) for tag, expression in found if not tag.endswith((":int", ":timestamp", ":merge"))]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    import re
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789")
-    )
-    Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"])
-    try:
-        decoded = text.decode("utf-8")
-    except UnicodeError:
-        raise DataError("it is not valid UTF-8", place=[path]) from None
-    try:
-        documents = list(yaml.load_all(decoded, Loader=Loader))  # a SafeLoader without its sharp edges
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-        raise DataError(printable(str(error.problem), 200), place=[path, where]) from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
-        raise DataError(
-            f"it is not plain YAML: {printable(str(error).splitlines()[0] if str(error) else '', 200)}", place=[path]
-        ) from None
-    if len(documents) != 1:
-        raise (
-            UsageError(f"it holds {len(documents)} documents instead of one", place=[path])
-            if documents
-            else UsageError("the recipe is empty", place=[path])
-        )
-    return documents[0]

@@ -107,7 +107,7 @@ BAD_REQUESTS: list[tuple[list[str], str]] = [
     (["quantize", ""], "empty file name"),
     (["quantize", "MODEL", "-o", "MODEL"], "same file"),
     (["dequantize", "MODEL", "--dtype", "int8"], "--dtype"),
-    (["report"], "missing argument 'SRC'"),
+    (["report"], "no file to report on; name one, or list models in quantcli.yaml"),
 ]  # fmt: skip
 
 

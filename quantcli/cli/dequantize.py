@@ -37,8 +37,7 @@ def command(
     debug: bool,
 ) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets."""
-    from quantcli import decoding, reading
-    from quantcli.report import text
+    from quantcli import decoding, reading, terminal
     from quantcli.stores.files import check_destination
 
     began = time.perf_counter()
@@ -71,7 +70,7 @@ def command(
     if as_json:
         options.print_json(document)
     elif not quiet:
-        line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {text.size(size)}"
+        line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {terminal.size(size)}"
         sys.stdout.write(printable(line, 2000) + "\n")
         sys.stdout.flush()
 

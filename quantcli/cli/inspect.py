@@ -12,8 +12,8 @@ from quantcli.cli import options
 
 if TYPE_CHECKING:
     from quantcli.reading import Model
-    from quantcli.report.text import Table
     from quantcli.statistics import Statistics
+    from quantcli.terminal import Table
 
 
 @click.command("inspect", short_help="Show what a file holds.")
@@ -71,18 +71,14 @@ def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> di
 
 
 def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, color: str, verbose: bool) -> None:
+    from quantcli import terminal
     from quantcli.errors import printable
-    from quantcli.report import text
 
     parameters = sum(t.stored.info.numel for t in model.values())
     nbytes = sum(f.size for f in model.source.files())
     kind = f", quantized by {model.documents[0].tool}" if model.documents else ""
-    sys.stdout.write(
-        printable(
-            f"{src}: {len(model):,} tensors, {text.count(parameters)} parameters, {text.size(nbytes)}{kind}", 2000
-        )
-        + "\n"
-    )
+    sizes = f"{terminal.count(parameters)} parameters, {terminal.size(nbytes)}"
+    sys.stdout.write(printable(f"{src}: {len(model):,} tensors, {sizes}{kind}", 2000) + "\n")
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     if metadata:
         shown = ", ".join(
@@ -92,34 +88,33 @@ def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, c
         sys.stdout.write(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}\n")
     sys.stdout.write("\n")
     table = _table(model, found)
-    text.show(table, sys.stdout, colour=text.wants_colour(sys.stdout, color))
+    terminal.show(table, sys.stdout, colour=terminal.wants_colour(sys.stdout, color))
 
 
 def _table(model: Model, found: dict[str, Statistics | None] | None) -> Table:
-    from quantcli import statistics
-    from quantcli.report import text
+    from quantcli import statistics, terminal
 
     values = found is not None
     columns = [
-        text.Column("tensor"),
-        text.Column("dtype", from_width=100 if values else 0),
-        text.Column("shape"),
-        text.Column("bytes", right=True, from_width=110 if values else 0),
+        terminal.Column("tensor"),
+        terminal.Column("dtype", from_width=100 if values else 0),
+        terminal.Column("shape"),
+        terminal.Column("bytes", right=True, from_width=110 if values else 0),
     ]
     if values:
         columns += [
-            text.Column("min", right=True),
-            text.Column("max", right=True),
-            text.Column("mean", right=True, from_width=90),
-            text.Column("std", right=True),
-            text.Column("outliers", right=True, from_width=120),
-            text.Column("histogram"),
+            terminal.Column("min", right=True),
+            terminal.Column("max", right=True),
+            terminal.Column("mean", right=True, from_width=90),
+            terminal.Column("std", right=True),
+            terminal.Column("outliers", right=True, from_width=120),
+            terminal.Column("histogram"),
         ]
-    table = text.Table(columns)
+    table = terminal.Table(columns)
     ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
     for name, tensor in model.items():
         scheme = f" {tensor.scheme.name}" if tensor.scheme else ""
-        cells = [name, tensor.dtype + scheme, text.shape(tensor.shape), text.size(tensor.stored.bytes_out)]
+        cells = [name, tensor.dtype + scheme, terminal.shape(tensor.shape), terminal.size(tensor.stored.bytes_out)]
         if found is not None:
             s = found[name]
             if s is None:
@@ -128,7 +123,7 @@ def _table(model: Model, found: dict[str, Statistics | None] | None) -> Table:
                 outliers = "-" if s.outlier_ratio is None else f"{100 * s.outlier_ratio:.2g} %"
                 bad = f" {s.nonfinite} not finite" if s.nonfinite else ""
                 cells += [
-                    *(text.number(v) for v in (s.min, s.max, s.mean, s.std)),
+                    *(terminal.number(v) for v in (s.min, s.max, s.mean, s.std)),
                     outliers,
                     statistics.sparkline(s.histogram, ascii_only=ascii_only) + bad,
                 ]

@@ -193,7 +193,10 @@ def command(
             )
     finally:
         source.close()
-    options.print_report(found, as_json=as_json, color=color, show_all=show_all, quiet=quiet)
+    if not quiet:
+        options.say_warnings(found)
+    if as_json or not quiet:
+        options.print_reports([found], "json" if as_json else "table", color=color, show_all=show_all)
 
 
 def _as_folder(source: Source, target: str) -> bool:

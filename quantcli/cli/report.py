@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli.cli import options
-from quantcli.errors import DataError, UsageError
+from quantcli.errors import DataError, QuantcliError, UsageError
 
 if TYPE_CHECKING:
+    from quantcli.config import Config
+    from quantcli.gates import Gates
+    from quantcli.report import RunReport
     from quantcli.theory import Theory
 
 
-@click.command("report", short_help="Tell what quantization cost.")
-@options.source
+@click.command("report", short_help="Tell what quantization cost, and gate it.")
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=str))
+@click.option(
+    "--files0-from",
+    metavar="LIST",
+    type=click.Path(path_type=str),
+    default=None,
+    help="Read file names from LIST, each ended by a NUL; - is standard input.",
+)
 @click.option(
     "--against",
     metavar="ORIGINAL",
@@ -23,6 +37,7 @@ if TYPE_CHECKING:
     default=None,
     help="Measure again, from the stored codes, against the original weights.",
 )
+@options.gates
 @click.option(
     "--theory",
     is_flag=True,
@@ -30,65 +45,140 @@ if TYPE_CHECKING:
 )
 @click.option("--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.")
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@options.renderings
 @options.threads
 @options.talk
 def command(
-    src: str,
+    files: tuple[str, ...],
+    files0_from: str | None,
     against: str | None,
+    baseline: str | None,
+    config: str | None,
     theory: bool,
     ignore_digest: bool,
     show_all: bool,
+    format_: str | None,
+    outputs: tuple[tuple[str, str], ...],
     threads: int | None,
     as_json: bool,
     color: str,
     verbose: bool,
     quiet: bool,
     debug: bool,
+    **limits: Any,
 ) -> None:
-    """Tell what quantization cost, tensor by tensor, from the metrics in SRC's header or against ORIGINAL."""
-    from quantcli import measuring, reading, report
+    """Tell what quantization cost, tensor by tensor, from the metrics in each FILE's header or against ORIGINAL.
+
+    With gates (--min-sqnr and so on, or in quantcli.yaml) the exit code is 0 when all are passed, 1 when one is not,
+    and 2 when something could not be measured. Without FILE, the models listed in quantcli.yaml are reported on.
+    """
+    rendering = options.rendering(format_, as_json)
+    found = _config(config)
+    gates = options.gates_of(limits)
+    jobs = _jobs([*files, *_listed(files0_from)], found, against, baseline, gates)
+    if theory and any(job.against is None for job in jobs):
+        raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
+    reports = []
+    for job in jobs:
+        try:
+            reports.append(_report(job, theory, ignore_digest, options.thread_count(threads), quiet))
+        except QuantcliError as error:
+            raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
+    options.finish(reports, rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A file to report on."""
+
+    file: str
+    against: str | None
+    baseline: str | None
+    gates: Gates
+
+
+def _config(path: str | None) -> Config | None:
+    from quantcli import config
+
+    if path is None and not os.path.exists(config.NAME):
+        return None
+    return config.load(path or config.NAME)
+
+
+def _listed(path: str | None) -> list[str]:
+    """Names from a file or standard input, each ended by a NUL."""
+    if path is None:
+        return []
+    from quantcli.stores.files import read_small
+
+    raw = sys.stdin.buffer.read(1 << 24) if path == "-" else read_small(path, 1 << 24)
+    return [os.fsdecode(name) for name in raw.split(b"\0") if name]
+
+
+def _jobs(
+    files: Sequence[str], found: Config | None, against: str | None, baseline: str | None, gates: Gates
+) -> list[_Job]:
+    """What to report on: the files named, with what the configuration says of them, or all it lists."""
+    known = {os.path.realpath(entry.file): entry for entry in found.models} if found is not None else {}
+    if not files:
+        files = [entry.file for entry in known.values()]
+    if not files:
+        raise UsageError("no file to report on", hint="name one, or list models in quantcli.yaml")
+    jobs = []
+    for file in files:
+        entry = known.get(os.path.realpath(file))
+        below = entry.gates if entry is not None else found.gates if found is not None else None
+        jobs.append(
+            _Job(
+                file=file,
+                against=against or (entry.against if entry else None),
+                baseline=baseline or (entry.baseline if entry else None),
+                gates=gates.over(below) if below is not None else gates,
+            )
+        )
+    return jobs
+
+
+def _report(job: _Job, theory: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
+    """The report on one file, judged."""
+    from quantcli import baseline, gates, measuring, reading, report
 
     began = time.perf_counter()
-    if theory and against is None:
-        raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
+    before = baseline.load(job.baseline, job.file) if job.baseline is not None else None
     known: list[Theory | None] | None = None
-    with reading.open(src) as model:
+    with reading.open(job.file) as model:
         if not model.is_quantized:
             raise DataError(
                 "this file was not quantized by quantcli, so there is nothing to report",
-                place=[src],
+                place=[job.file],
                 hint="quantize it first; inspect shows any file",
             )
         stored = reading.stored_tensors(model)
         metrics = [s.metrics for s in stored]
         bytes_out = sum(f.size for f in model.source.files())
         bytes_in = sum(d.source_bytes for d in model.documents)
-        if against is not None:
-            with reading.open(against) as original, options.bar("measuring", quiet=quiet) as bar:
+        if job.against is not None:
+            with reading.open(job.against) as original, options.bar("measuring", quiet=quiet) as bar:
                 metrics = measuring.against(
-                    model,
-                    original,
-                    threads=options.thread_count(threads),
-                    check_digests=not ignore_digest,
-                    progress=bar,
+                    model, original, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
                 if theory:
                     from quantcli import examining
 
-                    known = examining.examine(
-                        model, original, metrics, threads=options.thread_count(threads), progress=bar
-                    )
+                    known = examining.examine(model, original, metrics, threads=threads, progress=bar)
     found = report.of_stored(
         stored,
         metrics,
-        source=against or src,
-        output=src if against else None,
+        source=job.against or job.file,
+        output=job.file if job.against else None,
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         seconds=time.perf_counter() - began,
         theory=known,
     )
-    options.print_report(found, as_json=as_json, color=color, show_all=show_all, quiet=quiet and not as_json)
+    if before is not None:
+        found = replace(found, comparison=gates.compare(found.tensors, before, job.baseline or ""))
+    return gates.judged(found, job.gates, before)
 
 
 PROVIDES = command

@@ -22,6 +22,18 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """How weights lie on their grid. Weights are divided by their scale (a zero point taken off), so the grid is the
+    same for all groups: `levels`, ascending. counts: of equal bins from low to high; what lies beyond is in the outer
+    ones."""
+
+    low: float
+    high: float
+    counts: list[int]
+    levels: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
     """One tensor. Errors are None for kept tensors (and where nothing was measured); `sqnr_db` is None and `exact`
     True when every weight is decoded to itself, for JSON has no infinity."""
@@ -54,6 +66,7 @@ class TensorReport:
     bytes_out: int
     digest: str | None
     theory: Theory | None = None
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +93,70 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GateFailure:
+    """A tensor that does not pass a gate. value: as measured; None where nothing was, or where an exact tensor no
+    longer is one."""
+
+    tensor: str
+    value: float | None
+    limit: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """One gate: its limit, what was measured (the worst tensor's value for gates on tensors, None where all were exact
+    or nothing was measured), and the tensors that do not pass, worst first."""
+
+    gate: str
+    limit: float
+    value: float | None
+    passed: bool
+    message: str
+    failures: list[GateFailure] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A tensor in the baseline and now; delta_db: None where one of the two is exact or was not measured."""
+
+    tensor: str
+    before_db: float | None
+    after_db: float | None
+    delta_db: float | None
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What changed since a baseline: tensors that lost, worst first, then those that gained; new and vanished ones.
+    before and after name the scheme, or why the tensor was kept."""
+
+    baseline: str
+    changes: list[Change]
+    new: list[str]
+    vanished: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A report on one output."""
+    """A report on one output; passed: whether all gates were, None without gates."""
 
     command: str
     source: str
     output: str | None
+    passed: bool | None = None
     summary: Summary
+    gates: list[GateResult] = field(default_factory=list)
     tensors: list[TensorReport]
+    comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The file it is about."""
+        return self.output or self.source
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first; all numbers finite."""

@@ -1,13 +1,16 @@
-"""A report for people: a header with what matters most, then a row per tensor, worst SQNR first."""
+"""For people: a header with what matters most, gates, what changed, then a row per tensor, worst SQNR first."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TextIO
 
+from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.report import RunReport, TensorReport
-from quantcli.report import text as t
+from quantcli.gates import shown
+from quantcli.renderings import Look, Rendering
+from quantcli.report import Comparison, GateResult, RunReport, TensorReport
 
 LEGEND = (
     "model: step^2/12 and what clipping cuts off, clipping being its share of the error; uniform, Lloyd-Max: the best "
@@ -58,13 +61,63 @@ def _rest(rows: list[TensorReport]) -> str:
     return f"and {len(rows)} more: {', '.join(parts)}; --all shows them"
 
 
-def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
-    """Print the report; at most `limit` tensors, the rest summed up in one line."""
+def _gate_line(gate: GateResult, colour: bool) -> str:
+    word, code = ("passed", 32) if gate.passed else ("FAILED", 31)
+    mark = f"\x1b[{code}m{word}\x1b[0m" if colour else word
+    return f"{mark}  {gate.gate.replace('_', '-')} {shown(gate.gate, gate.limit)}: {gate.message}"
+
+
+def _comparison(found: Comparison, stream: TextIO, *, colour: bool, limit: int | None) -> None:
+    """What changed since the baseline, most lost first."""
+    counts = f"{len(found.changes)} changed, {len(found.new)} new, {len(found.vanished)} vanished"
+    stream.write(f"\nagainst {printable(found.baseline, 200)}: {counts}\n")
+    for what, names in (("new", found.new), ("vanished", found.vanished)):
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 and limit is not None else ""
+            shown_names = names if limit is None else names[:10]
+            stream.write(f"{what}: {', '.join(printable(n) for n in shown_names)}{more}\n")
+    if not found.changes:
+        return
+    table = t.Table(
+        [
+            t.Column("changed"),
+            t.Column("before", from_width=70),
+            t.Column("dB", right=True),
+            t.Column("now", from_width=70),
+            t.Column("dB", right=True),
+            t.Column("change", right=True),
+        ]
+    )
+    for c in found.changes if limit is None else found.changes[: max(5, limit // 2)]:
+        delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f}"
+        lost = c.after_db is not None and (c.delta_db is None or c.delta_db < 0)
+        before, after = (t.decibels(v, v is None) for v in (c.before_db, c.after_db))
+        table.add(c.tensor, c.before, before, c.after, after, delta, style="yellow" if lost else "")
+    t.show(table, stream, colour=colour)
+    if len(table.rows) < len(found.changes):
+        stream.write(f"and {len(found.changes) - len(table.rows)} more changes; --all shows them\n")
+
+
+def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+    """Print the reports one after another."""
+    for number, report in enumerate(reports):
+        if number:
+            stream.write("\n\n")
+        _report(report, stream, colour=look.colour, limit=look.limit)
+
+
+def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
+    """One report; at most `limit` tensors, the rest summed up in one line."""
     lines = _headline(report)
     stream.write(f"\x1b[1m{lines[0]}\x1b[0m\n" if colour else lines[0] + "\n")
-    stream.write("\n".join(lines[1:]) + "\n\n")
+    stream.write("\n".join(lines[1:]) + "\n")
+    if report.gates:
+        stream.write("\n" + "\n".join(_gate_line(g, colour) for g in report.gates) + "\n")
+    if report.comparison is not None:
+        _comparison(report.comparison, stream, colour=colour, limit=limit)
+    stream.write("\n")
     rows = sorted(report.tensors, key=_worst_first)
-    shown = rows if limit is None or len(rows) <= limit else rows[: max(1, limit)]
+    shown_rows = rows if limit is None or len(rows) <= limit else rows[: max(1, limit)]
     table = t.Table(
         [
             t.Column("tensor"),
@@ -78,7 +131,7 @@ def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None
             t.Column("note", from_width=130),
         ]
     )
-    for r in shown:
+    for r in shown_rows:
         clipped = "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"
         table.add(
             r.name,
@@ -93,11 +146,11 @@ def render(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None
             style=_style(r),
         )
     t.show(table, stream, colour=colour)
-    if len(shown) < len(rows):
-        stream.write(_rest(rows[len(shown) :]) + "\n")
+    if len(shown_rows) < len(rows):
+        stream.write(_rest(rows[len(shown_rows) :]) + "\n")
     if any(r.theory is not None for r in rows):
         stream.write("\n")
-        t.show(_theory(shown), stream, colour=colour)
+        t.show(_theory(shown_rows), stream, colour=colour)
         stream.write("\n")
         t.paragraph(LEGEND, stream)
 
@@ -135,3 +188,6 @@ def _theory(rows: list[TensorReport]) -> t.Table:
             t.size(h.saving_bytes),
         )
     return table
+
+
+PROVIDES = Rendering(summary="tables for people", render=render)

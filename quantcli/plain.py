@@ -1,0 +1,89 @@
+"""Plain YAML: no tags, no aliases or merge keys, no duplicate keys, every number written as a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantcli.errors import DataError, UsageError, printable
+
+LIMIT = 1 << 16
+"""Bytes a recipe or configuration may have."""
+
+
+def mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of a map whose keys are all known. Raises UsageError for another one, with near misses."""
+    if not isinstance(value, dict):
+        raise UsageError("it is not a map of keys to values", place=[place])
+    for key in value:
+        if not isinstance(key, str) or key not in known:
+            import difflib
+
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"unknown key {printable(repr(key), 60)}", place=[place], hint=hint)
+    return dict(value)
+
+
+def plain(text: bytes, path: str) -> Any:
+    """Plain values of a YAML document. Raises DataError with line and column, UsageError where there is none."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without aliases and merge keys, and with duplicate keys refused."""
+
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.get_mark())
+            self.depth += 1
+            if self.depth > 30:
+                raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.MarkedYAMLError(problem="a key is not plain text", problem_mark=key.start_mark)
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise yaml.MarkedYAMLError(problem="merge keys are not allowed", problem_mark=key.start_mark)
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep=deep)
+
+    # YAML 1.1 reads 010 as 8 and 2:08 as 128; only numbers that look like numbers are numbers here.
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, expression) for tag, expression in found if not tag.endswith((":int", ":timestamp", ":merge"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    import re
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789")
+    )
+    Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"])
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeError:
+        raise DataError("it is not valid UTF-8", place=[path]) from None
+    try:
+        documents = list(yaml.load_all(decoded, Loader=Loader))  # a SafeLoader without its sharp edges
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
+        raise DataError(printable(str(error.problem), 200), place=[path, where]) from None
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
+        raise DataError(
+            f"it is not plain YAML: {printable(str(error).splitlines()[0] if str(error) else '', 200)}", place=[path]
+        ) from None
+    if len(documents) != 1:
+        raise (
+            UsageError(f"it holds {len(documents)} documents instead of one", place=[path])
+            if documents
+            else UsageError("it is empty", place=[path])
+        )
+    return documents[0]

@@ -1,0 +1,41 @@
+"""Comma-separated values: a row per tensor, a header row, numbers as Python prints them (RFC 4180, lines end in LF)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from typing import TextIO
+
+from quantcli.errors import printable
+from quantcli.renderings import Look, Rendering
+from quantcli.report import RunReport
+
+COLUMNS = (
+    "name", "dtype", "shape", "disposition", "reason", "note", "scheme", "bits", "format", "granularity", "group_size",
+    "symmetric", "calibration", "rounding", "mse", "nmse", "sqnr_db", "exact", "max_abs_error", "clipped_fraction",
+    "bits_per_weight", "bytes_in", "bytes_out",
+)  # fmt: skip
+
+
+def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+    """Write the rows; `failed` names the gates a tensor does not pass."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["file", *COLUMNS, "failed"])
+    for report in reports:
+        failed: dict[str, list[str]] = {}
+        for gate in report.gates:
+            for failure in gate.failures:
+                failed.setdefault(failure.tensor, []).append(gate.gate)
+        for tensor in report.tensors:
+            cells = [getattr(tensor, column) for column in COLUMNS]
+            row = [report.name, *(_cell(v) for v in cells), " ".join(failed.get(tensor.name, []))]
+            writer.writerow([printable(v, 100_000) if isinstance(v, str) else v for v in row])
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else value
+
+
+PROVIDES = Rendering(summary="a row per tensor", render=render)

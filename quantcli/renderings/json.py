@@ -1,0 +1,30 @@
+"""One JSON document: a report, or several in `reports`. Its schema is `report.schema.json` beside this file; the
+document of one report is a valid `--baseline`. Strict JSON, names escaped to ASCII, no infinities."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TextIO
+
+from quantcli.renderings import Look, Rendering, verdict
+from quantcli.report import SCHEMA_VERSION, RunReport
+
+
+def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+    """Write the document."""
+    documents = [report.as_dict() for report in reports]
+    if len(documents) == 1:
+        whole = documents[0]
+    else:
+        whole = {
+            "schema_version": SCHEMA_VERSION,
+            "command": reports[0].command if reports else "report",
+            "passed": verdict(reports),
+            "reports": documents,
+        }
+    json.dump(whole, stream, indent=1, allow_nan=False)
+    stream.write("\n")
+
+
+PROVIDES = Rendering(summary="one JSON document", render=render)
