@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,39 @@ from quantcli.codes import clipped, code_grid, spread_out
 from quantcli.dtypes import DTYPES
 from quantcli.fitting import as_tile
 from quantcli.grouping import TileSpan
-from quantcli.kernels import BINARY, LEVELS, CodeGrid, QuantParams, numpy_kernels
+from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_kernels
 from quantcli.metrics import Metrics
 from quantcli.pipeline import Progress
 from quantcli.reading import Model, Tensor
+from quantcli.scheme import Scheme
 from quantcli.theory import Parts, Theory
 from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+BINS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """How weights lie on their grid: weights over their scale, in units of a step (affine: with the zero point added),
+    so that all groups share one grid. counts: of equal bins from low to high, the outer ones hold what lies beyond;
+    levels: what the codes stand for, ascending, none beyond 8 bits."""
+
+    low: float
+    high: float
+    counts: list[int]
+    levels: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """What a second look at a tensor told; no histogram where every row has levels of its own."""
+
+    theory: Theory
+    histogram: Histogram | None
 
 
 class _Look:
@@ -33,18 +58,20 @@ class _Look:
         assert tensor.scheme is not None
         self.codes = np.zeros(1 << tensor.scheme.bits, np.int64)
         self.parts: dict[int, Parts] = {}
+        self.bins: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.levels: NDArray[np.float64] | None = None
         self.histogram: dict[str, Any] | None = None
         self.lock = threading.Lock()
 
 
 def examine(
     model: Model, original: Model, metrics: list[Metrics | None], *, threads: int, progress: Progress | None
-) -> list[Theory | None]:
-    """Theory of every tensor of a quantized model, None for kept ones; metrics: what was measured."""
+) -> list[Examined | None]:
+    """A second look at every tensor of a quantized model, None for kept ones; metrics: what was measured."""
     measured = dict(zip(model, metrics))
     wanted = [name for name, tensor in model.items() if tensor.scheme is not None and measured[name] is not None]
     looks: dict[str, _Look] = {}
-    known: dict[str, Theory] = {}
+    known: dict[str, Examined] = {}
     if progress is not None:
         progress.start(sum(model[name].stored.info.nbytes for name in wanted))
 
@@ -65,7 +92,7 @@ def examine(
         if complete:  # here, so that at no time more histograms exist than tensors being read
             found = measured[name]
             assert found is not None
-            known[name] = _theory(model[name], look, found)
+            known[name] = Examined(theory=_theory(model[name], look, found), histogram=_histogram_of(look))
         if progress is not None:
             progress.advance(nbytes)
 
@@ -86,11 +113,56 @@ def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: in
     x = numpy_kernels.floats(tile)
     beyond = clipped(x, params, grid, tile.group)
     parts = theory.split(x, tensor.decoded(span), beyond, _steps(codes, params, grid, x, tile.group))
+    levels = _levels(scheme, params)
+    bins = _bins(_on_grid(x, params, grid, tile.group), levels) if levels is not None else 0
     with look.lock:
         look.codes += counts
+        look.bins += bins
+        look.levels = levels
         look.parts[index] = parts
         look.histogram = _histogram.observe(kernels.load(), tile, "tensor", look.histogram)
     return len(raw)
+
+
+def _levels(scheme: Scheme, params: QuantParams) -> NDArray[np.float64] | None:
+    """What the codes of a tensor stand for, ascending, in units of the scale; None where rows differ."""
+    grid = code_grid(scheme)
+    if grid.mode == LEVELS:
+        assert params.codebook is not None
+        return params.codebook.sorted[0].astype(np.float64) if params.codebook.tables == 1 else None
+    if grid.mode == BINARY:
+        return np.array([-1.0, 1.0])
+    first = grid.umin - (grid.zero if scheme.symmetric else 0)
+    return np.arange(first, first + grid.umax - grid.umin + 1, dtype=np.float64) + (0.5 if grid.midrise else 0.0)
+
+
+def _range(levels: NDArray[np.float64]) -> tuple[float, float]:
+    """What the bins cover: the levels and a step more on either side, a sixteenth of the range at least."""
+    spare = max((levels[-1] - levels[0]) / 16, (levels[-1] - levels[0]) / max(len(levels) - 1, 1))
+    return float(levels[0] - spare), float(levels[-1] + spare)
+
+
+def _on_grid(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -> NDArray[Any]:
+    """Weights in units of their grid."""
+    scale = spread_out(params.scale, x, group)
+    scale = np.where(scale == 0, np.float32(1), scale)
+    zero = np.float32(0) if params.zero is None else spread_out(params.zero, x, group)
+    placed: NDArray[Any] = (x - zero) / scale if grid.mode == OFFSET else x / scale + zero
+    return placed
+
+
+def _bins(placed: NDArray[Any], levels: NDArray[np.float64]) -> NDArray[np.int64]:
+    low, high = _range(levels)
+    at = np.clip((placed - np.float32(low)) * np.float32(BINS / (high - low)), 0, BINS - 1)
+    return np.bincount(at.astype(np.int64).ravel(), minlength=BINS)
+
+
+def _histogram_of(look: _Look) -> Histogram | None:
+    if look.levels is None:
+        return None
+    low, high = _range(look.levels)
+    shown = look.levels.tolist() if len(look.levels) <= 256 else []
+    return Histogram(low=low, high=high, counts=look.bins.tolist(), levels=shown)
 
 
 def _steps(

@@ -19,7 +19,7 @@ from quantcli import container, core, digest, kernels, packing
 from quantcli import metrics as metric
 from quantcli.container import Result
 from quantcli.dtypes import DTYPES, from_float32
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.fitting import Misfit, NotFinite, Trials, read_span, span_bytes
 from quantcli.grouping import Layout, TileSpan
 from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
@@ -181,7 +181,13 @@ class _Run:
         self.source.read(job.plan.info.name, start, block)
         self._digest(job, start, block)
         self._write(job, 0, start, block)
+        self._passed(job, start, size)
         return self._done(job, size)
+
+    def _passed(self, job: _Job, start: int, size: int) -> None:
+        """These bytes are done with, unless all are read once more for SHA-256."""
+        if self.options.digest != "sha256":
+            self.source.passed(job.plan.info.name, start, size)
 
     def _shape(self, job: _Job) -> list[Task] | None:
         self._write(job, -1, 0, np.array(job.plan.info.shape, "<i8").data.cast("B"))
@@ -230,16 +236,20 @@ class _Run:
             return None
         if self.amendments:  # this pass only looks for further tensors to plan anew
             return self._done(job, len(raw))
-        self._digest(job, (span.row * plan.cols + span.col) * DTYPES[job.plan.info.dtype].bits // 8, raw.data)
+        start = (span.row * plan.cols + span.col) * DTYPES[job.plan.info.dtype].bits // 8
+        self._digest(job, start, raw.data)
         job.sums[index] = sums, span.rows * span.cols
         job.rival[index] = trials.rival_error(self.table, tile, span)
         at = span.row * row_bytes(plan.cols, scheme.bits) + span.col * scheme.bits // 8
         self._write(job, 0, at, packed.data)
         if trials.chosen.whole is None:
             self._write_params(job, params, span.row, span.col // plan.group)
+        self._passed(job, start, len(raw))
         return self._done(job, len(raw))
 
     def _amend(self, job: _Job, found: Exception) -> None:
+        if is_stream(self.source):
+            raise self._from_a_stream(job, isinstance(found, NotFinite))
         if isinstance(found, NotFinite):
             self._nonfinite(job)
         else:
@@ -285,6 +295,7 @@ class _Run:
         found = job.chunks.hexdigest() if job.chunks is not None else job.sha256
         chosen = job.trials.chosen.scheme if job.trials is not None else None
         self.results[job.plan.info.name] = Result(metrics, found, chosen, self._minmax_sse(job))
+        self.source.passed(job.plan.info.name, 0, job.plan.info.nbytes)
         self.source.release(job.plan.info.name)
         return None
 
@@ -295,6 +306,16 @@ class _Run:
             return None
         errors = [e for e in job.rival if e is not None]
         return sum(errors) if job.rival and len(errors) == len(job.rival) else job.trials.minmax_sse
+
+    def _from_a_stream(self, job: _Job, nonfinite: bool) -> QuantcliError:
+        """The error for what takes a second look at a whole file."""
+        place = [self.source.path, printable(job.plan.info.name)]
+        if not nonfinite:
+            hint = "use --scale-dtype float32, or name a file"
+            return DataError(f"{job.plan.scale_dtype} does not hold its scales", place=place, hint=hint)
+        keep = self.options.keep_nonfinite
+        hint = "name a file: from a pipe the plan cannot be changed any more" if keep else "name a file to see where"
+        return DataError("it holds NaN or infinity", place=place, hint=hint)
 
     def _misfit(self, job: _Job) -> None:
         assert job.plan.scheme is not None
@@ -344,6 +365,30 @@ def file_layout(source: Source, plan: Plan, metadata: Mapping[str, str], digest_
     return lay_out(outputs, {"format": "pt", **metadata, container.KEY: document})
 
 
+def interrupt(source: Source) -> None:
+    """Let reads that wait for data fail."""
+    for file in source.files():
+        file.interrupt()
+
+
+def is_stream(source: Source) -> bool:
+    """Whether it can be read only once, in order."""
+    return any(file.once for file in source.files())
+
+
+def held_whole(source: Source, plan: Plan, digest_kind: str) -> list[TensorPlan]:
+    """The tensors of a stream that must be in memory whole, because they are looked at more than once."""
+    if not is_stream(source):
+        return []
+    return [t for t in plan.tensors if digest_kind == "sha256" or (t.scheme is not None and _passes(t))]
+
+
+def _passes(tensor: TensorPlan) -> bool:
+    """Whether parameters take a pass of their own."""
+    assert tensor.scheme is not None and tensor.layout is not None
+    return bool(Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=tensor.scheme.rival).spans)
+
+
 def _size(source: Source) -> int:
     return sum(file.size for file in source.files())
 
@@ -361,7 +406,7 @@ def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, op
             if options.progress is not None:
                 options.progress.start(sum(t.info.nbytes for t in plan.tensors))
             run = _Run(source, plan, places, out, options)
-            Crew(run.tasks(), options.threads).run()
+            Crew(run.tasks(), options.threads, lambda: interrupt(source)).run()
             if run.amendments:
                 plan = plan.amended(run.amendments)
                 check(plan)

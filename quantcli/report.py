@@ -16,21 +16,10 @@ from quantcli.scheme import Scheme
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
+    from quantcli.examining import Examined, Histogram
     from quantcli.theory import Theory
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """How weights lie on their grid. Weights are divided by their scale (a zero point taken off), so the grid is the
-    same for all groups: `levels`, ascending. counts: of equal bins from low to high; what lies beyond is in the outer
-    ones."""
-
-    low: float
-    high: float
-    counts: list[int]
-    levels: list[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +163,7 @@ def tensor_report(
     metrics: Metrics | None,
     minmax_sse: float | None,
     digest: str | None,
-    theory: Theory | None = None,
+    examined: Examined | None = None,
 ) -> TensorReport:
     """The report of one tensor."""
     m = metrics
@@ -207,7 +196,8 @@ def tensor_report(
         bytes_in=info.nbytes,
         bytes_out=bytes_out,
         digest=digest,
-        theory=theory,
+        theory=examined.theory if examined else None,
+        histogram=examined.histogram if examined else None,
     )
 
 
@@ -348,7 +338,7 @@ def of_stored(
     bytes_in: int,
     bytes_out: int,
     seconds: float | None,
-    theory: Sequence[Theory | None] | None = None,
+    examined: Sequence[Examined | None] | None = None,
 ) -> RunReport:
     """The report on a quantized file."""
     tensors = [
@@ -362,9 +352,9 @@ def of_stored(
             metrics=m,
             minmax_sse=s.minmax_sse,
             digest=s.digest,
-            theory=t,
+            examined=e,
         )
-        for s, m, t in zip(stored, metrics, theory or [None] * len(stored))
+        for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
     ]
     return RunReport(
         command="report",

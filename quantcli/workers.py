@@ -22,7 +22,8 @@ def default_threads() -> int:
 class Crew:
     """Runs tasks on some threads; the earliest task's error is the one that is raised."""
 
-    def __init__(self, tasks: Iterable[Task], threads: int) -> None:
+    def __init__(self, tasks: Iterable[Task], threads: int, stopped: Callable[[], None] = lambda: None) -> None:
+        """stopped: called when the rest is given up, so that tasks which wait for something can end."""
         self._source: Iterator[Task] = iter(tasks)
         self._urgent: deque[tuple[int, Task]] = deque()
         self._ready = threading.Condition()
@@ -31,6 +32,7 @@ class Crew:
         self._stop = False
         self._errors: list[tuple[int, BaseException]] = []
         self._threads = threads
+        self._stopped = stopped
 
     def run(self) -> None:
         """Do everything. On KeyboardInterrupt the running tasks are let finish, the others dropped."""
@@ -57,6 +59,7 @@ class Crew:
         with self._ready:
             self._stop = True
             self._ready.notify_all()
+        self._stopped()
 
     def _next(self) -> tuple[int, Task] | None:
         with self._ready:

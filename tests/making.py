@@ -186,6 +186,15 @@ def run_process(*arguments: object, cwd: Path | None = None, **changes: str) -> 
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+def sparse_model(path: Path, gigabytes: float) -> Path:
+    """A model of holes: as much work as a full one, without the disk."""
+    rows = int(gigabytes * 1e9 / 4 / 4096)
+    header = raw_file({"w": {"dtype": "F32", "shape": [rows, 4096], "data_offsets": [0, rows * 4096 * 4]}})
+    path.write_bytes(header)
+    os.truncate(path, len(header) + rows * 4096 * 4)
+    return path
+
+
 def one_line(ran: Ran, code: int) -> str:
     """The one line of an error. Asserts the contract of every refusal: exit code, one line, no traceback."""
     assert ran.code == code, ran

@@ -23,6 +23,7 @@ from making import (
     run,
     run_process,
     save,
+    sparse_model,
 )
 from strategies import gaussian
 
@@ -102,8 +103,8 @@ BAD_REQUESTS: list[tuple[list[str], str]] = [
     (["quantize", "MODEL", "--include", "re:(a+)+"], "use a simpler expression"),
     (["quantize", "MODEL", "--include", ""], "--include"),
     (["quantize", "MODEL", "-o", ""], "empty file name"),
-    (["quantize", "MODEL", "-o", "-"], "standard input and output are not supported"),
-    (["quantize", "-"], "standard input and output are not supported"),
+    (["quantize", "MODEL", "-o", "-", "--json"], "standard output is for the file"),
+    (["quantize", "-"], "the output needs a name"),
     (["quantize", ""], "empty file name"),
     (["quantize", "MODEL", "-o", "MODEL"], "same file"),
     (["dequantize", "MODEL", "--dtype", "int8"], "--dtype"),
@@ -372,15 +373,6 @@ def test_a_closed_pipe_is_quiet(flags: list[str], tmp_path: Path) -> None:
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------
-
-
-def sparse_model(path: Path, gigabytes: float) -> Path:
-    """A model of holes: as much work as a full one, without the disk."""
-    rows = int(gigabytes * 1e9 / 4 / 4096)
-    header = raw_file({"w": {"dtype": "F32", "shape": [rows, 4096], "data_offsets": [0, rows * 4096 * 4]}})
-    path.write_bytes(header)
-    os.truncate(path, len(header) + rows * 4096 * 4)
-    return path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)

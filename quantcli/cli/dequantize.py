@@ -41,11 +41,12 @@ def command(
     from quantcli.stores.files import check_destination
 
     began = time.perf_counter()
-    with reading.open(src) as model:
+    with options.standard_output(output, as_json) as named, reading.open(src) as model:
+        reading.need_file(model, "dequantizing")
         if not model.is_quantized:
             raise DataError("this file was not quantized by quantcli", place=[src])
         stem, _ = os.path.splitext(os.path.normpath(src))
-        target = output or f"{stem}-dequantized.safetensors"
+        target = named or f"{stem if src != '-' else 'model'}-dequantized.safetensors"
         real = check_destination(target, force=force, sources=list(model.source.files()))
         with options.bar(os.path.basename(target), quiet=quiet) as bar:
             size = decoding.write(
@@ -69,7 +70,7 @@ def command(
         }
     if as_json:
         options.print_json(document)
-    elif not quiet:
+    elif not quiet and output != "-":
         line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {terminal.size(size)}"
         sys.stdout.write(printable(line, 2000) + "\n")
         sys.stdout.flush()

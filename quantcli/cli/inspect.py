@@ -20,19 +20,45 @@ if TYPE_CHECKING:
 @options.source
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, standard deviation, outliers, histogram.")
 @options.talk
-def command(src: str, stats: bool, as_json: bool, color: str, verbose: bool, quiet: bool, debug: bool) -> None:
+@click.option("--names", is_flag=True, help="Print bare names, a line each.")
+@click.option("-0", "--null", is_flag=True, help="With --names: end each by a NUL instead, for xargs -0.")
+def command(
+    src: str,
+    stats: bool,
+    names: bool,
+    null: bool,
+    as_json: bool,
+    color: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
     """Show the tensors of SRC, float or quantized: names, types, shapes, bytes, and with --stats their values.
 
     Outliers are the share of values farther than 4 standard deviations from the mean.
     """
     from quantcli import reading
+    from quantcli.errors import UsageError, printable
 
+    if (names and (as_json or stats)) or (null and not names):
+        raise UsageError("names are printed alone", place=["--names" if names else "--null"])
     with reading.open(src) as model:
+        if not stats:
+            model.source.check_unchanged()  # a pipe to its end
+        if names:
+            for name in model:
+                sys.stdout.write(name + "\0" if null else printable(name, 100_000) + "\n")
+            sys.stdout.flush()
+            return
         found: dict[str, Statistics | None] = {}
         if stats:
             from quantcli import statistics
 
-            found = {name: statistics.of(tensor) for name, tensor in model.items()}
+            if model.is_quantized:
+                reading.need_file(model, "decoding")
+            for name, tensor in model.items():
+                found[name] = statistics.of(tensor)
+                model.source.passed(name, 0, tensor.stored.info.nbytes)
         if as_json:
             options.print_json(_document(src, model, found))
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -34,18 +36,41 @@ def source(command: F) -> F:
 
 
 def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value == "-":
-        raise click.BadParameter("'-': standard input and output are not supported, name a file", param=parameter)
     if value is not None and not value:
         raise click.BadParameter("'': an empty file name", param=parameter)
     return value
+
+
+@contextlib.contextmanager
+def standard_output(output: str | None, as_json: bool) -> Iterator[str | None]:
+    """Where to write: `output`, or for - a temporary file that goes to standard output at the end.
+
+    Raises UsageError when standard output is a terminal or wanted for JSON too.
+    """
+    if output != "-":
+        yield output
+        return
+    from quantcli.stores import standard
+
+    if as_json:
+        raise UsageError("standard output is for the file", place=["--json"], hint="name a file with -o")
+    standard.check_output()
+    with tempfile.TemporaryDirectory(prefix="quantcli-") as folder:
+        path = os.path.join(folder, "output.safetensors")
+        yield path
+        standard.send(path)
 
 
 def output(command: F) -> F:
     """-o and --force."""
     command = click.option("--force", is_flag=True, help="Replace an existing output.")(command)
     return click.option(
-        "-o", "--output", metavar="FILE", type=click.Path(path_type=str), callback=_file, help="The file to write."
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=click.Path(path_type=str),
+        callback=_file,
+        help="The file to write; - is standard output.",
     )(command)
 
 

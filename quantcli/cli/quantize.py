@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from quantcli.checkpoints import WrittenFolder
     from quantcli.pipeline import Options, Written
     from quantcli.plan import Plan, Request, Rule
+    from quantcli.report import RunReport
     from quantcli.stores import Source
     from quantcli.stores.checkpoint import Checkpoint
+
+MUCH = 64 << 20
+"""Bytes of a tensor in memory that are worth a word."""
 
 
 @click.command("quantize", short_help="Quantize a model file.")
@@ -144,59 +149,82 @@ def command(
     name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases, embeddings and small
     tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli import pipeline, plan, report
+    from quantcli import kernels, pipeline, plan
     from quantcli.stores import open_source
 
-    began = time.perf_counter()
     request = _request(asked)
-    source = open_source(src)
-    try:
+    if src == "-" and output is None and not dry_run:
+        raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
+    with (
+        options.standard_output(None if dry_run else output, as_json) as named,
+        contextlib.closing(open_source(src)) as source,
+    ):
         _refuse_quantized(source)
-        target = output or default_output(src, request.scheme.name if not asked["recipe"] else "recipe")
+        target = named or default_output(src, request.scheme.name if not asked["recipe"] else "recipe")
         real = _destination(source, target, force) if not dry_run else target
         try:
             planned = plan.make(source.infos(), request)
         except (UsageError, DataError) as error:
             raise error.within(src) from None
-        bytes_in = sum(f.size for f in source.files())
-        facts: dict[str, Any] = {"source": src, "output": target, "bytes_in": bytes_in}
+        shown = output or target
         if dry_run:
-            found = report.of_plan(
-                planned.tensors,
-                None,
-                command="plan",
-                bytes_out=_planned_size(source, planned, target, digest),
-                seconds=None,
-                **facts,
-            )
+            found = _planned(source, planned, src, shown, _planned_size(source, planned, target, digest))
         else:
             count = options.thread_count(threads)
             if verbose:
-                from quantcli import kernels
-
                 options.say(f"{kernels.load().name} kernels, {count} threads")
-            with options.bar(os.path.basename(target), quiet=quiet) as bar:
+            if not quiet:
+                _say_held(source, planned, digest)
+            with options.bar(os.path.basename(shown), quiet=quiet) as bar:
                 run = pipeline.Options(
                     threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar
                 )
-                written, said = _write(source, planned, target, real, run)
+                found, said = _write(source, planned, (src, shown, target, real), run)
             if verbose:
                 for line in said:
                     options.say(line)
-            found = report.of_plan(
-                written.plan.tensors,
-                dict(written.results),
-                command="quantize",
-                bytes_out=written.size,
-                seconds=time.perf_counter() - began,
-                **facts,
-            )
-    finally:
-        source.close()
     if not quiet:
         options.say_warnings(found)
-    if as_json or not quiet:
+    if output == "-" and not dry_run and not quiet:
+        s = found.summary
+        options.say(
+            f"{100 * s.coverage:.1f} % of {s.parameters:,} parameters quantized, {s.bits_per_weight:.3f} bits per "
+            f"weight, SQNR {'exact' if s.sqnr_db is None else f'{s.sqnr_db:.2f} dB'}"
+        )
+    elif as_json or not quiet:
         options.print_reports([found], "json" if as_json else "table", color=color, show_all=show_all)
+
+
+def _say_held(source: Source, planned: Plan, digest: str) -> None:
+    """Say which tensors of a pipe are in memory whole, where that is much."""
+    from quantcli import pipeline
+    from quantcli.terminal import size
+
+    held = pipeline.held_whole(source, planned, digest)
+    largest = max(held, key=lambda t: t.info.nbytes, default=None)
+    if largest is not None and largest.info.nbytes >= MUCH:
+        why = "SHA-256" if digest == "sha256" else "this method"
+        options.say(
+            f"{why} looks at tensors twice, so from a pipe {len(held)} of them are held in memory one by one, "
+            f"up to {size(largest.info.nbytes)}"
+        )
+
+
+def _planned(source: Source, planned: Plan, src: str, output: str, bytes_out: int) -> RunReport:
+    """The report on a plan."""
+    from quantcli import report
+
+    bytes_in = sum(f.size for f in source.files())
+    return report.of_plan(
+        planned.tensors,
+        None,
+        command="plan",
+        source=src,
+        output=output,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        seconds=None,
+    )
 
 
 def _as_folder(source: Source, target: str) -> bool:
@@ -222,18 +250,35 @@ def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> in
 
 
 def _write(
-    source: Source, planned: Plan, target: str, real: str, run: Options
-) -> tuple[Written | WrittenFolder, list[str]]:
-    """Write the output, and what there is to tell about it."""
-    from quantcli import checkpoints, pipeline
+    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options
+) -> tuple[RunReport, list[str]]:
+    """Write the output; the report on it and what else there is to tell. names: source and output as they are shown,
+    output as it was named, and its real path."""
+    from quantcli import checkpoints, pipeline, report
 
-    if not _as_folder(source, target):
-        return pipeline.write(source, planned, source.metadata, real, run), []
-    written = checkpoints.write(cast("Checkpoint", source), planned, real, run)
-    said = [f"copied {', '.join(written.copied)}"] if written.copied else []
-    if written.obstacle:
-        said.append(f"config.json has no quantization_config, compressed-tensors cannot express {written.obstacle}")
-    return written, said
+    began = time.perf_counter()
+    src, shown, target, real = names
+    written: Written | WrittenFolder
+    said = []
+    if _as_folder(source, target):
+        written = checkpoints.write(cast("Checkpoint", source), planned, real, run)
+        said += [f"copied {', '.join(written.copied)}"] if written.copied else []
+        if written.obstacle:
+            obstacle = written.obstacle
+            said.append(f"config.json has no quantization_config, compressed-tensors cannot express {obstacle}")
+    else:
+        written = pipeline.write(source, planned, source.metadata, real, run)
+    found = report.of_plan(
+        written.plan.tensors,
+        dict(written.results),
+        command="quantize",
+        source=src,
+        output=shown,
+        bytes_in=sum(f.size for f in source.files()),
+        bytes_out=written.size,
+        seconds=time.perf_counter() - began,
+    )
+    return found, said
 
 
 def default_output(src: str, scheme: str) -> str:

@@ -16,9 +16,9 @@ from quantcli.errors import DataError, QuantcliError, UsageError
 
 if TYPE_CHECKING:
     from quantcli.config import Config
+    from quantcli.examining import Examined
     from quantcli.gates import Gates
     from quantcli.report import RunReport
-    from quantcli.theory import Theory
 
 
 @click.command("report", short_help="Tell what quantization cost, and gate it.")
@@ -78,10 +78,11 @@ def command(
     jobs = _jobs([*files, *_listed(files0_from)], found, against, baseline, gates)
     if theory and any(job.against is None for job in jobs):
         raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
+    look = theory or "html" in (rendering, *(kind for kind, _ in outputs))
     reports = []
     for job in jobs:
         try:
-            reports.append(_report(job, theory, ignore_digest, options.thread_count(threads), quiet))
+            reports.append(_report(job, look, ignore_digest, options.thread_count(threads), quiet))
         except QuantcliError as error:
             raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
     options.finish(reports, rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
@@ -139,13 +140,13 @@ def _jobs(
     return jobs
 
 
-def _report(job: _Job, theory: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
-    """The report on one file, judged."""
+def _report(job: _Job, look: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
+    """The report on one file, judged; `look`: with a second look at each tensor where there is an original."""
     from quantcli import baseline, gates, measuring, reading, report
 
     began = time.perf_counter()
     before = baseline.load(job.baseline, job.file) if job.baseline is not None else None
-    known: list[Theory | None] | None = None
+    known: list[Examined | None] | None = None
     with reading.open(job.file) as model:
         if not model.is_quantized:
             raise DataError(
@@ -155,6 +156,10 @@ def _report(job: _Job, theory: bool, ignore_digest: bool, threads: int, quiet: b
             )
         stored = reading.stored_tensors(model)
         metrics = [s.metrics for s in stored]
+        if job.against is None:
+            model.source.check_unchanged()  # a pipe to its end: it may be cut short, and whoever writes it goes on
+        else:
+            reading.need_file(model, "measuring")
         bytes_out = sum(f.size for f in model.source.files())
         bytes_in = sum(d.source_bytes for d in model.documents)
         if job.against is not None:
@@ -162,7 +167,7 @@ def _report(job: _Job, theory: bool, ignore_digest: bool, threads: int, quiet: b
                 metrics = measuring.against(
                     model, original, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
-                if theory:
+                if look:
                     from quantcli import examining
 
                     known = examining.examine(model, original, metrics, threads=threads, progress=bar)
@@ -174,7 +179,7 @@ def _report(job: _Job, theory: bool, ignore_digest: bool, threads: int, quiet: b
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         seconds=time.perf_counter() - began,
-        theory=known,
+        examined=known,
     )
     if before is not None:
         found = replace(found, comparison=gates.compare(found.tensors, before, job.baseline or ""))

@@ -29,6 +29,9 @@ class Source(Protocol):
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
 
+    def passed(self, name: str, start: int, size: int) -> None:
+        """Say that these bytes of a tensor will not be read again; of a pipe they are kept until then."""
+
     def release(self, name: str) -> None:
         """Say that a tensor will not be read again, so that what was kept for it can go."""
 
@@ -43,14 +46,20 @@ class Source(Protocol):
 
 
 def open_source(path: str) -> Source:
-    """The source a path names: a folder or its index.json, .npy, .npz, or else a safetensors file.
+    """The source a path names: a folder or its index.json, .npy, .npz, or else a safetensors file, - for the one
+    that standard input holds.
 
     Raises QuantcliError for what is missing, unreadable, damaged or of another kind.
     """
     from quantcli.stores.checkpoint import Checkpoint
+    from quantcli.stores.files import InputFile
     from quantcli.stores.npy import NpyFile, NpzFile
     from quantcli.stores.safetensors import SafetensorsFile
 
+    if path == "-":
+        from quantcli.stores.standard import open_input
+
+        return SafetensorsFile(open_input())
     lower = os.fsdecode(path).lower()
     if os.path.isdir(path) or lower.endswith(".json"):
         return Checkpoint(path)
@@ -58,4 +67,4 @@ def open_source(path: str) -> Source:
         return NpyFile(path)
     if lower.endswith(".npz"):
         return NpzFile(path)
-    return SafetensorsFile(path)
+    return SafetensorsFile(InputFile(path))

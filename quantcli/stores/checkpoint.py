@@ -71,7 +71,7 @@ class Checkpoint:
         self.shards: dict[str, SafetensorsFile] = {}
         self._home: dict[str, SafetensorsFile] = {}
         for name in names:
-            shard = SafetensorsFile(os.path.join(self.folder, name), hold=False)
+            shard = SafetensorsFile(InputFile(os.path.join(self.folder, name), hold=False))
             self.shards[name] = shard
             for info in shard.infos():
                 if info.name in self._home:
@@ -110,6 +110,9 @@ class Checkpoint:
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._home[name].read(name, start, buffer)
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        pass
 
     def release(self, name: str) -> None:
         pass

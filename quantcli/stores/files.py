@@ -24,8 +24,10 @@ _KINDS = [
 
 
 class InputFile:
-    """A regular file to read. With `hold=False` it is opened anew for every read and checked to be the same: a
-    checkpoint of a thousand shards must not need a thousand descriptors."""
+    """A regular file to read. `once`: whether what was passed is gone. With `hold=False` it is opened anew for every
+    read and checked to be the same: a checkpoint of a thousand shards must not need a thousand descriptors."""
+
+    once = False
 
     def __init__(self, path: str, *, hold: bool = True) -> None:
         self.path = path
@@ -106,6 +108,18 @@ class InputFile:
         buffer = bytearray(size)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
+
+    def expect(self, size: int) -> None:
+        """Say how long the file is by its header. Raises DataError when it has another size."""
+        if size != self.size:
+            problem = "cut short" if size > self.size else "followed by bytes that belong to no tensor"
+            raise DataError(f"the file is {problem}: {self.size} bytes, {size} by its header", place=[self.path])
+
+    def passed(self, offset: int, size: int) -> None:
+        """Say that these bytes will not be read again."""
+
+    def interrupt(self) -> None:
+        """Let a read that waits fail: the run is over."""
 
     def check_unchanged(self) -> None:
         """Raise DataError when size, time of change or inode differ from when it was opened."""

@@ -198,6 +198,9 @@ class NpyFile:
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._array.read(start, buffer)
 
+    def passed(self, name: str, start: int, size: int) -> None:
+        pass
+
     def release(self, name: str) -> None:
         self._array._slabs.clear()
 
@@ -330,6 +333,9 @@ class NpzFile:
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._array(name).read(start, buffer)
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        pass
 
     def release(self, name: str) -> None:
         with self._lock:

@@ -94,17 +94,15 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
     place = f"{file.path}"
     if file.size < 8:
         raise DataError(f"a file of {file.size} bytes is not a safetensors file", place=[place])
-    start = file.read(0, min(file.size, 64))
+    start = file.read(0, 8 if file.once else min(file.size, 64))  # a pipe may hold no more than a header
     if start[8:9] != b"{":  # else the first bytes are a length, whatever they look like
         for magic, what in _STRANGERS:
             if start.lstrip().startswith(magic):
                 raise DataError(what, place=[place])
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT or 8 + length > file.size:
-        raise DataError(
-            f"not a safetensors file, or cut short: its header claims {length} bytes of a file of {file.size}",
-            place=[place],
-        )
+        whole = "" if file.once else f" of a file of {file.size}"
+        raise DataError(f"not a safetensors file, or cut short: its header claims {length} bytes{whole}", place=[place])
     text = file.read(8, length)
     if not text.startswith(b"{"):
         raise DataError("not a safetensors file: its header does not start with '{'", place=[place])
@@ -125,11 +123,7 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
             kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
             raise DataError(f"its data {kind}", place=[place, printable(entry.info.name)])
         position += entry.info.nbytes
-    if 8 + length + position != file.size:
-        problem = "cut short" if 8 + length + position > file.size else "followed by bytes that belong to no tensor"
-        raise DataError(
-            f"the file is {problem}: {file.size} bytes, {8 + length + position} by its header", place=[place]
-        )
+    file.expect(8 + length + position)
     if not entries:
         raise DataError("the file holds no tensors", place=[place])
     return metadata, entries, 8 + length
@@ -138,11 +132,11 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
 class SafetensorsFile:
     """A safetensors file as a source."""
 
-    def __init__(self, path: str, *, hold: bool = True) -> None:
-        self.path = path
-        self.file = InputFile(path, hold=hold)
+    def __init__(self, file: InputFile) -> None:
+        self.path, self.file = file.path, file
         try:
             self.metadata, entries, self.data = parse_header(self.file)
+            self.file.passed(0, self.data)
         except BaseException:
             self.file.close()
             raise
@@ -158,6 +152,9 @@ class SafetensorsFile:
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self.file.read_into(self.data + self._entries[name].begin + start, buffer)
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        self.file.passed(self.data + self._entries[name].begin + start, size)
 
     def release(self, name: str) -> None:
         pass
