@@ -139,7 +139,9 @@ def _change(before: Mapping[str, Any], after: TensorReport) -> Change:
     return Change(
         tensor=after.name,
         before_db=old,
+        before_exact=before["exact"],
         after_db=new,
+        after_exact=after.exact,
         delta_db=new - old if new is not None and old is not None else None,
         before=before["scheme"] or f"kept: {before['reason']}",
         after=after.scheme or f"kept: {after.reason}",
@@ -150,7 +152,7 @@ def _loss_of(change: Change) -> float:
     """dB lost; infinite for what was exact."""
     if change.delta_db is not None:
         return -change.delta_db
-    return 0.0 if change.after_db is None else math.inf if change.before_db is None else -math.inf
+    return math.inf if change.before_exact and not change.after_exact else -math.inf if change.after_exact else 0.0
 
 
 # ---- judgement --------------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def _gate(
         return _on_tensors(gate, limit, {k: v for k, v in values.items() if k in limits}, limits)
     assert limit is not None
     value = {"min_sqnr": s.sqnr_db, "max_bpw": s.bits_per_weight, "max_size": float(s.bytes_out)}.get(gate, s.coverage)
-    measured = s.parameters > 0 and (gate != "min_sqnr" or (s.quantized > 0 and (value is not None or s.exact)))
+    measured = s.parameters > 0 and (gate != "min_sqnr" or value is not None or s.exact)
     passed = measured and (value is None or (value >= limit if gate.startswith("min") else value <= limit))
     what = shown(gate, value) if measured else "nothing was measured"
     return GateResult(gate=gate, limit=limit, value=value, passed=passed, message=what)
@@ -212,18 +214,18 @@ Value = tuple[float | None, str]
 
 def _values(report: RunReport, gate: str, baseline: Mapping[str, Any] | None) -> dict[str, Value]:
     """The value of a gate for every tensor it is about."""
-    quantized = [t for t in report.tensors if t.disposition == "quantized"]
+    measured = [t for t in report.tensors if t.disposition != "kept" or t.mse is not None]
     if gate == "max_regression":
         assert baseline is not None
         before = {t["name"]: t for t in baseline["tensors"]}
         return {t.name: _regression(before[t.name], t) for t in report.tensors if t.name in before}
     if gate == "max_mse":
-        return {t.name: (math.nan if t.mse is None else t.mse, "") for t in quantized}
-    sqnr = {t.name: math.inf if t.exact else math.nan if t.sqnr_db is None else t.sqnr_db for t in quantized}
+        return {t.name: (math.nan if t.mse is None else t.mse, "") for t in measured}
+    sqnr = {t.name: math.inf if t.exact else math.nan if t.sqnr_db is None else t.sqnr_db for t in measured}
     if gate == "min_tensor_sqnr":
         return {name: (None if math.isinf(v) else v, "") for name, v in sqnr.items()}
     by_bits: dict[int | None, list[float]] = defaultdict(list)
-    for t in quantized:
+    for t in measured:
         if not math.isnan(sqnr[t.name]):
             by_bits[t.bits].append(sqnr[t.name])
     middle = {bits: median(values) for bits, values in by_bits.items()}
@@ -232,7 +234,7 @@ def _values(report: RunReport, gate: str, baseline: Mapping[str, Any] | None) ->
             0.0 if math.isinf(sqnr[t.name]) else middle.get(t.bits, math.nan) - sqnr[t.name],
             f"{sqnr[t.name]:.2f} dB, the median of {t.bits} bits is {middle.get(t.bits, math.nan):.2f} dB",
         )
-        for t in quantized
+        for t in measured
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from quantcli.scheme import Scheme
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
+    from quantcli.comparing import View
     from quantcli.examining import Examined, Histogram
     from quantcli.theory import Theory
 
@@ -111,7 +112,9 @@ class Change:
 
     tensor: str
     before_db: float | None
+    before_exact: bool
     after_db: float | None
+    after_exact: bool
     delta_db: float | None
     before: str
     after: str
@@ -199,6 +202,82 @@ def tensor_report(
         theory=examined.theory if examined else None,
         histogram=examined.histogram if examined else None,
     )
+
+
+def of_pairs(
+    pairs: Mapping[str, tuple[View, View]],
+    metrics: Mapping[str, Metrics | None],
+    alone: tuple[list[str], list[str]],
+    *,
+    source: str,
+    output: str,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float | None,
+) -> RunReport:
+    """The report on one model against another: a tensor that is no float but another value, or float but not the same,
+    is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
+    tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
+    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] or list(metrics.values())
+    return RunReport(
+        command="compare",
+        source=source,
+        output=output,
+        tensors=tensors,
+        comparison=_between(pairs, alone, source),
+        warnings=[
+            *_named(f"only in {printable(output, 200)}", [printable(n) for n in alone[0]]),
+            *_named(f"only in {printable(source, 200)}", [printable(n) for n in alone[1]]),
+        ],
+        summary=summarize(tensors, counted, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+    )
+
+
+def _pair_report(a: View, b: View, m: Metrics | None) -> TensorReport:
+    exact = m is not None and m.exact
+    disposition = "quantized" if b.scheme else "kept" if exact else "changed"
+    scheme = b.stored.scheme if b.stored is not None else None
+    plain = tensor_report(
+        b.info,
+        scheme,
+        reason="" if b.scheme else "same" if exact else "differs",
+        note="" if a.scheme == b.scheme else f"was {a.scheme or a.info.dtype}",
+        scale_dtype="",
+        bytes_out=b.bytes_out,
+        metrics=m,
+        minmax_sse=None,
+        digest=None,
+    )
+    clipped = None if disposition == "kept" or m is None or not m.clipped else m.clipped_fraction
+    return replace(plain, disposition=disposition, exact=exact, scheme=b.scheme, bits=b.bits, clipped_fraction=clipped)
+
+
+def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], list[str]], name: str) -> Comparison:
+    """What changed from the first to the second by what their files say of themselves."""
+
+    def told(view: View) -> tuple[float | None, bool]:
+        found = view.stored.stored.metrics if view.stored is not None else None
+        return found.sqnr_db if found is not None else None, view.scheme is None or bool(found and found.exact)
+
+    changes = []
+    for a, b in pairs.values():
+        (before, was_exact), (after, is_exact) = told(a), told(b)
+        if a.scheme == b.scheme and before == after:
+            continue
+        changes.append(
+            Change(
+                tensor=b.info.name,
+                before_db=before,
+                before_exact=was_exact,
+                after_db=after,
+                after_exact=is_exact,
+                delta_db=after - before if before is not None and after is not None else None,
+                before=a.scheme or a.info.dtype,
+                after=b.scheme or b.info.dtype,
+            )
+        )
+    changes.sort(key=lambda c: (0.0 if c.delta_db is None else c.delta_db, c.tensor))
+    return Comparison(baseline=name, changes=changes, new=alone[0], vanished=alone[1])
 
 
 def summarize(

@@ -60,7 +60,7 @@ def _report(report: RunReport, room: int) -> str:
 
 
 def _comparison(found: Comparison) -> list[str]:
-    lost = [c for c in found.changes if c.delta_db is None or c.delta_db < 0]
+    lost = [c for c in found.changes if (c.delta_db < 0 if c.delta_db is not None else not c.after_exact)]
     lines = [
         f"Against {_code(found.baseline)}: {len(lost)} of {len(found.changes)} changed tensors lost, "
         f"{len(found.new)} new, {len(found.vanished)} vanished."
@@ -69,7 +69,7 @@ def _comparison(found: Comparison) -> list[str]:
         lines += ["", "| tensor | before | now | change |", "| --- | --- | ---: | ---: |"]
         for c in found.changes[:WORST]:
             delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f} dB"
-            before, after = (t.decibels(v, v is None) for v in (c.before_db, c.after_db))
+            before, after = t.decibels(c.before_db, c.before_exact), t.decibels(c.after_db, c.after_exact)
             lines.append(f"| {_code(c.tensor)} | {_text(c.before)} {before} | {_text(c.after)} {after} | {delta} |")
     names = [*(f"new: {_code(n)}" for n in found.new[:10]), *(f"vanished: {_code(n)}" for n in found.vanished[:10])]
     return [*lines, *(["", ", ".join(names)] if names else [])]

@@ -90,8 +90,8 @@ def _comparison(found: Comparison, stream: TextIO, *, colour: bool, limit: int |
     )
     for c in found.changes if limit is None else found.changes[: max(5, limit // 2)]:
         delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f}"
-        lost = c.after_db is not None and (c.delta_db is None or c.delta_db < 0)
-        before, after = (t.decibels(v, v is None) for v in (c.before_db, c.after_db))
+        lost = c.delta_db < 0 if c.delta_db is not None else not c.after_exact
+        before, after = t.decibels(c.before_db, c.before_exact), t.decibels(c.after_db, c.after_exact)
         table.add(c.tensor, c.before, before, c.after, after, delta, style="yellow" if lost else "")
     t.show(table, stream, colour=colour)
     if len(table.rows) < len(found.changes):

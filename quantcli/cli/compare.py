@@ -1,0 +1,80 @@
+"""`quantcli compare`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from quantcli.cli import options
+from quantcli.errors import UsageError
+
+
+@click.command("compare", short_help="Measure one model against another.")
+@click.argument("before", metavar="A", type=click.Path(path_type=str))
+@click.argument("after", metavar="B", type=click.Path(path_type=str))
+@options.gates
+@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@options.renderings
+@options.threads
+@options.talk
+def command(
+    before: str,
+    after: str,
+    baseline: str | None,
+    config: str | None,
+    show_all: bool,
+    format_: str | None,
+    outputs: tuple[tuple[str, str], ...],
+    threads: int | None,
+    as_json: bool,
+    color: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+    **limits: Any,
+) -> None:
+    """Decode both models and measure B against A, tensor by tensor.
+
+    A and B are files or checkpoint folders: float, quantcli's own, or compressed-tensors, MLX, GPTQ and AWQ. Where
+    both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are those of
+    report.
+    """
+    from quantcli import baseline as earlier
+    from quantcli import comparing, gates, reading, report
+
+    rendering = options.rendering(format_, as_json)
+    began = time.perf_counter()
+    wanted = options.gates_of(limits)
+    if config is not None:
+        from quantcli import config as configuration
+
+        wanted = wanted.over(configuration.load(config).gates)
+    known = earlier.load(baseline, after) if baseline is not None else None
+    if before == after == "-":
+        raise UsageError("one model is not two", place=["-"])
+    with reading.open(before) as a, reading.open(after) as b, options.bar("comparing", quiet=quiet) as bar:
+        for model in (a, b):
+            reading.need_file(model, "comparing")
+        pairs, new, vanished = comparing.pairs_of(comparing.views(a, before), comparing.views(b, after), after)
+        found = comparing.measure(pairs, threads=options.thread_count(threads), progress=bar)
+        result = report.of_pairs(
+            pairs,
+            found,
+            (new, vanished),
+            source=before,
+            output=after,
+            bytes_in=sum(f.size for f in a.source.files()),
+            bytes_out=sum(f.size for f in b.source.files()),
+            seconds=time.perf_counter() - began,
+        )
+    if known is not None:
+        from dataclasses import replace
+
+        result = replace(result, comparison=gates.compare(result.tensors, known, baseline or ""))
+    result = gates.judged(result, wanted, known)
+    options.finish([result], rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
+
+
+PROVIDES = command

@@ -1,0 +1,245 @@
+"""Two models, tensor by tensor: any of float, quantcli and other quantizers' files, by decoding both."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import foreign
+from quantcli.dtypes import DTYPES, to_float32
+from quantcli.errors import DataError, printable
+from quantcli.metrics import NOTHING, Metrics
+from quantcli.pipeline import Progress
+from quantcli.reading import Model, Tensor
+from quantcli.stores.files import read_small
+from quantcli.stores.safetensors import strict_json
+from quantcli.tensors import TensorInfo
+from quantcli.workers import Crew, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+
+BLOCK = 1 << 20
+"""Weights of a float tensor that are compared at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A tensor as whoever loads the file sees it.
+
+    scheme, bits: how it is stored, None for what is stored as it is. bytes_out: what that takes. sqnr_db: what its
+    file says it cost, None where it says nothing. blocks: runs of weights, first and last in C order, that are decoded
+    together; read(first, last): any run as float32. bytes: of tensors that are no floats, to be compared as they are.
+    """
+
+    info: TensorInfo
+    scheme: str | None
+    bits: int | None
+    bytes_out: int
+    stored: Tensor | None
+    blocks: tuple[tuple[int, int], ...]
+    read: Callable[[int, int], Floats]
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it has float values."""
+        return self.scheme is not None or DTYPES[self.info.dtype].quantizable
+
+
+def views(model: Model, path: str) -> dict[str, View]:
+    """The tensors of a model by their original names. Raises DataError for layouts that are not understood."""
+    if model.is_quantized:
+        return {name: _native(tensor) if tensor.scheme else _float(tensor) for name, tensor in model.items()}
+    infos = {name: tensor.stored.info for name, tensor in model.items()}
+
+    def read(name: str, start: int, size: int) -> NDArray[np.uint8]:
+        return model[name].read_bytes(name, start, size)
+
+    try:
+        found = foreign.find(infos, _config(path), read)
+    except DataError as error:
+        raise error.within(path) from None
+    parts = {part.name for weight in found for part in weight.parts}
+    shown = {weight.name: _foreign(weight, read) for weight in found}
+    return shown | {name: _float(tensor) for name, tensor in model.items() if name not in parts}
+
+
+def _config(path: str) -> Mapping[str, Any]:
+    """config.json beside a model, with quantize_config.json in it where that is a file of its own."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    found: dict[str, Any] = {}
+    for name in ("config.json", "quantize_config.json"):
+        file = os.path.join(folder, name)
+        if os.path.isfile(file):
+            document = strict_json(read_small(file, 10_000_000), file)
+            if not isinstance(document, dict):
+                raise DataError("it is not an object", place=[file])
+            if name == "config.json":
+                found = document
+            elif "quantization_config" not in found:
+                found = {**found, "quantization_config": document}
+    return found
+
+
+def _runs(total: int, step: int) -> tuple[tuple[int, int], ...]:
+    return tuple((first, min(first + step, total)) for first in range(0, total, step))
+
+
+def _float(tensor: Tensor) -> View:
+    info = tensor.stored.info
+    size = DTYPES[info.dtype].bits // 8
+
+    def read(first: int, last: int) -> Floats:
+        return to_float32(tensor.read_bytes(info.name, first * size, (last - first) * size), info.dtype)
+
+    return View(
+        info=info,
+        scheme=None,
+        bits=None,
+        bytes_out=info.nbytes,
+        stored=tensor,
+        blocks=_runs(info.numel, BLOCK),
+        read=read,
+    )
+
+
+def _native(tensor: Tensor) -> View:
+    stored, layout = tensor.stored, tensor.stored.layout
+    assert layout is not None and stored.scheme is not None
+    spans = list(layout.tiles())
+    starts = [span.row * layout.cols + span.col for span in spans]
+    ends = [start + span.rows * span.cols for start, span in zip(starts, spans)]
+
+    def read(first: int, last: int) -> Floats:
+        found = np.empty(last - first, np.float32)
+        for start, end, span in zip(starts, ends, spans):
+            if start < last and end > first:
+                low, high = max(start, first), min(end, last)
+                found[low - first : high - first] = tensor.decoded(span).ravel()[low - start : high - start]
+        return found
+
+    return View(
+        info=stored.info,
+        scheme=stored.scheme.name,
+        bits=stored.scheme.bits,
+        bytes_out=stored.bytes_out,
+        stored=tensor,
+        blocks=tuple(zip(starts, ends)),
+        read=read,
+    )
+
+
+def _foreign(weight: foreign.Found, parts: foreign.Read) -> View:
+    cols = weight.shape[-1]
+    info = TensorInfo(weight.name, "F32", weight.shape)
+    rows = info.numel // cols
+    step = weight.unit * max(1, BLOCK // (cols * weight.unit))
+
+    def read(first: int, last: int) -> Floats:
+        low, high = first // cols // weight.unit * weight.unit, -(-last // cols)
+        decoded = weight.decode(parts, low, min(-(-high // weight.unit) * weight.unit, rows)).ravel()
+        return decoded[first - low * cols : last - low * cols]
+
+    return View(
+        info=info,
+        scheme=weight.scheme,
+        bits=weight.bits,
+        bytes_out=sum(part.nbytes for part in weight.parts),
+        stored=None,
+        blocks=_runs(info.numel, step * cols),
+        read=read,
+    )
+
+
+def measure(
+    pairs: Mapping[str, tuple[View, View]], *, threads: int, progress: Progress | None
+) -> dict[str, Metrics | None]:
+    """Errors of the second of each pair against the first; None where tensors without float values differ."""
+    parts: dict[str, dict[int, Metrics | None]] = {name: {} for name in pairs}
+    lock = threading.Lock()
+    if progress is not None:
+        progress.start(sum(b.info.nbytes for _, b in pairs.values()))
+
+    def tasks() -> Iterator[Task]:
+        for name, (a, b) in pairs.items():
+            if a.numeric and b.numeric:
+                longer = a if a.stored is None and b.stored is not None else b
+                for index, (first, last) in enumerate(longer.blocks):
+                    yield partial(one, name, index, first, last)
+            else:
+                yield partial(same, name)
+
+    def one(name: str, index: int, first: int, last: int) -> None:
+        a, b = pairs[name]
+        done(name, index, _errors(a.read(first, last), b.read(first, last)), b.info.nbytes * (last - first))
+
+    def same(name: str) -> None:
+        a, b = pairs[name]
+        equal = a.info.dtype == b.info.dtype and _equal_bytes(a, b)
+        done(name, 0, Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if equal else None, 0)
+
+    def done(name: str, index: int, found: Metrics | None, weighed: int) -> None:
+        with lock:
+            parts[name][index] = found
+        if progress is not None and pairs[name][1].info.numel:
+            progress.advance(weighed // pairs[name][1].info.numel)
+
+    Crew(tasks(), threads).run()
+    return {name: _total([found[i] for i in sorted(found)]) for name, found in parts.items()}
+
+
+def _total(parts: list[Metrics | None]) -> Metrics | None:
+    known = [p for p in parts if p is not None]
+    return sum(known, NOTHING) if len(known) == len(parts) else None
+
+
+def _errors(before: Floats, after: Floats) -> Metrics:
+    """Errors of decoded weights; of what is not finite only that it is the same on both sides."""
+    odd = ~(np.isfinite(before) & np.isfinite(after))
+    if odd.any():
+        if not np.array_equal(before[odd], after[odd], equal_nan=True):
+            return Metrics(math.inf, 0.0, before.size, math.inf, 0)
+        before, after = np.where(odd, np.float32(0), before), np.where(odd, np.float32(0), after)
+    exact = before.astype(np.float64)
+    error = exact - after
+    largest = float(np.abs(error).max(initial=0.0))
+    return Metrics(float(np.square(error).sum()), float(np.square(exact).sum()), before.size, largest, 0)
+
+
+def _equal_bytes(a: View, b: View) -> bool:
+    assert a.stored is not None and b.stored is not None
+    name, step = a.info.name, 4 * BLOCK
+    return all(
+        np.array_equal(a.stored.read_bytes(name, at, size), b.stored.read_bytes(name, at, size))
+        for at in range(0, a.info.nbytes, step)
+        for size in [min(step, a.info.nbytes - at)]
+    )
+
+
+def pairs_of(
+    before: Mapping[str, View], after: Mapping[str, View], place: str
+) -> tuple[dict[str, tuple[View, View]], list[str], list[str]]:
+    """Tensors by name on both sides, those only after and those only before.
+
+    Raises DataError with all whose shapes differ, and when nothing is on both sides.
+    """
+    both = {name: (before[name], view) for name, view in after.items() if name in before}
+    wrong = [
+        f"{printable(name)} is {list(a.info.shape)} and {list(b.info.shape)}"
+        for name, (a, b) in both.items()
+        if a.info.shape != b.info.shape
+    ]
+    if wrong:
+        raise DataError(f"{len(wrong)} tensors have other shapes: {', '.join(wrong)}", place=[place])
+    if not both:
+        raise DataError("no tensor has the same name in both", place=[place])
+    return both, [n for n in after if n not in before], [n for n in before if n not in after]

@@ -1,0 +1,138 @@
+"""compare: figures against numpy and against report, layouts of others, gates, and what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from making import BF16, ROOT, one_line, run, save
+from safetensors.numpy import load_file, save_file
+from strategies import gaussian
+
+SCHEMA = json.loads((ROOT / "quantcli" / "renderings" / "report.schema.json").read_text())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save(Path("model.safetensors"), {
+        "a.weight": gaussian(64, 128, seed=1), "b.weight": gaussian(700, 900, seed=2).astype(BF16),
+        "norm": gaussian(64, seed=4), "ids": np.arange(7)})
+    for bits in (3, 4):
+        assert run("quantize", "model.safetensors", "-o", f"q{bits}.safetensors", "--bits", bits).code == 0
+    return tmp_path
+
+
+def compared(*arguments: Any) -> dict[str, Any]:
+    ran = run("compare", *arguments, "--json")
+    assert ran.code in (0, 1), ran
+    found: dict[str, Any] = json.loads(ran.out)
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {t["name"]: t for t in report["tensors"]}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_float_model_and_its_quantized_form(threads: int, place: Path) -> None:
+    """per tensor SQNR of B against A, max error: what report says of the same codes"""
+    ours = by_name(compared("model.safetensors", "q4.safetensors", "--threads", threads))
+    theirs = by_name(json.loads(run("report", "q4.safetensors", "--against", "model.safetensors", "--json").out))
+    for name in ("a.weight", "b.weight"):
+        assert ours[name]["sqnr_db"] == pytest.approx(theirs[name]["sqnr_db"], abs=1e-4)
+        assert ours[name]["max_abs_error"] == pytest.approx(theirs[name]["max_abs_error"], rel=1e-6)
+        assert ours[name]["scheme"] == "w4g128" and ours[name]["bytes_out"] == theirs[name]["bytes_out"]
+    assert ours["norm"]["disposition"] == ours["ids"]["disposition"] == "kept" and ours["ids"]["exact"]
+
+
+def test_two_float_models(place: Path) -> None:
+    weights = load_file("model.safetensors")
+    noise = gaussian(64, 128, seed=8) / 100
+    changed = {"a.weight": weights["a.weight"] + noise, "ids": np.arange(7)[::-1].copy()}
+    save_file({**weights, **changed}, "tuned.safetensors")
+    found = by_name(compared("model.safetensors", "tuned.safetensors"))
+    assert found["a.weight"]["disposition"] == "changed" and found["b.weight"]["disposition"] == "kept"
+    before, after = weights["a.weight"].astype(float), load_file("tuned.safetensors")["a.weight"].astype(float)
+    assert found["a.weight"]["sqnr_db"] == pytest.approx(
+        10 * math.log10((before**2).sum() / ((before - after) ** 2).sum()), abs=1e-9)
+    assert found["ids"]["disposition"] == "changed" and found["ids"]["sqnr_db"] is None
+    # What was not measured does not pass.
+    ran = run("compare", "model.safetensors", "tuned.safetensors", "--min-tensor-sqnr", "20")
+    assert ran.code == 1 and "ids: not measured" in ran.err
+    same = "model.safetensors", "model.safetensors"
+    assert run("compare", *same, "--min-tensor-sqnr", "99", "--min-sqnr", "99").code == 0
+
+
+def test_which_got_worse_and_what_changed_in_scheme(place: Path) -> None:
+    found = compared("q4.safetensors", "q3.safetensors")["comparison"]
+    q3, q4 = (by_name(json.loads(run("report", f"q{b}.safetensors", "--json").out)) for b in (3, 4))
+    assert [(c["tensor"], c["before"], c["after"]) for c in found["changes"]] == sorted(
+        [(n, "w4g128", "w3g128") for n in ("a.weight", "b.weight")],
+        key=lambda c: q3[c[0]]["sqnr_db"] - q4[c[0]]["sqnr_db"])
+    for change in found["changes"]:
+        name = change["tensor"]
+        assert change["delta_db"] == pytest.approx(q3[name]["sqnr_db"] - q4[name]["sqnr_db"])
+    assert "-5." in run("compare", "q4.safetensors", "q3.safetensors").out
+
+
+@pytest.mark.parametrize("options", [["--group-size", "64"], ["--asymmetric", "--group-size", "32"],
+                                     ["--group-size", "-1", "--bits", "8"]],
+                         ids=" ".join)
+def test_the_layout_of_compressed_tensors(options: list[str], place: Path) -> None:
+    """A checkpoint folder of ours without our header, read by its config.json alone, decodes to the same weights."""
+    model = ROOT / "sample_models" / "tiny-llama"
+    assert run("quantize", model, "-o", "ours", *options, "-q").code == 0
+    theirs = Path("theirs")
+    theirs.mkdir()
+    (theirs / "config.json").write_bytes(Path("ours/config.json").read_bytes())
+    (theirs / "model.safetensors.index.json").write_bytes(Path("ours/model.safetensors.index.json").read_bytes())
+    for shard in Path("ours").glob("*.safetensors"):
+        save_file(load_file(shard), theirs / shard.name, {"format": "pt"})
+    found = compared("ours", "theirs")
+    assert found["summary"]["exact"] and not found["comparison"]["new"] and not found["comparison"]["vanished"]
+    again = by_name(compared(model, "theirs"))
+    expected = by_name(json.loads(run("report", "ours", "--json").out))
+    for name, tensor in expected.items():
+        if tensor["disposition"] == "quantized":
+            assert again[name]["sqnr_db"] == pytest.approx(tensor["sqnr_db"], abs=1e-4)
+            assert again[name]["bits"] == tensor["bits"]
+
+
+def test_gates_of_compare(place: Path) -> None:
+    """the same gates and renderings"""
+    assert run("compare", "model.safetensors", "q4.safetensors", "--min-tensor-sqnr", "15").code == 0
+    ran = run("compare", "model.safetensors", "q4.safetensors", "--min-tensor-sqnr", "30", "--format", "junit")
+    assert ran.code == 1 and "<failure" in ran.out and "gate min-tensor-sqnr failed" in ran.err
+    Path("base.json").write_text(run("compare", "model.safetensors", "q4.safetensors", "--json").out)
+    ran = run("compare", "model.safetensors", "q3.safetensors", "--baseline", "base.json", "--max-regression", "3")
+    assert ran.code == 1 and "in the baseline" in ran.err
+
+
+def test_what_cannot_be_compared(place: Path) -> None:
+    """2 whatever kept them from measuring"""
+    save(Path("other.safetensors"), {"x": gaussian(4, 4)})
+    save(Path("turned.safetensors"), {"a.weight": gaussian(128, 64)})
+    Path("broken.safetensors").write_bytes(b"no")
+    assert "no tensor has the same name" in one_line(run("compare", "model.safetensors", "other.safetensors"), 2)
+    assert "[64, 128] and [128, 64]" in one_line(run("compare", "model.safetensors", "turned.safetensors"), 2)
+    one_line(run("compare", "model.safetensors", "broken.safetensors"), 2)
+    one_line(run("compare", "model.safetensors", "nowhere"), 2)
+    one_line(run("compare", "model.safetensors"), 2)
+    ran = run("compare", "model.safetensors", "q4.safetensors", "--max-regression", "1")
+    assert "name a --baseline" in one_line(ran, 2)
+
+
+def test_tensors_on_one_side_only_are_named(place: Path) -> None:
+    weights = load_file("model.safetensors")
+    weights["extra"] = weights.pop("norm")
+    save_file(weights, "more.safetensors")
+    ran = run("compare", "model.safetensors", "more.safetensors")
+    assert ran.code == 0
+    assert "only in more.safetensors: extra" in ran.err and "only in model.safetensors: norm" in ran.err
