@@ -117,6 +117,29 @@ def screenful(stream: TextIO | None = None) -> int:
     return (found[1] if found else 24) - 10
 
 
+def plot(marks: Sequence[tuple[float, float, str]], stream: TextIO, *, across: str, up: str) -> None:
+    """Draw marks (x, y, character) over two axes in plain characters; of marks in one place the first is seen."""
+    if not marks:
+        return
+    screen = terminal_size(stream)
+    width, height = min((screen[0] if screen else 80) - 10, 100), 18
+    xs, ys = [m[0] for m in marks], [m[1] for m in marks]
+    low, high = min(ys), max(ys)
+    left, right = min(xs), max(xs)
+    rows = [[" "] * width for _ in range(height)]
+    for x, y, character in reversed(marks):
+        col = round((x - left) / ((right - left) or 1.0) * (width - 1))
+        row = round((high - y) / ((high - low) or 1.0) * (height - 1))
+        rows[row][col] = character
+    for number, row_cells in enumerate(rows):
+        labelled = number in (0, height // 2, height - 1)
+        value = f"{high - (high - low) * number / (height - 1):7.1f}" if labelled else " " * 7
+        stream.write(f"{value} |{''.join(row_cells)}".rstrip() + "\n")
+    stream.write(" " * 8 + "+" + "-" * width + "\n")
+    ends = f"{left:.2f}", f"{right:.2f} {across}"
+    stream.write(" " * 9 + ends[0] + ends[1].rjust(width - len(ends[0])) + f"   ({up} upwards)\n")
+
+
 def paragraph(text: str, stream: TextIO) -> None:
     """Print a text in lines that fit the terminal, or 100 characters in a pipe."""
     import textwrap

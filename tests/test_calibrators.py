@@ -191,6 +191,13 @@ def test_candidates_reach_low_enough() -> None:
                 assert 3 <= len(ratios) <= 120 and (np.diff(ratios) > 0).all()
 
 
+def test_levels_of_groups_of_very_unlike_size() -> None:
+    """zeros and few values safe: groups 1e7 times larger than the others leave those without weight in the sums"""
+    weights = gaussian(64, 96, seed=5) * np.where(np.arange(64) == 3, np.float32(1e7), np.float32(1))[:, None]
+    quantized = quantcli.quantize(weights, Scheme(bits=4, group_size=32, format="codebook"))
+    assert (quantized.metrics(weights).sqnr_db or 0) > 18
+
+
 # ---- percentile -------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,9 @@ def optimal(values: Array, counts: Array, k: int) -> Array:
     levels, end = np.empty(k), len(few)
     for c in range(k - 1, -1, -1):
         first = int(start[c, end]) if c else 0
-        levels[c] = (total[end] - total[first]) / (weight[end] - weight[first]) + middle
+        share = weight[end] - weight[first]
+        # A cell may weigh so little beside the ones before it that the sums do not know it.
+        levels[c] = (total[end] - total[first]) / share + middle if share > 0 else few[first:end].mean()
         end = first
     return levels if len(few) == len(values) else lloyd(values, counts, levels, 20)
 

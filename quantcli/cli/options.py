@@ -251,16 +251,22 @@ def finish(
 
 
 def _write(reports: Sequence[RunReport], kind: str, path: str) -> None:
-    """Replace a file by a rendering, at once and whole."""
+    """Replace a file by a rendering."""
     import io
 
     from quantcli.renderings import Look
-    from quantcli.stores.files import InputFile, OutputFile, check_destination
 
     text = io.StringIO()
     registry.get("renderings", kind).render(reports, text, Look())
-    data = text.getvalue().encode("utf-8", "backslashreplace")
-    sources = [InputFile(p) for r in reports for p in (r.source, r.output) if p and os.path.isfile(p)]
+    replace_file(path, text.getvalue(), [p for r in reports for p in (r.source, r.output) if p])
+
+
+def replace_file(path: str, text: str, inputs: Sequence[str]) -> None:
+    """Replace a file by a text, at once and whole. Raises UsageError when it is one of the inputs."""
+    from quantcli.stores.files import InputFile, OutputFile, check_destination
+
+    data = text.encode("utf-8", "backslashreplace")
+    sources = [InputFile(p) for p in inputs if os.path.isfile(p)]
     try:
         target = check_destination(path, force=True, sources=sources)
     finally:

@@ -7,22 +7,28 @@ other one runs. The same reports make the same page.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from typing import TextIO
 
 from quantcli import terminal as t
-from quantcli.errors import printable
 from quantcli.examining import Histogram
 from quantcli.gates import shown
 from quantcli.renderings import Look, Rendering, _svg, verdict
+from quantcli.renderings._page import (
+    NAME,
+    Column,
+    box,
+    breakable,
+    cell,
+    decibels_cell,
+    escaped,
+    figure,
+    page,
+    row,
+)
 from quantcli.report import Change, Comparison, GateResult, RunReport, TensorReport
 from quantcli.theory import Theory
 
@@ -32,12 +38,8 @@ HISTOGRAMS = 200
 """Most histograms of a page: they are its largest part."""
 SEEN = 6
 """Warnings in sight; the others are folded."""
-TALL = 40
-"""Rows from which a table scrolls in a box of its own."""
 PER_BIT = 20 * math.log10(2)
 """dB that a bit more is worth."""
-NAME, TEXT = 300, 4000
-"""Most characters shown of a name and of a sentence."""
 
 LEGEND = (
     "model: rounding as step²/12 and the measured clipping; uniform, Lloyd-Max: the best quantizer with one scale, or "
@@ -48,9 +50,6 @@ LEGEND = (
 
 def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
     """Write the page."""
-    style, script = (
-        resources.files(__package__).joinpath(f"_html.{kind}").read_text("utf-8") for kind in ("css", "js")
-    )
     body = [_svg.definitions(), "<main>"]
     if len(reports) != 1:
         body.append(_index(reports))
@@ -59,86 +58,17 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
         for number, report in enumerate(reports, 1)
     ]
     body.append("</main>")
-    stream.write(_page(_title(reports), style, script, "\n".join(body)))
-
-
-def _page(title: str, style: str, script: str, body: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
-        f"<script>{script}</script>\n</body>\n</html>\n"
-    )
+    stream.write(page(_title(reports), "\n".join(body)))
 
 
 # ---- pieces -------------------------------------------------------------------------------------------------------
-
-
-def _text(text: str, limit: int = TEXT) -> str:
-    """Text in which nothing is markup, fit for attributes too."""
-    return html.escape(printable(text, limit))
-
-
-def _name(name: str) -> str:
-    """A name that may break after its dots and leaves the direction of what surrounds it alone."""
-    broken = re.sub("([./])", r"\1<wbr>", _text(name, NAME))
-    return f"<bdi>{broken}</bdi>"
-
-
-def _cell(text: str, *, value: float | None = None, numeric: bool = True) -> str:
-    """A cell; value: what it is sorted by where that is not its text."""
-    start = '<td class="n"' if numeric else "<td"
-    by = "" if value is None else f' data-v="{value:.17g}"'.replace("inf", "Infinity")
-    return f"{start}{by}>{'–' if text == '-' else text}</td>"
-
-
-def _decibels(value: float | None, exact: bool) -> str:
-    return _cell(t.decibels(value, exact), value=math.inf if exact else None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column of a table; order: how it is sorted as the page opens."""
-
-    title: str
-    numeric: bool = False
-    order: str = ""
-
-    def head(self) -> str:
-        """Its header cell."""
-        kind = ' class="n"' if self.numeric else ""
-        order = f' aria-sort="{self.order}"' if self.order else ""
-        return f'<th scope="col"{kind}{order}>{self.title}</th>'
-
-
-def _table(label: str, columns: Sequence[_Column], rows: Sequence[str], kind: str = "") -> str:
-    """A table in a box that scrolls; kind: `data` for one that the script can sort and filter."""
-    size = " tall" if len(rows) > TALL else ""
-    start = f'<table class="{kind}">' if kind else "<table>"
-    return (
-        f'<div class="box{size}" role="region" aria-label="{label}" tabindex="0">\n'
-        f"{start}\n<thead><tr>{''.join(c.head() for c in columns)}</tr></thead>\n"
-        f"<tbody>\n{''.join(rows)}</tbody>\n</table>\n</div>"
-    )
-
-
-def _row(*cells: str, kind: str = "") -> str:
-    start = f'<tr class="{kind}">' if kind else "<tr>"
-    return f"{start}{''.join(cells)}</tr>\n"
 
 
 def _names(what: str, names: Sequence[str]) -> str:
     """A folded list of names, nothing where there are none."""
     if not names:
         return ""
-    items = "".join(f"<li>{_name(n)}</li>" for n in names)
+    items = "".join(f"<li>{breakable(n)}</li>" for n in names)
     return f'<details class="names"><summary>{len(names):,} {what}</summary><ul>{items}</ul></details>'
 
 
@@ -176,7 +106,7 @@ def _verdict(passed: bool | None, gates: Sequence[GateResult]) -> str:
 
 
 def _title(reports: Sequence[RunReport]) -> str:
-    what = _text(reports[0].name, NAME) if len(reports) == 1 else f"{len(reports)} reports"
+    what = escaped(reports[0].name, NAME) if len(reports) == 1 else f"{len(reports)} reports"
     gates = [g for r in reports for g in r.gates]
     return f"{what}: {_judged(gates)}" if gates else f"{what}: quantization report"
 
@@ -184,8 +114,8 @@ def _title(reports: Sequence[RunReport]) -> str:
 def _index(reports: Sequence[RunReport]) -> str:
     """What the reports are about, each with its verdict and figures."""
     columns = [
-        _Column("report"), _Column("gates"), _Column("SQNR dB", True), _Column("bits/w", True),
-        _Column("size", True), _Column("times smaller", True),
+        Column("report"), Column("gates"), Column("SQNR dB", True), Column("bits/w", True),
+        Column("size", True), Column("times smaller", True),
     ]  # fmt: skip
     rows = []
     for number, report in enumerate(reports, 1):
@@ -193,17 +123,17 @@ def _index(reports: Sequence[RunReport]) -> str:
         judged = "–" if report.passed is None else f"{'✓' if report.passed else '✗'} {_judged(report.gates)}"
         kind = "" if report.passed is None else "good" if report.passed else "bad"
         rows.append(
-            _row(
-                f'<th scope="row"><a href="#r{number}">{_name(report.name)}</a></th>',
+            row(
+                f'<th scope="row"><a href="#r{number}">{breakable(report.name)}</a></th>',
                 f'<td class="{kind}">{judged}</td>',
-                _decibels(s.sqnr_db, s.exact),
-                _cell(f"{s.bits_per_weight:.3f}"),
-                _cell(t.size(s.bytes_out)),
-                _cell(f"{s.ratio:.2f}"),
+                decibels_cell(s.sqnr_db, s.exact),
+                cell(f"{s.bits_per_weight:.3f}"),
+                cell(t.size(s.bytes_out)),
+                cell(f"{s.ratio:.2f}"),
             )
         )
     head = f"<header>\n{_verdict(verdict(reports), [g for r in reports for g in r.gates])}\n"
-    return f"{head}<h1>{len(reports)} reports</h1>\n{_table('reports', columns, rows) if rows else ''}\n</header>"
+    return f"{head}<h1>{len(reports)} reports</h1>\n{box('reports', columns, rows) if rows else ''}\n</header>"
 
 
 def _report(report: RunReport, number: int, reports: int, histograms: int) -> str:
@@ -211,8 +141,8 @@ def _report(report: RunReport, number: int, reports: int, histograms: int) -> st
     level = "h1" if reports == 1 else "h2"
     parts = [
         _verdict(report.passed, report.gates),
-        f'<{level} class="file">{_name(report.name)}</{level}>',
-        f'<p class="from">from {_name(report.source)}</p>' if report.output else "",
+        f'<{level} class="file">{breakable(report.name)}</{level}>',
+        f'<p class="from">from {breakable(report.source)}</p>' if report.output else "",
         _figures(report),
         _gates(report.gates),
         _warnings(report.warnings),
@@ -231,7 +161,7 @@ def _figures(report: RunReport) -> str:
     measured = "exact" if s.exact else f"{s.sqnr_db:.2f} <small>dB</small>" if s.sqnr_db is not None else "–"
     error = "not measured" if s.sqnr_db is None and not s.exact else f"largest error {t.number(s.max_abs_error)}"
     kept = sorted(s.kept.items(), key=lambda kv: (-kv[1], kv[0]))
-    reasons = ", ".join(f"{n:,} <bdi>{_text(reason, 60)}</bdi>" for reason, n in kept[:12])
+    reasons = ", ".join(f"{n:,} <bdi>{escaped(reason, 60)}</bdi>" for reason, n in kept[:12])
     found = [
         ("SQNR", measured, error),
         ("bits per weight", f"{s.bits_per_weight:.3f}", "every byte of the output counted"),
@@ -253,27 +183,27 @@ def _gates(gates: Sequence[GateResult]) -> str:
     """A row per gate, with the tensors that fail it."""
     if not gates:
         return ""
-    columns = [_Column(""), _Column("gate"), _Column("limit", True), _Column("measured", True), _Column("failing")]
+    columns = [Column(""), Column("gate"), Column("limit", True), Column("measured", True), Column("failing")]
     rows = []
     for g in gates:
         result, kind = ("✓ passed", "good") if g.passed else ("✗ failed", "bad")
         measured = shown(g.gate, g.value) if g.failures and g.value is not None else g.message
         rows.append(
-            _row(
+            row(
                 f'<td class="{kind}">{result}</td>',
-                f'<th scope="row">{_text(g.gate.replace("_", "-"))}</th>',
-                _cell(shown(g.gate, g.limit)),
-                _cell(_text(measured)),
+                f'<th scope="row">{escaped(g.gate.replace("_", "-"))}</th>',
+                cell(shown(g.gate, g.limit)),
+                cell(escaped(measured)),
                 f'<td class="failing">{_failing(g)}</td>',
             )
         )
-    return f"<h3>Gates</h3>\n{_table('gates', columns, rows, 'gates')}"
+    return f"<h3>Gates</h3>\n{box('gates', columns, rows, 'gates')}"
 
 
 def _failing(gate: GateResult) -> str:
     if not gate.failures:
         return "" if gate.passed else "the model"
-    items = "".join(f"<li>{_name(f.tensor)}: {_text(f.message)}</li>" for f in gate.failures)
+    items = "".join(f"<li>{breakable(f.tensor)}: {escaped(f.message)}</li>" for f in gate.failures)
     state = " open" if len(gate.failures) <= 3 else ""
     return f"<details{state}><summary>{_tensors(len(gate.failures))}</summary><ul>{items}</ul></details>"
 
@@ -281,7 +211,7 @@ def _failing(gate: GateResult) -> str:
 def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
-    items = [f"<li>{_text(w)}</li>" for w in warnings]
+    items = [f"<li>{escaped(w)}</li>" for w in warnings]
     said = f"<ul>{''.join(items[:SEEN])}</ul>"
     if items[SEEN:]:
         rest = "".join(items[SEEN:])
@@ -294,15 +224,15 @@ def _comparison(found: Comparison) -> str:
     lost = sum(c.delta_db is None or c.delta_db < 0 for c in found.changes)
     lines = [
         "<h3>Against the baseline</h3>",
-        f"<p>{_name(found.baseline)}: {len(found.changes):,} changed, {lost:,} of them lost; "
+        f"<p>{breakable(found.baseline)}: {len(found.changes):,} changed, {lost:,} of them lost; "
         f"{len(found.new):,} new, {len(found.vanished):,} vanished.</p>",
     ]
     if found.changes:
         columns = [
-            _Column("tensor"), _Column("before"), _Column("dB", True), _Column("now"), _Column("dB", True),
-            _Column("change", True),
+            Column("tensor"), Column("before"), Column("dB", True), Column("now"), Column("dB", True),
+            Column("change", True),
         ]  # fmt: skip
-        lines.append(_table("changes since the baseline", columns, [_change(c) for c in found.changes], "data"))
+        lines.append(box("changes since the baseline", columns, [_change(c) for c in found.changes], "data"))
     return "\n".join([*lines, _names("new", found.new), _names("vanished", found.vanished)])
 
 
@@ -310,15 +240,15 @@ def _change(change: Change) -> str:
     before, after = t.decibels(change.before_db, change.before_exact), t.decibels(change.after_db, change.after_exact)
     delta = "-" if change.delta_db is None else f"{change.delta_db:+.2f}"
     lost = change.delta_db is None or change.delta_db < 0
-    return _row(
-        f'<th scope="row">{_name(change.tensor)}</th>',
-        _cell(_text(change.before, NAME), numeric=False),
-        _cell(before, value=math.inf if before == "exact" else None),
-        _cell(_text(change.after, NAME), numeric=False),
-        _cell(after, value=math.inf if after == "exact" else None),
+    return row(
+        f'<th scope="row">{breakable(change.tensor)}</th>',
+        cell(escaped(change.before, NAME), numeric=False),
+        cell(before, value=math.inf if before == "exact" else None),
+        cell(escaped(change.after, NAME), numeric=False),
+        cell(after, value=math.inf if after == "exact" else None),
         f'<td class="n {"bad" if lost else "good"}">{"▼" if lost else "▲"} {delta.replace("-", "−")}</td>'
         if change.delta_db is not None
-        else _cell("-"),
+        else cell("-"),
     )
 
 
@@ -344,7 +274,7 @@ def _marks(drawn: Sequence[TensorReport], places: Iterable[float]) -> list[_svg.
             x=x,
             y=None if r.exact else r.sqnr_db,
             shape=_svg.shape(r.bits),
-            text=f"{_text(r.name, NAME)}\n{_text(r.scheme or '', NAME)}, {_measured(r)}, "
+            text=f"{escaped(r.name, NAME)}\n{escaped(r.scheme or '', NAME)}, {_measured(r)}, "
             f"{r.bits_per_weight:.3f} bits per weight",
         )
         for r, x in zip(drawn, places)
@@ -375,7 +305,7 @@ def _per_layer(drawn: Sequence[TensorReport], report: RunReport, more: str) -> s
     keys = _bits_keys(drawn)
     if model is not None:
         keys.append(f"{_svg.line_key('model')} model, {model:.2f} dB")
-    return _figure("SQNR per layer", chart, keys, more)
+    return figure("SQNR per layer", chart, keys, more)
 
 
 def _against_bits(drawn: Sequence[TensorReport]) -> str:
@@ -390,7 +320,7 @@ def _against_bits(drawn: Sequence[TensorReport]) -> str:
         lines=_slope(across, down),
     )
     keys = [*_bits_keys(drawn), f"{_svg.line_key('slope')} {PER_BIT:.2f} dB per bit, the bound for normal weights"]
-    return _figure("Error against bits", chart, keys, "")
+    return figure("Error against bits", chart, keys, "")
 
 
 def _slope(across: _svg.Axis, down: _svg.Axis) -> list[_svg.Line]:
@@ -410,15 +340,6 @@ def _bits_keys(drawn: Sequence[TensorReport]) -> list[str]:
 
 def _bits(bits: int | None) -> str:
     return "bits unknown" if bits is None else f"{bits} bit{'' if bits == 1 else 's'}"
-
-
-def _figure(title: str, chart: _svg.Chart, keys: Sequence[str], more: str) -> str:
-    legend = "".join(f"<li>{key}</li>" for key in keys)
-    after = f'<p class="more">{more}</p>' if more else ""
-    return (
-        f'<figure class="chart">\n<figcaption><h3>{title}</h3><ul class="legend">{legend}</ul>{after}</figcaption>\n'
-        f'<div class="room">{chart.svg()}</div>\n</figure>'
-    )
 
 
 def _places(names: Sequence[str]) -> tuple[str, list[tuple[float, str]], list[float]]:
@@ -445,9 +366,9 @@ def _places(names: Sequence[str]) -> tuple[str, list[tuple[float, str]], list[fl
 # ---- tensors ------------------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    _Column("#", True), _Column("tensor"), _Column("shape", True), _Column("scheme"),
-    _Column("SQNR dB", True, "ascending"), _Column("max error", True), _Column("clipped", True),
-    _Column("bits/w", True), _Column("bytes", True), _Column("note"),
+    Column("#", True), Column("tensor"), Column("shape", True), Column("scheme"),
+    Column("SQNR dB", True, "ascending"), Column("max error", True), Column("clipped", True),
+    Column("bits/w", True), Column("bytes", True), Column("note"),
 )  # fmt: skip
 
 
@@ -460,23 +381,23 @@ def _all_tensors(report: RunReport) -> str:
     found = sorted(enumerate(report.tensors, 1), key=lambda pair: _worst_first(pair[1]))
     rows = [_tensor(number, tensor, failed.get(tensor.name, [])) for number, tensor in found]
     head = f"<h3>{_tensors(len(rows)).capitalize()}</h3>"
-    return f"{head}\n{_table('tensors', COLUMNS, rows, 'data')}" if rows else f"{head}"
+    return f"{head}\n{box('tensors', COLUMNS, rows, 'data')}" if rows else f"{head}"
 
 
 def _tensor(number: int, r: TensorReport, failed: Sequence[str]) -> str:
     kept = r.disposition == "kept"
-    marks = "".join(f' <span class="bad">✗ {_text(gate)}</span>' for gate in failed)
-    return _row(
-        _cell(str(number)),
-        f'<th scope="row">{_name(r.name)}{marks}</th>',
-        _cell(t.shape(r.shape), value=math.prod(r.shape)),
-        _cell(_text(f"kept: {r.reason}" if kept else r.scheme or "-", NAME), numeric=False),
-        _cell("-") if kept else _decibels(r.sqnr_db, r.exact),
-        _cell(t.number(r.max_abs_error)),
-        _cell("-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"),
-        _cell(f"{r.bits_per_weight:.3f}"),
-        _cell(t.size(r.bytes_out), value=r.bytes_out),
-        _cell(_text(r.note), numeric=False),
+    marks = "".join(f' <span class="bad">✗ {escaped(gate)}</span>' for gate in failed)
+    return row(
+        cell(str(number)),
+        f'<th scope="row">{breakable(r.name)}{marks}</th>',
+        cell(t.shape(r.shape), value=math.prod(r.shape)),
+        cell(escaped(f"kept: {r.reason}" if kept else r.scheme or "-", NAME), numeric=False),
+        cell("-") if kept else decibels_cell(r.sqnr_db, r.exact),
+        cell(t.number(r.max_abs_error)),
+        cell("-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"),
+        cell(f"{r.bits_per_weight:.3f}"),
+        cell(t.size(r.bytes_out), value=r.bytes_out),
+        cell(escaped(r.note), numeric=False),
         kind="kept" if kept else "",
     )
 
@@ -490,25 +411,25 @@ def _theory(tensors: Sequence[TensorReport]) -> str:
     if not known:
         return ""
     columns = [
-        _Column("tensor"), _Column("SQNR dB", True, "ascending"), _Column("clipping | rounding", True),
-        _Column("model", True), _Column("uniform", True), _Column("Lloyd-Max", True), _Column("R(D)", True),
-        _Column("entropy", True),
+        Column("tensor"), Column("SQNR dB", True, "ascending"), Column("clipping | rounding", True),
+        Column("model", True), Column("uniform", True), Column("Lloyd-Max", True), Column("R(D)", True),
+        Column("entropy", True),
     ]  # fmt: skip
     rows = [_theory_row(r, h) for r, h in known]
-    table = _table("theory of each tensor", columns, rows, "data")
+    table = box("theory of each tensor", columns, rows, "data")
     return f'<h3>Beside theory</h3>\n<p class="more">{LEGEND}</p>\n{table}'
 
 
 def _theory_row(r: TensorReport, h: Theory) -> str:
-    return _row(
-        f'<th scope="row">{_name(r.name)}</th>',
-        _decibels(r.sqnr_db, r.exact),
+    return row(
+        f'<th scope="row">{breakable(r.name)}</th>',
+        decibels_cell(r.sqnr_db, r.exact),
         f'<td class="n split">{100 * h.clipping_share:.0f} % {_svg.split_bar(h.clipping_share)}</td>',
         *(
-            _cell(t.decibels(v, False))
+            cell(t.decibels(v, False))
             for v in (h.predicted_sqnr_db, h.uniform_sqnr_db, h.lloyd_max_sqnr_db, h.rate_distortion_db)
         ),
-        _cell(f"{h.code_entropy:.2f}"),
+        cell(f"{h.code_entropy:.2f}"),
     )
 
 
@@ -536,8 +457,8 @@ def _multiples(figures: Sequence[str]) -> str:
 def _one_histogram(r: TensorReport, found: Histogram) -> str:
     drawing = _svg.histogram(found) or '<p class="empty">nothing to draw</p>'
     return (
-        f"<figure><figcaption>{_name(r.name)}<span>{_text(r.scheme or '', NAME)}, {t.decibels(r.sqnr_db, r.exact)}"
-        f"{'' if r.sqnr_db is None else ' dB'}</span></figcaption>{drawing}"
+        f"<figure><figcaption>{breakable(r.name)}<span>{escaped(r.scheme or '', NAME)}, "
+        f"{t.decibels(r.sqnr_db, r.exact)}{'' if r.sqnr_db is None else ' dB'}</span></figcaption>{drawing}"
         f'<p class="ends"><span>{t.number(found.low)}</span><span>{t.number(found.high)}</span></p></figure>'
     )
 

@@ -1,0 +1,212 @@
+"""`quantcli sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantcli import registry
+from quantcli.cli import options
+from quantcli.errors import DataError, QuantcliError, UsageError
+
+if TYPE_CHECKING:
+    from quantcli.plan import Plan
+    from quantcli.scheme import Scheme
+    from quantcli.stores import Source
+    from quantcli.sweeping import Sweep
+
+
+class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Values apart by commas."""
+
+    name = "list"
+
+    def __init__(self, kind: type[int] | tuple[str, ...]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, list):
+            return value
+        found: list[Any] = []
+        for word in str(value).split(","):
+            if isinstance(self.kind, tuple):
+                name = word.strip().replace("_", "-")
+                if name not in self.kind:
+                    self.fail(f"{word.strip()!r} is not one of {', '.join(self.kind)}", param, ctx)
+                found.append(name)
+                continue
+            try:
+                found.append(int(word))
+            except ValueError:
+                self.fail(f"{word.strip()!r} is not a whole number", param, ctx)
+        return list(dict.fromkeys(found))
+
+
+@click.command("sweep", short_help="Measure many settings on one model.")
+@options.source
+@click.option("--bits", type=Several(int), metavar="LIST", default="2,3,4,8", show_default=True, help="Bit widths.")
+@click.option(
+    "--group-size",
+    type=Several(int),
+    metavar="LIST",
+    default="128",
+    show_default=True,
+    help="Group sizes; -1 per channel, 0 per tensor.",
+)
+@click.option(
+    "--calibration",
+    type=Several((*registry.names("calibrators"), "auto")),
+    metavar="LIST",
+    default=None,
+    help="Calibrations, rounded to nearest.  [default: the default of quantize]",
+)
+@click.option(
+    "--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]"
+)
+@click.option("--include", multiple=True, metavar="PATTERN", help="Quantize only these.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these as they are.")
+@click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions.")
+@click.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.")
+@click.option("-o", "--output", metavar="FILE.html", type=click.Path(path_type=str), default=None, help="Write a page.")
+@options.threads
+@options.talk
+def command(
+    src: str,
+    bits: list[int],
+    group_size: list[int],
+    calibration: list[str] | None,
+    symmetric: bool | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    no_default_keep: bool,
+    plot: bool,
+    output: str | None,
+    threads: int | None,
+    as_json: bool,
+    color: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Measure every combination of settings on SRC and write nothing but the table.
+
+    Each tile of the weights is read once for all settings. Bytes are those of the file quantize would write, the
+    Pareto front is marked with *, seconds are of all threads together. Beside the table stands what a bit is worth:
+    6.02 dB by the law, and as measured.
+    """
+    from quantcli import plan, sweeping
+    from quantcli.stores import open_source
+
+    schemes = _schemes(bits, group_size, calibration, symmetric)
+    with contextlib.closing(open_source(src)) as source:
+        if source.documents:
+            raise DataError("this file is quantized already", place=[src], hint="start from the original")
+        if any(file.once for file in source.files()):
+            raise UsageError("sweeping goes back and forth, which a pipe cannot", place=[src], hint="name a file")
+        plans = []
+        for scheme in schemes:
+            request = plan.Request(scheme=scheme, include=include, exclude=exclude, keep_defaults=not no_default_keep)
+            try:
+                plans.append(plan.make(source.infos(), request))
+            except QuantcliError as error:
+                raise error.within(src, scheme.name) from None
+        with options.bar("sweeping", quiet=quiet) as bar:
+            found = sweeping.sweep(
+                source,
+                schemes,
+                plans,
+                lambda p: _size(source, p),
+                shown=src,
+                threads=options.thread_count(threads),
+                progress=bar,
+            )
+    if output is not None:
+        from quantcli.renderings import _sweep
+
+        page = io.StringIO()
+        _sweep.render(found, page)
+        options.replace_file(output, page.getvalue(), [src])
+    if as_json:
+        options.print_json(found.as_dict())
+    elif not quiet:
+        _print(found, color, plot)
+
+
+def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:
+    """Every combination, calibrations first."""
+    from quantcli.scheme import Scheme
+
+    found = []
+    for calibration, size, width in itertools.product(calibrations or [""], sizes, bits):
+        fields = options.granularity(None, size, None)
+        fields |= {"calibration": calibration} if calibration else {}
+        fields |= {"symmetric": symmetric} if symmetric is not None else {}
+        fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}
+        found.append(Scheme(bits=width, **fields))
+    return found
+
+
+def _size(source: Source, planned: Plan) -> int:
+    from quantcli import checkpoints, pipeline
+    from quantcli.stores.checkpoint import Checkpoint
+
+    if isinstance(source, Checkpoint):
+        return checkpoints.dry_size(source, planned, "xxh3")
+    return pipeline.file_layout(source, planned, source.metadata, "xxh3").size
+
+
+def _print(found: Sweep, color: str, plot: bool) -> None:
+    from quantcli import terminal as t
+    from quantcli.errors import printable
+
+    colour = t.wants_colour(sys.stdout, color)
+    sys.stdout.write(
+        f"{printable(found.source, 200)}: {len(found.points)} settings on {t.count(found.parameters)} parameters, "
+        f"{t.size(found.bytes_in)}, {found.seconds:.2f} s\n\n"
+    )
+    table = t.Table(
+        [
+            t.Column("scheme"),
+            t.Column("calibration"),
+            t.Column("SQNR dB", right=True),
+            t.Column("bits/w", right=True),
+            t.Column("bytes", right=True),
+            t.Column("", from_width=40),
+            t.Column("worst dB", right=True, from_width=80),
+            t.Column("worst tensor", from_width=110),
+            t.Column("s", right=True, from_width=60),
+        ]
+    )
+    for p in found.points:
+        table.add(
+            p.scheme,
+            p.calibration,
+            t.decibels(p.sqnr_db, p.sqnr_db is None),
+            f"{p.bits_per_weight:.3f}",
+            t.size(p.bytes_out),
+            "*" if p.pareto else "",
+            t.decibels(p.worst_sqnr_db, p.worst_sqnr_db is None),
+            p.worst_tensor,
+            f"{p.seconds:.2f}",
+            style="bold" if p.pareto else "",
+        )
+    t.show(table, sys.stdout, colour=colour)
+    if found.slopes:
+        sys.stdout.write(f"\na bit is worth {found.law_db_per_bit:.2f} dB by the law; measured:\n")
+        for s in found.slopes:
+            sys.stdout.write(f"{s.db_per_bit:.2f} dB from {s.low_bits} to {s.high_bits} bits, {s.series}\n")
+    if plot:
+        marks = [
+            (p.bits_per_weight, p.sqnr_db, "*" if p.pareto else "o") for p in found.points if p.sqnr_db is not None
+        ]
+        sys.stdout.write("\n")
+        t.plot(marks, sys.stdout, across="bits per weight", up="dB")
+    sys.stdout.flush()
+
+
+PROVIDES = command

@@ -1,0 +1,318 @@
+"""Many schemes on one model: what each would cost, from one look at every tile of the weights for all of them.
+
+Nothing is written. Codes are made and measured as `quantize` does, so the figures are those it would report, and sizes
+are those of the file it would write.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import kernels
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, printable
+from quantcli.fitting import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
+from quantcli.grouping import TileSpan
+from quantcli.kernels import Sums, Tile, row_bytes
+from quantcli.metrics import NOTHING, Metrics, total
+from quantcli.pipeline import Progress, count_nonfinite
+from quantcli.plan import Plan, TensorPlan, with_float32_scales
+from quantcli.scheme import Scheme
+from quantcli.stores import Source
+from quantcli.workers import Crew, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LAW = 20 * math.log10(2)
+"""dB that a bit more is worth: 6.02."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One setting. bytes_out: of the file, exact. sqnr_db, mse: over all quantized weights; sqnr_db is None where all
+    are exact. worst_tensor, worst_sqnr_db: the lowest. seconds: of all threads together, without reading. pareto:
+    whether no setting that is as small is better, and none that is as good smaller."""
+
+    scheme: str
+    bits: int
+    format: str
+    granularity: str
+    group_size: int | None
+    symmetric: bool
+    calibration: str
+    rounding: str
+    bytes_out: int
+    bits_per_weight: float
+    sqnr_db: float | None
+    mse: float
+    worst_tensor: str
+    worst_sqnr_db: float | None
+    seconds: float
+    pareto: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slope:
+    """dB per bit of settings that differ in bits only, by least squares over those from 2 bits on."""
+
+    series: str
+    low_bits: int
+    high_bits: int
+    db_per_bit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """All settings, in the order asked for, and the slopes measured."""
+
+    source: str
+    bytes_in: int
+    parameters: int
+    law_db_per_bit: float
+    points: list[Point]
+    slopes: list[Slope]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `schema_version` first."""
+        return {"schema_version": 1, "command": "sweep", **asdict(self)}
+
+
+@dataclass(slots=True)
+class _Try:
+    """A setting on a tensor."""
+
+    setting: int
+    plan: TensorPlan
+    trials: Trials
+    sums: dict[int, tuple[Sums, int]] = field(default_factory=dict)
+    seconds: float = 0.0
+    misfit: bool = False
+    done: bool = False
+
+    @property
+    def spans(self) -> Sequence[TileSpan]:
+        """What is seen or encoded next."""
+        assert self.plan.layout is not None
+        return self.trials.spans or list(self.plan.layout.tiles())
+
+
+def _try(setting: int, plan: TensorPlan) -> _Try:
+    assert plan.scheme is not None and plan.layout is not None
+    return _Try(setting, plan, Trials(plan.info, plan.scheme, plan.layout, plan.scale_dtype, rival=None))
+
+
+class _Run:
+    """The tensors of a source under all plans."""
+
+    def __init__(self, source: Source, plans: Sequence[Plan], progress: Progress | None) -> None:
+        self.source, self.plans, self.progress = source, plans, progress
+        self.table = kernels.load()
+        self.metrics: list[dict[str, Metrics]] = [{} for _ in plans]
+        self.seconds = [0.0 for _ in plans]
+        self.amended: list[dict[str, TensorPlan]] = [{} for _ in plans]
+        self._lock = threading.Lock()
+
+    def tasks(self) -> Iterator[Task]:
+        for tensors in zip(*(plan.tensors for plan in self.plans)):
+            tries = [_try(i, t) for i, t in enumerate(tensors) if t.scheme is not None]
+            if tries:
+                yield from self._phase(tries)
+
+    def _phase(self, tries: list[_Try]) -> list[Task]:
+        """The next look at a tensor: settings that need the same tiles share it."""
+        shared: dict[Any, list[_Try]] = defaultdict(list)
+        for one in tries:
+            if not one.done:
+                layout = one.plan.layout
+                assert layout is not None
+                strips = one.trials.by_strips and bool(one.trials.spans)
+                key = (layout.rows, layout.cols, tuple(one.spans), one.setting if strips else None)
+                shared[key].append(one)
+        left = [sum(len(key[2]) for key in shared)]
+        return [
+            partial(self._look, tries, group, index, left)
+            for group in shared.values()
+            for index in range(len(group[0].spans))
+        ]
+
+    def _look(self, tries: list[_Try], group: list[_Try], index: int, left: list[int]) -> list[Task] | None:
+        span = group[0].spans[index]
+        tiles: dict[int, Tile] = {}
+        info = group[0].plan.info
+        try:
+            for one in group:
+                if not one.misfit:
+                    self._one(one, index, span, self._tile(one, span, tiles))
+        except NotFinite:
+            found = count_nonfinite(self.source, group[0].plan)
+            raise DataError(
+                found.describe(), place=[self.source.path, printable(info.name)], hint="leave it out with --exclude"
+            ) from None
+        if self.progress is not None and not any(t.done for t in tries):
+            self.progress.advance(info.nbytes // max(left[0], 1) if len(group) == len(tries) else 0)
+        with self._lock:
+            left[0] -= 1
+            if left[0]:
+                return None
+        self._conclude(tries)
+        return self._phase(tries) or None
+
+    def _tile(self, one: _Try, span: TileSpan, tiles: dict[int, Tile]) -> Tile:
+        """The weights of a span as a setting groups them, read once for all of the same look."""
+        layout, info, fit = one.plan.layout, one.plan.info, one.trials.chosen
+        assert layout is not None
+        if one.trials.spans and one.trials.by_strips:
+            raw = np.empty(span_bytes(fit, span, strips=True), np.uint8)
+            return read_span(fit, span, lambda at, part: self.source.read(info.name, at, part.data), raw, strips=True)
+        if layout.group not in tiles:
+            if tiles:
+                other = next(iter(tiles.values()))
+                tiles[layout.group] = Tile(other.weights, other.kind, span.rows, span.cols, layout.group)
+            else:
+                size = DTYPES[info.dtype].bits // 8
+                raw = np.empty(span.rows * span.cols * size, np.uint8)
+                self.source.read(info.name, (span.row * layout.cols + span.col) * size, raw.data)
+                tiles[layout.group] = as_tile(raw, info.dtype, span, layout.group)
+        return tiles[layout.group]
+
+    def _one(self, one: _Try, index: int, span: TileSpan, tile: Tile) -> None:
+        began = time.perf_counter()
+        try:
+            if one.trials.spans:
+                one.trials.see(self.table, tile, index)
+            else:
+                packed: NDArray[np.uint8] = np.empty(
+                    span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8
+                )
+                sums, _ = one.trials.encode(self.table, tile, span, packed)
+                one.sums[index] = sums, span.rows * span.cols
+        except Misfit:
+            one.misfit = True
+        with self._lock:
+            one.seconds += time.perf_counter() - began
+
+    def _conclude(self, tries: list[_Try]) -> None:
+        """End a look: passes are concluded, what was encoded is added up, what did not fit is begun anew."""
+        for number, one in enumerate(tries):
+            if one.done:
+                continue
+            if one.trials.spans and not one.misfit:
+                try:
+                    one.trials.conclude()
+                    continue
+                except Misfit:
+                    one.misfit = True
+            if one.misfit:
+                wider = with_float32_scales(one.plan)
+                self.amended[one.setting][one.plan.info.name] = wider
+                tries[number] = _try(one.setting, wider)
+                tries[number].seconds = one.seconds
+                continue
+            one.done = True
+            name = one.plan.info.name
+            self.metrics[one.setting][name] = total([one.sums[i] for i in sorted(one.sums)])
+            with self._lock:
+                self.seconds[one.setting] += one.seconds
+
+
+def sweep(
+    source: Source,
+    schemes: Sequence[Scheme],
+    plans: Sequence[Plan],
+    size_of: Callable[[Plan], int],
+    *,
+    shown: str,
+    threads: int,
+    progress: Progress | None = None,
+) -> Sweep:
+    """What each scheme costs on a source; plans: one for each scheme. size_of: bytes of the file a plan leads to."""
+    began = time.perf_counter()
+    if progress is not None:
+        progress.start(sum(t.info.nbytes for t in plans[0].tensors if t.scheme is not None))
+    run = _Run(source, plans, progress)
+    Crew(run.tasks(), threads).run()
+    source.check_unchanged()
+    parameters = sum(t.info.numel for t in plans[0].tensors)
+    points = [
+        _point(scheme, run.metrics[i], size_of(plan.amended(run.amended[i])), parameters, run.seconds[i])
+        for i, (scheme, plan) in enumerate(zip(schemes, plans))
+    ]
+    return Sweep(
+        source=shown,
+        bytes_in=sum(f.size for f in source.files()),
+        parameters=parameters,
+        law_db_per_bit=LAW,
+        points=_with_front(points),
+        slopes=_slopes(points),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _point(scheme: Scheme, found: dict[str, Metrics], size: int, parameters: int, seconds: float) -> Point:
+    whole = sum(found.values(), NOTHING)
+    worst = min(found, key=lambda name: (math.inf if found[name].sqnr_db is None else found[name].sqnr_db, name))
+    return Point(
+        scheme=scheme.name,
+        bits=scheme.bits,
+        format=scheme.format,
+        granularity=scheme.granularity,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric,
+        calibration=scheme.calibration or "",
+        rounding=scheme.rounding or "",
+        bytes_out=size,
+        bits_per_weight=8 * size / parameters,
+        sqnr_db=whole.sqnr_db,
+        mse=whole.mse,
+        worst_tensor=worst,
+        worst_sqnr_db=found[worst].sqnr_db,
+        seconds=seconds,
+    )
+
+
+def _quality(point: Point) -> float:
+    return math.inf if point.sqnr_db is None else point.sqnr_db
+
+
+def _with_front(points: list[Point]) -> list[Point]:
+    """The points, those on the Pareto front marked."""
+    from dataclasses import replace
+
+    def beaten(p: Point) -> bool:
+        return any(
+            q.bytes_out <= p.bytes_out
+            and _quality(q) >= _quality(p)
+            and (q.bytes_out < p.bytes_out or _quality(q) > _quality(p))
+            for q in points
+        )
+
+    return [replace(p, pareto=not beaten(p)) for p in points]
+
+
+def _slopes(points: list[Point]) -> list[Slope]:
+    """The slope of every series of two bit widths or more."""
+    series: dict[str, list[Point]] = defaultdict(list)
+    for p in points:
+        if p.sqnr_db is not None and p.bits >= 2 and p.format == "int":
+            where = f"groups of {p.group_size}" if p.group_size else f"per {p.granularity}"
+            kind = "" if p.symmetric else ", zero points"
+            series[f"{p.calibration}, {where}{kind}"].append(p)
+    found = []
+    for name, members in series.items():
+        bits = np.array([p.bits for p in members], float)
+        if len(set(bits)) > 1:
+            x, y = bits - bits.mean(), np.array([p.sqnr_db for p in members])
+            slope = float((x * (y - y.mean())).sum() / (x * x).sum())
+            found.append(Slope(series=name, low_bits=int(bits.min()), high_bits=int(bits.max()), db_per_bit=slope))
+    return found
