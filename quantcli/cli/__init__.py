@@ -134,6 +134,20 @@ def _usage(error: click.ClickException) -> str:
     return f"{text.rstrip('.')} (see '{ctx.command_path} --help')"
 
 
+def _complete() -> NoReturn:
+    """Answer a shell that asks for completions; whatever goes wrong, it gets none."""
+    from click.shell_completion import shell_complete
+
+    from quantcli.cli.completion import VARIABLE
+
+    try:
+        code = shell_complete(cli, {}, "quantcli", VARIABLE, os.environ[VARIABLE])
+        sys.stdout.flush()
+    except Exception:
+        code = 1
+    sys.exit(code)
+
+
 def _run(arguments: list[str] | None) -> None:
     # Not through click's own main: it answers a closed pipe and Ctrl-C itself, with other codes and an empty line.
     with cli.make_context("quantcli", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
@@ -155,6 +169,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
                 signal.signal(getattr(signal, name), _terminate)
         if hasattr(signal, "SIGXFSZ"):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        if arguments is None and "_QUANTCLI_COMPLETE" in os.environ:
+            _complete()
         _run(arguments)
         sys.exit(0)
     except (KeyboardInterrupt, click.Abort):

@@ -16,6 +16,8 @@ from quantcli import registry
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from quantcli.gates import Gates
     from quantcli.pipeline import Progress
     from quantcli.report import RunReport
@@ -59,6 +61,31 @@ def standard_output(output: str | None, as_json: bool) -> Iterator[str | None]:
         path = os.path.join(folder, "output.safetensors")
         yield path
         standard.send(path)
+
+
+class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A glob, or a regular expression after re:; shells complete it to names of the source's tensors and modules."""
+
+    name = "pattern"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem, split_arg_string
+
+        from quantcli.patterns import module_of
+        from quantcli.stores import open_source
+
+        # Behind an option whose value is still missing, click has not told the arguments from the options.
+        words = split_arg_string(os.environ.get("COMP_WORDS", ""))[2:]
+        src = ctx.params.get("src") or next((w for w in words if os.path.exists(os.path.expanduser(w))), None)
+        if not isinstance(src, str):
+            return []
+        try:
+            with contextlib.closing(open_source(os.path.expanduser(src))) as source:
+                tensors = [info.name for info in source.infos()]
+        except Exception:  # what cannot be read has no names
+            return []
+        names = dict.fromkeys([*tensors, *map(module_of, tensors)])
+        return [CompletionItem(n) for n in names if n and n.startswith(incomplete) and n.isprintable()]
 
 
 def output(command: F) -> F:
@@ -177,6 +204,7 @@ def gates(command: F) -> F:
 
 def gates_of(limits: dict[str, Any]) -> Gates:
     """The gates asked for on the command line."""
+
     from quantcli.gates import Gates
 
     return Gates(**{name: limits[name] for name, _, _ in GATES})

@@ -101,10 +101,11 @@ MUCH = 64 << 20
 @click.option(
     "--include",
     multiple=True,
+    type=options.Pattern(),
     metavar="PATTERN",
     help="Quantize only these: a glob, or a regular expression after re:.",
 )
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these as they are.")
+@click.option("--exclude", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Keep these as they are.")
 @click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions.")
 @click.option(
     "--recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Schemes by pattern, in YAML."

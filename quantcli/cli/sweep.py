@@ -68,8 +68,8 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option(
     "--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]"
 )
-@click.option("--include", multiple=True, metavar="PATTERN", help="Quantize only these.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these as they are.")
+@click.option("--include", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Quantize only these.")
+@click.option("--exclude", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Keep these as they are.")
 @click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions.")
 @click.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.")
 @click.option("-o", "--output", metavar="FILE.html", type=click.Path(path_type=str), default=None, help="Write a page.")
