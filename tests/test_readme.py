@@ -56,7 +56,7 @@ def test_python_blocks(workplace: Path) -> None:
 
 def test_the_recipe(workplace: Path) -> None:
     """The recipe of the README on the sample checkpoint: rules in order, kept layers kept for their reason."""
-    (recipe,) = blocks("yaml")
+    (recipe,) = [block for block in blocks("yaml") if block.startswith("default:")]
     Path("recipe.yaml").write_text(recipe)
     command = [sys.executable, "-m", "quantcli", "quantize", "sample_models/tiny-llama", "--recipe", "recipe.yaml"]
     run = subprocess.run([*command, "-o", "out", "--all"], capture_output=True, text=True, timeout=60)
@@ -68,11 +68,65 @@ def test_the_recipe(workplace: Path) -> None:
     assert all("kept" in line for name, line in rows.items() if ".layers.0." in name)
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A clone of the project without its history, with quantcli.yaml, and an environment with a fresh Python first."""
+    folder = tmp_path_factory.mktemp("ci")
+    for name in ("quantcli", "sample_models"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_kernels.so"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    (config,) = [block for block in blocks("yaml") if block.startswith("gates:")]
+    (folder / "quantcli.yaml").write_text(config)
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return folder, {**kept, "PATH": f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
+                    "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
+
+
+def steps_of(kind: str) -> list[str]:
+    """The commands of a CI snippet, in order."""
+    import yaml
+
+    found = [yaml.safe_load(block) for block in blocks("yaml")]
+    if kind == "github":
+        (jobs,) = [document["jobs"] for document in found if "jobs" in document]
+        return [step["run"] for step in jobs["weights"]["steps"] if "run" in step]
+    (job,) = [document["weights"] for document in found if "weights" in document]
+    return list(job["script"])
+
+
+@pytest.mark.parametrize("kind", ["github", "gitlab"])
+def test_the_snippets_for_ci(kind: str, checkout: tuple[Path, dict[str, str]]) -> None:
+    """GitHub Actions and GitLab CI, each run locally step by step"""
+    folder, environment = checkout
+    (folder / "model-w4.safetensors").unlink(missing_ok=True)
+    printed = []
+    for step in steps_of(kind):
+        run = subprocess.run(["bash", "-e", "-c", step], cwd=folder, env=environment, capture_output=True, text=True,
+                             timeout=300)
+        assert run.returncode == 0, (step, run.stderr)
+        printed.append(run.stdout)
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "All 3 gates passed" in page
+    if kind == "github":
+        assert "::notice title=quantcli::" in printed[-2]
+        assert (folder / "summary.md").read_text().startswith("### ✅ quantcli: 3 of 3 gates passed")
+    else:
+        assert 'failures="0"' in (folder / "report.xml").read_text()
+    # The same with a model that is not good enough: the step that gates fails, and names the tensor.
+    quantize, gate = [s for s in steps_of(kind) if s.startswith("quantcli")]
+    worse = quantize.replace("--bits 4", "--bits 3") + " --force"
+    subprocess.run(["bash", "-e", "-c", worse], cwd=folder, env=environment, capture_output=True, check=True)
+    run = subprocess.run(["bash", "-e", "-c", gate], cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1 and "gate min-tensor-sqnr failed: conv2.weight: " in run.stderr
+
+
 def test_every_option_named_is_one() -> None:
     """An option the README names exists."""
     words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     text = "--version"
-    for name in ("quantize", "dequantize", "inspect", "report"):
+    for name in ("quantize", "dequantize", "inspect", "report", "compare", "sweep"):
         command = [sys.executable, "-m", "quantcli", name, "--help"]
         text += subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert not {w for w in words if w not in text}
