@@ -352,6 +352,28 @@ def test_names_from_a_list(place: Path) -> None:
     assert "nowhere" in one_line(run("report", "q4.safetensors", "nowhere.safetensors"), 2)
 
 
+def test_patterns_that_no_shell_has_expanded(place: Path) -> None:
+    """report accepts many files and globs"""
+    Path("sub").mkdir()
+    for name in ("sub/x1.safetensors", "sub/x2.safetensors"):
+        Path(name).write_bytes(Path("q4.safetensors").read_bytes())
+    found = document("sub/x*.safetensors", "q4.safetensors")
+    assert [r["source"] for r in found["reports"]] == ["sub/x1.safetensors", "sub/x2.safetensors", "q4.safetensors"]
+    assert "y*.safetensors: no file matches" in one_line(run("report", "y*.safetensors"), 2)
+
+
+@pytest.mark.parametrize("rendering", ["markdown", "html", "junit", "csv", "json"])
+def test_documents_are_utf_8_in_every_locale(rendering: str, place: Path) -> None:
+    arguments = command("report", "q4.safetensors", "--min-sqnr", "1", "--format", rendering)
+    done = subprocess.run(arguments, capture_output=True, env=environment(PYTHONIOENCODING="ascii", LC_ALL="C"),
+                          check=True)
+    text = done.stdout.decode("utf-8")
+    assert ("✅" in text) == (rendering == "markdown") and "\\u" not in text
+    table = subprocess.run(command("report", "q4.safetensors"), capture_output=True, check=True,
+                           env=environment(PYTHONIOENCODING="ascii", LC_ALL="C"))
+    assert table.stdout.isascii()
+
+
 def test_quiet_says_only_what_failed(place: Path) -> None:
     ran = run_process("report", "q4.safetensors", "-q", "--min-sqnr", "99")
     assert (ran.code, ran.out) == (1, "") and ran.err.count("\n") == 1

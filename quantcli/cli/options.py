@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -150,7 +151,15 @@ def print_reports(reports: Sequence[RunReport], rendering: str, *, color: str, s
 
     limit = None if show_all else max(3, terminal.screenful() // len(reports))
     look = Look(colour=terminal.wants_colour(sys.stdout, color), limit=limit)
-    registry.get("renderings", rendering).render(reports, sys.stdout, look)
+    render = registry.get("renderings", rendering).render
+    raw = getattr(sys.stdout, "buffer", None)
+    if rendering == "table" or raw is None:
+        render(reports, sys.stdout, look)
+    else:  # a document is UTF-8 in every locale
+        text = io.StringIO()
+        render(reports, text, look)
+        sys.stdout.flush()
+        raw.write(text.getvalue().encode("utf-8", "backslashreplace"))
     sys.stdout.flush()
 
 
@@ -280,8 +289,6 @@ def finish(
 
 def _write(reports: Sequence[RunReport], kind: str, path: str) -> None:
     """Replace a file by a rendering."""
-    import io
-
     from quantcli.renderings import Look
 
     text = io.StringIO()

@@ -75,7 +75,7 @@ def command(
     rendering = options.rendering(format_, as_json)
     found = _config(config)
     gates = options.gates_of(limits)
-    jobs = _jobs([*files, *_listed(files0_from)], found, against, baseline, gates)
+    jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
     if theory and any(job.against is None for job in jobs):
         raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
     look = theory or "html" in (rendering, *(kind for kind, _ in outputs))
@@ -104,6 +104,22 @@ def _config(path: str | None) -> Config | None:
     if path is None and not os.path.exists(config.NAME):
         return None
     return config.load(path or config.NAME)
+
+
+def _globbed(files: Sequence[str]) -> list[str]:
+    """The files named, and those that a pattern a shell has left alone stands for."""
+    import glob
+
+    found: list[str] = []
+    for file in files:
+        if glob.has_magic(file) and not os.path.exists(file):
+            matches = sorted(glob.glob(file, recursive=True))
+            if not matches:
+                raise UsageError("no file matches", place=[file])
+            found += matches
+        else:
+            found.append(file)
+    return found
 
 
 def _listed(path: str | None) -> list[str]:
