@@ -101,7 +101,7 @@ def test_streams_that_are_damaged(model: Path) -> None:
         for arguments in (["quantize", "-", "-o", "out.safetensors"], ["quantize", "-", "-o", "-"], ["inspect", "-"]):
             done = piped(damaged, *arguments)
             assert done.returncode == 1 and done.stdout == b"", (words, arguments)
-            assert done.stderr.startswith(b"quantcli: standard input") and done.stderr.count(b"\n") == 1
+            assert done.stderr.startswith(b"quantcli: stdin") and done.stderr.count(b"\n") == 1
             assert words.encode() in done.stderr
     assert sorted(os.listdir()) == ["model.safetensors"]
 

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.stores.files import InputFile
 
-NAME = "standard input"
+NAME = "stdin"
 BLOCK = 1 << 20
 
 
@@ -148,4 +148,4 @@ def send(path: str) -> None:
 def check_output() -> None:
     """Raise UsageError when standard output is a terminal."""
     if os.isatty(1):
-        raise UsageError("this is a terminal", place=["standard output"], hint="pipe or redirect it, or name a file")
+        raise UsageError("this is a terminal", place=["stdout"], hint="pipe or redirect it, or name a file")
