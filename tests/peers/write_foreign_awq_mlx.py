@@ -1,0 +1,52 @@
+"""Write files of tests/golden/foreign with AutoAWQ 0.2.9's unpacking and MLX 0.32: codes, scales and zero points, and
+what those libraries make of them under `expected`. Run by hand in an environment that has torch and `mlx[cpu]`, with
+the path of AutoAWQ's awq/utils/packing_utils.py (of a download without its dependencies).
+
+    .venv-peers/bin/python tests/peers/write_foreign_awq_mlx.py packing_utils.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+FOLDER = Path(__file__).parent.parent / "golden" / "foreign"
+
+
+def awq(path: str) -> None:
+    spec = importlib.util.spec_from_file_location("packing_utils", path)
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    chance = torch.Generator().manual_seed(0)
+    for group in (16, 48):
+        words = torch.randint(-(2**31), 2**31, (48, 5), generator=chance, dtype=torch.int64).to(torch.int32)
+        zeros = torch.randint(-(2**31), 2**31, (48 // group, 5), generator=chance, dtype=torch.int64).to(torch.int32)
+        scales = torch.rand(48 // group, 40, generator=chance).half()
+        expected = library.dequantize_gemm(words, zeros, scales.float(), 4, group).T.contiguous()
+        tensors = {"m.qweight": words, "m.qzeros": zeros, "m.scales": scales, "expected": expected}
+        config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True}}
+        save_file({k: v.numpy() for k, v in tensors.items()}, FOLDER / f"awq-g{group}.safetensors",
+                  {"config": json.dumps(config)})
+
+
+def mlx() -> None:
+    for bits in (2, 3, 4, 5, 6, 8):
+        weight = mx.array(np.random.default_rng(bits).standard_normal((5, 128)).astype(np.float32))
+        words, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
+        expected = mx.dequantize(words, scales, biases, group_size=64, bits=bits)
+        parts = {"m.weight": words, "m.scales": scales, "m.biases": biases, "expected": expected}
+        config = {"quantization": {"bits": bits, "group_size": 64}}
+        save_file({k: np.array(v) for k, v in parts.items()}, FOLDER / f"mlx-w{bits}.safetensors",
+                  {"config": json.dumps(config)})
+
+
+if __name__ == "__main__":
+    awq(sys.argv[1])
+    mlx()
