@@ -26,7 +26,7 @@ from quantcli.foreign import Found, Read
 from quantcli.tensors import TensorInfo
 
 GOLDEN = Path(__file__).parent / "golden" / "foreign"
-"""Written by peers/write_foreign.py and peers/write_foreign_awq_mlx.py."""
+"""Written by peers/write_foreign.py, peers/write_foreign_awq_mlx.py and peers/write_foreign_gptq.py."""
 FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 Parts = dict[str, tuple[str, tuple[int, ...], bytes]]
 
@@ -308,7 +308,7 @@ def test_the_library_decodes_the_same(path: Path) -> None:
     _, shape, raw = parts.pop("expected")
     expected = np.frombuffer(raw, np.float32).reshape(shape)
     for said in (config, {}):
-        if not said and path.stem.startswith(("fp8b", "mlx")):
+        if not said and path.stem.startswith(("fp8b", "mlx", "gptq")):
             continue  # the shapes do not tell
         found = only(found_in(parts, said))
         assert found.shape == shape
@@ -319,7 +319,7 @@ def test_the_library_decodes_the_same(path: Path) -> None:
 
 
 def test_there_are_files_of_the_library() -> None:
-    assert len(list(GOLDEN.glob("*.safetensors"))) == 20
+    assert len(list(GOLDEN.glob("*.safetensors"))) == 24
 
 
 # ---- native files without their header --------------------------------------------------------------------------
