@@ -374,6 +374,16 @@ def test_documents_are_utf_8_in_every_locale(rendering: str, place: Path) -> Non
     assert table.stdout.isascii()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_large_document_comes_whole(unbuffered: str, place: Path) -> None:
+    """with PYTHONUNBUFFERED a write to a pipe may take a part only"""
+    save(Path("many.safetensors"), {f"layers.{i}": gaussian(32, 32, seed=i) for i in range(300)})
+    assert run("quantize", "many.safetensors", "-o", "mq.safetensors", "-q").code == 0
+    found = environment(PYTHONUNBUFFERED=unbuffered) if unbuffered else environment()
+    done = subprocess.run(command("report", "mq.safetensors", "--json"), capture_output=True, env=found, check=True)
+    assert len(json.loads(done.stdout)["tensors"]) == 300
+
+
 def test_quiet_says_only_what_failed(place: Path) -> None:
     ran = run_process("report", "q4.safetensors", "-q", "--min-sqnr", "99")
     assert (ran.code, ran.out) == (1, "") and ran.err.count("\n") == 1

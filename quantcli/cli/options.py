@@ -159,7 +159,9 @@ def print_reports(reports: Sequence[RunReport], rendering: str, *, color: str, s
         text = io.StringIO()
         render(reports, text, look)
         sys.stdout.flush()
-        raw.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        left = memoryview(text.getvalue().encode("utf-8", "backslashreplace"))
+        while left:  # without buffering a write may take a part only
+            left = left[raw.write(left) :]
     sys.stdout.flush()
 
 
