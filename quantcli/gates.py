@@ -17,6 +17,8 @@ from quantcli.errors import UsageError, printable
 from quantcli.patterns import matching
 from quantcli.report import Change, Comparison, GateFailure, GateResult, RunReport, TensorReport
 
+_UNITLESS = ("min_coverage", "max_size", "target_size", "max_mse", "max_nmse", "max_bpw", "target_bpw")
+_SIZES = ("max_size", "target_size")
 _TENSOR_GATES = ("min_tensor_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -81,11 +83,11 @@ def parsed(name: str, value: Any) -> float:
     if match is None:
         raise UsageError(f"{printable(repr(value), 60)} is not a number", place=place)
     number, unit = float(match[1]), match[2]
-    if name == "max_size" and unit in _UNITS:
+    if name in _SIZES and unit in _UNITS:
         number *= _UNITS[unit]
     elif name == "min_coverage" and unit == "%":
         number /= 100
-    elif unit and unit != {"min_coverage": "", "max_size": "", "max_mse": "", "max_bpw": ""}.get(name, "dB"):
+    elif unit and unit != (None if name in _UNITLESS else "dB"):
         raise UsageError(f"{printable(repr(value), 60)} has a unit that does not fit", place=place, hint=_hint(name))
     if name == "min_coverage" and not 0 <= number <= 1:
         raise UsageError(f"{printable(str(value), 60)} is not a share", place=place, hint="write 95% or 0.95")

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -122,4 +123,30 @@ def matching(patterns: Sequence[str], names: Sequence[str], option: str) -> set[
         if not hits:
             raise UsageError(f"{pattern!r} matches no tensor", place=[option], hint=near_misses(pattern, names))
         found |= hits
+    return found
+
+
+def _escaped(name: str) -> str:
+    """A glob that matches a name and nothing else."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def patterns_of(names: Sequence[str]) -> list[str]:
+    """Patterns for just these names: those that differ in their first number only share one.
+
+    >>> patterns_of(["layers.0.up", "layers.3.up", "head"])
+    ['re:layers\\\\.(?:0|3)\\\\.up', 'head']
+    """
+    series: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in names:
+        match = re.search(r"(?<=\.)\d+(?=\.)", name)
+        series[(name[: match.start()], name[match.end() :]) if match else (name, "")].append(match[0] if match else "")
+    found = []
+    for (before, after), numbers in series.items():
+        if len(numbers) == 1:
+            found.append(_escaped(before + numbers[0] + after))
+            continue
+        for first in range(0, len(numbers), 50):
+            some = "|".join(numbers[first : first + 50])
+            found.append(f"re:{re.escape(before)}(?:{some}){re.escape(after)}")
     return found

@@ -10,16 +10,18 @@ The last rule that matches a tensor decides. A rule's scheme is the default one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import QuantcliError, UsageError, printable
-from quantcli.patterns import compiled
+from quantcli.patterns import compiled, patterns_of
 from quantcli.plain import LIMIT, mapping, plain
-from quantcli.plan import Rule
+from quantcli.plan import Request, Rule, make
 from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
+from quantcli.tensors import TensorInfo
 
 _FIELDS = (
     "bits",
@@ -47,13 +49,21 @@ class Recipe:
     rules: tuple[Rule, ...]
 
 
-def load(path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a file; `overrides` are fields of the default scheme that the command line asks for.
+def load(
+    path: str | None, overrides: Mapping[str, Any] | None = None, rules: Sequence[Mapping[str, Any]] = ()
+) -> Recipe:
+    """The recipe in a file, or an empty one; `overrides` are fields of the default scheme that the command line asks
+    for, `rules` come after those of the file.
 
     Raises UsageError or DataError with the line of what is wrong.
     """
+    if path is None:
+        return parse({"default": {}, "rules": list(rules)}, overrides or {})
     try:
-        return parse(plain(read_small(path, LIMIT), path), overrides or {})
+        document = plain(read_small(path, LIMIT), path)
+        if rules and isinstance(document, dict) and isinstance(document.get("rules", []), list):
+            document = {**document, "rules": [*document.get("rules", []), *rules]}
+        return parse(document, overrides or {})
     except QuantcliError as error:
         raise (error if error.place[:1] == [path] else UsageError(str(error), place=[path])) from None
 
@@ -119,6 +129,78 @@ def _scheme(fields: dict[str, Any], place: str) -> Scheme:
         raise error.within(place) from None
     except TypeError:
         raise UsageError("a value is not of its kind", place=[place]) from None
+
+
+def override(text: str) -> dict[str, Any]:
+    """The rule that PATTERN:key=value,... or PATTERN:keep stands for. Raises UsageError where it is none.
+
+    >>> override("*.down_proj:bits=8,group-size=32")
+    {'match': '*.down_proj', 'bits': 8, 'group_size': 32}
+    """
+    pattern, colon, fields = text.rpartition(":")
+    if not colon or not pattern or pattern == "re":
+        raise UsageError(f"{printable(repr(text), 100)} is not PATTERN:bits=8,...", place=["--override"])
+    rule: dict[str, Any] = {"match": pattern}
+    for field in fields.split(","):
+        key, equals, value = field.partition("=")
+        name = key.strip().replace("-", "_")
+        if name == "keep" and not equals:
+            rule["keep"] = True
+            continue
+        if not equals or not name or name in rule:
+            raise UsageError(f"{printable(repr(field), 100)} is not key=value, or there twice", place=["--override"])
+        rule[name] = plain(value.encode("utf-8", "surrogateescape"), "--override")
+    return rule
+
+
+def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None]) -> Request:
+    """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest."""
+    counts = Counter(s for s in wanted.values() if s is not None)
+    if not counts:
+        raise UsageError("nothing would be quantized")
+    default = max(counts, key=lambda s: (counts[s], s.name))
+    others: dict[Scheme | None, list[str]] = defaultdict(list)
+    for tensor in make(infos, Request(scheme=default)).tensors:
+        scheme = wanted.get(tensor.info.name)
+        if scheme != tensor.scheme:
+            others[scheme].append(tensor.info.name)
+    rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
+    return Request(scheme=default, rules=tuple(rules))
+
+
+def dump(request: Request) -> str:
+    """The recipe of a request, as YAML that `load` reads; of its scheme and rules only."""
+    import yaml
+
+    def text(value: Any) -> str:
+        return str(
+            yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=False)
+        ).strip()
+
+    default = _shortest(request.scheme, {})
+    lines = [f"default: {text(default)}"]
+    lines += ["rules:"] if request.rules else []
+    for rule in request.rules:
+        fields = _shortest(rule.scheme, default) if rule.scheme is not None else {"keep": True}
+        lines.append(f"  - {text({'match': rule.pattern, **fields})}")
+    found = "\n".join(lines) + "\n"
+    if len(found) > LIMIT:
+        raise UsageError(f"the recipe would have {len(found)} bytes, {LIMIT} are the most it may have")
+    return found
+
+
+def _shortest(scheme: Scheme, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The fewest fields that make this scheme on top of what is asked for all."""
+    fields = scheme.as_dict()
+    order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -_FIELDS.index(n)))
+    for name in order * 2:  # some say what another one implies, once that is gone
+        less = {k: v for k, v in fields.items() if k != name}
+        try:
+            if Scheme(**_on_top(less, asked)) == scheme:
+                fields = less
+        except QuantcliError:
+            continue
+    return fields
 
 
 def levels(path: str) -> tuple[float, ...]:

@@ -81,7 +81,7 @@ class Scheme:
     grid: Literal["restricted", "full"] | None = None
     zero_point: Literal["int", "float"] = "int"
     calibration: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     rounding: str = None  # type: ignore[assignment]  # left out: see above
     levels: int | None = None
     codebook: tuple[float, ...] | None = None

@@ -226,6 +226,25 @@ class _Run:
                 self.seconds[one.setting] += one.seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A plan as it would turn out, the metrics of its quantized tensors, and the time that took all threads."""
+
+    plan: Plan
+    metrics: dict[str, Metrics]
+    seconds: float
+
+
+def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Progress | None = None) -> list[Measured]:
+    """What every plan would cost on a source."""
+    if progress is not None:
+        progress.start(sum(t.info.nbytes for t in plans[0].tensors if t.scheme is not None))
+    run = _Run(source, plans, progress)
+    Crew(run.tasks(), threads).run()
+    source.check_unchanged()
+    return [Measured(plan.amended(run.amended[i]), run.metrics[i], run.seconds[i]) for i, plan in enumerate(plans)]
+
+
 def sweep(
     source: Source,
     schemes: Sequence[Scheme],
@@ -238,15 +257,10 @@ def sweep(
 ) -> Sweep:
     """What each scheme costs on a source; plans: one for each scheme. size_of: bytes of the file a plan leads to."""
     began = time.perf_counter()
-    if progress is not None:
-        progress.start(sum(t.info.nbytes for t in plans[0].tensors if t.scheme is not None))
-    run = _Run(source, plans, progress)
-    Crew(run.tasks(), threads).run()
-    source.check_unchanged()
     parameters = sum(t.info.numel for t in plans[0].tensors)
     points = [
-        _point(scheme, run.metrics[i], size_of(plan.amended(run.amended[i])), parameters, run.seconds[i])
-        for i, (scheme, plan) in enumerate(zip(schemes, plans))
+        _point(scheme, found.metrics, size_of(found.plan), parameters, found.seconds)
+        for scheme, found in zip(schemes, measure(source, plans, threads=threads, progress=progress))
     ]
     return Sweep(
         source=shown,

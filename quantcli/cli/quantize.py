@@ -111,6 +111,23 @@ MUCH = 64 << 20
     "--recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Schemes by pattern, in YAML."
 )
 @click.option(
+    "--override",
+    multiple=True,
+    metavar="PATTERN:KEY=VALUE,...",
+    help="A rule more, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches wins.",
+)
+@click.option(
+    "--save-recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Write what was done."
+)
+@click.option(
+    "--target-size",
+    metavar="SIZE",
+    type=options.Limit(),
+    default=None,
+    help="Choose the schemes that lose least in at most so many bytes, such as 3.9GB; see plan.",
+)
+@click.option("--target-bpw", metavar="BITS", type=options.Limit(), default=None, help="The same in bits per weight.")
+@click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
     default="refuse",
@@ -153,6 +170,7 @@ def command(
     from quantcli import kernels, pipeline, plan
     from quantcli.stores import open_source
 
+    _refuse_both(asked)
     request = _request(asked)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
@@ -161,7 +179,8 @@ def command(
         contextlib.closing(open_source(src)) as source,
     ):
         _refuse_quantized(source)
-        target = named or default_output(src, request.scheme.name if not asked["recipe"] else "recipe")
+        request = _settled(source, src, request, asked, threads, quiet)
+        target = named or default_output(src, request.scheme.name if not request.rules else "recipe")
         real = _destination(source, target, force) if not dry_run else target
         try:
             planned = plan.make(source.infos(), request)
@@ -184,6 +203,10 @@ def command(
             if verbose:
                 for line in said:
                     options.say(line)
+    if asked["save_recipe"] is not None and not dry_run:
+        from quantcli import recipe
+
+        options.replace_file(asked["save_recipe"], recipe.dump(request), [src, target])
     if not quiet:
         options.say_warnings(found)
     if output == "-" and not dry_run and not quiet:
@@ -194,6 +217,63 @@ def command(
         )
     elif as_json or not quiet:
         options.print_reports([found], "json" if as_json else "table", color=color, show_all=show_all)
+
+
+def _refuse_both(asked: dict[str, Any]) -> None:
+    """A plan chooses what these options would say."""
+    if asked["target_size"] is None and asked["target_bpw"] is None:
+        return
+    said = [
+        name
+        for name in (
+            "recipe",
+            "override",
+            "bits",
+            "group_size",
+            "granularity",
+            "axis",
+            "symmetric",
+            "calibration",
+            "format_",
+            "levels",
+            "codebook",
+            "effort",
+            "rounding",
+            "scale_dtype",
+            "grid",
+            "zero_point",
+        )
+        if asked[name] not in (None, ())
+    ]
+    if said:
+        option = said[0].rstrip("_").replace("_", "-").replace("format", "type")
+        raise UsageError("a target chooses that itself", place=[f"--{option}"], hint="leave it out, or use plan")
+
+
+def _settled(
+    source: Source, src: str, request: Request, asked: dict[str, Any], threads: int | None, quiet: bool
+) -> Request:
+    """The request itself, or what a target or --save-recipe makes of it: a scheme for all and rules by name."""
+    from quantcli import plan, recipe
+
+    if asked["target_size"] is not None or asked["target_bpw"] is not None:
+        limits = {
+            "bits": [2, 3, 4, 5, 6, 8, 16],
+            "group_size": [32, 128],
+            "weighting": "relative",
+            "no_ties": False,
+            "min_sqnr": None,
+            "max_nmse": None,
+        }
+        planned, _ = options.planned(source, src, {**asked, **limits}, options.thread_count(threads), quiet)
+        return planned.request
+    if asked["save_recipe"] is None:
+        return request
+    try:
+        tensors = plan.make(source.infos(), request).tensors
+    except (UsageError, DataError) as error:
+        raise error.within(src) from None
+    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors})
 
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:
@@ -329,11 +409,11 @@ def _request(asked: dict[str, Any]) -> Request:
             fields[name] = asked[option]
     fields |= _method(asked)
     rules: tuple[Rule, ...] = ()
-    if asked["recipe"] is not None:
+    if asked["recipe"] is not None or asked["override"]:
         from quantcli import recipe
 
         given = {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")}
-        read = recipe.load(asked["recipe"], given)
+        read = recipe.load(asked["recipe"], given, [recipe.override(text) for text in asked["override"]])
         scheme, rules = read.default, read.rules
     else:
         scheme = Scheme(**fields)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,44 +15,18 @@ from quantcli.cli import options
 from quantcli.errors import DataError, QuantcliError, UsageError
 
 if TYPE_CHECKING:
-    from quantcli.plan import Plan
     from quantcli.scheme import Scheme
-    from quantcli.stores import Source
     from quantcli.sweeping import Sweep
-
-
-class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Values apart by commas."""
-
-    name = "list"
-
-    def __init__(self, kind: type[int] | tuple[str, ...]) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, list):
-            return value
-        found: list[Any] = []
-        for word in str(value).split(","):
-            if isinstance(self.kind, tuple):
-                name = word.strip().replace("_", "-")
-                if name not in self.kind:
-                    self.fail(f"{word.strip()!r} is not one of {', '.join(self.kind)}", param, ctx)
-                found.append(name)
-                continue
-            try:
-                found.append(int(word))
-            except ValueError:
-                self.fail(f"{word.strip()!r} is not a whole number", param, ctx)
-        return list(dict.fromkeys(found))
 
 
 @click.command("sweep", short_help="Measure many settings on one model.")
 @options.source
-@click.option("--bits", type=Several(int), metavar="LIST", default="2,3,4,8", show_default=True, help="Bit widths.")
+@click.option(
+    "--bits", type=options.Several(int), metavar="LIST", default="2,3,4,8", show_default=True, help="Bit widths."
+)
 @click.option(
     "--group-size",
-    type=Several(int),
+    type=options.Several(int),
     metavar="LIST",
     default="128",
     show_default=True,
@@ -60,7 +34,7 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 )
 @click.option(
     "--calibration",
-    type=Several((*registry.names("calibrators"), "auto")),
+    type=options.Several((*registry.names("calibrators"), "auto")),
     metavar="LIST",
     default=None,
     help="Calibrations, rounded to nearest.  [default: the default of quantize]",
@@ -120,7 +94,7 @@ def command(
                 source,
                 schemes,
                 plans,
-                lambda p: _size(source, p),
+                lambda p: options.size_of(source, p),
                 shown=src,
                 threads=options.thread_count(threads),
                 progress=bar,
@@ -149,15 +123,6 @@ def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, 
         fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}
         found.append(Scheme(bits=width, **fields))
     return found
-
-
-def _size(source: Source, planned: Plan) -> int:
-    from quantcli import checkpoints, pipeline
-    from quantcli.stores.checkpoint import Checkpoint
-
-    if isinstance(source, Checkpoint):
-        return checkpoints.dry_size(source, planned, "xxh3")
-    return pipeline.file_layout(source, planned, source.metadata, "xxh3").size
 
 
 def _print(found: Sweep, color: str, plot: bool) -> None:

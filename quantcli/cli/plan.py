@@ -1,0 +1,163 @@
+"""`quantcli plan`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantcli.cli import options
+from quantcli.errors import DataError
+
+if TYPE_CHECKING:
+    from quantcli.planning import Planned
+
+
+@click.command("plan", short_help="Choose a scheme for every tensor within a budget.")
+@options.source
+@options.budget
+@click.option(
+    "-o", "--output", metavar="RECIPE", type=click.Path(path_type=str), default=None, help="Write the recipe."
+)
+@click.option("--explain", is_flag=True, help="Price what would be bought or sold next around the budget.")
+@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@options.threads
+@options.talk
+def command(
+    src: str,
+    output: str | None,
+    explain: bool,
+    show_all: bool,
+    threads: int | None,
+    as_json: bool,
+    color: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+    **asked: Any,
+) -> None:
+    """Measure every candidate on every tensor of SRC and choose the schemes that lose least within a budget.
+
+    Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
+    the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
+    """
+    from quantcli.stores import open_source
+
+    with contextlib.closing(open_source(src)) as source:
+        if source.documents:
+            raise DataError("this file is quantized already", place=[src], hint="start from the original")
+        planned, target = options.planned(source, src, asked, options.thread_count(threads), quiet)
+    if output is not None:
+        from quantcli import recipe
+
+        options.replace_file(output, recipe.dump(planned.request), [src])
+    if as_json:
+        options.print_json(_document(planned, src, target))
+    elif not quiet:
+        _print(planned, src, target, color=color, show_all=show_all, explain=explain)
+
+
+def _document(planned: Planned, src: str, target: int | None) -> dict[str, Any]:
+    a = planned.allocation
+    tensors = []
+    for unit, number in zip(planned.units, planned.chosen):
+        choice = unit.choices[number]
+        for tensor in unit.tensors:
+            m = choice.metrics[tensor.info.name]
+            tensors.append(
+                {
+                    "name": tensor.info.name,
+                    "scheme": choice.scheme.name if choice.scheme else None,
+                    "bits": choice.scheme.bits if choice.scheme else None,
+                    "sqnr_db": m.sqnr_db,
+                    "tied": [t.info.name for t in unit.tensors if t is not tensor],
+                }
+            )
+    return {
+        "schema_version": 1,
+        "command": "plan",
+        "source": src,
+        "target": target,
+        "bytes_out": planned.size,
+        "cost": float(a.cost),
+        "bound": float(a.bound),
+        "gap": float(a.gap),
+        "optimal": a.optimal,
+        "uniform": {"cost": float(planned.uniform[0]), "scheme": planned.uniform[1]} if planned.uniform else None,
+        "tensors": tensors,
+    }
+
+
+def _print(planned: Planned, src: str, target: int | None, *, color: str, show_all: bool, explain: bool) -> None:
+    from quantcli import terminal as t
+    from quantcli.errors import printable
+
+    a = planned.allocation
+    colour = t.wants_colour(sys.stdout, color)
+    below = f", {100 * (target - planned.size) / target:.3g} % below {target}" if target else ""
+    proof = "optimal" if a.optimal else f"at most {100 * a.gap:.2g} % above the optimum"
+    lines = [printable(src, 200), f"{planned.size} bytes{below}", f"cost {a.cost:.6g}, bound {a.bound:.6g}: {proof}"]
+    if planned.uniform is not None and planned.uniform[0] > 0:
+        better = 100 * (1 - a.cost / planned.uniform[0])
+        lines.append(
+            f"best single scheme in the same bytes: {planned.uniform[1]}, cost {planned.uniform[0]:.6g}; "
+            f"this is {better:.1f} % less"
+        )
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    table = t.Table(
+        [
+            t.Column("tensor"),
+            t.Column("shape", from_width=70),
+            t.Column("scheme"),
+            t.Column("SQNR dB", right=True),
+            t.Column("share of cost", right=True, from_width=90),
+            t.Column("tied", right=True, from_width=100),
+        ]
+    )
+    rows = sorted(zip(planned.units, planned.chosen), key=lambda u: -u[0].choices[u[1]].cost)
+    limit = None if show_all else t.screenful()
+    for unit, number in rows if limit is None else rows[: max(1, limit)]:
+        choice = unit.choices[number]
+        for tensor in unit.tensors:
+            m = choice.metrics[tensor.info.name]
+            table.add(
+                tensor.info.name,
+                t.shape(tensor.info.shape),
+                choice.scheme.name if choice.scheme else "kept",
+                t.decibels(m.sqnr_db, m.exact),
+                f"{100 * choice.cost / a.cost:.1f} %" if a.cost > 0 else "-",
+                str(len(unit.tensors)) if len(unit.tensors) > 1 else "",
+            )
+    t.show(table, sys.stdout, colour=colour)
+    if limit is not None and len(rows) > limit:
+        sys.stdout.write(f"and {len(rows) - limit} more; --all shows them\n")
+    if explain:
+        sys.stdout.write("\n" + "\n".join(_advice(planned)) + "\n")
+    sys.stdout.flush()
+
+
+def _advice(planned: Planned) -> list[str]:
+    """The ten best buys and sales: what another choice would change, most cost per byte first."""
+    from quantcli.terminal import size
+
+    offers = []
+    for unit, number in zip(planned.units, planned.chosen):
+        now = unit.choices[number]
+        for other in unit.choices:
+            bytes_more, saved = other.size - now.size, now.cost - other.cost
+            if bytes_more * saved > 0:
+                offers.append((saved / bytes_more, bytes_more, other.sqnr_db - now.sqnr_db, unit, other))
+    lines = []
+    for title, wanted, order in (("best buys", True, -1), ("best sales", False, 1)):
+        chosen = sorted((o for o in offers if (o[1] > 0) == wanted), key=lambda o: order * o[0])[:10]
+        lines += [f"{title}:"] + [
+            f"  {unit.tensors[0].info.name}: {other.scheme.name if other.scheme else 'kept'}, {decibels:+.1f} dB for "
+            f"{'+' if more > 0 else '-'}{size(abs(more))}"
+            for _, more, decibels, unit, other in chosen
+        ]
+    return lines
+
+
+PROVIDES = command

@@ -1,0 +1,229 @@
+"""Which scheme for which tensor, so that a file stays within a budget and loses as little as can be.
+
+Every candidate is measured on every tensor, as `quantize` would make it, in one look at the weights. The choice is a
+multiple-choice knapsack over exact bytes; the header, which grows with what it must say, is found by trying. What is
+minimised is the sum of weighted squared errors: `relative` divides each tensor's by its power, so that a layer counts
+by what its output loses for white input; `absolute` adds them as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from quantcli import recipe
+from quantcli.allocating import Allocation, allocate, smallest
+from quantcli.errors import UsageError
+from quantcli.metrics import Metrics
+from quantcli.pipeline import Progress
+from quantcli.plan import Plan, Request, TensorPlan, make
+from quantcli.scheme import Scheme
+from quantcli.stores import Source
+from quantcli.sweeping import measure
+
+WEIGHTINGS = ("relative", "absolute")
+
+TIES = (
+    r"(.*)\b(?:q_proj|k_proj|v_proj)\.weight",
+    r"(.*)\b(?:query|key|value)\.weight",
+    r"(.*)\b(?:gate_proj|up_proj|w1|w3)\.weight",
+    r"(.*\.experts)\.\d+\..*",
+)
+"""Tensors that runtimes fuse: those of one pattern whose first group is the same get one scheme."""
+
+ROUNDS = 12
+"""Budgets tried until the header is accounted for: it rarely takes more than three."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A way to store tied tensors: a scheme, None for as they are; bytes of their data; weighted squared error, and
+    metrics of each."""
+
+    scheme: Scheme | None
+    size: int
+    cost: float
+    metrics: Mapping[str, Metrics]
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of all of them together; infinite where nothing is lost."""
+        sse, power = (sum(getattr(m, what) for m in self.metrics.values()) for what in ("sse", "power"))
+        return 10 * (math.log10(power) - math.log10(sse)) if sse > 0 and power > 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Tensors with one scheme, and the ways to store them."""
+
+    tensors: tuple[TensorPlan, ...]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """The outcome: the choice for each unit, the plan and the request (rules) that leads to it, the exact size of the
+    file, and the certificate: cost, a bound no choice within the same bytes of data undercuts, whether it is optimal.
+    uniform: cost and name of the best single scheme that stays within the same size, None where none does."""
+
+    units: tuple[Unit, ...]
+    chosen: tuple[int, ...]
+    plan: Plan
+    request: Request
+    size: int
+    allocation: Allocation
+    uniform: tuple[float, str] | None
+
+
+def units_of(
+    source: Source,
+    request: Request,
+    schemes: Sequence[Scheme],
+    *,
+    keep: bool,
+    ties: bool,
+    weighting: str,
+    threads: int,
+    progress: Progress | None = None,
+) -> list[Unit]:
+    """What there is to choose from; keep: whether a tensor may stay as it is."""
+    plans = [make(source.infos(), replace(request, scheme=scheme)) for scheme in schemes]
+    found = measure(source, plans, threads=threads, progress=progress)
+    by_name = [{t.info.name: t for t in m.plan.tensors} for m in found]
+    units = []
+    for members in _tied([t for t in plans[0].tensors if t.scheme is not None], ties):
+        names = [t.info.name for t in members]
+        choices = []
+        for one, planned in zip(found, by_name):
+            metrics = {name: one.metrics[name] for name in names}
+            scheme = planned[names[0]].scheme
+            assert scheme is not None
+            if any(planned[n].scale_dtype != default.scale_dtype for n, default in zip(names, members)):
+                scheme = replace(scheme, scale_dtype="float32")
+            size = sum(planned[name].bytes_out for name in names)
+            cost = sum(_weight(m, weighting) * m.sse for m in metrics.values())
+            choices.append(Choice(scheme=scheme, size=size, cost=cost, metrics=metrics))
+        if keep:
+            exact = {n: replace(found[0].metrics[n], sse=0.0, max_abs_error=0.0, clipped=0) for n in names}
+            size = sum(t.info.nbytes for t in members)
+            choices.append(Choice(scheme=None, size=size, cost=0.0, metrics=exact))
+        units.append(Unit(tensors=tuple(members), choices=tuple(choices)))
+    return units
+
+
+def _weight(metrics: Metrics, weighting: str) -> float:
+    if weighting == "absolute":
+        return 1.0
+    return 1 / metrics.power if metrics.power > 0 else 0.0
+
+
+def _tied(tensors: Iterable[TensorPlan], ties: bool) -> list[list[TensorPlan]]:
+    """Tensors in file order, those that are fused together."""
+    groups: dict[str, list[TensorPlan]] = defaultdict(list)
+    for tensor in tensors:
+        key = tensor.info.name
+        for number, pattern in enumerate(TIES if ties else ()):
+            match = re.fullmatch(pattern, key)
+            if match:
+                key = f"{number}\0{match[1]}"
+                break
+        groups[key].append(tensor)
+    return list(groups.values())
+
+
+def within(
+    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], target: int
+) -> Planned:
+    """The best plan whose file has at most `target` bytes.
+
+    Raises UsageError when even the smallest one has more.
+    """
+    options = [[(c.size, c.cost) for c in unit.choices] for unit in units]
+    data = smallest(options)
+    tried: dict[int, Planned] = {}
+
+    def attempt(budget: int) -> Planned | None:
+        allocation = allocate(options, budget)
+        if allocation is None:
+            return None
+        planned = _planned(units, source, request, size_of, allocation)
+        tried[budget] = planned
+        return planned
+
+    least = attempt(data)
+    assert least is not None
+    if least.size > target:
+        raise UsageError(
+            f"{target} bytes are too few: the smallest file these options allow has {least.size}",
+            hint="allow fewer bits or keep less",
+        )
+    best, budget = least, target - (least.size - least.allocation.size)
+    for _ in range(ROUNDS):
+        if budget in tried or budget < data:
+            break
+        found = attempt(budget)
+        assert found is not None
+        if found.size <= target and found.allocation.cost <= best.allocation.cost:
+            best = found
+        budget = target - (found.size - found.allocation.size)
+    else:
+        budget = min(tried)
+    while best is least and (budget := budget - 64) > data:  # the header of every larger choice was too large
+        found = attempt(budget)
+        if found is not None and found.size <= target:
+            best = found
+    return replace(best, uniform=_uniform(units, best.allocation.size))
+
+
+def reaching(
+    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], cost: float
+) -> Planned:
+    """The smallest plan that costs at most so much. Raises UsageError when none does."""
+    options = [[(c.size, c.cost) for c in unit.choices] for unit in units]
+    low, high = smallest(options), sum(max(c.size for c in unit.choices) for unit in units)
+    best = allocate(options, high)
+    if best is None or best.cost > cost:
+        raise UsageError("no choice of these options is as good", hint="allow more bits")
+    while low < high:
+        middle = (low + high) // 2
+        found = allocate(options, middle)
+        if found is not None and found.cost <= cost:
+            best, high = found, min(middle, found.size)
+        else:
+            low = middle + 1
+    planned = _planned(units, source, request, size_of, best)
+    return replace(planned, uniform=_uniform(units, best.size))
+
+
+def _uniform(units: Sequence[Unit], size: int) -> tuple[float, str] | None:
+    """The cheapest scheme that all units could have within so many bytes of data."""
+    found: list[tuple[float, str]] = []
+    for number, choice in enumerate(units[0].choices):
+        if choice.scheme is not None and sum(u.choices[number].size for u in units) <= size:
+            found.append((sum(u.choices[number].cost for u in units), choice.scheme.name))
+    return min(found, default=None)
+
+
+def _settled(request: Request, source: Source) -> dict[str, Scheme | None]:
+    """What the request says of every tensor, budget or not."""
+    return {t.info.name: t.scheme for t in make(source.infos(), request).tensors}
+
+
+def _planned(
+    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], allocation: Allocation
+) -> Planned:
+    schemes = {t.info.name: unit.choices[c].scheme for unit, c in zip(units, allocation.choice) for t in unit.tensors}
+    resolved = recipe.resolved(source.infos(), {**_settled(request, source), **schemes})
+    plan = make(source.infos(), resolved)
+    return Planned(
+        units=tuple(units),
+        chosen=allocation.choice,
+        plan=plan,
+        request=resolved,
+        size=size_of(plan),
+        allocation=allocation,
+        uniform=None,
+    )

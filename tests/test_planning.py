@@ -1,0 +1,236 @@
+"""plan and --target-size: exact bytes, the optimum by enumeration, recipes that say it all, requests that cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from making import ROOT, one_line, run, save
+from safetensors.numpy import load_file
+from strategies import gaussian
+
+from quantcli import planning, recipe
+from quantcli.patterns import compiled, patterns_of
+from quantcli.plan import Request, make
+from quantcli.scheme import Scheme
+from quantcli.stores import open_source
+from quantcli.tensors import TensorInfo
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    weights: dict[str, np.ndarray] = {}
+    for i in range(3):
+        for name, shape in (("q_proj", (64, 96)), ("k_proj", (32, 96)), ("v_proj", (32, 96)), ("down_proj", (96, 160))):
+            weights[f"layers.{i}.{name}.weight"] = gaussian(*shape, seed=len(weights)) ** (1 + 2 * (i == 1))
+        weights[f"layers.{i}.norm.weight"] = gaussian(96, seed=i)
+    wide = gaussian(64, 96, seed=77)
+    wide[5] *= 1e7  # float16 does not hold its scales
+    weights["wide.weight"] = wide
+    return save(tmp_path / "model.safetensors", weights)
+
+
+def planned(*arguments: Any) -> dict[str, Any]:
+    ran = run("plan", *arguments, "--json")
+    assert ran.code == 0, ran
+    found: dict[str, Any] = json.loads(ran.out)
+    return found
+
+
+@pytest.mark.parametrize("target", [34_568, 36_001, 40_000, 44_444, 60_000, 90_000, 150_000])
+def test_the_file_is_never_a_byte_over_the_target(target: int, model: Path) -> None:
+    """the finished file is never a byte over the target, and the recipe gives the same bytes"""
+    found = planned(model, "--target-size", target, "-o", "r.yaml")
+    assert found["bytes_out"] <= target and found["cost"] >= found["bound"] and found["gap"] <= 0.005
+    assert run("quantize", model, "--recipe", "r.yaml", "-o", "a.safetensors", "-q").code == 0
+    assert os.path.getsize("a.safetensors") == found["bytes_out"]
+    ran = run("quantize", model, "--target-size", target, "-o", "b.safetensors", "--save-recipe", "s.yaml", "-q")
+    assert ran.code == 0 and Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    assert Path("r.yaml").read_text() == Path("s.yaml").read_text()
+    report = json.loads(run("report", "a.safetensors", "--json").out)
+    schemes = {t["name"]: t["scheme"] for t in report["tensors"]}
+    assert all(schemes[t["name"]] == t["scheme"] for t in found["tensors"])
+    sqnr = {t["name"]: t["sqnr_db"] for t in report["tensors"]}
+    assert all(sqnr[t["name"]] == t["sqnr_db"] for t in found["tensors"] if t["scheme"])
+
+
+def test_the_rest_is_small(model: Path) -> None:
+    """file size within 0.1 % below the target, where there are options enough"""
+    many = {f"layers.{i}.w{j}.weight": gaussian(64, 32 * (j + 3), seed=10 * i + j) for i in range(40) for j in range(5)}
+    save(Path("many.safetensors"), many)
+    for target in (700_000, 800_000, 1_000_001):
+        found = planned("many.safetensors", "--target-size", target)
+        assert target * 0.999 <= found["bytes_out"] <= target and found["gap"] <= 0.005
+
+
+def test_no_choice_is_better(model: Path) -> None:
+    """every combination of a small model, from what quantize itself reports"""
+    weights = {"a.weight": gaussian(64, 96, seed=1), "b.weight": gaussian(96, 160, seed=2) ** 3,
+               "c.weight": gaussian(32, 64)}
+    save(Path("small.safetensors"), weights)
+    costs: dict[str, dict[str, tuple[int, float]]] = {n: {} for n in weights}
+    for bits, size in itertools.product((2, 4, 8), (32, 96)):
+        report = json.loads(run("quantize", "small.safetensors", "-o", "x.safetensors", "--force", "--bits", bits,
+                                "--group-size", size, "--json").out)
+        for t in report["tensors"]:
+            costs[t["name"]][f"{bits},{size}"] = t["bytes_out"], t["nmse"]
+    for name, w in weights.items():
+        costs[name]["kept"] = w.nbytes, 0.0
+    for target in (12_000, 16_000, 25_000):
+        found = planned("small.safetensors", "--target-size", target, "--bits", "2,4,8,16", "--group-size", "32,96")
+        # Of all choices whose data is no larger than the data of the plan, none costs less.
+        data = sum(costs[t["name"]][_key(t["scheme"])][0] for t in found["tensors"])
+        best = min(sum(c[k][1] for c, k in zip(costs.values(), keys)) for keys in
+                   itertools.product(*(c for c in costs.values()))
+                   if sum(c[k][0] for c, k in zip(costs.values(), keys)) <= data)
+        assert found["cost"] == pytest.approx(best, rel=1e-6) and found["optimal"]
+
+
+def _key(scheme: str | None) -> str:
+    return "kept" if scheme is None else f"{scheme[1]},{scheme.split('g')[1]}"
+
+
+def test_fused_tensors_get_one_scheme(model: Path) -> None:
+    """q/k/v get one scheme unless --no-ties"""
+    tied = {t["name"]: t for t in planned(model, "--target-size", "44kB")["tensors"]}
+    for i in range(3):
+        names = [f"layers.{i}.{k}_proj.weight" for k in "qkv"]
+        assert len({tied[n]["scheme"] for n in names}) == 1
+        assert sorted(tied[names[0]]["tied"]) == sorted(names[1:])
+    free = planned(model, "--target-size", "44kB", "--no-ties")
+    assert free["cost"] <= planned(model, "--target-size", "44kB")["cost"]
+    assert not any(t["tied"] for t in free["tensors"])
+
+
+def test_the_same_at_every_thread_count(model: Path) -> None:
+    documents = [planned(model, "--target-size", "44kB", "--threads", n) for n in (1, 2, 5)]
+    assert documents[0] == documents[1] == documents[2]
+
+
+def test_other_targets(model: Path) -> None:
+    parameters = sum(w.size for w in load_file(model).values())
+    found = planned(model, "--target-bpw", "5")
+    assert found["bytes_out"] <= 5 * parameters / 8
+    for db in (15, 30):
+        found = planned(model, "--min-sqnr", db, "-o", "r.yaml")
+        assert run("quantize", model, "--recipe", "r.yaml", "-o", "a.safetensors", "-q", "--force").code == 0
+        assert json.loads(run("report", "a.safetensors", "--json").out)["summary"]["sqnr_db"] >= db
+        assert planned(model, "--max-nmse", 10 ** (-db / 10))["bytes_out"] == found["bytes_out"]
+
+
+def test_what_is_printed(model: Path) -> None:
+    ran = run("plan", model, "--target-size", "44kB", "--explain")
+    lines = ran.out.splitlines()
+    assert ran.code == 0 and "% below 44000" in lines[1] and "bound" in lines[2]
+    assert lines[3].startswith("best single scheme in the same bytes: ")
+    assert ran.out.count("best buys:") == ran.out.count("best sales:") == 1 and " dB for +" in ran.out
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--target-size", "9kB"], "bytes are too few: the smallest file these options allow has"),
+    (["--target-size", "1GB"], "hold all of it as it is"), ([], "one target is needed"),
+    (["--target-size", "1MB", "--min-sqnr", "3"], "one target is needed"), (["--target-size", "lots"], "not a number"),
+    (["--min-sqnr", "500", "--bits", "4"], "no choice of these options is as good"), (["--bits", "0"], "bits"),
+    (["--target-size", "44kB", "--bits", "16"], "nothing to choose from"),
+    (["--target-size", "44kB", "--group-size", "-9"], "--group-size"),
+    (["--target-size", "44kB", "--exclude", "nothing"], "matches no tensor"),
+    (["--target-size", "44kB", "-o", "model.safetensors"], "same file"),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")  # fmt: skip
+def test_what_cannot_be_planned(arguments: list[str], words: str, model: Path) -> None:
+    """one line each, exit 2, nothing written"""
+    if "--bits" in arguments and len(arguments) == 2:
+        arguments = ["--target-size", "44kB", *arguments]
+    assert words in one_line(run("plan", "model.safetensors", *arguments), 2)
+    assert os.listdir() == ["model.safetensors"]
+
+
+def test_a_target_leaves_no_choice(model: Path) -> None:
+    for extra in (["--bits", "4"], ["--recipe", "r.yaml"], ["--type", "nf4"], ["--calibration", "mse"]):
+        ran = run("quantize", model, "--target-size", "44kB", *extra)
+        assert "a target chooses that itself" in one_line(ran, 2)
+
+
+# ---- recipes ----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_and_the_recipe_they_make(model: Path) -> None:
+    """--override, repeatable, last wins; running the saved recipe again gives the same bytes"""
+    overrides = ["--override", "*.down_proj:bits=8,group-size=32", "--override", "layers.1.*:bits=3",
+                 "--override", "re:layers\\.2\\.q_proj.*:keep"]
+    ran = run("quantize", model, "-o", "a.safetensors", *overrides, "--save-recipe", "r.yaml", "--json")
+    schemes = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
+    assert schemes["layers.0.down_proj.weight"] == "w8g32" and schemes["layers.1.down_proj.weight"] == "w3g128"
+    assert schemes["layers.2.q_proj.weight"] is None and schemes["layers.0.q_proj.weight"] == "w4g128"
+    assert run("quantize", model, "-o", "b.safetensors", "--recipe", "r.yaml", "--save-recipe", "s.yaml").code == 0
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    assert Path("r.yaml").read_text() == Path("s.yaml").read_text()
+    for wrong in ("bits=8", "x", "*.down_proj:bits", "*.down_proj:bts=8", "*.dwn:bits=8", "*.down_proj:bits=8,bits=4",
+                  "*.down_proj:bits=eight", "*.down_proj:keep,bits=4"):
+        one_line(run("quantize", model, "-o", "c.safetensors", "--override", wrong), 2)
+
+
+@pytest.mark.parametrize("options", [
+    [], ["--bits", "3", "--asymmetric", "--group-size", "64"], ["--type", "nf4"], ["--calibration", "percentile"],
+    ["--granularity", "channel", "--axis", "1", "--bits", "8"], ["--no-default-keep"], ["--include", "*.q_proj"],
+    ["--type", "codebook", "--group-size", "32"], ["--rounding", "nearest", "--scale-dtype", "float32"],
+    ["--calibration", "mse", "--effort", "best"], ["--grid", "restricted"], ["--type", "codebook", "--levels", "5"],
+], ids=" ".join)  # fmt: skip
+def test_any_request_as_a_recipe(options: list[str], model: Path) -> None:
+    """--save-recipe writes the fully resolved one, and running it again gives the same bytes"""
+    assert run("quantize", model, "-o", "a.safetensors", *options, "--save-recipe", "r.yaml", "-q").code == 0
+    assert run("quantize", model, "-o", "b.safetensors", "--recipe", "r.yaml", "-q").code == 0
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    plain = run("quantize", model, "-o", "c.safetensors", *options, "--json")
+    expected = {t["name"]: (t["scheme"], t["sqnr_db"]) for t in json.loads(plain.out)["tensors"]}
+    found = json.loads(run("report", "b.safetensors", "--json").out)["tensors"]
+    assert {t["name"]: (t["scheme"], t["sqnr_db"]) for t in found} == expected
+
+
+NAME = st.text(st.sampled_from("a.0127*[?]x\\(|"), min_size=1, max_size=12)
+NAMES = st.lists(NAME, min_size=1, max_size=8, unique=True)
+
+
+@given(NAMES, st.integers(0, 255))
+def test_patterns_match_their_names_and_no_others(names: list[str], which: int) -> None:
+    """Patterns for just these names"""
+    wanted = [n for i, n in enumerate(names) if which >> i & 1]
+    patterns = patterns_of(wanted)
+    exact = {n for n in names for p in patterns if compiled(p, "test")(n)}
+    modules = {n for n in names if n.rpartition(".")[0] in wanted}
+    assert set(wanted) <= exact <= set(wanted) | modules
+
+
+def test_a_recipe_of_a_large_model_fits() -> None:
+    kinds = [*(f"self_attn.{k}_proj" for k in "qkvo"), "mlp.up_proj", "mlp.down_proj"]
+    chance = np.random.default_rng(0)
+    wanted: dict[str, Scheme | None] = {}
+    for i, kind in itertools.product(range(126), kinds):
+        scheme = Scheme(bits=int(chance.integers(2, 9)), group_size=int(chance.choice([32, 128])))
+        wanted[f"model.layers.{i}.{kind}.weight"] = scheme
+    infos = [TensorInfo(name, "BF16", (64, 64)) for name in wanted]
+    request = recipe.resolved(infos, wanted)
+    text = recipe.dump(request)
+    assert len(text) < 1 << 16
+    read = recipe.parse(yaml.safe_load(text), {})
+    again = make(infos, Request(scheme=read.default, rules=read.rules))
+    assert {t.info.name: t.scheme for t in again.tensors} == wanted
+
+
+def test_ties_of_known_families() -> None:
+    with contextlib.closing(open_source(str(ROOT / "sample_models" / "tiny-llama"))) as source:
+        request = Request(scheme=Scheme(bits=4))
+        plan = make(source.infos(), request)
+        groups = planning._tied([t for t in plan.tensors if t.scheme is not None], True)
+    names = [sorted(t.info.name.split(".")[-2] for t in g) for g in groups]
+    assert names.count(["k_proj", "q_proj", "v_proj"]) == 2 and names.count(["gate_proj", "up_proj"]) == 2
+
