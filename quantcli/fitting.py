@@ -279,8 +279,8 @@ class Trials:
             self.fits = [self.fits[best]]
         self._begin()
 
-    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes) -> tuple[Sums, QuantParams]:
-        """Write the codes of a tile; its errors and parameters."""
+    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> tuple[Sums, QuantParams]:
+        """Write the codes of a tile; its errors and parameters. Without `packed` only the squared error is found."""
         fit = self.chosen
         params = fit.params(kernels, tile, span)
         grid = code_grid(fit.scheme)

@@ -10,6 +10,7 @@ The last rule that matches a tensor decides. A rule's scheme is the default one 
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,39 @@ _FIELDS = (
     "codebook",
     "scale_dtype",
 )
+
+
+_SHORT = re.compile(r"W([2-8])A16(_ASYM)?")
+"""Schemes as the field names them: weights of so many bits, activations as they are."""
+
+
+def shorthand(name: str) -> dict[str, Any] | None:
+    """The fields that a shorthand such as W4A16, W8A16 or W4A16_ASYM stands for; None for other names. As elsewhere,
+    8 bits are per channel, fewer in groups of 128.
+
+    >>> shorthand("W4A16_ASYM")
+    {'bits': 4, 'group_size': 128, 'symmetric': False}
+    """
+    match = _SHORT.fullmatch(name)
+    if match is None:
+        return None
+    bits = int(match[1])
+    fields: dict[str, Any] = {"bits": bits, **({"granularity": "channel"} if bits == 8 else {"group_size": 128})}
+    return {**fields, "symmetric": False} if match[2] else fields
+
+
+def _spelt_out(value: Any, place: str) -> Any:
+    """A map in which `scheme: W4A16`, or a shorthand instead of a map, is replaced by what it stands for."""
+    name = value if isinstance(value, str) else value.get("scheme") if isinstance(value, dict) else None
+    if name is None:
+        return value
+    fields = shorthand(name) if isinstance(name, str) else None
+    if fields is None:
+        hint = "such as W4A16, W8A16 or W4A16_ASYM"
+        raise UsageError(f"{printable(repr(name), 60)} is no scheme", place=[place], hint=hint)
+    if isinstance(value, str):
+        return fields
+    return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +107,7 @@ def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
     top = mapping(document, "recipe", ("default", "rules"))
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
-    given = mapping(top.get("default", {}), "default", _FIELDS)
+    given = mapping(_spelt_out(top.get("default", {}), "default"), "default", _FIELDS)
     asked = {**given, **overrides}
     default = _scheme(asked, "default")
     rules = top.get("rules", [])
@@ -83,7 +117,7 @@ def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
-    fields = mapping(value, place, ("match", "keep", "reason", *_FIELDS))
+    fields = mapping(_spelt_out(value, place), place, ("match", "keep", "reason", *_FIELDS))
     pattern, keep, reason = fields.pop("match", None), fields.pop("keep", False), fields.pop("reason", None)
     if not isinstance(pattern, str):
         raise UsageError("it needs a pattern", place=[place, "match"])
@@ -144,8 +178,8 @@ def override(text: str) -> dict[str, Any]:
     for field in fields.split(","):
         key, equals, value = field.partition("=")
         name = key.strip().replace("-", "_")
-        if name == "keep" and not equals:
-            rule["keep"] = True
+        if not equals and (name == "keep" or shorthand(key.strip()) is not None):
+            rule |= {"keep": True} if name == "keep" else {"scheme": key.strip()}
             continue
         if not equals or not name or name in rule:
             raise UsageError(f"{printable(repr(field), 100)} is not key=value, or there twice", place=["--override"])

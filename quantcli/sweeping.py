@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ class _Run:
         try:
             for one in group:
                 if not one.misfit:
-                    self._one(one, index, span, self._tile(one, span, tiles))
+                    self._one(one, index, span, self._tile(one, span, tiles), whole=one.setting == tries[0].setting)
         except NotFinite:
             found = count_nonfinite(self.source, group[0].plan)
             raise DataError(
@@ -186,15 +186,16 @@ class _Run:
                 tiles[layout.group] = as_tile(raw, info.dtype, span, layout.group)
         return tiles[layout.group]
 
-    def _one(self, one: _Try, index: int, span: TileSpan, tile: Tile) -> None:
+    def _one(self, one: _Try, index: int, span: TileSpan, tile: Tile, *, whole: bool) -> None:
+        """See or encode a tile; only with `whole` the power of the weights is found, which is the same for all."""
         began = time.perf_counter()
         try:
             if one.trials.spans:
                 one.trials.see(self.table, tile, index)
             else:
-                packed: NDArray[np.uint8] = np.empty(
-                    span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8
-                )
+                packed: NDArray[np.uint8] | None = None
+                if whole:
+                    packed = np.empty(span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8)
                 sums, _ = one.trials.encode(self.table, tile, span, packed)
                 one.sums[index] = sums, span.rows * span.cols
         except Misfit:
@@ -242,7 +243,15 @@ def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Pr
     run = _Run(source, plans, progress)
     Crew(run.tasks(), threads).run()
     source.check_unchanged()
-    return [Measured(plan.amended(run.amended[i]), run.metrics[i], run.seconds[i]) for i, plan in enumerate(plans)]
+    power: dict[str, float] = {}
+    for found in run.metrics:
+        for name, metrics in found.items():
+            power.setdefault(name, metrics.power)
+    measured = []
+    for i, plan in enumerate(plans):
+        metrics_of = {name: replace(m, power=power[name]) for name, m in run.metrics[i].items()}
+        measured.append(Measured(plan.amended(run.amended[i]), metrics_of, run.seconds[i]))
+    return measured
 
 
 def sweep(
@@ -301,7 +310,6 @@ def _quality(point: Point) -> float:
 
 def _with_front(points: list[Point]) -> list[Point]:
     """The points, those on the Pareto front marked."""
-    from dataclasses import replace
 
     def beaten(p: Point) -> bool:
         return any(

@@ -179,6 +179,19 @@ def test_overrides_and_the_recipe_they_make(model: Path) -> None:
         one_line(run("quantize", model, "-o", "c.safetensors", "--override", wrong), 2)
 
 
+def test_shorthands_of_the_field(model: Path) -> None:
+    """scheme shorthands (W4A16, W8A16, W4A16_ASYM)"""
+    Path("r.yaml").write_text("default: W4A16\nrules:\n  - {match: '*.down_proj', scheme: W8A16}\n"
+                              "  - {match: layers.1.*, scheme: W4A16_ASYM, group_size: 32}\n")
+    ran = run("quantize", model, "-o", "a.safetensors", "--recipe", "r.yaml", "--override", "wide*:W3A16", "--json")
+    schemes = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
+    assert schemes["layers.0.q_proj.weight"] == "w4g128" and schemes["layers.0.down_proj.weight"] == "w8c"
+    assert schemes["layers.1.down_proj.weight"] == "w4g32-asym" and schemes["wide.weight"] == "w3g128"
+    for wrong in ("default: W4A4", "default: W9A16", "rules: [{match: '*', scheme: 4}]", "default: {scheme: w4}"):
+        Path("r.yaml").write_text(wrong)
+        assert "is no scheme" in one_line(run("quantize", model, "-o", "c.safetensors", "--recipe", "r.yaml"), 2)
+
+
 @pytest.mark.parametrize("options", [
     [], ["--bits", "3", "--asymmetric", "--group-size", "64"], ["--type", "nf4"], ["--calibration", "percentile"],
     ["--granularity", "channel", "--axis", "1", "--bits", "8"], ["--no-default-keep"], ["--include", "*.q_proj"],
