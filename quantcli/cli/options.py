@@ -364,7 +364,7 @@ def budget(command: F) -> F:
     ]
     several = [
         ("bits", Several(int), "LIST", "2,3,4,5,6,8,16", "Bit widths to choose from; 16 keeps a tensor as it is."),
-        ("group_size", Several(int), "LIST", "32,128", "Group sizes to choose from; -1 per channel, 0 per tensor."),
+        ("group_size", Several(int), "LIST", "64,128", "Group sizes to choose from; -1 per channel, 0 per tensor."),
     ]
     command = click.option(
         "--weighting",

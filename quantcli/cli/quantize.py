@@ -259,7 +259,7 @@ def _settled(
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
         limits = {
             "bits": [2, 3, 4, 5, 6, 8, 16],
-            "group_size": [32, 128],
+            "group_size": [64, 128],
             "weighting": "relative",
             "no_ties": False,
             "min_sqnr": None,
