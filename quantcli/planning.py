@@ -16,12 +16,15 @@ from dataclasses import dataclass, replace
 
 from quantcli import recipe
 from quantcli.allocating import Allocation, allocate, smallest
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 from quantcli.metrics import Metrics
+from quantcli.patterns import matching
 from quantcli.pipeline import Progress
+from quantcli.plain import LIMIT, plain
 from quantcli.plan import Plan, Request, TensorPlan, make
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
+from quantcli.stores.files import read_small
 from quantcli.sweeping import measure
 
 WEIGHTINGS = ("relative", "absolute")
@@ -85,11 +88,12 @@ def units_of(
     *,
     keep: bool,
     ties: bool,
-    weighting: str,
+    weighting: str | Mapping[str, float],
     threads: int,
     progress: Progress | None = None,
 ) -> list[Unit]:
-    """What there is to choose from; keep: whether a tensor may stay as it is."""
+    """What there is to choose from; keep: whether a tensor may stay as it is. weighting: one of WEIGHTINGS, or how much
+    each tensor's relative error counts."""
     plans = [make(source.infos(), replace(request, scheme=scheme)) for scheme in schemes]
     found = measure(source, plans, threads=threads, progress=progress)
     by_name = [{t.info.name: t for t in m.plan.tensors} for m in found]
@@ -104,7 +108,7 @@ def units_of(
             if any(planned[n].scale_dtype != default.scale_dtype for n, default in zip(names, members)):
                 scheme = replace(scheme, scale_dtype="float32")
             size = sum(planned[name].bytes_out for name in names)
-            cost = sum(_weight(m, weighting) * m.sse for m in metrics.values())
+            cost = sum(_weight(name, m, weighting) * m.sse for name, m in metrics.items())
             choices.append(Choice(scheme=scheme, size=size, cost=cost, metrics=metrics))
         if keep:
             exact = {n: replace(found[0].metrics[n], sse=0.0, max_abs_error=0.0, clipped=0) for n in names}
@@ -114,10 +118,25 @@ def units_of(
     return units
 
 
-def _weight(metrics: Metrics, weighting: str) -> float:
+def factors(path: str, names: Sequence[str]) -> dict[str, float]:
+    """How much each tensor's relative error counts, from a YAML map of patterns to numbers; 1 where none matches, the
+    last that matches decides. Raises UsageError for patterns without a match and for what is no such map."""
+    document = plain(read_small(path, LIMIT), path)
+    if not isinstance(document, dict) or not document:
+        raise UsageError("it is not a map of patterns to numbers", place=[path])
+    found = dict.fromkeys(names, 1.0)
+    for pattern, value in document.items():
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise UsageError(f"{printable(repr(value), 60)} is not a number from 0 on", place=[path, str(pattern)])
+        found |= dict.fromkeys(matching([str(pattern)], names, path), float(value))
+    return found
+
+
+def _weight(name: str, metrics: Metrics, weighting: str | Mapping[str, float]) -> float:
     if weighting == "absolute":
         return 1.0
-    return 1 / metrics.power if metrics.power > 0 else 0.0
+    factor = 1.0 if isinstance(weighting, str) else weighting[name]
+    return factor / metrics.power if metrics.power > 0 else 0.0
 
 
 def _tied(tensors: Iterable[TensorPlan], ties: bool) -> list[list[TensorPlan]]:
@@ -132,6 +151,33 @@ def _tied(tensors: Iterable[TensorPlan], ties: bool) -> list[list[TensorPlan]]:
                 break
         groups[key].append(tensor)
     return list(groups.values())
+
+
+def with_one_scheme(units: Sequence[Unit]) -> list[list[Unit]]:
+    """The units as they are when all that is quantized has one scheme: for each scheme in turn."""
+    numbers = [n for n, choice in enumerate(units[0].choices) if choice.scheme is not None]
+    return [[_only(unit, number) for unit in units] for number in numbers]
+
+
+def _only(unit: Unit, number: int) -> Unit:
+    """The unit with this choice and the one to keep it."""
+    return replace(unit, choices=tuple(c for i, c in enumerate(unit.choices) if c.scheme is None or i == number))
+
+
+def best_within(
+    variants: Sequence[Sequence[Unit]], source: Source, request: Request, size_of: Callable[[Plan], int], target: int
+) -> Planned:
+    """The best plan of several sets of units. Raises UsageError when none stays within the target."""
+    found: list[Planned] = []
+    problems: list[UsageError] = []
+    for units in variants:
+        try:
+            found.append(within(units, source, request, size_of, target))
+        except UsageError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    return min(found, key=lambda p: (p.allocation.cost, p.size))
 
 
 def within(

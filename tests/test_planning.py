@@ -112,6 +112,32 @@ def test_fused_tensors_get_one_scheme(model: Path) -> None:
     assert not any(t["tied"] for t in free["tensors"])
 
 
+def test_one_scheme_for_all(model: Path) -> None:
+    """--uniform-groups restricts to what one compressed-tensors config group can say"""
+    found = planned(model, "--target-size", "60kB", "--uniform-groups")
+    assert len({t["scheme"] for t in found["tensors"]} - {None}) == 1 and found["bytes_out"] <= 60_000
+    assert found["cost"] >= planned(model, "--target-size", "60kB")["cost"]
+    costs = []
+    for bits, size in itertools.product((2, 3, 4, 5, 6, 8), (64, 128)):
+        ran = run("plan", model, "--target-size", "60kB", "--bits", f"{bits},16", "--group-size", size, "--json")
+        costs += [json.loads(ran.out)["cost"]] if ran.code == 0 else []
+    assert found["cost"] == pytest.approx(min(costs)) and len(costs) < 12
+
+
+def test_weights_of_tensors(model: Path) -> None:
+    """--weighting FILE: patterns and factors, the last that matches decides"""
+    Path("w.yaml").write_text("'*': 1\n'*.down_proj': 1000\nwide*: 0\n")
+    plain = {t["name"]: t for t in planned(model, "--target-size", "44kB")["tensors"]}
+    found = {t["name"]: t for t in planned(model, "--target-size", "44kB", "--weighting", "w.yaml")["tensors"]}
+    names = [n for n in found if "down_proj" in n]
+    assert all((found[n]["bits"] or 16) > (plain[n]["bits"] or 16) for n in names)
+    assert found["wide.weight"]["bits"] == 2
+    for wrong in ("[1]", "'*.dwn': 2", "'*': -1", "'*': much", ""):
+        Path("w.yaml").write_text(wrong)
+        one_line(run("plan", model, "--target-size", "44kB", "--weighting", "w.yaml"), 2)
+    one_line(run("plan", model, "--target-size", "44kB", "--weighting", "nowhere.yaml"), 1)
+
+
 def test_the_same_at_every_thread_count(model: Path) -> None:
     documents = [planned(model, "--target-size", "44kB", "--threads", n) for n in (1, 2, 5)]
     assert documents[0] == documents[1] == documents[2]

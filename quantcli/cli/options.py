@@ -368,10 +368,15 @@ def budget(command: F) -> F:
     ]
     command = click.option(
         "--weighting",
-        type=click.Choice(["relative", "absolute"]),
+        metavar="relative|absolute|FILE",
         default="relative",
         show_default=True,
-        help="Each tensor's squared error over its power, or as it is.",
+        help="Each tensor's squared error over its power, or as it is; FILE: factors for the former by pattern (YAML).",
+    )(command)
+    command = click.option(
+        "--uniform-groups",
+        is_flag=True,
+        help="One scheme for all that is quantized, as one config group of compressed-tensors can say.",
     )(command)
     command = click.option("--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.")(
         command
@@ -428,6 +433,9 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
         whole = sum(info.nbytes for info in source.infos())
         if 16 in asked["bits"] and target >= whole + size_of(source, first) - sum(t.bytes_out for t in first.tensors):
             raise UsageError(f"{target} bytes hold all of it as it is", place=[src], hint="nothing needs quantizing")
+    weighting: Any = "absolute" if target is None else asked["weighting"]
+    if weighting not in planning.WEIGHTINGS:
+        weighting = planning.factors(weighting, [info.name for info in source.infos()])
     with bar("planning", quiet=quiet) as progress:
         units = planning.units_of(
             source,
@@ -435,12 +443,15 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
             schemes,
             keep=16 in asked["bits"],
             ties=not asked["no_ties"],
-            weighting="absolute" if target is None else asked["weighting"],
+            weighting=weighting,
             threads=threads,
             progress=progress,
         )
+    variants = planning.with_one_scheme(units) if asked["uniform_groups"] else [units]
     if target is not None:
-        return planning.within(units, source, request, lambda p: size_of(source, p), target), target
+        return planning.best_within(variants, source, request, lambda p: size_of(source, p), target), target
+    if asked["uniform_groups"]:
+        raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     power = sum(m.power for unit in units for m in unit.choices[0].metrics.values())
     cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)
     return planning.reaching(units, source, request, lambda p: size_of(source, p), cost), None

@@ -262,6 +262,7 @@ def _settled(
             "group_size": [64, 128],
             "weighting": "relative",
             "no_ties": False,
+            "uniform_groups": False,
             "min_sqnr": None,
             "max_nmse": None,
         }
