@@ -144,6 +144,14 @@ def test_the_same_at_every_thread_count(model: Path) -> None:
     assert documents[0] == documents[1] == documents[2]
 
 
+def test_a_checkpoint_folder(model: Path) -> None:
+    """exact bytes of all shards together"""
+    llama = ROOT / "sample_models" / "tiny-llama"
+    found = planned(llama, "--target-size", "100kB")
+    assert run("quantize", llama, "-o", "folder", "--target-size", "100kB", "-q").code == 0
+    assert sum(p.stat().st_size for p in Path("folder").glob("*.safetensors")) == found["bytes_out"] <= 100_000
+
+
 def test_other_targets(model: Path) -> None:
     parameters = sum(w.size for w in load_file(model).values())
     found = planned(model, "--target-bpw", "5")

@@ -220,11 +220,11 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _comparison(found: Comparison) -> str:
-    """What changed since the baseline."""
-    lost = sum(c.delta_db is None or c.delta_db < 0 for c in found.changes)
+    """What changed since the baseline, or from one model to the other."""
+    lost = sum(c.delta_db < 0 if c.delta_db is not None else not c.after_exact for c in found.changes)
     lines = [
-        "<h3>Against the baseline</h3>",
-        f"<p>{breakable(found.baseline)}: {len(found.changes):,} changed, {lost:,} of them lost; "
+        "<h3>What changed</h3>",
+        f"<p>Against {breakable(found.baseline)}: {len(found.changes):,} changed, {lost:,} of them lost; "
         f"{len(found.new):,} new, {len(found.vanished):,} vanished.</p>",
     ]
     if found.changes:
