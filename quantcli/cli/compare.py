@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from quantcli.cli import options
+from quantcli.cli import _gating, options
 from quantcli.errors import UsageError
 
 
 @click.command("compare", short_help="Measure one model against another.")
 @click.argument("before", metavar="A", type=click.Path(path_type=str))
 @click.argument("after", metavar="B", type=click.Path(path_type=str))
-@options.gates
+@_gating.gates
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
-@options.renderings
+@_gating.renderings
 @options.threads
 @options.talk
 def command(
@@ -44,9 +44,9 @@ def command(
     from quantcli import baseline as earlier
     from quantcli import comparing, gates, reading, report
 
-    rendering = options.rendering(format_, as_json)
+    rendering = _gating.rendering(format_, as_json)
     began = time.perf_counter()
-    wanted = options.gates_of(limits)
+    wanted = _gating.gates_of(limits)
     if config is not None:
         from quantcli import config as configuration
 
@@ -74,7 +74,7 @@ def command(
 
         result = replace(result, comparison=gates.compare(result.tensors, known, baseline or ""))
     result = gates.judged(result, wanted, known)
-    options.finish([result], rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
+    _gating.finish([result], rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
 
 
 PROVIDES = command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import options
+from quantcli.cli import _budget, options
 from quantcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("plan", short_help="Choose a scheme for every tensor within a budget.")
 @options.source
-@options.budget
+@_budget.budget
 @click.option(
     "-o", "--output", metavar="RECIPE", type=click.Path(path_type=str), default=None, help="Write the recipe."
 )
@@ -48,7 +48,7 @@ def command(
     with contextlib.closing(open_source(src)) as source:
         if source.documents:
             raise DataError("this file is quantized already", place=[src], hint="start from the original")
-        planned, target = options.planned(source, src, asked, options.thread_count(threads), quiet)
+        planned, target = _budget.planned(source, src, asked, options.thread_count(threads), quiet)
     if output is not None:
         from quantcli import recipe
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import registry
-from quantcli.cli import options
+from quantcli.cli import _budget, _gating, options
 from quantcli.errors import DataError, UsageError
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
@@ -122,11 +122,11 @@ MUCH = 64 << 20
 @click.option(
     "--target-size",
     metavar="SIZE",
-    type=options.Limit(),
+    type=_gating.Limit(),
     default=None,
     help="Choose the schemes that lose least in at most so many bytes, such as 3.9GB; see plan.",
 )
-@click.option("--target-bpw", metavar="BITS", type=options.Limit(), default=None, help="The same in bits per weight.")
+@click.option("--target-bpw", metavar="BITS", type=_gating.Limit(), default=None, help="The same in bits per weight.")
 @click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
@@ -266,7 +266,7 @@ def _settled(
             "min_sqnr": None,
             "max_nmse": None,
         }
-        planned, _ = options.planned(source, src, {**asked, **limits}, options.thread_count(threads), quiet)
+        planned, _ = _budget.planned(source, src, {**asked, **limits}, options.thread_count(threads), quiet)
         return planned.request
     if asked["save_recipe"] is None:
         return request

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import options
+from quantcli.cli import _gating, options
 from quantcli.errors import DataError, QuantcliError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     default=None,
     help="Measure again, from the stored codes, against the original weights.",
 )
-@options.gates
+@_gating.gates
 @click.option(
     "--theory",
     is_flag=True,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.")
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
-@options.renderings
+@_gating.renderings
 @options.threads
 @options.talk
 def command(
@@ -72,9 +72,9 @@ def command(
     With gates (--min-sqnr and so on, or in quantcli.yaml) the exit code is 0 when all are passed, 1 when one is not,
     and 2 when something could not be measured. Without FILE, the models listed in quantcli.yaml are reported on.
     """
-    rendering = options.rendering(format_, as_json)
+    rendering = _gating.rendering(format_, as_json)
     found = _config(config)
-    gates = options.gates_of(limits)
+    gates = _gating.gates_of(limits)
     jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
     if theory and any(job.against is None for job in jobs):
         raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
@@ -85,7 +85,7 @@ def command(
             reports.append(_report(job, look, ignore_digest, options.thread_count(threads), quiet))
         except QuantcliError as error:
             raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
-    options.finish(reports, rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
+    _gating.finish(reports, rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

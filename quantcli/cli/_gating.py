@@ -1,0 +1,150 @@
+"""What report and compare share: limits, renderings, and the end of a run that is judged."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantcli import registry
+from quantcli.cli import options
+from quantcli.cli.options import F
+from quantcli.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from quantcli.gates import Gates
+    from quantcli.report import RunReport
+
+GATES = (
+    ("min_sqnr", "DB", "Least SQNR of all quantized weights together."),
+    ("min_tensor_sqnr", "DB", "Least SQNR of any quantized tensor."),
+    ("max_mse", "MSE", "Largest mean squared error of any quantized tensor."),
+    ("max_bpw", "BITS", "Most bits per weight, everything in the file counted."),
+    ("max_size", "SIZE", "Largest file: bytes, or with a unit such as 3.9GB or 500MiB."),
+    ("min_coverage", "SHARE", "Least share of the parameters that are quantized, such as 95%."),
+    ("max_outlier_gap", "DB", "How far a tensor may lie below the median of those with as many bits."),
+    ("max_regression", "DB", "How much a tensor may lose against the baseline."),
+)
+
+
+class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """The limit of a gate."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from quantcli.gates import parsed
+
+        assert param is not None and param.name is not None
+        try:
+            return parsed(param.name, value)
+        except UsageError as error:
+            self.fail(f"{error.problem}{'; ' + error.hint if error.hint else ''}", param, ctx)
+
+
+def gates(command: F) -> F:
+    """The options that set limits, --baseline and --config."""
+    for name, metavar, text in reversed(GATES):
+        option = f"--{name.replace('_', '-')}"
+        command = click.option(option, name, metavar=metavar, type=Limit(), default=None, help=text)(command)
+    command = click.option(
+        "--config",
+        metavar="FILE",
+        type=click.Path(path_type=str),
+        default=None,
+        help="Gates and models in YAML.  [default: quantcli.yaml, where there is one]",
+    )(command)
+    return click.option(
+        "--baseline",
+        metavar="REPORT",
+        type=click.Path(path_type=str),
+        default=None,
+        help="An earlier report, as --json prints it, to compare with.",
+    )(command)
+
+
+def gates_of(limits: dict[str, Any]) -> Gates:
+    """The gates asked for on the command line."""
+
+    from quantcli.gates import Gates
+
+    return Gates(**{name: limits[name] for name, _, _ in GATES})
+
+
+RENDERINGS = registry.names("renderings")
+
+
+class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """RENDERING=FILE."""
+
+    name = "rendering"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        kind, equals, path = str(value).partition("=")
+        if not equals or not path or kind not in RENDERINGS:
+            self.fail(f"{printable(value, 100)!r} is not RENDERING=FILE, with {', '.join(RENDERINGS)}", param, ctx)
+        return kind, path
+
+
+def renderings(command: F) -> F:
+    """--format and --output."""
+    command = click.option(
+        "-o",
+        "--output",
+        "outputs",
+        metavar="RENDERING=FILE",
+        type=NamedFile(),
+        multiple=True,
+        help="Write this rendering to a file too, replacing it; may be given several times.",
+    )(command)
+    return click.option(
+        "--format",
+        "format_",
+        type=click.Choice(RENDERINGS),
+        default=None,
+        help="How to print it.  [default: table]",
+    )(command)
+
+
+def rendering(format_: str | None, as_json: bool) -> str:
+    """What to print. Raises UsageError where --json and --format contradict each other."""
+    if as_json and format_ not in (None, "json"):
+        raise UsageError(f"{format_} is not JSON", place=["--format"], hint="leave out --json")
+    return "json" if as_json else format_ or "table"
+
+
+def finish(
+    reports: Sequence[RunReport],
+    rendering: str,
+    outputs: Sequence[tuple[str, str]],
+    *,
+    color: str,
+    show_all: bool,
+    quiet: bool,
+) -> None:
+    """Write and print reports, name the gates that failed on standard error, and exit with 1 when there are any."""
+    for kind, path in outputs:
+        _write(reports, kind, path)
+    if not quiet:
+        for report in reports:
+            options.say_warnings(report)
+    if not quiet or rendering != "table":
+        options.print_reports(reports, rendering, color=color, show_all=show_all)
+    failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
+    for report, gate in failed:
+        options.say(f"{report.name}: gate {gate.gate.replace('_', '-')} failed: {gate.message}")
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _write(reports: Sequence[RunReport], kind: str, path: str) -> None:
+    """Replace a file by a rendering."""
+    from quantcli.renderings import Look
+
+    text = io.StringIO()
+    registry.get("renderings", kind).render(reports, text, Look())
+    options.replace_file(path, text.getvalue(), [p for r in reports for p in (r.source, r.output) if p])
