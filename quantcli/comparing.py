@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -121,10 +122,10 @@ def _native(tensor: Tensor) -> View:
 
     def read(first: int, last: int) -> Floats:
         found = np.empty(last - first, np.float32)
-        for start, end, span in zip(starts, ends, spans):
-            if start < last and end > first:
-                low, high = max(start, first), min(end, last)
-                found[low - first : high - first] = tensor.decoded(span).ravel()[low - start : high - start]
+        for at in range(bisect_right(ends, first), bisect_left(starts, last)):
+            start = starts[at]
+            low, high = max(start, first), min(ends[at], last)
+            found[low - first : high - first] = tensor.decoded(spans[at]).ravel()[low - start : high - start]
         return found
 
     return View(

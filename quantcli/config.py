@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import QuantcliError, UsageError
-from quantcli.gates import NAMES, GateRule, Gates, parsed
+from quantcli.gates import NAMES, TENSOR_GATES, GateRule, Gates, parsed
 from quantcli.patterns import compiled
 from quantcli.plain import LIMIT, mapping, plain
 from quantcli.stores.files import read_small
@@ -92,8 +92,7 @@ def _gates(value: Any, place: str) -> Gates:
 
 
 def _rule(value: Any, place: str) -> GateRule:
-    known = ("match", "min_tensor_sqnr", "max_mse", "max_outlier_gap", "max_regression")
-    fields = mapping(_underscored(value), place, known)
+    fields = mapping(_underscored(value), place, ("match", *TENSOR_GATES))
     match = fields.pop("match", None)
     if not isinstance(match, str):
         raise UsageError("it needs a pattern", place=[place, "match"])
@@ -112,8 +111,6 @@ def _limits(fields: dict[str, Any], place: str) -> dict[str, float]:
 
 def _underscored(value: Any) -> Any:
     """Keys as they are called here; on the command line they have dashes."""
-    return (
-        {k.replace("-", "_") if isinstance(k, str) else k: v for k, v in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
+    if not isinstance(value, dict):
+        return value
+    return {k.replace("-", "_") if isinstance(k, str) else k: v for k, v in value.items()}

@@ -14,7 +14,7 @@ from quantcli import kernels, packing, theory
 from quantcli.calibrators import _histogram
 from quantcli.codes import clipped, code_grid, spread_out
 from quantcli.dtypes import DTYPES
-from quantcli.fitting import as_tile
+from quantcli.fitting import read_tile
 from quantcli.grouping import TileSpan
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_kernels
 from quantcli.metrics import Metrics
@@ -103,10 +103,8 @@ def examine(
 def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: int, span: TileSpan) -> int:
     scheme, plan = tensor.scheme, tensor.stored.layout
     assert scheme is not None and plan is not None
-    size = DTYPES[source.dtype].bits // 8
-    raw = np.empty(span.rows * span.cols * size, np.uint8)
-    original.source.read(tensor.name, (span.row * plan.cols + span.col) * size, raw.data)
-    tile = as_tile(raw, source.dtype, span, plan.group)
+    raw = np.empty(span.rows * span.cols * (DTYPES[source.dtype].bits // 8), np.uint8)
+    tile = read_tile(source.dtype, plan, span, lambda at, part: original.source.read(tensor.name, at, part.data), raw)
     params, grid = tensor.params(span), code_grid(scheme)
     codes = packing.unpack(tensor.packed(span), span.rows, span.cols, scheme.bits)
     counts = np.bincount(codes.ravel(), minlength=len(look.codes))

@@ -45,6 +45,12 @@ def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> T
     return Tile(weights, kind, span.rows, span.cols, group)
 
 
+def read_tile(dtype: str, plan: Layout, span: TileSpan, read: Read, raw: NDArray[np.uint8]) -> Tile:
+    """A tile of a tensor; `raw` is filled with its bytes."""
+    read((span.row * plan.cols + span.col) * (DTYPES[dtype].bits // 8), raw)
+    return as_tile(raw, dtype, span, plan.group)
+
+
 class Fit:
     """Finds the parameters of a tensor under a scheme. Its methods may be called from several threads.
 
@@ -308,8 +314,7 @@ def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, s
     info, plan = fit.info, fit.plan
     size = DTYPES[info.dtype].bits // 8
     if not strips:
-        read((span.row * plan.cols + span.col) * size, raw)
-        return as_tile(raw, info.dtype, span, plan.group)
+        return read_tile(info.dtype, plan, span, read, raw)
     outer, channels, inner = column_repeats(info.shape, fit.scheme.axis)
     pieces = raw.reshape(plan.rows * outer, span.cols * inner * size)
     for number, piece in enumerate(pieces):

@@ -19,7 +19,7 @@ from quantcli.report import Change, Comparison, GateFailure, GateResult, RunRepo
 
 _UNITLESS = ("min_coverage", "max_size", "target_size", "max_mse", "max_nmse", "max_bpw", "target_bpw")
 _SIZES = ("max_size", "target_size")
-_TENSOR_GATES = ("min_tensor_sqnr", "max_mse", "max_outlier_gap", "max_regression")
+TENSOR_GATES = ("min_tensor_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
@@ -160,9 +160,11 @@ def _loss_of(change: Change) -> float:
 # ---- judgement --------------------------------------------------------------------------------------------------
 
 
-def judged(report: RunReport, gates: Gates, baseline: Mapping[str, Any] | None) -> RunReport:
-    """The report with the results of its gates."""
-    found = judge(report, gates, baseline)
+def judged(report: RunReport, gates: Gates, baseline: tuple[str, Mapping[str, Any]] | None) -> RunReport:
+    """The report with the results of its gates and what changed since the baseline, a document and where it is from."""
+    if baseline is not None:
+        report = replace(report, comparison=compare(report.tensors, baseline[1], baseline[0]))
+    found = judge(report, gates, baseline[1] if baseline is not None else None)
     return replace(report, gates=found, passed=all(g.passed for g in found) if found else None)
 
 
@@ -177,7 +179,7 @@ def judge(report: RunReport, gates: Gates, baseline: Mapping[str, Any] | None) -
     for gate in NAMES:
         limit: float | None = getattr(gates, gate)
         limits = {}
-        if gate in _TENSOR_GATES:
+        if gate in TENSOR_GATES:
             for name in names:
                 own = limit
                 for hits, others in rules:
@@ -199,7 +201,7 @@ def _gate(
     s = report.summary
     if gate == "max_regression" and baseline is None:
         raise UsageError("there is nothing to compare with", place=["max_regression"], hint="name a --baseline")
-    if gate in _TENSOR_GATES:
+    if gate in TENSOR_GATES:
         values = _values(report, gate, baseline)
         return _on_tensors(gate, limit, {k: v for k, v in values.items() if k in limits}, limits)
     assert limit is not None

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from quantcli.kernels import Sums
 
 
+DB_PER_BIT = 20 * math.log10(2)
+"""dB that a bit more is worth: 6.02."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """Errors of decoded weights against the original ones, from exact sums.

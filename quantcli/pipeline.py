@@ -24,7 +24,7 @@ from quantcli.fitting import Misfit, NotFinite, Trials, read_span, span_bytes
 from quantcli.grouping import Layout, TileSpan
 from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.plan import Plan, TensorPlan, check, kept, with_float32_scales
-from quantcli.stores import Source
+from quantcli.stores import Source, is_stream
 from quantcli.stores.files import OutputFile, check_space
 from quantcli.stores.safetensors import FileLayout, header_bytes, lay_out, validate
 from quantcli.workers import Crew, Task
@@ -369,11 +369,6 @@ def interrupt(source: Source) -> None:
     """Let reads that wait for data fail."""
     for file in source.files():
         file.interrupt()
-
-
-def is_stream(source: Source) -> bool:
-    """Whether it can be read only once, in order."""
-    return any(file.once for file in source.files())
 
 
 def held_whole(source: Source, plan: Plan, digest_kind: str) -> list[TensorPlan]:

@@ -192,39 +192,29 @@ def within(
 
     Raises UsageError when even the smallest one has more.
     """
-    options = [[(c.size, c.cost) for c in unit.choices] for unit in units]
-    data = smallest(options)
-    tried: dict[int, Planned] = {}
+    options = _options(units)
+    wanted = _wanted(request, source)
 
-    def attempt(budget: int) -> Planned | None:
+    def attempt(budget: int) -> Planned:
         allocation = allocate(options, budget)
-        if allocation is None:
-            return None
-        planned = _planned(units, source, request, size_of, allocation)
-        tried[budget] = planned
-        return planned
+        assert allocation is not None
+        return _planned(units, source, wanted, size_of, allocation)
 
-    least = attempt(data)
-    assert least is not None
-    if least.size > target:
+    data = smallest(options)
+    best = found = attempt(data)
+    if best.size > target:
         raise UsageError(
-            f"{target} bytes are too few: the smallest file these options allow has {least.size}",
+            f"{target} bytes are too few: the smallest file these options allow has {best.size}",
             hint="allow fewer bits or keep less",
         )
-    best, budget = least, target - (least.size - least.allocation.size)
-    for _ in range(ROUNDS):
+    tried = {data}
+    while len(tried) <= ROUNDS:
+        budget = target - (found.size - found.allocation.size)  # what the last header leaves for data
         if budget in tried or budget < data:
             break
+        tried.add(budget)
         found = attempt(budget)
-        assert found is not None
         if found.size <= target and found.allocation.cost <= best.allocation.cost:
-            best = found
-        budget = target - (found.size - found.allocation.size)
-    else:
-        budget = min(tried)
-    while best is least and (budget := budget - 64) > data:  # the header of every larger choice was too large
-        found = attempt(budget)
-        if found is not None and found.size <= target:
             best = found
     return replace(best, uniform=_uniform(units, source, request, size_of, target))
 
@@ -233,7 +223,7 @@ def reaching(
     units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], cost: float
 ) -> Planned:
     """The smallest plan that costs at most so much. Raises UsageError when none does."""
-    options = [[(c.size, c.cost) for c in unit.choices] for unit in units]
+    options = _options(units)
     low, high = smallest(options), sum(max(c.size for c in unit.choices) for unit in units)
     best = allocate(options, high)
     if best is None or best.cost > cost:
@@ -245,7 +235,7 @@ def reaching(
             best, high = found, min(middle, found.size)
         else:
             low = middle + 1
-    planned = _planned(units, source, request, size_of, best)
+    planned = _planned(units, source, _wanted(request, source), size_of, best)
     return replace(planned, uniform=_uniform(units, source, request, size_of, planned.size))
 
 
@@ -262,16 +252,25 @@ def _uniform(
     return min(found, default=None)
 
 
-def _settled(request: Request, source: Source) -> dict[str, Scheme | None]:
+def _options(units: Sequence[Unit]) -> list[list[tuple[int, float]]]:
+    """What there is to allocate."""
+    return [[(c.size, c.cost) for c in unit.choices] for unit in units]
+
+
+def _wanted(request: Request, source: Source) -> dict[str, Scheme | None]:
     """What the request says of every tensor, budget or not."""
     return {t.info.name: t.scheme for t in make(source.infos(), request).tensors}
 
 
 def _planned(
-    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], allocation: Allocation
+    units: Sequence[Unit],
+    source: Source,
+    wanted: Mapping[str, Scheme | None],
+    size_of: Callable[[Plan], int],
+    allocation: Allocation,
 ) -> Planned:
     schemes = {t.info.name: unit.choices[c].scheme for unit, c in zip(units, allocation.choice) for t in unit.tensors}
-    resolved = recipe.resolved(source.infos(), {**_settled(request, source), **schemes})
+    resolved = recipe.resolved(source.infos(), {**wanted, **schemes})
     plan = make(source.infos(), resolved)
     return Planned(
         units=tuple(units),

@@ -12,7 +12,7 @@ from quantcli import container, kernels, packing
 from quantcli.codes import code_grid, fixed_codebook
 from quantcli.container import StoredTensor
 from quantcli.dtypes import DTYPES, to_float32
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import DataError, printable
 from quantcli.grouping import TileSpan
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
@@ -236,13 +236,6 @@ def open(path: str) -> Model:
     except BaseException:
         source.close()
         raise
-
-
-def need_file(model: Model, what: str) -> None:
-    """Raise UsageError when the model comes from a pipe, in which nothing can be found again."""
-    if any(file.once for file in model.source.files()):
-        hint = "name a file, or redirect one with <"
-        raise UsageError(f"{what} goes back and forth, which a pipe cannot", place=[model.source.path], hint=hint)
 
 
 def stored_tensors(model: Model) -> Sequence[StoredTensor]:

@@ -105,6 +105,11 @@ class GateResult:
     message: str
     failures: list[GateFailure] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """Its name on the command line."""
+        return self.gate.replace("_", "-")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import kernels
-from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.fitting import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
+from quantcli.fitting import Misfit, NotFinite, Trials, read_span, read_tile, span_bytes
 from quantcli.grouping import TileSpan
 from quantcli.kernels import Sums, Tile, row_bytes
-from quantcli.metrics import NOTHING, Metrics, total
+from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, total
 from quantcli.pipeline import Progress, count_nonfinite
 from quantcli.plan import Plan, TensorPlan, with_float32_scales
 from quantcli.scheme import Scheme
@@ -32,9 +31,6 @@ from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-LAW = 20 * math.log10(2)
-"""dB that a bit more is worth: 6.02."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +150,13 @@ class _Run:
             for one in group:
                 if not one.misfit:
                     self._one(one, index, span, self._tile(one, span, tiles), whole=one.setting == tries[0].setting)
+                if self.progress is not None and not one.trials.spans:
+                    self.progress.advance(info.nbytes * span.rows * span.cols // (info.numel * len(tries)))
         except NotFinite:
             found = count_nonfinite(self.source, group[0].plan)
             raise DataError(
                 found.describe(), place=[self.source.path, printable(info.name)], hint="leave it out with --exclude"
             ) from None
-        if self.progress is not None and not any(t.done for t in tries):
-            self.progress.advance(info.nbytes // max(left[0], 1) if len(group) == len(tries) else 0)
         with self._lock:
             left[0] -= 1
             if left[0]:
@@ -172,18 +168,18 @@ class _Run:
         """The weights of a span as a setting groups them, read once for all of the same look."""
         layout, info, fit = one.plan.layout, one.plan.info, one.trials.chosen
         assert layout is not None
+
+        def read(at: int, part: NDArray[np.uint8]) -> None:
+            self.source.read(info.name, at, part.data)
+
         if one.trials.spans and one.trials.by_strips:
-            raw = np.empty(span_bytes(fit, span, strips=True), np.uint8)
-            return read_span(fit, span, lambda at, part: self.source.read(info.name, at, part.data), raw, strips=True)
+            return read_span(fit, span, read, np.empty(span_bytes(fit, span, strips=True), np.uint8), strips=True)
         if layout.group not in tiles:
             if tiles:
-                other = next(iter(tiles.values()))
-                tiles[layout.group] = Tile(other.weights, other.kind, span.rows, span.cols, layout.group)
+                tiles[layout.group] = replace(next(iter(tiles.values())), group=layout.group, seen={})
             else:
-                size = DTYPES[info.dtype].bits // 8
-                raw = np.empty(span.rows * span.cols * size, np.uint8)
-                self.source.read(info.name, (span.row * layout.cols + span.col) * size, raw.data)
-                tiles[layout.group] = as_tile(raw, info.dtype, span, layout.group)
+                raw = np.empty(span_bytes(fit, span, strips=False), np.uint8)
+                tiles[layout.group] = read_tile(info.dtype, layout, span, read, raw)
         return tiles[layout.group]
 
     def _one(self, one: _Try, index: int, span: TileSpan, tile: Tile, *, whole: bool) -> None:
@@ -275,7 +271,7 @@ def sweep(
         source=shown,
         bytes_in=sum(f.size for f in source.files()),
         parameters=parameters,
-        law_db_per_bit=LAW,
+        law_db_per_bit=DB_PER_BIT,
         points=_with_front(points),
         slopes=_slopes(points),
         seconds=time.perf_counter() - began,

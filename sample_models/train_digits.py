@@ -7,6 +7,7 @@ data and the split. About ten seconds.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,26 +95,40 @@ def shifted(images: Array, rng: np.random.Generator) -> Array:
     return np.stack([padded[i, dx[i] : dx[i] + 8, dy[i] : dy[i] + 8] for i in range(len(images))])
 
 
-def train(images: Array, labels: Array) -> dict[str, Array]:
-    """Parameters after training with Adam and a cosine schedule."""
-    rng = np.random.default_rng(SEED)
-    p = initial(rng)
+def descend(
+    p: dict[str, Array],
+    images: Array,
+    labels: Array,
+    rng: np.random.Generator,
+    found: Callable[[dict[str, Array], Array, Array], dict[str, Array]],
+    *,
+    epochs: int,
+    rate: float,
+    decay: float,
+) -> dict[str, Array]:
+    """Parameters after training with Adam and a cosine schedule; found(p, images, labels): the gradients of a batch."""
     first = {k: np.zeros_like(v) for k, v in p.items()}
     second = {k: np.zeros_like(v) for k, v in p.items()}
-    steps, step = EPOCHS * (len(images) // BATCH), 0
-    for _ in range(EPOCHS):
+    steps, step = epochs * (len(images) // BATCH), 0
+    for _ in range(epochs):
         order = rng.permutation(len(images))
         for start in range(0, len(images) - BATCH + 1, BATCH):
             batch = order[start : start + BATCH]
             step += 1
-            rate = RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
-            for name, gradient in gradients(p, shifted(images[batch], rng), labels[batch]).items():
+            now = rate * 0.5 * (1 + np.cos(np.pi * step / steps))
+            for name, gradient in found(p, shifted(images[batch], rng), labels[batch]).items():
                 first[name] += 0.1 * (gradient - first[name])
                 second[name] += 0.001 * (gradient * gradient - second[name])
                 update = first[name] / (1 - 0.9**step) / (np.sqrt(second[name] / (1 - 0.999**step)) + 1e-8)
-                decay = DECAY if p[name].ndim > 1 else 0.0
-                p[name] -= (rate * (update + decay * p[name])).astype(np.float32)
+                lost = decay if p[name].ndim > 1 else 0.0
+                p[name] -= (now * (update + lost * p[name])).astype(np.float32)
     return p
+
+
+def train(images: Array, labels: Array) -> dict[str, Array]:
+    """Parameters after training from the start."""
+    rng = np.random.default_rng(SEED)
+    return descend(initial(rng), images, labels, rng, gradients, epochs=EPOCHS, rate=RATE, decay=DECAY)
 
 
 def main() -> None:

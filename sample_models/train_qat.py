@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from train_digits import BATCH, SEED, gradients, shifted
+from train_digits import SEED, descend, gradients
 
 import quantcli
 
@@ -37,25 +37,14 @@ def on_grid(p: dict[str, Array], scheme: quantcli.Scheme) -> tuple[dict[str, Arr
 
 
 def train(p: dict[str, Array], images: Array, labels: Array, scheme: quantcli.Scheme) -> dict[str, Array]:
-    """Parameters after training on with Adam and a cosine schedule."""
+    """Parameters after training on with quantized weights."""
+
+    def straight_through(p: dict[str, Array], images: Array, labels: Array) -> dict[str, Array]:
+        seen, masks = on_grid(p, scheme)
+        return {name: g * masks.get(name, np.float32(1)) for name, g in gradients(seen, images, labels).items()}
+
     rng = np.random.default_rng(SEED)
-    first = {k: np.zeros_like(v) for k, v in p.items()}
-    second = {k: np.zeros_like(v) for k, v in p.items()}
-    steps, step = EPOCHS * (len(images) // BATCH), 0
-    for _ in range(EPOCHS):
-        order = rng.permutation(len(images))
-        for start in range(0, len(images) - BATCH + 1, BATCH):
-            batch = order[start : start + BATCH]
-            step += 1
-            rate = RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
-            seen, masks = on_grid(p, scheme)
-            for name, gradient in gradients(seen, shifted(images[batch], rng), labels[batch]).items():
-                gradient = gradient * masks.get(name, np.float32(1))
-                first[name] += 0.1 * (gradient - first[name])
-                second[name] += 0.001 * (gradient * gradient - second[name])
-                update = first[name] / (1 - 0.9**step) / (np.sqrt(second[name] / (1 - 0.999**step)) + 1e-8)
-                p[name] -= (rate * update).astype(np.float32)
-    return p
+    return descend(p, images, labels, rng, straight_through, epochs=EPOCHS, rate=RATE, decay=0.0)
 
 
 def main() -> None:

@@ -190,7 +190,8 @@ def test_what_cannot_be_planned(arguments: list[str], words: str, model: Path) -
 
 
 def test_a_target_leaves_no_choice(model: Path) -> None:
-    for extra in (["--bits", "4"], ["--recipe", "r.yaml"], ["--type", "nf4"], ["--calibration", "mse"]):
+    for extra in (["--bits", "4"], ["--recipe", "r.yaml"], ["--type", "nf4"], ["--calibration", "mse"],
+                  ["--percentile", "99"], ["--mse-norm", "3"]):
         ran = run("quantize", model, "--target-size", "44kB", *extra)
         assert "a target chooses that itself" in one_line(ran, 2)
 

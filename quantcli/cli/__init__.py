@@ -14,6 +14,9 @@ import click
 from quantcli import registry
 from quantcli.errors import QuantcliError, printable
 
+COMPLETE = "_QUANTCLI_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+
 BUG = 70
 """Exit code for an error that is quantcli's own (EX_SOFTWARE)."""
 
@@ -138,10 +141,8 @@ def _complete() -> NoReturn:
     """Answer a shell that asks for completions; whatever goes wrong, it gets none."""
     from click.shell_completion import shell_complete
 
-    from quantcli.cli.completion import VARIABLE
-
     try:
-        code = shell_complete(cli, {}, "quantcli", VARIABLE, os.environ[VARIABLE])
+        code = shell_complete(cli, {}, "quantcli", COMPLETE, os.environ[COMPLETE])
         sys.stdout.flush()
     except Exception:
         code = 1
@@ -169,7 +170,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
                 signal.signal(getattr(signal, name), _terminate)
         if hasattr(signal, "SIGXFSZ"):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        if arguments is None and "_QUANTCLI_COMPLETE" in os.environ:
+        if arguments is None and COMPLETE in os.environ:
             _complete()
         _run(arguments)
         sys.exit(0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli.cli import options
-from quantcli.cli._gating import Limit
+from quantcli.cli._gating import limits
 from quantcli.cli.options import F
 from quantcli.errors import UsageError
 
@@ -16,34 +17,38 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
+BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
+"""What a plan chooses from unless told otherwise."""
+
+DEFAULTS: dict[str, Any] = {
+    "weighting": "balanced",
+    "no_ties": False,
+    "uniform_groups": False,
+    "min_sqnr": None,
+    "max_nmse": None,
+}
+"""The other options of a plan where they are not offered."""
+
+TARGETS = (
+    ("target_size", "SIZE", "Most bytes the file may have, such as 3.9GB."),
+    ("target_bpw", "BITS", "Most bits per weight, everything counted."),
+    ("min_sqnr", "DB", "The smallest file of at least this SQNR over all quantized weights."),
+    ("max_nmse", "E", "The smallest file of at most this squared error over power."),
+)
+
+
+def _list(name: str, default: list[int], text: str) -> Callable[[F], F]:
+    """An option that takes whole numbers."""
+    shown = ",".join(map(str, default))
+    return click.option(name, type=options.Several(int), metavar="LIST", default=shown, show_default=True, help=text)
+
+
 def budget(command: F) -> F:
     """What a plan must keep, and what it may choose from."""
-    given = [
-        ("target_size", "SIZE", "Most bytes the file may have, such as 3.9GB."),
-        ("target_bpw", "BITS", "Most bits per weight, everything counted."),
-        ("min_sqnr", "DB", "The smallest file of at least this SQNR over all quantized weights."),
-        ("max_nmse", "E", "The smallest file of at most this squared error over power."),
-    ]
-    several = [
-        (
-            "bits",
-            options.Several(int),
-            "LIST",
-            "2,3,4,5,6,8,16",
-            "Bit widths to choose from; 16 keeps a tensor as it is.",
-        ),
-        (
-            "group_size",
-            options.Several(int),
-            "LIST",
-            "64,128",
-            "Group sizes to choose from; -1 per channel, 0 per tensor.",
-        ),
-    ]
     command = click.option(
         "--weighting",
         metavar="balanced|relative|absolute|FILE",
-        default="balanced",
+        default=DEFAULTS["weighting"],
         show_default=True,
         help="What adds up: each tensor's squared error over its power (relative), that times the root of its size "
         "(balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
@@ -53,36 +58,21 @@ def budget(command: F) -> F:
         is_flag=True,
         help="One scheme for all that is quantized, as one config group of compressed-tensors can say.",
     )(command)
-    command = click.option("--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.")(
-        command
-    )
-    command = click.option(
-        "--include", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Quantize only these."
-    )(command)
-    command = click.option("--exclude", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Keep these.")(
-        command
-    )
-    command = click.option(
-        "--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions."
-    )(command)
-    for name, kind, metavar, default, text in reversed(several):
-        option = f"--{name.replace('_', '-')}"
-        command = click.option(option, name, type=kind, metavar=metavar, default=default, show_default=True, help=text)(
-            command
-        )
-    for name, metavar, text in reversed(given):
-        option = f"--{name.replace('_', '-')}"
-        command = click.option(option, name, type=Limit(), metavar=metavar, default=None, help=text)(command)
-    return command
+    ties = click.option("--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.")
+    command = options.selection(ties(command))
+    command = _list("--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.")(command)
+    command = _list("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.")(command)
+    return limits(command, TARGETS)
 
 
 def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet: bool) -> tuple[Planned, int | None]:
     """The best plan for a source, and the bytes it was to stay within."""
     from quantcli import planning
-    from quantcli.plan import Request, make
+    from quantcli.plan import make
     from quantcli.scheme import Scheme
+    from quantcli.stores import need_file
 
-    targets = [n for n in ("target_size", "target_bpw", "min_sqnr", "max_nmse") if asked[n] is not None]
+    targets = [name for name, _, _ in TARGETS if asked[name] is not None]
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
     schemes = [
@@ -93,14 +83,8 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     ]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
-    request = Request(
-        scheme=schemes[0],
-        include=asked["include"],
-        exclude=asked["exclude"],
-        keep_defaults=not asked["no_default_keep"],
-    )
-    if any(file.once for file in source.files()):
-        raise UsageError("planning goes back and forth, which a pipe cannot", place=[src], hint="name a file")
+    request = options.request(schemes[0], asked)
+    need_file(source, "planning")
     first = make(source.infos(), request)
     name, value = targets[0], float(asked[targets[0]])
     target: int | None = None

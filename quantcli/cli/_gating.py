@@ -44,11 +44,17 @@ class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{error.problem}{'; ' + error.hint if error.hint else ''}", param, ctx)
 
 
-def gates(command: F) -> F:
-    """The options that set limits, --baseline and --config."""
-    for name, metavar, text in reversed(GATES):
+def limits(command: F, table: Sequence[tuple[str, str, str]]) -> F:
+    """An option for each limit of a table: name, what it takes, help."""
+    for name, metavar, text in reversed(table):
         option = f"--{name.replace('_', '-')}"
         command = click.option(option, name, metavar=metavar, type=Limit(), default=None, help=text)(command)
+    return command
+
+
+def gates(command: F) -> F:
+    """The options that set limits, --baseline and --config."""
+    command = limits(command, GATES)
     command = click.option(
         "--config",
         metavar="FILE",
@@ -67,7 +73,6 @@ def gates(command: F) -> F:
 
 def gates_of(limits: dict[str, Any]) -> Gates:
     """The gates asked for on the command line."""
-
     from quantcli.gates import Gates
 
     return Gates(**{name: limits[name] for name, _, _ in GATES})
@@ -136,7 +141,7 @@ def finish(
         options.print_reports(reports, rendering, color=color, show_all=show_all)
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
-        options.say(f"{report.name}: gate {gate.gate.replace('_', '-')} failed: {gate.message}")
+        options.say(f"{report.name}: gate {gate.title} failed: {gate.message}")
     if failed:
         raise click.exceptions.Exit(1)
 

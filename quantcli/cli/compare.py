@@ -43,6 +43,7 @@ def command(
     """
     from quantcli import baseline as earlier
     from quantcli import comparing, gates, reading, report
+    from quantcli.stores import need_file
 
     rendering = _gating.rendering(format_, as_json)
     began = time.perf_counter()
@@ -51,12 +52,12 @@ def command(
         from quantcli import config as configuration
 
         wanted = wanted.over(configuration.load(config).gates)
-    known = earlier.load(baseline, after) if baseline is not None else None
+    known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
     if before == after == "-":
         raise UsageError("one model is not two", place=["-"])
     with reading.open(before) as a, reading.open(after) as b, options.bar("comparing", quiet=quiet) as bar:
         for model in (a, b):
-            reading.need_file(model, "comparing")
+            need_file(model.source, "comparing")
         pairs, new, vanished = comparing.pairs_of(comparing.views(a, before), comparing.views(b, after), after)
         found = comparing.measure(pairs, threads=options.thread_count(threads), progress=bar)
         result = report.of_pairs(
@@ -69,10 +70,6 @@ def command(
             bytes_out=sum(f.size for f in b.source.files()),
             seconds=time.perf_counter() - began,
         )
-    if known is not None:
-        from dataclasses import replace
-
-        result = replace(result, comparison=gates.compare(result.tensors, known, baseline or ""))
     result = gates.judged(result, wanted, known)
     _gating.finish([result], rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
 

@@ -7,8 +7,6 @@ import sys
 import click
 
 SHELLS = ("bash", "zsh", "fish")
-VARIABLE = "_QUANTCLI_COMPLETE"
-"""The environment variable by which a shell asks for completions."""
 
 
 @click.command("completion", short_help="Print the completion script of a shell.")
@@ -24,11 +22,11 @@ def command(shell: str, debug: bool) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from quantcli.cli import cli
+    from quantcli.cli import COMPLETE, cli
 
     found = get_completion_class(shell)
     assert found is not None
-    sys.stdout.write(found(cli, {}, "quantcli", VARIABLE).source() + "\n")
+    sys.stdout.write(found(cli, {}, "quantcli", COMPLETE).source() + "\n")
     sys.stdout.flush()
 
 

@@ -38,11 +38,12 @@ def command(
 ) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets."""
     from quantcli import decoding, reading, terminal
+    from quantcli.stores import need_file
     from quantcli.stores.files import check_destination
 
     began = time.perf_counter()
     with options.standard_output(output, as_json) as named, reading.open(src) as model:
-        reading.need_file(model, "dequantizing")
+        need_file(model.source, "dequantizing")
         if not model.is_quantized:
             raise DataError("this file was not quantized by quantcli", place=[src])
         stem, _ = os.path.splitext(os.path.normpath(src))

@@ -39,6 +39,7 @@ def command(
     """
     from quantcli import reading
     from quantcli.errors import UsageError, printable
+    from quantcli.stores import need_file
 
     if (names and (as_json or stats)) or (null and not names):
         raise UsageError("names are printed alone", place=["--names" if names else "--null"])
@@ -55,7 +56,7 @@ def command(
             from quantcli import statistics
 
             if model.is_quantized:
-                reading.need_file(model, "decoding")
+                need_file(model.source, "decoding")
             for name, tensor in model.items():
                 found[name] = statistics.of(tensor)
                 model.source.passed(name, 0, tensor.stored.info.nbytes)

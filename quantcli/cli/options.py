@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from quantcli import registry
-from quantcli.errors import UsageError, printable
+from quantcli.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from quantcli.pipeline import Progress
-    from quantcli.plan import Plan
+    from quantcli.plan import Plan, Request, Rule
     from quantcli.report import RunReport
+    from quantcli.scheme import Scheme
     from quantcli.stores import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,6 +89,51 @@ class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return []
         names = dict.fromkeys([*tensors, *map(module_of, tensors)])
         return [CompletionItem(n) for n in names if n and n.startswith(incomplete) and n.isprintable()]
+
+
+def selection(command: F) -> F:
+    """Which tensors: --include, --exclude and --no-default-keep."""
+    for option in (
+        click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions."),
+        click.option("--exclude", multiple=True, type=Pattern(), metavar="PATTERN", help="Keep these as they are."),
+        click.option(
+            "--include",
+            multiple=True,
+            type=Pattern(),
+            metavar="PATTERN",
+            help="Quantize only these: a glob, or a regular expression after re:.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def request(scheme: Scheme, asked: dict[str, Any], rules: tuple[Rule, ...] = ()) -> Request:
+    """A scheme for the tensors selected."""
+    from quantcli.plan import Request
+
+    return Request(
+        scheme=scheme,
+        rules=rules,
+        include=asked["include"],
+        exclude=asked["exclude"],
+        keep_defaults=not asked["no_default_keep"],
+    )
+
+
+@contextlib.contextmanager
+def float_source(src: str) -> Iterator[Source]:
+    """The source SRC names. Raises DataError when it is quantized."""
+    from quantcli.stores import open_source
+
+    with contextlib.closing(open_source(src)) as source:
+        if source.documents:
+            raise DataError(
+                "this file is quantized already",
+                place=[source.path],
+                hint="dequantize it first, or start from the original",
+            )
+        yield source
 
 
 def output(command: F) -> F:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli.cli import _budget, options
-from quantcli.errors import DataError
 
 if TYPE_CHECKING:
     from quantcli.planning import Planned
@@ -43,11 +41,7 @@ def command(
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
-    from quantcli.stores import open_source
-
-    with contextlib.closing(open_source(src)) as source:
-        if source.documents:
-            raise DataError("this file is quantized already", place=[src], hint="start from the original")
+    with options.float_source(src) as source:
         planned, target = _budget.planned(source, src, asked, options.thread_count(threads), quiet)
     if output is not None:
         from quantcli import recipe

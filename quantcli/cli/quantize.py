@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth a word."""
+
+WITH_A_TARGET = ("target_size", "target_bpw", "save_recipe", "include", "exclude", "no_default_keep")
+"""What may be said of the tensors beside a target; the rest a plan chooses itself."""
 
 
 @click.command("quantize", short_help="Quantize a model file.")
@@ -98,15 +100,7 @@ MUCH = 64 << 20
     default=None,
     help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]",
 )
-@click.option(
-    "--include",
-    multiple=True,
-    type=options.Pattern(),
-    metavar="PATTERN",
-    help="Quantize only these: a glob, or a regular expression after re:.",
-)
-@click.option("--exclude", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Keep these as they are.")
-@click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions.")
+@options.selection
 @click.option(
     "--recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Schemes by pattern, in YAML."
 )
@@ -167,8 +161,7 @@ def command(
     name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases, embeddings and small
     tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli import kernels, pipeline, plan
-    from quantcli.stores import open_source
+    from quantcli import kernels, pipeline, plan, recipe
 
     _refuse_both(asked)
     request = _request(asked)
@@ -176,10 +169,10 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, as_json) as named,
-        contextlib.closing(open_source(src)) as source,
+        options.float_source(src) as source,
     ):
-        _refuse_quantized(source)
         request = _settled(source, src, request, asked, threads, quiet)
+        recipe_text = recipe.dump(request) if asked["save_recipe"] is not None else None
         target = named or default_output(src, request.scheme.name if not request.rules else "recipe")
         real = _destination(source, target, force) if not dry_run else target
         try:
@@ -203,10 +196,8 @@ def command(
             if verbose:
                 for line in said:
                     options.say(line)
-    if asked["save_recipe"] is not None and not dry_run:
-        from quantcli import recipe
-
-        options.replace_file(asked["save_recipe"], recipe.dump(request), [src, target])
+    if recipe_text is not None and not dry_run:
+        options.replace_file(asked["save_recipe"], recipe_text, [src, target])
     if not quiet:
         options.say_warnings(found)
     if output == "-" and not dry_run and not quiet:
@@ -223,28 +214,7 @@ def _refuse_both(asked: dict[str, Any]) -> None:
     """A plan chooses what these options would say."""
     if asked["target_size"] is None and asked["target_bpw"] is None:
         return
-    said = [
-        name
-        for name in (
-            "recipe",
-            "override",
-            "bits",
-            "group_size",
-            "granularity",
-            "axis",
-            "symmetric",
-            "calibration",
-            "format_",
-            "levels",
-            "codebook",
-            "effort",
-            "rounding",
-            "scale_dtype",
-            "grid",
-            "zero_point",
-        )
-        if asked[name] not in (None, ())
-    ]
+    said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if said:
         option = said[0].rstrip("_").replace("_", "-").replace("format", "type")
         raise UsageError("a target chooses that itself", place=[f"--{option}"], hint="leave it out, or use plan")
@@ -257,16 +227,8 @@ def _settled(
     from quantcli import plan, recipe
 
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
-        limits = {
-            "bits": [2, 3, 4, 5, 6, 8, 16],
-            "group_size": [64, 128],
-            "weighting": "balanced",
-            "no_ties": False,
-            "uniform_groups": False,
-            "min_sqnr": None,
-            "max_nmse": None,
-        }
-        planned, _ = _budget.planned(source, src, {**asked, **limits}, options.thread_count(threads), quiet)
+        chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
+        planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), quiet)
         return planned.request
     if asked["save_recipe"] is None:
         return request
@@ -381,17 +343,7 @@ def default_output(src: str, scheme: str) -> str:
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")
 
 
-def _refuse_quantized(source: Source) -> None:
-    if source.documents:
-        raise DataError(
-            "this file is quantized already",
-            place=[source.path],
-            hint="dequantize it first, or start from the original",
-        )
-
-
 def _request(asked: dict[str, Any]) -> Request:
-    from quantcli.plan import Request
     from quantcli.scheme import Scheme
 
     fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
@@ -418,13 +370,7 @@ def _request(asked: dict[str, Any]) -> Request:
         scheme, rules = read.default, read.rules
     else:
         scheme = Scheme(**fields)
-    return Request(
-        scheme=scheme,
-        rules=rules,
-        include=asked["include"],
-        exclude=asked["exclude"],
-        keep_defaults=not asked["no_default_keep"],
-    )
+    return options.request(scheme, asked, rules)
 
 
 def _method(asked: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -159,9 +159,10 @@ def _jobs(
 def _report(job: _Job, look: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
     """The report on one file, judged; `look`: with a second look at each tensor where there is an original."""
     from quantcli import baseline, gates, measuring, reading, report
+    from quantcli.stores import need_file
 
     began = time.perf_counter()
-    before = baseline.load(job.baseline, job.file) if job.baseline is not None else None
+    before = (job.baseline, baseline.load(job.baseline, job.file)) if job.baseline is not None else None
     known: list[Examined | None] | None = None
     with reading.open(job.file) as model:
         if not model.is_quantized:
@@ -175,7 +176,7 @@ def _report(job: _Job, look: bool, ignore_digest: bool, threads: int, quiet: boo
         if job.against is None:
             model.source.check_unchanged()  # a pipe to its end: it may be cut short, and whoever writes it goes on
         else:
-            reading.need_file(model, "measuring")
+            need_file(model.source, "measuring")
         bytes_out = sum(f.size for f in model.source.files())
         bytes_in = sum(d.source_bytes for d in model.documents)
         if job.against is not None:
@@ -197,8 +198,6 @@ def _report(job: _Job, look: bool, ignore_digest: bool, threads: int, quiet: boo
         seconds=time.perf_counter() - began,
         examined=known,
     )
-    if before is not None:
-        found = replace(found, comparison=gates.compare(found.tensors, before, job.baseline or ""))
     return gates.judged(found, job.gates, before)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli import registry
 from quantcli.cli import options
-from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
@@ -42,9 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]"
 )
-@click.option("--include", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Quantize only these.")
-@click.option("--exclude", multiple=True, type=options.Pattern(), metavar="PATTERN", help="Keep these as they are.")
-@click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions.")
+@options.selection
 @click.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.")
 @click.option("-o", "--output", metavar="FILE.html", type=click.Path(path_type=str), default=None, help="Write a page.")
 @options.threads
@@ -55,9 +52,6 @@ def command(
     group_size: list[int],
     calibration: list[str] | None,
     symmetric: bool | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    no_default_keep: bool,
     plot: bool,
     output: str | None,
     threads: int | None,
@@ -66,6 +60,7 @@ def command(
     verbose: bool,
     quiet: bool,
     debug: bool,
+    **selected: Any,
 ) -> None:
     """Measure every combination of settings on SRC and write nothing but the table.
 
@@ -74,19 +69,15 @@ def command(
     6.02 dB by the law, and as measured.
     """
     from quantcli import plan, sweeping
-    from quantcli.stores import open_source
+    from quantcli.stores import need_file
 
     schemes = _schemes(bits, group_size, calibration, symmetric)
-    with contextlib.closing(open_source(src)) as source:
-        if source.documents:
-            raise DataError("this file is quantized already", place=[src], hint="start from the original")
-        if any(file.once for file in source.files()):
-            raise UsageError("sweeping goes back and forth, which a pipe cannot", place=[src], hint="name a file")
+    with options.float_source(src) as source:
+        need_file(source, "sweeping")
         plans = []
         for scheme in schemes:
-            request = plan.Request(scheme=scheme, include=include, exclude=exclude, keep_defaults=not no_default_keep)
             try:
-                plans.append(plan.make(source.infos(), request))
+                plans.append(plan.make(source.infos(), options.request(scheme, selected)))
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         with options.bar("sweeping", quiet=quiet) as bar:

@@ -105,3 +105,8 @@ def figure(title: str, chart: _svg.Chart, keys: Sequence[str], more: str) -> str
         f'<figure class="chart">\n<figcaption><h3>{title}</h3><ul class="legend">{legend}</ul>{after}</figcaption>\n'
         f'<div class="room">{chart.svg()}</div>\n</figure>'
     )
+
+
+def many_tensors(number: int) -> str:
+    """So many tensors, in words."""
+    return f"{number:,} tensor{'' if number == 1 else 's'}"

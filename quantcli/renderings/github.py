@@ -19,7 +19,7 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
     for report in reports:
         failed = [g for g in report.gates if not g.passed]
         for gate in failed:
-            title = f"quantcli {gate.gate.replace('_', '-')}"
+            title = f"quantcli {gate.title}"
             for failure in gate.failures[:MOST]:
                 stream.write(_command("error", title, report, f"{failure.tensor}: {failure.message}"))
             if len(gate.failures) > MOST:

@@ -44,7 +44,7 @@ def _cases(report: RunReport) -> Iterator[tuple[str, str | None]]:
     if not report.gates:
         yield "report", None
     for gate in report.gates:
-        title = gate.gate.replace("_", "-")
+        title = gate.title
         yield f"{title} {shown(gate.gate, gate.limit)}", None if gate.passed else gate.message
         for failure in gate.failures:
             yield f"{title}: {failure.tensor}", failure.message

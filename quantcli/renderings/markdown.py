@@ -47,7 +47,7 @@ def _report(report: RunReport, room: int) -> str:
         lines += ["", "| gate | limit | measured | |", "| --- | --- | --- | --- |"]
         for g in report.gates:
             mark = "✅" if g.passed else "❌"
-            name = g.gate.replace("_", "-")
+            name = g.title
             lines.append(f"| {name} | {shown(g.gate, g.limit)} | {_text(g.message)} | {mark} |")
     if report.comparison is not None:
         lines += ["", *_comparison(report.comparison)]

@@ -64,7 +64,7 @@ def _rest(rows: list[TensorReport]) -> str:
 def _gate_line(gate: GateResult, colour: bool) -> str:
     word, code = ("passed", 32) if gate.passed else ("FAILED", 31)
     mark = f"\x1b[{code}m{word}\x1b[0m" if colour else word
-    return f"{mark}  {gate.gate.replace('_', '-')} {shown(gate.gate, gate.limit)}: {gate.message}"
+    return f"{mark}  {gate.title} {shown(gate.gate, gate.limit)}: {gate.message}"
 
 
 def _comparison(found: Comparison, stream: TextIO, *, colour: bool, limit: int | None) -> None:

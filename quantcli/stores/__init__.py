@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
+from quantcli.errors import UsageError
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -43,6 +44,18 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close what is open."""
+
+
+def is_stream(source: Source) -> bool:
+    """Whether it can be read only once, in order."""
+    return any(file.once for file in source.files())
+
+
+def need_file(source: Source, what: str) -> None:
+    """Raise UsageError when the source is a pipe, in which nothing can be found again."""
+    if is_stream(source):
+        hint = "name a file, or redirect one with <"
+        raise UsageError(f"{what} goes back and forth, which a pipe cannot", place=[source.path], hint=hint)
 
 
 def open_source(path: str) -> Source:

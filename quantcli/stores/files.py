@@ -134,6 +134,14 @@ class InputFile:
             self._fd = None
 
 
+class OpenFile(InputFile):
+    """A regular file that is open already; the descriptor is its own from now on."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path, self._fd = path, fd
+        self._seen = self._identity(fd)
+
+
 def read_small(path: str, limit: int) -> bytes:
     """The bytes of a side file of at most `limit` bytes."""
     file = InputFile(path)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES, FROM_NUMPY
 from quantcli.errors import DataError, os_error, printable
-from quantcli.stores.files import InputFile
+from quantcli.stores.files import InputFile, OpenFile
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -214,14 +214,6 @@ class NpyFile:
         self.file.close()
 
 
-class _Spooled(InputFile):
-    """A decompressed member in an unnamed temporary file."""
-
-    def __init__(self, path: str, fd: int) -> None:
-        self.path, self._fd = path, fd
-        self._seen = self._identity(fd)
-
-
 class NpzFile:
     """A .npz file as a source: every array a tensor, named as its member without .npy.
 
@@ -326,7 +318,7 @@ class NpzFile:
             spool.flush()
             if size != member.file_size:
                 raise zipfile.BadZipFile("it is shorter than it claims")
-            return _Spooled(self.path, os.dup(spool.fileno()))
+            return OpenFile(self.path, os.dup(spool.fileno()))
 
     def infos(self) -> Sequence[TensorInfo]:
         return [TensorInfo(name, h.dtype, h.shape) for name, h in self._headers.items()]

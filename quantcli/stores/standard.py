@@ -10,19 +10,10 @@ import threading
 from bisect import bisect_right
 
 from quantcli.errors import DataError, QuantcliError, UsageError
-from quantcli.stores.files import InputFile
+from quantcli.stores.files import InputFile, OpenFile
 
 NAME = "stdin"
 BLOCK = 1 << 20
-
-
-class Redirected(InputFile):
-    """Standard input that is a regular file."""
-
-    def __init__(self) -> None:
-        self.path = NAME
-        self._fd = os.dup(0)
-        self._seen = self._identity(self._fd)
 
 
 class Stream(InputFile):
@@ -133,7 +124,7 @@ def open_input() -> InputFile:
     if os.isatty(0):
         raise UsageError("this is a terminal", place=[NAME], hint="pipe or redirect a file into it")
     regular = stat.S_ISREG(os.fstat(0).st_mode) and os.lseek(0, 0, os.SEEK_CUR) == 0
-    return Redirected() if regular else Stream()
+    return OpenFile(NAME, os.dup(0)) if regular else Stream()
 
 
 def send(path: str) -> None:
