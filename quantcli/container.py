@@ -112,6 +112,8 @@ def _entry(tensor: TensorPlan, schemes: list[dict[str, Any]], result: Result | N
         minmax = result.minmax_sse if result else _WIDEST
         if minmax is not None and (result or tensor.scheme.rival is not None):
             entry["minmax_sse"] = minmax
+    if tensor.importance is not None:
+        entry["importance"] = tensor.importance.digest
     if tensor.note:
         entry["note"] = tensor.note
     if DIGEST_SIZES[digest]:

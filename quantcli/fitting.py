@@ -15,8 +15,8 @@ from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sh
 from quantcli.codes import code_grid
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.grouping import Layout, TileSpan, column_repeats, layout
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile
-from quantcli.metrics import Metrics, total
+from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_kernels
+from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.settling import default_scale_dtype, part, settle, spread, stored_params
 from quantcli.tensors import TensorInfo
 
@@ -224,15 +224,22 @@ class Fit:
 
 class Trials:
     """All that is tried on a tensor: its scheme, or the candidates of `auto`; and beside it a rival whose error is
-    only measured. Methods may be called from several threads.
+    only measured. importance: of every column, where it is known. Methods may be called from several threads.
 
     While `spans` is not empty: `see` each span, then `conclude`. Then `encode` every tile.
     """
 
     def __init__(
-        self, info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str, *, rival: Scheme | None
+        self,
+        info: TensorInfo,
+        scheme: Scheme,
+        plan: Layout,
+        scale_dtype: str,
+        *,
+        rival: Scheme | None,
+        importance: NDArray[np.float64] | None = None,
     ) -> None:
-        self.info, self.plan = info, plan
+        self.info, self.plan, self._importance = info, plan, importance
         self.fits = [Fit(info, s, plan, scale_dtype) for s in scheme.candidates]
         self._rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
@@ -288,9 +295,23 @@ class Trials:
     def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> tuple[Sums, QuantParams]:
         """Write the codes of a tile; its errors and parameters. Without `packed` only the squared error is found."""
         fit = self.chosen
+        if self._importance is not None:
+            tile = replace(tile, importance=self._importance[span.col : span.col + span.cols])
         params = fit.params(kernels, tile, span)
         grid = code_grid(fit.scheme)
         return kernels.encode(tile, params, grid, packed, preserve=fit.scheme.preserves_sums), params
+
+    def weighted(
+        self, kernels: Kernels, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes
+    ) -> tuple[float, float]:
+        """Squared error and power of a tile whose codes are in `packed`, each column as often as it counts."""
+        assert self._importance is not None
+        grid = code_grid(self.chosen.scheme)
+        weights = numpy_kernels.floats(tile)
+        error = weights - kernels.decode(packed, weights.shape, tile.group, params, grid)
+        counts = self._importance[span.col : span.col + span.cols]
+        sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]
+        return float(sums[0]), float(sums[1])
 
     def rival_error(self, kernels: Kernels, tile: Tile, span: TileSpan) -> float | None:
         """The squared error of a tile under the rival; None without one."""

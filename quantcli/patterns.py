@@ -37,11 +37,17 @@ def compiled(pattern: str, option: str) -> Callable[[str], bool]:
     Raises UsageError for an empty, overlong or invalid pattern, and for a repeated group that repeats or branches
     itself: on some names such expressions take longer than the age of the universe.
     """
+    match = _matcher(pattern, option)
+    return lambda name: match(name) is not None
+
+
+def _matcher(pattern: str, option: str) -> Callable[[str], re.Match[str] | None]:
+    """The match of a tensor's name, or of its module's, and a pattern."""
     if not pattern or len(pattern) > _LIMIT:
         raise UsageError(f"a pattern of {len(pattern)} characters", place=[option], hint=f"use 1 to {_LIMIT}")
     if not pattern.startswith("re:"):
         glob = re.compile(fnmatch.translate(re.sub(r"\*+", "*", pattern)))
-        return lambda name: bool(glob.fullmatch(name) or glob.fullmatch(module_of(name)))
+        return lambda name: glob.fullmatch(name) or glob.fullmatch(module_of(name))
     try:
         expression = re.compile(pattern[3:])
         repeats = _repeats(_parser.parse(pattern[3:]), False)
@@ -50,14 +56,14 @@ def compiled(pattern: str, option: str) -> Callable[[str], bool]:
     if repeats is None or repeats > 4:
         raise UsageError(f"{pattern!r} repeats too much", place=[option], hint="use a simpler expression")
 
-    def test(name: str) -> bool:
+    def match(name: str) -> re.Match[str] | None:
         if len(name) ** repeats / math.factorial(repeats) > _STEPS:
             raise UsageError(
                 f"{pattern!r} could take too long on {printable(name, 80)}", place=[option], hint="repeat less in it"
             )
-        return bool(expression.fullmatch(name) or expression.fullmatch(module_of(name)))
+        return expression.fullmatch(name) or expression.fullmatch(module_of(name))
 
-    return test
+    return match
 
 
 def _repeats(parsed: Any, repeated: bool) -> int | None:
@@ -123,6 +129,25 @@ def matching(patterns: Sequence[str], names: Sequence[str], option: str) -> set[
         if not hits:
             raise UsageError(f"{pattern!r} matches no tensor", place=[option], hint=near_misses(pattern, names))
         found |= hits
+    return found
+
+
+def tied(expressions: Sequence[str], names: Sequence[str], option: str) -> dict[str, str]:
+    """What ties each name that matches one of the expressions, the first one: names with equal values belong together.
+
+    Raises UsageError, listing near misses, for an expression that matches none of them.
+
+    >>> tied([r"re:(.*)\\.(?:wq|wk)"], ["0.wq.weight", "0.wk.weight", "0.wo.weight"], "ties")
+    {'0.wq.weight': '0 0', '0.wk.weight': '0 0'}
+    """
+    found: dict[str, str] = {}
+    for number, pattern in enumerate(expressions):
+        match = _matcher(pattern, option)
+        hits = {name: m for name in names if (m := match(name))}
+        if not hits:
+            raise UsageError(f"{pattern!r} matches no tensor", place=[option], hint=near_misses(pattern, names))
+        for name, m in hits.items():
+            found.setdefault(name, f"{number} {m[1] if m.re.groups else ''}")
     return found
 
 

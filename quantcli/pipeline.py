@@ -150,9 +150,7 @@ class _Run:
             job.left += 1
             yield partial(self._shape, job)
             assert tensor.scheme is not None
-            job.trials = Trials(
-                tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=tensor.scheme.rival
-            )
+            job.trials = _trials(tensor)
             yield from self._work(job, job.trials)
         if self.options.digest == "sha256":
             yield partial(self._sha256, job)
@@ -381,7 +379,15 @@ def held_whole(source: Source, plan: Plan, digest_kind: str) -> list[TensorPlan]
 def _passes(tensor: TensorPlan) -> bool:
     """Whether parameters take a pass of their own."""
     assert tensor.scheme is not None and tensor.layout is not None
-    return bool(Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=tensor.scheme.rival).spans)
+    return bool(_trials(tensor).spans)
+
+
+def _trials(tensor: TensorPlan) -> Trials:
+    """What is tried on a tensor; min-max is no rival where it is not the plain error that counts."""
+    assert tensor.scheme is not None and tensor.layout is not None
+    importance = tensor.importance.values if tensor.importance else None
+    rival = tensor.scheme.rival if importance is None else None
+    return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=rival, importance=importance)
 
 
 def _size(source: Source) -> int:

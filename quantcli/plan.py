@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantcli import container
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.grouping import Layout, layout
-from quantcli.patterns import compiled, matching, module_of, near_misses
+from quantcli.importance import Columns, Importance
+from quantcli.patterns import compiled, matching, module_of, near_misses, tied
 from quantcli.scheme import Scheme
 from quantcli.settling import default_scale_dtype
 from quantcli.tensors import TensorInfo
@@ -20,6 +21,9 @@ SMALL = 1024
 
 WIDER = "float32 scales"
 """How the note of a tensor begins whose scales did not fit the narrower dtype."""
+
+UNWEIGHTED = "no importance given"
+"""The note of a tensor that a file of importances says nothing of."""
 
 MAX_DIMENSIONS = 64
 
@@ -55,22 +59,28 @@ _NAMES = [
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A pattern and the scheme of the tensors it matches; None keeps them."""
+    """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
+    place: where it stands."""
 
     pattern: str
     scheme: Scheme | None
     reason: str | None = None
+    optional: bool = False
+    place: str = "rules"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of a model: the default scheme, ordered rules (the last match wins) and who is left alone."""
+    """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, how much
+    the error of each column counts, and expressions for tensors that must have one scheme (see patterns.tied)."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keep_defaults: bool = True
+    importance: Importance | None = None
+    ties: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +94,7 @@ class TensorPlan:
     scale_dtype: str = ""
     note: str = ""
     outputs: tuple[TensorInfo, ...] = ()
+    importance: Columns | None = None
 
     @property
     def disposition(self) -> str:
@@ -113,7 +124,12 @@ def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:
 
 
 def quantized(
-    info: TensorInfo, scheme: Scheme, reason: str, scale_dtype: str | None = None, note: str = ""
+    info: TensorInfo,
+    scheme: Scheme,
+    reason: str,
+    scale_dtype: str | None = None,
+    note: str = "",
+    importance: Columns | None = None,
 ) -> TensorPlan:
     """The plan of a tensor to quantize, every output size fixed. Raises UsageError for what its shape forbids."""
     try:
@@ -132,15 +148,28 @@ def quantized(
         scale_dtype=dtype,
         note="; ".join(notes),
         outputs=tuple(container.outputs(info, scheme, plan, dtype)),
+        importance=importance,
     )
+
+
+def _weighted(tensor: TensorPlan, importance: Importance | None) -> TensorPlan:
+    """The plan of a tensor with the importance of its columns. Raises UsageError where they cannot be told apart."""
+    if importance is None or tensor.scheme is None or tensor.layout is None:
+        return tensor
+    columns = importance.of(tensor.info, tensor.layout)
+    if columns is None:
+        return replace(tensor, note="; ".join(n for n in (tensor.note, UNWEIGHTED) if n))
+    if not tensor.scheme.weighs:
+        problem = f"{tensor.scheme.calibration} does not weigh errors"
+        raise UsageError(problem, place=[printable(tensor.info.name), "--importance"], hint="use --calibration mse")
+    return replace(tensor, importance=columns)
 
 
 def with_float32_scales(tensor: TensorPlan) -> TensorPlan:
     """The plan of a tensor whose scales turned out not to fit the narrower dtype."""
     assert tensor.scheme is not None
-    return quantized(
-        tensor.info, tensor.scheme, tensor.reason, "F32", f"{WIDER}: {tensor.scale_dtype} would not hold them"
-    )
+    note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
+    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
 
 
 def _last_module(name: str) -> str:
@@ -205,9 +234,24 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(kept(info, reason))
         else:
             tensors.append(quantized(info, request.scheme, "default"))
-    plan = Plan(tuple(tensors))
+    plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors))
     check(plan)
+    _check_ties(plan, request.ties)
     return plan
+
+
+def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
+    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself."""
+    first: dict[str, TensorPlan] = {}
+    keys = tied(ties, [t.info.name for t in plan.tensors], "ties")
+    for tensor in plan.tensors:
+        key = keys.get(tensor.info.name)
+        if key is not None:
+            other = first.setdefault(key, tensor)
+            if other.scheme != tensor.scheme:
+                names = [t.scheme.name if t.scheme else "kept" for t in (other, tensor)]
+                problem = f"{printable(other.info.name)} ({names[0]}) and {printable(tensor.info.name)} ({names[1]})"
+                raise UsageError(f"{problem} are tied, and rules tell them apart", place=["ties"])
 
 
 def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
@@ -215,9 +259,9 @@ def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
     for rule in rules:
         test = compiled(rule.pattern, "recipe")
         hits = [name for name in names if test(name)]
-        if not hits:
+        if not hits and not rule.optional:
             raise UsageError(
-                f"{rule.pattern!r} matches no tensor", place=["rules"], hint=near_misses(rule.pattern, names)
+                f"{rule.pattern!r} matches no tensor", place=[rule.place], hint=near_misses(rule.pattern, names)
             )
         found.update((name, rule) for name in hits)
     return found

@@ -4,19 +4,28 @@
     rules:
       - {match: "*.down_proj", bits: 8, reason: sensitive}
       - {match: "re:.*layers\\.0\\..*", keep: true}
+      - {match: "*.vision_tower.*", keep: true, optional: true}
+    ties: ["re:(.*)\\.(?:wq|wk|wv)"]
+    importance: activations.safetensors
 
-The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top.
+The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top; an optional
+rule may match nothing. Tensors that match an expression of `ties` and agree in its first group get one scheme.
+Presets are recipes by name (presets/NAME.yaml).
 """
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.importance import Importance
 from quantcli.patterns import compiled, patterns_of
 from quantcli.plain import LIMIT, mapping, plain
 from quantcli.plan import Request, Rule, make
@@ -41,6 +50,8 @@ _FIELDS = (
     "scale_dtype",
 )
 
+
+_PRESETS = Path(__file__).parent / "presets"
 
 _SHORT = re.compile(r"W([2-8])A16(_ASYM)?")
 """Schemes as the field names them: weights of so many bits, activations as they are."""
@@ -77,60 +88,117 @@ def _spelt_out(value: Any, place: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The default scheme and the rules, in order."""
+    """What is asked for all, as fields and as the scheme they make, the rules in order, what is tied, and the file of
+    importances with the digest it is to have."""
 
+    asked: Mapping[str, Any]
     default: Scheme
     rules: tuple[Rule, ...]
+    ties: tuple[str, ...] = ()
+    importance: tuple[str, str | None] | None = None
+
+    def scheme(self, fields: Mapping[str, Any]) -> Scheme:
+        """The default scheme with these fields on top."""
+        return _scheme(_on_top(dict(fields), self.asked), "default")
+
+
+def presets() -> list[str]:
+    """The names of the presets."""
+    return sorted(p.name.removesuffix(".yaml") for p in _PRESETS.iterdir() if p.name.endswith(".yaml"))
 
 
 def load(
-    path: str | None, overrides: Mapping[str, Any] | None = None, rules: Sequence[Mapping[str, Any]] = ()
+    path: str | None, overrides: Mapping[str, Any] | None = None, rules: Sequence[tuple[str, Mapping[str, Any]]] = ()
 ) -> Recipe:
-    """The recipe in a file, or an empty one; `overrides` are fields of the default scheme that the command line asks
-    for, `rules` come after those of the file.
+    """The recipe in a file or of a preset, or an empty one; `overrides` are fields of the default scheme that the
+    command line asks for, `rules` come after those of the file, each with its place.
 
     Raises UsageError or DataError with the line of what is wrong.
     """
     if path is None:
-        return parse({"default": {}, "rules": list(rules)}, overrides or {})
+        return _with_rules(parse({"default": {}}, overrides or {}), rules)
     try:
-        document = plain(read_small(path, LIMIT), path)
-        if rules and isinstance(document, dict) and isinstance(document.get("rules", []), list):
-            document = {**document, "rules": [*document.get("rules", []), *rules]}
-        return parse(document, overrides or {})
+        if path in presets():
+            document = plain((_PRESETS / f"{path}.yaml").read_bytes(), path)
+        else:
+            document = plain(_text(path), path)
+        found = parse(document, overrides or {}, os.path.dirname(path))
     except QuantcliError as error:
         raise (error if error.place[:1] == [path] else UsageError(str(error), place=[path])) from None
+    return _with_rules(found, rules)
 
 
-def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe a document of plain values describes."""
-    top = mapping(document, "recipe", ("default", "rules"))
+def _text(path: str) -> bytes:
+    try:
+        return read_small(path, LIMIT)
+    except QuantcliError as error:
+        if not os.path.lexists(path) and not os.path.dirname(path):
+            near = difflib.get_close_matches(path, presets(), n=1)
+            error.hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(presets())}"
+        raise
+
+
+def _with_rules(recipe: Recipe, rules: Sequence[tuple[str, Mapping[str, Any]]]) -> Recipe:
+    more = tuple(_rule(dict(rule), place, recipe.asked) for place, rule in rules)
+    return replace(recipe, rules=recipe.rules + more)
+
+
+def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Recipe:
+    """The recipe a document of plain values describes; files it names lie in `folder`."""
+    top = mapping(document, "recipe", ("default", "rules", "ties", "importance"))
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
     given = mapping(_spelt_out(top.get("default", {}), "default"), "default", _FIELDS)
     asked = {**given, **overrides}
     default = _scheme(asked, "default")
-    rules = top.get("rules", [])
-    if not isinstance(rules, list):
-        raise UsageError("it is not a list", place=["rules"])
-    return Recipe(default, tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)))
+    rules, ties = top.get("rules", []), top.get("ties", [])
+    for key, value in (("rules", rules), ("ties", ties)):
+        if not isinstance(value, list):
+            raise UsageError("it is not a list", place=[key])
+    for i, tie in enumerate(ties):
+        if not isinstance(tie, str) or not tie.startswith("re:"):
+            problem = f"{printable(repr(tie), 100)} is no regular expression"
+            raise UsageError(problem, place=[f"ties[{i}]"], hint=r"such as re:(.*)\.(?:wq|wk|wv)")
+        compiled(tie, f"ties[{i}]")
+    return Recipe(
+        asked=asked,
+        default=default,
+        rules=tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)),
+        ties=tuple(ties),
+        importance=_importance(top.get("importance"), folder),
+    )
+
+
+def _importance(value: Any, folder: str) -> tuple[str, str | None] | None:
+    """File and digest of the importances a recipe names."""
+    if value is None:
+        return None
+    found = mapping({"file": value} if isinstance(value, str) else value, "importance", ("file", "xxh3"))
+    path, digest = found.get("file"), found.get("xxh3")
+    if not isinstance(path, str) or not path:
+        raise UsageError("it names no file", place=["importance"])
+    if digest is not None and not isinstance(digest, str):
+        raise UsageError("it is not text", place=["importance", "xxh3"])
+    return os.path.join(folder, path), digest
 
 
 def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
-    fields = mapping(_spelt_out(value, place), place, ("match", "keep", "reason", *_FIELDS))
-    pattern, keep, reason = fields.pop("match", None), fields.pop("keep", False), fields.pop("reason", None)
+    fields = mapping(_spelt_out(value, place), place, ("match", "keep", "optional", "reason", *_FIELDS))
+    pattern, reason = fields.pop("match", None), fields.pop("reason", None)
+    keep, optional = fields.pop("keep", False), fields.pop("optional", False)
     if not isinstance(pattern, str):
         raise UsageError("it needs a pattern", place=[place, "match"])
     compiled(pattern, f"{place}: match")
-    if type(keep) is not bool:
-        raise UsageError(f"{printable(repr(keep), 60)} is neither true nor false", place=[place, "keep"])
+    for key, value in (("keep", keep), ("optional", optional)):
+        if type(value) is not bool:
+            raise UsageError(f"{printable(repr(value), 60)} is neither true nor false", place=[place, key])
     if reason is not None and not isinstance(reason, str):
         raise UsageError("it is not text", place=[place, "reason"])
     if keep:
         if fields:
             raise UsageError(f"a tensor that is kept has no {next(iter(fields))}", place=[place])
-        return Rule(pattern, None, reason)
-    return Rule(pattern, _scheme(_on_top(fields, asked), place), reason)
+        return Rule(pattern, None, reason, optional=optional, place=place)
+    return Rule(pattern, _scheme(_on_top(fields, asked), place), reason, optional=optional, place=place)
 
 
 def _on_top(fields: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,10 +233,11 @@ def _scheme(fields: dict[str, Any], place: str) -> Scheme:
         raise UsageError("a value is not of its kind", place=[place]) from None
 
 
-def override(text: str) -> dict[str, Any]:
-    """The rule that PATTERN:key=value,... or PATTERN:keep stands for. Raises UsageError where it is none.
+def override(text: str) -> tuple[str, dict[str, Any]]:
+    """The rule that PATTERN:key=value,... or PATTERN:keep stands for, after its place. Raises UsageError where it is
+    none.
 
-    >>> override("*.down_proj:bits=8,group-size=32")
+    >>> override("*.down_proj:bits=8,group-size=32")[1]
     {'match': '*.down_proj', 'bits': 8, 'group_size': 32}
     """
     pattern, colon, fields = text.rpartition(":")
@@ -184,10 +253,12 @@ def override(text: str) -> dict[str, Any]:
         if not equals or not name or name in rule:
             raise UsageError(f"{printable(repr(field), 100)} is not key=value, or there twice", place=["--override"])
         rule[name] = plain(value.encode("utf-8", "surrogateescape"), "--override")
-    return rule
+    return f"--override {printable(text, 100)}", rule
 
 
-def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None]) -> Request:
+def resolved(
+    infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], importance: Importance | None = None
+) -> Request:
     """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest."""
     counts = Counter(s for s in wanted.values() if s is not None)
     if not counts:
@@ -199,11 +270,12 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None]) -
         if scheme != tensor.scheme:
             others[scheme].append(tensor.info.name)
     rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
-    return Request(scheme=default, rules=tuple(rules))
+    return Request(scheme=default, rules=tuple(rules), importance=importance)
 
 
-def dump(request: Request) -> str:
-    """The recipe of a request, as YAML that `load` reads; of its scheme and rules only."""
+def dump(request: Request, folder: str) -> str:
+    """The recipe of a request, as YAML that `load` reads from a file in `folder`; of its scheme, rules and importance
+    only."""
     import yaml
 
     def text(value: Any) -> str:
@@ -217,6 +289,11 @@ def dump(request: Request) -> str:
     for rule in request.rules:
         fields = _shortest(rule.scheme, default) if rule.scheme is not None else {"keep": True}
         lines.append(f"  - {text({'match': rule.pattern, **fields})}")
+    if request.importance is not None:
+        path, digest = request.importance.path, request.importance.digest
+        if not os.path.isabs(path):
+            path = os.path.relpath(path, folder or ".")
+        lines.append(f"importance: {text({'file': path, 'xxh3': digest})}")
     found = "\n".join(lines) + "\n"
     if len(found) > LIMIT:
         raise UsageError(f"the recipe would have {len(found)} bytes, {LIMIT} are the most it may have")

@@ -11,7 +11,7 @@ from quantcli import registry
 from quantcli.container import Result, StoredTensor
 from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.plan import WIDER, TensorPlan
+from quantcli.plan import UNWEIGHTED, WIDER, TensorPlan
 from quantcli.scheme import Scheme
 from quantcli.tensors import TensorInfo
 
@@ -360,6 +360,7 @@ def of_plan(
             "left in floating point, for they hold NaN or infinity",
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
+        *_named("no importance given, all columns count the same", [t.name for t in tensors if UNWEIGHTED in t.note]),
         *_offset_warning(plan),
         *_cautions(plan),
         *_beaten(tensors),

@@ -251,6 +251,11 @@ class Scheme:
         return any(not registry.get("calibrators", name).gather.columns for name in names)
 
     @property
+    def weighs(self) -> bool:
+        """Whether its parameters take the importance of columns into account."""
+        return all(registry.get("calibrators", c.calibration or "").weighs for c in self.candidates)
+
+    @property
     def preserves_sums(self) -> bool:
         """Whether rounding keeps the sum of a row."""
         return self.rounding == "sum-preserving"

@@ -92,6 +92,7 @@ class _Try:
     plan: TensorPlan
     trials: Trials
     sums: dict[int, tuple[Sums, int]] = field(default_factory=dict)
+    weighted: dict[int, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
     misfit: bool = False
     done: bool = False
@@ -105,7 +106,9 @@ class _Try:
 
 def _try(setting: int, plan: TensorPlan) -> _Try:
     assert plan.scheme is not None and plan.layout is not None
-    return _Try(setting, plan, Trials(plan.info, plan.scheme, plan.layout, plan.scale_dtype, rival=None))
+    importance = plan.importance.values if plan.importance else None
+    trials = Trials(plan.info, plan.scheme, plan.layout, plan.scale_dtype, rival=None, importance=importance)
+    return _Try(setting, plan, trials)
 
 
 class _Run:
@@ -115,6 +118,7 @@ class _Run:
         self.source, self.plans, self.progress = source, plans, progress
         self.table = kernels.load()
         self.metrics: list[dict[str, Metrics]] = [{} for _ in plans]
+        self.weighted: list[dict[str, tuple[float, float]]] = [{} for _ in plans]
         self.seconds = [0.0 for _ in plans]
         self.amended: list[dict[str, TensorPlan]] = [{} for _ in plans]
         self._lock = threading.Lock()
@@ -190,10 +194,13 @@ class _Run:
                 one.trials.see(self.table, tile, index)
             else:
                 packed: NDArray[np.uint8] | None = None
-                if whole:
+                weighted = one.plan.importance is not None
+                if whole or weighted:
                     packed = np.empty(span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8)
-                sums, _ = one.trials.encode(self.table, tile, span, packed)
+                sums, params = one.trials.encode(self.table, tile, span, packed)
                 one.sums[index] = sums, span.rows * span.cols
+                if weighted and packed is not None:
+                    one.weighted[index] = one.trials.weighted(self.table, tile, span, params, packed)
         except Misfit:
             one.misfit = True
         with self._lock:
@@ -219,17 +226,22 @@ class _Run:
             one.done = True
             name = one.plan.info.name
             self.metrics[one.setting][name] = total([one.sums[i] for i in sorted(one.sums)])
+            if one.weighted:
+                tiles = [one.weighted[i] for i in sorted(one.weighted)]
+                self.weighted[one.setting][name] = sum(e for e, _ in tiles), sum(p for _, p in tiles)
             with self._lock:
                 self.seconds[one.setting] += one.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A plan as it would turn out, the metrics of its quantized tensors, and the time that took all threads."""
+    """A plan as it would turn out, the metrics of its quantized tensors, the time that took all threads, and squared
+    error and power of tensors whose columns have importances, by these."""
 
     plan: Plan
     metrics: dict[str, Metrics]
     seconds: float
+    weighted: dict[str, tuple[float, float]]
 
 
 def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Progress | None = None) -> list[Measured]:
@@ -246,7 +258,7 @@ def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Pr
     measured = []
     for i, plan in enumerate(plans):
         metrics_of = {name: replace(m, power=power[name]) for name, m in run.metrics[i].items()}
-        measured.append(Measured(plan.amended(run.amended[i]), metrics_of, run.seconds[i]))
+        measured.append(Measured(plan.amended(run.amended[i]), metrics_of, run.seconds[i], run.weighted[i]))
     return measured
 
 

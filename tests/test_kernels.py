@@ -346,19 +346,22 @@ def test_both_tables_search_alike(rows: int, cols: int, group: int, kind: Kind) 
     reciprocal = np.float32(1) / np.maximum(np.abs(ranges.extreme), np.float32(1e-30))
     reciprocal[0, 0] = 0
     ratios = np.linspace(0.3, 1.05, 7).astype(np.float32)
+    counts = np.random.default_rng(1).integers(0, 2048, cols).astype(np.int32)
     for top, grids in ((1, 2), (7, 2), (7, 1), (7, 0), (127, 2), (127, 0), (32767, 1)):
-        arguments = tile, reciprocal, None, np.float32(top) / ratios, top, grids
-        ours, theirs = (t.search(*arguments) for t in (NATIVE, other))
-        for a, b in zip(ours, theirs):
-            np.testing.assert_array_equal(a, b)
+        for importance in (None, counts):
+            arguments = tile, reciprocal, None, np.float32(top) / ratios, top, grids, importance
+            ours, theirs = (t.search(*arguments) for t in (NATIVE, other))
+            for a, b in zip(ours, theirs):
+                np.testing.assert_array_equal(a, b)
     for bits in (1, 2, 4, 8):
         top = (1 << bits) - 1
         centre = np.random.default_rng(bits).integers(0, top + 1, reciprocal.shape).astype(np.float32)
         for grids in (3, 5):
-            arguments = tile, reciprocal / 2, centre, np.float32(top) / ratios, top, grids
-            ours, theirs = (t.search(*arguments) for t in (NATIVE, other))
-            for a, b in zip(ours, theirs):
-                np.testing.assert_array_equal(a, b)
+            for importance in (None, counts):
+                arguments = tile, reciprocal / 2, centre, np.float32(top) / ratios, top, grids, importance
+                ours, theirs = (t.search(*arguments) for t in (NATIVE, other))
+                for a, b in zip(ours, theirs):
+                    np.testing.assert_array_equal(a, b)
 
 
 @needs_native

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_what_cannot_be_planned(arguments: list[str], words: str, model: Path) -
 
 
 def test_a_target_leaves_no_choice(model: Path) -> None:
-    for extra in (["--bits", "4"], ["--recipe", "r.yaml"], ["--type", "nf4"], ["--calibration", "mse"],
+    for extra in (["--bits", "4"], ["--group-size", "32"], ["--type", "nf4"], ["--calibration", "mse"],
                   ["--percentile", "99"], ["--mse-norm", "3"]):
         ran = run("quantize", model, "--target-size", "44kB", *extra)
         assert "a target chooses that itself" in one_line(ran, 2)
@@ -268,7 +269,7 @@ def test_a_recipe_of_a_large_model_fits() -> None:
         wanted[f"model.layers.{i}.{kind}.weight"] = scheme
     infos = [TensorInfo(name, "BF16", (64, 64)) for name in wanted]
     request = recipe.resolved(infos, wanted)
-    text = recipe.dump(request)
+    text = recipe.dump(request, "")
     assert len(text) < 1 << 16
     read = recipe.parse(yaml.safe_load(text), {})
     again = make(infos, Request(scheme=read.default, rules=read.rules))
@@ -279,7 +280,81 @@ def test_ties_of_known_families() -> None:
     with contextlib.closing(open_source(str(ROOT / "sample_models" / "tiny-llama"))) as source:
         request = Request(scheme=Scheme(bits=4))
         plan = make(source.infos(), request)
-        groups = planning._tied([t for t in plan.tensors if t.scheme is not None], True)
+        groups = planning._tied([t for t in plan.tensors if t.scheme is not None], [], True)
     names = [sorted(t.info.name.split(".")[-2] for t in g) for g in groups]
     assert names.count(["k_proj", "q_proj", "v_proj"]) == 2 and names.count(["gate_proj", "up_proj"]) == 2
 
+
+
+# ---- presets, ties, rules beside a budget ---------------------------------------------------------------------------
+
+
+def test_presets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "llm": {"model.layers.0.self_attn.q_proj.weight": "w4g128", "model.vision_tower.blocks.0.fc1.weight": None,
+                "model.layers.0.mixer.conv1d.weight": None, "model.multi_modal_projector.linear_1.weight": None},
+        "embedding": {"embeddings.word_embeddings.weight": "w8g64", "embeddings.position_embeddings.weight": None,
+                      "encoder.layer.0.output.dense.weight": "w8g64"},
+        "cnn": {"conv1.weight": None, "layer1.0.conv1.weight": "w8c", "fc.weight": None, "features.0.weight": None,
+                "features.3.weight": "w8c", "classifier.6.weight": None},
+        "diffusion": {"transformer_blocks.0.attn.to_q.weight": "w8g64", "time_in.in_layer.weight": None,
+                      "double_blocks.0.img_mod.lin.weight": None, "single_blocks.3.adaLN_modulation.1.weight": None,
+                      "x_embedder.proj.weight": None, "final_layer.linear.weight": None},
+    }
+    assert recipe.presets() == sorted(names)
+    for preset, wanted in names.items():
+        save(tmp_path / "m.safetensors", {name: gaussian(32, 128, seed=1) for name in wanted})
+        ran = run("quantize", "m.safetensors", "--recipe", preset, "--dry-run", "--json")
+        assert ran.code == 0, ran
+        found = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
+        assert found == wanted
+    (tmp_path / "llm").write_text("default: {bits: 2}")
+    ran = run("quantize", "m.safetensors", "--recipe", "./llm", "--dry-run", "--json")
+    assert {t["bits"] for t in json.loads(ran.out)["tensors"]} == {2}
+    ran = run("quantize", "m.safetensors", "--recipe", "embeding", "--dry-run")
+    assert "did you mean embedding?" in one_line(ran, 1)
+
+
+def test_ties_of_a_recipe(model: Path) -> None:
+    tie = r"re:(layers\.\d)\.(?:v_proj|down_proj)"
+    Path("r.yaml").write_text(f"ties: ['{tie}']\n")
+    found = planned(model, "--target-size", "60kB", "--recipe", "r.yaml")
+    tied = {t["name"]: t["tied"] for t in found["tensors"]}
+    assert tied["layers.1.v_proj.weight"] == ["layers.1.down_proj.weight"]
+    assert tied["layers.1.q_proj.weight"] == ["layers.1.k_proj.weight"]
+    Path("r.yaml").write_text(f"ties: ['{tie}']\nrules: [{{match: layers.1.v_proj, bits: 8}}]\n")
+    ran = run("quantize", model, "--recipe", "r.yaml", "-o", "x")
+    assert "are tied, and rules tell them apart" in one_line(ran, 2) and not os.path.exists("x")
+    for text, words in (
+        ("ties: ['*.v_proj']", "no regular expression"), ("ties: [3]", "no regular expression"),
+        ("ties: x", "not a list"), ("ties: ['re:(']", "not a regular expression"), ("ties: ['re:z']", "matches no"),
+    ):  # fmt: skip
+        Path("r.yaml").write_text(text)
+        assert words in one_line(run("plan", model, "--target-size", "60kB", "--recipe", "r.yaml"), 2)
+
+
+def test_rules_decide_before_the_budget(model: Path) -> None:
+    """a recipe's rules hold, and only the rest is chosen"""
+    ran = run("quantize", model, "--target-size", "120kB", "--override", "layers.1.*:bits=3,group-size=32",
+              "--override", "layers.2.down_proj:keep", "-o", "a", "--json")  # fmt: skip
+    assert ran.code == 0, ran
+    found = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
+    assert os.path.getsize("a") <= 120_000
+    assert {s for n, s in found.items() if n.startswith("layers.1.") and "norm" not in n} == {"w3g32"}
+    assert found["layers.2.down_proj.weight"] is None
+    ran = run("plan", model, "--target-size", "60kB", "--override", "*:bits=3")
+    assert "leave nothing to choose" in one_line(ran, 2)
+    Path("r.yaml").write_text("default: {symmetric: false}")
+    found = planned(model, "--target-size", "60kB", "--recipe", "r.yaml")
+    assert all(t["scheme"] is None or "asym" in t["scheme"] for t in found["tensors"])
+    found = planned(model, "--target-size", "60kB", "--calibration", "minmax,mse", "--bits", "4,8")
+    assert found["optimal"]
+
+
+def test_prices_around_the_plan(model: Path) -> None:
+    ran = run("plan", model, "--target-size", "40kB", "--explain")
+    assert ran.code == 0 and "best buys:" in ran.out and "best sales:" in ran.out
+    line = next(line for line in ran.out.splitlines() if "8 bits: " in line)
+    assert re.search(r"8 bits: \+\d+\.\d dB for \+[0-9.]+ kB", line)
+    assert re.search(r"groups of (64|128): [-+]\d\.\d dB for [-+]0\.\d+ bits", ran.out)

@@ -104,7 +104,8 @@ class Calibrator:
     families: families of formats it is for (see formats). grid: the symmetric grid it is for unless told otherwise;
     binary: whether it is for one symmetric bit; affine: whether it knows asymmetric schemes. auto: whether
     `--calibration auto` tries it. shared: for learned levels that groups share. caution(scheme, n): why it is doubtful
-    for groups of n weights, if it is. obstacle(scheme): why it cannot do what its options ask for.
+    for groups of n weights, if it is. obstacle(scheme): why it cannot do what its options ask for. weighs: whether
+    `local` takes the importance of columns into account.
     """
 
     summary: str
@@ -120,3 +121,4 @@ class Calibrator:
     shared: LevelSearch | None = None
     caution: Callable[[Scheme, int], str | None] | None = None
     obstacle: Callable[[Scheme], str | None] | None = None
+    weighs: bool = False

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 SIZES = (24, 48, 96, 192, 768, 2048, 8192)
 """Groups of up to so many weights have one column of the tables below, larger ones the last."""
 
+WIDER = 0.5
+MOST = 512
+"""Candidates that the kernels take at most."""
+
 Table = dict[str, dict[int, list[tuple[int, int, int]]]]
 
 SYMMETRIC: Table = {
@@ -102,20 +106,24 @@ AFFINE: Table = {
 """The same for zero points, in percent of the scale that spans the range."""
 
 
-def ratios(bits: int, n: int, effort: str, *, affine: bool = False) -> NDArray[np.float64]:
-    """Candidate scales for groups of n weights, smallest first.
+def ratios(bits: int, n: int, effort: str, *, affine: bool = False, weighted: bool = False) -> NDArray[np.float64]:
+    """Candidate scales for groups of n weights, smallest first. weighted: whether some weights count more than others,
+    so that the largest may not count at all: three times as many, over a wider range.
 
     >>> ratios(4, 128, "fast").round(2).tolist()
     [0.78, 0.85, 0.92]
     """
     rows = (AFFINE if affine else SYMMETRIC)["best" if effort == "best" else "default"]
     low, high, count = rows[min(bits, 9)][int(np.searchsorted(SIZES, n))]
+    start = low * (WIDER if weighted else 1)
+    if weighted:
+        count = min(3 * count, MOST)
     place = np.arange(count) / max(count - 1, 1)
     if effort == "fast":  # the middles of three parts or more: the ends of the range serve few groups
         count = max(3, (count + 1) // 3)
         place = (np.arange(count) + 0.5) / count
     # Fourth roots: nearly logarithmic, and the same on every machine, which pow is not.
-    least, most = np.sqrt(np.sqrt([low / 100, high / 100]))
+    least, most = np.sqrt(np.sqrt([start / 100, high / 100]))
     root = least + (most - least) * place
     found: NDArray[np.float64] = root * root * (root * root)
     return found

@@ -30,19 +30,27 @@ TRIALS = {"fast": (16, 5), "default": (40, 17), "best": (80, 33), "exact": (160,
 """How many coarse and fine trials."""
 
 
-def by_groups(tile: Tile, of: Callable[[Array], tuple[Array, Array | None]]) -> Ideal:
-    """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n)."""
+def by_groups(
+    tile: Tile, of: Callable[[Array, Array | None], tuple[Array, Array | None]], importance: NDArray[Any] | None = None
+) -> Ideal:
+    """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n) with how much each
+    weight counts, which `importance` says of every column (None: all the same)."""
     weights = numpy_kernels.floats(tile)
     whole = tile.cols // tile.group
+    cut = whole * tile.group
     groups = -(-tile.cols // tile.group)
     scale, zero = np.ones((tile.rows, groups)), np.zeros((tile.rows, groups))
     affine = False
-    pieces = [(slice(0, whole), weights[:, : whole * tile.group].reshape(-1, tile.group))] if whole else []
+    pieces = [(slice(0, whole), weights[:, :cut].reshape(-1, tile.group), slice(0, cut))] if whole else []
     if whole < groups:
-        pieces.append((slice(whole, groups), weights[:, whole * tile.group :]))
-    for place, rows in pieces:
+        pieces.append((slice(whole, groups), weights[:, cut:], slice(cut, tile.cols)))
+    for place, rows, columns in pieces:
         step = max(1, ROOM // rows.shape[1])
-        found = [of(rows[i : i + step].astype(np.float64)) for i in range(0, len(rows), step)]
+        own = None if importance is None else importance[columns].reshape(-1, rows.shape[1]).astype(np.float64)
+        found = []
+        for i in range(0, len(rows), step):
+            part = rows[i : i + step].astype(np.float64)
+            found.append(of(part, None if own is None else own[np.arange(i, i + len(part)) % len(own)]))
         shape = scale[:, place].shape
         scale[:, place] = np.concatenate([s for s, _ in found]).reshape(shape)
         if found[0][1] is not None:

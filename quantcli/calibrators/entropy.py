@@ -128,7 +128,7 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     if not tile.ranges(kernels).finite:
         return None
 
-    def of(weights: Array) -> tuple[Array, Array | None]:
+    def of(weights: Array, _: Array | None) -> tuple[Array, Array | None]:
         few = np.count_nonzero(weights, axis=1) < fewest(scheme)
         scale, zero = np.ones(len(weights)), np.zeros(len(weights))
         if few.any():

@@ -6,7 +6,8 @@ side that needs it: at 4 bits and groups of 128 normal weights 20.2 dB instead o
 Affine schemes search zero points as well. `effort` sets the number of candidates: `default` stays within 0.1 dB of the
 least error there is, `best` within 0.03 dB, `exact` finds it by a sweep over all breakpoints, up to 8 bits (with float
 offsets there is none: there it is the densest search, by alternating codes and least squares). `norm`
-P makes the error |e|^P. For weights that do not fit a tile the exact histogram is searched.
+P makes the error |e|^P. Where the importance of columns is known, their squared errors count accordingly. For weights
+that do not fit a tile the exact histogram is searched.
 
 Reference: the sweep is ours; the refit is the codeword update of Lloyd, Least Squares Quantization in PCM, 1982, for
 evenly spaced codewords.
@@ -18,7 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, Option, _candidates, _histogram, _ranges, _sweep, _trials
+from quantcli.calibrators import (
+    Calibrator,
+    Ideal,
+    Observed,
+    Option,
+    _candidates,
+    _histogram,
+    _importance,
+    _ranges,
+    _sweep,
+    _trials,
+)
 from quantcli.codes import fixed_codebook
 from quantcli.scheme import Scheme
 
@@ -39,12 +51,12 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     searched = scheme.family == "int" and scheme.option("norm") == 2 and effort != "exact"
     if searched and scheme.symmetric:
         return _symmetric(kernels, tile, scheme, ranges.extreme, effort)
-    if scheme.family == "levels" and scheme.option("norm") == 2:
+    if scheme.family == "levels" and scheme.option("norm") == 2 and tile.importance is None:
         return _levels(kernels, tile, scheme, ranges.extreme, effort)
     lo, hi = (v.astype(np.float64) for v in (ranges.lo, ranges.hi))
     if searched and scheme.zero_point == "int":
         return _affine(kernels, tile, scheme, lo, hi, effort)
-    return _trials.by_groups(tile, lambda weights: _of(weights, None, scheme))
+    return _trials.by_groups(tile, lambda weights, counts: _of(weights, counts, scheme), _importance.counts(tile))
 
 
 def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str) -> Ideal:
@@ -52,11 +64,12 @@ def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[An
     size = np.abs(extreme)
     normal = size >= np.float32(2.0**-126)
     reciprocal = np.where(normal, np.float32(1) / np.where(normal, size, np.float32(1)), np.float32(0))
-    multipliers = (top / _candidates.ratios(scheme.bits, tile.group, effort)).astype(np.float32)
-    grids = 1 if scheme.grid == "restricted" else 0 if _turned(scheme, tile.group, effort) else 2
+    weighted = tile.importance is not None
+    multipliers = (top / _candidates.ratios(scheme.bits, tile.group, effort, weighted=weighted)).astype(np.float32)
+    grids = 1 if scheme.grid == "restricted" else 0 if not weighted and _turned(scheme, tile.group, effort) else 2
     if not grids:
         reciprocal = np.where(extreme < 0, -reciprocal, reciprocal)
-    scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids)
+    scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids, _importance.counts(tile))
     negative = (grid == 1) | (grids == 0)
     scale = np.where(negative, -scale, scale) / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     plain = np.where(size > 0, size.astype(np.float64) / top, 1.0)
@@ -78,13 +91,15 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
     width = np.where(normal, span, 1.0).astype(np.float32)
     reciprocal = np.where(normal, np.float32(1) / width, np.float32(0))
     centre = np.rint(plain.zero).astype(np.float32)
-    multipliers = (top / _candidates.ratios(scheme.bits, tile.group, effort, affine=True)).astype(np.float32)
-    grids = 5 if effort == "best" or scheme.bits > 4 or tile.group > 2048 else 3
-    scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids)
+    weighted = tile.importance is not None
+    found = _candidates.ratios(scheme.bits, tile.group, effort, affine=True, weighted=weighted)
+    multipliers = (top / found).astype(np.float32)
+    grids = 5 if weighted or effort == "best" or scheme.bits > 4 or tile.group > 2048 else 3
+    scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids, _importance.counts(tile))
     scale = scale / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
-    found = normal & (scale > 0)
+    good = normal & (scale > 0)
     zero = centre + grid - grids // 2
-    return Ideal(np.where(found, scale, plain.scale), np.where(found, zero, plain.zero))
+    return Ideal(np.where(good, scale, plain.scale), np.where(good, zero, plain.zero))
 
 
 def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str) -> Ideal:
@@ -159,4 +174,5 @@ PROVIDES = Calibrator(
         "norm": Option(default=2.0, low=0.5, high=8.0),
     },
     obstacle=obstacle,
+    weighs=True,
 )

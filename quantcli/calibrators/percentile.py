@@ -58,7 +58,7 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     if not tile.ranges(kernels).finite:
         return None
 
-    def of(weights: Array) -> tuple[Array, Array | None]:
+    def of(weights: Array, _: Array | None) -> tuple[Array, Array | None]:
         lo, hi = _ranges_of(weights, _share(scheme), symmetric=scheme.symmetric)
         found = _parameters(lo, hi, weights.min(axis=1), weights.max(axis=1), scheme)
         return found.scale, found.zero

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantcli import registry
 from quantcli.cli import options
 from quantcli.cli._gating import limits
 from quantcli.cli.options import F
@@ -21,6 +23,7 @@ BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
 """What a plan chooses from unless told otherwise."""
 
 DEFAULTS: dict[str, Any] = {
+    "calibration": None,
     "weighting": "balanced",
     "no_ties": False,
     "uniform_groups": False,
@@ -50,8 +53,8 @@ def budget(command: F) -> F:
         metavar="balanced|relative|absolute|FILE",
         default=DEFAULTS["weighting"],
         show_default=True,
-        help="What adds up: each tensor's squared error over its power (relative), that times the root of its size "
-        "(balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
+        help="What adds up: each tensor's squared error over its power (relative), that times its size to the "
+        "power of 5/8 (balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
     )(command)
     command = click.option(
         "--uniform-groups",
@@ -59,7 +62,14 @@ def budget(command: F) -> F:
         help="One scheme for all that is quantized, as one config group of compressed-tensors can say.",
     )(command)
     ties = click.option("--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.")
-    command = options.selection(ties(command))
+    command = options.selection(ties(options.recipe(command)))
+    command = click.option(
+        "--calibration",
+        type=options.Several((*registry.names("calibrators"), "auto")),
+        metavar="LIST",
+        default=None,
+        help="Calibrations to choose from, rounded to nearest.  [default: the default of quantize]",
+    )(command)
     command = _list("--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.")(command)
     command = _list("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.")(command)
     return limits(command, TARGETS)
@@ -69,22 +79,24 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     """The best plan for a source, and the bytes it was to stay within."""
     from quantcli import planning
     from quantcli.plan import make
-    from quantcli.scheme import Scheme
     from quantcli.stores import need_file
 
     targets = [name for name, _, _ in TARGETS if asked[name] is not None]
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
+    recipe = options.asked_recipe(asked, {})
     schemes = [
-        Scheme(bits=bits, **options.granularity(None, size, None))
+        recipe.scheme({"bits": bits, **options.granularity(None, size, None), **method})
+        for method in [{"calibration": name} for name in asked["calibration"] or ()] or [{}]
         for size in asked["group_size"]
         for bits in asked["bits"]
         if bits != 16
     ]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
-    request = options.request(schemes[0], asked)
     need_file(source, "planning")
+    weights = options.importance(asked, recipe, source)
+    request = replace(options.request(schemes[0], asked, recipe), importance=weights)
     first = make(source.infos(), request)
     name, value = targets[0], float(asked[targets[0]])
     target: int | None = None
@@ -115,6 +127,6 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
         return planning.best_within(variants, source, request, lambda p: options.size_of(source, p), target), target
     if asked["uniform_groups"]:
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
-    power = sum(m.power for unit in units for m in unit.choices[0].metrics.values())
+    power = sum(unit.choices[0].power for unit in units)
     cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)
     return planning.reaching(units, source, request, lambda p: options.size_of(source, p), cost), None

@@ -19,8 +19,10 @@ from quantcli.errors import DataError, UsageError, printable
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from quantcli.importance import Importance
     from quantcli.pipeline import Progress
-    from quantcli.plan import Plan, Request, Rule
+    from quantcli.plan import Plan, Request
+    from quantcli.recipe import Recipe
     from quantcli.report import RunReport
     from quantcli.scheme import Scheme
     from quantcli.stores import Source
@@ -108,13 +110,67 @@ def selection(command: F) -> F:
     return command
 
 
-def request(scheme: Scheme, asked: dict[str, Any], rules: tuple[Rule, ...] = ()) -> Request:
-    """A scheme for the tensors selected."""
+def recipe(command: F) -> F:
+    """--recipe, --override and --importance."""
+    for option in (
+        click.option(
+            "--importance",
+            metavar="FILE",
+            type=click.Path(path_type=str),
+            default=None,
+            help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
+            ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
+        ),
+        click.option(
+            "--override",
+            multiple=True,
+            metavar="PATTERN:KEY=VALUE,...",
+            help="A rule more, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches wins.",
+        ),
+        click.option(
+            "--recipe",
+            metavar="FILE",
+            type=click.Path(path_type=str),
+            default=None,
+            help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def asked_recipe(asked: dict[str, Any], fields: dict[str, Any]) -> Recipe:
+    """The recipe of --recipe and --override, with fields of the default scheme on top."""
+    from quantcli import recipe
+
+    return recipe.load(asked["recipe"], fields, [recipe.override(text) for text in asked["override"]])
+
+
+def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
+    """What --importance or the recipe names; entries that belong to no tensor of the source are said."""
+    from quantcli.importance import load
+
+    path, digest = (
+        (asked["importance"], None) if asked["importance"] is not None else (recipe.importance or (None, None))
+    )
+    if path is None:
+        return None
+    found = load(path, digest)
+    unused = found.unused(source.infos())
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        warn(f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}")
+    return found
+
+
+def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None) -> Request:
+    """A scheme for the tensors selected, with the rules of a recipe."""
     from quantcli.plan import Request
 
     return Request(
         scheme=scheme,
-        rules=rules,
+        rules=recipe.rules if recipe else (),
+        ties=recipe.ties if recipe else (),
         include=asked["include"],
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,8 @@ import click
 from quantcli.cli import _budget, options
 
 if TYPE_CHECKING:
-    from quantcli.planning import Planned
+    from quantcli.planning import Planned, Unit
+    from quantcli.scheme import Scheme
 
 
 @click.command("plan", short_help="Choose a scheme for every tensor within a budget.")
@@ -46,7 +49,7 @@ def command(
     if output is not None:
         from quantcli import recipe
 
-        options.replace_file(output, recipe.dump(planned.request), [src])
+        options.replace_file(output, recipe.dump(planned.request, os.path.dirname(output)), [src])
     if as_json:
         options.print_json(_document(planned, src, target))
     elif not quiet:
@@ -111,8 +114,8 @@ def _print(planned: Planned, src: str, target: int | None, *, color: str, show_a
         ]
     )
     rows = sorted(zip(planned.units, planned.chosen), key=lambda u: -u[0].choices[u[1]].cost)
-    limit = None if show_all else t.screenful()
-    for unit, number in rows if limit is None else rows[: max(1, limit)]:
+    limit = len(rows) if show_all else min(len(rows), max(1, t.screenful()))
+    for unit, number in rows[:limit]:
         choice = unit.choices[number]
         for tensor in unit.tensors:
             m = choice.metrics[tensor.info.name]
@@ -125,11 +128,41 @@ def _print(planned: Planned, src: str, target: int | None, *, color: str, show_a
                 str(len(unit.tensors)) if len(unit.tensors) > 1 else "",
             )
     t.show(table, sys.stdout, colour=colour)
-    if limit is not None and len(rows) > limit:
+    if len(rows) > limit:
         sys.stdout.write(f"and {len(rows) - limit} more; --all shows them\n")
     if explain:
-        sys.stdout.write("\n" + "\n".join(_advice(planned)) + "\n")
+        prices = [line for unit, number in rows[:limit] for line in _prices(unit, number)]
+        sys.stdout.write("\n" + "\n".join([*prices, "", *_advice(planned)]) + "\n")
     sys.stdout.flush()
+
+
+def _prices(unit: Unit, number: int) -> list[str]:
+    """What other bits, and other groups, would change for a unit: two lines, or fewer where there is nothing else."""
+    from quantcli.errors import printable
+    from quantcli.terminal import size
+
+    now = unit.choices[number]
+    numel = sum(t.info.numel for t in unit.tensors)
+    more = f" and {len(unit.tensors) - 1} tied" if len(unit.tensors) > 1 else ""
+    lines = [f"{printable(unit.tensors[0].info.name, 200)}{more}, {now.scheme.name if now.scheme else 'kept'}:"]
+    kinds: dict[str, list[str]] = {"bits": [], "groups": []}
+    for other in unit.choices:
+        if other is now or now.scheme is None or (other.scheme and other.scheme.calibration != now.scheme.calibration):
+            continue
+        difference = other.size - now.size
+        decibels = other.sqnr_db - now.sqnr_db
+        gain = f"{decibels:+.1f} dB" if math.isfinite(decibels) else "exact"
+        if other.scheme is None:
+            kinds["bits"].append(f"kept: {gain} for {'-+'[difference > 0]}{size(abs(difference))}")
+        elif other.scheme.group_size == now.scheme.group_size:
+            kinds["bits"].append(f"{other.scheme.bits} bits: {gain} for {'-+'[difference > 0]}{size(abs(difference))}")
+        elif other.scheme.bits == now.scheme.bits:
+            kinds["groups"].append(f"{_grouping(other.scheme)}: {gain} for {8 * difference / numel:+.3f} bits")
+    return [*lines, *(f"  {'; '.join(offers)}" for offers in kinds.values() if offers)]
+
+
+def _grouping(scheme: Scheme) -> str:
+    return f"groups of {scheme.group_size}" if scheme.group_size else f"per {scheme.granularity}"
 
 
 def _advice(planned: Planned) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -16,7 +17,8 @@ from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 if TYPE_CHECKING:
     from quantcli.checkpoints import WrittenFolder
     from quantcli.pipeline import Options, Written
-    from quantcli.plan import Plan, Request, Rule
+    from quantcli.plan import Plan, Request
+    from quantcli.recipe import Recipe
     from quantcli.report import RunReport
     from quantcli.stores import Source
     from quantcli.stores.checkpoint import Checkpoint
@@ -24,7 +26,17 @@ if TYPE_CHECKING:
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth a word."""
 
-WITH_A_TARGET = ("target_size", "target_bpw", "save_recipe", "include", "exclude", "no_default_keep")
+WITH_A_TARGET = (
+    "target_size",
+    "target_bpw",
+    "recipe",
+    "override",
+    "importance",
+    "save_recipe",
+    "include",
+    "exclude",
+    "no_default_keep",
+)
 """What may be said of the tensors beside a target; the rest a plan chooses itself."""
 
 
@@ -101,15 +113,7 @@ WITH_A_TARGET = ("target_size", "target_bpw", "save_recipe", "include", "exclude
     help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]",
 )
 @options.selection
-@click.option(
-    "--recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Schemes by pattern, in YAML."
-)
-@click.option(
-    "--override",
-    multiple=True,
-    metavar="PATTERN:KEY=VALUE,...",
-    help="A rule more, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches wins.",
-)
+@options.recipe
 @click.option(
     "--save-recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Write what was done."
 )
@@ -164,15 +168,16 @@ def command(
     from quantcli import kernels, pipeline, plan, recipe
 
     _refuse_both(asked)
-    request = _request(asked)
+    recipe_asked = _recipe(asked)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, as_json) as named,
         options.float_source(src) as source,
     ):
-        request = _settled(source, src, request, asked, threads, quiet)
-        recipe_text = recipe.dump(request) if asked["save_recipe"] is not None else None
+        request = _request(source, src, recipe_asked, asked, threads, quiet)
+        saved = asked["save_recipe"]
+        recipe_text = recipe.dump(request, os.path.dirname(saved)) if saved is not None else None
         target = named or default_output(src, request.scheme.name if not request.rules else "recipe")
         real = _destination(source, target, force) if not dry_run else target
         try:
@@ -220,23 +225,25 @@ def _refuse_both(asked: dict[str, Any]) -> None:
         raise UsageError("a target chooses that itself", place=[f"--{option}"], hint="leave it out, or use plan")
 
 
-def _settled(
-    source: Source, src: str, request: Request, asked: dict[str, Any], threads: int | None, quiet: bool
+def _request(
+    source: Source, src: str, given: Recipe, asked: dict[str, Any], threads: int | None, quiet: bool
 ) -> Request:
-    """The request itself, or what a target or --save-recipe makes of it: a scheme for all and rules by name."""
+    """What is asked for, or what a target or --save-recipe makes of it: a scheme for all and rules by name."""
     from quantcli import plan, recipe
 
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), quiet)
         return planned.request
+    importance = options.importance(asked, given, source)
+    request = replace(options.request(given.default, asked, given), importance=importance)
     if asked["save_recipe"] is None:
         return request
     try:
         tensors = plan.make(source.infos(), request).tensors
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors})
+    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, importance)
 
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:
@@ -343,9 +350,8 @@ def default_output(src: str, scheme: str) -> str:
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")
 
 
-def _request(asked: dict[str, Any]) -> Request:
-    from quantcli.scheme import Scheme
-
+def _recipe(asked: dict[str, Any]) -> Recipe:
+    """The schemes that are asked for."""
     fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
     for option, name in (
         ("bits", "bits"),
@@ -361,16 +367,7 @@ def _request(asked: dict[str, Any]) -> Request:
         if asked[option] is not None:
             fields[name] = asked[option]
     fields |= _method(asked)
-    rules: tuple[Rule, ...] = ()
-    if asked["recipe"] is not None or asked["override"]:
-        from quantcli import recipe
-
-        given = {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")}
-        read = recipe.load(asked["recipe"], given, [recipe.override(text) for text in asked["override"]])
-        scheme, rules = read.default, read.rules
-    else:
-        scheme = Scheme(**fields)
-    return options.request(scheme, asked, rules)
+    return options.asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})
 
 
 def _method(asked: dict[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Tile:
     """Weights (rows, cols) as they lie in memory, in groups of `group` columns that share parameters.
 
     `weights` is one-dimensional: uint16 for BF16 and F16, float32 for F32. The last group of a row may be short.
+    importance: how much the error of each column counts, float64 (cols,); None when all count the same.
     """
 
     weights: NDArray[Any]
@@ -97,6 +98,7 @@ class Tile:
     rows: int
     cols: int
     group: int
+    importance: Doubles | None = None
     seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
 
     def ranges(self, kernels: Kernels) -> Ranges:
@@ -128,8 +130,10 @@ class Kernels(Protocol):
         multipliers: Floats,
         top: float,
         grids: int,
+        importance: NDArray[np.int32] | None = None,
     ) -> tuple[Doubles, NDArray[np.int32]]:
-        """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h."""
+        """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h.
+        importance: how much the error of each of the tile's columns counts, 0 to 2047."""
 
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         """Starts (k, n + 1) of the cells of optimal 1-D k-means, from sums over the values before each place (n + 1);

@@ -70,7 +70,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "column_ranges": (c_int32, [_P, _P, _P, _P]),
     "patterns": (c_int32, [_P, c_int64, c_int32, _P]),
     "bins": (c_int32, [_P, c_int64, _P, _P]),
-    "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, _P, _P]),
+    "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
@@ -160,6 +160,7 @@ class NativeKernels:
         multipliers: Floats,
         top: float,
         grids: int,
+        importance: NDArray[np.int32] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         scale = np.empty(reciprocal.shape)
         grid = np.empty(reciprocal.shape, np.int32)
@@ -173,6 +174,7 @@ class NativeKernels:
             multipliers.size,
             top,
             grids,
+            _at(importance),
             _at(scale),
             _at(grid),
         )

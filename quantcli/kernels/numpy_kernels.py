@@ -345,10 +345,11 @@ class NumpyKernels:
         multipliers: Floats,
         top: float,
         grids: int,
+        importance: NDArray[np.int32] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         from quantcli.kernels.numpy_search import search
 
-        return search(tile, reciprocal, centre, multipliers, top, grids)
+        return search(tile, reciprocal, centre, multipliers, top, grids, importance)
 
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         from quantcli.kernels.numpy_kmeans import kmeans

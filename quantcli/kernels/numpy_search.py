@@ -25,7 +25,13 @@ PIECE = 128
 
 
 def search(
-    tile: Tile, reciprocal: Floats, centre: Floats | None, multipliers: Floats, top: float, grids: int
+    tile: Tile,
+    reciprocal: Floats,
+    centre: Floats | None,
+    multipliers: Floats,
+    top: float,
+    grids: int,
+    importance: NDArray[np.int32] | None = None,
 ) -> tuple[Doubles, NDArray[np.int32]]:
     """Scale and grid of every group (rows, groups); see search.h."""
     scale = np.zeros(reciprocal.shape)
@@ -35,14 +41,18 @@ def search(
         rows = slice(first, min(first + step, tile.rows))
         x = floats_of(tile, rows.start, rows.stop)
         whole = tile.cols // tile.group
-        spans = [(slice(0, whole), x[:, : whole * tile.group].reshape(-1, tile.group))] if whole else []
-        if whole * tile.group < tile.cols:
-            spans.append((slice(whole, whole + 1), x[:, whole * tile.group :]))
-        for groups, weights in spans:
+        cut = whole * tile.group
+        spans = [(slice(0, whole), x[:, :cut].reshape(-1, tile.group), slice(0, cut))] if whole else []
+        if cut < tile.cols:
+            spans.append((slice(whole, whole + 1), x[:, cut:], slice(cut, tile.cols)))
+        for groups, weights, columns in spans:
             shape = scale[rows, groups].shape
             unit = reciprocal[rows, groups].reshape(-1)
             c = None if centre is None else centre[rows, groups].reshape(-1)
-            found = _best(weights, unit, *_limits(c, len(unit), top, grids), multipliers, int(top))
+            counts = None
+            if importance is not None:
+                counts = np.tile(importance[columns].reshape(-1, weights.shape[1]), (len(x), 1))
+            found = _best(weights, unit, *_limits(c, len(unit), top, grids), multipliers, int(top), counts)
             scale[rows, groups], grid[rows, groups] = (f.reshape(shape) for f in found)
     return scale, grid
 
@@ -59,20 +69,41 @@ def _limits(centre: Floats | None, count: int, top: float, grids: int) -> tuple[
 
 
 def _best(
-    weights: NDArray[Any], unit: Floats, low: NDArray[Any], high: NDArray[Any], multipliers: Floats, top: int
+    weights: NDArray[Any],
+    unit: Floats,
+    low: NDArray[Any],
+    high: NDArray[Any],
+    multipliers: Floats,
+    top: int,
+    counts: NDArray[np.int32] | None,
 ) -> tuple[Doubles, NDArray[np.int32]]:
-    """The refit scale of the best candidate, and its grid, for weights (count, n)."""
+    """The refit scale of the best candidate, and its grid, for weights (count, n), each of which counts so much."""
     largest = multipliers.max(initial=0)
     wide = top > 255 or largest > 512
-    fraction = 24 if wide else 10 if largest <= 32 else 11 if largest <= 64 else 12 if largest <= 160 else 13
-    shift = 32 if wide else 15
+    fraction = (
+        16
+        if counts is not None
+        else 24
+        if wide
+        else 10
+        if largest <= 32
+        else 11
+        if largest <= 64
+        else 12
+        if largest <= 160
+        else 13
+    )
+    shift = 28 if counts is not None else 32 if wide else 15
     candidates = np.rint(multipliers * np.float32(2.0 ** (shift - fraction)))
     u: NDArray[Any] = _pieces(weights, unit, np.float32(2.0**fraction))
-    if fraction + (top + 1).bit_length() + PIECE.bit_length() > 25:  # sums float32 cannot hold
+    times: NDArray[Any] | None = None
+    if counts is not None:
+        times = _pieces(counts, np.ones(len(counts), np.float32), np.float32(1)).astype(np.float64)
+    if counts is not None or fraction + (top + 1).bit_length() + PIECE.bit_length() > 25:  # sums float32 cannot hold
         u, low, high = u.astype(np.float64), low.astype(np.float64), high.astype(np.float64)
     pieces = u.shape[1] // len(unit)
     steps = candidates.astype(u.dtype) * u.dtype.type(2.0**-shift)
-    sums = _sums(u, np.repeat(low, pieces, axis=1), np.repeat(high, pieces, axis=1), steps)
+    sums = _sums(u, np.repeat(low, pieces, axis=1), np.repeat(high, pieces, axis=1), steps, times)
     totals = sums.reshape(*sums.shape[:3], len(unit), pieces).astype(np.int64).sum(axis=4)
     scale, grid = _judge(totals.astype(np.float64), (low <= 0) & (high >= 0))
     return np.where(unit != 0, scale / 2.0**fraction, 0.0), np.where(unit != 0, grid, np.int32(0))
@@ -92,10 +123,13 @@ def _pieces(weights: NDArray[Any], unit: Floats, factor: np.float32) -> NDArray[
     return np.rint(u, out=u).reshape(length, -1)
 
 
-def _sums(u: NDArray[Any], low: NDArray[Any], high: NDArray[Any], steps: NDArray[Any]) -> NDArray[Any]:
-    """sum(u c) and sum(c c) of every candidate, grid and piece (candidates, grids, 2, pieces)."""
+def _sums(
+    u: NDArray[Any], low: NDArray[Any], high: NDArray[Any], steps: NDArray[Any], times: NDArray[Any] | None
+) -> NDArray[Any]:
+    """sum(u c) and sum(c c) of every candidate, grid and piece (candidates, grids, 2, pieces), each term so often."""
     sums = np.empty((len(steps), len(low), 2, u.shape[1]), u.dtype)
     q, c = np.empty_like(u), np.empty_like(u)
+    weighted = u if times is None else u * times
     for k, step in enumerate(steps):
         np.multiply(u, step, out=q)
         np.add(q, u.dtype.type(0.5), out=q)
@@ -103,8 +137,8 @@ def _sums(u: NDArray[Any], low: NDArray[Any], high: NDArray[Any], steps: NDArray
         for g in range(len(low)):
             np.maximum(q, low[g], out=c)
             np.minimum(c, high[g], out=c)
-            np.einsum("ij,ij->j", u, c, out=sums[k, g, 0])
-            np.einsum("ij,ij->j", c, c, out=sums[k, g, 1])
+            np.einsum("ij,ij->j", weighted, c, out=sums[k, g, 0])
+            np.einsum("ij,ij->j", c, c if times is None else c * times, out=sums[k, g, 1])
     return sums
 
 

@@ -6,7 +6,8 @@
 // Weights and candidates are whole numbers here. Up to 8 bits weights have 10 to 13 bits and a sign: 16 of them fit a
 // register, and sums are exact, so that their order is free and scores keep every digit in which candidates differ.
 // Rounding a weight moves it by 1/50 of a step at most, and what is stored is encoded from the weights themselves.
-// Above 8 bits weights have 24 bits, products 64.
+// Above 8 bits weights have 24 bits, products 64. With importances of columns, whole numbers of up to 11 bits by which
+// errors count, weights have 16.
 
 #pragma once
 
@@ -14,7 +15,7 @@
 
 namespace {
 
-constexpr int MOST = 512, AT_ONCE = 16, PAIRED = 2, REACH = 512;
+constexpr int MOST = 512, AT_ONCE = 16, PAIRED = 2, REACH = 512, BY_COLUMN = 16;
 
 inline void fixed(const float* x, int n, float unit, float factor, int16_t* u) {
   for (int i = 0; i < n; ++i) u[i] = int16_t(to_bits(x[i] * unit * factor + 12582912.0f));
@@ -25,9 +26,10 @@ inline void fixed(const float* x, int n, float unit, float factor, int32_t* u) {
 }
 
 // Weights and candidates are Word; a code is weight * candidate / 2^SHIFT, a Sum holds those of a block.
-template <class Word, class Sum, int SHIFT>
+template <class Word, class Sum, int SHIFT, bool WEIGHTED = false>
 struct Search {
   Word candidate[MOST + PAIRED];
+  const int32_t* importance;  // of every column of the tile
   float factor;
   int count;
 
@@ -40,10 +42,10 @@ struct Search {
     int grid;
   };
 
-  Search(const float* multipliers, int n) : count(n) {
+  Search(const float* multipliers, int n, const int32_t* columns = nullptr) : importance(columns), count(n) {
     float largest = 0;
     for (int k = 0; k < n; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
-    const int fraction = sizeof(Word) > 2 ? 24 : largest <= 32 ? 10 : largest <= 64 ? 11 : largest <= 160 ? 12 : 13;
+    const int fraction = WEIGHTED ? BY_COLUMN : sizeof(Word) > 2 ? 24 : largest <= 32 ? 10 : largest <= 64 ? 11 : largest <= 160 ? 12 : 13;
     factor = float(int64_t(1) << fraction);
     for (int k = 0; k < n + PAIRED; ++k)
       candidate[k] = Word(std::nearbyintf(multipliers[k < n ? k : n - 1] * float(int64_t(1) << (SHIFT - fraction))));
@@ -65,7 +67,8 @@ struct Search {
 
   // Adds up COUNT candidates from the k-th on. Compilers make pmulhrsw and pmaddwd of the 16-bit one.
   template <int GRIDS, int COUNT>
-  void add(const Word* __restrict u, int n, int k, const Word* low, const Word* high, Score (*scores)[GRIDS]) const {
+  void add(const Word* __restrict u, const int32_t* __restrict w, int n, int k, const Word* low, const Word* high,
+           Score (*scores)[GRIDS]) const {
     Sum cross[COUNT][GRIDS] = {}, square[COUNT][GRIDS] = {};
     n &= -AT_ONCE;
     for (int i = 0; i < n; ++i)
@@ -74,8 +77,13 @@ struct Search {
         for (int g = 0; g < GRIDS; ++g) {
           Word c = q < low[g] ? low[g] : q;
           c = c > high[g] ? high[g] : c;
-          cross[j][g] += Sum(u[i]) * c;
-          square[j][g] += Sum(c) * c;
+          if constexpr (WEIGHTED) {
+            cross[j][g] += Sum(u[i] * w[i]) * c;
+            square[j][g] += Sum(c) * c * w[i];
+          } else {
+            cross[j][g] += Sum(u[i]) * c;
+            square[j][g] += Sum(c) * c;
+          }
         }
       }
     for (int j = 0; j < COUNT; ++j)
@@ -86,15 +94,21 @@ struct Search {
   }
 
   template <int GRIDS>
-  Best best(const Tile& tile, int64_t at, int64_t n, float unit, const Word* low, const Word* high) const {
+  Best best(const Tile& tile, int64_t at, int64_t begin, int64_t n, float unit, const Word* low,
+            const Word* high) const {
     constexpr int COUNT = GRIDS == 1 ? PAIRED : 1;
     Score scores[MOST + PAIRED][GRIDS];
     for (int k = 0; k < count + PAIRED; ++k)
       for (int g = 0; g < GRIDS; ++g) scores[k][g] = {0, 0};
     Word u[REACH];
+    int32_t w[REACH] = {};
     for (int64_t first = 0; first < n; first += REACH) {
-      const int filled = block(tile, at + first, n - first, unit, u);
-      for (int k = 0; k < count; k += COUNT) add<GRIDS, COUNT>(u, filled, k, low, high, scores);
+      const int filled = block(tile, at + begin + first, n - first, unit, u);
+      if constexpr (WEIGHTED) {
+        const int own = int(n - first < REACH ? n - first : REACH);
+        for (int i = 0; i < filled; ++i) w[i] = i < own ? importance[begin + first + i] : 0;
+      }
+      for (int k = 0; k < count; k += COUNT) add<GRIDS, COUNT>(u, w, filled, k, low, high, scores);
     }
     // gain / square against most / per, without dividing.
     double most = -1, per = 1, cross = 0;
@@ -116,7 +130,7 @@ struct Search {
            int32_t* grid) const {
     const int64_t groups = (tile.cols + tile.group - 1) / tile.group;
     for (int64_t i = 0; i < tile.rows * groups; ++i) {
-      const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols + begin;
+      const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols;
       const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
       Word low[5] = {Word(-top), Word(-top)}, high[5] = {top, Word(top + 1)};
       if (centre)
@@ -130,10 +144,10 @@ struct Search {
         high[0] = Word(top + 1);
       const float unit = reciprocal[i];
       const Best found = unit == 0    ? Best{0, 0}
-                         : grids == 5 ? best<5>(tile, at, n, unit, low, high)
-                         : grids == 3 ? best<3>(tile, at, n, unit, low, high)
-                         : grids == 2 ? best<2>(tile, at, n, unit, low, high)
-                                      : best<1>(tile, at, n, unit, low, high);
+                         : grids == 5 ? best<5>(tile, at, begin, n, unit, low, high)
+                         : grids == 3 ? best<3>(tile, at, begin, n, unit, low, high)
+                         : grids == 2 ? best<2>(tile, at, begin, n, unit, low, high)
+                                      : best<1>(tile, at, begin, n, unit, low, high);
       scale[i] = found.ratio;
       grid[i] = found.grid;
     }
@@ -146,12 +160,16 @@ struct Search {
 // Grids of signed codes. Symmetric (no centre): -top..top with one, -top-1..top and -top..top+1 with two, and with 0
 // only the latter, for weights turned so that the extreme is positive (a signed reciprocal). Affine: for zero
 // points z from centre - grids/2 on, -z..top-z; those that leave out 0 are passed over. A reciprocal of 0 gives 0.
+// importance: how much the error of each of the tile's columns counts, 0 to 2047, or null.
 QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
-                               const float* multipliers, int32_t count, float top, int32_t grids, double* scale,
-                               int32_t* grid) {
+                               const float* multipliers, int32_t count, float top, int32_t grids,
+                               const int32_t* importance, double* scale, int32_t* grid) {
   float largest = 0;
   for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
-  if (top <= 255 && largest <= 512)
+  if (importance)
+    Search<int32_t, int64_t, 28, true>(multipliers, count, importance)
+        .run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
+  else if (top <= 255 && largest <= 512)
     Search<int16_t, int32_t, 15>(multipliers, count).run(*tile, reciprocal, centre, int16_t(top), grids, scale, grid);
   else
     Search<int32_t, int64_t, 32>(multipliers, count).run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);

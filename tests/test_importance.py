@@ -1,0 +1,238 @@
+"""Importances of columns: what they change, against brute force and an independent sum; files that do not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import one_line, run, run_process, save
+from safetensors.numpy import load_file
+from strategies import gaussian
+
+from quantcli import kernels
+from quantcli.calibrators import _importance, _sweep, mse
+from quantcli.kernels import F32, Tile
+from quantcli.scheme import Scheme
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    chance = np.random.default_rng(5)
+    weights = {
+        "model.layers.0.self_attn.q_proj.weight": gaussian(64, 96, seed=1),
+        "model.layers.0.mlp.down_proj.weight": gaussian(96, 160, seed=2),
+        "conv.weight": gaussian(24, 16, 3, 3, seed=3),
+        "other.weight": gaussian(48, 64, seed=4),
+        "model.norm.weight": gaussian(96, seed=5),
+    }
+    save(tmp_path / "imp.safetensors", {
+        "model.layers.0.self_attn.q_proj.weight": (chance.standard_normal(96) ** 8).astype(np.float32),
+        "model.layers.0.mlp.down_proj": (chance.standard_normal(160) ** 8).astype(np.float32),
+        "conv.weight": (chance.standard_normal(16) ** 4).astype(np.float32),
+    })  # fmt: skip
+    return save(tmp_path / "model.safetensors", weights)
+
+
+def columns(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The importance of every weight of a tensor of the model."""
+    entries = load_file("imp.safetensors")
+    found = entries.get(name, entries.get(name.removesuffix(".weight"), np.ones(shape[-1], np.float32)))
+    if len(shape) == 4:
+        return np.broadcast_to(found[None, :, None, None], shape).astype(np.float64)
+    return np.broadcast_to(found, shape).astype(np.float64)
+
+
+def weighted(name: str, original: np.ndarray, decoded: np.ndarray) -> float:
+    return float((columns(name, original.shape) * (original.astype(np.float64) - decoded) ** 2).sum())
+
+
+# ---- the search ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_search_stays_near_the_best_weighted_error(bits: int, symmetric: bool) -> None:
+    """the search stays near the least error there is, also where columns count differently"""
+    weights = gaussian(200, 64, seed=bits)
+    importance = np.random.default_rng(bits).standard_normal(64) ** 2
+    tile = Tile(weights.ravel(), F32, 200, 64, 64, importance)
+    counts = _importance.counts(tile)
+    assert counts is not None
+    times = np.broadcast_to(counts.astype(float), weights.shape)
+
+    def lost(effort: str) -> float:
+        scheme = Scheme(bits=bits, symmetric=symmetric, granularity="channel", calibration="mse",
+                        options={"effort": effort})
+        ideal = mse.local(kernels.load(), tile, scheme)
+        assert ideal is not None
+        top = (1 << bits) - 1
+        if ideal.zero is not None:
+            zero = np.rint(np.clip(ideal.zero, 0, top))
+            codes = np.clip(np.rint(weights / ideal.scale) + zero, 0, top) - zero
+        else:
+            codes = np.clip(np.rint(weights / ideal.scale), -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+        return float((times * (weights - codes * ideal.scale) ** 2).sum())
+
+    best, found = lost("exact"), lost("default")
+    plain = Tile(weights.ravel(), F32, 200, 64, 64)
+    assert best <= found * (1 + 1e-9) and 10 * np.log10(found / best) < 0.2
+    unweighted = mse.local(kernels.load(), plain, Scheme(bits=bits, granularity="channel", calibration="mse"))
+    if symmetric and bits < 8 and unweighted is not None:
+        codes = np.clip(np.rint(weights / unweighted.scale), -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+        assert found < 0.97 * (times * (weights - codes * unweighted.scale) ** 2).sum()
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 5), min_size=3, max_size=12), st.integers(2, 4), st.integers(0, 999))
+def test_counting_twice_is_being_there_twice(times: list[int], bits: int, seed: int) -> None:
+    """an importance of k is k columns of the same weights"""
+    weights = gaussian(4, len(times), seed=seed).astype(np.float64)
+    top = float((1 << (bits - 1)) - 1)
+    low, high = np.full(4, -top), np.full(4, top)
+    ours = _sweep.exact(weights, low, high, np.broadcast_to(np.array(times, float), weights.shape))
+    theirs = _sweep.exact(np.repeat(weights, times, axis=1), low, high)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-9)
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [[], ["--asymmetric"], ["--type", "nf4", "--calibration", "mse"],
+                                   ["--group-size", "-1"], ["--effort", "best"]])  # fmt: skip
+def test_the_weighted_error_falls(extra: list[str], model: Path) -> None:
+    for name, importance in (("a", []), ("b", ["--importance", "imp.safetensors"])):
+        arguments = ["--calibration", "mse"] if "nf4" not in extra else []
+        assert run("quantize", model, "--bits", 4, *extra, *arguments, *importance, "-o", name, "-q").code == 0
+        assert run("dequantize", name, "-o", f"{name}.d", "-q").code == 0
+    original, plain, better = (load_file(p) for p in ("model.safetensors", "a.d", "b.d"))
+    gained = []
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        gained.append(weighted(name, original[name], better[name]) / weighted(name, original[name], plain[name]))
+    assert max(gained) < 1 and np.mean(gained) < 0.95
+    np.testing.assert_array_equal(plain["other.weight"], better["other.weight"])
+
+
+def test_the_same_bytes_on_any_threads_and_kernels_and_again_from_the_recipe(model: Path) -> None:
+    arguments = ["--bits", "3", "--group-size", "32", "--importance", "imp.safetensors", "-q"]
+    os.mkdir("sub")
+    ran = run("quantize", model, *arguments, "--save-recipe", "sub/r.yaml", "-o", "a", "--threads", 1)
+    assert ran.code == 0 and ran.err == "", ran
+    ran = run_process("quantize", model, *arguments, "-o", "b", "--threads", 7, QUANTCLI_KERNELS="numpy")
+    assert ran.code == 0, ran
+    assert run("quantize", model, "--recipe", "sub/r.yaml", "-o", "c", "-q").code == 0
+    first = Path("a").read_bytes()
+    assert first == Path("b").read_bytes() == Path("c").read_bytes()
+    header = json.loads(json.loads(first[8 : 8 + struct.unpack("<Q", first[:8])[0]])["__metadata__"]["quantcli"])
+    tensors = header["tensors"]
+    assert {n for n, t in tensors.items() if "importance" in t} == {
+        "conv.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"}  # fmt: skip
+    entries = load_file("imp.safetensors")
+    save(Path("imp.safetensors"), {name: values * 2 for name, values in entries.items()})
+    ran = run("quantize", model, "--recipe", "sub/r.yaml", "-o", "d", "-q")
+    assert "not those the recipe was made with" in one_line(ran, 2) and not os.path.exists("d")
+
+
+def test_tensors_without_an_entry_are_told(model: Path) -> None:
+    ran = run("quantize", model, "--importance", "imp.safetensors", "-o", "a")
+    assert ran.code == 0 and "no importance given, all columns count the same: other.weight" in ran.err
+    save(Path("more.safetensors"), {**load_file("imp.safetensors"), "nobody": np.ones(4, np.float32)})
+    assert "nobody belongs to no tensor" in run("quantize", model, "--importance", "more.safetensors", "-o", "b").err
+
+
+@pytest.mark.parametrize(("entries", "arguments", "words"), [
+    ({"other.weight": np.ones(63)}, [], "63 importances for 64 columns"),
+    ({"conv.weight": np.ones(15)}, [], "15 importances for 144 columns or 16 input channels"),
+    ({"other.weight": np.full(64, np.nan)}, [], "importance nan at 0"),
+    ({"other.weight": np.full(64, -1.0)}, [], "importance -1 at 0"),
+    ({"other.weight": np.full(64, np.inf)}, [], "importance inf at 0"),
+    ({"somebody": np.ones(64)}, [], "names no tensor of the model"),
+    ({"other.weight": np.ones(64, np.int32)}, [], "no float type"),
+    ({"other.weight": np.ones(64)}, ["--calibration", "minmax"], "minmax does not weigh errors"),
+    ({"other.weight": np.ones(64)}, ["--calibration", "auto"], "auto does not weigh errors"),
+    ({"other.weight": np.ones(64)}, ["--group-size", "0"], "does not tell columns apart"),
+])  # fmt: skip
+def test_importances_that_cannot_be(
+    entries: dict[str, Any], arguments: list[str], words: str, model: Path
+) -> None:
+    """importance of the wrong shape: one line, exit 2, nothing written"""
+    save(Path("wrong.safetensors"), entries)
+    before = sorted(os.listdir())
+    for command in (["quantize", model, "-o", "out", *arguments], ["plan", model, "--target-bpw", "8"]):
+        if command[0] == "plan" and arguments:
+            continue
+        assert words in one_line(run(*command, "--importance", "wrong.safetensors"), 2)
+    assert sorted(os.listdir()) == before
+
+
+def gguf(path: str, tensors: dict[str, np.ndarray], kind: str = "imatrix") -> None:
+    """A GGUF of float32 tensors, written by its specification."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1)
+    head += text("general.type") + struct.pack("<I", 8) + text(kind)
+    at, body = 0, b""
+    for name, values in tensors.items():
+        raw = values.astype("<f4").tobytes()
+        dims = struct.pack(f"<{values.ndim}Q", *values.shape[::-1])
+        head += text(name) + struct.pack("<I", values.ndim) + dims + struct.pack("<IQ", 0, at)
+        body += raw + b"\0" * (-len(raw) % 32)
+        at = len(body)
+    Path(path).write_bytes(head + b"\0" * (-len(head) % 32) + body)
+
+
+def test_an_importance_matrix_of_llama_cpp(model: Path) -> None:
+    entries = load_file("imp.safetensors")
+    sums = {"blk.0.attn_q.weight": entries["model.layers.0.self_attn.q_proj.weight"],
+            "blk.0.ffn_down.weight": entries["model.layers.0.mlp.down_proj"]}  # fmt: skip
+    tensors = {}
+    for name, values in sums.items():
+        tensors[f"{name}.in_sum2"], tensors[f"{name}.counts"] = values[None] * 512, np.full((1, 1), 512.0)
+    gguf("imatrix.gguf", tensors)
+    del entries["conv.weight"]
+    save(Path("same.safetensors"), entries)
+    for name, importance in (("a", "imatrix.gguf"), ("b", "same.safetensors")):
+        assert run("quantize", model, "--bits", 3, "--importance", importance, "-o", name, "-q").code == 0
+    assert Path("a").read_bytes() == Path("b").read_bytes()
+    gguf("model.gguf", tensors, "model")
+    assert "not an importance matrix" in one_line(run("quantize", model, "--importance", "model.gguf", "-o", "c"), 1)
+
+
+# ---- allocation ---------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_counts_columns_by_their_importance(model: Path) -> None:
+    arguments = ["--target-size", "30kB", "--importance", "imp.safetensors", "--weighting", "relative"]
+    ran = run("plan", model, *arguments, "--json", "-o", "r.yaml")
+    assert ran.code == 0, ran
+    assert run("quantize", model, "--recipe", "r.yaml", "-o", "a", "-q").code == 0
+    assert os.path.getsize("a") == json.loads(ran.out)["bytes_out"] <= 30_000
+    assert run("dequantize", "a", "-o", "d", "-q").code == 0
+    original, decoded = load_file("model.safetensors"), load_file("d")
+    cost = 0.0
+    for name, weights in original.items():
+        if weights.ndim > 1:
+            typical = float(np.median(columns(name, weights.shape)))
+            power = (weights.astype(np.float64) ** 2).sum() * typical
+            cost += weighted(name, weights, decoded[name]) / power
+    assert json.loads(ran.out)["cost"] == pytest.approx(cost, rel=1e-6)
+
+
+def test_the_smallest_file_by_weighted_error(model: Path) -> None:
+    ran = run("plan", model, "--max-nmse", "0.001", "--importance", "imp.safetensors", "-o", "r.yaml", "--json")
+    assert ran.code == 0, ran
+    assert run("quantize", model, "--recipe", "r.yaml", "-o", "a", "-q").code == 0
+    assert run("dequantize", "a", "-o", "d", "-q").code == 0
+    original, decoded = load_file("model.safetensors"), load_file("d")
+    names = [n for n in original if original[n].ndim > 1]
+    lost = sum(weighted(n, original[n], decoded[n]) for n in names)
+    assert lost <= 0.001 * sum(weighted(n, original[n], 0 * original[n]) for n in names) * (1 + 1e-6)
