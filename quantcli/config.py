@@ -47,7 +47,7 @@ class Config:
 
 
 def load(path: str) -> Config:
-    """The configuration in a file. Raises UsageError or DataError with the place of what is wrong."""
+    """The configuration in a file. Raises UsageError with the place of what is wrong."""
     raw = read_small(path, LIMIT)
     try:
         return _parse(plain(raw, path), path)

@@ -156,6 +156,15 @@ def _escaped(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
+def names_it(pattern: str, name: str) -> bool:
+    """Whether a pattern means this very name: an expression, or a glob without wildcards.
+
+    >>> names_it("fc1.bias", "fc1.bias"), names_it("fc1", "fc1.bias"), names_it("fc*", "fc1.bias")
+    (True, False, False)
+    """
+    return pattern.startswith("re:") or re.sub(r"\[([*?[])\]", r"\1", pattern) == name
+
+
 def patterns_of(names: Sequence[str]) -> list[str]:
     """Patterns for just these names: those that differ in their first number only share one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import UsageError, printable
 
 LIMIT = 1 << 16
 """Bytes a recipe or configuration may have."""
@@ -25,7 +25,7 @@ def mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def plain(text: bytes, path: str) -> Any:
-    """Plain values of a YAML document. Raises DataError with line and column, UsageError where there is none."""
+    """Plain values of a YAML document. Raises UsageError, with line and column where there is a place."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -69,21 +69,18 @@ def plain(text: bytes, path: str) -> Any:
     try:
         decoded = text.decode("utf-8")
     except UnicodeError:
-        raise DataError("it is not valid UTF-8", place=[path]) from None
+        raise UsageError("it is not valid UTF-8", place=[path]) from None
     try:
         documents = list(yaml.load_all(decoded, Loader=Loader))  # a SafeLoader without its sharp edges
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-        raise DataError(printable(str(error.problem), 200), place=[path, where]) from None
+        raise UsageError(printable(str(error.problem), 200), place=[path, where]) from None
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
-        raise DataError(
+        raise UsageError(
             f"it is not plain YAML: {printable(str(error).splitlines()[0] if str(error) else '', 200)}", place=[path]
         ) from None
     if len(documents) != 1:
-        raise (
-            UsageError(f"it holds {len(documents)} documents instead of one", place=[path])
-            if documents
-            else UsageError("it is empty", place=[path])
-        )
+        problem = f"it holds {len(documents)} documents instead of one" if documents else "it is empty"
+        raise UsageError(problem, place=[path])
     return documents[0]

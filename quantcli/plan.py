@@ -11,7 +11,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.grouping import Layout, layout
 from quantcli.importance import Columns, Importance
-from quantcli.patterns import compiled, matching, module_of, near_misses, tied
+from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
 from quantcli.scheme import Scheme
 from quantcli.settling import default_scale_dtype
 from quantcli.tensors import TensorInfo
@@ -47,6 +47,9 @@ REASONS = {
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
+
+VECTORS = ("norm", "bias", "one-dimensional")
+"""Reasons to keep what a rule must name to quantize."""
 
 _NAMES = [
     ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
@@ -202,7 +205,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     """The plan for these tensors.
 
     Vectors and small tensors are kept because they weigh nothing beside the rest; where a file holds nothing else
-    (an array of audio samples, a toy model) they are the weights, and are quantized.
+    (an array of audio samples, a toy model) they are the weights, and are quantized. A rule for a module or for many
+    names is not meant for the norms and biases among them: these it must name.
 
     Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
     nothing is left to quantize.
@@ -221,7 +225,9 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         rule = ruled.get(info.name)
         reason = reasons[info.name]
         quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
-        if rule is not None and quantizable:
+        if reason in VECTORS and rule is not None and rule.scheme is not None and not names_it(rule.pattern, info.name):
+            tensors.append(kept(info, reason))
+        elif rule is not None and quantizable:
             note = rule.reason or ""
             tensors.append(
                 quantized(info, rule.scheme, "rule", note=note) if rule.scheme else kept(info, "excluded", note)

@@ -113,7 +113,7 @@ def load(
     """The recipe in a file or of a preset, or an empty one; `overrides` are fields of the default scheme that the
     command line asks for, `rules` come after those of the file, each with its place.
 
-    Raises UsageError or DataError with the line of what is wrong.
+    Raises UsageError with the line of what is wrong, QuantcliError where it cannot be read.
     """
     if path is None:
         return _with_rules(parse({"default": {}}, overrides or {}), rules)

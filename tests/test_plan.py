@@ -251,3 +251,17 @@ def test_hostile_names_are_kept_out_of_messages() -> None:
 
 def test_names_of_any_length_are_planned_quickly() -> None:
     plan_of({"norm" * 100_000: MATRIX, "a_" * 100_000: MATRIX, "x.embed" * 50_000: MATRIX})
+
+
+def test_rules_quantize_vectors_only_by_name() -> None:
+    infos = [TensorInfo("fc1.weight", "F32", (64, 64)), TensorInfo("fc1.bias", "F32", (64,)),
+             TensorInfo("lm_head.weight", "F32", (64, 64))]  # fmt: skip
+
+    def found(pattern: str) -> list[str]:
+        rules = (Rule(pattern, Scheme(bits=8)),)
+        return [t.disposition for t in make(infos, Request(scheme=Scheme(bits=4), rules=rules)).tensors]
+
+    kept, quantized = "kept", "quantized"
+    assert found("fc1") == [quantized, kept, kept]
+    assert found("*") == [quantized, kept, quantized]
+    assert found("fc1.bias") == found(r"re:fc1\.b.*") == [quantized, quantized, kept]
