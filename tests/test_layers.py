@@ -17,8 +17,9 @@ PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
     "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
-    "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "stores",
-    "container", "patterns", "plan", "plain", "recipe", "exports", "foreign", "workers", "pipeline", "checkpoints",
+    "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
+    "stores", "imatrix", "container", "patterns", "plan", "plain", "recipe", "exports", "foreign", "workers",
+    "pipeline", "checkpoints",
     "reading", "decoding", "measuring", "examining", "comparing", "allocating", "sweeping", "planning",
     "statistics", "report", "gates", "config", "baseline", "terminal", "renderings", "cli", "__main__",
 ]  # fmt: skip

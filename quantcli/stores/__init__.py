@@ -59,13 +59,14 @@ def need_file(source: Source, what: str) -> None:
 
 
 def open_source(path: str) -> Source:
-    """The source a path names: a folder or its index.json, .npy, .npz, or else a safetensors file, - for the one
-    that standard input holds.
+    """The source a path names: a folder or its index.json, .npy, .npz, a GGUF by how it begins, or else a safetensors
+    file, - for the one that standard input holds.
 
     Raises QuantcliError for what is missing, unreadable, damaged or of another kind.
     """
     from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.files import InputFile
+    from quantcli.stores.gguf import GgufFile, is_gguf
     from quantcli.stores.npy import NpyFile, NpzFile
     from quantcli.stores.safetensors import SafetensorsFile
 
@@ -80,4 +81,5 @@ def open_source(path: str) -> Source:
         return NpyFile(path)
     if lower.endswith(".npz"):
         return NpzFile(path)
-    return SafetensorsFile(InputFile(path))
+    file = InputFile(path)
+    return GgufFile(file) if lower.endswith(".gguf") or is_gguf(file) else SafetensorsFile(file)

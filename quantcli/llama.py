@@ -1,0 +1,95 @@
+"""Names of tensors: Hugging Face's for models of the Llama family beside llama.cpp's."""
+
+from __future__ import annotations
+
+import re
+
+_WHOLE = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+}
+
+_EXPERT = {
+    "gate_proj": "ffn_gate_exps",
+    "up_proj": "ffn_up_exps",
+    "down_proj": "ffn_down_exps",
+    "w1": "ffn_gate_exps",
+    "w3": "ffn_up_exps",
+    "w2": "ffn_down_exps",
+}
+
+_NUMBER = r"(0|[1-9][0-9]{0,5})"
+_HF_LAYER = re.compile(rf"model\.layers\.{_NUMBER}\.(.+)")
+_HF_EXPERT = re.compile(rf"(?:mlp|block_sparse_moe)\.experts\.{_NUMBER}\.(.+)")
+_GGUF_LAYER = re.compile(rf"blk\.{_NUMBER}\.(.+)")
+_WHOLE_BACK = {ours: theirs for theirs, ours in _WHOLE.items()}
+_LAYER_BACK = {ours: theirs for theirs, ours in reversed(_LAYER.items())}
+
+
+def _ending(name: str) -> tuple[str, str]:
+    """A module and the end of the name, `.weight` or `.bias`; an empty end for other names."""
+    stem, dot, last = name.rpartition(".")
+    return (stem, f".{last}") if dot and last in ("weight", "bias") else (name, "")
+
+
+def gguf_name(name: str) -> str | None:
+    """llama.cpp's name of a tensor; None for those it has none for, and for single experts.
+
+    >>> gguf_name("model.layers.3.self_attn.q_proj.weight"), gguf_name("lm_head.weight"), gguf_name("visual.weight")
+    ('blk.3.attn_q.weight', 'output.weight', None)
+    """
+    module, end = _ending(name)
+    layer = _HF_LAYER.fullmatch(module)
+    found = _LAYER.get(layer[2]) if layer else _WHOLE.get(module)
+    if found is None or not end:
+        return None
+    return f"blk.{layer[1]}.{found}{end}" if layer else found + end
+
+
+def hf_name(name: str) -> str | None:
+    """Hugging Face's name of a tensor of llama.cpp; None for those it has none for.
+
+    >>> hf_name("blk.3.attn_q.weight"), hf_name("rope_freqs.weight")
+    ('model.layers.3.self_attn.q_proj.weight', None)
+    """
+    module, end = _ending(name)
+    layer = _GGUF_LAYER.fullmatch(module)
+    found = _LAYER_BACK.get(layer[2]) if layer else _WHOLE_BACK.get(module)
+    if found is None or not end:
+        return None
+    return f"model.layers.{layer[1]}.{found}{end}" if layer else found + end
+
+
+def imatrix_name(name: str) -> tuple[str, int | None] | None:
+    """The name under which an importance matrix of llama.cpp has a tensor, and which of its experts the tensor is;
+    None for names llama.cpp does not have.
+
+    >>> imatrix_name("model.layers.0.mlp.experts.7.up_proj.weight")
+    ('blk.0.ffn_up_exps.weight', 7)
+    >>> imatrix_name("model.layers.0.mlp.up_proj.weight")
+    ('blk.0.ffn_up.weight', None)
+    """
+    module, end = _ending(name)
+    layer = _HF_LAYER.fullmatch(module)
+    expert = _HF_EXPERT.fullmatch(layer[2]) if layer else None
+    if layer and expert and end and expert[2] in _EXPERT:
+        return f"blk.{layer[1]}.{_EXPERT[expert[2]]}{end}", int(expert[1])
+    found = gguf_name(name)
+    return None if found is None else (found, None)

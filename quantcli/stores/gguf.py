@@ -1,0 +1,398 @@
+"""GGUF files, version 2 and 3: a strict reader of tiles.
+
+    GGUF | u32 version | u64 tensors | u64 keys
+    for every key     | name | u32 kind | value         an array: u32 kind of its values, u64 how many, the values
+    for every tensor  | name | u32 dimensions | u64 each, the fastest first | u32 type | u64 offset in the data
+    zeros up to a multiple of the alignment (32, or the key general.alignment)
+    the data of the tensors, each filled up with zeros to a multiple of the alignment
+
+All little-endian; names and text are a u64 length and UTF-8. Tensors of numbers are given with their safetensors
+dtype and their dimensions in C order, those of blocks as U8 rows of bytes: `blocks` has their types and shapes.
+The reader is stricter than llama.cpp's: nothing may overlap, leave holes or lie behind the last tensor.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantcli.errors import DataError, printable
+from quantcli.stores.files import InputFile
+from quantcli.tensors import TensorInfo
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+ALIGNMENT = 32
+HEADER_LIMIT = 100_000_000
+"""Bytes of a header; a vocabulary of 256 thousand words with its merges takes 15 million."""
+
+MAX_DIMENSIONS = 4
+_WINDOW = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """A type of tensor elements: its name, the weights of a block and the bytes that hold them."""
+
+    name: str
+    weights: int
+    bytes: int
+
+
+TYPES: Mapping[int, BlockType] = {
+    number: BlockType(name, weights, size)
+    for number, name, weights, size in [
+        (0, "F32", 1, 4),
+        (1, "F16", 1, 2),
+        (2, "Q4_0", 32, 18),
+        (3, "Q4_1", 32, 20),
+        (6, "Q5_0", 32, 22),
+        (7, "Q5_1", 32, 24),
+        (8, "Q8_0", 32, 34),
+        (9, "Q8_1", 32, 36),
+        (10, "Q2_K", 256, 84),
+        (11, "Q3_K", 256, 110),
+        (12, "Q4_K", 256, 144),
+        (13, "Q5_K", 256, 176),
+        (14, "Q6_K", 256, 210),
+        (15, "Q8_K", 256, 292),
+        (16, "IQ2_XXS", 256, 66),
+        (17, "IQ2_XS", 256, 74),
+        (18, "IQ3_XXS", 256, 98),
+        (19, "IQ1_S", 256, 50),
+        (20, "IQ4_NL", 32, 18),
+        (21, "IQ3_S", 256, 110),
+        (22, "IQ2_S", 256, 82),
+        (23, "IQ4_XS", 256, 136),
+        (24, "I8", 1, 1),
+        (25, "I16", 1, 2),
+        (26, "I32", 1, 4),
+        (27, "I64", 1, 8),
+        (28, "F64", 1, 8),
+        (29, "IQ1_M", 256, 56),
+        (30, "BF16", 1, 2),
+        (34, "TQ1_0", 256, 54),
+        (35, "TQ2_0", 256, 66),
+        (39, "MXFP4", 32, 17),
+        (40, "NVFP4", 64, 36),
+        (41, "Q1_0", 128, 18),
+    ]
+}
+"""Every type of ggml by number; those of one weight are called as in safetensors."""
+
+_SCALARS = {
+    0: ("u8", "<B"),
+    1: ("i8", "<b"),
+    2: ("u16", "<H"),
+    3: ("i16", "<h"),
+    4: ("u32", "<I"),
+    5: ("i32", "<i"),
+    6: ("f32", "<f"),
+    7: ("bool", "<B"),
+    10: ("u64", "<Q"),
+    11: ("i64", "<q"),
+    12: ("f64", "<d"),
+}
+"""Kinds of key values: name and how `struct` calls it."""
+_TEXT, _ARRAY, _BOOL = 8, 9, 7
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a tensor of U8 rows really is: type and shape."""
+
+    type: BlockType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """An array that was passed over: the kind of its values, how many, and where."""
+
+    kind: int
+    count: int
+    begin: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.count} x {'str' if self.kind == _TEXT else _SCALARS[self.kind][0]}"
+
+
+class _Header:
+    """The bytes of a header from the start, read piece by piece as far as it goes."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.file, self.at = file, 0
+        self.end = min(file.size, HEADER_LIMIT)
+        self._window, self._start = b"", 0
+
+    def _short(self) -> DataError:
+        if self.file.size > self.end:
+            return DataError(f"its header has more than {HEADER_LIMIT} bytes")
+        return DataError("it is cut short in its header")
+
+    def _around(self, size: int) -> int:
+        """Have the next bytes in the window; the place of the first in it."""
+        if size > self.end - self.at:
+            raise self._short()
+        if self.at + size > self._start + len(self._window):
+            self._window = self.file.read(self.at, min(max(size, _WINDOW), self.end - self.at))
+            self._start = self.at
+        return self.at - self._start
+
+    def take(self, size: int) -> bytes:
+        place = self._around(size)
+        self.at += size
+        return self._window[place : place + size]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def text(self) -> bytes:
+        return self.take(self.number(8))
+
+    def name(self) -> str:
+        try:
+            return self.text().decode()
+        except UnicodeError:
+            raise DataError("a name is not valid UTF-8") from None
+
+    def pass_numbers(self, count: int, size: int) -> None:
+        if count * size > self.end - self.at:
+            raise self._short()
+        self.at += count * size
+
+    def pass_texts(self, count: int) -> None:
+        """Pass over so many texts: only their lengths are read."""
+        if count * 8 > self.end - self.at:
+            raise self._short()
+        length = struct.Struct("<Q").unpack_from
+        while count:
+            place = self._around(8)
+            window, last = self._window, len(self._window) - 8
+            while count and place <= last:
+                place += 8 + length(window, place)[0]
+                count -= 1
+            self.at = self._start + place
+        if self.at > self.end:
+            raise self._short()
+
+
+def _value(header: _Header) -> Any:
+    """The value of a key; arrays are passed over."""
+    kind = header.number(4)
+    if kind == _TEXT:
+        return header.text().decode(errors="backslashreplace")
+    if kind == _ARRAY:
+        inner, count = header.number(4), header.number(8)
+        begin = header.at
+        if inner == _TEXT:
+            header.pass_texts(count)
+        elif inner in _SCALARS:
+            header.pass_numbers(count, struct.calcsize(_SCALARS[inner][1]))
+        else:
+            raise DataError("an array of arrays" if inner == _ARRAY else f"unknown kind of value {inner}")
+        return _Array(inner, count, begin, header.at)
+    if kind not in _SCALARS:
+        raise DataError(f"unknown kind of value {kind}")
+    form = _SCALARS[kind][1]
+    (value,) = struct.unpack(form, header.take(struct.calcsize(form)))
+    if kind != _BOOL:
+        return value
+    if value > 1:
+        raise DataError(f"a truth value of {value}")
+    return bool(value)
+
+
+class Keys(Mapping[str, Any]):
+    """The keys of a file by name, as numbers, texts, truth values and lists; lists are read when they are asked for."""
+
+    def __init__(self, file: InputFile, values: Mapping[str, Any]) -> None:
+        self._file, self._values = file, values
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        return list(self._elements(value)) if isinstance(value, _Array) else value
+
+    def _elements(self, array: _Array) -> Iterator[Any]:
+        raw = self._file.read(array.begin, array.end - array.begin)
+        if array.kind != _TEXT:
+            for (value,) in struct.iter_unpack(_SCALARS[array.kind][1], raw):
+                yield bool(value) if array.kind == _BOOL else value
+            return
+        at = 0
+        while at < len(raw):
+            start = at + 8
+            at = start + int.from_bytes(raw[at:start], "little")
+            yield raw[start:at].decode(errors="backslashreplace")
+
+    def shown(self, name: str) -> str:
+        """A value for people; of a list only what it holds and how many."""
+        value = self._values[name]
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _parse_keys(header: _Header, count: int) -> dict[str, Any]:
+    if count * 13 > header.end - header.at:  # an empty name, a kind and a byte
+        raise DataError(f"it claims {count} keys, more than it can hold")
+    found: dict[str, Any] = {}
+    for _ in range(count):
+        name = header.name()
+        if name in found:
+            raise DataError("the key is there twice", place=[printable(name)])
+        try:
+            found[name] = _value(header)
+        except DataError as error:
+            raise error.within(printable(name)) from None
+    return found
+
+
+def _alignment(keys: Mapping[str, Any]) -> int:
+    value = keys.get("general.alignment", ALIGNMENT)
+    if type(value) is not int or value < 1 or value & (value - 1):
+        raise DataError("it is not a power of 2", place=["general.alignment"])
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor, the place of its bytes in the data, and what it really is if it is made of blocks."""
+
+    info: TensorInfo
+    begin: int
+    block: Block | None
+
+
+def _entry(name: str, header: _Header, alignment: int) -> Entry:
+    count = header.number(4)
+    if count > MAX_DIMENSIONS:
+        raise DataError(f"{count} dimensions, and GGUF has up to {MAX_DIMENSIONS}")
+    shape = tuple(header.number(8) for _ in range(count))[::-1]
+    number, begin = header.number(4), header.number(8)
+    if number not in TYPES:
+        raise DataError(f"unknown type {number}")
+    kind = TYPES[number]
+    if begin % alignment:
+        raise DataError(f"it begins at {begin}, which is no multiple of {alignment}")
+    if kind.weights == 1:
+        return Entry(TensorInfo(name, kind.name, shape), begin, None)
+    if not shape or shape[-1] % kind.weights:
+        raise DataError(f"rows of {shape[-1] if shape else 1} are not whole {kind.name} blocks of {kind.weights}")
+    rows = (*shape[:-1], shape[-1] // kind.weights * kind.bytes)
+    return Entry(TensorInfo(name, "U8", rows), begin, Block(kind, shape))
+
+
+def _parse_tensors(header: _Header, count: int, alignment: int) -> dict[str, Entry]:
+    if count * 24 > header.end - header.at:  # an empty name, no dimensions, a type and an offset
+        raise DataError(f"it claims {count} tensors, more than it can hold")
+    found: dict[str, Entry] = {}
+    for _ in range(count):
+        name = header.name()
+        try:
+            if name in found:
+                raise DataError("the tensor is there twice")
+            found[name] = _entry(name, header, alignment)
+        except DataError as error:
+            raise error.within(printable(name)) from None
+    if not found:
+        raise DataError("the file holds no tensors")
+    return found
+
+
+def _aligned(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+def _check_places(entries: Sequence[Entry], start: int, size: int, alignment: int) -> None:
+    """Raise DataError when the data is not the tensors one behind the other and nothing else."""
+    position = end = 0
+    for entry in entries:
+        if entry.begin != position:
+            kind = "overlaps the tensor before it" if entry.begin < end else "leaves a hole before it"
+            raise DataError(f"its data {kind}", place=[printable(entry.info.name)])
+        end = position + entry.info.nbytes
+        position = _aligned(end, alignment)
+    if not start + end <= size <= start + position:
+        problem = "cut short" if size < start + end else "followed by bytes that belong to no tensor"
+        raise DataError(f"the file is {problem}: {size} bytes, {start + end} by its header")
+
+
+def _parse(file: InputFile) -> tuple[int, Keys, list[Entry], int]:
+    """Version, keys, entries in the order of their data, and where the data begins. Raises DataError."""
+    header = _Header(file)
+    if file.size < 24 or header.take(4) != MAGIC:
+        raise DataError("this is not a GGUF file")
+    version = header.number(4)
+    if version not in VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        what = "a big-endian GGUF file is" if swapped in VERSIONS else f"GGUF of version {version} is"
+        raise DataError(f"{what} not known here")
+    tensors, count = header.number(8), header.number(8)
+    values = _parse_keys(header, count)
+    alignment = _alignment(values)
+    found = _parse_tensors(header, tensors, alignment)
+    # A tensor without elements begins where the next one does.
+    entries = sorted(found.values(), key=lambda e: (e.begin, e.info.nbytes))
+    start = _aligned(header.at, alignment)
+    _check_places(entries, start, file.size, alignment)
+    return version, Keys(file, values), entries, start
+
+
+def is_gguf(file: InputFile) -> bool:
+    """Whether a file begins as a GGUF does."""
+    return file.size >= 8 and file.read(0, 4) == MAGIC
+
+
+class GgufFile:
+    """A GGUF file as a source.
+
+    keys: its keys by name. blocks: type and shape of the tensors that are read as U8 rows of bytes.
+    """
+
+    def __init__(self, file: InputFile) -> None:
+        self.path, self.file = file.path, file
+        try:
+            self.version, self.keys, entries, self.data = _parse(file)
+        except DataError as error:
+            self.file.close()
+            raise error.within(file.path) from None
+        except BaseException:
+            self.file.close()
+            raise
+        self.metadata = {name: self.keys.shown(name) for name in self.keys if name != "quantcli"}
+        self._entries = {e.info.name: e for e in entries}
+        self.blocks = {name: e.block for name, e in self._entries.items() if e.block is not None}
+
+    @property
+    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+        """None: a GGUF is never a native file."""
+        return []
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return [e.info for e in self._entries.values()]
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        self.file.read_into(self.data + self._entries[name].begin + start, buffer)
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        pass
+
+    def release(self, name: str) -> None:
+        pass
+
+    def files(self) -> Sequence[InputFile]:
+        return [self.file]
+
+    def check_unchanged(self) -> None:
+        self.file.check_unchanged()
+
+    def close(self) -> None:
+        self.file.close()
