@@ -20,7 +20,7 @@ ORDER = [
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
     "stores", "imatrix", "container", "patterns", "plan", "plain", "recipe", "exports", "foreign", "workers",
     "pipeline", "checkpoints",
-    "reading", "decoding", "measuring", "examining", "comparing", "allocating", "sweeping", "planning",
+    "reading", "decoding", "measuring", "examining", "comparing", "naming", "allocating", "sweeping", "planning",
     "statistics", "report", "gates", "config", "baseline", "terminal", "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,
