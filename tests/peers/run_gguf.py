@@ -1,0 +1,144 @@
+"""Run GGUFs made of our parts in llama.cpp and compare their logits with transformers'.
+
+    python tests/peers/run_gguf.py --torch .venv-peers/bin/python --llama .venv-llama/bin/python [CASE...]
+
+The second environment needs llama-cpp-python. For every model and type: a checkpoint is written as a GGUF; llama.cpp's
+logits are compared with those of transformers for the checkpoint, and for the checkpoint with the weights that the
+GGUF decodes to. The first difference is the price of the type; the second has to be all but nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from quantcli import comparing, naming, reading
+from quantcli.dtypes import from_float32
+from quantcli.exports._gguf_blocks import block_type, encode
+from quantcli.exports._llama import FILE_TYPES, LlamaModel, llama_model, turned
+from quantcli.exports._vocabulary import vocabulary
+from quantcli.scheme import Scheme
+from quantcli.stores.files import OutputFile
+from quantcli.stores.gguf_layout import GgufTensor, lay_out
+
+HERE = Path(__file__).resolve().parent
+TINY = HERE.parent.parent / "sample_models" / "tiny-llama"
+FAMILIES = ["llama", "llama-larger", "llama-tied", "llama3", "llama-linear", "llama-bias", "llama-heads", "mistral",
+            "qwen2", "qwen2-yarn", "qwen3"]  # fmt: skip
+SCHEMES = {"Q4_0": Scheme(bits=4, group_size=64), "Q4_1": Scheme(bits=4, group_size=32, symmetric=False),
+           "Q5_0": Scheme(bits=5, group_size=32), "Q5_1": Scheme(bits=5, group_size=64, symmetric=False),
+           "Q8_0": Scheme(bits=8, granularity="channel")}  # fmt: skip
+SAME = {"F32": 1e-3, "F16": 1e-2}
+"""How far logits may be apart, as a share of their standard deviation; 3e-2 for blocks, where llama.cpp rounds the
+activations to 8 bits."""
+
+
+def bytes_of(values: np.ndarray, kind: str) -> bytes:
+    """A matrix in a type of GGUF, quantized by quantcli where that is one of blocks."""
+    if kind in ("F32", "F16", "BF16"):
+        return from_float32(values, kind).tobytes()
+    from quantcli import quantize
+
+    scheme = SCHEMES[kind]
+    found = quantize(values, scheme)
+    assert block_type(scheme) == kind
+    codes = found.codes.astype(np.int16) + (1 << (scheme.bits - 1) if scheme.symmetric else 0)
+    zero = None if found.zero_point is None else found.zero_point.astype(np.float32)
+    return encode(scheme, codes.astype(np.uint8), found.scale, zero, found.layout.group).tobytes()
+
+
+def assemble(folder: Path, path: Path, kind: str) -> LlamaModel:
+    """Write a checkpoint as a GGUF whose matrices have a type."""
+    config = json.loads((folder / "config.json").read_text())
+    with reading.open(str(folder)) as model:
+        found = llama_model(config, model.source.infos())
+        words = vocabulary(str(folder), config, found.vocabulary)
+        keys = {"general.architecture": found.architecture, "general.file_type": FILE_TYPES[kind],
+                "general.quantization_version": 2, **found.keys, **words.keys}  # fmt: skip
+        tensors = [GgufTensor(t.name, "F32" if t.float32 else kind, t.shape) for t in found.tensors]
+        tensors += [GgufTensor(name, "F32", values.shape) for name, values in found.made.items()]
+        places = lay_out(keys, tensors)
+        with OutputFile(str(path), places.size, force=True) as out:
+            out.write(0, places.header)
+            for t, tensor in zip(found.tensors, tensors):
+                values = model[t.source].numpy().astype(np.float32)
+                if t.heads:
+                    values = values[turned(len(values), t.heads)]
+                raw = bytes_of(values, tensor.type)
+                assert len(raw) == tensor.nbytes
+                out.write(places.offsets[t.name], raw)
+            for name, values in found.made.items():
+                out.write(places.offsets[name], values.tobytes())
+            out.sync()
+            out.publish()
+    return found
+
+
+def decoded(path: Path, folder: Path, into: Path) -> None:
+    """A checkpoint of what a GGUF decodes to."""
+    into.mkdir()
+    shutil.copy(folder / "config.json", into)
+    with reading.open(str(path)) as a, reading.open(str(folder)) as b:
+        ours, _, _ = naming.under_one_name(a, comparing.views(a, str(path)), b, comparing.views(b, str(folder)))
+        held = {name: v.read(0, v.info.numel).reshape(v.info.shape).copy() for name, v in ours.items() if name in b}
+    save_file(held, into / "model.safetensors", {"format": "pt"})
+
+
+def python(environment: Path, script: str, *arguments: object) -> None:
+    done = subprocess.run([environment, HERE / script, *map(str, arguments)], capture_output=True, text=True,
+                          check=False, env={**os.environ, "PYTHONPATH": "", "TRANSFORMERS_VERBOSITY": "error"})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    """Root of the mean square of a difference, as a share of the standard deviation of the first."""
+    return float(np.sqrt(np.mean((a.astype(float) - b) ** 2)) / a.std())
+
+
+def check(name: str, folder: Path, kind: str, work: Path, torch: Path, llama: Path) -> bool:
+    path, reference = work / f"{name}-{kind}.gguf", work / f"{name}.npy"
+    found = assemble(folder, path, kind)
+    if not reference.exists():
+        python(torch, "hf_model.py", "logits", folder, reference)
+    python(llama, "read_gguf.py", path, work / "ours.npy")
+    decoded(path, folder, work / f"{name}-{kind}")
+    python(torch, "hf_model.py", "logits", work / f"{name}-{kind}", work / "same.npy")
+    original, ours, same = (np.load(work / n) for n in (f"{name}.npy", "ours.npy", "same.npy"))
+    price, left = apart(original, ours), apart(same, ours)
+    largest = float(np.abs(same - ours).max())
+    agree = float(np.mean(ours.argmax(1) == original.argmax(1)))
+    ok = left <= SAME.get(kind, 3e-2)
+    print(f"{'ok' if ok else 'FAILED':6s} {name:13s} {kind}: to the checkpoint {price:.2e}, to its own weights "
+          f"{left:.2e} (largest {largest:.1e}), same best word {100 * agree:.0f} %  {'; '.join(found.notes)}", flush=True)
+    return ok
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch", type=Path, default=Path(".venv-peers/bin/python"))
+    parser.add_argument("--llama", type=Path, default=Path(".venv-llama/bin/python"))
+    parser.add_argument("cases", nargs="*", default=["tiny-llama", *FAMILIES])
+    chosen = parser.parse_args()
+    failed = 0
+    for name in chosen.cases:
+        with tempfile.TemporaryDirectory() as place:
+            work = Path(place)
+            folder = TINY if name == "tiny-llama" else work / "model"
+            if folder != TINY:
+                python(chosen.torch, "hf_model.py", "make", name, folder)
+            kinds = ["F32", "F16", *SCHEMES] if name in ("tiny-llama", "llama-larger") else ["F32", "Q8_0"]
+            failed += sum(not check(name, folder, kind, work, chosen.torch, chosen.llama) for kind in kinds)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
