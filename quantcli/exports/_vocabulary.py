@@ -43,14 +43,17 @@ _PATTERNS = {
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
+_SPACES = "llama.cpp puts a space before text that begins with one already, or that follows a special token"
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The keys of a GGUF that hold its words; `obstacle` tells why there are none, if there are none."""
+    """The keys of a GGUF that hold its words; `obstacle` tells why there are none, if there are none, and `note` what
+    llama.cpp will read otherwise."""
 
     keys: Mapping[str, Any]
-    obstacle: str
+    obstacle: str = ""
+    note: str = ""
 
 
 class _OtherwiseError(Exception):
@@ -115,18 +118,19 @@ def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     raise _OtherwiseError("it cuts text by a pattern that is not known here")
 
 
-def _prefix(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a space is put before text, where words mark spaces as SentencePiece does. Raises _OtherwiseError."""
+def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether a space is put before text, where words mark spaces as SentencePiece does, and what llama.cpp does
+    otherwise. Raises _OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     if not normal and len(steps) == 1 and _is(steps[0], type="Metaspace", replacement=_SPACE):
         scheme = steps[0].get("prepend_scheme", "always" if steps[0].get("add_prefix_space", True) else "never")
-        return bool(scheme != "never")
+        return scheme != "never", _SPACES if scheme != "never" else ""
     replaces = [s for s in normal if _is(s, type="Replace", pattern={"String": " "}, content=_SPACE)]
     before = [s for s in normal if _is(s, type="Prepend", prepend=_SPACE)]
     if steps or len(replaces) != 1 or len(before) + 1 != len(normal) or len(before) > 1:
         raise _OtherwiseError("it treats spaces in a way that is not known here")
-    return bool(before)
+    return bool(before), ""
 
 
 def _words(
@@ -182,7 +186,7 @@ def _falling_back(
     tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """llama.cpp merges the pair whose word has the highest score: here the one that is merged first."""
-    prefix = _prefix(tokenizer)
+    prefix, _ = _prefix(tokenizer)
     words, types, numbers = _words(tokenizer, model, size)
     if not all(f"<0x{byte:02X}>" in numbers for byte in range(256)):
         raise _OtherwiseError("not every byte has a word")
@@ -277,4 +281,4 @@ def vocabulary(folder: str, config: Mapping[str, Any], size: int) -> Vocabulary:
     template = _template(folder, settings)
     if template is not None:
         found["tokenizer.chat_template"] = template
-    return Vocabulary(found, "")
+    return Vocabulary(found, note=_prefix(tokenizer)[1] if keys["model"] == "llama" else "")

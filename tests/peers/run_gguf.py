@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,14 +35,17 @@ HERE = Path(__file__).resolve().parent
 TINY = HERE.parent.parent / "sample_models" / "tiny-llama"
 FAMILIES = ["llama", "llama-larger", "llama-tied", "llama3", "llama-linear", "llama-bias", "llama-heads", "mistral",
             "qwen2", "qwen2-yarn", "qwen3"]  # fmt: skip
+WORDS = [f"words:{kind}" for kind in ("llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm", "spaces", "metaspace",
+                                      "bare")]
+"""Kinds of tokenizers that hf_words.py makes."""
 SCHEMES = {"Q4_0": Scheme(bits=4, group_size=64), "Q4_1": Scheme(bits=4, group_size=32, symmetric=False),
            "Q5_0": Scheme(bits=5, group_size=32), "Q5_1": Scheme(bits=5, group_size=64, symmetric=False),
            "Q8_0": Scheme(bits=8, granularity="channel")}  # fmt: skip
 SAME = 1e-5
 """How far the logits of the same weights may be apart, as a share of their standard deviation."""
 RUNS = 1e-1
-"""The same where llama.cpp runs the file as it is: it rounds what goes into a matrix, to float16 beside F16 and to 8 bits
-beside blocks, and a rounding that goes the other way grows from layer to layer."""
+"""The same where llama.cpp runs the file as it is: it rounds what goes into a matrix, to float16 beside F16 and to 8
+bits beside blocks, and a rounding that goes the other way grows from layer to layer."""
 
 
 def bytes_of(values: np.ndarray, kind: str) -> bytes:
@@ -95,10 +99,12 @@ def decoded(path: Path, folder: Path, into: Path) -> None:
     save_file(held, into / "model.safetensors", {"format": "pt"})
 
 
-def python(environment: Path, script: str, *arguments: object) -> None:
+def python(environment: Path, script: str, *arguments: object) -> str:
+    """What a script prints in another environment."""
     done = subprocess.run([environment, HERE / script, *map(str, arguments)], capture_output=True, text=True,
                           check=False, env={**os.environ, "PYTHONPATH": "", "TRANSFORMERS_VERBOSITY": "error"})
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -119,8 +125,26 @@ def check(name: str, folder: Path, kind: str, work: Path, torch: Path, llama: Pa
     agree = float(np.mean(runs.argmax(1) == original.argmax(1)))
     ok = least <= SAME and left <= RUNS
     print(f"{'ok' if ok else 'FAILED':6s} {name:13s} {kind}: to its own weights {least:.1e}, as it runs {left:.1e}; "
-          f"to the checkpoint {apart(original, runs):.1e}, same best word {100 * agree:.0f} %  {'; '.join(found.notes)}",
-          flush=True)
+          f"to the checkpoint {apart(original, runs):.1e}, same best word {100 * agree:.0f} %", *found.notes, flush=True)
+    return ok
+
+
+def check_words(kind: str, work: Path, torch: Path, llama: Path) -> bool:
+    """Whether llama.cpp reads texts as the tokenizers library does, the vocabulary being ours."""
+    texts, path = work / "texts.json", work / "words.gguf"
+    python(torch, "hf_words.py", kind, work, texts)
+    found = vocabulary(str(work), {}, 1600)
+    architecture = {"context_length": 16, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32,
+                    "attention.head_count": 1, "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": 32}
+    keys = {"general.architecture": "llama", **{f"llama.{k}": v for k, v in architecture.items()}, **found.keys}
+    places = lay_out(keys, [GgufTensor("token_embd.weight", "F32", (1600, 32))])
+    path.write_bytes(places.header + bytes(places.size - len(places.header)))
+    wrong = json.loads(python(llama, "read_gguf_words.py", path, texts).splitlines()[-1])
+    said = [text for text, _, _ in wrong if found.note and re.search("^ |> ", text)]
+    ok = not found.obstacle and len(said) == len(wrong)
+    count = len(json.loads(texts.read_text()))
+    print(f"{'ok' if ok else 'FAILED':6s} words of {kind}: {count - len(wrong)} of {count} texts are read the same"
+          f"  {found.obstacle}{found.note}", flush=True)
     return ok
 
 
@@ -128,10 +152,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", type=Path, default=Path(".venv-peers/bin/python"))
     parser.add_argument("--llama", type=Path, default=Path(".venv-llama/bin/python"))
-    parser.add_argument("cases", nargs="*", default=["tiny-llama", *FAMILIES])
+    parser.add_argument("cases", nargs="*", default=["tiny-llama", *FAMILIES, *WORDS])
     chosen = parser.parse_args()
     failed = 0
     for name in chosen.cases:
+        if name in WORDS:
+            with tempfile.TemporaryDirectory() as place:
+                failed += not check_words(name.removeprefix("words:"), Path(place), chosen.torch, chosen.llama)
+            continue
         with tempfile.TemporaryDirectory() as place:
             work = Path(place)
             folder = TINY if name == "tiny-llama" else work / "model"

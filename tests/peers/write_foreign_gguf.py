@@ -5,10 +5,13 @@
 needs gguf==0.19.0 and writes tests/golden/gguf/. `blocks.gguf` holds a tensor of every type: where the package can
 quantize, of normal weights with zeros and outliers among them, and `random.TYPE` of random bytes with finite scales,
 which also sets every bit the quantizers leave alone. `NAME.expected` beside each is what the package decodes.
+`small.gguf` is what it writes for the keys and tensors of `small()`, which test_gguf_writing.py lays out again, and
+`names.json` its names of the tensors of a Llama, by the checkpoint's.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -34,7 +37,39 @@ def random_blocks(rng: np.random.Generator, name: str, rows: int, blocks: int) -
     return raw.reshape(rows, blocks * size)
 
 
+def small() -> None:
+    """A GGUF with a key of every kind that is written, and tensors that leave room before the next."""
+    writer = gguf.GGUFWriter(FOLDER / "small.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_add_bos_token(True)
+    writer.add_token_list(["a", "b\u00e4", ""])
+    writer.add_token_scores([0.0, -1.0, -2.5])
+    writer.add_token_types([1, 2, 3])
+    writer.add_tensor("token_embd.weight", np.arange(15, dtype="f4").reshape(3, 5))
+    weights = np.linspace(-1, 1, 64, dtype="f4").reshape(2, 32)
+    writer.add_tensor("blk.0.attn_q.weight", gguf.quants.quantize(weights, GGMLQuantizationType.Q4_0),
+                      raw_dtype=GGMLQuantizationType.Q4_0)
+    writer.add_tensor("output_norm.weight", np.ones(3, "f2"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def names() -> None:
+    """The package's names of the tensors of the second layer, and of those outside of layers."""
+    found = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2)
+    layer = ["input_layernorm", *(f"self_attn.{n}_proj" for n in "qkvo"), "self_attn.q_norm", "self_attn.k_norm",
+             "post_attention_layernorm", *(f"mlp.{n}_proj" for n in ("gate", "up", "down"))]
+    modules = ["model.embed_tokens", "model.norm", "lm_head", *(f"model.layers.1.{n}" for n in layer)]
+    table = {f"{m}.weight": found.get_name(f"{m}.weight", try_suffixes=(".weight",)) for m in modules}
+    (FOLDER / "names.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
 def main() -> None:
+    small()
+    names()
     rng = np.random.default_rng(7)
     writer = gguf.GGUFWriter(FOLDER / "blocks.gguf", "none")
     writer.add_array("some.words", ["a", "", "\u00e9"])
