@@ -69,7 +69,7 @@ def block_type(scheme: Scheme) -> str:
 def _float16(values: Floats, bits: int) -> NDArray[np.float16]:
     """Scales in float16. Raises DataError where that moves the outermost of 2^(b-1) steps by more than a quarter of a
     step: what was all but zero would be something else, and what is too large infinite."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         rounded: NDArray[np.float16] = values.astype(np.float16)
         apart = np.abs(rounded.astype(np.float32) - values) * np.float32(1 << (bits + 1))
     lost = ~(apart <= np.abs(values))
@@ -81,7 +81,7 @@ def _float16(values: Floats, bits: int) -> NDArray[np.float16]:
 
 def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np.float16]:
     """m of every group. Raises DataError where float16 does not hold it."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         exact = zero if scheme.zero_point == "float" else -zero * d.astype(np.float32)
         m: NDArray[np.float16] = exact.astype(np.float16)
         apart = np.abs(m.astype(np.float32) - exact)

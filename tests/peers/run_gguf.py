@@ -124,8 +124,9 @@ def check(name: str, folder: Path, kind: str, work: Path, torch: Path, llama: Pa
     least, left = apart(same, exact), apart(same, runs)
     agree = float(np.mean(runs.argmax(1) == original.argmax(1)))
     ok = least <= SAME and left <= RUNS
-    print(f"{'ok' if ok else 'FAILED':6s} {name:13s} {kind}: to its own weights {least:.1e}, as it runs {left:.1e}; "
-          f"to the checkpoint {apart(original, runs):.1e}, same best word {100 * agree:.0f} %", *found.notes, flush=True)
+    verdict = "ok" if ok else "FAILED"
+    print(f"{verdict:6s} {name:13s} {kind}: to its own weights {least:.1e}, as it runs {left:.1e}; to the checkpoint "
+          f"{apart(original, runs):.1e}, same best word {100 * agree:.0f} %", *found.notes, flush=True)
     return ok
 
 
@@ -143,7 +144,8 @@ def check_words(kind: str, work: Path, torch: Path, llama: Path) -> bool:
     said = [text for text, _, _ in wrong if found.note and re.search("^ |> ", text)]
     ok = not found.obstacle and len(said) == len(wrong)
     count = len(json.loads(texts.read_text()))
-    print(f"{'ok' if ok else 'FAILED':6s} words of {kind}: {count - len(wrong)} of {count} texts are read the same"
+    verdict = "ok" if ok else "FAILED"
+    print(f"{verdict:6s} words of {kind}: {count - len(wrong)} of {count} texts are read the same"
           f"  {found.obstacle}{found.note}", flush=True)
     return ok
 
