@@ -19,7 +19,7 @@ from quantcli.stores.gguf import GgufFile
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
-_TURNED = re.compile(r"blk\.(\d+)\.attn_([qk])\.(?:weight|bias)")
+_TURNED = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.(?:weight|bias)")
 
 
 def _heads(source: GgufFile, architecture: str, layer: int, which: str) -> int:
@@ -37,9 +37,9 @@ def _heads(source: GgufFile, architecture: str, layer: int, which: str) -> int:
 
 def _put_back(view: View, heads: int) -> View:
     """A tensor whose rows lie in two halves per head again, as they do in a checkpoint, and not in pairs."""
-    rows = view.info.shape[0]
+    rows = view.info.shape[0] if view.info.shape else 1
     cols = math.prod(view.info.shape[1:])
-    if rows % (2 * heads):
+    if rows % (2 * heads) or not rows * cols:
         raise DataError(f"{rows} rows are not those of {heads} heads", place=[printable(view.info.name)])
     head = rows // heads * cols
 
@@ -62,6 +62,7 @@ def _renamed(source: GgufFile, architecture: str, views: Mapping[str, View]) -> 
             except DataError as error:
                 raise error.within(source.path) from None
         new = hf_name(name) or name
+        new = name if new in views else new
         found[new] = replace(view, info=replace(view.info, name=new))
     return found
 

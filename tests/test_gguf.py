@@ -367,6 +367,14 @@ def test_names_that_meet_as_they_are_stay(tmp_path: Path) -> None:
     assert err == "" and all(t["exact"] for t in found["tensors"])
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (8, 0), (7,)])
+def test_rows_that_are_no_heads(shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(raw_gguf(architecture(), [f32("blk.0.attn_k.weight", np.ones(shape))]))
+    line = one_line(run("compare", TINY, path), 2)
+    assert line == f"{path}: blk.0.attn_k.weight: {shape[0] if shape else 1} rows are not those of 2 heads"
+
+
 @pytest.mark.parametrize(("keys", "words"), [
     (architecture()[:1], "llama.attention.head_count: it does not tell the heads of this layer"),
     (architecture(heads=0), "llama.attention.head_count: it does not tell the heads of this layer"),
