@@ -20,6 +20,7 @@ from quantcli.metrics import NOTHING, Metrics
 from quantcli.pipeline import Progress
 from quantcli.reading import Model, Tensor
 from quantcli.stores.files import read_small
+from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import strict_json
 from quantcli.tensors import TensorInfo
 from quantcli.workers import Crew, Task
@@ -66,12 +67,17 @@ def views(model: Model, path: str) -> dict[str, View]:
         return model[name].read_bytes(name, start, size)
 
     try:
-        found = foreign.find(infos, _config(path), read)
+        found = foreign.find(infos, _stated(model, path), read)
     except DataError as error:
         raise error.within(path) from None
     parts = {part.name for weight in found for part in weight.parts}
     shown = {weight.name: _foreign(weight, read) for weight in found}
     return shown | {name: _float(tensor) for name, tensor in model.items() if name not in parts}
+
+
+def _stated(model: Model, path: str) -> Mapping[str, Any]:
+    """What says how tensors are stored: config.json, or the file itself where it is a GGUF."""
+    return {"gguf": model.source.blocks} if isinstance(model.source, GgufFile) else _config(path)
 
 
 def _config(path: str) -> Mapping[str, Any]:
@@ -91,7 +97,8 @@ def _config(path: str) -> Mapping[str, Any]:
     return found
 
 
-def _runs(total: int, step: int) -> tuple[tuple[int, int], ...]:
+def runs(total: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Runs of up to `step` weights, first and last."""
     return tuple((first, min(first + step, total)) for first in range(0, total, step))
 
 
@@ -108,7 +115,7 @@ def _float(tensor: Tensor) -> View:
         bits=None,
         bytes_out=info.nbytes,
         stored=tensor,
-        blocks=_runs(info.numel, BLOCK),
+        blocks=runs(info.numel, BLOCK),
         read=read,
     )
 
@@ -156,7 +163,7 @@ def _foreign(weight: foreign.Found, parts: foreign.Read) -> View:
         bits=weight.bits,
         bytes_out=sum(part.nbytes for part in weight.parts),
         stored=None,
-        blocks=_runs(info.numel, step * cols),
+        blocks=runs(info.numel, step * cols),
         read=read,
     )
 
@@ -218,9 +225,9 @@ def _errors(before: Floats, after: Floats) -> Metrics:
 
 def _equal_bytes(a: View, b: View) -> bool:
     assert a.stored is not None and b.stored is not None
-    name, step = a.info.name, 4 * BLOCK
+    step = 4 * BLOCK
     return all(
-        np.array_equal(a.stored.read_bytes(name, at, size), b.stored.read_bytes(name, at, size))
+        np.array_equal(a.stored.read_bytes(a.stored.name, at, size), b.stored.read_bytes(b.stored.name, at, size))
         for at in range(0, a.info.nbytes, step)
         for size in [min(step, a.info.nbytes - at)]
     )

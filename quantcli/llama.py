@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
+"""Architectures of llama.cpp whose tensors have these names, and whether the rows of attn_q and attn_k are turned: the
+two halves of a head's rows lie in turns there, because llama.cpp rotates neighbours."""
+
 _WHOLE = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",

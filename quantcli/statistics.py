@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.comparing import View
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.pipeline import COPY
 from quantcli.reading import Tensor
@@ -52,9 +54,19 @@ def of(tensor: Tensor) -> Statistics | None:
     dtype = DTYPES[tensor.stored.info.dtype]
     if tensor.stored.layout is None and not dtype.quantizable and (dtype.numpy is None or dtype.name == "C64"):
         return None
+    return _of(partial(_blocks, tensor))
+
+
+def of_view(view: View) -> Statistics:
+    """Statistics of a tensor as whoever loads the file sees it."""
+    return _of(lambda: (view.read(first, last).astype(np.float64) for first, last in view.blocks))
+
+
+def _of(blocks: Callable[[], Iterator[NDArray[np.float64]]]) -> Statistics:
+    """Statistics of values that can be gone through twice."""
     count, mean, spread, nonfinite = 0, 0.0, 0.0, 0
     low, high = math.inf, -math.inf
-    for block in _blocks(tensor):
+    for block in blocks():
         finite = block[np.isfinite(block)]
         nonfinite += len(block) - len(finite)
         if not len(finite):
@@ -73,7 +85,7 @@ def of(tensor: Tensor) -> Statistics | None:
         )
     std = math.sqrt(spread / count)
     histogram, far = np.zeros(BINS, np.int64), 0
-    for block in _blocks(tensor):
+    for block in blocks():
         finite = block[np.isfinite(block)]
         scaled = (finite / 2 - low / 2) / (high / 2 - low / 2) if high > low else np.zeros(len(finite))
         histogram += np.bincount(np.minimum((scaled * BINS).astype(np.int64), BINS - 1), minlength=BINS)

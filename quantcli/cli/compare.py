@@ -37,12 +37,12 @@ def command(
 ) -> None:
     """Decode both models and measure B against A, tensor by tensor.
 
-    A and B are files or checkpoint folders: float, quantcli's own, or compressed-tensors, MLX, GPTQ and AWQ. Where
-    both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are those of
-    report.
+    A and B are files or checkpoint folders: float, quantcli's own, or compressed-tensors, MLX, GPTQ, AWQ and GGUF.
+    Where both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are
+    those of report.
     """
     from quantcli import baseline as earlier
-    from quantcli import comparing, gates, reading, report
+    from quantcli import comparing, gates, naming, reading, report
     from quantcli.stores import need_file
 
     rendering = _gating.rendering(format_, as_json)
@@ -58,7 +58,11 @@ def command(
     with reading.open(before) as a, reading.open(after) as b, options.bar("comparing", quiet=quiet) as bar:
         for model in (a, b):
             need_file(model.source, "comparing")
-        pairs, new, vanished = comparing.pairs_of(comparing.views(a, before), comparing.views(b, after), after)
+        views = comparing.views(a, before), comparing.views(b, after)
+        ours, theirs, note = naming.under_one_name(a, views[0], b, views[1])
+        if note and not quiet:
+            options.say(note)
+        pairs, new, vanished = comparing.pairs_of(ours, theirs, after)
         found = comparing.measure(pairs, threads=options.thread_count(threads), progress=bar)
         result = report.of_pairs(
             pairs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ import click
 from quantcli.cli import options
 
 if TYPE_CHECKING:
+    from quantcli.comparing import View
     from quantcli.reading import Model
     from quantcli.statistics import Statistics
+    from quantcli.stores.gguf import Block
     from quantcli.terminal import Table
 
 
@@ -57,8 +60,9 @@ def command(
 
             if model.is_quantized:
                 need_file(model.source, "decoding")
+            decoded = _decoded(model, src)
             for name, tensor in model.items():
-                found[name] = statistics.of(tensor)
+                found[name] = statistics.of_view(decoded[name]) if name in decoded else statistics.of(tensor)
                 model.source.passed(name, 0, tensor.stored.info.nbytes)
         if as_json:
             options.print_json(_document(src, model, found))
@@ -67,11 +71,28 @@ def command(
     sys.stdout.flush()
 
 
+def _blocks(model: Model) -> dict[str, Block]:
+    """Type and shape of what a GGUF stores in blocks."""
+    from quantcli.stores.gguf import GgufFile
+
+    return model.source.blocks if isinstance(model.source, GgufFile) else {}
+
+
+def _decoded(model: Model, src: str) -> dict[str, View]:
+    """What a GGUF stores in blocks, decoded."""
+    blocks = _blocks(model)
+    if not blocks:
+        return {}
+    from quantcli import comparing
+
+    return {name: view for name, view in comparing.views(model, src).items() if name in blocks}
+
+
 def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> dict[str, Any]:
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
-    tensors = []
+    tensors, blocks = [], _blocks(model)
     for name, tensor in model.items():
-        stored = tensor.stored
+        stored, block = tensor.stored, blocks.get(name)
         entry = {
             "name": name,
             "dtype": tensor.dtype,
@@ -82,6 +103,10 @@ def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> di
             "scheme": tensor.scheme.name if tensor.scheme else None,
             "bits": tensor.scheme.bits if tensor.scheme else None,
         }
+        if block is not None:
+            kind = block.type.name
+            entry |= {"dtype": kind, "shape": list(block.shape), "parameters": math.prod(block.shape)}
+            entry |= {"disposition": "quantized", "scheme": kind}
         statistics = found.get(name)
         if statistics is not None:
             entry["stats"] = asdict(statistics)
@@ -90,7 +115,7 @@ def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> di
         "schema_version": 1,
         "command": "inspect",
         "source": src,
-        "quantized": model.is_quantized,
+        "quantized": model.is_quantized or bool(blocks),
         "bytes": sum(f.size for f in model.source.files()),
         "metadata": metadata,
         "tensors": tensors,
@@ -101,7 +126,8 @@ def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, c
     from quantcli import terminal
     from quantcli.errors import printable
 
-    parameters = sum(t.stored.info.numel for t in model.values())
+    blocks = _blocks(model)
+    parameters = sum(math.prod(blocks[n].shape) if n in blocks else t.stored.info.numel for n, t in model.items())
     nbytes = sum(f.size for f in model.source.files())
     kind = f", quantized by {model.documents[0].tool}" if model.documents else ""
     sizes = f"{terminal.count(parameters)} parameters, {terminal.size(nbytes)}"
@@ -139,9 +165,13 @@ def _table(model: Model, found: dict[str, Statistics | None] | None) -> Table:
         ]
     table = terminal.Table(columns)
     ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
+    blocks = _blocks(model)
     for name, tensor in model.items():
-        scheme = f" {tensor.scheme.name}" if tensor.scheme else ""
-        cells = [name, tensor.dtype + scheme, terminal.shape(tensor.shape), terminal.size(tensor.stored.bytes_out)]
+        kind = tensor.dtype + (f" {tensor.scheme.name}" if tensor.scheme else "")
+        shape = tensor.shape
+        if name in blocks:
+            kind, shape = blocks[name].type.name, blocks[name].shape
+        cells = [name, kind, terminal.shape(shape), terminal.size(tensor.stored.bytes_out)]
         if found is not None:
             s = found[name]
             if s is None:

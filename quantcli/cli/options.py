@@ -181,9 +181,10 @@ def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None)
 def float_source(src: str) -> Iterator[Source]:
     """The source SRC names. Raises DataError when it is quantized."""
     from quantcli.stores import open_source
+    from quantcli.stores.gguf import GgufFile
 
     with contextlib.closing(open_source(src)) as source:
-        if source.documents:
+        if source.documents or (isinstance(source, GgufFile) and source.blocks):
             raise DataError(
                 "this file is quantized already",
                 place=[source.path],

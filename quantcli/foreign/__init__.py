@@ -1,4 +1,4 @@
-"""Layouts in which other quantizers store weights in safetensors files, decoded for comparison. One file each.
+"""Layouts in which other quantizers store weights, decoded for comparison. One file each.
 
 A layout is known by the names, dtypes and shapes of the tensors a weight is stored as; config.json says what those
 leave open. Nothing here writes.
@@ -46,9 +46,9 @@ class Found:
 class ForeignLayout:
     """A layout: a line for people, and what of it there is among tensors by name.
 
-    find(tensors, config, read): `config` is config.json, empty when there is none. `read` gives the shapes some
-    layouts store as a tensor; without it they must follow from the rest. Raises DataError for what is malformed,
-    contradictory, ambiguous or a variant that is not known.
+    find(tensors, config, read): `config` is config.json, empty when there is none; of a GGUF it is {"gguf": its
+    blocks}. `read` gives the shapes some layouts store as a tensor; without it they must follow from the rest. Raises
+    DataError for what is malformed, contradictory, ambiguous or a variant that is not known.
     """
 
     summary: str

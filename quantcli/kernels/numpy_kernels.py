@@ -185,6 +185,18 @@ def pack(codes: NDArray[Any], bits: int, packed: Bytes) -> None:
     packed[:, width:] = 0
 
 
+def _unpack_eights(packed: Bytes, bits: int) -> NDArray[np.uint8]:
+    """Codes (n, 8) of the bytes (n, bits) that hold eight: several times as fast as bit by bit."""
+    words = packed[:, 0].astype(np.uint64)
+    for byte in range(1, bits):
+        words |= packed[:, byte].astype(np.uint64) << np.uint64(8 * byte)
+    codes = np.empty((len(packed), 8), np.uint8)
+    for i in range(8):
+        codes[:, i] = words >> np.uint64(bits * i)
+    codes &= np.uint8((1 << bits) - 1)
+    return codes
+
+
 def unpack(packed: Bytes, cols: int, bits: int) -> NDArray[Any]:
     """Codes (rows, cols), uint8 up to 8 bits and uint16 above, from rows of 32-bit words."""
     rows = packed.shape[0]
@@ -195,6 +207,8 @@ def unpack(packed: Bytes, cols: int, bits: int) -> NDArray[Any]:
         np.bitwise_and(packed, 15, out=pairs[:, :, 0])
         np.right_shift(packed, 4, out=pairs[:, :, 1])
         return pairs.reshape(rows, -1)[:, :cols]
+    if bits < 8 and cols % 8 == 0:
+        return _unpack_eights(packed[:, : cols // 8 * bits].reshape(-1, bits), bits).reshape(rows, cols)
     stream = np.unpackbits(packed, axis=1, count=cols * bits, bitorder="little").reshape(rows, cols, bits)
     if bits > 8:
         dense = np.packbits(stream, axis=2, bitorder="little")
