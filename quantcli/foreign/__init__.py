@@ -46,9 +46,9 @@ class Found:
 class ForeignLayout:
     """A layout: a line for people, and what of it there is among tensors by name.
 
-    find(tensors, config, read): `config` is config.json, empty when there is none; of a GGUF it is {"gguf": its blocks}. `read` gives the shapes some
-    layouts store as a tensor; without it they must follow from the rest. Raises DataError for what is malformed,
-    contradictory, ambiguous or a variant that is not known.
+    find(tensors, config, read): `config` is config.json, empty when there is none; of a GGUF it is {"gguf": its
+    blocks}. `read` gives the shapes some layouts store as a tensor; without it they must follow from the rest. Raises
+    DataError for what is malformed, contradictory, ambiguous or a variant that is not known.
     """
 
     summary: str
