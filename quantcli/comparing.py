@@ -16,6 +16,7 @@ import numpy as np
 from quantcli import foreign
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
+from quantcli.exports import KEY as EXPORT_KEY
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.pipeline import Progress
 from quantcli.reading import Model, Tensor
@@ -56,17 +57,20 @@ class View:
         return self.scheme is not None or DTYPES[self.info.dtype].quantizable
 
 
-def views(model: Model, path: str) -> dict[str, View]:
-    """The tensors of a model by their original names. Raises DataError for layouts that are not understood."""
-    if model.is_quantized:
-        return {name: _native(tensor) if tensor.scheme else _float(tensor) for name, tensor in model.items()}
+def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> dict[str, View]:
+    """The tensors of a model by their original names. config: what config.json says, where that is known already.
+
+    Raises DataError for layouts that are not understood.
+    """
+    if model.is_quantized and config is None:
+        return {name: native(tensor) if tensor.scheme else _float(tensor) for name, tensor in model.items()}
     infos = {name: tensor.stored.info for name, tensor in model.items()}
 
     def read(name: str, start: int, size: int) -> NDArray[np.uint8]:
         return model[name].read_bytes(name, start, size)
 
     try:
-        found = foreign.find(infos, _config(path), read)
+        found = foreign.find(infos, _config(path, model) if config is None else config, read)
     except DataError as error:
         raise error.within(path) from None
     parts = {part.name for weight in found for part in weight.parts}
@@ -74,8 +78,20 @@ def views(model: Model, path: str) -> dict[str, View]:
     return shown | {name: _float(tensor) for name, tensor in model.items() if name not in parts}
 
 
-def _config(path: str) -> Mapping[str, Any]:
-    """config.json beside a model, with quantize_config.json in it where that is a file of its own."""
+def header_config(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """What the header of an exported file says that its loader wants in config.json. Raises DataError."""
+    if EXPORT_KEY not in metadata:
+        return {}
+    document = strict_json(metadata[EXPORT_KEY].encode("utf-8", "replace"), EXPORT_KEY)
+    found = document.get("config") if isinstance(document, dict) else None
+    if not isinstance(found, dict):
+        raise DataError("it has no config", place=[EXPORT_KEY])
+    return found
+
+
+def _config(path: str, model: Model) -> Mapping[str, Any]:
+    """config.json beside a model, with quantize_config.json in it where that is a file of its own; what an export
+    says in its header where there is neither."""
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     found: dict[str, Any] = {}
     for name in ("config.json", "quantize_config.json"):
@@ -88,7 +104,7 @@ def _config(path: str) -> Mapping[str, Any]:
                 found = document
             elif "quantization_config" not in found:
                 found = {**found, "quantization_config": document}
-    return found
+    return found or header_config(model.source.metadata)
 
 
 def _runs(total: int, step: int) -> tuple[tuple[int, int], ...]:
@@ -113,7 +129,8 @@ def _float(tensor: Tensor) -> View:
     )
 
 
-def _native(tensor: Tensor) -> View:
+def native(tensor: Tensor) -> View:
+    """A quantized tensor of a native file."""
     stored, layout = tensor.stored, tensor.stored.layout
     assert layout is not None and stored.scheme is not None
     spans = list(layout.tiles())
