@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 NAME = "model.safetensors"
 
+MOST_THREADS = 4
+"""Moving codes is limited by memory and disk: more threads would only take slabs of their own."""
+
 
 def named(target: str) -> Export:
     """The export to a target."""
@@ -56,7 +59,8 @@ def obstacle(weight: Weight, export: Export) -> str | None:
 def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
     """The error for a weight the target cannot say, with what it can."""
     accepted = named(target).accepts.describe()
-    return UsageError(f"{target} cannot say it: {why} ({scheme}); it accepts {accepted}", place=[printable(name)])
+    problem = f"{target} cannot say it: {why} ({scheme}); it accepts {accepted}"
+    return UsageError(problem, place=[printable(name)])
 
 
 def restricted(planned: plan.Plan, target: str) -> plan.Plan:
@@ -96,7 +100,8 @@ def convert(tensors: Sequence[Weight], target: str, config: Mapping[str, Any]) -
     try:
         found = export.convert(tensors, config)
     except UsageError as error:
-        raise UsageError(f"{target} cannot say them together: {error.problem}", place=error.place, hint=error.hint) from None
+        problem = f"{target} cannot say them together: {error.problem}"
+        raise UsageError(problem, place=error.place, hint=error.hint) from None
     owner: dict[str, str] = {}
     for name, job in found.jobs.items():
         for output in job.outputs:
@@ -183,9 +188,7 @@ def _loadable(name: str, index: int, count: int) -> str:
     return NAME if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _file(
-    name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], target: str
-) -> OneFile:
+def _file(name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], target: str) -> OneFile:
     made = {"config": found.config, "target": target, "tool": f"quantcli {__version__}"}
     header = {k: v for k, v in metadata.items() if k != NATIVE_KEY or named(target).keeps_document}
     header |= found.header(tensors)
@@ -331,7 +334,7 @@ def _run(order: Order, found: Conversion, outs: Sequence[tuple[OneFile, OutputFi
     for file, out in outs:
         for offset, piece in file.pieces:
             out.write(offset, piece)
-    Crew(tasks(), order.threads).run()
+    Crew(tasks(), min(order.threads, MOST_THREADS)).run()
     return exact
 
 

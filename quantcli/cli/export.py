@@ -60,7 +60,6 @@ def command(
     .safetensors. The report says what was lossless, and what rounding the parameters cost elsewhere.
     """
     from quantcli import exporting, reading, requantizing, terminal
-    from quantcli.cli.quantize import default_output
     from quantcli.stores import need_file
 
     with options.standard_output(output, as_json) as named, reading.open(src) as model:
@@ -68,7 +67,7 @@ def command(
         if not model.is_quantized:
             raise DataError("this file was not quantized by quantcli", place=[src], hint="use quantize --to")
         folder = exporting.as_folder(model.source, target, named)
-        place = named or _beside(src, target, default_output(src, target))
+        place = named or beside(src, target, target)
         real = exporting.check_output(model.source, target, place, folder=folder, force=force)
         wanted = requantizing.changes(model, target) if requantize else {}
         if not wanted:
@@ -84,14 +83,13 @@ def command(
         export_report.show(report, sys.stdout, colour=colour, limit=limit)
 
 
-def _beside(src: str, target: str, default: str) -> str:
+def beside(src: str, suffix: str, target: str) -> str:
     """The name of the output beside SRC, with the extension of targets that have one of their own."""
+    from quantcli.cli.quantize import default_output
     from quantcli.exporting import named
 
-    extension = named(target).extension
-    if not extension:
-        return default
-    return f"{default.removesuffix('.safetensors')}{extension}"
+    default, extension = default_output(src, suffix), named(target).extension
+    return f"{default.removesuffix('.safetensors')}{extension}" if extension else default
 
 
 def _check(model: Model, target: str) -> None:

@@ -20,7 +20,9 @@ import numpy as np
 
 from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
+    SLAB,
     bands,
+    below,
     facts,
     ignored,
     not_a_matrix,
@@ -63,22 +65,24 @@ def shape(weight: Weight) -> str | None:
     return None
 
 
-def interleaved(stream: NDArray[Any]) -> NDArray[Any]:
-    """Words (inputs, outputs/8) of native words (outputs, inputs/8): an 8 x 8 matrix of nibbles turned at a time, by
-    exchanging halves, quarters and eighths."""
+def interleaved(stream: NDArray[Any], out: NDArray[Any]) -> None:
+    """Put native words (outputs, inputs/8) into a matrix (inputs/8, 8, outputs/8): 8 x 8 nibbles are turned at a time,
+    by exchanging halves, quarters and eighths of words."""
     rows, width = stream.shape
-    slots = [np.ascontiguousarray(stream[output::8]) for output in ORDER]
+    slots = np.ascontiguousarray(stream.reshape(rows // 8, 8, width)[:, ORDER].transpose(1, 0, 2))
+    spare = np.empty((4, rows // 8, width), np.uint32)
     for shift, step, mask in _SWAPS:
-        for i in range(8):
-            if i & step == 0:
-                low, high = slots[i], slots[i + step]
-                exchanged = ((low >> np.uint32(shift)) ^ high) & np.uint32(mask)
-                slots[i + step] = high ^ exchanged
-                slots[i] = low ^ (exchanged << np.uint32(shift))
-    out = np.empty((width, 8, rows // 8), np.uint32)
-    for nibble, found in enumerate(slots):
-        out[:, nibble] = turned(found)
-    return out.reshape(width * 8, rows // 8)
+        pairs = slots.reshape(4 // step, 2, step, rows // 8, width)
+        low, high = pairs[:, 0], pairs[:, 1]
+        exchanged = spare.reshape(low.shape)
+        np.right_shift(low, np.uint32(shift), out=exchanged)
+        exchanged ^= high
+        exchanged &= np.uint32(mask)
+        high ^= exchanged
+        exchanged <<= np.uint32(shift)
+        low ^= exchanged
+    for nibble in range(8):
+        turned(slots[nibble], out[:, nibble])
 
 
 def _words_across(zero: NDArray[Any]) -> NDArray[Any]:
@@ -102,8 +106,11 @@ def _job(weight: Weight, group: int) -> Job:
     )
 
     def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
-        stream = words(codes, span, plan, 4).view("<u4")
-        put_columns(write, 0, interleaved(stream), (span.col, span.row // 8), rows // 8)
+        slab = np.empty((span.cols // 8, 8, span.rows // 8), np.uint32)
+        for part in below(span, 4, 8):
+            first = (part.row - span.row) // 8
+            interleaved(words(codes, part, plan, 4).view("<u4"), slab[:, :, first : first + part.rows // 8])
+        put_columns(write, 0, slab.reshape(span.cols, span.rows // 8), (span.col, span.row // 8), rows // 8)
         scale, zero = params(codes, span, plan, scheme)
         stored, exact = rounded(scale, "F16", weight.info.name)
         at = span.col // size
@@ -113,7 +120,7 @@ def _job(weight: Weight, group: int) -> Job:
         return exact
 
     def pieces() -> Iterator[Piece]:
-        for span in bands(plan, 4, 8):
+        for span in bands(plan, 4, 8, SLAB):
             yield partial(piece, span)
 
     return Job(outputs=outputs, pieces=pieces)

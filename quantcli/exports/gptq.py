@@ -22,7 +22,9 @@ import numpy as np
 
 from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
+    SLAB,
     bands,
+    below,
     facts,
     not_a_matrix,
     one_group,
@@ -66,14 +68,17 @@ def _job(weight: Weight, group: int, added: int) -> Job:
     )
 
     def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
-        stream = words(codes, span, plan, bits).view("<u4")
-        put_columns(write, 0, turned(stream), (span.col * bits // 32, span.row), rows)
+        slab = np.empty((span.cols * bits // 32, span.rows), np.uint32)
+        for part in below(span, bits, 32):
+            first = part.row - span.row
+            turned(words(codes, part, plan, bits).view("<u4"), slab[:, first : first + part.rows])
+        put_columns(write, 0, slab, (span.col * bits // 32, span.row), rows)
         scale, zero = params(codes, span, plan, scheme)
         stored, exact = rounded(scale, "F16", weight.info.name)
         at = span.col // size
         put_columns(write, 2, repeated(stored, plan.group // size).T, (at, span.row), rows)
-        below = (zero.astype(np.int16) - added) & ((1 << bits) - 1)
-        packed = pack_rows(repeated(below, plan.group // size).T, bits)
+        stored_zero = (zero.astype(np.int16) - added) & ((1 << bits) - 1)
+        packed = pack_rows(repeated(stored_zero, plan.group // size).T, bits)
         put_columns(write, 1, packed, (at, int(span.row * per_word)), rows * bits // 32)
         return exact
 
@@ -83,7 +88,7 @@ def _job(weight: Weight, group: int, added: int) -> Job:
 
     def pieces() -> Iterator[Piece]:
         yield indices
-        for span in bands(plan, bits, 32):
+        for span in bands(plan, bits, 32, SLAB):
             yield partial(piece, span)
 
     return Job(outputs=outputs, pieces=pieces)

@@ -109,9 +109,7 @@ def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
 
 def _notes(tensors: Sequence[Weight]) -> list[str]:
     notes = ["mlx-lm loads folders of models whose model_type it knows, from files named model*.safetensors"]
-    rounded_biases = [
-        w for w in quantized(tensors) if not facts(w)[0].symmetric and facts(w)[0].zero_point != "float"
-    ]
+    rounded_biases = [w for w in quantized(tensors) if not facts(w)[0].symmetric and facts(w)[0].zero_point != "float"]
     if rounded_biases:
         notes.append("MLX stores -zero * scale, rounded to the scale's dtype; symmetric weights lose nothing")
     return notes
