@@ -151,19 +151,12 @@ def files(
     source: Source, tensors: Sequence[StoredTensor | TensorPlan], target: str, found: Conversion, base: str | None
 ) -> list[OneFile]:
     """The files of an export to the byte. base: the name of the output where it is one file, None for a folder."""
-    export = named(target)
-    if export.files is not None:
+    if found.files is not None:
         assert base is not None
+        names = tuple(found.jobs)
         return [
-            OneFile(
-                name=f.name(base),
-                tensors=tuple(found.jobs),
-                size=f.size,
-                pieces=f.pieces,
-                offsets=f.offsets,
-                checked=False,
-            )
-            for f in export.files(found)
+            OneFile(name=f.name, tensors=names, size=f.size, pieces=f.pieces, offsets=f.offsets, checked=False)
+            for f in found.files(base)
         ]
     if base is not None or not isinstance(source, Checkpoint):
         return [_file(base or NAME, tuple(found.jobs), found, source.metadata, target)]
@@ -350,10 +343,11 @@ def _measured(
     pairs: dict[str, tuple[comparing.View, comparing.View]] = {}
     with ExitStack() as stack:
         for path in dict.fromkeys(homes[name] for name in found.jobs if name in wanted):
-            if named(order.target).files is None:
+            if found.files is None:
                 model = stack.enter_context(open_model(path))
                 views = comparing.views(model, path, found.config)
-                pairs |= {n: (order.against[n], views[n]) for n in wanted & views.keys() if homes[n] == path}
+                known = {n for n, view in views.items() if view.scheme is not None}
+                pairs |= {n: (order.against[n], views[n]) for n in wanted & known if homes[n] == path}
         for name in wanted - pairs.keys():
             if exact[name]:  # the codes as they were made are those that were written
                 pairs[name] = order.against[name], comparing.native(order.tensors[name])

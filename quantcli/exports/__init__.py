@@ -82,21 +82,23 @@ class Conversion:
     """What becomes of a model.
 
     jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
-    safetensors, the metadata of a file that holds these tensors. notes: what the loaders will and will not do.
+    safetensors, the metadata of a file that holds these tensors. files(base): for a container of its own, its files,
+    the one that names the others first; base is the name of the output. notes: what the loaders will and will not do.
     """
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
+    files: Callable[[str], Sequence[Bytewise]] | None = None
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytewise:
-    """A file of another container before it is written: its name, made from that of the destination, its size, the
-    place of every output in it, and what stands between them."""
+    """A file of another container before it is written: its name, its size, the place of every output in it, and what
+    stands between them."""
 
-    name: Callable[[str], str]
+    name: str
     size: int
     offsets: Mapping[str, int]
     pieces: Sequence[tuple[int, bytes]]
@@ -192,7 +194,7 @@ class Export:
     accepted scheme, for its shape or name; None when it can. convert(tensors, config): what becomes of a model whose
     weights it can all say; `config` is the source's config.json. Raises UsageError for weights it cannot say together.
     scale_dtype: what scales are best made in for it. extension: of a target that is always one file, with its dot.
-    files(conversion): for a container of its own. keeps_document: whether what it writes is a native file still.
+    keeps_document: whether what it writes is a native file still.
     """
 
     summary: str
@@ -201,7 +203,6 @@ class Export:
     convert: Callable[[Sequence[Weight], Mapping[str, Any]], Conversion]
     scale_dtype: str | None = None
     extension: str = ""
-    files: Callable[[Conversion], Sequence[Bytewise]] | None = None
     keeps_document: bool = False
 
     def suited(self, scheme: Scheme) -> Scheme:

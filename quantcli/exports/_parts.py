@@ -82,15 +82,17 @@ def copied(outputs: Sequence[TensorInfo]) -> Job:
     return Job(outputs=tuple(outputs), pieces=pieces)
 
 
-def bands(plan: Layout, bits: int, unit: int = 1, limit: int = BAND) -> Iterator[TileSpan]:
-    """Pieces of at most `limit` bytes in file order: whole rows, multiples of `unit` of them, or where not even so
-    many are that small, parts of such rows that end between words and groups."""
+def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
+    """Pieces of about BAND bytes (SLAB when they are to be turned) in file order: whole rows, multiples of `unit` of
+    them, or where not even so many are that small, parts of such rows that end between words, native groups and the
+    target's groups of `size`."""
+    limit = SLAB if slab else BAND
     height = limit // (row_bytes(plan.cols, bits) * unit) * unit
     if height:
         for row in range(0, plan.rows, height):
             yield TileSpan(row, min(height, plan.rows - row), 0, plan.cols)
         return
-    step = math.lcm(32, plan.group if plan.group < plan.cols else 32)
+    step = math.lcm(32, *(g for g in (size, plan.group) if g < plan.cols))
     width = max(1, limit * 8 // (bits * unit * step)) * step
     for row in range(0, plan.rows, unit):
         for col in range(0, plan.cols, width):
@@ -134,9 +136,12 @@ def rounded(values: Floats, dtype: str, name: str, *, zeros: bool = False) -> tu
     return found, bool(np.array_equal(back, values))
 
 
-def repeated(values: NDArray[Any], times: int) -> NDArray[Any]:
-    """Parameters (rows, groups) of groups that are cut into so many."""
-    return values if times == 1 else np.repeat(values, times, axis=1)
+def repeated(values: NDArray[Any], span: TileSpan, plan: Layout, size: int) -> NDArray[Any]:
+    """Parameters (rows, groups) of a piece, repeated for every one of the target's groups of `size` in it."""
+    count = -(-span.cols // size)
+    if values.shape[1] == count:
+        return values
+    return np.repeat(values, count if plan.groups == 1 else plan.group // size, axis=1)[:, :count]
 
 
 def turned(matrix: NDArray[Any], out: NDArray[Any]) -> None:

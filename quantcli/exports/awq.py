@@ -20,7 +20,6 @@ import numpy as np
 
 from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
-    SLAB,
     bands,
     below,
     facts,
@@ -114,13 +113,13 @@ def _job(weight: Weight, group: int) -> Job:
         scale, zero = params(codes, span, plan, scheme)
         stored, exact = rounded(scale, "F16", weight.info.name)
         at = span.col // size
-        put_columns(write, 2, repeated(stored, plan.group // size).T, (at, span.row), rows)
-        across = _words_across(repeated(zero, plan.group // size).T)
+        put_columns(write, 2, repeated(stored, span, plan, size).T, (at, span.row), rows)
+        across = _words_across(repeated(zero, span, plan, size).T)
         put_columns(write, 1, across, (at, span.row // 8), rows // 8)
         return exact
 
     def pieces() -> Iterator[Piece]:
-        for span in bands(plan, 4, 8, SLAB):
+        for span in bands(plan, 4, size, unit=8, slab=True):
             yield partial(piece, span)
 
     return Job(outputs=outputs, pieces=pieces)
@@ -141,10 +140,7 @@ def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
         jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t, group) for t in tensors},
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},
-        notes=[
-            "transformers needs GPTQModel to run AWQ; vLLM and mlx-lm load it as it is",
-            "layers whose name is listed in modules_to_not_convert stay in floating point, by part of the name",
-        ],
+        notes=["transformers needs GPTQModel to run AWQ; vLLM and mlx-lm load it as it is"],
     )
 
 

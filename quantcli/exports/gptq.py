@@ -22,7 +22,6 @@ import numpy as np
 
 from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
-    SLAB,
     bands,
     below,
     facts,
@@ -76,9 +75,9 @@ def _job(weight: Weight, group: int, added: int) -> Job:
         scale, zero = params(codes, span, plan, scheme)
         stored, exact = rounded(scale, "F16", weight.info.name)
         at = span.col // size
-        put_columns(write, 2, repeated(stored, plan.group // size).T, (at, span.row), rows)
+        put_columns(write, 2, repeated(stored, span, plan, size).T, (at, span.row), rows)
         stored_zero = (zero.astype(np.int16) - added) & ((1 << bits) - 1)
-        packed = pack_rows(repeated(stored_zero, plan.group // size).T, bits)
+        packed = pack_rows(repeated(stored_zero, span, plan, size).T, bits)
         put_columns(write, 1, packed, (at, int(span.row * per_word)), rows * bits // 32)
         return exact
 
@@ -88,7 +87,7 @@ def _job(weight: Weight, group: int, added: int) -> Job:
 
     def pieces() -> Iterator[Piece]:
         yield indices
-        for span in bands(plan, bits, 32, SLAB):
+        for span in bands(plan, bits, size, unit=32, slab=True):
             yield partial(piece, span)
 
     return Job(outputs=outputs, pieces=pieces)

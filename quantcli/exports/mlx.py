@@ -78,12 +78,12 @@ def _job(weight: Weight) -> Job:
         place = (span.row * groups + span.col // group) * element(weight.scale_dtype)
         for number, values in ((1, scale), (2, bias)):
             stored, same = rounded(values, weight.scale_dtype, weight.info.name, zeros=number == 2)
-            write(number, place, repeated(stored, plan.group // group))
+            write(number, place, repeated(stored, span, plan, group))
             exact &= same
         return exact
 
     def pieces() -> Iterator[Piece]:
-        for span in bands(plan, scheme.bits):
+        for span in bands(plan, scheme.bits, group):
             yield partial(piece, span)
 
     return Job(outputs=outputs, pieces=pieces)
