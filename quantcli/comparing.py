@@ -63,7 +63,7 @@ def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> d
     Raises DataError for layouts that are not understood.
     """
     if model.is_quantized and config is None:
-        return {name: native(tensor) if tensor.scheme else _float(tensor) for name, tensor in model.items()}
+        return {name: view(tensor) for name, tensor in model.items()}
     infos = {name: tensor.stored.info for name, tensor in model.items()}
 
     def read(name: str, start: int, size: int) -> NDArray[np.uint8]:
@@ -129,8 +129,12 @@ def _float(tensor: Tensor) -> View:
     )
 
 
-def native(tensor: Tensor) -> View:
-    """A quantized tensor of a native file."""
+def view(tensor: Tensor) -> View:
+    """A tensor of a native or float file."""
+    return _native(tensor) if tensor.scheme is not None else _float(tensor)
+
+
+def _native(tensor: Tensor) -> View:
     stored, layout = tensor.stored, tensor.stored.layout
     assert layout is not None and stored.scheme is not None
     spans = list(layout.tiles())

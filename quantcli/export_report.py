@@ -83,7 +83,7 @@ def made(
 ) -> ExportReport:
     """The report. native: the tensors of the source; final: those that were exported, some made anew."""
     tensors = [_tensor(n, final[n.info.name], found, written) for n in native]
-    errors = [m for m in written.metrics.values() if m is not None]
+    errors = [m for m in written.metrics.values() if m is not None and not m.exact]
     return ExportReport(
         source=source,
         output=output,
@@ -115,7 +115,7 @@ def _tensor(native: StoredTensor, final: StoredTensor, found: Conversion, writte
         scheme=native.scheme.name if native.scheme else None,
         exported_scheme=final.scheme.name if final.scheme else None,
         stored=stored(name, outputs),
-        lossless=not anew and written.exact.get(name, True),
+        lossless=bool(error and error.exact) if anew else written.exact.get(name, True),
         native_sqnr_db=native.metrics.sqnr_db if native.metrics else None,
         native_exact=native.scheme is None or bool(native.metrics and native.metrics.exact),
         sqnr_db=error.sqnr_db if error else None,

@@ -148,9 +148,19 @@ def as_folder(source: Source, target: str, output: str | None) -> bool:
 
 
 def files(
-    source: Source, tensors: Sequence[StoredTensor | TensorPlan], target: str, found: Conversion, base: str | None
+    source: Source,
+    tensors: Sequence[StoredTensor | TensorPlan],
+    target: str,
+    found: Conversion,
+    base: str | None,
+    *,
+    anew: bool = False,
 ) -> list[OneFile]:
-    """The files of an export to the byte. base: the name of the output where it is one file, None for a folder."""
+    """The files of an export to the byte.
+
+    base: the name of the output where it is one file, None for a folder. anew: whether some tensors are not those of
+    the source, so that its header no longer describes them.
+    """
     if found.files is not None:
         assert base is not None
         names = tuple(found.jobs)
@@ -158,8 +168,10 @@ def files(
             OneFile(name=f.name, tensors=names, size=f.size, pieces=f.pieces, offsets=f.offsets, checked=False)
             for f in found.files(base)
         ]
+    keep = named(target).keeps_document and not anew
     if base is not None or not isinstance(source, Checkpoint):
-        return [_file(base or NAME, tuple(found.jobs), found, source.metadata, target)]
+        keep &= not isinstance(source, Checkpoint)
+        return [_file(base or NAME, tuple(found.jobs), found, source.metadata, target, keep=keep)]
     parts = []
     for name, shard in source.shards.items():
         held = {info.name for info in shard.infos()}
@@ -168,7 +180,7 @@ def files(
         )
         parts.append((name, own, shard.metadata))
     return [
-        _file(_loadable(name, i, len(parts)), own, found, metadata, target)
+        _file(_loadable(name, i, len(parts)), own, found, metadata, target, keep=keep)
         for i, (name, own, metadata) in enumerate(parts)
         if own
     ]
@@ -181,11 +193,16 @@ def _loadable(name: str, index: int, count: int) -> str:
     return NAME if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _file(name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], target: str) -> OneFile:
-    made = {"config": found.config, "target": target, "tool": f"quantcli {__version__}"}
-    header = {k: v for k, v in metadata.items() if k != NATIVE_KEY or named(target).keeps_document}
+def _file(
+    name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], target: str, *, keep: bool
+) -> OneFile:
+    """keep: whether the source's own header document describes the file still."""
+    header = {"format": "pt", **{k: v for k, v in metadata.items() if k not in (NATIVE_KEY, KEY)}}
     header |= found.header(tensors)
-    if not named(target).keeps_document:
+    if keep and NATIVE_KEY in metadata:
+        header[NATIVE_KEY] = metadata[NATIVE_KEY]
+    else:
+        made = {"config": found.config, "target": target, "tool": f"quantcli {__version__}"}
         header[KEY] = json.dumps(made, sort_keys=True, separators=(",", ":"))
     places = lay_out([o for t in tensors for o in found.jobs[t].outputs], header)
     first = header_bytes(places.entries, header, places.header_size)
@@ -253,7 +270,11 @@ def write(order: Order) -> Written:
     stored = [t.stored for t in order.tensors.values()]
     config = config_of(order.source)
     found = convert(stored, order.target, config)
-    planned = files(order.source, stored, order.target, found, None if order.folder else os.path.basename(order.path))
+    base = None if order.folder else os.path.basename(order.path)
+    planned = files(order.source, stored, order.target, found, base, anew=bool(order.always))
+    for file in planned[1:] if not order.folder else []:
+        beside = os.path.join(os.path.dirname(order.path), file.name)
+        check_destination(beside, force=order.force, sources=list(order.source.files()))
     size = sum(f.size for f in planned)
     check_space(order.path, size, order.source.path)
     if order.progress is not None:
@@ -335,22 +356,21 @@ def _measured(
     order: Order, found: Conversion, homes: Mapping[str, str], exact: Mapping[str, bool]
 ) -> dict[str, Metrics | None]:
     """Errors of what was rounded or made anew, from the bytes that were written where there is a reader of them."""
-    wanted = {
+    wanted = [
         name
         for name, tensor in order.tensors.items()
-        if tensor.scheme is not None and name in found.jobs and (not exact[name] or name in order.always)
-    }
+        if name in found.jobs and (name in order.always or (tensor.scheme is not None and not exact[name]))
+    ]
     pairs: dict[str, tuple[comparing.View, comparing.View]] = {}
     with ExitStack() as stack:
-        for path in dict.fromkeys(homes[name] for name in found.jobs if name in wanted):
-            if found.files is None:
-                model = stack.enter_context(open_model(path))
-                views = comparing.views(model, path, found.config)
-                known = {n for n, view in views.items() if view.scheme is not None}
-                pairs |= {n: (order.against[n], views[n]) for n in wanted & known if homes[n] == path}
-        for name in wanted - pairs.keys():
-            if exact[name]:  # the codes as they were made are those that were written
-                pairs[name] = order.against[name], comparing.native(order.tensors[name])
+        read = dict[str, comparing.View]()
+        for path in dict.fromkeys(homes[name] for name in wanted) if found.files is None else []:
+            read |= comparing.views(stack.enter_context(open_model(path)), path, found.config)
+        for name in wanted:
+            if name in read and read[name].scheme is not None:
+                pairs[name] = order.against[name], read[name]
+            elif exact[name]:  # what was made anew is what was written
+                pairs[name] = order.against[name], comparing.view(order.tensors[name])
         return comparing.measure(pairs, threads=order.threads, progress=None)
 
 

@@ -34,7 +34,7 @@ class Decoded:
     def __init__(self, model: Model, names: Sequence[str], wide: frozenset[str]) -> None:
         self.path, self.metadata = model.source.path, dict[str, str]()
         self._source = model.source
-        self._views = {name: comparing.native(model[name]) for name in names}
+        self._views = {name: comparing.view(model[name]) for name in names}
         own = {name: self._views[name].info for name in names}
         self._infos = {name: replace(info, dtype="F32") if name in wide else info for name, info in own.items()}
 
@@ -76,8 +76,7 @@ def nearest(stored: StoredTensor, target: str) -> Scheme | None:
     first = export.accepts.nearest(stored.scheme)
     choices = [first]
     if first.granularity == "group":
-        smaller = [g for g in export.accepts.groups or (128, 64, 32, 16) if g < (first.group_size or 0)]
-        choices += [replace(first, group_size=g) for g in sorted(smaller, reverse=True)]
+        choices += [replace(first, group_size=g) for g in export.accepts.smaller(first.group_size or 0)]
         if "channel" in export.accepts.granularities:
             choices.append(replace(first, granularity="channel", group_size=None))
     scales = _LONG.get(stored.scale_dtype) if first.family == "int" else None

@@ -137,8 +137,8 @@ def _export(
                 force=force,
                 threads=count,
                 progress=bar,
-                against={n: comparing.native(t) for n, t in model.items() if t.scheme is not None},
-                always=frozenset(n for n, scheme in wanted.items() if scheme is not None),
+                against={n: comparing.view(t) for n, t in model.items() if t.scheme is not None},
+                always=frozenset(wanted),
             )
         )
         return export_report.made(

@@ -196,7 +196,8 @@ def command(
         shown = output or target
         if export is not None and not quiet:
             export.say_notes()
-        if dry_run and export is not None:
+        native = export is None or export.is_native(_as_folder(source, target))
+        if dry_run and export is not None and not native:
             found = export.dry_run(source, planned, (src, shown, real))
         elif dry_run:
             found = _planned(source, planned, src, shown, _planned_size(source, planned, target, digest))
@@ -210,7 +211,7 @@ def command(
                 run = pipeline.Options(
                     threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar
                 )
-                if export is not None and not export.is_native(_as_folder(source, target)):
+                if export is not None and not native:
                     found, said = export.write(source, planned, (src, shown, real), run)
                 else:
                     found, said = _write(source, planned, (src, shown, target, real), run)

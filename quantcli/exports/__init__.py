@@ -156,6 +156,10 @@ class Accepts:
     def _holds(self, group: int) -> bool:
         return self.groups is None or any(group % g == 0 for g in self.groups)
 
+    def smaller(self, group: int) -> list[int]:
+        """The usual group sizes below one that the target holds, the largest first."""
+        return [g for g in (1024, 512, 256, 128, 64, 32, 16) if g < group and self._holds(g)]
+
     def nearest(self, scheme: Scheme) -> Scheme:
         """The scheme the target can say that keeps most of another one: not fewer bits, not larger groups, where there
         are such.
@@ -172,8 +176,7 @@ class Accepts:
             granularity = "group" if "group" in self.granularities else "channel"
         group = (scheme.group_size or 128) if granularity == "group" else None
         if group is not None and not self._holds(group):
-            assert self.groups is not None
-            group = max([g for g in self.groups if g <= group], default=min(self.groups))
+            group = next(iter(self.smaller(group)), min(self.groups or (group,)))
         offset = scheme.zero_point if not symmetric and scheme.zero_point in self.zero_points else "int"
         own = Scheme(format=form)
         return Scheme(

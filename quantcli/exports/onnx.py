@@ -7,7 +7,7 @@ A weight X of b bits [N, K] in groups becomes initializers
     X_zero_point   UINT8  [N, ceil(ceil(K/B)*b/8)]     zero points, the stream of each row; none when symmetric
 
 and a node from an input `module.input` [rows, K] of its own to an output `module.output` [rows, N]. B is the largest of
-16 to 256 that divides the groups; rows with one scale may end inside a block. The nodes are no model: they are the
+16 to 256 that divides the groups; rows may end inside a block. The nodes are no model: they are the
 weights in the form in which a graph uses them. Tensors that were not quantized are initializers no node uses. From 2
 GiB on, which protobuf does not hold, the tensors are in a second file with `.data` behind its name.
 """
@@ -57,11 +57,11 @@ _TYPES = {"F32": 1, "U8": 2, "I8": 3, "U16": 4, "I16": 5, "I32": 6, "I64": 7, "B
 
 
 def shape(weight: Weight) -> str | None:
-    """Why MatMulNBits has no such weight: it is a matrix, its groups whole but for that of a single scale."""
+    """Why MatMulNBits has no such weight: it is a matrix, and a short last group must be a block cut short."""
     _, plan = facts(weight)
     if len(weight.info.shape) != 2:
         return f"it has {len(weight.info.shape)} dimension{'s' if len(weight.info.shape) != 1 else ''}"
-    if plan.short_group:
+    if plan.short_group and plan.group not in BLOCKS:
         return f"a short last group of {plan.short_group}"
     return None
 
