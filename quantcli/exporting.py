@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from quantcli import __version__, comparing, plan, registry
 from quantcli.container import KEY as NATIVE_KEY
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.exports import KEY, Conversion, Export, Job, Piece, Weight
+from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight
 from quantcli.exports._parts import without_quantization
 from quantcli.reading import Tensor
 from quantcli.reading import open as open_model
@@ -88,7 +88,7 @@ def restricted(planned: plan.Plan, target: str) -> plan.Plan:
     return found
 
 
-def convert(tensors: Sequence[Weight], target: str, config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversion:
     """What becomes of a model. Raises UsageError for what the target cannot say, DataError where two tensors would
     be written under one name."""
     export = named(target)
@@ -98,7 +98,7 @@ def convert(tensors: Sequence[Weight], target: str, config: Mapping[str, Any]) -
         if tensor.scheme is not None and (why := obstacle(tensor, export)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
     try:
-        found = export.convert(tensors, config)
+        found = export.convert(tensors, beside)
     except UsageError as error:
         problem = f"{target} cannot say them together: {error.problem}"
         raise UsageError(problem, place=error.place, hint=error.hint) from None
@@ -136,6 +136,12 @@ class OneFile:
     pieces: Sequence[tuple[int, bytes]]
     offsets: Mapping[str, int]
     checked: bool
+
+
+def check_standard_output(target: str, output: str | None) -> None:
+    """Raise UsageError for a target of more than one file on standard output."""
+    if output == "-" and named(target).extension:
+        raise UsageError(f"{target} may take two files", place=["stdout"], hint="name a file with -o")
 
 
 def as_folder(source: Source, target: str, output: str | None) -> bool:
@@ -211,16 +217,24 @@ def _file(
     )
 
 
-def config_of(source: Source) -> dict[str, Any]:
-    """config.json of a folder; empty when there is none."""
-    if not isinstance(source, Checkpoint):
-        return {}
-    path = os.path.join(source.folder, "config.json")
-    if not os.path.lexists(path):
-        return {}
-    found = strict_json(read_small(path, 1 << 24), path)
+def beside(source: Source) -> Beside:
+    """What lies beside the weights of a folder; nothing for a file."""
+
+    def read(name: str) -> bytes | None:
+        if not isinstance(source, Checkpoint):
+            return None
+        path = os.path.join(source.folder, name)
+        return read_small(path, 1 << 26) if os.path.lexists(path) else None
+
+    return read
+
+
+def _config(source: Source) -> dict[str, Any]:
+    """config.json of a folder; empty when there is none. Raises DataError when it is something else."""
+    raw = beside(source)("config.json")
+    found = {} if raw is None else strict_json(raw, f"{source.path}: config.json")
     if not isinstance(found, dict):
-        raise DataError("it is not an object", place=[path])
+        raise DataError("it is not an object", place=[source.path, "config.json"])
     return found
 
 
@@ -268,13 +282,13 @@ class Order:
 def write(order: Order) -> Written:
     """Export to a file or folder, which appears only when it is complete. Raises QuantcliError."""
     stored = [t.stored for t in order.tensors.values()]
-    config = config_of(order.source)
-    found = convert(stored, order.target, config)
+    config = _config(order.source)
+    found = convert(stored, order.target, beside(order.source))
     base = None if order.folder else os.path.basename(order.path)
     planned = files(order.source, stored, order.target, found, base, anew=bool(order.always))
     for file in planned[1:] if not order.folder else []:
-        beside = os.path.join(os.path.dirname(order.path), file.name)
-        check_destination(beside, force=order.force, sources=list(order.source.files()))
+        second = os.path.join(os.path.dirname(order.path), file.name)
+        check_destination(second, force=order.force, sources=list(order.source.files()))
     size = sum(f.size for f in planned)
     check_space(order.path, size, order.source.path)
     if order.progress is not None:
@@ -364,7 +378,7 @@ def _measured(
     pairs: dict[str, tuple[comparing.View, comparing.View]] = {}
     with ExitStack() as stack:
         read = dict[str, comparing.View]()
-        for path in dict.fromkeys(homes[name] for name in wanted) if found.files is None else []:
+        for path in dict.fromkeys(homes[name] for name in wanted) if named(order.target).read_back else []:
             read |= comparing.views(stack.enter_context(open_model(path)), path, found.config)
         for name in wanted:
             if name in read and read[name].scheme is not None:

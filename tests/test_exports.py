@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from making import (
     raw_tensors,
     run,
     save,
+    sparse_model,
 )
 from strategies import gaussian
 
@@ -202,7 +205,7 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
     if target == "compressed-tensors" and "quantcli" in metadata_of(path):
         # Not as the native file it is, but as its own client sees it.
         with quantcli.open(str(path)) as model:
-            config = exporting.convert([t.stored for t in model.values()], target, {}).config
+            config = exporting.convert([t.stored for t in model.values()], target, lambda name: None).config
         path = strip(path)
     with quantcli.open(str(path)) as model:
         views = comparing.views(model, str(path), config)
@@ -336,7 +339,7 @@ def written(target: str, held: Held, made: Scheme) -> dict[str, bytes]:
     """The bytes an export makes of a weight `m.weight`."""
     info = TensorInfo("m.weight", "F32", held.codes.shape)
     weight = SimpleNamespace(info=info, scheme=made, layout=layout(info.shape, made), scale_dtype="F32")
-    job = exporting.named(target).convert([weight], {}).jobs["m.weight"]
+    job = exporting.named(target).convert([weight], lambda name: None).jobs["m.weight"]
     found = {o.name: bytearray(o.nbytes) for o in job.outputs}
     codes: Codes = held
 
@@ -435,7 +438,7 @@ def model(tmp_path: Path) -> Path:
 
 REFUSED = [
     ("mlx", "w7g64", "7 bits", "2, 3, 4, 5, 6 or 8 bits"),
-    ("mlx", "w4g16", "groups of 16", "groups of multiples of 32"),
+    ("mlx", "w4g16", "groups of 16", "groups of a multiple of 32"),
     ("gptq", "w5g64", "5 bits", "2, 3, 4 or 8 bits"),
     ("gptq", "w4g64-float", "float offsets", "symmetric or asymmetric"),
     ("awq", "w8g64", "8 bits", "int of 4 bits"),
@@ -533,6 +536,14 @@ def test_notes_come_first_and_are_in_the_document(model: Path, tmp_path: Path) -
     assert '"quantization": {"group_size": 128' in ran.err  # what config.json would say
     ran = run("export", native, "--to", "mlx", "-o", tmp_path / "folder")
     assert "config.json" not in ran.err.replace("in config.json", "config.json") or "wants" not in ran.err
+
+
+def test_the_list_of_targets() -> None:
+    ran = run("export", "--list")
+    assert ran.code == 0 and ran.err == ""
+    lines = ran.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["target", *TARGETS]
+    assert "int of 4 bits, symmetric or asymmetric, in groups of a multiple of 16, per channel" in lines[1]
 
 
 def test_the_table(model: Path, tmp_path: Path) -> None:
@@ -718,6 +729,43 @@ def test_a_pipe_cannot_be_exported(model: Path, tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", f"cat {model} | {words}"], capture_output=True, text=True, env=environment(),
                           cwd=tmp_path, check=False)
     assert done.returncode == 2 and "goes back and forth, which a pipe cannot" in done.stderr
+
+
+def test_standard_output(model: Path, tmp_path: Path) -> None:
+    import subprocess
+
+    from making import command, environment
+
+    native, out = tmp_path / "native.safetensors", tmp_path / "out.safetensors"
+    run("quantize", model, "-o", native)
+    run("export", native, "--to", "mlx", "-o", out)
+    for words in (("export", native), ("quantize", model)):
+        done = subprocess.run(command(*words, "--to", "mlx", "-o", "-", "-q"), capture_output=True, env=environment(),
+                              check=True)  # fmt: skip
+        assert done.stderr == b"" and done.stdout == out.read_bytes()
+        assert "onnx may take two files" in one_line(run(*words, "--to", "onnx", "-o", "-"), 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+    """Neither of the output nor of the native file beside it."""
+    import subprocess
+
+    from making import command, environment
+
+    source = sparse_model(tmp_path / "m.safetensors", 1.5)
+    out = tmp_path / "out"
+    process = subprocess.Popen(command("quantize", source, "--to", "onnx", "-o", out, "-q", "--no-default-keep"),
+                               stderr=subprocess.PIPE, env=environment(QUANTCLI_KERNELS="numpy"))  # fmt: skip
+    give_up = time.monotonic() + 20
+    while not left_behind(tmp_path):
+        assert process.poll() is None and time.monotonic() < give_up
+        time.sleep(0.005)
+    time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (-number, b"")
+    assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:

@@ -25,12 +25,16 @@ Names = tuple[str, str, str]
 """Source and output as they are shown, and the output's real path."""
 
 
-def target(source: Source, name: str, output: str | None) -> Target:
-    """Where to export. Raises UsageError for a pipe, whose weights could not be compared with what was written."""
+def target(source: Source, name: str, output: str | None, asked: str | None) -> Target:
+    """Where to export. output: the path to write to; asked: as it was given.
+
+    Raises UsageError for a pipe, whose weights could not be compared with what was written.
+    """
     from quantcli import exporting
     from quantcli.stores import need_file
 
     need_file(source, "--to")
+    exporting.check_standard_output(name, asked)
     return Target(name, exporting.as_folder(source, name, output))
 
 
@@ -67,7 +71,7 @@ class Target:
         from quantcli import exporting
 
         found = exporting.restricted(planned, self.name)
-        self.conversion = exporting.convert(found.tensors, self.name, exporting.config_of(source))
+        self.conversion = exporting.convert(found.tensors, self.name, exporting.beside(source))
         return found
 
     @property
@@ -110,7 +114,7 @@ class Target:
         began = time.perf_counter()
         with _native(source, planned, names[2], run) as (path, made, results), reading.open(path) as model:
             stored = [t.stored for t in model.values()]
-            found = exporting.convert(stored, self.name, exporting.config_of(model.source))
+            found = exporting.convert(stored, self.name, exporting.beside(model.source))
             written = exporting.write(
                 exporting.Order(
                     source=model.source,

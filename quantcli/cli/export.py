@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from quantcli.scheme import Scheme
 
 
+def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print what every target accepts, and end."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from quantcli import terminal
+    from quantcli.exporting import named
+
+    table = terminal.Table(
+        [terminal.Column("target"), terminal.Column("accepts"), terminal.Column("for", from_width=160)]
+    )
+    for name in registry.names("exports"):
+        table.add(name, named(name).accepts.describe(), named(name).summary)
+    terminal.show(table, sys.stdout, colour=False)
+    ctx.exit()
+
+
 @click.command("export", short_help="Write a quantized file as another tool loads it.")
 @options.source
 @click.option(
@@ -28,7 +44,10 @@ if TYPE_CHECKING:
     "target",
     type=options.Names(registry.names("exports")),
     required=True,
-    help="The layout to write.",
+    help="The layout to write; --list says which schemes each accepts.",
+)
+@click.option(
+    "--list", is_flag=True, is_eager=True, expose_value=False, callback=_targets, help="List the targets and end."
 )
 @options.output
 @click.option(
@@ -62,6 +81,7 @@ def command(
     from quantcli import exporting, reading, requantizing, terminal
     from quantcli.stores import need_file
 
+    exporting.check_standard_output(target, output)
     with options.standard_output(output, as_json) as named, reading.open(src) as model:
         need_file(model.source, "exporting")
         if not model.is_quantized:
@@ -97,7 +117,7 @@ def _check(model: Model, target: str) -> None:
     from quantcli import exporting, requantizing
 
     try:
-        exporting.convert([t.stored for t in model.values()], target, exporting.config_of(model.source))
+        exporting.convert([t.stored for t in model.values()], target, exporting.beside(model.source))
     except UsageError as error:
         raise requantizing.refused(model, target, error) from None
 
@@ -123,7 +143,7 @@ def _export(
         requantizing.requantized(model, wanted, real, threads=count, progress=bar) as tensors,
     ):
         final = {name: tensor.stored for name, tensor in tensors.items()}
-        found = exporting.convert(list(final.values()), target, exporting.config_of(model.source))
+        found = exporting.convert(list(final.values()), target, exporting.beside(model.source))
         if not quiet:
             for line in exporting.notes(found, folder=folder):
                 options.say(line)

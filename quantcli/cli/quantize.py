@@ -179,7 +179,7 @@ def command(
         options.float_source(src) as source,
     ):
         request = _settled(source, src, request, asked, threads, quiet)
-        export = _exporting.target(source, to, named) if to is not None else None
+        export = _exporting.target(source, to, named, output) if to is not None else None
         request = export.suited(request) if export is not None else request
         recipe_text = recipe.dump(request) if asked["save_recipe"] is not None else None
         scheme = request.scheme.name if not request.rules else "recipe"

@@ -68,6 +68,10 @@ Piece = Callable[[Codes, Write], bool]
 """A part of a conversion; whether what it wrote decodes to just what it read."""
 
 
+Beside = Callable[[str], "bytes | None"]
+"""What lies beside the weights of the source: a small file's bytes by its name, None where there is none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What becomes of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
@@ -112,7 +116,7 @@ class Accepts:
     symmetric, zero_points: as in `Scheme`.
 
     >>> Accepts(bits=(4,), groups=(32, 64)).describe()
-    'int of 4 bits, symmetric or asymmetric, in groups of multiples of 32, per channel or per tensor'
+    'int of 4 bits, symmetric or asymmetric, in groups of a multiple of 32, per channel or per tensor'
     """
 
     formats: tuple[str, ...] = ("int",)
@@ -128,10 +132,10 @@ class Accepts:
         if self.formats == ("int",):
             kinds = ["symmetric"] if True in self.symmetric else []
             kinds += ["asymmetric"] if False in self.symmetric else []
-            parts.append(" or ".join(kinds) + (" with float offsets too" if "float" in self.zero_points else ""))
+            parts.append(" or ".join(kinds) + (" (float offsets too)" if "float" in self.zero_points else ""))
         where = []
         if "group" in self.granularities:
-            where.append("in groups" + (f" of multiples of {min(self.groups)}" if self.groups else ""))
+            where.append("in groups" + (f" of a multiple of {min(self.groups)}" if self.groups else ""))
         where += [f"per {g}" for g in self.granularities if g != "group"]
         return ", ".join([*parts, _listed(where)])
 
@@ -194,19 +198,20 @@ class Export:
     """A layout other tools load.
 
     summary: a line for people. accepts: the schemes it can say. shape(weight): why it cannot say a weight of an
-    accepted scheme, for its shape or name; None when it can. convert(tensors, config): what becomes of a model whose
-    weights it can all say; `config` is the source's config.json. Raises UsageError for weights it cannot say together.
-    scale_dtype: what scales are best made in for it. extension: of a target that is always one file, with its dot.
-    keeps_document: whether what it writes is a native file still.
+    accepted scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose
+    weights it can all say. Raises UsageError for weights it cannot say together. scale_dtype: what scales are best
+    made in for it. extension: of a target that is always one file, with its dot. keeps_document: whether what it
+    writes is a native file still. read_back: whether `quantcli.foreign` reads it.
     """
 
     summary: str
     accepts: Accepts
     shape: Callable[[Weight], str | None]
-    convert: Callable[[Sequence[Weight], Mapping[str, Any]], Conversion]
+    convert: Callable[[Sequence[Weight], Beside], Conversion]
     scale_dtype: str | None = None
     extension: str = ""
     keeps_document: bool = False
+    read_back: bool = True
 
     def suited(self, scheme: Scheme) -> Scheme:
         """A scheme with the scales the target stores, unless others were asked for."""

@@ -12,13 +12,13 @@ word 0x75316420. The size of the groups holds for the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
     below,
@@ -125,7 +125,7 @@ def _job(weight: Weight, group: int) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
-def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as AWQ stores it."""
     group = one_group(quantized(tensors), GROUPS)
     settings = {

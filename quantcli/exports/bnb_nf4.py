@@ -13,15 +13,14 @@ Blocks run over the flat weight, and groups that divide a row are such blocks. C
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from quantcli.codes import fixed_codebook
 from quantcli.dtypes import LONG_NAMES
-from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
     facts,
@@ -90,7 +89,7 @@ def _job(weight: Weight) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
-def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as bitsandbytes stores it."""
     dtypes = {w.info.dtype for w in quantized(tensors)}
     settings = {
@@ -116,4 +115,5 @@ PROVIDES = Export(
     accepts=Accepts(formats=("nf4",), bits=(4,), groups=(64,)),
     shape=shape,
     convert=convert,
+    read_back=False,
 )

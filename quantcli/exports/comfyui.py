@@ -12,13 +12,12 @@ same file as int-quantized, so config.json says that.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import bands, facts, ignored, not_a_matrix, params, plain, quantized, rounded, words
 from quantcli.grouping import TileSpan
 from quantcli.patterns import module_of
@@ -45,7 +44,7 @@ def _job(weight: Weight) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
-def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as ComfyUI stores it."""
     names = [w.info.name for w in quantized(tensors)]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantcli import container
-from quantcli.exports import Accepts, Conversion, Export, Weight
+from quantcli.exports import Accepts, Beside, Conversion, Export, Weight
 from quantcli.exports._parts import copied, facts, ignored, not_a_matrix, quantized
 from quantcli.patterns import module_of
 from quantcli.tensors import TensorInfo
@@ -72,7 +72,7 @@ def quantization_config(tensors: Sequence[Weight]) -> tuple[dict[str, Any] | Non
     }, ""
 
 
-def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The native tensors as they are, and the configuration."""
     found, why = quantization_config(tensors)
     assert found is not None, why

@@ -14,13 +14,12 @@ to whole words, so that a zero point of 0 would carry into its neighbour: models
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
     below,
@@ -93,7 +92,7 @@ def _job(weight: Weight, group: int, added: int) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
-def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as GPTQ stores it, of the first version when all weights are symmetric."""
     own = quantized(tensors)
     bits, group = same_bits(own), one_group(own, GROUPS)

@@ -15,13 +15,13 @@ groups from `quantization` in config.json, for the model and for single modules;
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from quantcli.exports import Accepts, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
     element,
@@ -93,7 +93,7 @@ def _settings(weight: Weight) -> tuple[int, int]:
     return _group(weight), facts(weight)[0].bits
 
 
-def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as MLX stores it; what most weights have stands for all, the others are named."""
     own = {module_of(w.info.name): _settings(w) for w in quantized(tensors)}
     (group, bits), _ = Counter(own.values()).most_common(1)[0]

@@ -14,15 +14,14 @@ GiB on, which protobuf does not hold, the tensors are in a second file with `.da
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from quantcli import __version__
 from quantcli.errors import DataError, printable
-from quantcli.exports import Accepts, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
     facts,
@@ -189,7 +188,7 @@ def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str) 
     return files if files[0].size <= LIMIT else _beside(nodes, outputs, base)
 
 
-def convert(tensors: Sequence[Weight], config: Mapping[str, Any]) -> Conversion:
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The weights as nodes, and the other tensors beside them. Raises DataError for a dtype ONNX does not have."""
     for tensor in tensors:
         if tensor.scheme is None and tensor.info.dtype not in _TYPES:
@@ -210,5 +209,6 @@ PROVIDES = Export(
     accepts=Accepts(bits=(2, 4, 8), groups=(16,)),
     shape=shape,
     convert=convert,
+    read_back=False,
     extension=".onnx",
 )
