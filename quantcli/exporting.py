@@ -241,7 +241,11 @@ def _config(source: Source) -> dict[str, Any]:
 def check_output(source: Source, target: str, output: str, *, folder: bool, force: bool) -> str:
     """The real path of the output, or the reason why it may not be written. Raises UsageError or QuantcliError."""
     if folder:
-        return check_folder(output, force=force, source=source.folder if isinstance(source, Checkpoint) else "")
+        first = source.files()[0].path
+        real = check_folder(output, force=force, source=source.folder if isinstance(source, Checkpoint) else first)
+        if any(os.path.realpath(f.path).startswith(os.path.join(real, "")) for f in source.files()):
+            raise UsageError("the input is in this folder, which would be replaced", place=[output])
+        return real
     return check_destination(output, force=force, sources=list(source.files()))
 
 
@@ -264,9 +268,11 @@ class Order:
     """What to write where.
 
     tensors: of the native model, by name. against: what exported weights are measured by where they are not exact,
-    and those of `always` in any case. folder: whether `path` is one. force: whether it may exist.
+    and those of `always` in any case. folder: whether `path` is one. force: whether it may exist. shown: what the
+    source is called in errors.
     """
 
+    shown: str
     source: Source
     tensors: Mapping[str, Tensor]
     target: str
@@ -290,7 +296,7 @@ def write(order: Order) -> Written:
         second = os.path.join(os.path.dirname(order.path), file.name)
         check_destination(second, force=order.force, sources=list(order.source.files()))
     size = sum(f.size for f in planned)
-    check_space(order.path, size, order.source.path)
+    check_space(order.path, size, order.shown)
     if order.progress is not None:
         order.progress.start(size)
     if not order.folder:
@@ -349,7 +355,9 @@ def _run(order: Order, found: Conversion, outs: Sequence[tuple[OneFile, OutputFi
         try:
             same = piece(order.tensors[name], partial(put, job))
         except QuantcliError as error:
-            raise error if error.place[:1] == [order.source.path] else error.within(order.source.path) from None
+            if error.place[:1] == [order.source.path]:
+                del error.place[0]
+            raise error.within(order.shown) from None
         if not same:
             with lock:
                 exact[name] = False

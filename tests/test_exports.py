@@ -517,7 +517,10 @@ def test_scales_float16_does_not_hold(scale: float, target: str, tmp_path: Path)
     native, out = tmp_path / "native.safetensors", tmp_path / "out.safetensors"
     run("quantize", source, "--scale-dtype", "float32", "--group-size", 64, "-o", native)
     line = one_line(run("export", native, "--to", target, "-o", out, "-q"), 1)
-    assert "a.weight: a scale does not fit F16" in line
+    assert line.startswith(f"{native}: a.weight: a scale does not fit F16")
+    line = one_line(run("quantize", source, "--scale-dtype", "float32", "--group-size", 64, "--to", target, "-o", out,
+                        "-q"), 1)  # fmt: skip
+    assert line.startswith(f"{source}: a.weight: a scale does not fit F16")
     assert not out.exists() and not left_behind(tmp_path)
 
 
@@ -678,6 +681,8 @@ def test_existing_output(model: Path, tmp_path: Path) -> None:
     assert one_line(run("quantize", model, "--to", "mlx", "-o", out), 2).startswith(f"{out}: the output exists")
     assert "same file" in one_line(run("export", native, "--to", "mlx", "-o", native, "--force"), 2)
     assert out.read_bytes() == b"mine"
+    line = one_line(run("export", native, "--to", "mlx", "-o", tmp_path, "--force"), 2)
+    assert line == f"{tmp_path}: the input is in this folder, which would be replaced"
     assert run("export", native, "--to", "mlx", "-o", out, "--force").code == 0
 
 

@@ -117,6 +117,7 @@ class Target:
             found = exporting.convert(stored, self.name, exporting.beside(model.source))
             written = exporting.write(
                 exporting.Order(
+                    shown=names[0],
                     source=model.source,
                     tensors=dict(model),
                     target=self.name,

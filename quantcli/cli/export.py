@@ -149,6 +149,7 @@ def _export(
                 options.say(line)
         written = exporting.write(
             exporting.Order(
+                shown=model.source.path,
                 source=model.source,
                 tensors=tensors,
                 target=target,
