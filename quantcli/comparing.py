@@ -16,6 +16,7 @@ import numpy as np
 from quantcli import foreign
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
+from quantcli.exports import KEY as EXPORT_KEY
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.pipeline import Progress
 from quantcli.reading import Model, Tensor
@@ -57,17 +58,20 @@ class View:
         return self.scheme is not None or DTYPES[self.info.dtype].quantizable
 
 
-def views(model: Model, path: str) -> dict[str, View]:
-    """The tensors of a model by their original names. Raises DataError for layouts that are not understood."""
-    if model.is_quantized:
-        return {name: _native(tensor) if tensor.scheme else _float(tensor) for name, tensor in model.items()}
+def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> dict[str, View]:
+    """The tensors of a model by their original names. config: what config.json says, where that is known already.
+
+    Raises DataError for layouts that are not understood.
+    """
+    if model.is_quantized and config is None:
+        return {name: view(tensor) for name, tensor in model.items()}
     infos = {name: tensor.stored.info for name, tensor in model.items()}
 
     def read(name: str, start: int, size: int) -> NDArray[np.uint8]:
         return model[name].read_bytes(name, start, size)
 
     try:
-        found = foreign.find(infos, _stated(model, path), read)
+        found = foreign.find(infos, _stated(model, path) if config is None else config, read)
     except DataError as error:
         raise error.within(path) from None
     parts = {part.name for weight in found for part in weight.parts}
@@ -76,8 +80,22 @@ def views(model: Model, path: str) -> dict[str, View]:
 
 
 def _stated(model: Model, path: str) -> Mapping[str, Any]:
-    """What says how tensors are stored: config.json, or the file itself where it is a GGUF."""
-    return {"gguf": model.source.blocks} if isinstance(model.source, GgufFile) else _config(path)
+    """What says how tensors are stored: config.json, or what an export says in its header where there is none, or the
+    file itself where it is a GGUF."""
+    if isinstance(model.source, GgufFile):
+        return {"gguf": model.source.blocks}
+    return _config(path) or header_config(model.source.metadata)
+
+
+def header_config(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """What the header of an exported file says that its loader wants in config.json. Raises DataError."""
+    if EXPORT_KEY not in metadata:
+        return {}
+    document = strict_json(metadata[EXPORT_KEY].encode("utf-8", "replace"), EXPORT_KEY)
+    found = document.get("config") if isinstance(document, dict) else None
+    if not isinstance(found, dict):
+        raise DataError("it has no config", place=[EXPORT_KEY])
+    return found
 
 
 def _config(path: str) -> Mapping[str, Any]:
@@ -118,6 +136,11 @@ def _float(tensor: Tensor) -> View:
         blocks=runs(info.numel, BLOCK),
         read=read,
     )
+
+
+def view(tensor: Tensor) -> View:
+    """A tensor of a native or float file."""
+    return _native(tensor) if tensor.scheme is not None else _float(tensor)
 
 
 def _native(tensor: Tensor) -> View:

@@ -44,6 +44,7 @@ REASONS = {
     "lm-head": "keep-list: output head",
     "one-dimensional": "keep-list: one dimension",
     "small": f"keep-list: fewer than {SMALL} elements",
+    "target": "its shape or name is none the target of --to knows",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""

@@ -19,9 +19,9 @@ ORDER = [
     "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
     "stores", "imatrix", "container", "patterns", "importance", "plan", "plain", "recipe", "exports", "foreign",
-    "workers", "pipeline", "checkpoints", "reading", "decoding", "measuring", "examining", "comparing", "naming",
-    "allocating", "sweeping", "planning", "statistics", "report", "gates", "config", "baseline", "terminal",
-    "renderings", "cli", "__main__",
+    "workers", "pipeline", "checkpoints", "reading", "decoding", "measuring", "examining", "comparing", "exporting",
+    "requantizing", "naming", "allocating", "sweeping", "planning", "statistics", "report", "gates", "config",
+    "baseline", "terminal", "export_report", "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,
 plans before the loop that carries them out, and what is printed comes last."""
@@ -78,7 +78,7 @@ def test_imports_point_upward(path: Path) -> None:
         assert ORDER.index(unit) < place, f"{'.'.join(own)} imports {name}"
 
 
-@pytest.mark.parametrize("package", ["calibrators", "formats", "foreign", "renderings"])
+@pytest.mark.parametrize("package", ["calibrators", "exports", "formats", "foreign", "renderings"])
 def test_variants_do_not_import_one_another(package: str) -> None:
     variants = {p.stem for p in (PACKAGE / package).glob("*.py") if not p.stem.startswith("_")}
     for variant in variants:
@@ -135,7 +135,7 @@ def test_the_public_names_are_there() -> None:
 def test_every_variant_provides_itself() -> None:
     from quantcli import registry
 
-    for package in ("calibrators", "formats", "foreign", "renderings", "cli"):
+    for package in ("calibrators", "exports", "formats", "foreign", "renderings", "cli"):
         for name in registry.names(package):
             module = importlib.import_module(f"quantcli.{package}.{name.replace('-', '_')}")
             if not (package == "cli" and name == "options"):

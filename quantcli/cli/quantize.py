@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import registry
-from quantcli.cli import _budget, _gating, options
+from quantcli.cli import _budget, _exporting, _gating, options
 from quantcli.errors import DataError, UsageError
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
@@ -126,6 +126,12 @@ WITH_A_TARGET = (
 )
 @click.option("--target-bpw", metavar="BITS", type=_gating.Limit(), default=None, help="The same in bits per weight.")
 @click.option(
+    "--to",
+    type=options.Names(registry.names("exports")),
+    default=None,
+    help="Write what another tool loads; see export.  [default: native, which compressed-tensors loads]",
+)
+@click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
     default="refuse",
@@ -156,6 +162,7 @@ def command(
     dry_run: bool,
     digest: str,
     on_nonfinite: str,
+    to: str | None,
     debug: bool,
     **asked: Any,
 ) -> None:
@@ -176,16 +183,28 @@ def command(
         options.float_source(src) as source,
     ):
         request = _request(source, src, recipe_asked, asked, threads, quiet)
+        export = _exporting.target(source, to, named, output) if to is not None else None
+        request = export.suited(request) if export is not None else request
         saved = asked["save_recipe"]
         recipe_text = recipe.dump(request, os.path.dirname(saved)) if saved is not None else None
-        target = named or default_output(src, request.scheme.name if not request.rules else "recipe")
-        real = _destination(source, target, force) if not dry_run else target
+        scheme = request.scheme.name if not request.rules else "recipe"
+        target = named or (default_output(src, scheme) if export is None else export.beside(src, scheme))
+        real = target
+        if not dry_run:
+            real = (export.destination if export is not None else _destination)(source, target, force)
         try:
             planned = plan.make(source.infos(), request)
+            if export is not None:
+                planned = export.planned(source, planned)
         except (UsageError, DataError) as error:
             raise error.within(src) from None
         shown = output or target
-        if dry_run:
+        if export is not None and not quiet:
+            export.say_notes()
+        native = export is None or export.is_native(_as_folder(source, target))
+        if dry_run and export is not None and not native:
+            found = export.dry_run(source, planned, (src, shown, real))
+        elif dry_run:
             found = _planned(source, planned, src, shown, _planned_size(source, planned, target, digest))
         else:
             count = options.thread_count(threads)
@@ -197,7 +216,10 @@ def command(
                 run = pipeline.Options(
                     threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar
                 )
-                found, said = _write(source, planned, (src, shown, target, real), run)
+                if export is not None and not native:
+                    found, said = export.write(source, planned, (src, shown, real), run)
+                else:
+                    found, said = _write(source, planned, (src, shown, target, real), run)
             if verbose:
                 for line in said:
                     options.say(line)
@@ -212,6 +234,8 @@ def command(
             f"weight, SQNR {'exact' if s.sqnr_db is None else f'{s.sqnr_db:.2f} dB'}"
         )
     elif as_json or not quiet:
+        if as_json and export is not None:
+            found = export.with_notes(found)
         options.print_reports([found], "json" if as_json else "table", color=color, show_all=show_all)
 
 

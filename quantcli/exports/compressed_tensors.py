@@ -7,38 +7,26 @@ gets none: a folder that claims it all the same would load with random weights a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quantcli import container
+from quantcli.exports import Accepts, Beside, Conversion, Export, Weight
+from quantcli.exports._parts import copied, facts, ignored, not_a_matrix, quantized
 from quantcli.patterns import module_of
-from quantcli.plan import TensorPlan
+from quantcli.tensors import TensorInfo
+
+ACCEPTS = Accepts(bits=(2, 3, 4, 5, 6, 7, 8))
 
 
-def obstacle(tensor: TensorPlan) -> str | None:
+def obstacle(tensor: Weight) -> str | None:
     """Why the layout cannot express a quantized tensor; None when it can."""
-    scheme, plan = tensor.scheme, tensor.layout
-    assert scheme is not None and plan is not None
-    if not tensor.info.name.endswith(".weight"):
-        return "its name does not end in .weight"
-    if len(tensor.info.shape) != 2:
-        return f"it has {len(tensor.info.shape)} dimensions"
-    if scheme.format != "int":
-        return f"the format {scheme.format}"
-    if not 2 <= scheme.bits <= 8:
-        return f"{scheme.bits} bits"
-    if scheme.zero_point == "float":
-        return "float offsets"
-    if plan.shared == "columns":
-        return "one scale per column"
-    if plan.shared is None and plan.short_group and scheme.granularity == "group":
-        return f"a short last group of {plan.short_group}"
-    return None
+    return ACCEPTS.obstacle(facts(tensor)[0]) or not_a_matrix(tensor)
 
 
-def _weights(tensor: TensorPlan) -> dict[str, Any]:
-    scheme, plan = tensor.scheme, tensor.layout
-    assert scheme is not None and plan is not None
-    grouped = scheme.granularity == "group" and plan.groups > 1
+def _weights(tensor: Weight) -> dict[str, Any]:
+    scheme, plan = facts(tensor)
+    grouped = scheme.granularity == "group" and plan.group == scheme.group_size
     return {
         "num_bits": scheme.bits,
         "type": "int",
@@ -49,19 +37,19 @@ def _weights(tensor: TensorPlan) -> dict[str, Any]:
     }
 
 
-def quantization_config(tensors: Sequence[TensorPlan]) -> tuple[dict[str, Any] | None, str]:
+def quantization_config(tensors: Sequence[Weight]) -> tuple[dict[str, Any] | None, str]:
     """The quantization_config of a model, and the reason why there is none.
 
     One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a
     loader that takes the first for all then fails loudly instead of decoding wrongly.
     """
-    quantized = [t for t in tensors if t.scheme is not None]
-    for tensor in quantized:
+    own = quantized(tensors)
+    for tensor in own:
         why = obstacle(tensor)
         if why is not None:
             return None, f"{tensor.info.name}: {why}"
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for tensor in quantized:
+    for tensor in own:
         weights = _weights(tensor)
         groups.setdefault(repr(weights), (weights, []))[1].append(module_of(tensor.info.name))
     ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
@@ -75,15 +63,56 @@ def quantization_config(tensors: Sequence[TensorPlan]) -> tuple[dict[str, Any] |
         }
         for i, (weights, modules) in enumerate(ordered)
     }
-    ignore = [
-        module_of(t.info.name)
-        for t in tensors
-        if t.scheme is None and t.info.name.endswith(".weight") and len(t.info.shape) == 2
-    ]
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": ignore,
+        "ignore": ignored(tensors),
         "config_groups": config,
     }, ""
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The native tensors as they are, and the configuration."""
+    found, why = quantization_config(tensors)
+    assert found is not None, why
+    return Conversion(
+        jobs={t.info.name: copied(_parts(t)) for t in tensors},
+        config={"quantization_config": found},
+        notes=_notes(tensors, found),
+    )
+
+
+def _parts(weight: Weight) -> tuple[TensorInfo, ...]:
+    if weight.scheme is None:
+        return (weight.info,)
+    scheme, plan = facts(weight)
+    return tuple(container.outputs(weight.info, scheme, plan, weight.scale_dtype))
+
+
+def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
+    own, notes = [facts(w)[0] for w in quantized(tensors)], []
+    if any(not scheme.symmetric for scheme in own):
+        notes.append(
+            "transformers with compressed-tensors 0.18 or newer loads asymmetric weights only with "
+            "quantization_config=CompressedTensorsConfig(dequantize=True), and vLLM only those of 4 bits"
+        )
+    odd = sorted({scheme.bits for scheme in own} & {3, 5, 6, 7})
+    if odd:
+        shown = ", ".join(map(str, odd))
+        notes.append(f"{shown} bits need compressed-tensors 0.18 or newer; vLLM 0.33 does not load them")
+    if len(found["config_groups"]) > 1:
+        notes.append(
+            "several schemes: transformers 5.23 decodes them wrongly with dequantize=True, and vLLM needs the same one "
+            "for q, k and v and for gate and up"
+        )
+    return notes
+
+
+PROVIDES = Export(
+    summary="compressed-tensors pack-quantized: the native tensors and a configuration, for transformers and vLLM",
+    accepts=ACCEPTS,
+    shape=not_a_matrix,
+    convert=convert,
+    keeps_document=True,
+)

@@ -1,0 +1,196 @@
+"""`quantize --to`: a native file beside the output for a while, then exported, so that there is one way of doing it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from quantcli.cli import options
+
+if TYPE_CHECKING:
+    from quantcli.container import Result
+    from quantcli.exporting import Written
+    from quantcli.exports import Conversion
+    from quantcli.pipeline import Options
+    from quantcli.plan import Plan, Request
+    from quantcli.report import RunReport
+    from quantcli.stores import Source
+
+Names = tuple[str, str, str]
+"""Source and output as they are shown, and the output's real path."""
+
+
+def target(source: Source, name: str, output: str | None, asked: str | None) -> Target:
+    """Where to export. output: the path to write to; asked: as it was given.
+
+    Raises UsageError for a pipe, whose weights could not be compared with what was written.
+    """
+    from quantcli import exporting
+    from quantcli.stores import need_file
+
+    need_file(source, "--to")
+    exporting.check_standard_output(name, asked)
+    return Target(name, exporting.as_folder(source, name, output))
+
+
+@dataclass(slots=True)
+class Target:
+    """A target by name, whether the output is a folder, and what a plan becomes there once there is one."""
+
+    name: str
+    folder: bool
+    conversion: Conversion | None = None
+
+    def suited(self, request: Request) -> Request:
+        """A request with scales as the target stores them, so that the codes are made for those."""
+        from quantcli.exporting import named
+
+        export = named(self.name)
+        rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
+        return replace(request, scheme=export.suited(request.scheme), rules=rules)
+
+    def beside(self, src: str, scheme: str) -> str:
+        """The name beside SRC that tells the scheme and the target."""
+        from quantcli.cli.export import beside
+
+        return beside(src, f"{scheme}-{self.name}", self.name)
+
+    def destination(self, source: Source, output: str, force: bool) -> str:
+        """The real path of the output, or the reason why it may not be written."""
+        from quantcli import exporting
+
+        return exporting.check_output(source, self.name, output, folder=self.folder, force=force)
+
+    def planned(self, source: Source, planned: Plan) -> Plan:
+        """A plan of what the target can say. Raises as `exporting.restricted` does, before a weight is read."""
+        from quantcli import exporting
+
+        found = exporting.restricted(planned, self.name)
+        self.conversion = exporting.convert(found.tensors, self.name, exporting.beside(source))
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What the loader will and will not do."""
+        from quantcli import exporting
+
+        assert self.conversion is not None
+        return exporting.notes(self.conversion, folder=self.folder)
+
+    def say_notes(self) -> None:
+        """Say them."""
+        for line in self.notes:
+            options.say(line)
+
+    def with_notes(self, report: RunReport) -> RunReport:
+        """A report that says them too, for who reads it as a document."""
+        return replace(report, warnings=[*self.notes, *report.warnings])
+
+    def is_native(self, folder: bool) -> bool:
+        """Whether the native output, a folder or not, is what the target wants: then there is nothing to export."""
+        from quantcli.exporting import named
+
+        return named(self.name).keeps_document and folder == self.folder
+
+    def dry_run(self, source: Source, planned: Plan, names: Names) -> RunReport:
+        """The report on a plan, with the bytes of all files but side files."""
+        from quantcli import exporting
+
+        assert self.conversion is not None
+        base = None if self.folder else os.path.basename(names[2])
+        files = exporting.files(source, planned.tensors, self.name, self.conversion, base)
+        return _report(source, planned, None, "plan", names, self.conversion, sum(f.size for f in files), None)
+
+    def write(self, source: Source, planned: Plan, names: Names, run: Options) -> tuple[RunReport, list[str]]:
+        """Quantize and export; the report on it, its errors those of the exported weights, and what else there is to
+        tell."""
+        from quantcli import comparing, exporting, reading
+
+        began = time.perf_counter()
+        with _native(source, planned, names[2], run) as (path, made, results), reading.open(path) as model:
+            stored = [t.stored for t in model.values()]
+            found = exporting.convert(stored, self.name, exporting.beside(model.source))
+            written = exporting.write(
+                exporting.Order(
+                    shown=names[0],
+                    source=model.source,
+                    tensors=dict(model),
+                    target=self.name,
+                    path=names[2],
+                    folder=self.folder,
+                    force=run.force,
+                    threads=run.threads,
+                    progress=run.progress,
+                    against=comparing.views(reading.Model(source), names[0], {}),
+                )
+            )
+        seconds = time.perf_counter() - began
+        exported = _with_errors(results, written)
+        report = _report(source, made, exported, "quantize", names, found, written.size, seconds)
+        return report, [f"copied {', '.join(written.copied)}"] if written.copied else []
+
+
+def _with_errors(results: dict[str, Result], written: Written) -> dict[str, Result]:
+    """Results with the errors of exported weights where parameters were rounded; what is clipped stays so."""
+    found = dict(results)
+    for name, metrics in written.metrics.items():
+        before = results[name].metrics
+        if metrics is not None and before is not None:
+            found[name] = replace(results[name], metrics=replace(metrics, clipped=before.clipped))
+    return found
+
+
+def _report(
+    source: Source,
+    planned: Plan,
+    results: dict[str, Result] | None,
+    command: str,
+    names: Names,
+    found: Conversion,
+    bytes_out: int,
+    seconds: float | None,
+) -> RunReport:
+    """The report on a plan whose tensors are stored as the target has them."""
+    from quantcli import report
+
+    jobs = found.jobs
+    tensors = [replace(t, outputs=jobs[t.info.name].outputs if t.info.name in jobs else ()) for t in planned.tensors]
+    return report.of_plan(
+        tensors,
+        results,
+        command=command,
+        source=names[0],
+        output=names[1],
+        bytes_in=sum(f.size for f in source.files()),
+        bytes_out=bytes_out,
+        seconds=seconds,
+    )
+
+
+@contextlib.contextmanager
+def _native(source: Source, planned: Plan, beside: str, run: Options) -> Iterator[tuple[str, Plan, dict[str, Result]]]:
+    """A native file, or folder of a folder, that goes away again: its path, the plan as it turned out, the results."""
+    from quantcli import checkpoints, pipeline
+    from quantcli.requantizing import hidden
+    from quantcli.stores.checkpoint import Checkpoint
+
+    path = hidden(beside)
+    own = replace(run, force=False)
+    try:
+        if isinstance(source, Checkpoint):
+            folder = checkpoints.write(source, planned, path, own)
+            yield path, folder.plan, dict(folder.results)
+        else:
+            file = pipeline.write(source, planned, source.metadata, path, own)
+            yield path, file.plan, dict(file.results)
+    finally:
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(path)

@@ -1,0 +1,408 @@
+"""A native file or folder as another tool loads it: codes moved, never made anew.
+
+Everything is refused and every size is known before the first weight is read. Where parameters were rounded the cost
+is measured on the bytes that were written, decoded as their reader decodes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from quantcli import __version__, comparing, plan, registry
+from quantcli.container import KEY as NATIVE_KEY
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight
+from quantcli.exports._parts import without_quantization
+from quantcli.reading import Tensor
+from quantcli.reading import open as open_model
+from quantcli.stores import Source
+from quantcli.stores.checkpoint import INDEX, Checkpoint
+from quantcli.stores.files import OutputFile, check_destination, check_space, read_small
+from quantcli.stores.folder import OutputFolder, check_folder
+from quantcli.stores.safetensors import header_bytes, lay_out, strict_json, validate
+from quantcli.tensors import TensorInfo
+from quantcli.workers import Crew, Task
+
+if TYPE_CHECKING:
+    from quantcli.container import StoredTensor
+    from quantcli.metrics import Metrics
+    from quantcli.pipeline import Progress
+    from quantcli.plan import TensorPlan
+
+NAME = "model.safetensors"
+
+MOST_THREADS = 4
+"""Moving codes is limited by memory and disk: more threads would only take slabs of their own."""
+
+
+def named(target: str) -> Export:
+    """The export to a target."""
+    return cast(Export, registry.get("exports", target))
+
+
+# ---- what can be said -------------------------------------------------------------------------------------------
+
+
+def obstacle(weight: Weight, export: Export) -> str | None:
+    """Why a target cannot say a weight; None when it can."""
+    assert weight.scheme is not None
+    return export.accepts.obstacle(weight.scheme) or export.shape(weight)
+
+
+def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
+    """The error for a weight the target cannot say, with what it can."""
+    accepted = named(target).accepts.describe()
+    problem = f"{target} cannot say it: {why} ({scheme}); it accepts {accepted}"
+    return UsageError(problem, place=[printable(name)])
+
+
+def restricted(planned: plan.Plan, target: str) -> plan.Plan:
+    """A plan in which weights whose shape the target cannot say are kept.
+
+    Raises UsageError for a scheme it cannot say, DataError when nothing is left.
+    """
+    export, changes = named(target), {}
+    for tensor in planned.tensors:
+        if tensor.scheme is None:
+            continue
+        for scheme in tensor.scheme.candidates:
+            if (why := export.accepts.obstacle(scheme)) is not None:
+                raise refusal(tensor.info.name, tensor.scheme.name, why, target)
+        if (why := export.shape(tensor)) is not None:
+            changes[tensor.info.name] = plan.kept(tensor.info, "target", f"{target} cannot say it: {why}")
+    found = planned.amended(changes)
+    try:
+        plan.check(found)
+    except DataError as error:
+        if not changes:
+            raise
+        name, kept = next(iter(changes.items()))
+        raise DataError(error.problem, hint=f"{printable(name)}: {kept.note}") from None
+    return found
+
+
+def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversion:
+    """What becomes of a model. Raises UsageError for what the target cannot say, DataError where two tensors would
+    be written under one name."""
+    export = named(target)
+    if not any(t.scheme is not None for t in tensors):
+        raise DataError("there is nothing quantized in it to export")
+    for tensor in tensors:
+        if tensor.scheme is not None and (why := obstacle(tensor, export)) is not None:
+            raise refusal(tensor.info.name, tensor.scheme.name, why, target)
+    try:
+        found = export.convert(tensors, beside)
+    except UsageError as error:
+        problem = f"{target} cannot say them together: {error.problem}"
+        raise UsageError(problem, place=error.place, hint=error.hint) from None
+    owner: dict[str, str] = {}
+    for name, job in found.jobs.items():
+        for output in job.outputs:
+            if output.name in owner:
+                both = f"{printable(owner[output.name])} and {printable(name)}"
+                raise DataError(f"{both} would both be written as {printable(output.name)}")
+            owner[output.name] = name
+    return found
+
+
+def notes(found: Conversion, *, folder: bool) -> list[str]:
+    """What there is to say before anything is written: what the loader will and will not do, and for a bare file what
+    it wants in the config.json that is not written."""
+    lines = list(found.notes)
+    if found.config and not folder:
+        text = json.dumps(dict(found.config))
+        lines.append(f"a loader of folders wants this in config.json, and -o with a folder's name writes it: {text}")
+    return lines
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneFile:
+    """A file to write: its name, the tensors of the source it holds, its size, what stands between them, and where
+    they are. checked: whether the safetensors library looks at it."""
+
+    name: str
+    tensors: tuple[str, ...]
+    size: int
+    pieces: Sequence[tuple[int, bytes]]
+    offsets: Mapping[str, int]
+    checked: bool
+
+
+def check_standard_output(target: str, output: str | None) -> None:
+    """Raise UsageError for a target of more than one file on standard output."""
+    if output == "-" and named(target).extension:
+        raise UsageError(f"{target} may take two files", place=["stdout"], hint="name a file with -o")
+
+
+def as_folder(source: Source, target: str, output: str | None) -> bool:
+    """Whether the output is a folder: of a folder, and where a name without .safetensors is given."""
+    if named(target).extension:
+        return False
+    if output is None:
+        return isinstance(source, Checkpoint)
+    return not output.lower().endswith(".safetensors")
+
+
+def files(
+    source: Source,
+    tensors: Sequence[StoredTensor | TensorPlan],
+    target: str,
+    found: Conversion,
+    base: str | None,
+    *,
+    anew: bool = False,
+) -> list[OneFile]:
+    """The files of an export to the byte.
+
+    base: the name of the output where it is one file, None for a folder. anew: whether some tensors are not those of
+    the source, so that its header no longer describes them.
+    """
+    if found.files is not None:
+        assert base is not None
+        names = tuple(found.jobs)
+        return [
+            OneFile(name=f.name, tensors=names, size=f.size, pieces=f.pieces, offsets=f.offsets, checked=False)
+            for f in found.files(base)
+        ]
+    keep = named(target).keeps_document and not anew
+    if base is not None or not isinstance(source, Checkpoint):
+        keep &= not isinstance(source, Checkpoint)
+        return [_file(base or NAME, tuple(found.jobs), found, source.metadata, target, keep=keep)]
+    parts = []
+    for name, shard in source.shards.items():
+        held = {info.name for info in shard.infos()}
+        own = tuple(
+            t.info.name for t in tensors if t.info.name in found.jobs and {t.info.name, t.outputs[0].name} & held
+        )
+        parts.append((name, own, shard.metadata))
+    return [
+        _file(_loadable(name, i, len(parts)), own, found, metadata, target, keep=keep)
+        for i, (name, own, metadata) in enumerate(parts)
+        if own
+    ]
+
+
+def _loadable(name: str, index: int, count: int) -> str:
+    """A shard's own name if loaders look for such names, else the usual one."""
+    if name.startswith("model"):
+        return name
+    return NAME if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _file(
+    name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], target: str, *, keep: bool
+) -> OneFile:
+    """keep: whether the source's own header document describes the file still."""
+    header = {"format": "pt", **{k: v for k, v in metadata.items() if k not in (NATIVE_KEY, KEY)}}
+    header |= found.header(tensors)
+    if keep and NATIVE_KEY in metadata:
+        header[NATIVE_KEY] = metadata[NATIVE_KEY]
+    else:
+        made = {"config": found.config, "target": target, "tool": f"quantcli {__version__}"}
+        header[KEY] = json.dumps(made, sort_keys=True, separators=(",", ":"))
+    places = lay_out([o for t in tensors for o in found.jobs[t].outputs], header)
+    first = header_bytes(places.entries, header, places.header_size)
+    return OneFile(
+        name=name, tensors=tensors, size=places.size, pieces=((0, first),), offsets=places.offsets, checked=True
+    )
+
+
+def beside(source: Source) -> Beside:
+    """What lies beside the weights of a folder; nothing for a file."""
+
+    def read(name: str) -> bytes | None:
+        if not isinstance(source, Checkpoint):
+            return None
+        path = os.path.join(source.folder, name)
+        return read_small(path, 1 << 26) if os.path.lexists(path) else None
+
+    return read
+
+
+def _config(source: Source) -> dict[str, Any]:
+    """config.json of a folder; empty when there is none. Raises DataError when it is something else."""
+    raw = beside(source)("config.json")
+    found = {} if raw is None else strict_json(raw, f"{source.path}: config.json")
+    if not isinstance(found, dict):
+        raise DataError("it is not an object", place=[source.path, "config.json"])
+    return found
+
+
+def check_output(source: Source, target: str, output: str, *, folder: bool, force: bool) -> str:
+    """The real path of the output, or the reason why it may not be written. Raises UsageError or QuantcliError."""
+    if folder:
+        first = source.files()[0].path
+        real = check_folder(output, force=force, source=source.folder if isinstance(source, Checkpoint) else first)
+        if any(os.path.realpath(f.path).startswith(os.path.join(real, "")) for f in source.files()):
+            raise UsageError("the input is in this folder, which would be replaced", place=[output])
+        return real
+    return check_destination(output, force=force, sources=list(source.files()))
+
+
+# ---- the pass ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written: bytes of all files, side files copied, which tensors stand for just the same numbers, and the
+    errors of the others against what they were measured by."""
+
+    size: int
+    copied: tuple[str, ...]
+    exact: Mapping[str, bool]
+    metrics: Mapping[str, Metrics | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to write where.
+
+    tensors: of the native model, by name. against: what exported weights are measured by where they are not exact,
+    and those of `always` in any case. folder: whether `path` is one. force: whether it may exist. shown: what the
+    source is called in errors.
+    """
+
+    shown: str
+    source: Source
+    tensors: Mapping[str, Tensor]
+    target: str
+    path: str
+    folder: bool
+    force: bool
+    threads: int
+    progress: Progress | None
+    against: Mapping[str, comparing.View]
+    always: frozenset[str] = frozenset()
+
+
+def write(order: Order) -> Written:
+    """Export to a file or folder, which appears only when it is complete. Raises QuantcliError."""
+    stored = [t.stored for t in order.tensors.values()]
+    config = _config(order.source)
+    found = convert(stored, order.target, beside(order.source))
+    base = None if order.folder else os.path.basename(order.path)
+    planned = files(order.source, stored, order.target, found, base, anew=bool(order.always))
+    for file in planned[1:] if not order.folder else []:
+        second = os.path.join(os.path.dirname(order.path), file.name)
+        check_destination(second, force=order.force, sources=list(order.source.files()))
+    size = sum(f.size for f in planned)
+    check_space(order.path, size, order.shown)
+    if order.progress is not None:
+        order.progress.start(size)
+    if not order.folder:
+        exact, metrics = _write_files(order, found, planned, os.path.dirname(order.path))
+        return Written(size=size, copied=(), exact=exact, metrics=metrics)
+    with OutputFolder(order.path, force=order.force) as out:
+        exact, metrics = _write_files(order, found, planned, out.temp)
+        copied: list[str] = []
+        if isinstance(order.source, Checkpoint):
+            index = os.path.basename(order.source.index or INDEX)
+            copied = out.copy_side_files(order.source.folder, ("config.json", "quantize_config.json", index))
+        if len(planned) > 1:
+            out.write(INDEX, _json(_index(found, planned)))
+        if config or found.config:
+            out.write("config.json", _json({**without_quantization(config), **found.config}))
+        out.publish()
+    return Written(size=size, copied=tuple(copied), exact=exact, metrics=metrics)
+
+
+def _write_files(
+    order: Order, found: Conversion, planned: Sequence[OneFile], folder: str
+) -> tuple[dict[str, bool], dict[str, Metrics | None]]:
+    """Write files into a folder: which tensors are exact, and the errors of the others."""
+    with ExitStack() as stack:
+        outs = [
+            stack.enter_context(OutputFile(os.path.join(folder, f.name), f.size, force=order.force)) for f in planned
+        ]
+        exact = _run(order, found, list(zip(planned, outs)))
+        order.source.check_unchanged()
+        for file, out in zip(planned, outs):
+            out.sync()
+            if file.checked:
+                validate(out.temp, out.path)
+        metrics = _measured(order, found, {t: out.temp for f, out in zip(planned, outs) for t in f.tensors}, exact)
+        for out in reversed(outs):  # the first names the others
+            out.publish()
+    return exact, metrics
+
+
+def _run(order: Order, found: Conversion, outs: Sequence[tuple[OneFile, OutputFile]]) -> dict[str, bool]:
+    """Write everything; which tensors stand for just the same numbers."""
+    exact = dict.fromkeys(found.jobs, True)
+    lock = threading.Lock()
+    places = {name: (out, at) for file, out in outs for name, at in file.offsets.items()}
+
+    def put(job: Job, output: int, offset: int, values: Any) -> None:
+        data = memoryview(values)
+        if not data.nbytes:
+            return
+        out, at = places[job.outputs[output].name]
+        out.write(at + offset, data)
+        if order.progress is not None:
+            order.progress.advance(data.nbytes)
+
+    def one(name: str, job: Job, piece: Piece) -> None:
+        try:
+            same = piece(order.tensors[name], partial(put, job))
+        except QuantcliError as error:
+            if error.place[:1] == [order.source.path]:
+                del error.place[0]
+            raise error.within(order.shown) from None
+        if not same:
+            with lock:
+                exact[name] = False
+
+    def tasks() -> Iterator[Task]:
+        for name, job in found.jobs.items():
+            for piece in job.pieces():
+                yield partial(one, name, job, piece)
+
+    for file, out in outs:
+        for offset, piece in file.pieces:
+            out.write(offset, piece)
+    Crew(tasks(), min(order.threads, MOST_THREADS)).run()
+    return exact
+
+
+def _measured(
+    order: Order, found: Conversion, homes: Mapping[str, str], exact: Mapping[str, bool]
+) -> dict[str, Metrics | None]:
+    """Errors of what was rounded or made anew, from the bytes that were written where there is a reader of them."""
+    wanted = [
+        name
+        for name, tensor in order.tensors.items()
+        if name in found.jobs and (name in order.always or (tensor.scheme is not None and not exact[name]))
+    ]
+    pairs: dict[str, tuple[comparing.View, comparing.View]] = {}
+    with ExitStack() as stack:
+        read = dict[str, comparing.View]()
+        for path in dict.fromkeys(homes[name] for name in wanted) if named(order.target).read_back else []:
+            read |= comparing.views(stack.enter_context(open_model(path)), path, found.config)
+        for name in wanted:
+            if name in read and read[name].scheme is not None:
+                pairs[name] = order.against[name], read[name]
+            elif exact[name]:  # what was made anew is what was written
+                pairs[name] = order.against[name], comparing.view(order.tensors[name])
+        return comparing.measure(pairs, threads=order.threads, progress=None)
+
+
+def _index(found: Conversion, planned: Sequence[OneFile]) -> dict[str, Any]:
+    outputs: list[tuple[TensorInfo, str]] = [
+        (output, file.name) for file in planned for name in file.tensors for output in found.jobs[name].outputs
+    ]
+    total = sum(output.nbytes for output, _ in outputs)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted((o.name, name) for o, name in outputs))}
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
