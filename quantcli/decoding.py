@@ -1,31 +1,42 @@
-"""Quantized files back to floats, tile by tile."""
+"""Quantized files back to floats, run by run; those of other tools too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
+from quantcli.comparing import View
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import DataError, printable
-from quantcli.grouping import TileSpan
+from quantcli.exports import KEY as EXPORT_KEY
 from quantcli.pipeline import COPY, Progress
-from quantcli.reading import Model, Tensor
+from quantcli.reading import Model
 from quantcli.stores.files import OutputFile, check_space
+from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors import TensorInfo
 from quantcli.workers import Crew, Task
 
 
-def write(model: Model, path: str, *, dtype: str | None, force: bool, threads: int, progress: Progress | None) -> int:
-    """Write the decoded tensors of a model to a safetensors file; its size in bytes.
+def write(
+    model: Model,
+    views: Mapping[str, View],
+    path: str,
+    *,
+    dtype: str | None,
+    force: bool,
+    threads: int,
+    progress: Progress | None,
+) -> int:
+    """Write the tensors of a model, as `views` shows them, to a safetensors file; its size in bytes.
 
     dtype: the safetensors dtype of decoded tensors instead of their own. Raises QuantcliError.
     """
-    infos = {name: _target(tensor, dtype) for name, tensor in model.items()}
-    metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
+    infos = {name: _target(view, dtype) for name, view in views.items()}
+    metadata = _metadata(model)
     places = lay_out(list(infos.values()), metadata)
     check_space(path, places.size, model.source.path)
     with OutputFile(path, places.size, force=force) as out:
@@ -33,37 +44,33 @@ def write(model: Model, path: str, *, dtype: str | None, force: bool, threads: i
             progress.start(sum(i.nbytes for i in infos.values()))
 
         def tasks() -> Iterator[Task]:
-            for name, tensor in model.items():
+            for name, view in views.items():
                 at = places.offsets[name]
-                if tensor.stored.layout is None:
-                    for start in range(0, infos[name].nbytes, COPY):
-                        yield partial(copy, tensor, start, at)
+                if view.scheme is None:
+                    yield from (partial(copy, view, start, at) for start in range(0, view.info.nbytes, COPY))
                 else:
-                    for span in tensor.stored.layout.tiles():
-                        yield partial(decode, tensor, span, at)
+                    yield from (partial(decode, view, first, last, at) for first, last in view.blocks)
 
-        def copy(tensor: Tensor, start: int, at: int) -> None:
-            block = memoryview(bytearray(min(COPY, tensor.stored.info.nbytes - start)))
-            model.source.read(tensor.name, start, block)
-            out.write(at + start, block)
+        def copy(view: View, start: int, at: int) -> None:
+            assert view.stored is not None
+            block = view.stored.read_bytes(view.stored.name, start, min(COPY, view.info.nbytes - start))
+            out.write(at + start, block.data)
             advance(len(block))
 
-        def decode(tensor: Tensor, span: TileSpan, at: int) -> None:
-            assert tensor.stored.layout is not None
-            target = infos[tensor.name].dtype
-            decoded = tensor.decoded(span)
-            if target == "F16" and tensor.dtype == "F16":
+        def decode(view: View, first: int, last: int, at: int) -> None:
+            target = infos[view.info.name].dtype
+            decoded = view.read(first, last)
+            if target == "F16" and view.info.dtype == "F16":
                 # The outermost step may reach beyond float16; the original weight cannot have.
-                np.clip(decoded, -65504, 65504, out=decoded)
+                decoded = np.clip(decoded, -65504, 65504)
             values = from_float32(decoded, target)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise DataError(
                     f"a decoded weight does not fit {target}",
-                    place=[model.source.path, printable(tensor.name)],
+                    place=[model.source.path, printable(view.info.name)],
                     hint="use --dtype float32",
                 )
-            size = DTYPES[target].bits // 8
-            out.write(at + (span.row * tensor.stored.layout.cols + span.col) * size, values.data.cast("B"))
+            out.write(at + first * DTYPES[target].bits // 8, values.data.cast("B"))
             advance(values.nbytes)
 
         def advance(nbytes: int) -> None:
@@ -79,6 +86,13 @@ def write(model: Model, path: str, *, dtype: str | None, force: bool, threads: i
     return places.size
 
 
-def _target(tensor: Tensor, dtype: str | None) -> TensorInfo:
-    info = tensor.stored.info
-    return replace(info, dtype=dtype) if dtype is not None and tensor.scheme is not None else info
+def _metadata(model: Model) -> dict[str, str]:
+    """What the header of the decoded file says beside its tensors: what the model's says, less how it is quantized."""
+    if isinstance(model.source, GgufFile):
+        return {"format": "pt"}
+    of_codes = ("quantcli", EXPORT_KEY, "_quantization_metadata")
+    return {k: v for k, v in model.source.metadata.items() if k not in of_codes}
+
+
+def _target(view: View, dtype: str | None) -> TensorInfo:
+    return replace(view.info, dtype=dtype) if dtype is not None and view.scheme is not None else view.info

@@ -238,23 +238,64 @@ def of_pairs(
     )
 
 
-def _pair_report(a: View, b: View, m: Metrics | None) -> TensorReport:
-    exact = m is not None and m.exact
-    disposition = "quantized" if b.scheme else "kept" if exact else "changed"
-    scheme = b.stored.scheme if b.stored is not None else None
+def of_views(
+    views: Mapping[str, View],
+    metrics: Mapping[str, Metrics | None] | None,
+    *,
+    source: str,
+    output: str | None,
+    bytes_in: int | None,
+    bytes_out: int,
+    seconds: float | None,
+) -> RunReport:
+    """The report on a file that another tool quantized, measured against its original or (None) not. bytes_in: of the
+    original, where there is one."""
+    tensors = [
+        _pair_report(None, view, metrics[name]) if metrics is not None else _view_report(view, None, exact=True)
+        for name, view in views.items()
+    ]
+    decoded = sum(view.info.nbytes for view in views.values())
+    unknown = "the file does not say what it was made from, so its size stands beside that of float32"
+    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] if metrics is not None else []
+    return RunReport(
+        command="report",
+        source=source,
+        output=output,
+        tensors=tensors,
+        warnings=[unknown] if bytes_in is None else [],
+        summary=summarize(
+            tensors, counted, bytes_in=decoded if bytes_in is None else bytes_in, bytes_out=bytes_out, seconds=seconds
+        ),
+    )
+
+
+def _pair_report(a: View | None, b: View, m: Metrics | None) -> TensorReport:
+    found = _view_report(b, m, exact=m is not None and m.exact)
+    return found if a is None or a.scheme == b.scheme else replace(found, note=f"was {a.scheme or a.info.dtype}")
+
+
+def _view_report(view: View, m: Metrics | None, *, exact: bool) -> TensorReport:
+    """The report on a tensor as it is decoded; exact: whether it is what it is measured against, if at all."""
+    disposition = "quantized" if view.scheme else "kept" if exact else "changed"
     plain = tensor_report(
-        b.info,
-        scheme,
-        reason="" if b.scheme else "same" if exact else "differs",
-        note="" if a.scheme == b.scheme else f"was {a.scheme or a.info.dtype}",
+        view.info,
+        view.stored.scheme if view.stored is not None else None,
+        reason="" if view.scheme else "as-stored" if m is None and exact else "same" if exact else "differs",
+        note="",
         scale_dtype="",
-        bytes_out=b.bytes_out,
+        bytes_out=view.bytes_out,
         metrics=m,
         minmax_sse=None,
         digest=None,
     )
-    clipped = None if disposition == "kept" or m is None or not m.clipped else m.clipped_fraction
-    return replace(plain, disposition=disposition, exact=exact, scheme=b.scheme, bits=b.bits, clipped_fraction=clipped)
+    return replace(
+        plain,
+        disposition=disposition,
+        exact=(exact and disposition == "kept") or (m is not None and m.exact),
+        scheme=view.scheme,
+        bits=view.bits,
+        clipped_fraction=None if disposition == "kept" or m is None or not m.clipped else m.clipped_fraction,
+    )
 
 
 def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], list[str]], name: str) -> Comparison:

@@ -17,7 +17,7 @@ import pytest
 import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import ROOT, run
+from making import ROOT, one_line, run
 
 import quantcli
 from quantcli import foreign, registry
@@ -690,3 +690,27 @@ def test_nothing_but_data_errors(data: st.DataObject) -> None:
             assert decoded(found, parts, rows // 2).shape[0] == rows - rows // 2
     except DataError as error:
         assert error.place
+
+
+# ---- through the commands that read any file ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["mlx", "awq", "gptq"])
+def test_files_of_other_tools_are_dequantized_and_reported_on(target: str, tmp_path: Path) -> None:
+    """what dequantize writes is what compare decodes, and report measures it"""
+    original, out, floats = ROOT / "sample_models" / "tiny-llama", tmp_path / "out", tmp_path / "d.safetensors"
+    assert run("quantize", original, "--to", target, "--group-size", 32, "-o", out, "-q").code == 0
+    ran = run("dequantize", out, "-o", floats, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["decoded"] == 14
+    ran = run("compare", out, floats, "--json")
+    assert json.loads(ran.out)["summary"]["exact"]
+    ran = run("report", out, "--against", original, "--min-sqnr", 20, "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0 and found["command"] == "report" and found["summary"]["quantized"] == 14
+    other = json.loads(run("compare", original, out, "--json").out)
+    assert found["summary"]["sqnr_db"] == other["summary"]["sqnr_db"]
+    assert run("report", out, "--against", original, "--min-sqnr", 30, "-q").code == 1
+    ran = run("report", out)
+    assert ran.code == 0 and "not measured" in ran.out and "does not say what it was made from" in ran.err
+    assert run("report", out, "--min-sqnr", 20, "-q").code == 1  # a gate that measured nothing fails
+    assert "quantcli's own files only" in one_line(run("report", out, "--against", original, "--theory"), 2)

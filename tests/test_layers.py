@@ -19,7 +19,7 @@ ORDER = [
     "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
     "stores", "imatrix", "container", "patterns", "importance", "plan", "plain", "recipe", "exports", "foreign",
-    "workers", "pipeline", "checkpoints", "reading", "decoding", "measuring", "examining", "comparing", "exporting",
+    "workers", "pipeline", "checkpoints", "reading", "measuring", "examining", "comparing", "decoding", "exporting",
     "requantizing", "naming", "allocating", "sweeping", "planning", "statistics", "report", "gates", "config",
     "baseline", "terminal", "export_report", "renderings", "cli", "__main__",
 ]  # fmt: skip

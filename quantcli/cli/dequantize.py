@@ -20,7 +20,8 @@ from quantcli.errors import DataError, printable
     "--dtype",
     type=click.Choice(sorted(LONG_NAMES)),
     default=None,
-    help="Float type of the decoded tensors.  [default: the original one of each]",
+    help="Float type of the decoded tensors.  [default: the original one of each, float32 where the file does not "
+    "tell]",
 )
 @options.threads
 @options.talk
@@ -36,35 +37,40 @@ def command(
     quiet: bool,
     debug: bool,
 ) -> None:
-    """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets."""
-    from quantcli import decoding, reading, terminal
+    """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets.
+
+    SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF.
+    """
+    from quantcli import comparing, decoding, reading, terminal
     from quantcli.stores import need_file
     from quantcli.stores.files import check_destination
 
     began = time.perf_counter()
     with options.standard_output(output, as_json) as named, reading.open(src) as model:
         need_file(model.source, "dequantizing")
-        if not model.is_quantized:
-            raise DataError("this file was not quantized by quantcli", place=[src])
+        views = comparing.views(model, src)
+        decoded = sum(view.scheme is not None for view in views.values())
+        if not decoded:
+            raise DataError("nothing in it is quantized", place=[src])
         stem, _ = os.path.splitext(os.path.normpath(src))
         target = named or f"{stem if src != '-' else 'model'}-dequantized.safetensors"
         real = check_destination(target, force=force, sources=list(model.source.files()))
         with options.bar(os.path.basename(target), quiet=quiet) as bar:
             size = decoding.write(
                 model,
+                views,
                 real,
                 dtype=LONG_NAMES[dtype] if dtype else None,
                 force=force,
                 threads=options.thread_count(threads),
                 progress=bar,
             )
-        decoded = sum(t.scheme is not None for t in model.values())
         document = {
             "schema_version": 1,
             "command": "dequantize",
             "source": src,
             "output": target,
-            "tensors": len(model),
+            "tensors": len(views),
             "decoded": decoded,
             "bytes_out": size,
             "seconds": time.perf_counter() - began,
@@ -72,7 +78,7 @@ def command(
     if as_json:
         options.print_json(document)
     elif not quiet and output != "-":
-        line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {terminal.size(size)}"
+        line = f"{src} -> {target}: {decoded} of {len(views)} tensors decoded, {terminal.size(size)}"
         sys.stdout.write(printable(line, 2000) + "\n")
         sys.stdout.flush()
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli.cli import _gating, options
-from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 
 if TYPE_CHECKING:
+    from quantcli.comparing import View
     from quantcli.config import Config
     from quantcli.examining import Examined
     from quantcli.gates import Gates
+    from quantcli.metrics import Metrics
+    from quantcli.reading import Model
     from quantcli.report import RunReport
 
 
@@ -69,6 +72,8 @@ def command(
 ) -> None:
     """Tell what quantization cost, tensor by tensor, from the metrics in each FILE's header or against ORIGINAL.
 
+    Files of compressed-tensors, MLX, GPTQ, AWQ and GGUF are measured against ORIGINAL; alone they tell sizes only.
+
     With gates (--min-sqnr and so on, or in quantcli.yaml) the exit code is 0 when all are passed, 1 when one is not,
     and 2 when something could not be measured. Without FILE, the models listed in quantcli.yaml are reported on.
     """
@@ -82,7 +87,8 @@ def command(
     reports = []
     for job in jobs:
         try:
-            reports.append(_report(job, look, ignore_digest, options.thread_count(threads), quiet))
+            count = options.thread_count(threads)
+            reports.append(_report(job, look, theory, ignore_digest, count, quiet))
         except QuantcliError as error:
             raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
     _gating.finish(reports, rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
@@ -156,8 +162,9 @@ def _jobs(
     return jobs
 
 
-def _report(job: _Job, look: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
-    """The report on one file, judged; `look`: with a second look at each tensor where there is an original."""
+def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
+    """The report on one file, judged; `look`: with a second look at each tensor where there is an original, which
+    `theory` asks for."""
     from quantcli import baseline, gates, measuring, reading, report
     from quantcli.stores import need_file
 
@@ -166,11 +173,7 @@ def _report(job: _Job, look: bool, ignore_digest: bool, threads: int, quiet: boo
     known: list[Examined | None] | None = None
     with reading.open(job.file) as model:
         if not model.is_quantized:
-            raise DataError(
-                "this file was not quantized by quantcli, so there is nothing to report",
-                place=[job.file],
-                hint="quantize it first; inspect shows any file",
-            )
+            return gates.judged(_foreign(job, model, theory, threads, quiet, began), job.gates, before)
         stored = reading.stored_tensors(model)
         metrics = [s.metrics for s in stored]
         if job.against is None:
@@ -199,6 +202,43 @@ def _report(job: _Job, look: bool, ignore_digest: bool, threads: int, quiet: boo
         examined=known,
     )
     return gates.judged(found, job.gates, before)
+
+
+def _foreign(job: _Job, model: Model, theory: bool, threads: int, quiet: bool, began: float) -> RunReport:
+    """The report on a file that another tool quantized."""
+    from quantcli import comparing, naming, reading, report
+    from quantcli.stores import need_file
+
+    need_file(model.source, "reading what another tool wrote")
+    views: Mapping[str, View] = comparing.views(model, job.file)
+    if not any(view.scheme for view in views.values()):
+        raise DataError("nothing in it is quantized", place=[job.file], hint="inspect shows any file")
+    if theory:
+        raise UsageError("theory is told of quantcli's own files only", place=[job.file, "--theory"])
+    metrics: dict[str, Metrics | None] | None = None
+    bytes_in: int | None = None
+    if job.against is not None:
+        with reading.open(job.against) as original, options.bar("measuring", quiet=quiet) as bar:
+            before, views, note = naming.under_one_name(original, comparing.views(original, job.against), model, views)
+            if note and not quiet:
+                options.say(note)
+            pairs, new, vanished = comparing.pairs_of(before, views, job.file)
+            if new or vanished:
+                name, where = (new[0], job.file) if new else (vanished[0], job.against)
+                raise DataError(f"{printable(name)} is only in {where}", place=[job.file], hint="compare tells all")
+            metrics = comparing.measure(pairs, threads=threads, progress=bar)
+            bytes_in = sum(f.size for f in original.source.files())
+    else:
+        model.source.check_unchanged()
+    return report.of_views(
+        views,
+        metrics,
+        source=job.against or job.file,
+        output=job.file if job.against else None,
+        bytes_in=bytes_in,
+        bytes_out=sum(f.size for f in model.source.files()),
+        seconds=time.perf_counter() - began,
+    )
 
 
 PROVIDES = command
