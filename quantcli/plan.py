@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from quantcli import container
 from quantcli.dtypes import DTYPES
@@ -64,13 +65,37 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of a model: the default scheme, ordered rules (the last match wins) and who is left alone."""
+    """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, and the
+    most bytes a file of a checkpoint folder may have (None: as many files as there were)."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keep_defaults: bool = True
+    max_shard_size: int | None = None
+
+    def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
+        to which they are added; rules as [pattern, number or null, reason]; what is usual left out."""
+
+        def number(scheme: Scheme) -> int:
+            values = scheme.as_dict()
+            if values not in schemes:
+                schemes.append(values)
+            return schemes.index(values)
+
+        default = number(self.scheme)
+        rules: list[list[Any]] = [[r.pattern, None if r.scheme is None else number(r.scheme)] for r in self.rules]
+        for found, rule in zip(rules, self.rules):
+            found += [rule.reason] if rule.reason is not None else []
+        lists = {"rules": rules, "include": list(self.include), "exclude": list(self.exclude)}
+        return {
+            "default": default,
+            **{name: value for name, value in lists.items() if value},
+            **({} if self.keep_defaults else {"keep_defaults": False}),
+            **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +123,19 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a model: one entry for every tensor, in source order."""
+    """The plan of a model: one entry for every tensor, in source order, and the request it follows."""
 
     tensors: tuple[TensorPlan, ...]
+    request: Request | None = None
 
-    def amended(self, changes: dict[str, TensorPlan]) -> Plan:
+    def amended(self, changes: Mapping[str, TensorPlan]) -> Plan:
         """This plan with some tensors planned anew."""
-        return Plan(tuple(changes.get(t.info.name, t) for t in self.tensors))
+        return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
+
+    def part(self, names: Iterable[str]) -> Plan:
+        """The plan of these tensors alone."""
+        by_name = {t.info.name: t for t in self.tensors}
+        return replace(self, tensors=tuple(by_name[name] for name in names))
 
 
 def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:
@@ -205,7 +236,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(kept(info, reason))
         else:
             tensors.append(quantized(info, request.scheme, "default"))
-    plan = Plan(tuple(tensors))
+    plan = Plan(tuple(tensors), request)
     check(plan)
     return plan
 

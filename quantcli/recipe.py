@@ -5,7 +5,9 @@
       - {match: "*.down_proj", bits: 8, reason: sensitive}
       - {match: "re:.*layers\\.0\\..*", keep: true}
 
-The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top.
+The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top. Beside these
+a recipe may hold what are options otherwise: `include` and `exclude` (lists of patterns), `keep_defaults: false`,
+`on_nonfinite`, `digest`, `max_shard_size`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.patterns import compiled, patterns_of
 from quantcli.plain import LIMIT, mapping, plain
 from quantcli.plan import Request, Rule, make
@@ -75,12 +77,17 @@ def _spelt_out(value: Any, place: str) -> Any:
     return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
 
 
+SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "none")}
+"""What else changes the bytes of a file, and the choices there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The default scheme and the rules, in order."""
+    """The default scheme, the rules in order, and what the recipe says of the options: only what it does say."""
 
     default: Scheme
     rules: tuple[Rule, ...]
+    options: Mapping[str, Any]
 
 
 def load(
@@ -104,7 +111,7 @@ def load(
 
 def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe a document of plain values describes."""
-    top = mapping(document, "recipe", ("default", "rules"))
+    top = mapping(document, "recipe", ("default", "rules", *_OPTIONS))
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
     given = mapping(_spelt_out(top.get("default", {}), "default"), "default", _FIELDS)
@@ -113,7 +120,27 @@ def parse(document: Any, overrides: Mapping[str, Any]) -> Recipe:
     rules = top.get("rules", [])
     if not isinstance(rules, list):
         raise UsageError("it is not a list", place=["rules"])
-    return Recipe(default, tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)))
+    said = {name: _option(name, top[name]) for name in _OPTIONS if name in top}
+    return Recipe(default, tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)), said)
+
+
+_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", *SETTINGS)
+
+
+def _option(name: str, value: Any) -> Any:
+    """The value of an option in a recipe. Raises UsageError for what it cannot be."""
+    shown = printable(repr(value), 60)
+    if name in ("include", "exclude"):
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise UsageError(f"{shown} is not a list of patterns", place=[name])
+        return tuple(value)
+    if name == "keep_defaults" and type(value) is not bool:
+        raise UsageError(f"{shown} is neither true nor false", place=[name])
+    if name == "max_shard_size" and (type(value) is not int or value < 1):
+        raise UsageError(f"{shown} is not a number of bytes", place=[name])
+    if name in SETTINGS and value not in SETTINGS[name]:
+        raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])
+    return value
 
 
 def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
@@ -202,8 +229,29 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None]) -
     return Request(scheme=default, rules=tuple(rules))
 
 
-def dump(request: Request) -> str:
-    """The recipe of a request, as YAML that `load` reads; of its scheme and rules only."""
+def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
+    """The request that `Request.as_dict` gave these plain values. Raises DataError for values it never gives."""
+
+    def numbered(number: Any) -> Scheme:
+        if type(number) is not int or not 0 <= number < len(schemes):
+            raise TypeError
+        return schemes[number]
+
+    try:
+        rules = []
+        for pattern, number, *reason in values.get("rules", []):
+            compiled(pattern, "rules")
+            if len(reason) > 1 or not all(isinstance(r, str) for r in reason):
+                raise TypeError
+            rules.append(Rule(pattern, None if number is None else numbered(number), *reason))
+        said = {name: _option(name, values[name]) for name in _OPTIONS if name in values and name not in SETTINGS}
+        return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
+    except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):
+        raise DataError("the recipe in its header is damaged") from None
+
+
+def dump(request: Request, settings: Mapping[str, str] | None = None) -> str:
+    """The recipe of a request, as YAML that `load` reads; with settings (see SETTINGS) that are not the usual ones."""
     import yaml
 
     def text(value: Any) -> str:
@@ -211,12 +259,29 @@ def dump(request: Request) -> str:
             yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=False)
         ).strip()
 
+    known: list[tuple[Scheme, dict[str, Any]]] = []
+
+    def shortest(scheme: Scheme) -> dict[str, Any]:
+        found = next((fields for other, fields in known if other == scheme), None)
+        if found is None:
+            found = _shortest(scheme, default)
+            known.append((scheme, found))
+        return found
+
     default = _shortest(request.scheme, {})
     lines = [f"default: {text(default)}"]
     lines += ["rules:"] if request.rules else []
     for rule in request.rules:
-        fields = _shortest(rule.scheme, default) if rule.scheme is not None else {"keep": True}
-        lines.append(f"  - {text({'match': rule.pattern, **fields})}")
+        fields = shortest(rule.scheme) if rule.scheme is not None else {"keep": True}
+        reason = {"reason": rule.reason} if rule.reason is not None else {}
+        lines.append(f"  - {text({'match': rule.pattern, **fields, **reason})}")
+    said = {name: list(getattr(request, name)) for name in ("include", "exclude") if getattr(request, name)}
+    more: dict[str, Any] = {} if request.keep_defaults else {"keep_defaults": False}
+    if request.max_shard_size is not None:
+        more["max_shard_size"] = request.max_shard_size
+    usual = {name: choices[0] for name, choices in SETTINGS.items()}
+    more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
+    lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]
     found = "\n".join(lines) + "\n"
     if len(found) > LIMIT:
         raise UsageError(f"the recipe would have {len(found)} bytes, {LIMIT} are the most it may have")

@@ -18,9 +18,10 @@ PACKAGE = Path(quantcli.__file__).parent
 ORDER = [
     "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "stores",
-    "container", "patterns", "plan", "plain", "recipe", "exports", "foreign", "workers", "pipeline", "checkpoints",
-    "reading", "decoding", "measuring", "examining", "comparing", "allocating", "sweeping", "planning",
-    "statistics", "report", "gates", "config", "baseline", "terminal", "renderings", "cli", "__main__",
+    "container", "patterns", "plan", "plain", "recipe", "exports", "foreign", "workers", "pipeline",
+    "resuming", "reading", "decoding", "measuring", "examining", "comparing", "allocating", "sweeping", "planning",
+    "statistics", "report", "gates", "config", "baseline", "terminal", "card", "checkpoints",
+    "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,
 plans before the loop that carries them out, and what is printed comes last."""

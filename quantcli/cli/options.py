@@ -118,6 +118,7 @@ def request(scheme: Scheme, asked: dict[str, Any], rules: tuple[Rule, ...] = ())
         include=asked["include"],
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
+        max_shard_size=asked.get("max_shard_size"),
     )
 
 

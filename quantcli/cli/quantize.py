@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth a word."""
 
-WITH_A_TARGET = ("target_size", "target_bpw", "save_recipe", "include", "exclude", "no_default_keep")
+WITH_A_TARGET = (
+    *("target_size", "target_bpw", "save_recipe", "include", "exclude", "no_default_keep"),
+    *("max_shard_size", "on_nonfinite", "digest"),
+)
 """What may be said of the tensors beside a target; the rest a plan chooses itself."""
 
 
@@ -124,17 +128,23 @@ WITH_A_TARGET = ("target_size", "target_bpw", "save_recipe", "include", "exclude
 @click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
-    default="refuse",
-    show_default=True,
-    help="What to do with a tensor that holds NaN or infinity.",
+    default=None,
+    help="What to do with a tensor that holds NaN or infinity.  [default: refuse]",
 )
 @click.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
-    default="xxh3",
-    show_default=True,
-    help="Digest of each tensor's source bytes.",
+    default=None,
+    help="Digest of each tensor's source bytes.  [default: xxh3]",
 )
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    type=_gating.Limit(),
+    default=None,
+    help="Cut a checkpoint folder into files of at most so many bytes, such as 2GB.  [default: as it is cut]",
+)
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run on a checkpoint folder has finished.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.")
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
 @options.threads
@@ -150,8 +160,7 @@ def command(
     quiet: bool,
     show_all: bool,
     dry_run: bool,
-    digest: str,
-    on_nonfinite: str,
+    resume: bool,
     debug: bool,
     **asked: Any,
 ) -> None:
@@ -164,7 +173,8 @@ def command(
     from quantcli import kernels, pipeline, plan, recipe
 
     _refuse_both(asked)
-    request = _request(asked)
+    request, settings = _request(asked)
+    digest = settings["digest"]
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
@@ -172,8 +182,9 @@ def command(
         options.float_source(src) as source,
     ):
         request = _settled(source, src, request, asked, threads, quiet)
-        recipe_text = recipe.dump(request) if asked["save_recipe"] is not None else None
+        recipe_text = recipe.dump(request, settings) if asked["save_recipe"] is not None else None
         target = named or default_output(src, request.scheme.name if not request.rules else "recipe")
+        _check_folder_options(source, target, request, resume, digest)
         real = _destination(source, target, force) if not dry_run else target
         try:
             planned = plan.make(source.infos(), request)
@@ -190,12 +201,15 @@ def command(
                 _say_held(source, planned, digest)
             with options.bar(os.path.basename(shown), quiet=quiet) as bar:
                 run = pipeline.Options(
-                    threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar
+                    threads=count,
+                    digest=digest,
+                    keep_nonfinite=settings["on_nonfinite"] == "keep",
+                    force=force,
+                    progress=bar,
                 )
-                found, said = _write(source, planned, (src, shown, target, real), run)
-            if verbose:
-                for line in said:
-                    options.say(line)
+                found, said, notes = _write(source, planned, (src, shown, target, real), run, resume)
+            for line in [*([] if quiet else notes), *(said if verbose else [])]:
+                options.say(line)
     if recipe_text is not None and not dry_run:
         options.replace_file(asked["save_recipe"], recipe_text, [src, target])
     if not quiet:
@@ -229,14 +243,15 @@ def _settled(
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), quiet)
-        return planned.request
+        return replace(planned.request, max_shard_size=request.max_shard_size)
     if asked["save_recipe"] is None:
         return request
     try:
         tensors = plan.make(source.infos(), request).tensors
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors})
+    found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors})
+    return replace(found, max_shard_size=request.max_shard_size)
 
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:
@@ -276,6 +291,15 @@ def _as_folder(source: Source, target: str) -> bool:
     return hasattr(source, "shards") and not target.lower().endswith(".safetensors")
 
 
+def _check_folder_options(source: Source, target: str, request: Request, resume: bool, digest: str) -> None:
+    """Raise UsageError for an option of folders where none is written, or whose digests resuming needs."""
+    for name, given in (("--max-shard-size", request.max_shard_size is not None), ("--resume", resume)):
+        if given and not _as_folder(source, target):
+            raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
+    if resume and digest == "none":
+        raise UsageError("a source without digests is not known again", place=["--resume"], hint="use --digest xxh3")
+
+
 def _destination(source: Source, target: str, force: bool) -> str:
     from quantcli.stores.files import check_destination
     from quantcli.stores.folder import check_folder
@@ -294,18 +318,25 @@ def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> in
 
 
 def _write(
-    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options
-) -> tuple[RunReport, list[str]]:
-    """Write the output; the report on it and what else there is to tell. names: source and output as they are shown,
-    output as it was named, and its real path."""
+    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options, resume: bool
+) -> tuple[RunReport, list[str], list[str]]:
+    """Write the output; the report on it, what else there is to tell, and what must be told. names: source and output
+    as they are shown, output as it was named, and its real path."""
     from quantcli import checkpoints, pipeline, report
 
     began = time.perf_counter()
     src, shown, target, real = names
     written: Written | WrittenFolder
-    said = []
+    said, notes = [], []
     if _as_folder(source, target):
-        written = checkpoints.write(cast("Checkpoint", source), planned, real, run)
+        try:
+            written = checkpoints.write(cast("Checkpoint", source), planned, real, run, resume=resume)
+        except BaseException as error:
+            left = checkpoints.left_over(real)
+            if left is not None and not isinstance(error, UsageError):
+                options.say(f"what is finished is in {left}: the same command with --resume goes on there")
+            raise
+        notes = written.notes
         said += [f"copied {', '.join(written.copied)}"] if written.copied else []
         if written.obstacle:
             obstacle = written.obstacle
@@ -322,7 +353,7 @@ def _write(
         bytes_out=written.size,
         seconds=time.perf_counter() - began,
     )
-    return found, said
+    return found, said, notes
 
 
 def default_output(src: str, scheme: str) -> str:
@@ -343,7 +374,9 @@ def default_output(src: str, scheme: str) -> str:
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")
 
 
-def _request(asked: dict[str, Any]) -> Request:
+def _request(asked: dict[str, Any]) -> tuple[Request, dict[str, str]]:
+    """The request, and what else changes the bytes: options given, else what the recipe says, else what is usual."""
+    from quantcli import recipe
     from quantcli.scheme import Scheme
 
     fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
@@ -362,15 +395,20 @@ def _request(asked: dict[str, Any]) -> Request:
             fields[name] = asked[option]
     fields |= _method(asked)
     rules: tuple[Rule, ...] = ()
+    said: dict[str, Any] = {}
     if asked["recipe"] is not None or asked["override"]:
-        from quantcli import recipe
-
         given = {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")}
         read = recipe.load(asked["recipe"], given, [recipe.override(text) for text in asked["override"]])
-        scheme, rules = read.default, read.rules
+        scheme, rules, said = read.default, read.rules, dict(read.options)
     else:
         scheme = Scheme(**fields)
-    return options.request(scheme, asked, rules)
+    said["no_default_keep"] = not said.pop("keep_defaults", True)
+    chosen = {**said, **{k: v for k, v in asked.items() if v not in (None, (), False) or k not in said}}
+    limit = chosen["max_shard_size"]
+    if limit is not None and limit < 1:
+        raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
+    request = options.request(scheme, {**chosen, "max_shard_size": None if limit is None else int(limit)}, rules)
+    return request, {name: chosen[name] or choices[0] for name, choices in recipe.SETTINGS.items()}
 
 
 def _method(asked: dict[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,10 @@ class Checkpoint:
                 place=[self.index, printable(unlisted[0])],
             )
 
+    def shard_of(self, name: str) -> SafetensorsFile:
+        """The shard that holds a tensor."""
+        return self._home[name]
+
     @property
     def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
         """The quantcli documents of the shards, each with the tensors of its shard."""
@@ -143,3 +147,40 @@ class Checkpoint:
     def close(self) -> None:
         for shard in self.shards.values():
             shard.close()
+
+
+class Part:
+    """Some tensors of a checkpoint as a source of their own. share: the bytes of its files they stand for."""
+
+    def __init__(self, whole: Checkpoint, names: Sequence[str], share: int) -> None:
+        self.path, self.metadata, self.share = whole.path, whole.metadata, share
+        wanted = set(names)
+        self._infos = [info for info in whole.infos() if info.name in wanted]
+        self._home = {name: whole.shard_of(name) for name in names}
+
+    @property
+    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+        """None: what is quantized is not quantized again."""
+        return []
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return self._infos
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        self._home[name].read(name, start, buffer)
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        pass
+
+    def release(self, name: str) -> None:
+        pass
+
+    def files(self) -> Sequence[InputFile]:
+        return [shard.file for shard in dict.fromkeys(self._home.values())]
+
+    def check_unchanged(self) -> None:
+        for file in self.files():
+            file.check_unchanged()
+
+    def close(self) -> None:
+        pass
