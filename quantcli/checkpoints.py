@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from quantcli import card, pipeline, report, resuming
-from quantcli.container import Result
+from quantcli.container import Result, StoredTensor
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports.compressed_tensors import quantization_config
 from quantcli.plan import Plan, TensorPlan
@@ -295,6 +295,46 @@ def left_over(path: str) -> str | None:
     """The hidden folder that an interrupted run on a destination has left, if there is one to go on with."""
     partial = partial_of(path)
     return partial if os.path.isfile(os.path.join(partial, "journal")) else None
+
+
+def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:
+    """What index and configuration of a quantized folder say that its files do not."""
+    found = []
+    if source.index:
+        said = strict_json(read_small(source.index, 100_000_000), source.index).get("metadata")
+        true = {
+            "total_size": sum(info.nbytes for info in source.infos()),
+            "total_parameters": sum(t.info.numel for t in stored),
+        }
+        for name, value in true.items():
+            if isinstance(said, dict) and name in said and said[name] != value:
+                shown = printable(repr(said[name]), 40)
+                found.append(f"{os.path.basename(source.index)}: {name} is {shown}, not {value}")
+    config = os.path.join(source.folder, CONFIG)
+    content = strict_json(read_small(config, _SIDE), config) if os.path.isfile(config) else None
+    says = content.get("quantization_config") if isinstance(content, dict) else None
+    if isinstance(content, dict) and (says is None or isinstance(says, dict)):
+        wanted, _ = quantization_config([planned_as(t) for t in stored])
+        if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
+            found.append(f"{CONFIG}: quantization_config says compressed-tensors, which cannot express this")
+        for name, value in (wanted or {}).items():
+            if (says or {}).get(name) != value:
+                found.append(f"{CONFIG}: {name} of quantization_config is not that of the files")
+    return found
+
+
+def planned_as(stored: StoredTensor) -> TensorPlan:
+    """The plan that led to a stored tensor."""
+    s = stored
+    return TensorPlan(
+        info=s.info,
+        reason=s.reason,
+        scheme=s.scheme,
+        layout=s.layout,
+        scale_dtype=s.scale_dtype,
+        note=s.note,
+        outputs=s.outputs,
+    )
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -139,6 +139,9 @@ def document(plan: Plan, digest: str, source_bytes: int, results: Mapping[str, R
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+KEYS = ("check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors")
+"""All a document holds."""
+
 UNSEALED = "0" * 32
 _SEAL = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
 """Where a header holds its own digest. Inside any other name or text these quotes would have backslashes."""
@@ -163,10 +166,13 @@ def sealed(header: bytes) -> bytes:
     return header[:at] + digest + header[at + len(digest) :]
 
 
-def seal_holds(header: bytes) -> bool | None:
-    """Whether a header is as it was written; None when it has no digest of its own."""
+def seal_holds(header: bytes, document: str) -> bool | None:
+    """Whether a header with this document is as it was written; None when it has no digest of its own."""
     found = _seal(header)
-    return None if found is None else header.startswith(found[1], found[0])
+    if found is not None:
+        return header.startswith(found[1], found[0])
+    keys = set(json.loads(document))
+    return None if keys <= set(KEYS) - {"check"} else False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ ORDER = [
     "container", "patterns", "plan", "plain", "recipe", "exports", "foreign", "workers", "pipeline",
     "resuming", "reading", "decoding", "measuring", "examining", "comparing", "allocating", "sweeping", "planning",
     "statistics", "report", "gates", "config", "baseline", "terminal", "card", "checkpoints",
+    "findings", "possible", "verifying",
     "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,

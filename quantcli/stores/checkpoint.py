@@ -79,6 +79,8 @@ class Checkpoint:
         self.shards: dict[str, SafetensorsFile] = {}
         self._home: dict[str, SafetensorsFile] = {}
         for name in names:
+            if not os.path.lexists(os.path.join(self.folder, name)):
+                raise DataError("no such file, though the index names it", place=[index, name])
             if leads_outside(self.folder, name):
                 hint = "put the file itself there, or quantize the folder it lies in"
                 raise DataError("this shard is a link that leads out of its folder", place=[path, name], hint=hint)
