@@ -290,7 +290,8 @@ def dump(request: Request, settings: Mapping[str, str] | None = None) -> str:
 
 def _shortest(scheme: Scheme, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The fewest fields that make this scheme on top of what is asked for all."""
-    fields = scheme.as_dict()
+    # What is asked for all must be taken back where this scheme does without it.
+    fields = {"scale_dtype": None, "levels": None, "codebook": None, "options": {}, **scheme.as_dict()}
     order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -_FIELDS.index(n)))
     for name in order * 2:  # some say what another one implies, once that is gone
         less = {k: v for k, v in fields.items() if k != name}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli.cli import options
+from quantcli.errors import printable
 
 if TYPE_CHECKING:
     from quantcli.reading import Model
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, standard deviation, outliers, histogram.")
 @options.talk
 @click.option("--names", is_flag=True, help="Print bare names, a line each.")
+@click.option("--recipe", is_flag=True, help="Print the recipe that makes a quantized file again, in YAML.")
 @click.option("-0", "--null", is_flag=True, help="With --names: end each by a NUL instead, for xargs -0.")
 def command(
     src: str,
     stats: bool,
     names: bool,
+    recipe: bool,
     null: bool,
     as_json: bool,
     color: str,
@@ -38,14 +41,20 @@ def command(
     Outliers are the share of values farther than 4 standard deviations from the mean.
     """
     from quantcli import reading
-    from quantcli.errors import UsageError, printable
+    from quantcli.errors import UsageError
     from quantcli.stores import need_file
 
     if (names and (as_json or stats)) or (null and not names):
         raise UsageError("names are printed alone", place=["--names" if names else "--null"])
+    if recipe and (names or as_json or stats):
+        raise UsageError("a recipe is printed alone", place=["--recipe"])
     with reading.open(src) as model:
         if not stats:
             model.source.check_unchanged()  # a pipe to its end
+        if recipe:
+            sys.stdout.write(_recipe(src, model))
+            sys.stdout.flush()
+            return
         if names:
             for name in model:
                 sys.stdout.write(name + "\0" if null else printable(name, 100_000) + "\n")
@@ -65,6 +74,25 @@ def command(
             return
         _print(src, model, found if stats else None, color, verbose)
     sys.stdout.flush()
+
+
+def _recipe(src: str, model: Model) -> str:
+    """The recipe in the headers of a file or folder. Raises DataError when there is none, or several."""
+    from quantcli import recipe
+    from quantcli.errors import DataError, QuantcliError
+
+    try:
+        said = [(d, recipe.request_of(d.recipe, d.schemes)) for d in model.documents if d.recipe is not None]
+    except QuantcliError as error:
+        raise error.within(src) from None
+    if not said or len(said) < len(model.documents):
+        raise DataError("its header holds no recipe", place=[src], hint="quantcli quantize writes one")
+    document, request = said[0]
+    if any(d.tool != document.tool or d.digest != document.digest or r != request for d, r in said):
+        raise DataError("its files were made by several recipes", place=[src], hint="name one of them")
+    keeps = any(tensor.stored.reason == "nonfinite" for tensor in model.values())
+    settings = {"digest": document.digest, "on_nonfinite": "keep" if keeps else "refuse"}
+    return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"
 
 
 def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> dict[str, Any]:
@@ -99,7 +127,6 @@ def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> di
 
 def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, color: str, verbose: bool) -> None:
     from quantcli import terminal
-    from quantcli.errors import printable
 
     parameters = sum(t.stored.info.numel for t in model.values())
     nbytes = sum(f.size for f in model.source.files())
