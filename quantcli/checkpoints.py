@@ -22,7 +22,7 @@ from quantcli.plan import Plan, TensorPlan
 from quantcli.resuming import Finished, Journal
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint, Part
-from quantcli.stores.files import read_small
+from quantcli.stores.files import leads_outside, read_small
 from quantcli.stores.folder import OutputFolder, partial_of
 from quantcli.stores.safetensors import strict_json
 
@@ -58,37 +58,36 @@ class _Cut:
 
     def __init__(self, source: Checkpoint, plan: Plan, digest: str) -> None:
         self.source, self.plan, self.digest = source, plan, digest
-        self.names = [t.info.name for t in plan.tensors]
         self.limit = plan.request.max_shard_size if plan.request is not None else None
         self._whole = sum(file.size for file in source.files())
-        self._data = sum(info.nbytes for info in source.infos())
-        self._shards: dict[int, str] = {}
+        self._infos = source.infos()  # in the order of the plan
+        self._data = sum(info.nbytes for info in self._infos)
+        self._shards: dict[int, tuple[str, int]] = {}
         at = 0
         for name, shard in source.shards.items():
-            self._shards[at] = name
+            self._shards[at] = name, len(shard.infos())
             at += len(shard.infos())
 
     def piece(self, at: int, number: int, count: int | None = None) -> _Piece:
         """The file that begins with tensor `at`; count: how many tensors it is known to have."""
         if self.limit is None:
-            name = self._shards[at]
-            shard = self.source.shards[name]
-            return _Piece(name, shard, self.plan.part(i.name for i in shard.infos()))
+            name, count = self._shards[at]
+            return _Piece(name, self.source.shards[name], self.plan.part(at, at + count))
         if count is None:
             count = self._count(at)
         return self._part(at, number, count)
 
     def _part(self, at: int, number: int, count: int) -> _Piece:
-        names = self.names[at : at + count]
-        data = sum(t.info.nbytes for t in self.plan.tensors[at : at + count])
+        infos = self._infos[at : at + count]
         # The headers of the source count for the first file, so that all shares together are the source.
-        part = Part(self.source, names, data + (self._whole - self._data if at == 0 else 0))
-        return _Piece(f"part-{number:05d}.safetensors", part, self.plan.part(names))
+        share = sum(info.nbytes for info in infos) + (self._whole - self._data if at == 0 else 0)
+        name = f"part-{number:05d}.safetensors"
+        return _Piece(name, Part(self.source, infos, share), self.plan.part(at, at + count))
 
     def _count(self, at: int) -> int:
         """The most tensors that stay within the limit, one at least."""
         assert self.limit is not None
-        low, high = 1, len(self.names) - at
+        low, high = 1, len(self._infos) - at
         rest = self.limit
         for n, tensor in enumerate(self.plan.tensors[at:]):  # without headers: fewer layouts to try
             rest -= tensor.bytes_out
@@ -107,7 +106,7 @@ class _Cut:
     def pieces(self) -> Iterator[_Piece]:
         """All files as they are planned."""
         at = number = 0
-        while at < len(self.names):
+        while at < len(self._infos):
             piece = self.piece(at, number + 1)
             yield piece
             at, number = at + len(piece.plan.tensors), number + 1
@@ -138,7 +137,7 @@ def _write(source: Checkpoint, plan: Plan, out: OutputFolder, options: pipeline.
     files: list[tuple[str, pipeline.Written]] = []
     done: dict[str, Finished] = {}
     at = 0
-    while at < len(cut.names):
+    while at < len(plan.tensors):
         piece = cut.piece(at, len(files) + 1)
         known = earlier.pop(piece.name, None)
         out.hold = known is not None  # a run that may not go on leaves all to one that may
@@ -212,7 +211,11 @@ def _finished(
     tensors = [t for _, written in files for t in written.plan.tensors]
     results = {name: r for _, written in files for name, r in written.results.items()}
     size = sum(written.size for _, written in files)
-    copied, left = out.copy_side_files(source.folder, (CONFIG, CARD, os.path.basename(source.index or INDEX)))
+    copied, left = out.copy_side_files(source.folder, (CONFIG, CARD, index))
+    original = os.path.join(source.folder, CARD)
+    card_of = original if os.path.isfile(original) else None
+    if card_of is not None and leads_outside(source.folder, CARD):
+        card_of, left = None, [CARD, *left]
     if left:
         notes.append(f"links that lead out of the folder were not copied: {', '.join(map(printable, left[:5]))}")
     if (source.index and cut.limit is None) or len(files) > 1:
@@ -222,13 +225,15 @@ def _finished(
     original = os.path.join(source.folder, CONFIG)
     content: dict[str, Any] = {}
     if os.path.lexists(original):
+        if leads_outside(source.folder, CONFIG):
+            raise DataError("this is a link that leads out of its folder", place=[original])
         found = strict_json(read_small(original, _SIDE), original)
         content = found if isinstance(found, dict) else {}
     if content or config:
         content.pop("quantization_config", None)
         out.write(CONFIG, _json({**content, **({"quantization_config": config} if config else {})}))
     whole = Plan(tuple(tensors), plan.request)
-    out.write(CARD, _card(source, whole, results, size, options, why))
+    out.write(CARD, _card(source, whole, results, size, options, why, card_of))
     source.check_unchanged()
     out.publish()
     return WrittenFolder(whole, results, size, copied, why, notes)
@@ -258,12 +263,15 @@ def _index(source: Checkpoint, tensors: list[TensorPlan], homes: dict[str, str])
 
 
 def _card(
-    source: Checkpoint, plan: Plan, results: dict[str, Result], size: int, options: pipeline.Options, obstacle: str
+    source: Checkpoint,
+    plan: Plan,
+    results: dict[str, Result],
+    size: int,
+    options: pipeline.Options,
+    obstacle: str,
+    original: str | None,
 ) -> bytes:
     """The model card, with the original one in it."""
-    original = os.path.join(source.folder, CARD)
-    if os.path.lexists(original) and not os.path.isfile(original):
-        raise DataError("it is not a file", place=[original])
     found = report.of_plan(
         plan.tensors,
         results,
@@ -281,7 +289,7 @@ def _card(
         settings=settings,
         obstacle=obstacle,
         origin=card.hub_name(source.folder),
-        original=read_small(original, _SIDE) if os.path.isfile(original) else None,
+        original=read_small(original, _SIDE) if original is not None else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,10 +132,9 @@ class Plan:
         """This plan with some tensors planned anew."""
         return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
 
-    def part(self, names: Iterable[str]) -> Plan:
-        """The plan of these tensors alone."""
-        by_name = {t.info.name: t for t in self.tensors}
-        return replace(self, tensors=tuple(by_name[name] for name in names))
+    def part(self, first: int, last: int) -> Plan:
+        """The plan of a run of tensors alone."""
+        return replace(self, tensors=self.tensors[first:last])
 
 
 def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:

@@ -156,10 +156,18 @@ def test_links_out_of_the_folder_are_left_behind_and_told(source: Path) -> None:
     Path("secret").write_text("key")
     (source / "notes.txt").symlink_to("../secret")
     (source / "inside.txt").symlink_to("tokenizer.json")
+    (source / "README.md").unlink()
+    (source / "README.md").symlink_to("../secret")
     ran = run("quantize", source, "-o", "out")
-    assert ran.err == "quantcli: links that lead out of the folder were not copied: notes.txt\n"
+    assert ran.err == "quantcli: links that lead out of the folder were not copied: README.md, notes.txt\n"
     found = contents(Path("out"))
-    assert "notes.txt" not in found and found["inside.txt"] == b"{}" and b"key" not in found.values()
+    assert "notes.txt" not in found and found["inside.txt"] == b"{}"
+    assert b"Original" not in found["README.md"] and not any(text.endswith(b"key") for text in found.values())
+    (source / "config.json").unlink()
+    Path("secret.json").write_text('{"a": "key"}')
+    (source / "config.json").symlink_to("../secret.json")
+    assert "config.json: this is a link" in one_line(run("quantize", source, "-o", "more"), 1)
+    assert sorted(os.listdir()) == ["out", "secret", "secret.json", "source"]
 
 
 # ---- cut anew ---------------------------------------------------------------------------------------------------

@@ -154,11 +154,10 @@ class Checkpoint:
 class Part:
     """Some tensors of a checkpoint as a source of their own. share: the bytes of its files they stand for."""
 
-    def __init__(self, whole: Checkpoint, names: Sequence[str], share: int) -> None:
+    def __init__(self, whole: Checkpoint, infos: Sequence[TensorInfo], share: int) -> None:
         self.path, self.metadata, self.share = whole.path, whole.metadata, share
-        wanted = set(names)
-        self._infos = [info for info in whole.infos() if info.name in wanted]
-        self._home = {name: whole.shard_of(name) for name in names}
+        self._infos = infos
+        self._home = {info.name: whole.shard_of(info.name) for info in infos}
 
     @property
     def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
