@@ -1,76 +1,347 @@
-"""A checkpoint folder in, a checkpoint folder out: shard by shard under their names, index and config amended."""
+"""A checkpoint folder in, a checkpoint folder out: shard by shard under their names or cut anew, with index, config
+and card.
+
+A run that is killed leaves its finished files, and another one with `resume` goes on behind them: the bytes are the
+same as without the interruption.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from quantcli import pipeline
-from quantcli.container import Result
+from quantcli import card, pipeline, report, resuming
+from quantcli.container import Result, StoredTensor
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports.compressed_tensors import quantization_config
 from quantcli.plan import Plan, TensorPlan
-from quantcli.stores.checkpoint import INDEX, Checkpoint
-from quantcli.stores.files import read_small
-from quantcli.stores.folder import OutputFolder
+from quantcli.resuming import Finished, Journal
+from quantcli.stores import Source
+from quantcli.stores.checkpoint import INDEX, Checkpoint, Part
+from quantcli.stores.files import leads_outside, read_small
+from quantcli.stores.folder import OutputFolder, partial_of
 from quantcli.stores.safetensors import strict_json
+
+CONFIG, CARD = "config.json", "README.md"
+_SIDE = 1 << 26
+"""Most bytes of an index, a configuration or a card."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFolder:
-    """A folder that was written; `obstacle` tells why it has no quantization_config, if it has none."""
+    """A folder that was written; `obstacle` tells why it has no quantization_config, if it has none; notes: what else
+    whoever asked for it must know."""
 
     plan: Plan
     results: dict[str, Result]
     size: int
     copied: list[str]
     obstacle: str
+    notes: list[str]
 
 
-def write(source: Checkpoint, plan: Plan, path: str, options: pipeline.Options) -> WrittenFolder:
-    """Quantize a checkpoint folder into a folder at `path`, which appears only when it is complete."""
-    by_name = {t.info.name: t for t in plan.tensors}
-    with OutputFolder(path, force=options.force) as out:
-        tensors: list[TensorPlan] = []
-        results: dict[str, Result] = {}
-        weight_map: dict[str, str] = {}
-        total = size = 0
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A file to write: its name while the work is going on, and the tensors in it."""
+
+    name: str
+    source: Source
+    plan: Plan
+
+
+class _Cut:
+    """How a plan is cut into files, one after another: as the source is, or anew where a size is given."""
+
+    def __init__(self, source: Checkpoint, plan: Plan, digest: str) -> None:
+        self.source, self.plan, self.digest = source, plan, digest
+        self.limit = plan.request.max_shard_size if plan.request is not None else None
+        self._whole = sum(file.size for file in source.files())
+        self._infos = source.infos()  # in the order of the plan
+        self._data = sum(info.nbytes for info in self._infos)
+        self._shards: dict[int, tuple[str, int]] = {}
+        at = 0
         for name, shard in source.shards.items():
-            part = Plan(tuple(by_name[info.name] for info in shard.infos()))
-            written = pipeline.write(shard, part, shard.metadata, os.path.join(out.temp, name), options)
-            tensors += written.plan.tensors
-            results |= written.results
-            size += written.size
-            for output in (o for t in written.plan.tensors for o in t.outputs):
-                weight_map[output.name] = name
-                total += output.nbytes
-        copied = out.copy_side_files(source.folder, ("config.json", os.path.basename(source.index or INDEX)))
-        if source.index or len(source.shards) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            out.write(os.path.basename(source.index or INDEX), _json(index))
-        config, why = quantization_config(tensors)
-        original = os.path.join(source.folder, "config.json")
-        content: dict[str, Any] = {}
-        if os.path.lexists(original):
-            found = strict_json(read_small(original, 1 << 24), original)
-            content = found if isinstance(found, dict) else {}
-        if content or config:
-            content.pop("quantization_config", None)
-            out.write("config.json", _json({**content, **({"quantization_config": config} if config else {})}))
-        source.check_unchanged()
-        out.publish()
-    return WrittenFolder(Plan(tuple(tensors)), results, size, copied, why)
+            self._shards[at] = name, len(shard.infos())
+            at += len(shard.infos())
+
+    def piece(self, at: int, number: int, count: int | None = None) -> _Piece:
+        """The file that begins with tensor `at`; count: how many tensors it is known to have."""
+        if self.limit is None:
+            name, count = self._shards[at]
+            return _Piece(name, self.source.shards[name], self.plan.part(at, at + count))
+        if count is None:
+            count = self._count(at)
+        return self._part(at, number, count)
+
+    def _part(self, at: int, number: int, count: int) -> _Piece:
+        infos = self._infos[at : at + count]
+        # The headers of the source count for the first file, so that all shares together are the source.
+        share = sum(info.nbytes for info in infos) + (self._whole - self._data if at == 0 else 0)
+        name = f"part-{number:05d}.safetensors"
+        return _Piece(name, Part(self.source, infos, share), self.plan.part(at, at + count))
+
+    def _count(self, at: int) -> int:
+        """The most tensors that stay within the limit, one at least."""
+        assert self.limit is not None
+        low, high = 1, len(self._infos) - at
+        rest = self.limit
+        for n, tensor in enumerate(self.plan.tensors[at:]):  # without headers: fewer layouts to try
+            rest -= tensor.bytes_out
+            if rest < 0:
+                high = max(n, 1)
+                break
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.size(self._part(at, 0, middle)) <= self.limit else (low, middle - 1)
+        return low
+
+    def size(self, piece: _Piece) -> int:
+        """The exact size of a file."""
+        return pipeline.file_layout(piece.source, piece.plan, piece.source.metadata, self.digest).size
+
+    def pieces(self) -> Iterator[_Piece]:
+        """All files as they are planned."""
+        at = number = 0
+        while at < len(self._infos):
+            piece = self.piece(at, number + 1)
+            yield piece
+            at, number = at + len(piece.plan.tensors), number + 1
+
+
+def write(
+    source: Checkpoint, plan: Plan, path: str, options: pipeline.Options, *, resume: bool = False
+) -> WrittenFolder:
+    """Quantize a checkpoint folder into a folder at `path`, which appears only when it is complete.
+
+    resume: go on with what an interrupted run has finished. Raises UsageError where that run was asked for something
+    else, DataError where the source was changed since.
+    """
+    with OutputFolder(path, force=options.force) as out:
+        try:
+            return _write(source, plan, out, options, resume)
+        except QuantcliError as error:
+            error.place = [p.replace(out.temp, path, 1) for p in error.place]
+            raise
+
+
+def _write(source: Checkpoint, plan: Plan, out: OutputFolder, options: pipeline.Options, resume: bool) -> WrittenFolder:
+    asked = resuming.asked(source, plan, options)
+    earlier, notes = _begun(out, asked, resume)
+    out.begin(list(earlier))
+    cut = _Cut(source, plan, options.digest)
+    options = replace(options, force=True, part=True)
+    files: list[tuple[str, pipeline.Written]] = []
+    done: dict[str, Finished] = {}
+    at = 0
+    while at < len(plan.tensors):
+        piece = cut.piece(at, len(files) + 1)
+        known = earlier.pop(piece.name, None)
+        out.hold = known is not None  # a run that may not go on leaves all to one that may
+        written = None
+        if known is not None:
+            piece = cut.piece(at, len(files) + 1, known.tensors)
+            written = resuming.taken_over(os.path.join(out.temp, piece.name), known, piece.source, piece.plan, options)
+            if written is None:
+                notes.append(f"{piece.name} of the interrupted run is damaged and was made again")
+                piece = cut.piece(at, len(files) + 1)
+        if written is None:
+            out.hold = False
+            written = _made(out, cut, piece, options)
+            if written is None:
+                continue
+            known = Finished(
+                len(written.plan.tensors), resuming.file_digest(os.path.join(out.temp, piece.name), options.threads)
+            )
+        assert known is not None
+        done[piece.name] = known
+        out.record(Journal(asked, {**done, **earlier}).as_bytes())
+        files.append((piece.name, written))
+        at += len(written.plan.tensors)
+    return _finished(source, plan, out, options, cut, files, notes)
+
+
+def _begun(out: OutputFolder, asked: dict[str, Any], resume: bool) -> tuple[dict[str, Finished], list[str]]:
+    """What of an interrupted run can be taken over, and what is to be said of it."""
+    journal = resuming.read(out.found) if out.found is not None else None
+    if journal is None:
+        return {}, []
+    done = f"{len(journal.finished)} finished file{'' if len(journal.finished) == 1 else 's'}"
+    if not resume:
+        return {}, [f"an interrupted run had left {done}, made anew now; --resume would have kept them"]
+    why = resuming.difference(journal.asked, asked)
+    if why is not None:
+        out.hold = True
+        hint = "ask for the same again, or leave out --resume to start over"
+        raise UsageError(f"the interrupted run was another one: {why}", place=[out.path], hint=hint)
+    return dict(journal.finished), [f"went on behind {done} of an interrupted run"]
+
+
+def _made(out: OutputFolder, cut: _Cut, piece: _Piece, options: pipeline.Options) -> pipeline.Written | None:
+    """A file that was written; None when its tensors turned out larger than planned and it must be cut earlier."""
+    path = os.path.join(out.temp, piece.name)
+    written = pipeline.write(piece.source, piece.plan, piece.source.metadata, path, options)
+    if cut.limit is None or written.size <= cut.limit or len(piece.plan.tensors) == 1:
+        return written
+    cut.plan = cut.plan.amended({t.info.name: t for t in written.plan.tensors})
+    return None
+
+
+def _finished(
+    source: Checkpoint,
+    plan: Plan,
+    out: OutputFolder,
+    options: pipeline.Options,
+    cut: _Cut,
+    files: list[tuple[str, pipeline.Written]],
+    notes: list[str],
+) -> WrittenFolder:
+    """The folder with all that is not weights, in its place."""
+    index = os.path.basename(source.index or INDEX)
+    names = [name for name, _ in files] if cut.limit is None else _numbered(index, source, len(files))
+    for new, (name, written) in zip(names, files):
+        if new != name:
+            out.rename(name, new)
+        if cut.limit is not None and written.size > cut.limit:
+            tensor = printable(written.plan.tensors[0].info.name)
+            notes.append(f"{new} has {written.size} bytes, more than --max-shard-size: {tensor} is alone in it")
+    tensors = [t for _, written in files for t in written.plan.tensors]
+    results = {name: r for _, written in files for name, r in written.results.items()}
+    size = sum(written.size for _, written in files)
+    copied, left = out.copy_side_files(source.folder, (CONFIG, CARD, index))
+    original = os.path.join(source.folder, CARD)
+    card_of = original if os.path.isfile(original) else None
+    if card_of is not None and leads_outside(source.folder, CARD):
+        card_of, left = None, [CARD, *left]
+    if left:
+        notes.append(f"links that lead out of the folder were not copied: {', '.join(map(printable, left[:5]))}")
+    if (source.index and cut.limit is None) or len(files) > 1:
+        homes = {o.name: new for new, (_, w) in zip(names, files) for t in w.plan.tensors for o in t.outputs}
+        out.write(index, _index(source, tensors, homes))
+    config, why = quantization_config(tensors)
+    original = os.path.join(source.folder, CONFIG)
+    content: dict[str, Any] = {}
+    if os.path.lexists(original):
+        if leads_outside(source.folder, CONFIG):
+            raise DataError("this is a link that leads out of its folder", place=[original])
+        found = strict_json(read_small(original, _SIDE), original)
+        content = found if isinstance(found, dict) else {}
+    if content or config:
+        content.pop("quantization_config", None)
+        out.write(CONFIG, _json({**content, **({"quantization_config": config} if config else {})}))
+    whole = Plan(tuple(tensors), plan.request)
+    out.write(CARD, _card(source, whole, results, size, options, why, card_of))
+    source.check_unchanged()
+    out.publish()
+    return WrittenFolder(whole, results, size, copied, why, notes)
+
+
+def _numbered(index: str, source: Checkpoint, count: int) -> list[str]:
+    """The names of so many files, after the index or the files there were."""
+    stem = index.removesuffix(".safetensors.index.json")
+    if not source.index:
+        first = next(iter(source.shards))
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", first.removesuffix(".safetensors"))
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def _index(source: Checkpoint, tensors: list[TensorPlan], homes: dict[str, str]) -> bytes:
+    """The index: what the old one said of the model, sizes, and the file of every tensor."""
+    found = strict_json(read_small(source.index, 100_000_000), source.index) if source.index else {}
+    said = found.get("metadata")
+    metadata = {
+        **(said if isinstance(said, dict) else {}),
+        "total_parameters": sum(t.info.numel for t in tensors),
+        "total_size": sum(o.nbytes for t in tensors for o in t.outputs),
+    }
+    return _json({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
+
+
+def _card(
+    source: Checkpoint,
+    plan: Plan,
+    results: dict[str, Result],
+    size: int,
+    options: pipeline.Options,
+    obstacle: str,
+    original: str | None,
+) -> bytes:
+    """The model card, with the original one in it."""
+    found = report.of_plan(
+        plan.tensors,
+        results,
+        command="quantize",
+        source=source.path,
+        output=None,
+        bytes_in=sum(f.size for f in source.files()),
+        bytes_out=size,
+        seconds=None,
+    )
+    settings = {"digest": options.digest, "on_nonfinite": "keep" if options.keep_nonfinite else "refuse"}
+    return card.card(
+        found,
+        plan,
+        settings=settings,
+        obstacle=obstacle,
+        origin=card.hub_name(source.folder),
+        original=read_small(original, _SIDE) if original is not None else None,
+    )
 
 
 def dry_size(source: Checkpoint, plan: Plan, digest: str) -> int:
-    """The exact size of all shards a plan leads to."""
-    by_name = {t.info.name: t for t in plan.tensors}
-    parts: Sequence[Any] = list(source.shards.values())
-    return sum(
-        pipeline.file_layout(shard, Plan(tuple(by_name[i.name] for i in shard.infos())), shard.metadata, digest).size
-        for shard in parts
+    """The exact size of all files a plan leads to."""
+    cut = _Cut(source, plan, digest)
+    return sum(cut.size(piece) for piece in cut.pieces())
+
+
+def left_over(path: str) -> str | None:
+    """The hidden folder that an interrupted run on a destination has left, if there is one to go on with."""
+    partial = partial_of(path)
+    return partial if os.path.isfile(os.path.join(partial, "journal")) else None
+
+
+def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:
+    """What index and configuration of a quantized folder say that its files do not."""
+    found = []
+    if source.index:
+        said = strict_json(read_small(source.index, 100_000_000), source.index).get("metadata")
+        true = {
+            "total_size": sum(info.nbytes for info in source.infos()),
+            "total_parameters": sum(t.info.numel for t in stored),
+        }
+        for name, value in true.items():
+            if isinstance(said, dict) and name in said and said[name] != value:
+                shown = printable(repr(said[name]), 40)
+                found.append(f"{os.path.basename(source.index)}: {name} is {shown}, not {value}")
+    config = os.path.join(source.folder, CONFIG)
+    content = strict_json(read_small(config, _SIDE), config) if os.path.isfile(config) else None
+    says = content.get("quantization_config") if isinstance(content, dict) else None
+    if isinstance(content, dict) and (says is None or isinstance(says, dict)):
+        wanted, _ = quantization_config([planned_as(t) for t in stored])
+        if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
+            found.append(f"{CONFIG}: quantization_config says compressed-tensors, which cannot express this")
+        for name, value in (wanted or {}).items():
+            if (says or {}).get(name) != value:
+                found.append(f"{CONFIG}: {name} of quantization_config is not that of the files")
+    return found
+
+
+def planned_as(stored: StoredTensor) -> TensorPlan:
+    """The plan that led to a stored tensor."""
+    s = stored
+    return TensorPlan(
+        info=s.info,
+        reason=s.reason,
+        scheme=s.scheme,
+        layout=s.layout,
+        scale_dtype=s.scale_dtype,
+        note=s.note,
+        outputs=s.outputs,
     )
 
 

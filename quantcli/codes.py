@@ -47,6 +47,19 @@ def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:
     return codebook(np.concatenate([levels, np.repeat(levels[:, -1:], missing, axis=1)], axis=1))
 
 
+def unused_codes(book: Codebook) -> NDArray[np.bool_]:
+    """Which codes (tables, 2^b) no weight is ever given: those that stand for nothing or for the level of another code,
+    between which there is no room."""
+    tables, size = book.levels.shape
+    count = book.sorted.shape[1]
+    ends = np.full((tables, count + 1), np.inf, np.float32)
+    ends[:, 0] = -np.inf
+    ends[:, 1:count] = book.thresholds[:, : count - 1]
+    unused = np.ones((tables, size), bool)
+    np.put_along_axis(unused, book.order.astype(np.intp), ~(ends[:, :-1] < ends[:, 1:]), axis=1)
+    return unused
+
+
 def clipped(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -> NDArray[np.bool_]:
     """Which weights (rows, cols) lie beyond the outermost code by more than half a step: those whose rounded code is
     not on the grid. For one bit, and where a step is no step (mid-rise cells), beyond the outermost cell."""

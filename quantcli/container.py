@@ -11,15 +11,17 @@ For a tensor X (shape [rows, cols] or more) of b bits the file holds
                                                    tensor, there is no X_scale
     X_shape       I64  [dimensions]                the shape of X
 
-and `__metadata__["quantcli"]` a JSON document: version, tool, tile and digest rule, the schemes, and for every tensor
-its reason and, when quantized, scheme, dtype and error sums. Decoding a tensor that compressed-tensors can express
-needs nothing from that document.
+and `__metadata__["quantcli"]` a JSON document: version, tool, tile and digest rule, the schemes, the recipe (what was
+asked for: numbers of schemes, rules, who is left alone), and for every tensor its reason and, when quantized, scheme,
+dtype and error sums. Its first key is `check`, the XXH3-128 of length and JSON of the whole header with 32 zeros in
+its own place. Decoding a tensor that compressed-tensors can express needs nothing from that document.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -124,16 +126,55 @@ def _entry(tensor: TensorPlan, schemes: list[dict[str, Any]], result: Result | N
 def document(plan: Plan, digest: str, source_bytes: int, results: Mapping[str, Result] | None = None) -> str:
     """The JSON document of a file made from so many bytes; without results, one at least as long."""
     schemes: list[dict[str, Any]] = []
+    recipe = plan.request.as_dict(schemes) if plan.request is not None else None
     entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in plan.tensors}
     whole = {
+        "check": UNSEALED,
         "version": VERSION,
         "tool": f"quantcli {__version__}",
         "digest": digest,
         "source_bytes": source_bytes,
         "schemes": schemes,
+        **({"recipe": recipe} if recipe is not None else {}),
         "tensors": entries,
     }
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+KEYS = ("check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors")
+"""All a document holds."""
+
+UNSEALED = "0" * 32
+_SEAL = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
+"""Where a header holds its own digest. Inside any other name or text these quotes would have backslashes."""
+
+
+def _seal(header: bytes) -> tuple[int, bytes] | None:
+    """Where a header holds its own digest, and what that should be; None for headers without."""
+    from xxhash import xxh3_128
+
+    place = _SEAL.search(header)
+    if place is None:
+        return None
+    blank = header[: place.start(1)] + UNSEALED.encode() + header[place.end(1) :]
+    return place.start(1), xxh3_128(blank).hexdigest().encode()
+
+
+def sealed(header: bytes) -> bytes:
+    """A header (length and JSON) with its own digest in the place for it."""
+    found = _seal(header)
+    assert found is not None
+    at, digest = found
+    return header[:at] + digest + header[at + len(digest) :]
+
+
+def seal_holds(header: bytes, document: str) -> bool | None:
+    """Whether a header with this document is as it was written; None when it has no digest of its own."""
+    found = _seal(header)
+    if found is not None:
+        return header.startswith(found[1], found[0])
+    keys = set(json.loads(document))
+    return None if keys <= set(KEYS) - {"check"} else False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +205,15 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The parsed header document of a native file."""
+    """The parsed header document of a native file. recipe: what was asked for, as `recipe.request_of` takes it; None
+    where the file does not say."""
 
     tool: str
     digest: str
     source_bytes: int
     tensors: tuple[StoredTensor, ...]
+    recipe: Mapping[str, Any] | None
+    schemes: tuple[Scheme, ...]
 
 
 def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
@@ -188,7 +232,9 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
             raise DataError(f"unknown digest {printable(str(whole['digest']), 40)}")
         schemes = [_scheme(values) for values in whole["schemes"]]
         tensors = [_parse_tensor(name, entry, schemes, stored) for name, entry in whole["tensors"].items()]
-        tool, source_bytes = str(whole["tool"]), int(whole["source_bytes"])
+        tool, source_bytes, recipe = str(whole["tool"]), int(whole["source_bytes"]), whole.get("recipe")
+        if not isinstance(recipe, (dict, type(None))):
+            raise ValueError("recipe")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(f"the quantcli header is damaged: {type(error).__name__} {printable(str(error), 80)}") from None
     except QuantcliError as error:
@@ -199,17 +245,14 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
         raise DataError("the quantcli header does not list this tensor", place=[printable(extra[0])])
     order = {name: i for i, name in enumerate(stored)}
     tensors.sort(key=lambda t: min(order[o.name] for o in t.outputs))
-    return Document(tool, whole["digest"], source_bytes, tuple(tensors))
+    return Document(tool, whole["digest"], source_bytes, tuple(tensors), recipe, tuple(schemes))
 
 
 def _scheme(values: dict[str, Any]) -> Scheme:
     """A stored scheme. Raises UsageError for one that has no meaning."""
     if "codebook" in values:
         values = {**values, "codebook": tuple(values["codebook"])}
-    scheme = Scheme(**values)
-    if scheme.calibration == "auto":
-        raise ValueError("auto is not a scheme")
-    return scheme
+    return Scheme(**values)
 
 
 def _parse_tensor(
@@ -226,6 +269,8 @@ def _parse_tensor(
     if type(index) is not int or not 0 <= index < len(schemes):
         raise ValueError("scheme")
     info, scheme = TensorInfo(name, entry["dtype"], tuple(entry["shape"])), schemes[index]
+    if scheme.calibration == "auto":
+        raise ValueError("auto is not a scheme")
     plan = layout(info.shape, scheme)
     scale = stored.get(f"{name}_scale")
     if "scale" not in parts(scheme):

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from quantcli import __version__, comparing, plan, registry
+from quantcli import __version__, card, comparing, plan, registry
+from quantcli.checkpoints import CARD
 from quantcli.container import KEY as NATIVE_KEY
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight
@@ -303,11 +304,19 @@ def write(order: Order) -> Written:
         exact, metrics = _write_files(order, found, planned, os.path.dirname(order.path))
         return Written(size=size, copied=(), exact=exact, metrics=metrics)
     with OutputFolder(order.path, force=order.force) as out:
+        out.begin(())
         exact, metrics = _write_files(order, found, planned, out.temp)
         copied: list[str] = []
         if isinstance(order.source, Checkpoint):
             index = os.path.basename(order.source.index or INDEX)
-            copied = out.copy_side_files(order.source.folder, ("config.json", "quantize_config.json", index))
+            own = ("config.json", "quantize_config.json", index, CARD)
+            copied, left = out.copy_side_files(order.source.folder, own)
+            if left:
+                hint = "put the files themselves there"
+                raise DataError("it leads out of the folder", place=[order.shown, printable(left[0])], hint=hint)
+            told = beside(order.source)(CARD)
+            if told is not None:
+                out.write(CARD, card.exported(told, order.target, named(order.target).summary, found.notes))
         if len(planned) > 1:
             out.write(INDEX, _json(_index(found, planned)))
         if config or found.config:

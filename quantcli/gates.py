@@ -17,8 +17,17 @@ from quantcli.errors import UsageError, printable
 from quantcli.patterns import matching
 from quantcli.report import Change, Comparison, GateFailure, GateResult, RunReport, TensorReport
 
-_UNITLESS = ("min_coverage", "max_size", "target_size", "max_mse", "max_nmse", "max_bpw", "target_bpw")
-_SIZES = ("max_size", "target_size")
+_UNITLESS = (
+    "min_coverage",
+    "max_size",
+    "target_size",
+    "max_mse",
+    "max_nmse",
+    "max_bpw",
+    "target_bpw",
+    "max_shard_size",
+)
+_SIZES = ("max_size", "target_size", "max_shard_size")
 TENSOR_GATES = ("min_tensor_sqnr", "max_mse", "max_outlier_gap", "max_regression")
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,

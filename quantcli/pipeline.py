@@ -25,6 +25,7 @@ from quantcli.grouping import Layout, TileSpan
 from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.plan import Plan, TensorPlan, check, kept, with_float32_scales
 from quantcli.stores import Source, is_stream
+from quantcli.stores.checkpoint import Part
 from quantcli.stores.files import OutputFile, check_space
 from quantcli.stores.safetensors import FileLayout, header_bytes, lay_out, validate
 from quantcli.workers import Crew, Task
@@ -48,12 +49,14 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to run: none of it changes the output but `digest`."""
+    """How to run: none of it changes the output but `digest`. part: the file is one of several of a model, and may
+    turn out to hold nothing quantized."""
 
     threads: int
     digest: str = "xxh3"
     keep_nonfinite: bool = False
     force: bool = False
+    part: bool = False
     progress: Progress | None = None
 
 
@@ -359,7 +362,7 @@ class Written:
 def file_layout(source: Source, plan: Plan, metadata: Mapping[str, str], digest_kind: str) -> FileLayout:
     """The exact layout of the file a plan leads to."""
     outputs = [output for tensor in plan.tensors for output in tensor.outputs]
-    document = container.document(plan, digest_kind, _size(source))
+    document = container.document(plan, digest_kind, source_bytes(source))
     return lay_out(outputs, {"format": "pt", **metadata, container.KEY: document})
 
 
@@ -390,8 +393,9 @@ def _trials(tensor: TensorPlan) -> Trials:
     return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=rival, importance=importance)
 
 
-def _size(source: Source) -> int:
-    return sum(file.size for file in source.files())
+def source_bytes(source: Source) -> int:
+    """Bytes of the files a source is; of a part of a checkpoint, its share of them."""
+    return source.share if isinstance(source, Part) else sum(file.size for file in source.files())
 
 
 def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, options: Options) -> Written:
@@ -410,10 +414,12 @@ def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, op
             Crew(run.tasks(), options.threads, lambda: interrupt(source)).run()
             if run.amendments:
                 plan = plan.amended(run.amendments)
-                check(plan)
+                if not options.part:
+                    check(plan)
                 continue
-            document = container.document(plan, options.digest, _size(source), run.results)
-            out.write(0, header_bytes(places.entries, {**metadata, container.KEY: document}, places.header_size))
+            document = container.document(plan, options.digest, source_bytes(source), run.results)
+            header = header_bytes(places.entries, {**metadata, container.KEY: document}, places.header_size)
+            out.write(0, container.sealed(header))
             source.check_unchanged()
             out.sync()
             validate(out.temp, path)

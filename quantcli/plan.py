@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from quantcli import container
 from quantcli.dtypes import DTYPES
@@ -70,21 +71,48 @@ class Rule:
     scheme: Scheme | None
     reason: str | None = None
     optional: bool = False
-    place: str = "rules"
+    place: str = field(default="rules", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, how much
-    the error of each column counts, and expressions for tensors that must have one scheme (see patterns.tied)."""
+    """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
+    bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
+    counts, and expressions for tensors that must have one scheme (see patterns.tied)."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keep_defaults: bool = True
+    max_shard_size: int | None = None
     importance: Importance | None = None
     ties: tuple[str, ...] = ()
+
+    def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
+        to which they are added; rules as [pattern, number or null, reason or null, whether optional]; importances by
+        their digest; what is usual left out."""
+
+        def number(scheme: Scheme) -> int:
+            values = scheme.as_dict()
+            if values not in schemes:
+                schemes.append(values)
+            return schemes.index(values)
+
+        default = number(self.scheme)
+        rules: list[list[Any]] = []
+        for rule in self.rules:
+            entry = [rule.pattern, None if rule.scheme is None else number(rule.scheme), rule.reason, rule.optional]
+            rules.append(entry if rule.optional else entry[:3] if rule.reason is not None else entry[:2])
+        lists = {"rules": rules, "include": self.include, "exclude": self.exclude, "ties": self.ties}
+        return {
+            "default": default,
+            **{name: list(value) for name, value in lists.items() if value},
+            **({} if self.keep_defaults else {"keep_defaults": False}),
+            **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
+            **({} if self.importance is None else {"importance": self.importance.digest}),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +141,18 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a model: one entry for every tensor, in source order."""
+    """The plan of a model: one entry for every tensor, in source order, and the request it follows."""
 
     tensors: tuple[TensorPlan, ...]
+    request: Request | None = None
 
-    def amended(self, changes: dict[str, TensorPlan]) -> Plan:
+    def amended(self, changes: Mapping[str, TensorPlan]) -> Plan:
         """This plan with some tensors planned anew."""
-        return Plan(tuple(changes.get(t.info.name, t) for t in self.tensors))
+        return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
+
+    def part(self, first: int, last: int) -> Plan:
+        """The plan of a run of tensors alone."""
+        return replace(self, tensors=self.tensors[first:last])
 
 
 def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:
@@ -241,7 +274,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(kept(info, reason))
         else:
             tensors.append(quantized(info, request.scheme, "default"))
-    plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors))
+    plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan

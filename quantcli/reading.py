@@ -73,7 +73,17 @@ class Tensor:
         return self.read_bytes(self.stored.outputs[0].name, start, span.rows * row_bytes(span.cols, bits))
 
     def params(self, span: TileSpan) -> QuantParams:
-        """The parameters of one tile."""
+        """The parameters of one tile. Raises DataError where one is not finite."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        assert scheme is not None and plan is not None
+        scale, zero = self.scales(span)
+        if not np.isfinite(scale).all():
+            raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
+        return spread(QuantParams(scale, zero, self._codebook(span)), self.stored.info, scheme, plan)
+
+    def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
+        """Scales and zero points or offsets of one tile as they are stored: (rows, groups), or (1, channels) where
+        the columns share them."""
         scheme, plan = self.stored.scheme, self.stored.layout
         assert scheme is not None and plan is not None
         if plan.shared == "columns":
@@ -88,14 +98,20 @@ class Tensor:
 
         held = container.parts(scheme)
         scale = row_params("scale") if "scale" in held else np.ones((1, 1), np.float32)
-        if not np.isfinite(scale).all():
-            raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
-        zero = None
         if "offset" in held:
-            zero = row_params("offset")
-        elif "zero_point" in held:
-            zero = self._zero_points(0 if plan.shared else span.row, rows, first, groups).astype(np.float32)
-        return spread(QuantParams(scale, zero, self._codebook(span)), self.stored.info, scheme, plan)
+            return scale, row_params("offset")
+        if "zero_point" in held:
+            zero = self._zero_points(0 if plan.shared else span.row, rows, first, groups)
+            return scale, zero.astype(np.float32)
+        return scale, None
+
+    def levels(self, span: TileSpan) -> Floats:
+        """The stored levels (tables, 2^b) of the codes of one tile of a codebook."""
+        assert self.stored.scheme is not None
+        output, width = self.stored.output("codebook"), 1 << self.stored.scheme.bits
+        own = len(output.shape) > 1
+        found = self._floats(output, span.row * width if own else 0, (span.rows if own else 1) * width)
+        return found.reshape(-1, width)
 
     def _codebook(self, span: TileSpan) -> Codebook | None:
         """The levels of the codes of one tile."""
@@ -105,12 +121,10 @@ class Tensor:
             return None
         if scheme.format != "codebook":
             return fixed_codebook(scheme)
-        output, width = self.stored.output("codebook"), 1 << scheme.bits
-        own = len(output.shape) > 1
-        levels = self._floats(output, span.row * width if own else 0, (span.rows if own else 1) * width)
+        levels = self.levels(span)
         if not np.isfinite(levels).all():
             raise DataError("a stored level is not finite", place=[self._source.path, printable(self.name)])
-        return codebook(levels.reshape(-1, width))
+        return codebook(levels)
 
     def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
         assert self.stored.scheme is not None and self.stored.layout is not None

@@ -10,7 +10,8 @@
 
 The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top; an optional
 rule may match nothing. Tensors that match an expression of `ties` and agree in its first group get one scheme.
-Presets are recipes by name (presets/NAME.yaml).
+Beside these a recipe may hold what are options otherwise: `include` and `exclude` (lists of patterns), `keep_defaults:
+false`, `on_nonfinite`, `digest`, `max_shard_size`. Presets are recipes by name (presets/NAME.yaml).
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.importance import Importance
 from quantcli.patterns import compiled, patterns_of
 from quantcli.plain import LIMIT, mapping, plain
@@ -86,16 +87,21 @@ def _spelt_out(value: Any, place: str) -> Any:
     return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
 
 
+SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "none")}
+"""What else changes the bytes of a file, and the choices there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is asked for all, as fields and as the scheme they make, the rules in order, what is tied, and the file of
-    importances with the digest it is to have."""
+    """What is asked for all, as fields and as the scheme they make, the rules in order, what is tied, the file of
+    importances (None: to be named) with the digest it is to have, and what is said of the options: only that."""
 
     asked: Mapping[str, Any]
     default: Scheme
     rules: tuple[Rule, ...]
     ties: tuple[str, ...] = ()
-    importance: tuple[str, str | None] | None = None
+    importance: tuple[str | None, str | None] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def scheme(self, fields: Mapping[str, Any]) -> Scheme:
         """The default scheme with these fields on top."""
@@ -145,41 +151,68 @@ def _with_rules(recipe: Recipe, rules: Sequence[tuple[str, Mapping[str, Any]]]) 
 
 def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Recipe:
     """The recipe a document of plain values describes; files it names lie in `folder`."""
-    top = mapping(document, "recipe", ("default", "rules", "ties", "importance"))
+    top = mapping(document, "recipe", ("default", "rules", "ties", "importance", *_OPTIONS))
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
     given = mapping(_spelt_out(top.get("default", {}), "default"), "default", _FIELDS)
     asked = {**given, **overrides}
     default = _scheme(asked, "default")
-    rules, ties = top.get("rules", []), top.get("ties", [])
-    for key, value in (("rules", rules), ("ties", ties)):
-        if not isinstance(value, list):
-            raise UsageError("it is not a list", place=[key])
-    for i, tie in enumerate(ties):
-        if not isinstance(tie, str) or not tie.startswith("re:"):
-            problem = f"{printable(repr(tie), 100)} is no regular expression"
-            raise UsageError(problem, place=[f"ties[{i}]"], hint=r"such as re:(.*)\.(?:wq|wk|wv)")
-        compiled(tie, f"ties[{i}]")
+    rules = top.get("rules", [])
+    if not isinstance(rules, list):
+        raise UsageError("it is not a list", place=["rules"])
     return Recipe(
         asked=asked,
         default=default,
         rules=tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)),
-        ties=tuple(ties),
+        ties=_ties(top.get("ties", [])),
         importance=_importance(top.get("importance"), folder),
+        options={name: _option(name, top[name]) for name in _OPTIONS if name in top},
     )
 
 
-def _importance(value: Any, folder: str) -> tuple[str, str | None] | None:
+def _ties(values: Any) -> tuple[str, ...]:
+    """The expressions of `ties`."""
+    if not isinstance(values, list):
+        raise UsageError("it is not a list", place=["ties"])
+    for i, tie in enumerate(values):
+        if not isinstance(tie, str) or not tie.startswith("re:"):
+            problem = f"{printable(repr(tie), 100)} is no regular expression"
+            raise UsageError(problem, place=[f"ties[{i}]"], hint=r"such as re:(.*)\.(?:wq|wk|wv)")
+        compiled(tie, f"ties[{i}]")
+    return tuple(values)
+
+
+def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None:
     """File and digest of the importances a recipe names."""
     if value is None:
         return None
     found = mapping({"file": value} if isinstance(value, str) else value, "importance", ("file", "xxh3"))
     path, digest = found.get("file"), found.get("xxh3")
-    if not isinstance(path, str) or not path:
+    for key, word in (("file", path), ("xxh3", digest)):
+        if word is not None and (not isinstance(word, str) or not word):
+            raise UsageError("it is not text", place=["importance", key])
+    if path is None and digest is None:
         raise UsageError("it names no file", place=["importance"])
-    if digest is not None and not isinstance(digest, str):
-        raise UsageError("it is not text", place=["importance", "xxh3"])
-    return os.path.join(folder, path), digest
+    return None if path is None else os.path.join(folder, path), digest
+
+
+_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", *SETTINGS)
+
+
+def _option(name: str, value: Any) -> Any:
+    """The value of an option in a recipe. Raises UsageError for what it cannot be."""
+    shown = printable(repr(value), 60)
+    if name in ("include", "exclude"):
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise UsageError(f"{shown} is not a list of patterns", place=[name])
+        return tuple(value)
+    if name == "keep_defaults" and type(value) is not bool:
+        raise UsageError(f"{shown} is neither true nor false", place=[name])
+    if name == "max_shard_size" and (type(value) is not int or value < 1):
+        raise UsageError(f"{shown} is not a number of bytes", place=[name])
+    if name in SETTINGS and value not in SETTINGS[name]:
+        raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])
+    return value
 
 
 def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
@@ -244,14 +277,14 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
     if not colon or not pattern or pattern == "re":
         raise UsageError(f"{printable(repr(text), 100)} is not PATTERN:bits=8,...", place=["--override"])
     rule: dict[str, Any] = {"match": pattern}
-    for field in fields.split(","):
-        key, equals, value = field.partition("=")
+    for part in fields.split(","):
+        key, equals, value = part.partition("=")
         name = key.strip().replace("-", "_")
         if not equals and (name == "keep" or shorthand(key.strip()) is not None):
             rule |= {"keep": True} if name == "keep" else {"scheme": key.strip()}
             continue
         if not equals or not name or name in rule:
-            raise UsageError(f"{printable(repr(field), 100)} is not key=value, or there twice", place=["--override"])
+            raise UsageError(f"{printable(repr(part), 100)} is not key=value, or there twice", place=["--override"])
         rule[name] = plain(value.encode("utf-8", "surrogateescape"), "--override")
     return f"--override {printable(text, 100)}", rule
 
@@ -273,9 +306,36 @@ def resolved(
     return Request(scheme=default, rules=tuple(rules), importance=importance)
 
 
-def dump(request: Request, folder: str) -> str:
-    """The recipe of a request, as YAML that `load` reads from a file in `folder`; of its scheme, rules and importance
-    only."""
+def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
+    """The request that `Request.as_dict` gave these plain values; of importances only the digest is known. Raises
+    DataError for values it never gives."""
+
+    def numbered(number: Any) -> Scheme:
+        if type(number) is not int or not 0 <= number < len(schemes):
+            raise TypeError
+        return schemes[number]
+
+    try:
+        rules = []
+        for entry in values.get("rules", []):
+            usual: list[Any] = [None, None, None, False]
+            pattern, number, reason, optional = [*entry, *usual[len(entry) :]] if len(entry) > 1 else []
+            compiled(pattern, "rules")
+            if not (reason is None or isinstance(reason, str)) or optional not in (False, True):
+                raise TypeError
+            rules.append(Rule(pattern, None if number is None else numbered(number), reason, optional=optional))
+        said = {name: _option(name, values[name]) for name in _OPTIONS if name in values and name not in SETTINGS}
+        said["ties"] = _ties(values.get("ties", []))
+        if "importance" in values:
+            said["importance"] = Importance("", {}, str(values["importance"]))
+        return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
+    except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):
+        raise DataError("the recipe in its header is damaged") from None
+
+
+def dump(request: Request, settings: Mapping[str, str] | None = None, folder: str = "") -> str:
+    """The recipe of a request, as YAML that `load` reads from a file in `folder`; with settings (see SETTINGS) that
+    are not the usual ones."""
     import yaml
 
     def text(value: Any) -> str:
@@ -283,17 +343,36 @@ def dump(request: Request, folder: str) -> str:
             yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=False)
         ).strip()
 
+    known: list[tuple[Scheme, dict[str, Any]]] = []
+
+    def shortest(scheme: Scheme) -> dict[str, Any]:
+        found = next((fields for other, fields in known if other == scheme), None)
+        if found is None:
+            found = _shortest(scheme, default)
+            known.append((scheme, found))
+        return found
+
     default = _shortest(request.scheme, {})
     lines = [f"default: {text(default)}"]
     lines += ["rules:"] if request.rules else []
     for rule in request.rules:
-        fields = _shortest(rule.scheme, default) if rule.scheme is not None else {"keep": True}
-        lines.append(f"  - {text({'match': rule.pattern, **fields})}")
+        fields = shortest(rule.scheme) if rule.scheme is not None else {"keep": True}
+        optional = {"optional": True} if rule.optional else {}
+        reason = {"reason": rule.reason} if rule.reason is not None else {}
+        lines.append(f"  - {text({'match': rule.pattern, **fields, **optional, **reason})}")
+    lists = ("include", "exclude", "ties")
+    said: dict[str, Any] = {name: list(getattr(request, name)) for name in lists if getattr(request, name)}
     if request.importance is not None:
         path, digest = request.importance.path, request.importance.digest
-        if not os.path.isabs(path):
+        if path and not os.path.isabs(path):
             path = os.path.relpath(path, folder or ".")
-        lines.append(f"importance: {text({'file': path, 'xxh3': digest})}")
+        said["importance"] = {**({"file": path} if path else {}), "xxh3": digest}
+    more: dict[str, Any] = {} if request.keep_defaults else {"keep_defaults": False}
+    if request.max_shard_size is not None:
+        more["max_shard_size"] = request.max_shard_size
+    usual = {name: choices[0] for name, choices in SETTINGS.items()}
+    more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
+    lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]
     found = "\n".join(lines) + "\n"
     if len(found) > LIMIT:
         raise UsageError(f"the recipe would have {len(found)} bytes, {LIMIT} are the most it may have")
@@ -302,7 +381,8 @@ def dump(request: Request, folder: str) -> str:
 
 def _shortest(scheme: Scheme, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The fewest fields that make this scheme on top of what is asked for all."""
-    fields = scheme.as_dict()
+    # What is asked for all must be taken back where this scheme does without it.
+    fields = {"scale_dtype": None, "levels": None, "codebook": None, "options": {}, **scheme.as_dict()}
     order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -_FIELDS.index(n)))
     for name in order * 2:  # some say what another one implies, once that is gone
         less = {k: v for k, v in fields.items() if k != name}

@@ -138,7 +138,8 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A report on one output; passed: whether all gates were, None without gates."""
+    """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
+    original weights are the same, byte for byte, the largest first."""
 
     command: str
     source: str
@@ -149,6 +150,7 @@ class RunReport:
     tensors: list[TensorReport]
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
+    equal: list[list[str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -412,8 +414,31 @@ def of_plan(
         output=output,
         tensors=tensors,
         warnings=warnings,
+        equal=_equal(tensors),
         summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
     )
+
+
+def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
+    """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
+    found: dict[tuple[Any, ...], list[TensorReport]] = {}
+    for t in tensors:
+        if t.digest is not None and t.bytes_in:
+            found.setdefault((t.digest, t.dtype, *t.shape), []).append(t)
+    groups = sorted((g for g in found.values() if len(g) > 1), key=lambda g: -g[0].bytes_in)
+    return [[t.name for t in g] for g in groups]
+
+
+def equal_line(report: RunReport) -> str | None:
+    """Which tensors are equal, in a line; None when none are."""
+    if not report.equal:
+        return None
+    shown = []
+    for names in report.equal[:3]:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        shown.append(" = ".join(printable(n, 200) for n in names[:4]) + more)
+    more = f"; and {len(report.equal) - 3} more such sets" if len(report.equal) > 3 else ""
+    return f"equal weights: {'; '.join(shown)}{more}"
 
 
 def _named(what: str, names: list[str]) -> list[str]:
@@ -488,5 +513,6 @@ def of_stored(
         output=output,
         tensors=tensors,
         warnings=_beaten(tensors),
+        equal=_equal(tensors),
         summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
     )

@@ -321,6 +321,8 @@ class Scheme:
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `Scheme(**values)` makes into this scheme again."""
         values = {**asdict(self), "options": dict(self.options)}
+        if self.calibration == "auto":  # which chooses the grid
+            del values["grid"]
         return {k: v for k, v in values.items() if v is not None and v != {}}
 
 

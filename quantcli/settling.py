@@ -94,7 +94,7 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
     size = np.abs(scale)
     if scheme.shares_levels:  # chosen among the values of the dtype already; 0 for groups of zeros
         return scale
-    smallest = 2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126
+    smallest = _smallest(scheme, scale_dtype)
     if float(size.min()) >= smallest:
         return scale
     if scale_dtype == "F16":
@@ -103,6 +103,47 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
     if code_grid(scheme).mode == BINARY:
         return scale
     return np.where(size < smallest, np.copysign(smallest, scale), scale)
+
+
+def _smallest(scheme: Scheme, scale_dtype: str) -> float:
+    """The smallest scale there is in a dtype, unless that dtype was asked for."""
+    return float(2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126)
+
+
+def improper(scale: Floats, zero: Floats | None, scheme: Scheme, scale_dtype: str) -> list[tuple[str, NDArray[Any]]]:
+    """What is wrong with stored parameters that `settle` cannot have given, each with the groups where it is so.
+
+    scale: as stored, of groups that have one. Nothing is said of levels; see `improper_levels`.
+    """
+    grid, limit = code_grid(scheme), _LARGEST["F32" if scheme.shares_levels else scale_dtype]
+    found = [("the scale is not finite", ~np.isfinite(scale))]
+    if zero is not None:
+        found.append(("the zero point is not finite", ~np.isfinite(zero)))
+    if grid.mode == BINARY or scheme.grid == "restricted" or not scheme.symmetric:
+        found.append(("the scale is negative", np.signbit(scale)))
+    if grid.mode != BINARY and not scheme.shares_levels:
+        found.append(("the scale is 0", scale == 0))
+        if scale_dtype != "F16" or scheme.scale_dtype is None:
+            found.append(("the scale is too small", (scale != 0) & (np.abs(scale) < _smallest(scheme, scale_dtype))))
+    if grid.mode != LEVELS:
+        with np.errstate(all="ignore"):
+            far = _outermost(scale, zero, grid, float(grid.umax))
+            found.append((f"the outermost code is beyond {scale_dtype}", np.isfinite(scale) & (far > limit)))
+    return [(what, where) for what, where in found if where.any()]
+
+
+def improper_levels(levels: Floats, scheme: Scheme) -> list[tuple[str, NDArray[Any]]]:
+    """What is wrong with stored levels (tables, 2^b) by code, each with where it is so."""
+    if scheme.codebook is not None:
+        wanted = fixed_codebook(scheme).levels
+        found = [("a level is not the given one", levels.view(np.uint32) != wanted.view(np.uint32))]
+    else:
+        count = scheme.level_count
+        after = np.zeros(levels.shape, bool)
+        after[:, 1:count] = ~(levels[:, 1:count] >= levels[:, : count - 1])
+        after[:, count:] = levels[:, count:] != levels[:, count - 1 : count]
+        found = [("a level is not finite", ~np.isfinite(levels)), ("the levels do not rise", after)]
+    return [(what, where) for what, where in found if where.any()]
 
 
 def _settled_zero(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> Floats | None:

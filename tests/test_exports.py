@@ -582,7 +582,7 @@ def test_folders(target: str, tmp_path: Path) -> None:
     assert out == tmp_path / f"in-{name}-{target}" and not left_behind(tmp_path)
     names = {p.name for p in out.iterdir()}
     shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
-    assert names == {*shards, "model.safetensors.index.json", "config.json", "tokenizer.json"}
+    assert names == {*shards, "model.safetensors.index.json", "config.json", "tokenizer.json", "README.md"}
     index = json.loads((out / "model.safetensors.index.json").read_text())
     held = {n: s for s in shards for n in load(out / s)}
     assert index["weight_map"] == held
@@ -624,7 +624,7 @@ def test_shards_of_other_names_get_those_loaders_look_for(tmp_path: Path) -> Non
     folder.mkdir()
     save(folder / "diffusion.safetensors", {"a.weight": gaussian(64, 64)})
     assert run("quantize", folder, "--to", "mlx", "-o", tmp_path / "out").code == 0
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["README.md", "config.json", "model.safetensors"]
 
 
 # ---- ONNX -------------------------------------------------------------------------------------------------------

@@ -202,7 +202,8 @@ def test_an_importance_matrix_of_llama_cpp(model: Path) -> None:
     save(Path("same.safetensors"), entries)
     for name, importance in (("a", "imatrix.gguf"), ("b", "same.safetensors")):
         assert run("quantize", model, "--bits", 3, "--importance", importance, "-o", name, "-q").code == 0
-    assert Path("a").read_bytes() == Path("b").read_bytes()
+    ours, theirs = load_file("a"), load_file("b")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     gguf("model.gguf", tensors, "model")
     assert "not an importance matrix" in one_line(run("quantize", model, "--importance", "model.gguf", "-o", "c"), 1)
 

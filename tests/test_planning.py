@@ -48,7 +48,7 @@ def planned(*arguments: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("target", [34_568, 36_001, 40_000, 44_444, 60_000, 90_000, 150_000])
+@pytest.mark.parametrize("target", [34_672, 36_001, 40_000, 44_444, 60_000, 90_000, 150_000])
 def test_the_file_is_never_a_byte_over_the_target(target: int, model: Path) -> None:
     """the finished file is never a byte over the target, and the recipe gives the same bytes"""
     found = planned(model, "--target-size", target, "-o", "r.yaml")

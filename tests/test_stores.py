@@ -607,11 +607,32 @@ def test_a_checkpoint_needs_few_descriptors(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_shards_may_be_links(tmp_path: Path) -> None:
+def test_links_stay_in_the_folder_or_the_hub_cache(tmp_path: Path) -> None:
+    """an index that points outside its folder is refused, through a link too"""
     folder = checkpoint(tmp_path / "model")
-    (folder / "model-1.safetensors").rename(tmp_path / "blob")
-    (folder / "model-1.safetensors").symlink_to("../blob")
+    (folder / "model-1.safetensors").rename(folder / "blob")
+    (folder / "model-1.safetensors").symlink_to("blob")
     assert bytes_of(folder, "a") == np.full(6, ord("a"), np.float32).tobytes()
+    (folder / "blob").rename(tmp_path / "blob")
+    for target in ("../blob", tmp_path / "blob"):
+        (folder / "model-1.safetensors").unlink()
+        (folder / "model-1.safetensors").symlink_to(target)
+        for path in (folder, folder / "model.safetensors.index.json"):
+            assert "model-1.safetensors: this shard is a link that leads out of its folder" in refused(path)
+    linked = tmp_path / "link"
+    (folder / "model-1.safetensors").unlink()
+    (tmp_path / "blob").rename(folder / "model-1.safetensors")
+    linked.symlink_to(folder)
+    assert bytes_of(linked, "a") == np.full(6, ord("a"), np.float32).tobytes()
+
+    cache = tmp_path / "models--org--name"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    snapshot = folder.rename(cache / "snapshots" / "0123abcd")
+    for file in sorted(snapshot.iterdir()):
+        blob = file.rename(cache / "blobs" / file.name[::-1])
+        file.symlink_to(os.path.relpath(blob, snapshot))
+    assert bytes_of(snapshot, "a") == np.full(6, ord("a"), np.float32).tobytes()
 
 
 GOOD = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
@@ -630,7 +651,11 @@ GOOD = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.sa
     ({**GOOD, "d": "model-3.safetensors"}, "no such file"),
     ({**GOOD, "d": "model-2.safetensors"}, "which does not hold it"),
     ({**GOOD, "c": "model-1.safetensors"}, "does not hold it"),
+    ({**GOOD, "d": "model-2.safetensors", "e": "model-1.safetensors"}, "; so it is with e"),
+    ({**dict.fromkeys("uvwxyz", "model-1.safetensors"), **GOOD}, "; so it is with v, w, x and 2 more"),
     ({"a": "model-1.safetensors", "c": "model-2.safetensors"}, "the index does not list it"),
+    ({"a": "model-1.safetensors", "c": "model-2.safetensors"}, "index.json: b: it is in a shard, but"),
+    ({**GOOD, "d": "./model-2.safetensors"}, "not a plain file name"),
     ([["a", "model-1.safetensors"]], "no weight_map"),
     ("model-1.safetensors", "no weight_map"),
     ({}, "no weight_map"),

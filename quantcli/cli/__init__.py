@@ -212,6 +212,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _exit_code(code: int, arguments: list[str] | None) -> int:
-    """`report` and `compare` follow diff and grep: 1 is a failed gate, 2 whatever kept them from measuring."""
+    """`report`, `compare` and `verify` follow diff and grep: 1 is a failed gate or check, 2 whatever kept them from
+    measuring."""
     words = arguments if arguments is not None else sys.argv[1:]
-    return 2 if code == 1 and words[:1] in (["report"], ["compare"]) else code
+    return 2 if code == 1 and words[:1] in (["report"], ["compare"], ["verify"]) else code

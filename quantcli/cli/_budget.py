@@ -15,6 +15,7 @@ from quantcli.cli.options import F
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.plan import Plan
     from quantcli.planning import Planned
     from quantcli.stores import Source
 
@@ -85,6 +86,7 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
     recipe = options.asked_recipe(asked, {})
+    asked = options.settled(asked, recipe)
     schemes = [
         recipe.scheme({"bits": bits, **options.granularity(None, size, None), **method})
         for method in [{"calibration": name} for name in asked["calibration"] or ()] or [{}]
@@ -111,6 +113,13 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     weighting: Any = "absolute" if target is None else asked["weighting"]
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])
+
+    def size_of(plan: Plan) -> int:
+        """Bytes of a plan in files of the size asked for."""
+        assert plan.request is not None
+        sized = replace(plan.request, max_shard_size=request.max_shard_size)
+        return options.size_of(source, replace(plan, request=sized))
+
     with options.bar("planning", quiet=quiet) as progress:
         units = planning.units_of(
             source,
@@ -124,9 +133,9 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
         )
     variants = planning.with_one_scheme(units) if asked["uniform_groups"] else [units]
     if target is not None:
-        return planning.best_within(variants, source, request, lambda p: options.size_of(source, p), target), target
+        return planning.best_within(variants, source, request, size_of, target), target
     if asked["uniform_groups"]:
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     power = sum(unit.choices[0].power for unit in units)
     cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)
-    return planning.reaching(units, source, request, lambda p: options.size_of(source, p), cost), None
+    return planning.reaching(units, source, request, size_of, cost), None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli.cli import options
+from quantcli.errors import printable
 
 if TYPE_CHECKING:
     from quantcli.comparing import View
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, standard deviation, outliers, histogram.")
 @options.talk
 @click.option("--names", is_flag=True, help="Print bare names, a line each.")
+@click.option("--recipe", is_flag=True, help="Print the recipe that makes a quantized file again, in YAML.")
 @click.option("-0", "--null", is_flag=True, help="With --names: end each by a NUL instead, for xargs -0.")
 def command(
     src: str,
     stats: bool,
     names: bool,
+    recipe: bool,
     null: bool,
     as_json: bool,
     color: str,
@@ -41,14 +44,20 @@ def command(
     Outliers are the share of values farther than 4 standard deviations from the mean.
     """
     from quantcli import reading
-    from quantcli.errors import UsageError, printable
+    from quantcli.errors import UsageError
     from quantcli.stores import need_file
 
     if (names and (as_json or stats)) or (null and not names):
         raise UsageError("names are printed alone", place=["--names" if names else "--null"])
+    if recipe and (names or as_json or stats):
+        raise UsageError("a recipe is printed alone", place=["--recipe"])
     with reading.open(src) as model:
         if not stats:
             model.source.check_unchanged()  # a pipe to its end
+        if recipe:
+            sys.stdout.write(_recipe(src, model))
+            sys.stdout.flush()
+            return
         if names:
             for name in model:
                 sys.stdout.write(name + "\0" if null else printable(name, 100_000) + "\n")
@@ -88,6 +97,25 @@ def _decoded(model: Model, src: str) -> dict[str, View]:
     return {name: view for name, view in comparing.views(model, src).items() if name in blocks}
 
 
+def _recipe(src: str, model: Model) -> str:
+    """The recipe in the headers of a file or folder. Raises DataError when there is none, or several."""
+    from quantcli import recipe
+    from quantcli.errors import DataError, QuantcliError
+
+    try:
+        said = [(d, recipe.request_of(d.recipe, d.schemes)) for d in model.documents if d.recipe is not None]
+    except QuantcliError as error:
+        raise error.within(src) from None
+    if not said or len(said) < len(model.documents):
+        raise DataError("its header holds no recipe", place=[src], hint="quantcli quantize writes one")
+    document, request = said[0]
+    if any(d.tool != document.tool or d.digest != document.digest or r != request for d, r in said):
+        raise DataError("its files were made by several recipes", place=[src], hint="name one of them")
+    keeps = any(tensor.stored.reason == "nonfinite" for tensor in model.values())
+    settings = {"digest": document.digest, "on_nonfinite": "keep" if keeps else "refuse"}
+    return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"
+
+
 def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> dict[str, Any]:
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     tensors, blocks = [], _blocks(model)
@@ -124,7 +152,6 @@ def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> di
 
 def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, color: str, verbose: bool) -> None:
     from quantcli import terminal
-    from quantcli.errors import printable
 
     blocks = _blocks(model)
     parameters = sum(math.prod(blocks[n].shape) if n in blocks else t.stored.info.numel for n, t in model.items())

@@ -146,14 +146,30 @@ def asked_recipe(asked: dict[str, Any], fields: dict[str, Any]) -> Recipe:
     return recipe.load(asked["recipe"], fields, [recipe.override(text) for text in asked["override"]])
 
 
+def settled(asked: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The options that are given, else what the recipe says. Raises UsageError for a size that holds nothing."""
+    said = dict(recipe.options)
+    said["no_default_keep"] = not said.pop("keep_defaults", True)
+    found = {**said, **{k: v for k, v in asked.items() if v not in (None, (), False) or k not in said}}
+    limit = found.get("max_shard_size")
+    if limit is not None:
+        if limit < 1:
+            raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
+        found["max_shard_size"] = int(limit)
+    return found
+
+
 def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
     """What --importance or the recipe names; entries that belong to no tensor of the source are said."""
     from quantcli.importance import load
 
-    path, digest = (
-        (asked["importance"], None) if asked["importance"] is not None else (recipe.importance or (None, None))
-    )
+    path, digest = recipe.importance or (None, None)
+    if path is None or asked["importance"] is not None:
+        # A recipe out of a header knows the importances it was made with by their digest alone.
+        digest, path = digest if path is None else None, asked["importance"]
     if path is None:
+        if digest is not None:
+            raise UsageError("the recipe was made with importances", place=["--importance"], hint="name their file")
         return None
     found = load(path, digest)
     unused = found.unused(source.infos())
@@ -174,6 +190,7 @@ def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None)
         include=asked["include"],
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
+        max_shard_size=asked.get("max_shard_size"),
     )
 
 

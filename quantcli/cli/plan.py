@@ -49,7 +49,7 @@ def command(
     if output is not None:
         from quantcli import recipe
 
-        options.replace_file(output, recipe.dump(planned.request, os.path.dirname(output)), [src])
+        options.replace_file(output, recipe.dump(planned.request, folder=os.path.dirname(output)), [src])
     if as_json:
         options.print_json(_document(planned, src, target))
     elif not quiet:

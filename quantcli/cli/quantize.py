@@ -27,15 +27,8 @@ MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth a word."""
 
 WITH_A_TARGET = (
-    "target_size",
-    "target_bpw",
-    "recipe",
-    "override",
-    "importance",
-    "save_recipe",
-    "include",
-    "exclude",
-    "no_default_keep",
+    *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
+    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest"),
 )
 """What may be said of the tensors beside a target; the rest a plan chooses itself."""
 
@@ -134,17 +127,23 @@ WITH_A_TARGET = (
 @click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
-    default="refuse",
-    show_default=True,
-    help="What to do with a tensor that holds NaN or infinity.",
+    default=None,
+    help="What to do with a tensor that holds NaN or infinity.  [default: refuse]",
 )
 @click.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
-    default="xxh3",
-    show_default=True,
-    help="Digest of each tensor's source bytes.",
+    default=None,
+    help="Digest of each tensor's source bytes.  [default: xxh3]",
 )
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    type=_gating.Limit(),
+    default=None,
+    help="Cut a checkpoint folder into files of at most so many bytes, such as 2GB.  [default: as it is cut]",
+)
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run on a checkpoint folder has finished.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.")
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
 @options.threads
@@ -160,9 +159,8 @@ def command(
     quiet: bool,
     show_all: bool,
     dry_run: bool,
-    digest: str,
-    on_nonfinite: str,
     to: str | None,
+    resume: bool,
     debug: bool,
     **asked: Any,
 ) -> None:
@@ -175,20 +173,25 @@ def command(
     from quantcli import kernels, pipeline, plan, recipe
 
     _refuse_both(asked)
-    recipe_asked = _recipe(asked)
+    given = _recipe(asked)
+    asked = options.settled(asked, given)
+    settings = {name: asked[name] or choices[0] for name, choices in recipe.SETTINGS.items()}
+    digest = settings["digest"]
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, as_json) as named,
         options.float_source(src) as source,
     ):
-        request = _request(source, src, recipe_asked, asked, threads, quiet)
+        request = _request(source, src, given, asked, threads, quiet)
         export = _exporting.target(source, to, named, output) if to is not None else None
         request = export.suited(request) if export is not None else request
         saved = asked["save_recipe"]
-        recipe_text = recipe.dump(request, os.path.dirname(saved)) if saved is not None else None
+        recipe_text = recipe.dump(request, settings, os.path.dirname(saved)) if saved is not None else None
         scheme = request.scheme.name if not request.rules else "recipe"
         target = named or (default_output(src, scheme) if export is None else export.beside(src, scheme))
+        native = export is None or export.is_native(_as_folder(source, target))
+        _check_folder_options(source, target, request, resume, digest, native)
         real = target
         if not dry_run:
             real = (export.destination if export is not None else _destination)(source, target, force)
@@ -201,7 +204,6 @@ def command(
         shown = output or target
         if export is not None and not quiet:
             export.say_notes()
-        native = export is None or export.is_native(_as_folder(source, target))
         if dry_run and export is not None and not native:
             found = export.dry_run(source, planned, (src, shown, real))
         elif dry_run:
@@ -214,15 +216,19 @@ def command(
                 _say_held(source, planned, digest)
             with options.bar(os.path.basename(shown), quiet=quiet) as bar:
                 run = pipeline.Options(
-                    threads=count, digest=digest, keep_nonfinite=on_nonfinite == "keep", force=force, progress=bar
+                    threads=count,
+                    digest=digest,
+                    keep_nonfinite=settings["on_nonfinite"] == "keep",
+                    force=force,
+                    progress=bar,
                 )
                 if export is not None and not native:
                     found, said = export.write(source, planned, (src, shown, real), run)
+                    notes: list[str] = []
                 else:
-                    found, said = _write(source, planned, (src, shown, target, real), run)
-            if verbose:
-                for line in said:
-                    options.say(line)
+                    found, said, notes = _write(source, planned, (src, shown, target, real), run, resume)
+            for line in [*([] if quiet else notes), *(said if verbose else [])]:
+                options.say(line)
     if recipe_text is not None and not dry_run:
         options.replace_file(asked["save_recipe"], recipe_text, [src, target])
     if not quiet:
@@ -258,7 +264,7 @@ def _request(
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), quiet)
-        return planned.request
+        return replace(planned.request, max_shard_size=asked["max_shard_size"])
     importance = options.importance(asked, given, source)
     request = replace(options.request(given.default, asked, given), importance=importance)
     if asked["save_recipe"] is None:
@@ -267,7 +273,8 @@ def _request(
         tensors = plan.make(source.infos(), request).tensors
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, importance)
+    found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, importance)
+    return replace(found, max_shard_size=request.max_shard_size)
 
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:
@@ -307,6 +314,20 @@ def _as_folder(source: Source, target: str) -> bool:
     return hasattr(source, "shards") and not target.lower().endswith(".safetensors")
 
 
+def _check_folder_options(
+    source: Source, target: str, request: Request, resume: bool, digest: str, native: bool
+) -> None:
+    """Raise UsageError for an option of folders where none is written, or whose digests resuming needs."""
+    if resume and not native:
+        hint = "quantize without --to, then export"
+        raise UsageError("what --to writes is not resumed", place=["--resume"], hint=hint)
+    for name, given in (("--max-shard-size", request.max_shard_size is not None), ("--resume", resume)):
+        if given and not _as_folder(source, target):
+            raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
+    if resume and digest == "none":
+        raise UsageError("a source without digests is not known again", place=["--resume"], hint="use --digest xxh3")
+
+
 def _destination(source: Source, target: str, force: bool) -> str:
     from quantcli.stores.files import check_destination
     from quantcli.stores.folder import check_folder
@@ -325,18 +346,25 @@ def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> in
 
 
 def _write(
-    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options
-) -> tuple[RunReport, list[str]]:
-    """Write the output; the report on it and what else there is to tell. names: source and output as they are shown,
-    output as it was named, and its real path."""
+    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options, resume: bool
+) -> tuple[RunReport, list[str], list[str]]:
+    """Write the output; the report on it, what else there is to tell, and what must be told. names: source and output
+    as they are shown, output as it was named, and its real path."""
     from quantcli import checkpoints, pipeline, report
 
     began = time.perf_counter()
     src, shown, target, real = names
     written: Written | WrittenFolder
-    said = []
+    said, notes = [], []
     if _as_folder(source, target):
-        written = checkpoints.write(cast("Checkpoint", source), planned, real, run)
+        try:
+            written = checkpoints.write(cast("Checkpoint", source), planned, real, run, resume=resume)
+        except BaseException as error:
+            left = checkpoints.left_over(real)
+            if left is not None and not isinstance(error, UsageError):
+                options.say(f"what is finished is in {left}: the same command with --resume goes on there")
+            raise
+        notes = written.notes
         said += [f"copied {', '.join(written.copied)}"] if written.copied else []
         if written.obstacle:
             obstacle = written.obstacle
@@ -353,7 +381,7 @@ def _write(
         bytes_out=written.size,
         seconds=time.perf_counter() - began,
     )
-    return found, said
+    return found, said, notes
 
 
 def default_output(src: str, scheme: str) -> str:

@@ -10,7 +10,7 @@ from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.gates import shown
 from quantcli.renderings import Look, Rendering
-from quantcli.report import Comparison, GateResult, RunReport, TensorReport
+from quantcli.report import Comparison, GateResult, RunReport, TensorReport, equal_line
 
 LEGEND = (
     "model: step^2/12 and what clipping cuts off, clipping being its share of the error; uniform, Lloyd-Max: the best "
@@ -34,7 +34,8 @@ def _headline(report: RunReport) -> list[str]:
     if s.kept:
         counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
         lines.append("kept: " + ", ".join(f"{n} {reason}" for reason, n in counts))
-    return lines
+    equal = equal_line(report)
+    return [*lines, equal] if equal is not None else lines
 
 
 def _worst_first(tensor: TensorReport) -> tuple[bool, float]:

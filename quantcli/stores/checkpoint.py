@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from quantcli.errors import DataError, printable
-from quantcli.stores.files import InputFile, read_small
+from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile, strict_json
 from quantcli.tensors import TensorInfo
 
@@ -52,6 +52,14 @@ def _without_index(folder: str) -> list[str]:
     return names
 
 
+def _more(names: Sequence[str]) -> str:
+    """What follows on a problem with the first of these names, where it is the problem of more."""
+    if len(names) < 2:
+        return ""
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"; so it is with {', '.join(printable(n, 200) for n in names[1:4])}{rest}"
+
+
 class Checkpoint:
     """A folder of shards (or the path of its index) as one source."""
 
@@ -71,6 +79,11 @@ class Checkpoint:
         self.shards: dict[str, SafetensorsFile] = {}
         self._home: dict[str, SafetensorsFile] = {}
         for name in names:
+            if not os.path.lexists(os.path.join(self.folder, name)):
+                raise DataError("no such file, though the index names it", place=[index, name])
+            if leads_outside(self.folder, name):
+                hint = "put the file itself there, or quantize the folder it lies in"
+                raise DataError("this shard is a link that leads out of its folder", place=[path, name], hint=hint)
             shard = SafetensorsFile(InputFile(os.path.join(self.folder, name), hold=False))
             self.shards[name] = shard
             for info in shard.infos():
@@ -87,18 +100,27 @@ class Checkpoint:
             self.metadata.update(shard.metadata)
 
     def _check(self, weight_map: dict[str, str]) -> None:
+        missing = []
         for tensor, shard in weight_map.items():
             home = self._home.get(tensor)
             if home is None or os.path.basename(home.path) != shard:
-                raise DataError(
-                    f"the index puts it in {printable(shard)}, which does not hold it",
-                    place=[self.index, printable(tensor)],
-                )
+                missing.append((tensor, shard))
+        if missing:
+            tensor, shard = missing[0]
+            raise DataError(
+                f"the index puts it in {printable(shard)}, which does not hold it{_more([t for t, _ in missing])}",
+                place=[self.index, printable(tensor)],
+            )
         unlisted = [name for name in self._home if name not in weight_map]
         if unlisted:
             raise DataError(
-                "it is in a shard, but the index does not list it", place=[self.index, printable(unlisted[0])]
+                f"it is in a shard, but the index does not list it{_more(unlisted)}",
+                place=[self.index, printable(unlisted[0])],
             )
+
+    def shard_of(self, name: str) -> SafetensorsFile:
+        """The shard that holds a tensor."""
+        return self._home[name]
 
     @property
     def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
@@ -127,3 +149,39 @@ class Checkpoint:
     def close(self) -> None:
         for shard in self.shards.values():
             shard.close()
+
+
+class Part:
+    """Some tensors of a checkpoint as a source of their own. share: the bytes of its files they stand for."""
+
+    def __init__(self, whole: Checkpoint, infos: Sequence[TensorInfo], share: int) -> None:
+        self.path, self.metadata, self.share = whole.path, whole.metadata, share
+        self._infos = infos
+        self._home = {info.name: whole.shard_of(info.name) for info in infos}
+
+    @property
+    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+        """None: what is quantized is not quantized again."""
+        return []
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return self._infos
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        self._home[name].read(name, start, buffer)
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        pass
+
+    def release(self, name: str) -> None:
+        pass
+
+    def files(self) -> Sequence[InputFile]:
+        return [shard.file for shard in dict.fromkeys(self._home.values())]
+
+    def check_unchanged(self) -> None:
+        for file in self.files():
+            file.check_unchanged()
+
+    def close(self) -> None:
+        pass

@@ -153,6 +153,19 @@ def read_small(path: str, limit: int) -> bytes:
         file.close()
 
 
+def leads_outside(folder: str, name: str) -> bool:
+    """Whether a file of a folder is a link to somewhere else than that folder.
+
+    A folder from elsewhere could so have a stranger's file read and its content handed on. The cache of the Hugging
+    Face hub is made of links from snapshots/REVISION to blobs beside it: those are of the same model.
+    """
+    inside, target = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    if os.path.commonpath([inside, target]) == inside:
+        return False
+    above, snapshots, _ = inside.rpartition(f"{os.sep}snapshots{os.sep}")
+    return not snapshots or os.path.dirname(target) != os.path.join(above, "blobs")
+
+
 def check_destination(path: str, *, force: bool, sources: list[InputFile]) -> str:
     """The real path to write, or the reason why it may not be written, before anything is read.
 

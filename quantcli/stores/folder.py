@@ -1,16 +1,24 @@
-"""Checkpoint folders to write: everything is made in a hidden folder beside the destination and moved as one."""
+"""Checkpoint folders to write: everything is made in a hidden folder beside the destination and moved as one.
+
+The hidden folder is `.NAME.quantcli-partial`. In it are `folder`, which becomes the destination, `journal`, what has
+been finished of it, and `lock`, which the run that writes holds. It stays behind when a run is killed or the disk
+fails, and another run can go on with it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import hashlib
 import os
-import secrets
 import shutil
+import stat
+from collections.abc import Collection
 from types import TracebackType
 
-from quantcli.errors import QuantcliError, UsageError, os_error
-from quantcli.stores.files import InputFile, sync_folder
+from quantcli.errors import DataError, QuantcliError, UsageError, os_error
+from quantcli.stores.files import InputFile, leads_outside, read_small, sync_folder
 
 _WEIGHTS = (
     ".safetensors",
@@ -27,6 +35,7 @@ _WEIGHTS = (
 """Other people's weights are not side files: they would double the folder, and be loaded instead of ours."""
 
 _SIDE_LIMIT = 1 << 26
+_JOURNAL_LIMIT = 1 << 28
 
 
 def check_folder(path: str, *, force: bool, source: str) -> str:
@@ -45,17 +54,64 @@ def check_folder(path: str, *, force: bool, source: str) -> str:
     return target
 
 
+def partial_of(path: str) -> str:
+    """The hidden folder in which a folder is made; a name too long for the file system is cut and its digest added."""
+    parent, base = os.path.split(path)
+    raw = os.fsencode(base)
+    if len(raw) > 200:
+        short = raw[:160].decode("utf-8", "ignore")
+        base = f"{short}-{hashlib.sha256(raw).hexdigest()[:16]}"
+    return os.path.join(parent, f".{base}.quantcli-partial")
+
+
 class OutputFolder:
-    """A folder that takes its name only when it is complete."""
+    """A folder that takes its name only when it is complete.
+
+    temp: where it is made. found: the journal of an interrupted run, None where there was none. Leaving the context
+    without `publish` removes all, unless something is finished and the fault is not in the request or the weights; or
+    `hold` is set.
+    """
 
     def __init__(self, path: str, *, force: bool) -> None:
-        self.path, self.force = path, force
-        self.parent, base = os.path.split(path)
-        self.temp = os.path.join(self.parent, f".{base[:100]}.quantcli-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self.path, self.force, self.hold = path, force, False
+        self.parent = os.path.dirname(path)
+        self.partial = partial_of(path)
+        self.temp = os.path.join(self.partial, "folder")
+        self._journal = os.path.join(self.partial, "journal")
+        self._finished = False
+        self._lock = _locked(self.partial, path)
+        self.found: bytes | None = None
+        with contextlib.suppress(QuantcliError):
+            self.found = read_small(self._journal, _JOURNAL_LIMIT)
+
+    def begin(self, keep: Collection[str]) -> None:
+        """Start with these files of the interrupted run and no others."""
         try:
-            os.mkdir(self.temp)
+            if os.path.islink(self.temp):
+                os.unlink(self.temp)
+            os.makedirs(self.temp, exist_ok=True)
+            if not keep:
+                _remove(self._journal)
+            self._finished = bool(keep)
+            for name in os.listdir(self.temp):
+                if name not in keep:
+                    _remove(os.path.join(self.temp, name))
         except OSError as error:
-            raise os_error(error, path) from None
+            raise os_error(error, self.path) from None
+
+    def record(self, journal: bytes) -> None:
+        """Say what has been finished: it is kept if the run is interrupted from here on."""
+        new = f"{self._journal}.new"
+        try:
+            with open(new, "wb") as file:
+                file.write(journal)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self._journal)
+        except OSError as error:
+            raise os_error(error, self.path) from None
+        sync_folder(self.partial)
+        self._finished = True
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -63,7 +119,12 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.temp, ignore_errors=True)
+        fault = isinstance(error, (DataError, UsageError))  # running it again would end the same way
+        if error is None or not (self.hold or (self._finished and not fault)):
+            with contextlib.suppress(OSError):
+                _remove(self._journal)  # first: what is left without it is never taken for finished
+            shutil.rmtree(self.partial, ignore_errors=True)
+        os.close(self._lock)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a side file and bring it to the disk."""
@@ -80,23 +141,35 @@ class OutputFolder:
         except OSError as error:
             raise os_error(error, os.path.join(self.path, name)) from None
 
-    def copy_side_files(self, folder: str, without: tuple[str, ...]) -> list[str]:
-        """Copy what lies beside the weights and in subfolders (tokenizer, pooling, licence); the names copied.
+    def rename(self, old: str, new: str) -> None:
+        """Give a file of the folder another name."""
+        try:
+            os.rename(os.path.join(self.temp, old), os.path.join(self.temp, new))
+        except OSError as error:
+            raise os_error(error, os.path.join(self.path, new)) from None
+
+    def copy_side_files(self, folder: str, without: Collection[str]) -> tuple[list[str], list[str]]:
+        """Copy what lies beside the weights and in subfolders (tokenizer, pooling, licence); the names copied, and
+        those of links that lead out of the folder, which are not.
 
         Hidden files, links to folders and other weight formats stay behind.
         """
-        copied = []
+        copied, left = [], []
         for path, folders, names in os.walk(folder):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            inner = [f for f in folders if not f.startswith(".")]
+            folders[:] = sorted(f for f in inner if os.path.realpath(os.path.join(path, f)) != self.path)
             below = os.path.relpath(path, folder)
             for name in sorted(names):
                 relative = os.path.normpath(os.path.join(below, name))
                 source = os.path.join(path, name)
                 if name.startswith(".") or relative in without or name.endswith(_WEIGHTS) or not os.path.isfile(source):
                     continue
+                if leads_outside(folder, relative):
+                    left.append(relative)
+                    continue
                 self._copy(source, relative)
                 copied.append(relative)
-        return copied
+        return copied, left
 
     def _copy(self, source: str, relative: str) -> None:
         file = InputFile(source)
@@ -126,6 +199,59 @@ class OutputFolder:
         except OSError as error:
             raise os_error(error, self.path) from None
         sync_folder(self.parent)
+
+
+def _remove(path: str) -> None:
+    """Remove a file, a link or a folder with all in it, if it is there."""
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _locked(partial: str, path: str) -> int:
+    """The descriptor of the lock of a hidden folder, which is made if there is none; closing it gives the lock back.
+
+    Raises QuantcliError when another run has it, or the folder is somebody else's.
+    """
+    lock = os.path.join(partial, "lock")
+    while True:
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(partial)
+            status = os.lstat(partial)
+            if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
+                raise QuantcliError("this is in the way", place=[path, partial], hint="remove it")
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # the run that had it has just ended
+            continue
+        except OSError as error:
+            raise os_error(error, path) from None
+        try:
+            _flock(fd, path)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.lstat(lock)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _flock(fd: int, path: str) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise QuantcliError("another run is writing it", place=[path], hint="wait until it has ended") from None
+        # Some network file systems have no locks; there is nothing better then.
 
 
 def _exchange(new: str, old: str) -> None:

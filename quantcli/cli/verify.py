@@ -1,0 +1,151 @@
+"""`quantcli verify`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantcli.cli import options
+from quantcli.errors import DataError
+
+if TYPE_CHECKING:
+    from quantcli.findings import Finding, Verified
+    from quantcli.reading import Model
+
+
+@click.command("verify", short_help="Check a quantized file, by itself or against its original.")
+@options.source
+@click.option(
+    "--source",
+    "original",
+    metavar="ORIGINAL",
+    type=click.Path(path_type=str),
+    default=None,
+    help="The model it was made from: every code is found again from it, and the errors measured.",
+)
+@click.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.")
+@options.threads
+@options.talk
+def command(
+    src: str,
+    original: str | None,
+    show_all: bool,
+    threads: int | None,
+    as_json: bool,
+    color: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Check that the quantized file or checkpoint folder SRC is what it says.
+
+    By itself: header, shapes, digests of what was kept, padding, and that scales, zero points, levels and codes are
+    possible ones. With --source: also that they are the right ones. The exit code is 0 when nothing is wrong, 1 when
+    something is, and 2 when it could not be looked at.
+    """
+    from quantcli import reading, verifying
+    from quantcli.stores import need_file
+
+    count = options.thread_count(threads)
+    with contextlib.ExitStack() as stack:
+        try:
+            model = stack.enter_context(reading.open(src))
+        except DataError as error:
+            found = _damaged(src, original, error)
+        else:
+            need_file(model.source, "verifying")
+            _check_kind(model, src)
+            before = stack.enter_context(reading.open(original)) if original is not None else None
+            if before is not None:
+                need_file(before.source, "verifying")
+            bar = stack.enter_context(options.bar("verifying", quiet=quiet))
+            found = verifying.verify(model, before, threads=count, progress=bar)
+        names = list(dict.fromkeys(f.tensor for f in found.findings if f.tensor))
+        if show_all and found.tensors:
+            names = [*model, *(n for n in names if n not in model)]
+    if as_json:
+        options.print_json(_document(src, found))
+    elif not quiet:
+        _print(src, found, names, color, show_all)
+    if not found.passed:
+        few = [f.line() for f in found.findings[:1]]
+        options.say(f"{src}: verification failed: {few[0]}{_more(len(found.findings) - 1)}")
+        raise click.exceptions.Exit(1)
+
+
+def _check_kind(model: Model, src: str) -> None:
+    """Raise DataError for a file there is nothing to verify in."""
+    if not model.is_quantized:
+        raise DataError("this file was not quantized by quantcli", place=[src], hint="inspect shows any file")
+
+
+def _damaged(src: str, original: str | None, error: DataError) -> Verified:
+    """The outcome for a file that cannot even be opened."""
+    from quantcli.findings import Finding, Verified
+
+    finding = Finding(tensor="", check="structure", problem=str(error).removeprefix(f"{src}: "))
+    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=())
+
+
+def _more(count: int) -> str:
+    return f"; and {count} more" if count > 0 else ""
+
+
+def _document(src: str, found: Verified) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "command": "verify",
+        "file": src,
+        "source": found.against,
+        "passed": found.passed,
+        "tensors": found.tensors,
+        "quantized": found.quantized,
+        "findings": [asdict(f) for f in found.findings],
+        "unchecked": list(found.unchecked),
+    }
+
+
+def _print(src: str, found: Verified, names: list[str], color: str, show_all: bool) -> None:
+    from quantcli import terminal as t
+    from quantcli.errors import printable
+    from quantcli.findings import CHECKS
+
+    checks = [c for c in CHECKS if found.against is not None or c not in ("source", "codes", "metrics")]
+    how = f" against {printable(found.against, 200)}" if found.against is not None else ""
+    what = f"{found.tensors:,} tensors, {found.quantized:,} quantized"
+    if found.passed:
+        sys.stdout.write(f"{printable(src, 200)}: ok{how}: {what}; {', '.join(checks)}\n")
+    else:
+        bad = len({f.tensor for f in found.findings if f.tensor})
+        sys.stdout.write(f"{printable(src, 200)}: FAILED{how}: {what}, {bad:,} wrong\n")
+    for line in found.unchecked:
+        sys.stdout.write(f"not checked: {line}\n")
+    limit = None if show_all else t.screenful()
+    if names:
+        sys.stdout.write("\n")
+        table = t.Table([t.Column("tensor"), *(t.Column(c) for c in checks)])
+        failed = {(f.tensor, f.check) for f in found.findings}
+        for name in names if limit is None else names[: max(1, limit)]:
+            marks = ["FAILED" if (name, c) in failed else "ok" for c in checks]
+            table.add(name, *marks, style="red" if "FAILED" in marks else "")
+        t.show(table, sys.stdout, colour=t.wants_colour(sys.stdout, color))
+        if limit is not None and len(names) > limit:
+            sys.stdout.write(f"and {len(names) - limit} more; --all shows them\n")
+    _print_findings(found.findings, limit)
+    sys.stdout.flush()
+
+
+def _print_findings(findings: tuple[Finding, ...], limit: int | None) -> None:
+    if findings:
+        sys.stdout.write("\n")
+    for finding in findings if limit is None else findings[: max(1, limit)]:
+        sys.stdout.write(finding.line() + "\n")
+    if limit is not None and len(findings) > limit:
+        sys.stdout.write(f"and {len(findings) - limit} more; --all shows them\n")
+
+
+PROVIDES = command

@@ -1,0 +1,87 @@
+"""What verifying a file has found: checks, findings, and how they are gathered from many threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quantcli.errors import printable
+
+CHECKS = ("structure", "scales", "padding", "ranges", "digest", "source", "codes", "metrics")
+"""What is looked at, in the order in which it is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is wrong. tensor: empty for the file or folder itself. index: of the first weight, or of the first
+    parameter in its own tensor, where it is so; count: how many there are. stored, expected: codes."""
+
+    tensor: str
+    check: str
+    problem: str
+    index: list[int] | None = None
+    count: int = 1
+    stored: int | None = None
+    expected: int | None = None
+
+    def line(self) -> str:
+        """All of it in words."""
+        parts = [f"{printable(self.tensor)}: " if self.tensor else "", f"{self.check}: {self.problem}"]
+        if self.index is not None:
+            parts.append(f"{', the first' if self.count > 1 else ''} at {self.index}")
+        if self.stored is not None:
+            parts.append(f": {self.stored} stored" + ("" if self.expected is None else f", {self.expected} expected"))
+        return "".join(parts) + (f" ({self.count} of them)" if self.count > 1 else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What was looked at and what is wrong; unchecked: what could not be looked at, and why."""
+
+    tensors: int
+    quantized: int
+    against: str | None
+    findings: tuple[Finding, ...]
+    unchecked: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+@dataclass(slots=True)
+class _Found:
+    """What one check has found on one tensor; `at` orders findings."""
+
+    at: int
+    count: int
+    finding: Finding
+
+
+class Findings:
+    """Findings from several threads; of those alike the first in file order counts, whoever comes first."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str, str], _Found] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, check: str, problem: str, at: int = 0, count: int = 1, **more: Any) -> None:
+        """Note something that is wrong; of several alike the first counts."""
+        finding = Finding(tensor=name, check=check, problem=problem, **more)
+        with self._lock:
+            known = self._found.setdefault((name, check, problem), _Found(at, 0, finding))
+            known.count += count
+            if at < known.at:
+                known.at, known.finding = at, finding
+
+    def ordered(self, names: Iterable[str]) -> tuple[Finding, ...]:
+        """All that is wrong, in the order of these names."""
+        order = {name: i for i, name in enumerate(["", *names])}
+        found = sorted(
+            self._found.values(),
+            key=lambda f: (order.get(f.finding.tensor, len(order)), CHECKS.index(f.finding.check), f.at),
+        )
+        return tuple(replace(f.finding, count=f.count) for f in found)
