@@ -41,7 +41,7 @@ class View:
 
     scheme, bits: how it is stored, None for what is stored as it is. bytes_out: what that takes. sqnr_db: what its
     file says it cost, None where it says nothing. blocks: runs of weights, first and last in C order, that are decoded
-    together; read(first, last): any run as float32. bytes: of tensors that are no floats, to be compared as they are.
+    together; read(first, last): any run as float32. parts: the tensors another tool stores it as.
     """
 
     info: TensorInfo
@@ -51,6 +51,7 @@ class View:
     stored: Tensor | None
     blocks: tuple[tuple[int, int], ...]
     read: Callable[[int, int], Floats]
+    parts: tuple[TensorInfo, ...] = ()
 
     @property
     def numeric(self) -> bool:
@@ -188,6 +189,7 @@ def _foreign(weight: foreign.Found, parts: foreign.Read) -> View:
         stored=None,
         blocks=runs(info.numel, step * cols),
         read=read,
+        parts=weight.parts,
     )
 
 

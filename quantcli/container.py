@@ -191,6 +191,8 @@ class StoredTensor:
     digest: str | None
     note: str
     outputs: tuple[TensorInfo, ...]
+    importance: str | None = None
+    """The digest of the importances its columns had."""
 
     def output(self, part: str) -> TensorInfo:
         """One of the tensors that hold it: `packed`, `scale` and so on."""
@@ -287,4 +289,5 @@ def _parse_tensor(
     sums = [float(entry[k]) for k in ("sse", "power", "max_abs_error")]
     metrics = Metrics(sums[0], sums[1], info.numel, sums[2], int(entry["clipped"]))
     minmax = float(entry["minmax_sse"]) if "minmax_sse" in entry else None
-    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note, expected)
+    weighed = str(entry["importance"]) if "importance" in entry else None
+    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note, expected, weighed)

@@ -12,6 +12,9 @@ from quantcli.errors import printable
 CHECKS = ("structure", "scales", "padding", "ranges", "digest", "source", "codes", "metrics")
 """What is looked at, in the order in which it is told."""
 
+OF_ORIGINALS = ("source", "codes", "metrics")
+"""What takes the original."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -38,13 +41,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What was looked at and what is wrong; unchecked: what could not be looked at, and why."""
+    """What was looked at (checks) and what is wrong; unchecked: what could not be looked at, and why."""
 
     tensors: int
     quantized: int
     against: str | None
     findings: tuple[Finding, ...]
     unchecked: tuple[str, ...]
+    checks: tuple[str, ...]
 
     @property
     def passed(self) -> bool:

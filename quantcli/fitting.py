@@ -294,12 +294,14 @@ class Trials:
 
     def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> tuple[Sums, QuantParams]:
         """Write the codes of a tile; its errors and parameters. Without `packed` only the squared error is found."""
-        fit = self.chosen
+        params, scheme = self.params(kernels, tile, span), self.chosen.scheme
+        return kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums), params
+
+    def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
+        """The parameters of a tile."""
         if self._importance is not None:
             tile = replace(tile, importance=self._importance[span.col : span.col + span.cols])
-        params = fit.params(kernels, tile, span)
-        grid = code_grid(fit.scheme)
-        return kernels.encode(tile, params, grid, packed, preserve=fit.scheme.preserves_sums), params
+        return self.chosen.params(kernels, tile, span)
 
     def weighted(
         self, kernels: Kernels, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes

@@ -11,7 +11,7 @@ its parameters found again: a scale may differ in its last bit and leave all cod
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,10 @@ import numpy as np
 from quantcli import __version__, checkpoints, container, digest, kernels, possible
 from quantcli import metrics as metric
 from quantcli.codes import code_grid
+from quantcli.comparing import View
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.findings import Findings, Verified
+from quantcli.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.fitting import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.grouping import TileSpan
 from quantcli.kernels import QuantParams, Sums, Tile
@@ -34,13 +35,23 @@ from quantcli.workers import Crew, Task
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from quantcli.container import StoredTensor
+    from quantcli.importance import Importance
     from quantcli.kernels import Bytes
 
 
-def verify(model: Model, original: Model | None, *, threads: int, progress: Progress | None) -> Verified:
-    """What is wrong with a quantized model. Raises DataError when a file cannot be read to its end."""
+def verify(
+    model: Model,
+    original: Model | None,
+    *,
+    threads: int,
+    progress: Progress | None,
+    importance: Importance | None = None,
+) -> Verified:
+    """What is wrong with a quantized model. importance: what its columns were weighed by, where that is known. Raises
+    DataError when a file cannot be read to its end."""
     found = Findings()
-    run = _Run(model, original, found, progress)
+    run = _Run(model, original, found, progress, importance)
     run.headers()
     if original is not None:
         run.compare(original)
@@ -56,14 +67,22 @@ def verify(model: Model, original: Model | None, *, threads: int, progress: Prog
         against=original.source.path if original is not None else None,
         findings=found.ordered(model),
         unchecked=tuple(dict.fromkeys(run.unchecked)),
+        checks=CHECKS if original is not None else tuple(c for c in CHECKS if c not in OF_ORIGINALS),
     )
 
 
 class _Run:
     """One pass over the tensors of a model, and the passes it takes to find parameters again."""
 
-    def __init__(self, model: Model, original: Model | None, found: Findings, progress: Progress | None) -> None:
-        self.model, self.original, self.progress = model, original, progress
+    def __init__(
+        self,
+        model: Model,
+        original: Model | None,
+        found: Findings,
+        progress: Progress | None,
+        importance: Importance | None,
+    ) -> None:
+        self.model, self.original, self.progress, self.importance = model, original, progress, importance
         self.table = kernels.load()
         self.add = found.add
         self.unchecked: list[str] = []
@@ -134,9 +153,22 @@ class _Run:
             if stored.digest is not None and len(stored.digest) == 64:
                 yield partial(self._sha256, name, stored.digest)
             self._sums[name] = [None] * len(list(stored.layout.tiles()))
-            assert stored.scheme is not None
-            again = Trials(stored.info, stored.scheme, stored.layout, stored.scale_dtype, rival=None)
-            yield from self._work(name, again if self._again else None)
+            yield from self._work(name, self._trials(stored) if self._again else None)
+
+    def _trials(self, stored: StoredTensor) -> Trials | None:
+        """What finds the parameters of a tensor again; None where its importances are not known."""
+        assert stored.scheme is not None and stored.layout is not None
+        columns = None
+        if stored.importance is not None:
+            if self.importance is None:
+                self.unchecked.append("scales weighed by importances are not found again without --importance")
+                return None
+            columns = self.importance.of(stored.info, stored.layout)
+            if columns is None or columns.digest != stored.importance:
+                self.add(stored.info.name, "scales", "it was weighed by other importances")
+                return None
+        values = columns.values if columns is not None else None
+        return Trials(stored.info, stored.scheme, stored.layout, stored.scale_dtype, rival=None, importance=values)
 
     def _kept_tasks(self, name: str, tensor: Tensor) -> Iterator[Task]:
         known = tensor.stored.digest
@@ -273,7 +305,7 @@ class _Run:
         """Whether the parameters of a tile are those that its method finds."""
         scheme, plan = again.chosen.scheme, again.plan
         try:
-            wanted = again.chosen.params(self.table, tile, span)
+            wanted = again.params(self.table, tile, span)
         except (NotFinite, Misfit):
             self.add(name, "scales", "its method gives no scales for the weights of the original")
             return
@@ -338,3 +370,37 @@ class _Run:
             if getattr(told, what) != getattr(found, what):
                 numbers = f"{getattr(told, what)!r} in the header, {getattr(found, what)!r} measured"
                 self.add(name, "metrics", f"the {word} is {numbers}")
+
+
+def foreign(
+    views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
+) -> Verified:
+    """What is wrong with a model another tool quantized: whether all of it can be decoded, to finite numbers, and with
+    its original whether names and shapes are those. Its codes are not found again: how it rounds only it knows."""
+    found = Findings()
+    weights = {name: view for name, view in views.items() if view.scheme is not None}
+
+    def look(name: str, first: int, last: int) -> None:
+        try:
+            if not np.isfinite(weights[name].read(first, last)).all():
+                found.add(name, "scales", "a decoded weight is not finite", first)
+        except DataError as error:
+            found.add(name, "scales", error.problem)
+
+    Crew((partial(look, name, *run) for name, view in weights.items() for run in view.blocks), threads).run()
+    if before is not None:
+        for name in dict.fromkeys([*views, *before]):
+            if name not in before:
+                found.add(name, "source", "the original does not hold it")
+            elif name not in views:
+                found.add(name, "source", "it is only in the original")
+            elif before[name].info.shape != views[name].info.shape:
+                found.add(name, "source", f"it is {list(before[name].info.shape)} in the original")
+    return Verified(
+        tensors=len(views),
+        quantized=len(weights),
+        against=against,
+        findings=found.ordered(views),
+        unchecked=("another tool wrote it: there are no digests, and codes are not found again",),
+        checks=("structure", "scales", *(["source"] if before is not None else [])),
+    )

@@ -714,3 +714,16 @@ def test_files_of_other_tools_are_dequantized_and_reported_on(target: str, tmp_p
     assert ran.code == 0 and "not measured" in ran.out and "does not say what it was made from" in ran.err
     assert run("report", out, "--min-sqnr", 20, "-q").code == 1  # a gate that measured nothing fails
     assert "quantcli's own files only" in one_line(run("report", out, "--against", original, "--theory"), 2)
+
+
+def test_files_of_other_tools_are_inspected_as_what_they_stand_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    original = ROOT / "sample_models" / "tiny-llama"
+    assert run("quantize", original, "--to", "gptq", "--group-size", 32, "-o", out, "-q").code == 0
+    found = json.loads(run("inspect", out, "--json").out)
+    assert found["quantized"] and sum(t["parameters"] for t in found["tensors"]) == 115_008
+    assert {t["scheme"] for t in found["tensors"] if t["disposition"] == "quantized"} == {"w4g32"}
+    statistics = json.loads(run("inspect", out, "--json", "--stats").out)["tensors"]
+    assert all(abs(t["stats"]["mean"]) < 0.1 for t in statistics if t["scheme"])
+    ran = run("inspect", GOLDEN / "gptq-w4.safetensors")
+    assert ran.code == 0 and "shown as it is stored" in ran.err and "m.qweight" in ran.out

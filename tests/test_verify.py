@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import BF16, environment, header_of, one_line, run, run_process, save, sparse_model
+from making import BF16, ROOT, environment, header_of, one_line, run, run_process, save, sparse_model
+from safetensors.numpy import load_file, save_file
 from strategies import AWKWARD, gaussian, schemes, weights
 from test_checkpoints import made
 
@@ -257,7 +258,7 @@ def test_another_original(model: Path) -> None:
 
 
 def test_what_cannot_be_looked_at(model: Path) -> None:
-    assert "not quantized by quantcli" in one_line(run("verify", model), 2)
+    assert "nothing in it is quantized" in one_line(run("verify", model), 2)
     assert "no such file" in one_line(run("verify", "nothing.safetensors"), 2)
     assert "no such file" in one_line(run("verify", "out.safetensors", "--source", "nothing"), 2)
     Path("empty").write_bytes(b"")
@@ -337,3 +338,44 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     status = done.stdout.splitlines()[1:]
     assert status[0].startswith("0 ")
     assert int(next(line for line in status if line.startswith("VmHWM")).split()[1]) < 100_000
+
+
+# ---- importances, and what other tools wrote ------------------------------------------------------------------------
+
+
+def test_scales_weighed_by_importances(tmp_path: Path) -> None:
+    weights = gaussian(64, 96, seed=3)
+    model = save(tmp_path / "m.safetensors", {"a.weight": weights})
+    for name, importance in (("right", gaussian(96, seed=4) ** 4), ("wrong", gaussian(96, seed=5) ** 4)):
+        save(tmp_path / f"{name}.safetensors", {"a.weight": importance})
+    out = tmp_path / "q.safetensors"
+    assert run("quantize", model, "--importance", tmp_path / "right.safetensors", "-o", out, "-q").code == 0
+    ran = run("verify", out, "--source", model)
+    assert ran.code == 0 and "not found again without --importance" in ran.out
+    ran = run("verify", out, "--source", model, "--importance", tmp_path / "right.safetensors")
+    assert ran.code == 0 and "not checked" not in ran.out
+    ran = run("verify", out, "--source", model, "--importance", tmp_path / "wrong.safetensors")
+    assert ran.code == 1 and "it was weighed by other importances" in ran.out
+    raw = bytearray(out.read_bytes())
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    at = 8 + int.from_bytes(raw[:8], "little") + header["a.weight_scale"]["data_offsets"][0]
+    raw[at] ^= 1
+    out.write_bytes(raw)
+    ran = run("verify", out, "--source", model, "--importance", tmp_path / "right.safetensors")
+    assert ran.code == 1 and "a scale is not what its method finds" in ran.out
+
+
+def test_what_another_tool_wrote(tmp_path: Path) -> None:
+    original, out = ROOT / "sample_models" / "tiny-llama", tmp_path / "out"
+    assert run("quantize", original, "--to", "mlx", "--group-size", 32, "-o", out, "-q").code == 0
+    ran = run("verify", out, "--source", original)
+    assert ran.code == 0 and "codes are not found again" in ran.out and "padding" not in ran.out
+    file = next(out.glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.up_proj.scales"][3, 1] = np.nan
+    save_file(tensors, file, metadata={"format": "mlx"})
+    ran = run("verify", out, "--json")
+    assert ran.code == 1
+    found = json.loads(ran.out)["findings"]
+    assert [(f["tensor"], f["check"]) for f in found] == [("model.layers.0.mlp.up_proj.weight", "scales")]
+    assert run("verify", out, "--source", ROOT / "sample_models" / "digits.safetensors").code == 1

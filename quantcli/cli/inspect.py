@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from quantcli.comparing import View
     from quantcli.reading import Model
     from quantcli.statistics import Statistics
-    from quantcli.stores.gguf import Block
     from quantcli.terminal import Table
 
 
@@ -63,38 +62,90 @@ def command(
                 sys.stdout.write(name + "\0" if null else printable(name, 100_000) + "\n")
             sys.stdout.flush()
             return
+        rows = _rows(model, src)
         found: dict[str, Statistics | None] = {}
         if stats:
             from quantcli import statistics
 
-            if model.is_quantized:
+            if any(row.scheme for row in rows):
                 need_file(model.source, "decoding")
             decoded = _decoded(model, src)
-            for name, tensor in model.items():
-                found[name] = statistics.of_view(decoded[name]) if name in decoded else statistics.of(tensor)
-                model.source.passed(name, 0, tensor.stored.info.nbytes)
+            for row in rows:
+                known = decoded.get(row.name)
+                found[row.name] = statistics.of_view(known) if known else statistics.of(model[row.name])
+                if row.name in model:
+                    model.source.passed(row.name, 0, row.bytes)
         if as_json:
-            options.print_json(_document(src, model, found))
+            options.print_json(_document(src, model, rows, found))
             return
-        _print(src, model, found if stats else None, color, verbose)
+        _print(src, model, rows, found if stats else None, color, verbose)
     sys.stdout.flush()
 
 
-def _blocks(model: Model) -> dict[str, Block]:
-    """Type and shape of what a GGUF stores in blocks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A tensor as it is shown. dtype: of the original, or of what another tool stores, its own word for it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    scheme: str | None
+    bits: int | None
+
+    @property
+    def kind(self) -> str:
+        """Type and scheme in one."""
+        return self.dtype if self.scheme in (None, self.dtype) else f"{self.dtype} {self.scheme}".strip()
+
+
+def _rows(model: Model, src: str) -> list[_Row]:
+    """The tensors of a model, those that another tool quantized as what they stand for."""
     from quantcli.stores.gguf import GgufFile
 
-    return model.source.blocks if isinstance(model.source, GgufFile) else {}
+    if isinstance(model.source, GgufFile):
+        blocks = model.source.blocks
+        known = {n: (b.type.name, b.shape) if (b := blocks.get(n)) else (t.dtype, t.shape) for n, t in model.items()}
+        return [
+            _Row(
+                name=n, dtype=k, shape=s, bytes=model[n].stored.bytes_out, scheme=k if n in blocks else None, bits=None
+            )
+            for n, (k, s) in known.items()
+        ]
+    decoded = _decoded(model, src)
+    parts = {part.name for view in decoded.values() for part in view.parts}
+    theirs = [
+        _Row(name=n, dtype="", shape=v.info.shape, bytes=v.bytes_out, scheme=v.scheme, bits=v.bits)
+        for n, v in decoded.items()
+    ]
+    return theirs + [
+        _Row(
+            name=name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            bytes=tensor.stored.bytes_out,
+            scheme=tensor.scheme.name if tensor.scheme else None,
+            bits=tensor.scheme.bits if tensor.scheme else None,
+        )
+        for name, tensor in model.items()
+        if name not in parts
+    ]
 
 
 def _decoded(model: Model, src: str) -> dict[str, View]:
-    """What a GGUF stores in blocks, decoded."""
-    blocks = _blocks(model)
-    if not blocks:
-        return {}
+    """What another tool quantized, decoded; of a pipe, and of what is not understood, nothing is."""
     from quantcli import comparing
+    from quantcli.errors import DataError
+    from quantcli.stores import is_stream
 
-    return {name: view for name, view in comparing.views(model, src).items() if name in blocks}
+    if model.is_quantized or is_stream(model.source):
+        return {}
+    try:
+        views = comparing.views(model, src)
+    except DataError as error:
+        options.say(f"shown as it is stored: {error}")
+        return {}
+    return {name: view for name, view in views.items() if view.scheme is not None}
 
 
 def _recipe(src: str, model: Model) -> str:
@@ -116,26 +167,21 @@ def _recipe(src: str, model: Model) -> str:
     return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"
 
 
-def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> dict[str, Any]:
+def _document(src: str, model: Model, rows: list[_Row], found: dict[str, Statistics | None]) -> dict[str, Any]:
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
-    tensors, blocks = [], _blocks(model)
-    for name, tensor in model.items():
-        stored, block = tensor.stored, blocks.get(name)
-        entry = {
-            "name": name,
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "parameters": stored.info.numel,
-            "bytes": stored.bytes_out,
-            "disposition": "quantized" if tensor.scheme else "kept" if model.is_quantized else "float",
-            "scheme": tensor.scheme.name if tensor.scheme else None,
-            "bits": tensor.scheme.bits if tensor.scheme else None,
+    tensors = []
+    for row in rows:
+        entry: dict[str, Any] = {
+            "name": row.name,
+            "dtype": row.dtype or None,
+            "shape": list(row.shape),
+            "parameters": math.prod(row.shape),
+            "bytes": row.bytes,
+            "disposition": "quantized" if row.scheme else "kept" if model.is_quantized else "float",
+            "scheme": row.scheme,
+            "bits": row.bits,
         }
-        if block is not None:
-            kind = block.type.name
-            entry |= {"dtype": kind, "shape": list(block.shape), "parameters": math.prod(block.shape)}
-            entry |= {"disposition": "quantized", "scheme": kind}
-        statistics = found.get(name)
+        statistics = found.get(row.name)
         if statistics is not None:
             entry["stats"] = asdict(statistics)
         tensors.append(entry)
@@ -143,22 +189,28 @@ def _document(src: str, model: Model, found: dict[str, Statistics | None]) -> di
         "schema_version": 1,
         "command": "inspect",
         "source": src,
-        "quantized": model.is_quantized or bool(blocks),
+        "quantized": any(row.scheme for row in rows),
         "bytes": sum(f.size for f in model.source.files()),
         "metadata": metadata,
         "tensors": tensors,
     }
 
 
-def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, color: str, verbose: bool) -> None:
+def _print(
+    src: str,
+    model: Model,
+    rows: list[_Row],
+    found: dict[str, Statistics | None] | None,
+    color: str,
+    verbose: bool,
+) -> None:
     from quantcli import terminal
 
-    blocks = _blocks(model)
-    parameters = sum(math.prod(blocks[n].shape) if n in blocks else t.stored.info.numel for n, t in model.items())
+    parameters = sum(math.prod(row.shape) for row in rows)
     nbytes = sum(f.size for f in model.source.files())
     kind = f", quantized by {model.documents[0].tool}" if model.documents else ""
     sizes = f"{terminal.count(parameters)} parameters, {terminal.size(nbytes)}"
-    sys.stdout.write(printable(f"{src}: {len(model):,} tensors, {sizes}{kind}", 2000) + "\n")
+    sys.stdout.write(printable(f"{src}: {len(rows):,} tensors, {sizes}{kind}", 2000) + "\n")
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     if metadata:
         shown = ", ".join(
@@ -167,11 +219,11 @@ def _print(src: str, model: Model, found: dict[str, Statistics | None] | None, c
         more = len(metadata) - (100 if verbose else 4)
         sys.stdout.write(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}\n")
     sys.stdout.write("\n")
-    table = _table(model, found)
+    table = _table(rows, found)
     terminal.show(table, sys.stdout, colour=terminal.wants_colour(sys.stdout, color))
 
 
-def _table(model: Model, found: dict[str, Statistics | None] | None) -> Table:
+def _table(rows: list[_Row], found: dict[str, Statistics | None] | None) -> Table:
     from quantcli import statistics, terminal
 
     values = found is not None
@@ -192,15 +244,10 @@ def _table(model: Model, found: dict[str, Statistics | None] | None) -> Table:
         ]
     table = terminal.Table(columns)
     ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
-    blocks = _blocks(model)
-    for name, tensor in model.items():
-        kind = tensor.dtype + (f" {tensor.scheme.name}" if tensor.scheme else "")
-        shape = tensor.shape
-        if name in blocks:
-            kind, shape = blocks[name].type.name, blocks[name].shape
-        cells = [name, kind, terminal.shape(shape), terminal.size(tensor.stored.bytes_out)]
+    for row in rows:
+        cells = [row.name, row.kind, terminal.shape(row.shape), terminal.size(row.bytes)]
         if found is not None:
-            s = found[name]
+            s = found[row.name]
             if s is None:
                 cells += ["-"] * 6
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ from quantcli.cli import options
 from quantcli.errors import DataError
 
 if TYPE_CHECKING:
+    from quantcli.comparing import View
     from quantcli.findings import Finding, Verified
-    from quantcli.reading import Model
 
 
 @click.command("verify", short_help="Check a quantized file, by itself or against its original.")
@@ -27,12 +28,20 @@ if TYPE_CHECKING:
     default=None,
     help="The model it was made from: every code is found again from it, and the errors measured.",
 )
+@click.option(
+    "--importance",
+    metavar="FILE",
+    type=click.Path(path_type=str),
+    default=None,
+    help="What its columns were weighed by; needed to find such scales again.",
+)
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.")
 @options.threads
 @options.talk
 def command(
     src: str,
     original: str | None,
+    importance: str | None,
     show_all: bool,
     threads: int | None,
     as_json: bool,
@@ -45,9 +54,10 @@ def command(
 
     By itself: header, shapes, digests of what was kept, padding, and that scales, zero points, levels and codes are
     possible ones. With --source: also that they are the right ones. The exit code is 0 when nothing is wrong, 1 when
-    something is, and 2 when it could not be looked at.
+    something is, and 2 when it could not be looked at. What another tool quantized is decoded whole.
     """
-    from quantcli import reading, verifying
+    from quantcli import comparing, naming, reading, verifying
+    from quantcli.importance import load
     from quantcli.stores import need_file
 
     count = options.thread_count(threads)
@@ -58,12 +68,21 @@ def command(
             found = _damaged(src, original, error)
         else:
             need_file(model.source, "verifying")
-            _check_kind(model, src)
             before = stack.enter_context(reading.open(original)) if original is not None else None
             if before is not None:
                 need_file(before.source, "verifying")
-            bar = stack.enter_context(options.bar("verifying", quiet=quiet))
-            found = verifying.verify(model, before, threads=count, progress=bar)
+            if model.is_quantized:
+                bar = stack.enter_context(options.bar("verifying", quiet=quiet))
+                weighed = load(importance) if importance is not None else None
+                found = verifying.verify(model, before, threads=count, progress=bar, importance=weighed)
+            else:
+                views: Mapping[str, View] = comparing.views(model, src)
+                if not any(view.scheme for view in views.values()):
+                    raise DataError("nothing in it is quantized", place=[src], hint="inspect shows any file")
+                known: Mapping[str, View] | None = None
+                if before is not None and original is not None:
+                    known, views, _ = naming.under_one_name(before, comparing.views(before, original), model, views)
+                found = verifying.foreign(views, known, original, threads=count)
         names = list(dict.fromkeys(f.tensor for f in found.findings if f.tensor))
         if show_all and found.tensors:
             names = [*model, *(n for n in names if n not in model)]
@@ -77,18 +96,12 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _check_kind(model: Model, src: str) -> None:
-    """Raise DataError for a file there is nothing to verify in."""
-    if not model.is_quantized:
-        raise DataError("this file was not quantized by quantcli", place=[src], hint="inspect shows any file")
-
-
 def _damaged(src: str, original: str | None, error: DataError) -> Verified:
     """The outcome for a file that cannot even be opened."""
     from quantcli.findings import Finding, Verified
 
     finding = Finding(tensor="", check="structure", problem=str(error).removeprefix(f"{src}: "))
-    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=())
+    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=(), checks=("structure",))
 
 
 def _more(count: int) -> str:
@@ -112,9 +125,8 @@ def _document(src: str, found: Verified) -> dict[str, Any]:
 def _print(src: str, found: Verified, names: list[str], color: str, show_all: bool) -> None:
     from quantcli import terminal as t
     from quantcli.errors import printable
-    from quantcli.findings import CHECKS
 
-    checks = [c for c in CHECKS if found.against is not None or c not in ("source", "codes", "metrics")]
+    checks = found.checks
     how = f" against {printable(found.against, 200)}" if found.against is not None else ""
     what = f"{found.tensors:,} tensors, {found.quantized:,} quantized"
     if found.passed:
