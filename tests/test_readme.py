@@ -126,7 +126,7 @@ def test_every_option_named_is_one() -> None:
     """An option the README names exists."""
     words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     text = "--version"
-    for name in ("quantize", "dequantize", "inspect", "report", "compare", "sweep", "plan"):
+    for name in ("quantize", "dequantize", "inspect", "report", "compare", "sweep", "plan", "export", "verify"):
         command = [sys.executable, "-m", "quantcli", name, "--help"]
         text += subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert not {w for w in words if w not in text}
