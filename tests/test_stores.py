@@ -607,8 +607,8 @@ def test_a_checkpoint_needs_few_descriptors(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_links_stay_in_the_folder_or_the_hub_cache(tmp_path: Path) -> None:
-    """an index that points outside its folder is refused, through a link too"""
+def test_shards_may_be_links(tmp_path: Path) -> None:
+    """The cache of the Hugging Face hub is nothing but links, and so are folders that keep weights on another disk."""
     folder = checkpoint(tmp_path / "model")
     (folder / "model-1.safetensors").rename(folder / "blob")
     (folder / "model-1.safetensors").symlink_to("blob")
@@ -618,7 +618,7 @@ def test_links_stay_in_the_folder_or_the_hub_cache(tmp_path: Path) -> None:
         (folder / "model-1.safetensors").unlink()
         (folder / "model-1.safetensors").symlink_to(target)
         for path in (folder, folder / "model.safetensors.index.json"):
-            assert "model-1.safetensors: this shard is a link that leads out of its folder" in refused(path)
+            assert bytes_of(path, "a") == np.full(6, ord("a"), np.float32).tobytes()
     linked = tmp_path / "link"
     (folder / "model-1.safetensors").unlink()
     (tmp_path / "blob").rename(folder / "model-1.safetensors")
