@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from quantcli import __version__, card, comparing, naming, plan, registry
+from quantcli import __version__, card, comparing, naming
 from quantcli.checkpoints import CARD
 from quantcli.container import KEY as NATIVE_KEY
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight
+from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight, named, refusal
 from quantcli.exports._parts import without_quantization
 from quantcli.reading import Tensor
 from quantcli.reading import open as open_model
@@ -43,11 +43,6 @@ MOST_THREADS = 4
 """Moving codes is limited by memory and disk: more threads would only take slabs of their own."""
 
 
-def named(target: str) -> Export:
-    """The export to a target."""
-    return cast(Export, registry.get("exports", target))
-
-
 # ---- what can be said -------------------------------------------------------------------------------------------
 
 
@@ -55,38 +50,6 @@ def obstacle(weight: Weight, export: Export) -> str | None:
     """Why a target cannot say a weight; None when it can."""
     assert weight.scheme is not None
     return export.accepts.obstacle(weight.scheme) or export.shape(weight)
-
-
-def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
-    """The error for a weight the target cannot say, with what it can."""
-    accepted = named(target).accepts.describe()
-    problem = f"{target} cannot say it: {why} ({scheme}); it accepts {accepted}"
-    return UsageError(problem, place=[printable(name)])
-
-
-def restricted(planned: plan.Plan, target: str) -> plan.Plan:
-    """A plan in which weights whose shape the target cannot say are kept.
-
-    Raises UsageError for a scheme it cannot say, DataError when nothing is left.
-    """
-    export, changes = named(target), {}
-    for tensor in planned.tensors:
-        if tensor.scheme is None:
-            continue
-        for scheme in tensor.scheme.candidates:
-            if (why := export.accepts.obstacle(scheme)) is not None:
-                raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-        if (why := export.shape(tensor)) is not None:
-            changes[tensor.info.name] = plan.kept(tensor.info, "target", f"{target} cannot say it: {why}")
-    found = planned.amended(changes)
-    try:
-        plan.check(found)
-    except DataError as error:
-        if not changes:
-            raise
-        name, kept = next(iter(changes.items()))
-        raise DataError(error.problem, hint=f"{printable(name)}: {kept.note}") from None
-    return found
 
 
 def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversion:

@@ -10,6 +10,7 @@ from typing import Any
 from quantcli import container
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.exports import named, refusal
 from quantcli.grouping import Layout, layout
 from quantcli.importance import Columns, Importance
 from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
@@ -78,7 +79,8 @@ class Rule:
 class Request:
     """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
-    counts, and expressions for tensors that must have one scheme (see patterns.tied)."""
+    counts, expressions for tensors that must have one scheme (see patterns.tied), and the target (see exports) that
+    must be able to say it all: weights whose shape it cannot say are kept."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -88,6 +90,7 @@ class Request:
     max_shard_size: int | None = None
     importance: Importance | None = None
     ties: tuple[str, ...] = ()
+    to: str | None = None
 
     def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
@@ -112,6 +115,7 @@ class Request:
             **({} if self.keep_defaults else {"keep_defaults": False}),
             **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
             **({} if self.importance is None else {"importance": self.importance.digest}),
+            **({} if self.to is None else {"to": self.to}),
         }
 
 
@@ -274,10 +278,25 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(kept(info, reason))
         else:
             tensors.append(quantized(info, request.scheme, "default"))
+    if request.to is not None:
+        tensors = [_for_target(tensor, request.to) for tensor in tensors]
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
+
+
+def _for_target(tensor: TensorPlan, target: str) -> TensorPlan:
+    """The plan of a tensor, kept where the target cannot say its shape. Raises UsageError where it cannot say the
+    scheme."""
+    if tensor.scheme is None:
+        return tensor
+    export = named(target)
+    for scheme in tensor.scheme.candidates:
+        if (why := export.accepts.obstacle(scheme)) is not None:
+            raise refusal(tensor.info.name, tensor.scheme.name, why, target)
+    why = export.shape(tensor)
+    return tensor if why is None else kept(tensor.info, "target", f"{target} cannot say it: {why}")
 
 
 def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
@@ -315,7 +334,8 @@ def check(plan: Plan) -> None:
             count[t.reason] = count.get(t.reason, 0) + 1
         why = ", ".join(f"{n} {reason}" for reason, n in count.items())
         listed = set(count) & {*dict(_NAMES), "small"}
-        hint = (
+        unsaid = next((f"{printable(t.info.name)}: {t.note}" for t in plan.tensors if t.reason == "target"), None)
+        hint = unsaid or (
             "--no-default-keep quantizes every float tensor of two or more dimensions"
             if listed
             else "nothing in it can be"

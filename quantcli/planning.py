@@ -107,13 +107,16 @@ def units_of(
     found = measure(source, plans, threads=threads, progress=progress)
     by_name = [{t.info.name: t for t in m.plan.tensors} for m in found]
     units = []
-    free = [t for t in plans[0].tensors if t.scheme is not None and t.reason == "default"]
+    free = [t for same in zip(*(p.tensors for p in plans)) if (t := _free(same)) is not None]
     if not free:
         raise UsageError("the rules leave nothing to choose", place=["--recipe"], hint="let them match less")
     for members in _tied(free, request.ties, ties):
         names = [t.info.name for t in members]
-        choices = []
+        said: list[Choice | None] = []
         for one, planned in zip(found, by_name):
+            if any(planned[name].scheme is None for name in names):
+                said.append(None)
+                continue
             metrics = {name: one.metrics[name] for name in names}
             sums = {name: one.weighted.get(name, (m.sse, m.power)) for name, m in metrics.items()}
             scheme = planned[names[0]].scheme
@@ -123,13 +126,23 @@ def units_of(
             size = sum(planned[name].bytes_out for name in names)
             cost = sum(_weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
             power = sum(p for _, p in sums.values())
-            choices.append(Choice(scheme=scheme, size=size, cost=cost, power=power, metrics=metrics))
-        if keep:
-            exact = {n: replace(found[0].metrics[n], sse=0.0, max_abs_error=0.0, clipped=0) for n in names}
-            size = sum(t.info.nbytes for t in members)
-            choices.append(Choice(scheme=None, size=size, cost=0.0, power=choices[0].power, metrics=exact))
-        units.append(Unit(tensors=tuple(members), choices=tuple(choices)))
+            said.append(Choice(scheme=scheme, size=size, cost=cost, power=power, metrics=metrics))
+        exact = _kept(members, next(choice for choice in said if choice is not None))
+        # With groups the target cannot say, a tensor stays as it is.
+        units.append(Unit(tensors=tuple(members), choices=(*(c or exact for c in said), *([exact] if keep else []))))
     return units
+
+
+def _free(plans: Sequence[TensorPlan]) -> TensorPlan | None:
+    """The plan of a tensor under the first candidate that may quantize it; None where there is nothing to choose."""
+    return next((t for t in plans if t.scheme is not None and t.reason == "default"), None)
+
+
+def _kept(members: Sequence[TensorPlan], other: Choice) -> Choice:
+    """The choice to leave tensors as they are, beside another one for them."""
+    exact = {name: replace(m, sse=0.0, max_abs_error=0.0, clipped=0) for name, m in other.metrics.items()}
+    size = sum(t.info.nbytes for t in members)
+    return Choice(scheme=None, size=size, cost=0.0, power=other.power, metrics=exact)
 
 
 def factors(path: str, names: Sequence[str]) -> dict[str, float]:
@@ -217,7 +230,7 @@ def within(
     def attempt(budget: int) -> Planned:
         allocation = allocate(options, budget)
         assert allocation is not None
-        return _planned(units, source, wanted, request.importance, size_of, allocation)
+        return _planned(units, source, wanted, request.importance, request.to, size_of, allocation)
 
     data = smallest(options)
     best = found = attempt(data)
@@ -254,7 +267,7 @@ def reaching(
             best, high = found, min(middle, found.size)
         else:
             low = middle + 1
-    planned = _planned(units, source, _wanted(request, source), request.importance, size_of, best)
+    planned = _planned(units, source, _wanted(request, source), request.importance, request.to, size_of, best)
     return replace(planned, uniform=_uniform(units, source, request, size_of, planned.size))
 
 
@@ -286,11 +299,12 @@ def _planned(
     source: Source,
     wanted: Mapping[str, Scheme | None],
     importance: Importance | None,
+    to: str | None,
     size_of: Callable[[Plan], int],
     allocation: Allocation,
 ) -> Planned:
     schemes = {t.info.name: unit.choices[c].scheme for unit, c in zip(units, allocation.choice) for t in unit.tensors}
-    resolved = recipe.resolved(source.infos(), {**wanted, **schemes}, importance)
+    resolved = recipe.resolved(source.infos(), {**wanted, **schemes}, importance, to)
     plan = make(source.infos(), resolved)
     return Planned(
         units=tuple(units),

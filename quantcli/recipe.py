@@ -11,7 +11,7 @@
 The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top; an optional
 rule may match nothing. Tensors that match an expression of `ties` and agree in its first group get one scheme.
 Beside these a recipe may hold what are options otherwise: `include` and `exclude` (lists of patterns), `keep_defaults:
-false`, `on_nonfinite`, `digest`, `max_shard_size`. Presets are recipes by name (presets/NAME.yaml).
+false`, `on_nonfinite`, `digest`, `max_shard_size`, `to`. Presets are recipes by name (presets/NAME.yaml).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from quantcli import registry
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.importance import Importance
 from quantcli.patterns import compiled, patterns_of
@@ -86,6 +87,9 @@ def _spelt_out(value: Any, place: str) -> Any:
         return fields
     return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
 
+
+NATIVE = "native"
+"""The target that can say everything."""
 
 SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "none")}
 """What else changes the bytes of a file, and the choices there are."""
@@ -196,7 +200,7 @@ def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None
     return None if path is None else os.path.join(folder, path), digest
 
 
-_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", *SETTINGS)
+_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", "to", *SETTINGS)
 
 
 def _option(name: str, value: Any) -> Any:
@@ -210,6 +214,8 @@ def _option(name: str, value: Any) -> Any:
         raise UsageError(f"{shown} is neither true nor false", place=[name])
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
+    if name == "to" and value not in (NATIVE, *registry.names("exports")):
+        raise UsageError(f"{shown} is no target", place=[name], hint="export --list names them")
     if name in SETTINGS and value not in SETTINGS[name]:
         raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])
     return value
@@ -290,7 +296,10 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def resolved(
-    infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], importance: Importance | None = None
+    infos: Sequence[TensorInfo],
+    wanted: Mapping[str, Scheme | None],
+    importance: Importance | None = None,
+    to: str | None = None,
 ) -> Request:
     """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest."""
     counts = Counter(s for s in wanted.values() if s is not None)
@@ -298,12 +307,12 @@ def resolved(
         raise UsageError("nothing would be quantized")
     default = max(counts, key=lambda s: (counts[s], s.name))
     others: dict[Scheme | None, list[str]] = defaultdict(list)
-    for tensor in make(infos, Request(scheme=default)).tensors:
+    for tensor in make(infos, Request(scheme=default, to=to)).tensors:
         scheme = wanted.get(tensor.info.name)
         if scheme != tensor.scheme:
             others[scheme].append(tensor.info.name)
     rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
-    return Request(scheme=default, rules=tuple(rules), importance=importance)
+    return Request(scheme=default, rules=tuple(rules), importance=importance, to=to)
 
 
 def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
@@ -370,6 +379,8 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
     more: dict[str, Any] = {} if request.keep_defaults else {"keep_defaults": False}
     if request.max_shard_size is not None:
         more["max_shard_size"] = request.max_shard_size
+    if request.to is not None:
+        more["to"] = request.to
     usual = {name: choices[0] for name, choices in SETTINGS.items()}
     more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
     lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]

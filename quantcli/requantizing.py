@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from quantcli import comparing, pipeline, plan
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError
-from quantcli.exporting import named, obstacle
+from quantcli.exporting import obstacle
+from quantcli.exports import named
 from quantcli.grouping import layout
 from quantcli.reading import Model, Tensor
 from quantcli.reading import open as open_model

@@ -97,6 +97,8 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     need_file(source, "planning")
+    to, _ = options.target_of(source, recipe, asked.get("to"), folder=hasattr(source, "shards"))
+    asked = {**asked, "to": to}
     weights = options.importance(asked, recipe, source)
     request = replace(options.request(schemes[0], asked, recipe), importance=weights)
     first = make(source.infos(), request)

@@ -40,7 +40,7 @@ def target(source: Source, name: str, output: str | None, asked: str | None) -> 
 
 @dataclass(slots=True)
 class Target:
-    """A target by name, whether the output is a folder, and what a plan becomes there once there is one."""
+    """A target by name, whether the output is a folder, and what a plan becomes there, once one is taken."""
 
     name: str
     folder: bool
@@ -48,11 +48,11 @@ class Target:
 
     def suited(self, request: Request) -> Request:
         """A request with scales as the target stores them, so that the codes are made for those."""
-        from quantcli.exporting import named
+        from quantcli.exports import named
 
         export = named(self.name)
         rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
-        return replace(request, scheme=export.suited(request.scheme), rules=rules)
+        return replace(request, scheme=export.suited(request.scheme), rules=rules, to=self.name)
 
     def beside(self, src: str, scheme: str) -> str:
         """The name beside SRC that tells the scheme and the target."""
@@ -66,13 +66,11 @@ class Target:
 
         return exporting.check_output(source, self.name, output, folder=self.folder, force=force)
 
-    def planned(self, source: Source, planned: Plan) -> Plan:
-        """A plan of what the target can say. Raises as `exporting.restricted` does, before a weight is read."""
+    def take(self, source: Source, planned: Plan) -> None:
+        """A plan of what the target can say all of together. Raises UsageError where it cannot."""
         from quantcli import exporting
 
-        found = exporting.restricted(planned, self.name)
-        self.conversion = exporting.convert(found.tensors, self.name, exporting.beside(source))
-        return found
+        self.conversion = exporting.convert(planned.tensors, self.name, exporting.beside(source))
 
     @property
     def notes(self) -> list[str]:
@@ -93,7 +91,7 @@ class Target:
 
     def is_native(self, folder: bool) -> bool:
         """Whether the native output, a folder or not, is what the target wants: then there is nothing to export."""
-        from quantcli.exporting import named
+        from quantcli.exports import named
 
         return named(self.name).keeps_document and folder == self.folder
 

@@ -26,7 +26,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
     from quantcli import terminal
-    from quantcli.exporting import named
+    from quantcli.exports import named
 
     table = terminal.Table(
         [terminal.Column("target"), terminal.Column("accepts"), terminal.Column("for", from_width=160)]
@@ -107,7 +107,7 @@ def beside(src: str, scheme: str, target: str) -> str:
     """The name of the output beside SRC: it tells the scheme, if one is given, and the target, by the extension of
     those that have one of their own."""
     from quantcli.cli.quantize import default_output
-    from quantcli.exporting import named
+    from quantcli.exports import named
 
     extension = named(target).extension
     default = default_output(src, "-".join(w for w in (scheme, "" if extension else target) if w))

@@ -159,6 +159,37 @@ def settled(asked: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return found
 
 
+def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool) -> tuple[str | None, str]:
+    """The target of what is written, None for the native layout, and what is to be said of it.
+
+    Where none is asked for, a folder that transformers loads is written so that it still does.
+    """
+    from quantcli import recipe as recipes
+    from quantcli.exports import named
+
+    if asked is not None or not folder or not _is_transformers(source):
+        return None if asked == recipes.NATIVE else asked, ""
+    usual = "compressed-tensors"
+    schemes = [s for s in (recipe.default, *(r.scheme for r in recipe.rules)) if s is not None]
+    for scheme in (c for s in schemes for c in s.candidates):
+        if (why := named(usual).accepts.obstacle(scheme)) is not None:
+            return None, f"config.json gets no quantization_config: {usual} cannot say {why}"
+    return usual, ""
+
+
+def _is_transformers(source: Source) -> bool:
+    """Whether a folder's config.json is one of transformers."""
+    from quantcli.stores.checkpoint import Checkpoint
+    from quantcli.stores.files import read_small
+    from quantcli.stores.safetensors import strict_json
+
+    path = os.path.join(source.folder, "config.json") if isinstance(source, Checkpoint) else ""
+    if not os.path.isfile(path):
+        return False
+    found = strict_json(read_small(path, 1 << 24), path)
+    return isinstance(found, dict) and bool({"architectures", "model_type"} & found.keys())
+
+
 def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
     """What --importance or the recipe names; entries that belong to no tensor of the source are said."""
     from quantcli.importance import load
@@ -191,6 +222,7 @@ def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None)
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
         max_shard_size=asked.get("max_shard_size"),
+        to=asked.get("to"),
     )
 
 

@@ -146,7 +146,9 @@ def _prices(unit: Unit, number: int) -> list[str]:
     more = f" and {len(unit.tensors) - 1} tied" if len(unit.tensors) > 1 else ""
     lines = [f"{printable(unit.tensors[0].info.name, 200)}{more}, {now.scheme.name if now.scheme else 'kept'}:"]
     kinds: dict[str, list[str]] = {"bits": [], "groups": []}
-    for other in unit.choices:
+    for place, other in enumerate(unit.choices):
+        if any(other is before for before in unit.choices[:place]):  # kept, once is enough
+            continue
         if other is now or now.scheme is None or (other.scheme and other.scheme.calibration != now.scheme.calibration):
             continue
         difference = other.size - now.size
@@ -172,7 +174,9 @@ def _advice(planned: Planned) -> list[str]:
     offers = []
     for unit, number in zip(planned.units, planned.chosen):
         now = unit.choices[number]
-        for other in unit.choices:
+        for place, other in enumerate(unit.choices):
+            if any(other is before for before in unit.choices[:place]):
+                continue
             bytes_more, saved = other.size - now.size, now.cost - other.cost
             if bytes_more * saved > 0:
                 offers.append((saved / bytes_more, bytes_more, other.sqnr_db - now.sqnr_db, unit, other))

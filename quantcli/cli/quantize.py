@@ -28,7 +28,7 @@ MUCH = 64 << 20
 
 WITH_A_TARGET = (
     *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
-    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest"),
+    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest", "to"),
 )
 """What may be said of the tensors beside a target; the rest a plan chooses itself."""
 
@@ -120,9 +120,10 @@ WITH_A_TARGET = (
 @click.option("--target-bpw", metavar="BITS", type=_gating.Limit(), default=None, help="The same in bits per weight.")
 @click.option(
     "--to",
-    type=options.Names(registry.names("exports")),
+    type=options.Names(("native", *registry.names("exports"))),
     default=None,
-    help="Write what another tool loads; see export.  [default: native, which compressed-tensors loads]",
+    help="Write what another tool loads; see export.  [default: for folders of transformers compressed-tensors, if it "
+    "can say the schemes; else native]",
 )
 @click.option(
     "--on-nonfinite",
@@ -159,7 +160,6 @@ def command(
     quiet: bool,
     show_all: bool,
     dry_run: bool,
-    to: str | None,
     resume: bool,
     debug: bool,
     **asked: Any,
@@ -172,9 +172,9 @@ def command(
     """
     from quantcli import kernels, pipeline, plan, recipe
 
-    _refuse_both(asked, to)
-    given = _recipe(asked, to)
+    given = _recipe(asked)
     asked = options.settled(asked, given)
+    _refuse_both(asked)
     settings = {name: asked[name] or choices[0] for name, choices in recipe.SETTINGS.items()}
     digest = settings["digest"]
     if src == "-" and output is None and not dry_run:
@@ -183,13 +183,18 @@ def command(
         options.standard_output(None if dry_run else output, as_json) as named,
         options.float_source(src) as source,
     ):
-        request = _request(source, src, given, asked, threads, quiet)
+        folder = _as_folder(source, named or "")
+        to, why = options.target_of(source, given, asked["to"], folder=folder)
+        if why and not quiet:
+            options.say(why)
+        request = _request(source, src, given, {**asked, "to": to}, threads, quiet)
         export = _exporting.target(source, to, named, output) if to is not None else None
         request = export.suited(request) if export is not None else request
         saved = asked["save_recipe"]
         recipe_text = recipe.dump(request, settings, os.path.dirname(saved)) if saved is not None else None
         scheme = request.scheme.name if not request.rules else "recipe"
-        target = named or (default_output(src, scheme) if export is None else export.beside(src, scheme))
+        beside = default_output if export is None or asked["to"] is None else export.beside
+        target = named or beside(src, scheme)
         native = export is None or export.is_native(_as_folder(source, target))
         _check_folder_options(source, target, request, resume, digest, native)
         real = target
@@ -198,7 +203,7 @@ def command(
         try:
             planned = plan.make(source.infos(), request)
             if export is not None:
-                planned = export.planned(source, planned)
+                export.take(source, planned)
         except (UsageError, DataError) as error:
             raise error.within(src) from None
         shown = output or target
@@ -245,12 +250,13 @@ def command(
         options.print_reports([found], "json" if as_json else "table", color=color, show_all=show_all)
 
 
-def _refuse_both(asked: dict[str, Any], to: str | None) -> None:
+def _refuse_both(asked: dict[str, Any]) -> None:
     """A plan chooses what these options would say, and counts the bytes of a native file."""
     if asked["target_size"] is None and asked["target_bpw"] is None:
         return
-    if to is not None:
-        from quantcli.exporting import named
+    to = asked["to"]
+    if to not in (None, "native"):
+        from quantcli.exports import named
 
         if not named(to).keeps_document:
             option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
@@ -270,6 +276,7 @@ def _request(
 
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
+        chosen["to"] = asked["to"] or recipe.NATIVE
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), quiet)
         return replace(planned.request, max_shard_size=asked["max_shard_size"])
     importance = options.importance(asked, given, source)
@@ -280,7 +287,7 @@ def _request(
         tensors = plan.make(source.infos(), request).tensors
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, importance)
+    found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, importance, asked["to"])
     return replace(found, max_shard_size=request.max_shard_size)
 
 
@@ -409,11 +416,17 @@ def default_output(src: str, scheme: str) -> str:
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")
 
 
-def _recipe(asked: dict[str, Any], to: str | None) -> Recipe:
+def _recipe(asked: dict[str, Any]) -> Recipe:
     """The schemes that are asked for; where nothing is said of groups, those that are best for the target."""
     fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
-    if to is not None and asked["recipe"] is None and asked["group_size"] is None and fields["granularity"] == "group":
-        from quantcli.exporting import named
+    to = asked["to"]
+    if (
+        to not in (None, "native")
+        and asked["recipe"] is None
+        and asked["group_size"] is None
+        and fields["granularity"] == "group"
+    ):
+        from quantcli.exports import named
 
         if (best := named(to).group_size) is not None:
             fields["group_size"] = best

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from quantcli import registry
+from quantcli.errors import UsageError, printable
 from quantcli.grouping import Layout, TileSpan
 from quantcli.scheme import Scheme
 from quantcli.tensors import TensorInfo
@@ -231,6 +233,18 @@ class Export:
         if self.scale_dtype is None or scheme.scale_dtype is not None or scheme.shares_levels:
             return scheme
         return replace(scheme, scale_dtype=self.scale_dtype)
+
+
+def named(target: str) -> Export:
+    """The export to a target."""
+    return cast(Export, registry.get("exports", target))
+
+
+def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
+    """The error for a weight the target cannot say, with what it can."""
+    accepted = named(target).accepts.describe()
+    problem = f"{target} cannot say it: {why} ({scheme}); it accepts {accepted}"
+    return UsageError(problem, place=[printable(name)])
 
 
 def _listed(items: Sequence[Any]) -> str:
