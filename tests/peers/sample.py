@@ -1,0 +1,30 @@
+"""The sample model with words: tiny-llama reads and writes ASCII, and says so in a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+MODEL = Path(__file__).resolve().parent.parent.parent / "sample_models" / "tiny-llama"
+
+
+def letters() -> list[str]:
+    """The 128 characters of ASCII as byte-level tokenizers write them: what does not print from U+0100 on."""
+    odd = [i for i in range(256) if not (33 <= i <= 126 or 161 <= i <= 172 or i >= 174)]
+    return [chr(256 + odd.index(i)) if i in odd else chr(i) for i in range(128)]
+
+
+def with_words(folder: Path) -> Path:
+    """A copy of the sample model with a byte-level tokenizer without merges."""
+    shutil.copytree(MODEL, folder)
+    bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": {letter: i for i, letter in enumerate(letters())}, "merges": []}  # fmt: skip
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+             "pre_tokenizer": bytewise, "post_processor": None, "decoder": bytewise, "model": model}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
