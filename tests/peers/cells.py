@@ -1,143 +1,206 @@
-"""What is run: which clients read which target, in which schemes, and what they refuse.
+"""What is run: the schemes and the clients of each target, and what a client refuses.
 
-Every cell of the table in RESULTS.md is a scheme, a target and a client of these lists. A client that refuses has to do
+Every cell of the tables in RESULTS.md is a target, a scheme and a client of these lists. A client that refuses has to do
 so in the words given here: when it learns to load a file, or stops for another reason, the run fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-EXACT, SINGLE = 0.0, 1e-6
-"""How far a client's weights may be from ours, as a share of the largest of the tensor: not at all, or by the last bits
-of float32, where a product and a sum are rounded in another order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
-    """title: head of its column, with versions of packages in braces. apart: one of the limits above. rounds: it
-    multiplies in the dtype of the scales, so that its weights are ours rounded to that."""
-
-    title: str
-    environment: str = "current"
-    apart: float = EXACT
-    rounds: bool = False
-    fast: bool = False
-
-
-CLIENTS = {
-    "converter": Client(title="compressed-tensors {compressed-tensors}, converter", rounds=True, fast=True),
-    "converter-awq": Client(title="compressed-tensors {compressed-tensors}, AutoAWQConverter", rounds=True, fast=True),
-    "transformers": Client(title="transformers {transformers}"),
-    "transformers-dequantize": Client(title="transformers {transformers}, dequantize=True", rounds=True),
-    "older-transformers": Client(title="transformers {transformers}, compressed-tensors {compressed-tensors}",
-                                 environment="older"),
-    "older-transformers-decompress": Client(title="the same, run_compressed=False", environment="older"),
-    "transformers-gguf": Client(title="transformers {transformers}, gguf_file"),
-    "mlx": Client(title="mlx {mlx}", fast=True),
-    "mlx-lm": Client(title="mlx-lm {mlx-lm}"),
-    "gguf": Client(title="gguf {gguf}", fast=True),
-    "llamacpp": Client(title="llama-cpp-python {llama-cpp-python}", environment="llamacpp"),
-    "onnxruntime": Client(title="onnxruntime {onnxruntime}", fast=True),
-    "bitsandbytes": Client(title="bitsandbytes {bitsandbytes}"),
-    "comfy-kitchen": Client(title="comfy-kitchen {comfy-kitchen}"),
-    "gptqmodel": Client(title="gptqmodel {gptqmodel}", environment="gptqmodel"),
-}  # fmt: skip
-
-READERS = {
-    "compressed-tensors": ("converter", "transformers", "transformers-dequantize", "older-transformers",
-                           "older-transformers-decompress"),
-    "mlx": ("mlx", "mlx-lm"),
-    "gguf": ("gguf", "llamacpp", "transformers-gguf"),
-    "awq": ("converter-awq", "mlx-lm", "gptqmodel"),
-    "gptq": ("gptqmodel", "mlx-lm"),
-    "onnx": ("onnxruntime",),
-    "comfyui": ("comfy-kitchen", "transformers", "transformers-dequantize"),
-    "bnb-nf4": ("bitsandbytes", "transformers"),
-}  # fmt: skip
-"""The clients of each target, in the order of the columns."""
+from environments import pinned
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A target and a scheme, as options of quantcli; and, by client, what it says when it refuses."""
+    """A target and a scheme, as options of quantcli."""
 
     target: str
     flags: str
-    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def option(self, name: str) -> str:
+        """The value of an option; empty where it is not given."""
+        words = [*self.flags.split(), ""]
+        return words[words.index(f"--{name}") + 1] if f"--{name}" in words else ""
 
     @property
     def scheme(self) -> str:
-        """The options in words."""
-        return described(self.flags.split())
+        """The options in words.
+
+        >>> Case("mlx", "--bits 4 --group-size 32 --asymmetric").scheme
+        '4 bits, groups of 32, asymmetric'
+        """
+        group = self.option("group-size")
+        first = f"{self.option('bits')} bits" if self.option("bits") else self.option("type")
+        said = [first, {"-1": "channel", "0": "tensor"}.get(group, f"groups of {group}")]
+        if "--asymmetric" in self.flags:
+            said.append("float offset" if self.option("zero-point") == "float" else "asymmetric")
+        if self.option("override"):
+            said.append(self.option("override").replace("*.", "").replace(":bits=", " ") + " bits")
+        return ", ".join(said)
 
 
-GROUPS = {"-1": "channel", "0": "tensor"}
+def always(case: Case) -> bool:
+    return True
 
 
-def described(flags: list[str]) -> str:
-    """A scheme as the rows of the table name it.
+def odd(case: Case) -> bool:
+    """Widths that do not divide a word, whose packing changed with compressed-tensors 0.18."""
+    return case.option("bits") in ("3", "5", "6", "7")
 
-    >>> described("--bits 4 --group-size 32 --asymmetric".split())
-    '4 bits, groups of 32, asymmetric'
+
+def asymmetric(case: Case) -> bool:
+    return "--asymmetric" in case.flags
+
+
+def mixed(case: Case) -> bool:
+    return bool(case.option("override"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """A client of a target.
+
+    function: of clients.py. title: head of its column, with versions of packages in braces. rounds: it multiplies in the
+    dtype of the `scales` or of the original `weights`, so that its weights are ours rounded to that. apart: how far they
+    may be from that, as a share of the largest of a tensor. decibels: how far the SQNR it sees may be from the report.
+    refuses: what it refuses, and in which words.
     """
-    given = dict(zip(flags, [*flags[1:], ""]))
-    group = given["--group-size"]
-    first = given["--type"] if "--type" in given else f"{given['--bits']} bits"
-    said = [first, GROUPS.get(group, f"groups of {group}")]
-    if "--asymmetric" in given:
-        said.append("float offset" if given.get("--zero-point") == "float" else "asymmetric")
-    if "--override" in given:
-        said.append(given["--override"].replace(":bits=", " ") + " bits")
-    return ", ".join(said)
+
+    function: str
+    title: str
+    environment: str = "current"
+    rounds: Literal["", "scales", "weights"] = ""
+    apart: float = 0.0
+    decibels: float = 0.001
+    refuses: tuple[tuple[Callable[[Case], bool], str], ...] = ()
+    fast: bool = False
+
+    @property
+    def head(self) -> str:
+        """The title with versions."""
+        return re.sub("{(.*?)}", lambda found: pinned(self.environment)[found[1]], self.title)
+
+    def refusal(self, case: Case) -> str:
+        """The words in which it refuses a case; empty when it loads it."""
+        return next((words for applies, words in self.refuses if applies(case)), "")
 
 
-CASES = [
-    Case("compressed-tensors", "--bits 2 --group-size 32"),
-    Case("compressed-tensors", "--bits 3 --group-size 64"),
-    Case("compressed-tensors", "--bits 4 --group-size 32"),
-    Case("compressed-tensors", "--bits 4 --group-size 64"),
-    Case("compressed-tensors", "--bits 4 --group-size -1"),
-    Case("compressed-tensors", "--bits 4 --group-size 0"),
-    Case("compressed-tensors", "--bits 5 --group-size 64"),
-    Case("compressed-tensors", "--bits 6 --group-size 32"),
-    Case("compressed-tensors", "--bits 7 --group-size -1"),
-    Case("compressed-tensors", "--bits 8 --group-size 64"),
-    Case("compressed-tensors", "--bits 8 --group-size -1"),
-    Case("compressed-tensors", "--bits 2 --group-size 32 --asymmetric"),
-    Case("compressed-tensors", "--bits 4 --group-size 32 --asymmetric"),
-    Case("compressed-tensors", "--bits 4 --group-size -1 --asymmetric"),
-    Case("compressed-tensors", "--bits 6 --group-size -1 --asymmetric"),
-    Case("compressed-tensors", "--bits 8 --group-size 64 --asymmetric"),
-    Case("compressed-tensors", "--bits 4 --group-size 64 --override *.down_proj:bits=8"),
-    Case("mlx", "--bits 2 --group-size 32"),
-    Case("mlx", "--bits 3 --group-size 64 --asymmetric"),
-    Case("mlx", "--bits 4 --group-size 64"),
-    Case("mlx", "--bits 4 --group-size 32 --asymmetric"),
-    Case("mlx", "--bits 4 --group-size 32 --asymmetric --zero-point float"),
-    Case("mlx", "--bits 5 --group-size -1"),
-    Case("mlx", "--bits 6 --group-size 0"),
-    Case("mlx", "--bits 8 --group-size 64"),
-    Case("mlx", "--bits 4 --group-size 64 --override *.down_proj:bits=8"),
-    Case("awq", "--bits 4 --group-size 64"),
-    Case("awq", "--bits 4 --group-size 32 --asymmetric"),
-    Case("awq", "--bits 4 --group-size -1 --asymmetric"),
-    Case("gptq", "--bits 2 --group-size 32"),
-    Case("gptq", "--bits 3 --group-size 64"),
-    Case("gptq", "--bits 4 --group-size 64"),
-    Case("gptq", "--bits 4 --group-size -1"),
-    Case("gptq", "--bits 8 --group-size -1"),
-    Case("gptq", "--bits 3 --group-size 32 --asymmetric"),
-    Case("gptq", "--bits 4 --group-size 32 --asymmetric"),
-    Case("gptq", "--bits 8 --group-size 64 --asymmetric"),
-    Case("onnx", "--bits 2 --group-size 16 --asymmetric"),
-    Case("onnx", "--bits 4 --group-size 32"),
-    Case("onnx", "--bits 4 --group-size 64 --asymmetric"),
-    Case("onnx", "--bits 8 --group-size -1 --asymmetric"),
-    Case("onnx", "--bits 8 --group-size 0"),
-    Case("comfyui", "--bits 8 --group-size -1"),
-    Case("comfyui", "--bits 8 --group-size 0"),
-    Case("bnb-nf4", "--type nf4 --group-size 64"),
-    Case("bnb-nf4", "--type nf4 --group-size -1"),
-]
+OLD_PACKING = (odd, "size mismatch for weight_packed")
+GPTQMODEL = Client(function="gptqmodel", title="gptqmodel {gptqmodel}", environment="gptqmodel", rounds="scales")
+
+CLIENTS = {
+    "compressed-tensors": [
+        Client(function="converter", title="compressed-tensors {compressed-tensors}", rounds="scales", fast=True),
+        Client(function="transformers", title="transformers {transformers}",
+               refuses=((asymmetric, r"weight_zero_point \| MISMATCH"),)),
+        Client(function="transformers-dequantize", title="transformers {transformers}, dequantize", rounds="scales",
+               refuses=((mixed, "must be divisble by the given group_size"),)),
+        Client(function="transformers", title="transformers {transformers}, compressed-tensors {compressed-tensors}",
+               environment="older",
+               refuses=(OLD_PACKING, (asymmetric, "unexpected_keys: .*weight_zero_point"))),
+        Client(function="transformers-decompress", title="the same, run_compressed=False", environment="older",
+               refuses=(OLD_PACKING, (asymmetric, "The size of tensor a .* must match the size of tensor b"))),
+    ],
+    "mlx": [
+        Client(function="mlx", title="mlx {mlx}", fast=True),
+        Client(function="mlx-lm", title="mlx-lm {mlx-lm}"),
+    ],
+    "gguf": [
+        Client(function="gguf", title="gguf {gguf}", fast=True),
+        Client(function="llamacpp", title="llama-cpp-python {llama-cpp-python}", environment="llamacpp"),
+        Client(function="transformers-gguf", title="transformers {transformers}, gguf_file"),
+    ],
+    "awq": [
+        Client(function="converter-awq", title="compressed-tensors {compressed-tensors}, AutoAWQConverter",
+               rounds="scales", fast=True),
+        # MLX has -zero * scale, rounded to float16, where AWQ has zero points.
+        Client(function="mlx-lm", title="mlx-lm {mlx-lm}", apart=2.0**-11, decibels=0.005),
+        GPTQMODEL,
+    ],
+    "gptq": [
+        GPTQMODEL,
+        Client(function="mlx-lm", title="mlx-lm {mlx-lm}", refuses=((always, "g_idx|Only bits=. is supported"),)),
+    ],
+    "onnx": [Client(function="onnxruntime", title="onnxruntime {onnxruntime}", fast=True)],
+    "comfyui": [
+        Client(function="comfy-kitchen", title="comfy-kitchen {comfy-kitchen}"),
+        Client(function="transformers", title="transformers {transformers}"),
+        Client(function="transformers-dequantize", title="transformers {transformers}, dequantize"),
+    ],
+    "bnb-nf4": [
+        Client(function="bitsandbytes", title="bitsandbytes {bitsandbytes}"),
+        Client(function="transformers", title="transformers {transformers}", rounds="weights"),
+    ],
+}  # fmt: skip
+"""In the order of the tables and of their columns."""
+
+SCHEMES = {
+    "compressed-tensors": [
+        "--bits 2 --group-size 32",
+        "--bits 3 --group-size 64",
+        "--bits 4 --group-size 32",
+        "--bits 4 --group-size 64",
+        "--bits 4 --group-size -1",
+        "--bits 4 --group-size 0",
+        "--bits 5 --group-size 64",
+        "--bits 6 --group-size 32",
+        "--bits 7 --group-size -1",
+        "--bits 8 --group-size 64",
+        "--bits 8 --group-size -1",
+        "--bits 2 --group-size 32 --asymmetric",
+        "--bits 4 --group-size 32 --asymmetric",
+        "--bits 4 --group-size -1 --asymmetric",
+        "--bits 6 --group-size -1 --asymmetric",
+        "--bits 8 --group-size 64 --asymmetric",
+        "--bits 4 --group-size 64 --override *.down_proj:bits=8",
+    ],
+    "mlx": [
+        "--bits 2 --group-size 32",
+        "--bits 3 --group-size 64 --asymmetric",
+        "--bits 4 --group-size 64",
+        "--bits 4 --group-size 32 --asymmetric",
+        "--bits 4 --group-size 32 --asymmetric --zero-point float",
+        "--bits 5 --group-size -1",
+        "--bits 6 --group-size 0",
+        "--bits 8 --group-size 64",
+        "--bits 4 --group-size 64 --override *.down_proj:bits=8",
+    ],
+    "gguf": [
+        "--bits 4 --group-size 32",
+        "--bits 4 --group-size 64",
+        "--bits 4 --group-size 32 --asymmetric",
+        "--bits 5 --group-size 32",
+        "--bits 5 --group-size 64 --asymmetric",
+        "--bits 8 --group-size -1",
+    ],
+    "awq": [
+        "--bits 4 --group-size 64",
+        "--bits 4 --group-size 32 --asymmetric",
+        "--bits 4 --group-size -1 --asymmetric",
+    ],
+    "gptq": [
+        "--bits 2 --group-size 32",
+        "--bits 3 --group-size 64",
+        "--bits 4 --group-size 64",
+        "--bits 4 --group-size -1",
+        "--bits 8 --group-size -1",
+        "--bits 3 --group-size 32 --asymmetric",
+        "--bits 4 --group-size 32 --asymmetric",
+        "--bits 8 --group-size 64 --asymmetric",
+    ],
+    "onnx": [
+        "--bits 2 --group-size 16 --asymmetric",
+        "--bits 4 --group-size 32",
+        "--bits 4 --group-size 64 --asymmetric",
+        "--bits 8 --group-size -1 --asymmetric",
+        "--bits 8 --group-size 0",
+    ],
+    "comfyui": ["--bits 8 --group-size -1", "--bits 8 --group-size 0"],
+    "bnb-nf4": ["--type nf4 --group-size 64", "--type nf4 --group-size -1"],
+}
+
+CASES = [Case(target, flags) for target in CLIENTS for flags in SCHEMES[target] if target != "gguf"]

@@ -13,17 +13,18 @@ import glob
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 Weights = Iterator[tuple[str, Any]]
 """Names, and arrays of numpy, torch or mlx."""
@@ -67,7 +68,11 @@ def converter_awq(model: Path, original: Path, names: list[str]) -> Weights:
     return converter(model, original, names, AutoAWQConverter)
 
 
-def run_modules(model: Any, names: list[str], prefix: str = "") -> Weights:
+class OnlyAWarning(Exception):
+    """A model is there, but not all of its weights are those of the file."""
+
+
+def run_modules(model: Any, names: list[str]) -> Weights:
     """What the modules of a model make of the identity."""
     import torch
 
@@ -75,8 +80,8 @@ def run_modules(model: Any, names: list[str], prefix: str = "") -> Weights:
         logits = model(torch.arange(8)[None]).logits  # compressed modules are decoded when they are first used
         assert bool(torch.isfinite(logits).all()), "logits that are not finite"
         for name in names:
-            module = model.get_submodule(prefix + module_of(name))
-            yield name, module(torch.eye(module.in_features)).T.float()
+            module = model.get_submodule(module_of(name))
+            yield name, module(torch.eye(module.in_features, dtype=logits.dtype)).T
 
 
 def transformers(model: Path, original: Path, names: list[str], **settings: Any) -> Weights:
@@ -86,8 +91,9 @@ def transformers(model: Path, original: Path, names: list[str], **settings: Any)
 
     found, info = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, output_loading_info=True, **settings)
-    wrong = {kind: sorted(map(str, keys))[:1] for kind, keys in info.items() if keys}
-    assert not wrong, str(wrong)
+    for kind, keys in info.items():
+        if keys:
+            raise OnlyAWarning(f"{kind}: {min(map(str, keys))}")
     return run_modules(found, names)
 
 
@@ -217,7 +223,7 @@ def comfy_kitchen(model: Path, original: Path, names: list[str]) -> Weights:
 
 
 def gptqmodel(model: Path, original: Path, names: list[str]) -> Weights:
-    """Its torch modules on the CPU.
+    """Its torch modules on the CPU, in float16, which is the dtype of the scales.
 
     It imports torchvision, for models that see, whose wheels want the torch they were built with: an empty one does.
     """
@@ -231,7 +237,7 @@ def gptqmodel(model: Path, original: Path, names: list[str]) -> Weights:
         sys.modules["torchvision.transforms.functional"].InterpolationMode = None
     from gptqmodel import BACKEND, GPTQModel
 
-    found = GPTQModel.load(str(model), backend=BACKEND.TORCH, device="cpu", dtype=torch.float32)
+    found = GPTQModel.load(str(model), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
     return run_modules(found.model, names)
 
 
@@ -250,25 +256,41 @@ def array(values: Any) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def words(error: BaseException) -> str:
-    """An error in one line."""
+class Log(logging.Handler):
+    """Lines that are logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += re.sub("\x1b[^m]*m", "", record.getMessage()).splitlines()
+
+
+def words(error: BaseException, log: Sequence[str]) -> str:
+    """An error in one line; of one that refers to what was logged, the line that tells."""
+    if "above report" in str(error):
+        told = [line for line in log if re.search(r"MISMATCH +\||^\w*Error: ", line)]
+        return re.sub(" +", " ", told[0]).strip() if told else str(error)
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(said)}"
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     client, jobs = CLIENTS[sys.argv[1]], json.loads(Path(sys.argv[2]).read_text())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what clients print on standard output is no answer
     for job in jobs:
+        log = Log()
+        logging.getLogger("transformers").addHandler(log)
         try:
             found = client(Path(job["model"]), Path(job["original"]), job["names"])
             np.savez(job["out"], **{name: array(values) for name, values in found})
             answer = {"loaded": True}
         except Exception as error:
-            answer = {"refused": words(error)}
+            answer = {"refused": words(error, log.lines)}
+        logging.getLogger("transformers").removeHandler(log)
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,22 +49,29 @@ ENVIRONMENTS = {
 ASK = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
 
 
-def versions(python: Path, pins: Sequence[str]) -> dict[str, str] | None:
-    """Name and version of what is pinned; None where an environment is not as pinned."""
-    wanted = dict(re.split(r"(?:\[.*\])?==", pin) for pin in pins)
+def pinned(name: str) -> dict[str, str]:
+    """Packages of an environment and their versions.
+
+    >>> pinned("older")["transformers"]
+    '4.57.3'
+    """
+    return dict(re.split(r"(?:\[.*\])?==", pin) for pin in ENVIRONMENTS[name].pins)
+
+
+def as_pinned(python: Path, wanted: dict[str, str]) -> bool:
+    """Whether an environment has just the versions that are wanted."""
     if not python.exists():
-        return None
+        return False
     done = subprocess.run([python, "-c", ASK, *wanted], capture_output=True, text=True, check=False)
     found = json.loads(done.stdout) if done.returncode == 0 else {}
-    same = all(found.get(name, "").partition("+")[0] == version for name, version in wanted.items())
-    return wanted if same else None
+    return all(found.get(name, "").partition("+")[0] == version for name, version in wanted.items())
 
 
 def make(name: str, folder: Path) -> Path | str:
     """The Python of an environment, made if need be; or why it cannot be, in pip's words."""
-    environment, place = ENVIRONMENTS[name], folder / name
+    environment, place = ENVIRONMENTS[name], folder.absolute() / name
     python = place / "bin" / "python"
-    if versions(python, environment.pins) is not None:
+    if as_pinned(python, pinned(name)):
         return python
     print(f"making {place}", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
