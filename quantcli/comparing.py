@@ -71,7 +71,7 @@ def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> d
         return model[name].read_bytes(name, start, size)
 
     try:
-        found = foreign.find(infos, _stated(model, path) if config is None else config, read)
+        found = foreign.find(infos, _stated(model, path, config), read)
     except DataError as error:
         raise error.within(path) from None
     parts = {part.name for weight in found for part in weight.parts}
@@ -79,11 +79,13 @@ def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> d
     return shown | {name: _float(tensor) for name, tensor in model.items() if name not in parts}
 
 
-def _stated(model: Model, path: str) -> Mapping[str, Any]:
-    """What says how tensors are stored: config.json, or what an export says in its header where there is none, or the
-    file itself where it is a GGUF."""
+def _stated(model: Model, path: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What says how tensors are stored: the file itself where it is a GGUF, else the config.json that is known, the one
+    beside the file, or what an export says in its header where there is none."""
     if isinstance(model.source, GgufFile):
         return {"gguf": model.source.blocks}
+    if config is not None:
+        return config
     return _config(path) or header_config(model.source.metadata)
 
 
@@ -215,8 +217,7 @@ def measure(
 
     def same(name: str) -> None:
         a, b = pairs[name]
-        equal = a.info.dtype == b.info.dtype and _equal_bytes(a, b)
-        done(name, 0, Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if equal else None, 0)
+        done(name, 0, Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if _equal(a, b) else None, 0)
 
     def done(name: str, index: int, found: Metrics | None, weighed: int) -> None:
         with lock:
@@ -246,14 +247,22 @@ def _errors(before: Floats, after: Floats) -> Metrics:
     return Metrics(float(np.square(error).sum()), float(np.square(exact).sum()), before.size, largest, 0)
 
 
-def _equal_bytes(a: View, b: View) -> bool:
-    assert a.stored is not None and b.stored is not None
-    step = 4 * BLOCK
-    return all(
-        np.array_equal(a.stored.read_bytes(a.stored.name, at, size), b.stored.read_bytes(b.stored.name, at, size))
-        for at in range(0, a.info.nbytes, step)
-        for size in [min(step, a.info.nbytes - at)]
-    )
+def _equal(a: View, b: View) -> bool:
+    """Whether tensors that are no floats hold the same numbers, or of types numpy lacks the same bytes."""
+    kinds = [DTYPES[v.info.dtype].numpy for v in (a, b)]
+    if a.info.dtype == b.info.dtype:
+        return all(np.array_equal(x, y) for x, y in zip(_runs_of(a, "u1"), _runs_of(b, "u1")))
+    if None in kinds:
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(_runs_of(a, kinds[0] or ""), _runs_of(b, kinds[1] or "")))
+
+
+def _runs_of(view: View, kind: str) -> Iterator[NDArray[Any]]:
+    """The stored elements of a tensor, seen as numpy's type of that name, 4 million at a time."""
+    assert view.stored is not None
+    step = 4 * BLOCK * np.dtype(kind).itemsize
+    for at in range(0, view.info.nbytes, step):
+        yield view.stored.read_bytes(view.stored.name, at, min(step, view.info.nbytes - at)).view(kind)
 
 
 def pairs_of(

@@ -25,10 +25,10 @@ SCHEMA_VERSION = 1
 class ExportedTensor:
     """One tensor.
 
-    disposition: `exported`, `requantized` or `decoded` (to floating point) on request, `kept`. stored: the parts it is
-    stored as. lossless: whether it stands for just the numbers of the native file. native_sqnr_db: what the native
-    file says it cost; sqnr_db: what the export cost, against the native weights (None where it was lossless, or where
-    nothing reads the target back).
+    disposition: `exported`, `requantized` or `decoded` (to floating point) on request, `kept`, or `left out` where the
+    target has no place for it. stored: the parts it is stored as. lossless: whether it stands for just the numbers of
+    the native file. native_sqnr_db: what the native file says it cost; sqnr_db: what the export cost, against the
+    native weights (None where it was lossless, or where nothing reads the target back).
     """
 
     name: str
@@ -102,19 +102,22 @@ def made(
 
 def _tensor(native: StoredTensor, final: StoredTensor, found: Conversion, written: Written) -> ExportedTensor:
     name = native.info.name
-    outputs = found.jobs[name].outputs if name in found.jobs else ()
+    job = found.jobs.get(name)
+    outputs = job.outputs if job is not None else ()
     error: Metrics | None = written.metrics.get(name)
     anew = final is not native
     disposition = "kept" if native.scheme is None else "exported"
     if anew:
         disposition = "decoded" if final.scheme is None else "requantized"
+    if job is None:
+        disposition = "left out"
     return ExportedTensor(
         name=name,
         shape=list(native.info.shape),
         disposition=disposition,
         scheme=native.scheme.name if native.scheme else None,
         exported_scheme=final.scheme.name if final.scheme else None,
-        stored=stored(name, outputs),
+        stored=(job.kind if job else "") or stored(name, outputs),
         lossless=bool(error and error.exact) if anew else written.exact.get(name, True),
         native_sqnr_db=native.metrics.sqnr_db if native.metrics else None,
         native_exact=native.scheme is None or bool(native.metrics and native.metrics.exact),
@@ -138,7 +141,7 @@ def stored(name: str, outputs: Sequence[TensorInfo]) -> str:
 
 
 def _loss(tensor: ExportedTensor) -> str:
-    if tensor.disposition == "kept":
+    if tensor.disposition in ("kept", "left out"):
         return "-"
     return "lossless" if tensor.lossless else t.decibels(tensor.sqnr_db, False)
 
@@ -167,6 +170,7 @@ def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | Non
     )
     for r in shown:
         became = f" -> {r.exported_scheme or 'float'}" if r.disposition in ("requantized", "decoded") else ""
+        became = ", left out" if r.disposition == "left out" else became
         table.add(
             r.name,
             t.shape(r.shape),
@@ -175,7 +179,7 @@ def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | Non
             "-" if r.scheme is None else t.decibels(r.native_sqnr_db, r.native_exact),
             _loss(r),
             t.size(r.bytes_out),
-            style="dim" if r.disposition == "kept" else "" if r.lossless else "yellow",
+            style="dim" if r.disposition in ("kept", "left out") else "" if r.lossless else "yellow",
         )
     t.show(table, stream, colour=colour)
     if len(shown) < len(rows):

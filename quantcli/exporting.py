@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from quantcli import __version__, comparing, plan, registry
+from quantcli import __version__, comparing, naming, plan, registry
 from quantcli.container import KEY as NATIVE_KEY
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight
@@ -100,8 +100,10 @@ def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversio
     try:
         found = export.convert(tensors, beside)
     except UsageError as error:
+        if error.place:
+            raise
         problem = f"{target} cannot say them together: {error.problem}"
-        raise UsageError(problem, place=error.place, hint=error.hint) from None
+        raise UsageError(problem, hint=error.hint) from None
     owner: dict[str, str] = {}
     for name, job in found.jobs.items():
         for output in job.outputs:
@@ -140,7 +142,7 @@ class OneFile:
 
 def check_standard_output(target: str, output: str | None) -> None:
     """Raise UsageError for a target of more than one file on standard output."""
-    if output == "-" and named(target).extension:
+    if output == "-" and named(target).two_files:
         raise UsageError(f"{target} may take two files", place=["stdout"], hint="name a file with -o")
 
 
@@ -330,6 +332,8 @@ def _write_files(
             out.sync()
             if file.checked:
                 validate(out.temp, out.path)
+            elif named(order.target).read_back:
+                open_model(out.temp).close()
         metrics = _measured(order, found, {t: out.temp for f, out in zip(planned, outs) for t in f.tensors}, exact)
         for out in reversed(outs):  # the first names the others
             out.publish()
@@ -378,18 +382,15 @@ def _measured(
     order: Order, found: Conversion, homes: Mapping[str, str], exact: Mapping[str, bool]
 ) -> dict[str, Metrics | None]:
     """Errors of what was rounded or made anew, from the bytes that were written where there is a reader of them."""
-    wanted = [
-        name
-        for name, tensor in order.tensors.items()
-        if name in found.jobs and (name in order.always or (tensor.scheme is not None and not exact[name]))
-    ]
+    wanted = [name for name in order.tensors if name in found.jobs and (name in order.always or not exact[name])]
     pairs: dict[str, tuple[comparing.View, comparing.View]] = {}
     with ExitStack() as stack:
         read = dict[str, comparing.View]()
         for path in dict.fromkeys(homes[name] for name in wanted) if named(order.target).read_back else []:
-            read |= comparing.views(stack.enter_context(open_model(path)), path, found.config)
+            model = stack.enter_context(open_model(path))
+            read |= naming.of_checkpoint(model, comparing.views(model, path, found.config))
         for name in wanted:
-            if name in read and read[name].scheme is not None:
+            if name in read and (read[name].scheme is not None or not exact[name]):
                 pairs[name] = order.against[name], read[name]
             elif exact[name]:  # what was made anew is what was written
                 pairs[name] = order.against[name], comparing.view(order.tensors[name])

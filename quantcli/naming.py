@@ -67,6 +67,16 @@ def _renamed(source: GgufFile, architecture: str, views: Mapping[str, View]) -> 
     return found
 
 
+def of_checkpoint(model: Model, views: Mapping[str, View]) -> Mapping[str, View]:
+    """The tensors of a model under the names of the checkpoint it was made from: of a GGUF of a known architecture,
+    its rows put back; of anything else as they are."""
+    source = model.source
+    if not isinstance(source, GgufFile):
+        return views
+    architecture = str(source.keys.get("general.architecture"))
+    return _renamed(source, architecture, views) if architecture in ARCHITECTURES else views
+
+
 def under_one_name(
     a: Model, before: Mapping[str, View], b: Model, after: Mapping[str, View]
 ) -> tuple[Mapping[str, View], Mapping[str, View], str]:

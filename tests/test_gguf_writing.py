@@ -405,7 +405,12 @@ def words_of(folder: Path, tokenizer: Any, settings: Any = None, config: Any = N
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     if settings is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return vocabulary(str(folder), config or {}, size)
+    return vocabulary(beside(folder), config or {}, size)
+
+
+def beside(folder: Path) -> Any:
+    """The files of a folder by name."""
+    return lambda name: (folder / name).read_bytes() if (folder / name).exists() else None
 
 
 def test_words_of_bytes(tmp_path: Path) -> None:
@@ -480,7 +485,7 @@ def test_words_llama_cpp_cannot_be_told_of(tokenizer: dict[str, Any], size: int,
     found = words_of(tmp_path, tokenizer, size=size)
     assert found.keys == {"tokenizer.ggml.model": "no_vocab"} and found.obstacle == f"tokenizer.json: {why}"
     (tmp_path / "tokenizer.json").unlink()
-    assert vocabulary(str(tmp_path), {}, 8).obstacle == "there is no tokenizer.json"
+    assert vocabulary(beside(tmp_path), {}, 8).obstacle == "there is no tokenizer.json"
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -499,7 +504,7 @@ def test_words_llama_cpp_cannot_be_told_of(tokenizer: dict[str, Any], size: int,
 def test_a_tokenizer_that_is_malformed(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         words_of(tmp_path, byte_tokenizer(**change))
-    assert words in str(caught.value) and str(caught.value).startswith(str(tmp_path))
+    assert words in str(caught.value)
     (tmp_path / "tokenizer.json").write_text("[]")
-    with pytest.raises(DataError, match="it is not an object"):
-        vocabulary(str(tmp_path), {}, 8)
+    with pytest.raises(DataError, match=r"tokenizer\.json: it is not an object"):
+        vocabulary(beside(tmp_path), {}, 8)

@@ -19,8 +19,8 @@ ORDER = [
     "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
     "stores", "imatrix", "container", "patterns", "importance", "plan", "plain", "recipe", "exports", "foreign",
-    "workers", "pipeline", "checkpoints", "reading", "decoding", "measuring", "examining", "comparing", "exporting",
-    "requantizing", "naming", "allocating", "sweeping", "planning", "statistics", "report", "gates", "config",
+    "workers", "pipeline", "checkpoints", "reading", "decoding", "measuring", "examining", "comparing", "naming",
+    "exporting", "requantizing", "allocating", "sweeping", "planning", "statistics", "report", "gates", "config",
     "baseline", "terminal", "export_report", "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,

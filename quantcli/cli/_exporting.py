@@ -58,7 +58,7 @@ class Target:
         """The name beside SRC that tells the scheme and the target."""
         from quantcli.cli.export import beside
 
-        return beside(src, f"{scheme}-{self.name}", self.name)
+        return beside(src, scheme, self.name)
 
     def destination(self, source: Source, output: str, force: bool) -> str:
         """The real path of the output, or the reason why it may not be written."""

@@ -87,7 +87,7 @@ def command(
         if not model.is_quantized:
             raise DataError("this file was not quantized by quantcli", place=[src], hint="use quantize --to")
         folder = exporting.as_folder(model.source, target, named)
-        place = named or beside(src, target, target)
+        place = named or beside(src, "", target)
         real = exporting.check_output(model.source, target, place, folder=folder, force=force)
         wanted = requantizing.changes(model, target) if requantize else {}
         if not wanted:
@@ -103,13 +103,15 @@ def command(
         export_report.show(report, sys.stdout, colour=colour, limit=limit)
 
 
-def beside(src: str, suffix: str, target: str) -> str:
-    """The name of the output beside SRC, with the extension of targets that have one of their own."""
+def beside(src: str, scheme: str, target: str) -> str:
+    """The name of the output beside SRC: it tells the scheme, if one is given, and the target, by the extension of
+    those that have one of their own."""
     from quantcli.cli.quantize import default_output
     from quantcli.exporting import named
 
-    default, extension = default_output(src, suffix), named(target).extension
-    return f"{default.removesuffix('.safetensors')}{extension}" if extension else default
+    extension = named(target).extension
+    default = default_output(src, "-".join(w for w in (scheme, "" if extension else target) if w))
+    return f"{default.removesuffix('.safetensors').removesuffix('-')}{extension}" if extension else default
 
 
 def _check(model: Model, target: str) -> None:
@@ -120,6 +122,8 @@ def _check(model: Model, target: str) -> None:
         exporting.convert([t.stored for t in model.values()], target, exporting.beside(model.source))
     except UsageError as error:
         raise requantizing.refused(model, target, error) from None
+    except DataError as error:
+        raise error.within(model.source.path) from None
 
 
 def _export(
@@ -158,7 +162,7 @@ def _export(
                 force=force,
                 threads=count,
                 progress=bar,
-                against={n: comparing.view(t) for n, t in model.items() if t.scheme is not None},
+                against={n: comparing.view(t) for n, t in model.items()},
                 always=frozenset(wanted),
             )
         )

@@ -48,7 +48,7 @@ WITH_A_TARGET = (
     "--group-size",
     type=int,
     default=None,
-    help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128]",
+    help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128; --to gguf: 32]",
 )
 @click.option("--granularity", type=click.Choice(GRANULARITIES), default=None, help="What shares a scale.")
 @click.option("--axis", type=int, default=None, help="The channel axis.  [default: 0]")
@@ -174,8 +174,8 @@ def command(
     """
     from quantcli import kernels, pipeline, plan, recipe
 
-    _refuse_both(asked)
-    recipe_asked = _recipe(asked)
+    _refuse_both(asked, to)
+    recipe_asked = _recipe(asked, to)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
@@ -239,10 +239,17 @@ def command(
         options.print_reports([found], "json" if as_json else "table", color=color, show_all=show_all)
 
 
-def _refuse_both(asked: dict[str, Any]) -> None:
-    """A plan chooses what these options would say."""
+def _refuse_both(asked: dict[str, Any], to: str | None) -> None:
+    """A plan chooses what these options would say, and counts the bytes of a native file."""
     if asked["target_size"] is None and asked["target_bpw"] is None:
         return
+    if to is not None:
+        from quantcli.exporting import named
+
+        if not named(to).keeps_document:
+            option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
+            hint = "let plan write a recipe with widths it has, and give that to --recipe"
+            raise UsageError(f"it counts the bytes of a native file, not those of {to}", place=[option], hint=hint)
     said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if said:
         option = said[0].rstrip("_").replace("_", "-").replace("format", "type")
@@ -374,9 +381,14 @@ def default_output(src: str, scheme: str) -> str:
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")
 
 
-def _recipe(asked: dict[str, Any]) -> Recipe:
-    """The schemes that are asked for."""
+def _recipe(asked: dict[str, Any], to: str | None) -> Recipe:
+    """The schemes that are asked for; where nothing is said of groups, those that are best for the target."""
     fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
+    if to is not None and asked["recipe"] is None and asked["group_size"] is None and fields["granularity"] == "group":
+        from quantcli.exporting import named
+
+        if (best := named(to).group_size) is not None:
+            fields["group_size"] = best
     for option, name in (
         ("bits", "bits"),
         ("symmetric", "symmetric"),

@@ -75,10 +75,11 @@ Beside = Callable[[str], "bytes | None"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What becomes of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
-    any thread. Together they write every byte once."""
+    any thread. Together they write every byte once. kind: what they are called there, where dtypes do not say."""
 
     outputs: tuple[TensorInfo, ...]
     pieces: Callable[[], Iterator[Piece]]
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,8 @@ class Accepts:
     """The schemes a target can say.
 
     groups: every group size must be a multiple of one of these, None for any. granularities: which there are.
-    symmetric, zero_points: as in `Scheme`.
+    symmetric, zero_points: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have, None for
+    all.
 
     >>> Accepts(bits=(4,), groups=(32, 64)).describe()
     'int of 4 bits, symmetric or asymmetric, in groups of a multiple of 32, per channel or per tensor'
@@ -125,6 +127,7 @@ class Accepts:
     granularities: tuple[str, ...] = ("group", "channel", "tensor")
     symmetric: tuple[bool, ...] = (True, False)
     zero_points: tuple[str, ...] = ("int",)
+    asymmetric_bits: tuple[int, ...] | None = None
 
     def describe(self) -> str:
         """The schemes in words."""
@@ -132,7 +135,9 @@ class Accepts:
         if self.formats == ("int",):
             kinds = ["symmetric"] if True in self.symmetric else []
             kinds += ["asymmetric"] if False in self.symmetric else []
-            parts.append(" or ".join(kinds) + (" (float offsets too)" if "float" in self.zero_points else ""))
+            details = [f"of {_listed(self.asymmetric_bits)} bits"] if self.asymmetric_bits else []
+            details += ["float offsets too"] if "float" in self.zero_points else []
+            parts.append(" or ".join(kinds) + (f" ({', '.join(details)})" if details else ""))
         where = []
         if "group" in self.granularities:
             where.append("in groups" + (f" of a multiple of {min(self.groups)}" if self.groups else ""))
@@ -151,6 +156,8 @@ class Accepts:
             return f"channels of axis {scheme.axis}"
         if scheme.symmetric not in self.symmetric:
             return "symmetric codes" if scheme.symmetric else "zero points"
+        if not scheme.symmetric and not self._asymmetric(scheme.bits):
+            return f"{scheme.bits} bits with zero points"
         if scheme.family == "int" and not scheme.symmetric and scheme.zero_point not in self.zero_points:
             return f"{scheme.zero_point} offsets"
         if scheme.group_size is not None and not self._holds(scheme.group_size):
@@ -159,6 +166,9 @@ class Accepts:
 
     def _holds(self, group: int) -> bool:
         return self.groups is None or any(group % g == 0 for g in self.groups)
+
+    def _asymmetric(self, bits: int) -> bool:
+        return self.asymmetric_bits is None or bits in self.asymmetric_bits
 
     def smaller(self, group: int) -> list[int]:
         """The usual group sizes below one that the target holds, the largest first."""
@@ -174,7 +184,7 @@ class Accepts:
         bits = next((b for b in self.bits if b >= scheme.bits), self.bits[-1])
         form = scheme.format if scheme.format in self.formats else self.formats[0]
         symmetric = scheme.symmetric if scheme.symmetric in self.symmetric else self.symmetric[0]
-        symmetric = symmetric or form != "int"
+        symmetric = symmetric or form != "int" or not self._asymmetric(bits)
         granularity: Any = scheme.granularity
         if granularity not in self.granularities:
             granularity = "group" if "group" in self.granularities else "channel"
@@ -200,8 +210,9 @@ class Export:
     summary: a line for people. accepts: the schemes it can say. shape(weight): why it cannot say a weight of an
     accepted scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose
     weights it can all say. Raises UsageError for weights it cannot say together. scale_dtype: what scales are best
-    made in for it. extension: of a target that is always one file, with its dot. keeps_document: whether what it
-    writes is a native file still. read_back: whether `quantcli.foreign` reads it.
+    made in for it; group_size: the groups to ask for where nothing was said. extension: of a target that is always one
+    file, with its dot; two_files: whether it may need a second one. keeps_document: whether what it writes is a native
+    file still. read_back: whether `quantcli.foreign` reads it.
     """
 
     summary: str
@@ -209,7 +220,9 @@ class Export:
     shape: Callable[[Weight], str | None]
     convert: Callable[[Sequence[Weight], Beside], Conversion]
     scale_dtype: str | None = None
+    group_size: int | None = None
     extension: str = ""
+    two_files: bool = False
     keeps_document: bool = False
     read_back: bool = True
 

@@ -93,6 +93,17 @@ def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np
     return m
 
 
+def exact_params(scheme: Scheme, scale: Floats, zero: Floats | None) -> bool:
+    """Whether blocks of parameters that float16 holds stand for just the same numbers."""
+    d = _float16(scale, scheme.bits)
+    if not np.array_equal(d.astype(np.float32), scale):
+        return False
+    if zero is None:
+        return True
+    exact = zero if scheme.zero_point == "float" else -zero * scale
+    return bool(np.array_equal(_offsets(scheme, d, zero).astype(np.float32), exact))
+
+
 def _of_blocks(values: NDArray[np.float16], rows: int, cols: int, group: int) -> NDArray[np.uint16]:
     """A parameter of the groups (rows or 1, groups or 1) for every block (rows * cols / 32)."""
     blocks = cols // WEIGHTS

@@ -34,6 +34,9 @@ slab is narrower than the matrix, and with half as many of them AWQ takes two th
 COPY = 1 << 22
 """Bytes of a kept tensor that are copied at a time."""
 
+NO_OTHER_SCALES = "this target stores no others; quantize the original with --scale-dtype float16, or keep the tensor"
+"""The way out where a scale does not fit."""
+
 
 def facts(weight: Weight) -> tuple[Scheme, Layout]:
     """Scheme and layout of a weight that is quantized."""
@@ -131,7 +134,7 @@ def rounded(values: Floats, dtype: str, name: str, *, zeros: bool = False) -> tu
         raise DataError(
             f"a scale does not fit {dtype}",
             place=[printable(name)],
-            hint="this target stores no others; quantize the original with --scale-dtype float16, or keep the tensor",
+            hint=NO_OTHER_SCALES,
         )
     return found, bool(np.array_equal(back, values))
 

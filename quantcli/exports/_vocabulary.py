@@ -10,18 +10,14 @@ found by the pattern in tokenizer.json. What only looks like a known pattern wou
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import DataError, printable
-from quantcli.stores.files import read_small
+from quantcli.exports import Beside
 from quantcli.stores.safetensors import strict_json
-
-LIMIT = 100_000_000
-"""Bytes of a tokenizer.json."""
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 
@@ -60,14 +56,14 @@ class _OtherwiseError(Exception):
     """Words that llama.cpp cannot be told of."""
 
 
-def _json(folder: str, name: str) -> dict[str, Any] | None:
-    """A JSON object of the folder; None when there is no such file."""
-    path = os.path.join(folder, name)
-    if not os.path.isfile(path):
+def _json(beside: Beside, name: str) -> dict[str, Any] | None:
+    """A JSON object beside the weights; None when there is no such file."""
+    raw = beside(name)
+    if raw is None:
         return None
-    found = strict_json(read_small(path, LIMIT), path)
+    found = strict_json(raw, name)
     if not isinstance(found, dict):
-        raise DataError("it is not an object", place=[path])
+        raise DataError("it is not an object", place=[name])
     return found
 
 
@@ -244,11 +240,11 @@ def _special(
     return keys
 
 
-def _template(folder: str, settings: Mapping[str, Any]) -> str | None:
+def _template(beside: Beside, settings: Mapping[str, Any]) -> str | None:
     """The chat template: a file of its own, or in tokenizer_config.json."""
-    path = os.path.join(folder, "chat_template.jinja")
-    if os.path.isfile(path):
-        return read_small(path, 1 << 20).decode(errors="replace")
+    raw = beside("chat_template.jinja")
+    if raw is not None:
+        return raw.decode(errors="replace")
     found = settings.get("chat_template")
     if isinstance(found, list):
         named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
@@ -256,16 +252,16 @@ def _template(folder: str, settings: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def vocabulary(folder: str, config: Mapping[str, Any], size: int) -> Vocabulary:
-    """The words of a checkpoint folder whose embedding has `size` rows; words that are missing are filled up.
+def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabulary:
+    """The words of a checkpoint whose embedding has `size` rows; words that are missing are filled up.
 
     Raises DataError for a tokenizer.json that is malformed.
     """
     none = {"tokenizer.ggml.model": "no_vocab"}
-    tokenizer = _json(folder, "tokenizer.json")
+    tokenizer = _json(beside, "tokenizer.json")
     if tokenizer is None:
         return Vocabulary(none, "there is no tokenizer.json")
-    settings = _json(folder, "tokenizer_config.json") or {}
+    settings = _json(beside, "tokenizer_config.json") or {}
     try:
         model = _object(tokenizer.get("model"), "model")
         if model.get("type") != "BPE":
@@ -274,11 +270,9 @@ def vocabulary(folder: str, config: Mapping[str, Any], size: int) -> Vocabulary:
         keys, numbers = make(tokenizer, model, size)
     except _OtherwiseError as reason:
         return Vocabulary(none, f"tokenizer.json: {reason}")
-    except DataError as error:
-        raise error.within(folder) from None
     keys |= _special(tokenizer, settings, config, numbers, size)
     found = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    template = _template(folder, settings)
+    template = _template(beside, settings)
     if template is not None:
         found["tokenizer.chat_template"] = template
     return Vocabulary(found, note=_prefix(tokenizer)[1] if keys["model"] == "llama" else "")

@@ -211,4 +211,5 @@ PROVIDES = Export(
     convert=convert,
     read_back=False,
     extension=".onnx",
+    two_files=True,
 )
