@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from environments import pinned
 
@@ -65,15 +64,15 @@ class Client:
     """A client of a target.
 
     function: of clients.py. title: head of its column, with versions of packages in braces. rounds: it multiplies in the
-    dtype of the `scales` or of the original `weights`, so that its weights are ours rounded to that. apart: how far they
-    may be from that, as a share of the largest of a tensor. decibels: how far the SQNR it sees may be from the report.
-    refuses: what it refuses, and in which words.
+    dtype of the scales, so that its weights are ours rounded to that. apart: how far they may be from that, as a share of
+    the largest of a tensor. decibels: how far the SQNR it sees may be from the report. refuses: what it refuses, and in
+    which words.
     """
 
     function: str
     title: str
     environment: str = "current"
-    rounds: Literal["", "scales", "weights"] = ""
+    rounds: bool = False
     apart: float = 0.0
     decibels: float = 0.001
     refuses: tuple[tuple[Callable[[Case], bool], str], ...] = ()
@@ -90,14 +89,14 @@ class Client:
 
 
 OLD_PACKING = (odd, "size mismatch for weight_packed")
-GPTQMODEL = Client(function="gptqmodel", title="gptqmodel {gptqmodel}", environment="gptqmodel", rounds="scales")
+GPTQMODEL = Client(function="gptqmodel", title="gptqmodel {gptqmodel}", environment="gptqmodel", rounds=True)
 
 CLIENTS = {
     "compressed-tensors": [
-        Client(function="converter", title="compressed-tensors {compressed-tensors}", rounds="scales", fast=True),
+        Client(function="converter", title="compressed-tensors {compressed-tensors}", rounds=True, fast=True),
         Client(function="transformers", title="transformers {transformers}",
                refuses=((asymmetric, r"weight_zero_point \| MISMATCH"),)),
-        Client(function="transformers-dequantize", title="transformers {transformers}, dequantize", rounds="scales",
+        Client(function="transformers-dequantize", title="transformers {transformers}, dequantize", rounds=True,
                refuses=((mixed, "must be divisble by the given group_size"),)),
         Client(function="transformers", title="transformers {transformers}, compressed-tensors {compressed-tensors}",
                environment="older",
@@ -116,7 +115,7 @@ CLIENTS = {
     ],
     "awq": [
         Client(function="converter-awq", title="compressed-tensors {compressed-tensors}, AutoAWQConverter",
-               rounds="scales", fast=True),
+               rounds=True, fast=True),
         # MLX has -zero * scale, rounded to float16, where AWQ has zero points.
         Client(function="mlx-lm", title="mlx-lm {mlx-lm}", apart=2.0**-11, decibels=0.005),
         GPTQMODEL,
@@ -133,7 +132,8 @@ CLIENTS = {
     ],
     "bnb-nf4": [
         Client(function="bitsandbytes", title="bitsandbytes {bitsandbytes}"),
-        Client(function="transformers", title="transformers {transformers}", rounds="weights"),
+        # It rounds levels and products to bfloat16, the dtype of the original.
+        Client(function="transformers", title="transformers {transformers}", apart=2.0**-8, decibels=0.02),
     ],
 }  # fmt: skip
 """In the order of the tables and of their columns."""
@@ -203,4 +203,4 @@ SCHEMES = {
     "bnb-nf4": ["--type nf4 --group-size 64", "--type nf4 --group-size -1"],
 }
 
-CASES = [Case(target, flags) for target in CLIENTS for flags in SCHEMES[target] if target != "gguf"]
+CASES = [Case(target, flags) for target in CLIENTS for flags in SCHEMES[target]]

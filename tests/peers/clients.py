@@ -270,7 +270,7 @@ class Log(logging.Handler):
 def words(error: BaseException, log: Sequence[str]) -> str:
     """An error in one line; of one that refers to what was logged, the line that tells."""
     if "above report" in str(error):
-        told = [line for line in log if re.search(r"MISMATCH +\||^\w*Error: ", line)]
+        told = sorted(line for line in log if re.search(r"MISMATCH +\||^\w*Error: ", line))
         return re.sub(" +", " ", told[0]).strip() if told else str(error)
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(said)}"

@@ -135,7 +135,7 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     return to_float32(from_float32(values, dtype).view(np.uint8).reshape(-1), dtype).reshape(values.shape)
 
 
-def judge(made: Made, client: Client, answer: str | Path, original: Weights, dtypes: Mapping[str, str]) -> Cell:
+def judge(made: Made, client: Client, answer: str | Path, original: Weights) -> Cell:
     """The cell of a client's answer."""
     expected = client.refusal(made.case)
     if isinstance(answer, str):
@@ -145,8 +145,7 @@ def judge(made: Made, client: Client, answer: str | Path, original: Weights, dty
     wrong = [f"{n}: we decode something else than we report" for n, value in reported.items()
              if abs(sqnr(original, {n: own[n]}) - value) > TOLERANCE]  # fmt: skip
     if client.rounds:
-        to = made.scales if client.rounds == "scales" else dtypes
-        own = {n: rounded(values, to[n]) for n, values in own.items()}
+        own = {n: rounded(values, made.scales[n]) for n, values in own.items()}
         reported = {n: sqnr(original, {n: values}) for n, values in own.items()}
     apart = max(float(np.abs(found[n] - values).max() / np.abs(values).max()) for n, values in own.items())
     gap = max(abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items())
@@ -160,7 +159,7 @@ def shortened(words: str, path: Path) -> str:
     """An error in one line, without what differs from tensor to tensor."""
     words = words.replace(str(path), "MODEL").replace("|", "/")
     words = re.sub(r"torch\.Size\(\[[^]]*\]\)", "[...]", words)
-    words = re.sub(r"\b\d+\b", "N", words) if "size of tensor" in words else words
+    words = re.sub(r"(?<=[(=])\d+\b", "N", words) if re.search("size of tensor|Only bits", words) else words
     return words if len(words) <= 160 else words[:157] + "..."
 
 
@@ -205,7 +204,6 @@ def run(cases: Sequence[Case], fast: bool, folder: Path, work: Path) -> tuple[li
     model = with_words(work / "tiny-llama")
     with reading.open(str(model)) as source:
         original = {n: np.asarray(t.numpy(), np.float32) for n, t in source.items()}
-        dtypes = {info.name: info.dtype for info in source.source.infos()}
     made = [prepare(case, model, work / str(i)) for i, case in enumerate(cases)]
     targets = {case.target for case in cases}
     clients = [(target, c) for target in CLIENTS if target in targets for c in CLIENTS[target] if c.fast or not fast]
@@ -214,7 +212,7 @@ def run(cases: Sequence[Case], fast: bool, folder: Path, work: Path) -> tuple[li
     cells: dict[tuple[Case, str], Cell] = {}
     for target, client in clients:
         for m in [m for m in made if m.case.target == target]:
-            cell = judge(m, client, found[m.case, client.head], original, dtypes)
+            cell = judge(m, client, found[m.case, client.head], original)
             cells[m.case, client.head] = cell
             shown = cell.why if cell.seen is None else f"{cell.seen:.2f} dB, {cell.why}"
             print(f"{'FAILED' if cell.wrong else 'ok':6s} {target}, {m.case.scheme}, {client.head}: "
