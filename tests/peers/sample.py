@@ -16,12 +16,16 @@ def letters() -> list[str]:
 
 
 def with_words(folder: Path) -> Path:
-    """A copy of the sample model with a byte-level tokenizer without merges."""
+    """A copy of the sample model with a byte-level tokenizer. llama.cpp wants at least one merge: that of two characters
+    that no text holds takes the place of a third one."""
     shutil.copytree(MODEL, folder)
+    words = letters()
+    merge = words[:2]
+    words[127] = "".join(merge)
     bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-             "vocab": {letter: i for i, letter in enumerate(letters())}, "merges": []}  # fmt: skip
+             "vocab": {letter: i for i, letter in enumerate(words)}, "merges": [" ".join(merge)]}  # fmt: skip
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
              "pre_tokenizer": bytewise, "post_processor": None, "decoder": bytewise, "model": model}  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(whole))
