@@ -276,11 +276,11 @@ def _conversion(
 
 
 def _file_type(weights: Sequence[Weight]) -> int:
-    """The number of what most weights are."""
+    """The number of what most weights are; of several the last by name, so that their order does not matter."""
     count: Counter[str] = Counter()
     for weight in weights:
         count[block_type(facts(weight)[0])] += weight.info.numel
-    return FILE_TYPES[count.most_common(1)[0][0]]
+    return FILE_TYPES[max(count, key=lambda kind: (count[kind], kind))]
 
 
 PROVIDES = Export(
