@@ -267,6 +267,23 @@ def test_a_tied_head_is_left_out_and_named(llama: Path, tmp_path: Path) -> None:
     assert (head["disposition"], head["stored"], head["bytes_out"]) == ("left out", "", 0)
     table = run("export", native, "--to", "gguf", "-o", out, "--force", "--all").out
     assert "1 left out" in table and "w4g32, left out" in table
+    assert run("quantize", llama, "--include", "lm_head", "--no-default-keep", "--to", "gguf", "-o", out, "--force"
+               ).code == 0  # fmt: skip
+    assert "general.file_type" not in Gguf(out).keys
+
+
+def test_requantized_models_are_models(tmp_path: Path) -> None:
+    """What GGUF cannot say is made anew, and the report has both errors, as compare sees them."""
+    native, out = tmp_path / "native", tmp_path / "out.gguf"
+    run("quantize", TINY, "--bits", 3, "--group-size", 64, "-o", native)
+    line = one_line(run("export", native, "--to", "gguf", "-o", out), 2)
+    assert "gguf cannot say it: 3 bits (w3g64); it accepts int of 4, 5 or 8 bits" in line
+    assert line.endswith("--requantize makes it w4g64")
+    ran = run("export", native, "--to", "gguf", "--requantize", "-o", out, "--json")
+    assert ran.code == 0, ran.err
+    told = {t["name"]: t["sqnr_db"] for t in ran.json["tensors"] if t["disposition"] == "requantized"}
+    seen = {t["name"]: t["sqnr_db"] for t in run("compare", native, out, "--json").json["tensors"]}
+    assert len(told) == 14 and {n: seen[n] for n in told} == pytest.approx(told, abs=1e-9)
 
 
 def test_keys_words_and_frequencies(tmp_path: Path) -> None:
