@@ -162,7 +162,7 @@ def _export(
                 force=force,
                 threads=count,
                 progress=bar,
-                against={n: comparing.view(t) for n, t in model.items()},
+                against={n: comparing.view(t) for n, t in model.items() if t.scheme is not None},
                 always=frozenset(wanted),
             )
         )
