@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-
 Weights = Iterator[tuple[str, Any]]
 """Names, and arrays of numpy, torch or mlx."""
 

@@ -10,25 +10,21 @@ those of every row.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-
 Client = tuple[Callable[[str, int], str], Callable[[list[int]], np.ndarray]]
-"""What follows a prompt in so many words; the logits (words, vocabulary) of a row."""
+"""What follows a prompt in so many words; the logits (words, vocabulary) of a row. In float32, if they can be."""
 
 
-def transformers(model: str, dtype: Any = "float32") -> Client:
+def transformers(model: str) -> Client:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+    found = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
 
     def follow(prompt: str, words: int) -> str:
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -77,7 +73,20 @@ def llamacpp(model: str) -> Client:
     return follow, logits
 
 
-CLIENTS = {"transformers": transformers, "mlx-lm": mlx_lm, "llamacpp": llamacpp}
+def llamacpp_floats(model: str) -> Client:
+    """The file that llama.cpp makes of this one when it turns every block back into float32."""
+    import ctypes
+
+    import llama_cpp
+
+    wanted = llama_cpp.llama_model_quantize_default_params()
+    wanted.ftype, wanted.allow_requantize, wanted.nthread = 0, True, 1
+    floats = f"{model}.floats"
+    assert llama_cpp.llama_model_quantize(model.encode(), floats.encode(), ctypes.byref(wanted)) == 0
+    return llamacpp(floats)
+
+
+CLIENTS = {"transformers": transformers, "mlx-lm": mlx_lm, "llamacpp": llamacpp, "llamacpp-floats": llamacpp_floats}
 
 
 def cross_entropy(logits: np.ndarray, row: list[int]) -> float:
