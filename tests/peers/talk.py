@@ -25,9 +25,11 @@ def transformers(model: str) -> Client:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = None  # some models have none
 
     def follow(prompt: str, words: int) -> str:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        nonlocal tokenizer
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         asked = tokenizer(prompt, return_tensors="pt")
         said = found.generate(**asked, max_new_tokens=words, do_sample=False)[0, asked["input_ids"].shape[1] :]
         return str(tokenizer.decode(said))
