@@ -284,6 +284,12 @@ def test_requantized_models_are_models(tmp_path: Path) -> None:
     told = {t["name"]: t["sqnr_db"] for t in ran.json["tensors"] if t["disposition"] == "requantized"}
     seen = {t["name"]: t["sqnr_db"] for t in run("compare", native, out, "--json").json["tensors"]}
     assert len(told) == 14 and {n: seen[n] for n in told} == pytest.approx(told, abs=1e-9)
+    run("quantize", TINY, "--bits", 8, "--group-size", 32, "--asymmetric", "-o", native, "--force")
+    line = one_line(run("export", native, "--to", "gguf", "-o", out, "--force"), 2)
+    assert "8 bits with zero points (w8g32-asym)" in line and line.endswith("--requantize makes it w8g32")
+    changed(native, num_hidden_layers=3)
+    line = one_line(run("export", native, "--to", "gguf", "--requantize", "-o", out, "--force"), 1)
+    assert line.startswith(f"{native}: model.layers.2.input_layernorm.weight is missing") and not left_behind(tmp_path)
 
 
 def test_keys_words_and_frequencies(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Make random models of the Llama family, and what a checkpoint says, with transformers.
 
-    python hf_model.py make FAMILY FOLDER DTYPE  a checkpoint of random weights; FAMILY is one of CASES
+    python hf_model.py make FAMILY FOLDER [DTYPE]  a checkpoint of random weights; FAMILY is one of CASES
     python hf_model.py logits FOLDER OUT.npy     (words, vocabulary) in float32 of the words 3, 14, 25, ...
     python hf_model.py generate FOLDER OUT.npy   the numbers of the words that follow PROMPT, each time the best one
 """
@@ -50,7 +50,7 @@ CASES = {
 }  # fmt: skip
 
 
-def make(family: str, folder: str, dtype: str) -> None:
+def make(family: str, folder: str, dtype: str = "float32") -> None:
     torch.manual_seed(0)
     config, model, settings = CASES[family]
     made = model(config(**settings))
