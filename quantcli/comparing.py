@@ -250,13 +250,13 @@ def _errors(before: Floats, after: Floats) -> Metrics:
 
 
 def _equal(a: View, b: View) -> bool:
-    """Whether tensors that are no floats hold the same numbers, or of types numpy lacks the same bytes."""
+    """Whether tensors of which one is no float hold the same numbers, or of types numpy lacks the same bytes."""
     kinds = [DTYPES[v.info.dtype].numpy for v in (a, b)]
     if a.info.dtype == b.info.dtype:
-        return all(np.array_equal(x, y) for x, y in zip(_runs_of(a, "u1"), _runs_of(b, "u1")))
-    if None in kinds:
+        kinds = ["u1", "u1"]
+    if a.scheme is not None or b.scheme is not None or kinds[0] is None or kinds[1] is None:
         return False
-    return all(np.array_equal(x, y) for x, y in zip(_runs_of(a, kinds[0] or ""), _runs_of(b, kinds[1] or "")))
+    return all(np.array_equal(x, y) for x, y in zip(_runs_of(a, kinds[0]), _runs_of(b, kinds[1])))
 
 
 def _runs_of(view: View, kind: str) -> Iterator[NDArray[Any]]:

@@ -28,7 +28,7 @@ class ExportedTensor:
     disposition: `exported`, `requantized` or `decoded` (to floating point) on request, `kept`, or `left out` where the
     target has no place for it. stored: the parts it is stored as. lossless: whether it stands for just the numbers of
     the native file. native_sqnr_db: what the native file says it cost; sqnr_db: what the export cost, against the
-    native weights (None where it was lossless, or where nothing reads the target back).
+    native weights (None where it was lossless, where only F64 was rounded, or where nothing reads the target back).
     """
 
     name: str
@@ -150,7 +150,9 @@ def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | Non
     """Print the table: what lost most first; at most `limit` tensors."""
     counts = Counter(tensor.disposition for tensor in report.tensors)
     what = ", ".join(f"{n} {word}" for word, n in counts.most_common())
-    cost = "lossless" if report.lossless else f"SQNR {t.decibels(report.sqnr_db, False)} dB where it was not lossless"
+    cost = f"SQNR {t.decibels(report.sqnr_db, False)} dB where it was not lossless"
+    if report.lossless or report.sqnr_db is None:
+        cost = "lossless" if report.lossless else "not lossless"
     first = f"{printable(report.source, 200)} -> {printable(report.output, 200)}"
     stream.write(f"\x1b[1m{first}\x1b[0m\n" if colour else f"{first}\n")
     stream.write(f"{report.target}: {what}; {cost}\n")

@@ -354,7 +354,11 @@ def _measured(
     order: Order, found: Conversion, homes: Mapping[str, str], exact: Mapping[str, bool]
 ) -> dict[str, Metrics | None]:
     """Errors of what was rounded or made anew, from the bytes that were written where there is a reader of them."""
-    wanted = [name for name in order.tensors if name in found.jobs and (name in order.always or not exact[name])]
+    wanted = [
+        name
+        for name, tensor in order.tensors.items()
+        if name in found.jobs and (name in order.always or (tensor.scheme is not None and not exact[name]))
+    ]
     pairs: dict[str, tuple[comparing.View, comparing.View]] = {}
     with ExitStack() as stack:
         read = dict[str, comparing.View]()
@@ -362,7 +366,7 @@ def _measured(
             model = stack.enter_context(open_model(path))
             read |= naming.of_checkpoint(model, comparing.views(model, path, found.config))
         for name in wanted:
-            if name in read and (read[name].scheme is not None or not exact[name]):
+            if name in read and read[name].scheme is not None:
                 pairs[name] = order.against[name], read[name]
             elif exact[name]:  # what was made anew is what was written
                 pairs[name] = order.against[name], comparing.view(order.tensors[name])

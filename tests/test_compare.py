@@ -70,6 +70,18 @@ def test_two_float_models(place: Path) -> None:
     assert run("compare", *same, "--min-tensor-sqnr", "99", "--min-sqnr", "99").code == 0
 
 
+def test_numbers_of_other_dtypes(place: Path) -> None:
+    """Whole numbers are compared as such, whatever the width; beside a weight in codes they are something else."""
+    save(Path("a.safetensors"), {"n": np.arange(-3, 3), "b": np.array([True, False]), "u": np.array([255], np.uint8),
+                                 "a.weight": np.arange(64 * 128).reshape(64, 128)})
+    save(Path("b.safetensors"), {"n": np.arange(-3, 3, dtype=np.int8), "b": np.array([1, 0], np.int8),
+                                 "u": np.array([-1], np.int8)})
+    found = by_name(compared("a.safetensors", "b.safetensors"))
+    assert {n: t["disposition"] for n, t in found.items()} == {"n": "kept", "b": "kept", "u": "changed"}
+    for pair in (("a.safetensors", "q4.safetensors"), ("q4.safetensors", "a.safetensors")):
+        assert not by_name(compared(*pair))["a.weight"]["exact"]
+
+
 def test_which_got_worse_and_what_changed_in_scheme(place: Path) -> None:
     found = compared("q4.safetensors", "q3.safetensors")["comparison"]
     q3, q4 = (by_name(json.loads(run("report", f"q{b}.safetensors", "--json").out)) for b in (3, 4))

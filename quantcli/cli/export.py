@@ -147,7 +147,10 @@ def _export(
         requantizing.requantized(model, wanted, real, threads=count, progress=bar) as tensors,
     ):
         final = {name: tensor.stored for name, tensor in tensors.items()}
-        found = exporting.convert(list(final.values()), target, exporting.beside(model.source))
+        try:
+            found = exporting.convert(list(final.values()), target, exporting.beside(model.source))
+        except (UsageError, DataError) as error:
+            raise error.within(model.source.path) from None
         if not quiet:
             for line in exporting.notes(found, folder=folder):
                 options.say(line)
@@ -162,7 +165,7 @@ def _export(
                 force=force,
                 threads=count,
                 progress=bar,
-                against={n: comparing.view(t) for n, t in model.items()},
+                against={n: comparing.view(t) for n, t in model.items() if t.scheme is not None},
                 always=frozenset(wanted),
             )
         )

@@ -11,7 +11,7 @@ found by the pattern in tokenizer.json. What only looks like a known pattern wou
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,10 @@ class Vocabulary:
     keys: Mapping[str, Any]
     obstacle: str = ""
     note: str = ""
+
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What lies beside the weights and is looked at."""
 
 
 class _OtherwiseError(Exception):
@@ -155,15 +159,14 @@ def _words(
     return [f"[PAD{i}]" if word is None else word for i, word in enumerate(words)], types, numbers
 
 
-def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The pairs that are merged, the first first. Raises DataError for what is malformed."""
-    merges, found = model.get("merges"), []
+    merges = model.get("merges")
     for merge in merges if isinstance(merges, list) else [None]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
             raise DataError("it is not a list of pairs", place=["tokenizer.json", "merges"])
-        found.append((pair[0], pair[1]))
-    return found
+        yield pair[0], pair[1]
 
 
 def _byte_level(
@@ -171,11 +174,11 @@ def _byte_level(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     pre = _cutting(tokenizer, model)
     words, types, numbers = _words(tokenizer, model, size)
-    merges = _merges(model)
-    if not merges or any(" " in part for pair in merges for part in pair):
+    merges = [f"{a} {b}" for a, b in _merges(model)]
+    if not merges or any(merge.count(" ") > 1 for merge in merges):
         raise _OtherwiseError("its merges are none of llama.cpp's")
     keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": words, "token_type": types}
-    return keys | {"merges": [f"{a} {b}" for a, b in merges]}, numbers
+    return keys | {"merges": merges}, numbers
 
 
 def _falling_back(

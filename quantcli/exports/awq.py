@@ -7,11 +7,13 @@ A weight [out, in], out a multiple of 8, with groups of g becomes
     X.scales   F16  [in/g, out]     repeated where the model has smaller groups than the weight
 
 Nibble j of word c, the lowest first, is that of output 8c + ORDER[j]: outputs 0 to 7 with the codes 0 to 7 are the
-word 0x75316420. The size of the groups holds for the whole model.
+word 0x75316420. The size of the groups holds for the whole model; scales of whole rows are repeated where that makes them
+groups that every reader knows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from quantcli.exports._parts import (
     bands,
     below,
     facts,
+    finer,
     ignored,
     not_a_matrix,
     one_group,
@@ -46,6 +49,9 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight outputs each nibble of a word belongs to."""
 
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
+
+COMMON = (32, 64, 128)
+"""Groups that every reader knows: compressed-tensors' converter takes none of whole rows, and mlx-lm no others."""
 
 _SWAPS = ((16, 4, 0x0000FFFF), (8, 2, 0x00FF00FF), (4, 1, 0x0F0F0F0F))
 
@@ -125,9 +131,17 @@ def _job(weight: Weight, group: int) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
+def _group(weights: Sequence[Weight]) -> int:
+    """The size of the groups of a model; of one with whole rows the largest that every reader knows, if there is one."""
+    found = one_group(weights, GROUPS)
+    if found != -1:
+        return found
+    return finer(math.gcd(*(facts(w)[1].cols for w in weights)), COMMON) or -1
+
+
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as AWQ stores it."""
-    group = one_group(quantized(tensors), GROUPS)
+    group = _group(quantized(tensors))
     settings = {
         "quant_method": "awq",
         "bits": 4,

@@ -69,20 +69,21 @@ def _packed(kind: int, value: Any) -> bytes:
 
 
 def value_bytes(value: Any) -> bytes:
-    """A key's value with its kind: whole numbers are u32 and in lists i32, others f32.
+    """A key's value with its kind: whole numbers are u32 and in lists i32, others f32; bytes are such a value already.
 
     >>> value_bytes(7).hex(), value_bytes([True]).hex()
     ('0400000007000000', '0900000007000000010000000000000001')
     """
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, (list, tuple)):
         kind = _kind(value)
         return struct.pack("<I", kind) + _packed(kind, value)
     if not value:
         raise AssertionError("an empty list has no kind")
-    kinds = {_kind(v) for v in value}
-    if len(kinds) > 1:
+    if len(set(map(type, value))) > 1:
         raise AssertionError("a list of several kinds")
-    kind = kinds.pop()
+    kind = _kind(value[0])
     if kind == _U32:
         kind = _I32
     if kind == _TEXT:

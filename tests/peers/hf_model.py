@@ -1,7 +1,8 @@
-"""Make random models of the Llama family, and the logits of a checkpoint, with transformers.
+"""Make random models of the Llama family, and what a checkpoint says, with transformers.
 
-    python hf_model.py make FAMILY FOLDER        a checkpoint of random weights; FAMILY is one of CASES
+    python hf_model.py make FAMILY FOLDER [DTYPE]  a checkpoint of random weights; FAMILY is one of CASES
     python hf_model.py logits FOLDER OUT.npy     (words, vocabulary) in float32 of the words 3, 14, 25, ...
+    python hf_model.py generate FOLDER OUT.npy   the numbers of the words that follow PROMPT, each time the best one
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from transformers import (
 )
 
 WORDS = 100
+PROMPT, LENGTH = "\nfifty nine plus forty eight is", 24
+"""What tiny-llama goes on with, a word for each letter, and how many words to take."""
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3, "num_attention_heads": 8,
          "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 512, "initializer_range": 0.06}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -42,11 +45,12 @@ CASES = {
     "mistral": (MistralConfig, MistralForCausalLM, SMALL | {"sliding_window": None}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, SMALL),
     "qwen2-yarn": (Qwen2Config, Qwen2ForCausalLM, SMALL | {"rope_parameters": YARN}),
+    "words": (LlamaConfig, LlamaForCausalLM, SMALL | {"vocab_size": 1600}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, SMALL | {"head_dim": 64}),
 }  # fmt: skip
 
 
-def make(family: str, folder: str) -> None:
+def make(family: str, folder: str, dtype: str = "float32") -> None:
     torch.manual_seed(0)
     config, model, settings = CASES[family]
     made = model(config(**settings))
@@ -56,7 +60,7 @@ def make(family: str, folder: str) -> None:
                 weight.normal_(0, 0.1)
             elif "norm" in name:
                 weight.uniform_(0.5, 1.5)
-    made.save_pretrained(folder)
+    made.to(getattr(torch, dtype)).save_pretrained(folder)
 
 
 def logits(folder: str, out: str) -> None:
@@ -66,5 +70,13 @@ def logits(folder: str, out: str) -> None:
         np.save(out, model(words % model.config.vocab_size).logits[0].numpy())
 
 
+def generate(folder: str, out: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model.generation_config.eos_token_id = None
+    words = torch.tensor([[ord(letter) for letter in PROMPT]])
+    found = model.generate(words, attention_mask=torch.ones_like(words), max_new_tokens=LENGTH, do_sample=False)
+    np.save(out, found[0, len(PROMPT) :].numpy())
+
+
 if __name__ == "__main__":
-    {"make": make, "logits": logits}[sys.argv[1]](*sys.argv[2:])
+    {"make": make, "logits": logits, "generate": generate}[sys.argv[1]](*sys.argv[2:])

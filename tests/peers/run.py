@@ -1,72 +1,58 @@
-"""Load our files with other projects' readers and compare what they decode with what we report.
+"""Load quantcli's files with real clients, and compare what they make of them with what quantcli reports.
 
-    python tests/peers/run.py --environment .venv-peers
+    python tests/peers/run.py [--fast] [--only PART] [--write] [--environments .venv-peers]
 
-`make peers` makes the environment (torch, compressed-tensors, transformers: several minutes). Prints a line per
-scheme and exits with 1 when a reader fails or sees another SQNR than the report.
+The parts are the targets of cells.py, whose weights every client decodes, and `text`, a model that generates. --write
+puts their tables into RESULTS.md, when everything is as it should be. Environments that are missing are made.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-MODEL = HERE.parent.parent / "sample_models" / "tiny-llama"
-BFLOAT16 = 53.0
-"""dB: what rounding to bfloat16 alone costs at the most. The converter multiplies in the scale's dtype, so with
-bfloat16 scales its values are rounded once more."""
+import decoding
+import text
+from cells import CASES, CLIENTS
+from environments import FOLDER, make
+from models import HERE, with_words
 
-SCHEMES = [
-    ["--bits", "2", "--group-size", "32", "--calibration", "signed-extreme"],
-    ["--bits", "3", "--group-size", "64"],
-    ["--bits", "4", "--group-size", "64"],
-    ["--bits", "4", "--group-size", "32", "--asymmetric"],
-    ["--bits", "5", "--group-size", "64"],
-    ["--bits", "6", "--group-size", "-1", "--asymmetric"],
-    ["--bits", "7", "--group-size", "-1"],
-    ["--bits", "8", "--group-size", "-1", "--scale-dtype", "float32"],
-    ["--bits", "8", "--group-size", "0", "--scale-dtype", "float32"],
-]
+RESULTS = HERE / "RESULTS.md"
+PARTS = [*CLIENTS, "text"]
 
 
-def tolerance(sqnr: float, flags: list[str]) -> float:
-    """How far apart the SQNR of reader and report may be, in dB."""
-    return 0.01 if "float32" in flags else 0.01 + 10 * math.log10(1 + 10 ** ((sqnr - BFLOAT16) / 10))
-
-
-def compare(python: Path, flags: list[str], folder: Path) -> tuple[bool, float, float]:
-    """Whether reader and report agree, the largest difference of a tensor in dB, and the model's SQNR."""
-    out = folder / "-".join(flags).replace("--", "")
-    command = [sys.executable, "-m", "quantcli", "quantize", str(MODEL), *flags, "-o", str(out), "--json"]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    reader = [str(python), str(HERE / "read_compressed_tensors.py"), str(out), str(MODEL)]
-    lines = subprocess.run(reader, capture_output=True, text=True, check=True).stdout.splitlines()
-    seen = json.loads(lines[-1])
-    ours = {t["name"]: t["sqnr_db"] for t in report["tensors"] if t["disposition"] == "quantized"}
-    assert ours and all(seen[t["name"]] is None for t in report["tensors"] if t["disposition"] == "kept")
-    apart = {name: abs(seen[name] - value) for name, value in ours.items()}
-    agree = all(gap <= tolerance(ours[name], flags) for name, gap in apart.items())
-    return agree, max(apart.values()), report["summary"]["sqnr_db"]
+def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[str], int]:
+    """The tables of some parts, and how many of their cells are not as they should be."""
+    clients = [c for part in parts for c in CLIENTS.get(part, []) if c.fast or not fast]
+    needed = {c.environment for c in clients} | ({"current", "llamacpp"} if "text" in parts else set())
+    pythons = {name: make(name, folder) for name in sorted(needed)}
+    model = with_words(work / "tiny-llama")
+    lines, failed = decoding.run([c for c in CASES if c.target in parts], fast, pythons, model, work)
+    if "text" in parts:
+        found, wrong = text.run(pythons, model, work / "text")
+        lines, failed = [*lines, "", *found], failed + wrong
+    return lines, failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--environment", type=Path, default=Path(".venv-peers"))
-    python = parser.parse_args().environment / "bin" / "python"
-    failed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for flags in SCHEMES:
-            agree, apart, sqnr = compare(python, flags, Path(folder))
-            failed += not agree
-            verdict = "ok" if agree else "FAILED"
-            print(f"{verdict:6s} compressed-tensors, {' '.join(flags)}: {sqnr:.2f} dB, apart {apart:.4f} dB")
-    print(f"{len(SCHEMES) - failed} passed, {failed} failed")
+    parser.add_argument("--environments", type=Path, default=FOLDER)
+    parser.add_argument("--fast", action="store_true", help="only clients that start in no time")
+    parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be given again")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    asked = parser.parse_args()
+    if asked.write and (asked.fast or asked.only):
+        parser.error("--write needs all parts")
+    parts = asked.only or [p for p in PARTS if not asked.fast or any(c.fast for c in CLIENTS.get(p, []))]
+    with tempfile.TemporaryDirectory() as place:
+        lines, failed = run(parts, asked.fast, asked.environments, Path(place))
+    found = "\n".join(lines).strip() + "\n"
+    print(found)
+    if asked.write and not failed:
+        RESULTS.write_text(found)
+    print(f"{failed} cells are not as they should be" if failed else "all cells are as they should be")
     return 1 if failed else 0
 
 

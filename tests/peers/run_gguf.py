@@ -1,10 +1,11 @@
-"""Run GGUFs made of our parts in llama.cpp and compare their logits with transformers'.
+"""Run GGUFs of quantize --to and export in llama.cpp and compare what they say with transformers.
 
     python tests/peers/run_gguf.py --torch .venv-peers/bin/python --llama .venv-llama/bin/python [CASE...]
 
-The second environment needs llama-cpp-python. For every model and type: a checkpoint is written as a GGUF; llama.cpp's
-logits are compared with those of transformers for the checkpoint, which tells the price of the type, and with those
-for the weights that quantcli decodes from the GGUF, which have to be the same when llama.cpp decodes them too.
+The second environment needs llama-cpp-python. For every model and kind of GGUF: llama.cpp's logits are compared with
+those of transformers for the checkpoint, which tells the price of the type, and with those for the weights that
+quantcli decodes from the GGUF, which have to be the same when llama.cpp decodes them too; and so are the words either
+goes on with, the best one each time.
 """
 
 from __future__ import annotations
@@ -23,70 +24,53 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from quantcli import comparing, naming, reading
-from quantcli.dtypes import from_float32
-from quantcli.exports._gguf_blocks import block_type, encode
-from quantcli.exports._llama import FILE_TYPES, LlamaModel, llama_model, turned
-from quantcli.exports._vocabulary import vocabulary
-from quantcli.scheme import Scheme
-from quantcli.stores.files import OutputFile
-from quantcli.stores.gguf_layout import GgufTensor, lay_out
 
 HERE = Path(__file__).resolve().parent
 TINY = HERE.parent.parent / "sample_models" / "tiny-llama"
 FAMILIES = ["llama", "llama-larger", "llama-tied", "llama3", "llama-linear", "llama-bias", "llama-heads", "mistral",
             "qwen2", "qwen2-yarn", "qwen3"]  # fmt: skip
+DTYPES = {"llama": "float16", "llama-tied": "bfloat16", "qwen2": "bfloat16", "llama-bias": "float16"}
+"""Of checkpoints that are not float32; tiny-llama is bfloat16."""
 WORDS = [f"words:{kind}" for kind in ("llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm", "spaces", "metaspace",
                                       "bare")]
 """Kinds of tokenizers that hf_words.py makes."""
-SCHEMES = {"Q4_0": Scheme(bits=4, group_size=64), "Q4_1": Scheme(bits=4, group_size=32, symmetric=False),
-           "Q5_0": Scheme(bits=5, group_size=32), "Q5_1": Scheme(bits=5, group_size=64, symmetric=False),
-           "Q8_0": Scheme(bits=8, granularity="channel")}  # fmt: skip
+KINDS = {
+    "kept": ["--bits", "8", "--include", "*.0.mlp.down_proj"],
+    "Q4_0": ["--bits", "4", "--group-size", "64"],
+    "Q4_1": ["--bits", "4", "--asymmetric"],
+    "Q5_0": ["--bits", "5"],
+    "Q5_1": ["--bits", "5", "--group-size", "64", "--asymmetric"],
+    "Q8_0": ["--bits", "8", "--group-size", "-1"],
+    "mixed": ["--bits", "5", "--no-default-keep", "--override", "*.down_proj:bits=8", "--override",
+              "*.v_proj:bits=4,symmetric=false"],
+}  # fmt: skip
+"""What quantize is told; `kept` leaves all but one matrix in the dtype of the checkpoint."""
 SAME = 1e-5
 """How far the logits of the same weights may be apart, as a share of their standard deviation."""
 RUNS = 1e-1
-"""The same where llama.cpp runs the file as it is: it rounds what goes into a matrix, to float16 beside F16 and to 8
-bits beside blocks, and a rounding that goes the other way grows from layer to layer."""
+"""The same where llama.cpp runs the file as it is: it rounds what goes into a matrix, to 16 bits beside F16 and BF16
+and to 8 beside blocks, and a rounding that goes the other way grows from layer to layer."""
+FIRST = 8
+"""So many words must be the same when tiny-llama, which has learned something, is run as it is."""
 
 
-def bytes_of(values: np.ndarray, kind: str) -> bytes:
-    """A matrix in a type of GGUF, quantized by quantcli where that is one of blocks."""
-    if kind in ("F32", "F16", "BF16"):
-        return from_float32(values, kind).tobytes()
-    from quantcli import quantize
-
-    scheme = SCHEMES[kind]
-    found = quantize(values, scheme)
-    assert block_type(scheme) == kind
-    codes = found.codes.astype(np.int16) + (1 << (scheme.bits - 1) if scheme.symmetric else 0)
-    zero = None if found.zero_point is None else found.zero_point.astype(np.float32)
-    return encode(scheme, codes.astype(np.uint8), found.scale, zero, found.layout.group).tobytes()
+def quantcli(*words: object) -> str:
+    """What a command prints."""
+    command = [sys.executable, "-m", "quantcli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def assemble(folder: Path, path: Path, kind: str) -> LlamaModel:
-    """Write a checkpoint as a GGUF whose matrices have a type."""
-    config = json.loads((folder / "config.json").read_text())
-    with reading.open(str(folder)) as model:
-        found = llama_model(config, model.source.infos())
-        words = vocabulary(str(folder), config, found.vocabulary)
-        keys = {"general.architecture": found.architecture, "general.file_type": FILE_TYPES[kind],
-                "general.quantization_version": 2, **found.keys, **words.keys}  # fmt: skip
-        tensors = [GgufTensor(t.name, "F32" if t.float32 else kind, t.shape) for t in found.tensors]
-        tensors += [GgufTensor(name, "F32", values.shape) for name, values in found.made.items()]
-        places = lay_out(keys, tensors)
-        with OutputFile(str(path), places.size, force=True) as out:
-            out.write(0, places.header)
-            for t, tensor in zip(found.tensors, tensors):
-                values = model[t.source].numpy().astype(np.float32)
-                if t.heads:
-                    values = values[turned(len(values), t.heads)]
-                raw = bytes_of(values, tensor.type)
-                assert len(raw) == tensor.nbytes
-                out.write(places.offsets[t.name], raw)
-            for name, values in found.made.items():
-                out.write(places.offsets[name], values.tobytes())
-            out.sync()
-            out.publish()
-    return found
+def write(folder: Path, path: Path, options: list[str]) -> list[str]:
+    """Write a checkpoint as a GGUF, both ways; what is said of it."""
+    report = json.loads(quantcli("quantize", folder, *options, "--to", "gguf", "-o", path, "--json"))
+    native, again = path.with_suffix(".native"), path.with_suffix(".again")
+    sizes = [] if "--group-size" in options else ["--group-size", "32"]
+    quantcli("quantize", folder, *options, *sizes, "--scale-dtype", "float16", "-o", native)
+    quantcli("export", native, "--to", "gguf", "-o", again)
+    assert path.read_bytes() == again.read_bytes()
+    return list(report["warnings"])
 
 
 def decoded(path: Path, folder: Path, into: Path) -> None:
@@ -112,41 +96,45 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean((a.astype(float) - b) ** 2)) / a.std())
 
 
+def alike(a: np.ndarray, b: np.ndarray) -> int:
+    """How many words are the same until one is not."""
+    return int(np.append(np.flatnonzero(a != b), len(a))[0])
+
+
 def check(name: str, folder: Path, kind: str, work: Path, torch: Path, llama: Path) -> bool:
-    path, reference = work / f"{name}-{kind}.gguf", work / f"{name}.npy"
-    found = assemble(folder, path, kind)
+    path, reference, weights = work / f"{kind}.gguf", work / "reference.npy", work / f"{kind}-weights"
+    write(folder, path, KINDS[kind])
     if not reference.exists():
         python(torch, "hf_model.py", "logits", folder, reference)
-    python(llama, "read_gguf.py", path, work / "runs.npy", work / "exact.npy")
-    decoded(path, folder, work / f"{name}-{kind}")
-    python(torch, "hf_model.py", "logits", work / f"{name}-{kind}", work / "same.npy")
-    original, runs, exact, same = (np.load(work / f"{n}.npy") for n in (name, "runs", "exact", "same"))
-    least, left = apart(same, exact), apart(same, runs)
-    agree = float(np.mean(runs.argmax(1) == original.argmax(1)))
-    ok = least <= SAME and left <= RUNS
-    verdict = "ok" if ok else "FAILED"
-    print(f"{verdict:6s} {name:13s} {kind}: to its own weights {least:.1e}, as it runs {left:.1e}; to the checkpoint "
-          f"{apart(original, runs):.1e}, same best word {100 * agree:.0f} %", *found.notes, flush=True)
+    python(llama, "read_gguf.py", path, work / "runs.npz", work / "exact.npz")
+    decoded(path, folder, weights)
+    for what in ("logits", "generate"):
+        python(torch, "hf_model.py", what, weights, work / f"{what}.npy")
+    original, same, words = (np.load(work / f"{n}.npy") for n in ("reference", "logits", "generate"))
+    runs, exact = (np.load(work / f"{n}.npz") for n in ("runs", "exact"))
+    least, left = apart(same, exact["logits"]), apart(same, runs["logits"])
+    first, own = alike(words, runs["words"]), alike(words, exact["words"])
+    ok = least <= SAME and left <= RUNS and own == len(words) and (name != "tiny-llama" or first >= FIRST)
+    agree = float(np.mean(runs["logits"].argmax(1) == original.argmax(1)))
+    text = repr("".join(map(chr, runs["words"]))) if name == "tiny-llama" else ""
+    print(f"{'ok' if ok else 'FAILED':6s} {name:13s} {kind:5s}: to its own weights {least:.1e}, as it runs {left:.1e}; "
+          f"to the checkpoint {apart(original, runs['logits']):.1e}, same best word {100 * agree:.0f} %; goes on alike "
+          f"for {own} and {first} of {len(words)} words {text}", flush=True)
     return ok
 
 
 def check_words(kind: str, work: Path, torch: Path, llama: Path) -> bool:
     """Whether llama.cpp reads texts as the tokenizers library does, the vocabulary being ours."""
-    texts, path = work / "texts.json", work / "words.gguf"
-    python(torch, "hf_words.py", kind, work, texts)
-    found = vocabulary(str(work), {}, 1600)
-    architecture = {"context_length": 16, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32,
-                    "attention.head_count": 1, "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": 32}
-    keys = {"general.architecture": "llama", **{f"llama.{k}": v for k, v in architecture.items()}, **found.keys}
-    places = lay_out(keys, [GgufTensor("token_embd.weight", "F32", (1600, 32))])
-    path.write_bytes(places.header + bytes(places.size - len(places.header)))
+    texts, path, folder = work / "texts.json", work / "words.gguf", work / "model"
+    python(torch, "hf_model.py", "make", "words", folder, "float16")
+    python(torch, "hf_words.py", kind, folder, texts)
+    notes = write(folder, path, ["--bits", "8"])
     wrong = json.loads(python(llama, "read_gguf_words.py", path, texts).splitlines()[-1])
-    said = [text for text, _, _ in wrong if found.note and re.search("^ |> ", text)]
-    ok = not found.obstacle and len(said) == len(wrong)
+    said = [text for text, _, _ in wrong if notes and re.search("^ |> ", text)]
+    ok = len(said) == len(wrong) and not any("no words" in note for note in notes)
     count = len(json.loads(texts.read_text()))
-    verdict = "ok" if ok else "FAILED"
-    print(f"{verdict:6s} words of {kind}: {count - len(wrong)} of {count} texts are read the same"
-          f"  {found.obstacle}{found.note}", flush=True)
+    print(f"{'ok' if ok else 'FAILED':6s} words of {kind}: {count - len(wrong)} of {count} texts are read the same ",
+          *notes, flush=True)
     return ok
 
 
@@ -158,16 +146,15 @@ def main() -> int:
     chosen = parser.parse_args()
     failed = 0
     for name in chosen.cases:
-        if name in WORDS:
-            with tempfile.TemporaryDirectory() as place:
-                failed += not check_words(name.removeprefix("words:"), Path(place), chosen.torch, chosen.llama)
-            continue
         with tempfile.TemporaryDirectory() as place:
             work = Path(place)
+            if name in WORDS:
+                failed += not check_words(name.removeprefix("words:"), work, chosen.torch, chosen.llama)
+                continue
             folder = TINY if name == "tiny-llama" else work / "model"
             if folder != TINY:
-                python(chosen.torch, "hf_model.py", "make", name, folder)
-            kinds = ["F32", "F16", *SCHEMES] if name in ("tiny-llama", "llama-larger") else ["F32", "Q8_0"]
+                python(chosen.torch, "hf_model.py", "make", name, folder, DTYPES.get(name, "float32"))
+            kinds = list(KINDS) if name in ("tiny-llama", "llama-larger") else ["kept", "Q8_0", "mixed"]
             failed += sum(not check(name, folder, kind, work, chosen.torch, chosen.llama) for kind in kinds)
     return 1 if failed else 0
 

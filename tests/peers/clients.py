@@ -1,0 +1,296 @@
+"""Runs in a peers' environment: what a real client makes of the quantized weights of some models.
+
+    python clients.py CLIENT JOBS.json
+
+JOBS is a list of {"model", "original", "names", "out"}; for each a line of JSON is printed: {"loaded": true} with the
+weights by name in OUT (.npz), or {"refused": "Error: words"} in the client's own words. Whole models are asked by
+sending the identity through their modules, so that the weights are those the client computes with.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Weights = Iterator[tuple[str, Any]]
+"""Names, and arrays of numpy, torch or mlx."""
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """Every tensor of the safetensors files of a folder, by torch."""
+    from safetensors.torch import load_file
+
+    return {n: t for path in sorted(glob.glob(f"{folder}/*.safetensors")) for n, t in load_file(path).items()}
+
+
+def module_of(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+# ---- compressed-tensors, transformers ---------------------------------------------------------------------------
+
+
+def converter(model: Path, original: Path, names: list[str], own: Any = None) -> Weights:
+    """compressed-tensors turns a folder into one of floats."""
+    import torch
+    from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer, convert_checkpoint
+
+    with tempfile.TemporaryDirectory() as place:
+        if own is not None:
+            first = Path(place) / "packed"
+            convert_checkpoint(str(model), str(first), own.from_pretrained(str(model)), max_workers=1)
+            model = first
+        decoded = Path(place) / "decoded"
+        floats = CompressedTensorsDequantizer(str(model), dtype=torch.float32)
+        convert_checkpoint(str(model), str(decoded), floats, max_workers=1)
+        found = tensors(decoded)
+    yield from ((name, found[name]) for name in names)
+
+
+def converter_awq(model: Path, original: Path, names: list[str]) -> Weights:
+    """compressed-tensors turns AWQ into its own layout, and that into floats."""
+    from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
+
+    return converter(model, original, names, AutoAWQConverter)
+
+
+class OnlyAWarning(Exception):
+    """A model is there, but not all of its weights are those of the file."""
+
+
+def run_modules(model: Any, names: list[str]) -> Weights:
+    """What the modules of a model make of the identity."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.arange(8)[None]).logits  # compressed modules are decoded when they are first used
+        assert bool(torch.isfinite(logits).all()), "logits that are not finite"
+        for name in names:
+            module = model.get_submodule(module_of(name))
+            yield name, module(torch.eye(module.in_features, dtype=logits.dtype)).T
+
+
+def transformers(model: Path, original: Path, names: list[str], **settings: Any) -> Weights:
+    """from_pretrained without further ado."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found, info = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, output_loading_info=True, **settings)
+    for kind, keys in info.items():
+        if keys:
+            raise OnlyAWarning(f"{kind}: {min(map(str, keys))}")
+    return run_modules(found, names)
+
+
+def transformers_dequantize(model: Path, original: Path, names: list[str]) -> Weights:
+    from transformers import CompressedTensorsConfig
+
+    return transformers(model, original, names, quantization_config=CompressedTensorsConfig(dequantize=True))
+
+
+def transformers_decompress(model: Path, original: Path, names: list[str]) -> Weights:
+    """The word of the older stack for the same."""
+    from transformers import CompressedTensorsConfig
+
+    return transformers(model, original, names, quantization_config=CompressedTensorsConfig(run_compressed=False))
+
+
+def transformers_gguf(model: Path, original: Path, names: list[str]) -> Weights:
+    return transformers(model.parent, original, names, gguf_file=model.name)
+
+
+# ---- mlx --------------------------------------------------------------------------------------------------------
+
+
+def mlx(model: Path, original: Path, names: list[str]) -> Weights:
+    import mlx.core as mx
+
+    settings = json.loads((model / "config.json").read_text())["quantization"]
+    held = {n: t for path in sorted(glob.glob(f"{model}/model*.safetensors")) for n, t in mx.load(path).items()}
+    for name in names:
+        own = {**settings, **settings.get(module_of(name), {})}
+        parts = (held[f"{module_of(name)}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
+        yield name, mx.dequantize(held[name], *parts, group_size=own["group_size"], bits=own["bits"])
+
+
+def mlx_lm(model: Path, original: Path, names: list[str]) -> Weights:
+    """Its modules, in float32."""
+    import mlx.core as mx
+    import mlx_lm
+
+    found, _ = mlx_lm.load(str(model))
+    found.set_dtype(mx.float32)
+    modules = dict(found.named_modules())
+    for name in names:
+        module = modules[module_of(name)]
+        assert type(module).__name__ == "QuantizedLinear", f"{module_of(name)} is {type(module).__name__}"
+        cols = module.weight.shape[-1] * 32 // module.bits
+        yield name, module(mx.eye(cols)).T
+
+
+# ---- llama.cpp --------------------------------------------------------------------------------------------------
+
+
+def gguf(model: Path, original: Path, names: list[str]) -> Weights:
+    """gguf-py's decoders, under its own names of a checkpoint's tensors, the rows of q and k put back in halves."""
+    import gguf as library
+
+    config = json.loads((original / "config.json").read_text())
+    known = library.get_tensor_name_map(library.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    held = {tensor.name: tensor for tensor in library.GGUFReader(model).tensors}
+    for name in names:
+        tensor = held[known.get_name(name, (".weight",))]
+        values = library.quants.dequantize(tensor.data, tensor.tensor_type)
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+        if heads:
+            rows, cols = values.shape
+            pairs = values.reshape(config[heads], rows // config[heads] // 2, 2, cols)
+            values = pairs.swapaxes(1, 2).reshape(rows, cols)
+        yield name, values
+
+
+def llamacpp(model: Path, original: Path, names: list[str]) -> Weights:
+    """llama.cpp turns every block into float32."""
+    import ctypes
+
+    import llama_cpp
+
+    llama_cpp.Llama(str(model), n_ctx=16, verbose=False).eval([1, 2, 3])
+    wanted = llama_cpp.llama_model_quantize_default_params()
+    wanted.ftype, wanted.allow_requantize, wanted.nthread = 0, True, 1
+    with tempfile.TemporaryDirectory() as place:
+        floats = Path(place) / "floats.gguf"
+        done = llama_cpp.llama_model_quantize(str(model).encode(), str(floats).encode(), ctypes.byref(wanted))
+        assert done == 0, f"llama_model_quantize gave {done}"
+        yield from gguf(floats, original, names)
+
+
+# ---- others -----------------------------------------------------------------------------------------------------
+
+
+def onnxruntime(model: Path, original: Path, names: list[str]) -> Weights:
+    """Every node multiplies the identity: what comes out is the weight."""
+    import onnxruntime as library
+
+    options = library.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1  # tensors no node uses are meant to be there
+    session = library.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    none = {i.name: np.zeros((1, i.shape[1]), np.float32) for i in session.get_inputs()}
+    sizes = {i.name: i.shape[1] for i in session.get_inputs()}
+    for name in names:
+        into, out = f"{module_of(name)}.input", f"{module_of(name)}.output"
+        yield name, session.run([out], {**none, into: np.eye(sizes[into], dtype=np.float32)})[0].T
+
+
+def bitsandbytes(model: Path, original: Path, names: list[str]) -> Weights:
+    import torch
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    held = tensors(model)
+    for name in names:
+        parts = {n.removeprefix(f"{name}."): t for n, t in held.items() if n.startswith(f"{name}.")}
+        state = QuantState.from_dict(parts, torch.device("cpu"))
+        state.dtype = torch.float32
+        yield name, dequantize_4bit(held[name], state)
+
+
+def comfy_kitchen(model: Path, original: Path, names: list[str]) -> Weights:
+    import comfy_kitchen as library
+    from safetensors import safe_open
+
+    held, layers = tensors(model), {}
+    for path in sorted(glob.glob(f"{model}/*.safetensors")):
+        with safe_open(path, "pt") as file:
+            layers |= json.loads(file.metadata()["_quantization_metadata"])["layers"]
+    for name in names:
+        assert layers[module_of(name)] == {"format": "int8_tensorwise"}
+        yield name, library.dequantize_int8_simple(held[name], held[f"{name}_scale"])
+
+
+def gptqmodel(model: Path, original: Path, names: list[str]) -> Weights:
+    """Its torch modules on the CPU, in float16, which is the dtype of the scales.
+
+    It imports torchvision, for models that see, whose wheels want the torch they were built with: an empty one does.
+    """
+    import torch
+    from transformers.utils import is_torchvision_available
+
+    if not is_torchvision_available():
+        for part in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+            sys.modules[part] = types.ModuleType(part)
+        sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+        sys.modules["torchvision.transforms.functional"].InterpolationMode = None
+    from gptqmodel import BACKEND, GPTQModel
+
+    found = GPTQModel.load(str(model), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
+    return run_modules(found.model, names)
+
+
+CLIENTS: dict[str, Callable[..., Weights]] = {
+    "converter": converter, "converter-awq": converter_awq, "transformers": transformers,
+    "transformers-dequantize": transformers_dequantize, "transformers-decompress": transformers_decompress,
+    "transformers-gguf": transformers_gguf, "mlx": mlx, "mlx-lm": mlx_lm, "gguf": gguf, "llamacpp": llamacpp,
+    "onnxruntime": onnxruntime, "bitsandbytes": bitsandbytes, "comfy-kitchen": comfy_kitchen, "gptqmodel": gptqmodel,
+}  # fmt: skip
+
+
+def array(values: Any) -> np.ndarray:
+    """Values as float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().float().numpy()
+    return np.array(values, np.float32)
+
+
+class Log(logging.Handler):
+    """Lines that are logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += re.sub("\x1b[^m]*m", "", record.getMessage()).splitlines()
+
+
+def words(error: BaseException, log: Sequence[str]) -> str:
+    """An error in one line; of one that refers to what was logged, the line that tells."""
+    if "above report" in str(error):
+        told = sorted(line for line in log if re.search(r"MISMATCH +\||^\w*Error: ", line))
+        return re.sub(" +", " ", told[0]).strip() if told else str(error)
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(said)}"
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    client, jobs = CLIENTS[sys.argv[1]], json.loads(Path(sys.argv[2]).read_text())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what clients print on standard output is no answer
+    for job in jobs:
+        log = Log()
+        logging.getLogger("transformers").addHandler(log)
+        try:
+            found = client(Path(job["model"]), Path(job["original"]), job["names"])
+            np.savez(job["out"], **{name: array(values) for name, values in found})
+            answer = {"loaded": True}
+        except Exception as error:
+            answer = {"refused": words(error, log.lines)}
+        logging.getLogger("transformers").removeHandler(log)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The weights that real clients decode, beside what quantcli reports and decodes: a table for every target.
+
+For every case of cells.py a model is quantized, and every client of its target loads it in a process and an environment
+of its own. A cell is the SQNR of the client's weights against the original, or why it did not load; wrong is one where
+the client sees another SQNR than the report, decodes other weights than quantcli, refuses a file or loads one that it
+should refuse.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from cells import CLIENTS, Case, Client
+from models import Weights, quantcli, script, weights
+
+from quantcli import reading
+from quantcli.dtypes import from_float32, to_float32
+
+TOLERANCE = 0.001
+"""dB: how far what we decode may be from what we report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A quantized model: where it is, what quantcli reports by tensor and for all, in dB, the dtypes of the scales in
+    the file, and what quantcli decodes."""
+
+    case: Case
+    path: Path
+    reported: Mapping[str, float]
+    summary: float
+    scales: Mapping[str, str]
+    own: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What came of it: the SQNR in dB, or why there is none; and what is wrong with that."""
+
+    seen: float | None
+    why: str
+    wrong: str
+
+
+# ---- models -----------------------------------------------------------------------------------------------------
+
+
+def scale_dtypes(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The dtypes of the scales of a folder; those of other files are of no interest."""
+    if not path.is_dir():
+        return {}
+    with reading.open(str(path)) as model:
+        held = {info.name: info.dtype for info in model.source.infos()}
+    found = {name: [held.get(f"{name}_scale"), held.get(f"{name.removesuffix('.weight')}.scales")] for name in names}
+    return {name: dtype for name, dtypes in found.items() for dtype in dtypes if dtype}
+
+
+def prepare(case: Case, model: Path, place: Path) -> Made:
+    """Quantize a model. Targets that quantcli does not read back are decoded from the native file of the same codes."""
+    place.mkdir()
+    path = place / {"onnx": "model.onnx", "gguf": "model.gguf"}.get(case.target, "model")
+    flags = case.flags.split()
+    report = json.loads(quantcli("quantize", model, *flags, "--to", case.target, "-o", path, "--json", "-q"))
+    reported = {t["name"]: t["sqnr_db"] for t in report["tensors"] if t["disposition"] == "quantized"}
+    readable = path
+    if case.target in ("onnx", "bnb-nf4"):
+        readable = place / "native"
+        quantcli("quantize", model, *flags, "-o", readable, "-q")
+    names = list(reported)
+    own = weights(readable, model, names)
+    return Made(case, path, reported, report["summary"]["sqnr_db"], scale_dtypes(path, names), own)
+
+
+# ---- clients ----------------------------------------------------------------------------------------------------
+
+
+def ask(function: str, python: Path, made: Sequence[Made], original: Path, place: Path) -> list[str | Path]:
+    """Where the weights are that a client decoded of each model, or why it did not."""
+    outs = [place / f"{i}.npz" for i in range(len(made))]
+    jobs = [{"model": str(m.path), "original": str(original), "names": list(m.reported), "out": str(out)}
+            for m, out in zip(made, outs)]  # fmt: skip
+    place.mkdir()
+    (place / "jobs.json").write_text(json.dumps(jobs))
+    done = script(python, "clients.py", function, place / "jobs.json")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    said = [out if "loaded" in answer else answer["refused"] for out, answer in zip(outs, answers)]
+    died = (done.stderr.strip().splitlines() or [""])[-1]
+    return [*said, *[f"it ended with {done.returncode}: {died}"] * (len(made) - len(said))]
+
+
+def sqnr(original: Weights, decoded: Weights) -> float:
+    """dB over all tensors together."""
+    power = sum(float(np.square(original[n], dtype=np.float64).sum()) for n in decoded)
+    noise = sum(float(np.square(original[n].astype(np.float64) - decoded[n]).sum()) for n in decoded)
+    return 10 * math.log10(power / noise) if noise else math.inf
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Weights in another dtype."""
+    return to_float32(from_float32(values, dtype).view(np.uint8).reshape(-1), dtype).reshape(values.shape)
+
+
+def judge(made: Made, client: Client, answer: str | Path, original: Weights) -> Cell:
+    """The cell of a client's answer."""
+    expected = client.refusal(made.case)
+    if isinstance(answer, str):
+        why = shortened(answer, made.path)
+        return Cell(None, why, "" if expected and re.search(expected, answer) else f"refused: {why}")
+    found, own, reported = dict(np.load(answer)), made.own, dict(made.reported)
+    wrong = [f"{n}: we decode something else than we report" for n, value in reported.items()
+             if abs(sqnr(original, {n: own[n]}) - value) > TOLERANCE]  # fmt: skip
+    if client.rounds:
+        own = {n: rounded(values, made.scales[n]) for n, values in own.items()}
+        reported = {n: sqnr(original, {n: values}) for n, values in own.items()}
+    apart = max(float(np.abs(found[n] - values).max() / np.abs(values).max()) for n, values in own.items())
+    gap = max(abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items())
+    wrong += [f"{gap:.4f} dB from the report"] if gap > client.decibels else []
+    wrong += [f"weights {apart:.1e} apart from ours"] if apart > client.apart else []
+    wrong += [f"it was expected to refuse with {expected!r}"] if expected else []
+    return Cell(sqnr(original, found), f"apart {apart:.1e}, {gap:.4f} dB", "; ".join(wrong))
+
+
+def shortened(words: str, path: Path) -> str:
+    """An error in one line, without what differs from tensor to tensor."""
+    words = words.replace(str(path), "MODEL").replace("|", "/")
+    words = re.sub(r"torch\.Size\(\[[^]]*\]\)", "[...]", words)
+    words = re.sub(r"(?<=[(=])\d+\b", "N", words) if re.search("size of tensor|Only bits", words) else words
+    return words if len(words) <= 160 else words[:157] + "..."
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------
+
+
+def table(target: str, made: Sequence[Made], cells: Mapping[tuple[Case, str], Cell], notes: list[str]) -> list[str]:
+    """A target's rows in markdown; why a client refused is a note below the tables."""
+    heads = [c.head for c in CLIENTS[target] if (made[0].case, c.head) in cells]
+    lines = [f"| {target} | reported | {' | '.join(heads)} |", f"| --- | ---: |{' ---: |' * len(heads)}"]
+    for m in made:
+        row = []
+        for head in heads:
+            cell = cells[m.case, head]
+            if cell.seen is None and cell.why not in notes:
+                notes.append(cell.why)
+            row.append(f"no ({notes.index(cell.why) + 1})" if cell.seen is None else f"{cell.seen:.2f}")
+        lines.append(f"| {m.case.scheme} | {m.summary:.2f} | {' | '.join(row)} |")
+    return lines
+
+
+def answers(made: Sequence[Made], clients: Iterable[tuple[str, Client]], pythons: Mapping[str, Path | str],
+            model: Path, work: Path) -> dict[tuple[Case, str], str | Path]:  # fmt: skip
+    """What every client answers for every model of its target, each function of clients.py in one process."""
+    asked = defaultdict[tuple[str, str], list[tuple[Made, str]]](list)
+    for target, client in clients:
+        asked[client.function, client.environment] += [(m, client.head) for m in made if m.case.target == target]
+    found: dict[tuple[Case, str], str | Path] = {}
+    for i, ((function, environment), models) in enumerate(asked.items()):
+        python = pythons[environment]
+        print(f"{function} ({environment}): {len(models)} models", file=sys.stderr, flush=True)
+        if isinstance(python, str):
+            said: list[str | Path] = [f"not installed: {python}"] * len(models)
+        else:
+            said = ask(function, python, [m for m, _ in models], model, work / f"answers-{i}")
+        found |= {(m.case, head): answer for (m, head), answer in zip(models, said)}
+    return found
+
+
+def run(cases: Sequence[Case], fast: bool, pythons: Mapping[str, Path | str], model: Path,
+        work: Path) -> tuple[list[str], int]:  # fmt: skip
+    """The tables, and how many cells are not as they should be."""
+    with reading.open(str(model)) as source:
+        original = {n: np.asarray(t.numpy(), np.float32) for n, t in source.items()}
+    made = [prepare(case, model, work / str(i)) for i, case in enumerate(cases)]
+    targets = {case.target for case in cases}
+    clients = [(target, c) for target in CLIENTS if target in targets for c in CLIENTS[target] if c.fast or not fast]
+    found = answers(made, clients, pythons, model, work)
+    cells: dict[tuple[Case, str], Cell] = {}
+    for target, client in clients:
+        for m in [m for m in made if m.case.target == target]:
+            cell = judge(m, client, found[m.case, client.head], original)
+            cells[m.case, client.head] = cell
+            shown = cell.why if cell.seen is None else f"{cell.seen:.2f} dB, {cell.why}"
+            print(f"{'FAILED' if cell.wrong else 'ok':6s} {target}, {m.case.scheme}, {client.head}: "
+                  f"{cell.wrong or shown}", file=sys.stderr, flush=True)  # fmt: skip
+    lines, notes = [], list[str]()
+    for target in CLIENTS:
+        rows = [m for m in made if m.case.target == target]
+        lines += [*table(target, rows, cells, notes), ""] if rows else []
+    return [*lines, *(f"{i}. {note}" for i, note in enumerate(notes, 1))], sum(bool(c.wrong) for c in cells.values())

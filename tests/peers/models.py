@@ -1,0 +1,87 @@
+"""What the runs share: the sample model with words, quantcli's commands and decoders, scripts in other environments."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from quantcli import comparing, naming, reading
+
+HERE = Path(__file__).resolve().parent
+Weights = dict[str, np.ndarray]
+
+MODEL = HERE.parent.parent / "sample_models" / "tiny-llama"
+"""It reads and writes ASCII, a letter a word."""
+
+
+def letters() -> list[str]:
+    """The 128 characters of ASCII as byte-level tokenizers write them: what does not print from U+0100 on."""
+    odd = [i for i in range(256) if not (33 <= i <= 126 or 161 <= i <= 172 or i >= 174)]
+    return [chr(256 + odd.index(i)) if i in odd else chr(i) for i in range(128)]
+
+
+def with_words(folder: Path) -> Path:
+    """A copy of the sample model with a byte-level tokenizer. llama.cpp wants at least one merge: that of two characters
+    that no text holds takes the place of a third one."""
+    shutil.copytree(MODEL, folder)
+    words = letters()
+    merge = words[:2]
+    words[127] = "".join(merge)
+    bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": {letter: i for i, letter in enumerate(words)}, "merges": [" ".join(merge)]}  # fmt: skip
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+             "pre_tokenizer": bytewise, "post_processor": None, "decoder": bytewise, "model": model}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def quantcli(*words: object) -> str:
+    """What a command prints on standard output."""
+    command = [sys.executable, "-m", "quantcli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+def script(python: Path, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script of this folder, run in another environment without anything of this one. In one thread: torch takes
+    eight times as long in two over models as small as these."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([python, "-I", HERE / name, *map(str, arguments)], capture_output=True, text=True,
+                          check=False, env=environment)  # fmt: skip
+
+
+def answered(done: subprocess.CompletedProcess[str]) -> str:
+    """What a script printed that has to have run to its end."""
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, done.args))}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def weights(path: Path, original: Path, names: Iterable[str] | None = None) -> Weights:
+    """What quantcli decodes, under the names of the original; of all its tensors if none are named."""
+    with reading.open(str(path)) as a, reading.open(str(original)) as b:
+        before, after = comparing.views(a, str(path)), comparing.views(b, str(original))
+        found, _, _ = naming.under_one_name(a, before, b, after)
+        wanted = [name for name in found if name in after] if names is None else names
+        return {n: found[n].read(0, found[n].info.numel).reshape(found[n].info.shape).copy() for n in wanted}
+
+
+def decoded(path: Path, original: Path, into: Path) -> Path:
+    """A float32 checkpoint of what quantcli decodes, with what lies beside the original."""
+    shutil.copytree(original, into, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    save_file(weights(path, original), into / "model.safetensors", {"format": "pt"})
+    return into

@@ -1,0 +1,115 @@
+"""Runs in a peers' environment: what a real client says with a model.
+
+    python talk.py CLIENT MODEL ASKED.json ANSWER.json [LOGITS.npz]
+
+ASKED is {"prompts", "words", "rows"}. The answer is {"texts", "nats"}: what follows each prompt, greedily, in so many
+words, through the client's own tokenizer; and the mean cross entropy over rows of words, None without rows. LOGITS are
+those of every row.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+Client = tuple[Callable[[str, int], str], Callable[[list[int]], np.ndarray]]
+"""What follows a prompt in so many words; the logits (words, vocabulary) of a row. In float32, if they can be."""
+
+
+def transformers(model: str) -> Client:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = None  # some models have none
+
+    def follow(prompt: str, words: int) -> str:
+        nonlocal tokenizer
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        asked = tokenizer(prompt, return_tensors="pt")
+        said = found.generate(**asked, max_new_tokens=words, do_sample=False)[0, asked["input_ids"].shape[1] :]
+        return str(tokenizer.decode(said))
+
+    def logits(row: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return np.array(found(torch.tensor([row])).logits[0].float())
+
+    return follow, logits
+
+
+def mlx_lm(model: str) -> Client:
+    import mlx.core as mx
+    import mlx_lm as library
+
+    found, tokenizer = library.load(model)
+    found.set_dtype(mx.float32)
+
+    def follow(prompt: str, words: int) -> str:
+        return str(library.generate(found, tokenizer, prompt=prompt, max_tokens=words))
+
+    def logits(row: list[int]) -> np.ndarray:
+        return np.array(found(mx.array([row]))[0].astype(mx.float32))
+
+    return follow, logits
+
+
+def llamacpp(model: str) -> Client:
+    """Keys and values are kept in float32 too."""
+    import llama_cpp
+
+    found = llama_cpp.Llama(model, n_ctx=256, n_batch=256, logits_all=True, verbose=False, n_threads=1, type_k=0,
+                            type_v=0, flash_attn=False)  # fmt: skip
+
+    def follow(prompt: str, words: int) -> str:
+        return str(found.create_completion(prompt, max_tokens=words, temperature=0.0)["choices"][0]["text"])
+
+    def logits(row: list[int]) -> np.ndarray:
+        found.reset()
+        found.eval(row)
+        return np.array(found.scores[: len(row)], np.float32)
+
+    return follow, logits
+
+
+def llamacpp_floats(model: str) -> Client:
+    """The file that llama.cpp makes of this one when it turns every block back into float32."""
+    import ctypes
+
+    import llama_cpp
+
+    wanted = llama_cpp.llama_model_quantize_default_params()
+    wanted.ftype, wanted.allow_requantize, wanted.nthread = 0, True, 1
+    floats = f"{model}.floats"
+    assert llama_cpp.llama_model_quantize(model.encode(), floats.encode(), ctypes.byref(wanted)) == 0
+    return llamacpp(floats)
+
+
+CLIENTS = {"transformers": transformers, "mlx-lm": mlx_lm, "llamacpp": llamacpp, "llamacpp-floats": llamacpp_floats}
+
+
+def cross_entropy(logits: np.ndarray, row: list[int]) -> float:
+    """Mean nats of every word after the first."""
+    exact = logits[:-1].astype(np.float64)
+    shifted = exact - exact.max(1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(row) - 1), row[1:]]))
+
+
+def main() -> None:
+    client, model, asked, answer, *out = sys.argv[1:]
+    wanted = json.loads(Path(asked).read_text())
+    follow, logits = CLIENTS[client](model)
+    found = {
+        "texts": [follow(prompt, wanted["words"]) for prompt in wanted["prompts"]],
+        "nats": float(np.mean([cross_entropy(logits(row), row) for row in wanted["rows"]])) if wanted["rows"] else None,
+    }
+    Path(answer).write_text(json.dumps(found))
+    for path in out:
+        np.savez(path, *map(logits, wanted["rows"]))
+
+
+if __name__ == "__main__":
+    main()
