@@ -20,6 +20,7 @@ from quantcli.exports import KEY as EXPORT_KEY
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.pipeline import Progress
 from quantcli.reading import Model, Tensor
+from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import read_small
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import strict_json
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
+
+COMFYUI = "_quantization_metadata"
+"""The key of a header, and of what `foreign.find` is told, under which ComfyUI describes modules."""
 
 BLOCK = 1 << 20
 """Weights of a float tensor that are compared at a time."""
@@ -80,11 +84,23 @@ def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> d
 
 
 def _stated(model: Model, path: str) -> Mapping[str, Any]:
-    """What says how tensors are stored: config.json, or what an export says in its header where there is none, or the
-    file itself where it is a GGUF."""
+    """What says how tensors are stored: config.json, or what an export says in its header where there is none, and what
+    ComfyUI's headers say; or the file itself where it is a GGUF."""
     if isinstance(model.source, GgufFile):
         return {"gguf": model.source.blocks}
-    return _config(path) or header_config(model.source.metadata)
+    shards = model.source.shards.values() if isinstance(model.source, Checkpoint) else [model.source]
+    layers = {name: said for shard in shards for name, said in _layers(shard.metadata).items()}
+    found = _config(path) or header_config(model.source.metadata)
+    return {**found, COMFYUI: layers} if layers else found
+
+
+def _layers(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a header says of modules as ComfyUI has it. Raises DataError."""
+    document = strict_json(metadata.get(COMFYUI, "{}").encode("utf-8", "replace"), COMFYUI)
+    found = document.get("layers", {}) if isinstance(document, dict) else None
+    if not isinstance(found, dict):
+        raise DataError("its layers are not an object", place=[COMFYUI])
+    return found
 
 
 def header_config(metadata: Mapping[str, str]) -> Mapping[str, Any]:
