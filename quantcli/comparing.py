@@ -23,6 +23,7 @@ from quantcli.reading import Model, Tensor
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import read_small
 from quantcli.stores.gguf import GgufFile
+from quantcli.stores.onnx import OnnxFile
 from quantcli.stores.safetensors import strict_json
 from quantcli.tensors import TensorInfo
 from quantcli.workers import Crew, Task
@@ -85,9 +86,11 @@ def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> d
 
 def _stated(model: Model, path: str) -> Mapping[str, Any]:
     """What says how tensors are stored: config.json, or what an export says in its header where there is none, and what
-    ComfyUI's headers say; or the file itself where it is a GGUF."""
+    ComfyUI's headers say; or the file itself where it is a GGUF or ONNX."""
     if isinstance(model.source, GgufFile):
         return {"gguf": model.source.blocks}
+    if isinstance(model.source, OnnxFile):
+        return {"onnx": model.source.graph}
     shards = model.source.shards.values() if isinstance(model.source, Checkpoint) else [model.source]
     layers = {name: said for shard in shards for name, said in _layers(shard.metadata).items()}
     found = _config(path) or header_config(model.source.metadata)

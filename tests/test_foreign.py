@@ -409,7 +409,7 @@ def test_awq_order_of_the_example() -> None:
 
 
 def test_every_layout_is_there_and_leaves_other_tensors_alone() -> None:
-    assert registry.names("foreign") == ("awq", "bnb", "comfyui", "compressed-tensors", "gguf", "gptq", "mlx")
+    assert registry.names("foreign") == ("awq", "bnb", "comfyui", "compressed-tensors", "gguf", "gptq", "mlx", "onnx")
     assert all(registry.get("foreign", name).summary for name in registry.names("foreign"))
     other: Parts = {"a.weight": floats(np.ones((2, 2)), "F32"), "b.weight": ("I8", (2, 2), b"1234"),
                     "c.scales": floats(np.ones((2, 2)), "F32"), "d_scale": floats(np.ones(1), "F32")}

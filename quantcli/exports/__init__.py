@@ -201,7 +201,7 @@ class Export:
     accepted scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose
     weights it can all say. Raises UsageError for weights it cannot say together. scale_dtype: what scales are best
     made in for it. extension: of a target that is always one file, with its dot. keeps_document: whether what it
-    writes is a native file still. read_back: whether `quantcli.foreign` reads it.
+    writes is a native file still. read_back: whether the report reads what was written, before that has its name.
     """
 
     summary: str
