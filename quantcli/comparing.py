@@ -20,8 +20,10 @@ from quantcli.exports import KEY as EXPORT_KEY
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.pipeline import Progress
 from quantcli.reading import Model, Tensor
+from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import read_small
 from quantcli.stores.gguf import GgufFile
+from quantcli.stores.onnx import OnnxFile
 from quantcli.stores.safetensors import strict_json
 from quantcli.tensors import TensorInfo
 from quantcli.workers import Crew, Task
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
+
+COMFYUI = "_quantization_metadata"
+"""The key of a header, and of what `foreign.find` is told, under which ComfyUI describes modules."""
 
 BLOCK = 1 << 20
 """Weights of a float tensor that are compared at a time."""
@@ -81,13 +86,25 @@ def views(model: Model, path: str, config: Mapping[str, Any] | None = None) -> d
 
 
 def _stated(model: Model, path: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What says how tensors are stored: the file itself where it is a GGUF, else the config.json that is known, the one
-    beside the file, or what an export says in its header where there is none."""
+    """What says how tensors are stored: the file itself where it is a GGUF or ONNX; else the config.json that is known,
+    or the one beside the file, or what an export says in its header; and what ComfyUI's headers say."""
     if isinstance(model.source, GgufFile):
         return {"gguf": model.source.blocks}
-    if config is not None:
-        return config
-    return _config(path) or header_config(model.source.metadata)
+    if isinstance(model.source, OnnxFile):
+        return {"onnx": model.source.graph}
+    shards = model.source.shards.values() if isinstance(model.source, Checkpoint) else [model.source]
+    layers = {name: said for shard in shards for name, said in _layers(shard.metadata).items()}
+    found = config if config is not None else _config(path) or header_config(model.source.metadata)
+    return {**found, COMFYUI: layers} if layers else found
+
+
+def _layers(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a header says of modules as ComfyUI has it. Raises DataError."""
+    document = strict_json(metadata.get(COMFYUI, "{}").encode("utf-8", "replace"), COMFYUI)
+    found = document.get("layers", {}) if isinstance(document, dict) else None
+    if not isinstance(found, dict):
+        raise DataError("its layers are not an object", place=[COMFYUI])
+    return found
 
 
 def header_config(metadata: Mapping[str, str]) -> Mapping[str, Any]:

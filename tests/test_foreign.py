@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,28 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from foreign_parts import (
+    FLOATS,
+    GOLDEN,
+    Parts,
+    changed,
+    check_every_piece,
+    codes,
+    decoded,
+    dense,
+    down,
+    floats,
+    found_in,
+    kept,
+    only,
+    padded,
+    plain,
+    reader,
+    scales,
+    without,
+    words,
+    written,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import ROOT, one_line, run
@@ -22,115 +44,7 @@ from making import ROOT, one_line, run
 import quantcli
 from quantcli import foreign, registry
 from quantcli.errors import DataError
-from quantcli.foreign import Found, Read
-from quantcli.tensors import TensorInfo
-
-GOLDEN = Path(__file__).parent / "golden" / "foreign"
-"""Written by peers/write_foreign.py, peers/write_foreign_awq_mlx.py and peers/write_foreign_gptq.py."""
-FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-Parts = dict[str, tuple[str, tuple[int, ...], bytes]]
-
-
-# ---- tensors in memory ------------------------------------------------------------------------------------------
-
-
-def infos_of(parts: Parts) -> dict[str, TensorInfo]:
-    return {name: TensorInfo(name, dtype, shape) for name, (dtype, shape, _) in parts.items()}
-
-
-def reader(parts: Parts) -> Read:
-    """Reads as a file does: only what is there."""
-
-    def read(name: str, start: int, size: int) -> np.ndarray:
-        raw = parts[name][2]
-        assert start >= 0 and size >= 0 and start + size <= len(raw), (name, start, size, len(raw))
-        return np.frombuffer(raw[start : start + size], np.uint8).copy()
-
-    return read
-
-
-def found_in(parts: Parts, config: Mapping[str, Any] | None = None, *, reading: bool = True) -> list[Found]:
-    for dtype, shape, raw in parts.values():
-        assert len(raw) == np.prod(shape, dtype=int) * int(dtype.lstrip("BFIU").split("_")[0]) // 8
-    return foreign.find(infos_of(parts), config or {}, reader(parts) if reading else None)
-
-
-def only(found: list[Found]) -> Found:
-    assert len(found) == 1
-    return found[0]
-
-
-def decoded(found: Found, parts: Parts, first: int = 0, last: int | None = None) -> np.ndarray:
-    rows = int(np.prod(found.shape[:-1]))
-    result = found.decode(reader(parts), first, rows if last is None else last)
-    assert result.dtype == np.float32
-    return result
-
-
-def check_every_piece(found: Found, parts: Parts, expected: np.ndarray) -> None:
-    """Whole, and in pieces of many sizes, bit for bit."""
-    rows = len(expected)
-    np.testing.assert_array_equal(decoded(found, parts), expected)
-    for first, last in [(0, 1), (rows - 1, rows), *itertools.pairwise(range(0, rows, 7)),
-                        *itertools.pairwise(sorted({0, 5, 31, 32, 33, rows} & set(range(rows + 1))))]:
-        np.testing.assert_array_equal(decoded(found, parts, first, last), expected[first:last])
-
-
-def floats(values: np.ndarray, dtype: str) -> tuple[str, tuple[int, ...], bytes]:
-    return dtype, values.shape, values.astype(FLOATS[dtype]).tobytes()
-
-
-def kept(values: np.ndarray, dtype: str) -> np.ndarray:
-    """What is left of float values in a dtype."""
-    return values.astype(FLOATS[dtype]).astype(np.float32)
-
-
-def words(dtype: str, rows: list[list[int]]) -> tuple[str, tuple[int, ...], bytes]:
-    """Rows of unsigned 32-bit words."""
-    return dtype, (len(rows), len(rows[0])), b"".join(struct.pack(f"<{len(row)}I", *row) for row in rows)
-
-
-def dense(values: list[int], bits: int) -> list[int]:
-    """32-bit words of a stream: bit k of it is bit k % 32 of word k // 32."""
-    found = [0] * ((len(values) * bits + 31) // 32)
-    for i, value in enumerate(values):
-        for b in range(bits):
-            k = i * bits + b
-            found[k // 32] |= (value >> b & 1) << (k % 32)
-    return found
-
-
-def padded(values: list[int], bits: int) -> list[int]:
-    """32-bit words of whole codes, as compressed-tensors wrote them before 0.18."""
-    held = 32 // bits
-    found = [0] * (-(-len(values) // held))
-    for i, value in enumerate(values):
-        found[i // held] |= value << (i % held * bits)
-    return found
-
-
-def down(values: list[list[int]], pack: Callable[[list[int], int], list[int]], bits: int) -> list[list[int]]:
-    """Rows of words whose streams run down the columns."""
-    return [list(row) for row in zip(*(pack(list(column), bits) for column in zip(*values)))]
-
-
-def codes(rng: random.Random, rows: int, cols: int, bits: int) -> list[list[int]]:
-    return [[rng.randrange(1 << bits) for _ in range(cols)] for _ in range(rows)]
-
-
-def scales(rng: random.Random, rows: int, cols: int) -> np.ndarray:
-    return np.array([[rng.choice((-1, 1)) * rng.uniform(1e-3, 0.1) for _ in range(cols)] for _ in range(rows)])
-
-
-def plain(u: list[list[int]], z: list[list[int]] | None, s: np.ndarray, group: int, zero: int = 0) -> np.ndarray:
-    """(u - z) * s, one weight at a time in float32."""
-    out = np.empty((len(u), len(u[0])), np.float32)
-    for o, row in enumerate(u):
-        for i, code in enumerate(row):
-            offset = zero if z is None else z[o][i // group]
-            out[o, i] = np.float32(code - offset) * np.float32(s[o, i // group])
-    return out
-
+from quantcli.foreign import Read
 
 # ---- compressed-tensors -----------------------------------------------------------------------------------------
 
@@ -301,25 +215,20 @@ def test_8_bit_floats(dtype: str, known: Any) -> None:
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.safetensors")), ids=lambda p: p.stem)
 def test_the_library_decodes_the_same(path: Path) -> None:
-    parts: Parts = {name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
-                    for name, entry in safetensors.deserialize(path.read_bytes())}
-    size = int.from_bytes(path.read_bytes()[:8], "little")
-    config = json.loads(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["config"])
-    _, shape, raw = parts.pop("expected")
-    expected = np.frombuffer(raw, np.float32).reshape(shape)
+    parts, config, expected = written(path)
     for said in (config, {}):
-        if not said and path.stem.startswith(("fp8b", "mlx", "gptq")):
+        if not said and path.stem.startswith(("fp8b", "mlx", "gptq", "comfy-awq-g64")):
             continue  # the shapes do not tell
         found = only(found_in(parts, said))
-        assert found.shape == shape
+        assert found.shape == expected.shape
         if path.stem.startswith("mlx"):  # whether it rounds between its product and its sum is MLX's to choose
             np.testing.assert_allclose(decoded(found, parts), expected, rtol=0, atol=5e-7)
         else:
-            check_every_piece(found, parts, expected)
+            check_every_piece(found, parts, expected.reshape(-1, expected.shape[-1]))
 
 
 def test_there_are_files_of_the_library() -> None:
-    assert len(list(GOLDEN.glob("*.safetensors"))) == 24
+    assert len(list(GOLDEN.glob("*.safetensors"))) == 36
 
 
 # ---- native files without their header --------------------------------------------------------------------------
@@ -500,7 +409,7 @@ def test_awq_order_of_the_example() -> None:
 
 
 def test_every_layout_is_there_and_leaves_other_tensors_alone() -> None:
-    assert registry.names("foreign") == ("awq", "compressed-tensors", "gguf", "gptq", "mlx")
+    assert registry.names("foreign") == ("awq", "bnb", "comfyui", "compressed-tensors", "gguf", "gptq", "mlx", "onnx")
     assert all(registry.get("foreign", name).summary for name in registry.names("foreign"))
     other: Parts = {"a.weight": floats(np.ones((2, 2)), "F32"), "b.weight": ("I8", (2, 2), b"1234"),
                     "c.scales": floats(np.ones((2, 2)), "F32"), "d_scale": floats(np.ones(1), "F32")}
@@ -537,14 +446,6 @@ def test_only_the_bytes_of_these_rows_are_read() -> None:
 # ---- malformed --------------------------------------------------------------------------------------------------
 
 
-def changed(parts: Parts, name: str, *, dtype: str | None = None, shape: tuple[int, ...] | None = None) -> Parts:
-    """The same parts, one of them of another dtype or shape; its bytes are of that size."""
-    own, before, _ = parts[name]
-    dtype, shape = dtype or own, before if shape is None else shape
-    size = int(np.prod(shape, dtype=int)) * int(dtype.lstrip("BFIU").split("_")[0]) // 8
-    return {**parts, name: (dtype, shape, bytes(size))}
-
-
 CT = packed_parts(37, 96, 4, 6, symmetric=False)[0]
 MLX = mlx_parts(4, 128, 4, 32)[0]
 GPTQ = gptq_parts(32, 64, 4, [i // 32 for i in range(64)], 1)[0]
@@ -553,10 +454,6 @@ BYTES: Parts = {"m.weight": ("I8", (4, 8), bytes(32)), "m.weight_scale": floats(
 MLX_CONFIG = {"quantization": {"bits": 4, "group_size": 32}}
 GPTQ_CONFIG = gptq_config(4, 32, 1)
 AWQ_CONFIG = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
-
-
-def without(parts: Parts, name: str) -> Parts:
-    return {k: v for k, v in parts.items() if k != name}
 
 
 WRONG: dict[str, tuple[Parts, Any, str]] = {

@@ -231,9 +231,14 @@ def float_source(src: str) -> Iterator[Source]:
     """The source SRC names. Raises DataError when it is quantized."""
     from quantcli.stores import open_source
     from quantcli.stores.gguf import GgufFile
+    from quantcli.stores.onnx import OnnxFile
 
     with contextlib.closing(open_source(src)) as source:
-        if source.documents or (isinstance(source, GgufFile) and source.blocks):
+        if (
+            source.documents
+            or (isinstance(source, GgufFile) and source.blocks)
+            or (isinstance(source, OnnxFile) and source.is_quantized)
+        ):
             raise DataError(
                 "this file is quantized already",
                 place=[source.path],

@@ -411,7 +411,7 @@ def default_output(src: str, scheme: str) -> str:
     stem, extension = os.path.splitext(base)
     if os.path.isdir(path):
         return os.path.join(folder, f"{base}-{scheme}")
-    if extension.lower() not in (".safetensors", ".npy", ".npz"):
+    if extension.lower() not in (".safetensors", ".npy", ".npz", ".onnx"):
         stem = base
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")
 

@@ -214,7 +214,7 @@ class Export:
     weights it can all say. Raises UsageError for weights it cannot say together. scale_dtype: what scales are best
     made in for it; group_size: the groups to ask for where nothing was said. extension: of a target that is always one
     file, with its dot; two_files: whether it may need a second one. keeps_document: whether what it writes is a native
-    file still. read_back: whether `quantcli.foreign` reads it.
+    file still. read_back: whether the report reads what was written, before that has its name.
     """
 
     summary: str

@@ -115,5 +115,4 @@ PROVIDES = Export(
     accepts=Accepts(formats=("nf4",), bits=(4,), groups=(64,)),
     shape=shape,
     convert=convert,
-    read_back=False,
 )

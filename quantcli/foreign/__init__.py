@@ -22,6 +22,10 @@ Read = Callable[[str, int, int], "NDArray[np.uint8]"]
 """Bytes of a stored tensor: its name, the first byte, how many."""
 
 
+OWN = ("gguf", "onnx")
+"""Layouts of files that say themselves what their tensors are: in those no other is looked for, whatever the names."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A weight that another quantizer stored.
@@ -47,8 +51,9 @@ class ForeignLayout:
     """A layout: a line for people, and what of it there is among tensors by name.
 
     find(tensors, config, read): `config` is config.json, empty when there is none; of a GGUF it is {"gguf": its
-    blocks}. `read` gives the shapes some layouts store as a tensor; without it they must follow from the rest. Raises
-    DataError for what is malformed, contradictory, ambiguous or a variant that is not known.
+    blocks}, of an ONNX file {"onnx": its graph}. `read` gives the shapes some layouts store as a tensor; without it
+    they must follow from the rest. Raises DataError for what is malformed, contradictory, ambiguous or a variant that
+    is not known.
     """
 
     summary: str
@@ -62,7 +67,8 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     Raises DataError as the layouts do, and when a weight is there twice.
     """
     left, found, seen = dict(infos), list[Found](), set[str]()
-    for layout in registry.names("foreign"):
+    names = registry.names("foreign")
+    for layout in [n for n in names if n in OWN and set(config) == {n}] or names:
         for weight in registry.get("foreign", layout).find(left, config, read):
             if weight.name in seen or (weight.name in infos and weight.name not in {p.name for p in weight.parts}):
                 raise DataError("it is stored in two ways", place=[printable(weight.name)])

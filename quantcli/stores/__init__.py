@@ -59,8 +59,8 @@ def need_file(source: Source, what: str) -> None:
 
 
 def open_source(path: str) -> Source:
-    """The source a path names: a folder or its index.json, .npy, .npz, a GGUF by how it begins, or else a safetensors
-    file, - for the one that standard input holds.
+    """The source a path names: a folder or its index.json, .npy, .npz, .onnx, a GGUF by how it begins, or else a
+    safetensors file, - for the one that standard input holds.
 
     Raises QuantcliError for what is missing, unreadable, damaged or of another kind.
     """
@@ -68,6 +68,7 @@ def open_source(path: str) -> Source:
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf import GgufFile, is_gguf
     from quantcli.stores.npy import NpyFile, NpzFile
+    from quantcli.stores.onnx import OnnxFile
     from quantcli.stores.safetensors import SafetensorsFile
 
     if path == "-":
@@ -82,4 +83,6 @@ def open_source(path: str) -> Source:
     if lower.endswith(".npz"):
         return NpzFile(path)
     file = InputFile(path)
+    if lower.endswith(".onnx"):
+        return OnnxFile(file)
     return GgufFile(file) if lower.endswith(".gguf") or is_gguf(file) else SafetensorsFile(file)
