@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantcli import card, pipeline, report, resuming
+from quantcli import card, pipeline, reporting, resuming
 from quantcli.container import Result, StoredTensor
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports.compressed_tensors import quantization_config
@@ -272,7 +272,7 @@ def _card(
     original: str | None,
 ) -> bytes:
     """The model card, with the original one in it."""
-    found = report.of_plan(
+    found = reporting.of_plan(
         plan.tensors,
         results,
         command="quantize",

@@ -154,11 +154,11 @@ def _report(
     seconds: float | None,
 ) -> RunReport:
     """The report on a plan whose tensors are stored as the target has them."""
-    from quantcli import report
+    from quantcli import reporting
 
     jobs = found.jobs
     tensors = [replace(t, outputs=jobs[t.info.name].outputs if t.info.name in jobs else ()) for t in planned.tensors]
-    return report.of_plan(
+    return reporting.of_plan(
         tensors,
         results,
         command=command,

@@ -43,7 +43,7 @@ def command(
     those of report.
     """
     from quantcli import baseline as earlier
-    from quantcli import comparing, gates, naming, reading, report
+    from quantcli import comparing, gates, naming, reading, reporting
     from quantcli.stores import need_file
 
     rendering = _gating.rendering(format_, as_json)
@@ -65,7 +65,7 @@ def command(
             options.say(note)
         pairs, new, vanished = comparing.pairs_of(ours, theirs, after)
         found = comparing.measure(pairs, threads=options.thread_count(threads), progress=bar)
-        result = report.of_pairs(
+        result = reporting.of_pairs(
             pairs,
             found,
             (new, vanished),

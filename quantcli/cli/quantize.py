@@ -308,10 +308,10 @@ def _say_held(source: Source, planned: Plan, digest: str) -> None:
 
 def _planned(source: Source, planned: Plan, src: str, output: str, bytes_out: int) -> RunReport:
     """The report on a plan."""
-    from quantcli import report
+    from quantcli import reporting
 
     bytes_in = sum(f.size for f in source.files())
-    return report.of_plan(
+    return reporting.of_plan(
         planned.tensors,
         None,
         command="plan",
@@ -364,7 +364,7 @@ def _write(
 ) -> tuple[RunReport, list[str], list[str]]:
     """Write the output; the report on it, what else there is to tell, and what must be told. names: source and output
     as they are shown, output as it was named, and its real path."""
-    from quantcli import checkpoints, pipeline, report
+    from quantcli import checkpoints, pipeline, reporting
 
     began = time.perf_counter()
     src, shown, target, real = names
@@ -385,7 +385,7 @@ def _write(
             said.append(f"config.json has no quantization_config, compressed-tensors cannot express {obstacle}")
     else:
         written = pipeline.write(source, planned, source.metadata, real, run)
-    found = report.of_plan(
+    found = reporting.of_plan(
         written.plan.tensors,
         dict(written.results),
         command="quantize",

@@ -165,7 +165,7 @@ def _jobs(
 def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
     """The report on one file, judged; `look`: with a second look at each tensor where there is an original, which
     `theory` asks for."""
-    from quantcli import baseline, gates, measuring, reading, report
+    from quantcli import baseline, gates, measuring, reading, reporting
     from quantcli.stores import need_file
 
     began = time.perf_counter()
@@ -191,7 +191,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
                     from quantcli import examining
 
                     known = examining.examine(model, original, metrics, threads=threads, progress=bar)
-    found = report.of_stored(
+    found = reporting.of_stored(
         stored,
         metrics,
         source=job.against or job.file,
@@ -206,7 +206,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
 
 def _foreign(job: _Job, model: Model, theory: bool, threads: int, quiet: bool, began: float) -> RunReport:
     """The report on a file that another tool quantized."""
-    from quantcli import comparing, naming, reading, report
+    from quantcli import comparing, naming, reading, reporting
     from quantcli.stores import need_file
 
     need_file(model.source, "reading what another tool wrote")
@@ -230,7 +230,7 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, quiet: bool, b
             bytes_in = sum(f.size for f in original.source.files())
     else:
         model.source.check_unchanged()
-    return report.of_views(
+    return reporting.of_views(
         views,
         metrics,
         source=job.against or job.file,
