@@ -7,7 +7,7 @@ import os
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -255,15 +255,19 @@ def _total(parts: list[Metrics | None]) -> Metrics | None:
 
 def _errors(before: Floats, after: Floats) -> Metrics:
     """Errors of decoded weights; of what is not finite only that it is the same on both sides."""
+    with np.errstate(invalid="ignore"):
+        error = before.astype(np.float64)
+        power = float(np.einsum("i,i->", error, error))
+        error -= after
+        sse = float(np.einsum("i,i->", error, error))
+    if math.isfinite(power + sse):
+        largest = max(float(error.max(initial=0.0)), -float(error.min(initial=0.0)))
+        return Metrics(sse, power, before.size, largest, 0)
     odd = ~(np.isfinite(before) & np.isfinite(after))
-    if odd.any():
-        if not np.array_equal(before[odd], after[odd], equal_nan=True):
-            return Metrics(math.inf, 0.0, before.size, math.inf, 0)
-        before, after = np.where(odd, np.float32(0), before), np.where(odd, np.float32(0), after)
-    exact = before.astype(np.float64)
-    error = exact - after
-    largest = float(np.abs(error).max(initial=0.0))
-    return Metrics(float(np.square(error).sum()), float(np.square(exact).sum()), before.size, largest, 0)
+    if not np.array_equal(before[odd], after[odd], equal_nan=True):
+        return Metrics(math.inf, 0.0, before.size, math.inf, 0)
+    found = _errors(np.where(odd, np.float32(0), before), np.where(odd, np.float32(0), after))
+    return replace(found, numel=before.size)
 
 
 def _equal(a: View, b: View) -> bool:
