@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import options
+from quantcli.cli import _asking, options
 from quantcli.cli._gating import limits
 from quantcli.cli.options import F
 from quantcli.errors import UsageError
@@ -63,7 +63,7 @@ def budget(command: F) -> F:
         help="One scheme for all that is quantized, as one config group of compressed-tensors can say.",
     )(command)
     ties = click.option("--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.")
-    command = options.selection(ties(options.recipe(command)))
+    command = _asking.selection(ties(_asking.recipe(command)))
     command = click.option(
         "--calibration",
         type=options.Several((*registry.names("calibrators"), "auto")),
@@ -85,10 +85,10 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     targets = [name for name, _, _ in TARGETS if asked[name] is not None]
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
-    recipe = options.asked_recipe(asked, {})
-    asked = options.settled(asked, recipe)
+    recipe = _asking.asked_recipe(asked, {})
+    asked = _asking.settled(asked, recipe)
     schemes = [
-        recipe.scheme({"bits": bits, **options.granularity(None, size, None), **method})
+        recipe.scheme({"bits": bits, **_asking.granularity(None, size, None), **method})
         for method in [{"calibration": name} for name in asked["calibration"] or ()] or [{}]
         for size in asked["group_size"]
         for bits in asked["bits"]
@@ -97,10 +97,10 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     need_file(source, "planning")
-    to, _ = options.target_of(source, recipe, asked.get("to"), folder=hasattr(source, "shards"))
+    to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=hasattr(source, "shards"))
     asked = {**asked, "to": to}
-    weights = options.importance(asked, recipe, source)
-    request = replace(options.request(schemes[0], asked, recipe), importance=weights)
+    weights = _asking.importance(asked, recipe, source)
+    request = replace(_asking.request(schemes[0], asked, recipe), importance=weights)
     first = make(source.infos(), request)
     name, value = targets[0], float(asked[targets[0]])
     target: int | None = None

@@ -17,14 +17,9 @@ from quantcli import registry
 from quantcli.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
-    from quantcli.importance import Importance
     from quantcli.pipeline import Progress
-    from quantcli.plan import Plan, Request
-    from quantcli.recipe import Recipe
+    from quantcli.plan import Plan
     from quantcli.report import RunReport
-    from quantcli.scheme import Scheme
     from quantcli.stores import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,164 +61,6 @@ def standard_output(output: str | None, as_json: bool) -> Iterator[str | None]:
         path = os.path.join(folder, "output.safetensors")
         yield path
         standard.send(path)
-
-
-class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A glob, or a regular expression after re:; shells complete it to names of the source's tensors and modules."""
-
-    name = "pattern"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem, split_arg_string
-
-        from quantcli.patterns import module_of
-        from quantcli.stores import open_source
-
-        # Behind an option whose value is still missing, click has not told the arguments from the options.
-        words = split_arg_string(os.environ.get("COMP_WORDS", ""))[2:]
-        src = ctx.params.get("src") or next((w for w in words if os.path.exists(os.path.expanduser(w))), None)
-        if not isinstance(src, str):
-            return []
-        try:
-            with contextlib.closing(open_source(os.path.expanduser(src))) as source:
-                tensors = [info.name for info in source.infos()]
-        except Exception:  # what cannot be read has no names
-            return []
-        names = dict.fromkeys([*tensors, *map(module_of, tensors)])
-        return [CompletionItem(n) for n in names if n and n.startswith(incomplete) and n.isprintable()]
-
-
-def selection(command: F) -> F:
-    """Which tensors: --include, --exclude and --no-default-keep."""
-    for option in (
-        click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions."),
-        click.option("--exclude", multiple=True, type=Pattern(), metavar="PATTERN", help="Keep these as they are."),
-        click.option(
-            "--include",
-            multiple=True,
-            type=Pattern(),
-            metavar="PATTERN",
-            help="Quantize only these: a glob, or a regular expression after re:.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def recipe(command: F) -> F:
-    """--recipe, --override and --importance."""
-    for option in (
-        click.option(
-            "--importance",
-            metavar="FILE",
-            type=click.Path(path_type=str),
-            default=None,
-            help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
-            ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
-        ),
-        click.option(
-            "--override",
-            multiple=True,
-            metavar="PATTERN:KEY=VALUE,...",
-            help="A rule more, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches wins.",
-        ),
-        click.option(
-            "--recipe",
-            metavar="FILE",
-            type=click.Path(path_type=str),
-            default=None,
-            help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def asked_recipe(asked: dict[str, Any], fields: dict[str, Any]) -> Recipe:
-    """The recipe of --recipe and --override, with fields of the default scheme on top."""
-    from quantcli import recipe
-
-    return recipe.load(asked["recipe"], fields, [recipe.override(text) for text in asked["override"]])
-
-
-def settled(asked: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The options that are given, else what the recipe says. Raises UsageError for a size that holds nothing."""
-    said = dict(recipe.options)
-    said["no_default_keep"] = not said.pop("keep_defaults", True)
-    found = {**said, **{k: v for k, v in asked.items() if v not in (None, (), False) or k not in said}}
-    limit = found.get("max_shard_size")
-    if limit is not None:
-        if limit < 1:
-            raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
-        found["max_shard_size"] = int(limit)
-    return found
-
-
-def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool) -> tuple[str | None, str]:
-    """The target of what is written, None for the native layout, and what is to be said of it.
-
-    Where none is asked for, a folder that transformers loads is written so that it still does.
-    """
-    from quantcli import recipe as recipes
-    from quantcli.exports import named
-
-    if asked is not None or not folder or not _is_transformers(source):
-        return None if asked == recipes.NATIVE else asked, ""
-    usual = "compressed-tensors"
-    schemes = [s for s in (recipe.default, *(r.scheme for r in recipe.rules)) if s is not None]
-    for scheme in (c for s in schemes for c in s.candidates):
-        if (why := named(usual).accepts.obstacle(scheme)) is not None:
-            return None, f"config.json gets no quantization_config: {usual} cannot say {why}"
-    return usual, ""
-
-
-def _is_transformers(source: Source) -> bool:
-    """Whether a folder's config.json is one of transformers."""
-    from quantcli.stores.checkpoint import Checkpoint
-    from quantcli.stores.files import read_small
-    from quantcli.stores.safetensors import strict_json
-
-    path = os.path.join(source.folder, "config.json") if isinstance(source, Checkpoint) else ""
-    if not os.path.isfile(path):
-        return False
-    found = strict_json(read_small(path, 1 << 24), path)
-    return isinstance(found, dict) and bool({"architectures", "model_type"} & found.keys())
-
-
-def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
-    """What --importance or the recipe names; entries that belong to no tensor of the source are said."""
-    from quantcli.importance import load
-
-    path, digest = recipe.importance or (None, None)
-    if path is None or asked["importance"] is not None:
-        # A recipe out of a header knows the importances it was made with by their digest alone.
-        digest, path = digest if path is None else None, asked["importance"]
-    if path is None:
-        if digest is not None:
-            raise UsageError("the recipe was made with importances", place=["--importance"], hint="name their file")
-        return None
-    found = load(path, digest)
-    unused = found.unused(source.infos())
-    if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        warn(f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}")
-    return found
-
-
-def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None) -> Request:
-    """A scheme for the tensors selected, with the rules of a recipe."""
-    from quantcli.plan import Request
-
-    return Request(
-        scheme=scheme,
-        rules=recipe.rules if recipe else (),
-        ties=recipe.ties if recipe else (),
-        include=asked["include"],
-        exclude=asked["exclude"],
-        keep_defaults=not asked["no_default_keep"],
-        max_shard_size=asked.get("max_shard_size"),
-        to=asked.get("to"),
-    )
 
 
 @contextlib.contextmanager
@@ -451,30 +288,6 @@ def thread_count(threads: int | None) -> int:
     from quantcli.workers import default_threads
 
     return threads or default_threads()
-
-
-def granularity(granularity: str | None, group_size: int | None, axis: int | None) -> dict[str, Any]:
-    """Scheme fields from --granularity, --group-size (-1 per channel, 0 per tensor) and --axis.
-
-    Raises UsageError where they contradict each other.
-    """
-    if group_size is not None and group_size <= 0:
-        if group_size < -1:
-            raise UsageError(
-                f"{group_size} is none", place=["--group-size"], hint="use 1 or more, -1 per channel or 0 per tensor"
-            )
-        meant = "tensor" if group_size == 0 else "channel"
-        if granularity not in (None, meant):
-            raise UsageError(f"{group_size} means {meant}, not {granularity}", place=["--group-size"])
-        granularity, group_size = meant, None
-    if axis is not None and granularity is None and group_size is None:
-        raise UsageError("an axis needs --granularity channel", place=["--axis"])
-    fields: dict[str, Any] = {"granularity": granularity or "group"}
-    if group_size is not None:
-        fields["group_size"] = group_size
-    if axis is not None:
-        fields["axis"] = axis
-    return fields
 
 
 def progress_of(found: Bar) -> Progress:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import registry
-from quantcli.cli import _budget, _exporting, _gating, options
+from quantcli.cli import _asking, _budget, _exporting, _gating, options
 from quantcli.errors import DataError, UsageError
-from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
     from quantcli.checkpoints import WrittenFolder
@@ -36,77 +35,9 @@ WITH_A_TARGET = (
 @click.command("quantize", short_help="Quantize a model file.")
 @options.source
 @options.output
-@click.option("--bits", type=int, default=None, help="Bits per code, 1 to 16.  [default: 4]")
-@click.option(
-    "--group-size",
-    type=int,
-    default=None,
-    help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128; --to gguf: 32]",
-)
-@click.option("--granularity", type=click.Choice(GRANULARITIES), default=None, help="What shares a scale.")
-@click.option("--axis", type=int, default=None, help="The channel axis.  [default: 0]")
-@click.option(
-    "--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]"
-)
-@click.option(
-    "--grid",
-    type=click.Choice(["restricted", "full"]),
-    default=None,
-    help="Symmetric codes without or with the lowest.",
-)
-@click.option(
-    "--zero-point",
-    type=click.Choice(["int", "float"]),
-    default=None,
-    help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).  [default: int]",
-)
-@click.option(
-    "--calibration",
-    type=options.Names((*registry.names("calibrators"), "auto")),
-    default=None,
-    help="How scales are found; auto takes the best of several, tensor by tensor.  [default: mse]",
-)
-@click.option(
-    "--effort", type=click.Choice(["fast", "default", "best", "exact"]), default=None, help="How long to search."
-)
-@click.option("--mse-norm", type=float, default=None, metavar="P", help="Make the error of mse |e|^P.  [default: 2]")
-@click.option(
-    "--percentile",
-    type=float,
-    default=None,
-    metavar="P",
-    help="Share of the weights inside the range.  [default: 99.9]",
-)
-@click.option(
-    "--rounding",
-    type=click.Choice(ROUNDINGS),
-    default=None,
-    help="To the nearest code, or so that the errors of a row add up to 0.  [default: sum-preserving, but nearest "
-    "where a calibration is named]",
-)
-@click.option(
-    "--type",
-    "format_",
-    type=options.Names(registry.names("formats")),
-    default=None,
-    help="Number format.  [default: int]",
-)
-@click.option("--levels", type=int, default=None, metavar="N", help="Levels of a learned codebook, 2 to 256.")
-@click.option(
-    "--codebook",
-    type=click.Path(path_type=str),
-    default=None,
-    metavar="FILE",
-    help="Levels to use: numbers in a text or .npy file.",
-)
-@click.option(
-    "--scale-dtype",
-    type=click.Choice(SCALE_DTYPES),
-    default=None,
-    help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]",
-)
-@options.selection
-@options.recipe
+@_asking.schemes
+@_asking.selection
+@_asking.recipe
 @click.option(
     "--save-recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Write what was done."
 )
@@ -172,8 +103,8 @@ def command(
     """
     from quantcli import kernels, pipeline, plan, recipe
 
-    given = _recipe(asked)
-    asked = options.settled(asked, given)
+    given = _asking.recipe_of(asked)
+    asked = _asking.settled(asked, given)
     _refuse_both(asked)
     settings = {name: asked[name] or choices[0] for name, choices in recipe.SETTINGS.items()}
     digest = settings["digest"]
@@ -184,7 +115,7 @@ def command(
         options.float_source(src) as source,
     ):
         folder = _as_folder(source, named or "")
-        to, why = options.target_of(source, given, asked["to"], folder=folder)
+        to, why = _asking.target_of(source, given, asked["to"], folder=folder)
         if why and not quiet:
             options.say(why)
         request = _request(source, src, given, {**asked, "to": to}, threads, quiet)
@@ -279,8 +210,8 @@ def _request(
         chosen["to"] = asked["to"] or recipe.NATIVE
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), quiet)
         return replace(planned.request, max_shard_size=asked["max_shard_size"])
-    importance = options.importance(asked, given, source)
-    request = replace(options.request(given.default, asked, given), importance=importance)
+    importance = _asking.importance(asked, given, source)
+    request = replace(_asking.request(given.default, asked, given), importance=importance)
     if asked["save_recipe"] is None:
         return request
     try:
@@ -414,57 +345,6 @@ def default_output(src: str, scheme: str) -> str:
     if extension.lower() not in (".safetensors", ".npy", ".npz", ".onnx"):
         stem = base
     return os.path.join(folder, f"{stem}-{scheme}.safetensors")
-
-
-def _recipe(asked: dict[str, Any]) -> Recipe:
-    """The schemes that are asked for; where nothing is said of groups, those that are best for the target."""
-    fields: dict[str, Any] = options.granularity(asked["granularity"], asked["group_size"], asked["axis"])
-    to = asked["to"]
-    if (
-        to not in (None, "native")
-        and asked["recipe"] is None
-        and asked["group_size"] is None
-        and fields["granularity"] == "group"
-    ):
-        from quantcli.exports import named
-
-        if (best := named(to).group_size) is not None:
-            fields["group_size"] = best
-    for option, name in (
-        ("bits", "bits"),
-        ("symmetric", "symmetric"),
-        ("grid", "grid"),
-        ("zero_point", "zero_point"),
-        ("calibration", "calibration"),
-        ("format_", "format"),
-        ("rounding", "rounding"),
-        ("levels", "levels"),
-        ("scale_dtype", "scale_dtype"),
-    ):
-        if asked[option] is not None:
-            fields[name] = asked[option]
-    fields |= _method(asked)
-    return options.asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})
-
-
-def _method(asked: dict[str, Any]) -> dict[str, Any]:
-    """Scheme fields that other options imply: an option of a calibrator names it, levels make a codebook."""
-    given = {
-        name: asked[option]
-        for option, name in (("effort", "effort"), ("mse_norm", "norm"), ("percentile", "percentile"))
-        if asked[option] is not None
-    }
-    fields: dict[str, Any] = {"options": given} if given else {}
-    if asked["calibration"] is None and ("norm" in given or "percentile" in given):
-        fields["calibration"] = "mse" if "norm" in given else "percentile"
-    if asked["codebook"] is not None:
-        from quantcli import recipe
-
-        fields["codebook"] = recipe.levels(asked["codebook"])
-    learned = asked["levels"] is not None or asked["codebook"] is not None or asked["calibration"] == "lloyd-max"
-    if asked["format_"] is None and learned:
-        fields["format"] = "codebook"
-    return fields
 
 
 PROVIDES = command

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import options
+from quantcli.cli import _asking, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]"
 )
-@options.selection
+@_asking.selection
 @click.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.")
 @click.option("-o", "--output", metavar="FILE.html", type=click.Path(path_type=str), default=None, help="Write a page.")
 @options.threads
@@ -77,7 +77,7 @@ def command(
         plans = []
         for scheme in schemes:
             try:
-                plans.append(plan.make(source.infos(), options.request(scheme, selected)))
+                plans.append(plan.make(source.infos(), _asking.request(scheme, selected)))
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         with options.bar("sweeping", quiet=quiet) as bar:
@@ -108,7 +108,7 @@ def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, 
 
     found = []
     for calibration, size, width in itertools.product(calibrations or [""], sizes, bits):
-        fields = options.granularity(None, size, None)
+        fields = _asking.granularity(None, size, None)
         fields |= {"calibration": calibration} if calibration else {}
         fields |= {"symmetric": symmetric} if symmetric is not None else {}
         fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}

@@ -1,0 +1,346 @@
+"""What may be asked of the tensors of a model: schemes, rules, which ones, for which target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantcli import registry
+from quantcli.cli import options
+from quantcli.cli.options import F
+from quantcli.errors import UsageError, printable
+from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from quantcli.importance import Importance
+    from quantcli.plan import Request
+    from quantcli.recipe import Recipe
+    from quantcli.scheme import Scheme
+    from quantcli.stores import Source
+
+
+def schemes(command: F) -> F:
+    """--bits and all else that makes a scheme."""
+    for option in reversed(
+        (
+            click.option("--bits", type=int, default=None, help="Bits per code, 1 to 16.  [default: 4]"),
+            click.option(
+                "--group-size",
+                type=int,
+                default=None,
+                help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128; "
+                "--to gguf: 32]",
+            ),
+            click.option("--granularity", type=click.Choice(GRANULARITIES), default=None, help="What shares a scale."),
+            click.option("--axis", type=int, default=None, help="The channel axis.  [default: 0]"),
+            click.option(
+                "--symmetric/--asymmetric",
+                default=None,
+                help="Codes around 0, or with a zero point.  [default: symmetric]",
+            ),
+            click.option(
+                "--grid",
+                type=click.Choice(["restricted", "full"]),
+                default=None,
+                help="Symmetric codes without or with the lowest.",
+            ),
+            click.option(
+                "--zero-point",
+                type=click.Choice(["int", "float"]),
+                default=None,
+                help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).  [default: int]",
+            ),
+            click.option(
+                "--calibration",
+                type=options.Names((*registry.names("calibrators"), "auto")),
+                default=None,
+                help="How scales are found; auto takes the best of several, tensor by tensor.  [default: mse]",
+            ),
+            click.option(
+                "--effort",
+                type=click.Choice(["fast", "default", "best", "exact"]),
+                default=None,
+                help="How long to search.",
+            ),
+            click.option(
+                "--mse-norm", type=float, default=None, metavar="P", help="Make the error of mse |e|^P.  [default: 2]"
+            ),
+            click.option(
+                "--percentile",
+                type=float,
+                default=None,
+                metavar="P",
+                help="Share of the weights inside the range.  [default: 99.9]",
+            ),
+            click.option(
+                "--rounding",
+                type=click.Choice(ROUNDINGS),
+                default=None,
+                help="To the nearest code, or so that the errors of a row add up to 0.  [default: sum-preserving, but "
+                "nearest where a calibration is named]",
+            ),
+            click.option(
+                "--type",
+                "format_",
+                type=options.Names(registry.names("formats")),
+                default=None,
+                help="Number format.  [default: int]",
+            ),
+            click.option(
+                "--levels", type=int, default=None, metavar="N", help="Levels of a learned codebook, 2 to 256."
+            ),
+            click.option(
+                "--codebook",
+                type=click.Path(path_type=str),
+                default=None,
+                metavar="FILE",
+                help="Levels to use: numbers in a text or .npy file.",
+            ),
+            click.option(
+                "--scale-dtype",
+                type=click.Choice(SCALE_DTYPES),
+                default=None,
+                help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A glob, or a regular expression after re:; shells complete it to names of the source's tensors and modules."""
+
+    name = "pattern"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem, split_arg_string
+
+        from quantcli.patterns import module_of
+        from quantcli.stores import open_source
+
+        # Behind an option whose value is still missing, click has not told the arguments from the options.
+        words = split_arg_string(os.environ.get("COMP_WORDS", ""))[2:]
+        src = ctx.params.get("src") or next((w for w in words if os.path.exists(os.path.expanduser(w))), None)
+        if not isinstance(src, str):
+            return []
+        try:
+            with contextlib.closing(open_source(os.path.expanduser(src))) as source:
+                tensors = [info.name for info in source.infos()]
+        except Exception:  # what cannot be read has no names
+            return []
+        names = dict.fromkeys([*tensors, *map(module_of, tensors)])
+        return [CompletionItem(n) for n in names if n and n.startswith(incomplete) and n.isprintable()]
+
+
+def selection(command: F) -> F:
+    """Which tensors: --include, --exclude and --no-default-keep."""
+    for option in (
+        click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions."),
+        click.option("--exclude", multiple=True, type=Pattern(), metavar="PATTERN", help="Keep these as they are."),
+        click.option(
+            "--include",
+            multiple=True,
+            type=Pattern(),
+            metavar="PATTERN",
+            help="Quantize only these: a glob, or a regular expression after re:.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def recipe(command: F) -> F:
+    """--recipe, --override and --importance."""
+    for option in (
+        click.option(
+            "--importance",
+            metavar="FILE",
+            type=click.Path(path_type=str),
+            default=None,
+            help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
+            ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
+        ),
+        click.option(
+            "--override",
+            multiple=True,
+            metavar="PATTERN:KEY=VALUE,...",
+            help="A rule more, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches wins.",
+        ),
+        click.option(
+            "--recipe",
+            metavar="FILE",
+            type=click.Path(path_type=str),
+            default=None,
+            help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def granularity(granularity: str | None, group_size: int | None, axis: int | None) -> dict[str, Any]:
+    """Scheme fields from --granularity, --group-size (-1 per channel, 0 per tensor) and --axis.
+
+    Raises UsageError where they contradict each other.
+    """
+    if group_size is not None and group_size <= 0:
+        if group_size < -1:
+            raise UsageError(
+                f"{group_size} is none", place=["--group-size"], hint="use 1 or more, -1 per channel or 0 per tensor"
+            )
+        meant = "tensor" if group_size == 0 else "channel"
+        if granularity not in (None, meant):
+            raise UsageError(f"{group_size} means {meant}, not {granularity}", place=["--group-size"])
+        granularity, group_size = meant, None
+    if axis is not None and granularity is None and group_size is None:
+        raise UsageError("an axis needs --granularity channel", place=["--axis"])
+    fields: dict[str, Any] = {"granularity": granularity or "group"}
+    if group_size is not None:
+        fields["group_size"] = group_size
+    if axis is not None:
+        fields["axis"] = axis
+    return fields
+
+
+def asked_recipe(asked: dict[str, Any], fields: dict[str, Any]) -> Recipe:
+    """The recipe of --recipe and --override, with fields of the default scheme on top."""
+    from quantcli import recipe
+
+    return recipe.load(asked["recipe"], fields, [recipe.override(text) for text in asked["override"]])
+
+
+def settled(asked: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The options that are given, else what the recipe says. Raises UsageError for a size that holds nothing."""
+    said = dict(recipe.options)
+    said["no_default_keep"] = not said.pop("keep_defaults", True)
+    found = {**said, **{k: v for k, v in asked.items() if v not in (None, (), False) or k not in said}}
+    limit = found.get("max_shard_size")
+    if limit is not None:
+        if limit < 1:
+            raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
+        found["max_shard_size"] = int(limit)
+    return found
+
+
+def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool) -> tuple[str | None, str]:
+    """The target of what is written, None for the native layout, and what is to be said of it.
+
+    Where none is asked for, a folder that transformers loads is written so that it still does.
+    """
+    from quantcli import recipe as recipes
+    from quantcli.exports import named
+
+    if asked is not None or not folder or not _is_transformers(source):
+        return None if asked == recipes.NATIVE else asked, ""
+    usual = "compressed-tensors"
+    schemes = [s for s in (recipe.default, *(r.scheme for r in recipe.rules)) if s is not None]
+    for scheme in (c for s in schemes for c in s.candidates):
+        if (why := named(usual).accepts.obstacle(scheme)) is not None:
+            return None, f"config.json gets no quantization_config: {usual} cannot say {why}"
+    return usual, ""
+
+
+def _is_transformers(source: Source) -> bool:
+    """Whether a folder's config.json is one of transformers."""
+    from quantcli.stores.checkpoint import Checkpoint
+    from quantcli.stores.files import read_small
+    from quantcli.stores.safetensors import strict_json
+
+    path = os.path.join(source.folder, "config.json") if isinstance(source, Checkpoint) else ""
+    if not os.path.isfile(path):
+        return False
+    found = strict_json(read_small(path, 1 << 24), path)
+    return isinstance(found, dict) and bool({"architectures", "model_type"} & found.keys())
+
+
+def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
+    """What --importance or the recipe names; entries that belong to no tensor of the source are said."""
+    from quantcli.importance import load
+
+    path, digest = recipe.importance or (None, None)
+    if path is None or asked["importance"] is not None:
+        # A recipe out of a header knows the importances it was made with by their digest alone.
+        digest, path = digest if path is None else None, asked["importance"]
+    if path is None:
+        if digest is not None:
+            raise UsageError("the recipe was made with importances", place=["--importance"], hint="name their file")
+        return None
+    found = load(path, digest)
+    unused = found.unused(source.infos())
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        options.warn(f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}")
+    return found
+
+
+def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None) -> Request:
+    """A scheme for the tensors selected, with the rules of a recipe."""
+    from quantcli.plan import Request
+
+    return Request(
+        scheme=scheme,
+        rules=recipe.rules if recipe else (),
+        ties=recipe.ties if recipe else (),
+        include=asked["include"],
+        exclude=asked["exclude"],
+        keep_defaults=not asked["no_default_keep"],
+        max_shard_size=asked.get("max_shard_size"),
+        to=asked.get("to"),
+    )
+
+
+def recipe_of(asked: dict[str, Any]) -> Recipe:
+    """The schemes that are asked for; where nothing is said of groups, those that are best for the target."""
+    fields: dict[str, Any] = granularity(asked["granularity"], asked["group_size"], asked["axis"])
+    to = asked["to"]
+    if (
+        to not in (None, "native")
+        and asked["recipe"] is None
+        and asked["group_size"] is None
+        and fields["granularity"] == "group"
+    ):
+        from quantcli.exports import named
+
+        if (best := named(to).group_size) is not None:
+            fields["group_size"] = best
+    for option, name in (
+        ("bits", "bits"),
+        ("symmetric", "symmetric"),
+        ("grid", "grid"),
+        ("zero_point", "zero_point"),
+        ("calibration", "calibration"),
+        ("format_", "format"),
+        ("rounding", "rounding"),
+        ("levels", "levels"),
+        ("scale_dtype", "scale_dtype"),
+    ):
+        if asked[option] is not None:
+            fields[name] = asked[option]
+    fields |= _method(asked)
+    return asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})
+
+
+def _method(asked: dict[str, Any]) -> dict[str, Any]:
+    """Scheme fields that other options imply: an option of a calibrator names it, levels make a codebook."""
+    given = {
+        name: asked[option]
+        for option, name in (("effort", "effort"), ("mse_norm", "norm"), ("percentile", "percentile"))
+        if asked[option] is not None
+    }
+    fields: dict[str, Any] = {"options": given} if given else {}
+    if asked["calibration"] is None and ("norm" in given or "percentile" in given):
+        fields["calibration"] = "mse" if "norm" in given else "percentile"
+    if asked["codebook"] is not None:
+        from quantcli import recipe
+
+        fields["codebook"] = recipe.levels(asked["codebook"])
+    learned = asked["levels"] is not None or asked["codebook"] is not None or asked["calibration"] == "lloyd-max"
+    if asked["format_"] is None and learned:
+        fields["format"] = "codebook"
+    return fields
