@@ -38,7 +38,19 @@ import numpy as np
 from quantcli import kernels, packing
 from quantcli.dtypes import to_float32
 from quantcli.foreign import ForeignLayout, Found, Read
-from quantcli.foreign._parts import CONFIG_HINT, FLOATS, floats, part, scaled, scheme_name, section, text, whole, wrong
+from quantcli.foreign._parts import (
+    CONFIG_HINT,
+    FLOATS,
+    floats,
+    part,
+    scaled,
+    scheme_name,
+    section,
+    small_float_weight,
+    text,
+    whole,
+    wrong,
+)
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.patterns import module_of
 from quantcli.tensors import TensorInfo
@@ -402,7 +414,7 @@ def _refuse(infos: Mapping[str, TensorInfo], name: str) -> None:
         raise wrong(name, "it is stored packed and as it is")
     if codes.dtype == "U8":
         scales = f" with {scale.dtype} scales" if scale else ""
-        raise wrong(name, f"packed bytes{scales} (NVFP4 or MXFP4) are not known here")
+        raise wrong(name, f"packed bytes{scales} are not known here")
 
 
 def _found(stored: _Stored, *, packed: bool) -> Found:
@@ -423,12 +435,13 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     found = []
     for full in infos:
         name = full.removesuffix("_packed")
-        if name != full and (name.endswith(".weight") or f"{name}_scale" in infos):
+        scale = infos.get(f"{name}_scale")
+        if small_float_weight(infos, full):
+            continue
+        if name != full and (name.endswith(".weight") or scale is not None):
             _refuse(infos, name)
             found.append(_found(_packed(infos, name, config, read), packed=True))
         elif infos[full].dtype in PLAIN and f"{full}_scale" in infos and f"{full}_packed" not in infos:
-            if infos[f"{full}_scale"].dtype == "U8":
-                raise wrong(full, "bytes with U8 scales (MXFP8) are not known here")
             found.append(_found(_plain(infos, full, config), packed=False))
     return found
 
