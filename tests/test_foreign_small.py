@@ -132,9 +132,10 @@ def test_parameters_must_be_numbers(parts: Parts, name: str, raw: bytes) -> None
         decoded(only(found_in(parts)), parts)
 
 
-def test_a_global_scale_of_0_is_refused() -> None:
-    parts = {**NV, "m.weight_global_scale": floats(np.zeros(1), "F32")}
-    with pytest.raises(DataError, match="global_scale is 0"):
+@pytest.mark.parametrize("overall", [0, 1e-40])
+def test_a_global_scale_of_nothing_is_refused(overall: float) -> None:
+    parts = {**NV, "m.weight_global_scale": floats(np.array([overall]), "F32")}
+    with pytest.raises(DataError, match="over its global_scale is not finite"):
         decoded(only(found_in(parts)), parts)
 
 

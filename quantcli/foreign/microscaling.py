@@ -62,10 +62,10 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     kind = "e8m0" if stored.scale.dtype == "U8" else "e4m3"
     scale = small_scales(read, stored.scale, kind, stored.name, first * groups, rows * groups)
     if stored.overall is not None:
-        overall = floats(read, stored.overall, stored.name, 0, 1)
-        if not overall.all():
-            raise wrong(stored.name, "its global_scale is 0")
-        scale = scale / overall
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            scale = scale / floats(read, stored.overall, stored.name, 0, 1)
+        if not np.isfinite(scale).all():
+            raise wrong(stored.name, "a scale over its global_scale is not finite")
     out = small_floats(read(stored.codes.name, first * size, rows * size), stored.bits)
     with np.errstate(over="ignore", invalid="ignore"):
         grouped = out.reshape(rows, groups, stored.group)
