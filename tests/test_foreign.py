@@ -93,6 +93,16 @@ def test_pack_quantized_of_whole_codes(bits: int, symmetric: bool) -> None:
         assert only(found_in(parts)).bits == bits
 
 
+def test_the_version_tells_whole_codes_where_both_fit() -> None:
+    for bits, cols in [(3, 20), (5, 12), (6, 10), (7, 8), (4, 20)]:
+        for version, pack in [("0.17.1", padded), ("0.13.0.a20260101", padded), ("0.18.0", dense), ("0.9", padded),
+                              ("1.0.0", dense), ("unknown", dense), (None, dense)]:
+            parts, expected = packed_parts(37, cols, bits, 1, symmetric=True, pack=pack)
+            config = group_config(num_bits=bits, strategy="channel")
+            config["quantization_config"]["version"] = version
+            check_every_piece(only(found_in(parts, config)), parts, expected)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_pack_quantized_with_one_scale(bits: int, symmetric: bool) -> None:
@@ -217,18 +227,18 @@ def test_8_bit_floats(dtype: str, known: Any) -> None:
 def test_the_library_decodes_the_same(path: Path) -> None:
     parts, config, expected = written(path)
     for said in (config, {}):
-        if not said and path.stem.startswith(("fp8b", "mlx", "gptq", "comfy-awq-g64")):
+        if not said and path.stem.startswith(("fp8b", "mlx-w", "gptq", "comfy-awq-g64", "old")):
             continue  # the shapes do not tell
         found = only(found_in(parts, said))
         assert found.shape == expected.shape
-        if path.stem.startswith("mlx"):  # whether it rounds between its product and its sum is MLX's to choose
+        if path.stem.startswith("mlx-w"):  # whether it rounds between its product and its sum is MLX's to choose
             np.testing.assert_allclose(decoded(found, parts), expected, rtol=0, atol=5e-7)
         else:
             check_every_piece(found, parts, expected.reshape(-1, expected.shape[-1]))
 
 
 def test_there_are_files_of_the_library() -> None:
-    assert len(list(GOLDEN.glob("*.safetensors"))) == 36
+    assert len(list(GOLDEN.glob("*.safetensors"))) == 49
 
 
 # ---- native files without their header --------------------------------------------------------------------------
@@ -409,7 +419,8 @@ def test_awq_order_of_the_example() -> None:
 
 
 def test_every_layout_is_there_and_leaves_other_tensors_alone() -> None:
-    assert registry.names("foreign") == ("awq", "bnb", "comfyui", "compressed-tensors", "gguf", "gptq", "mlx", "onnx")
+    assert registry.names("foreign") == (
+        "awq", "bnb", "comfyui", "compressed-tensors", "gguf", "gptq", "microscaling", "mlx", "onnx")  # fmt: skip
     assert all(registry.get("foreign", name).summary for name in registry.names("foreign"))
     other: Parts = {"a.weight": floats(np.ones((2, 2)), "F32"), "b.weight": ("I8", (2, 2), b"1234"),
                     "c.scales": floats(np.ones((2, 2)), "F32"), "d_scale": floats(np.ones(1), "F32")}
@@ -462,7 +473,7 @@ WRONG: dict[str, tuple[Parts, Any, str]] = {
     "ct scale rows": (changed(CT, "m.weight_scale", shape=(36, 6)), {}, "do not go with"),
     "ct scale groups": (changed(without(CT, "m.weight_zero_point"), "m.weight_scale", shape=(37, 5)), {}, "one size"),
     "ct words": (changed(CT, "m.weight_packed", shape=(37, 40)), {}, "fits no width"),
-    "ct bytes": (changed(CT, "m.weight_packed", dtype="U8"), {}, "NVFP4 or MXFP4"),
+    "ct bytes": (changed(CT, "m.weight_packed", dtype="U8"), {}, "packed bytes with F32 scales are not known"),
     "ct one dimension": (changed(CT, "m.weight_packed", shape=(37,)), {}, "1 dimension"),
     "ct empty": (changed(CT, "m.weight_packed", shape=(0, 12)), {}, "is empty"),
     "ct zero points": (changed(CT, "m.weight_zero_point", shape=(37, 6)), {}, "zero points"),
@@ -480,14 +491,14 @@ WRONG: dict[str, tuple[Parts, Any, str]] = {
     "ct g_idx": ({**CT, "m.weight_g_idx": ("I32", (5,), bytes(20))}, {}, "g_idx"),
     "bytes scale": (changed(BYTES, "m.weight_scale", shape=(4, 3)), {}, "one size"),
     "bytes scale rows": (changed(BYTES, "m.weight_scale", shape=(3, 2)), {}, "do not go with"),
-    "bytes mxfp8": (changed(BYTES, "m.weight_scale", dtype="U8"), {}, "MXFP8"),
+    "bytes scaled by bytes": (changed(BYTES, "m.weight_scale", dtype="U8"), {}, "is U8"),
     "bytes zero": ({**BYTES, "m.weight_zero_point": ("I8", (4, 1), bytes(4))}, {}, "zero points"),
     "bytes group": (BYTES, group_config(num_bits=8, strategy="group", group_size=2), "not what config.json says"),
     "bytes block": (BYTES, group_config(strategy="block", block_structure="2x4"), "how large its blocks"),
     "bytes blocks": (BYTES, group_config(strategy="block", block_structure=[2, 2]), "blocks of 2 x 2"),
     "mlx no biases": (without(MLX, "m.biases"), MLX_CONFIG, "m.biases is missing"),
     "mlx no scales": (without(MLX, "m.scales"), MLX_CONFIG, "m.scales is missing"),
-    "mlx mxfp4": (changed(without(MLX, "m.biases"), "m.scales", dtype="U8"), {}, "mxfp4"),
+    "mlx biases of bytes": (changed(MLX, "m.scales", dtype="U8"), {}, "biases beside scales of a byte"),
     "mlx mode": (MLX, {"quantization": {"bits": 4, "group_size": 32, "mode": "nvfp4"}}, "nvfp4"),
     "mlx bits": (MLX, {"quantization": {"bits": 7, "group_size": 32}}, "7 bits"),
     "mlx group": (MLX, {"quantization": {"bits": 4, "group_size": 64}}, "no codes of 4 bits"),

@@ -126,10 +126,11 @@ def reader(source: GgufFile) -> foreign.Read:
     return read
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+                                  "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"])
 def test_blocks_are_decoded_bit_for_bit(blocks: GgufFile, kind: str) -> None:
     found = {name: f for name, f in found_in(blocks).items() if name.endswith(f".{kind}")}
-    assert len(found) == (1 if kind.endswith("K") else 2)
+    assert len(found) == (1 if kind.endswith("K") or kind[:2] in ("IQ", "TQ") else 2)
     for name, weight in found.items():
         assert weight.scheme == kind and blocks.blocks[name].type.name == kind
         expected = np.frombuffer(read_all(blocks, f"{name}.expected"), "<u4").reshape(weight.shape)
@@ -141,10 +142,11 @@ def test_blocks_are_decoded_bit_for_bit(blocks: GgufFile, kind: str) -> None:
 
 def test_scales_must_be_finite(tmp_path: Path) -> None:
     infinite = struct.pack("<H", 0x7C00)
-    for kind, at in [("Q4_0", 0), ("Q5_1", 2), ("Q2_K", 82), ("Q3_K", 108), ("Q6_K", 208)]:
+    for kind, at in [("Q4_0", 0), ("Q5_1", 2), ("Q2_K", 82), ("Q3_K", 108), ("Q6_K", 208), ("IQ4_NL", 0),
+                     ("IQ4_XS", 0), ("TQ1_0", 52), ("TQ2_0", 64), ("MXFP4", 0)]:
         number, block = next((n, t) for n, t in TYPES.items() if t.name == kind)
         raw = bytearray(block.bytes)
-        raw[at : at + 2] = infinite
+        raw[at : at + 2] = infinite if kind != "MXFP4" else b"\xff\0"
         source = opened(tmp_path / "a.gguf", raw_gguf([], [("w", number, (1, block.weights), bytes(raw))]))
         with pytest.raises(DataError, match="w: a scale is not finite"):
             found_in(source)["w"].decode(reader(source), 0, 1)
@@ -153,13 +155,13 @@ def test_scales_must_be_finite(tmp_path: Path) -> None:
 
 def test_blocks_that_are_not_known_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
-    path.write_bytes(raw_gguf([], [f32("a", np.ones(3)), ("b", 23, (2, 256), bytes(272))]))
+    path.write_bytes(raw_gguf([], [f32("a", np.ones(3)), ("b", 22, (2, 256), bytes(164))]))
     listed = json.loads(run("inspect", path, "--json").out)
     assert [(t["name"], t["dtype"], t["shape"], t["bytes"]) for t in listed["tensors"]] == [
-        ("a", "F32", [3], 12), ("b", "IQ4_XS", [2, 256], 272)]
+        ("a", "F32", [3], 12), ("b", "IQ2_S", [2, 256], 164)]
     line = one_line(run("compare", path, path), 2)
-    assert line == f"{path}: b: IQ4_XS blocks are not known here; known: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, " \
-                   "Q4_K, Q5_K, Q6_K"
+    assert line == f"{path}: b: IQ2_S blocks are not known here; known: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, " \
+                   "Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0"
 
 
 # ---- what is read and refused -----------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ CONFIG_HINT = "config.json beside the file would tell"
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes of scales."""
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""What the codes of 4-bit floats stand for."""
+
 
 def wrong(name: str, problem: str, hint: str | None = None) -> DataError:
     """The error that says what is wrong with a tensor."""
@@ -133,6 +136,37 @@ def _finite(values: Floats, info: TensorInfo, whose: str) -> Floats:
     if not np.isfinite(values).all():
         raise wrong(whose, f"a number of {printable(info.name)} is not finite")
     return values
+
+
+def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None:
+    """The name of the weight whose codes a tensor is, where these are floats and their scales bytes: two floats to a
+    byte under X_packed, or 8-bit floats under X; None when it is no such tensor."""
+    info, name = infos[full], full.removesuffix("_packed")
+    scale = infos.get(f"{name}_scale")
+    if scale is None:
+        return None
+    packed = info.dtype == "U8" and name != full and scale.dtype in ("U8", "F8_E4M3")
+    return name if packed or (info.dtype == "F8_E4M3" and name == full and scale.dtype == "U8") else None
+
+
+def small_scales(read: Read, info: TensorInfo, kind: str, whose: str, first: int, count: int) -> Floats:
+    """Scales of a byte as float32, from the first-th on: kind is `e4m3`, or `e8m0` for powers of 2 from -127 to 127.
+    Raises DataError when one is not a number."""
+    raw = read(info.name, first, count)
+    if kind == "e4m3":
+        return _finite(to_float32(raw, "F8_E4M3"), info, whose)
+    exponents = raw.astype(np.uint32) << np.uint32(23)  # of float32, but for the smallest power; 255 is no number
+    exponents[raw == 0] = 1 << 22
+    return _finite(exponents.view(np.float32), info, whose)
+
+
+def small_floats(raw: NDArray[np.uint8], bits: int) -> Floats:
+    """What bytes of E4M3, or of two E2M1 each, the first in the low half, stand for."""
+    if bits == 8:
+        return to_float32(raw, "F8_E4M3")
+    found = np.empty((len(raw), 2), np.float32)
+    found[:, 0], found[:, 1] = E2M1[raw & np.uint8(15)], E2M1[raw >> np.uint8(4)]
+    return found.ravel()
 
 
 def strips(read: Read, info: TensorInfo, first: int, last: int, step: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:

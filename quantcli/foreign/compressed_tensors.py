@@ -19,8 +19,9 @@ int-quantized, naive-quantized and float-quantized differ only in name:
 
 The weight is (q - zero point) * scale. The library multiplies in the scale's dtype; here it is float32, which rounds
 least, as for native files. Before release 0.18 words held 32 // b whole codes of 3, 5, 6 or 7 bits, and nothing in
-their top bits. Such a row has more words, always so from 160 columns on; where both fit, codes are taken to cross
-words. The codes 0 to 7 of 4 bits are the bytes `10 32 54 76`, and q from -8 to 1 the words 0x76543210 0x00000098.
+their top bits. Such a row has more words, always so from 160 columns on; where both fit, the `version` of config.json
+tells, and without it codes are taken to cross words. The codes 0 to 7 of 4 bits are the bytes `10 32 54 76`, and q from
+-8 to 1 the words 0x76543210 0x00000098.
 
 Shapes tell bits and groups wherever X_shape can be read; without it config.json must.
 """
@@ -28,6 +29,7 @@ Shapes tell bits and groups wherever X_shape can be read; without it config.json
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +40,19 @@ import numpy as np
 from quantcli import kernels, packing
 from quantcli.dtypes import to_float32
 from quantcli.foreign import ForeignLayout, Found, Read
-from quantcli.foreign._parts import CONFIG_HINT, FLOATS, floats, part, scaled, scheme_name, section, text, whole, wrong
+from quantcli.foreign._parts import (
+    CONFIG_HINT,
+    FLOATS,
+    floats,
+    part,
+    scaled,
+    scheme_name,
+    section,
+    small_float_weight,
+    text,
+    whole,
+    wrong,
+)
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.patterns import module_of
 from quantcli.tensors import TensorInfo
@@ -186,17 +200,25 @@ def _check_zero(stored: _Stored) -> None:
         raise wrong(stored.name, f"zero points {zero.dtype} {list(zero.shape)} do not go with the scales")
 
 
-def _one_bits(name: str, words: int, cols: int, groups: int, settings: list[dict[str, Any]]) -> tuple[int, bool]:
+def _older(config: Mapping[str, Any]) -> bool:
+    """Whether config.json is of a release before 0.18, whose codes did not cross words."""
+    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", text(section(config, "quantization_config"), "version") or "")
+    return found is not None and (int(found[1]), int(found[2])) < (0, 18)
+
+
+def _one_bits(
+    name: str, words: int, cols: int, groups: int, settings: list[dict[str, Any]], *, older: bool
+) -> tuple[int, bool]:
     """Bits of a code and whether codes cross words."""
     fitting = _packings(cols, words)
     agreed = [f for f in fitting if any(_agrees(own, f[0], cols, groups) for own in settings)] if settings else fitting
     if not agreed:
         what = "is not what config.json says" if fitting else "fits no width"
         raise wrong(name, f"{words} words and {groups} scales for {cols} columns: that {what}")
-    dense = [f for f in agreed if f[1]] or agreed
-    if len({bits for bits, _ in dense}) > 1:
+    usual = [(bits, dense) for bits, dense in agreed if dense is (not older or 32 % bits == 0)] or agreed
+    if len({bits for bits, _ in usual}) > 1:
         raise wrong(name, f"{words} words for {cols} columns fit several widths", CONFIG_HINT)
-    return dense[0]
+    return usual[0]
 
 
 def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any], read: Read | None) -> _Stored:
@@ -216,7 +238,7 @@ def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
     else:
         shape = (*lead, _columns(name, words, groups, settings))
     cols = shape[-1]
-    bits, dense = _one_bits(name, words, cols, groups, settings)
+    bits, dense = _one_bits(name, words, cols, groups, settings, older=_older(config))
     if cols % groups:
         raise wrong(name, f"{cols} columns are not {groups} groups of one size")
     index = part(infos, f"{name}_g_idx", name, ("I32", "I64")) if f"{name}_g_idx" in infos else None
@@ -402,7 +424,7 @@ def _refuse(infos: Mapping[str, TensorInfo], name: str) -> None:
         raise wrong(name, "it is stored packed and as it is")
     if codes.dtype == "U8":
         scales = f" with {scale.dtype} scales" if scale else ""
-        raise wrong(name, f"packed bytes{scales} (NVFP4 or MXFP4) are not known here")
+        raise wrong(name, f"packed bytes{scales} are not known here")
 
 
 def _found(stored: _Stored, *, packed: bool) -> Found:
@@ -423,12 +445,13 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     found = []
     for full in infos:
         name = full.removesuffix("_packed")
-        if name != full and (name.endswith(".weight") or f"{name}_scale" in infos):
+        scale = infos.get(f"{name}_scale")
+        if small_float_weight(infos, full):
+            continue
+        if name != full and (name.endswith(".weight") or scale is not None):
             _refuse(infos, name)
             found.append(_found(_packed(infos, name, config, read), packed=True))
         elif infos[full].dtype in PLAIN and f"{full}_scale" in infos and f"{full}_packed" not in infos:
-            if infos[f"{full}_scale"].dtype == "U8":
-                raise wrong(full, "bytes with U8 scales (MXFP8) are not known here")
             found.append(_found(_plain(infos, full, config), packed=False))
     return found
 

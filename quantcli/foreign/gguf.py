@@ -13,6 +13,12 @@ above it e_{j+16}; qh: bit j is the fifth of e_j)
     Q4_K   d f16, dm f16, scales[12], qs[128]            d * sc * e - dm * m     for 32 each
     Q5_K   d f16, dm f16, scales[12], qh[32], qs[128]    the same
     Q6_K   ql[128], qh[64], scales int8[16], d f16       d * sc * (e - 32)       for 16 each
+    IQ4_NL d f16, qs[16]                                 d * table[e]
+    IQ4_XS d f16, high u16, low[4], qs[128]              d * (sc - 32) * table[e]     for 32 each, sc: 2 and 4 bits
+    MXFP4  d E8M0, qs[16]                                d * e as E2M1
+    TQ1_0  qs[48], qh[4], d f16                          d * (e - 1)     a byte: five e as digits of a fraction to the
+                                                         base 3, of qh four
+    TQ2_0  qs[64], d f16                                 d * (e - 1)
 
 all in float32, from left to right. In the larger blocks bit fields of a run of bytes are the weights one run later:
 qs of Q4_K is 32 bytes for 64 weights, of Q2_K 32 bytes for 128, and so on.
@@ -27,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.foreign import ForeignLayout, Found, Read
-from quantcli.foreign._parts import wrong
+from quantcli.foreign._parts import E2M1, wrong
 from quantcli.stores.gguf import Block
 from quantcli.tensors import TensorInfo
 
@@ -137,6 +143,50 @@ def _q6_k(blocks: Bytes) -> Floats:
     return _grouped((low | high).astype(np.int8) - np.int8(32), scale)
 
 
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+"""The table of IQ4_NL and IQ4_XS."""
+
+
+def _iq4_nl(blocks: Bytes) -> Floats:
+    found: Floats = IQ4[_fields(blocks[:, 2:], 4, 16).reshape(-1, 32)]
+    return found * _half(blocks, 0)
+
+
+def _iq4_xs(blocks: Bytes) -> Floats:
+    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)
+    scales = _fields(blocks[:, 4:8], 4, 1).reshape(-1, 8) | (high & np.uint16(3)).astype(np.uint8) << np.uint8(4)
+    scale = _half(blocks, 0) * (scales.astype(np.int8) - np.int8(32)).astype(np.float32)
+    return _grouped(IQ4[_fields(blocks[:, 8:], 4, 16).reshape(-1, 256)], scale)
+
+
+def _mxfp4(blocks: Bytes) -> Floats:
+    exponents = blocks[:, :1].astype(np.uint32) << np.uint32(23)
+    exponents[blocks[:, :1] == 0] = 1 << 22
+    found: Floats = (E2M1 + np.float32(0))[_fields(blocks[:, 1:], 4, 16).reshape(-1, 32)]  # ggml has one zero
+    with np.errstate(over="ignore"):
+        found *= exponents.view(np.float32)
+    return found
+
+
+def _digits(run: Bytes, count: int) -> NDArray[np.int8]:
+    """-1, 0 or 1 for each of `count` digits of bytes that are fractions to the base 3, the first digit of all first."""
+    shifted = run[:, None, :] * np.array([1, 3, 9, 27, 81][:count], np.uint8)[:, None]
+    digits = (shifted.astype(np.uint16) * np.uint16(3)) >> np.uint16(8)
+    found: NDArray[np.int8] = digits.astype(np.int8).reshape(len(run), -1) - np.int8(1)
+    return found
+
+
+def _tq1_0(blocks: Bytes) -> Floats:
+    codes = [_digits(blocks[:, :32], 5), _digits(blocks[:, 32:48], 5), _digits(blocks[:, 48:52], 4)]
+    found: Floats = np.concatenate(codes, 1).astype(np.float32)
+    return found * _half(blocks, 52)
+
+
+def _tq2_0(blocks: Bytes) -> Floats:
+    codes: NDArray[np.int8] = _fields(blocks[:, :64], 2, 32).reshape(-1, 256).astype(np.int8) - np.int8(1)
+    return codes.astype(np.float32) * _half(blocks, 64)
+
+
 DECODERS: Mapping[str, tuple[int, Callable[[Bytes], Floats], tuple[int, ...]]] = {
     "Q4_0": (4, _q4_0, (0,)),
     "Q4_1": (4, _q4_1, (0, 2)),
@@ -148,6 +198,11 @@ DECODERS: Mapping[str, tuple[int, Callable[[Bytes], Floats], tuple[int, ...]]] =
     "Q4_K": (4, _q4_k, (0, 2)),
     "Q5_K": (5, _q5_k, (0, 2)),
     "Q6_K": (6, _q6_k, (208,)),
+    "IQ4_NL": (4, _iq4_nl, (0,)),
+    "IQ4_XS": (4, _iq4_xs, (0,)),
+    "MXFP4": (4, _mxfp4, ()),
+    "TQ1_0": (2, _tq1_0, (52,)),
+    "TQ2_0": (2, _tq2_0, (64,)),
 }
 """Bits of a code, float32 (B, weights) of blocks (B, bytes), and where in a block its float16s are."""
 
@@ -157,7 +212,8 @@ def _decode(name: str, block: Block, read: Read, first: int, last: int) -> Float
     _, decoder, halves = DECODERS[block.type.name]
     row = cols // block.type.weights * size
     blocks = read(name, first * row, (last - first) * row).reshape(-1, size)
-    if not all(np.isfinite(_half(blocks, at)).all() for at in halves):
+    no_number = block.type.name == "MXFP4" and (blocks[:, 0] == 255).any()
+    if no_number or not all(np.isfinite(_half(blocks, at)).all() for at in halves):
         raise wrong(name, "a scale is not finite")
     return decoder(blocks).reshape(last - first, cols)
 
@@ -187,4 +243,6 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     return found
 
 
-PROVIDES = ForeignLayout(summary="GGUF blocks: Q4_0 to Q8_0 and Q2_K to Q6_K", find=find)
+PROVIDES = ForeignLayout(
+    summary="GGUF blocks: Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0 and TQ2_0", find=find
+)

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
+from compressed_tensors.compressors.mx_utils import decompress_mx_scale
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 
@@ -67,5 +70,40 @@ def main() -> None:
         save_file(tensors, FOLDER / f"{name}.safetensors", {"config": json.dumps(config)})
 
 
+SMALL = {
+    "ct-nvfp4": ("nvfp4-pack-quantized", {"num_bits": 4, "strategy": "tensor_group", "group_size": 16}),
+    "ct-mxfp4": ("mxfp4-pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 32}),
+    "ct-mxfp8": ("mxfp8-quantized", {"num_bits": 8, "strategy": "group", "group_size": 32}),
+}  # fmt: skip
+
+
+def small() -> None:
+    """Floats of 4 and 8 bits with scales of a byte; decoded in float32 by the library's own steps, which by themselves
+    round to bfloat16."""
+    for seed, (name, (layout, values)) in enumerate(SMALL.items()):
+        args = QuantizationArgs(type="float", symmetric=True, **values)
+        weight = torch.randn((7, 128), generator=torch.Generator().manual_seed(seed))
+        scale = blocks(weight, args).abs().amax(-1) / (6 if args.num_bits == 4 else 448)
+        state = {"weight": weight, "weight_scale": torch.exp2(torch.floor(torch.log2(scale)))}
+        if name == "ct-nvfp4":
+            state["weight_global_scale"] = (448 * 6 / weight.abs().max()).reshape(1)
+            state["weight_scale"] = (scale * state["weight_global_scale"]).to(torch.float8_e4m3fn).float()
+        scheme = QuantizationScheme(targets=["Linear"], weights=args, format=layout)
+        stored = BaseCompressor.get_value_from_registry(layout).compress(state, scheme)
+        if args.num_bits == 4:
+            codes = unpack_fp4_from_uint8(stored["weight_packed"], 7, 128, torch.float32)
+        else:
+            codes = stored["weight"].float()
+        own = stored["weight_scale"]
+        own = decompress_mx_scale(own).float() if own.dtype == torch.uint8 else own.float()
+        expected = dequantize(codes, own, args=args, global_scale=state.get("weight_global_scale"), dtype=torch.float32)
+        tensors = {f"m.{key}": value.contiguous() for key, value in stored.items()}
+        tensors["expected"] = expected.contiguous()
+        config = {"quantization_config": {"quant_method": "compressed-tensors", "format": layout, "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": {**values, "type": "float", "symmetric": True}}}}}
+        save_file(tensors, FOLDER / f"{name}.safetensors", {"config": json.dumps(config)})
+
+
 if __name__ == "__main__":
     main()
+    small()

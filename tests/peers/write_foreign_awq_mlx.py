@@ -1,6 +1,6 @@
 """Write files of tests/golden/foreign with AutoAWQ 0.2.9's unpacking and MLX 0.32: codes, scales and zero points, and
 what those libraries make of them under `expected`. Run by hand in an environment that has torch and `mlx[cpu]`, with
-the path of AutoAWQ's awq/utils/packing_utils.py (of a download without its dependencies).
+the path of AutoAWQ's awq/utils/packing_utils.py (of a download without its dependencies); without it MLX's alone.
 
     .venv-peers/bin/python tests/peers/write_foreign_awq_mlx.py packing_utils.py
 """
@@ -47,6 +47,26 @@ def mlx() -> None:
                   {"config": json.dumps(config)})
 
 
+def mlx_small() -> None:
+    """Modes of small floats: of normal weights, and of every code and scale that is a number."""
+    for mode, (bits, group) in {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}.items():
+        chance = np.random.default_rng(bits + group)
+        weight = mx.array(chance.standard_normal((5, 128)).astype(np.float32))
+        words, scales = mx.quantize(weight, mode=mode)
+        raw = chance.integers(0, 256, (120, group * bits // 8), dtype=np.uint8)
+        raw[(raw & 127) == 127] = 0  # not a number as 8-bit float
+        some = np.resize(np.setdiff1d(np.arange(250), [127]) if mode == "nvfp4" else np.arange(8, 250), 120)
+        for name, codes, scale in [(mode, words, scales),
+                                   (f"{mode}-all", mx.array(raw.view("<u4")), mx.array(some.astype("u1")[:, None]))]:
+            expected = mx.dequantize(codes, scale, None, group_size=group, bits=bits, mode=mode, dtype=mx.float32)
+            parts = {"m.weight": codes, "m.scales": scale, "expected": expected}
+            config = {"quantization": {"bits": bits, "group_size": group, "mode": mode}}
+            save_file({k: np.array(v) for k, v in parts.items()}, FOLDER / f"mlx-{name}.safetensors",
+                      {"config": json.dumps(config)})
+
+
 if __name__ == "__main__":
-    awq(sys.argv[1])
+    if len(sys.argv) > 1:
+        awq(sys.argv[1])
     mlx()
+    mlx_small()

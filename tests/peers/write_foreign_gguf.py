@@ -26,9 +26,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "golden" / "gguf"
 HALVES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ4_NL": (0,), "IQ4_XS": (0,), "MXFP4": (), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
 """Where in a block the float16s are."""
-QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")
 
 
 def random_blocks(rng: np.random.Generator, name: str, rows: int, blocks: int) -> np.ndarray:
@@ -38,6 +39,8 @@ def random_blocks(rng: np.random.Generator, name: str, rows: int, blocks: int) -
     for at in HALVES[name]:
         scales = rng.standard_normal((rows, blocks)).astype("<f2") / np.float16(64)
         raw[:, :, at : at + 2] = scales.view(np.uint8).reshape(rows, blocks, 2)
+    if name == "MXFP4":
+        raw[:, :, 0] %= 250  # beyond, products are no float32
     return raw.reshape(rows, blocks * size)
 
 
