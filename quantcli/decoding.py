@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 
-from quantcli.comparing import View
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import DataError, printable
 from quantcli.exports import KEY as EXPORT_KEY
@@ -18,6 +17,7 @@ from quantcli.stores.files import OutputFile, check_space
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors import TensorInfo
+from quantcli.views import View
 from quantcli.workers import Crew, Task
 
 

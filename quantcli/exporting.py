@@ -29,6 +29,7 @@ from quantcli.stores.files import OutputFile, check_destination, check_space, re
 from quantcli.stores.folder import OutputFolder, check_folder
 from quantcli.stores.safetensors import header_bytes, lay_out, strict_json, validate
 from quantcli.tensors import TensorInfo
+from quantcli.views import View, view_of, views_of
 from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class Order:
     force: bool
     threads: int
     progress: Progress | None
-    against: Mapping[str, comparing.View]
+    against: Mapping[str, View]
     always: frozenset[str] = frozenset()
 
 
@@ -359,17 +360,17 @@ def _measured(
         for name, tensor in order.tensors.items()
         if name in found.jobs and (name in order.always or (tensor.scheme is not None and not exact[name]))
     ]
-    pairs: dict[str, tuple[comparing.View, comparing.View]] = {}
+    pairs: dict[str, tuple[View, View]] = {}
     with ExitStack() as stack:
-        read = dict[str, comparing.View]()
+        read = dict[str, View]()
         for path in dict.fromkeys(homes[name] for name in wanted) if named(order.target).read_back else []:
             model = stack.enter_context(open_model(path))
-            read |= naming.of_checkpoint(model, comparing.views(model, path, found.config))
+            read |= naming.of_checkpoint(model, views_of(model, path, found.config))
         for name in wanted:
             if name in read and read[name].scheme is not None:
                 pairs[name] = order.against[name], read[name]
             elif exact[name]:  # what was made anew is what was written
-                pairs[name] = order.against[name], comparing.view(order.tensors[name])
+                pairs[name] = order.against[name], view_of(order.tensors[name])
         return comparing.measure(pairs, threads=order.threads, progress=None)
 
 

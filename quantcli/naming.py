@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.comparing import BLOCK, View, runs
 from quantcli.errors import DataError, printable
 from quantcli.llama import ARCHITECTURES, hf_name
 from quantcli.reading import Model
 from quantcli.stores.gguf import GgufFile
+from quantcli.views import BLOCK, View, runs
 
 if TYPE_CHECKING:
     from quantcli.kernels import Floats

@@ -14,8 +14,8 @@ from quantcli.plan import UNWEIGHTED, WIDER, TensorPlan
 from quantcli.report import Change, Comparison, RunReport, TensorReport, summarize, tensor_report
 
 if TYPE_CHECKING:
-    from quantcli.comparing import View
     from quantcli.examining import Examined
+    from quantcli.views import View
 
 
 def of_plan(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quantcli import comparing, pipeline, plan
+from quantcli import pipeline, plan
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError
 from quantcli.exporting import obstacle
@@ -20,6 +20,7 @@ from quantcli.reading import open as open_model
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.tensors import TensorInfo
+from quantcli.views import view_of
 
 if TYPE_CHECKING:
     from quantcli.container import StoredTensor
@@ -35,7 +36,7 @@ class Decoded:
     def __init__(self, model: Model, names: Sequence[str], wide: frozenset[str]) -> None:
         self.path, self.metadata = model.source.path, dict[str, str]()
         self._source = model.source
-        self._views = {name: comparing.view(model[name]) for name in names}
+        self._views = {name: view_of(model[name]) for name in names}
         own = {name: self._views[name].info for name in names}
         self._infos = {name: replace(info, dtype="F32") if name in wide else info for name, info in own.items()}
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.comparing import View
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.pipeline import COPY
 from quantcli.reading import Tensor
+from quantcli.views import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

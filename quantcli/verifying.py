@@ -20,7 +20,6 @@ import numpy as np
 from quantcli import __version__, checkpoints, container, digest, kernels, possible
 from quantcli import metrics as metric
 from quantcli.codes import code_grid
-from quantcli.comparing import View
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.findings import CHECKS, OF_ORIGINALS, Findings, Verified
@@ -30,6 +29,7 @@ from quantcli.kernels import QuantParams, Sums, Tile
 from quantcli.pipeline import COPY, Progress
 from quantcli.reading import Model, Tensor
 from quantcli.stores.checkpoint import Checkpoint
+from quantcli.views import View
 from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:

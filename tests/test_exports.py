@@ -37,6 +37,7 @@ from quantcli.exports import Codes, _parts, awq, onnx
 from quantcli.grouping import TileSpan, layout
 from quantcli.kernels import QuantParams
 from quantcli.tensors import TensorInfo
+from quantcli.views import views_of
 
 GOLDEN = Path(__file__).parent / "golden"
 TARGETS = registry.names("exports")
@@ -200,7 +201,6 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
         return nf4(path)
     if target == "onnx":
         return matmuls(path)
-    from quantcli import comparing
 
     config = None
     if target == "compressed-tensors" and "quantcli" in metadata_of(path):
@@ -209,7 +209,7 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
             config = exporting.convert([t.stored for t in model.values()], target, lambda name: None).config
         path = strip(path)
     with quantcli.open(str(path)) as model:
-        views = comparing.views(model, str(path), config)
+        views = views_of(model, str(path), config)
         return {n: v.read(0, v.info.numel).reshape(v.info.shape) for n, v in views.items() if v.scheme is not None}
 
 

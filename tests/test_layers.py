@@ -19,7 +19,7 @@ ORDER = [
     "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
     "stores", "imatrix", "container", "patterns", "importance", "exports", "plan", "plain", "recipe", "foreign",
-    "workers", "pipeline", "resuming", "reading", "measuring", "examining", "comparing", "decoding", "naming",
+    "workers", "pipeline", "resuming", "reading", "measuring", "examining", "views", "comparing", "decoding", "naming",
     "allocating", "sweeping", "planning", "statistics", "report", "reporting", "gates", "config", "baseline",
     "terminal", "card", "checkpoints", "findings", "possible", "verifying", "exporting", "requantizing",
     "export_report", "renderings", "cli", "__main__",

@@ -107,7 +107,8 @@ class Target:
     def write(self, source: Source, planned: Plan, names: Names, run: Options) -> tuple[RunReport, list[str]]:
         """Quantize and export; the report on it, its errors those of the exported weights, and what else there is to
         tell."""
-        from quantcli import comparing, exporting, reading
+        from quantcli import exporting, reading
+        from quantcli.views import views_of
 
         began = time.perf_counter()
         with _native(source, planned, names[2], run) as (path, made, results), reading.open(path) as model:
@@ -124,7 +125,7 @@ class Target:
                     force=run.force,
                     threads=run.threads,
                     progress=run.progress,
-                    against=comparing.views(reading.Model(source), names[0], {}),
+                    against=views_of(reading.Model(source), names[0], {}),
                 )
             )
         seconds = time.perf_counter() - began

@@ -45,6 +45,7 @@ def command(
     from quantcli import baseline as earlier
     from quantcli import comparing, gates, naming, reading, reporting
     from quantcli.stores import need_file
+    from quantcli.views import views_of
 
     rendering = _gating.rendering(format_, as_json)
     began = time.perf_counter()
@@ -59,7 +60,7 @@ def command(
     with reading.open(before) as a, reading.open(after) as b, options.bar("comparing", quiet=quiet) as bar:
         for model in (a, b):
             need_file(model.source, "comparing")
-        views = comparing.views(a, before), comparing.views(b, after)
+        views = views_of(a, before), views_of(b, after)
         ours, theirs, note = naming.under_one_name(a, views[0], b, views[1])
         if note and not quiet:
             options.say(note)

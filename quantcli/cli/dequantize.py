@@ -41,14 +41,15 @@ def command(
 
     SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF.
     """
-    from quantcli import comparing, decoding, reading, terminal
+    from quantcli import decoding, reading, terminal
     from quantcli.stores import need_file
     from quantcli.stores.files import check_destination
+    from quantcli.views import views_of
 
     began = time.perf_counter()
     with options.standard_output(output, as_json) as named, reading.open(src) as model:
         need_file(model.source, "dequantizing")
-        views = comparing.views(model, src)
+        views = views_of(model, src)
         decoded = sum(view.scheme is not None for view in views.values())
         if not decoded:
             raise DataError("nothing in it is quantized", place=[src])

@@ -137,7 +137,8 @@ def _export(
     quiet: bool,
 ) -> ExportReport:
     """Write the output and report on it. names: source and output as they are shown, and the output's real path."""
-    from quantcli import comparing, export_report, exporting, requantizing
+    from quantcli import export_report, exporting, requantizing
+    from quantcli.views import view_of
 
     began = time.perf_counter()
     src, shown, real = names
@@ -165,7 +166,7 @@ def _export(
                 force=force,
                 threads=count,
                 progress=bar,
-                against={n: comparing.view(t) for n, t in model.items() if t.scheme is not None},
+                against={n: view_of(t) for n, t in model.items() if t.scheme is not None},
                 always=frozenset(wanted),
             )
         )

@@ -13,10 +13,10 @@ from quantcli.cli import options
 from quantcli.errors import printable
 
 if TYPE_CHECKING:
-    from quantcli.comparing import View
     from quantcli.reading import Model
     from quantcli.statistics import Statistics
     from quantcli.terminal import Table
+    from quantcli.views import View
 
 
 @click.command("inspect", short_help="Show what a file holds.")
@@ -134,14 +134,14 @@ def _rows(model: Model, src: str) -> list[_Row]:
 
 def _decoded(model: Model, src: str) -> dict[str, View]:
     """What another tool quantized, decoded; of a pipe, and of what is not understood, nothing is."""
-    from quantcli import comparing
     from quantcli.errors import DataError
     from quantcli.stores import is_stream
+    from quantcli.views import views_of
 
     if model.is_quantized or is_stream(model.source):
         return {}
     try:
-        views = comparing.views(model, src)
+        views = views_of(model, src)
     except DataError as error:
         options.say(f"shown as it is stored: {error}")
         return {}

@@ -15,13 +15,13 @@ from quantcli.cli import _gating, options
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.comparing import View
     from quantcli.config import Config
     from quantcli.examining import Examined
     from quantcli.gates import Gates
     from quantcli.metrics import Metrics
     from quantcli.reading import Model
     from quantcli.report import RunReport
+    from quantcli.views import View
 
 
 @click.command("report", short_help="Tell what quantization cost, and gate it.")
@@ -208,9 +208,10 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, quiet: bool, b
     """The report on a file that another tool quantized."""
     from quantcli import comparing, naming, reading, reporting
     from quantcli.stores import need_file
+    from quantcli.views import views_of
 
     need_file(model.source, "reading what another tool wrote")
-    views: Mapping[str, View] = comparing.views(model, job.file)
+    views: Mapping[str, View] = views_of(model, job.file)
     if not any(view.scheme for view in views.values()):
         raise DataError("nothing in it is quantized", place=[job.file], hint="inspect shows any file")
     if theory:
@@ -219,7 +220,7 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, quiet: bool, b
     bytes_in: int | None = None
     if job.against is not None:
         with reading.open(job.against) as original, options.bar("measuring", quiet=quiet) as bar:
-            before, views, note = naming.under_one_name(original, comparing.views(original, job.against), model, views)
+            before, views, note = naming.under_one_name(original, views_of(original, job.against), model, views)
             if note and not quiet:
                 options.say(note)
             pairs, new, vanished = comparing.pairs_of(before, views, job.file)

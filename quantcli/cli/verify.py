@@ -14,8 +14,8 @@ from quantcli.cli import options
 from quantcli.errors import DataError
 
 if TYPE_CHECKING:
-    from quantcli.comparing import View
     from quantcli.findings import Finding, Verified
+    from quantcli.views import View
 
 
 @click.command("verify", short_help="Check a quantized file, by itself or against its original.")
@@ -56,9 +56,10 @@ def command(
     possible ones. With --source: also that they are the right ones. The exit code is 0 when nothing is wrong, 1 when
     something is, and 2 when it could not be looked at. What another tool quantized is decoded whole.
     """
-    from quantcli import comparing, naming, reading, verifying
+    from quantcli import naming, reading, verifying
     from quantcli.importance import load
     from quantcli.stores import need_file
+    from quantcli.views import views_of
 
     count = options.thread_count(threads)
     with contextlib.ExitStack() as stack:
@@ -76,12 +77,12 @@ def command(
                 weighed = load(importance) if importance is not None else None
                 found = verifying.verify(model, before, threads=count, progress=bar, importance=weighed)
             else:
-                views: Mapping[str, View] = comparing.views(model, src)
+                views: Mapping[str, View] = views_of(model, src)
                 if not any(view.scheme for view in views.values()):
                     raise DataError("nothing in it is quantized", place=[src], hint="inspect shows any file")
                 known: Mapping[str, View] | None = None
                 if before is not None and original is not None:
-                    known, views, _ = naming.under_one_name(before, comparing.views(before, original), model, views)
+                    known, views, _ = naming.under_one_name(before, views_of(before, original), model, views)
                 found = verifying.foreign(views, known, original, threads=count)
         names = list(dict.fromkeys(f.tensor for f in found.findings if f.tensor))
         if show_all and found.tensors:
