@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Floats
 
-COMFYUI = "_quantization_metadata"
-"""The key of a header, and of what `foreign.find` is told, under which ComfyUI describes modules."""
-
 
 def measure(
     pairs: Mapping[str, tuple[View, View]], *, threads: int, progress: Progress | None
