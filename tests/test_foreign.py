@@ -238,7 +238,7 @@ def test_the_library_decodes_the_same(path: Path) -> None:
 
 
 def test_there_are_files_of_the_library() -> None:
-    assert len(list(GOLDEN.glob("*.safetensors"))) == 49
+    assert len(list(GOLDEN.glob("*.safetensors"))) == 51
 
 
 # ---- native files without their header --------------------------------------------------------------------------
@@ -420,12 +420,33 @@ def test_awq_order_of_the_example() -> None:
 
 def test_every_layout_is_there_and_leaves_other_tensors_alone() -> None:
     assert registry.names("foreign") == (
-        "awq", "bnb", "comfyui", "compressed-tensors", "gguf", "gptq", "microscaling", "mlx", "onnx")  # fmt: skip
+        "awq", "bnb", "comfyui", "compressed-tensors", "fp8-blocks", "gguf", "gptq", "microscaling", "mlx",
+        "onnx")  # fmt: skip
     assert all(registry.get("foreign", name).summary for name in registry.names("foreign"))
     other: Parts = {"a.weight": floats(np.ones((2, 2)), "F32"), "b.weight": ("I8", (2, 2), b"1234"),
                     "c.scales": floats(np.ones((2, 2)), "F32"), "d_scale": floats(np.ones(1), "F32")}
     assert found_in(other) == []
     assert foreign.find({}, {}) == []
+
+
+ORDINARY = ["weight", "bias", "scale", "scales", "biases", "weight_scale", "weight_zeros", "weight_zero_point", "g_idx",
+            "weight_shape", "running_mean", "SCB", "weight.absmax", "weight.quant_map", "weight_format", "scale_weight",
+            "weight_scale_inv", "weight_global_scale", "global_scale", "logit_scale", "num_batches_tracked"]
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(st.sampled_from([f"{module}.{name}" for module in ("m", "layers.0.n") for name in ORDINARY]),
+                       st.sampled_from(["F32", "F16", "BF16", "I64"]), min_size=1))
+def test_ordinary_tensors_are_not_claimed(dtypes: dict[str, str]) -> None:
+    """What is found is decoded, so nothing may be found of a model in floating point, whatever its names."""
+    sizes = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
+    assert found_in({name: (dtype, (4, 4), bytes(16 * sizes[dtype])) for name, dtype in dtypes.items()}) == []
+
+
+def test_the_sample_models_are_not_claimed() -> None:
+    for path in [*(ROOT / "sample_models").glob("*.safetensors"), *(ROOT / "sample_models").glob("*/*.safetensors")]:
+        with quantcli.open(str(path)) as model:
+            assert foreign.find({name: tensor.stored.info for name, tensor in model.items()}, {}) == []
 
 
 def test_layouts_beside_one_another() -> None:

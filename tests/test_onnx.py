@@ -290,6 +290,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "huge and nothing": (model(tensor("w", FLOAT, HUGE, None)), "and it holds 0"),
     "huge nibbles": (model(tensor("w", UINT4, HUGE, bytes(4))), "and it holds 4"),
     "dimensions": (model(tensor("w", FLOAT, (1,) * 65, bytes(4))), "more than 64 dimensions"),
+    "packed dimensions": (model(field(5, field(1, b"\1" * 100_000) + field(8, "w"))), "more than 64 dimensions"),
     "short": (model(tensor("w", FLOAT, (2, 3), bytes(23))), "take 24 bytes, and it holds 23"),
     "type": (model(tensor("w", 99, (1,), bytes(4))), "type 99 are not known"),
     "text elements": (model(tensor("w", 8, (1,), None)), "type text are not known"),
@@ -433,6 +434,12 @@ def test_many_fields_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("quantcli.stores.protobuf.MOST_FIELDS", 1000)
     with pytest.raises(DataError, match="more than 1000 fields"):
         opened(tmp_path / "x.onnx", model(*[field(2, "n")] * 1000, GOOD))
+
+
+def test_much_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantcli.stores.protobuf.ALL_TEXT", 1000)
+    with pytest.raises(DataError, match="more than 1000 bytes of text"):
+        opened(tmp_path / "x.onnx", model(GOOD, more=field(14, field(1, "k") + field(2, "v" * 500)) * 3))
 
 
 def test_many_elements_one_by_one_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
@@ -132,7 +133,7 @@ def _tensor_fields(wire: Wire, message: Field) -> _Tensor:
             raise DataError("a field of it is there twice", place=[printable(found.name)])
         seen.add(own.number)
         if own.number == 1:
-            found.dims += wire.varints(own)
+            found.dims += islice(wire.varints(own), MOST_DIMENSIONS + 1)
             if len(found.dims) > MOST_DIMENSIONS:
                 raise DataError(f"it has more than {MOST_DIMENSIONS} dimensions", place=[printable(found.name)])
         elif own.number == 2:

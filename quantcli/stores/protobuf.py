@@ -18,6 +18,9 @@ MOST_FIELDS = 8_000_000
 """A graph of 50 thousand nodes and their weights has some three million, which take five seconds."""
 
 MOST_TEXT = 1 << 20
+ALL_TEXT = 1 << 26
+"""Bytes of one text, and of all that are read: names, and what a file says of itself."""
+
 _WINDOW = 1 << 14
 _SIZES = {EIGHT: 8, FOUR: 4}
 
@@ -41,7 +44,7 @@ class Wire:
 
     def __init__(self, file: InputFile) -> None:
         self.file = file
-        self._left = MOST_FIELDS
+        self._left, self._room = MOST_FIELDS, ALL_TEXT
         self._window, self._start = b"", 0
 
     def _look(self, at: int) -> None:
@@ -106,6 +109,9 @@ class Wire:
 
     def text(self, field: Field) -> str:
         """The text of a field."""
+        self._room -= field.size
+        if self._room < 0:
+            raise DataError(f"it has more than {ALL_TEXT} bytes of text")
         try:
             return self.bytes(field).decode()
         except UnicodeError:
@@ -124,7 +130,7 @@ class Wire:
         return self.fields(field.value, field.value + field.size)
 
     def varints(self, field: Field) -> Iterator[int]:
-        """The whole numbers of a field: one, or as many as are packed in it."""
+        """The whole numbers of a field, one by one: a single one, or as many as are packed in it."""
         if field.kind == VARINT:
             yield signed(field.value)
             return
