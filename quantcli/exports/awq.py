@@ -7,8 +7,8 @@ A weight [out, in], out a multiple of 8, with groups of g becomes
     X.scales   F16  [in/g, out]     repeated where the model has smaller groups than the weight
 
 Nibble j of word c, the lowest first, is that of output 8c + ORDER[j]: outputs 0 to 7 with the codes 0 to 7 are the
-word 0x75316420. The size of the groups holds for the whole model; scales of whole rows are repeated where that makes them
-groups that every reader knows.
+word 0x75316420. The size of the groups holds for the whole model; scales of whole rows are repeated where that makes
+them groups that every reader knows.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _job(weight: Weight, group: int) -> Job:
 
 
 def _group(weights: Sequence[Weight]) -> int:
-    """The size of the groups of a model; of one with whole rows the largest that every reader knows, if there is one."""
+    """The size of the groups of a model; for whole rows the largest that every reader knows, if there is one."""
     found = one_group(weights, GROUPS)
     if found != -1:
         return found

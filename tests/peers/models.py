@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,7 +19,8 @@ from quantcli import comparing, naming, reading
 HERE = Path(__file__).resolve().parent
 Weights = dict[str, np.ndarray]
 
-MODEL = HERE.parent.parent / "sample_models" / "tiny-llama"
+SAMPLES = HERE.parent.parent / "sample_models"
+MODEL = SAMPLES / "tiny-llama"
 """It reads and writes ASCII, a letter a word."""
 
 
@@ -29,8 +31,8 @@ def letters() -> list[str]:
 
 
 def with_words(folder: Path) -> Path:
-    """A copy of the sample model with a byte-level tokenizer. llama.cpp wants at least one merge: that of two characters
-    that no text holds takes the place of a third one."""
+    """A copy of the sample model with a byte-level tokenizer. llama.cpp wants at least one merge: that of two
+    characters that no text holds takes the place of a third one."""
     shutil.copytree(MODEL, folder)
     words = letters()
     merge = words[:2]
@@ -69,6 +71,13 @@ def answered(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, done.args))}\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def talk(client: str, python: Path, jobs: list[dict[str, Any]], work: Path) -> list[dict[str, Any]]:
+    """What a client says in every job; see talk.py."""
+    (work / "jobs.json").write_text(json.dumps(jobs))
+    answers = answered(script(python, "talk.py", client, work / "jobs.json"))
+    return [json.loads(line) for line in answers.splitlines()]
 
 
 def weights(path: Path, original: Path, names: Iterable[str] | None = None) -> Weights:
