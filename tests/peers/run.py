@@ -29,10 +29,10 @@ DECODED = """SQNR of the quantized weights of `sample_models/tiny-llama` (bfloat
 the weights that a client decodes have it. They are those quantcli decodes, bit for bit; compressed-tensors, gptqmodel
 and transformers with `dequantize=True` round them once to the dtype of the scales, transformers with bitsandbytes twice
 to bfloat16, and mlx-lm the offsets it makes of AWQ's zero points to float16. `no` is a refusal, in the words below."""
-TEXT = """`sample_models/tiny-llama` with 4 bits in groups of 64, generating in transformers {transformers}, mlx-lm {mlx-lm}
-and llama-cpp-python {llama-cpp-python}: cross entropy on its held-out text; sentences that are sums in English, of those
-brought to an end; and 40 texts of 48 letters, chosen greedily, beside those of transformers with the weights that
-quantcli decodes. llama.cpp rounds what goes into a matrix of blocks to 8 bits."""
+TEXT = """`sample_models/tiny-llama` with 4 bits in groups of 64, generating in transformers {transformers}, mlx-lm
+{mlx-lm} and llama-cpp-python {llama-cpp-python}: cross entropy on its held-out text; sentences that are sums in
+English, of those brought to an end; and 40 texts of 48 letters, chosen greedily, beside those of transformers with the
+weights that quantcli decodes. llama.cpp rounds what goes into a matrix of blocks to 8 bits."""
 FAMILIES = """Logits of llama-cpp-python {llama-cpp-python} and transformers {transformers} for random models: root mean
 square of their differences over their standard deviation. First the weights that quantcli decodes, in transformers,
 beside the GGUF in llama.cpp, in float32 and as it runs, the largest of all GGUFs; then, from least to most, both beside

@@ -104,12 +104,12 @@ def run(pythons: Mapping[str, Path], model: Path, work: Path) -> tuple[list[str]
         nonlocal failed
         said = say(client, pythons["llamacpp" if "llamacpp" in client else "current"], path, questions, work)
         right, whole = well_formed(questions["prompts"], said.texts)
-        wrong = right < 0.95 * whole or abs(said.nats - base) > (NATS if reference else LOSS)
+        wrong = not (right >= 0.95 * whole > 0 and abs(said.nats - base) <= (NATS if reference else LOSS))
         same, where = "-", ""
         if reference is not None:
             places = parted(said, reference)
             even = odds(places, questions["prompts"], said, reference, pythons["current"], floats, work)
-            wrong |= even > EVEN or (bool(places) and client != "llamacpp")
+            wrong |= not even <= EVEN or (bool(places) and client != "llamacpp")
             same = f"{PROMPTS - len(places)} of {PROMPTS}"
             first = min((at for _, at in places), default=LETTERS)
             where = f"after {first} letters or more, between logits less than {even:.3f} apart" if places else ""
