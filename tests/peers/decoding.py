@@ -115,15 +115,18 @@ def judge(made: Made, client: Client, answer: str | Path, original: Weights) -> 
         why = shortened(answer, made.path)
         return Cell(None, why, "" if expected and re.search(expected, answer) else f"refused: {why}")
     found, own, reported = dict(np.load(answer)), made.own, dict(made.reported)
+    odd = [n for n, values in own.items() if n not in found or found[n].shape != values.shape]
+    if odd:
+        return Cell(None, "", f"{odd[0]} is missing or of another shape")
     wrong = [f"{n}: we decode something else than we report" for n, value in reported.items()
-             if abs(sqnr(original, {n: own[n]}) - value) > TOLERANCE]  # fmt: skip
+             if not abs(sqnr(original, {n: own[n]}) - value) <= TOLERANCE]  # fmt: skip
     if client.rounds:
         own = {n: rounded(values, made.scales[n]) for n, values in own.items()}
         reported = {n: sqnr(original, {n: values}) for n, values in own.items()}
     apart = max(float(np.abs(found[n] - values).max() / np.abs(values).max()) for n, values in own.items())
     gap = max(abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items())
-    wrong += [f"{gap:.4f} dB from the report"] if gap > client.decibels else []
-    wrong += [f"weights {apart:.1e} apart from ours"] if apart > client.apart else []
+    wrong += [] if gap <= client.decibels else [f"{gap:.4f} dB from the report"]  # also where it is NaN
+    wrong += [] if apart <= client.apart else [f"weights {apart:.1e} apart from ours"]
     wrong += [f"it was expected to refuse with {expected!r}"] if expected else []
     return Cell(sqnr(original, found), f"apart {apart:.1e}, {gap:.4f} dB", "; ".join(wrong))
 

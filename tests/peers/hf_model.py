@@ -1,18 +1,14 @@
-"""Make random models of the Llama family, and what a checkpoint says, with transformers.
+"""Runs in a peers' environment: make a random model of the Llama family with transformers.
 
-    python hf_model.py make FAMILY FOLDER [DTYPE]  a checkpoint of random weights; FAMILY is one of CASES
-    python hf_model.py logits FOLDER OUT.npy     (words, vocabulary) in float32 of the words 3, 14, 25, ...
-    python hf_model.py generate FOLDER OUT.npy   the numbers of the words that follow PROMPT, each time the best one
+    python hf_model.py FAMILY FOLDER [DTYPE]     FAMILY is one of CASES
 """
 
 from __future__ import annotations
 
 import sys
 
-import numpy as np
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -63,20 +59,5 @@ def make(family: str, folder: str, dtype: str = "float32") -> None:
     made.to(getattr(torch, dtype)).save_pretrained(folder)
 
 
-def logits(folder: str, out: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    words = torch.arange(WORDS)[None] * 11 + 3
-    with torch.no_grad():
-        np.save(out, model(words % model.config.vocab_size).logits[0].numpy())
-
-
-def generate(folder: str, out: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model.generation_config.eos_token_id = None
-    words = torch.tensor([[ord(letter) for letter in PROMPT]])
-    found = model.generate(words, attention_mask=torch.ones_like(words), max_new_tokens=LENGTH, do_sample=False)
-    np.save(out, found[0, len(PROMPT) :].numpy())
-
-
 if __name__ == "__main__":
-    {"make": make, "logits": logits, "generate": generate}[sys.argv[1]](*sys.argv[2:])
+    make(*sys.argv[1:])

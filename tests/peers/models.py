@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,7 +19,8 @@ from quantcli import comparing, naming, reading
 HERE = Path(__file__).resolve().parent
 Weights = dict[str, np.ndarray]
 
-MODEL = HERE.parent.parent / "sample_models" / "tiny-llama"
+SAMPLES = HERE.parent.parent / "sample_models"
+MODEL = SAMPLES / "tiny-llama"
 """It reads and writes ASCII, a letter a word."""
 
 
@@ -29,8 +31,8 @@ def letters() -> list[str]:
 
 
 def with_words(folder: Path) -> Path:
-    """A copy of the sample model with a byte-level tokenizer. llama.cpp wants at least one merge: that of two characters
-    that no text holds takes the place of a third one."""
+    """A copy of the sample model with a byte-level tokenizer. llama.cpp wants at least one merge: that of two
+    characters that no text holds takes the place of a third one."""
     shutil.copytree(MODEL, folder)
     words = letters()
     merge = words[:2]
@@ -71,10 +73,17 @@ def answered(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
+def talk(client: str, python: Path, jobs: list[dict[str, Any]], work: Path) -> list[dict[str, Any]]:
+    """What a client says in every job; see talk.py."""
+    (work / "jobs.json").write_text(json.dumps(jobs))
+    answers = answered(script(python, "talk.py", client, work / "jobs.json"))
+    return [json.loads(line) for line in answers.splitlines()]
+
+
 def weights(path: Path, original: Path, names: Iterable[str] | None = None) -> Weights:
     """What quantcli decodes, under the names of the original; of all its tensors if none are named."""
     with reading.open(str(path)) as a, reading.open(str(original)) as b:
-        before, after = comparing.views(a, str(path)), comparing.views(b, str(original))
+        before, after = views_of(a, str(path)), views_of(b, str(original))
         found, _, _ = naming.under_one_name(a, before, b, after)
         wanted = [name for name in found if name in after] if names is None else names
         return {n: found[n].read(0, found[n].info.numel).reshape(found[n].info.shape).copy() for n in wanted}

@@ -2,37 +2,69 @@
 
     python tests/peers/run.py [--fast] [--only PART] [--write] [--environments .venv-peers]
 
-The parts are the targets of cells.py, whose weights every client decodes, and `text`, a model that generates. --write
-puts their tables into RESULTS.md, when everything is as it should be. Environments that are missing are made.
+The parts are the targets of cells.py, whose weights every client decodes, `text`, a model that generates, and
+`families`, the architectures and tokenizers that llama.cpp runs. --write puts their tables into RESULTS.md, when
+everything is as it should be. Environments that are missing are made.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
 
 import decoding
+import families
 import text
 from cells import CASES, CLIENTS
-from environments import FOLDER, make
+from environments import FOLDER, make, pinned
 from models import HERE, with_words
 
 RESULTS = HERE / "RESULTS.md"
-PARTS = [*CLIENTS, "text"]
+PARTS = [*CLIENTS, "text", "families"]
+
+DECODED = """SQNR of the quantized weights of `sample_models/tiny-llama` (bfloat16) in dB, as quantcli reports it and as
+the weights that a client decodes have it. They are those quantcli decodes, bit for bit; compressed-tensors, gptqmodel
+and transformers with `dequantize=True` round them once to the dtype of the scales, transformers with bitsandbytes twice
+to bfloat16, and mlx-lm the offsets it makes of AWQ's zero points to float16. `no` is a refusal, in the words below."""
+TEXT = """`sample_models/tiny-llama` with 4 bits in groups of 64, generating in transformers {transformers}, mlx-lm
+{mlx-lm} and llama-cpp-python {llama-cpp-python}: cross entropy on its held-out text; sentences that are sums in
+English, of those brought to an end; and 40 texts of 48 letters, chosen greedily, beside those of transformers with the
+weights that quantcli decodes. llama.cpp rounds what goes into a matrix of blocks to 8 bits."""
+FAMILIES = """Logits of llama-cpp-python {llama-cpp-python} and transformers {transformers} for random models: root mean
+square of their differences over their standard deviation. First the weights that quantcli decodes, in transformers,
+beside the GGUF in llama.cpp, in float32 and as it runs, the largest of all GGUFs; then, from least to most, both beside
+the float model: what the quantization costs, and what it costs in llama.cpp."""
+
+
+def fill(said: str, versions: dict[str, str]) -> str:
+    """A text with the versions of packages in it."""
+    return re.sub("{(.*?)}", lambda found: versions[found[1]], said)
 
 
 def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[str], int]:
     """The tables of some parts, and how many of their cells are not as they should be."""
     clients = [c for part in parts for c in CLIENTS.get(part, []) if c.fast or not fast]
-    needed = {c.environment for c in clients} | ({"current", "llamacpp"} if "text" in parts else set())
+    whole = {"text", "families"} & set(parts)
+    needed = {c.environment for c in clients} | ({"current", "llamacpp"} if whole else set())
     pythons = {name: make(name, folder) for name in sorted(needed)}
     model = with_words(work / "tiny-llama")
-    lines, failed = decoding.run([c for c in CASES if c.target in parts], fast, pythons, model, work)
-    if "text" in parts:
-        found, wrong = text.run(pythons, model, work / "text")
-        lines, failed = [*lines, "", *found], failed + wrong
+    versions = pinned("current") | pinned("llamacpp")
+    cases = [c for c in CASES if c.target in parts]
+    lines, failed = decoding.run(cases, fast, pythons, model, work) if cases else ([], 0)
+    lines = [DECODED, "", *lines] if cases else []
+    if whole:
+        for name in ("current", "llamacpp"):
+            if isinstance(pythons[name], str):
+                raise SystemExit(f"{name} is not installed: {pythons[name]}")
+        running = {name: Path(python) for name, python in pythons.items()}
+        for part, said, found in (("text", TEXT, lambda: text.run(running, model, work / "text")),
+                                  ("families", FAMILIES, lambda: families.run(running, work / "family"))):  # fmt: skip
+            if part in whole:
+                more, wrong = found()
+                lines, failed = [*lines, "", fill(said, versions), "", *more], failed + wrong
     return lines, failed
 
 

@@ -1,15 +1,16 @@
-"""Runs in a peers' environment: what a real client says with a model.
+"""Runs in a peers' environment: what a real client says with some models.
 
-    python talk.py CLIENT MODEL ASKED.json ANSWER.json [LOGITS.npz]
+    python talk.py CLIENT JOBS.json
 
-ASKED is {"prompts", "words", "rows"}. The answer is {"texts", "nats"}: what follows each prompt, greedily, in so many
-words, through the client's own tokenizer; and the mean cross entropy over rows of words, None without rows. LOGITS are
-those of every row.
+JOBS is a list of {"model", "prompts", "words", "rows", "logits"}; for each a line of JSON is printed: {"texts", "nats"}
+with what follows each prompt, greedily, in so many words, through the client's own tokenizer, and the mean cross
+entropy over rows of words. The logits of every row are put into LOGITS (.npz), unless that is null.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,16 +100,17 @@ def cross_entropy(logits: np.ndarray, row: list[int]) -> float:
 
 
 def main() -> None:
-    client, model, asked, answer, *out = sys.argv[1:]
-    wanted = json.loads(Path(asked).read_text())
-    follow, logits = CLIENTS[client](model)
-    found = {
-        "texts": [follow(prompt, wanted["words"]) for prompt in wanted["prompts"]],
-        "nats": float(np.mean([cross_entropy(logits(row), row) for row in wanted["rows"]])) if wanted["rows"] else None,
-    }
-    Path(answer).write_text(json.dumps(found))
-    for path in out:
-        np.savez(path, *map(logits, wanted["rows"]))
+    client, jobs = CLIENTS[sys.argv[1]], json.loads(Path(sys.argv[2]).read_text())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what clients print on standard output is no answer
+    for job in jobs:
+        follow, logits = client(job["model"])
+        found = [logits(row) for row in job["rows"]]
+        nats = [cross_entropy(values, row) for values, row in zip(found, job["rows"])]
+        texts = [follow(prompt, job["words"]) for prompt in job["prompts"]]
+        print(json.dumps({"texts": texts, "nats": float(np.mean(nats))}), file=answers, flush=True)
+        if job["logits"] is not None:
+            np.savez(job["logits"], *found)
 
 
 if __name__ == "__main__":
