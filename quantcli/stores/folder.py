@@ -229,6 +229,8 @@ def _locked(partial: str, path: str) -> int:
         except FileNotFoundError:  # the run that had it has just ended
             continue
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.rmdir(partial)  # if nothing is in it
             raise os_error(error, path) from None
         try:
             _flock(fd, path)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from quantcli import comparing, naming, reading
+from quantcli import naming, reading
+from quantcli.views import views_of
 
 HERE = Path(__file__).resolve().parent
 Weights = dict[str, np.ndarray]
