@@ -24,8 +24,8 @@ def mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
     return dict(value)
 
 
-def plain(text: bytes, path: str) -> Any:
-    """Plain values of a YAML document. Raises UsageError, with line and column where there is a place."""
+def _loader() -> Any:
+    """The reader of plain YAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -66,12 +66,41 @@ def plain(text: bytes, path: str) -> Any:
         "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789")
     )
     Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"])
+    return Loader
+
+
+def lines(text: bytes) -> dict[tuple[str | int, ...], str]:
+    """Where the values of a YAML document stand, by the keys and numbers that lead there; those of a map where their
+    keys do. The document has been read by `plain`."""
+    import yaml
+
+    found: dict[tuple[str | int, ...], str] = {}
+
+    def walk(node: Any, place: tuple[str | int, ...], mark: Any) -> None:
+        found[place] = f"line {mark.line + 1}, column {mark.column + 1}"
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                walk(value, (*place, str(key.value)), key.start_mark)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                walk(value, (*place, number), value.start_mark)
+
+    whole = yaml.compose(text.decode("utf-8"), Loader=_loader())
+    if whole is not None:
+        walk(whole, (), whole.start_mark)
+    return found
+
+
+def plain(text: bytes, path: str) -> Any:
+    """Plain values of a YAML document. Raises UsageError, with line and column where there is a place."""
+    import yaml
+
     try:
         decoded = text.decode("utf-8")
     except UnicodeError:
         raise UsageError("it is not valid UTF-8", place=[path]) from None
     try:
-        documents = list(yaml.load_all(decoded, Loader=Loader))  # a SafeLoader without its sharp edges
+        documents = list(yaml.load_all(decoded, Loader=_loader()))  # a SafeLoader without its sharp edges
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"

@@ -29,7 +29,7 @@ from quantcli import registry
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.importance import Importance
 from quantcli.patterns import compiled, patterns_of
-from quantcli.plain import LIMIT, mapping, plain
+from quantcli.plain import LIMIT, lines, mapping, plain
 from quantcli.plan import Request, Rule, make
 from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
@@ -127,15 +127,26 @@ def load(
     """
     if path is None:
         return _with_rules(parse({"default": {}}, overrides or {}), rules)
+    raw = (_PRESETS / f"{path}.yaml").read_bytes() if path in presets() else _text(path)
+    document = plain(raw, path)
+    where = lines(raw)
     try:
-        if path in presets():
-            document = plain((_PRESETS / f"{path}.yaml").read_bytes(), path)
-        else:
-            document = plain(_text(path), path)
         found = parse(document, overrides or {}, os.path.dirname(path))
     except QuantcliError as error:
-        raise (error if error.place[:1] == [path] else UsageError(str(error), place=[path])) from None
-    return _with_rules(found, rules)
+        raise UsageError(error.problem, place=[path, *_line(error, where), *error.place], hint=error.hint) from None
+    placed = (replace(r, place=f"{path}: {where['rules', i]}") for i, r in enumerate(found.rules))
+    return _with_rules(replace(found, rules=tuple(placed)), rules)
+
+
+def _line(error: QuantcliError, where: Mapping[tuple[str | int, ...], str]) -> list[str]:
+    """Line and column of what an error is about, as near as is known."""
+    words = [p.replace(" ", "_") if re.fullmatch(r"[\w ]+", p) else p for p in error.place]
+    steps: list[str | int] = [int(s) if s.isdigit() else s for word in words for s in re.findall(r"\w+", word)]
+    steps += re.findall(r"unknown key '(\w+)'", error.problem)
+    place: tuple[str | int, ...] = ()
+    for step in steps:
+        place = (*place, step) if (*place, step) in where else place
+    return [where[place]] if place else []
 
 
 def _text(path: str) -> bytes:

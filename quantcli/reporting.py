@@ -54,7 +54,7 @@ def of_plan(
             "left in floating point, for they hold NaN or infinity",
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
-        *_named("no importance given, all columns count the same", [t.name for t in tensors if UNWEIGHTED in t.note]),
+        *unweighted(plan),
         *_offset_warning(plan),
         *_cautions(plan),
         *_beaten(tensors),
@@ -78,6 +78,13 @@ def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
             found.setdefault((t.digest, t.dtype, *t.shape), []).append(t)
     groups = sorted((g for g in found.values() if len(g) > 1), key=lambda g: -g[0].bytes_in)
     return [[t.name for t in g] for g in groups]
+
+
+def unweighted(plan: Sequence[TensorPlan]) -> list[str]:
+    """The warning about tensors that a file of importances says nothing of, if there are any."""
+    return _named(
+        "no importance given, all columns count the same", [t.info.name for t in plan if UNWEIGHTED in t.note]
+    )
 
 
 def _named(what: str, names: list[str]) -> list[str]:

@@ -140,12 +140,14 @@ def plot(marks: Sequence[tuple[float, float, str]], stream: TextIO, *, across: s
     stream.write(" " * 9 + ends[0] + ends[1].rjust(width - len(ends[0])) + f"   ({up} upwards)\n")
 
 
-def paragraph(text: str, stream: TextIO) -> None:
+def paragraph(text: str, stream: TextIO, indent: str = "") -> None:
     """Print a text in lines that fit the terminal, or 100 characters in a pipe."""
     import textwrap
 
     screen = terminal_size(stream)
-    stream.write(textwrap.fill(text, screen[0] if screen else 100, break_on_hyphens=False) + "\n")
+    width = screen[0] if screen else 100
+    lines = textwrap.fill(text, width, break_on_hyphens=False, initial_indent=indent, subsequent_indent=indent)
+    stream.write(lines + "\n")
 
 
 def show(table: Table, stream: TextIO, *, colour: bool) -> None:

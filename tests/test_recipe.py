@@ -169,3 +169,23 @@ def test_options_in_recipes_are_checked(text: str, words: str, model: Path) -> N
     Path("r.yaml").write_text(f"default: {{bits: 4}}\n{text}\n")
     line = one_line(run("quantize", model, "-o", "a.safetensors", "--recipe", "r.yaml"), 2)
     assert words in line and line.startswith("r.yaml: ")
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("default: {bits: .nan}", "r.yaml: line 1, column 11: default: bits: "),
+    ("default:\n  bits: 4\n  group_size: -7", "r.yaml: line 3, column 3: default: group size: "),
+    ("default: {bits: 4}\nrules:\n  - match: a\n    bitz: 3",
+     "r.yaml: line 4, column 5: rules[0]: unknown key 'bitz'; did you mean bits?"),
+    ("rules:\n  - {match: a, bits: 4}\n  - {match: a, keep: true, bits: 3}",
+     "r.yaml: line 3, column 5: rules[1]: a tensor that is kept has no bits"),
+    ("default: {bits: 4}\nrules:\n  - {match: z9, bits: 3}",
+     "r.yaml: line 3, column 5: 'z9' matches no tensor; near it: "),
+    ("rulez: 3", "r.yaml: line 1, column 1: recipe: unknown key 'rulez'; did you mean rules?"),
+    ("default: {bits: 4}\nties: ['re:(.*)', 3]", "r.yaml: line 2, column 19: ties[1]: "),
+])  # fmt: skip
+def test_errors_tell_line_and_column(text: str, line: str, model: Path) -> None:
+    """validation with line and column, unknown keys and patterns without a match are errors with a suggestion"""
+    (model.parent / "r.yaml").write_text(text)
+    ran = run("quantize", model, "--recipe", model.parent / "r.yaml", "-o", model.parent / "x")
+    assert line in one_line(ran, 2)
+    assert not (model.parent / "x").exists()

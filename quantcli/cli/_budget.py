@@ -80,6 +80,7 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     """The best plan for a source, and the bytes it was to stay within."""
     from quantcli import planning
     from quantcli.plan import make
+    from quantcli.reporting import unweighted
     from quantcli.stores import need_file
 
     targets = [name for name, _, _ in TARGETS if asked[name] is not None]
@@ -102,6 +103,8 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     weights = _asking.importance(asked, recipe, source)
     request = replace(_asking.request(schemes[0], asked, recipe), importance=weights)
     first = make(source.infos(), request)
+    for line in () if quiet else unweighted(first.tensors):
+        options.warn(line)
     name, value = targets[0], float(asked[targets[0]])
     target: int | None = None
     if name in ("target_size", "target_bpw"):

@@ -28,12 +28,10 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     from quantcli import terminal
     from quantcli.exports import named
 
-    table = terminal.Table(
-        [terminal.Column("target"), terminal.Column("accepts"), terminal.Column("for", from_width=160)]
-    )
     for name in registry.names("exports"):
-        table.add(name, named(name).accepts.describe(), named(name).summary)
-    terminal.show(table, sys.stdout, colour=False)
+        sys.stdout.write(f"{name}\n")
+        for text in (f"{named(name).summary}.", f"Accepts {named(name).accepts.describe()}."):
+            terminal.paragraph(text, sys.stdout, indent="  ")
     ctx.exit()
 
 
