@@ -29,8 +29,8 @@ TOLERANCE = 0.001
 HALF_SCALES = ("awq", "gguf", "gptq")
 """Targets that store scales in float16, so that codes are made for those."""
 OFFSETS = {"mlx": 2.0**-8, "gguf": 2.0**-11}
-"""Targets that store -zero * scale instead of zero points, and how far that may move weights, as a share of the largest:
-it is rounded to the dtype of the scales, bfloat16 and float16."""
+"""Targets that store -zero * scale instead of zero points, and how far that may move weights, as a share of the
+largest: it is rounded to the dtype of the scales, bfloat16 and float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def scale_dtypes(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 def furthest(found: Weights, own: Weights) -> float:
     """The largest difference of any weight, as a share of the largest of its tensor."""
-    return float(max(np.abs(found[n] - values).max() / np.abs(values).max() for n, values in own.items()))
+    return float(np.max([np.abs(found[n] - values).max() / np.abs(values).max() for n, values in own.items()]))
 
 
 def prepare(case: Case, model: Path, place: Path) -> Made:
@@ -137,7 +137,7 @@ def judge(made: Made, client: Client, answer: str | Path, original: Weights) -> 
         own = {n: rounded(values, made.scales[n]) for n, values in own.items()}
         reported = {n: sqnr(original, {n: values}) for n, values in own.items()}
     apart = furthest(found, own)
-    gap = max(abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items())
+    gap = float(np.max([abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items()]))
     wrong += [] if gap <= client.decibels else [f"{gap:.4f} dB from the report"]  # also where it is NaN
     wrong += [] if apart <= client.apart else [f"weights {apart:.1e} apart from ours"]
     wrong += [f"it was expected to refuse with {expected!r}"] if expected else []
