@@ -26,12 +26,17 @@ from quantcli.dtypes import from_float32, to_float32
 
 TOLERANCE = 0.001
 """dB: how far what we decode may be from what we report."""
+HALF_SCALES = ("awq", "gguf", "gptq")
+"""Targets that store scales in float16, so that codes are made for those."""
+OFFSETS = {"mlx": 2.0**-8, "gguf": 2.0**-11}
+"""Targets that store -zero * scale instead of zero points, and how far that may move weights, as a share of the
+largest: it is rounded to the dtype of the scales, bfloat16 and float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
     """A quantized model: where it is, what quantcli reports by tensor and for all, in dB, the dtypes of the scales in
-    the file, and what quantcli decodes."""
+    the file, what quantcli decodes, and how far that is from the native file, as a share of the largest weight."""
 
     case: Case
     path: Path
@@ -39,6 +44,7 @@ class Made:
     summary: float
     scales: Mapping[str, str]
     own: Weights
+    moved: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +69,25 @@ def scale_dtypes(path: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: dtype for name, dtypes in found.items() for dtype in dtypes if dtype}
 
 
+def furthest(found: Weights, own: Weights) -> float:
+    """The largest difference of any weight, as a share of the largest of its tensor."""
+    return float(np.max([np.abs(found[n] - values).max() / np.abs(values).max() for n, values in own.items()]))
+
+
 def prepare(case: Case, model: Path, place: Path) -> Made:
-    """Quantize a model. Targets that quantcli does not read back are decoded from the native file of the same codes."""
+    """Quantize a model, and natively with the same codes. What quantcli does not read back is decoded from that."""
     place.mkdir()
-    path = place / {"onnx": "model.onnx", "gguf": "model.gguf"}.get(case.target, "model")
+    path, native = place / {"onnx": "model.onnx", "gguf": "model.gguf"}.get(case.target, "model"), place / "native"
     flags = case.flags.split()
     report = json.loads(quantcli("quantize", model, *flags, "--to", case.target, "-o", path, "--json", "-q"))
+    half = ["--scale-dtype", "float16"] if case.target in HALF_SCALES else []
+    quantcli("quantize", model, *flags, *half, "-o", native, "-q")
     reported = {t["name"]: t["sqnr_db"] for t in report["tensors"] if t["disposition"] == "quantized"}
-    readable = path
-    if case.target in ("onnx", "bnb-nf4"):
-        readable = place / "native"
-        quantcli("quantize", model, *flags, "-o", readable, "-q")
     names = list(reported)
-    own = weights(readable, model, names)
-    return Made(case, path, reported, report["summary"]["sqnr_db"], scale_dtypes(path, names), own)
+    exact = weights(native, model, names)
+    own = exact if case.target in ("onnx", "bnb-nf4") else weights(path, model, names)
+    scales = scale_dtypes(path, names)
+    return Made(case, path, reported, report["summary"]["sqnr_db"], scales, own, furthest(own, exact))
 
 
 # ---- clients ----------------------------------------------------------------------------------------------------
@@ -120,11 +131,13 @@ def judge(made: Made, client: Client, answer: str | Path, original: Weights) -> 
         return Cell(None, "", f"{odd[0]} is missing or of another shape")
     wrong = [f"{n}: we decode something else than we report" for n, value in reported.items()
              if not abs(sqnr(original, {n: own[n]}) - value) <= TOLERANCE]  # fmt: skip
+    if not made.moved <= (OFFSETS.get(made.case.target, 0.0) if "--asymmetric" in made.case.flags else 0.0):
+        wrong.append(f"ours are {made.moved:.1e} apart from the native ones")
     if client.rounds:
         own = {n: rounded(values, made.scales[n]) for n, values in own.items()}
         reported = {n: sqnr(original, {n: values}) for n, values in own.items()}
-    apart = max(float(np.abs(found[n] - values).max() / np.abs(values).max()) for n, values in own.items())
-    gap = max(abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items())
+    apart = furthest(found, own)
+    gap = float(np.max([abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items()]))
     wrong += [] if gap <= client.decibels else [f"{gap:.4f} dB from the report"]  # also where it is NaN
     wrong += [] if apart <= client.apart else [f"weights {apart:.1e} apart from ours"]
     wrong += [f"it was expected to refuse with {expected!r}"] if expected else []

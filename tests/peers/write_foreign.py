@@ -1,7 +1,7 @@
 """Write the files of tests/golden/foreign with compressed-tensors 0.20.0 and torch: weights it compressed, and what it
 makes of them again under `expected`. Run by hand in an environment that has both.
 
-    .venv-peers/bin/python tests/peers/write_foreign.py
+    .venv-peers/current/bin/python tests/peers/write_foreign.py
 """
 
 from __future__ import annotations

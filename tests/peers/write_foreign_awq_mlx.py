@@ -2,7 +2,7 @@
 what those libraries make of them under `expected`. Run by hand in an environment that has torch and `mlx[cpu]`, with
 the path of AutoAWQ's awq/utils/packing_utils.py (of a download without its dependencies); without it MLX's alone.
 
-    .venv-peers/bin/python tests/peers/write_foreign_awq_mlx.py packing_utils.py
+    .venv-peers/current/bin/python tests/peers/write_foreign_awq_mlx.py packing_utils.py
 """
 
 from __future__ import annotations

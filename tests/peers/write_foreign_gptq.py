@@ -1,7 +1,7 @@
 """Write the GPTQ files of tests/golden/foreign (format gptq_v2) with GPTQModel 7.7: random words, and what its linear
 layer decodes of them under `expected`. Run by hand with torch and the path of an unpacked source distribution.
 
-    .venv-peers/bin/python tests/peers/write_foreign_gptq.py gptqmodel-7.7.0
+    .venv-peers/current/bin/python tests/peers/write_foreign_gptq.py gptqmodel-7.7.0
 """
 
 from __future__ import annotations
