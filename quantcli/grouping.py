@@ -121,7 +121,8 @@ class Layout:
 def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     """The layout of a tensor of this shape under a scheme.
 
-    Raises UsageError for an axis the tensor does not have and for a group too large to end inside a row.
+    Raises UsageError for an axis the tensor does not have, for a group too large to end inside a row, and for learned
+    levels by columns.
 
     >>> layout((64, 16, 3, 3), Scheme(bits=4)).scale_shape
     (64, 2)
@@ -148,6 +149,8 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     if scheme.granularity == "channel":
         if axis == 0:
             return Layout(rows, cols, max(cols, 1), None, lead, (*lead, 1))
+        if scheme.family == "learned":
+            raise UsageError(f"learned levels for channels of axis {scheme.axis}", hint="use --axis 0 or groups")
         if cols > WIDEST_COLUMNS:
             raise UsageError(f"axis {scheme.axis} with {cols} weights behind axis 0", hint="use --axis 0 or groups")
         if scheme.shares_columns and rows * cols > STRIP * shape[axis]:

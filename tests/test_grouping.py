@@ -111,3 +111,10 @@ def test_channels_recur_along_a_row() -> None:
         outer, channels, inner = grouping.column_repeats(shape, axis)
         row = np.broadcast_to(np.arange(channels)[None, :, None], (outer, channels, inner)).reshape(-1)
         np.testing.assert_array_equal(numbers.reshape(shape[0], -1)[0], row)
+
+
+def test_learned_levels_are_of_rows() -> None:
+    scheme = Scheme(format="codebook", bits=3, granularity="channel", axis=1)
+    with pytest.raises(UsageError, match="learned levels for channels of axis 1"):
+        layout((64, 96), scheme)
+    assert layout((64, 96), Scheme(format="codebook", bits=3, granularity="channel", axis=-2)).scale_shape == (64, 1)
