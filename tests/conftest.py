@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,10 @@ from hypothesis import HealthCheck, settings
 
 # --import-mode=importlib leaves sys.path alone, and `making` and `strategies` are plain modules beside the tests.
 sys.path.append(str(Path(__file__).parent))
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would every program the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline fails on a busy machine, not on a slow program; derandomized runs fail for everybody or for nobody.
 settings.register_profile("quantcli", deadline=None, derandomize=True, print_blob=True,
