@@ -130,3 +130,15 @@ def test_every_option_named_is_one() -> None:
         command = [sys.executable, "-m", "quantcli", name, "--help"]
         text += subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert not {w for w in words if w not in text}
+
+
+def test_the_sample_models_are_evaluated(tmp_path: Path) -> None:
+    """The figures of the sample models can be made again, of quantized ones too."""
+    out = tmp_path / "llama"
+    command = [sys.executable, "-m", "quantcli", "quantize", "sample_models/tiny-llama", "--group-size", "64"]
+    assert subprocess.run([*command, "-o", out], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    command = [sys.executable, "sample_models/evaluate.py", "sample_models/tiny-llama", str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    losses = [float(loss) for loss in re.findall(r"held-out loss (\d\.\d+)", run.stdout)]
+    assert len(losses) == 2 and losses[0] <= losses[1] < losses[0] + 0.01
