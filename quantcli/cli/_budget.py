@@ -76,7 +76,9 @@ def budget(command: F) -> F:
     return limits(command, TARGETS)
 
 
-def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet: bool) -> tuple[Planned, int | None]:
+def planned(
+    source: Source, src: str, asked: dict[str, Any], threads: int, talk: options.Talk
+) -> tuple[Planned, int | None]:
     """The best plan for a source, and the bytes it was to stay within."""
     from quantcli import planning
     from quantcli.plan import make
@@ -103,7 +105,7 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
     weights = _asking.importance(asked, recipe, source)
     request = replace(_asking.request(schemes[0], asked, recipe), importance=weights)
     first = make(source.infos(), request)
-    for line in () if quiet else unweighted(first.tensors):
+    for line in () if talk.quiet else unweighted(first.tensors):
         options.warn(line)
     name, value = targets[0], float(asked[targets[0]])
     target: int | None = None
@@ -125,7 +127,7 @@ def planned(source: Source, src: str, asked: dict[str, Any], threads: int, quiet
         sized = replace(plan.request, max_shard_size=request.max_shard_size)
         return options.size_of(source, replace(plan, request=sized))
 
-    with options.bar("planning", quiet=quiet) as progress:
+    with talk.bar("planning") as progress:
         units = planning.units_of(
             source,
             request,

@@ -115,30 +115,30 @@ def renderings(command: F) -> F:
     )(command)
 
 
-def rendering(format_: str | None, as_json: bool) -> str:
+def rendering(format_: str | None, talk: options.Talk) -> str:
     """What to print. Raises UsageError where --json and --format contradict each other."""
-    if as_json and format_ not in (None, "json"):
+    if talk.json and format_ not in (None, "json"):
         raise UsageError(f"{format_} is not JSON", place=["--format"], hint="leave out --json")
-    return "json" if as_json else format_ or "table"
+    return "json" if talk.json else format_ or "table"
 
 
 def finish(
     reports: Sequence[RunReport],
     rendering: str,
     outputs: Sequence[tuple[str, str]],
+    talk: options.Talk,
     *,
-    color: str,
     show_all: bool,
-    quiet: bool,
 ) -> None:
     """Write and print reports, name the gates that failed on standard error, and exit with 1 when there are any."""
     for kind, path in outputs:
         _write(reports, kind, path)
+    quiet = talk.quiet and not talk.json
     if not quiet:
         for report in reports:
             options.say_warnings(report)
     if not quiet or rendering != "table":
-        options.print_reports(reports, rendering, color=color, show_all=show_all)
+        options.print_reports(reports, rendering, talk, show_all=show_all)
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
         options.say(f"{report.name}: gate {gate.title} failed: {gate.message}")

@@ -28,11 +28,7 @@ def command(
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
     **limits: Any,
 ) -> None:
     """Decode both models and measure B against A, tensor by tensor.
@@ -47,7 +43,7 @@ def command(
     from quantcli.stores import need_file
     from quantcli.views import views_of
 
-    rendering = _gating.rendering(format_, as_json)
+    rendering = _gating.rendering(format_, talk)
     began = time.perf_counter()
     wanted = _gating.gates_of(limits)
     if config is not None:
@@ -57,13 +53,13 @@ def command(
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
     if before == after == "-":
         raise UsageError("one model is not two", place=["-"])
-    with reading.open(before) as a, reading.open(after) as b, options.bar("comparing", quiet=quiet) as bar:
+    with reading.open(before) as a, reading.open(after) as b, talk.bar("comparing") as bar:
         for model in (a, b):
             need_file(model.source, "comparing")
         views = views_of(a, before), views_of(b, after)
         ours, theirs, note = naming.under_one_name(a, views[0], b, views[1])
-        if note and not quiet:
-            options.say(note)
+        if note:
+            talk.say(note)
         pairs, new, vanished = comparing.pairs_of(ours, theirs, after)
         found = comparing.measure(pairs, threads=options.thread_count(threads), progress=bar)
         result = reporting.of_pairs(
@@ -77,7 +73,7 @@ def command(
             seconds=time.perf_counter() - began,
         )
     result = gates.judged(result, wanted, known)
-    _gating.finish([result], rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
+    _gating.finish([result], rendering, outputs, talk, show_all=show_all)
 
 
 PROVIDES = command

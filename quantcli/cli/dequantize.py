@@ -31,11 +31,7 @@ def command(
     force: bool,
     dtype: str | None,
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
 ) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets.
 
@@ -47,7 +43,7 @@ def command(
     from quantcli.views import views_of
 
     began = time.perf_counter()
-    with options.standard_output(output, as_json) as named, reading.open(src) as model:
+    with options.standard_output(output, talk) as named, reading.open(src) as model:
         need_file(model.source, "dequantizing")
         views = views_of(model, src)
         decoded = sum(view.scheme is not None for view in views.values())
@@ -56,7 +52,7 @@ def command(
         stem, _ = os.path.splitext(os.path.normpath(src))
         target = named or f"{stem if src != '-' else 'model'}-dequantized.safetensors"
         real = check_destination(target, force=force, sources=list(model.source.files()))
-        with options.bar(os.path.basename(target), quiet=quiet) as bar:
+        with talk.bar(os.path.basename(target)) as bar:
             size = decoding.write(
                 model,
                 views,
@@ -76,9 +72,9 @@ def command(
             "bytes_out": size,
             "seconds": time.perf_counter() - began,
         }
-    if as_json:
+    if talk.json:
         options.print_json(document)
-    elif not quiet and output != "-":
+    elif not talk.quiet and output != "-":
         line = f"{src} -> {target}: {decoded} of {len(views)} tensors decoded, {terminal.size(size)}"
         sys.stdout.write(printable(line, 2000) + "\n")
         sys.stdout.flush()

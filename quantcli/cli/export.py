@@ -64,11 +64,7 @@ def command(
     requantize: bool,
     show_all: bool,
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
 ) -> None:
     """Move the codes of SRC, a file or folder that quantcli quantized, to where another tool looks for them.
 
@@ -80,7 +76,7 @@ def command(
     from quantcli.stores import need_file
 
     exporting.check_standard_output(target, output)
-    with options.standard_output(output, as_json) as named, reading.open(src) as model:
+    with options.standard_output(output, talk) as named, reading.open(src) as model:
         need_file(model.source, "exporting")
         if not model.is_quantized:
             raise DataError("this file was not quantized by quantcli", place=[src], hint="use quantize --to")
@@ -90,15 +86,14 @@ def command(
         wanted = requantizing.changes(model, target) if requantize else {}
         if not wanted:
             _check(model, target)
-        report = _export(model, wanted, (src, output or place, real), target, folder, force, threads, quiet)
-    if as_json:
+        report = _export(model, wanted, (src, output or place, real), target, folder, force, threads, talk)
+    if talk.json:
         options.print_json(report.as_dict())
-    elif not quiet and output != "-":
+    elif not talk.quiet and output != "-":
         from quantcli import export_report
 
         limit = None if show_all else terminal.screenful()
-        colour = terminal.wants_colour(sys.stdout, color)
-        export_report.show(report, sys.stdout, colour=colour, limit=limit)
+        export_report.show(report, sys.stdout, colour=talk.coloured, limit=limit)
 
 
 def beside(src: str, scheme: str, target: str) -> str:
@@ -132,7 +127,7 @@ def _export(
     folder: bool,
     force: bool,
     threads: int | None,
-    quiet: bool,
+    talk: options.Talk,
 ) -> ExportReport:
     """Write the output and report on it. names: source and output as they are shown, and the output's real path."""
     from quantcli import export_report, exporting, requantizing
@@ -142,7 +137,7 @@ def _export(
     src, shown, real = names
     count = options.thread_count(threads)
     with (
-        options.bar(os.path.basename(shown), quiet=quiet) as bar,
+        talk.bar(os.path.basename(shown)) as bar,
         requantizing.requantized(model, wanted, real, threads=count, progress=bar) as tensors,
     ):
         final = {name: tensor.stored for name, tensor in tensors.items()}
@@ -150,9 +145,7 @@ def _export(
             found = exporting.convert(list(final.values()), target, exporting.beside(model.source))
         except (UsageError, DataError) as error:
             raise error.within(model.source.path) from None
-        if not quiet:
-            for line in exporting.notes(found, folder=folder):
-                options.say(line)
+        talk.say(*exporting.notes(found, folder=folder))
         written = exporting.write(
             exporting.Order(
                 shown=model.source.path,

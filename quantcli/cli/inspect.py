@@ -32,11 +32,7 @@ def command(
     names: bool,
     recipe: bool,
     null: bool,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
 ) -> None:
     """Show the tensors of SRC, float or quantized: names, types, shapes, bytes, and with --stats their values.
 
@@ -46,9 +42,9 @@ def command(
     from quantcli.errors import UsageError
     from quantcli.stores import need_file
 
-    if (names and (as_json or stats)) or (null and not names):
+    if (names and (talk.json or stats)) or (null and not names):
         raise UsageError("names are printed alone", place=["--names" if names else "--null"])
-    if recipe and (names or as_json or stats):
+    if recipe and (names or talk.json or stats):
         raise UsageError("a recipe is printed alone", place=["--recipe"])
     with reading.open(src) as model:
         if not stats:
@@ -75,10 +71,10 @@ def command(
                 found[row.name] = statistics.of_view(known) if known else statistics.of(model[row.name])
                 if row.name in model:
                     model.source.passed(row.name, 0, row.bytes)
-        if as_json:
+        if talk.json:
             options.print_json(_document(src, model, rows, found))
             return
-        _print(src, model, rows, found if stats else None, color, verbose)
+        _print(src, model, rows, found if stats else None, talk)
     sys.stdout.flush()
 
 
@@ -201,8 +197,7 @@ def _print(
     model: Model,
     rows: list[_Row],
     found: dict[str, Statistics | None] | None,
-    color: str,
-    verbose: bool,
+    talk: options.Talk,
 ) -> None:
     from quantcli import terminal
 
@@ -214,13 +209,13 @@ def _print(
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     if metadata:
         shown = ", ".join(
-            f"{printable(k, 40)}={printable(v, 60)}" for k, v in list(metadata.items())[: 100 if verbose else 4]
+            f"{printable(k, 40)}={printable(v, 60)}" for k, v in list(metadata.items())[: 100 if talk.verbose else 4]
         )
-        more = len(metadata) - (100 if verbose else 4)
+        more = len(metadata) - (100 if talk.verbose else 4)
         sys.stdout.write(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}\n")
     sys.stdout.write("\n")
     table = _table(rows, found)
-    terminal.show(table, sys.stdout, colour=terminal.wants_colour(sys.stdout, color))
+    terminal.show(table, sys.stdout, colour=talk.coloured)
 
 
 def _table(rows: list[_Row], found: dict[str, Statistics | None] | None) -> Table:

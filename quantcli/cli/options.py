@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -17,7 +19,6 @@ from quantcli import registry
 from quantcli.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.pipeline import Progress
     from quantcli.plan import Plan
     from quantcli.report import RunReport
     from quantcli.stores import Source
@@ -44,7 +45,7 @@ def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> st
 
 
 @contextlib.contextmanager
-def standard_output(output: str | None, as_json: bool) -> Iterator[str | None]:
+def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
     """Where to write: `output`, or for - a temporary file that goes to standard output at the end.
 
     Raises UsageError when standard output is a terminal or wanted for JSON too.
@@ -54,7 +55,7 @@ def standard_output(output: str | None, as_json: bool) -> Iterator[str | None]:
         return
     from quantcli.stores import standard
 
-    if as_json:
+    if talk.json:
         raise UsageError("standard output is for the file", place=["--json"], hint="name a file with -o")
     standard.check_output()
     with tempfile.TemporaryDirectory(prefix="quantcli-") as folder:
@@ -108,8 +109,40 @@ def threads(command: F) -> F:
     )(command)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """How a command talks: whether it prints one JSON document, when in colour, and whether it says more or nothing on
+    standard error."""
+
+    json: bool
+    color: str
+    verbose: bool
+    quiet: bool
+
+    @property
+    def coloured(self) -> bool:
+        """Whether what is printed is coloured."""
+        from quantcli.terminal import wants_colour
+
+        return wants_colour(sys.stdout, self.color)
+
+    def say(self, *messages: str) -> None:
+        """A line each on standard error, unless quiet."""
+        for message in () if self.quiet else messages:
+            say(message)
+
+    def bar(self, title: str) -> Bar:
+        """A progress bar."""
+        return Bar(title, quiet=self.quiet)
+
+
 def talk(command: F) -> F:
-    """--json, --color, -v, -q and --debug."""
+    """--json, --color, -v, -q and --debug, the first four as `talk`."""
+
+    @functools.wraps(command)
+    def talking(*arguments: Any, as_json: bool, color: str, verbose: bool, quiet: bool, **others: Any) -> Any:
+        return command(*arguments, talk=Talk(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
+
     options = [
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
         click.option(
@@ -117,11 +150,12 @@ def talk(command: F) -> F:
         ),
         click.option("-v", "--verbose", is_flag=True, help="Say more on standard error."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors, and show no progress."),
-        click.option("--debug", is_flag=True, hidden=True, help="Show the traceback of an error."),
+        click.option("--debug", is_flag=True, hidden=True, expose_value=False, help="Show the traceback of an error."),
     ]
+    found: Any = talking
     for option in reversed(options):
-        command = option(command)
-    return command
+        found = option(found)
+    return cast(F, found)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -139,13 +173,13 @@ def say_warnings(report: RunReport) -> None:
         warn(f"and {len(report.warnings) - 10} more")
 
 
-def print_reports(reports: Sequence[RunReport], rendering: str, *, color: str, show_all: bool) -> None:
+def print_reports(reports: Sequence[RunReport], rendering: str, talk: Talk, *, show_all: bool) -> None:
     """Print reports as asked for."""
     from quantcli import terminal
     from quantcli.renderings import Look
 
     limit = None if show_all else max(3, terminal.screenful() // len(reports))
-    look = Look(colour=terminal.wants_colour(sys.stdout, color), limit=limit)
+    look = Look(colour=talk.coloured, limit=limit)
     render = registry.get("renderings", rendering).render
     raw = getattr(sys.stdout, "buffer", None)
     if rendering == "table" or raw is None:
@@ -278,18 +312,8 @@ class Bar:
             self._bar.advance(self._task, nbytes)
 
 
-def bar(title: str, *, quiet: bool) -> Bar:
-    """A progress bar."""
-    return Bar(title, quiet=quiet)
-
-
 def thread_count(threads: int | None) -> int:
     """The number of threads asked for, or all processors."""
     from quantcli.workers import default_threads
 
     return threads or default_threads()
-
-
-def progress_of(found: Bar) -> Progress:
-    """The bar as the pipeline knows it."""
-    return found

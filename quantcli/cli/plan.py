@@ -32,11 +32,7 @@ def command(
     explain: bool,
     show_all: bool,
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
     **asked: Any,
 ) -> None:
     """Measure every candidate on every tensor of SRC and choose the schemes that lose least within a budget.
@@ -45,15 +41,15 @@ def command(
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
     with options.float_source(src) as source:
-        planned, target = _budget.planned(source, src, asked, options.thread_count(threads), quiet)
+        planned, target = _budget.planned(source, src, asked, options.thread_count(threads), talk)
     if output is not None:
         from quantcli import recipe
 
         options.replace_file(output, recipe.dump(planned.request, folder=os.path.dirname(output)), [src])
-    if as_json:
+    if talk.json:
         options.print_json(_document(planned, src, target))
-    elif not quiet:
-        _print(planned, src, target, color=color, show_all=show_all, explain=explain)
+    elif not talk.quiet:
+        _print(planned, src, target, talk, show_all=show_all, explain=explain)
 
 
 def _document(planned: Planned, src: str, target: int | None) -> dict[str, Any]:
@@ -87,12 +83,14 @@ def _document(planned: Planned, src: str, target: int | None) -> dict[str, Any]:
     }
 
 
-def _print(planned: Planned, src: str, target: int | None, *, color: str, show_all: bool, explain: bool) -> None:
+def _print(
+    planned: Planned, src: str, target: int | None, talk: options.Talk, *, show_all: bool, explain: bool
+) -> None:
     from quantcli import terminal as t
     from quantcli.errors import printable
 
     a = planned.allocation
-    colour = t.wants_colour(sys.stdout, color)
+    colour = talk.coloured
     below = f", {100 * (target - planned.size) / target:.3g} % below {target}" if target else ""
     proof = "optimal" if a.optimal else f"at most {100 * a.gap:.2g} % above the optimum"
     lines = [printable(src, 200), f"{planned.size} bytes{below}", f"cost {a.cost:.6g}, bound {a.bound:.6g}: {proof}"]

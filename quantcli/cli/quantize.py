@@ -85,14 +85,10 @@ def command(
     output: str | None,
     force: bool,
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
+    talk: options.Talk,
     show_all: bool,
     dry_run: bool,
     resume: bool,
-    debug: bool,
     **asked: Any,
 ) -> None:
     """Quantize SRC: .safetensors, .npy, .npz, a checkpoint folder or its index.json.
@@ -111,14 +107,14 @@ def command(
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
-        options.standard_output(None if dry_run else output, as_json) as named,
+        options.standard_output(None if dry_run else output, talk) as named,
         options.float_source(src) as source,
     ):
         folder = _as_folder(source, named or "")
         to, why = _asking.target_of(source, given, asked["to"], folder=folder)
-        if why and not quiet:
-            options.say(why)
-        request = _request(source, src, given, {**asked, "to": to}, threads, quiet)
+        if why:
+            talk.say(why)
+        request = _request(source, src, given, {**asked, "to": to}, threads, talk)
         export = _exporting.target(source, to, named, output) if to is not None else None
         request = export.suited(request) if export is not None else request
         saved = asked["save_recipe"]
@@ -138,7 +134,7 @@ def command(
         except (UsageError, DataError) as error:
             raise error.within(src) from None
         shown = output or target
-        if export is not None and not quiet:
+        if export is not None and not talk.quiet:
             export.say_notes()
         if dry_run and export is not None and not native:
             found = export.dry_run(source, planned, (src, shown, real))
@@ -146,11 +142,11 @@ def command(
             found = _planned(source, planned, src, shown, _planned_size(source, planned, target, digest))
         else:
             count = options.thread_count(threads)
-            if verbose:
+            if talk.verbose:
                 options.say(f"{kernels.load().name} kernels, {count} threads")
-            if not quiet:
+            if not talk.quiet:
                 _say_held(source, planned, digest)
-            with options.bar(os.path.basename(shown), quiet=quiet) as bar:
+            with talk.bar(os.path.basename(shown)) as bar:
                 run = pipeline.Options(
                     threads=count,
                     digest=digest,
@@ -163,22 +159,22 @@ def command(
                     notes: list[str] = []
                 else:
                     found, said, notes = _write(source, planned, (src, shown, target, real), run, resume)
-            for line in [*([] if quiet else notes), *(said if verbose else [])]:
+            for line in [*([] if talk.quiet else notes), *(said if talk.verbose else [])]:
                 options.say(line)
     if recipe_text is not None and not dry_run:
         options.replace_file(asked["save_recipe"], recipe_text, [src, target])
-    if not quiet:
+    if not talk.quiet:
         options.say_warnings(found)
-    if output == "-" and not dry_run and not quiet:
+    if output == "-" and not dry_run and not talk.quiet:
         s = found.summary
         options.say(
             f"{100 * s.coverage:.1f} % of {s.parameters:,} parameters quantized, {s.bits_per_weight:.3f} bits per "
             f"weight, SQNR {'exact' if s.sqnr_db is None else f'{s.sqnr_db:.2f} dB'}"
         )
-    elif as_json or not quiet:
-        if as_json and export is not None:
+    elif talk.json or not talk.quiet:
+        if talk.json and export is not None:
             found = export.with_notes(found)
-        options.print_reports([found], "json" if as_json else "table", color=color, show_all=show_all)
+        options.print_reports([found], "json" if talk.json else "table", talk, show_all=show_all)
 
 
 def _refuse_both(asked: dict[str, Any]) -> None:
@@ -200,7 +196,7 @@ def _refuse_both(asked: dict[str, Any]) -> None:
 
 
 def _request(
-    source: Source, src: str, given: Recipe, asked: dict[str, Any], threads: int | None, quiet: bool
+    source: Source, src: str, given: Recipe, asked: dict[str, Any], threads: int | None, talk: options.Talk
 ) -> Request:
     """What is asked for, or what a target or --save-recipe makes of it: a scheme for all and rules by name."""
     from quantcli import plan, recipe
@@ -208,7 +204,7 @@ def _request(
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
         chosen["to"] = asked["to"] or recipe.NATIVE
-        planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), quiet)
+        planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), talk)
         return replace(planned.request, max_shard_size=asked["max_shard_size"])
     importance = _asking.importance(asked, given, source)
     request = replace(_asking.request(given.default, asked, given), importance=importance)

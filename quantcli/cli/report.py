@@ -63,11 +63,7 @@ def command(
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
     **limits: Any,
 ) -> None:
     """Tell what quantization cost, tensor by tensor, from the metrics in each FILE's header or against ORIGINAL.
@@ -77,7 +73,7 @@ def command(
     With gates (--min-sqnr and so on, or in quantcli.yaml) the exit code is 0 when all are passed, 1 when one is not,
     and 2 when something could not be measured. Without FILE, the models listed in quantcli.yaml are reported on.
     """
-    rendering = _gating.rendering(format_, as_json)
+    rendering = _gating.rendering(format_, talk)
     found = _config(config)
     gates = _gating.gates_of(limits)
     jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
@@ -88,10 +84,10 @@ def command(
     for job in jobs:
         try:
             count = options.thread_count(threads)
-            reports.append(_report(job, look, theory, ignore_digest, count, quiet))
+            reports.append(_report(job, look, theory, ignore_digest, count, talk))
         except QuantcliError as error:
             raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
-    _gating.finish(reports, rendering, outputs, color=color, show_all=show_all, quiet=quiet and not as_json)
+    _gating.finish(reports, rendering, outputs, talk, show_all=show_all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +158,7 @@ def _jobs(
     return jobs
 
 
-def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: int, quiet: bool) -> RunReport:
+def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: int, talk: options.Talk) -> RunReport:
     """The report on one file, judged; `look`: with a second look at each tensor where there is an original, which
     `theory` asks for."""
     from quantcli import baseline, gates, measuring, reading, reporting
@@ -173,7 +169,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
     known: list[Examined | None] | None = None
     with reading.open(job.file) as model:
         if not model.is_quantized:
-            return gates.judged(_foreign(job, model, theory, threads, quiet, began), job.gates, before)
+            return gates.judged(_foreign(job, model, theory, threads, talk, began), job.gates, before)
         stored = reading.stored_tensors(model)
         metrics = [s.metrics for s in stored]
         if job.against is None:
@@ -183,7 +179,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         bytes_out = sum(f.size for f in model.source.files())
         bytes_in = sum(d.source_bytes for d in model.documents)
         if job.against is not None:
-            with reading.open(job.against) as original, options.bar("measuring", quiet=quiet) as bar:
+            with reading.open(job.against) as original, talk.bar("measuring") as bar:
                 metrics = measuring.against(
                     model, original, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
@@ -204,7 +200,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
     return gates.judged(found, job.gates, before)
 
 
-def _foreign(job: _Job, model: Model, theory: bool, threads: int, quiet: bool, began: float) -> RunReport:
+def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.Talk, began: float) -> RunReport:
     """The report on a file that another tool quantized."""
     from quantcli import comparing, naming, reading, reporting
     from quantcli.stores import need_file
@@ -219,10 +215,10 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, quiet: bool, b
     metrics: dict[str, Metrics | None] | None = None
     bytes_in: int | None = None
     if job.against is not None:
-        with reading.open(job.against) as original, options.bar("measuring", quiet=quiet) as bar:
+        with reading.open(job.against) as original, talk.bar("measuring") as bar:
             before, views, note = naming.under_one_name(original, views_of(original, job.against), model, views)
-            if note and not quiet:
-                options.say(note)
+            if note:
+                talk.say(note)
             pairs, new, vanished = comparing.pairs_of(before, views, job.file)
             if new or vanished:
                 name, where = (new[0], job.file) if new else (vanished[0], job.against)

@@ -55,11 +55,7 @@ def command(
     plot: bool,
     output: str | None,
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
     **selected: Any,
 ) -> None:
     """Measure every combination of settings on SRC and write nothing but the table.
@@ -80,7 +76,7 @@ def command(
                 plans.append(plan.make(source.infos(), _asking.request(scheme, selected)))
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
-        with options.bar("sweeping", quiet=quiet) as bar:
+        with talk.bar("sweeping") as bar:
             found = sweeping.sweep(
                 source,
                 schemes,
@@ -96,10 +92,10 @@ def command(
         page = io.StringIO()
         _sweep.render(found, page)
         options.replace_file(output, page.getvalue(), [src])
-    if as_json:
+    if talk.json:
         options.print_json(found.as_dict())
-    elif not quiet:
-        _print(found, color, plot)
+    elif not talk.quiet:
+        _print(found, talk, plot)
 
 
 def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:
@@ -116,11 +112,11 @@ def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, 
     return found
 
 
-def _print(found: Sweep, color: str, plot: bool) -> None:
+def _print(found: Sweep, talk: options.Talk, plot: bool) -> None:
     from quantcli import terminal as t
     from quantcli.errors import printable
 
-    colour = t.wants_colour(sys.stdout, color)
+    colour = talk.coloured
     sys.stdout.write(
         f"{printable(found.source, 200)}: {len(found.points)} settings on {t.count(found.parameters)} parameters, "
         f"{t.size(found.bytes_in)}, {found.seconds:.2f} s\n\n"

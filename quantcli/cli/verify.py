@@ -44,11 +44,7 @@ def command(
     importance: str | None,
     show_all: bool,
     threads: int | None,
-    as_json: bool,
-    color: str,
-    verbose: bool,
-    quiet: bool,
-    debug: bool,
+    talk: options.Talk,
 ) -> None:
     """Check that the quantized file or checkpoint folder SRC is what it says.
 
@@ -73,7 +69,7 @@ def command(
             if before is not None:
                 need_file(before.source, "verifying")
             if model.is_quantized:
-                bar = stack.enter_context(options.bar("verifying", quiet=quiet))
+                bar = stack.enter_context(talk.bar("verifying"))
                 weighed = load(importance) if importance is not None else None
                 found = verifying.verify(model, before, threads=count, progress=bar, importance=weighed)
             else:
@@ -87,10 +83,10 @@ def command(
         names = list(dict.fromkeys(f.tensor for f in found.findings if f.tensor))
         if show_all and found.tensors:
             names = [*model, *(n for n in names if n not in model)]
-    if as_json:
+    if talk.json:
         options.print_json(_document(src, found))
-    elif not quiet:
-        _print(src, found, names, color, show_all)
+    elif not talk.quiet:
+        _print(src, found, names, talk, show_all)
     if not found.passed:
         few = [f.line() for f in found.findings[:1]]
         options.say(f"{src}: verification failed: {few[0]}{_more(len(found.findings) - 1)}")
@@ -123,7 +119,7 @@ def _document(src: str, found: Verified) -> dict[str, Any]:
     }
 
 
-def _print(src: str, found: Verified, names: list[str], color: str, show_all: bool) -> None:
+def _print(src: str, found: Verified, names: list[str], talk: options.Talk, show_all: bool) -> None:
     from quantcli import terminal as t
     from quantcli.errors import printable
 
@@ -145,7 +141,7 @@ def _print(src: str, found: Verified, names: list[str], color: str, show_all: bo
         for name in names if limit is None else names[: max(1, limit)]:
             marks = ["FAILED" if (name, c) in failed else "ok" for c in checks]
             table.add(name, *marks, style="red" if "FAILED" in marks else "")
-        t.show(table, sys.stdout, colour=t.wants_colour(sys.stdout, color))
+        t.show(table, sys.stdout, colour=talk.coloured)
         if limit is not None and len(names) > limit:
             sys.stdout.write(f"and {len(names) - limit} more; --all shows them\n")
     _print_findings(found.findings, limit)
