@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantcli import card, pipeline, reporting, resuming
+from quantcli import architectures, card, pipeline, reporting, resuming
 from quantcli.container import Result, StoredTensor
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports.compressed_tensors import quantization_config
@@ -221,7 +221,6 @@ def _finished(
     if (source.index and cut.limit is None) or len(files) > 1:
         homes = {o.name: new for new, (_, w) in zip(names, files) for t in w.plan.tensors for o in t.outputs}
         out.write(index, _index(source, tensors, homes))
-    config, why = quantization_config(tensors)
     original = os.path.join(source.folder, CONFIG)
     content: dict[str, Any] = {}
     if os.path.lexists(original):
@@ -229,6 +228,7 @@ def _finished(
             raise DataError("this is a link that leads out of its folder", place=[original])
         found = strict_json(read_small(original, _SIDE), original)
         content = found if isinstance(found, dict) else {}
+    config, why = quantization_config(tensors, architectures.of(content))
     if content or config:
         content.pop("quantization_config", None)
         out.write(CONFIG, _json({**content, **({"quantization_config": config} if config else {})}))
@@ -322,7 +322,7 @@ def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:
     content = strict_json(read_small(config, _SIDE), config) if os.path.isfile(config) else None
     says = content.get("quantization_config") if isinstance(content, dict) else None
     if isinstance(content, dict) and (says is None or isinstance(says, dict)):
-        wanted, _ = quantization_config([planned_as(t) for t in stored])
+        wanted, _ = quantization_config([planned_as(t) for t in stored], architectures.of(content))
         if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
             found.append(f"{CONFIG}: quantization_config says compressed-tensors, which cannot express this")
         for name, value in (wanted or {}).items():

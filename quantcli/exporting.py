@@ -16,11 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantcli import __version__, card, comparing, naming
+from quantcli.architectures import Architecture
 from quantcli.checkpoints import CARD
 from quantcli.container import KEY as NATIVE_KEY
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight, named, refusal
-from quantcli.exports._parts import without_quantization
+from quantcli.exports._parts import architecture, without_quantization
 from quantcli.reading import Tensor
 from quantcli.reading import open as open_model
 from quantcli.stores import Source
@@ -47,10 +48,11 @@ MOST_THREADS = 4
 # ---- what can be said -------------------------------------------------------------------------------------------
 
 
-def obstacle(weight: Weight, export: Export) -> str | None:
-    """Why a target cannot say a weight; None when it can."""
+def obstacle(weight: Weight, export: Export, model: Architecture | None) -> str | None:
+    """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
     assert weight.scheme is not None
-    return export.accepts.obstacle(weight.scheme) or export.shape(weight)
+    why = export.accepts.obstacle(weight.scheme) or export.shape(weight)
+    return why or (export.module(weight, model) if model is not None else None)
 
 
 def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversion:
@@ -59,8 +61,9 @@ def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversio
     export = named(target)
     if not any(t.scheme is not None for t in tensors):
         raise DataError("there is nothing quantized in it to export")
+    model = architecture(beside)
     for tensor in tensors:
-        if tensor.scheme is not None and (why := obstacle(tensor, export)) is not None:
+        if tensor.scheme is not None and (why := obstacle(tensor, export, model)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
     try:
         found = export.convert(tensors, beside)
@@ -149,7 +152,7 @@ def files(
     for name, shard in source.shards.items():
         held = {info.name for info in shard.infos()}
         own = tuple(
-            t.info.name for t in tensors if t.info.name in found.jobs and {t.info.name, t.outputs[0].name} & held
+            t.info.name for t in tensors if t.info.name in found.jobs and {t.info.name, f"{t.info.name}_packed"} & held
         )
         parts.append((name, own, shard.metadata))
     return [

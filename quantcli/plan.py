@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantcli import container
+from quantcli.architectures import EMBEDDING, Architecture
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports import named, refusal
@@ -46,7 +47,7 @@ REASONS = {
     "lm-head": "keep-list: output head",
     "one-dimensional": "keep-list: one dimension",
     "small": f"keep-list: fewer than {SMALL} elements",
-    "target": "its shape or name is none the target of --to knows",
+    "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
@@ -59,7 +60,7 @@ _NAMES = [
     ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
     ("router", re.compile(r"(?:^|\.)(?:\w*router\w*|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
-    ("embedding", re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE)),
+    ("embedding", EMBEDDING),
 ]
 
 
@@ -80,7 +81,8 @@ class Request:
     """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
     counts, expressions for tensors that must have one scheme (see patterns.tied), and the target (see exports) that
-    must be able to say it all: weights whose shape it cannot say are kept."""
+    must be able to say it all: weights whose shape it cannot store are kept, and those its loader does not take where
+    they are in a model of this architecture."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -91,6 +93,7 @@ class Request:
     importance: Importance | None = None
     ties: tuple[str, ...] = ()
     to: str | None = None
+    architecture: Architecture | None = None
 
     def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
@@ -279,24 +282,24 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         else:
             tensors.append(quantized(info, request.scheme, "default"))
     if request.to is not None:
-        tensors = [_for_target(tensor, request.to) for tensor in tensors]
+        tensors = [_for_target(tensor, request.to, request.architecture) for tensor in tensors]
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
 
 
-def _for_target(tensor: TensorPlan, target: str) -> TensorPlan:
-    """The plan of a tensor, kept where the target cannot say its shape. Raises UsageError where it cannot say the
-    scheme."""
+def _for_target(tensor: TensorPlan, target: str, model: Architecture | None) -> TensorPlan:
+    """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
+    place in the model. Raises UsageError where it cannot say the scheme."""
     if tensor.scheme is None:
         return tensor
     export = named(target)
     for scheme in tensor.scheme.candidates:
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-    why = export.shape(tensor)
-    return tensor if why is None else kept(tensor.info, "target", f"{target} cannot say it: {why}")
+    why = export.shape(tensor) or (export.module(tensor, model) if model is not None else None)
+    return tensor if why is None else kept(tensor.info, "target", f"{target} cannot store it: {why}")
 
 
 def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
@@ -335,6 +338,8 @@ def check(plan: Plan) -> None:
         why = ", ".join(f"{n} {reason}" for reason, n in count.items())
         listed = set(count) & {*dict(_NAMES), "small"}
         unsaid = next((f"{printable(t.info.name)}: {t.note}" for t in plan.tensors if t.reason == "target"), None)
+        if unsaid is not None:
+            unsaid += "; --to native writes quantcli's own layout, which no such loader reads"
         hint = unsaid or (
             "--no-default-keep quantizes every float tensor of two or more dimensions"
             if listed

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from quantcli import recipe
 from quantcli.allocating import Allocation, allocate, smallest
 from quantcli.errors import UsageError, printable
-from quantcli.importance import Importance
 from quantcli.metrics import Metrics
 from quantcli.patterns import matching, tied
 from quantcli.pipeline import Progress
@@ -230,7 +229,7 @@ def within(
     def attempt(budget: int) -> Planned:
         allocation = allocate(options, budget)
         assert allocation is not None
-        return _planned(units, source, wanted, request.importance, request.to, size_of, allocation)
+        return _planned(units, source, wanted, request, size_of, allocation)
 
     data = smallest(options)
     best = found = attempt(data)
@@ -267,7 +266,7 @@ def reaching(
             best, high = found, min(middle, found.size)
         else:
             low = middle + 1
-    planned = _planned(units, source, _wanted(request, source), request.importance, request.to, size_of, best)
+    planned = _planned(units, source, _wanted(request, source), request, size_of, best)
     return replace(planned, uniform=_uniform(units, source, request, size_of, planned.size))
 
 
@@ -298,13 +297,12 @@ def _planned(
     units: Sequence[Unit],
     source: Source,
     wanted: Mapping[str, Scheme | None],
-    importance: Importance | None,
-    to: str | None,
+    request: Request,
     size_of: Callable[[Plan], int],
     allocation: Allocation,
 ) -> Planned:
     schemes = {t.info.name: unit.choices[c].scheme for unit, c in zip(units, allocation.choice) for t in unit.tensors}
-    resolved = recipe.resolved(source.infos(), {**wanted, **schemes}, importance, to)
+    resolved = recipe.resolved(source.infos(), {**wanted, **schemes}, request)
     plan = make(source.infos(), resolved)
     return Planned(
         units=tuple(units),

@@ -309,21 +309,24 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
 def resolved(
     infos: Sequence[TensorInfo],
     wanted: Mapping[str, Scheme | None],
-    importance: Importance | None = None,
-    to: str | None = None,
+    asked: Request,
 ) -> Request:
-    """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest."""
+    """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest.
+
+    Its importances and its target are those of the one that was asked.
+    """
     counts = Counter(s for s in wanted.values() if s is not None)
     if not counts:
         raise UsageError("nothing would be quantized")
     default = max(counts, key=lambda s: (counts[s], s.name))
     others: dict[Scheme | None, list[str]] = defaultdict(list)
-    for tensor in make(infos, Request(scheme=default, to=to)).tensors:
+    found = Request(scheme=default, importance=asked.importance, to=asked.to, architecture=asked.architecture)
+    for tensor in make(infos, replace(found, importance=None)).tensors:
         scheme = wanted.get(tensor.info.name)
         if scheme != tensor.scheme:
             others[scheme].append(tensor.info.name)
     rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
-    return Request(scheme=default, rules=tuple(rules), importance=importance, to=to)
+    return replace(found, rules=tuple(rules))
 
 
 def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:

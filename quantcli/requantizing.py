@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from quantcli import pipeline, plan
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError
-from quantcli.exporting import obstacle
+from quantcli.exporting import beside, obstacle
 from quantcli.exports import named
+from quantcli.exports._parts import architecture
 from quantcli.grouping import layout
 from quantcli.reading import Model, Tensor
 from quantcli.reading import open as open_model
@@ -92,24 +93,26 @@ def nearest(stored: StoredTensor, target: str) -> Scheme | None:
 
 
 def changes(model: Model, target: str) -> dict[str, Scheme | None]:
-    """For every weight the target cannot say the scheme it can, None for floating point."""
-    export = named(target)
-    return {
-        name: nearest(tensor.stored, target)
-        for name, tensor in model.items()
-        if tensor.scheme is not None and obstacle(tensor.stored, export) is not None
-    }
+    """For every weight the target cannot store, or its loader does not take, the scheme it does; None for floating
+    point."""
+    export, kind = named(target), architecture(beside(model.source))
+    found: dict[str, Scheme | None] = {}
+    for name, tensor in model.items():
+        if tensor.scheme is not None and obstacle(tensor.stored, export, kind) is not None:
+            unloaded = kind is not None and export.module(tensor.stored, kind) is not None
+            found[name] = None if unloaded else nearest(tensor.stored, target)
+    return found
 
 
 @contextlib.contextmanager
 def requantized(
-    model: Model, wanted: Mapping[str, Scheme | None], beside: str, *, threads: int, progress: Progress | None
+    model: Model, wanted: Mapping[str, Scheme | None], output: str, *, threads: int, progress: Progress | None
 ) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a model, those that are wanted otherwise made anew. beside: the path of the output."""
+    """The tensors of a model, those that are wanted otherwise made anew. output: its path."""
     if not wanted:
         yield dict(model)
         return
-    path = hidden(beside)
+    path = hidden(output)
     source: Source = Decoded(model, list(wanted), frozenset(n for n, s in wanted.items() if s is not None))
     plans = []
     for info in source.infos():

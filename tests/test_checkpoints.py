@@ -46,7 +46,7 @@ def made(folder: Path, count: int = 4, rows: int = 64, **more: dict[str, np.ndar
         weight_map |= dict.fromkeys(tensors, file)
     index = {"metadata": {"total_size": 1, "kind": "test"}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps({"model_type": "tiny", "hidden_size": 256}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 256}))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "pooling").mkdir()
     (folder / "pooling" / "README.md").write_text("another card")
@@ -86,7 +86,7 @@ def test_a_folder_shard_by_shard(source: Path) -> None:
     assert found["tokenizer.json"] == b"{}" and found["pooling/README.md"] == b"another card"
     config = json.loads(found["config.json"])
     assert config.pop("quantization_config")["quant_method"] == "compressed-tensors"
-    assert config == {"model_type": "tiny", "hidden_size": 256}
+    assert config == {"model_type": "llama", "hidden_size": 256}
     assert sorted(os.listdir()) == ["out", "source"]
 
 

@@ -18,7 +18,7 @@ PACKAGE = Path(quantcli.__file__).parent
 ORDER = [
     "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
-    "stores", "imatrix", "container", "patterns", "importance", "exports", "plan", "plain", "recipe", "foreign",
+    "stores", "imatrix", "container", "patterns", "importance", "architectures", "exports", "plan", "plain", "recipe", "foreign",
     "workers", "pipeline", "resuming", "reading", "measuring", "examining", "views", "comparing", "decoding", "naming",
     "allocating", "sweeping", "planning", "statistics", "report", "reporting", "gates", "config", "baseline",
     "terminal", "card", "checkpoints", "findings", "possible", "verifying", "exporting", "requantizing",

@@ -310,7 +310,7 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = said["quantization_config"]
     for content, words in (
         ({**said, "quantization_config": {**ours, "ignore": ["x"]}}, "ignore of quantization_config"),
-        ({"model_type": "tiny"}, "config_groups of quantization_config is not that of the files"),
+        ({"model_type": "llama"}, "config_groups of quantization_config is not that of the files"),
         ({**said, "more": 1, "quantization_config": {**ours, "version": "9"}}, None),
     ):
         config.write_text(json.dumps(content))

@@ -11,12 +11,13 @@ import click
 from quantcli import registry
 from quantcli.cli import options
 from quantcli.cli.options import F
-from quantcli.errors import UsageError, printable
+from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from quantcli.architectures import Architecture
     from quantcli.importance import Importance
     from quantcli.plan import Request
     from quantcli.recipe import Recipe
@@ -279,10 +280,13 @@ def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importa
     return found
 
 
-def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None) -> Request:
-    """A scheme for the tensors selected, with the rules of a recipe."""
+def request(
+    scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None, source: Source | None = None
+) -> Request:
+    """A scheme for the tensors selected, with the rules of a recipe. source: where its target matters."""
     from quantcli.plan import Request
 
+    to = asked.get("to")
     return Request(
         scheme=scheme,
         rules=recipe.rules if recipe else (),
@@ -291,8 +295,19 @@ def request(scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None)
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
         max_shard_size=asked.get("max_shard_size"),
-        to=asked.get("to"),
+        to=to,
+        architecture=_architecture(source) if source is not None and to is not None else None,
     )
+
+
+def _architecture(source: Source) -> Architecture | None:
+    from quantcli.exporting import beside
+    from quantcli.exports._parts import architecture
+
+    try:
+        return architecture(beside(source))
+    except QuantcliError as error:
+        raise error.within(source.path) from None
 
 
 def recipe_of(asked: dict[str, Any]) -> Recipe:

@@ -103,7 +103,7 @@ def planned(
     to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=hasattr(source, "shards"))
     asked = {**asked, "to": to}
     weights = _asking.importance(asked, recipe, source)
-    request = replace(_asking.request(schemes[0], asked, recipe), importance=weights)
+    request = replace(_asking.request(schemes[0], asked, recipe, source), importance=weights)
     first = make(source.infos(), request)
     for line in () if talk.quiet else unweighted(first.tensors):
         options.warn(line)

@@ -207,14 +207,14 @@ def _request(
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), talk)
         return replace(planned.request, max_shard_size=asked["max_shard_size"])
     importance = _asking.importance(asked, given, source)
-    request = replace(_asking.request(given.default, asked, given), importance=importance)
+    request = replace(_asking.request(given.default, asked, given, source), importance=importance)
     if asked["save_recipe"] is None:
         return request
     try:
         tensors = plan.make(source.infos(), request).tensors
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, importance, asked["to"])
+    found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, request)
     return replace(found, max_shard_size=request.max_shard_size)
 
 

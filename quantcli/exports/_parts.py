@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import packing
+from quantcli import architectures, packing
+from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, Architecture
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.exports import Codes, Job, Piece, Weight, Write
+from quantcli.exports import Beside, Codes, Job, Piece, Weight, Write
 from quantcli.grouping import Layout, TileSpan
 from quantcli.kernels import row_bytes
 from quantcli.patterns import module_of
 from quantcli.scheme import Scheme
+from quantcli.stores.safetensors import strict_json
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -209,13 +212,72 @@ def quantized(tensors: Sequence[Weight]) -> list[Weight]:
     return [t for t in tensors if t.scheme is not None]
 
 
-def ignored(tensors: Sequence[Weight]) -> list[str]:
-    """Modules whose matrix stays in floating point."""
+def architecture(beside: Beside) -> Architecture | None:
+    """What the config.json beside a model says it is; None where there is none. Raises DataError."""
+    raw = beside("config.json")
+    config = None if raw is None else strict_json(raw, "config.json")
+    return architectures.of(config) if isinstance(config, dict) else None
+
+
+def not_linear(weight: Weight, model: Architecture) -> str | None:
+    """Why a loader that quantizes the Linear layers of transformers takes no quantized weight in this place."""
+    kind = model.holder(module_of(weight.info.name))
+    if kind is None or kind == EXPERTS:
+        return None
+    if kind in (DIRECT, INITIALIZED):
+        return "transformers reads this weight outside its layer, where it is not decoded"
+    if kind == CHANGED:
+        return "transformers splits or merges this tensor while it loads it"
+    return f"transformers holds it in {kind}, and quantized weights are loaded into Linear layers only"
+
+
+def unknown(model: Architecture | None) -> list[str]:
+    """What is to be said of a model that transformers does not have."""
+    if model is None or model.known:
+        return []
+    named = f"model_type {printable(repr(model.model_type), 60)}" if model.model_type else "no model_type"
+    return [
+        f"config.json names {named}, which transformers {architectures.transformers_version()} does not have: every "
+        "matrix that is not an embedding by its name is taken to be a Linear layer of the model"
+    ]
+
+
+def modules(tensors: Sequence[Weight], *, quantized: bool) -> list[str]:
+    """Modules whose matrix is quantized, or stays in floating point."""
     return [
         module_of(t.info.name)
         for t in tensors
-        if t.scheme is None and t.info.name.endswith(".weight") and len(t.info.shape) == 2
+        if (t.scheme is not None) == quantized and t.info.name.endswith(".weight") and len(t.info.shape) == 2
     ]
+
+
+def ignored(tensors: Sequence[Weight], model: Architecture | None, *, linear: bool = False) -> list[str]:
+    """Modules whose matrix stays in floating point, under all the names they have, and Linear layers that have no
+    tensor in the file because they share one. linear: only what may be a Linear layer."""
+    kept = modules(tensors, quantized=False)
+    if model is None:
+        return kept
+    named = [n for m in kept if not linear or model.holder(m) is None for n in model.names(m)]
+    return list(dict.fromkeys([*named, *model.heads([*kept, *modules(tensors, quantized=True)])]))
+
+
+def refuse_skipped(tensors: Sequence[Weight], kept: Sequence[str], skips: Callable[[str, str], bool]) -> None:
+    """Raise UsageError where a loader that is told to leave a module alone would leave a quantized one alone too.
+    skips(name, module): whether that name makes it leave the module alone."""
+    for module in modules(tensors, quantized=True):
+        name = next((n for n in kept if skips(n, module)), None)
+        if name is not None:
+            problem = f"with {printable(name, 120)} kept, its loader would not decode {printable(module, 120)} either"
+            raise UsageError(problem, hint="keep both with --exclude, or quantize both")
+
+
+def skips_by_name(name: str, module: str) -> bool:
+    """Whether transformers leaves a module alone for this name: where it begins or ends with it.
+
+    >>> skips_by_name("lm_head", "model.lm_head"), skips_by_name("layers.1", "layers.11.up")
+    (True, False)
+    """
+    return module.endswith(name) or re.match(rf"(?:{re.escape(name)})(?:(?<=\.)|(?=\.|$))", module) is not None
 
 
 def element(dtype: str) -> int:

@@ -22,20 +22,24 @@ import numpy as np
 
 from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
+    architecture,
     bands,
     below,
     facts,
     finer,
     ignored,
     not_a_matrix,
+    not_linear,
     one_group,
     params,
     plain,
     put_columns,
     quantized,
+    refuse_skipped,
     repeated,
     rounded,
     turned,
+    unknown,
     words,
 )
 from quantcli.grouping import TileSpan
@@ -141,20 +145,22 @@ def _group(weights: Sequence[Weight]) -> int:
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as AWQ stores it."""
-    group = _group(quantized(tensors))
+    group, model = _group(quantized(tensors)), architecture(beside)
+    kept = ignored(tensors, model, linear=True)
+    refuse_skipped(tensors, kept, lambda name, module: name in module)  # vLLM looks for it anywhere in a name
     settings = {
         "quant_method": "awq",
         "bits": 4,
         "group_size": group,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": ignored(tensors),
+        "modules_to_not_convert": kept,
     }
     return Conversion(
         jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t, group) for t in tensors},
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},
-        notes=["transformers needs GPTQModel to run AWQ; vLLM and mlx-lm load it as it is"],
+        notes=["transformers needs GPTQModel to run AWQ; vLLM and mlx-lm load it as it is", *unknown(model)],
     )
 
 
@@ -163,5 +169,6 @@ PROVIDES = Export(
     accepts=Accepts(bits=(4,), groups=(16,)),
     shape=shape,
     convert=convert,
+    module=not_linear,
     scale_dtype="float16",
 )

@@ -18,23 +18,30 @@ from functools import partial
 
 import numpy as np
 
+from quantcli.architectures import EXPERTS, INITIALIZED, Architecture
 from quantcli.codes import fixed_codebook
 from quantcli.dtypes import LONG_NAMES
 from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
+    architecture,
     bands,
     facts,
     finer,
     ignored,
     not_a_matrix,
+    not_linear,
     params,
     plain,
     quantized,
+    refuse_skipped,
     repeated,
     rounded,
+    skips_by_name,
+    unknown,
     words,
 )
 from quantcli.grouping import TileSpan
+from quantcli.patterns import module_of
 from quantcli.tensors import TensorInfo
 
 BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -48,6 +55,17 @@ def shape(weight: Weight) -> str | None:
     if why is None and finer(facts(weight)[1].group, BLOCKS) is None:
         return f"rows of {facts(weight)[1].cols} are no multiple of 64"
     return why
+
+
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why transformers takes no quantized weight in this place."""
+    own = module_of(weight.info.name)
+    name, kind = model.module(own), model.holder(own)
+    if kind == EXPERTS:
+        return "transformers stacks experts while it loads them, which takes floating-point weights"
+    if any(skips_by_name(kept, name) for kept in model.float32):
+        return "transformers never quantizes this layer of such a model"
+    return None if kind == INITIALIZED else not_linear(weight, model)
 
 
 def _job(weight: Weight) -> Job:
@@ -92,6 +110,9 @@ def _job(weight: Weight) -> Job:
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as bitsandbytes stores it."""
     dtypes = {w.info.dtype for w in quantized(tensors)}
+    model = architecture(beside)
+    kept = ignored(tensors, model, linear=True)
+    refuse_skipped(tensors, kept, skips_by_name)
     settings = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
@@ -100,13 +121,16 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "bnb_4bit_use_double_quant": False,
         "bnb_4bit_compute_dtype": _DTYPES.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32",
         "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": ignored(tensors),
+        "llm_int8_skip_modules": kept,
     }
     return Conversion(
         jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},
-        notes=["bitsandbytes decodes with its own NF4 levels, whatever quant_map says; they are the native ones"],
+        notes=[
+            "bitsandbytes decodes with its own NF4 levels, whatever quant_map says; they are the native ones",
+            *unknown(model),
+        ],
     )
 
 
@@ -115,4 +139,5 @@ PROVIDES = Export(
     accepts=Accepts(formats=("nf4",), bits=(4,), groups=(64,)),
     shape=shape,
     convert=convert,
+    module=module,
 )

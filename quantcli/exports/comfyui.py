@@ -17,11 +17,31 @@ from functools import partial
 
 import numpy as np
 
+from quantcli.architectures import EXPERTS, Architecture
 from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
-from quantcli.exports._parts import bands, facts, ignored, not_a_matrix, params, plain, quantized, rounded, words
+from quantcli.exports._parts import (
+    architecture,
+    bands,
+    facts,
+    ignored,
+    not_a_matrix,
+    not_linear,
+    params,
+    plain,
+    quantized,
+    rounded,
+    words,
+)
 from quantcli.grouping import TileSpan
 from quantcli.patterns import module_of
 from quantcli.tensors import TensorInfo
+
+
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why transformers takes no quantized weight in this place of a model that it has."""
+    if model.holder(module_of(weight.info.name)) == EXPERTS:
+        return "transformers stacks experts while it loads them, which takes packed weights"
+    return not_linear(weight, model)
 
 
 def _job(weight: Weight) -> Job:
@@ -58,7 +78,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
         "quantization_status": "compressed",
-        "ignore": ignored(tensors),
+        "ignore": ignored(tensors, architecture(beside)),
         "config_groups": {"group_0": {**group, "input_activations": None, "output_activations": None}},
     }
     return Conversion(
@@ -77,4 +97,5 @@ PROVIDES = Export(
     accepts=Accepts(bits=(8,), granularities=("channel", "tensor"), symmetric=(True,)),
     shape=not_a_matrix,
     convert=convert,
+    module=module,
 )

@@ -11,17 +11,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantcli import container
+from quantcli.architectures import EXPERTS, Architecture
 from quantcli.exports import Accepts, Beside, Conversion, Export, Weight
-from quantcli.exports._parts import copied, facts, ignored, not_a_matrix, quantized
+from quantcli.exports._parts import (
+    architecture,
+    copied,
+    facts,
+    ignored,
+    not_a_matrix,
+    not_linear,
+    quantized,
+    unknown,
+)
 from quantcli.patterns import module_of
 from quantcli.tensors import TensorInfo
 
 ACCEPTS = Accepts(bits=(2, 3, 4, 5, 6, 7, 8))
 
 
-def obstacle(tensor: Weight) -> str | None:
-    """Why the layout cannot express a quantized tensor; None when it can."""
-    return ACCEPTS.obstacle(facts(tensor)[0]) or not_a_matrix(tensor)
+EXPERT = r"re:.*\.experts\.\d+\..*"
+"""The target that names stacked experts: transformers looks for their scheme in the group that has such a one."""
+
+
+def obstacle(tensor: Weight, model: Architecture | None) -> str | None:
+    """Why the layout cannot express a quantized tensor, or nothing loads it in such a model; None when all is well."""
+    why = ACCEPTS.obstacle(facts(tensor)[0]) or not_a_matrix(tensor)
+    return why or (module(tensor, model) if model is not None else None)
+
+
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why no loader takes a quantized weight in this place."""
+    if model.holder(module_of(weight.info.name)) == EXPERTS and not facts(weight)[0].symmetric:
+        return "stacked experts are loaded without zero points"
+    return not_linear(weight, model)
 
 
 def _weights(tensor: Weight) -> dict[str, Any]:
@@ -37,7 +59,9 @@ def _weights(tensor: Weight) -> dict[str, Any]:
     }
 
 
-def quantization_config(tensors: Sequence[Weight]) -> tuple[dict[str, Any] | None, str]:
+def quantization_config(
+    tensors: Sequence[Weight], model: Architecture | None
+) -> tuple[dict[str, Any] | None, str]:
     """The quantization_config of a model, and the reason why there is none.
 
     One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a
@@ -45,41 +69,44 @@ def quantization_config(tensors: Sequence[Weight]) -> tuple[dict[str, Any] | Non
     """
     own = quantized(tensors)
     for tensor in own:
-        why = obstacle(tensor)
+        why = obstacle(tensor, model)
         if why is not None:
             return None, f"{tensor.info.name}: {why}"
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for tensor in own:
         weights = _weights(tensor)
-        groups.setdefault(repr(weights), (weights, []))[1].append(module_of(tensor.info.name))
+        name = module_of(tensor.info.name)
+        names = [name] if model is None else [EXPERT] if model.holder(name) == EXPERTS else model.names(name)
+        groups.setdefault(repr(weights), (weights, []))[1].extend(names)
     ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
     config = {
         f"group_{i}": {
-            "targets": ["Linear"] if len(ordered) == 1 else modules,
+            "targets": ["Linear"] if len(ordered) == 1 else list(dict.fromkeys(names)),
             "format": "pack-quantized",
             "weights": weights,
             "input_activations": None,
             "output_activations": None,
         }
-        for i, (weights, modules) in enumerate(ordered)
+        for i, (weights, names) in enumerate(ordered)
     }
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": ignored(tensors),
+        "ignore": ignored(tensors, model),
         "config_groups": config,
     }, ""
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The native tensors as they are, and the configuration."""
-    found, why = quantization_config(tensors)
+    model = architecture(beside)
+    found, why = quantization_config(tensors, model)
     assert found is not None, why
     return Conversion(
         jobs={t.info.name: copied(_parts(t)) for t in tensors},
         config={"quantization_config": found},
-        notes=_notes(tensors, found),
+        notes=[*_notes(tensors, found), *unknown(model)],
     )
 
 
@@ -114,5 +141,6 @@ PROVIDES = Export(
     accepts=ACCEPTS,
     shape=not_a_matrix,
     convert=convert,
+    module=module,
     keeps_document=True,
 )

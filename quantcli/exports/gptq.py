@@ -25,6 +25,7 @@ from quantcli.exports._parts import (
     below,
     facts,
     not_a_matrix,
+    not_linear,
     one_group,
     pack_rows,
     params,
@@ -123,5 +124,6 @@ PROVIDES = Export(
     accepts=Accepts(bits=(2, 3, 4, 8), groups=(16,)),
     shape=shape,
     convert=convert,
+    module=not_linear,
     scale_dtype="float16",
 )
