@@ -198,3 +198,16 @@ def test_native_folders_are_exported_only_as_they_load(tmp_path: Path) -> None:
     assert run("export", native, "--to", "compressed-tensors", "-o", tmp_path / "ct", "--requantize", "-q").code == 0
     ignore = json.loads((tmp_path / "ct" / "config.json").read_text())["quantization_config"]["ignore"]
     assert {"lm_head", "backbone.layers.0.mixer.dt_proj"} <= set(ignore)
+
+
+def test_layers_that_gptq_keeps_are_exempt(tmp_path: Path) -> None:
+    """vLLM and GPTQModel take every Linear layer of a block for a quantized one that no expression exempts"""
+    source = made(tmp_path / "m", "llama", "LlamaForCausalLM", LLAMA)
+    config, _ = quantized(source, "--to", "gptq", "--exclude", "*.q_proj")
+    assert config["dynamic"] == {r"-:^model\.layers\.0\.self_attn\.q_proj$": {}}
+
+
+def test_mlx_keeps_what_its_loader_turns(tmp_path: Path) -> None:
+    source = made(tmp_path / "m", "gpt2", "GPT2LMHeadModel", {**GPT2, "lm_head": TABLE})
+    line = one_line(run("quantize", source, "-o", tmp_path / "out", "--group-size", "32", "--to", "mlx"), 1)
+    assert "mlx-lm turns this matrix" in line

@@ -9,21 +9,27 @@ A weight of b bits [out, in] (b is 2, 3, 4 or 8, out and in multiples of 32) wit
 
 Symmetric models are the first version, `gptq`, which stores the zero point 2^(b-1) less one. Loaders add the one back
 to whole words, so that a zero point of 0 would carry into its neighbour: models with zero points of their own are
-`gptq_v2`, which stores them as they are. Bits, groups and version hold for the whole model.
+`gptq_v2`, which stores them as they are. Bits, groups and version hold for the whole model; layers that are kept stand
+under `dynamic`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from quantcli.architectures import numberless
 from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
+    architecture,
     bands,
     below,
     facts,
+    ignored,
     not_a_matrix,
     not_linear,
     one_group,
@@ -36,6 +42,7 @@ from quantcli.exports._parts import (
     rounded,
     same_bits,
     turned,
+    unknown,
     words,
 )
 from quantcli.grouping import TileSpan
@@ -98,7 +105,10 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     own = quantized(tensors)
     bits, group = same_bits(own), one_group(own, GROUPS)
     symmetric = all(facts(w)[0].symmetric for w in own)
-    settings = {
+    model = architecture(beside)
+    # Readers quantize every Linear layer of a block that no such expression exempts.
+    kept = [name for name in ignored(tensors, model, linear=True) if numberless(name) != name]
+    settings: dict[str, Any] = {
         "quant_method": "gptq",
         "bits": bits,
         "group_size": group,
@@ -107,8 +117,9 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "lm_head": any(module_of(w.info.name).endswith("lm_head") for w in own),
         "checkpoint_format": "gptq" if symmetric else "gptq_v2",
         "pack_dtype": "int32",
+        **({"dynamic": {f"-:^{re.escape(name)}$": {} for name in kept}} if kept else {}),
     }
-    notes = ["GPTQModel wants the tokenizer in the folder; mlx-lm does not load it, for its g_idx"]
+    notes = ["GPTQModel wants the tokenizer in the folder; mlx-lm does not load it, for its g_idx", *unknown(model)]
     if not symmetric or bits not in (4, 8):
         notes.append("vLLM loads only symmetric weights of 4 or 8 bits")
     return Conversion(

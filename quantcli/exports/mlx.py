@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from quantcli.architectures import Architecture
 from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
@@ -89,6 +90,13 @@ def _job(weight: Weight) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why mlx-lm takes no quantized weight in this place."""
+    if model.holder(module_of(weight.info.name)) == "Conv1D":
+        return "mlx-lm turns this matrix while it loads it, which takes floating-point weights"
+    return None
+
+
 def _settings(weight: Weight) -> tuple[int, int]:
     return _group(weight), facts(weight)[0].bits
 
@@ -120,4 +128,5 @@ PROVIDES = Export(
     accepts=Accepts(bits=(2, 3, 4, 5, 6, 8), groups=(32,), zero_points=("int", "float")),
     shape=shape,
     convert=convert,
+    module=module,
 )
