@@ -67,7 +67,7 @@ class Rename:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A type of model. known: whether transformers has it.
+    """A type of model. known: whether the facts have it.
 
     prefix: what names of the base model begin with, in models that have more than that. other: kinds of modules that
     hold a matrix and are no plain Linear layer, or DIRECT or INITIALIZED, by name without prefix and with # for

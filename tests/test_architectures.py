@@ -177,7 +177,7 @@ def test_stacked_experts(tmp_path: Path) -> None:
 def test_unknown_types_of_model_are_told(tmp_path: Path) -> None:
     source = made(tmp_path / "m", "no-such-type", "NoSuchModel", LLAMA)
     ran = run("quantize", source, "-o", tmp_path / "out", "--group-size", "32")
-    assert "model_type 'no-such-type', which transformers" in ran.err
+    assert "model_type 'no-such-type', which quantcli does not know" in ran.err
 
 
 def test_a_name_that_would_hide_a_quantized_layer_is_refused(tmp_path: Path) -> None:

@@ -232,13 +232,14 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
 
 
 def unknown(model: Architecture | None) -> list[str]:
-    """What is to be said of a model that transformers does not have."""
+    """What is to be said of a model of a type that is not known."""
     if model is None or model.known:
         return []
     named = f"model_type {printable(repr(model.model_type), 60)}" if model.model_type else "no model_type"
     return [
-        f"config.json names {named}, which transformers {architectures.transformers_version()} does not have: every "
-        "matrix that is not an embedding by its name is taken to be a Linear layer of the model"
+        f"config.json names {named}, which quantcli does not know from transformers "
+        f"{architectures.transformers_version()}: every matrix is taken to be a Linear layer of the model, unless its "
+        "name is that of an embedding"
     ]
 
 
