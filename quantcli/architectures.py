@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 EMBEDDING = re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE)
@@ -139,7 +139,7 @@ def numberless(name: str) -> str:
 
 @cache
 def _facts() -> Any:
-    return json.loads(resources.files("quantcli").joinpath("architectures.json").read_text("ascii"))
+    return json.loads(Path(__file__).with_suffix(".json").read_text("ascii"))
 
 
 @cache
