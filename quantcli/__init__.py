@@ -63,3 +63,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(f"quantcli.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'quantcli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, those not imported yet too, so that dir() and Tab show them."""
+    return sorted(__all__)

@@ -166,7 +166,7 @@ class Scheme:
             object.__setattr__(self, "calibration", self._default_calibration())
         if self.calibration == "auto":
             if self.options:
-                raise UsageError("auto has none", place=["options"])
+                raise UsageError("auto takes no options", place=["options", next(iter(self.options))])
             if self.grid is not None:
                 raise UsageError("auto chooses it", place=["grid"])
             if self._binary or self.family == "learned":
@@ -191,7 +191,7 @@ class Scheme:
             raise UsageError(f"{self.calibration} is for symmetric schemes only", place=["calibration"])
         for name, value in self.options.items():
             if name not in calibrator.options:
-                raise UsageError(f"{self.calibration} has no option {name!r}", place=["options"])
+                raise UsageError(f"{self.calibration} has no such option", place=["options", name])
             calibrator.options[name].check(name, value)
         obstacle = calibrator.obstacle(self) if calibrator.obstacle is not None else None
         if obstacle is not None:

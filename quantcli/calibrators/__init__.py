@@ -91,7 +91,8 @@ class Option:
             if value not in self.choices:
                 raise UsageError(f"{value!r} is not one of {', '.join(self.choices)}", place=[name])
         elif type(value) not in (int, float) or not self.low <= value <= self.high:
-            raise UsageError(f"{value!r} is not a number from {self.low:g} to {self.high:g}", place=[name])
+            shown = f"{value:g}" if type(value) is float else repr(value)
+            raise UsageError(f"{shown} is not a number from {self.low:g} to {self.high:g}", place=[name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -128,11 +129,12 @@ def _silence_stdout() -> None:
 
 
 def _usage(error: click.ClickException) -> str:
-    text = printable(error.format_message().replace("\n", " ").strip(), 2000)
+    # click puts every choice on a line of its own, behind a tab
+    text = printable(re.sub(r"\s*\n\s*", " ", error.format_message()).strip(), 2000)
     text = text[:1].lower() + text[1:]
     ctx = getattr(error, "ctx", None)
     if ctx is None:
-        return text
+        return text.rstrip(".")
     # The path of a subcommand is in its own context; the group's is just the program.
     return f"{text.rstrip('.')} (see '{ctx.command_path} --help')"
 

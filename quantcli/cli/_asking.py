@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -192,9 +193,8 @@ def granularity(granularity: str | None, group_size: int | None, axis: int | Non
     """
     if group_size is not None and group_size <= 0:
         if group_size < -1:
-            raise UsageError(
-                f"{group_size} is none", place=["--group-size"], hint="use 1 or more, -1 per channel or 0 per tensor"
-            )
+            hint = "use 1 or more, -1 per channel or 0 per tensor"
+            raise UsageError(f"{group_size} is not a group size", place=["--group-size"], hint=hint)
         meant = "tensor" if group_size == 0 else "channel"
         if granularity not in (None, meant):
             raise UsageError(f"{group_size} means {meant}, not {granularity}", place=["--group-size"])
@@ -207,6 +207,43 @@ def granularity(granularity: str | None, group_size: int | None, axis: int | Non
     if axis is not None:
         fields["axis"] = axis
     return fields
+
+
+_SETS = {
+    "format": ("format_", "levels", "codebook", "calibration"),
+    "calibration": ("calibration", "mse_norm", "percentile", "effort"),
+    "granularity": ("granularity", "group_size", "axis"),
+    "norm": ("mse_norm",),
+}
+"""The parameters that may have set a field of a scheme, where they are not just the one of its name."""
+
+
+def option_name(parameter: str, value: Any = None) -> str:
+    """How a parameter with this value is written on the command line.
+
+    >>> option_name("format_"), option_name("group_size", 32), option_name("symmetric", False)
+    ('--type', '--group-size', '--asymmetric')
+    """
+    if parameter == "symmetric" and value is False:
+        return "--asymmetric"
+    return "--type" if parameter == "format_" else f"--{parameter.replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
+    """Make an error about a field of the default scheme name the option that set it, if one did."""
+    try:
+        yield
+    except UsageError as error:
+        place = [word for word in error.place if word != "options"] or error.place
+        if len(place) > 1 and place[-2] != "default":  # of a rule, which says where it stands
+            raise
+        field = place[-1].replace(" ", "_") if place else ""
+        for parameter in _SETS.get(field, (field,)):
+            if asked.get(parameter) not in (None, ()):
+                option = option_name(parameter, asked[parameter])
+                raise UsageError(error.problem, place=[option], hint=error.hint) from None
+        raise
 
 
 def asked_recipe(asked: dict[str, Any], fields: dict[str, Any]) -> Recipe:
@@ -338,7 +375,8 @@ def recipe_of(asked: dict[str, Any]) -> Recipe:
         if asked[option] is not None:
             fields[name] = asked[option]
     fields |= _method(asked)
-    return asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})
+    with naming_options(asked):
+        return asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})
 
 
 def _method(asked: dict[str, Any]) -> dict[str, Any]:

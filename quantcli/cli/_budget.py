@@ -90,13 +90,14 @@ def planned(
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
     recipe = _asking.asked_recipe(asked, {})
     asked = _asking.settled(asked, recipe)
-    schemes = [
-        recipe.scheme({"bits": bits, **_asking.granularity(None, size, None), **method})
-        for method in [{"calibration": name} for name in asked["calibration"] or ()] or [{}]
-        for size in asked["group_size"]
-        for bits in asked["bits"]
-        if bits != 16
-    ]
+    with _asking.naming_options(asked):
+        schemes = [
+            recipe.scheme({"bits": bits, **_asking.granularity(None, size, None), **method})
+            for method in [{"calibration": name} for name in asked["calibration"] or ()] or [{}]
+            for size in asked["group_size"]
+            for bits in asked["bits"]
+            if bits != 16
+        ]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     need_file(source, "planning")

@@ -93,9 +93,9 @@ def command(
 ) -> None:
     """Quantize SRC: .safetensors, .npy, .npz, a checkpoint folder or its index.json.
 
-    Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with the scheme, beside SRC;
-    name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases, embeddings and small
-    tensors are kept as they are; every tensor's fate and its reason are in the report.
+    Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with that of the scheme or the
+    recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
+    embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
     from quantcli import kernels, pipeline, plan, recipe
 
@@ -119,7 +119,7 @@ def command(
         request = export.suited(request) if export is not None else request
         saved = asked["save_recipe"]
         recipe_text = recipe.dump(request, settings, os.path.dirname(saved)) if saved is not None else None
-        scheme = request.scheme.name if not request.rules else "recipe"
+        scheme = _label(request, asked["recipe"])
         beside = default_output if export is None or asked["to"] is None else export.beside
         target = named or beside(src, scheme)
         native = export is None or export.is_native(_as_folder(source, target))
@@ -191,8 +191,8 @@ def _refuse_both(asked: dict[str, Any]) -> None:
             raise UsageError(f"it counts the bytes of a native file, not those of {to}", place=[option], hint=hint)
     said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if said:
-        option = said[0].rstrip("_").replace("_", "-").replace("format", "type")
-        raise UsageError("a target chooses that itself", place=[f"--{option}"], hint="leave it out, or use plan")
+        option = _asking.option_name(said[0], asked[said[0]])
+        raise UsageError("a target chooses that itself", place=[option], hint="leave it out, or use plan")
 
 
 def _request(
@@ -325,8 +325,16 @@ def _write(
     return found, said, notes
 
 
+def _label(request: Request, recipe: str | None) -> str:
+    """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is."""
+    if recipe is None:
+        return request.scheme.name if not request.rules else "recipe"
+    stem, extension = os.path.splitext(os.path.basename(recipe))
+    return stem if extension.lower() in (".yaml", ".yml") else stem + extension
+
+
 def default_output(src: str, scheme: str) -> str:
-    """The name beside SRC that tells the scheme.
+    """The name beside SRC that tells the scheme or the recipe.
 
     >>> default_output("models/model.safetensors", "w4g128"), default_output("audio.npy", "w8t")
     ('models/model-w4g128.safetensors', 'audio-w8t.safetensors')

@@ -67,7 +67,8 @@ def command(
     from quantcli import plan, sweeping
     from quantcli.stores import need_file
 
-    schemes = _schemes(bits, group_size, calibration, symmetric)
+    with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
+        schemes = _schemes(bits, group_size, calibration, symmetric)
     with options.float_source(src) as source:
         need_file(source, "sweeping")
         plans = []
