@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from quantcli.errors import UsageError, printable
-from quantcli.patterns import matching
+from quantcli.patterns import compiled, matching
 from quantcli.report import Change, Comparison, GateFailure, GateResult, RunReport, TensorReport
 
 _UNITLESS = (
@@ -178,12 +178,12 @@ def judged(report: RunReport, gates: Gates, baseline: tuple[str, Mapping[str, An
 
 
 def judge(report: RunReport, gates: Gates, baseline: Mapping[str, Any] | None) -> list[GateResult]:
-    """Every gate's result, in the order of the fields of Gates.
+    """Every gate's result, in the order of the fields of Gates. A rule may match no tensor: see check_rules.
 
-    Raises UsageError when a rule's pattern matches no tensor, and for a regression gate without a baseline.
+    Raises UsageError for a regression gate without a baseline.
     """
     names = [t.name for t in report.tensors]
-    rules = [(matching([rule.match], names, "gates: rules"), rule.limits) for rule in gates.rules]
+    rules = [(set(filter(compiled(rule.match, "gates: rules"), names)), rule.limits) for rule in gates.rules]
     found = []
     for gate in NAMES:
         limit: float | None = getattr(gates, gate)
@@ -198,6 +198,16 @@ def judge(report: RunReport, gates: Gates, baseline: Mapping[str, Any] | None) -
         if limits or limit is not None:
             found.append(_gate(report, gate, limit, limits, baseline))
     return found
+
+
+def check_rules(reports: Sequence[tuple[RunReport, Gates]]) -> None:
+    """Raise UsageError for a rule that matches no tensor in any of the reports it is for."""
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for report, gates in reports:
+        for rule in gates.rules:
+            names[rule.match] |= dict.fromkeys(t.name for t in report.tensors)
+    for pattern, those in names.items():
+        matching([pattern], list(those), "gates: rules")
 
 
 def _gate(

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One setting. bytes_out: of the file, exact. sqnr_db, mse: over all quantized weights; sqnr_db is None where all
-    are exact. worst_tensor, worst_sqnr_db: the lowest. seconds: of all threads together, without reading. pareto:
-    whether no setting that is as small is better, and none that is as good smaller."""
+    """One setting. bytes_out: of the file, exact; bytes_data: of its tensors, without the header. sqnr_db, mse: over
+    all quantized weights; sqnr_db is None where all are exact. worst_tensor, worst_sqnr_db: the lowest. seconds: of
+    all threads together, without reading. pareto: whether no setting with as few bytes of data is better, and none
+    that is as good has fewer."""
 
     scheme: str
     bits: int
@@ -48,6 +49,7 @@ class Point:
     calibration: str
     rounding: str
     bytes_out: int
+    bytes_data: int
     bits_per_weight: float
     sqnr_db: float | None
     mse: float
@@ -276,7 +278,7 @@ def sweep(
     began = time.perf_counter()
     parameters = sum(t.info.numel for t in plans[0].tensors)
     points = [
-        _point(scheme, found.metrics, size_of(found.plan), parameters, found.seconds)
+        _point(scheme, found, size_of(found.plan), parameters)
         for scheme, found in zip(schemes, measure(source, plans, threads=threads, progress=progress))
     ]
     return Sweep(
@@ -290,7 +292,8 @@ def sweep(
     )
 
 
-def _point(scheme: Scheme, found: dict[str, Metrics], size: int, parameters: int, seconds: float) -> Point:
+def _point(scheme: Scheme, measured: Measured, size: int, parameters: int) -> Point:
+    found = measured.metrics
     whole = sum(found.values(), NOTHING)
     worst = min(found, key=lambda name: (math.inf if found[name].sqnr_db is None else found[name].sqnr_db, name))
     return Point(
@@ -303,12 +306,13 @@ def _point(scheme: Scheme, found: dict[str, Metrics], size: int, parameters: int
         calibration=scheme.calibration or "",
         rounding=scheme.rounding or "",
         bytes_out=size,
+        bytes_data=sum(t.bytes_out for t in measured.plan.tensors),
         bits_per_weight=8 * size / parameters,
         sqnr_db=whole.sqnr_db,
         mse=whole.mse,
         worst_tensor=worst,
         worst_sqnr_db=found[worst].sqnr_db,
-        seconds=seconds,
+        seconds=measured.seconds,
     )
 
 
@@ -317,14 +321,18 @@ def _quality(point: Point) -> float:
 
 
 def _with_front(points: list[Point]) -> list[Point]:
-    """The points, those on the Pareto front marked."""
+    """The points, those on the Pareto front marked.
+
+    Sizes are those of the data: the header names the method, and min-max with its shorter name is not the better for
+    it. Only between settings of the same data and quality does the smaller file count.
+    """
+
+    def merits(p: Point) -> tuple[int, float, int]:
+        return -p.bytes_data, _quality(p), -p.bytes_out
 
     def beaten(p: Point) -> bool:
         return any(
-            q.bytes_out <= p.bytes_out
-            and _quality(q) >= _quality(p)
-            and (q.bytes_out < p.bytes_out or _quality(q) > _quality(p))
-            for q in points
+            q.bytes_data <= p.bytes_data and _quality(q) >= _quality(p) and merits(q) > merits(p) for q in points
         )
 
     return [replace(p, pareto=not beaten(p)) for p in points]

@@ -63,6 +63,54 @@ def test_as_a_module() -> None:
     assert (ran.code, ran.err) == (0, "") and "(numpy kernels)" in ran.out
 
 
+def test_the_option_that_was_typed_is_named(model: Path) -> None:
+    """An error about a scheme names the option that asked for it, or the key and line of a recipe that did."""
+    Path(model.parent / "r.yaml").write_text("default:\n  bits: 0\n")
+    recipe = str(model.parent / "r.yaml")
+    for words, start in (
+        ("--bits 0", "--bits: 0 is not a whole number from 1 to 16"), ("--levels 1", "--levels: 1 is not"),
+        ("--axis 99 --granularity channel", "--axis: 99 is not"), ("--mse-norm 99", "--mse-norm: 99 is not a number"),
+        ("--percentile 200", "--percentile: 200 is not a number from 50 to 100"),
+        ("--percentile 99 --bits 1", "--percentile: percentile is not for one symmetric bit"),
+        ("--scale-dtype float8_e4m3", "--scale-dtype: "), ("--calibration mean-abs", "--calibration: "),
+        ("--type nf4 --bits 8", "--bits: nf4 has 4 bits"), ("--type nf4 --asymmetric", "--asymmetric: nf4 is"),
+        ("--grid restricted --asymmetric", "--grid: "), ("--rounding sum-preserving --type nf4", "--rounding: "),
+        ("--calibration minmax --effort best", "--effort: minmax has no such option"),
+        ("--calibration auto --effort best", "--effort: auto takes no options"),
+        ("--recipe llm --bits 0", "--bits: 0 is not"), (f"--recipe {recipe} --bits 99", "--bits: 99 is not"),
+        (f"--recipe {recipe}", f"{recipe}: line 2, column 3: default: bits: 0 is not"),
+        ("--override *.up:bits=0", "--override *.up:bits=0: bits: 0 is not"),
+    ):
+        assert one_line(run("quantize", model, *words.split()), 2).startswith(start), words
+    for name, words, start in (
+        ("sweep", "--bits 0", "--bits: 0 is not"), ("sweep", "--calibration mean-abs", "--calibration: mean-abs"),
+        ("plan", "--target-bpw 5 --bits 4,99", "--bits: 99 is not"),
+        ("plan", "--target-bpw 5 --calibration mean-abs", "--calibration: mean-abs"),
+        ("plan", f"--target-bpw 5 --recipe {recipe}", f"{recipe}: line 2, column 3: default: bits: 0"),
+    ):
+        assert one_line(run(name, model, *words.split()), 2).startswith(start), (name, words)
+
+
+def test_choices_stand_in_one_clean_line() -> None:
+    line = one_line(run("export", "x.safetensors"), 2)
+    assert line.startswith("missing option '--to'. Choose from: awq, bnb-nf4, comfyui, ") and "\\" not in line
+    for option in ("--to", "--calibration", "--type"):
+        line = one_line(run("quantize", "x.safetensors", option, "y"), 2)
+        assert line.startswith(f"invalid value for '{option}': 'y' is not one of '") and "\\" not in line
+    assert one_line(run("quantize", "x.safetensors", "--to"), 2) == "option '--to' requires an argument"
+
+
+def test_outputs_are_named_by_their_recipe(model: Path) -> None:
+    """Two recipes for one model do not write to one name."""
+    (model.parent / "my.recipe.yaml").write_text("default: {bits: 5}")
+    for recipe, stem in (("llm", "model-llm"), ("cnn", "model-cnn"), ("my.recipe.yaml", "model-my.recipe")):
+        path = recipe if "." not in recipe else model.parent / recipe
+        assert run("quantize", model, "--recipe", path, "-q").code == 0
+        assert (model.parent / f"{stem}.safetensors").is_file()
+    assert run("quantize", model, "--recipe", "llm", "--to", "gguf", "-q").code == 0
+    assert (model.parent / "model-llm.gguf").is_file()
+
+
 # ---- bad requests -----------------------------------------------------------------------------------------------
 
 BAD_REQUESTS: list[tuple[list[str], str]] = [
@@ -74,18 +122,18 @@ BAD_REQUESTS: list[tuple[list[str], str]] = [
     (["quantize", "MODEL", "--frobnicate"], "no such option"),
     (["quantize", "MODEL", "--bits"], "--bits"),
     (["quantize", "MODEL", "--bits", "four"], "--bits"),
-    (["quantize", "MODEL", "--bits", "0"], "bits: 0"),
-    (["quantize", "MODEL", "--bits", "17"], "bits: 17"),
-    (["quantize", "MODEL", "--bits", "-4"], "bits: -4"),
+    (["quantize", "MODEL", "--bits", "0"], "--bits: 0"),
+    (["quantize", "MODEL", "--bits", "17"], "--bits: 17"),
+    (["quantize", "MODEL", "--bits", "-4"], "--bits: -4"),
     (["quantize", "MODEL", "--bits", "4.5"], "--bits"),
     (["quantize", "MODEL", "--group-size", "-2"], "--group-size: -2"),
     (["quantize", "MODEL", "--group-size", "0", "--granularity", "channel"], "0 means tensor, not channel"),
-    (["quantize", "MODEL", "--group-size", "32", "--granularity", "tensor"], "group size"),
+    (["quantize", "MODEL", "--group-size", "32", "--granularity", "tensor"], "--group-size: only"),
     (["quantize", "MODEL", "--granularity", "row"], "--granularity"),
     (["quantize", "MODEL", "--axis", "1"], "--axis: an axis needs --granularity channel"),
     (["quantize", "MODEL", "--axis", "1", "--group-size", "32"], "axis"),
     (["quantize", "MODEL", "--axis", "7", "--granularity", "channel"], "axis 7 of a tensor of 2 dimensions"),
-    (["quantize", "MODEL", "--zero-point", "float"], "zero point"),
+    (["quantize", "MODEL", "--zero-point", "float"], "--zero-point: "),
     (["quantize", "MODEL", "--grid", "restricted", "--asymmetric"], "grid"),
     (["quantize", "MODEL", "--calibration", "psychic"], "--calibration"),
     (["quantize", "MODEL", "--calibration", "mean-abs"], "calibration"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from making import BF16
+from making import BF16, environment
 from strategies import AWKWARD, GRANULARITIES, gaussian, weights
 
 import quantcli
@@ -458,3 +460,12 @@ def test_read_only_arrays_are_fine() -> None:
     array = gaussian(4, 64)
     array.flags.writeable = False
     check(array, Scheme(bits=4, calibration="minmax"))
+
+
+def test_the_package_shows_its_names() -> None:
+    """dir() and Tab show what there is before any of it is used, and that imports no numpy."""
+    code = "import sys, quantcli; print(*dir(quantcli)); print('numpy' in sys.modules)"
+    names, numpy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(),
+                                  check=True).stdout.splitlines()
+    assert names.split() == sorted(quantcli.__all__) and {"quantize", "Scheme", "open"} < set(names.split())
+    assert numpy == "False"

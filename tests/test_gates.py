@@ -226,7 +226,34 @@ def test_rules_of_the_configuration(place: Path) -> None:
     ran = run("report", "q4.safetensors")
     assert ran.code == 1 and "a.down" in ran.err and "b.up" not in ran.err
     Path("quantcli.yaml").write_text(rules.format(1, "*.dwn", limit))
-    assert "'*.dwn' matches no tensor; near it: " in one_line(run("report", "q4.safetensors"), 2)
+    assert "quantcli.yaml: gates: rules: '*.dwn' matches no tensor; near it: " in one_line(
+        run("report", "q4.safetensors"), 2)
+
+
+def test_a_rule_must_match_in_one_of_the_models(place: Path) -> None:
+    save(Path("other.safetensors"), {"c.side": gaussian(64, 128, seed=5)})
+    assert run("quantize", "other.safetensors", "-o", "o4.safetensors", "--bits", "4").code == 0
+    models = "models: [{file: q4.safetensors}, {file: o4.safetensors%s}]\n"
+    rule = "rules: [{match: '%s', min_tensor_sqnr: %s}]"
+    Path("quantcli.yaml").write_text(models % "" + "gates:\n  " + rule % ("c.*", 1))
+    for files in ((), ("q4.safetensors", "o4.safetensors"), ("o4.safetensors",)):
+        ran = run("report", *files)
+        assert ran.code == 0 and not ran.err, files
+    # The rule holds where it matches.
+    Path("quantcli.yaml").write_text(models % "" + "gates:\n  " + rule % ("c.*", 90))
+    ran = run("report")
+    assert ran.code == 1 and "o4.safetensors: gate min-tensor-sqnr failed: c.side" in ran.err
+    # One that matches in none is a mistake; where a model was not looked at, it may be meant for that one.
+    Path("quantcli.yaml").write_text(models % "" + "gates:\n  " + rule % ("c.sid", 1))
+    assert "'c.sid' matches no tensor; near it: " in one_line(run("report"), 2)
+    ran = run("report", "q4.safetensors")
+    assert ran.code == 0 and "'c.sid' matches no tensor" in ran.err and "not looked at: o4.safetensors" in ran.err
+    assert not run("report", "q4.safetensors", "-q").err
+    # A model's own rule is for that model.
+    Path("quantcli.yaml").write_text(models % (", gates: {" + rule % ("a.up", 1) + "}"))
+    assert "'a.up' matches no tensor" in one_line(run("report"), 2)
+    assert "'a.up' matches no tensor" in one_line(run("report", "o4.safetensors"), 2)
+    assert run("report", "q4.safetensors").code == 0
 
 
 @pytest.mark.parametrize("text", [

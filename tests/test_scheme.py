@@ -72,7 +72,7 @@ def test_what_is_filled_in(fields: dict[str, Any], expected: dict[str, Any]) -> 
     ({"bits": 1, "calibration": "minmax"}, "not for one symmetric bit"),
     ({"bits": 1, "symmetric": False, "calibration": "mean-abs"}, "calibration"),
     ({"bits": 4, "symmetric": False, "calibration": "signed-extreme"}, "for symmetric schemes only"),
-    ({"bits": 4, "options": {"percent": 99}}, "options: mse has no option 'percent'"),
+    ({"bits": 4, "options": {"percent": 99}}, "options: percent: mse has no such option"),
     ({"bits": 4, "options": {"effort": "heroic"}}, "effort: 'heroic' is not one of"),
     ({"bits": 4, "calibration": "percentile", "options": {"percentile": 101}}, "percentile: 101 is not a number from"),
     ({"bits": 4, "calibration": "lloyd-max"}, "calibration: lloyd-max is not for int"),

@@ -73,6 +73,7 @@ def command(
             seconds=time.perf_counter() - began,
         )
     result = gates.judged(result, wanted, known)
+    gates.check_rules([(result, wanted)])
     _gating.finish([result], rendering, outputs, talk, show_all=show_all)
 
 

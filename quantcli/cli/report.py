@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,7 +71,8 @@ def command(
     Files of compressed-tensors, MLX, GPTQ, AWQ and GGUF are measured against ORIGINAL; alone they tell sizes only.
 
     With gates (--min-sqnr and so on, or in quantcli.yaml) the exit code is 0 when all are passed, 1 when one is not,
-    and 2 when something could not be measured. Without FILE, the models listed in quantcli.yaml are reported on.
+    and 2 when something could not be measured. A rule must match a tensor in one of the models at least. Without FILE,
+    the models listed in quantcli.yaml are reported on.
     """
     rendering = _gating.rendering(format_, talk)
     found = _config(config)
@@ -87,7 +88,34 @@ def command(
             reports.append(_report(job, look, theory, ignore_digest, count, talk))
         except QuantcliError as error:
             raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
+    _check_rules(list(zip(reports, (job.gates for job in jobs))), found, talk)
     _gating.finish(reports, rendering, outputs, talk, show_all=show_all)
+
+
+def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None, talk: options.Talk) -> None:
+    """Refuse rules that match nothing; those that are for all models listed, only where all of them were read."""
+    from quantcli.gates import check_rules
+
+    if found is None:
+        return
+    read = {os.path.realpath(report.name) for report, _ in judged}
+    unread = [entry.file for entry in found.models if os.path.realpath(entry.file) not in read]
+    shared = found.gates if unread else None
+    own = [
+        (report, replace(gates, rules=tuple(r for r in gates.rules if shared is None or r not in shared.rules)))
+        for report, gates in judged
+    ]
+    try:
+        check_rules(own)
+        if shared is not None:
+            try:
+                check_rules([(report, shared) for report, _ in judged])
+            except UsageError as error:
+                more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+                if not talk.quiet:
+                    options.warn(f"{found.path}: {error}; not looked at: {unread[0]}{more}")
+    except QuantcliError as error:
+        raise error.within(found.path) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,9 +60,10 @@ def command(
 ) -> None:
     """Measure every combination of settings on SRC and write nothing but the table.
 
-    Each tile of the weights is read once for all settings. Bytes are those of the file quantize would write, the
-    Pareto front is marked with *, seconds are of all threads together. Beside the table stands what a bit is worth:
-    6.02 dB by the law, and as measured.
+    Each tile of the weights is read once for all settings. Bytes are those of the file quantize would write, seconds
+    are of all threads together. The Pareto front is marked with *: no other setting has a higher SQNR with as few bytes
+    of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
+    as measured.
     """
     from quantcli import plan, sweeping
     from quantcli.stores import need_file
