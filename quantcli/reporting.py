@@ -254,7 +254,7 @@ def _view_report(view: View, m: Metrics | None, *, exact: bool) -> TensorReport:
 
 
 def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], list[str]], name: str) -> Comparison:
-    """What changed from the first to the second by what their files say of themselves."""
+    """What changed from the first to the second by what their files say of themselves, where both say something."""
 
     def told(view: View) -> tuple[float | None, bool]:
         found = view.stored.stored.metrics if view.stored is not None else None
@@ -263,7 +263,8 @@ def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], lis
     changes = []
     for a, b in pairs.values():
         (before, was_exact), (after, is_exact) = told(a), told(b)
-        if a.scheme == b.scheme and before == after:
+        silent = (before is None and not was_exact) or (after is None and not is_exact)
+        if silent or (a.scheme == b.scheme and before == after):
             continue
         changes.append(
             Change(

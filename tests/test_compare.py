@@ -94,6 +94,24 @@ def test_which_got_worse_and_what_changed_in_scheme(place: Path) -> None:
     assert "-5." in run("compare", "q4.safetensors", "q3.safetensors").out
 
 
+def test_figures_come_before_what_is_in_one_model_only(place: Path) -> None:
+    """Of AWQ weights the decoded figures lead; tensors that only one side has follow, a few by name."""
+    weights = {f"l{i}.weight": gaussian(64, 128, seed=i) for i in range(3)}
+    save(Path("before.safetensors"), {**weights, **{f"old{i}.weight": gaussian(8) for i in range(5)}})
+    save(Path("source.safetensors"), {**weights, **{f"new{i}.weight": gaussian(8) for i in range(5)}})
+    assert run("quantize", "source.safetensors", "--to", "awq", "--group-size", "32", "-o", "awq.safetensors",
+               "-q").code == 0
+    lines = run("compare", "before.safetensors", "awq.safetensors").out.splitlines()
+    figures = [i for i, line in enumerate(lines) if line.startswith("l") and "w4g32-asym" in line]
+    behind = next(i for i, line in enumerate(lines) if line.startswith("against before.safetensors: "))
+    assert len(figures) == 3 and max(figures) < behind
+    assert lines[behind:] == [
+        "against before.safetensors: 0 changed, 5 new, 5 vanished",
+        "new: new0.weight, new1.weight, new2.weight and 2 more",
+        "vanished: old0.weight, old1.weight, old2.weight and 2 more"]
+    assert "against" not in run("compare", "source.safetensors", "awq.safetensors").out
+
+
 @pytest.mark.parametrize("options", [["--group-size", "64"], ["--asymmetric", "--group-size", "32"],
                                      ["--group-size", "-1", "--bits", "8"]],
                          ids=" ".join)

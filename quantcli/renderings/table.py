@@ -1,4 +1,5 @@
-"""For people: a header with what matters most, gates, what changed, then a row per tensor, worst SQNR first."""
+"""For people: a header with what matters most, gates, what changed since a baseline, then a row per tensor, worst SQNR
+first; of two models that are compared, what their files say of themselves and what only one holds comes last."""
 
 from __future__ import annotations
 
@@ -68,14 +69,14 @@ def _gate_line(gate: GateResult, colour: bool) -> str:
     return f"{mark}  {gate.title} {shown(gate.gate, gate.limit)}: {gate.message}"
 
 
-def _comparison(found: Comparison, stream: TextIO, *, colour: bool, limit: int | None) -> None:
-    """What changed since the baseline, most lost first."""
+def _comparison(found: Comparison, stream: TextIO, *, colour: bool, limit: int | None, named: int = 10) -> None:
+    """What changed since the baseline, most lost first; at most so many new or vanished tensors by name."""
     counts = f"{len(found.changes)} changed, {len(found.new)} new, {len(found.vanished)} vanished"
     stream.write(f"\nagainst {printable(found.baseline, 200)}: {counts}\n")
     for what, names in (("new", found.new), ("vanished", found.vanished)):
         if names:
-            more = f" and {len(names) - 10} more" if len(names) > 10 and limit is not None else ""
-            shown_names = names if limit is None else names[:10]
+            more = f" and {len(names) - named} more" if len(names) > named and limit is not None else ""
+            shown_names = names if limit is None else names[:named]
             stream.write(f"{what}: {', '.join(printable(n) for n in shown_names)}{more}\n")
     if not found.changes:
         return
@@ -114,8 +115,9 @@ def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | Non
     stream.write("\n".join(lines[1:]) + "\n")
     if report.gates:
         stream.write("\n" + "\n".join(_gate_line(g, colour) for g in report.gates) + "\n")
-    if report.comparison is not None:
-        _comparison(report.comparison, stream, colour=colour, limit=limit)
+    found, measured_here = report.comparison, report.command == "compare"
+    if found is not None and not measured_here:
+        _comparison(found, stream, colour=colour, limit=limit)
     stream.write("\n")
     rows = sorted(report.tensors, key=_worst_first)
     shown_rows = rows if limit is None or len(rows) <= limit else rows[: max(1, limit)]
@@ -149,6 +151,8 @@ def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | Non
     t.show(table, stream, colour=colour)
     if len(shown_rows) < len(rows):
         stream.write(_rest(rows[len(shown_rows) :]) + "\n")
+    if found is not None and measured_here and (found.changes or found.new or found.vanished):
+        _comparison(found, stream, colour=colour, limit=limit, named=3)
     if any(r.theory is not None for r in rows):
         stream.write("\n")
         t.show(_theory(shown_rows), stream, colour=colour)
