@@ -86,6 +86,14 @@ class Planned:
     uniform: tuple[float, str] | None
 
 
+class OutOfReachError(UsageError):
+    """No plan stays within the target; `least` is the smallest there is."""
+
+    def __init__(self, least: Planned) -> None:
+        super().__init__(f"the smallest file these options allow has {least.size} bytes")
+        self.least = least
+
+
 def units_of(
     source: Source,
     request: Request,
@@ -203,16 +211,16 @@ def _only(unit: Unit, number: int) -> Unit:
 def best_within(
     variants: Sequence[Sequence[Unit]], source: Source, request: Request, size_of: Callable[[Plan], int], target: int
 ) -> Planned:
-    """The best plan of several sets of units. Raises UsageError when none stays within the target."""
+    """The best plan of several sets of units. Raises OutOfReachError when none stays within the target."""
     found: list[Planned] = []
-    problems: list[UsageError] = []
+    problems: list[OutOfReachError] = []
     for units in variants:
         try:
             found.append(within(units, source, request, size_of, target))
-        except UsageError as error:
+        except OutOfReachError as error:
             problems.append(error)
     if not found:
-        raise problems[0]
+        raise min(problems, key=lambda p: p.least.size)
     return min(found, key=lambda p: (p.allocation.cost, p.size))
 
 
@@ -221,7 +229,7 @@ def within(
 ) -> Planned:
     """The best plan whose file has at most `target` bytes.
 
-    Raises UsageError when even the smallest one has more.
+    Raises OutOfReachError when even the smallest one has more.
     """
     options = _options(units)
     wanted = _wanted(request, source)
@@ -234,10 +242,7 @@ def within(
     data = smallest(options)
     best = found = attempt(data)
     if best.size > target:
-        raise UsageError(
-            f"{target} bytes are too few: the smallest file these options allow has {best.size}",
-            hint="allow fewer bits or keep less",
-        )
+        raise OutOfReachError(best)
     tried = {data}
     while len(tried) <= ROUNDS:
         budget = target - (found.size - found.allocation.size)  # what the last header leaves for data

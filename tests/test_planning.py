@@ -173,8 +173,8 @@ def test_what_is_printed(model: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--target-size", "9kB"], "bytes are too few: the smallest file these options allow has"),
-    (["--target-size", "1GB"], "hold all of it as it is"), ([], "one target is needed"),
+    (["--target-size", "9kB"], "--target-size: 9 kB cannot be met: the smallest file these options allow has"),
+    (["--target-size", "1GB"], "1 GB are enough for all of it as it is"), ([], "one target is needed"),
     (["--target-size", "1MB", "--min-sqnr", "3"], "one target is needed"), (["--target-size", "lots"], "not a number"),
     (["--min-sqnr", "500", "--bits", "4"], "no choice of these options is as good"), (["--bits", "0"], "bits"),
     (["--target-size", "44kB", "--bits", "16"], "nothing to choose from"),
@@ -188,6 +188,30 @@ def test_what_cannot_be_planned(arguments: list[str], words: str, model: Path) -
         arguments = ["--target-size", "44kB", *arguments]
     assert words in one_line(run("plan", "model.safetensors", *arguments), 2)
     assert os.listdir() == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("uniform", [[], ["--uniform-groups"]])
+@pytest.mark.parametrize(("option", "unit", "size"), [
+    ("--target-bpw", "", None), ("--target-size", "kB", 1000), ("--target-size", "KiB", 1024),
+    ("--target-size", "", 1)])
+def test_a_target_out_of_reach_is_answered_in_its_unit(
+        option: str, unit: str, size: int | None, uniform: list[str], model: Path) -> None:
+    """The least that can be reached may be asked for; the tensors that take the room are named with what they take."""
+    save(model, {**load_file(model), "embed.weight": gaussian(32, 128, seed=9)})
+    per = size or sum(v.size for v in load_file(model).values()) / 8
+    name = "bits per weight" if size is None else unit or "bytes"
+    line = one_line(run("plan", model, option, f"1{unit}", *uniform), 2)
+    found = re.fullmatch(
+        rf".*: {option}: 1 {name} cannot be met: the smallest file these options allow has ([0-9.]+) {name} \("
+        r"kept tensors ([0-9.,]+): embed\.weight ([0-9.,]+) \(embedding\).*; quantized tensors ([0-9.,]+); "
+        r"header ([0-9.,]+)\); quantize such tensors too with --no-default-keep, or ask for more", line)
+    assert found, line
+    least, kept, embedding, quantized, header = (float(word.replace(",", "")) for word in found.groups())
+    assert embedding == pytest.approx(32 * 128 * 4 / per, rel=0.01) and kept >= embedding
+    assert kept + quantized + header == pytest.approx(least, rel=0.02)
+    assert run("plan", model, option, f"{least}{unit}", *uniform, "-q").code == 0
+    step = 1 if unit == "" and size else 0.001
+    assert run("plan", model, option, f"{least - step:.3f}{unit}", *uniform, "-q").code == 2
 
 
 def test_a_target_leaves_no_choice(model: Path) -> None:

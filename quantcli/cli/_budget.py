@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from string import ascii_letters
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +14,7 @@ from quantcli import registry
 from quantcli.cli import _asking, options
 from quantcli.cli._gating import limits
 from quantcli.cli.options import F
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from quantcli.plan import Plan
@@ -76,6 +78,61 @@ def budget(command: F) -> F:
     return limits(command, TARGETS)
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """What a target was given in: as it was asked for, bytes in one of the unit, its name, decimals of a least size."""
+
+    asked: str
+    size: float
+    name: str
+    decimals: int
+
+    def text(self, nbytes: int) -> str:
+        """So many bytes, for people."""
+        return f"{nbytes / self.size:,.0f}" if self.size == 1 else f"{nbytes / self.size:.3g}"
+
+    def least(self, nbytes: int) -> str:
+        """The least target that holds so many bytes: rounded up, so that it may be asked for."""
+        scale = 10**self.decimals
+        return f"{math.ceil(nbytes / self.size * scale) / scale:.{self.decimals}f} {self.name}"
+
+
+def _unit(name: str, text: str, parameters: int) -> _Unit:
+    """The unit of a target that was typed so."""
+    number = text.strip().rstrip(ascii_letters).strip()
+    if name == "target_bpw":
+        return _Unit(f"{number} bits per weight", parameters / 8, "bits per weight", 3)
+    word = text.strip()[len(number) :].strip()
+    from quantcli.gates import parsed
+
+    size = parsed("target_size", f"1{word}")
+    return _Unit(f"{number} {word if size > 1 else 'bytes'}", size, word if size > 1 else "bytes", 3 if size > 1 else 0)
+
+
+def _what_takes_the_room(least: Planned, unit: _Unit) -> str:
+    """Why a target is out of reach: the smallest file, and what fills it."""
+    tensors = least.plan.tensors
+    kept = sorted((t for t in tensors if t.scheme is None), key=lambda t: (-t.bytes_out, t.info.name))
+    of_kept, of_all = (sum(t.bytes_out for t in some) for some in (kept, tensors))
+    large = [t for t in kept[:3] if t is kept[0] or 10 * t.bytes_out >= of_kept]
+    named = [f"{printable(t.info.name, 100)} {unit.text(t.bytes_out)} ({printable(t.reason, 40)})" for t in large]
+    more = f" and {len(kept) - len(large)} more" if len(kept) > len(large) else ""
+    filled = [f"kept tensors {unit.text(of_kept)}: {', '.join(named)}{more}"] if kept else []
+    filled += [f"quantized tensors {unit.text(of_all - of_kept)}", f"header {unit.text(least.size - of_all)}"]
+    reached = f"the smallest file these options allow has {unit.least(least.size)}"
+    return f"{unit.asked} cannot be met: {reached} ({'; '.join(filled)})"
+
+
+def _way_out(asked: dict[str, Any], least: Planned) -> str:
+    """What makes the smallest file smaller, and else to ask for more."""
+    ways = []
+    if any(t.reason in ("embedding", "lm-head", "router", "small") for t in least.plan.tensors):
+        ways.append("quantize such tensors too with --no-default-keep")
+    if min(asked["bits"]) > min(BITS):
+        ways.append("allow fewer --bits")
+    return ", or ".join([*ways, "ask for more"])
+
+
 def planned(
     source: Source, src: str, asked: dict[str, Any], threads: int, talk: options.Talk
 ) -> tuple[Planned, int | None]:
@@ -108,16 +165,18 @@ def planned(
     first = make(source.infos(), request)
     for line in () if talk.quiet else unweighted(first.tensors):
         options.warn(line)
-    name, value = targets[0], float(asked[targets[0]])
+    name, value = targets[0], asked[targets[0]]
     target: int | None = None
     if name in ("target_size", "target_bpw"):
         parameters = sum(info.numel for info in source.infos())
+        unit = _unit(name, value.text, parameters)
         target = int(value if name == "target_size" else value * parameters / 8)
         whole = sum(info.nbytes for info in source.infos())
         if 16 in asked["bits"] and target >= whole + options.size_of(source, first) - sum(
             t.bytes_out for t in first.tensors
         ):
-            raise UsageError(f"{target} bytes hold all of it as it is", place=[src], hint="nothing needs quantizing")
+            problem = f"{unit.asked} are enough for all of it as it is"
+            raise UsageError(problem, place=[src, _asking.option_name(name)], hint="nothing needs quantizing")
     weighting: Any = "absolute" if target is None else asked["weighting"]
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])
@@ -141,7 +200,11 @@ def planned(
         )
     variants = planning.with_one_scheme(units) if asked["uniform_groups"] else [units]
     if target is not None:
-        return planning.best_within(variants, source, request, size_of, target), target
+        try:
+            return planning.best_within(variants, source, request, size_of, target), target
+        except planning.OutOfReachError as error:
+            problem, hint = _what_takes_the_room(error.least, unit), _way_out(asked, error.least)
+            raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
     if asked["uniform_groups"]:
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     power = sum(unit.choices[0].power for unit in units)

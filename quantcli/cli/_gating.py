@@ -29,8 +29,19 @@ GATES = (
 )
 
 
+class Typed(float):
+    """A number and the text that was typed for it, so that an answer can be in the same unit."""
+
+    text: str
+
+    def __new__(cls, value: float, text: str) -> Typed:
+        found = super().__new__(cls, value)
+        found.text = text
+        return found
+
+
 class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """The limit of a gate."""
+    """The limit of a gate, a number with its text."""
 
     name = "limit"
 
@@ -39,7 +50,7 @@ class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
         assert param is not None and param.name is not None
         try:
-            return parsed(param.name, value)
+            return value if isinstance(value, Typed) else Typed(parsed(param.name, value), str(value))
         except UsageError as error:
             self.fail(f"{error.problem}{'; ' + error.hint if error.hint else ''}", param, ctx)
 
