@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from quantcli import __version__, card, comparing, naming
+from quantcli import __version__, card, comparing, naming, origins
 from quantcli.architectures import Architecture
 from quantcli.checkpoints import CARD
 from quantcli.container import KEY as NATIVE_KEY
+from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight, named, refusal
 from quantcli.exports._parts import architecture, without_quantization
@@ -82,6 +83,13 @@ def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversio
     return found
 
 
+def as_stored(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
+    """Planned tensors in the order in which the native file will hold them, which is the order they are exported in."""
+    outputs = [(-DTYPES[output.dtype].bits, output.name) for t in tensors for output in t.outputs]
+    place = {name: (wide, at) for at, (wide, name) in enumerate(outputs)}
+    return sorted(tensors, key=lambda t: min(place[output.name] for output in t.outputs))
+
+
 def notes(found: Conversion, *, folder: bool) -> list[str]:
     """What there is to say before anything is written: what the loader will and will not do, and for a bare file what
     it wants in the config.json that is not written."""
@@ -137,27 +145,33 @@ def files(
     base: the name of the output where it is one file, None for a folder. anew: whether some tensors are not those of
     the source, so that its header no longer describes them.
     """
+    known = {t.info.name: t for t in tensors}
     if found.files is not None:
         assert base is not None
         names = tuple(found.jobs)
+        own_names = {job.outputs[0].name: known[name] for name, job in found.jobs.items()}
+        text = _said(target, found, origins.told(own_names))
         return [
             OneFile(name=f.name, tensors=names, size=f.size, pieces=f.pieces, offsets=f.offsets, checked=False)
-            for f in found.files(base)
+            for f in found.files(base, text)
         ]
     keep = named(target).keeps_document and not anew
     if base is not None or not isinstance(source, Checkpoint):
         keep &= not isinstance(source, Checkpoint)
-        return [_file(base or NAME, tuple(found.jobs), found, source.metadata, target, keep=keep)]
+        names = tuple(found.jobs)
+        text = _said(target, found, origins.told({name: known[name] for name in names}))
+        return [_file(base or NAME, names, found, source.metadata, text, keep=keep)]
     parts = []
     for name, shard in source.shards.items():
         held = {info.name for info in shard.infos()}
         own = tuple(
             t.info.name for t in tensors if t.info.name in found.jobs and {t.info.name, f"{t.info.name}_packed"} & held
         )
-        parts.append((name, own, shard.metadata))
+        text = _said(target, found, origins.told({name: known[name] for name in own}))
+        parts.append((name, own, shard.metadata, text))
     return [
-        _file(_loadable(name, i, len(parts)), own, found, metadata, target, keep=keep)
-        for i, (name, own, metadata) in enumerate(parts)
+        _file(_loadable(name, i, len(parts)), own, found, metadata, text, keep=keep)
+        for i, (name, own, metadata, text) in enumerate(parts)
         if own
     ]
 
@@ -169,17 +183,22 @@ def _loadable(name: str, index: int, count: int) -> str:
     return NAME if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
+def _said(target: str, found: Conversion, origin: Mapping[str, Any]) -> str:
+    """What an exported file says under KEY."""
+    made = {"config": found.config, "target": target, "tool": f"quantcli {__version__}", **origin}
+    return json.dumps(made, sort_keys=True, separators=(",", ":"))
+
+
 def _file(
-    name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], target: str, *, keep: bool
+    name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], said: str, *, keep: bool
 ) -> OneFile:
-    """keep: whether the source's own header document describes the file still."""
+    """keep: whether the source's own header document describes the file still. said: what it says under KEY if not."""
     header = {"format": "pt", **{k: v for k, v in metadata.items() if k not in (NATIVE_KEY, KEY)}}
     header |= found.header(tensors)
     if keep and NATIVE_KEY in metadata:
         header[NATIVE_KEY] = metadata[NATIVE_KEY]
     else:
-        made = {"config": found.config, "target": target, "tool": f"quantcli {__version__}"}
-        header[KEY] = json.dumps(made, sort_keys=True, separators=(",", ":"))
+        header[KEY] = said
     places = lay_out([o for t in tensors for o in found.jobs[t].outputs], header)
     first = header_bytes(places.entries, header, places.header_size)
     return OneFile(

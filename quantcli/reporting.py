@@ -12,9 +12,11 @@ from quantcli.errors import printable
 from quantcli.metrics import Metrics
 from quantcli.plan import UNWEIGHTED, WIDER, TensorPlan
 from quantcli.report import Change, Comparison, RunReport, TensorReport, summarize, tensor_report
+from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.examining import Examined
+    from quantcli.origins import Origin
     from quantcli.views import View
 
 
@@ -202,11 +204,18 @@ def of_views(
     bytes_in: int | None,
     bytes_out: int,
     seconds: float | None,
+    origin: Origin | None = None,
 ) -> RunReport:
     """The report on a file that another tool quantized, measured against its original or (None) not. bytes_in: of the
-    original, where there is one."""
+    original, where there is one. origin: what the file says of it."""
+    told = origin.tensors if origin is not None else {}
+    if bytes_in is None and origin is not None:
+        bytes_in = origin.nbytes
     tensors = [
-        _pair_report(None, view, metrics[name]) if metrics is not None else _view_report(view, None, exact=True)
+        _as_told(
+            _pair_report(None, view, metrics[name]) if metrics is not None else _view_report(view, None, exact=True),
+            told.get(name),
+        )
         for name, view in views.items()
     ]
     decoded = sum(view.info.nbytes for view in views.values())
@@ -222,6 +231,16 @@ def of_views(
             tensors, counted, bytes_in=decoded if bytes_in is None else bytes_in, bytes_out=bytes_out, seconds=seconds
         ),
     )
+
+
+def _as_told(tensor: TensorReport, told: tuple[str, str] | None) -> TensorReport:
+    """The report on a tensor with the dtype it had in the original, and why it was quantized or kept, where known."""
+    if told is None:
+        return tensor
+    dtype, reason = told
+    bytes_in = TensorInfo(tensor.name, dtype, tuple(tensor.shape)).nbytes
+    same = tensor.disposition != "changed"
+    return replace(tensor, dtype=dtype, bytes_in=bytes_in, reason=reason if same else tensor.reason)
 
 
 def _pair_report(a: View | None, b: View, m: Metrics | None) -> TensorReport:

@@ -29,6 +29,7 @@ from making import (
     save,
     sparse_model,
 )
+from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
 import quantcli
@@ -748,6 +749,68 @@ def test_dry_run_tells_the_size_to_the_byte(model: Path, tmp_path: Path) -> None
         wet = run("quantize", model, *flags(name), "--to", target, "-o", out, "--json").json
         assert dry["summary"]["bytes_out"] == wet["summary"]["bytes_out"] == out.stat().st_size
         assert [t["bytes_out"] for t in dry["tensors"]] == [t["bytes_out"] for t in wet["tensors"]]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes, dtypes and reasons are those quantize reported; the dry run told the size; no path is in the output."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret-folder").mkdir()
+    model = save(tmp_path / "secret-folder" / "secret.safetensors", {
+        "a.weight": gaussian(64, 128, seed=1).astype(BF16), "b.norm.weight": gaussian(128),
+        "embed.weight": gaussian(40, 64, seed=2), "c.weight": gaussian(64, 128, seed=3), "d.bias": gaussian(64)})
+    asked = ["--to", target, *flags(SCHEMES[target][2] if target == "awq" else SCHEMES[target][0]), "-o"]
+    out = tmp_path / f"out{exporting.named(target).extension or '.safetensors'}"
+    planned = json.loads(run("quantize", model, *asked, out, "--dry-run", "--json").out)
+    made = json.loads(run("quantize", model, *asked, out, "--json").out)
+    assert planned["summary"]["bytes_out"] == made["summary"]["bytes_out"] == out.stat().st_size
+    ran = run("report", out, "--json")
+    found = json.loads(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    for key in ("bytes_out", "kept", "coverage"):
+        assert found["summary"][key] == made["summary"][key], key
+    # Of tensors, not of the file: the same whatever the model was cut into.
+    weights = sum(t["bytes_in"] for t in made["tensors"])
+    assert found["summary"]["bytes_in"] == (made["summary"]["bytes_in"] if target == "compressed-tensors" else weights)
+    facts = ("name", "dtype", "shape", "reason", "disposition", "bytes_in", "bytes_out")
+    known, expected = ({t["name"]: [t[f] for f in facts] for t in r["tensors"]} for r in (found, made))
+    assert known == expected and {"default", "norm", "embedding", "bias"} == {t[3] for t in known.values()}
+    if found["summary"]["sqnr_db"] is None:
+        assert "not measured; --against ORIGINAL measures it" in run("report", out).out
+    again = json.loads(run("report", out, "--against", model, "--json").out)
+    assert again["summary"]["sqnr_db"] == pytest.approx(made["summary"]["sqnr_db"], abs=1e-6)
+    assert again["summary"]["kept"] == made["summary"]["kept"]
+    assert b"secret" not in out.read_bytes()
+    other = save(tmp_path / "other.safetensors", load_file(model))
+    assert run("quantize", other, *asked, f"x{out.suffix}", "--threads", "3", "-q").code == 0
+    assert (tmp_path / f"x{out.suffix}").read_bytes() == out.read_bytes()
+
+
+def test_a_report_on_an_exported_folder_knows_its_source(tmp_path: Path) -> None:
+    for number, extra in enumerate(([], ["-o", tmp_path / "one.safetensors"])):
+        out = extra[1] if extra else tmp_path / "gptq"
+        made = json.loads(run("quantize", LLAMA, "--to", "gptq", "-o", out, "--json").out)
+        found = json.loads(run("report", out, "--json").out)
+        assert found["summary"]["bytes_in"] == sum(t["bytes_in"] for t in made["tensors"]), number
+        assert found["summary"]["kept"] == made["summary"]["kept"] and not found["warnings"]
+
+
+@pytest.mark.parametrize("told", [
+    {"source_bytes": -1}, {"source_bytes": "3"}, {"source_bytes": True}, {"source_bytes": 3, "tensors": 4},
+    {"source_bytes": 3, "tensors": {"F32": 4}}, {"source_bytes": 3, "tensors": {"F32": {"norm": 4}}},
+    {"source_bytes": 3, "tensors": {"F32": {"norm": [4]}}}, {"source_bytes": 3, "tensors": {"F33": {"norm": ["a"]}}},
+], ids=json.dumps)
+def test_what_a_damaged_export_says_of_its_source(told: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run("quantize", model, "--to", "mlx", "-o", out, "-q").code == 0
+    document = json.loads(metadata_of(out)["quantcli_export"])
+    assert document["source_bytes"] > 0
+    save_file(load_file(out), out, {"quantcli_export": json.dumps({**document, **told})})
+    assert "quantcli_export: what it says of its source is damaged" in one_line(run("report", out), 2)
+    # A file of an earlier version does not say: its size is set beside that of float32.
+    save_file(load_file(out), out, {"quantcli_export": json.dumps({"config": document["config"]})})
+    ran = run("report", out)
+    assert ran.code == 0 and "does not say what it was made from" in ran.err
 
 
 def test_a_pipe_cannot_be_exported(model: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ORDER = [
     "recipe", "foreign", "workers", "pipeline", "resuming", "reading", "measuring", "examining", "views",
     "comparing", "decoding", "naming", "allocating", "sweeping", "planning", "statistics", "report", "reporting",
     "gates", "config", "baseline", "terminal", "card", "checkpoints", "findings", "possible", "verifying",
-    "exporting", "requantizing", "export_report", "renderings", "cli", "__main__",
+    "origins", "exporting", "requantizing", "export_report", "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,
 plans before the loop that carries them out, and what is printed comes last."""

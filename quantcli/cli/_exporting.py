@@ -70,7 +70,8 @@ class Target:
         """A plan of what the target can say all of together. Raises UsageError where it cannot."""
         from quantcli import exporting
 
-        self.conversion = exporting.convert(planned.tensors, self.name, exporting.beside(source))
+        tensors = exporting.as_stored(planned.tensors)
+        self.conversion = exporting.convert(tensors, self.name, exporting.beside(source))
 
     @property
     def notes(self) -> list[str]:

@@ -68,7 +68,7 @@ def command(
 ) -> None:
     """Tell what quantization cost, tensor by tensor, from the metrics in each FILE's header or against ORIGINAL.
 
-    Files of compressed-tensors, MLX, GPTQ, AWQ and GGUF are measured against ORIGINAL; alone they tell sizes only.
+    Files in the layouts of other tools hold no errors: alone they tell sizes, against ORIGINAL they are measured.
 
     With gates (--min-sqnr and so on, or in quantcli.yaml) the exit code is 0 when all are passed, 1 when one is not,
     and 2 when something could not be measured. A rule must match a tensor in one of the models at least. Without FILE,
@@ -230,7 +230,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
 
 def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.Talk, began: float) -> RunReport:
     """The report on a file that another tool quantized."""
-    from quantcli import comparing, naming, reading, reporting
+    from quantcli import comparing, naming, origins, reading, reporting
     from quantcli.stores import need_file
     from quantcli.views import views_of
 
@@ -263,6 +263,7 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.
         bytes_in=bytes_in,
         bytes_out=sum(f.size for f in model.source.files()),
         seconds=time.perf_counter() - began,
+        origin=origins.origin(model.source),
     )
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 KEY = "quantcli_export"
-"""The header key under which an exported file says what made it and what its loader wants in config.json: a bare file
-has none beside it."""
+"""The key of the metadata under which an exported file says what made it, what it was made from (see origins) and what
+its loader wants in config.json: a bare file has none beside it."""
 
 
 class Weight(Protocol):
@@ -49,6 +49,10 @@ class Weight(Protocol):
     @property
     def scale_dtype(self) -> str:
         """The safetensors dtype of its scales."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is quantized or kept."""
 
 
 class Codes(Protocol):
@@ -90,14 +94,15 @@ class Conversion:
     """What becomes of a model.
 
     jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
-    safetensors, the metadata of a file that holds these tensors. files(base): for a container of its own, its files,
-    the one that names the others first; base is the name of the output. notes: what the loaders will and will not do.
+    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container of its own, its
+    files, the one that names the others first; base is the name of the output, text belongs into its metadata under
+    KEY. notes: what the loaders will and will not do.
     """
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
-    files: Callable[[str], Sequence[Bytewise]] | None = None
+    files: Callable[[str, str], Sequence[Bytewise]] | None = None
     notes: Sequence[str] = ()
 
 

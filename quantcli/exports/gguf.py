@@ -22,7 +22,7 @@ import numpy as np
 from quantcli import __version__, packing
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.exports import Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import KEY, Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._gguf_blocks import WEIGHTS, block_type, encode, exact_params, obstacle
 from quantcli.exports._llama import FILE_TYPES, LlamaModel, llama_model
 from quantcli.exports._parts import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
@@ -277,10 +277,12 @@ def _conversion(
     shapes = [GgufTensor(name, "F32", values.shape) for name, values in made.items()]
     shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
     general = {**first, **_file_type(by_name, places), "general.quantization_version": 2}
-    found = lay_out({**general, **keys, "quantcli.version": __version__}, shapes)
-    pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
+    own = {**general, **keys, "quantcli.version": __version__}
+    lay_out(own, shapes)  # what GGUF has no room for is refused here
 
-    def files(base: str) -> list[Bytewise]:
+    def files(base: str, told: str) -> list[Bytewise]:
+        found = lay_out({**own, KEY: told}, shapes)
+        pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
         return [Bytewise(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
 
     jobs = {source: _job(by_name[source], place) for source, place in places.items()}

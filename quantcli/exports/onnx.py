@@ -21,7 +21,7 @@ import numpy as np
 
 from quantcli import __version__
 from quantcli.errors import DataError, printable
-from quantcli.exports import Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
+from quantcli.exports import KEY, Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
     facts,
@@ -142,14 +142,14 @@ def _tensor(info: TensorInfo) -> bytes:
     return dims + number(2, _TYPES[info.dtype]) + text(8, info.name)
 
 
-def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str) -> list[Bytewise]:
+def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
     """One file that holds the tensors itself."""
     heads = []
     for info in outputs:
         own = _tensor(info) + opened(9, info.nbytes)
         heads.append(opened(5, len(own) + info.nbytes) + own)
     graph = len(nodes) + sum(map(len, heads)) + sum(info.nbytes for info in outputs)
-    start = _model() + opened(7, graph) + nodes
+    start = _model(told) + opened(7, graph) + nodes
     at, offsets, pieces = len(start), {}, [(0, start)]
     for head, info in zip(heads, outputs):
         pieces.append((at, head))
@@ -158,7 +158,7 @@ def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str) -> list[Byte
     return [Bytewise(name=base, size=at, offsets=offsets, pieces=pieces)]
 
 
-def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str) -> list[Bytewise]:
+def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
     """A file that names the places of the tensors in a second one, each on a page of its own."""
     at, offsets, tensors = 0, {}, b""
     for info in outputs:
@@ -168,24 +168,25 @@ def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str) -> list[Byte
         external = b"".join(message(13, text(1, key) + text(2, value)) for key, value in place.items())
         tensors += message(5, _tensor(info) + external + number(14, 1))
         at += info.nbytes
-    whole = _model() + message(7, nodes + tensors)
+    whole = _model(told) + message(7, nodes + tensors)
     return [
         Bytewise(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
         Bytewise(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
     ]
 
 
-def _model() -> bytes:
+def _model(told: str) -> bytes:
     """ModelProto but for its graph."""
     opsets = message(8, text(1, "") + number(2, 21)) + message(8, text(1, "com.microsoft") + number(2, 1))
-    return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets
+    metadata = message(14, text(1, KEY) + text(2, told))
+    return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets + metadata
 
 
-def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str) -> list[Bytewise]:
+def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
     parts = [_node(w) for w in weights]
     nodes = b"".join(own for number in range(3) for own in (part[number] for part in parts)) + text(2, "weights")
-    files = _inside(nodes, outputs, base)
-    return files if files[0].size <= LIMIT else _beside(nodes, outputs, base)
+    files = _inside(nodes, outputs, base, told)
+    return files if files[0].size <= LIMIT else _beside(nodes, outputs, base, told)
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:

@@ -24,7 +24,8 @@ LEGEND = (
 def _headline(report: RunReport) -> list[str]:
     s = report.summary
     names = printable(report.source, 200) + (f" -> {printable(report.output, 200)}" if report.output else "")
-    measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else "not measured"
+    unknown = "not measured; --against ORIGINAL measures it" if report.command == "report" else "not measured"
+    measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else unknown
     lines = [
         names,
         f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized, "

@@ -158,6 +158,7 @@ def model() -> None:
     writer.add_add_eos_token(False)
     writer.add_chat_template("{{ messages }}")
     writer.add_string("quantcli.version", "any")
+    writer.add_string("quantcli_export", "any")
     names = {name: name.removeprefix("model.layers.0.").removeprefix("self_attn.").removeprefix("mlp.")
              .removesuffix(".weight") for name in tensors}  # fmt: skip
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
