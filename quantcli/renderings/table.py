@@ -24,8 +24,7 @@ LEGEND = (
 def _headline(report: RunReport) -> list[str]:
     s = report.summary
     names = printable(report.source, 200) + (f" -> {printable(report.output, 200)}" if report.output else "")
-    unknown = "not measured; --against ORIGINAL measures it" if report.command == "report" else "not measured"
-    measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else unknown
+    measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else "not measured"
     lines = [
         names,
         f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized, "
@@ -36,6 +35,8 @@ def _headline(report: RunReport) -> list[str]:
     if s.kept:
         counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
         lines.append("kept: " + ", ".join(f"{n} {reason}" for reason, n in counts))
+    if report.command == "report" and s.sqnr_db is None and not s.exact:
+        lines.append("the file does not tell its errors: --against ORIGINAL measures them")
     equal = equal_line(report)
     return [*lines, equal] if equal is not None else lines
 
