@@ -101,14 +101,16 @@ def test_figures_come_before_what_is_in_one_model_only(place: Path) -> None:
     save(Path("source.safetensors"), {**weights, **{f"new{i}.weight": gaussian(8) for i in range(5)}})
     assert run("quantize", "source.safetensors", "--to", "awq", "--group-size", "32", "-o", "awq.safetensors",
                "-q").code == 0
-    lines = run("compare", "before.safetensors", "awq.safetensors").out.splitlines()
+    ran = run("compare", "before.safetensors", "awq.safetensors")
+    lines = ran.out.splitlines()
+    assert (ran.code, ran.err) == (0, "")
     figures = [i for i, line in enumerate(lines) if line.startswith("l") and "w4g32-asym" in line]
     behind = next(i for i, line in enumerate(lines) if line.startswith("against before.safetensors: "))
     assert len(figures) == 3 and max(figures) < behind
     assert lines[behind:] == [
         "against before.safetensors: 0 changed, 5 new, 5 vanished",
-        "new: new0.weight, new1.weight, new2.weight and 2 more",
-        "vanished: old0.weight, old1.weight, old2.weight and 2 more"]
+        "only in awq.safetensors: new0.weight, new1.weight, new2.weight and 2 more",
+        "only in before.safetensors: old0.weight, old1.weight, old2.weight and 2 more"]
     assert "against" not in run("compare", "source.safetensors", "awq.safetensors").out
 
 
@@ -164,5 +166,8 @@ def test_tensors_on_one_side_only_are_named(place: Path) -> None:
     weights["extra"] = weights.pop("norm")
     save_file(weights, "more.safetensors")
     ran = run("compare", "model.safetensors", "more.safetensors")
+    assert (ran.code, ran.err) == (0, "")
+    assert "only in more.safetensors: extra" in ran.out and "only in model.safetensors: norm" in ran.out
+    ran = run("compare", "model.safetensors", "more.safetensors", "--format", "csv")
     assert ran.code == 0
     assert "only in more.safetensors: extra" in ran.err and "only in model.safetensors: norm" in ran.err

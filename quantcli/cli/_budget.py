@@ -12,7 +12,7 @@ import click
 
 from quantcli import registry
 from quantcli.cli import _asking, options
-from quantcli.cli._gating import limits
+from quantcli.cli._gating import Target, limits
 from quantcli.cli.options import F
 from quantcli.errors import UsageError, printable
 
@@ -75,7 +75,7 @@ def budget(command: F) -> F:
     )(command)
     command = _list("--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.")(command)
     command = _list("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.")(command)
-    return limits(command, TARGETS)
+    return limits(command, TARGETS, Target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,19 +29,8 @@ GATES = (
 )
 
 
-class Typed(float):
-    """A number and the text that was typed for it, so that an answer can be in the same unit."""
-
-    text: str
-
-    def __new__(cls, value: float, text: str) -> Typed:
-        found = super().__new__(cls, value)
-        found.text = text
-        return found
-
-
 class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """The limit of a gate, a number with its text."""
+    """The limit of a gate."""
 
     name = "limit"
 
@@ -50,16 +39,31 @@ class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
         assert param is not None and param.name is not None
         try:
-            return value if isinstance(value, Typed) else Typed(parsed(param.name, value), str(value))
+            return parsed(param.name, value)
         except UsageError as error:
             self.fail(f"{error.problem}{'; ' + error.hint if error.hint else ''}", param, ctx)
 
 
-def limits(command: F, table: Sequence[tuple[str, str, str]]) -> F:
+class Typed(float):
+    """A number with the text that was typed for it."""
+
+    text: str
+
+
+class Target(Limit):
+    """The limit a plan must keep, with its text: what is said of it is said in the unit that was typed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = Typed(super().convert(value, param, ctx))
+        found.text = str(value)
+        return found
+
+
+def limits(command: F, table: Sequence[tuple[str, str, str]], kind: type[Limit] = Limit) -> F:
     """An option for each limit of a table: name, what it takes, help."""
     for name, metavar, text in reversed(table):
         option = f"--{name.replace('_', '-')}"
-        command = click.option(option, name, metavar=metavar, type=Limit(), default=None, help=text)(command)
+        command = click.option(option, name, metavar=metavar, type=kind(), default=None, help=text)(command)
     return command
 
 
@@ -147,7 +151,8 @@ def finish(
     quiet = talk.quiet and not talk.json
     if not quiet:
         for report in reports:
-            options.say_warnings(report)
+            if rendering != "table" or report.command != "compare":  # whose table tells it, behind the figures
+                options.say_warnings(report)
     if not quiet or rendering != "table":
         options.print_reports(reports, rendering, talk, show_all=show_all)
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]

@@ -44,11 +44,11 @@ WITH_A_TARGET = (
 @click.option(
     "--target-size",
     metavar="SIZE",
-    type=_gating.Limit(),
+    type=_gating.Target(),
     default=None,
     help="Choose the schemes that lose least in at most so many bytes, such as 3.9GB; see plan.",
 )
-@click.option("--target-bpw", metavar="BITS", type=_gating.Limit(), default=None, help="The same in bits per weight.")
+@click.option("--target-bpw", metavar="BITS", type=_gating.Target(), default=None, help="The same in bits per weight.")
 @click.option(
     "--to",
     type=options.Names(("native", *registry.names("exports"))),

@@ -71,11 +71,19 @@ def _gate_line(gate: GateResult, colour: bool) -> str:
     return f"{mark}  {gate.title} {shown(gate.gate, gate.limit)}: {gate.message}"
 
 
-def _comparison(found: Comparison, stream: TextIO, *, colour: bool, limit: int | None, named: int = 10) -> None:
-    """What changed since the baseline, most lost first; at most so many new or vanished tensors by name."""
+def _comparison(
+    found: Comparison,
+    stream: TextIO,
+    *,
+    colour: bool,
+    limit: int | None,
+    alone: tuple[str, str] = ("new", "vanished"),
+    named: int = 10,
+) -> None:
+    """What changed since the baseline, most lost first; at most so many tensors by name that one side has alone."""
     counts = f"{len(found.changes)} changed, {len(found.new)} new, {len(found.vanished)} vanished"
     stream.write(f"\nagainst {printable(found.baseline, 200)}: {counts}\n")
-    for what, names in (("new", found.new), ("vanished", found.vanished)):
+    for what, names in zip(alone, (found.new, found.vanished)):
         if names:
             more = f" and {len(names) - named} more" if len(names) > named and limit is not None else ""
             shown_names = names if limit is None else names[:named]
@@ -154,7 +162,8 @@ def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | Non
     if len(shown_rows) < len(rows):
         stream.write(_rest(rows[len(shown_rows) :]) + "\n")
     if found is not None and measured_here and (found.changes or found.new or found.vanished):
-        _comparison(found, stream, colour=colour, limit=limit, named=3)
+        alone = f"only in {printable(report.name, 200)}", f"only in {printable(report.source, 200)}"
+        _comparison(found, stream, colour=colour, limit=limit, alone=alone, named=3)
     if any(r.theory is not None for r in rows):
         stream.write("\n")
         t.show(_theory(shown_rows), stream, colour=colour)
