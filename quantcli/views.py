@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,25 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import foreign
+from quantcli import evidence, foreign
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError
-from quantcli.exports import KEY as EXPORT_KEY
 from quantcli.reading import Model, Tensor
-from quantcli.stores.checkpoint import Checkpoint
-from quantcli.stores.files import read_small
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.onnx import OnnxFile
-from quantcli.stores.safetensors import strict_json
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
-
-COMFYUI = "_quantization_metadata"
-"""The key of a header, and of what `foreign.find` is told, under which ComfyUI describes modules."""
 
 BLOCK = 1 << 20
 """Weights of a float tensor that are compared at a time."""
@@ -61,7 +53,7 @@ class View:
 def views_of(model: Model, path: str, config: Mapping[str, Any] | None = None) -> dict[str, View]:
     """The tensors of a model by their original names. config: what config.json says, where that is known already.
 
-    Raises DataError for layouts that are not understood.
+    Raises DataError for layouts that are not understood: what is quantized and not decoded is never shown as floats.
     """
     if model.is_quantized and config is None:
         return {name: view_of(tensor) for name, tensor in model.items()}
@@ -71,10 +63,17 @@ def views_of(model: Model, path: str, config: Mapping[str, Any] | None = None) -
         return model[name].read_bytes(name, start, size)
 
     try:
-        found = foreign.find(infos, _stated(model, path, config), read)
+        stated = _stated(model, path, config)
+        found = foreign.find(infos, stated, read)
     except DataError as error:
         raise error.within(path) from None
     parts = {part.name for weight in found for part in weight.parts}
+    left = {name: info for name, info in infos.items() if name not in parts}
+    seen = evidence.undecoded(model.source, left, {} if found else stated)
+    if seen is not None:
+        raise DataError(
+            f"it is quantized in a layout that quantcli does not decode ({seen.layout}): {seen.seen}", place=[path]
+        )
     shown = {weight.name: _foreign(weight, read) for weight in found}
     return shown | {name: _float(tensor) for name, tensor in model.items() if name not in parts}
 
@@ -86,47 +85,9 @@ def _stated(model: Model, path: str, config: Mapping[str, Any] | None) -> Mappin
         return {"gguf": model.source.blocks}
     if isinstance(model.source, OnnxFile):
         return {"onnx": model.source.graph}
-    shards = model.source.shards.values() if isinstance(model.source, Checkpoint) else [model.source]
-    layers = {name: said for shard in shards for name, said in _layers(shard.metadata).items()}
-    found = config if config is not None else _config(path) or header_config(model.source.metadata)
-    return {**found, COMFYUI: layers} if layers else found
-
-
-def _layers(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What a header says of modules as ComfyUI has it. Raises DataError."""
-    document = strict_json(metadata.get(COMFYUI, "{}").encode("utf-8", "replace"), COMFYUI)
-    found = document.get("layers", {}) if isinstance(document, dict) else None
-    if not isinstance(found, dict):
-        raise DataError("its layers are not an object", place=[COMFYUI])
-    return found
-
-
-def header_config(metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """What the header of an exported file says that its loader wants in config.json. Raises DataError."""
-    if EXPORT_KEY not in metadata:
-        return {}
-    document = strict_json(metadata[EXPORT_KEY].encode("utf-8", "replace"), EXPORT_KEY)
-    found = document.get("config") if isinstance(document, dict) else None
-    if not isinstance(found, dict):
-        raise DataError("it has no config", place=[EXPORT_KEY])
-    return found
-
-
-def _config(path: str) -> Mapping[str, Any]:
-    """config.json beside a model, with quantize_config.json in it where that is a file of its own."""
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    found: dict[str, Any] = {}
-    for name in ("config.json", "quantize_config.json"):
-        file = os.path.join(folder, name)
-        if os.path.isfile(file):
-            document = strict_json(read_small(file, 10_000_000), file)
-            if not isinstance(document, dict):
-                raise DataError("it is not an object", place=[file])
-            if name == "config.json":
-                found = document
-            elif "quantization_config" not in found:
-                found = {**found, "quantization_config": document}
-    return found
+    layers = evidence.layers(model.source)
+    found = config if config is not None else evidence.beside(path) or evidence.in_header(model.source.metadata)
+    return {**found, evidence.COMFYUI: layers} if layers else found
 
 
 def runs(total: int, step: int) -> tuple[tuple[int, int], ...]:

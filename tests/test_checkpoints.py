@@ -488,7 +488,7 @@ def test_equal_tensors_are_told(source: Path) -> None:
     twin = gaussian(64, 64, seed=6)
     other = twin.reshape(32, 128)
     made(source, shard0={"model.embed_tokens.weight": table, "a.weight": twin, "reshaped.weight": other},
-         shard3={"lm_head.weight": table, "b.weight": twin, "bits.weight": twin.view(np.int32)})
+         shard3={"lm_head.weight": table, "b.weight": twin, "bits.table": twin.view(np.int32)})
     ran = run("quantize", source, "-o", "out")
     line = "equal weights: a.weight = b.weight; model.embed_tokens.weight = lm_head.weight"
     sets = [["a.weight", "b.weight"], ["model.embed_tokens.weight", "lm_head.weight"]]

@@ -103,7 +103,7 @@ def check_every_piece(source: OnnxFile, found: foreign.Found, expected: np.ndarr
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("[nl][bi]*.onnx")), ids=lambda p: p.stem)
 def test_onnxruntime_decodes_the_same(path: Path) -> None:
     source = open_source(str(path))
-    assert isinstance(source, OnnxFile) and source.is_quantized
+    assert isinstance(source, OnnxFile) and source.graph.nodes
     found, shapes = found_in(source), {i.name: i.shape for i in source.infos()}
     assert {f"{name}.expected" for name in found} == {n for n in shapes if n.endswith(".expected")}
     for name, weight in found.items():
@@ -133,7 +133,7 @@ def test_schemes_and_bits() -> None:
 @pytest.mark.parametrize("file", ["numbers.onnx", "outside.onnx"])
 def test_elements_one_by_one_in_bytes_and_outside(file: str) -> None:
     source = open_source(str(GOLDEN / file))
-    assert isinstance(source, OnnxFile) and not source.is_quantized
+    assert isinstance(source, OnnxFile) and not source.graph.nodes
     infos = {i.name: i for i in source.infos()}
     for name, dtype in [("f2", "F16"), ("f4", "F32"), ("f8", "F64"), ("i1", "I8"), ("i2", "I16"), ("i4", "I32"),
                         ("i8", "I64"), ("u1", "U8"), ("u2", "U16"), ("u4", "U32"), ("u8", "U64"), ("b1", "BOOL")]:
@@ -238,7 +238,7 @@ def test_branches_are_read(tmp_path: Path) -> None:
     branch = field(1, b"") + f32("deep", np.ones((2, 3)))
     held = field(5, field(1, "then_branch") + field(6, branch) + field(20, 5))
     source = opened(tmp_path / "x.onnx", model(field(1, field(4, "If") + held), f32("top", np.ones(1))))
-    assert [i.name for i in source.infos()] == ["deep", "top"]
+    assert [i.name for i in source.infos()] == ["If/then_branch/deep", "top"]
     source.close()
 
 
@@ -269,7 +269,8 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "safetensors": (struct.pack("<Q", 2) + b"{}", "field"),
     "no graph": (field(1, 10), "it holds no graph"),
     "two graphs": (model(GOOD) + field(7, GOOD), "it holds two graphs"),
-    "no tensors": (model(node("Add", ["a"])), "holds no tensors"),
+    "segment": (model(tensor("w", FLOAT, (1,), None, field(3, b""))), "a segment, which is not supported"),
+    "no tensors": (model(node("Add", ["a"])), "holds no weights"),
     "graph of a number": (field(7, 3), "a number where a message should be"),
     "cut": (model(GOOD)[:-1], "a length reaches beyond the end"),
     "long": (field(7, b"") + b"\x3a\xff\xff\xff\xff\x7f", "a length reaches beyond the end"),
@@ -293,8 +294,8 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "packed dimensions": (model(field(5, field(1, b"\1" * 100_000) + field(8, "w"))), "more than 64 dimensions"),
     "short": (model(tensor("w", FLOAT, (2, 3), bytes(23))), "take 24 bytes, and it holds 23"),
     "type": (model(tensor("w", 99, (1,), bytes(4))), "type 99 are not known"),
-    "text elements": (model(tensor("w", 8, (1,), None)), "type text are not known"),
-    "strings": (model(tensor("w", 8, (1,), None, field(6, "a"))), "segment or text"),
+    "text elements": (model(tensor("w", 8, (1,), None)), "are text, which is not supported"),
+    "strings": (model(tensor("w", 8, (1,), None, field(6, "a"))), "are text, which is not supported"),
     "type twice": (model(tensor("w", FLOAT, (1,), bytes(4), field(2, 1))), "a field of it is there twice"),
     "two ways": (model(tensor("w", FLOAT, (1,), bytes(4), field(4, bytes(4)))), "in two ways"),
     "other place": (model(tensor("w", FLOAT, (1,), None, field(14, 7))), "in two ways"),
@@ -443,7 +444,7 @@ def test_much_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_many_elements_one_by_one_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantcli.stores.onnx.MOST_ELEMENTS", 100)
+    monkeypatch.setattr("quantcli.stores.onnx_tensors.MOST_ELEMENTS", 100)
     with pytest.raises(DataError, match="more than 100 bytes of elements"):
         opened(tmp_path / "x.onnx", model(tensor("w", I8, (200,), None, field(5, bytes(200)))))
     opened(tmp_path / "x.onnx", model(tensor("w", FLOAT, (50,), None, field(4, bytes(200))))).close()

@@ -109,7 +109,7 @@ class Target:
         """Quantize and export; the report on it, its errors those of the exported weights, and what else there is to
         tell."""
         from quantcli import exporting, reading
-        from quantcli.views import views_of
+        from quantcli.views import view_of
 
         began = time.perf_counter()
         with _native(source, planned, names[2], run) as (path, made, results), reading.open(path) as model:
@@ -126,7 +126,7 @@ class Target:
                     force=run.force,
                     threads=run.threads,
                     progress=run.progress,
-                    against=views_of(reading.Model(source), names[0], {}),
+                    against={name: view_of(tensor) for name, tensor in reading.Model(source).items()},
                 )
             )
         seconds = time.perf_counter() - began

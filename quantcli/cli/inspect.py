@@ -13,6 +13,7 @@ from quantcli.cli import options
 from quantcli.errors import printable
 
 if TYPE_CHECKING:
+    from quantcli.evidence import Evidence
     from quantcli.reading import Model
     from quantcli.statistics import Statistics
     from quantcli.terminal import Table
@@ -71,10 +72,11 @@ def command(
                 found[row.name] = statistics.of_view(known) if known else statistics.of(model[row.name])
                 if row.name in model:
                     model.source.passed(row.name, 0, row.bytes)
+        layout = _layout(model, src)
         if talk.json:
-            options.print_json(_document(src, model, rows, found))
+            options.print_json(_document(src, model, rows, found, layout))
             return
-        _print(src, model, rows, found if stats else None, talk)
+        _print(src, model, rows, found if stats else None, layout, talk)
     sys.stdout.flush()
 
 
@@ -144,6 +146,22 @@ def _decoded(model: Model, src: str) -> dict[str, View]:
     return {name: view for name, view in views.items() if view.scheme is not None}
 
 
+def _layout(model: Model, src: str) -> Evidence | None:
+    """How another tool quantized a model, as far as it is recognised; None for floats and quantcli's own files."""
+    from quantcli import evidence
+    from quantcli.errors import DataError
+
+    if model.is_quantized:
+        return None
+    try:
+        config = evidence.beside(src)
+        found = evidence.found_in(model.source, config)
+    except DataError:  # told with the tensors
+        return None
+    said = evidence.out_of_date(model.source, config) if found is None else None
+    return evidence.Evidence(layout="plain floats", seen=said, certain=False) if said is not None else found
+
+
 def _recipe(src: str, model: Model) -> str:
     """The recipe in the headers of a file or folder. Raises DataError when there is none, or several."""
     from quantcli import recipe
@@ -163,7 +181,9 @@ def _recipe(src: str, model: Model) -> str:
     return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"
 
 
-def _document(src: str, model: Model, rows: list[_Row], found: dict[str, Statistics | None]) -> dict[str, Any]:
+def _document(
+    src: str, model: Model, rows: list[_Row], found: dict[str, Statistics | None], layout: Evidence | None
+) -> dict[str, Any]:
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     tensors = []
     for row in rows:
@@ -185,7 +205,8 @@ def _document(src: str, model: Model, rows: list[_Row], found: dict[str, Statist
         "schema_version": 1,
         "command": "inspect",
         "source": src,
-        "quantized": any(row.scheme for row in rows),
+        "quantized": any(row.scheme for row in rows) or (layout is not None and layout.certain),
+        "layout": str(layout) if layout is not None else None,
         "bytes": sum(f.size for f in model.source.files()),
         "metadata": metadata,
         "tensors": tensors,
@@ -197,6 +218,7 @@ def _print(
     model: Model,
     rows: list[_Row],
     found: dict[str, Statistics | None] | None,
+    layout: Evidence | None,
     talk: options.Talk,
 ) -> None:
     from quantcli import terminal
@@ -206,6 +228,8 @@ def _print(
     kind = f", quantized by {model.documents[0].tool}" if model.documents else ""
     sizes = f"{terminal.count(parameters)} parameters, {terminal.size(nbytes)}"
     sys.stdout.write(printable(f"{src}: {len(rows):,} tensors, {sizes}{kind}", 2000) + "\n")
+    if layout is not None:
+        sys.stdout.write(f"layout: {printable(str(layout), 1000)}\n")
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     if metadata:
         shown = ", ".join(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("plan", short_help="Choose a scheme for every tensor within a budget.")
 @options.source
+@options.source_layout
 @_budget.budget
 @click.option(
     "-o", "--output", metavar="RECIPE", type=click.Path(path_type=str), default=None, help="Write the recipe."
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @options.talk
 def command(
     src: str,
+    source_layout: str,
     output: str | None,
     explain: bool,
     show_all: bool,
@@ -40,7 +42,7 @@ def command(
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
-    with options.float_source(src) as source:
+    with options.float_source(src, source_layout, talk) as source:
         planned, target = _budget.planned(source, src, asked, options.thread_count(threads), talk)
     if output is not None:
         from quantcli import recipe

@@ -34,6 +34,7 @@ WITH_A_TARGET = (
 
 @click.command("quantize", short_help="Quantize a model file.")
 @options.source
+@options.source_layout
 @options.output
 @_asking.schemes
 @_asking.selection
@@ -82,6 +83,7 @@ WITH_A_TARGET = (
 @options.talk
 def command(
     src: str,
+    source_layout: str,
     output: str | None,
     force: bool,
     threads: int | None,
@@ -108,7 +110,7 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, talk) as named,
-        options.float_source(src) as source,
+        options.float_source(src, source_layout, talk) as source,
     ):
         folder = _as_folder(source, named or "")
         to, why = _asking.target_of(source, given, asked["to"], folder=folder)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("sweep", short_help="Measure many settings on one model.")
 @options.source
+@options.source_layout
 @click.option(
     "--bits", type=options.Several(int), metavar="LIST", default="2,3,4,8", show_default=True, help="Bit widths."
 )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 @options.talk
 def command(
     src: str,
+    source_layout: str,
     bits: list[int],
     group_size: list[int],
     calibration: list[str] | None,
@@ -70,7 +72,7 @@ def command(
 
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
-    with options.float_source(src) as source:
+    with options.float_source(src, source_layout, talk) as source:
         need_file(source, "sweeping")
         plans = []
         for scheme in schemes:

@@ -38,7 +38,8 @@ from quantcli.dtypes import to_float32
 from quantcli.foreign import ForeignLayout, Found, Read
 from quantcli.foreign._parts import FLOATS, floats, part, scheme_name, wrong
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams, row_bytes
-from quantcli.stores.onnx import Graph, Node, Packed
+from quantcli.stores.onnx import Graph, Node
+from quantcli.stores.onnx_tensors import Packed
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:

@@ -1,14 +1,23 @@
-"""ONNX files: the initializers of the graphs in them as tensors, and the nodes that decode them.
+"""ONNX files: the initializers and constants of the graphs in them as tensors, and the nodes that decode them.
 
-    ModelProto   graph 7
-    GraphProto   node 1, initializer 5, sparse_initializer 15; an attribute of a node may hold a graph in a node
-    TensorProto  dims 1, data_type 2, name 8, and its elements: raw_data 9, or in another file (external_data 13,
-                 data_location 14: location, offset and length), or one by one in a field of their kind
+    ModelProto      graph 7, functions 25
+    GraphProto      node 1, initializer 5, sparse_initializer 15
+    FunctionProto   name 1, node 7, domain 10, overload 13
+    NodeProto       input 1, output 2, op_type 4, attribute 5, domain 7
+    AttributeProto  name 1, i 3, t 5, g 6, graphs 11
+    TensorProto     dims 1, data_type 2, name 8, and its elements: raw_data 9, or in another file (external_data 13,
+                    data_location 14: location, offset and length), or one by one in a field of their kind
+
+A Constant node's value is a tensor under the name of the node's output. Constants that hold no weights are passed over:
+a single number, or one row of integers, is a shape, an axis or an index, unless a node decodes with it. What is in the
+graph of a node (the branches of If, the body of Loop or Scan) is named OUTPUT/ATTRIBUTE/NAME after the first output of
+the node and the attribute that holds the graph; what is in a function DOMAIN/FUNCTION/NAME. So names are unique: two
+branches may use the same one.
 
 Numbers of fewer than 8 bits are given as U8, the bytes as they lie there, low bits first: `Graph.packed` has what they
 are. A second file must lie in the folder of the first or below it. Elements one by one are read when the file is
-opened, up to 8 MiB of them; floats that are packed in one field are as good as raw. Functions, training information and
-constants in nodes are passed over.
+opened, up to 8 MiB of them; floats that are packed in one field are as good as raw. Training information, and constants
+that are text, sparse or lists in an attribute instead of tensors, are passed over.
 
 The reader is stricter than protobuf's: no message may come in two parts, no tensor twice or with more or fewer bytes
 than its shape has.
@@ -16,56 +25,33 @@ than its shape has.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.stores.files import InputFile
-from quantcli.stores.protobuf import BYTES, EIGHT, FOUR, Field, Wire
+from quantcli.stores.onnx_tensors import Elements, Entry, Packed, pair, tensor_fields
+from quantcli.stores.protobuf import Field, Wire
 from quantcli.tensors import TensorInfo
 
-TYPES = {1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64",
-         12: "U32", 13: "U64", 14: "C64", 16: "BF16", 17: "F8_E4M3", 18: "F8_E4M3FNUZ", 19: "F8_E5M2",
-         20: "F8_E5M2FNUZ", 24: "F8_E8M0"}  # fmt: skip
-"""TensorProto's numbers of the dtypes of whole bytes."""
-
-UNKNOWN = {0: "undefined", 8: "text", 15: "complex128"}
-MOST_DIMENSIONS = 64
-MOST_ELEMENTS = 1 << 23
-"""Bytes that elements one by one may take in the file, all together."""
-
-MOST_FILES = 10_000
 DEPTH = 8
 """Graphs inside of graphs: the branches of a condition inside a loop are the third."""
 
 OPERATORS = {("com.microsoft", "MatMulNBits"), ("", "DequantizeLinear"), ("ai.onnx", "DequantizeLinear"),
              ("com.microsoft", "DequantizeLinear")}  # fmt: skip
-"""The nodes that are told of, by domain and name."""
+"""The nodes that decode a stored weight, by domain and name."""
 
-_HOLD_GRAPHS = ("If", "Loop", "Scan", "SequenceMap")
+DOMAINS = ("", "ai.onnx", "com.microsoft")
+INTEGER_OPERATORS = ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+                     "DynamicQuantizeLSTM", "QGemm", "QAttention", "QEmbedLayerNormalization", "QMoE", "MatMulBnb4",
+                     "MatMulFpQ4", "GatherBlockQuantized")  # fmt: skip
+"""Nodes of DOMAINS that compute with quantized weights, beside those whose names begin with QLinear and QOrdered: from
+the operator lists of ONNX and of onnxruntime."""
 
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What a tensor of U8 really is: numbers of so many bits, and its shape."""
-
-    bits: int
-    signed: bool
-    is_float: bool
-    shape: tuple[int, ...]
-
-
-_PACKED = {
-    21: (4, False, False),
-    22: (4, True, False),
-    23: (4, True, True),
-    25: (2, False, False),
-    26: (2, True, False),
-}
+CODES = ("U8", "I8", "U16", "I16", "F8_E4M3", "F8_E5M2")
+"""Dtypes of the weights they take; numbers of fewer bits are U8 here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,80 +71,46 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a file says of its tensors: the nodes that decode some, and what those of U8 are that are something else."""
+    """What a file says of its tensors: the nodes that decode some, and what those of U8 are that are something else.
+
+    computed: weights that nodes compute with as codes, which nothing here decodes, by name with the operator.
+    """
 
     nodes: tuple[Node, ...]
     packed: Mapping[str, Packed]
+    computed: Mapping[str, str]
+
+
+Names = dict[str, str]
+"""The tensors of a graph: the name each has in its graph, and the one it is listed under."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """A tensor and its bytes: a place in a file, or the bytes."""
+class _Scope:
+    """The graph that is being read: what its tensors are called before their name, and the tensors that it sees, its
+    own and those of the graphs around it."""
 
-    info: TensorInfo
-    packed: Packed | None
-    file: InputFile | None
-    begin: int
-    held: bytes
+    prefix: str
+    seen: tuple[Names, ...]
 
+    def inside(self, label: str) -> _Scope:
+        """The scope of a graph in a node of this one."""
+        return _Scope(f"{self.prefix}{label}/", (*self.seen, {}))
 
-@dataclass(slots=True)
-class _Tensor:
-    """The fields of a TensorProto as they come."""
-
-    name: str = ""
-    kind: int = 0
-    dims: list[int] = field(default_factory=list)
-    raw: Field | None = None
-    location: int = 0
-    external: dict[str, str] = field(default_factory=dict)
-    typed: dict[int, list[Field]] = field(default_factory=dict)
+    def listed(self, name: str) -> str:
+        """The name under which an input of a node of this graph is listed; one that no tensor has where it is
+        computed."""
+        found = next((names[name] for names in reversed(self.seen) if name in names), None)
+        return found if found is not None else f"{self.prefix}{name}" if name else ""
 
 
-_ONE_BY_ONE = {4: "float_data", 5: "int32_data", 7: "int64_data", 10: "double_data", 11: "uint64_data"}
-_FIELD_OF = {"F32": 4, "C64": 4, "F64": 10, "I64": 7, "U64": 11, "U32": 11}
-"""Which of them holds a dtype; int32_data all others."""
+class _Attribute(NamedTuple):
+    """An attribute of a node: where its name, number, tensor and graphs are."""
 
-
-def _pair(wire: Wire, message: Field) -> tuple[str, str]:
-    """Key and value of a StringStringEntryProto."""
-    found = {own.number: wire.text(own) for own in wire.inside(message) if own.number in (1, 2)}
-    return found.get(1, ""), found.get(2, "")
-
-
-def _tensor_fields(wire: Wire, message: Field) -> _Tensor:
-    found, seen = _Tensor(), set[int]()
-    for own in wire.inside(message):
-        if own.number in (2, 8, 9, 14) and own.number in seen:
-            raise DataError("a field of it is there twice", place=[printable(found.name)])
-        seen.add(own.number)
-        if own.number == 1:
-            found.dims += islice(wire.varints(own), MOST_DIMENSIONS + 1)
-            if len(found.dims) > MOST_DIMENSIONS:
-                raise DataError(f"it has more than {MOST_DIMENSIONS} dimensions", place=[printable(found.name)])
-        elif own.number == 2:
-            found.kind = wire.whole(own)
-        elif own.number == 8:
-            found.name = wire.text(own)
-        elif own.number == 9:
-            found.raw = own
-        elif own.number == 14:
-            found.location = wire.whole(own)
-        elif own.number == 13:
-            key, value = _pair(wire, own)
-            found.external[key] = value
-        elif own.number in _ONE_BY_ONE:
-            found.typed.setdefault(own.number, []).append(own)
-        elif own.number in (3, 6):
-            raise DataError("it is a segment or text, which is not known here", place=[printable(found.name)])
-    return found
-
-
-def _decimal(external: Mapping[str, str], key: str, otherwise: int) -> int:
-    value = external.get(key, str(otherwise))
-    if not (value.isascii() and value.isdigit() and len(value) < 20):
-        raise DataError(f"its {key} {printable(repr(value), 40)} is not a whole number")
-    return int(value)
+    name: Field | None
+    number: Field | None
+    value: Field | None
+    graphs: list[Field]
 
 
 class _Reader:
@@ -166,153 +118,108 @@ class _Reader:
 
     def __init__(self, file: InputFile) -> None:
         self.file, self.wire = file, Wire(file)
-        self.entries: dict[str, _Entry] = {}
-        self.nodes: list[Node] = []
+        self.elements = Elements(file, self.wire)
+        self.entries: dict[str, Entry] = {}
+        self.constants: set[str] = set()
+        self.taken: list[tuple[_Scope, str, tuple[str, ...], dict[str, int] | None]] = []
         self.metadata: dict[str, str] = {}
-        self.beside: dict[str, InputFile] = {}
-        self._room = MOST_ELEMENTS
 
-    # ---- tensors --------------------------------------------------------------------------------------------------
-
-    def _outside(self, external: Mapping[str, str]) -> InputFile:
-        """The file that holds the elements of a tensor."""
-        location = external.get("location", "")
-        steps = [step for step in location.split("/") if step != "."]
-        if not location or location.startswith("/") or {"", ".."} & set(steps) or {"\\", "\0"} & set(location):
-            raise DataError(f"its location {printable(repr(location), 120)} is not a file in this folder")
-        if location not in self.beside:
-            if len(self.beside) >= MOST_FILES:
-                raise DataError(f"it is spread over more than {MOST_FILES} files")
-            folder = os.path.dirname(self.file.path)
-            self.beside[location] = InputFile(os.path.join(folder, *steps), hold=False)
-        return self.beside[location]
-
-    def _external(self, found: _Tensor, nbytes: int) -> tuple[InputFile, int]:
-        file = self._outside(found.external)
-        begin, length = (_decimal(found.external, k, o) for k, o in (("offset", 0), ("length", nbytes)))
-        if length != nbytes:
-            raise DataError(f"its elements take {nbytes} bytes, its length is {length}")
-        if begin + nbytes > file.size:
-            raise DataError(f"its bytes {begin} to {begin + nbytes} are not in {printable(file.path)} of {file.size}")
-        return file, begin
-
-    def _packed_floats(self, found: _Tensor, nbytes: int) -> Field | None:
-        """The field that holds all elements as they would be in raw_data."""
-        fields = [own for number, group in found.typed.items() for own in group if number in (4, 10)]
-        return fields[0] if len(fields) == 1 and (fields[0].kind, fields[0].size) == (BYTES, nbytes) else None
-
-    def _one_by_one(self, found: _Tensor, dtype: str, nbytes: int) -> bytes:
-        """Elements of the field for their kind, as the bytes of a tensor."""
-        (number, fields), *more = found.typed.items()
-        if more or number != _FIELD_OF.get(dtype, 5):
-            raise DataError(f"its elements are in {_ONE_BY_ONE[number]}, where {dtype} does not belong")
-        self._room -= sum(own.size or 1 for own in fields)
-        if self._room < 0:
-            raise DataError(
-                f"more than {MOST_ELEMENTS} bytes of elements are stored one by one",
-                hint="save the model with raw_data",
-            )
-        if number in (4, 10):
-            kind = FOUR if number == 4 else EIGHT
-            if any(own.kind not in (BYTES, kind) for own in fields):
-                raise DataError("its elements are not numbers of their kind")
-            return b"".join(self.wire.bytes(own, MOST_ELEMENTS) for own in fields)
-        size = DTYPES[dtype].bits // 8
-        low, high = (-(1 << (size * 8 - 1)), (1 << (size * 8 - 1)) - 1) if dtype[0] == "I" else (0, (1 << size * 8) - 1)
-        out = bytearray()
-        for own in fields:
-            for value in self.wire.varints(own):
-                value = value % (1 << 64) if dtype == "U64" else value
-                if not low <= value <= high or (dtype == "BOOL" and value > 1) or len(out) >= nbytes:
-                    raise DataError(f"its elements are not {nbytes // size} numbers of {dtype}")
-                out += value.to_bytes(size, "little", signed=low < 0)
-        return bytes(out)
-
-    def _entry(self, found: _Tensor) -> _Entry:
-        if any(n < 0 for n in found.dims):
-            raise DataError(f"dimension {min(found.dims)} is not a whole number of 0 or more")
-        shape, packed = tuple(found.dims), None
-        if found.kind in _PACKED:
-            packed = Packed(*_PACKED[found.kind], shape)
-            info = TensorInfo(found.name, "U8", (-(-math.prod(shape) * packed.bits // 8),))
-        elif found.kind in TYPES:
-            info = TensorInfo(found.name, TYPES[found.kind], shape)
-        else:
-            raise DataError(f"elements of type {UNKNOWN.get(found.kind, found.kind)} are not known here")
-        ways = [found.raw is not None, found.location != 0, bool(found.typed)]
-        if found.location not in (0, 1) or sum(ways) > 1:
-            raise DataError("it says in two ways where its elements are")
-        nbytes = info.nbytes
-        if found.location:
-            file, begin = self._external(found, nbytes)
-            return _Entry(info, packed, file, begin, b"")
-        if found.raw is not None:
-            if found.raw.kind != BYTES or found.raw.size != nbytes:
-                raise DataError(f"its elements take {nbytes} bytes, and it holds {found.raw.size}")
-            return _Entry(info, packed, self.file, found.raw.value, b"")
-        whole = self._packed_floats(found, nbytes)
-        if whole is not None and list(found.typed) == [_FIELD_OF.get(info.dtype)]:
-            return _Entry(info, packed, self.file, whole.value, b"")
-        held = self._one_by_one(found, info.dtype, nbytes) if found.typed else b""
-        if len(held) != nbytes:
-            raise DataError(f"its elements take {nbytes} bytes, and it holds {len(held)}")
-        return _Entry(info, packed, None, 0, held)
-
-    def _tensor(self, message: Field) -> None:
-        found = _tensor_fields(self.wire, message)
+    def _tensor(self, message: Field, scope: _Scope, name: str | None = None) -> None:
+        """List a tensor: an initializer, or under the name of a node's output the value of a constant."""
+        found = tensor_fields(self.wire, message)
+        if name is not None and found.is_text:
+            return  # for whoever reads words; the model computes with numbers
+        own = found.name = found.name if name is None else name
         try:
-            if not found.name:
+            if not own:
                 raise DataError("a tensor without a name")
+            found.name = f"{scope.prefix}{own}"
             if found.name in self.entries:
                 raise DataError("the tensor is there twice")
-            self.entries[found.name] = self._entry(found)
+            self.entries[found.name] = self.elements.entry(found)
         except QuantcliError as error:
             raise error.within(printable(found.name)) from None
+        scope.seen[-1][own] = found.name
+        if name is not None:
+            self.constants.add(found.name)
 
     # ---- graphs ---------------------------------------------------------------------------------------------------
 
-    def _attribute(self, message: Field, depth: int) -> tuple[str, int | None]:
-        """Name and whole number of an attribute; graphs in it are read."""
-        name, number = "", None
+    def _attribute(self, message: Field) -> _Attribute:
+        """An attribute: its name, and where its value is."""
+        name: Field | None = None
+        number: Field | None = None
+        value: Field | None = None
+        graphs = list[Field]()
         for own in self.wire.inside(message):
             if own.number == 1:
-                name = self.wire.text(own)
+                name = own
             elif own.number == 3:
-                number = self.wire.whole(own)
+                number = own
+            elif own.number == 5:
+                value = own
             elif own.number in (6, 11):
-                self.graph(own, depth + 1)
-        return name, number
+                graphs.append(own)
+        return _Attribute(name, number, value, graphs)
 
-    def _node(self, message: Field, depth: int) -> None:
-        inputs, operator, domain = list[str](), "", ""
-        attributes = list[Field]()
+    def _node(self, message: Field, scope: _Scope, depth: int) -> None:
+        inputs, operator, domain, output = list[str](), "", "", None
+        attributes = list[_Attribute]()
         for own in self.wire.inside(message):
             if own.number == 1:
                 inputs.append(self.wire.text(own))
+            elif own.number == 2:
+                output = output or own
             elif own.number == 4:
                 operator = self.wire.text(own)
             elif own.number == 7:
                 domain = self.wire.text(own)
             elif own.number == 5:
-                attributes.append(own)
-        decodes = (domain, operator) in OPERATORS
-        if decodes or operator in _HOLD_GRAPHS:
-            found = [self._attribute(own, depth) for own in attributes]
-            if decodes:
-                numbers = {name: number for name, number in found if number is not None}
-                self.nodes.append(Node(operator, tuple(inputs), numbers))
+                attributes.append(self._attribute(own))
+        if (domain, operator) in OPERATORS:
+            self.taken.append((scope, operator, tuple(inputs), self._numbers(attributes)))
+        elif domain in DOMAINS and (operator in INTEGER_OPERATORS or operator.startswith(("QLinear", "QOrdered"))):
+            self.taken.append((scope, operator, tuple(inputs), None))
+        for held in attributes:
+            if held.value is not None and operator == "Constant" and domain in DOMAINS[:2]:
+                self._tensor(held.value, scope, self.wire.text(output) if output is not None else "")
+            for i, graph in enumerate(held.graphs):
+                name = self.wire.text(held.name) if held.name is not None else ""
+                label = self.wire.text(output) if output is not None else operator
+                which = name if len(held.graphs) == 1 else f"{name}/{i}"
+                self.graph(graph, scope.inside(f"{label}/{which}"), depth + 1)
 
-    def graph(self, message: Field, depth: int = 0) -> None:
+    def _numbers(self, attributes: Sequence[_Attribute]) -> dict[str, int]:
+        """The attributes that are whole numbers."""
+        return {
+            "" if a.name is None else self.wire.text(a.name): self.wire.whole(a.number)
+            for a in attributes
+            if a.number is not None
+        }
+
+    def graph(self, message: Field, scope: _Scope, depth: int = 0) -> None:
         """Read a graph."""
         if depth > DEPTH:
             raise DataError("its graphs are nested too deeply")
         for own in self.wire.inside(message):
             if own.number == 1:
-                self._node(own, depth)
+                self._node(own, scope, depth)
             elif own.number == 5:
-                self._tensor(own)
+                self._tensor(own, scope)
             elif own.number == 15:
                 raise DataError("sparse initializers are not known here")
+
+    def _function(self, message: Field) -> None:
+        """Read the nodes of a function; names inside mean nothing outside."""
+        names, nodes = dict[int, str](), list[Field]()
+        for own in self.wire.inside(message):
+            if own.number in (1, 10, 13):
+                names[own.number] = self.wire.text(own)
+            elif own.number == 7:
+                nodes.append(own)
+        scope = _Scope("".join(f"{names[n]}/" for n in (10, 1, 13) if names.get(n)), ({},))
+        for own in nodes:
+            self._node(own, scope, 0)
 
     def _opset(self, message: Field) -> None:
         domain, version = "", 0
@@ -334,17 +241,43 @@ class _Reader:
             elif own.number == 8:
                 self._opset(own)
             elif own.number == 14:
-                key, value = _pair(self.wire, own)
+                key, value = pair(self.wire, own)
                 self.metadata[key] = value
             elif own.number == 7:
                 seen += 1
                 if seen > 1:
                     raise DataError("it holds two graphs")
-                self.graph(own)
+                self.graph(own, _Scope("", ({},)))
+            elif own.number == 25:
+                self._function(own)
         if not seen:
             raise DataError("it holds no graph")
+        self._pass_over_operands()
         if not self.entries:
-            raise DataError("its graph holds no tensors")
+            raise DataError("its graph holds no weights, as initializers or as constants")
+
+    def _pass_over_operands(self) -> None:
+        """Forget the constants that are shapes, axes, indices and single numbers, and no node decodes with."""
+        used = {scope.listed(name) for scope, _, inputs, _ in self.taken for name in inputs}
+        for name in self.constants - used:
+            entry = self.entries[name]
+            if not entry.shape or (len(entry.shape) == 1 and not DTYPES[entry.info.dtype].is_float):
+                del self.entries[name]
+
+    def told(self) -> Graph:
+        """What the nodes say of the tensors."""
+        nodes, computed = list[Node](), dict[str, str]()
+        for scope, operator, inputs, numbers in self.taken:
+            names = tuple(scope.listed(name) for name in inputs)
+            if numbers is not None:
+                nodes.append(Node(operator, names, numbers))
+                continue
+            for name in names:
+                entry = self.entries.get(name)
+                if entry is not None and entry.info.dtype in CODES and len(entry.shape) > 1:
+                    computed.setdefault(name, operator)
+        packed = {name: e.packed for name, e in self.entries.items() if e.packed is not None}
+        return Graph(tuple(nodes), packed, computed)
 
 
 class OnnxFile:
@@ -362,20 +295,14 @@ class OnnxFile:
             file.close()
             raise
         self._entries = reader.entries
-        self._beside = list(reader.beside.values())
+        self._beside = list(reader.elements.beside.values())
         self.metadata = {key: value for key, value in reader.metadata.items() if key != "quantcli"}
-        packed = {name: e.packed for name, e in self._entries.items() if e.packed is not None}
-        self.graph = Graph(tuple(reader.nodes), packed)
+        self.graph = reader.told()
 
     @property
     def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
         """None: an ONNX file is never a native file."""
         return []
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether a node decodes one of the tensors."""
-        return any(node.weight in self._entries for node in self.graph.nodes)
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]
