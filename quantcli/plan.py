@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ MAX_DIMENSIONS = 64
 REASONS = {
     "default": "the scheme of the command line",
     "rule": "a rule of the recipe",
+    "embedding-only": "an embedding, and the model has no other weights",
     "not-float": "integers and booleans pass through",
     "unsupported-dtype": "a float type that is not quantized",
     "unsupported-shape": "more dimensions than numpy has",
@@ -51,6 +52,9 @@ REASONS = {
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
+
+FREE = ("default", "embedding-only")
+"""Reasons of what has the scheme that was asked for of all, which a budget may choose anew."""
 
 VECTORS = ("norm", "bias", "one-dimensional")
 """Reasons to keep what a rule must name to quantize."""
@@ -220,7 +224,7 @@ def _last_module(name: str) -> str:
     return module_of(name).rpartition(".")[2] or name
 
 
-def _why_kept(info: TensorInfo, request: Request) -> str | None:
+def _why_kept(info: TensorInfo, *, keep_defaults: bool = True) -> str | None:
     """The reason that lies in the tensor alone, if there is one."""
     dtype = DTYPES[info.dtype]
     if not dtype.quantizable:
@@ -231,7 +235,7 @@ def _why_kept(info: TensorInfo, request: Request) -> str | None:
         return "scalar"
     if len(info.shape) > MAX_DIMENSIONS:
         return "unsupported-shape"
-    if request.keep_defaults:
+    if keep_defaults:
         for reason, expression in _NAMES:
             # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
             name = info.name[-1024:] if reason != "norm" or len(info.shape) == 1 else _last_module(info.name[-1024:])
@@ -239,14 +243,21 @@ def _why_kept(info: TensorInfo, request: Request) -> str | None:
                 return reason
     if len(info.shape) == 1:
         return "one-dimensional"
-    return "small" if request.keep_defaults and info.numel < SMALL else None
+    return "small" if keep_defaults and info.numel < SMALL else None
+
+
+def embeddings_alone(infos: Iterable[TensorInfo]) -> bool:
+    """Whether the only weights among these tensors are embeddings, as in a static embedding model."""
+    reasons = {reason: info for info in infos if (reason := _why_kept(info)) != "embedding" or len(info.shape) > 1}
+    return "embedding" in reasons and not {None, "lm-head", "router"} & reasons.keys()
 
 
 def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     """The plan for these tensors.
 
-    Vectors and small tensors are kept because they weigh nothing beside the rest; where a file holds nothing else
-    (an array of audio samples, a toy model) they are the weights, and are quantized. A rule for a module or for many
+    Vectors and small tensors are kept because they weigh nothing beside the rest, embeddings because models are most
+    sensitive to them; where a file holds nothing else (an array of audio samples, a toy model, a static embedding)
+    they are the weights, and are quantized. A rule for a module or for many
     names is not meant for the norms and biases among them: these it must name.
 
     Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
@@ -256,8 +267,12 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     excluded = matching(request.exclude, names, "--exclude")
     included = matching(request.include, names, "--include") if request.include else set(names)
     ruled = _ruled(request.rules, names)
-    reasons = {info.name: _why_kept(info, request) for info in infos}
-    if all(reason is not None for reason in reasons.values()):
+    reasons = {info.name: _why_kept(info, keep_defaults=request.keep_defaults) for info in infos}
+    alone = request.keep_defaults and embeddings_alone(infos)
+    if alone:
+        tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
+        reasons = {name: None if name in tables else reason for name, reason in reasons.items()}
+    elif all(reason is not None for reason in reasons.values()):
         light = {"one-dimensional", "small"}
         if not any(r in dict(_NAMES) for r in reasons.values()):
             reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
@@ -280,7 +295,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         elif reason is not None:
             tensors.append(kept(info, reason))
         else:
-            tensors.append(quantized(info, request.scheme, "default"))
+            tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
     if request.to is not None:
         tensors = [_for_target(tensor, request.to, request.architecture) for tensor in tensors]
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)

@@ -25,7 +25,7 @@ from quantcli.metrics import Metrics
 from quantcli.patterns import matching, tied
 from quantcli.pipeline import Progress
 from quantcli.plain import LIMIT, plain
-from quantcli.plan import Plan, Request, TensorPlan, make
+from quantcli.plan import FREE, Plan, Request, TensorPlan, make
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
@@ -142,7 +142,7 @@ def units_of(
 
 def _free(plans: Sequence[TensorPlan]) -> TensorPlan | None:
     """The plan of a tensor under the first candidate that may quantize it; None where there is nothing to choose."""
-    return next((t for t in plans if t.scheme is not None and t.reason == "default"), None)
+    return next((t for t in plans if t.scheme is not None and t.reason in FREE), None)
 
 
 def _kept(members: Sequence[TensorPlan], other: Choice) -> Choice:

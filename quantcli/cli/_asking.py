@@ -273,10 +273,13 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
     """
     from quantcli import recipe as recipes
     from quantcli.exports import named
+    from quantcli.plan import embeddings_alone
 
     if asked is not None or not folder or not _is_transformers(source):
         return None if asked == recipes.NATIVE else asked, ""
     usual = "compressed-tensors"
+    if embeddings_alone(source.infos()):
+        return None, f"config.json gets no quantization_config: loaders of {usual} do not quantize embeddings"
     schemes = [s for s in (recipe.default, *(r.scheme for r in recipe.rules)) if s is not None]
     for scheme in (c for s in schemes for c in s.candidates):
         if (why := named(usual).accepts.obstacle(scheme)) is not None:
