@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from quantcli import digest, kernels
+from quantcli import digest, evidence, kernels
 from quantcli import metrics as metric
 from quantcli.codes import code_grid
 from quantcli.dtypes import DTYPES
@@ -30,7 +30,7 @@ def against(
     Raises DataError when a tensor is missing in either, has another shape, or (with check_digests) was made from
     other weights: a report against the wrong original would look like a bad quantization.
     """
-    _check(model, original)
+    _check(model, original, known=check_digests and all(t.stored.digest is not None for t in model.values()))
     names = list(model)
     sums: dict[str, list[tuple[Sums, int] | None]] = {}
     chunks: dict[str, digest.Chunks] = {}
@@ -98,10 +98,18 @@ def against(
     return [metric.total([s for s in sums[name] if s is not None]) if name in sums else None for name in names]
 
 
-def _check(model: Model, original: Model) -> None:
-    """Raise DataError with all that does not match: nothing is measured then."""
+def _check(model: Model, original: Model, *, known: bool) -> None:
+    """Raise DataError with all that does not match: nothing is measured then. known: whether digests tell that these
+    are the weights the model was made from; others that are quantized are no floats to measure against."""
     if original.is_quantized:
         raise DataError("the original is quantized itself", place=[original.source.path])
+    seen = None if known else evidence.found_in(original.source, evidence.beside(original.source.path))
+    if seen is not None and seen.certain:
+        raise DataError(
+            f"the original is quantized itself ({seen})",
+            place=[original.source.path],
+            hint="name the floats it was made from, or use compare",
+        )
     found = []
     for name, tensor in model.items():
         if name not in original:
