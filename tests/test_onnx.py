@@ -242,6 +242,109 @@ def test_branches_are_read(tmp_path: Path) -> None:
     source.close()
 
 
+def constant(output: str, kind: int, dims: tuple[int, ...], raw: bytes | None, more: bytes = b"") -> bytes:
+    """A Constant node: its tensor has no name of its own, or another one."""
+    value = b"".join(field(1, n) for n in dims) + field(2, kind) + field(8, "value") + more
+    value += b"" if raw is None else field(9, raw)
+    return field(1, field(2, output) + field(4, "Constant") + field(5, field(1, "value") + field(5, value)))
+
+
+def holder(operator: str, output: str, **graphs: bytes) -> bytes:
+    """A node with graphs in its attributes."""
+    held = b"".join(field(5, field(1, name) + field(6, graph)) for name, graph in graphs.items())
+    return field(1, field(2, output) + field(4, operator) + held)
+
+
+def values_of(source: OnnxFile) -> dict[str, list[float]]:
+    """The tensors by name, floats read as such."""
+    return {i.name: np.frombuffer(read_all(source, i.name), "<f4").tolist() for i in source.infos()}
+
+
+def pair_of(first: float) -> bytes:
+    return np.array([first, first + 1], "<f4").tobytes()
+
+
+def test_constants_are_weights(tmp_path: Path) -> None:
+    """Numbers alone, and rows of integers, are what a graph computes with: shapes, axes, indices, and no weights."""
+    source = opened(tmp_path / "x.onnx", model(
+        constant("w", FLOAT, (1, 2), pair_of(1)), constant("b", FLOAT, (2,), pair_of(3)),
+        constant("half", FLOAT, (), bytes(4)), constant("shape", 7, (3,), bytes(24)), constant("axis", 7, (), bytes(8)),
+        constant("words", 8, (1,), None, field(6, "a")), constant("more words", 8, (1,), None),
+        field(1, field(2, "list") + field(4, "Constant") + field(5, field(1, "value_floats") + field(7, bytes(4)))),
+        constant("table", I8, (2, 2), b"1234"), f32("top", np.array([5, 6])),
+    ))  # fmt: skip
+    assert [i.name for i in source.infos()] == ["w", "b", "table", "top"]
+    assert {n: v for n, v in values_of(source).items() if n != "table"} == {"w": [1, 2], "b": [3, 4], "top": [5, 6]}
+    source.close()
+
+
+def test_graphs_in_nodes_may_use_the_same_names(tmp_path: Path) -> None:
+    """Branches, bodies, graphs in lists, and functions: each tensor is listed by where it is."""
+    body = holder("If", "inner", then_branch=constant("w", FLOAT, (2,), pair_of(5)))
+    first, second = (field(11, f32("w", np.array(values))) for values in ([7, 8], [9, 10]))
+    several = field(5, field(1, "graphs") + first + second)
+    function = field(25, field(1, "gelu") + field(10, "lib") + field(7, constant("w", FLOAT, (2,), pair_of(11))[2:]))
+    content = model(
+        holder("If", "cond", then_branch=f32("w", np.array([1, 2])),
+               else_branch=constant("w", FLOAT, (2,), pair_of(3))),
+        holder("Loop", "loop", body=body), field(1, field(2, "many") + field(4, "Search") + several),
+        f32("w", np.array([0, 1])),
+    )  # fmt: skip
+    source = opened(tmp_path / "x.onnx", content + function)
+    assert values_of(source) == {
+        "cond/then_branch/w": [1, 2], "cond/else_branch/w": [3, 4], "loop/body/inner/then_branch/w": [5, 6],
+        "many/graphs/0/w": [7, 8], "many/graphs/1/w": [9, 10], "w": [0, 1], "lib/gelu/w": [11, 12]}  # fmt: skip
+    source.close()
+
+
+def test_nodes_decode_what_their_own_graph_and_those_around_it_hold(tmp_path: Path) -> None:
+    inside = constant("q", I8, (2, 2), b"1234") + node("DequantizeLinear", ["q", "s"])
+    other = tensor("q", I8, (2, 2), b"5678") + constant("s", FLOAT, (), np.float32(2).tobytes())
+    other += node("DequantizeLinear", ["q", "s"])
+    content = model(holder("If", "c", a=inside, b=other), constant("s", FLOAT, (), np.float32(0.5).tobytes()), GOOD)
+    source = opened(tmp_path / "x.onnx", content)
+    found = found_in(source)
+    assert {n: [p.name for p in f.parts] for n, f in found.items()} == {"c/a/q": ["c/a/q", "s"],
+                                                                       "c/b/q": ["c/b/q", "c/b/s"]}
+    np.testing.assert_array_equal(found["c/a/q"].decode(reader(source), 0, 2), [[24.5, 25], [25.5, 26]])
+    np.testing.assert_array_equal(found["c/b/q"].decode(reader(source), 0, 2), [[106, 108], [110, 112]])
+    source.close()
+
+
+def test_constants_are_quantized_as_initializers_are(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)
+    (tmp_path / "a.onnx").write_bytes(model(constant("w", FLOAT, weights.shape, weights.tobytes())))
+    (tmp_path / "b.onnx").write_bytes(model(f32("w", weights)))
+    for name in ("a", "b"):
+        assert run("quantize", tmp_path / f"{name}.onnx", "-o", tmp_path / f"{name}.safetensors").code == 0
+    assert load(tmp_path / "a.safetensors") == load(tmp_path / "b.safetensors")
+    ran = run("compare", tmp_path / "a.onnx", tmp_path / "b.onnx", "--json")
+    assert ran.code == 0 and ran.json["summary"]["exact"]
+
+
+@pytest.mark.parametrize(("file", "operator"), [("dynamic.onnx", "MatMulInteger"), ("qoperator.onnx", "QLinearMatMul")])
+def test_nodes_that_compute_with_codes(file: str, operator: str, tmp_path: Path) -> None:
+    """onnxruntime's dynamic int8 files compared with their original as exact, and were quantized as floats."""
+    path, original = GOLDEN / file, GOLDEN / "floats.onnx"
+    assert run("quantize", original, "-o", tmp_path / "floats.safetensors").code == 0
+    for ran, code in [(run("quantize", path, "-o", tmp_path / "out"), 1), (run("plan", path, "--target-bpw", "5"), 1),
+                      (run("sweep", path), 1), (run("dequantize", path, "-o", tmp_path / "out"), 1),
+                      (run("compare", original, path), 2), (run("report", path, "--against", original), 2),
+                      (run("verify", path), 2)]:  # fmt: skip
+        line = one_line(ran, code)
+        assert line.startswith(f"{path}: ") and f"ONNX with {operator}" in line and "_quantized, which is I8" in line
+    assert f"layout: ONNX with {operator}" in run("inspect", path).out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["floats.safetensors"]
+
+
+def test_codes_of_an_embedding_that_no_node_decodes(tmp_path: Path) -> None:
+    """Gather takes rows of codes; only the names that the quantizer gives tell what they are."""
+    parts = [tensor("E_quantized", U8, (50, 64), bytes(3200)), f32("E_scale", np.array(0.5)), GOOD]
+    (tmp_path / "x.onnx").write_bytes(model(node("Gather", ["E_quantized", "ids"]), *parts))
+    line = one_line(run("compare", tmp_path / "x.onnx", tmp_path / "x.onnx"), 2)
+    assert "onnxruntime's quantizer" in line and "E_quantized is U8 beside E_scale" in line
+
+
 # ---- malformed --------------------------------------------------------------------------------------------------
 
 GOOD = f32("w", np.ones((2, 3)))
@@ -255,11 +358,15 @@ def outside(**values: str) -> bytes:
     return model(tensor("w", FLOAT, (2, 3), None, external(**values)))
 
 
-def deep(levels: int) -> bytes:
+def nested(levels: int) -> bytes:
     inner = GOOD
     for _ in range(levels):
         inner = field(1, field(4, "If") + field(5, field(1, "g") + field(6, inner)))
-    return model(inner)
+    return inner
+
+
+def deep(levels: int) -> bytes:
+    return model(nested(levels))
 
 
 HUGE = (1 << 62, 1 << 62)
@@ -305,6 +412,11 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "large numbers": (model(tensor("w", I8, (1,), None, field(5, 200))), "not 1 numbers of I8"),
     "many numbers": (model(tensor("w", I8, (1,), None, field(5, bytes(2)))), "not 1 numbers of I8"),
     "sparse": (model(GOOD, field(15, b"")), "sparse initializers"),
+    "constant without a name": (model(GOOD, constant("", FLOAT, (), bytes(4))), "a tensor without a name"),
+    "constant twice": (model(GOOD, constant("w", FLOAT, (), bytes(4))), "w: the tensor is there twice"),
+    "short constant": (model(constant("c", FLOAT, (2, 3), bytes(23))), "c: its elements take 24 bytes"),
+    "constants alone": (model(constant("c", FLOAT, (), bytes(4))), "holds no weights"),
+    "deep function": (model(GOOD) + field(25, field(7, field(4, "If") + field(5, field(6, nested(20))))), "too deeply"),
     "no location": (outside(), "its location ''"),
     "absolute": (outside(location="/etc/passwd"), "'/etc/passwd' is not a file in this folder"),
     "above": (outside(location="../x.data"), "is not a file in this folder"),

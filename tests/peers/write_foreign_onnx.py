@@ -13,7 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantFormat
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden" / "onnx"
@@ -108,6 +114,35 @@ def linear(name: str, *, zeros: bool, raw: bool) -> None:
     onnx.save(model, FOLDER / f"{name}.onnx")
 
 
+def integers() -> None:
+    """What onnxruntime's dynamic and static quantizers make of a MatMul, a Conv and an embedding: nodes that compute
+    with the codes. Nothing decodes these files, so they hold no expected weights."""
+    rng = np.random.default_rng(11)
+    shapes = {"W": (16, 12), "E": (20, 16), "C": (4, 3, 3, 3), "B": (12,)}
+    parts = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    nodes = [helper.make_node("Gather", ["E", "ids"], ["e"]), helper.make_node("MatMul", ["e", "W"], ["m"]),
+             helper.make_node("Add", ["m", "B"], ["y"]), helper.make_node("Conv", ["img", "C"], ["c"])]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
+         helper.make_tensor_value_info("img", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 12]),
+         helper.make_tensor_value_info("c", TensorProto.FLOAT, [1, 4, 6, 6])], parts)  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, FOLDER / "floats.onnx")
+
+    class Inputs(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = [{"ids": np.arange(5), "img": rng.normal(size=(1, 3, 8, 8)).astype(np.float32)}] * 2
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return self.left.pop() if self.left else None
+
+    source = str(FOLDER / "floats.onnx")
+    quantize_dynamic(source, str(FOLDER / "dynamic.onnx"), weight_type=QuantType.QInt8)
+    quantize_static(source, str(FOLDER / "qoperator.onnx"), Inputs(), quant_format=QuantFormat.QOperator)
+
+
 def numbers() -> None:
     """A tensor of every type in the field for it and as bytes, and the bytes alone in a file beside."""
     kinds = {"f2": TensorProto.FLOAT16, "f4": TensorProto.FLOAT, "f8": TensorProto.DOUBLE, "i1": TensorProto.INT8,
@@ -141,6 +176,7 @@ def main() -> None:
     linear("linear-zeros", zeros=True, raw=True)
     linear("linear-typed", zeros=True, raw=False)
     numbers()
+    integers()
 
 
 if __name__ == "__main__":
