@@ -501,3 +501,30 @@ def test_equal_tensors_are_told(source: Path) -> None:
     card = Path("out/README.md").read_text(encoding="utf-8")
     assert "Equal weights: a.weight = b.weight; model.embed\\_tokens.weight = lm\\_head.weight." in card
     assert "equal weights" not in run("quantize", source, "-o", "none", "--digest", "none").out
+
+
+@pytest.mark.parametrize("options", [[], ["--recipe", "embedding"], ["--target-bpw", "5"]], ids=" ".join)
+def test_a_static_embedding(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """model2vec's folder: its one table is quantized, and its config.json promises nothing that a loader would do."""
+    monkeypatch.chdir(tmp_path)
+    Path("m2v").mkdir()
+    save(Path("m2v/model.safetensors"), {"embeddings": gaussian(500, 128), "weights": gaussian(500),
+                                         "mapping": np.arange(500)})  # fmt: skip
+    config = {"model_type": "model2vec", "architectures": ["StaticModel"], "normalize": True}
+    Path("m2v/config.json").write_text(json.dumps(config))
+    ran = run("quantize", "m2v", "-o", "out", *options)
+    assert ran.code == 0 and "config.json gets no quantization_config" in ran.err, ran
+    assert json.loads(Path("out/config.json").read_text()) == config
+    assert {"embeddings_packed", "weights", "mapping"} <= set(load("out/model.safetensors"))
+    assert run("verify", "out", "--source", "m2v").code == 0
+    assert run("compare", "m2v", "out", "--min-sqnr", "15").code == 0
+
+
+def test_the_preset_of_embeddings_takes_their_tables_alone(tmp_path: Path) -> None:
+    tables = ["embedding.weight", "embeddings.weight", "a.embeddings", "bert.embeddings.word_embeddings.weight"]
+    others = ["vit.embeddings.cls_token", "vit.embeddings.position_embeddings", "a.token_type_embeddings.weight"]
+    path = save(tmp_path / "m.safetensors", {n: gaussian(1, 40, 64, seed=i) for i, n in enumerate([*tables, *others])})
+    ran = run("quantize", path, "--recipe", "embedding", "-o", tmp_path / "out.safetensors", "--json")
+    assert ran.code == 0, ran
+    assert {t["name"]: t["scheme"] for t in ran.json["tensors"]} == {
+        **dict.fromkeys(tables, "w8g64"), **dict.fromkeys(others, None)}  # fmt: skip

@@ -110,6 +110,31 @@ def test_real_names(name: str, shape: tuple[int, ...], reason: str) -> None:
     assert reasons(plan)[name] == reason
 
 
+STATIC: list[dict[str, Any]] = [
+    {"embedding.weight": (32000, 256)},  # WordLlama
+    {"embeddings": (3000, 256), "weights": (3000,), "mapping": ("I64", (3000,))},  # model2vec
+    {"0.embedding.weight": (500, 64), "0.norm.weight": (64,), "0.norm.bias": (64,), "scale": (), "tiny": (3, 3)},
+]
+
+
+@pytest.mark.parametrize("tensors", STATIC, ids=lambda t: next(iter(t)))
+def test_embeddings_are_quantized_where_they_are_all_there_is(tensors: dict[str, Any]) -> None:
+    table, *rest = tensors
+    plan = plan_of(tensors)
+    assert reasons(plan)[table] == "embedding-only" and plan.tensors[0].scheme == SCHEME
+    assert all(t.scheme is None for t in plan.tensors[1:])
+    for other in ("layers.0.proj.weight", "lm_head.weight", "gate.weight"):
+        if other == "layers.0.proj.weight":
+            assert reasons(plan_of({**tensors, other: MATRIX}))[table] == "embedding"
+        else:
+            with pytest.raises(DataError, match="nothing left to quantize"):
+                plan_of({**tensors, other: MATRIX})
+    with pytest.raises(DataError, match="nothing left to quantize"):
+        plan_of({"class_embedding": (2048,), **dict.fromkeys(rest, (8,))})
+    with pytest.raises(DataError, match="nothing left to quantize"):
+        plan_of(tensors, exclude=(table,))
+
+
 @pytest.mark.parametrize("dtype", ["BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "C64"])
 def test_what_is_no_float_passes_through(dtype: str) -> None:
     plan = plan_of({"a.weight": (dtype, MATRIX), "b.weight": MATRIX}, include=("*",), keep_defaults=False)
