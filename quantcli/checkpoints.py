@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantcli import architectures, card, pipeline, reporting, resuming
+from quantcli import architectures, card, evidence, pipeline, reporting, resuming
 from quantcli.container import Result, StoredTensor
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports.compressed_tensors import quantization_config
@@ -211,7 +211,7 @@ def _finished(
     tensors = [t for _, written in files for t in written.plan.tensors]
     results = {name: r for _, written in files for name, r in written.results.items()}
     size = sum(written.size for _, written in files)
-    copied, left = out.copy_side_files(source.folder, (CONFIG, CARD, index))
+    copied, left = out.copy_side_files(source.folder, (*evidence.CONFIGS, CARD, index))
     original = os.path.join(source.folder, CARD)
     card_of = original if os.path.isfile(original) else None
     if card_of is not None and leads_outside(source.folder, CARD):

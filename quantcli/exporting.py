@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from quantcli import __version__, card, comparing, naming, origins
+from quantcli import __version__, card, comparing, evidence, naming, origins
 from quantcli.architectures import Architecture
 from quantcli.checkpoints import CARD
 from quantcli.container import KEY as NATIVE_KEY
@@ -297,7 +297,7 @@ def write(order: Order) -> Written:
         copied: list[str] = []
         if isinstance(order.source, Checkpoint):
             index = os.path.basename(order.source.index or INDEX)
-            own = ("config.json", "quantize_config.json", index, CARD)
+            own = (*evidence.CONFIGS, index, CARD)
             copied, left = out.copy_side_files(order.source.folder, own)
             if left:
                 hint = "put the files themselves there"
