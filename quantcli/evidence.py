@@ -258,10 +258,12 @@ def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
     return _of_claim(infos, config) or _of_codes(infos.values())
 
 
-def _of_claim(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
-    """What a configuration says, where a tensor can be codes."""
+def _of_claim(
+    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = (*WHOLE, *SMALL_FLOATS)
+) -> Evidence | None:
+    """What a configuration says, where a tensor of one of these dtypes can be codes."""
     said = claimed(config)
-    codes = next(filter(_can_be_codes, infos.values()), None)
+    codes = next((info for info in infos.values() if _can_be_codes(info) and info.dtype in dtypes), None)
     if said is None or codes is None:
         return None
     return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {said}")
@@ -298,8 +300,11 @@ def out_of_date(source: Source, config: Mapping[str, Any]) -> str | None:
     return f"{said}, but no tensor is stored as codes" if said is not None else None
 
 
-def undecoded(source: Source, infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
+def undecoded(
+    source: Source, infos: Mapping[str, TensorInfo], config: Mapping[str, Any], *, others: bool
+) -> Evidence | None:
     """What tells that some of these tensors of a source, those that no layout has decoded, are parts of one that is
-    not supported. config: empty where a layout has decoded others, of which it then speaks."""
+    not supported. others: whether a layout has decoded others: then the configuration speaks of those, and only small
+    floats that are left are codes, such as those whose scales are in another file."""
     found = _computed_with(source, infos) if isinstance(source, OnnxFile) else None
-    return found or of_layout(infos) or _of_claim(infos, config)
+    return found or of_layout(infos) or _of_claim(infos, config, SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS))

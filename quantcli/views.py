@@ -69,7 +69,7 @@ def views_of(model: Model, path: str, config: Mapping[str, Any] | None = None) -
         raise error.within(path) from None
     parts = {part.name for weight in found for part in weight.parts}
     left = {name: info for name, info in infos.items() if name not in parts}
-    seen = evidence.undecoded(model.source, left, {} if found else stated)
+    seen = evidence.undecoded(model.source, left, stated, others=bool(found))
     if seen is not None:
         raise DataError(
             f"it is quantized in a layout that quantcli does not decode ({seen.layout}): {seen.seen}", place=[path]

@@ -123,6 +123,16 @@ def test_what_is_not_decoded_is_never_taken_for_floats(case: str, tmp_path: Path
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_scales_in_another_file_are_missed(tmp_path: Path) -> None:
+    """One shard of a model alone: what its scales lie elsewhere for is not compared as numbers."""
+    tensors, config, _ = DECODED["DeepSeek"]
+    whole = model(tmp_path / "whole", tensors, config)
+    assert run("compare", whole, whole).code == 0
+    shard = model(tmp_path / "shard", {**tensors, "model.l.k.weight": ("F8_E4M3", (256, 256))}, config)
+    line = one_line(run("compare", shard, shard), 2)
+    assert "model.l.k.weight is F8_E4M3, and config.json has quantization_config (quant_method fp8)" in line
+
+
 @pytest.mark.parametrize("case", [*DECODED, *UNDECODED])
 def test_inspect_tells_the_layout(case: str, tmp_path: Path) -> None:
     tensors, config, said = {**DECODED, **UNDECODED}[case]
