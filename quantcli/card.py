@@ -15,6 +15,7 @@ from quantcli import terminal as t
 from quantcli.errors import UsageError, printable
 from quantcli.plan import REASONS, Plan
 from quantcli.report import RunReport, TensorReport, equal_line
+from quantcli.sidefiles import SideFiles
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
@@ -71,12 +72,13 @@ def card(
     settings: Mapping[str, str],
     obstacle: str,
     origin: str | None,
+    side: SideFiles,
     original: bytes | None,
 ) -> bytes:
     """The card, as bytes: the original one, whatever its encoding, is part of it.
 
     obstacle: why there is no quantization_config, empty when there is one. origin: the name of the model on the hub,
-    where that is known.
+    where that is known. side: the files beside the weights.
     """
     front, text = _front_matter(original or b"")
     if origin is not None and not re.search(rb"(?m)^base_model\s*:", front):
@@ -86,6 +88,7 @@ def card(
         _how(report, plan, settings),
         _losses(report),
         _kept(report),
+        _beside(side),
         _loading(plan, obstacle),
     ]
     own = "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
@@ -179,6 +182,14 @@ def _kept(report: RunReport) -> list[str]:
     if equal is not None:
         lines += [*([""] if kept else []), _plain(equal[0].upper() + equal[1:]) + "."]
     return lines
+
+
+def _beside(side: SideFiles) -> list[str]:
+    """The files that were left out, and the weights that were copied as they are."""
+    lines = [
+        f"- {_code(file.name)} ({t.size(file.size)}): {_plain(what)}" for what, files in side.groups() for file in files
+    ]
+    return ["## Files beside the weights", "", *lines] if lines else []
 
 
 def _loading(plan: Plan, obstacle: str) -> list[str]:

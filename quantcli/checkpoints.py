@@ -14,19 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantcli import architectures, card, evidence, pipeline, reporting, resuming
+from quantcli import architectures, card, pipeline, reporting, resuming
 from quantcli.container import Result, StoredTensor
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.exports.compressed_tensors import quantization_config
 from quantcli.plan import Plan, TensorPlan
 from quantcli.resuming import Finished, Journal
+from quantcli.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint, Part
-from quantcli.stores.files import leads_outside, read_small
+from quantcli.stores.files import check_space, read_small
 from quantcli.stores.folder import OutputFolder, partial_of
 from quantcli.stores.safetensors import strict_json
 
-CONFIG, CARD = "config.json", "README.md"
 _SIDE = 1 << 26
 """Most bytes of an index, a configuration or a card."""
 
@@ -112,26 +112,69 @@ class _Cut:
             at, number = at + len(piece.plan.tensors), number + 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What there is of a folder beside its weights: side files, config.json (empty where there is none), the card."""
+
+    side: SideFiles
+    config: dict[str, Any]
+    card: bytes | None
+
+
 def write(
-    source: Checkpoint, plan: Plan, path: str, options: pipeline.Options, *, resume: bool = False
+    source: Checkpoint,
+    plan: Plan,
+    path: str,
+    options: pipeline.Options,
+    *,
+    side: SideFiles,
+    bare: bool = False,
+    resume: bool = False,
 ) -> WrittenFolder:
     """Quantize a checkpoint folder into a folder at `path`, which appears only when it is complete.
 
+    side: what lies beside the weights. bare: whether that is not copied, for a folder that is only there for a while.
     resume: go on with what an interrupted run has finished. Raises UsageError where that run was asked for something
     else, DataError where the source was changed since.
     """
+    around = _around(source, side)
     with OutputFolder(path, force=options.force) as out:
         try:
-            return _write(source, plan, out, options, resume)
+            return _write(source, plan, out, options, around, bare, resume)
         except QuantcliError as error:
             error.place = [p.replace(out.temp, path, 1) for p in error.place]
             raise
 
 
-def _write(source: Checkpoint, plan: Plan, out: OutputFolder, options: pipeline.Options, resume: bool) -> WrittenFolder:
+def _around(source: Checkpoint, side: SideFiles) -> _Around:
+    """What lies around the weights, read before them: whatever is wrong with it is wrong from the start."""
+    path = os.path.join(source.folder, CONFIG)
+    found = strict_json(read_small(path, _SIDE), path) if os.path.lexists(path) else {}
+    told = os.path.join(source.folder, CARD)
+    card_of = read_small(told, _SIDE) if os.path.isfile(told) and not side.leaves_out(CARD) else None
+    return _Around(side, found if isinstance(found, dict) else {}, card_of)
+
+
+def _write(
+    source: Checkpoint,
+    plan: Plan,
+    out: OutputFolder,
+    options: pipeline.Options,
+    around: _Around,
+    bare: bool,
+    resume: bool,
+) -> WrittenFolder:
     asked = resuming.asked(source, plan, options)
     earlier, notes = _begun(out, asked, resume)
     out.begin(list(earlier))
+    copied = [] if bare else around.side.copied
+    taken = [os.path.join(out.temp, name) for name in earlier]
+    there = sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
+    weights = sum(tensor.bytes_out for tensor in plan.tensors)
+    check_space(out.path, sum(f.size for f in copied) + max(weights - there, 0), source.path)
+    for side in copied:
+        assert side.file is not None
+        out.copy(side.name, side.file)
     cut = _Cut(source, plan, options.digest)
     options = replace(options, force=True, part=True)
     files: list[tuple[str, pipeline.Written]] = []
@@ -161,7 +204,8 @@ def _write(source: Checkpoint, plan: Plan, out: OutputFolder, options: pipeline.
         out.record(Journal(asked, {**done, **earlier}).as_bytes())
         files.append((piece.name, written))
         at += len(written.plan.tensors)
-    return _finished(source, plan, out, options, cut, files, notes)
+    folder = _finished(source, plan, out, options, cut, files, notes, around)
+    return replace(folder, copied=[f.name for f in copied])
 
 
 def _begun(out: OutputFolder, asked: dict[str, Any], resume: bool) -> tuple[dict[str, Finished], list[str]]:
@@ -198,6 +242,7 @@ def _finished(
     cut: _Cut,
     files: list[tuple[str, pipeline.Written]],
     notes: list[str],
+    around: _Around,
 ) -> WrittenFolder:
     """The folder with all that is not weights, in its place."""
     index = os.path.basename(source.index or INDEX)
@@ -211,32 +256,18 @@ def _finished(
     tensors = [t for _, written in files for t in written.plan.tensors]
     results = {name: r for _, written in files for name, r in written.results.items()}
     size = sum(written.size for _, written in files)
-    copied, left = out.copy_side_files(source.folder, (*evidence.CONFIGS, CARD, index))
-    original = os.path.join(source.folder, CARD)
-    card_of = original if os.path.isfile(original) else None
-    if card_of is not None and leads_outside(source.folder, CARD):
-        card_of, left = None, [CARD, *left]
-    if left:
-        notes.append(f"links that lead out of the folder were not copied: {', '.join(map(printable, left[:5]))}")
     if (source.index and cut.limit is None) or len(files) > 1:
         homes = {o.name: new for new, (_, w) in zip(names, files) for t in w.plan.tensors for o in t.outputs}
         out.write(index, _index(source, tensors, homes))
-    original = os.path.join(source.folder, CONFIG)
-    content: dict[str, Any] = {}
-    if os.path.lexists(original):
-        if leads_outside(source.folder, CONFIG):
-            raise DataError("this is a link that leads out of its folder", place=[original])
-        found = strict_json(read_small(original, _SIDE), original)
-        content = found if isinstance(found, dict) else {}
+    content = {key: value for key, value in around.config.items() if key != "quantization_config"}
     config, why = quantization_config(tensors, architectures.of(content))
-    if content or config:
-        content.pop("quantization_config", None)
+    if content:
         out.write(CONFIG, _json({**content, **({"quantization_config": config} if config else {})}))
     whole = Plan(tuple(tensors), plan.request)
-    out.write(CARD, _card(source, whole, results, size, options, why, card_of))
+    out.write(CARD, _card(source, whole, results, size, options, why, around))
     source.check_unchanged()
     out.publish()
-    return WrittenFolder(whole, results, size, copied, why, notes)
+    return WrittenFolder(whole, results, size, [], why, notes)
 
 
 def _numbered(index: str, source: Checkpoint, count: int) -> list[str]:
@@ -269,7 +300,7 @@ def _card(
     size: int,
     options: pipeline.Options,
     obstacle: str,
-    original: str | None,
+    around: _Around,
 ) -> bytes:
     """The model card, with the original one in it."""
     found = reporting.of_plan(
@@ -289,7 +320,8 @@ def _card(
         settings=settings,
         obstacle=obstacle,
         origin=card.hub_name(source.folder),
-        original=read_small(original, _SIDE) if original is not None else None,
+        side=around.side,
+        original=around.card,
     )
 
 

@@ -49,13 +49,15 @@ class ExportedTensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
     """An export; sqnr_db is that of all tensors that were not lossless against their native weights. config: what the
-    loader wants in config.json. notes: what it will and will not do."""
+    loader wants in config.json. notes: what it will and will not do. warnings: files beside the weights that were left
+    out, or copied unquantized."""
 
     source: str
     output: str
     target: str
     tensors: list[ExportedTensor]
     notes: list[str]
+    warnings: list[str]
     config: dict[str, Any]
     copied: list[str]
     lossless: bool
@@ -78,6 +80,7 @@ def made(
     source: str,
     output: str,
     target: str,
+    warnings: Sequence[str],
     bytes_in: int,
     seconds: float,
 ) -> ExportReport:
@@ -90,6 +93,7 @@ def made(
         target=target,
         tensors=tensors,
         notes=list(found.notes),
+        warnings=list(warnings),
         config=dict(found.config),
         copied=list(written.copied),
         lossless=all(tensor.lossless for tensor in tensors),

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from quantcli import __version__, card, comparing, evidence, naming, origins
+from quantcli import __version__, card, comparing, naming, origins
 from quantcli.architectures import Architecture
-from quantcli.checkpoints import CARD
 from quantcli.container import KEY as NATIVE_KEY
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
@@ -25,9 +24,10 @@ from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight
 from quantcli.exports._parts import architecture, without_quantization
 from quantcli.reading import Tensor
 from quantcli.reading import open as open_model
+from quantcli.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint
-from quantcli.stores.files import OutputFile, check_destination, check_space, read_small
+from quantcli.stores.files import OutputFile, check_destination, check_space, leads_outside, read_small
 from quantcli.stores.folder import OutputFolder, check_folder
 from quantcli.stores.safetensors import header_bytes, lay_out, strict_json, validate
 from quantcli.tensors import TensorInfo
@@ -56,10 +56,16 @@ def obstacle(weight: Weight, export: Export, model: Architecture | None) -> str 
     return why or (export.module(weight, model) if model is not None else None)
 
 
-def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversion:
-    """What becomes of a model. Raises UsageError for what the target cannot say, DataError where two tensors would
-    be written under one name."""
+def convert(tensors: Sequence[Weight], target: str, beside: Beside, *, container: bool = False) -> Conversion:
+    """What becomes of a model; container: as a container of its tensors, which nothing runs.
+
+    Raises UsageError for what the target does not support, DataError where two tensors would be written under one
+    name.
+    """
     export = named(target)
+    make = export.container if container else export.convert
+    if make is None:
+        raise UsageError(f"{target} has no containers, only models", place=["--container"], hint="leave it out")
     if not any(t.scheme is not None for t in tensors):
         raise DataError("there is nothing quantized in it to export")
     model = architecture(beside)
@@ -67,7 +73,7 @@ def convert(tensors: Sequence[Weight], target: str, beside: Beside) -> Conversio
         if tensor.scheme is not None and (why := obstacle(tensor, export, model)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
     try:
-        found = export.convert(tensors, beside)
+        found = make(tensors, beside)
     except UsageError as error:
         if error.place:
             raise
@@ -90,14 +96,19 @@ def as_stored(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
     return sorted(tensors, key=lambda t: min(place[output.name] for output in t.outputs))
 
 
-def notes(found: Conversion, *, folder: bool) -> list[str]:
-    """What there is to say before anything is written: what the loader will and will not do, and for a bare file what
-    it wants in the config.json that is not written."""
+def notes(found: Conversion, *, config: bool) -> list[str]:
+    """What there is to say before anything is written: what the loader will and will not do, and without a config.json
+    (a bare file has none, and none is made up) what it wants there."""
     lines = list(found.notes)
-    if found.config and not folder:
+    if found.config and not config:
         text = json.dumps(dict(found.config))
-        lines.append(f"a loader of folders wants this in config.json, and -o with a folder's name writes it: {text}")
+        lines.append(f"no config.json is written, and a loader of folders wants this in the model's own: {text}")
     return lines
+
+
+def has_config(source: Source, *, folder: bool) -> bool:
+    """Whether an output has a config.json: where it is a folder and the source has one."""
+    return folder and beside(source)(CONFIG) is not None
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -213,17 +224,21 @@ def beside(source: Source) -> Beside:
         if not isinstance(source, Checkpoint):
             return None
         path = os.path.join(source.folder, name)
-        return read_small(path, 1 << 26) if os.path.lexists(path) else None
+        if not os.path.lexists(path):
+            return None
+        if leads_outside(source.folder, name):
+            raise DataError("this is a link that leads out of its folder", place=[path])
+        return read_small(path, 1 << 26)
 
     return read
 
 
-def _config(source: Source) -> dict[str, Any]:
-    """config.json of a folder; empty when there is none. Raises DataError when it is something else."""
-    raw = beside(source)("config.json")
-    found = {} if raw is None else strict_json(raw, f"{source.path}: config.json")
+def _config(order: Order) -> dict[str, Any]:
+    """config.json of the source; empty when there is none. Raises DataError when it is something else."""
+    raw = order.beside(CONFIG)
+    found = {} if raw is None else strict_json(raw, f"{order.shown}: {CONFIG}")
     if not isinstance(found, dict):
-        raise DataError("it is not an object", place=[source.path, "config.json"])
+        raise DataError("it is not an object", place=[order.shown, CONFIG])
     return found
 
 
@@ -256,18 +271,21 @@ class Written:
 class Order:
     """What to write where.
 
-    tensors: of the native model, by name. against: what exported weights are measured by where they are not exact,
-    and those of `always` in any case. folder: whether `path` is one. force: whether it may exist. shown: what the
-    source is called in errors.
+    tensors: of the native model, by name. found: what becomes of them. against: what exported weights are measured by
+    where they are not exact, and those of `always` in any case. folder: whether `path` is one. force: whether it may
+    exist. shown: what the source is called in errors. side, beside: the files beside the weights, and their content.
     """
 
     shown: str
     source: Source
     tensors: Mapping[str, Tensor]
+    found: Conversion
     target: str
     path: str
     folder: bool
     force: bool
+    side: SideFiles
+    beside: Beside
     threads: int
     progress: Progress | None
     against: Mapping[str, View]
@@ -277,40 +295,34 @@ class Order:
 def write(order: Order) -> Written:
     """Export to a file or folder, which appears only when it is complete. Raises QuantcliError."""
     stored = [t.stored for t in order.tensors.values()]
-    config = _config(order.source)
-    found = convert(stored, order.target, beside(order.source))
+    config, found = _config(order), order.found
     base = None if order.folder else os.path.basename(order.path)
     planned = files(order.source, stored, order.target, found, base, anew=bool(order.always))
     for file in planned[1:] if not order.folder else []:
         second = os.path.join(os.path.dirname(order.path), file.name)
         check_destination(second, force=order.force, sources=list(order.source.files()))
     size = sum(f.size for f in planned)
-    check_space(order.path, size, order.shown)
+    check_space(order.path, size + order.side.size, order.shown)
     if order.progress is not None:
         order.progress.start(size)
     if not order.folder:
         exact, metrics = _write_files(order, found, planned, os.path.dirname(order.path))
         return Written(size=size, copied=(), exact=exact, metrics=metrics)
+    told = None if order.side.leaves_out(CARD) else beside(order.source)(CARD)
     with OutputFolder(order.path, force=order.force) as out:
         out.begin(())
+        for side in order.side.copied:
+            assert side.file is not None
+            out.copy(side.name, side.file)
         exact, metrics = _write_files(order, found, planned, out.temp)
-        copied: list[str] = []
-        if isinstance(order.source, Checkpoint):
-            index = os.path.basename(order.source.index or INDEX)
-            own = (*evidence.CONFIGS, index, CARD)
-            copied, left = out.copy_side_files(order.source.folder, own)
-            if left:
-                hint = "put the files themselves there"
-                raise DataError("it leads out of the folder", place=[order.shown, printable(left[0])], hint=hint)
-            told = beside(order.source)(CARD)
-            if told is not None:
-                out.write(CARD, card.exported(told, order.target, named(order.target).summary, found.notes))
+        if told is not None:
+            out.write(CARD, card.exported(told, order.target, named(order.target).summary, found.notes))
         if len(planned) > 1:
             out.write(INDEX, _json(_index(found, planned)))
-        if config or found.config:
-            out.write("config.json", _json({**without_quantization(config), **found.config}))
+        if config:
+            out.write(CONFIG, _json({**without_quantization(config), **found.config}))
         out.publish()
-    return Written(size=size, copied=tuple(copied), exact=exact, metrics=metrics)
+    return Written(size=size, copied=tuple(f.name for f in order.side.copied), exact=exact, metrics=metrics)
 
 
 def _write_files(

@@ -84,9 +84,9 @@ class Rule:
 class Request:
     """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
-    counts, expressions for tensors that must have one scheme (see patterns.tied), and the target (see exports) that
-    must be able to say it all: weights whose shape it cannot store are kept, and those its loader does not take where
-    they are in a model of this architecture."""
+    counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
+    able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
+    they are in a model of this architecture, and whether it is to write a container of tensors instead of a model."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -98,6 +98,7 @@ class Request:
     ties: tuple[str, ...] = ()
     to: str | None = None
     architecture: Architecture | None = None
+    container: bool = False
 
     def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
@@ -123,6 +124,7 @@ class Request:
             **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
             **({} if self.importance is None else {"importance": self.importance.digest}),
             **({} if self.to is None else {"to": self.to}),
+            **({"container": True} if self.container else {}),
         }
 
 

@@ -11,7 +11,7 @@
 The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top; an optional
 rule may match nothing. Tensors that match an expression of `ties` and agree in its first group get one scheme.
 Beside these a recipe may hold what are options otherwise: `include` and `exclude` (lists of patterns), `keep_defaults:
-false`, `on_nonfinite`, `digest`, `max_shard_size`, `to`. Presets are recipes by name (presets/NAME.yaml).
+false`, `on_nonfinite`, `digest`, `max_shard_size`, `to`, `container`. Presets are recipes by name (presets/NAME.yaml).
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None
     return None if path is None else os.path.join(folder, path), digest
 
 
-_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", "to", *SETTINGS)
+_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", "to", "container", *SETTINGS)
 
 
 def _option(name: str, value: Any) -> Any:
@@ -221,7 +221,7 @@ def _option(name: str, value: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise UsageError(f"{shown} is not a list of patterns", place=[name])
         return tuple(value)
-    if name == "keep_defaults" and type(value) is not bool:
+    if name in ("keep_defaults", "container") and type(value) is not bool:
         raise UsageError(f"{shown} is neither true nor false", place=[name])
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
@@ -395,6 +395,7 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
         more["max_shard_size"] = request.max_shard_size
     if request.to is not None:
         more["to"] = request.to
+    more |= {"container": True} if request.container else {}
     usual = {name: choices[0] for name, choices in SETTINGS.items()}
     more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
     lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]

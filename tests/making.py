@@ -150,6 +150,13 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
 
 
+def to(target: str) -> list[str]:
+    """The options that write any model for a target: files of single tensors where it has such."""
+    from quantcli.exports import named
+
+    return ["--to", target, *(["--container"] if named(target).container is not None else [])]
+
+
 def run(*arguments: object) -> Ran:
     """Run the command line in this process: a tenth of a second less than a new one."""
     from quantcli.cli import main

@@ -24,6 +24,7 @@ from making import (
     raw_tensors,
     run,
     save,
+    to,
 )
 from strategies import gaussian
 
@@ -213,10 +214,10 @@ def test_scales_that_float16_does_not_hold(scale: float, tmp_path: Path) -> None
     native = tmp_path / "native.safetensors"
     options = ["--scale-dtype", "float32", "--group-size", 64]
     run("quantize", source, *options, "-o", native)
-    line = one_line(run("export", native, "--to", "gguf", "-q"), 1)
+    line = one_line(run("export", native, *to("gguf"), "-q"), 1)
     assert line.startswith(f"{native}: a.weight: float16 does not hold the scale ")
     assert "--scale-dtype float16, or keep the tensor" in line
-    line = one_line(run("quantize", source, *options, "--to", "gguf", "-q"), 1)
+    line = one_line(run("quantize", source, *options, *to("gguf"), "-q"), 1)
     assert line.startswith(f"{source}: a.weight: float16 does not hold the scale")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "native.safetensors"]
 
@@ -350,7 +351,7 @@ def test_models_of_the_family_that_llama_cpp_would_run_otherwise(change: dict[st
         changed(folder, **change)
         line = one_line(run("quantize" if folder == llama else "export", folder, "--to", "gguf", "-q"), 1)
         assert line.startswith(f"{folder}: ") and words in line
-        assert "named by itself" in line or "known: linear" in line
+        assert "--container writes a GGUF of the tensors alone" in line or "known: linear" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "native"]
 
 
@@ -371,7 +372,8 @@ def test_damaged_files_beside_the_weights(name: str, content: str, words: str, l
 
 # ---- containers -------------------------------------------------------------------------------------------------
 
-NOT_A_MODEL = "the file is a container of these tensors, not a model that llama.cpp runs: "
+NOT_A_MODEL = "the file is a container of these tensors, not a model that llama.cpp runs"
+SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
 
 
 def test_a_container_of_anything(tmp_path: Path) -> None:
@@ -387,10 +389,10 @@ def test_a_container_of_anything(tmp_path: Path) -> None:
     both = {n: (t.dtype, t.shape, t.data) for n, t in load(source).items()} | eighths
     source.write_bytes(raw_tensors(both))
     out = tmp_path / "out.gguf"
-    ran = run("quantize", source, "--to", "gguf", "-o", out, "--exclude", "bf", "--exclude", "f64")
+    ran = run("quantize", source, *to("gguf"), "-o", out, "--exclude", "bf", "--exclude", "f64")
     assert ran.code == 0, ran.err
     first, *lines = ran.err.splitlines()
-    assert first == f"quantcli: {NOT_A_MODEL}that takes the folder of a checkpoint, with config.json"
+    assert first == f"quantcli: {NOT_A_MODEL}"
     assert sorted(lines) == [f"quantcli: {line}" for line in (
         "GGUF has no BOOL: flags is written as I8", "GGUF has no F8_E4M3: e4 is written as F16",
         "GGUF has no F8_E5M2: e5 is written as F16", "GGUF has no U16: u16 is written as I32",
@@ -409,14 +411,34 @@ def test_a_container_of_anything(tmp_path: Path) -> None:
     assert {t["name"] for t in compared["tensors"] if not t["exact"]} == {"w"}
 
 
-def test_a_folder_of_another_architecture_is_a_container(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "BertModel", "Phi3ForCausalLM", None])
+def test_other_architectures_are_refused(name: str | None, llama: Path, tmp_path: Path) -> None:
+    """llama.cpp would not load the file, so there is none, and no weight is read; --container insists."""
+    native, out = tmp_path / "native", tmp_path / "out.gguf"
+    assert run("quantize", llama, "--group-size", 32, "-o", native, "-q").code == 0
+    for folder, words in ((llama, ("quantize", "--dry-run")), (llama, ("quantize",)), (native, ("export",))):
+        changed(folder, architectures=[name] if name else None)
+        line = one_line(run(*words, folder, "--to", "gguf", "-o", out, "-q"), 2)
+        assert line == (f"{folder}: config.json: {f'{name} is' if name else 'models without architectures are'} not "
+                        f"supported by --to gguf; supported: {SUPPORTED}; --container writes a GGUF of the tensors "
+                        "alone, which llama.cpp does not run")  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "native"]
+
+
+def test_a_file_without_its_config_is_refused(tmp_path: Path) -> None:
+    source, native = save(tmp_path / "m.safetensors", {"w": gaussian(64, 64)}), tmp_path / "n.safetensors"
+    assert run("quantize", source, "--group-size", 32, "-o", native, "-q").code == 0
+    for words in (("quantize", source), ("quantize", source, "--dry-run"), ("export", native)):
+        line = one_line(run(*words, "--to", "gguf", "-q"), 2)
+        assert "--to: gguf needs the model's config.json" in line and SUPPORTED in line and "--container" in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "n.safetensors"]
+
+
+def test_a_folder_of_another_architecture_as_a_container(llama: Path, tmp_path: Path) -> None:
     changed(llama, architectures=["GemmaForCausalLM"])
     out = tmp_path / "out.gguf"
-    ran = run("quantize", llama, "--to", "gguf", "-o", out)
-    assert ran.code == 0
-    known = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
-    assert ran.err == (f"quantcli: {NOT_A_MODEL}config.json: GemmaForCausalLM is not among the models that can be "
-                       f"written whole; known: {known}\n")
+    ran = run("quantize", llama, *to("gguf"), "-o", out)
+    assert ran.code == 0 and ran.err == f"quantcli: {NOT_A_MODEL}\n"
     made = Gguf(out)
     assert made.types["model.layers.0.self_attn.q_proj.weight"] == "Q4_0"
     assert not any(key.startswith(("llama.", "tokenizer.")) for key in made.keys)
@@ -434,10 +456,10 @@ def test_a_folder_of_another_architecture_is_a_container(llama: Path, tmp_path: 
 def test_what_gguf_has_no_room_for(tensors: dict[str, Any], words: str, tmp_path: Path) -> None:
     source, native = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
     source.write_bytes(raw_tensors({"w": ("F32", (64, 64), gaussian(64, 64).tobytes()), **tensors}))
-    line = one_line(run("quantize", source, "--to", "gguf", "-q"), 1)
+    line = one_line(run("quantize", source, *to("gguf"), "-q"), 1)
     assert line.startswith(f"{source}: ") and words in line
     assert run("quantize", source, "--group-size", 32, "-o", native, "-q").code == 0
-    line = one_line(run("export", native, "--to", "gguf", "-q"), 1)
+    line = one_line(run("export", native, *to("gguf"), "-q"), 1)
     assert line.startswith(f"{native}: ") and words in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "n.safetensors"]
 
@@ -446,10 +468,10 @@ def test_names_of_63_bytes_and_weights_of_four_dimensions(tmp_path: Path) -> Non
     source, out = tmp_path / "m.safetensors", tmp_path / "out.gguf"
     name = "n" * 56 + ".weight"
     save(source, {name: gaussian(2, 4, 8, 64), "five.weight": gaussian(2, 2, 2, 8, 64), "row": gaussian(4096)})
-    ran = run("quantize", source, "--exclude", "five.weight", "--to", "gguf", "-o", out)
+    ran = run("quantize", source, "--exclude", "five.weight", *to("gguf"), "-o", out)
     assert "five.weight: 5 dimensions" in one_line(ran, 1).replace(f"quantcli: {NOT_A_MODEL}", "")
     save(source, {name: gaussian(2, 4, 8, 64)})
-    assert run("quantize", source, "--to", "gguf", "-o", out).code == 0
+    assert run("quantize", source, *to("gguf"), "-o", out).code == 0
     assert Gguf(out).shapes == {name: (2, 4, 8, 64)} and Gguf(out).types == {name: "Q4_0"}
 
 
@@ -461,7 +483,7 @@ def test_other_sources(tmp_path: Path) -> None:
     (tmp_path / "f.gguf").write_bytes(places.header + gaussian(64, 64).tobytes())
     for name, held in (("m.npz", "w"), ("s.npy", "s"), ("f.gguf", "blk.0.attn_q.weight")):
         out = tmp_path / f"{name}.out.gguf"
-        assert run("quantize", tmp_path / name, "--to", "gguf", "-o", out).code == 0
+        assert run("quantize", tmp_path / name, *to("gguf"), "-o", out).code == 0
         assert Gguf(out).types == {held: "Q4_0"}
         assert run("compare", tmp_path / name, out, "--min-sqnr", 15).code == 0
 

@@ -337,6 +337,7 @@ def request(
         max_shard_size=asked.get("max_shard_size"),
         to=to,
         architecture=_architecture(source) if source is not None and to is not None else None,
+        container=asked.get("container", False),
     )
 
 

@@ -6,11 +6,12 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantcli.cli import options
+from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.container import Result
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from quantcli.pipeline import Options
     from quantcli.plan import Plan, Request
     from quantcli.report import RunReport
+    from quantcli.sidefiles import SideFiles
     from quantcli.stores import Source
 
 Names = tuple[str, str, str]
 """Source and output as they are shown, and the output's real path."""
 
 
-def target(source: Source, name: str, output: str | None, asked: str | None) -> Target:
-    """Where to export. output: the path to write to; asked: as it was given.
+def target(source: Source, name: str, output: str | None, asked: str | None, *, container: bool) -> Target:
+    """Where to export. output: the path to write to; asked: as it was given; container: whether as a container of
+    tensors.
 
     Raises UsageError for a pipe, whose weights could not be compared with what was written.
     """
@@ -35,15 +38,18 @@ def target(source: Source, name: str, output: str | None, asked: str | None) -> 
 
     need_file(source, "--to")
     exporting.check_standard_output(name, asked)
-    return Target(name, exporting.as_folder(source, name, output))
+    return Target(name, exporting.as_folder(source, name, output), container)
 
 
 @dataclass(slots=True)
 class Target:
-    """A target by name, whether the output is a folder, and what a plan becomes there, once one is taken."""
+    """A target by name, whether the output is a folder, whether a container of tensors is asked for, and what a plan
+    becomes there, once one is taken: notes are what its loader will and will not do."""
 
     name: str
     folder: bool
+    container: bool
+    notes: Sequence[str] = ()
     conversion: Conversion | None = None
 
     def suited(self, request: Request) -> Request:
@@ -70,16 +76,18 @@ class Target:
         """A plan of what the target can say all of together. Raises UsageError where it cannot."""
         from quantcli import exporting
 
+        self._refuse_graph(source)
         tensors = exporting.as_stored(planned.tensors)
-        self.conversion = exporting.convert(tensors, self.name, exporting.beside(source))
+        self.conversion = exporting.convert(tensors, self.name, exporting.beside(source), container=self.container)
+        self.notes = exporting.notes(self.conversion, config=exporting.has_config(source, folder=self.folder))
 
-    @property
-    def notes(self) -> list[str]:
-        """What the loader will and will not do."""
-        from quantcli import exporting
+    def _refuse_graph(self, source: Source) -> None:
+        """Raise UsageError for an ONNX model that was to stay one."""
+        from quantcli.stores.onnx import OnnxFile
 
-        assert self.conversion is not None
-        return exporting.notes(self.conversion, folder=self.folder)
+        if self.name == "onnx" and isinstance(source, OnnxFile) and not self.container:
+            hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
+            raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to"], hint=hint)
 
     def say_notes(self) -> None:
         """Say them."""
@@ -105,25 +113,31 @@ class Target:
         files = exporting.files(source, planned.tensors, self.name, self.conversion, base)
         return _report(source, planned, None, "plan", names, self.conversion, sum(f.size for f in files), None)
 
-    def write(self, source: Source, planned: Plan, names: Names, run: Options) -> tuple[RunReport, list[str]]:
+    def write(
+        self, source: Source, planned: Plan, names: Names, run: Options, side: SideFiles
+    ) -> tuple[RunReport, list[str]]:
         """Quantize and export; the report on it, its errors those of the exported weights, and what else there is to
         tell."""
         from quantcli import exporting, reading
         from quantcli.views import view_of
 
         began = time.perf_counter()
-        with _native(source, planned, names[2], run) as (path, made, results), reading.open(path) as model:
+        beside = exporting.beside(source)
+        with _native(source, planned, names[2], run, side) as (path, made, results), reading.open(path) as model:
             stored = [t.stored for t in model.values()]
-            found = exporting.convert(stored, self.name, exporting.beside(model.source))
+            found = exporting.convert(stored, self.name, beside, container=self.container)
             written = exporting.write(
                 exporting.Order(
                     shown=names[0],
                     source=model.source,
                     tensors=dict(model),
+                    found=found,
                     target=self.name,
                     path=names[2],
                     folder=self.folder,
                     force=run.force,
+                    side=side,
+                    beside=beside,
                     threads=run.threads,
                     progress=run.progress,
                     against={name: view_of(tensor) for name, tensor in reading.Model(source).items()},
@@ -173,7 +187,9 @@ def _report(
 
 
 @contextlib.contextmanager
-def _native(source: Source, planned: Plan, beside: str, run: Options) -> Iterator[tuple[str, Plan, dict[str, Result]]]:
+def _native(
+    source: Source, planned: Plan, beside: str, run: Options, side: SideFiles
+) -> Iterator[tuple[str, Plan, dict[str, Result]]]:
     """A native file, or folder of a folder, that goes away again: its path, the plan as it turned out, the results."""
     from quantcli import checkpoints, pipeline
     from quantcli.requantizing import hidden
@@ -183,7 +199,7 @@ def _native(source: Source, planned: Plan, beside: str, run: Options) -> Iterato
     own = replace(run, force=False)
     try:
         if isinstance(source, Checkpoint):
-            folder = checkpoints.write(source, planned, path, own)
+            folder = checkpoints.write(source, planned, path, own, side=side, bare=True)
             yield path, folder.plan, dict(folder.results)
         else:
             file = pipeline.write(source, planned, source.metadata, path, own)

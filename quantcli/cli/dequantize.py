@@ -8,7 +8,7 @@ import time
 
 import click
 
-from quantcli.cli import options
+from quantcli.cli import _naming, options
 from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, printable
 
@@ -43,6 +43,7 @@ def command(
     from quantcli.views import views_of
 
     began = time.perf_counter()
+    _naming.check_model(output, None)
     with options.standard_output(output, talk) as named, reading.open(src) as model:
         need_file(model.source, "dequantizing")
         views = views_of(model, src)

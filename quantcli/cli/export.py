@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from quantcli import registry
-from quantcli.cli import options
+from quantcli.cli import _naming, options
 from quantcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     is_flag=True,
     help="Decode what the target cannot say and quantize it anew, with the nearest scheme that it can.",
 )
+@options.container
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
 @options.threads
 @options.talk
@@ -62,6 +64,7 @@ def command(
     output: str | None,
     force: bool,
     requantize: bool,
+    container: bool,
     show_all: bool,
     threads: int | None,
     talk: options.Talk,
@@ -75,6 +78,7 @@ def command(
     from quantcli import exporting, reading, requantizing, terminal
     from quantcli.stores import need_file
 
+    _naming.check_model(output, target)
     exporting.check_standard_output(target, output)
     with options.standard_output(output, talk) as named, reading.open(src) as model:
         need_file(model.source, "exporting")
@@ -85,8 +89,11 @@ def command(
         real = exporting.check_output(model.source, target, place, folder=folder, force=force)
         wanted = requantizing.changes(model, target) if requantize else {}
         if not wanted:
-            _check(model, target)
-        report = _export(model, wanted, (src, output or place, real), target, folder, force, threads, talk)
+            _check(model, target, container)
+        order = _Asked(
+            src=src, shown=output or place, real=real, target=target, folder=folder, force=force, container=container
+        )
+        report = _export(model, wanted, order, options.thread_count(threads), talk)
     if talk.json:
         options.print_json(report.as_dict())
     elif not talk.quiet and output != "-":
@@ -107,12 +114,27 @@ def beside(src: str, scheme: str, target: str) -> str:
     return f"{default.removesuffix('.safetensors').removesuffix('-')}{extension}" if extension else default
 
 
-def _check(model: Model, target: str) -> None:
-    """Refuse what the target cannot say, with the way out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is asked for: source and output as they are shown, the output's real path, the target, whether the output
+    is a folder, whether it may exist, and whether it is a container of tensors."""
+
+    src: str
+    shown: str
+    real: str
+    target: str
+    folder: bool
+    force: bool
+    container: bool
+
+
+def _check(model: Model, target: str, container: bool) -> None:
+    """Refuse what the target does not support, with the way out."""
     from quantcli import exporting, requantizing
 
+    tensors = [t.stored for t in model.values()]
     try:
-        exporting.convert([t.stored for t in model.values()], target, exporting.beside(model.source))
+        exporting.convert(tensors, target, exporting.beside(model.source), container=container)
     except UsageError as error:
         raise requantizing.refused(model, target, error) from None
     except DataError as error:
@@ -120,42 +142,44 @@ def _check(model: Model, target: str) -> None:
 
 
 def _export(
-    model: Model,
-    wanted: Mapping[str, Scheme | None],
-    names: tuple[str, str, str],
-    target: str,
-    folder: bool,
-    force: bool,
-    threads: int | None,
-    talk: options.Talk,
+    model: Model, wanted: Mapping[str, Scheme | None], asked: _Asked, threads: int, talk: options.Talk
 ) -> ExportReport:
-    """Write the output and report on it. names: source and output as they are shown, and the output's real path."""
-    from quantcli import export_report, exporting, requantizing
+    """Write the output and report on it."""
+    from quantcli import export_report, exporting, requantizing, sidefiles
+    from quantcli.stores.checkpoint import Checkpoint
     from quantcli.views import view_of
 
     began = time.perf_counter()
-    src, shown, real = names
-    count = options.thread_count(threads)
+    source, beside = model.source, exporting.beside(model.source)
+    side = sidefiles.SideFiles()
+    if asked.folder and isinstance(source, Checkpoint):
+        side = sidefiles.survey(source, asked.real)
+    elif isinstance(source, Checkpoint):
+        side = sidefiles.set_aside(source)
     with (
-        talk.bar(os.path.basename(shown)) as bar,
-        requantizing.requantized(model, wanted, real, threads=count, progress=bar) as tensors,
+        talk.bar(os.path.basename(asked.shown)) as bar,
+        requantizing.requantized(model, wanted, asked.real, threads=threads, progress=bar) as tensors,
     ):
         final = {name: tensor.stored for name, tensor in tensors.items()}
         try:
-            found = exporting.convert(list(final.values()), target, exporting.beside(model.source))
+            found = exporting.convert(list(final.values()), asked.target, beside, container=asked.container)
         except (UsageError, DataError) as error:
-            raise error.within(model.source.path) from None
-        talk.say(*exporting.notes(found, folder=folder))
+            raise error.within(source.path) from None
+        lines = exporting.notes(found, config=exporting.has_config(source, folder=asked.folder))
+        talk.say(*lines, *side.warnings())
         written = exporting.write(
             exporting.Order(
-                shown=model.source.path,
-                source=model.source,
+                shown=source.path,
+                source=source,
                 tensors=tensors,
-                target=target,
-                path=real,
-                folder=folder,
-                force=force,
-                threads=count,
+                found=found,
+                target=asked.target,
+                path=asked.real,
+                folder=asked.folder,
+                force=asked.force,
+                side=side,
+                beside=beside,
+                threads=threads,
                 progress=bar,
                 against={n: view_of(t) for n, t in model.items() if t.scheme is not None},
                 always=frozenset(wanted),
@@ -166,10 +190,11 @@ def _export(
             final,
             found,
             written,
-            source=src,
-            output=shown,
-            target=target,
-            bytes_in=sum(f.size for f in model.source.files()),
+            source=asked.src,
+            output=asked.shown,
+            target=asked.target,
+            warnings=side.warnings(),
+            bytes_in=sum(f.size for f in source.files()),
             seconds=time.perf_counter() - began,
         )
 

@@ -141,6 +141,15 @@ def output(command: F) -> F:
     )(command)
 
 
+def container(command: F) -> F:
+    """--container."""
+    return click.option(
+        "--container",
+        is_flag=True,
+        help="With --to gguf or onnx: write the quantized tensors alone, in a file that no runtime runs as a model.",
+    )(command)
+
+
 def threads(command: F) -> F:
     """--threads."""
     return click.option(

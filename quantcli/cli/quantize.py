@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import registry
-from quantcli.cli import _asking, _budget, _exporting, _gating, options
+from quantcli.cli import _asking, _budget, _exporting, _gating, _naming, options
 from quantcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantcli.plan import Plan, Request
     from quantcli.recipe import Recipe
     from quantcli.report import RunReport
+    from quantcli.sidefiles import SideFiles
     from quantcli.stores import Source
     from quantcli.stores.checkpoint import Checkpoint
 
@@ -27,7 +28,7 @@ MUCH = 64 << 20
 
 WITH_A_TARGET = (
     *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
-    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest", "to"),
+    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest", "to", "container"),
 )
 """What may be said of the tensors beside a target; the rest a plan chooses itself."""
 
@@ -57,6 +58,7 @@ WITH_A_TARGET = (
     help="Write what another tool loads; see export.  [default: for folders of transformers compressed-tensors, if it "
     "can say the schemes; else native]",
 )
+@options.container
 @click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
@@ -106,18 +108,24 @@ def command(
     _refuse_both(asked)
     settings = {name: asked[name] or choices[0] for name, choices in recipe.SETTINGS.items()}
     digest = settings["digest"]
+    _naming.check_model(output, asked["to"])
+    if asked["container"] and asked["to"] in (None, recipe.NATIVE):
+        raise UsageError("only other tools' files can be containers", place=["--container"], hint="use it with --to")
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, talk) as named,
         options.float_source(src, source_layout, talk) as source,
     ):
+        _refuse_adapter(source, src)
         folder = _as_folder(source, named or "")
         to, why = _asking.target_of(source, given, asked["to"], folder=folder)
         if why:
             talk.say(why)
         request = _request(source, src, given, {**asked, "to": to}, threads, talk)
-        export = _exporting.target(source, to, named, output) if to is not None else None
+        export = None
+        if to is not None:
+            export = _exporting.target(source, to, named, output, container=request.container)
         request = export.suited(request) if export is not None else request
         saved = asked["save_recipe"]
         recipe_text = recipe.dump(request, settings, os.path.dirname(saved)) if saved is not None else None
@@ -135,6 +143,7 @@ def command(
                 export.take(source, planned)
         except (UsageError, DataError) as error:
             raise error.within(src) from None
+        side = _side(source, real, export.folder if export is not None else _as_folder(source, target))
         shown = output or target
         if export is not None and not talk.quiet:
             export.say_notes()
@@ -157,12 +166,13 @@ def command(
                     progress=bar,
                 )
                 if export is not None and not native:
-                    found, said = export.write(source, planned, (src, shown, real), run)
+                    found, said = export.write(source, planned, (src, shown, real), run, side)
                     notes: list[str] = []
                 else:
-                    found, said, notes = _write(source, planned, (src, shown, target, real), run, resume)
+                    found, said, notes = _write(source, planned, (src, shown, target, real), run, resume, side)
             for line in [*([] if talk.quiet else notes), *(said if talk.verbose else [])]:
                 options.say(line)
+    found = replace(found, warnings=[*side.warnings(), *found.warnings])
     if recipe_text is not None and not dry_run:
         options.replace_file(asked["save_recipe"], recipe_text, [src, target])
     if not talk.quiet:
@@ -177,6 +187,15 @@ def command(
         if talk.json and export is not None:
             found = export.with_notes(found)
         options.print_reports([found], "json" if talk.json else "table", talk, show_all=show_all)
+
+
+def _refuse_adapter(source: Source, src: str) -> None:
+    """Raise DataError for what is no model by itself."""
+    from quantcli.adapters import is_adapter
+
+    if is_adapter(source):
+        hint = "merge it into its base model first, and quantize that"
+        raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
 
 
 def _refuse_both(asked: dict[str, Any]) -> None:
@@ -207,7 +226,7 @@ def _request(
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
         chosen["to"] = asked["to"] or recipe.NATIVE
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), talk)
-        return replace(planned.request, max_shard_size=asked["max_shard_size"])
+        return replace(planned.request, max_shard_size=asked["max_shard_size"], container=asked.get("container", False))
     importance = _asking.importance(asked, given, source)
     request = replace(_asking.request(given.default, asked, given, source), importance=importance)
     if asked["save_recipe"] is None:
@@ -217,7 +236,17 @@ def _request(
     except (UsageError, DataError) as error:
         raise error.within(src) from None
     found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, request)
-    return replace(found, max_shard_size=request.max_shard_size)
+    return replace(found, max_shard_size=request.max_shard_size, container=request.container)
+
+
+def _side(source: Source, real: str, folder: bool) -> SideFiles:
+    """What lies beside the weights of a folder and what becomes of it; beside a file nothing is looked for."""
+    from quantcli import sidefiles
+    from quantcli.stores.checkpoint import Checkpoint
+
+    if not isinstance(source, Checkpoint):
+        return sidefiles.SideFiles()
+    return sidefiles.survey(source, os.path.realpath(real)) if folder else sidefiles.set_aside(source)
 
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:
@@ -289,7 +318,7 @@ def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> in
 
 
 def _write(
-    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options, resume: bool
+    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options, resume: bool, side: SideFiles
 ) -> tuple[RunReport, list[str], list[str]]:
     """Write the output; the report on it, what else there is to tell, and what must be told. names: source and output
     as they are shown, output as it was named, and its real path."""
@@ -301,7 +330,7 @@ def _write(
     said, notes = [], []
     if _as_folder(source, target):
         try:
-            written = checkpoints.write(cast("Checkpoint", source), planned, real, run, resume=resume)
+            written = checkpoints.write(cast("Checkpoint", source), planned, real, run, side=side, resume=resume)
         except BaseException as error:
             left = checkpoints.left_over(real)
             if left is not None and not isinstance(error, UsageError):

@@ -217,8 +217,10 @@ class Export:
 
     summary: a line for people. accepts: the schemes it can say. shape(weight): why it cannot say a weight of an
     accepted scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose
-    weights it can all say. Raises UsageError for weights it cannot say together. module(weight, architecture): why the
-    loader takes no quantized weight there, for what holds it in a model of that type. scale_dtype: what scales are best
+    weights it can all say. Raises UsageError for weights it cannot say together, and for a model that it has no graph
+    or architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which
+    nothing runs. module(weight, architecture): why the loader takes no quantized weight there, for what holds it in a
+    model of that type. scale_dtype: what scales are best
     made in for it; group_size: the groups to ask for where nothing was said. extension: of a target that is always one
     file, with its dot; two_files: whether it may need a second one. keeps_document: whether what it writes is a native
     file still. read_back: whether the report reads what was written, before that has its name.
@@ -228,6 +230,7 @@ class Export:
     accepts: Accepts
     shape: Callable[[Weight], str | None]
     convert: Callable[[Sequence[Weight], Beside], Conversion]
+    container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
     scale_dtype: str | None = None
     group_size: int | None = None

@@ -256,10 +256,9 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     if not isinstance(name, str) or name not in FAMILIES:
-        what = f"{printable(name, 60)} is not among the models" if isinstance(name, str) else "it names no model"
-        raise UsageError(
-            f"{what} that can be written whole", place=["config.json"], hint=f"known: {', '.join(FAMILIES)}"
-        )
+        what = f"{printable(name, 60)} is" if isinstance(name, str) else "models without architectures are"
+        problem = f"{what} not supported by --to gguf"
+        raise UsageError(problem, place=["config.json"], hint=f"supported: {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 

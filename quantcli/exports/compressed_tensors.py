@@ -59,9 +59,7 @@ def _weights(tensor: Weight) -> dict[str, Any]:
     }
 
 
-def quantization_config(
-    tensors: Sequence[Weight], model: Architecture | None
-) -> tuple[dict[str, Any] | None, str]:
+def quantization_config(tensors: Sequence[Weight], model: Architecture | None) -> tuple[dict[str, Any] | None, str]:
     """The quantization_config of a model, and the reason why there is none.
 
     One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a

@@ -1,4 +1,4 @@
-"""GGUF: of the folder of a Llama the model as llama.cpp runs it, of anything else a container of its tensors.
+"""GGUF: of the folder of a Llama the model as llama.cpp runs it; with --container, of anything its tensors alone.
 
 Weights become blocks of 32 with the codes they have (`_gguf_blocks`), in one file. A folder whose config.json names a
 model of `_llama` gives that model: its keys, its words, llama.cpp's names and order of rows. What is kept there keeps
@@ -24,7 +24,7 @@ from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.exports import KEY, Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._gguf_blocks import WEIGHTS, block_type, encode, exact_params, obstacle
-from quantcli.exports._llama import FILE_TYPES, LlamaModel, llama_model
+from quantcli.exports._llama import FAMILIES, FILE_TYPES, LlamaModel, llama_model
 from quantcli.exports._parts import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
 from quantcli.exports._vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.grouping import Layout, TileSpan
@@ -172,33 +172,34 @@ def _job(weight: Weight, place: Place) -> Job:
 # ---- the whole --------------------------------------------------------------------------------------------------
 
 
-def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """The model, where config.json beside the weights names one of the family, else a container.
+INSIST = "--container writes a GGUF of the tensors alone, which llama.cpp does not run"
 
-    Raises DataError for a model of the family that llama.cpp would run otherwise or not at all, and for what GGUF has
-    no room for; UsageError for weights that llama.cpp does not take in blocks.
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The model that config.json beside the weights names.
+
+    Raises UsageError for a model of another architecture, or without config.json, and for weights that llama.cpp does
+    not take in blocks; DataError for a model of the family that llama.cpp would run otherwise or not at all, and for
+    what GGUF has no room for.
     """
     raw = beside("config.json")
     if raw is None:
-        return _container(tensors, "that takes the folder of a checkpoint, with config.json")
+        hint = f"name the checkpoint folder of one of {', '.join(FAMILIES)}; {INSIST}"
+        raise UsageError("gguf needs the model's config.json", place=["--to"], hint=hint)
     config = strict_json(raw, "config.json")
     if not isinstance(config, dict):
         raise DataError("it is not an object", place=["config.json"])
     try:
         model = llama_model(config, [t.info for t in tensors])
     except UsageError as error:
-        return _container(tensors, str(error))
+        raise UsageError(error.problem, place=error.place, hint=f"{error.hint}; {INSIST}") from None
     except DataError as error:
-        raise DataError(
-            error.problem,
-            place=error.place,
-            hint=error.hint or "a file named by itself, not with its folder, becomes a container",
-        ) from None
+        raise DataError(error.problem, place=error.place, hint=error.hint or INSIST) from None
     return _model(tensors, model, config, beside)
 
 
-def _container(tensors: Sequence[Weight], why: str) -> Conversion:
-    """The tensors under their own names."""
+def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The tensors under their own names. Raises DataError for a dtype that GGUF does not have."""
     places = {}
     for tensor in tensors:
         info = tensor.info
@@ -208,7 +209,7 @@ def _container(tensors: Sequence[Weight], why: str) -> Conversion:
                 f"GGUF has no {info.dtype}", place=[printable(info.name)], hint="start from a file without it"
             )
         places[info.name] = Place(name=info.name, type=kind)
-    notes = [f"the file is a container of these tensors, not a model that llama.cpp runs: {why}"]
+    notes = ["the file is a container of these tensors, not a model that llama.cpp runs"]
     widened = [t.info for t in tensors if t.scheme is None and t.info.dtype in WIDER]
     for dtype in dict.fromkeys(info.dtype for info in widened):
         notes.append(f"GGUF has no {dtype}: {_some(widened, dtype)} written as {WIDER[dtype]}")
@@ -305,6 +306,7 @@ PROVIDES = Export(
     accepts=Accepts(bits=(4, 5, 8), groups=(WEIGHTS,), zero_points=("int", "float"), asymmetric_bits=(4, 5)),
     shape=shape,
     convert=convert,
+    container=container,
     scale_dtype="float16",
     group_size=WEIGHTS,
     extension=".gguf",

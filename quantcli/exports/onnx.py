@@ -1,4 +1,4 @@
-"""ONNX: one file with a MatMulNBits node for every weight, as onnxruntime runs it.
+"""ONNX: with --container one file with a MatMulNBits node for every weight, as onnxruntime runs it.
 
 A weight X of b bits [N, K] in groups becomes initializers
 
@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 
 from quantcli import __version__
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.exports import KEY, Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     bands,
@@ -190,6 +190,12 @@ def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, 
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """Never anything: the graph of a model is not written. Raises UsageError with the way to its weights alone."""
+    hint = "--container writes a file of one MatMulNBits node per weight"
+    raise UsageError("onnx would hold the weights without the graph of the model", place=["--to"], hint=hint)
+
+
+def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The weights as nodes, and the other tensors beside them. Raises DataError for a dtype ONNX does not have."""
     for tensor in tensors:
         if tensor.scheme is None and tensor.info.dtype not in _TYPES:
@@ -210,6 +216,7 @@ PROVIDES = Export(
     accepts=Accepts(bits=(2, 4, 8), groups=(16,)),
     shape=shape,
     convert=convert,
+    container=container,
     read_back=False,
     extension=".onnx",
     two_files=True,

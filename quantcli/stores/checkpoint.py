@@ -13,6 +13,9 @@ from quantcli.tensors import TensorInfo
 
 INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_MISTRAL = "consolidated"
+_VARIANT = re.compile(r"(?:fp|bf|int)\d+\w*|(?:non_)?ema")
+"""What diffusers and transformers put before the extension for weights in another precision, or without averaging."""
 
 
 def _shard_name(name: object, index: str) -> str:
@@ -32,14 +35,67 @@ def _from_index(index: str) -> dict[str, str]:
     return {tensor: _shard_name(shard, index) for tensor, shard in weight_map.items()}
 
 
-def _without_index(folder: str) -> list[str]:
-    """The .safetensors files of a folder without an index; numbered shards must be complete."""
+def _listed(folder: str, extension: str) -> list[str]:
+    """Names of a folder that end so, hidden ones left out."""
     try:
-        names = sorted(n for n in os.listdir(folder) if n.endswith(".safetensors") and not n.startswith("."))
+        return sorted(n for n in os.listdir(folder) if n.endswith(extension) and not n.startswith("."))
     except OSError as error:
         raise DataError(error.strerror or str(error), place=[folder]) from None
+
+
+def _stem(name: str) -> str:
+    """A weight file's or an index's name without number and extension.
+
+    >>> _stem("model-00001-of-00002.safetensors"), _stem("model.fp16.safetensors.index.json")
+    ('model', 'model.fp16')
+    """
+    numbered = _NUMBERED.fullmatch(name)
+    return numbered[1] if numbered else name.removesuffix(".index.json").removesuffix(".safetensors")
+
+
+def _copies(names: Sequence[str]) -> dict[str, str]:
+    """Those of some weight files, or indexes, that hold the weights of others once more, and how."""
+    stems = {_stem(name) for name in names}
+    found = {}
+    for name in names:
+        stem = _stem(name)
+        base, dot, variant = stem.rpartition(".")
+        if stem == _MISTRAL and len(stems) > 1:
+            found[name] = "the weights once more under Mistral's names"
+        elif dot and base in stems and _VARIANT.fullmatch(variant):
+            found[name] = f"a variant of {base}.safetensors"
+    return found
+
+
+def _index_of(folder: str) -> str:
+    """The index of a folder; empty where there is none. Raises DataError where there are several."""
+    names = _listed(folder, ".safetensors.index.json")
+    if INDEX in names:
+        return INDEX
+    copies = _copies([*_listed(folder, ".safetensors"), *names])
+    names = [n for n in names if n not in copies]
+    if len(names) > 1:
+        raise DataError(f"several indexes: {_named(names)}", place=[folder], hint="name one of them")
+    return names[0] if names else ""
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(printable(n, 120) for n in names[:4]) + more
+
+
+def _without_index(folder: str) -> list[str]:
+    """The .safetensors files of a folder without an index that are plainly one model: a single file, or all shards of
+    one numbering."""
+    names = _listed(folder, ".safetensors")
     if not names:
-        raise DataError("no .safetensors file and no index in this folder", place=[folder])
+        raise DataError("no .safetensors file and no index in this folder", place=[folder], hint=_elsewhere(folder))
+    copies = _copies(names)
+    names = [name for name in names if name not in copies]
+    sets = {match.group(1, 3) if (match := _NUMBERED.fullmatch(name)) else name for name in names}
+    if len(sets) > 1:
+        hint = "name one of them, or move the others away"
+        raise DataError(f"several files that are not shards of one model: {_named(names)}", place=[folder], hint=hint)
     for name in names:
         match = _NUMBERED.fullmatch(name)
         if match:
@@ -52,6 +108,14 @@ def _without_index(folder: str) -> list[str]:
     return names
 
 
+def _elsewhere(folder: str) -> str | None:
+    """The subfolders that hold weights, as those of a pipeline of several models do."""
+    with os.scandir(folder) as entries:
+        below = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    found = [name for name in below if _listed(os.path.join(folder, name), ".safetensors")]
+    return f"there are some in {_named(found)}: name one of these folders" if found else None
+
+
 def _more(names: Sequence[str]) -> str:
     """What follows on a problem with the first of these names, where it is the problem of more."""
     if len(names) < 2:
@@ -61,21 +125,20 @@ def _more(names: Sequence[str]) -> str:
 
 
 class Checkpoint:
-    """A folder of shards (or the path of its index) as one source."""
+    """A folder of shards (or the path of its index) as one source. aside: weight files of the folder that are not part
+    of it, and why."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         if os.path.isdir(path):
-            self.folder = path
-            index = os.path.join(path, INDEX)
-            if not os.path.lexists(index):
-                others = sorted(n for n in os.listdir(path) if n.endswith(".safetensors.index.json"))
-                index = os.path.join(path, others[0]) if len(others) == 1 else ""
+            self.folder, name = path, _index_of(path)
+            index = os.path.join(path, name) if name else ""
         else:
             self.folder, index = os.path.dirname(path) or ".", path
         self.index = index
         weight_map = _from_index(index) if index else None
         names = sorted(set(weight_map.values())) if weight_map else _without_index(self.folder)
+        self.aside = self._others(names)
         self.shards: dict[str, SafetensorsFile] = {}
         self._home: dict[str, SafetensorsFile] = {}
         for name in names:
@@ -95,6 +158,14 @@ class Checkpoint:
         self.metadata: dict[str, str] = {}
         for shard in self.shards.values():
             self.metadata.update(shard.metadata)
+
+    def _others(self, names: Sequence[str]) -> dict[str, str]:
+        """Weight files of the folder that are not part of the model, and why."""
+        found = _listed(self.folder, ".safetensors") + _listed(self.folder, ".safetensors.index.json")
+        copies = _copies(found)
+        unlisted = f"not named by {printable(os.path.basename(self.index), 120)}"
+        ours = {*names, os.path.basename(self.index)}
+        return {name: copies.get(name, unlisted) for name in found if name not in ours}
 
     def _check(self, weight_map: dict[str, str]) -> None:
         missing = []

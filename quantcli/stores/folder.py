@@ -14,27 +14,15 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from types import TracebackType
 
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
-from quantcli.stores.files import InputFile, leads_outside, read_small, sync_folder
+from quantcli.stores.files import InputFile, read_small, sync_folder
 
-_WEIGHTS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".pt",
-    ".pth",
-    ".gguf",
-    ".onnx",
-    ".msgpack",
-    ".h5",
-)
-"""Other people's weights are not side files: they would double the folder, and be loaded instead of ours."""
+_COPY = 1 << 22
+"""Bytes of a side file that are copied at a time."""
 
-_SIDE_LIMIT = 1 << 26
 _JOURNAL_LIMIT = 1 << 28
 
 
@@ -128,13 +116,23 @@ class OutputFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a side file and bring it to the disk."""
+        self._put(name, [content])
+
+    def copy(self, name: str, file: InputFile) -> None:
+        """Copy a file of any size, in a subfolder too, and bring it to the disk."""
+        starts = range(0, file.size, _COPY)
+        self._put(name, (file.read(start, min(_COPY, file.size - start)) for start in starts))
+
+    def _put(self, name: str, blocks: Iterable[bytes]) -> None:
         path = os.path.join(self.temp, name)
         try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                view = memoryview(content)
-                while view:
-                    view = view[os.write(fd, view) :]
+                for block in blocks:
+                    view = memoryview(block)
+                    while view:
+                        view = view[os.write(fd, view) :]
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -147,42 +145,6 @@ class OutputFolder:
             os.rename(os.path.join(self.temp, old), os.path.join(self.temp, new))
         except OSError as error:
             raise os_error(error, os.path.join(self.path, new)) from None
-
-    def copy_side_files(self, folder: str, without: Collection[str]) -> tuple[list[str], list[str]]:
-        """Copy what lies beside the weights and in subfolders (tokenizer, pooling, licence); the names copied, and
-        those of links that lead out of the folder, which are not.
-
-        Hidden files, links to folders and other weight formats stay behind.
-        """
-        copied, left = [], []
-        for path, folders, names in os.walk(folder):
-            inner = [f for f in folders if not f.startswith(".")]
-            folders[:] = sorted(f for f in inner if os.path.realpath(os.path.join(path, f)) != self.path)
-            below = os.path.relpath(path, folder)
-            for name in sorted(names):
-                relative = os.path.normpath(os.path.join(below, name))
-                source = os.path.join(path, name)
-                if name.startswith(".") or relative in without or name.endswith(_WEIGHTS) or not os.path.isfile(source):
-                    continue
-                if leads_outside(folder, relative):
-                    left.append(relative)
-                    continue
-                self._copy(source, relative)
-                copied.append(relative)
-        return copied, left
-
-    def _copy(self, source: str, relative: str) -> None:
-        file = InputFile(source)
-        try:
-            if file.size > _SIDE_LIMIT:
-                raise QuantcliError(f"a side file of {file.size} bytes", place=[source], hint="move it away")
-            try:
-                os.makedirs(os.path.dirname(os.path.join(self.temp, relative)), exist_ok=True)
-            except OSError as error:
-                raise os_error(error, os.path.join(self.path, relative)) from None
-            self.write(relative, file.read(0, file.size))
-        finally:
-            file.close()
 
     def publish(self) -> None:
         """Move the folder into place; an old one is exchanged in one step, then removed."""

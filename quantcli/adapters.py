@@ -1,0 +1,30 @@
+"""Adapters such as LoRA: files of changes to another model's weights, which are no model by themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from quantcli.stores import Source
+from quantcli.stores.checkpoint import Checkpoint
+
+_PART = re.compile(
+    r"(?:^|[._])(?:lora_(?:A|B|up|down|embedding_[AB])|hada_w\d\w*|lokr_w\d\w*)(?:[._]|$)|lora\.(?:up|down)\."
+)
+"""Names as PEFT, diffusers, kohya's scripts and LyCORIS give them."""
+
+
+def is_adapter(source: Source) -> bool:
+    """Whether a source is an adapter: PEFT's file of one, or mostly made of the factors of changes.
+
+    Some models carry adapters of their own beside the weights these belong to; they are models.
+    """
+    if (
+        isinstance(source, Checkpoint)
+        and os.path.isfile(os.path.join(source.folder, "adapter_config.json"))
+        and all(name.startswith("adapter_model") for name in source.shards)
+    ):
+        return True
+    matrices = [info.name for info in source.infos() if len(info.shape) > 1]
+    parts = sum(_PART.search(name[-1024:]) is not None for name in matrices)
+    return parts > 0 and 2 * parts >= len(matrices) and not any(".base_layer." in name for name in matrices)

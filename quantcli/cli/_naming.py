@@ -1,0 +1,53 @@
+"""Names of outputs: an extension that belongs to another format than the one that is written is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from quantcli import registry
+from quantcli.errors import UsageError
+
+_SAFETENSORS = "safetensors"
+_FORMATS = {
+    *("bin", "ckpt", "ggml", "h5", "hdf5", "keras", "mlmodel", "msgpack", "nemo", "npy", "npz", "pb", "pickle", "pkl"),
+    *("pt", "pth", "tflite", "7z", "gz", "tar", "xz", "zip", "zst"),
+    *("csv", "htm", "html", "json", "jsonl", "log", "md", "pdf", "toml", "tsv", "txt", "xml", "yaml", "yml"),
+}
+"""Extensions that people expect something else behind; a name may have a dot for other reasons."""
+
+
+def extension(path: str) -> str:
+    """The extension of a name in lower case, without its dot; empty where there is none.
+
+    >>> extension("out/model.GGUF"), extension("qwen2.5"), extension(".hidden")
+    ('gguf', '5', '')
+    """
+    return os.path.splitext(os.path.basename(os.path.normpath(path)))[1][1:].lower()
+
+
+def check_model(output: str | None, to: str | None) -> None:
+    """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target."""
+    if output is None or output == "-":
+        return
+    from quantcli.exports import named
+
+    targets = registry.names("exports")
+    target = to if to in targets else None
+    own = named(target).extension[1:] if target is not None else ""
+    kind = own or _SAFETENSORS
+    found = extension(output)
+    if found in (kind, "") or (found == target and not own) or found not in {*_FORMATS, *targets, _SAFETENSORS}:
+        return
+    hint = f"use --to {found}" if found in targets else f"end the name in .{kind}, or without an extension"
+    raise UsageError(f"the name ends in .{found}, and {kind} would be written", place=[output], hint=hint)
+
+
+def check_document(output: str, known: Iterable[str]) -> str:
+    """The extension of a document to write. Raises UsageError where it is not one of the known ones."""
+    found, wanted = extension(output), sorted(known)
+    if found not in wanted:
+        listed = ", ".join(f".{e}" for e in wanted)
+        problem = f"the name ends in .{found}" if found else "the name has no extension"
+        raise UsageError(f"{problem}, and what can be written ends in {listed}", place=[output])
+    return found
