@@ -10,9 +10,10 @@ from quantcli import registry
 from quantcli.container import Result, StoredTensor
 from quantcli.errors import printable
 from quantcli.metrics import Metrics
-from quantcli.plan import UNWEIGHTED, WIDER, TensorPlan
+from quantcli.plan import UNWEIGHTED, WIDER, Request, TensorPlan
 from quantcli.report import Change, Comparison, RunReport, TensorReport, summarize, tensor_report
 from quantcli.tensors import TensorInfo
+from quantcli.unquantized import mostly_kept, of_another_kind
 
 if TYPE_CHECKING:
     from quantcli.examining import Examined
@@ -30,8 +31,9 @@ def of_plan(
     bytes_in: int,
     bytes_out: int,
     seconds: float | None,
+    request: Request | None = None,
 ) -> RunReport:
-    """The report on a plan, carried out (with results) or not."""
+    """The report on a plan, carried out (with results) or not. request: what it follows, where that is known."""
     found = [results[t.info.name] if results else Result(None, None) for t in plan]
     metrics = [r.metrics for r in found]
     tensors = [
@@ -60,6 +62,8 @@ def of_plan(
         *_offset_warning(plan),
         *_cautions(plan),
         *_beaten(tensors),
+        *of_another_kind(plan),
+        *mostly_kept(plan, request),
     ]
     return RunReport(
         command=command,
@@ -160,7 +164,7 @@ def of_stored(
         source=source,
         output=output,
         tensors=tensors,
-        warnings=_beaten(tensors),
+        warnings=[*_beaten(tensors), *mostly_kept(stored)],
         equal=_equal(tensors),
         summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
     )

@@ -430,7 +430,7 @@ def test_a_file_without_its_config_is_refused(tmp_path: Path) -> None:
     assert run("quantize", source, "--group-size", 32, "-o", native, "-q").code == 0
     for words in (("quantize", source), ("quantize", source, "--dry-run"), ("export", native)):
         line = one_line(run(*words, "--to", "gguf", "-q"), 2)
-        assert "--to: gguf needs the model's config.json" in line and SUPPORTED in line and "--container" in line
+        assert "--to gguf: it needs the model's config.json" in line and SUPPORTED in line and "--container" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "n.safetensors"]
 
 

@@ -21,9 +21,9 @@ ORDER = [
     "stores", "adapters", "imatrix", "container", "patterns", "importance", "architectures", "exports", "plan",
     "plain", "recipe", "foreign", "evidence", "workers", "pipeline", "resuming", "reading", "measuring",
     "examining", "views", "comparing", "decoding", "naming", "allocating", "sweeping", "planning", "statistics",
-    "report", "reporting", "gates", "config", "baseline", "terminal", "sidefiles", "card", "checkpoints",
-    "findings", "possible", "verifying", "origins", "exporting", "requantizing", "export_report", "renderings",
-    "cli", "__main__",
+    "terminal", "unquantized", "report", "reporting", "gates", "config", "baseline", "sidefiles", "card",
+    "checkpoints", "findings", "possible", "verifying", "origins", "exporting", "requantizing", "export_report",
+    "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,
 plans before the loop that carries them out, and what is printed comes last."""

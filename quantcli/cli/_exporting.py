@@ -87,7 +87,9 @@ class Target:
 
         if self.name == "onnx" and isinstance(source, OnnxFile) and not self.container:
             hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
-            raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to"], hint=hint)
+            raise UsageError(
+                "quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint
+            )
 
     def say_notes(self) -> None:
         """Say them."""
@@ -183,6 +185,7 @@ def _report(
         bytes_in=sum(f.size for f in source.files()),
         bytes_out=bytes_out,
         seconds=seconds,
+        request=planned.request,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import options
+from quantcli.cli import _naming, options
 from quantcli.cli.options import F
 from quantcli.errors import UsageError, printable
 
@@ -97,7 +97,7 @@ RENDERINGS = registry.names("renderings")
 
 
 class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """RENDERING=FILE."""
+    """RENDERING=FILE, or FILE whose extension tells the rendering."""
 
     name = "rendering"
 
@@ -105,9 +105,13 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if isinstance(value, tuple):
             return value
         kind, equals, path = str(value).partition("=")
-        if not equals or not path or kind not in RENDERINGS:
-            self.fail(f"{printable(value, 100)!r} is not RENDERING=FILE, with {', '.join(RENDERINGS)}", param, ctx)
-        return kind, path
+        if equals and path and kind in RENDERINGS:
+            return kind, path
+        try:
+            return _naming.DOCUMENTS[_naming.document(str(value), _naming.DOCUMENTS)], str(value)
+        except UsageError as error:
+            named = f"or name one of {', '.join(RENDERINGS)} as in html=FILE"
+            self.fail(f"{printable(value, 100)!r}: {error.problem}; {error.hint}, {named}", param, ctx)
 
 
 def renderings(command: F) -> F:
@@ -116,10 +120,11 @@ def renderings(command: F) -> F:
         "-o",
         "--output",
         "outputs",
-        metavar="RENDERING=FILE",
+        metavar="[RENDERING=]FILE",
         type=NamedFile(),
         multiple=True,
-        help="Write this rendering to a file too, replacing it; may be given several times.",
+        help="Write a rendering to a file too, replacing it: the one named, or that of the extension (.csv, .html, "
+        ".json, .md, .txt, .xml for JUnit); may be given several times.",
     )(command)
     return click.option(
         "--format",

@@ -16,6 +16,20 @@ _FORMATS = {
 }
 """Extensions that people expect something else behind; a name may have a dot for other reasons."""
 
+DOCUMENTS = {
+    "csv": "csv",
+    "htm": "html",
+    "html": "html",
+    "json": "json",
+    "md": "markdown",
+    "txt": "table",
+    "xml": "junit",
+}
+"""The rendering of a report that an extension stands for."""
+
+SWEEPS = ("csv", "htm", "html", "json")
+"""Extensions of what a sweep can be written as."""
+
 
 def extension(path: str) -> str:
     """The extension of a name in lower case, without its dot; empty where there is none.
@@ -43,11 +57,11 @@ def check_model(output: str | None, to: str | None) -> None:
     raise UsageError(f"the name ends in .{found}, and {kind} would be written", place=[output], hint=hint)
 
 
-def check_document(output: str, known: Iterable[str]) -> str:
+def document(output: str, known: Iterable[str]) -> str:
     """The extension of a document to write. Raises UsageError where it is not one of the known ones."""
     found, wanted = extension(output), sorted(known)
     if found not in wanted:
-        listed = ", ".join(f".{e}" for e in wanted)
-        problem = f"the name ends in .{found}" if found else "the name has no extension"
-        raise UsageError(f"{problem}, and what can be written ends in {listed}", place=[output])
+        problem = f"nothing is written as .{found}" if found else "the name has no extension"
+        hint = f"end it in {', '.join(f'.{e}' for e in wanted)}"
+        raise UsageError(problem, place=[output], hint=hint)
     return found

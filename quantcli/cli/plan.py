@@ -14,6 +14,7 @@ from quantcli.cli import _budget, options
 if TYPE_CHECKING:
     from quantcli.planning import Planned, Unit
     from quantcli.scheme import Scheme
+    from quantcli.stores import Source
 
 
 @click.command("plan", short_help="Choose a scheme for every tensor within a budget.")
@@ -44,14 +45,26 @@ def command(
     """
     with options.float_source(src, source_layout, talk) as source:
         planned, target = _budget.planned(source, src, asked, options.thread_count(threads), talk)
+        warnings = _warnings(source, planned)
+    for line in () if talk.quiet else warnings:
+        options.warn(line)
     if output is not None:
         from quantcli import recipe
 
         options.replace_file(output, recipe.dump(planned.request, folder=os.path.dirname(output)), [src])
     if talk.json:
-        options.print_json(_document(planned, src, target))
+        options.print_json({**_document(planned, src, target), "warnings": warnings})
     elif not talk.quiet:
         _print(planned, src, target, talk, show_all=show_all, explain=explain)
+
+
+def _warnings(source: Source, planned: Planned) -> list[str]:
+    """What takes the room though it is not quantized, and what is quantized though a preset would keep it."""
+    from quantcli import unquantized
+    from quantcli.plan import make
+
+    tensors = make(source.infos(), planned.request).tensors
+    return [*unquantized.of_another_kind(tensors, by_rules=True), *unquantized.mostly_kept(tensors, planned.request)]
 
 
 def _document(planned: Planned, src: str, target: int | None) -> dict[str, Any]:

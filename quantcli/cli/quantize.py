@@ -278,6 +278,7 @@ def _planned(source: Source, planned: Plan, src: str, output: str, bytes_out: in
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         seconds=None,
+        request=planned.request,
     )
 
 
@@ -352,6 +353,7 @@ def _write(
         bytes_in=sum(f.size for f in source.files()),
         bytes_out=written.size,
         seconds=time.perf_counter() - began,
+        request=planned.request,
     )
     return found, said, notes
 

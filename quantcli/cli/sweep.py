@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import _asking, options
+from quantcli.cli import _asking, _naming, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
@@ -44,7 +44,14 @@ if TYPE_CHECKING:
 )
 @_asking.selection
 @click.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.")
-@click.option("-o", "--output", metavar="FILE.html", type=click.Path(path_type=str), default=None, help="Write a page.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=str),
+    default=None,
+    help="Write what its extension says: .html a page, .csv or .json the figures.",
+)
 @options.threads
 @options.talk
 def command(
@@ -70,6 +77,7 @@ def command(
     from quantcli import plan, sweeping
     from quantcli.stores import need_file
 
+    kind = _naming.document(output, _naming.SWEEPS) if output is not None else ""
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
     with options.float_source(src, source_layout, talk) as source:
@@ -93,9 +101,9 @@ def command(
     if output is not None:
         from quantcli.renderings import _sweep
 
-        page = io.StringIO()
-        _sweep.render(found, page)
-        options.replace_file(output, page.getvalue(), [src])
+        text = io.StringIO()
+        _sweep.WRITERS.get(kind, _sweep.render)(found, text)
+        options.replace_file(output, text.getvalue(), [src])
     if talk.json:
         options.print_json(found.as_dict())
     elif not talk.quiet:

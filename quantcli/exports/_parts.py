@@ -51,10 +51,11 @@ def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None
     """Why a weight is not the `.weight` of a module, a matrix whose groups end inside its rows; None when it is."""
     _, plan = facts(weight)
     shape = weight.info.shape
+    if not least <= len(shape) <= most:
+        dimensions = f"it has {len(shape)} dimension{'s' if len(shape) != 1 else ''}"
+        return dimensions if most > 2 else f"{dimensions}, and the target has matrices only"
     if not weight.info.name.endswith(".weight") or weight.info.name == ".weight":
         return "its name does not end in .weight"
-    if not least <= len(shape) <= most:
-        return f"it has {len(shape)} dimension{'s' if len(shape) != 1 else ''}"
     if plan.cols != shape[-1]:
         return "its rows run over several axes"
     if plan.short_group:

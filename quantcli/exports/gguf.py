@@ -185,7 +185,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     raw = beside("config.json")
     if raw is None:
         hint = f"name the checkpoint folder of one of {', '.join(FAMILIES)}; {INSIST}"
-        raise UsageError("gguf needs the model's config.json", place=["--to"], hint=hint)
+        raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
     config = strict_json(raw, "config.json")
     if not isinstance(config, dict):
         raise DataError("it is not an object", place=["config.json"])

@@ -191,8 +191,8 @@ def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """Never anything: the graph of a model is not written. Raises UsageError with the way to its weights alone."""
-    hint = "--container writes a file of one MatMulNBits node per weight"
-    raise UsageError("onnx would hold the weights without the graph of the model", place=["--to"], hint=hint)
+    hint = "--container writes it so, a MatMulNBits node for each weight"
+    raise UsageError("the file would hold the weights without the model's graph", place=["--to onnx"], hint=hint)
 
 
 def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:

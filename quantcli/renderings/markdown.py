@@ -11,9 +11,11 @@ from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.gates import shown
 from quantcli.renderings import Look, Rendering, verdict
+from quantcli.renderings._kept import groups
 from quantcli.report import Comparison, RunReport, TensorReport
 
 WORST = 5
+WARNINGS = 10
 ROOM = 60_000
 """Characters: a comment on GitHub may have 65,536."""
 
@@ -43,6 +45,7 @@ def _report(report: RunReport, room: int) -> str:
         f"{s.bits_per_weight:.3f} bits per weight, {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller), "
         f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
     ]
+    lines += ["", *(f"- warning: {_text(w)}" for w in report.warnings[:WARNINGS])] if report.warnings else []
     if report.gates:
         lines += ["", "| gate | limit | measured | |", "| --- | --- | --- | --- |"]
         for g in report.gates:
@@ -54,6 +57,10 @@ def _report(report: RunReport, room: int) -> str:
     quantized = sorted((r for r in report.tensors if r.disposition == "quantized"), key=_sqnr)
     if quantized:
         lines += ["", f"Lowest SQNR of {len(quantized)} tensors:", "", *_table(quantized[:WORST])]
+    notable = groups(report.tensors)[:WORST]
+    if notable:
+        lines += ["", "| kept | reason | tensors | bytes |", "| --- | --- | ---: | ---: |"]
+        lines += [f"| {_code(g.name)} | {g.reason} | {len(g.tensors)} | {t.size(g.bytes_out)} |" for g in notable]
     head = "\n".join(lines)
     rest = _folded(report, room - len(head) - 400)
     return head + ("\n\n" + rest if rest else "")

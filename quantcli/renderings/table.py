@@ -11,7 +11,11 @@ from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.gates import shown
 from quantcli.renderings import Look, Rendering
+from quantcli.renderings._kept import groups
 from quantcli.report import Comparison, GateResult, RunReport, TensorReport, equal_line
+
+GROUPS = 20
+"""Groups of kept tensors that a table shows at least beside its rows."""
 
 LEGEND = (
     "model: step^2/12 and what clipping cuts off, clipping being its share of the error; uniform, Lloyd-Max: the best "
@@ -119,7 +123,7 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
 
 
 def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
-    """One report; at most `limit` tensors, the rest summed up in one line."""
+    """One report; at most `limit` tensors, what else was kept and must be seen in groups, the rest in one line."""
     lines = _headline(report)
     stream.write(f"\x1b[1m{lines[0]}\x1b[0m\n" if colour else lines[0] + "\n")
     stream.write("\n".join(lines[1:]) + "\n")
@@ -131,6 +135,7 @@ def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | Non
     stream.write("\n")
     rows = sorted(report.tensors, key=_worst_first)
     shown_rows = rows if limit is None or len(rows) <= limit else rows[: max(1, limit)]
+    notable = groups(rows[len(shown_rows) :])[: max(GROUPS, limit or 0)]
     table = t.Table(
         [
             t.Column("tensor"),
@@ -158,9 +163,22 @@ def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | Non
             r.note,
             style=_style(r),
         )
+    for g in notable:
+        table.add(
+            g.name,
+            t.shape(g.shape) if g.shape is not None else "",
+            f"kept: {g.reason}",
+            *("-", "-", "-"),
+            f"{g.tensors[0].bits_per_weight:.3f}",
+            t.size(g.bytes_out),
+            g.note,
+            style="dim",
+        )
     t.show(table, stream, colour=colour)
-    if len(shown_rows) < len(rows):
-        stream.write(_rest(rows[len(shown_rows) :]) + "\n")
+    named = {tensor.name for g in notable for tensor in g.tensors}
+    left = [r for r in rows[len(shown_rows) :] if r.name not in named]
+    if left:
+        stream.write(_rest(left) + "\n")
     if found is not None and measured_here and (found.changes or found.new or found.vanished):
         alone = f"only in {printable(report.name, 200)}", f"only in {printable(report.source, 200)}"
         _comparison(found, stream, colour=colour, limit=limit, alone=alone, named=3)
