@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import ROOT, load, one_line, run, save
+from making import ROOT, load, one_line, run, save, to
 
 from quantcli import foreign
 from quantcli.errors import DataError, QuantcliError
@@ -570,7 +570,7 @@ def test_many_elements_one_by_one_are_refused(tmp_path: Path, monkeypatch: pytes
 def test_what_quantcli_exports_is_read_as_it_decodes_it(flags: tuple[str, ...], tmp_path: Path) -> None:
     native, out = tmp_path / "native", tmp_path / "out.onnx"
     assert run("quantize", ROOT / "sample_models" / "tiny-llama", *flags, "-o", native).code == 0
-    assert run("export", native, "--to", "onnx", "-o", out).code == 0
+    assert run("export", native, *to("onnx"), "-o", out).code == 0
     done = run("compare", native, out, "--json")
     assert done.code == 0, done.err
     quantized = [t for t in done.json["tensors"] if t["disposition"] == "quantized"]
@@ -606,3 +606,14 @@ def test_memory_is_not_that_of_the_file(tmp_path: Path) -> None:
     tracemalloc.stop()
     source.close()
 
+
+def test_the_graph_of_a_model_is_not_thrown_away(tmp_path: Path) -> None:
+    """Quantized to ONNX its weights would be left without their graph: that is refused, with what there is instead."""
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    path.write_bytes(model(f32("w", np.random.default_rng(0).normal(size=(64, 128))), node("MatMul", ["x", "w"])))
+    for words in ([], ["--dry-run"]):
+        line = one_line(run("quantize", path, *words, "--to", "onnx", "-o", out), 2)
+        assert line.startswith(f"{path}: --to onnx: quantizing the graph of an ONNX model is not supported yet; ")
+        assert "leave out --to" in line and "--container" in line and not out.exists()
+    assert run("quantize", path, "-o", tmp_path / "out.safetensors", "-q").code == 0
+    assert run("quantize", path, "--to", "onnx", "--container", "-o", out, "-q").code == 0

@@ -15,7 +15,7 @@ from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.container import Result
-    from quantcli.exporting import Written
+    from quantcli.exporting import OneFile, Written
     from quantcli.exports import Conversion
     from quantcli.pipeline import Options
     from quantcli.plan import Plan, Request
@@ -108,12 +108,17 @@ class Target:
 
     def dry_run(self, source: Source, planned: Plan, names: Names) -> RunReport:
         """The report on a plan, with the bytes of all files but side files."""
+        assert self.conversion is not None
+        size = sum(f.size for f in self._files(source, planned, names))
+        return _report(source, planned, None, "plan", names, self.conversion, size, None)
+
+    def _files(self, source: Source, planned: Plan, names: Names) -> Sequence[OneFile]:
+        """The files of the output as they are planned."""
         from quantcli import exporting
 
         assert self.conversion is not None
         base = None if self.folder else os.path.basename(names[2])
-        files = exporting.files(source, planned.tensors, self.name, self.conversion, base)
-        return _report(source, planned, None, "plan", names, self.conversion, sum(f.size for f in files), None)
+        return exporting.files(source, planned.tensors, self.name, self.conversion, base)
 
     def write(
         self, source: Source, planned: Plan, names: Names, run: Options, side: SideFiles
@@ -121,10 +126,13 @@ class Target:
         """Quantize and export; the report on it, its errors those of the exported weights, and what else there is to
         tell."""
         from quantcli import exporting, reading
+        from quantcli.stores.files import check_space
         from quantcli.views import view_of
 
         began = time.perf_counter()
         beside = exporting.beside(source)
+        native = sum(tensor.bytes_out for tensor in planned.tensors)
+        check_space(names[2], native + sum(f.size for f in self._files(source, planned, names)) + side.size, names[0])
         with _native(source, planned, names[2], run, side) as (path, made, results), reading.open(path) as model:
             stored = [t.stored for t in model.values()]
             found = exporting.convert(stored, self.name, beside, container=self.container)
