@@ -109,7 +109,7 @@ def test_fused_experts_are_loud(moe: Path) -> None:
     ran = run("quantize", moe, "-o", "out", "--json")
     line = about(ran.json["warnings"], "is not quantized")
     assert re.match(r"9\d % of the output \(4\.19 MB\) is not quantized: model\.layers\.\*\.mlp\.experts\.", line)
-    why = "not supported by compressed-tensors: it has 3 dimensions, and the target has matrices only"
+    why = "compressed-tensors cannot store it: it has 3 dimensions, and the target has matrices only"
     assert f"(8 tensors, 2.10 MB, {why})" in line and line.endswith("; use --to native")
     native = run("quantize", moe, "--to", "native", "-o", "native", "--json").json
     assert native["summary"]["coverage"] > 0.99
@@ -176,7 +176,7 @@ def test_kept_rows_are_shown_where_a_table_is_cut(monkeypatch: pytest.MonkeyPatc
     ran = run("quantize", source, "-o", "out")
     assert [row.split()[0] for row in rows(ran)] == [
         "model.layers.*.mlp.experts.*.w1", "model.layers.*.mlp.experts.*.w2", "model.embed_tokens.weight"]
-    assert all("100 tensors; not supported by compressed-tensors" in row for row in rows(ran)[:2])
+    assert all("100 tensors; compressed-tensors cannot store it" in row for row in rows(ran)[:2])
     assert "204.8 kB" in rows(ran)[0] and "32x4x8" in rows(ran)[0]
     assert re.search(r"and \d+ more: \d+ quantized .*, 8 kept; --all shows them", ran.out)
     assert len(ran.out.splitlines()) < 40

@@ -79,7 +79,8 @@ def prepare(case: Case, model: Path, place: Path) -> Made:
     place.mkdir()
     path, native = place / {"onnx": "model.onnx", "gguf": "model.gguf"}.get(case.target, "model"), place / "native"
     flags = case.flags.split()
-    report = json.loads(quantcli("quantize", model, *flags, "--to", case.target, "-o", path, "--json", "-q"))
+    target = ["--to", case.target, *(["--container"] if case.target == "onnx" else [])]
+    report = json.loads(quantcli("quantize", model, *flags, *target, "-o", path, "--json", "-q"))
     half = ["--scale-dtype", "float16"] if case.target in HALF_SCALES else []
     quantcli("quantize", model, *flags, *half, "-o", native, "-q")
     reported = {t["name"]: t["sqnr_db"] for t in report["tensors"] if t["disposition"] == "quantized"}
