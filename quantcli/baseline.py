@@ -49,8 +49,9 @@ def _check(document: Any, path: str) -> None:
             and isinstance(tensor.get("name"), str)
             and isinstance(tensor.get("exact"), bool)
             and isinstance(tensor.get("reason"), str)
-            and all(type(tensor.get(key)) in (float, int, type(None)) for key in ("sqnr_db",))
-            and isinstance(tensor.get("scheme"), (str, type(None)))
+            and {"sqnr_db", "scheme"} <= tensor.keys()
+            and type(tensor["sqnr_db"]) in (float, int, type(None))
+            and isinstance(tensor["scheme"], (str, type(None)))
         )
         if not good:
             raise DataError("it is not a tensor's report", place=[path, f"tensors[{i}]"], hint=hint)

@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from quantcli import __version__
 from quantcli.dtypes import DTYPES
@@ -33,11 +33,14 @@ from quantcli.grouping import Layout, layout
 from quantcli.kernels import row_bytes
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
+from quantcli.seal import UNSEALED
 from quantcli.settling import levels_dtype
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.plan import Plan, TensorPlan
+
+T = TypeVar("T")
 
 KEY = "quantcli"
 VERSION = 1
@@ -141,42 +144,6 @@ def document(plan: Plan, digest: str, source_bytes: int, results: Mapping[str, R
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-KEYS = ("check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors")
-"""All a document holds."""
-
-UNSEALED = "0" * 32
-_SEAL = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
-"""Where a header holds its own digest. Inside any other name or text these quotes would have backslashes."""
-
-
-def _seal(header: bytes) -> tuple[int, bytes] | None:
-    """Where a header holds its own digest, and what that should be; None for headers without."""
-    from xxhash import xxh3_128
-
-    place = _SEAL.search(header)
-    if place is None:
-        return None
-    blank = header[: place.start(1)] + UNSEALED.encode() + header[place.end(1) :]
-    return place.start(1), xxh3_128(blank).hexdigest().encode()
-
-
-def sealed(header: bytes) -> bytes:
-    """A header (length and JSON) with its own digest in the place for it."""
-    found = _seal(header)
-    assert found is not None
-    at, digest = found
-    return header[:at] + digest + header[at + len(digest) :]
-
-
-def seal_holds(header: bytes, document: str) -> bool | None:
-    """Whether a header with this document is as it was written; None when it has no digest of its own."""
-    found = _seal(header)
-    if found is not None:
-        return header.startswith(found[1], found[0])
-    keys = set(json.loads(document))
-    return None if keys <= set(KEYS) - {"check"} else False
-
-
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor of a native file: where it came from, what was done to it and what that cost."""
@@ -216,29 +183,33 @@ class Document:
     tensors: tuple[StoredTensor, ...]
     recipe: Mapping[str, Any] | None
     schemes: tuple[Scheme, ...]
+    intact: bool | None
+    """Whether the header is as it was written, by its own digest; None when it has none, as early versions wrote it."""
 
 
-def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
-    """The document of a file that holds these tensors, checked against them. Raises DataError."""
+def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document:
+    """The document of a file that holds these tensors, checked against them. seal: whether the digest of the header
+    holds (see seal.py). Raises DataError."""
     from quantcli.stores.safetensors import strict_json
 
     stored = {i.name: i for i in infos}
     whole = strict_json(text.encode(), "quantcli header")
     try:
-        if whole["version"] != VERSION:
+        whole = _of_type(whole, dict, "document")
+        version, kind = _field(whole, "version", int), _field(whole, "digest", str)
+        if version != VERSION:
             raise DataError(
-                f"format version {printable(str(whole['version']), 20)} is not known to this quantcli",
-                hint="use a newer one",
+                f"format version {printable(str(version), 20)} is not known to this quantcli", hint="use a newer one"
             )
-        if whole["digest"] not in DIGEST_SIZES:
-            raise DataError(f"unknown digest {printable(str(whole['digest']), 40)}")
-        schemes = [_scheme(values) for values in whole["schemes"]]
-        tensors = [_parse_tensor(name, entry, schemes, stored) for name, entry in whole["tensors"].items()]
-        tool, source_bytes, recipe = str(whole["tool"]), int(whole["source_bytes"]), whole.get("recipe")
-        if not isinstance(recipe, (dict, type(None))):
-            raise ValueError("recipe")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DataError(f"the quantcli header is damaged: {type(error).__name__} {printable(str(error), 80)}") from None
+        if kind not in DIGEST_SIZES:
+            raise DataError(f"unknown digest {printable(kind, 40)}")
+        schemes = [_scheme(_of_type(values, dict, "scheme")) for values in _field(whole, "schemes", list)]
+        tensors = [
+            _parse_tensor(name, entry, schemes, stored, DIGEST_SIZES[kind])
+            for name, entry in _field(whole, "tensors", dict).items()
+        ]
+        tool, source_bytes = _field(whole, "tool", str), _field(whole, "source_bytes", int)
+        recipe = _field(whole, "recipe", dict) if "recipe" in whole else None
     except QuantcliError as error:
         raise DataError(error.problem, place=["quantcli header", *error.place], hint=error.hint) from None
     used = {o.name for t in tensors for o in t.outputs}
@@ -247,32 +218,72 @@ def parse(text: str, infos: Sequence[TensorInfo]) -> Document:
         raise DataError("the quantcli header does not list this tensor", place=[printable(extra[0])])
     order = {name: i for i, name in enumerate(stored)}
     tensors.sort(key=lambda t: min(order[o.name] for o in t.outputs))
-    return Document(tool, whole["digest"], source_bytes, tuple(tensors), recipe, tuple(schemes))
+    known = whole.keys() <= KEYS - {"check"}
+    return Document(
+        tool, kind, source_bytes, tuple(tensors), recipe, tuple(schemes), seal if seal is not None or known else False
+    )
+
+
+KEYS = {"check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors"}
+"""All that a document holds."""
+
+_KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number of 0 or more", float: "0 or more"}
+
+
+def _of_type(value: Any, kind: type[T], what: str) -> T:
+    """A value of a document, checked: JSON may hold anything. Raises DataError."""
+    if kind is float and type(value) is int and value < 1 << 1000:
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, (int, float)) and not value >= 0):
+        raise DataError(f"{what} is {printable(repr(value), 40)}, not {_KINDS[kind]}")
+    return value
+
+
+def _field(values: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    """A field of a document, checked. Raises DataError."""
+    if key not in values:
+        raise DataError(f"{key} is missing")
+    return _of_type(values[key], kind, key)
 
 
 def _scheme(values: dict[str, Any]) -> Scheme:
-    """A stored scheme. Raises UsageError for one that has no meaning."""
+    """A stored scheme. Raises UsageError for one that has no meaning, DataError for values of other kinds."""
     if "codebook" in values:
-        values = {**values, "codebook": tuple(values["codebook"])}
-    return Scheme(**values)
+        values = {**values, "codebook": tuple(_field(values, "codebook", list))}
+    try:
+        return Scheme(**values)
+    except TypeError:
+        raise DataError("a scheme has a key or a value that no scheme has") from None
 
 
 def _parse_tensor(
-    name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo]
+    name: str, entry: Any, schemes: list[Scheme], stored: Mapping[str, TensorInfo], digits: int
 ) -> StoredTensor:
-    reason, digest, note = str(entry["reason"]), entry.get("digest"), str(entry.get("note", ""))
+    try:
+        return _checked(name, _of_type(entry, dict, "entry"), schemes, stored, digits)
+    except QuantcliError as error:
+        raise error.within(printable(name)) from None
+
+
+def _checked(
+    name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo], digits: int
+) -> StoredTensor:
+    reason = _field(entry, "reason", str)
+    note, weighed, digest = (_field(entry, k, str) if k in entry else None for k in ("note", "importance", "digest"))
+    if digest is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", digest):
+        raise DataError(f"digest is {printable(repr(digest), 40)}, not {digits} hexadecimal digits")
     if "scheme" not in entry:
         if name not in stored:
-            raise DataError("the file does not hold it", place=[printable(name)])
-        return StoredTensor(stored[name], reason, None, None, "", None, None, digest, note, (stored[name],))
-    if entry["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in entry["shape"]):
-        raise ValueError("dtype or shape")
-    index = entry["scheme"]
-    if type(index) is not int or not 0 <= index < len(schemes):
-        raise ValueError("scheme")
-    info, scheme = TensorInfo(name, entry["dtype"], tuple(entry["shape"])), schemes[index]
+            raise DataError("the file does not hold it")
+        return StoredTensor(stored[name], reason, None, None, "", None, None, digest, note or "", (stored[name],))
+    dtype, shape, index = _field(entry, "dtype", str), _field(entry, "shape", list), _field(entry, "scheme", int)
+    if dtype not in DTYPES:
+        raise DataError(f"unknown dtype {printable(dtype, 40)}")
+    if index >= len(schemes):
+        raise DataError(f"scheme is {index}, and there are only {len(schemes)}")
+    info, scheme = TensorInfo(name, dtype, tuple(_of_type(n, int, "dimension") for n in shape)), schemes[index]
     if scheme.calibration == "auto":
-        raise ValueError("auto is not a scheme")
+        raise DataError("auto is not the scheme of a tensor")
     plan = layout(info.shape, scheme)
     scale = stored.get(f"{name}_scale")
     if "scale" not in parts(scheme):
@@ -282,12 +293,12 @@ def _parse_tensor(
     expected = tuple(outputs(info, scheme, plan, scale_dtype))
     for output in expected:
         if stored.get(output.name) != output:
-            raise DataError(
-                f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}",
-                place=[printable(name)],
-            )
-    sums = [float(entry[k]) for k in ("sse", "power", "max_abs_error")]
-    metrics = Metrics(sums[0], sums[1], info.numel, sums[2], int(entry["clipped"]))
-    minmax = float(entry["minmax_sse"]) if "minmax_sse" in entry else None
-    weighed = str(entry["importance"]) if "importance" in entry else None
-    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note, expected, weighed)
+            raise DataError(f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}")
+    sse, power, largest = (_field(entry, k, float) for k in ("sse", "power", "max_abs_error"))
+    metrics = Metrics(sse, power, info.numel, largest, _field(entry, "clipped", int))
+    if (why := metrics.contradiction) is not None:
+        raise DataError(why)
+    minmax = _field(entry, "minmax_sse", float) if "minmax_sse" in entry else None
+    return StoredTensor(
+        info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note or "", expected, weighed
+    )

@@ -37,7 +37,10 @@ def write(
     """
     infos = {name: _target(view, dtype) for name, view in views.items()}
     metadata = _metadata(model)
-    places = lay_out(list(infos.values()), metadata)
+    try:
+        places = lay_out(list(infos.values()), metadata)
+    except DataError as error:
+        raise error.within(model.source.path) from None
     check_space(path, places.size, model.source.path)
     with OutputFile(path, places.size, force=force) as out:
         if progress is not None:

@@ -93,14 +93,20 @@ def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
         values = raw.view("<f4")
     elif dtype == "BF16":
         values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    elif dtype == "F16":
-        values = raw.view("<f2").astype(np.float32)
-    elif dtype == "F64":
+    elif dtype in ("F16", "F64"):
         with np.errstate(over="ignore", invalid="ignore"):
-            values = raw.view("<f8").astype(np.float32)
+            values = raw.view("<f2" if dtype == "F16" else "<f8").astype(np.float32)
     else:
         values = _float8_values(dtype)[raw]
     return values
+
+
+def to_float64(values: NDArray[Any]) -> NDArray[np.float64]:
+    """A copy of numbers as float64. NaN stays NaN without a warning, also one that signals."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
 
 
 def round_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

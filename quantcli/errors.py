@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_LOG_COMMAND = re.compile(r"##(?=\[|vso\[)")
+"""What the logs of GitHub Actions and Azure Pipelines take for a command wherever it stands in a line."""
 
 
 def printable(text: str, limit: int = 512) -> str:
     """`text` fit for a terminal: control and invisible characters as backslash escapes, cut to `limit` characters
     before they are escaped.
 
-    Names in model files are data; they must not be able to clear a screen or fake a second message.
+    Names in model files are data; they must not be able to clear a screen, fake a second message or give a command to
+    what reads a log.
 
-    >>> printable("a\\x1b[2Jb")
-    'a\\\\x1b[2Jb'
+    >>> printable("a\\x1b[2Jb"), printable("##[debug]")
+    ('a\\\\x1b[2Jb', '#\\\\x23[debug]')
     """
     if len(text) > limit:
         tail = f"... ({len(text)} characters)"
         text = text[: limit - len(tail)] + tail
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return _LOG_COMMAND.sub(r"#\\x23", text) if "##" in text else text
+
+
+def printable_line(text: str, limit: int = 100_000) -> str:
+    """A whole line fit for a terminal and for a log: `printable`, and not a command of GitHub Actions, which are lines
+    that begin with two colons, behind blanks too.
+
+    Reference: GitHub, Workflow commands for GitHub Actions.
+
+    >>> printable_line(" ::error::a")
+    ' \\\\x3a:error::a'
+    """
+    text = printable(text, limit)
+    bare = text.lstrip()
+    return f"{text[: len(text) - len(bare)]}\\x3a{bare[1:]}" if bare.startswith("::") else text
 
 
 def _escaped(character: str) -> str:

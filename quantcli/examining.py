@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ def examine(
 ) -> list[Examined | None]:
     """A second look at every tensor of a quantized model, None for kept ones; metrics: what was measured."""
     measured = dict(zip(model, metrics))
-    wanted = [name for name, tensor in model.items() if tensor.scheme is not None and measured[name] is not None]
+    # Of weights decoded to infinity theory says nothing.
+    wanted = [name for name, m in measured.items() if model[name].scheme and m is not None and math.isfinite(m.sse)]
     looks: dict[str, _Look] = {}
     known: dict[str, Examined] = {}
     if progress is not None:
@@ -86,13 +88,14 @@ def examine(
 
     def see(name: str, tiles: int, index: int, span: TileSpan) -> None:
         look = looks[name]
-        nbytes = _see(model[name], original[name], original, look, index, span)
-        with look.lock:
-            complete = len(look.parts) == tiles and looks.pop(name, None) is not None
-        if complete:  # here, so that at no time more histograms exist than tensors being read
-            found = measured[name]
-            assert found is not None
-            known[name] = Examined(theory=_theory(model[name], look, found), histogram=_histogram_of(look))
+        with np.errstate(all="ignore"):  # of damaged parameters
+            nbytes = _see(model[name], original[name], original, look, index, span)
+            with look.lock:
+                complete = len(look.parts) == tiles and looks.pop(name, None) is not None
+            if complete:  # here, so that at no time more histograms exist than tensors being read
+                found = measured[name]
+                assert found is not None
+                known[name] = Examined(theory=_theory(model[name], look, found), histogram=_histogram_of(look))
         if progress is not None:
             progress.advance(nbytes)
 
@@ -123,11 +126,13 @@ def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: in
 
 
 def _levels(scheme: Scheme, params: QuantParams) -> NDArray[np.float64] | None:
-    """What the codes of a tensor stand for, ascending, in units of the scale; None where rows differ."""
+    """What the codes of a tensor stand for, ascending, in units of the scale; None where rows differ, and where all
+    codes stand for the same."""
     grid = code_grid(scheme)
     if grid.mode == LEVELS:
         assert params.codebook is not None
-        return params.codebook.sorted[0].astype(np.float64) if params.codebook.tables == 1 else None
+        levels = params.codebook.sorted[0].astype(np.float64)
+        return levels if params.codebook.tables == 1 and levels[0] < levels[-1] else None
     if grid.mode == BINARY:
         return np.array([-1.0, 1.0])
     first = grid.umin - (grid.zero if scheme.symmetric else 0)
@@ -152,6 +157,7 @@ def _on_grid(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -
 def _bins(placed: NDArray[Any], levels: NDArray[np.float64]) -> NDArray[np.int64]:
     low, high = _range(levels)
     at = np.clip((placed - np.float32(low)) * np.float32(BINS / (high - low)), 0, BINS - 1)
+    at[np.isnan(at)] = 0  # of a range so small that its bins have no width
     return np.bincount(at.astype(np.int64).ravel(), minlength=BINS)
 
 

@@ -158,8 +158,8 @@ def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | Non
     if report.lossless or report.sqnr_db is None:
         cost = "lossless" if report.lossless else "not lossless"
     first = f"{printable(report.source, 200)} -> {printable(report.output, 200)}"
-    stream.write(f"\x1b[1m{first}\x1b[0m\n" if colour else f"{first}\n")
-    stream.write(f"{report.target}: {what}; {cost}\n")
+    t.line(first, stream, style="1" if colour else "")
+    t.line(f"{report.target}: {what}; {cost}", stream)
     stream.write(f"{t.size(report.bytes_in)} -> {t.size(report.bytes_out)}, {report.seconds:.2f} s\n\n")
     rows = sorted(report.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0))
     shown = rows if limit is None else rows[: max(1, limit)]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.dtypes import to_float64
 from quantcli.errors import DataError, printable
 from quantcli.stores.gguf import GgufFile
 from quantcli.tensors import TensorInfo
@@ -49,7 +50,7 @@ class Importances(Mapping[str, "NDArray[np.float64]"]):
     def _floats(self, name: str, count: int) -> NDArray[np.float64]:
         raw = np.empty(count * 4, np.uint8)
         self.source.read(name, 0, raw.data)
-        values = raw.view("<f4").astype(np.float64)
+        values = to_float64(raw.view("<f4"))
         if not (np.isfinite(values) & (values >= 0)).all():
             raise DataError("a number is negative or not finite", place=[self.source.path, printable(name)])
         return values

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, to_float32
+from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.errors import UsageError, printable
 from quantcli.grouping import Layout
 from quantcli.imatrix import importances
@@ -137,5 +137,5 @@ def _tensors(source: Source) -> dict[str, Array]:
         buffer = np.empty(info.nbytes, np.uint8)
         source.read(info.name, 0, buffer.data)
         values = buffer.view("<f8") if info.dtype == "F64" else to_float32(buffer, info.dtype)
-        entries[info.name] = values.astype(np.float64).reshape(info.shape)
+        entries[info.name] = to_float64(values).reshape(info.shape)
     return entries

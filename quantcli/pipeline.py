@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from quantcli import container, core, digest, kernels, packing
+from quantcli import container, core, digest, kernels, packing, seal
 from quantcli import metrics as metric
 from quantcli.container import Result
 from quantcli.dtypes import DTYPES, from_float32
@@ -363,7 +363,10 @@ def file_layout(source: Source, plan: Plan, metadata: Mapping[str, str], digest_
     """The exact layout of the file a plan leads to."""
     outputs = [output for tensor in plan.tensors for output in tensor.outputs]
     document = container.document(plan, digest_kind, source_bytes(source))
-    return lay_out(outputs, {"format": "pt", **metadata, container.KEY: document})
+    try:
+        return lay_out(outputs, {"format": "pt", **metadata, container.KEY: document})
+    except DataError as error:
+        raise error.within(source.path) from None
 
 
 def interrupt(source: Source) -> None:
@@ -419,7 +422,7 @@ def write(source: Source, plan: Plan, metadata: Mapping[str, str], path: str, op
                 continue
             document = container.document(plan, options.digest, source_bytes(source), run.results)
             header = header_bytes(places.entries, {**metadata, container.KEY: document}, places.header_size)
-            out.write(0, container.sealed(header))
+            out.write(0, seal.sealed(header))
             source.check_unchanged()
             out.sync()
             validate(out.temp, path)

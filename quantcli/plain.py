@@ -29,13 +29,16 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Without aliases and merge keys, and with duplicate keys refused."""
+        """Without aliases, tags and merge keys, and with duplicate keys refused."""
 
         depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.get_mark())
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            if getattr(event, "tag", None) is not None:
+                raise yaml.MarkedYAMLError(problem="tags are not allowed", problem_mark=event.start_mark)
             self.depth += 1
             if self.depth > 30:
                 raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())

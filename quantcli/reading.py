@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from quantcli.scheme import Scheme
 
 
+CHANGED = "its quantcli header was changed after it was written, so what it says cannot be relied on"
+
+
 class Tensor:
     """A tensor of a file: what it was before quantization, and its values when asked for."""
 
@@ -192,14 +195,14 @@ class Model(Mapping[str, Tensor]):
         self.documents: list[container.Document] = []
         covered: set[str] = set()
         stored: list[StoredTensor] = []
-        for text, infos in source.documents:
+        for header in source.documents:
             try:
-                document = container.parse(text, infos)
+                document = container.parse(*header)
             except DataError as error:
                 raise error.within(source.path) from None
             self.documents.append(document)
             stored.extend(document.tensors)
-            covered.update(info.name for info in infos)
+            covered.update(info.name for info in header.infos)
         for info in source.infos():
             if info.name not in covered:
                 stored.append(StoredTensor(info, "", None, None, "", None, None, None, "", (info,)))
@@ -209,6 +212,16 @@ class Model(Mapping[str, Tensor]):
     def is_quantized(self) -> bool:
         """Whether quantcli wrote it."""
         return bool(self.documents)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether a quantcli header was changed after it was written, so that what it says need not be true."""
+        return any(document.intact is False for document in self.documents)
+
+    def check_headers(self) -> None:
+        """Raise DataError when a header was changed after it was written."""
+        if self.is_changed:
+            raise DataError(CHANGED, place=[self.source.path], hint="verify it against its original, or quantize again")
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]

@@ -19,7 +19,7 @@ from quantcli.grouping import layout
 from quantcli.reading import Model, Tensor
 from quantcli.reading import open as open_model
 from quantcli.scheme import Scheme
-from quantcli.stores import Source
+from quantcli.stores import HeaderDocument, Source
 from quantcli.tensors import TensorInfo
 from quantcli.views import view_of
 
@@ -42,7 +42,7 @@ class Decoded:
         self._infos = {name: replace(info, dtype="F32") if name in wide else info for name, info in own.items()}
 
     @property
-    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+    def documents(self) -> list[HeaderDocument]:
         """None: these are floats."""
         return []
 

@@ -127,9 +127,9 @@ def taken_over(path: str, finished: Finished, source: Source, plan: Plan, option
             return None
         with contextlib.closing(SafetensorsFile(InputFile(path))) as file:
             metadata = {k: v for k, v in file.metadata.items() if k != container.KEY}
-            document = container.parse(file.metadata[container.KEY], file.infos())
+            document = container.parse(*file.documents[0])
             size = file.file.size
-    except (QuantcliError, KeyError):
+    except (QuantcliError, IndexError):
         return None
     stored = {s.info.name: s for s in document.tensors}
     same = metadata == {"format": "pt", **source.metadata} and document.source_bytes == source_bytes(source)

@@ -189,6 +189,8 @@ class Scheme:
             )
         if not self.symmetric and not calibrator.affine:
             raise UsageError(f"{self.calibration} is for symmetric schemes only", place=["calibration"])
+        if not isinstance(self.options, Mapping):
+            raise UsageError(f"{self.options!r} is not a map of names to values", place=["options"])
         for name, value in self.options.items():
             if name not in calibrator.options:
                 raise UsageError(f"{self.calibration} has no such option", place=["options", name])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, to_float32
+from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.pipeline import COPY
 from quantcli.reading import Tensor
 from quantcli.views import View
@@ -40,13 +40,13 @@ def _blocks(tensor: Tensor) -> Iterator[NDArray[np.float64]]:
     stored = tensor.stored
     if stored.layout is not None:
         for span in stored.layout.tiles():
-            yield tensor.decoded(span).ravel().astype(np.float64)
+            yield to_float64(tensor.decoded(span).ravel())
         return
     dtype = DTYPES[stored.info.dtype]
     for start in range(0, stored.info.nbytes, COPY):
         raw = tensor.read_bytes(stored.info.name, start, min(COPY, stored.info.nbytes - start))
         values: NDArray[Any] = raw.view(dtype.numpy) if dtype.numpy else to_float32(raw, dtype.name)
-        yield values.astype(np.float64)
+        yield to_float64(values)
 
 
 def of(tensor: Tensor) -> Statistics | None:
@@ -59,7 +59,7 @@ def of(tensor: Tensor) -> Statistics | None:
 
 def of_view(view: View) -> Statistics:
     """Statistics of a tensor as whoever loads the file sees it."""
-    return _of(lambda: (view.read(first, last).astype(np.float64) for first, last in view.blocks))
+    return _of(lambda: (to_float64(view.read(first, last)) for first, last in view.blocks))
 
 
 def _of(blocks: Callable[[], Iterator[NDArray[np.float64]]]) -> Statistics:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from quantcli.errors import printable
+from quantcli.errors import printable, printable_line
 
 
 def size(nbytes: int) -> str:
@@ -88,7 +88,7 @@ class Table:
 
     def add(self, *cells: str, style: str = "") -> None:
         """Add a row."""
-        self.rows.append([printable(c) for c in cells])
+        self.rows.append([printable_line(cells[0], 512), *(printable(c) for c in cells[1:])])
         self.styles.append(style)
 
 
@@ -148,6 +148,12 @@ def paragraph(text: str, stream: TextIO, indent: str = "") -> None:
     width = screen[0] if screen else 100
     lines = textwrap.fill(text, width, break_on_hyphens=False, initial_indent=indent, subsequent_indent=indent)
     stream.write(lines + "\n")
+
+
+def line(text: str, stream: TextIO, *, style: str = "") -> None:
+    """Print a line of which any part may come from a file; style: the digits of an ANSI colour or weight."""
+    shown = printable_line(text)
+    stream.write(f"\x1b[{style}m{shown}\x1b[0m\n" if style else f"{shown}\n")
 
 
 def show(table: Table, stream: TextIO, *, colour: bool) -> None:

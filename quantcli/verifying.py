@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli import __version__, checkpoints, container, digest, kernels, possible
+from quantcli import __version__, checkpoints, digest, kernels, possible
 from quantcli import metrics as metric
 from quantcli.codes import code_grid
 from quantcli.dtypes import DTYPES
@@ -99,17 +99,16 @@ class _Run:
         """Whether every header is as it was written, and every file has one of ours."""
         source = self.model.source
         shards = source.shards if isinstance(source, Checkpoint) else {"": source}
+        documents = iter(self.model.documents)
         for name, shard in shards.items():
             place = f"{printable(name)}: " if name else ""
-            documents, (file, *_) = shard.documents, shard.files()
-            if not documents:
+            if not shard.documents:
                 self.add("", "structure", f"{place}it has no quantcli header")
                 continue
-            size = 8 + int.from_bytes(file.read(0, 8), "little")
-            holds = container.seal_holds(file.read(0, size), documents[0][0])
-            if holds is None:
+            intact = next(documents).intact
+            if intact is None:
                 self.unchecked.append("the header has no digest of itself")
-            elif not holds:
+            elif not intact:
                 self.add("", "structure", f"{place}the header is not as it was written")
         if isinstance(source, Checkpoint):
             for problem in checkpoints.faults(source, [t.stored for t in self.model.values()]):

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,18 @@ def digest(path: Path) -> str:
 def left_behind(folder: Path) -> list[str]:
     """Names of temporary files in a folder."""
     return sorted(n for n in os.listdir(folder) if n.endswith(".tmp"))
+
+
+def change_header(path: Path | str, change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> None:
+    """Change the quantcli document in the header of a file, with a new digest of the header or with the old one."""
+    from quantcli import seal as seals
+
+    raw = Path(path).read_bytes()
+    length = 8 + int.from_bytes(raw[:8], "little")
+    header = header_of(path)
+    document = json.loads(header["__metadata__"]["quantcli"])
+    change(document)
+    header["__metadata__"]["quantcli"] = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    whole = len(text).to_bytes(8, "little") + text
+    Path(path).write_bytes((seals.sealed(whole) if seal else whole) + raw[length:])

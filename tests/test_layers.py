@@ -16,7 +16,7 @@ import quantcli
 PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
-    "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
+    "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest", "seal",
     "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
     "stores", "adapters", "imatrix", "container", "patterns", "importance", "architectures", "exports", "plan",
     "plain", "recipe", "foreign", "evidence", "workers", "pipeline", "resuming", "reading", "measuring",

@@ -56,6 +56,7 @@ def command(
     with reading.open(before) as a, reading.open(after) as b, talk.bar("comparing") as bar:
         for model in (a, b):
             need_file(model.source, "comparing")
+            model.check_headers()
         views = views_of(a, before), views_of(b, after)
         ours, theirs, note = naming.under_one_name(a, views[0], b, views[1])
         if note:

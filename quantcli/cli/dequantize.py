@@ -10,7 +10,7 @@ import click
 
 from quantcli.cli import _naming, options
 from quantcli.dtypes import LONG_NAMES
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError
 
 
 @click.command("dequantize", short_help="Turn a quantized file back into floats.")
@@ -77,7 +77,7 @@ def command(
         options.print_json(document)
     elif not talk.quiet and output != "-":
         line = f"{src} -> {target}: {decoded} of {len(views)} tensors decoded, {terminal.size(size)}"
-        sys.stdout.write(printable(line, 2000) + "\n")
+        terminal.line(line, sys.stdout)
         sys.stdout.flush()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli.cli import options
-from quantcli.errors import printable
+from quantcli.errors import printable, printable_line
 
 if TYPE_CHECKING:
     from quantcli.evidence import Evidence
@@ -48,6 +48,10 @@ def command(
     if recipe and (names or talk.json or stats):
         raise UsageError("a recipe is printed alone", place=["--recipe"])
     with reading.open(src) as model:
+        if recipe:
+            model.check_headers()
+        elif model.is_changed:
+            options.warn(f"{src}: {reading.CHANGED}")
         if not stats:
             model.source.check_unchanged()  # a pipe to its end
         if recipe:
@@ -56,7 +60,7 @@ def command(
             return
         if names:
             for name in model:
-                sys.stdout.write(name + "\0" if null else printable(name, 100_000) + "\n")
+                sys.stdout.write(name + "\0" if null else printable_line(name) + "\n")
             sys.stdout.flush()
             return
         rows = _rows(model, src)
@@ -70,8 +74,8 @@ def command(
             for row in rows:
                 known = decoded.get(row.name)
                 found[row.name] = statistics.of_view(known) if known else statistics.of(model[row.name])
-                if row.name in model:
-                    model.source.passed(row.name, 0, row.bytes)
+                for part in model[row.name].stored.outputs if row.name in model else ():
+                    model.source.passed(part.name, 0, part.nbytes)
         layout = _layout(model, src)
         if talk.json:
             options.print_json(_document(src, model, rows, found, layout))
@@ -225,18 +229,18 @@ def _print(
 
     parameters = sum(math.prod(row.shape) for row in rows)
     nbytes = sum(f.size for f in model.source.files())
-    kind = f", quantized by {model.documents[0].tool}" if model.documents else ""
+    kind = f", quantized by {printable(model.documents[0].tool, 100)}" if model.documents else ""
     sizes = f"{terminal.count(parameters)} parameters, {terminal.size(nbytes)}"
-    sys.stdout.write(printable(f"{src}: {len(rows):,} tensors, {sizes}{kind}", 2000) + "\n")
+    terminal.line(f"{src}: {len(rows):,} tensors, {sizes}{kind}", sys.stdout)
     if layout is not None:
-        sys.stdout.write(f"layout: {printable(str(layout), 1000)}\n")
+        terminal.line(f"layout: {printable(str(layout), 1000)}", sys.stdout)
     metadata = {k: v for k, v in model.source.metadata.items() if k != "quantcli"}
     if metadata:
         shown = ", ".join(
             f"{printable(k, 40)}={printable(v, 60)}" for k, v in list(metadata.items())[: 100 if talk.verbose else 4]
         )
         more = len(metadata) - (100 if talk.verbose else 4)
-        sys.stdout.write(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}\n")
+        terminal.line(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}", sys.stdout)
     sys.stdout.write("\n")
     table = _table(rows, found)
     terminal.show(table, sys.stdout, colour=talk.coloured)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 import os
 import sys
 import tempfile
@@ -211,9 +210,11 @@ def talk(command: F) -> F:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print a document on standard output: strict JSON, names escaped to ASCII."""
-    json.dump(document, sys.stdout, indent=1, allow_nan=False)
-    sys.stdout.write("\n")
+    """Print a document on standard output: strict JSON, names escaped to ASCII, null for what is not finite."""
+    from quantcli.renderings.json import write
+    from quantcli.report import plain
+
+    write(plain(document), sys.stdout)
     sys.stdout.flush()
 
 

@@ -115,7 +115,9 @@ def _print(
             f"best single scheme in the same bytes: {planned.uniform[1]}, cost {planned.uniform[0]:.6g}; "
             f"this is {better:.1f} % less"
         )
-    sys.stdout.write("\n".join(lines) + "\n\n")
+    for text in lines:
+        t.line(text, sys.stdout)
+    sys.stdout.write("\n")
     table = t.Table(
         [
             t.Column("tensor"),
@@ -145,7 +147,8 @@ def _print(
         sys.stdout.write(f"and {len(rows) - limit} more; --all shows them\n")
     if explain:
         prices = [line for unit, number in rows[:limit] for line in _prices(unit, number)]
-        sys.stdout.write("\n" + "\n".join([*prices, "", *_advice(planned)]) + "\n")
+        for text in ["", *prices, "", *_advice(planned)]:
+            t.line(text, sys.stdout)
     sys.stdout.flush()
 
 

@@ -198,6 +198,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
     with reading.open(job.file) as model:
         if not model.is_quantized:
             return gates.judged(_foreign(job, model, theory, threads, talk, began), job.gates, before)
+        model.check_headers()
         stored = reading.stored_tensors(model)
         metrics = [s.metrics for s in stored]
         if job.against is None:

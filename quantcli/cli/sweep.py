@@ -129,10 +129,12 @@ def _print(found: Sweep, talk: options.Talk, plot: bool) -> None:
     from quantcli.errors import printable
 
     colour = talk.coloured
-    sys.stdout.write(
+    t.line(
         f"{printable(found.source, 200)}: {len(found.points)} settings on {t.count(found.parameters)} parameters, "
-        f"{t.size(found.bytes_in)}, {found.seconds:.2f} s\n\n"
+        f"{t.size(found.bytes_in)}, {found.seconds:.2f} s",
+        sys.stdout,
     )
+    sys.stdout.write("\n")
     table = t.Table(
         [
             t.Column("scheme"),

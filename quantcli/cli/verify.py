@@ -127,12 +127,12 @@ def _print(src: str, found: Verified, names: list[str], talk: options.Talk, show
     how = f" against {printable(found.against, 200)}" if found.against is not None else ""
     what = f"{found.tensors:,} tensors, {found.quantized:,} quantized"
     if found.passed:
-        sys.stdout.write(f"{printable(src, 200)}: ok{how}: {what}; {', '.join(checks)}\n")
+        t.line(f"{printable(src, 200)}: ok{how}: {what}; {', '.join(checks)}", sys.stdout)
     else:
         bad = len({f.tensor for f in found.findings if f.tensor})
-        sys.stdout.write(f"{printable(src, 200)}: FAILED{how}: {what}, {bad:,} wrong\n")
-    for line in found.unchecked:
-        sys.stdout.write(f"not checked: {line}\n")
+        t.line(f"{printable(src, 200)}: FAILED{how}: {what}, {bad:,} wrong", sys.stdout)
+    for said in found.unchecked:
+        t.line(f"not checked: {said}", sys.stdout)
     limit = None if show_all else t.screenful()
     if names:
         sys.stdout.write("\n")
@@ -149,10 +149,12 @@ def _print(src: str, found: Verified, names: list[str], talk: options.Talk, show
 
 
 def _print_findings(findings: tuple[Finding, ...], limit: int | None) -> None:
+    from quantcli import terminal
+
     if findings:
         sys.stdout.write("\n")
     for finding in findings if limit is None else findings[: max(1, limit)]:
-        sys.stdout.write(finding.line() + "\n")
+        terminal.line(finding.line(), sys.stdout)
     if limit is not None and len(findings) > limit:
         sys.stdout.write(f"and {len(findings) - limit} more; --all shows them\n")
 

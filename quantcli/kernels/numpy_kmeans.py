@@ -25,8 +25,10 @@ def kmeans(weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[
 
 
 def _cost(weight: Doubles, total: Doubles, square: Doubles, i: NDArray[np.int64], j: NDArray[np.int64]) -> Doubles:
+    """Squared error of the cells [i, j); NaN or infinite where they weigh nothing beside the sums before them."""
     w, s = weight[j] - weight[i], total[j] - total[i]
-    found: Doubles = (square[j] - square[i]) - s * s / w
+    with np.errstate(all="ignore"):
+        found: Doubles = (square[j] - square[i]) - s * s / w
     return found
 
 
@@ -42,7 +44,9 @@ def _layer(
         ends = np.cumsum(count)
         i = np.arange(ends[-1]) - np.repeat(ends - count - low, count)
         j = np.repeat(middle, count)
-        costs = before[i] + _cost(weight, total, square, i, j)
+        with np.errstate(invalid="ignore"):
+            costs = before[i] + _cost(weight, total, square, i, j)
+        costs[np.isnan(costs)] = np.inf  # NaN is less than nothing: never the best in kmeans.h
         least = np.minimum.reduceat(costs, ends - count)
         hits = np.flatnonzero(costs == np.repeat(least, count))
         best = i[hits[np.searchsorted(hits, ends - count)]]

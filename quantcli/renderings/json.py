@@ -1,11 +1,11 @@
 """One JSON document: a report, or several in `reports`. Its schema is `report.schema.json` beside this file; the
-document of one report is a valid `--baseline`. Strict JSON, names escaped to ASCII, no infinities."""
+document of one report is a valid `--baseline`. Strict JSON, names escaped to ASCII, null instead of infinities."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from quantcli.renderings import Look, Rendering, verdict
 from quantcli.report import SCHEMA_VERSION, RunReport
@@ -23,7 +23,13 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
             "passed": verdict(reports),
             "reports": documents,
         }
-    json.dump(whole, stream, indent=1, allow_nan=False)
+    write(whole, stream)
+
+
+def write(document: dict[str, Any], stream: TextIO) -> None:
+    """Write a document, and nothing that a log of GitHub Actions or Azure Pipelines takes for a command."""
+    for part in json.JSONEncoder(indent=1, allow_nan=False).iterencode(document):
+        stream.write(part.replace("##", "#\\u0023"))  # in names and texts only
     stream.write("\n")
 
 

@@ -38,7 +38,7 @@ def _headline(report: RunReport) -> list[str]:
     lines.append(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller){time}")
     if s.kept:
         counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
-        lines.append("kept: " + ", ".join(f"{n} {reason}" for reason, n in counts))
+        lines.append("kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts))
     if report.command == "report" and s.sqnr_db is None and not s.exact:
         lines.append("the file does not tell its errors: --against ORIGINAL measures them")
     equal = equal_line(report)
@@ -69,10 +69,10 @@ def _rest(rows: list[TensorReport]) -> str:
     return f"and {len(rows)} more: {', '.join(parts)}; --all shows them"
 
 
-def _gate_line(gate: GateResult, colour: bool) -> str:
+def _gate(gate: GateResult, stream: TextIO, colour: bool) -> None:
     word, code = ("passed", 32) if gate.passed else ("FAILED", 31)
-    mark = f"\x1b[{code}m{word}\x1b[0m" if colour else word
-    return f"{mark}  {gate.title} {shown(gate.gate, gate.limit)}: {gate.message}"
+    stream.write(f"\x1b[{code}m{word}\x1b[0m" if colour else word)
+    t.line(f"  {gate.title} {shown(gate.gate, gate.limit)}: {gate.message}", stream)
 
 
 def _comparison(
@@ -86,12 +86,13 @@ def _comparison(
 ) -> None:
     """What changed since the baseline, most lost first; at most so many tensors by name that one side has alone."""
     counts = f"{len(found.changes)} changed, {len(found.new)} new, {len(found.vanished)} vanished"
-    stream.write(f"\nagainst {printable(found.baseline, 200)}: {counts}\n")
+    stream.write("\n")
+    t.line(f"against {printable(found.baseline, 200)}: {counts}", stream)
     for what, names in zip(alone, (found.new, found.vanished)):
         if names:
             more = f" and {len(names) - named} more" if len(names) > named and limit is not None else ""
             shown_names = names if limit is None else names[:named]
-            stream.write(f"{what}: {', '.join(printable(n) for n in shown_names)}{more}\n")
+            t.line(f"{what}: {', '.join(printable(n) for n in shown_names)}{more}", stream)
     if not found.changes:
         return
     table = t.Table(
@@ -125,10 +126,13 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
 def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
     """One report; at most `limit` tensors, what else was kept and must be seen in groups, the rest in one line."""
     lines = _headline(report)
-    stream.write(f"\x1b[1m{lines[0]}\x1b[0m\n" if colour else lines[0] + "\n")
-    stream.write("\n".join(lines[1:]) + "\n")
+    t.line(lines[0], stream, style="1" if colour else "")
+    for text in lines[1:]:
+        t.line(text, stream)
     if report.gates:
-        stream.write("\n" + "\n".join(_gate_line(g, colour) for g in report.gates) + "\n")
+        stream.write("\n")
+        for gate in report.gates:
+            _gate(gate, stream, colour)
     found, measured_here = report.comparison, report.command == "compare"
     if found is not None and not measured_here:
         _comparison(found, stream, colour=colour, limit=limit)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from quantcli.errors import UsageError
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from quantcli.stores.files import InputFile
+
+
+class HeaderDocument(NamedTuple):
+    """quantcli's own document in the header of a file, the tensors of that file, and whether the header still has the
+    digest of itself that was written (None: it has none)."""
+
+    text: str
+    infos: Sequence[TensorInfo]
+    seal: bool | None
 
 
 class Source(Protocol):
@@ -21,7 +29,7 @@ class Source(Protocol):
     metadata: dict[str, str]
 
     @property
-    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+    def documents(self) -> list[HeaderDocument]:
         """quantcli's own header documents, each with the tensors of its file."""
 
     def infos(self) -> Sequence[TensorInfo]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from quantcli.errors import DataError, printable
+from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile, read_small
 from quantcli.stores.safetensors import SafetensorsFile, strict_json
 from quantcli.tensors import TensorInfo
@@ -191,7 +192,7 @@ class Checkpoint:
         return self._home[name]
 
     @property
-    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+    def documents(self) -> list[HeaderDocument]:
         """The quantcli documents of the shards, each with the tensors of its shard."""
         return [document for shard in self.shards.values() for document in shard.documents]
 
@@ -228,7 +229,7 @@ class Part:
         self._home = {info.name: whole.shard_of(info.name) for info in infos}
 
     @property
-    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+    def documents(self) -> list[HeaderDocument]:
         """None: what is quantized is not quantized again."""
         return []
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import DataError, printable
+from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
 from quantcli.tensors import TensorInfo
 
@@ -372,7 +373,7 @@ class GgufFile:
         self.blocks = {name: e.block for name, e in self._entries.items() if e.block is not None}
 
     @property
-    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+    def documents(self) -> list[HeaderDocument]:
         """None: a GGUF is never a native file."""
         return []
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES, FROM_NUMPY
 from quantcli.errors import DataError, os_error, printable
+from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile, OpenFile
 from quantcli.tensors import TensorInfo
 
@@ -33,7 +34,7 @@ _ITEM = re.compile(
     r"""\s*(?:(?P<q>['"])descr(?P=q)\s*:\s*(?P<p>['"])(?P<descr>[^'"]*)(?P=p)
                         |  ['"]fortran_order['"]\s*:\s*(?P<fortran>True|False)
                         |  ['"]shape['"]\s*:\s*\((?P<shape>[\d,\sL]*)\))\s*(?:,|(?=\}))""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 
 
@@ -89,7 +90,7 @@ def _fields(text: str) -> dict[str, str]:
                     raise DataError(f"its header has {key} twice")
                 fields[key] = value
         at = match.end()
-    if body[at:].strip() != "}" or len(fields) != 3:
+    if body[at:].strip(" \t\r\n") != "}" or len(fields) != 3:
         raise DataError("its header is not a plain description of one array of numbers (descr, fortran_order, shape)")
     return fields
 
@@ -179,7 +180,7 @@ class NpyFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self.documents: list[tuple[str, Sequence[TensorInfo]]] = []
+        self.documents: list[HeaderDocument] = []
         self.file = InputFile(path)
         try:
             start = self.file.read(0, min(self.file.size, _HEADER_LIMIT + 16))
@@ -224,7 +225,7 @@ class NpzFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self.documents: list[tuple[str, Sequence[TensorInfo]]] = []
+        self.documents: list[HeaderDocument] = []
         self.file = InputFile(path)
         self._lock = threading.Lock()
         self._arrays: dict[str, _Array] = {}

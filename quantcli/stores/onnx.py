@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
+from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
 from quantcli.stores.onnx_tensors import Elements, Entry, Packed, pair, tensor_fields
 from quantcli.stores.protobuf import Field, Wire
@@ -300,7 +301,7 @@ class OnnxFile:
         self.graph = reader.told()
 
     @property
-    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+    def documents(self) -> list[HeaderDocument]:
         """None: an ONNX file is never a native file."""
         return []
 

@@ -12,12 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quantcli import seal
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
+from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
 from quantcli.tensors import TensorInfo
 
 HEADER_LIMIT = 100_000_000
+METADATA = "__metadata__"
+"""The key of a header that is no tensor."""
 
 _STRANGERS = [
     (b"GGUF", "this is a GGUF file"),
@@ -40,7 +44,8 @@ class Entry:
 
 
 def strict_json(text: bytes, place: str) -> Any:
-    """JSON in UTF-8 without duplicate keys, NaN, lone surrogates or bottomless nesting. Raises DataError."""
+    """JSON in UTF-8 without duplicate keys, NaN, numbers beyond float64, lone surrogates or bottomless nesting. Raises
+    DataError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -53,9 +58,15 @@ def strict_json(text: bytes, place: str) -> Any:
     def no_constant(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
+    def finite(digits: str) -> float:
+        found = float(digits)
+        if math.isinf(found):
+            raise ValueError(f"{printable(digits, 40)} is too large a number")
+        return found
+
     try:
         decoded = text.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
         if "\\u" in decoded:  # an escape can smuggle in half a surrogate pair
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
@@ -89,8 +100,8 @@ def _entry(name: str, fields: Any) -> Entry:
     return Entry(TensorInfo(name, dtype, dims), begin)
 
 
-def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
-    """Metadata, entries in file order and the offset of the data. Raises DataError, saying where it is wrong."""
+def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
+    """Metadata, entries in file order and the header itself. Raises DataError, saying where it is wrong."""
     place = f"{file.path}"
     if file.size < 8:
         raise DataError(f"a file of {file.size} bytes is not a safetensors file", place=[place])
@@ -126,7 +137,7 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], int]:
     file.expect(8 + length + position)
     if not entries:
         raise DataError("the file holds no tensors", place=[place])
-    return metadata, entries, 8 + length
+    return metadata, entries, start[:8] + text
 
 
 class SafetensorsFile:
@@ -135,7 +146,9 @@ class SafetensorsFile:
     def __init__(self, file: InputFile) -> None:
         self.path, self.file = file.path, file
         try:
-            self.metadata, entries, self.data = parse_header(self.file)
+            self.metadata, entries, header = parse_header(self.file)
+            self.data = len(header)
+            self._seal = seal.holds(header) if "quantcli" in self.metadata else None
             self.file.passed(0, self.data)
         except BaseException:
             self.file.close()
@@ -143,9 +156,11 @@ class SafetensorsFile:
         self._entries = {e.info.name: e for e in entries}
 
     @property
-    def documents(self) -> list[tuple[str, Sequence[TensorInfo]]]:
+    def documents(self) -> list[HeaderDocument]:
         """The quantcli document of the header, with the tensors of its file; none in other people's files."""
-        return [(self.metadata["quantcli"], self.infos())] if "quantcli" in self.metadata else []
+        if "quantcli" not in self.metadata:
+            return []
+        return [HeaderDocument(self.metadata["quantcli"], self.infos(), self._seal)]
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]
@@ -199,8 +214,12 @@ def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str], size: 
 def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLayout:
     """The layout of a file of these tensors whose metadata takes no more room than this one.
 
-    Wider elements go first, so that every tensor is aligned for whoever maps the file.
+    Wider elements go first, so that every tensor is aligned for whoever maps the file. Raises DataError for a tensor
+    with the name that headers have for their metadata.
     """
+    if any(info.name == METADATA for info in infos):
+        problem = "a safetensors file cannot hold a tensor of this name"
+        raise DataError(problem, place=[METADATA], hint="rename it in the source")
     ordered = sorted(infos, key=lambda i: -DTYPES[i.dtype].bits)  # stable: source order among equals
     entries: dict[str, Any] = {}
     at = 0

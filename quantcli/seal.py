@@ -1,0 +1,41 @@
+"""The digest that a native header holds of itself, by which a change of the header is seen.
+
+It is no signature: whoever changes a header on purpose can put a new digest in. Only the original weights tell then.
+"""
+
+from __future__ import annotations
+
+import re
+
+UNSEALED = "0" * 32
+"""What stands in place of the digest while the header is hashed."""
+
+_PLACE = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
+"""Where a header holds its own digest. Inside any other name or text these quotes would have backslashes."""
+
+
+def _found(header: bytes) -> tuple[int, bytes] | None:
+    """Where a header holds its own digest, and what that should be; None for headers without."""
+    from xxhash import xxh3_128
+
+    place = _PLACE.search(header)
+    if place is None:
+        return None
+    hasher, whole = xxh3_128(), memoryview(header)  # a header may have 100 MB: no copies
+    for part in (whole[: place.start(1)], UNSEALED.encode(), whole[place.end(1) :]):
+        hasher.update(part)
+    return place.start(1), hasher.hexdigest().encode()
+
+
+def sealed(header: bytes) -> bytes:
+    """A header (length and JSON) with its own digest in the place for it."""
+    found = _found(header)
+    assert found is not None
+    at, digest = found
+    return header[:at] + digest + header[at + len(digest) :]
+
+
+def holds(header: bytes) -> bool | None:
+    """Whether a header is as it was written; None when it has no digest of its own."""
+    found = _found(header)
+    return None if found is None else header.startswith(found[1], found[0])
