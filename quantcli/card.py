@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from quantcli import __version__, recipe
+from quantcli import __version__, markup, recipe
 from quantcli import terminal as t
-from quantcli.errors import UsageError, printable
+from quantcli.errors import UsageError
 from quantcli.plan import REASONS, Plan
 from quantcli.report import RunReport, TensorReport, equal_line
 from quantcli.sidefiles import SideFiles
@@ -162,7 +162,7 @@ def _losses(report: RunReport) -> list[str]:
     lines += ["| tensor | shape | scheme | SQNR dB | max error | clipped |", "| --- | --- | --- | ---: | ---: | ---: |"]
     for r in worst:
         clipped = "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"
-        cells = [_code(r.name), t.shape(r.shape), r.scheme or "", t.decibels(r.sqnr_db, r.exact)]
+        cells = [markup.code(r.name), t.shape(r.shape), r.scheme or "", t.decibels(r.sqnr_db, r.exact)]
         lines.append(f"| {' | '.join(cells)} | {t.number(r.max_abs_error)} | {clipped} |")
     return lines
 
@@ -177,10 +177,10 @@ def _kept(report: RunReport) -> list[str]:
     if kept:
         lines += ["| reason | tensors | bytes | meaning | such as |", "| --- | ---: | ---: | --- | --- |"]
     for reason, found in sorted(kept.items(), key=lambda item: (-len(item[1]), item[0])):
-        size, name = t.size(sum(r.bytes_in for r in found)), _code(found[0].name)
+        size, name = t.size(sum(r.bytes_in for r in found)), markup.code(found[0].name)
         lines.append(f"| {reason} | {len(found)} | {size} | {REASONS.get(reason, '')} | {name} |")
     if equal is not None:
-        lines += [*([""] if kept else []), _plain(equal[0].upper() + equal[1:]) + "."]
+        lines += [*([""] if kept else []), markup.text(equal[0].upper() + equal[1:]) + "."]
     return lines
 
 
@@ -198,7 +198,7 @@ def _loading(plan: Plan, obstacle: str) -> list[str]:
     if obstacle:
         return [
             *lines,
-            f"config.json has no quantization_config: compressed-tensors cannot express {_plain(obstacle)}.",
+            f"config.json has no quantization_config: compressed-tensors cannot express {markup.text(obstacle)}.",
             "`quantcli dequantize` makes floating-point weights of this folder, the Python package quantcli reads it.",
         ]
     schemes = list(dict.fromkeys(tensor.scheme for tensor in plan.tensors if tensor.scheme is not None))
@@ -230,19 +230,8 @@ def exported(card: bytes, target: str, summary: str, notes: Sequence[str]) -> by
     lines = [
         "## Loading it",
         "",
-        f"Exported for {target}: {_plain(summary)}.",
-        *(f"- {_plain(note)}" for note in notes),
+        f"Exported for {target}: {markup.text(summary)}.",
+        *(f"- {markup.text(note)}" for note in notes),
     ]
     text = "\n".join(lines).encode("utf-8", "backslashreplace") + b"\n"
     return card[: start.start()] + text + (b"\n" + card[end.start() :] if end else b"")
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, 1000))
-
-
-def _code(name: str) -> str:
-    """A name as code; backticks and bars in it would end the code or the cell."""
-    plain = printable(name, 300).replace("|", "\\|")
-    return f"`` {plain} ``" if "`" in plain else f"`{plain}`"

@@ -299,6 +299,4 @@ def _checked(
     if (why := metrics.contradiction) is not None:
         raise DataError(why)
     minmax = _field(entry, "minmax_sse", float) if "minmax_sse" in entry else None
-    return StoredTensor(
-        info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note or "", expected, weighed
-    )
+    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note or "", expected, weighed)

@@ -16,12 +16,12 @@ import quantcli
 PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
-    "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest", "seal",
-    "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake", "llama",
-    "stores", "adapters", "imatrix", "container", "patterns", "importance", "architectures", "exports", "plan",
-    "plain", "recipe", "foreign", "evidence", "workers", "pipeline", "resuming", "reading", "measuring",
+    "errors", "dtypes", "registry", "scheme", "kernels", "tensors", "grouping", "packing", "metrics", "digest",
+    "seal", "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core", "fake",
+    "llama", "stores", "adapters", "imatrix", "container", "patterns", "importance", "architectures", "exports",
+    "plan", "plain", "recipe", "foreign", "evidence", "workers", "pipeline", "resuming", "reading", "measuring",
     "examining", "views", "comparing", "decoding", "naming", "allocating", "sweeping", "planning", "statistics",
-    "terminal", "unquantized", "report", "reporting", "gates", "config", "baseline", "sidefiles", "card",
+    "terminal", "markup", "unquantized", "report", "reporting", "gates", "config", "baseline", "sidefiles", "card",
     "checkpoints", "findings", "possible", "verifying", "origins", "exporting", "requantizing", "export_report",
     "renderings", "cli", "__main__",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,10 @@ def schemes(command: F) -> F:
     return command
 
 
+_PLAIN = re.compile(r"[\w./:+][\w./:+-]*", re.ASCII)
+"""Names that mean nothing else to a shell, which takes what is offered as if it had been typed, and to a glob."""
+
+
 class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A glob, or a regular expression after re:; shells complete it to names of the source's tensors and modules."""
 
@@ -137,7 +142,7 @@ class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         except Exception:  # what cannot be read has no names
             return []
         names = dict.fromkeys([*tensors, *map(module_of, tensors)])
-        return [CompletionItem(n) for n in names if n and n.startswith(incomplete) and n.isprintable()]
+        return [CompletionItem(n) for n in names if n.startswith(incomplete) and _PLAIN.fullmatch(n)]
 
 
 def selection(command: F) -> F:

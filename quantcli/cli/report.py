@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from quantcli.views import View
 
 
+UNSEALED = "the header has no digest of itself, so its figures could have been changed; --against measures them"
+
+
 @click.command("report", short_help="Tell what quantization cost, and gate it.")
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=str))
 @click.option(
@@ -226,6 +229,8 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         seconds=time.perf_counter() - began,
         examined=known,
     )
+    if job.against is None and any(document.intact is None for document in model.documents):
+        found = replace(found, warnings=[UNSEALED, *found.warnings])
     return gates.judged(found, job.gates, before)
 
 

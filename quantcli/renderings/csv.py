@@ -1,4 +1,7 @@
-"""Comma-separated values: a row per tensor, a header row, numbers as Python prints them (RFC 4180, lines end in LF)."""
+"""Comma-separated values: a row per tensor, a header row, numbers as Python prints them (RFC 4180, lines end in LF).
+
+Text that a spreadsheet would take for a formula has an apostrophe in front.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import csv
 from collections.abc import Sequence
 from typing import TextIO
 
-from quantcli.errors import printable
+from quantcli.errors import printable_line
 from quantcli.renderings import Look, Rendering
 from quantcli.report import RunReport
 
@@ -15,6 +18,9 @@ COLUMNS = (
     "symmetric", "calibration", "rounding", "mse", "nmse", "sqnr_db", "exact", "max_abs_error", "clipped_fraction",
     "bits_per_weight", "bytes_in", "bytes_out",
 )  # fmt: skip
+
+
+_FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
 
 def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
@@ -29,7 +35,16 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
         for tensor in report.tensors:
             cells = [getattr(tensor, column) for column in COLUMNS]
             row = [report.name, *(_cell(v) for v in cells), " ".join(failed.get(tensor.name, []))]
-            writer.writerow([printable(v, 100_000) if isinstance(v, str) else v for v in row])
+            writer.writerow([_inert(v) if isinstance(v, str) else v for v in row])
+
+
+def _inert(text: str) -> str:
+    """Text that a spreadsheet takes for no formula and a log for no command.
+
+    Reference: OWASP, CSV Injection.
+    """
+    shown, bare = printable_line(text), text.strip()  # tabs and line ends, which count too, are backslashes now
+    return f"'{shown}" if len(bare) > 1 and bare[0] in _FORMULA else shown
 
 
 def _cell(value: object) -> object:

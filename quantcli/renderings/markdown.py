@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
-from quantcli.errors import printable
 from quantcli.gates import shown
+from quantcli.markup import code, text
 from quantcli.renderings import Look, Rendering, verdict
 from quantcli.renderings._kept import groups
 from quantcli.report import Comparison, RunReport, TensorReport
@@ -41,7 +40,7 @@ def _headline(reports: Sequence[RunReport], passed: bool | None) -> str:
 def _report(report: RunReport, room: int) -> str:
     s = report.summary
     lines = [
-        f"{_code(report.name)}: SQNR **{t.decibels(s.sqnr_db, s.exact)}{'' if s.exact else ' dB'}**, "
+        f"{code(report.name)}: SQNR **{t.decibels(s.sqnr_db, s.exact)}{'' if s.exact else ' dB'}**, "
         f"{s.bits_per_weight:.3f} bits per weight, {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller), "
         f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
     ]
@@ -51,7 +50,7 @@ def _report(report: RunReport, room: int) -> str:
         for g in report.gates:
             mark = "✅" if g.passed else "❌"
             name = g.title
-            lines.append(f"| {name} | {shown(g.gate, g.limit)} | {_text(g.message)} | {mark} |")
+            lines.append(f"| {name} | {shown(g.gate, g.limit)} | {text(g.message)} | {mark} |")
     if report.comparison is not None:
         lines += ["", *_comparison(report.comparison)]
     quantized = sorted((r for r in report.tensors if r.disposition == "quantized"), key=_sqnr)
@@ -69,7 +68,7 @@ def _report(report: RunReport, room: int) -> str:
 def _comparison(found: Comparison) -> list[str]:
     lost = [c for c in found.changes if (c.delta_db < 0 if c.delta_db is not None else not c.after_exact)]
     lines = [
-        f"Against {_code(found.baseline)}: {len(lost)} of {len(found.changes)} changed tensors lost, "
+        f"Against {code(found.baseline)}: {len(lost)} of {len(found.changes)} changed tensors lost, "
         f"{len(found.new)} new, {len(found.vanished)} vanished."
     ]
     if found.changes:
@@ -77,8 +76,11 @@ def _comparison(found: Comparison) -> list[str]:
         for c in found.changes[:WORST]:
             delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f} dB"
             before, after = t.decibels(c.before_db, c.before_exact), t.decibels(c.after_db, c.after_exact)
-            lines.append(f"| {_code(c.tensor)} | {_text(c.before)} {before} | {_text(c.after)} {after} | {delta} |")
-    names = [*(f"new: {_code(n)}" for n in found.new[:10]), *(f"vanished: {_code(n)}" for n in found.vanished[:10])]
+            lines.append(f"| {code(c.tensor)} | {text(c.before)} {before} | {text(c.after)} {after} | {delta} |")
+    names = [
+        *(f"new: {code(n)}" for n in found.new[:10]),
+        *(f"vanished: {code(n)}" for n in found.vanished[:10]),
+    ]
     return [*lines, *(["", ", ".join(names)] if names else [])]
 
 
@@ -106,7 +108,7 @@ def _table(tensors: Sequence[TensorReport]) -> list[str]:
         sqnr = "-" if r.disposition == "kept" else t.decibels(r.sqnr_db, r.exact)
         scheme = r.scheme or f"kept: {r.reason}"
         lines.append(
-            f"| {_code(r.name)} | {t.shape(r.shape)} | {_text(scheme)} | {sqnr} | {t.number(r.max_abs_error)} "
+            f"| {code(r.name)} | {t.shape(r.shape)} | {text(scheme)} | {sqnr} | {t.number(r.max_abs_error)} "
             f"| {r.bits_per_weight:.3f} |"
         )
     return lines
@@ -114,17 +116,6 @@ def _table(tensors: Sequence[TensorReport]) -> list[str]:
 
 def _sqnr(tensor: TensorReport) -> float:
     return math.inf if tensor.sqnr_db is None else tensor.sqnr_db
-
-
-def _text(text: str) -> str:
-    """Text in which nothing is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~])", r"\\\1", printable(text, 500))
-
-
-def _code(name: str) -> str:
-    """A name as code; backticks and bars in it would end the code or the cell."""
-    plain = printable(name, 300).replace("|", "\\|")
-    return f"`` {plain} ``" if "`" in plain else f"`{plain}`"
 
 
 PROVIDES = Rendering(summary="a comment for a pull request", render=render)
