@@ -234,7 +234,7 @@ def _of_type(value: Any, kind: type[T], what: str) -> T:
     """A value of a document, checked: JSON may hold anything. Raises DataError."""
     if kind is float and type(value) is int and value < 1 << 1000:
         value = float(value)
-    if type(value) is not kind or (isinstance(value, (int, float)) and not value >= 0):
+    if type(value) is not kind or (isinstance(value, (int, float)) and not 0 <= value < 1 << 1000):
         raise DataError(f"{what} is {printable(repr(value), 40)}, not {_KINDS[kind]}")
     return value
 

@@ -62,6 +62,7 @@ def of_view(view: View) -> Statistics:
     return _of(lambda: (to_float64(view.read(first, last)) for first, last in view.blocks))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # near the end of float64, where the figures become None
 def _of(blocks: Callable[[], Iterator[NDArray[np.float64]]]) -> Statistics:
     """Statistics of values that can be gone through twice."""
     count, mean, spread, nonfinite = 0, 0.0, 0.0, 0
@@ -75,8 +76,7 @@ def _of(blocks: Callable[[], Iterator[NDArray[np.float64]]]) -> Statistics:
         # Chan, Golub, LeVeque, Updating formulae for sample variances, 1979: no cancellation far from 0.
         part = float(finite.mean())
         step, total = part - mean, count + len(finite)
-        with np.errstate(over="ignore"):
-            spread += float(np.square(finite - part).sum()) + step * step * count * len(finite) / total
+        spread += float(np.square(finite - part).sum()) + step * step * count * len(finite) / total
         mean += step * len(finite) / total
         count = total
     if not count:
@@ -87,7 +87,8 @@ def _of(blocks: Callable[[], Iterator[NDArray[np.float64]]]) -> Statistics:
     histogram, far = np.zeros(BINS, np.int64), 0
     for block in blocks():
         finite = block[np.isfinite(block)]
-        scaled = (finite / 2 - low / 2) / (high / 2 - low / 2) if high > low else np.zeros(len(finite))
+        width = high / 2 - low / 2  # 0 for the smallest numbers there are
+        scaled = (finite / 2 - low / 2) / width if width > 0 else np.zeros(len(finite))
         histogram += np.bincount(np.minimum((scaled * BINS).astype(np.int64), BINS - 1), minlength=BINS)
         far += int(np.count_nonzero(np.abs(finite - mean) > OUTLIER_SIGMAS * std))
     finite_or_none = [v if math.isfinite(v) else None for v in (low, high, mean, std)]

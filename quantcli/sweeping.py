@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import kernels
+from quantcli.core import scale_misfit
 from quantcli.errors import DataError, printable
 from quantcli.fitting import Misfit, NotFinite, Trials, read_span, read_tile, span_bytes
 from quantcli.grouping import TileSpan
@@ -220,6 +221,10 @@ class _Run:
                 except Misfit:
                     one.misfit = True
             if one.misfit:
+                scheme = one.plan.scheme
+                assert scheme is not None
+                if scheme.scale_dtype is not None or one.plan.scale_dtype == "F32":
+                    raise scale_misfit(scheme).within(self.source.path, printable(one.plan.info.name))
                 wider = with_float32_scales(one.plan)
                 self.amended[one.setting][one.plan.info.name] = wider
                 tries[number] = _try(one.setting, wider)

@@ -67,7 +67,8 @@ def codebook(levels: NDArray[Any], *, ties_to_even: bool = False) -> Codebook:
     width = (1 << max(count - 1, 1).bit_length()) - 1
     filled = np.full((levels.shape[0], width), np.inf, np.float32)
     filled[:, : count - 1] = thresholds
-    limits = _limits(ordered.astype(np.float64)).astype(np.float32)
+    with np.errstate(over="ignore"):  # half a step beyond the largest float32
+        limits = _limits(ordered.astype(np.float64)).astype(np.float32)
     return Codebook(levels, ordered, order.astype(np.uint16), filled, limits)
 
 

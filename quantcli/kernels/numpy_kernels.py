@@ -6,8 +6,11 @@ ones fall out of the cache.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Counts, Doubles, Floats
     from quantcli.kernels.codebook import Codebook
+
+T = TypeVar("T")
 
 LANES = 256
 """Columns j and j + LANES of a row are summed in the same lane; kernels.cpp states the order."""
@@ -307,6 +312,24 @@ def _values(codes: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArr
         np.multiply(out, scale, out=out)
 
 
+def _silent(kernels: type[T]) -> type[T]:
+    """A table whose methods say as little of infinities and NaN as the native ones: whoever calls looks at results."""
+
+    def silent(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*arguments: Any, **named: Any) -> Any:
+            with np.errstate(all="ignore"):
+                return method(*arguments, **named)
+
+        return call
+
+    for name, method in list(vars(kernels).items()):
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(kernels, name, silent(method))
+    return kernels
+
+
+@_silent
 class NumpyKernels:
     """The table of kernels, in numpy."""
 
