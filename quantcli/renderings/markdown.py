@@ -44,7 +44,7 @@ def _report(report: RunReport, room: int) -> str:
         f"{s.bits_per_weight:.3f} bits per weight, {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller), "
         f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
     ]
-    lines += ["", *(f"- warning: {_text(w)}" for w in report.warnings[:WARNINGS])] if report.warnings else []
+    lines += ["", *(f"- warning: {text(w)}" for w in report.warnings[:WARNINGS])] if report.warnings else []
     if report.gates:
         lines += ["", "| gate | limit | measured | |", "| --- | --- | --- | --- |"]
         for g in report.gates:
@@ -59,7 +59,7 @@ def _report(report: RunReport, room: int) -> str:
     notable = groups(report.tensors)[:WORST]
     if notable:
         lines += ["", "| kept | reason | tensors | bytes |", "| --- | --- | ---: | ---: |"]
-        lines += [f"| {_code(g.name)} | {g.reason} | {len(g.tensors)} | {t.size(g.bytes_out)} |" for g in notable]
+        lines += [f"| {code(g.name)} | {text(g.reason)} | {len(g.tensors)} | {t.size(g.bytes_out)} |" for g in notable]
     head = "\n".join(lines)
     rest = _folded(report, room - len(head) - 400)
     return head + ("\n\n" + rest if rest else "")
