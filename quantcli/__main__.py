@@ -1,6 +1,19 @@
-"""`python -m quantcli`."""
+"""`python -m quantcli`, and what the installed command calls."""
 
-from quantcli.cli import main
+import signal
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    # Nothing needs cleaning up while the command line is imported and after it has ended: there Ctrl-C ends the process
+    # as it ends any other program. Python's own handler would print a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from quantcli.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -187,7 +187,9 @@ def _kept(report: RunReport) -> list[str]:
 def _beside(side: SideFiles) -> list[str]:
     """The files that were left out, and the weights that were copied as they are."""
     lines = [
-        f"- {markup.code(file.name)} ({t.size(file.size)}): {markup.text(what)}" for what, files in side.groups() for file in files
+        f"- {markup.code(file.name)} ({t.size(file.size)}): {markup.text(what)}"
+        for what, files in side.groups()
+        for file in files
     ]
     return ["## Files beside the weights", "", *lines] if lines else []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,8 +25,9 @@ from quantcli.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint, Part
 from quantcli.stores.files import check_space, read_small
-from quantcli.stores.folder import OutputFolder, partial_of
+from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import strict_json
+from quantcli.stores.workspace import is_own, partial_of
 
 _SIDE = 1 << 26
 """Most bytes of an index, a configuration or a card."""
@@ -334,7 +336,7 @@ def dry_size(source: Checkpoint, plan: Plan, digest: str) -> int:
 def left_over(path: str) -> str | None:
     """The hidden folder that an interrupted run on a destination has left, if there is one to go on with."""
     partial = partial_of(path)
-    return partial if os.path.isfile(os.path.join(partial, "journal")) else None
+    return partial if is_own(os.path.join(partial, "journal"), stat.S_ISREG) else None
 
 
 def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from quantcli import __version__, card, comparing, naming, origins
+from quantcli import __version__, card, comparing, interrupts, naming, origins
 from quantcli.architectures import Architecture
 from quantcli.container import KEY as NATIVE_KEY
 from quantcli.dtypes import DTYPES
@@ -30,6 +30,7 @@ from quantcli.stores.checkpoint import INDEX, Checkpoint
 from quantcli.stores.files import OutputFile, check_destination, check_space, leads_outside, read_small
 from quantcli.stores.folder import OutputFolder, check_folder
 from quantcli.stores.safetensors import header_bytes, lay_out, strict_json, validate
+from quantcli.stores.workspace import Workspace, remove
 from quantcli.tensors import TensorInfo
 from quantcli.views import View, view_of, views_of
 from quantcli.workers import Crew, Task
@@ -274,6 +275,7 @@ class Order:
     tensors: of the native model, by name. found: what becomes of them. against: what exported weights are measured by
     where they are not exact, and those of `always` in any case. folder: whether `path` is one. force: whether it may
     exist. shown: what the source is called in errors. side, beside: the files beside the weights, and their content.
+    workspace: where temporary files go, if whoever calls has one.
     """
 
     shown: str
@@ -290,6 +292,7 @@ class Order:
     progress: Progress | None
     against: Mapping[str, View]
     always: frozenset[str] = frozenset()
+    workspace: Workspace | None = None
 
 
 def write(order: Order) -> Written:
@@ -309,7 +312,7 @@ def write(order: Order) -> Written:
         exact, metrics = _write_files(order, found, planned, os.path.dirname(order.path))
         return Written(size=size, copied=(), exact=exact, metrics=metrics)
     told = None if order.side.leaves_out(CARD) else beside(order.source)(CARD)
-    with OutputFolder(order.path, force=order.force) as out:
+    with OutputFolder(order.path, force=order.force, workspace=order.workspace) as out:
         out.begin(())
         for side in order.side.copied:
             assert side.file is not None
@@ -329,9 +332,11 @@ def _write_files(
     order: Order, found: Conversion, planned: Sequence[OneFile], folder: str
 ) -> tuple[dict[str, bool], dict[str, Metrics | None]]:
     """Write files into a folder: which tensors are exact, and the errors of the others."""
+    within = order.workspace.folder if order.workspace is not None and not order.folder else None
     with ExitStack() as stack:
         outs = [
-            stack.enter_context(OutputFile(os.path.join(folder, f.name), f.size, force=order.force)) for f in planned
+            stack.enter_context(OutputFile(os.path.join(folder, f.name), f.size, force=order.force, within=within))
+            for f in planned
         ]
         exact = _run(order, found, list(zip(planned, outs)))
         order.source.check_unchanged()
@@ -342,9 +347,18 @@ def _write_files(
             elif named(order.target).read_back:
                 open_model(out.temp).close()
         metrics = _measured(order, found, {t: out.temp for f, out in zip(planned, outs) for t in f.tensors}, exact)
-        for out in reversed(outs):  # the first names the others
-            out.publish()
+        _publish(outs, order.force)
     return exact, metrics
+
+
+def _publish(outs: Sequence[OutputFile], force: bool) -> None:
+    """Move all files into place, the first last because it names the others; or none, where none was before."""
+    with interrupts.deferred(), ExitStack() as undo:
+        for out in reversed(outs):
+            out.publish()
+            if not force:
+                undo.callback(remove, out.path)
+        undo.pop_all()
 
 
 def _run(order: Order, found: Conversion, outs: Sequence[tuple[OneFile, OutputFile]]) -> dict[str, bool]:

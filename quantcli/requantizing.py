@@ -1,10 +1,9 @@
-"""Weights a target cannot say, decoded and quantized anew: for a while a native file of their own beside the output."""
+"""Weights a target cannot store, decoded and quantized again into a native file for as long as it takes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
     from quantcli.container import StoredTensor
     from quantcli.pipeline import Progress
     from quantcli.stores.files import InputFile
+
+NATIVE_FILE = "native.safetensors"
+"""The native file in a workspace, from which an export is made."""
 
 _LONG = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -106,33 +108,20 @@ def changes(model: Model, target: str) -> dict[str, Scheme | None]:
 
 @contextlib.contextmanager
 def requantized(
-    model: Model, wanted: Mapping[str, Scheme | None], output: str, *, threads: int, progress: Progress | None
+    model: Model, wanted: Mapping[str, Scheme | None], folder: str, *, threads: int, progress: Progress | None
 ) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a model, those that are wanted otherwise made anew. output: its path."""
-    if not wanted:
-        yield dict(model)
-        return
-    path = hidden(output)
+    """The tensors of a model, those that are wanted otherwise quantized again, in a native file in `folder` that must
+    stay while they are used."""
+    path = os.path.join(folder, NATIVE_FILE)
     source: Source = Decoded(model, list(wanted), frozenset(n for n, s in wanted.items() if s is not None))
     plans = []
     for info in source.infos():
         scheme = wanted[info.name]
         plans.append(plan.kept(info, "target") if scheme is None else plan.quantized(info, scheme, "target"))
-    try:
-        options = pipeline.Options(threads=threads, digest="none", progress=progress)
-        pipeline.write(source, plan.Plan(tuple(plans)), {}, path, options)
-        with open_model(path) as made:
-            yield {name: made[name] if name in wanted else tensor for name, tensor in model.items()}
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-
-
-def hidden(path: str) -> str:
-    """A name for a while beside an output."""
-    folder, base = os.path.split(path)
-    short = os.fsencode(base)[:100].decode("utf-8", "ignore")
-    return os.path.join(folder, f".{short}.quantcli-native-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    options = pipeline.Options(threads=threads, digest="none", progress=progress)
+    pipeline.write(source, plan.Plan(tuple(plans)), {}, path, options)
+    with open_model(path) as made:
+        yield {name: made[name] if name in wanted else tensor for name, tensor in model.items()}
 
 
 def offered(model: Model, target: str) -> str | None:

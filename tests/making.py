@@ -220,8 +220,8 @@ def digest(path: Path) -> str:
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Names of temporary files in a folder."""
-    return sorted(n for n in os.listdir(folder) if n.endswith(".tmp"))
+    """Names of temporary files and folders in a folder."""
+    return sorted(n for n in os.listdir(folder) if n.startswith(".") and ".quantcli-" in n)
 
 
 def change_header(path: Path | str, change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
@@ -22,6 +23,7 @@ from strategies import gaussian
 
 from quantcli import QuantcliError, checkpoints, pipeline, resuming
 from quantcli import open as open_model
+from quantcli.stores import workspace
 
 CARD = "---\nlicense: mit\ntags:\n- tiny  # two\n---\n\n# Tiny\n\nWhat it was trained on. \u00e9\n"
 
@@ -424,8 +426,85 @@ def test_two_runs_on_one_destination(source: Path) -> None:
 def test_what_is_in_the_way_is_refused(source: Path) -> None:
     PARTIAL.symlink_to("source")
     before = contents(source)
-    assert "in the way" in one_line(run("quantize", source, "-o", "out"), 1)
+    assert "not a folder of this user" in one_line(run("quantize", source, "-o", "out"), 1)
     assert contents(source) == before
+
+
+def test_a_journal_that_is_a_link_is_refused(source: Path, failing: Any) -> None:
+    """What somebody else put there decides nothing, and nothing is written through it."""
+    interrupted(source, failing, 3)
+    (PARTIAL / "journal").rename("elsewhere")
+    (PARTIAL / "journal").symlink_to(Path("elsewhere").resolve())
+    before = contents(PARTIAL), Path("elsewhere").read_bytes()
+    for options in ([], ["--resume"]):
+        line = one_line(run("quantize", source, "-o", "out", *options), 1)
+        assert line.endswith("journal: not a file of this user; remove it")
+        assert (contents(PARTIAL), Path("elsewhere").read_bytes()) == before
+    (PARTIAL / "journal").unlink()
+    Path("elsewhere").rename(PARTIAL / "journal")
+    assert run("quantize", source, "-o", "out", "--resume").code == 0
+
+
+def test_links_in_the_hidden_folder_are_not_followed(source: Path, failing: Any) -> None:
+    run("quantize", source, "-o", "whole", "-q")
+    interrupted(source, failing, 4)
+    file = PARTIAL / "folder" / "model-00002-of-00004.safetensors"
+    file.rename("elsewhere")
+    file.symlink_to(Path("elsewhere").resolve())
+    Path("precious").write_text("precious")
+    (PARTIAL / "journal.new").symlink_to(Path("precious").resolve())
+    assert run("quantize", source, "-o", "out", "--resume").code == 0
+    assert contents(Path("out")) == contents(Path("whole")) and Path("precious").read_text() == "precious"
+    assert not any(path.is_symlink() for path in Path("out").iterdir())
+
+
+@pytest.mark.parametrize("options", [[], ["--to", "mlx"]])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_loser_of_two_runs_leaves_nothing(when: str, options: list[str], source: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run ends between our look at the destination and our turn, or while we write: it made the output."""
+    real_lock, real_write, written = workspace._locked, pipeline.write, []
+
+    def lock(folder: str, path: str) -> int:
+        found = real_lock(folder, path)
+        if when == "before" and path == str(Path("out").resolve()):
+            os.mkdir("out")
+        return found
+
+    def write(*arguments: Any) -> Any:
+        written.append(arguments)
+        if when == "after" and not Path("out").exists():
+            os.mkdir("out")
+        return real_write(*arguments)
+
+    monkeypatch.setattr(workspace, "_locked", lock)
+    monkeypatch.setattr(pipeline, "write", write)
+    line = run("quantize", source, "-o", "out", *options).err.splitlines()[-1]
+    assert line.endswith("out: another process created the output; use --force to replace it")
+    assert sorted(os.listdir()) == ["out", "source"] and os.listdir("out") == []
+    assert len(written) == (0 if when == "before" else 4)
+
+
+def test_file_systems_that_lock_only_what_is_open_for_writing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS does."""
+    real, access = fcntl.flock, []
+
+    def flock(fd: int, operation: int) -> None:
+        access.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
+        if access[-1] == os.O_RDONLY:
+            raise OSError(errno.EBADF, "bad file descriptor")
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert run("quantize", source, "-o", "out", "-q").code == 0
+    assert access == [os.O_RDONLY, os.O_RDWR] and sorted(os.listdir()) == ["out", "source"]
+
+
+def test_a_run_with_another_target_says_what_it_removed(source: Path, failing: Any) -> None:
+    interrupted(source, failing, 3)
+    ran = run("quantize", source, "--to", "mlx", "-o", "out")
+    assert ran.code == 0 and sorted(os.listdir()) == ["out", "source"]
+    assert "what an interrupted run with other options had finished for this output was removed" in ran.err
 
 
 def test_long_names(source: Path) -> None:

@@ -416,3 +416,58 @@ def test_quiet_says_only_what_failed(place: Path) -> None:
     assert (ran.code, ran.out) == (1, "") and ran.err.count("\n") == 1
     ran = run_process("report", "q4.safetensors", "-q", "--min-sqnr", "9")
     assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+# ---- files to write ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["report", "q4.safetensors", "-o", "json=r", "-o", "html=r"], "r: two outputs are the same file"),
+    (["report", "q4.safetensors", "-o", "json=r", "-o", "json=sub/../r"], "two outputs are the same file"),
+    (["compare", "model.safetensors", "q4.safetensors", "-o", "csv=r", "-o", "html=link"], "the same file"),
+    (["report", "-o", "json=r", "-o", "html=quantcli.yaml"], "quantcli.yaml: output and input are the same file"),
+    (["report", "q4.safetensors", "-o", "json=quantcli.yaml"], "output and input are the same file"),
+    (["report", "q4.safetensors", "--config", "g.yaml", "-o", "json=g.yaml"], "output and input are the same file"),
+    (["compare", "model.safetensors", "q4.safetensors", "--config", "g.yaml", "-o", "json=g.yaml"], "the same file"),
+    (["report", "q4.safetensors", "--baseline", "base.json", "-o", "json=base.json"], "output and input are the same"),
+    (["report", "q4.safetensors", "--against", "model.safetensors", "-o", "json=model.safetensors"], "the same file"),
+    (["report", "folder", "-o", "json=folder/m.safetensors"], "output and input are the same file"),
+    (["sweep", "model.safetensors", "-o", "model.safetensors"], "output and input are the same file"),
+    (["plan", "model.safetensors", "--target-bpw", "5", "-o", "model.safetensors"], "the same file"),
+    (["plan", "model.safetensors", "--target-bpw", "5", "--recipe", "r.yaml", "-o", "r.yaml"], "the same file"),
+    (["quantize", "model.safetensors", "-o", "new", "--save-recipe", "new"], "--save-recipe: new: this is the output"),
+    (["quantize", "model.safetensors", "-o", "new", "--save-recipe", "./model.safetensors"], "the same file"),
+    (["quantize", "model.safetensors", "-o", "new", "--recipe", "r.yaml", "--save-recipe", "r.yaml"], "the same file"),
+    (["quantize", "model.safetensors", "--save-recipe", "model-w4g128.safetensors"], "this is the output too"),
+    (["report", "q4.safetensors", "-o", "json=nowhere/r"], "no such folder"),
+])  # fmt: skip
+def test_outputs_that_are_one_file_or_an_input(arguments: list[str], words: str, place: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is measured, and nothing is written."""
+    Path("quantcli.yaml").write_text("gates: {min_sqnr: 1}\nmodels: [{file: q4.safetensors}]\n")
+    Path("g.yaml").write_text("gates: {min_sqnr: 1}\n")
+    Path("r.yaml").write_text("default: {bits: 4}\n")
+    os.mkdir("sub")
+    os.mkdir("folder")
+    os.link("q4.safetensors", "folder/m.safetensors")
+    os.symlink("r", "link")
+    before = {p.name: (p.read_bytes() if p.is_file() else b"") for p in place.iterdir()}
+
+    def measured(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was measured")
+
+    for name in ("quantcli.measuring.against", "quantcli.comparing.measure", "quantcli.sweeping.sweep",
+                 "quantcli.pipeline.write", "quantcli.reporting.of_stored", "quantcli.cli._budget.planned"):
+        monkeypatch.setattr(name, measured)
+    assert words in one_line(run(*arguments), 2)
+    assert {p.name: (p.read_bytes() if p.is_file() else b"") for p in place.iterdir()} == before
+
+
+def test_a_recipe_in_the_output_folder(place: Path) -> None:
+    """It is written into a folder that is made only now, but over none of the files that make the model."""
+    os.mkdir("folder")
+    os.rename("model.safetensors", "folder/m.safetensors")
+    assert run("quantize", "folder", "-o", "new", "--save-recipe", "new/r.yaml", "-q").code == 0
+    assert Path("new/r.yaml").exists()
+    line = one_line(run("quantize", "folder", "-o", "more", "--save-recipe", "more/m.safetensors", "-q"), 2)
+    assert "output and input are the same file" in line and load_file("more/m.safetensors")

@@ -503,7 +503,7 @@ def test_a_source_that_changes_is_refused(zoo: Path, tmp_path: Path) -> None:
 
 def test_an_output_that_comes_into_being_is_not_replaced(zoo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    with pytest.raises(QuantcliError, match="came into being meanwhile"):
+    with pytest.raises(QuantcliError, match="another process created the output"):
         write_with(zoo, out, lambda: out.write_text("somebody else's"))
     assert out.read_text() == "somebody else's"
     assert left_behind(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -306,6 +307,22 @@ def test_a_change_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="changed while it was read"):
         source.read("a", 0, memoryview(bytearray(4000)))
     source.close()
+
+
+def test_a_change_is_noticed_with_the_time_set_back(tmp_path: Path) -> None:
+    """Whoever writes into a file can set its time of modification back, but not the time of the change itself."""
+    path = save(tmp_path / "model.safetensors", {"a": np.ones(1000, np.float32)})
+    before = os.stat(path)
+    with contextlib.closing(open_source(str(path))) as source:
+        source.check_unchanged()
+        while os.stat(path).st_ctime_ns == before.st_ctime_ns:  # clocks of file systems are coarse
+            with path.open("r+b") as file:
+                file.seek(-4, os.SEEK_END)
+                file.write(b"0000")
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert os.stat(path).st_mtime_ns == before.st_mtime_ns
+        with pytest.raises(DataError, match="changed while it was read"):
+            source.check_unchanged()
 
 
 # ---- .npy -------------------------------------------------------------------------------------------------------

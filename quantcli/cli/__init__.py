@@ -7,12 +7,12 @@ import os
 import re
 import signal
 import sys
-from types import FrameType
+from functools import partial
 from typing import NoReturn
 
 import click
 
-from quantcli import registry
+from quantcli import interrupts, registry
 from quantcli.errors import QuantcliError, printable
 
 COMPLETE = "_QUANTCLI_COMPLETE"
@@ -20,13 +20,6 @@ COMPLETE = "_QUANTCLI_COMPLETE"
 
 BUG = 70
 """Exit code for an error that is quantcli's own (EX_SOFTWARE)."""
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived: clean up, then die by it."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 class _Commands(click.Group):
@@ -107,13 +100,6 @@ def _fill_closed_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def _die_by(number: int) -> NoReturn:
-    """End as the signal would have ended us, so that a shell or make sees it."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    os._exit(128 + number)
-
-
 def _say(message: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"quantcli: {message}\n")
@@ -158,28 +144,23 @@ def _run(arguments: list[str] | None) -> None:
     sys.stdout.flush()
 
 
-def _terminate(number: int, _: FrameType | None) -> None:
-    raise Terminated(number)
-
-
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 not possible, 2 usage, 70 a bug of ours."""
     _fill_closed_streams()
+    interrupts.run(partial(_main, arguments))
+
+
+def _main(arguments: list[str] | None) -> NoReturn:
     debug = "--debug" in (arguments if arguments is not None else sys.argv)
     try:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
-                signal.signal(getattr(signal, name), _terminate)
         if hasattr(signal, "SIGXFSZ"):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         if arguments is None and COMPLETE in os.environ:
             _complete()
         _run(arguments)
         sys.exit(0)
-    except (KeyboardInterrupt, click.Abort):
-        _die_by(signal.SIGINT)
-    except Terminated as signalled:
-        _die_by(signalled.number)
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except QuantcliError as error:
         if debug:
             raise
@@ -193,7 +174,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _silence_stdout()
         if hasattr(signal, "SIGPIPE"):
-            _die_by(signal.SIGPIPE)
+            interrupts.die_by(signal.SIGPIPE)
         sys.exit(1)
     except OSError as error:
         if debug:

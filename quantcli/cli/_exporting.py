@@ -1,17 +1,16 @@
-"""`quantize --to`: a native file beside the output for a while, then exported, so that there is one way of doing it."""
+"""`quantize --to`: a native file in a hidden folder beside the output, then exported: there is one way of doing it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantcli.cli import options
-from quantcli.errors import UsageError
+from quantcli.errors import QuantcliError, UsageError
 
 if TYPE_CHECKING:
     from quantcli.container import Result
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from quantcli.report import RunReport
     from quantcli.sidefiles import SideFiles
     from quantcli.stores import Source
+    from quantcli.stores.workspace import Workspace
 
 Names = tuple[str, str, str]
 """Source and output as they are shown, and the output's real path."""
@@ -122,18 +122,23 @@ class Target:
 
     def write(
         self, source: Source, planned: Plan, names: Names, run: Options, side: SideFiles
-    ) -> tuple[RunReport, list[str]]:
-        """Quantize and export; the report on it, its errors those of the exported weights, and what else there is to
-        tell."""
+    ) -> tuple[RunReport, list[str], list[str]]:
+        """Quantize and export; the report on it, its errors those of the exported weights, what else there is to tell,
+        and what must be told."""
         from quantcli import exporting, reading
         from quantcli.stores.files import check_space
+        from quantcli.stores.workspace import Workspace
         from quantcli.views import view_of
 
         began = time.perf_counter()
         beside = exporting.beside(source)
         native = sum(tensor.bytes_out for tensor in planned.tensors)
         check_space(names[2], native + sum(f.size for f in self._files(source, planned, names)) + side.size, names[0])
-        with _native(source, planned, names[2], run, side) as (path, made, results), reading.open(path) as model:
+        with contextlib.ExitStack() as stack:
+            workspace = stack.enter_context(Workspace(names[2], force=run.force))
+            lost = workspace.found is not None
+            path, made, results = _native(source, planned, workspace, run, side)
+            model = stack.enter_context(reading.open(path))
             stored = [t.stored for t in model.values()]
             found = exporting.convert(stored, self.name, beside, container=self.container)
             written = exporting.write(
@@ -151,12 +156,15 @@ class Target:
                     threads=run.threads,
                     progress=run.progress,
                     against={name: view_of(tensor) for name, tensor in reading.Model(source).items()},
+                    workspace=workspace,
                 )
             )
         seconds = time.perf_counter() - began
         exported = _with_errors(results, written)
         report = _report(source, made, exported, "quantize", names, found, written.size, seconds)
-        return report, [f"copied {', '.join(written.copied)}"] if written.copied else []
+        said = [f"copied {', '.join(written.copied)}"] if written.copied else []
+        notes = ["what an interrupted run with other options had finished for this output was removed"] if lost else []
+        return report, said, notes
 
 
 def _with_errors(results: dict[str, Result], written: Written) -> dict[str, Result]:
@@ -197,27 +205,24 @@ def _report(
     )
 
 
-@contextlib.contextmanager
 def _native(
-    source: Source, planned: Plan, beside: str, run: Options, side: SideFiles
-) -> Iterator[tuple[str, Plan, dict[str, Result]]]:
-    """A native file, or folder of a folder, that goes away again: its path, the plan as it turned out, the results."""
+    source: Source, planned: Plan, workspace: Workspace, run: Options, side: SideFiles
+) -> tuple[str, Plan, dict[str, Result]]:
+    """Write a native file, or folder of a folder, into a workspace: its path, the final plan and the results."""
     from quantcli import checkpoints, pipeline
-    from quantcli.requantizing import hidden
+    from quantcli.requantizing import NATIVE_FILE
     from quantcli.stores.checkpoint import Checkpoint
 
-    path = hidden(beside)
+    workspace.clear()
     own = replace(run, force=False)
+    path = os.path.join(workspace.folder, NATIVE_FILE)
     try:
-        if isinstance(source, Checkpoint):
-            folder = checkpoints.write(source, planned, path, own, side=side, bare=True)
-            yield path, folder.plan, dict(folder.results)
-        else:
+        if not isinstance(source, Checkpoint):
             file = pipeline.write(source, planned, source.metadata, path, own)
-            yield path, file.plan, dict(file.results)
-    finally:
-        if os.path.isdir(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            return path, file.plan, dict(file.results)
+        path = os.path.splitext(path)[0]
+        folder = checkpoints.write(source, planned, path, own, side=side, bare=True)
+        return path, folder.plan, dict(folder.results)
+    except QuantcliError as error:  # nobody but us knows of the native one
+        error.place = [workspace.path if p.startswith(path) else p for p in error.place]
+        raise

@@ -44,6 +44,7 @@ def command(
     from quantcli.views import views_of
 
     rendering = _gating.rendering(format_, talk)
+    options.check_outputs([path for _, path in outputs], [before, after, baseline, config])
     began = time.perf_counter()
     wanted = _gating.gates_of(limits)
     if config is not None:

@@ -145,8 +145,11 @@ def _export(
     model: Model, wanted: Mapping[str, Scheme | None], asked: _Asked, threads: int, talk: options.Talk
 ) -> ExportReport:
     """Write the output and report on it."""
+    import contextlib
+
     from quantcli import export_report, exporting, requantizing, sidefiles
     from quantcli.stores.checkpoint import Checkpoint
+    from quantcli.stores.workspace import Workspace
     from quantcli.views import view_of
 
     began = time.perf_counter()
@@ -156,10 +159,14 @@ def _export(
         side = sidefiles.survey(source, asked.real)
     elif isinstance(source, Checkpoint):
         side = sidefiles.set_aside(source)
-    with (
-        talk.bar(os.path.basename(asked.shown)) as bar,
-        requantizing.requantized(model, wanted, asked.real, threads=threads, progress=bar) as tensors,
-    ):
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(talk.bar(os.path.basename(asked.shown)))
+        workspace, tensors = None, dict(model)
+        if wanted:
+            workspace = stack.enter_context(Workspace(asked.real, force=asked.force))
+            workspace.clear()
+            again = requantizing.requantized(model, wanted, workspace.folder, threads=threads, progress=bar)
+            tensors = stack.enter_context(again)
         final = {name: tensor.stored for name, tensor in tensors.items()}
         try:
             found = exporting.convert(list(final.values()), asked.target, beside, container=asked.container)
@@ -183,6 +190,7 @@ def _export(
                 progress=bar,
                 against={n: view_of(t) for n, t in model.items() if t.scheme is not None},
                 always=frozenset(wanted),
+                workspace=workspace,
             )
         )
         return export_report.made(

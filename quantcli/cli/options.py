@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from quantcli import registry
+from quantcli import interrupts, registry
 from quantcli.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -52,15 +52,22 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
     if output != "-":
         yield output
         return
-    from quantcli.stores import standard
+    from quantcli.stores import standard, workspace
 
     if talk.json:
         raise UsageError("standard output is for the file", place=["--json"], hint="name a file with -o")
     standard.check_output()
-    with tempfile.TemporaryDirectory(prefix="quantcli-") as folder:
+    with interrupts.deferred():
+        folder = tempfile.mkdtemp(prefix="quantcli-")
+        clean = functools.partial(workspace.remove, folder, strict=False)
+        interrupts.remember(clean)
+    try:
         path = os.path.join(folder, "output.safetensors")
         yield path
         standard.send(path)
+    finally:
+        clean()
+        interrupts.forget(clean)
 
 
 def source_layout(command: F) -> F:
@@ -247,17 +254,48 @@ def print_reports(reports: Sequence[RunReport], rendering: str, talk: Talk, *, s
     sys.stdout.flush()
 
 
-def replace_file(path: str, text: str, inputs: Sequence[str]) -> None:
+def check_outputs(paths: Sequence[str], inputs: Sequence[str | None]) -> None:
+    """Refuse texts that cannot be written, before anything is measured. Raises UsageError where two would be one file
+    or one is an input."""
+    known = set[str]()
+    for path in paths:
+        target = replaceable(path, inputs)
+        if target in known:
+            raise UsageError("two outputs are the same file", place=[path], hint="name another file for one of them")
+        known.add(target)
+
+
+def replaceable(path: str, inputs: Sequence[str | None]) -> str:
+    """The real path of a file that may be replaced by a text. Raises UsageError when it is an input, or a file that an
+    input folder is read from."""
+    from quantcli.stores.files import check_destination
+
+    target = check_destination(path, force=True, sources=[])
+    if os.path.exists(target):
+        status = os.stat(target)
+        for name in _files_of(inputs):
+            with contextlib.suppress(OSError, ValueError):
+                if os.path.samestat(status, os.fstat(0) if name == "-" else os.stat(name)):
+                    hint = "choose another name"
+                    raise UsageError("output and input are the same file", place=[path], hint=hint)
+    return target
+
+
+def _files_of(inputs: Sequence[str | None]) -> Iterator[str]:
+    """Input files, of folders those that make a model."""
+    for name in filter(None, inputs):
+        yield name
+        if os.path.isdir(name):
+            own = (".safetensors", "config.json", ".index.json")
+            yield from (os.path.join(name, inner) for inner in os.listdir(name) if inner.endswith(own))
+
+
+def replace_file(path: str, text: str, inputs: Sequence[str | None]) -> None:
     """Replace a file by a text, at once and whole. Raises UsageError when it is one of the inputs."""
-    from quantcli.stores.files import InputFile, OutputFile, check_destination
+    from quantcli.stores.files import OutputFile
 
     data = text.encode("utf-8", "backslashreplace")
-    sources = [InputFile(p) for p in inputs if os.path.isfile(p)]
-    try:
-        target = check_destination(path, force=True, sources=sources)
-    finally:
-        for source in sources:
-            source.close()
+    target = replaceable(path, inputs)
     with OutputFile(target, len(data), force=True) as out:
         out.write(0, data)
         out.sync()

@@ -43,6 +43,9 @@ def command(
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
+    read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting"))]
+    if output is not None:
+        options.check_outputs([output], read)
     with options.float_source(src, source_layout, talk) as source:
         planned, target = _budget.planned(source, src, asked, options.thread_count(threads), talk)
         warnings = _warnings(source, planned)
@@ -51,7 +54,7 @@ def command(
     if output is not None:
         from quantcli import recipe
 
-        options.replace_file(output, recipe.dump(planned.request, folder=os.path.dirname(output)), [src])
+        options.replace_file(output, recipe.dump(planned.request, folder=os.path.dirname(output)), read)
     if talk.json:
         options.print_json({**_document(planned, src, target), "warnings": warnings})
     elif not talk.quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -119,6 +120,9 @@ def command(
     ):
         _refuse_adapter(source, src)
         folder = _as_folder(source, named or "")
+        saved = None if dry_run else asked["save_recipe"]
+        read = [src, asked["recipe"], asked["codebook"], asked["importance"], *(given.importance or ())[:1]]
+        _check_saved(saved, named, read)
         to, why = _asking.target_of(source, given, asked["to"], folder=folder)
         if why:
             talk.say(why)
@@ -127,13 +131,13 @@ def command(
         if to is not None:
             export = _exporting.target(source, to, named, output, container=request.container)
         request = export.suited(request) if export is not None else request
-        saved = asked["save_recipe"]
         recipe_text = recipe.dump(request, settings, os.path.dirname(saved)) if saved is not None else None
         scheme = _label(request, asked["recipe"])
         beside = default_output if export is None or asked["to"] is None else export.beside
         target = named or beside(src, scheme)
         native = export is None or export.is_native(_as_folder(source, target))
         _check_folder_options(source, target, request, resume, digest, native)
+        _check_saved(saved, target, read)
         real = target
         if not dry_run:
             real = (export.destination if export is not None else _destination)(source, target, force)
@@ -166,15 +170,14 @@ def command(
                     progress=bar,
                 )
                 if export is not None and not native:
-                    found, said = export.write(source, planned, (src, shown, real), run, side)
-                    notes: list[str] = []
+                    found, said, notes = export.write(source, planned, (src, shown, real), run, side)
                 else:
                     found, said, notes = _write(source, planned, (src, shown, target, real), run, resume, side)
             for line in [*([] if talk.quiet else notes), *(said if talk.verbose else [])]:
                 options.say(line)
     found = replace(found, warnings=[*side.warnings(), *found.warnings])
-    if recipe_text is not None and not dry_run:
-        options.replace_file(asked["save_recipe"], recipe_text, [src, target])
+    if saved is not None and recipe_text is not None:
+        options.replace_file(saved, recipe_text, [*read, target])
     if not talk.quiet:
         options.say_warnings(found)
     if output == "-" and not dry_run and not talk.quiet:
@@ -196,6 +199,17 @@ def _refuse_adapter(source: Source, src: str) -> None:
     if is_adapter(source):
         hint = "merge it into its base model first, and quantize that"
         raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
+
+
+def _check_saved(saved: str | None, target: str | None, read: Sequence[str | None]) -> None:
+    """Raise UsageError where the recipe would replace the output, once that has a name, or an input."""
+    if saved is None or target is None:
+        return
+    path, real = os.path.realpath(saved), os.path.realpath(target)
+    if path == real:
+        raise UsageError("this is the output too", place=["--save-recipe", saved], hint="name another file")
+    if not path.startswith(os.path.join(real, "")):  # else in a folder that is yet to be made
+        options.replaceable(saved, read)
 
 
 def _refuse_both(asked: dict[str, Any]) -> None:

@@ -83,6 +83,9 @@ def command(
     jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
     if theory and any(job.against is None for job in jobs):
         raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
+    read = [files0_from, found.path if found is not None else None]
+    read += [path for job in jobs for path in (job.file, job.against, job.baseline)]
+    options.check_outputs([path for _, path in outputs], read)
     look = theory or "html" in (rendering, *(kind for kind, _ in outputs))
     reports = []
     for job in jobs:

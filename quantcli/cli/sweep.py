@@ -77,7 +77,10 @@ def command(
     from quantcli import plan, sweeping
     from quantcli.stores import need_file
 
-    kind = _naming.document(output, _naming.SWEEPS) if output is not None else ""
+    kind = ""
+    if output is not None:
+        options.check_outputs([output], [src])
+        kind = _naming.document(output, _naming.SWEEPS)
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
     with options.float_source(src, source_layout, talk) as source:

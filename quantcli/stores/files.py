@@ -12,6 +12,7 @@ import secrets
 import stat
 from types import TracebackType
 
+from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
 
 _KINDS = [
@@ -28,9 +29,12 @@ class InputFile:
     read and checked to be the same: a checkpoint of a thousand shards must not need a thousand descriptors."""
 
     once = False
+    _flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
-    def __init__(self, path: str, *, hold: bool = True) -> None:
+    def __init__(self, path: str, *, hold: bool = True, follow: bool = True) -> None:
         self.path = path
+        if not follow:
+            self._flags |= os.O_NOFOLLOW
         self._fd: int | None = None
         fd = self._open()
         try:
@@ -39,13 +43,13 @@ class InputFile:
             if hold:
                 self._fd = fd
             else:
-                os.close(fd)
+                _close(fd)
 
     def _open(self) -> int:
         if not self.path:
             raise UsageError("an empty file name", place=["SRC"])
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self.path, self._flags)
         except OSError as error:
             raise os_error(error, self.path) from None
         except ValueError:
@@ -58,9 +62,10 @@ class InputFile:
         return fd
 
     @staticmethod
-    def _identity(fd: int) -> tuple[int, int, int, int]:
+    def _identity(fd: int) -> tuple[int, int, int, int, int]:
         status = os.fstat(fd)
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        # The time of change too: whoever writes into a file can set its time of modification back, but not that one.
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     @property
     def size(self) -> int:
@@ -83,7 +88,7 @@ class InputFile:
                 raise self._changed()
             yield fd
         finally:
-            os.close(fd)
+            _close(fd)
 
     def _changed(self) -> DataError:
         return DataError(
@@ -122,7 +127,7 @@ class InputFile:
         """Let a read that waits fail: the run is over."""
 
     def check_unchanged(self) -> None:
-        """Raise DataError when size, time of change or inode differ from when it was opened."""
+        """Raise DataError when size, times or inode differ from when it was opened."""
         with self._descriptor() as fd:
             if self._identity(fd) != self._seen:
                 raise self._changed()
@@ -130,8 +135,14 @@ class InputFile:
     def close(self) -> None:
         """Close the descriptor."""
         if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            _close(fd)
+
+
+def _close(fd: int) -> None:
+    """Close what was only read: an error then costs nothing, and it must not fail a run that is done."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 class OpenFile(InputFile):
@@ -142,9 +153,9 @@ class OpenFile(InputFile):
         self._seen = self._identity(fd)
 
 
-def read_small(path: str, limit: int) -> bytes:
-    """The bytes of a side file of at most `limit` bytes."""
-    file = InputFile(path)
+def read_small(path: str, limit: int, *, follow: bool = True) -> bytes:
+    """The bytes of a side file of at most `limit` bytes. follow: whether it may be a link."""
+    file = InputFile(path, follow=follow)
     try:
         if file.size > limit:
             raise DataError(f"{file.size} bytes are more than the {limit} such a file may have", place=[path])
@@ -213,18 +224,20 @@ def check_space(path: str, size: int, source: str) -> None:
 class OutputFile:
     """A file that takes its name only when it is complete.
 
-    The bytes go to a hidden file in the same folder; `publish` syncs it and moves it into place. Leaving the context
-    without that removes it, and the destination is as it was.
+    The bytes go to a hidden file in the same folder, or in `within` on the same file system; `publish` syncs it and
+    moves it into place. Leaving the context without that removes it, and the destination is as it was.
     """
 
-    def __init__(self, path: str, size: int, *, force: bool) -> None:
+    def __init__(self, path: str, size: int, *, force: bool, within: str | None = None) -> None:
         self.path, self.size, self.force = path, size, force
         folder, base = os.path.split(path)
         self.folder = folder or "."
         short = base.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
-        self.temp = os.path.join(self.folder, f".{short}.quantcli-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        name = f".{short}.quantcli-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        self.temp = os.path.join(within or self.folder, name)
         self._fd = -1
         try:
+            interrupts.remember(self.discard)
             self._fd = os.open(self.temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             self._preallocate()
         except OSError as error:
@@ -288,11 +301,12 @@ class OutputFile:
                         raise FileExistsError(errno.EEXIST, "the output exists") from None
                     os.rename(self.temp, self.path)  # a file system without hard links
                 else:
-                    os.unlink(self.temp)
+                    with contextlib.suppress(OSError):  # the output is in place; `discard` tries again
+                        os.unlink(self.temp)
         except OSError as error:
             if error.errno == errno.EEXIST:
                 raise QuantcliError(
-                    "the output came into being meanwhile", place=[self.path], hint="use --force to replace it"
+                    "another process created the output", place=[self.path], hint="use --force to replace it"
                 ) from None
             raise os_error(error, self.path) from None
         sync_folder(self.folder)
@@ -300,11 +314,12 @@ class OutputFile:
     def discard(self) -> None:
         """Remove the hidden file, if it is still there."""
         if self._fd >= 0:
+            fd, self._fd = self._fd, -1
             with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
+                os.close(fd)
         with contextlib.suppress(OSError):
             os.unlink(self.temp)
+        interrupts.forget(self.discard)
 
 
 def sync_folder(folder: str) -> None:

@@ -1,8 +1,6 @@
 """Checkpoint folders to write: everything is made in a hidden folder beside the destination and moved as one.
 
-The hidden folder is `.NAME.quantcli-partial`. In it are `folder`, which becomes the destination, `journal`, what has
-been finished of it, and `lock`, which the run that writes holds. It stays behind when a run is killed or the disk
-fails, and another run can go on with it.
+See `workspace` for the hidden folder.
 """
 
 from __future__ import annotations
@@ -10,20 +8,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Collection, Iterable
 from types import TracebackType
 
+from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
-from quantcli.stores.files import InputFile, read_small, sync_folder
+from quantcli.stores.files import InputFile, sync_folder
+from quantcli.stores.workspace import Workspace, another_created, is_own, remove
 
 _COPY = 1 << 22
 """Bytes of a side file that are copied at a time."""
-
-_JOURNAL_LIMIT = 1 << 28
 
 
 def check_folder(path: str, *, force: bool, source: str) -> str:
@@ -42,64 +38,51 @@ def check_folder(path: str, *, force: bool, source: str) -> str:
     return target
 
 
-def partial_of(path: str) -> str:
-    """The hidden folder in which a folder is made; a name too long for the file system is cut and its digest added."""
-    parent, base = os.path.split(path)
-    raw = os.fsencode(base)
-    if len(raw) > 200:
-        short = raw[:160].decode("utf-8", "ignore")
-        base = f"{short}-{hashlib.sha256(raw).hexdigest()[:16]}"
-    return os.path.join(parent, f".{base}.quantcli-partial")
-
-
 class OutputFolder:
     """A folder that takes its name only when it is complete.
 
     temp: where it is made. found: the journal of an interrupted run, None where there was none. Leaving the context
     without `publish` removes all, unless something is finished and the fault is not in the request or the weights; or
-    `hold` is set.
+    `hold` is set, as it is until `begin`. workspace: the one to make it in, if whoever calls has one.
     """
 
-    def __init__(self, path: str, *, force: bool) -> None:
-        self.path, self.force, self.hold = path, force, False
+    def __init__(self, path: str, *, force: bool, workspace: Workspace | None = None) -> None:
+        self.path, self.force = path, force
         self.parent = os.path.dirname(path)
-        self.partial = partial_of(path)
-        self.temp = os.path.join(self.partial, "folder")
-        self._journal = os.path.join(self.partial, "journal")
-        self._finished = False
-        self._lock = _locked(self.partial, path)
-        self.found: bytes | None = None
-        with contextlib.suppress(QuantcliError):
-            self.found = read_small(self._journal, _JOURNAL_LIMIT)
+        self._own = workspace is None
+        self._workspace = workspace or Workspace(path, force=force)
+        self.found = self._workspace.found
+        self.hold = self._workspace.keep
+        self.temp = os.path.join(self._workspace.folder, "folder")
 
     def begin(self, keep: Collection[str]) -> None:
         """Start with these files of the interrupted run and no others."""
+        self._workspace.keep = bool(keep)
         try:
-            if os.path.islink(self.temp):
-                os.unlink(self.temp)
-            os.makedirs(self.temp, exist_ok=True)
             if not keep:
-                _remove(self._journal)
-            self._finished = bool(keep)
+                remove(self._workspace.journal)
+            if os.path.lexists(self.temp) and not is_own(self.temp, stat.S_ISDIR):
+                remove(self.temp)
+            os.makedirs(self.temp, exist_ok=True)
             for name in os.listdir(self.temp):
-                if name not in keep:
-                    _remove(os.path.join(self.temp, name))
+                path = os.path.join(self.temp, name)
+                if name not in keep or not is_own(path, stat.S_ISREG):
+                    remove(path)
         except OSError as error:
             raise os_error(error, self.path) from None
+        self.hold = False
 
     def record(self, journal: bytes) -> None:
         """Say what has been finished: it is kept if the run is interrupted from here on."""
-        new = f"{self._journal}.new"
+        new = f"{self._workspace.journal}.new"
         try:
-            with open(new, "wb") as file:
-                file.write(journal)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self._journal)
+            remove(new)
+            _write(new, [journal])
+            os.replace(new, self._workspace.journal)
         except OSError as error:
             raise os_error(error, self.path) from None
-        sync_folder(self.partial)
-        self._finished = True
+        sync_folder(self._workspace.folder)
+        self._workspace.keep = True
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -108,11 +91,10 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         fault = isinstance(error, (DataError, UsageError))  # running it again would end the same way
-        if error is None or not (self.hold or (self._finished and not fault)):
-            with contextlib.suppress(OSError):
-                _remove(self._journal)  # first: what is left without it is never taken for finished
-            shutil.rmtree(self.partial, ignore_errors=True)
-        os.close(self._lock)
+        if error is None or (fault and not self.hold):
+            self._workspace.keep = False
+        if self._own:
+            self._workspace.close()
 
     def write(self, name: str, content: bytes) -> None:
         """Write a side file and bring it to the disk."""
@@ -127,15 +109,7 @@ class OutputFolder:
         path = os.path.join(self.temp, name)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                for block in blocks:
-                    view = memoryview(block)
-                    while view:
-                        view = view[os.write(fd, view) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            _write(path, blocks)
         except OSError as error:
             raise os_error(error, os.path.join(self.path, name)) from None
 
@@ -149,87 +123,44 @@ class OutputFolder:
     def publish(self) -> None:
         """Move the folder into place; an old one is exchanged in one step, then removed."""
         sync_folder(self.temp)
-        try:
-            if self.force and os.path.lexists(self.path):
-                _exchange(self.temp, self.path)
-            else:
+        with interrupts.deferred():
+            try:
                 if os.path.lexists(self.path):
-                    raise QuantcliError(
-                        "the output came into being meanwhile", place=[self.path], hint="use --force to replace it"
-                    )
-                os.rename(self.temp, self.path)
-        except OSError as error:
-            raise os_error(error, self.path) from None
+                    if not self.force:
+                        raise FileExistsError(errno.EEXIST, "the output exists")
+                    _exchange(self.temp, self.path, self._workspace.aside)
+                else:
+                    os.rename(self.temp, self.path)
+            except OSError as error:
+                if self.force or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise os_error(error, self.path) from None
+                self._workspace.keep = self.hold = False
+                raise another_created(self.path) from None
+            self._workspace.keep = self.hold = False
+            with contextlib.suppress(OSError):
+                remove(self._workspace.journal)  # nothing is left to go on with
         sync_folder(self.parent)
 
 
-def _remove(path: str) -> None:
-    """Remove a file, a link or a folder with all in it, if it is there."""
+def _write(path: str, blocks: Iterable[bytes]) -> None:
+    """Write a new file and bring it to the disk."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def _locked(partial: str, path: str) -> int:
-    """The descriptor of the lock of a hidden folder, which is made if there is none; closing it gives the lock back.
-
-    Raises QuantcliError when another run has it, or the folder is somebody else's.
-    """
-    lock = os.path.join(partial, "lock")
-    while True:
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(partial)
-            status = os.lstat(partial)
-            if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
-                raise QuantcliError("this is in the way", place=[path, partial], hint="remove it")
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:  # the run that had it has just ended
-            continue
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.rmdir(partial)  # if nothing is in it
-            raise os_error(error, path) from None
-        try:
-            _flock(fd, path)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.lstat(lock)):
-                    return fd
-        except BaseException:
-            os.close(fd)
-            raise
+        for block in blocks:
+            view = memoryview(block)
+            while view:
+                view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
         os.close(fd)
 
 
-def _flock(fd: int, path: str) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise QuantcliError("another run is writing it", place=[path], hint="wait until it has ended") from None
-        # Some network file systems have no locks; there is nothing better then.
-
-
-def _exchange(new: str, old: str) -> None:
+def _exchange(new: str, old: str, aside: str) -> None:
     """Swap two folders. renameat2 does it at once; elsewhere the old one is moved aside first."""
     with contextlib.suppress(AttributeError, OSError):
         at_fdcwd, exchange = -100, 2
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), exchange) == 0:
             return
-    aside = f"{new}.old"
-    os.rename(old, aside)
-    try:
-        os.rename(new, old)
-    except OSError:
-        os.rename(aside, old)
-        raise
-    os.rename(aside, new)
+    os.rename(old, aside)  # until the second step is done, closing the workspace would give it its name back
+    os.rename(new, old)

@@ -15,6 +15,7 @@ from typing import Any
 from quantcli import seal
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
+from quantcli.interrupts import Terminated
 from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
 from quantcli.tensors import TensorInfo
@@ -238,7 +239,7 @@ def validate(path: str, shown: str) -> None:
     try:
         with safe_open(path, framework="np") as file:
             file.keys()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except (KeyboardInterrupt, Terminated, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library's panics are not Exceptions
         raise DataError(f"the safetensors library does not accept the output: {error}", place=[shown]) from None

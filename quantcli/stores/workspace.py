@@ -1,0 +1,209 @@
+"""The hidden folder beside a destination in which its parts are made: `.NAME.quantcli-partial`.
+
+In it is `lock`, which the run that writes holds; for an output folder `folder`, which becomes the destination, and
+`journal`, what has been finished of it; and what else a run needs for a while. It stays behind when a run is killed or
+the disk fails; another run on the same destination goes on with it, or clears it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from types import TracebackType
+
+from quantcli import interrupts
+from quantcli.errors import QuantcliError, os_error
+from quantcli.stores.files import read_small
+
+_JOURNAL_LIMIT = 1 << 28
+
+
+def partial_of(path: str) -> str:
+    """The hidden folder in which a folder is made; a name too long for the file system is cut and its digest added."""
+    parent, base = os.path.split(path)
+    raw = os.fsencode(base)
+    if len(raw) > 200:
+        short = raw[:160].decode("utf-8", "ignore")
+        base = f"{short}-{hashlib.sha256(raw).hexdigest()[:16]}"
+    return os.path.join(parent, f".{base}.quantcli-partial")
+
+
+class Workspace:
+    """The hidden folder beside a destination in which everything is made that goes there; one run at a time has it.
+
+    folder: where it is. found: the journal of an interrupted run, None where there was none. Leaving the context
+    removes the folder, unless `keep` is set, which it is at first where there is a journal.
+    """
+
+    def __init__(self, path: str, *, force: bool) -> None:
+        self.path, self.folder = path, partial_of(path)
+        self.journal = os.path.join(self.folder, "journal")
+        self.aside = os.path.join(self.folder, "replaced")
+        self.found: bytes | None = None
+        self.keep = True
+        with interrupts.deferred():
+            self._lock = _locked(self.folder, path)
+            interrupts.remember(self.close)
+        try:
+            try:
+                self._put_back()
+            except OSError as error:
+                raise os_error(error, path) from None
+            self.found = _read_own(self.journal, path)
+            self.keep = self.found is not None
+            if not force and os.path.lexists(path):  # it was made while we waited for our turn
+                raise another_created(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def clear(self) -> None:
+        """Remove what an interrupted run has left."""
+        self.keep = False
+        try:
+            for path in self._contents():
+                remove(path)
+        except OSError as error:
+            raise os_error(error, self.path) from None
+
+    def _contents(self) -> list[str]:
+        """All but the lock, the journal first: what is left without it is never taken for finished."""
+        names = sorted(set(os.listdir(self.folder)) - {"lock"}, key=lambda name: (name != "journal", name))
+        return [os.path.join(self.folder, name) for name in names]
+
+    def close(self) -> None:
+        """Give the folder back; called again after an interruption, it goes on where it was."""
+        if self._lock < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._put_back()
+        if not self._worth_keeping():
+            if _is_at(self._lock, os.path.join(self.folder, "lock")):  # else that is another run's already
+                with contextlib.suppress(OSError):
+                    for path in self._contents():
+                        with contextlib.suppress(OSError):
+                            remove(path, strict=False)
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.folder, "lock"))
+            with contextlib.suppress(OSError):
+                os.rmdir(self.folder)  # which another run may have taken in the meantime
+        lock, self._lock = self._lock, -1
+        with contextlib.suppress(OSError):  # nothing was written to it
+            os.close(lock)
+        interrupts.forget(self.close)
+
+    def _worth_keeping(self) -> bool:
+        """Whether finished files are in it, or the folder to be replaced, which could not be put back."""
+        return (self.keep and os.path.lexists(self.journal)) or self._is_aside()
+
+    def _is_aside(self) -> bool:
+        return os.path.lexists(self.aside) and not os.path.lexists(self.path)
+
+    def _put_back(self) -> None:
+        """Give a folder that was moved aside to be replaced its name back, where the new one did not get it."""
+        if self._is_aside():
+            os.rename(self.aside, self.path)
+
+
+def another_created(path: str) -> QuantcliError:
+    """The error of a run that finds its output made by another one."""
+    return QuantcliError("another process created the output", place=[path], hint="use --force to replace it")
+
+
+def _read_own(path: str, shown: str) -> bytes | None:
+    """What is in the journal; None when there is none. Raises QuantcliError when it is not a file of this user: a link
+    to one that somebody else put there must not decide what is taken for finished."""
+    if not os.path.lexists(path):
+        return None
+    if not is_own(path, stat.S_ISREG):
+        raise QuantcliError("not a file of this user", place=[shown, path], hint="remove it")
+    with contextlib.suppress(QuantcliError):
+        return read_small(path, _JOURNAL_LIMIT, follow=False)
+    return None
+
+
+def is_own(path: str, kind: Callable[[int], bool]) -> bool:
+    """Whether this is there, of a kind, no link, and belongs to this user."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return kind(status.st_mode) and (not hasattr(os, "geteuid") or status.st_uid == os.geteuid())
+
+
+def remove(path: str, *, strict: bool = True) -> None:
+    """Remove a file, a link or a folder with all in it, if it is there; or of a folder what can be removed."""
+    # A signal within rmtree can be lost: what rmtree closes a second time because of it fails, and that error is told.
+    with interrupts.deferred(), contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path, ignore_errors=not strict)
+        else:
+            os.unlink(path)
+
+
+def _locked(folder: str, path: str) -> int:
+    """The descriptor of the lock of a hidden folder, which is made if there is none; closing it gives the lock back.
+
+    Raises QuantcliError when another run has it, or the folder is somebody else's.
+    """
+    lock, access = os.path.join(folder, "lock"), os.O_RDONLY  # closing what was not open for writing cannot fail
+    while True:
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+            if os.path.lexists(folder) and not is_own(folder, stat.S_ISDIR):
+                raise QuantcliError("not a folder of this user", place=[path, folder], hint="remove it")
+            fd = os.open(lock, access | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except FileNotFoundError as error:
+            if not os.path.isdir(os.path.dirname(folder)):
+                raise os_error(error, path) from None
+            continue  # the run that had it has just ended
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # if nothing is in it
+            raise os_error(error, path) from None
+        try:
+            if not _flock(fd, path):
+                access = os.O_RDWR
+            elif _is_at(fd, lock):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _flock(fd: int, path: str) -> bool:
+    """Lock a file; False when it must be open for writing for that, as on NFS."""
+    try:
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise QuantcliError("another run is writing it", place=[path], hint="wait until it has ended") from None
+        # Some network file systems have no locks; there is nothing better then.
+        return error.errno != errno.EBADF
+    return True
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether an open file is the one of this name."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    return False
