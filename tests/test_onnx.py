@@ -337,6 +337,12 @@ def test_nodes_that_compute_with_codes(file: str, operator: str, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["floats.safetensors"]
 
 
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("[nl][bi]*.onnx")), ids=lambda p: p.stem)
+def test_what_nodes_decode_is_not_quantized_again(path: Path, tmp_path: Path) -> None:
+    line = one_line(run("quantize", path, "-o", tmp_path / "out"), 1)
+    assert "quantized already (ONNX with " in line and line.endswith("dequantize it first, or start from the original")
+
+
 def test_codes_of_an_embedding_that_no_node_decodes(tmp_path: Path) -> None:
     """Gather takes rows of codes; only the names that the quantizer gives tell what they are."""
     parts = [tensor("E_quantized", U8, (50, 64), bytes(3200)), f32("E_scale", np.array(0.5)), GOOD]
