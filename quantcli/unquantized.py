@@ -127,7 +127,8 @@ def _way(group: Group, request: Request) -> str:
     """The options with which a group would be quantized, found by planning it anew; empty where there are none."""
     alone = replace(request, include=(), exclude=(), ties=(), importance=None)
     alone = replace(alone, rules=tuple(replace(rule, optional=True) for rule in request.rules))
-    return next((options for options, other in _others(group, alone) if _quantizes(group, other)), "")
+    way = next((options for options, other in _others(group, alone) if _quantizes(group, other)), "")
+    return f"{way} (not for loaders of {request.to})" if way.startswith("--to native") else way
 
 
 def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
