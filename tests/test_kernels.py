@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import BF16 as BFLOAT16
 
@@ -400,6 +400,24 @@ def test_both_tables_cut_values_alike() -> None:
             ours, theirs = (t.kmeans(*sums, k) for t in (NATIVE, NumpyKernels()))
             for c in range(1, k):
                 np.testing.assert_array_equal(ours[c, c + 1 :], theirs[c, c + 1 :])
+
+
+WEIGHED = st.tuples(st.floats(-1e6, 1e6), st.sampled_from([1e-300, 1e-20, 1e-9, 1.0, 7.0, 1e9, 1e17]))
+"""Values and how often they occur."""
+
+
+@needs_native
+@given(st.lists(WEIGHED, min_size=2, max_size=60, unique_by=lambda pair: pair[0]), st.integers(2, 16))
+@settings(max_examples=300)
+def test_both_tables_cut_values_of_any_weight_alike(pairs: list[tuple[float, float]], k: int) -> None:
+    """a value may weigh nothing beside the sum of those before it; then the cost of its cell is no number"""
+    assert NATIVE is not None
+    x, w = (np.array(v) for v in zip(*sorted(pairs)))
+    sums = [np.append(0.0, np.cumsum(v)) for v in (w, w * x, w * x * x)]
+    k = min(k, len(x))
+    ours, theirs = (t.kmeans(*sums, k) for t in (NATIVE, NumpyKernels()))
+    for c in range(1, k):
+        np.testing.assert_array_equal(ours[c, c + 1 :], theirs[c, c + 1 :])
 
 
 @pytest.mark.parametrize("table", TABLES)
