@@ -165,7 +165,7 @@ def test_limits_that_are_none(gate: str, text: Any) -> None:
 @pytest.mark.parametrize("arguments", [
     ["--min-sqnr", "high"], ["--max-size", "3.9XB"], ["--min-coverage", "95"], ["--max-regression", "1"],
     ["--baseline", "nowhere.json"], ["--baseline", "model.safetensors"], ["--config", "nowhere.yaml"],
-    ["--format", "pdf"], ["--output", "report.xml"], ["--output", "pdf=x"], ["--json", "--format", "csv"],
+    ["--format", "pdf"], ["--output", "report.pdf"], ["--output", "pdf=x"], ["--json", "--format", "csv"],
     ["--output", "json=q4.safetensors"], ["--against", "nowhere"], ["nowhere.safetensors"], ["--theory"],
 ], ids=" ".join)  # fmt: skip
 def test_what_cannot_be_measured_is_exit_code_2(arguments: list[str], place: Path) -> None:
