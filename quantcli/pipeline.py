@@ -228,6 +228,8 @@ class _Run:
     def _encode(self, job: _Job, trials: Trials, index: int) -> list[Task] | None:
         scheme, plan, span = trials.chosen.scheme, job.plan.layout, job.tiles[index]
         assert plan is not None
+        if job.plan.info.name in self.amendments:  # its other tiles would be searched for nothing
+            return None
         raw, tile = self._read(job, span)
         packed = _buffers.take("packed", span.rows * row_bytes(span.cols, scheme.bits))
         try:
