@@ -107,7 +107,7 @@ def test_outputs_are_named_by_their_recipe(model: Path) -> None:
         path = recipe if "." not in recipe else model.parent / recipe
         assert run("quantize", model, "--recipe", path, "-q").code == 0
         assert (model.parent / f"{stem}.safetensors").is_file()
-    assert run("quantize", model, "--recipe", "llm", "--to", "gguf", "-q").code == 0
+    assert run("quantize", model, "--recipe", "llm", "--to", "gguf", "--container", "-q").code == 0
     assert (model.parent / "model-llm.gguf").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Scales by trial, for what the fast search does not know: other formats, other norms, float offsets, histograms.
+"""Scales by trial, for what the fast searches do not know: other formats, other norms, histograms.
 
 A trial scale gives every weight a level; the scale is then refit to those levels by least squares (norm 2 only), and
 the trial that leaves the least error wins, the first of equal ones. A coarse geometric row of trials is followed by a

@@ -3,11 +3,11 @@
 Candidates around the largest weight are scored by the squared error after a least-squares refit of the scale, which
 comes for free (see kernels/search.h). On the full grid the scale may be negative, so that the 2^b-th code serves the
 side that needs it: at 4 bits and groups of 128 normal weights 20.2 dB instead of min-max's 18.6, for the same bytes.
-Affine schemes search zero points as well. `effort` sets the number of candidates: `default` stays within 0.1 dB of the
-least error there is, `best` within 0.03 dB, `exact` finds it by a sweep over all breakpoints, up to 8 bits (with float
-offsets there is none: there it is the densest search, by alternating codes and least squares). `norm`
-P makes the error |e|^P. Where the importance of columns is known, their squared errors count accordingly. For weights
-that do not fit a tile the exact histogram is searched.
+Affine schemes search zero points as well, or float offsets (see kernels/offsets.h). `effort` sets the number of
+candidates: `default` stays within 0.1 dB of the least error there is, `best` within 0.03 dB, `exact` finds it by a
+sweep over all breakpoints, up to 8 bits. There is no such sweep for float offsets: `exact` is their densest search, and
+at 8 bits `default` is within 0.3 dB of it. `norm` P makes the error |e|^P. Where the importance of columns is known,
+their squared errors count accordingly. For weights that do not fit a tile the exact histogram is searched.
 
 Reference: the sweep is ours; the refit is the codeword update of Lloyd, Least Squares Quantization in PCM, 1982, for
 evenly spaced codewords.
@@ -56,6 +56,12 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     lo, hi = (v.astype(np.float64) for v in (ranges.lo, ranges.hi))
     if searched and scheme.zero_point == "int":
         return _affine(kernels, tile, scheme, lo, hi, effort)
+    if scheme.zero_point == "float" and scheme.option("norm") == 2:
+        return _offsets(kernels, tile, scheme, lo, hi, effort)
+    return _by_groups(tile, scheme)
+
+
+def _by_groups(tile: Tile, scheme: Scheme) -> Ideal:
     return _trials.by_groups(tile, lambda weights, counts: _of(weights, counts, scheme), _importance.counts(tile))
 
 
@@ -100,6 +106,24 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
     good = normal & (scale > 0)
     zero = centre + grid - grids // 2
     return Ideal(np.where(good, scale, plain.scale), np.where(good, zero, plain.zero))
+
+
+def _offsets(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, effort: str) -> Ideal:
+    """Scales and offsets, never worse than min-max; with effort `exact` than the search by trials. Mid-rise codes are
+    whole ones half a step further on."""
+    lo, hi = lo + 0.0, hi + 0.0  # not -0: which zero is the smallest differs between the kernels
+    start = _by_groups(tile, scheme) if effort == "exact" else _ranges.spanning(lo, hi, scheme)
+    assert start.zero is not None
+    half = 0.5 if scheme.family == "midrise" else 0.0
+    middle = ((lo + hi) / 2).astype(np.float32)
+    span = hi - lo
+    normal = span >= 2.0**-126
+    reciprocal = np.where(normal, 1 / np.where(normal, span, 1.0), 0.0).astype(np.float32)
+    ratios = _candidates.ends(scheme.bits, tile.group, effort, weighted=tile.importance is not None)
+    begin = start.scale, start.zero + half * start.scale - middle
+    top = (1 << scheme.bits) - 1
+    scale, offset = kernels.search_offsets(tile, middle, reciprocal, begin, ratios, top, _importance.counts(tile))
+    return Ideal(np.where(span > 0, scale, 1.0), np.where(span > 0, middle + offset - half * scale, lo))
 
 
 def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str) -> Ideal:

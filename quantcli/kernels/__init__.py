@@ -135,6 +135,19 @@ class Kernels(Protocol):
         """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h.
         importance: how much the error of each of the tile's columns counts, 0 to 2047."""
 
+    def search_offsets(
+        self,
+        tile: Tile,
+        middle: Floats,
+        reciprocal: Floats,
+        start: tuple[Doubles, Doubles],
+        ratios: Doubles,
+        top: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> tuple[Doubles, Doubles]:
+        """Scale and offset with the least squared error of every group (rows, groups), never worse than the start; see
+        offsets.h. Offsets are relative to `middle`."""
+
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         """Starts (k, n + 1) of the cells of optimal 1-D k-means, from sums over the values before each place (n + 1);
         see kmeans.h."""

@@ -10,6 +10,7 @@
 #include "common.h"
 #include "kmeans.h"
 #include "levels.h"
+#include "offsets.h"
 #include "rounding.h"
 #include "search.h"
 

@@ -71,6 +71,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "patterns": (c_int32, [_P, c_int64, c_int32, _P]),
     "bins": (c_int32, [_P, c_int64, _P, _P]),
     "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, _P, _P, _P]),
+    "search_offsets": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
@@ -179,6 +180,32 @@ class NativeKernels:
             _at(grid),
         )
         return scale, grid
+
+    def search_offsets(
+        self,
+        tile: Tile,
+        middle: Floats,
+        reciprocal: Floats,
+        start: tuple[Doubles, Doubles],
+        ratios: Doubles,
+        top: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> tuple[Doubles, Doubles]:
+        scale, offset = (np.array(v, np.float64, order="C") for v in start)
+        assert ratios.size <= 24 and ratios.flags.c_contiguous
+        self._call(
+            "search_offsets",
+            byref(_tile(tile)),
+            _at(middle),
+            _at(reciprocal),
+            _at(ratios),
+            ratios.size,
+            top,
+            _at(importance),
+            _at(scale),
+            _at(offset),
+        )
+        return scale, offset
 
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         n = len(weight) - 1

@@ -388,6 +388,20 @@ class NumpyKernels:
 
         return search(tile, reciprocal, centre, multipliers, top, grids, importance)
 
+    def search_offsets(
+        self,
+        tile: Tile,
+        middle: Floats,
+        reciprocal: Floats,
+        start: tuple[Doubles, Doubles],
+        ratios: Doubles,
+        top: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> tuple[Doubles, Doubles]:
+        from quantcli.kernels.numpy_offsets import search_offsets
+
+        return search_offsets(tile, middle, reciprocal, start, ratios, top, importance)
+
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         from quantcli.kernels.numpy_kmeans import kmeans
 

@@ -5,6 +5,7 @@ Sums of whole numbers are the same in any order, so groups are cut into pieces t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,20 @@ def search(
     """Scale and grid of every group (rows, groups); see search.h."""
     scale = np.zeros(reciprocal.shape)
     grid = np.zeros(reciprocal.shape, np.int32)
+    for rows, groups, weights, counts in parts(tile, importance):
+        shape = scale[rows, groups].shape
+        unit = reciprocal[rows, groups].reshape(-1)
+        c = None if centre is None else centre[rows, groups].reshape(-1)
+        found = _best(weights, unit, *_limits(c, len(unit), top, grids), multipliers, int(top), counts)
+        scale[rows, groups], grid[rows, groups] = (f.reshape(shape) for f in found)
+    return scale, grid
+
+
+def parts(
+    tile: Tile, importance: NDArray[np.int32] | None
+) -> Iterator[tuple[slice, slice, NDArray[Any], NDArray[np.int32] | None]]:
+    """Rows and groups of a tile a few at a time, with their weights (count, n), valid until the next ones, and how much
+    each of them counts: the whole groups and the short last ones apart."""
     step = max(1, CHUNK // max(tile.cols, 1))
     for first in range(0, tile.rows, step):
         rows = slice(first, min(first + step, tile.rows))
@@ -46,15 +61,17 @@ def search(
         if cut < tile.cols:
             spans.append((slice(whole, whole + 1), x[:, cut:], slice(cut, tile.cols)))
         for groups, weights, columns in spans:
-            shape = scale[rows, groups].shape
-            unit = reciprocal[rows, groups].reshape(-1)
-            c = None if centre is None else centre[rows, groups].reshape(-1)
             counts = None
             if importance is not None:
                 counts = np.tile(importance[columns].reshape(-1, weights.shape[1]), (len(x), 1))
-            found = _best(weights, unit, *_limits(c, len(unit), top, grids), multipliers, int(top), counts)
-            scale[rows, groups], grid[rows, groups] = (f.reshape(shape) for f in found)
-    return scale, grid
+            yield rows, groups, weights, counts
+
+
+def fraction_bits(largest: float, *, wide: bool, weighted: bool) -> int:
+    """Bits of the weights as whole numbers, for codes of up to `largest`."""
+    if weighted:
+        return 16
+    return 24 if wide else 10 if largest <= 32 else 11 if largest <= 64 else 12 if largest <= 160 else 13
 
 
 def _limits(centre: Floats | None, count: int, top: float, grids: int) -> tuple[Floats, Floats]:
@@ -80,25 +97,13 @@ def _best(
     """The refit scale of the best candidate, and its grid, for weights (count, n), each of which counts so much."""
     largest = multipliers.max(initial=0)
     wide = top > 255 or largest > 512
-    fraction = (
-        16
-        if counts is not None
-        else 24
-        if wide
-        else 10
-        if largest <= 32
-        else 11
-        if largest <= 64
-        else 12
-        if largest <= 160
-        else 13
-    )
+    fraction = fraction_bits(largest, wide=wide, weighted=counts is not None)
     shift = 28 if counts is not None else 32 if wide else 15
     candidates = np.rint(multipliers * np.float32(2.0 ** (shift - fraction)))
-    u: NDArray[Any] = _pieces(weights, unit, np.float32(2.0**fraction))
+    u: NDArray[Any] = pieces_of(weights, unit, np.float32(2.0**fraction))
     times: NDArray[Any] | None = None
     if counts is not None:
-        times = _pieces(counts, np.ones(len(counts), np.float32), np.float32(1)).astype(np.float64)
+        times = pieces_of(counts, np.ones(len(counts), np.float32), np.float32(1)).astype(np.float64)
     if counts is not None or fraction + (top + 1).bit_length() + PIECE.bit_length() > 25:  # sums float32 cannot hold
         u, low, high = u.astype(np.float64), low.astype(np.float64), high.astype(np.float64)
     pieces = u.shape[1] // len(unit)
@@ -109,7 +114,7 @@ def _best(
     return np.where(unit != 0, scale / 2.0**fraction, 0.0), np.where(unit != 0, grid, np.int32(0))
 
 
-def _pieces(weights: NDArray[Any], unit: Floats, factor: np.float32) -> NDArray[Any]:
+def pieces_of(weights: NDArray[Any], unit: Floats, factor: np.float32) -> NDArray[Any]:
     """Weights (count, n) as whole numbers (PIECE or n, count * pieces), filled up with zeros."""
     count, n = weights.shape
     length = min(PIECE, n)

@@ -25,6 +25,13 @@ inline void fixed(const float* x, int n, float unit, float factor, int32_t* u) {
   for (int i = 0; i < n; ++i) u[i] = int32_t(std::nearbyintf(x[i] * unit * factor));
 }
 
+// Bits of the weights, for codes of up to `largest`.
+template <class Word, bool WEIGHTED>
+inline int fraction(float largest) {
+  if (WEIGHTED) return BY_COLUMN;
+  return sizeof(Word) > 2 ? 24 : largest <= 32 ? 10 : largest <= 64 ? 11 : largest <= 160 ? 12 : 13;
+}
+
 // Weights and candidates are Word; a code is weight * candidate / 2^SHIFT, a Sum holds those of a block.
 template <class Word, class Sum, int SHIFT, bool WEIGHTED = false>
 struct Search {
@@ -45,10 +52,10 @@ struct Search {
   Search(const float* multipliers, int n, const int32_t* columns = nullptr) : importance(columns), count(n) {
     float largest = 0;
     for (int k = 0; k < n; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
-    const int fraction = WEIGHTED ? BY_COLUMN : sizeof(Word) > 2 ? 24 : largest <= 32 ? 10 : largest <= 64 ? 11 : largest <= 160 ? 12 : 13;
-    factor = float(int64_t(1) << fraction);
+    const int bits = fraction<Word, WEIGHTED>(largest);
+    factor = float(int64_t(1) << bits);
     for (int k = 0; k < n + PAIRED; ++k)
-      candidate[k] = Word(std::nearbyintf(multipliers[k < n ? k : n - 1] * float(int64_t(1) << (SHIFT - fraction))));
+      candidate[k] = Word(std::nearbyintf(multipliers[k < n ? k : n - 1] * float(int64_t(1) << (SHIFT - bits))));
   }
 
   // A block of weights, filled up with zeros; how many there are then.

@@ -193,6 +193,8 @@ def main() -> None:
         row("bf16 int4 g128 minmax, numpy", "BF16", 0.258, int4, numpy)
         row("bf16 int8 per channel minmax, numpy", "BF16", 0.5, int8, numpy)
         row("bf16 int4 g128 asymmetric mse", "BF16", 0.258, ["--bits", "4", "--asymmetric", "--calibration", "mse"])
+        offsets = ["--asymmetric", "--zero-point", "float", "--calibration", "mse"]
+        row("bf16 int4 g128 float offsets mse", "BF16", 0.266, ["--bits", "4", *offsets])
         row("bf16 int4 g128 asymmetric minmax", "BF16", 0.258, [*int4, "--asymmetric"])
         row("bf16 int4 per tensor percentile", "BF16", 0.25, [*tensor, "--percentile", "99.9"])
         row("bf16 int4 per tensor mse", "BF16", 0.25, [*tensor, "--calibration", "mse"])
