@@ -762,7 +762,8 @@ def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, mon
     model = save(tmp_path / "secret-folder" / "secret.safetensors", {
         "a.weight": gaussian(64, 128, seed=1).astype(BF16), "b.norm.weight": gaussian(128),
         "embed.weight": gaussian(40, 64, seed=2), "c.weight": gaussian(64, 128, seed=3), "d.bias": gaussian(64)})
-    asked = ["--to", target, *flags(SCHEMES[target][2] if target == "awq" else SCHEMES[target][0]), "-o"]
+    contained = ["--container"] if target in ("gguf", "onnx") else []
+    asked = ["--to", target, *flags(SCHEMES[target][2 if target == "awq" else 0]), *contained, "-o"]
     out = tmp_path / f"out{exporting.named(target).extension or '.safetensors'}"
     planned = json.loads(run("quantize", model, *asked, out, "--dry-run", "--json").out)
     made = json.loads(run("quantize", model, *asked, out, "--json").out)
