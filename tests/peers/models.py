@@ -50,13 +50,15 @@ def with_words(folder: Path) -> Path:
     return folder
 
 
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    """A command of quantcli, run to its end, whatever that is."""
+    return subprocess.run([sys.executable, "-m", "quantcli", *map(str, words)], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+
+
 def quantcli(*words: object) -> str:
-    """What a command prints on standard output."""
-    command = [sys.executable, "-m", "quantcli", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    return done.stdout
+    """What a command prints on standard output that has to succeed."""
+    return answered(command(*words))
 
 
 def script(python: Path, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -68,7 +70,7 @@ def script(python: Path, name: str, *arguments: object) -> subprocess.CompletedP
 
 
 def answered(done: subprocess.CompletedProcess[str]) -> str:
-    """What a script printed that has to have run to its end."""
+    """What a script or a command printed that has to have run to its end."""
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, done.args))}\n{done.stderr[-3000:]}")
     return done.stdout

@@ -2,9 +2,9 @@
 
     python tests/peers/run.py [--fast] [--only PART] [--write] [--environments .venv-peers]
 
-The parts are the targets of cells.py, whose weights every client decodes, `text`, a model that generates, and
-`families`, the architectures and tokenizers that llama.cpp runs. --write puts their tables into RESULTS.md, when
-everything is as it should be. Environments that are missing are made.
+The parts are the targets of cells.py, whose weights every client decodes, `text`, a model that generates, `families`,
+the architectures and tokenizers that llama.cpp runs, `zoo`, models of many architectures in transformers, and `vllm`.
+--write puts their tables into RESULTS.md, when everything is as it should be. Environments that are missing are made.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from pathlib import Path
 import decoding
 import families
 import text
+import zoo
 from cells import CASES, CLIENTS
 from environments import FOLDER, make, pinned
 from models import HERE, with_words
 
 RESULTS = HERE / "RESULTS.md"
-PARTS = [*CLIENTS, "text", "families"]
+NEEDS = {"text": ["current", "llamacpp"], "families": ["current", "llamacpp"], "zoo": zoo.ENVIRONMENTS}
+"""The environments of the parts that are not targets."""
+PARTS = [*CLIENTS, *NEEDS]
 
 DECODED = """SQNR of the quantized weights of `sample_models/tiny-llama` (bfloat16) in dB, as quantcli reports it and as
 the weights that a client decodes have it. They are those quantcli decodes, bit for bit; compressed-tensors, gptqmodel
@@ -37,6 +40,11 @@ FAMILIES = """Logits of llama-cpp-python {llama-cpp-python} and transformers {tr
 square of their differences over their standard deviation. First the weights that quantcli decodes, in transformers,
 beside the GGUF in llama.cpp, in float32 and as it runs, the largest of all GGUFs; then, from least to most, both beside
 the float model: what the quantization costs, and what it costs in llama.cpp."""
+ZOO = """Small random models of transformers, and all-MiniLM-L6-v2 and SmolLM2-135M, in 4 bits and groups of 32, or as
+nf4 of 64, loaded by from_pretrained: the least cosine of what comes out (logits, hidden states or embeddings) and what
+comes out of the float model. No key is missing, unexpected or of another size, and what comes out is the same as with
+the weights that `quantcli dequantize` makes of the folder. `kept` are shares of the parameters. `no` is a refusal of
+the client, `refused` one of quantcli, in the words below."""
 
 
 def fill(said: str, versions: dict[str, str]) -> str:
@@ -47,24 +55,25 @@ def fill(said: str, versions: dict[str, str]) -> str:
 def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[str], int]:
     """The tables of some parts, and how many of their cells are not as they should be."""
     clients = [c for part in parts for c in CLIENTS.get(part, []) if c.fast or not fast]
-    whole = {"text", "families"} & set(parts)
-    needed = {c.environment for c in clients} | ({"current", "llamacpp"} if whole else set())
+    needed = {c.environment for c in clients} | {name for part in parts for name in NEEDS.get(part, [])}
     pythons = {name: make(name, folder) for name in sorted(needed)}
+    for name in {name for part in parts if part != "zoo" for name in NEEDS.get(part, [])}:
+        if isinstance(pythons[name], str):
+            raise SystemExit(f"{name} is not installed: {pythons[name]}")
     model = with_words(work / "tiny-llama")
     versions = pinned("current") | pinned("llamacpp")
     cases = [c for c in CASES if c.target in parts]
     lines, failed = decoding.run(cases, fast, pythons, model, work) if cases else ([], 0)
     lines = [DECODED, "", *lines] if cases else []
-    if whole:
-        for name in ("current", "llamacpp"):
-            if isinstance(pythons[name], str):
-                raise SystemExit(f"{name} is not installed: {pythons[name]}")
-        running = {name: Path(python) for name, python in pythons.items()}
-        for part, said, found in (("text", TEXT, lambda: text.run(running, model, work / "text")),
-                                  ("families", FAMILIES, lambda: families.run(running, work / "family"))):  # fmt: skip
-            if part in whole:
-                more, wrong = found()
-                lines, failed = [*lines, "", fill(said, versions), "", *more], failed + wrong
+    whole = {
+        "text": (TEXT, lambda: text.run(pythons, model, work / "text")),
+        "families": (FAMILIES, lambda: families.run(pythons, work / "family")),
+        "zoo": (ZOO, lambda: zoo.run(pythons, work / "zoo")),
+    }
+    for part, (said, found) in whole.items():
+        if part in parts:
+            more, wrong = found()
+            lines, failed = [*lines, "", fill(said, versions), "", *more], failed + wrong
     return lines, failed
 
 
