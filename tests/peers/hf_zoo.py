@@ -22,7 +22,7 @@ GAIN = 0.5
 """Of every matrix, so that 4 bits cost what they cost trained models: with 1 errors grow from layer to layer."""
 WORDS = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 DECODER = {**WORDS, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-           "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+           "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
 ENCODER = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 SEES = {"image_size": 32, "patch_size": 8}
 GEMMA = {**DECODER, "head_dim": 32, "sliding_window": 64, "query_pre_attn_scalar": 32}

@@ -133,18 +133,24 @@ def shares(tensors: Sequence[Mapping[str, Any]]) -> tuple[float, dict[str, float
     return found.pop("", 0.0), found
 
 
+def decoded(path: Path, original: Path, into: Path) -> Path:
+    """A folder of what `quantcli dequantize` makes of a folder, in float32, with what lies beside the original."""
+    shutil.copytree(original, into, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    quantcli("dequantize", path, "--dtype", "float32", "-o", into / "model.safetensors", "-q")
+    return into
+
+
 def quantize(model: str, target: str, models: Path, place: Path) -> Made:
     """Quantize a model for a target, and decode that again."""
     name, _, preset = model.partition(" --recipe ")
     flags = ["--recipe", preset] if preset else FLAGS.get(target, ["--group-size", "32"])
-    original, path, decoded = models / name, place / "quantized", place / "decoded"
+    original, path = models / name, place / "quantized"
     done = command("quantize", original, *flags, "--to", target, "-o", path, "--json", "-q")
     if done.returncode == 1 or done.returncode == 2:
         return Made(model, target, path, why=done.stderr.strip().replace(str(original), "MODEL"))
     report = json.loads(answered(done))
-    shutil.copytree(original, decoded, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
-    quantcli("dequantize", path, "--dtype", "float32", "-o", decoded / "model.safetensors", "-q")
-    return Made(model, target, path, (original, decoded), *shares(report["tensors"]))
+    beside = (original, decoded(path, original, place / "decoded"))
+    return Made(model, target, path, beside, *shares(report["tensors"]))
 
 
 # ---- loaders ----------------------------------------------------------------------------------------------------
