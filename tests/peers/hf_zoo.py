@@ -8,6 +8,7 @@ model says much the same whatever its layers are.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,8 @@ def make(name: str, folder: Path) -> None:
     fill(model)
     model.tie_weights()
     model.save_pretrained(folder)
+    saved = json.loads((folder / "config.json").read_text())  # without names that only older versions know
+    (folder / "config.json").write_text(json.dumps({**settings, **saved}, indent=2))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,11 @@ LOADERS = {
     "gptq": [GPTQMODEL],
 }  # fmt: skip
 ENVIRONMENTS = sorted({loader.environment for loaders in LOADERS.values() for loader in loaders})
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED = {
+    ("t5", "compressed-tensors"): "nothing left to quantize.*transformers reads this weight outside its layer",
+    ("gpt2", "compressed-tensors"): "nothing left to quantize.*transformers holds it in Conv1D",
+    ("gpt2", "bnb-nf4"): "nothing left to quantize.*transformers holds it in Conv1D",
+}
 """What the command refuses to quantize for a target, and in which words."""
 
 
