@@ -124,6 +124,14 @@ def test_weights_that_the_loader_does_not_take_are_kept(
     assert all(target in rows[name]["note"] for name in found)
 
 
+def test_kept_layers_that_are_read_from_outside_are_named(tmp_path: Path) -> None:
+    """They are Linear layers, which transformers turns into quantized ones unless it is told not to."""
+    scheme = ["--type", "nf4", "--group-size", "64"]
+    config, _ = quantized(made(tmp_path / "m", "mamba", "MambaForCausalLM", MAMBA), "--to", "bnb-nf4", *scheme)
+    mixer = {f"backbone.layers.0.mixer.{name}" for name in ("x_proj", "dt_proj", "out_proj")}
+    assert set(config["llm_int8_skip_modules"]) == {*mixer, "lm_head"}
+
+
 @pytest.mark.parametrize(("model_type", "kind", "modules", "why"), [
     ("gpt2", "GPT2LMHeadModel", GPT2, "transformers holds it in Conv1D"),
     ("t5", "T5ForConditionalGeneration", T5, "transformers reads this weight outside its layer"),

@@ -259,7 +259,8 @@ def ignored(tensors: Sequence[Weight], model: Architecture | None, *, linear: bo
     kept = modules(tensors, quantized=False)
     if model is None:
         return kept
-    named = [n for m in kept if not linear or model.holder(m) is None for n in model.names(m)]
+    layers = (None, DIRECT, INITIALIZED)
+    named = [n for m in kept if not linear or model.holder(m) in layers for n in model.names(m)]
     return list(dict.fromkeys([*named, *model.heads([*kept, *modules(tensors, quantized=True)])]))
 
 
