@@ -32,9 +32,15 @@ def letters() -> list[str]:
 
 
 def with_words(folder: Path) -> Path:
-    """A copy of the sample model with a byte-level tokenizer. llama.cpp wants at least one merge: that of two
-    characters that no text holds takes the place of a third one."""
+    """A copy of the sample model with a tokenizer."""
     shutil.copytree(MODEL, folder)
+    give_words(folder)
+    return folder
+
+
+def give_words(folder: Path) -> None:
+    """Put a byte-level tokenizer of ASCII into the folder of a model. llama.cpp wants at least one merge: that of two
+    characters that no text holds takes the place of a third one."""
     words = letters()
     merge = words[:2]
     words[127] = "".join(merge)
@@ -47,7 +53,6 @@ def with_words(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text(json.dumps(whole))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from decoding import shortened
-from models import answered, quantcli, script, talk
+from models import answered, give_words, quantcli, script, talk
 from talk import cross_entropy
 from zoo import decoded
 
@@ -108,6 +108,7 @@ def run(pythons: Mapping[str, Path], work: Path) -> tuple[list[str], int]:
     work.mkdir()
     models = work / "models"
     answered(script(pythons["current"], "hf_zoo.py", models, "llama-tied"))
+    give_words(models / "llama-tied")
     answered(script(pythons["current"], "hf_packaged.py", "smollm2", models / "smollm2"))
     folders = [prepare(one, models, work / str(i)) for i, one in enumerate(RUNS)]
     answers = ask(pythons["vllm"], [folder for folder, _ in folders], work)

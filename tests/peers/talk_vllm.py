@@ -3,8 +3,8 @@
     python talk_vllm.py JOBS.json
 
 JOBS is a list of {"model", "text", "words"}; for each a line of JSON is printed: {"row", "next", "nats"} with the words
-of the text by number, so many that follow it greedily, and its mean cross entropy; or {"refused": "Error: words"}. The
-text is read by the model's own tokenizer, or a letter a word where it has none.
+at the beginning of the text by number, so many that follow them greedily, and their mean cross entropy; or {"refused":
+"Error: words"}.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ LENGTH = 256
 def words(model: str, text: str) -> list[int]:
     from transformers import AutoTokenizer
 
-    if not (Path(model) / "tokenizer.json").exists():
-        return list(text.encode()[: LENGTH // 2])
-    return list(AutoTokenizer.from_pretrained(model)(text)["input_ids"])
+    return list(AutoTokenizer.from_pretrained(model)(text)["input_ids"])[: LENGTH // 2]
 
 
 def say(model: str, text: str, count: int) -> dict[str, Any]:
