@@ -177,7 +177,8 @@ def recipe(command: F) -> F:
             "--override",
             multiple=True,
             metavar="PATTERN:KEY=VALUE,...",
-            help="An extra rule, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches wins.",
+            help="An extra rule, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches "
+            "wins.",
         ),
         click.option(
             "--recipe",
