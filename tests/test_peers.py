@@ -95,7 +95,7 @@ def test_the_last_run_had_every_model(zoo: ModuleType) -> None:
     [
         ({"cosines": [0.98, 1.0], "finite": True}, ""),
         ({"cosines": [0.96, 1.0], "finite": True}, "to the float model"),
-        ({"cosines": [0.98, 0.98], "finite": True}, "to the weights that quantcli decodes"),
+        ({"cosines": [0.98, 1 - 1e-7], "finite": True}, "to the weights that quantcli decodes"),
         ({"cosines": [math.nan, math.nan], "finite": False}, "is not finite"),
         ({"refused": "it only warns of missing_keys: lm_head.weight_packed, 3 in all"}, "missing_keys: lm_head"),
     ],

@@ -43,16 +43,16 @@ LIGHT = 0.01
 class Loader:
     """How the folders of a target are loaded.
 
-    function and options: of load_zoo.py. title: head of its column, with versions of packages in braces. same: the
-    least cosine to the weights that quantcli decodes. models: those it is asked for. refuses: the models it does not
-    load, and in which words.
+    function and options: of load_zoo.py. title: head of its column, with versions of packages in braces. apart: how
+    far from 1 the cosine to the weights that quantcli decodes may be. models: those it is asked for. refuses: the
+    models it does not load, and in which words.
     """
 
     title: str
     environment: str = "current"
     function: str = "transformers"
     options: Mapping[str, Any] = field(default_factory=dict)
-    same: float = 0.9999
+    apart: float = 1e-8
     models: Sequence[str] = tuple(MODELS)
     refuses: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,20 +69,21 @@ def compressed(option: str, value: bool) -> dict[str, Any]:
 
 DEFAULTS = [model for model in MODELS if "--recipe" not in model]
 FEW = ["llama-tied", "qwen3-tied"]
-GPTQMODEL = Loader(title="gptqmodel {gptqmodel}", environment="gptqmodel", function="gptqmodel", same=0.999, models=FEW)
+GPTQMODEL = Loader(title="gptqmodel {gptqmodel}", environment="gptqmodel", function="gptqmodel", apart=1e-5, models=FEW)
 OUTSIDE = {"clip": "object has no attribute 'weight'"}
 """It reads the weights of its projections outside their layers while it loads them, which newer versions do not."""
 LOADERS = {
     "compressed-tensors": [
         Loader(title="transformers {transformers}"),
-        Loader(title="the same, `dequantize=True`", options=compressed("dequantize", True)),
+        # Weights are rounded to the dtype of the scales.
+        Loader(title="the same, `dequantize=True`", options=compressed("dequantize", True), apart=1e-5),
         Loader(title="transformers {transformers}, compressed-tensors {compressed-tensors}", environment="older",
                refuses=OUTSIDE),
         Loader(title="the same, `run_compressed=False`", environment="older",
                options=compressed("run_compressed", False), refuses=OUTSIDE),
     ],
     # It multiplies in bfloat16 on processors that do.
-    "bnb-nf4": [Loader(title="transformers {transformers}, bitsandbytes {bitsandbytes}", same=0.9995, models=DEFAULTS)],
+    "bnb-nf4": [Loader(title="transformers {transformers}, bitsandbytes {bitsandbytes}", apart=5e-4, models=DEFAULTS)],
     "awq": [GPTQMODEL],
     "gptq": [GPTQMODEL],
 }  # fmt: skip
@@ -188,7 +189,7 @@ def judge(made: Made, loader: Loader, answer: Mapping[str, Any]) -> Cell:
     least = COARSER.get(made.model, CLOSE)
     wrong = [] if answer["finite"] else ["what comes out is not finite"]
     wrong += [] if close >= least else [f"cosine {close:.4f} to the float model"]  # also where it is NaN
-    wrong += [] if same >= loader.same else [f"cosine {same:.6f} to the weights that quantcli decodes"]
+    wrong += [] if 1 - same <= loader.apart else [f"cosine 1 - {1 - same:.1e} to the weights that quantcli decodes"]
     wrong += [f"it was expected to refuse with {expected!r}"] if expected else []
     return Cell(f"{close:.4f}", wrong="; ".join(wrong))
 
