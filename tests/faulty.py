@@ -61,11 +61,13 @@ class Faults:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             if hit and self.fault in ("before", "kill"):
                 os.kill(os.getpid(), signal.SIGKILL if self.fault == "kill" else self.number)
-            found = None if name == "fsync" else real(*arguments, **named)  # the disk is not what is tried here
-            if name == "open":
-                self.files[found] = path
-            if hit and self.fault == "after":
-                os.kill(os.getpid(), self.number)
+            try:
+                found = None if name == "fsync" else real(*arguments, **named)  # the disk is not what is tried here
+                if name == "open":
+                    self.files[found] = path
+            finally:
+                if hit and self.fault == "after":
+                    os.kill(os.getpid(), self.number)
             return found
 
         return call

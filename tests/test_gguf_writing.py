@@ -334,10 +334,10 @@ def test_families_and_what_they_need() -> None:
 
 
 @pytest.mark.parametrize(("change", "words", "kind"), [
-    ({"architectures": ["GemmaForCausalLM"]}, "config.json: GemmaForCausalLM is not among the models that can be "
-     "written whole; known: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM", UsageError),
-    ({"architectures": None}, "config.json: it names no model", UsageError),
-    ({"architectures": [7]}, "config.json: it names no model", UsageError),
+    ({"architectures": ["GemmaForCausalLM"]}, "config.json: GemmaForCausalLM is not supported by --to gguf; "
+     "supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM", UsageError),
+    ({"architectures": None}, "config.json: models without architectures are not supported by --to gguf", UsageError),
+    ({"architectures": [7]}, "config.json: models without architectures are not supported by --to gguf", UsageError),
     ({"hidden_size": None}, "config.json: hidden_size: is missing", DataError),
     ({"hidden_size": "64"}, "config.json: hidden_size: '64' is not a whole number from 1", DataError),
     ({"hidden_size": True}, "config.json: hidden_size: True is not a whole number from 1", DataError),

@@ -107,8 +107,10 @@ class OutputFolder:
 
     def _put(self, name: str, blocks: Iterable[bytes]) -> None:
         path = os.path.join(self.temp, name)
+        inner = os.path.dirname(path)
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if not os.path.isdir(inner):
+                os.makedirs(inner)
             _write(path, blocks)
         except OSError as error:
             raise os_error(error, os.path.join(self.path, name)) from None
