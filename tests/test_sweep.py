@@ -129,7 +129,7 @@ def test_what_is_printed(model: Path) -> None:
     (["--bits", "four"], "not a whole number"), (["--bits", "0"], "bits"), (["--bits", "40"], "bits"),
     (["--calibration", "magic"], "is not one of"), (["--group-size", "-7"], "--group-size"),
     (["--calibration", "mean-abs"], "one symmetric bit"), (["--include", "nothing"], "matches no tensor"),
-    (["-o", "model.safetensors"], "nothing is written as .safetensors"),
+    (["-o", "found.safetensors"], "nothing is written as .safetensors"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")  # fmt: skip
 def test_what_cannot_be_swept(arguments: list[str], words: str, model: Path) -> None:
     before = model.read_bytes()

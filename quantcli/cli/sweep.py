@@ -79,8 +79,8 @@ def command(
 
     kind = ""
     if output is not None:
-        kind = _naming.document(output, _naming.SWEEPS)
         options.check_outputs([output], [src])
+        kind = _naming.document(output, _naming.SWEEPS)
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
     with options.float_source(src, source_layout, talk) as source:
