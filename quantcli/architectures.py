@@ -82,6 +82,7 @@ class Architecture:
     shared: Mapping[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
     float32: tuple[str, ...] = ()
     renames: tuple[Rename, ...] = ()
+    _holders: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     def module(self, name: str) -> str:
         """The module in the model of a module in the file.
@@ -106,6 +107,12 @@ class Architecture:
         """
         if not self.known:
             return "Embedding" if EMBEDDING.search(name) else None
+        one = numberless(name).replace("#", "0")  # what holds a layer holds all of its kind
+        if one not in self._holders:
+            self._holders[one] = self._holder(one)
+        return self._holders[one]
+
+    def _holder(self, name: str) -> str | None:
         module = self.module(name)
         for rename in self.renames:
             if rename.kind and rename.match(f"{module}.weight"):
