@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html.parser
 import io
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_spreadsheets_see_no_formula(files: Path) -> None:
                    if cell and not re.fullmatch(r"-?[0-9.]+(e[-+]?[0-9]+)?", cell))
     assert {"'=1+1", "'+a", "'-b", "'@SUM(1)", "plain.layers.0.weight"} <= {row["name"] for row in rows}
     assert all(re.fullmatch(r"-?[0-9.]+", row["sqnr_db"]) for row in rows if row["disposition"] == "quantized")
+
+
+def test_the_figures_of_a_sweep_are_no_formula_or_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, shown in {" =1+1": "' =1+1", "\uff1d1+1": "'\uff1d1+1", "::error::a": r"\x3a:error::a"}.items():
+        save(Path("model.safetensors"), {name: gaussian(64, 64)})
+        for output in ("s.csv", "s.json"):
+            assert run("sweep", "model.safetensors", "--bits", "4", "-o", output, "-q").code == 0
+        row = next(csv.DictReader(Path("s.csv").read_text().splitlines()))
+        assert row["worst_tensor"] == shown
+    save(Path("model.safetensors"), {"##[error]a": gaussian(64, 64)})
+    assert run("sweep", "model.safetensors", "--bits", "4", "-o", "s.json", "-q").code == 0
+    assert "##[" not in Path("s.json").read_text()
+    assert json.loads(Path("s.json").read_text())["points"][0]["worst_tensor"] == "##[error]a"
 
 
 def cells(line: str) -> list[str]:

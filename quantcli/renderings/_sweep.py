@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from dataclasses import asdict, fields
 from typing import TextIO
 
 from quantcli import terminal as t
-from quantcli.errors import printable
 from quantcli.renderings import _svg
 from quantcli.renderings._page import Column, box, breakable, cell, decibels_cell, escaped, figure, page, row
+from quantcli.renderings.csv import cells
+from quantcli.renderings.json import write
+from quantcli.report import plain
 from quantcli.sweeping import Point, Sweep
 
 
@@ -103,20 +104,11 @@ def _csv(found: Sweep, stream: TextIO) -> None:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["source", *(f.name for f in fields(Point))])
     for point in found.points:
-        values = [found.source, *asdict(point).values()]
-        writer.writerow([_plain(value) for value in values])
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, str):
-        text = printable(value, 100_000)
-        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text  # a spreadsheet would run it as a formula
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else value
+        writer.writerow(cells([found.source, *asdict(point).values()]))
 
 
 def _json(found: Sweep, stream: TextIO) -> None:
-    json.dump(found.as_dict(), stream, indent=1, allow_nan=False)
-    stream.write("\n")
+    write(plain(found.as_dict()), stream)
 
 
 WRITERS = {"csv": _csv, "json": _json}

@@ -6,7 +6,7 @@ Text that a spreadsheet would take for a formula has an apostrophe in front.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from quantcli.errors import printable_line
@@ -18,7 +18,6 @@ COLUMNS = (
     "symmetric", "calibration", "rounding", "mse", "nmse", "sqnr_db", "exact", "max_abs_error", "clipped_fraction",
     "bits_per_weight", "bytes_in", "bytes_out",
 )  # fmt: skip
-
 
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
@@ -33,9 +32,13 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
             for failure in gate.failures:
                 failed.setdefault(failure.tensor, []).append(gate.gate)
         for tensor in report.tensors:
-            cells = [getattr(tensor, column) for column in COLUMNS]
-            row = [report.name, *(_cell(v) for v in cells), " ".join(failed.get(tensor.name, []))]
-            writer.writerow([_inert(v) if isinstance(v, str) else v for v in row])
+            columns = (getattr(tensor, column) for column in COLUMNS)
+            writer.writerow(cells([report.name, *columns, " ".join(failed.get(tensor.name, []))]))
+
+
+def cells(values: Iterable[object]) -> list[object]:
+    """The cells of a row: shapes as 2x3, false and true, nothing for None, text as `_inert` gives it."""
+    return [_inert(v) if isinstance(v, str) else v for v in map(_cell, values)]
 
 
 def _inert(text: str) -> str:
