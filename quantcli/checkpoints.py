@@ -18,6 +18,7 @@ from typing import Any
 from quantcli import architectures, card, pipeline, reporting, resuming
 from quantcli.container import Result, StoredTensor
 from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.exports._parts import json_beside
 from quantcli.exports.compressed_tensors import quantization_config
 from quantcli.plan import Plan, TensorPlan
 from quantcli.resuming import Finished, Journal
@@ -150,11 +151,8 @@ def write(
 
 def _around(source: Checkpoint, side: SideFiles) -> _Around:
     """What lies around the weights, read before them: whatever is wrong with it is wrong from the start."""
-    path = os.path.join(source.folder, CONFIG)
-    found = strict_json(read_small(path, _SIDE), path) if os.path.lexists(path) else {}
-    told = os.path.join(source.folder, CARD)
-    card_of = read_small(told, _SIDE) if os.path.isfile(told) and not side.leaves_out(CARD) else None
-    return _Around(side, found if isinstance(found, dict) else {}, card_of)
+    original = None if side.leaves_out(CARD) else source.beside(CARD)
+    return _Around(side, json_beside(source.beside, CONFIG) or {}, original)
 
 
 def _write(
@@ -174,9 +172,8 @@ def _write(
     there = sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
     weights = sum(tensor.bytes_out for tensor in plan.tensors)
     check_space(out.path, sum(f.size for f in copied) + max(weights - there, 0), source.path)
-    for side in copied:
-        assert side.file is not None
-        out.copy(side.name, side.file)
+    if not bare:
+        around.side.copy_to(out)
     cut = _Cut(source, plan, options.digest)
     options = replace(options, force=True, part=True)
     files: list[tuple[str, pipeline.Written]] = []

@@ -21,15 +21,15 @@ from quantcli.container import KEY as NATIVE_KEY
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports import KEY, Beside, Conversion, Export, Job, Piece, Weight, named, refusal
-from quantcli.exports._parts import architecture, without_quantization
+from quantcli.exports._parts import architecture, json_beside, without_quantization
 from quantcli.reading import Tensor
 from quantcli.reading import open as open_model
 from quantcli.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint
-from quantcli.stores.files import OutputFile, check_destination, check_space, leads_outside, read_small
+from quantcli.stores.files import OutputFile, check_destination, check_space
 from quantcli.stores.folder import OutputFolder, check_folder
-from quantcli.stores.safetensors import header_bytes, lay_out, strict_json, validate
+from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.stores.workspace import Workspace, remove
 from quantcli.tensors import TensorInfo
 from quantcli.views import View, view_of, views_of
@@ -220,27 +220,15 @@ def _file(
 
 def beside(source: Source) -> Beside:
     """What lies beside the weights of a folder; nothing for a file."""
-
-    def read(name: str) -> bytes | None:
-        if not isinstance(source, Checkpoint):
-            return None
-        path = os.path.join(source.folder, name)
-        if not os.path.lexists(path):
-            return None
-        if leads_outside(source.folder, name):
-            raise DataError("this is a link that leads out of its folder", place=[path])
-        return read_small(path, 1 << 26)
-
-    return read
+    return source.beside if isinstance(source, Checkpoint) else lambda name: None
 
 
 def _config(order: Order) -> dict[str, Any]:
     """config.json of the source; empty when there is none. Raises DataError when it is something else."""
-    raw = order.beside(CONFIG)
-    found = {} if raw is None else strict_json(raw, f"{order.shown}: {CONFIG}")
-    if not isinstance(found, dict):
-        raise DataError("it is not an object", place=[order.shown, CONFIG])
-    return found
+    try:
+        return json_beside(order.beside, CONFIG) or {}
+    except DataError as error:
+        raise error.within(order.shown) from None
 
 
 def check_output(source: Source, target: str, output: str, *, folder: bool, force: bool) -> str:
@@ -314,9 +302,7 @@ def write(order: Order) -> Written:
     told = None if order.side.leaves_out(CARD) else beside(order.source)(CARD)
     with OutputFolder(order.path, force=order.force, workspace=order.workspace) as out:
         out.begin(())
-        for side in order.side.copied:
-            assert side.file is not None
-            out.copy(side.name, side.file)
+        order.side.copy_to(out)
         exact, metrics = _write_files(order, found, planned, out.temp)
         if told is not None:
             out.write(CARD, card.exported(told, order.target, named(order.target).summary, found.notes))

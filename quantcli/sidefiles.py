@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from quantcli.container import KEY
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.evidence import CONFIGS
+from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint
 from quantcli.stores.files import InputFile, leads_outside, read_small
+from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import SafetensorsFile, strict_json
 from quantcli.terminal import size as shown_size
 
@@ -74,6 +76,12 @@ class SideFiles:
         """Bytes to copy."""
         return sum(f.size for f in self.copied)
 
+    def copy_to(self, out: OutputFolder) -> None:
+        """Copy what is copied into a folder."""
+        for side in self.files:
+            if side.file is not None:
+                out.copy(side.name, side.file)
+
     def leaves_out(self, name: str) -> bool:
         """Whether a file is left out."""
         return any(f.name == name and f.file is None for f in self.files)
@@ -107,6 +115,14 @@ def set_aside(source: Checkpoint) -> SideFiles:
             for name, reason in sorted(source.aside.items())
         )
     )
+
+
+def of(source: Source, output: str, *, folder: bool) -> SideFiles:
+    """What becomes of the files of a checkpoint folder where the output is a folder, or one file; beside a file nothing
+    is looked for. output: its real path."""
+    if not isinstance(source, Checkpoint):
+        return SideFiles()
+    return survey(source, output) if folder else set_aside(source)
 
 
 def survey(source: Checkpoint, output: str) -> SideFiles:

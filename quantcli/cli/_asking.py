@@ -281,7 +281,7 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
     from quantcli.exports import named
     from quantcli.plan import embeddings_alone
 
-    if asked is not None or not folder or not _is_transformers(source):
+    if asked is not None or not folder or _architecture(source) is None:
         return None if asked == recipes.NATIVE else asked, ""
     usual = "compressed-tensors"
     if embeddings_alone(source.infos()):
@@ -293,17 +293,15 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
     return usual, ""
 
 
-def _is_transformers(source: Source) -> bool:
-    """Whether a folder's config.json is one of transformers."""
-    from quantcli.stores.checkpoint import Checkpoint
-    from quantcli.stores.files import read_small
-    from quantcli.stores.safetensors import strict_json
+def _architecture(source: Source) -> Architecture | None:
+    """What a folder's config.json says the model is; None where it is not one of transformers."""
+    from quantcli.exporting import beside
+    from quantcli.exports._parts import architecture
 
-    path = os.path.join(source.folder, "config.json") if isinstance(source, Checkpoint) else ""
-    if not os.path.isfile(path):
-        return False
-    found = strict_json(read_small(path, 1 << 24), path)
-    return isinstance(found, dict) and bool({"architectures", "model_type"} & found.keys())
+    try:
+        return architecture(beside(source))
+    except QuantcliError as error:
+        raise error.within(source.path) from None
 
 
 def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
@@ -345,16 +343,6 @@ def request(
         architecture=_architecture(source) if source is not None and to is not None else None,
         container=asked.get("container", False),
     )
-
-
-def _architecture(source: Source) -> Architecture | None:
-    from quantcli.exporting import beside
-    from quantcli.exports._parts import architecture
-
-    try:
-        return architecture(beside(source))
-    except QuantcliError as error:
-        raise error.within(source.path) from None
 
 
 def recipe_of(asked: dict[str, Any]) -> Recipe:

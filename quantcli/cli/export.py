@@ -148,17 +148,12 @@ def _export(
     import contextlib
 
     from quantcli import export_report, exporting, requantizing, sidefiles
-    from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.workspace import Workspace
     from quantcli.views import view_of
 
     began = time.perf_counter()
     source, beside = model.source, exporting.beside(model.source)
-    side = sidefiles.SideFiles()
-    if asked.folder and isinstance(source, Checkpoint):
-        side = sidefiles.survey(source, asked.real)
-    elif isinstance(source, Checkpoint):
-        side = sidefiles.set_aside(source)
+    side = sidefiles.of(source, asked.real, folder=asked.folder)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(talk.bar(os.path.basename(asked.shown)))
         workspace, tensors = None, dict(model)

@@ -102,7 +102,7 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli import kernels, pipeline, plan, recipe
+    from quantcli import kernels, pipeline, plan, recipe, sidefiles
 
     given = _asking.recipe_of(asked)
     asked = _asking.settled(asked, given)
@@ -147,7 +147,8 @@ def command(
                 export.take(source, planned)
         except (UsageError, DataError) as error:
             raise error.within(src) from None
-        side = _side(source, real, export.folder if export is not None else _as_folder(source, target))
+        into_folder = export.folder if export is not None else _as_folder(source, target)
+        side = sidefiles.of(source, os.path.realpath(real), folder=into_folder)
         shown = output or target
         if export is not None and not talk.quiet:
             export.say_notes()
@@ -251,16 +252,6 @@ def _request(
         raise error.within(src) from None
     found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, request)
     return replace(found, max_shard_size=request.max_shard_size, container=request.container)
-
-
-def _side(source: Source, real: str, folder: bool) -> SideFiles:
-    """What lies beside the weights of a folder and what becomes of it; beside a file nothing is looked for."""
-    from quantcli import sidefiles
-    from quantcli.stores.checkpoint import Checkpoint
-
-    if not isinstance(source, Checkpoint):
-        return sidefiles.SideFiles()
-    return sidefiles.survey(source, os.path.realpath(real)) if folder else sidefiles.set_aside(source)
 
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:

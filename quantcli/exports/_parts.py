@@ -213,11 +213,20 @@ def quantized(tensors: Sequence[Weight]) -> list[Weight]:
     return [t for t in tensors if t.scheme is not None]
 
 
+def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
+    """A JSON object beside the weights; None when there is no such file. Raises DataError when it is something else."""
+    raw = beside(name)
+    if raw is None:
+        return None
+    found = strict_json(raw, name)
+    if not isinstance(found, dict):
+        raise DataError("it is not an object", place=[name])
+    return found
+
+
 def architecture(beside: Beside) -> Architecture | None:
     """What the config.json beside a model says it is; None where there is none. Raises DataError."""
-    raw = beside("config.json")
-    config = None if raw is None else strict_json(raw, "config.json")
-    return architectures.of(config) if isinstance(config, dict) else None
+    return architectures.of(json_beside(beside, "config.json") or {})
 
 
 def not_linear(weight: Weight, model: Architecture) -> str | None:

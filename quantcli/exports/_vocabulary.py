@@ -17,7 +17,7 @@ from typing import Any
 
 from quantcli.errors import DataError, printable
 from quantcli.exports import Beside
-from quantcli.stores.safetensors import strict_json
+from quantcli.exports._parts import json_beside
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 
@@ -58,17 +58,6 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 class _OtherwiseError(Exception):
     """Words that llama.cpp cannot be told of."""
-
-
-def _json(beside: Beside, name: str) -> dict[str, Any] | None:
-    """A JSON object beside the weights; None when there is no such file."""
-    raw = beside(name)
-    if raw is None:
-        return None
-    found = strict_json(raw, name)
-    if not isinstance(found, dict):
-        raise DataError("it is not an object", place=[name])
-    return found
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -261,10 +250,10 @@ def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabula
     Raises DataError for a tokenizer.json that is malformed.
     """
     none = {"tokenizer.ggml.model": "no_vocab"}
-    tokenizer = _json(beside, "tokenizer.json")
+    tokenizer = json_beside(beside, "tokenizer.json")
     if tokenizer is None:
         return Vocabulary(none, "there is no tokenizer.json")
-    settings = _json(beside, "tokenizer_config.json") or {}
+    settings = json_beside(beside, "tokenizer_config.json") or {}
     try:
         model = _object(tokenizer.get("model"), "model")
         if model.get("type") != "BPE":

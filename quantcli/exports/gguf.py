@@ -25,12 +25,11 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.exports import KEY, Accepts, Beside, Bytewise, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._gguf_blocks import WEIGHTS, block_type, encode, exact_params, obstacle
 from quantcli.exports._llama import FAMILIES, FILE_TYPES, LlamaModel, llama_model
-from quantcli.exports._parts import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
+from quantcli.exports._parts import NO_OTHER_SCALES, bands, below, facts, json_beside, params, put_columns, words
 from quantcli.exports._vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.grouping import Layout, TileSpan
 from quantcli.stores.gguf import MAX_DIMENSIONS, TYPES
 from quantcli.stores.gguf_layout import GgufTensor, lay_out, value_bytes
-from quantcli.stores.safetensors import strict_json
 from quantcli.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -182,13 +181,10 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     not take in blocks; DataError for a model of the family that llama.cpp would run otherwise or not at all, and for
     what GGUF has no room for.
     """
-    raw = beside("config.json")
-    if raw is None:
+    config = json_beside(beside, "config.json")
+    if config is None:
         hint = f"name the checkpoint folder of one of {', '.join(FAMILIES)}; {INSIST}"
         raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
-    config = strict_json(raw, "config.json")
-    if not isinstance(config, dict):
-        raise DataError("it is not an object", place=["config.json"])
     try:
         model = llama_model(config, [t.info for t in tensors])
     except UsageError as error:

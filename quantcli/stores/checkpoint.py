@@ -8,12 +8,15 @@ from collections.abc import Sequence
 
 from quantcli.errors import DataError, printable
 from quantcli.stores import HeaderDocument
-from quantcli.stores.files import InputFile, read_small
+from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile, strict_json
 from quantcli.tensors import TensorInfo
 
 INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_SMALL = 1 << 26
+"""Most bytes of a configuration, a vocabulary or a model card."""
+
 _MISTRAL = "consolidated"
 _VARIANT = re.compile(r"(?:fp|bf|int)\d+\w*|(?:non_)?ema")
 """What diffusers and transformers put before the extension for weights in another precision, or without averaging."""
@@ -186,6 +189,15 @@ class Checkpoint:
                 f"it is in a shard, but the index does not list it{_more(unlisted)}",
                 place=[self.index, printable(unlisted[0])],
             )
+
+    def beside(self, name: str) -> bytes | None:
+        """A small file of the folder; None when there is none. Raises DataError for a link that leads out of it."""
+        path = os.path.join(self.folder, name)
+        if not os.path.lexists(path):
+            return None
+        if leads_outside(self.folder, name):
+            raise DataError("this is a link that leads out of its folder", place=[path])
+        return read_small(path, _SMALL)
 
     def shard_of(self, name: str) -> SafetensorsFile:
         """The shard that holds a tensor."""
