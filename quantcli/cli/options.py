@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from quantcli import interrupts, registry
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from quantcli.plan import Plan
@@ -68,70 +68,6 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
     finally:
         clean()
         interrupts.forget(clean)
-
-
-def source_layout(command: F) -> F:
-    """--source-layout."""
-    return click.option(
-        "--source-layout",
-        type=click.Choice(["auto", "plain"]),
-        default="auto",
-        show_default=True,
-        help="What the tensors of SRC are: auto refuses a model that is quantized already, and 8-bit floats without "
-        "scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit floats.",
-    )(command)
-
-
-@contextlib.contextmanager
-def float_source(src: str, layout: str, talk: Talk) -> Iterator[Source]:
-    """The source SRC names. layout: of --source-layout. Raises DataError when it is quantized."""
-    from quantcli.stores import open_source
-
-    with contextlib.closing(open_source(src)) as source:
-        _refuse_quantized(source, src, layout, talk)
-        yield source
-
-
-def _refuse_quantized(source: Source, src: str, layout: str, talk: Talk) -> None:
-    from quantcli import evidence
-    from quantcli.stores.checkpoint import Checkpoint
-    from quantcli.stores.gguf import GgufFile
-
-    try:
-        config = evidence.beside(src)
-    except DataError:
-        if isinstance(source, Checkpoint):
-            raise
-        config = {}  # of a single file it may be anybody's
-    try:
-        found = evidence.found_in(source, config)
-    except DataError as error:
-        raise error.within(source.path) from None
-    if found is None:
-        said = evidence.out_of_date(source, config)
-        if said is not None:
-            talk.say(f"{src}: {said}: all are taken as plain floats")
-    elif layout == "auto" or source.documents or (isinstance(source, GgufFile) and source.blocks):
-        if not found.certain:
-            problem = f"this looks quantized already ({found.layout}): {found.seen}"
-            raise DataError(problem, place=[source.path], hint=evidence.PLAIN_HINT)
-        what = f"({found.layout}): {found.seen}"
-        raise DataError(f"this model is quantized already {what}", place=[source.path], hint=_way_out(source, src))
-
-
-def _way_out(source: Source, src: str) -> str:
-    """What to do with a quantized source: decode it where that is possible."""
-    from quantcli.reading import Model
-    from quantcli.stores import is_stream
-    from quantcli.views import views_of
-
-    try:
-        decoded = not is_stream(source) and any(v.scheme for v in views_of(Model(source), src).values())
-    except DataError:
-        decoded = False
-    if decoded:
-        return "dequantize it first, or start from the original"
-    return "quantcli does not decode it: start from the original"
 
 
 def output(command: F) -> F:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _budget, options
+from quantcli.cli import _budget, _sources, options
 
 if TYPE_CHECKING:
     from quantcli.planning import Planned, Unit
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("plan", short_help="Choose a scheme for every tensor within a budget.")
 @options.source
-@options.source_layout
+@_sources.source_layout
 @_budget.budget
 @click.option(
     "-o", "--output", metavar="RECIPE", type=click.Path(path_type=str), default=None, help="Write the recipe."
@@ -46,7 +46,7 @@ def command(
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting"))]
     if output is not None:
         options.check_outputs([output], read)
-    with options.float_source(src, source_layout, talk) as source:
+    with _sources.float_source(src, source_layout, talk) as source:
         planned, target = _budget.planned(source, src, asked, options.thread_count(threads), talk)
         warnings = _warnings(source, planned)
     for line in () if talk.quiet else warnings:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import registry
-from quantcli.cli import _asking, _budget, _exporting, _gating, _naming, options
+from quantcli.cli import _asking, _budget, _exporting, _gating, _naming, _sources, options
 from quantcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ WITH_A_TARGET = (
 
 @click.command("quantize", short_help="Quantize a model file.")
 @options.source
-@options.source_layout
+@_sources.source_layout
 @options.output
 @_asking.schemes
 @_asking.selection
@@ -116,7 +116,7 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, talk) as named,
-        options.float_source(src, source_layout, talk) as source,
+        _sources.float_source(src, source_layout, talk) as source,
     ):
         _refuse_adapter(source, src)
         folder = _as_folder(source, named or "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import _asking, _naming, options
+from quantcli.cli import _asking, _naming, _sources, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("sweep", short_help="Measure many settings on one model.")
 @options.source
-@options.source_layout
+@_sources.source_layout
 @click.option(
     "--bits", type=options.Several(int), metavar="LIST", default="2,3,4,8", show_default=True, help="Bit widths."
 )
@@ -83,7 +83,7 @@ def command(
         kind = _naming.document(output, _naming.SWEEPS)
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
-    with options.float_source(src, source_layout, talk) as source:
+    with _sources.float_source(src, source_layout, talk) as source:
         need_file(source, "sweeping")
         plans = []
         for scheme in schemes:
