@@ -47,7 +47,7 @@ MOST_THREADS = 4
 """Moving codes is limited by memory and disk: more threads would only take slabs of their own."""
 
 
-# ---- what can be said -------------------------------------------------------------------------------------------
+# ---- what can be stored ---------------------------------------------------------------------------------------------
 
 
 def obstacle(weight: Weight, export: Export, model: Architecture | None) -> str | None:
@@ -78,7 +78,7 @@ def convert(tensors: Sequence[Weight], target: str, beside: Beside, *, container
     except UsageError as error:
         if error.place:
             raise
-        problem = f"{target} cannot say them together: {error.problem}"
+        problem = f"{target} cannot store them together: {error.problem}"
         raise UsageError(problem, hint=error.hint) from None
     owner: dict[str, str] = {}
     for name, job in found.jobs.items():

@@ -259,8 +259,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
 
     Vectors and small tensors are kept because they weigh nothing beside the rest, embeddings because models are most
     sensitive to them; where a file holds nothing else (an array of audio samples, a toy model, a static embedding)
-    they are the weights, and are quantized. A rule for a module or for many
-    names is not meant for the norms and biases among them: these it must name.
+    they are the weights, and are quantized. A rule for a module or for many names is not meant for the norms and biases
+    among them: these it must name.
 
     Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
     nothing is left to quantize.
@@ -308,7 +308,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
 
 def _for_target(tensor: TensorPlan, target: str, model: Architecture | None) -> TensorPlan:
     """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
-    place in the model. Raises UsageError where it cannot say the scheme."""
+    place in the model. Raises UsageError where it cannot store the scheme."""
     if tensor.scheme is None:
         return tensor
     export = named(target)

@@ -135,7 +135,7 @@ def units_of(
             power = sum(p for _, p in sums.values())
             said.append(Choice(scheme=scheme, size=size, cost=cost, power=power, metrics=metrics))
         exact = _kept(members, next(choice for choice in said if choice is not None))
-        # With groups the target cannot say, a tensor stays as it is.
+        # With groups the target cannot store, a tensor stays as it is.
         units.append(Unit(tensors=tuple(members), choices=(*(c or exact for c in said), *([exact] if keep else []))))
     return units
 

@@ -89,7 +89,7 @@ def _spelt_out(value: Any, place: str) -> Any:
 
 
 NATIVE = "native"
-"""The target that can say everything."""
+"""The target that can store everything."""
 
 SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "none")}
 """What else changes the bytes of a file, and the choices there are."""

@@ -125,7 +125,7 @@ def requantized(
 
 
 def offered(model: Model, target: str) -> str | None:
-    """What --requantize would do to the first weight the target cannot say; None when it can say all."""
+    """What --requantize would do to the first weight the target cannot store; None when it can store all."""
     for scheme in changes(model, target).values():
         return f"--requantize makes it {scheme.name}" if scheme else "--requantize leaves it in floating point"
     return None

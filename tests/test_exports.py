@@ -238,7 +238,7 @@ def test_every_target_has_schemes() -> None:
 
 
 def fits(target: str, name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a target can say a weight of this shape, told from FORMATS of the targets one by one."""
+    """Whether a target can store a weight of this shape, told from FORMATS of the targets one by one."""
     group = int("".join(c for c in name.partition("-")[0].partition("g")[2])) if "g" in name else None
     if target == "mlx":
         if len(shape) < 2 or (len(shape) > 2 and shape[-1] < (group or 1 << 30)) or shape[-1] % 32:
@@ -263,7 +263,7 @@ def fits(target: str, name: str, shape: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize(("target", "name"), CASES)
 def test_awkward_shapes(target: str, name: str, shapes: Path, tmp_path: Path) -> None:
-    """quantize --to stands for just what quantize alone stands for; what the target cannot say is kept, for that
+    """quantize --to stands for just what quantize alone stands for; what the target cannot store is kept, for that
     reason, bit for bit; and export says the same of the native file."""
     extension = exporting.named(target).extension or ".safetensors"
     out, native = tmp_path / f"out{extension}", tmp_path / "native.safetensors"
@@ -470,12 +470,12 @@ REFUSED = [
 def test_a_scheme_the_target_cannot_say(target: str, name: str, why: str, accepted: str, model: Path,
                                         tmp_path: Path) -> None:  # fmt: skip
     line = one_line(run("quantize", model, *flags(name), *to(target)), 2)
-    assert line.startswith(f"{model}: a.weight: {target} cannot say it: {why} ({name}); it accepts ")
+    assert line.startswith(f"{model}: a.weight: {target} cannot store it: {why} ({name}); it accepts ")
     assert accepted in line
     native = tmp_path / "native.safetensors"
     assert run("quantize", model, *flags(name), "-o", native).code == 0
     line = one_line(run("export", native, *to(target)), 2)
-    assert f"a.weight: {target} cannot say it: {why} ({name})" in line and "--requantize makes it" in line
+    assert f"a.weight: {target} cannot store it: {why} ({name})" in line and "--requantize makes it" in line
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "native.safetensors"]
 
 
@@ -729,7 +729,7 @@ def test_several_schemes(tmp_path: Path) -> None:
         assert all(np.array_equal(before[n], after[n]) for n in after) and len(after) == 2
     run("quantize", source, "--bits", 4, "--override", "b.weight:bits=8,group-size=32", "-o", native, "--force")
     line = one_line(run("export", native, "--to", "gptq"), 2)
-    assert "gptq cannot say them together: 4 bits (a.weight) and 8 bits (b.weight) in one model" in line
+    assert "gptq cannot store them together: 4 bits (a.weight) and 8 bits (b.weight) in one model" in line
 
 
 @pytest.mark.parametrize(("cols", "group"), [(256, 128), (192, 64), (96, 32), (40, -1)])

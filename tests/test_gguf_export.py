@@ -276,11 +276,11 @@ def test_a_tied_head_is_left_out_and_named(llama: Path, tmp_path: Path) -> None:
 
 
 def test_requantized_models_are_models(tmp_path: Path) -> None:
-    """What GGUF cannot say is made anew, and the report has both errors, as compare sees them."""
+    """What GGUF cannot store is quantized again, and the report has both errors, as compare sees them."""
     native, out = tmp_path / "native", tmp_path / "out.gguf"
     run("quantize", TINY, "--bits", 3, "--group-size", 64, "-o", native)
     line = one_line(run("export", native, "--to", "gguf", "-o", out), 2)
-    assert "gguf cannot say it: 3 bits (w3g64); it accepts int of 4, 5 or 8 bits" in line
+    assert "gguf cannot store it: 3 bits (w3g64); it accepts int of 4, 5 or 8 bits" in line
     assert line.endswith("--requantize makes it w4g64")
     ran = run("export", native, "--to", "gguf", "--requantize", "-o", out, "--json")
     assert ran.code == 0, ran.err

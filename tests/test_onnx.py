@@ -406,7 +406,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "dimensions": (model(tensor("w", FLOAT, (1,) * 65, bytes(4))), "more than 64 dimensions"),
     "packed dimensions": (model(field(5, field(1, b"\1" * 100_000) + field(8, "w"))), "more than 64 dimensions"),
     "short": (model(tensor("w", FLOAT, (2, 3), bytes(23))), "take 24 bytes, and it holds 23"),
-    "type": (model(tensor("w", 99, (1,), bytes(4))), "type 99 are not known"),
+    "type": (model(tensor("w", 99, (1,), bytes(4))), "type 99 are not supported"),
     "text elements": (model(tensor("w", 8, (1,), None)), "are text, which is not supported"),
     "strings": (model(tensor("w", 8, (1,), None, field(6, "a"))), "are text, which is not supported"),
     "type twice": (model(tensor("w", FLOAT, (1,), bytes(4), field(2, 1))), "a field of it is there twice"),

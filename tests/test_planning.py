@@ -115,7 +115,7 @@ def test_fused_tensors_get_one_scheme(model: Path) -> None:
 
 
 def test_one_scheme_for_all(model: Path) -> None:
-    """--uniform-groups restricts to what one compressed-tensors config group can say"""
+    """--uniform-groups restricts to what one compressed-tensors config group can store"""
     found = planned(model, "--target-size", "60kB", "--uniform-groups")
     assert len({t["scheme"] for t in found["tensors"]} - {None}) == 1 and found["bytes_out"] <= 60_000
     assert found["cost"] >= planned(model, "--target-size", "60kB")["cost"]

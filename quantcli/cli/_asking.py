@@ -289,7 +289,7 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
     schemes = [s for s in (recipe.default, *(r.scheme for r in recipe.rules)) if s is not None]
     for scheme in (c for s in schemes for c in s.candidates):
         if (why := named(usual).accepts.obstacle(scheme)) is not None:
-            return None, f"config.json gets no quantization_config: {usual} cannot say {why}"
+            return None, f"config.json gets no quantization_config: {usual} cannot store {why}"
     return usual, ""
 
 

@@ -62,7 +62,7 @@ def budget(command: F) -> F:
     command = click.option(
         "--uniform-groups",
         is_flag=True,
-        help="One scheme for all that is quantized, as one config group of compressed-tensors can say.",
+        help="One scheme for all that is quantized, as one config group of compressed-tensors can store.",
     )(command)
     ties = click.option("--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.")
     command = _asking.selection(ties(_asking.recipe(command)))

@@ -73,7 +73,7 @@ class Target:
         return exporting.check_output(source, self.name, output, folder=self.folder, force=force)
 
     def take(self, source: Source, planned: Plan) -> None:
-        """A plan of what the target can say all of together. Raises UsageError where it cannot."""
+        """A plan that the target can store as a whole. Raises UsageError where it cannot."""
         from quantcli import exporting
 
         self._refuse_graph(source)

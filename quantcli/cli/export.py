@@ -52,7 +52,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--requantize",
     is_flag=True,
-    help="Decode what the target cannot say and quantize it anew, with the nearest scheme that it can.",
+    help="Decode what the target cannot store and quantize it again, with the nearest scheme that it can.",
 )
 @options.container
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
@@ -71,8 +71,8 @@ def command(
 ) -> None:
     """Move the codes of SRC, a file or folder that quantcli quantized, to where another tool looks for them.
 
-    Nothing is quantized again: a scheme the target cannot say is refused, unless --requantize is given. A folder gives
-    a folder, with config.json as the loader wants it; a file gives a file, or a folder where -o is a name without
+    Nothing is quantized again: a scheme the target cannot store is refused, unless --requantize is given. A folder
+    gives a folder, with config.json as the loader wants it; a file gives a file, or a folder where -o is a name without
     .safetensors. The report says what was lossless, and what rounding the parameters cost elsewhere.
     """
     from quantcli import exporting, reading, requantizing, terminal

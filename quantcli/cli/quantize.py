@@ -57,7 +57,7 @@ WITH_A_TARGET = (
     type=options.Names(("native", *registry.names("exports"))),
     default=None,
     help="Write what another tool loads; see export.  [default: for folders of transformers compressed-tensors, if it "
-    "can say the schemes; else native]",
+    "can store the schemes; else native]",
 )
 @options.container
 @click.option(

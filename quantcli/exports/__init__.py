@@ -119,7 +119,7 @@ class Bytewise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepts:
-    """The schemes a target can say.
+    """The schemes a target can store.
 
     groups: every group size must be a multiple of one of these, None for any. granularities: which there are.
     symmetric, zero_points: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have, None for
@@ -153,7 +153,7 @@ class Accepts:
         return ", ".join([*parts, _listed(where)])
 
     def obstacle(self, scheme: Scheme) -> str | None:
-        """What of a scheme the target cannot say; None when it can say all of it."""
+        """What of a scheme the target cannot store; None when it can store all of it."""
         if scheme.format not in self.formats:
             return f"the format {scheme.format}"
         if scheme.bits not in self.bits:
@@ -183,8 +183,8 @@ class Accepts:
         return [g for g in (1024, 512, 256, 128, 64, 32, 16) if g < group and self._holds(g)]
 
     def nearest(self, scheme: Scheme) -> Scheme:
-        """The scheme the target can say that keeps most of another one: not fewer bits, not larger groups, where there
-        are such.
+        """The scheme the target can store that keeps most of another one: not fewer bits, not larger groups, where
+        there are such.
 
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
         'w8g32'
@@ -215,15 +215,15 @@ class Accepts:
 class Export:
     """A layout other tools load.
 
-    summary: a line for people. accepts: the schemes it can say. shape(weight): why it cannot say a weight of an
+    summary: a line for people. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an
     accepted scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose
-    weights it can all say. Raises UsageError for weights it cannot say together, and for a model that it has no graph
-    or architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which
-    nothing runs. module(weight, architecture): why the loader takes no quantized weight there, for what holds it in a
-    model of that type. scale_dtype: what scales are best
-    made in for it; group_size: the groups to ask for where nothing was said. extension: of a target that is always one
-    file, with its dot; two_files: whether it may need a second one. keeps_document: whether what it writes is a native
-    file still. read_back: whether the report reads what was written, before that has its name.
+    weights it can all store. Raises UsageError for weights it cannot store together, and for a model that it has no
+    graph or architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which
+    nothing runs. module(weight, architecture): why the loader takes no quantized weight in its place in a model of that
+    type. scale_dtype: what scales are best made in for it; group_size: the groups to use unless others are asked for.
+    extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
+    keeps_document: whether what it writes is a native file still. read_back: whether the report reads what was written,
+    before that has its name.
     """
 
     summary: str
@@ -252,9 +252,9 @@ def named(target: str) -> Export:
 
 
 def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
-    """The error for a weight the target cannot say, with what it can."""
+    """The error for a weight the target cannot store, with what it can."""
     accepted = named(target).accepts.describe()
-    problem = f"{target} cannot say it: {why} ({scheme}); it accepts {accepted}"
+    problem = f"{target} cannot store it: {why} ({scheme}); it accepts {accepted}"
     return UsageError(problem, place=[printable(name)])
 
 

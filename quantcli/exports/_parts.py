@@ -183,7 +183,7 @@ def pack_rows(values: NDArray[Any], bits: int) -> NDArray[Any]:
 
 
 def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
-    """The size of the groups all weights can be said in, -1 for whole rows: a common divisor of their own sizes that
+    """The size of the groups all weights can be stored in, -1 for whole rows: a common divisor of their own sizes that
     rows longer than it are multiples of. Raises UsageError when none is known to the target."""
     plans = [(weight, *facts(weight)) for weight in weights]
     own = {scheme.group_size or plan.group: w.info.name for w, scheme, plan in plans if scheme.granularity == "group"}

@@ -208,7 +208,7 @@ class _Reader:
             elif own.number == 5:
                 self._tensor(own, scope)
             elif own.number == 15:
-                raise DataError("sparse initializers are not known here")
+                raise DataError("sparse initializers are not supported")
 
     def _function(self, message: Field) -> None:
         """Read the nodes of a function; names inside mean nothing outside."""

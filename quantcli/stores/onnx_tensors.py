@@ -89,6 +89,7 @@ def pair(wire: Wire, message: Field) -> tuple[str, str]:
 
 
 def tensor_fields(wire: Wire, message: Field) -> _Tensor:
+    """The fields of a TensorProto. Raises DataError for one that is there twice, or a segment."""
     found, seen = _Tensor(), set[int]()
     for own in wire.inside(message):
         if own.number in (2, 8, 9, 14) and own.number in seen:
@@ -201,7 +202,7 @@ class Elements:
         elif found.kind in TYPES:
             info = TensorInfo(found.name, TYPES[found.kind], shape)
         else:
-            raise DataError(f"elements of type {UNKNOWN.get(found.kind, found.kind)} are not known here")
+            raise DataError(f"elements of type {UNKNOWN.get(found.kind, found.kind)} are not supported")
         ways = [found.raw is not None, found.location != 0, bool(found.typed)]
         if found.location not in (0, 1) or sum(ways) > 1:
             raise DataError("it says in two ways where its elements are")
