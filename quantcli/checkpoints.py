@@ -136,7 +136,7 @@ def write(
 ) -> WrittenFolder:
     """Quantize a checkpoint folder into a folder at `path`, which appears only when it is complete.
 
-    side: what lies beside the weights. bare: whether that is not copied, for a folder that is only there for a while.
+    side: what lies beside the weights. bare: whether that is not copied, for a temporary folder.
     resume: go on with what an interrupted run has finished. Raises UsageError where that run was asked for something
     else, DataError where the source was changed since.
     """

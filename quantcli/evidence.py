@@ -100,7 +100,7 @@ _LAYOUTS = (
     _Layout("integers with scales", "", WHOLE, (*_SCALES, "{n}_zero_point")),
     _Layout("integers with scales", "weight", WHOLE, _OF_MODULE),
 )
-"""The first that fits is told."""
+"""The first that fits is reported."""
 
 _OF_ANY_DTYPE = tuple(layout.ending for layout in _LAYOUTS if not layout.dtypes)
 _ONE_ROW = (".comfy_quant", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")

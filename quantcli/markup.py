@@ -28,7 +28,7 @@ def code(name: str) -> str:
 
 
 def text(said: str, limit: int = 1000) -> str:
-    """A sentence; what would be a mention or a link of GitHub's is none either.
+    """A sentence, in which GitHub sees no mention and no link either.
 
     >>> text("*a* | @b https://c")
     '\\\\*a\\\\* \\\\| `@`b https:\\\\//c'

@@ -54,7 +54,7 @@ REASONS = {
 """Every reason code and what it means."""
 
 FREE = ("default", "embedding-only")
-"""Reasons of what has the scheme that was asked for of all, which a budget may choose anew."""
+"""Reasons of tensors with the default scheme, for which a budget may choose another one."""
 
 VECTORS = ("norm", "bias", "one-dimensional")
 """Reasons to keep what a rule must name to quantize."""

@@ -306,21 +306,24 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
     return f"--override {printable(text, 100)}", rule
 
 
-def resolved(
-    infos: Sequence[TensorInfo],
-    wanted: Mapping[str, Scheme | None],
-    asked: Request,
-) -> Request:
+def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], asked: Request) -> Request:
     """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest.
 
-    Its importances and its target are those of the one that was asked.
+    Importances, target and sizes of files are those of the request that was asked.
     """
     counts = Counter(s for s in wanted.values() if s is not None)
     if not counts:
         raise UsageError("nothing would be quantized")
     default = max(counts, key=lambda s: (counts[s], s.name))
     others: dict[Scheme | None, list[str]] = defaultdict(list)
-    found = Request(scheme=default, importance=asked.importance, to=asked.to, architecture=asked.architecture)
+    found = Request(
+        scheme=default,
+        max_shard_size=asked.max_shard_size,
+        importance=asked.importance,
+        to=asked.to,
+        architecture=asked.architecture,
+        container=asked.container,
+    )
     for tensor in make(infos, replace(found, importance=None)).tensors:
         scheme = wanted.get(tensor.info.name)
         if scheme != tensor.scheme:

@@ -124,7 +124,7 @@ def mostly_kept(tensors: Sequence[Kept], request: Request | None = None) -> list
 
 
 def _way(group: Group, request: Request) -> str:
-    """The options with which a group would be quantized, found by planning it anew; empty where there are none."""
+    """The options with which a group would be quantized, found by planning it again; empty where there are none."""
     alone = replace(request, include=(), exclude=(), ties=(), importance=None)
     alone = replace(alone, rules=tuple(replace(rule, optional=True) for rule in request.rules))
     way = next((options for options, other in _others(group, alone) if _quantizes(group, other)), "")

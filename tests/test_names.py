@@ -95,6 +95,10 @@ def test_a_recipe_says_container() -> None:
     assert "container: true" in Path("r.yaml").read_text()
     assert run("quantize", DIGITS, "--recipe", "r.yaml", "-q", "-o", "b.gguf").code == 0
     assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
+    assert run("plan", DIGITS, "--recipe", "r.yaml", "--bits", "4,8", "--group-size", 32, "--target-bpw", 12,
+               "-o", "p.yaml", "-q").code == 0
+    assert "container: true" in Path("p.yaml").read_text()
+    assert run("quantize", DIGITS, "--recipe", "p.yaml", "-q", "-o", "c.gguf").code == 0
     Path("bad.yaml").write_text("container: 1\n")
     assert "neither true nor false" in one_line(run("quantize", DIGITS, "--recipe", "bad.yaml"), 2)
 

@@ -99,12 +99,12 @@ class _Unit:
 
 def _unit(name: str, text: str, parameters: int) -> _Unit:
     """The unit of a target that was typed so."""
+    from quantcli.gates import parsed
+
     number = text.strip().rstrip(ascii_letters).strip()
     if name == "target_bpw":
         return _Unit(f"{number} bits per weight", parameters / 8, "bits per weight", 3)
     word = text.strip()[len(number) :].strip()
-    from quantcli.gates import parsed
-
     size = parsed("target_size", f"1{word}")
     return _Unit(f"{number} {word if size > 1 else 'bytes'}", size, word if size > 1 else "bytes", 3 if size > 1 else 0)
 

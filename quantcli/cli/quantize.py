@@ -241,7 +241,7 @@ def _request(
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
         chosen["to"] = asked["to"] or recipe.NATIVE
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), talk)
-        return replace(planned.request, max_shard_size=asked["max_shard_size"], container=asked.get("container", False))
+        return planned.request
     importance = _asking.importance(asked, given, source)
     request = replace(_asking.request(given.default, asked, given, source), importance=importance)
     if asked["save_recipe"] is None:
@@ -250,8 +250,7 @@ def _request(
         tensors = plan.make(source.infos(), request).tensors
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    found = recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, request)
-    return replace(found, max_shard_size=request.max_shard_size, container=request.container)
+    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, request)
 
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:

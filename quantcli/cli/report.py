@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quantcli.views import View
 
 
-UNSEALED = "the header has no digest of itself, so its figures could have been changed; --against measures them"
+NO_DIGEST = "the header has no digest of itself, so its figures could have been changed; --against measures them"
 
 
 @click.command("report", short_help="Tell what quantization cost, and gate it.")
@@ -233,7 +233,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         examined=known,
     )
     if job.against is None and any(document.intact is None for document in model.documents):
-        found = replace(found, warnings=[UNSEALED, *found.warnings])
+        found = replace(found, warnings=[NO_DIGEST, *found.warnings])
     return gates.judged(found, job.gates, before)
 
 

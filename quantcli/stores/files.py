@@ -221,6 +221,11 @@ def check_space(path: str, size: int, source: str) -> None:
         raise QuantcliError(f"no space for the {size} bytes made from {source}, {free} are free", place=[path])
 
 
+def another_created(path: str) -> QuantcliError:
+    """The error of a run that finds its output made by another one."""
+    return QuantcliError("another process created the output", place=[path], hint="use --force to replace it")
+
+
 class OutputFile:
     """A file that takes its name only when it is complete.
 
@@ -305,9 +310,7 @@ class OutputFile:
                         os.unlink(self.temp)
         except OSError as error:
             if error.errno == errno.EEXIST:
-                raise QuantcliError(
-                    "another process created the output", place=[self.path], hint="use --force to replace it"
-                ) from None
+                raise another_created(self.path) from None
             raise os_error(error, self.path) from None
         sync_folder(self.folder)
 

@@ -15,8 +15,8 @@ from types import TracebackType
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
-from quantcli.stores.files import InputFile, sync_folder
-from quantcli.stores.workspace import Workspace, another_created, is_own, remove
+from quantcli.stores.files import InputFile, another_created, sync_folder
+from quantcli.stores.workspace import Workspace, is_own, remove
 
 _COPY = 1 << 22
 """Bytes of a side file that are copied at a time."""

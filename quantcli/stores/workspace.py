@@ -1,7 +1,7 @@
 """The hidden folder beside a destination in which its parts are made: `.NAME.quantcli-partial`.
 
 In it is `lock`, which the run that writes holds; for an output folder `folder`, which becomes the destination, and
-`journal`, what has been finished of it; and what else a run needs for a while. It stays behind when a run is killed or
+`journal`, what has been finished of it; and the temporary files of a run. It stays behind when a run is killed or
 the disk fails; another run on the same destination goes on with it, or clears it.
 """
 
@@ -18,7 +18,7 @@ from types import TracebackType
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError, os_error
-from quantcli.stores.files import read_small
+from quantcli.stores.files import another_created, read_small
 
 _JOURNAL_LIMIT = 1 << 28
 
@@ -116,11 +116,6 @@ class Workspace:
         """Give a folder that was moved aside to be replaced its name back, where the new one did not get it."""
         if self._is_aside():
             os.rename(self.aside, self.path)
-
-
-def another_created(path: str) -> QuantcliError:
-    """The error of a run that finds its output made by another one."""
-    return QuantcliError("another process created the output", place=[path], hint="use --force to replace it")
 
 
 def _read_own(path: str, shown: str) -> bytes | None:
