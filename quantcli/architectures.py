@@ -135,6 +135,10 @@ class Architecture:
         return list(dict.fromkeys(name for pair in absent.items() for name in pair))
 
 
+UNNAMED = Architecture(model_type="", known=False)
+"""What is known of weights without a config.json that names a model."""
+
+
 def numberless(name: str) -> str:
     """A name with # for its numbers.
 

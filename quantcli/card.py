@@ -223,6 +223,17 @@ def _loading(plan: Plan, obstacle: str) -> list[str]:
     return [*lines, *[f"- {note}" for wanted, note in notes if wanted]]
 
 
+def original(card: bytes) -> bytes | None:
+    """The card from before a card of ours, None where there was none; any other card as it is."""
+    front, text = _front_matter(card)
+    if b"## How it was made\n\nWith quantcli " not in text:
+        return card
+    start = re.search(rb"(?m)^# Original model card\n+", text)
+    if start is None:
+        return None
+    return (b"---\n" + front + b"---\n\n" if front else b"") + text[start.end() :]
+
+
 def exported(card: bytes, target: str, summary: str, notes: Sequence[str]) -> bytes:
     """A card of ours for the same weights as another tool loads them; any other card as it is."""
     start = re.search(rb"(?m)^## Loading it\n", card)

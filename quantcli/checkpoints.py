@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantcli import architectures, card, pipeline, reporting, resuming
+from quantcli.architectures import UNNAMED
 from quantcli.container import Result, StoredTensor
 from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.exports._parts import json_beside
@@ -259,7 +260,7 @@ def _finished(
         homes = {o.name: new for new, (_, w) in zip(names, files) for t in w.plan.tensors for o in t.outputs}
         out.write(index, _index(source, tensors, homes))
     content = {key: value for key, value in around.config.items() if key != "quantization_config"}
-    config, why = quantization_config(tensors, architectures.of(content))
+    config, why = quantization_config(tensors, architectures.of(content) or UNNAMED)
     if content:
         out.write(CONFIG, _json({**content, **({"quantization_config": config} if config else {})}))
     whole = Plan(tuple(tensors), plan.request)
@@ -353,7 +354,7 @@ def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:
     content = strict_json(read_small(config, _SIDE), config) if os.path.isfile(config) else None
     says = content.get("quantization_config") if isinstance(content, dict) else None
     if isinstance(content, dict) and (says is None or isinstance(says, dict)):
-        wanted, _ = quantization_config([planned_as(t) for t in stored], architectures.of(content))
+        wanted, _ = quantization_config([planned_as(t) for t in stored], architectures.of(content) or UNNAMED)
         if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
             found.append(f"{CONFIG}: quantization_config says compressed-tensors, which cannot express this")
         for name, value in (wanted or {}).items():

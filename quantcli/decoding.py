@@ -1,24 +1,34 @@
-"""Quantized files back to floats, run by run; those of other tools too."""
+"""Quantized files and folders back to floats, run by run; those of other tools too."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
+from quantcli import card
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import DataError, printable
 from quantcli.exports import KEY as EXPORT_KEY
+from quantcli.exports._parts import json_beside, without_quantization
 from quantcli.pipeline import COPY, Progress
 from quantcli.reading import Model
+from quantcli.sidefiles import CARD, CONFIG, SideFiles
+from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import OutputFile, check_space
+from quantcli.stores.folder import OutputFolder
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors import TensorInfo
 from quantcli.views import View
 from quantcli.workers import Crew, Task
+
+NAME = "model.safetensors"
+"""The file of the weights in a folder."""
 
 
 def write(
@@ -87,6 +97,40 @@ def write(
         validate(out.temp, path)
         out.publish()
     return places.size
+
+
+def write_folder(
+    model: Model,
+    views: Mapping[str, View],
+    path: str,
+    *,
+    side: SideFiles,
+    dtype: str | None,
+    force: bool,
+    threads: int,
+    progress: Progress | None,
+) -> int:
+    """Write the tensors of a checkpoint folder to one file in a folder at `path`, with the files beside its weights and
+    a config.json that tells of no quantization; the bytes of the weights. Raises QuantcliError."""
+    source = model.source
+    assert isinstance(source, Checkpoint)
+    config = json_beside(source.beside, CONFIG)
+    told = None if side.leaves_out(CARD) else source.beside(CARD)
+    original = card.original(told) if told is not None else None
+    with OutputFolder(path, force=force) as out:
+        out.begin(())
+        for file in side.copied:
+            assert file.file is not None
+            out.copy(file.name, file.file)
+        place = os.path.join(out.temp, NAME)
+        size = write(model, views, place, dtype=dtype, force=True, threads=threads, progress=progress)
+        if config is not None:
+            rest = without_quantization(config)
+            out.write(CONFIG, (json.dumps(rest, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+        if original is not None:
+            out.write(CARD, original)
+        out.publish()
+    return size
 
 
 def _metadata(model: Model) -> dict[str, str]:

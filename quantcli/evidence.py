@@ -126,7 +126,9 @@ def _fits(layout: _Layout, info: TensorInfo, infos: Mapping[str, TensorInfo]) ->
         stem = stem.removesuffix("._data")
     module = name.rpartition(".")[0]
     parts = {"n": name, "s": stem, "m": module}
-    return "" if not layout.beside else next((n for t in layout.beside if (n := t.format(**parts)) in infos), None)
+    if not layout.beside:
+        return ""
+    return next((n for t in layout.beside if (n := t.format(**parts)) in infos and n != name), None)
 
 
 def _described(info: TensorInfo, beside: str) -> str:

@@ -50,11 +50,11 @@ MOST_THREADS = 4
 # ---- what can be stored ---------------------------------------------------------------------------------------------
 
 
-def obstacle(weight: Weight, export: Export, model: Architecture | None) -> str | None:
+def obstacle(weight: Weight, export: Export, model: Architecture) -> str | None:
     """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
     assert weight.scheme is not None
     why = export.accepts.obstacle(weight.scheme) or export.shape(weight)
-    return why or (export.module(weight, model) if model is not None else None)
+    return why or export.module(weight, model)
 
 
 def convert(tensors: Sequence[Weight], target: str, beside: Beside, *, container: bool = False) -> Conversion:
@@ -190,7 +190,7 @@ def files(
 
 def _loadable(name: str, index: int, count: int) -> str:
     """A shard's own name if loaders look for such names, else the usual one."""
-    if name.startswith("model"):
+    if name.startswith(("model", "diffusion_pytorch_model")):
         return name
     return NAME if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 

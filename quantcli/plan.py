@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantcli import container
-from quantcli.architectures import EMBEDDING, Architecture
+from quantcli.architectures import EMBEDDING, UNNAMED, Architecture
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.exports import named, refusal
@@ -299,14 +299,14 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         else:
             tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
     if request.to is not None:
-        tensors = [_for_target(tensor, request.to, request.architecture) for tensor in tensors]
+        tensors = [_for_target(tensor, request.to, request.architecture or UNNAMED) for tensor in tensors]
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
 
 
-def _for_target(tensor: TensorPlan, target: str, model: Architecture | None) -> TensorPlan:
+def _for_target(tensor: TensorPlan, target: str, model: Architecture) -> TensorPlan:
     """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
     place in the model. Raises UsageError where it cannot store the scheme."""
     if tensor.scheme is None:
@@ -315,7 +315,7 @@ def _for_target(tensor: TensorPlan, target: str, model: Architecture | None) -> 
     for scheme in tensor.scheme.candidates:
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-    why = export.shape(tensor) or (export.module(tensor, model) if model is not None else None)
+    why = export.shape(tensor) or export.module(tensor, model)
     return tensor if why is None else kept(tensor.info, "target", f"{target} cannot store it: {why}")
 
 

@@ -101,7 +101,7 @@ def changes(model: Model, target: str) -> dict[str, Scheme | None]:
     found: dict[str, Scheme | None] = {}
     for name, tensor in model.items():
         if tensor.scheme is not None and obstacle(tensor.stored, export, kind) is not None:
-            unloaded = kind is not None and export.module(tensor.stored, kind) is not None
+            unloaded = export.module(tensor.stored, kind) is not None
             found[name] = None if unloaded else nearest(tensor.stored, target)
     return found
 

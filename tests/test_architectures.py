@@ -219,3 +219,42 @@ def test_mlx_keeps_what_its_loader_turns(tmp_path: Path) -> None:
     source = made(tmp_path / "m", "gpt2", "GPT2LMHeadModel", {**GPT2, "lm_head": TABLE})
     line = one_line(run("quantize", source, "-o", tmp_path / "out", "--group-size", "32", "--to", "mlx"), 1)
     assert "mlx-lm turns this matrix" in line
+
+
+def test_experts_of_several_schemes_are_refused(tmp_path: Path) -> None:
+    """Loaders take one scheme for all of them"""
+    source = made(tmp_path / "m", "qwen2_moe", "Qwen2MoeForCausalLM", MOE)
+    options = ["--group-size", "32", "--override", "*.experts.*.down_proj:bits=8"]
+    line = one_line(run("quantize", source, "-o", tmp_path / "out", *options, "-q"), 2)
+    assert "experts of several schemes" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("target", "options"), [("awq", []), ("compressed-tensors", []), ("bnb-nf4", [])])
+def test_an_embedding_of_a_single_file_is_not_packed(target: str, options: list[str], tmp_path: Path) -> None:
+    """Without a config.json names tell: no loader of these targets takes a quantized embedding"""
+    model = save(tmp_path / "m.safetensors", {"embedding.weight": gaussian(256, 64), "layer.weight": gaussian(64, 64)})
+    out = tmp_path / "out.safetensors"
+    wanted = ["--no-default-keep", "--group-size", "64", *options]
+    ran = run("quantize", model, "--to", target, "-o", out, "--json", *wanted)
+    rows = {row["name"]: row for row in ran.json["tensors"]}
+    assert (rows["embedding.weight"]["reason"], rows["layer.weight"]["disposition"]) == ("target", "quantized")
+    alone = save(tmp_path / "alone.safetensors", {"embedding.weight": gaussian(256, 64)})
+    line = one_line(run("quantize", alone, "--to", target, "--group-size", "64", "-o", tmp_path / "x", *options), 1)
+    assert "Embedding" in line and "--to native" in line
+
+
+@pytest.mark.parametrize(("target", "scheme"), [("bnb-nf4", "nf4g64"), ("comfyui", "w8c"), ("gguf", "w4g32")])
+def test_a_target_implies_its_usual_scheme(target: str, scheme: str, tmp_path: Path) -> None:
+    model = save(tmp_path / "m.safetensors", {"layer.weight": gaussian(64, 128)})
+    options = ["--container"] if target == "gguf" else []
+    ran = run("quantize", model, "--to", target, "--dry-run", "--json", *options)
+    assert [row["scheme"] for row in ran.json["tensors"]] == [scheme]
+
+
+def test_names_that_diffusers_looks_for_stay(tmp_path: Path) -> None:
+    source = tmp_path / "unet"
+    source.mkdir()
+    save(source / "diffusion_pytorch_model.safetensors", {"a.weight": gaussian(64, 128)})
+    (source / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    assert run("quantize", source, "--to", "bnb-nf4", "-o", tmp_path / "out", "-q").code == 0
+    assert (tmp_path / "out" / "diffusion_pytorch_model.safetensors").is_file()

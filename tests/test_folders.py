@@ -256,3 +256,39 @@ def test_a_config_stays_what_it_is() -> None:
     assert run("quantize", source, "-o", "out", "-q").code == 0
     found = json.loads((Path("out") / "config.json").read_text())
     assert found.pop("quantization_config")["quant_method"] == "compressed-tensors" and found == config
+
+
+def test_a_folder_is_dequantized_to_a_folder(tmp_path: Path) -> None:
+    """What lies beside the weights comes along, config.json tells of no quantization, the card is the original one."""
+    source = tmp_path / "m"
+    source.mkdir()
+    weights = {"a.weight": gaussian(64, 128), "norm.weight": gaussian(64)}
+    save(source / "model.safetensors", weights)
+    (source / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+    (source / "tokenizer.json").write_text("{}")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# My model\n")
+    small, back = tmp_path / "small", tmp_path / "small-dequantized"
+    assert run("quantize", source, "-o", small, "--bits", "8", "-q").code == 0
+    assert run("dequantize", small, "-q").code == 0
+    assert sorted(os.listdir(back)) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert json.loads((back / "config.json").read_text()) == {"model_type": "llama", "hidden_size": 64}
+    assert (back / "README.md").read_text() == "---\nlicense: mit\n---\n\n# My model\n"
+    assert float(run("compare", source, back, "--json").json["summary"]["sqnr_db"]) > 35
+    assert run("dequantize", small, "-o", tmp_path / "one.safetensors", "-q").code == 0
+    assert (tmp_path / "one.safetensors").read_bytes() == (back / "model.safetensors").read_bytes()
+
+
+def test_a_folder_of_pickles_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"PK")
+    line = one_line(run("quantize", tmp_path / "m"), 1)
+    assert "pytorch_model.bin" in line and "never loaded" in line and "save_pretrained" in line
+
+
+@pytest.mark.parametrize("arguments", [["plan", "M", "--target-bpw", "8", "-o", "p.csv"],
+                                       ["quantize", "M", "--save-recipe", "p.json"]])
+def test_recipes_are_not_written_under_other_names(arguments: list[str], tmp_path: Path) -> None:
+    model = save(tmp_path / "m.safetensors", {"a.weight": gaussian(64, 128)})
+    words = [str(model) if a == "M" else str(tmp_path / a) if a.startswith("p.") else a for a in arguments]
+    assert "a recipe would be written" in one_line(run(*words), 2)
+    assert os.listdir(tmp_path) == ["m.safetensors"]

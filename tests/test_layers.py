@@ -20,9 +20,9 @@ ORDER = [
     "digest", "seal", "formats", "codes", "calibrators", "distributions", "theory", "settling", "fitting", "core",
     "fake", "llama", "stores", "adapters", "imatrix", "container", "patterns", "importance", "architectures",
     "exports", "plan", "plain", "recipe", "foreign", "evidence", "workers", "pipeline", "resuming", "reading",
-    "measuring", "examining", "views", "comparing", "decoding", "naming", "allocating", "sweeping", "planning",
-    "statistics", "terminal", "markup", "unquantized", "report", "reporting", "gates", "config", "baseline",
-    "sidefiles", "card", "checkpoints", "findings", "possible", "verifying", "origins", "exporting", "requantizing",
+    "measuring", "examining", "views", "comparing", "naming", "allocating", "sweeping", "planning", "statistics",
+    "terminal", "markup", "unquantized", "report", "reporting", "gates", "config", "baseline", "sidefiles", "card",
+    "decoding", "checkpoints", "findings", "possible", "verifying", "origins", "exporting", "requantizing",
     "export_report", "renderings", "cli", "__main__",
 ]  # fmt: skip
 """Modules and packages; each may import those that stand before it. Arithmetic comes before files, files before plans,

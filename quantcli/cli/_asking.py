@@ -296,10 +296,10 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
 def _architecture(source: Source) -> Architecture | None:
     """What a folder's config.json says the model is; None where it is not one of transformers."""
     from quantcli.exporting import beside
-    from quantcli.exports._parts import architecture
+    from quantcli.exports._parts import stated
 
     try:
-        return architecture(beside(source))
+        return stated(beside(source))
     except QuantcliError as error:
         raise error.within(source.path) from None
 
@@ -346,19 +346,21 @@ def request(
 
 
 def recipe_of(asked: dict[str, Any]) -> Recipe:
-    """The schemes that are asked for; where nothing is said of groups, those that are best for the target."""
+    """The schemes that are asked for; of what is left open, those that are usual for the target."""
     fields: dict[str, Any] = granularity(asked["granularity"], asked["group_size"], asked["axis"])
     to = asked["to"]
-    if (
-        to not in (None, "native")
-        and asked["recipe"] is None
-        and asked["group_size"] is None
-        and fields["granularity"] == "group"
-    ):
+    if to not in (None, "native") and asked["recipe"] is None:
         from quantcli.exports import named
 
-        if (best := named(to).group_size) is not None:
-            fields["group_size"] = best
+        for name, value in named(to).usual.items():
+            if name == "granularity":
+                is_open = all(asked[option] is None for option in ("granularity", "group_size", "axis"))
+            elif name == "group_size":
+                is_open = asked["group_size"] is None and fields["granularity"] == "group"
+            else:
+                is_open = asked["format_" if name == "format" else name] is None
+            if is_open:
+                fields[name] = value
     for option, name in (
         ("bits", "bits"),
         ("symmetric", "symmetric"),

@@ -57,6 +57,14 @@ def check_model(output: str | None, to: str | None) -> None:
     raise UsageError(f"the name ends in .{found}, and {kind} would be written", place=[output], hint=hint)
 
 
+def check_recipe(output: str | None) -> None:
+    """Raise UsageError for the name of a recipe that tells another format than YAML."""
+    found = extension(output) if output is not None else ""
+    if found in {*_FORMATS, *registry.names("exports"), _SAFETENSORS} - {"yaml", "yml"}:
+        hint = "end the name in .yaml, or without an extension"
+        raise UsageError(f"the name ends in .{found}, and a recipe would be written", place=[str(output)], hint=hint)
+
+
 def document(output: str, known: Iterable[str]) -> str:
     """The extension of a document to write. Raises UsageError where it is not one of the known ones."""
     found, wanted = extension(output), sorted(known)

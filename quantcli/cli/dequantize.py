@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from quantcli.cli import _naming, options
 from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError
+
+if TYPE_CHECKING:
+    from quantcli.stores import Source
 
 
 @click.command("dequantize", short_help="Turn a quantized file back into floats.")
@@ -35,11 +40,14 @@ def command(
 ) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets.
 
-    SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF.
+    SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF. A folder gives a folder, with its
+    config.json and what else lies beside the weights, unless a .safetensors file is named.
     """
-    from quantcli import decoding, reading, terminal
+    from quantcli import decoding, reading, sidefiles, terminal
     from quantcli.stores import need_file
+    from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.files import check_destination
+    from quantcli.stores.folder import check_folder
     from quantcli.views import views_of
 
     began = time.perf_counter()
@@ -50,11 +58,19 @@ def command(
         decoded = sum(view.scheme is not None for view in views.values())
         if not decoded:
             raise DataError("nothing in it is quantized", place=[src])
-        stem, _ = os.path.splitext(os.path.normpath(src))
-        target = named or f"{stem if src != '-' else 'model'}-dequantized.safetensors"
-        real = check_destination(target, force=force, sources=list(model.source.files()))
+        source = model.source
+        target = named or _beside(src, source)
+        decode, side = decoding.write, sidefiles.SideFiles()
+        if isinstance(source, Checkpoint) and not target.lower().endswith(".safetensors"):
+            real = check_folder(target, force=force, source=source.folder)
+            side = sidefiles.survey(source, real)
+            decode = functools.partial(decoding.write_folder, side=side)
+        else:
+            real = check_destination(target, force=force, sources=list(source.files()))
+            side = sidefiles.set_aside(source) if isinstance(source, Checkpoint) else side
+        talk.say(*side.warnings())
         with talk.bar(os.path.basename(target)) as bar:
-            size = decoding.write(
+            size = decode(
                 model,
                 views,
                 real,
@@ -72,6 +88,7 @@ def command(
             "decoded": decoded,
             "bytes_out": size,
             "seconds": time.perf_counter() - began,
+            "warnings": side.warnings(),
         }
     if talk.json:
         options.print_json(document)
@@ -79,6 +96,16 @@ def command(
         line = f"{src} -> {target}: {decoded} of {len(views)} tensors decoded, {terminal.size(size)}"
         terminal.line(line, sys.stdout)
         sys.stdout.flush()
+
+
+def _beside(src: str, source: Source) -> str:
+    """The name of the output beside SRC."""
+    from quantcli.stores.checkpoint import Checkpoint
+
+    if isinstance(source, Checkpoint):
+        return f"{os.path.normpath(source.folder)}-dequantized"
+    stem = os.path.splitext(os.path.normpath(src))[0] if src != "-" else "model"
+    return f"{stem}-dequantized.safetensors"
 
 
 PROVIDES = command

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _budget, _sources, options
+from quantcli.cli import _budget, _naming, _sources, options
 
 if TYPE_CHECKING:
     from quantcli.planning import Planned, Unit
@@ -43,6 +43,7 @@ def command(
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
+    _naming.check_recipe(output)
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting"))]
     if output is not None:
         options.check_outputs([output], read)

@@ -122,6 +122,7 @@ def command(
         folder = _as_folder(source, named or "")
         saved = None if dry_run else asked["save_recipe"]
         read = [src, asked["recipe"], asked["codebook"], asked["importance"], *(given.importance or ())[:1]]
+        _naming.check_recipe(saved)
         _check_saved(saved, named, read)
         to, why = _asking.target_of(source, given, asked["to"], folder=folder)
         if why:

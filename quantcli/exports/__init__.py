@@ -220,8 +220,8 @@ class Export:
     weights it can all store. Raises UsageError for weights it cannot store together, and for a model that it has no
     graph or architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which
     nothing runs. module(weight, architecture): why the loader takes no quantized weight in its place in a model of that
-    type. scale_dtype: what scales are best made in for it; group_size: the groups to use unless others are asked for.
-    extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
+    type. scale_dtype: what scales are best made in for it; usual: fields of the scheme to use unless others are asked
+    for. extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
     keeps_document: whether what it writes is a native file still. read_back: whether the report reads what was written,
     before that has its name.
     """
@@ -233,7 +233,7 @@ class Export:
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
     scale_dtype: str | None = None
-    group_size: int | None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
     extension: str = ""
     two_files: bool = False
     keeps_document: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import architectures, packing
-from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, Architecture
+from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNNAMED, Architecture
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.exports import Beside, Codes, Job, Piece, Weight, Write
@@ -224,9 +224,14 @@ def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
     return found
 
 
-def architecture(beside: Beside) -> Architecture | None:
-    """What the config.json beside a model says it is; None where there is none. Raises DataError."""
+def stated(beside: Beside) -> Architecture | None:
+    """What the config.json beside a model says it is; None where it names none. Raises DataError."""
     return architectures.of(json_beside(beside, "config.json") or {})
+
+
+def architecture(beside: Beside) -> Architecture:
+    """The same, or that there is nothing but names to go by."""
+    return stated(beside) or UNNAMED
 
 
 def not_linear(weight: Weight, model: Architecture) -> str | None:
@@ -241,9 +246,9 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
     return f"transformers holds it in {kind}, and quantized weights are loaded into Linear layers only"
 
 
-def unknown(model: Architecture | None) -> list[str]:
+def unknown(model: Architecture) -> list[str]:
     """What is to be said of a model of a type that is not known."""
-    if model is None or model.known:
+    if model.known or model is UNNAMED:
         return []
     named = f"model_type {printable(repr(model.model_type), 60)}" if model.model_type else "no model_type"
     return [
@@ -262,12 +267,10 @@ def modules(tensors: Sequence[Weight], *, quantized: bool) -> list[str]:
     ]
 
 
-def ignored(tensors: Sequence[Weight], model: Architecture | None, *, linear: bool = False) -> list[str]:
+def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = False) -> list[str]:
     """Modules whose matrix stays in floating point, under all the names they have, and Linear layers that have no
     tensor in the file because they share one. linear: only what may be a Linear layer."""
     kept = modules(tensors, quantized=False)
-    if model is None:
-        return kept
     layers = (None, DIRECT, INITIALIZED)
     named = [n for m in kept if not linear or model.holder(m) in layers for n in model.names(m)]
     return list(dict.fromkeys([*named, *model.heads([*kept, *modules(tensors, quantized=True)])]))

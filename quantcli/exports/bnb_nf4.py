@@ -140,4 +140,5 @@ PROVIDES = Export(
     shape=shape,
     convert=convert,
     module=module,
+    usual={"format": "nf4", "group_size": 64},
 )

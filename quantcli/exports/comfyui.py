@@ -98,4 +98,5 @@ PROVIDES = Export(
     shape=not_a_matrix,
     convert=convert,
     module=module,
+    usual={"bits": 8, "granularity": "channel"},
 )

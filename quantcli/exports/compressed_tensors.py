@@ -12,6 +12,7 @@ from typing import Any
 
 from quantcli import container
 from quantcli.architectures import EXPERTS, Architecture
+from quantcli.errors import UsageError
 from quantcli.exports import Accepts, Beside, Conversion, Export, Weight
 from quantcli.exports._parts import (
     architecture,
@@ -33,10 +34,10 @@ EXPERT = r"re:.*\.experts\.\d+\..*"
 """The target that names stacked experts: transformers looks for their scheme in the group that has such a one."""
 
 
-def obstacle(tensor: Weight, model: Architecture | None) -> str | None:
+def obstacle(tensor: Weight, model: Architecture) -> str | None:
     """Why the layout cannot express a quantized tensor, or nothing loads it in such a model; None when all is well."""
     why = ACCEPTS.obstacle(facts(tensor)[0]) or not_a_matrix(tensor)
-    return why or (module(tensor, model) if model is not None else None)
+    return why or module(tensor, model)
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
@@ -59,7 +60,7 @@ def _weights(tensor: Weight) -> dict[str, Any]:
     }
 
 
-def quantization_config(tensors: Sequence[Weight], model: Architecture | None) -> tuple[dict[str, Any] | None, str]:
+def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple[dict[str, Any] | None, str]:
     """The quantization_config of a model, and the reason why there is none.
 
     One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a
@@ -74,8 +75,10 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture | None) -
     for tensor in own:
         weights = _weights(tensor)
         name = module_of(tensor.info.name)
-        names = [name] if model is None else [EXPERT] if model.holder(name) == EXPERTS else model.names(name)
+        names = [EXPERT] if model.holder(name) == EXPERTS else model.names(name)
         groups.setdefault(repr(weights), (weights, []))[1].extend(names)
+    if sum(EXPERT in names for _, names in groups.values()) > 1:
+        return None, "experts of several schemes, where loaders take one for all"
     ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
     config = {
         f"group_{i}": {
@@ -100,7 +103,9 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The native tensors as they are, and the configuration."""
     model = architecture(beside)
     found, why = quantization_config(tensors, model)
-    assert found is not None, why
+    if found is None:
+        hint = "choose bits and --group-size so that all experts get the same, or keep some with --exclude"
+        raise UsageError(why, hint=hint)
     return Conversion(
         jobs={t.info.name: copied(_parts(t)) for t in tensors},
         config={"quantization_config": found},

@@ -304,6 +304,6 @@ PROVIDES = Export(
     convert=convert,
     container=container,
     scale_dtype="float16",
-    group_size=WEIGHTS,
+    usual={"group_size": WEIGHTS},
     extension=".gguf",
 )

@@ -113,11 +113,18 @@ def _without_index(folder: str) -> list[str]:
 
 
 def _elsewhere(folder: str) -> str | None:
-    """The subfolders that hold weights, as those of a pipeline of several models do."""
+    """The way out of a folder without weights: subfolders that hold some, as those of a pipeline of several models do,
+    or what its weights should be saved as."""
     with os.scandir(folder) as entries:
         below = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     found = [name for name in below if _listed(os.path.join(folder, name), ".safetensors")]
-    return f"there are some in {_named(found)}: name one of these folders" if found else None
+    if found:
+        return f"there are some in {_named(found)}: name one of these folders"
+    pickled = [name for ending in (".bin", ".pt", ".pth") for name in _listed(folder, ending)]
+    if pickled:
+        how = "save the model as safetensors first, as save_pretrained of transformers does"
+        return f"{_named(pickled)} may be a Python pickle, which is never loaded: {how}"
+    return None
 
 
 def _more(names: Sequence[str]) -> str:
