@@ -25,8 +25,9 @@ DIRECT, INITIALIZED = "read", "initialized"
 """The kinds of a Linear layer whose weight is read by the code around it, where it is not decoded: when the model runs,
 or only while it is loaded."""
 
-EXPERTS, CHANGED = "experts", "changed"
-"""The kinds of a matrix that is stacked with those of other experts, or split or merged, when it is loaded."""
+EXPERTS, CHANGED, UNLOADABLE = "experts", "changed", "unloadable"
+"""The kinds of a matrix that is stacked with those of other experts, or split or merged, when it is loaded; and of such
+that transformers cannot prepare for packed weights: it then loads none of them anywhere in the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Rename:
 
     scope, base: prefixes of the names it applies to, the second optional. pattern: an expression with a group g0, g1,
     .. around every alternative. becomes: what replaces the match, \\1 being what the first group in it matched. kind:
-    EXPERTS or CHANGED for tensors that are not loaded as they are; their names stay.
+    EXPERTS, CHANGED or UNLOADABLE for tensors that are not loaded as they are; their names stay.
     """
 
     scope: str
@@ -84,6 +85,11 @@ class Architecture:
     renames: tuple[Rename, ...] = ()
     _holders: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def takes_packed(self) -> bool:
+        """Whether transformers loads packed weights into such a model at all."""
+        return all(rename.kind != UNLOADABLE for rename in self.renames)
+
     def module(self, name: str) -> str:
         """The module in the model of a module in the file.
 
@@ -97,8 +103,8 @@ class Architecture:
         return found.removesuffix(".weight")
 
     def holder(self, name: str) -> str | None:
-        """The kind of what holds the matrix of a module in the file: a class, DIRECT, INITIALIZED, EXPERTS or CHANGED;
-        None for a plain Linear layer.
+        """The kind of what holds the matrix of a module in the file: a class, DIRECT, INITIALIZED, EXPERTS, CHANGED
+        or UNLOADABLE; None for a plain Linear layer.
 
         >>> of({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}).holder("h.0.attn.c_attn")
         'Conv1D'

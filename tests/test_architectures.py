@@ -171,15 +171,16 @@ def test_names_of_the_model_beside_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_stacked_experts(tmp_path: Path) -> None:
-    """transformers looks for their scheme in the group with a pattern for them, and gives them no zero points"""
+    """transformers looks for their scheme in the group with a pattern for them, takes one for all, packed, and no zero
+    points"""
     source = made(tmp_path / "m", "qwen2_moe", "Qwen2MoeForCausalLM", MOE)
     config, _ = quantized(source, "--override", "*.q_proj:bits=8")
     assert [g["targets"] for g in config["config_groups"].values()] == [
         ["model.layers.0.self_attn.q_proj"], [r"re:.*\.experts\.\d+\..*"],
     ]  # fmt: skip
-    (tmp_path / "out").rename(tmp_path / "first")
-    _, rows = quantized(source, "--asymmetric")
-    assert {n for n, r in rows.items() if r["disposition"] == "quantized"} == {"model.layers.0.self_attn.q_proj.weight"}
+    for options in (["--asymmetric"], ["--exclude", "*.experts.*"], ["--override", "*.experts.*.up_proj:bits=8"]):
+        line = one_line(run("quantize", source, "-o", tmp_path / "x", "--group-size", "32", "-q", *options), 2)
+        assert "experts" in line and "--to native" in line and not (tmp_path / "x").exists()
 
 
 def test_unknown_types_of_model_are_told(tmp_path: Path) -> None:
@@ -221,12 +222,19 @@ def test_mlx_keeps_what_its_loader_turns(tmp_path: Path) -> None:
     assert "mlx-lm turns this matrix" in line
 
 
-def test_experts_of_several_schemes_are_refused(tmp_path: Path) -> None:
-    """Loaders take one scheme for all of them"""
-    source = made(tmp_path / "m", "qwen2_moe", "Qwen2MoeForCausalLM", MOE)
-    options = ["--group-size", "32", "--override", "*.experts.*.down_proj:bits=8"]
-    line = one_line(run("quantize", source, "-o", tmp_path / "out", *options, "-q"), 2)
-    assert "experts of several schemes" in line and not (tmp_path / "out").exists()
+def test_a_budget_gives_all_experts_one_scheme(tmp_path: Path) -> None:
+    more = {name.replace("layers.0", "layers.1"): shape for name, shape in MOE.items()}
+    source = made(tmp_path / "m", "qwen2_moe", "Qwen2MoeForCausalLM", {**MOE, **more})
+    ran = run("plan", source, "--target-bpw", "22.5", "--group-size", "32", "--json")
+    schemes = {t["scheme"] for t in ran.json["tensors"] if ".experts." in t["name"]}
+    assert len(schemes) == 1 and len({t["scheme"] for t in ran.json["tensors"]}) > 1
+
+
+def test_a_folder_of_sentence_transformers_is_told_how_it_runs(tmp_path: Path) -> None:
+    source = made(tmp_path / "m", "bert", "BertModel", BERT)
+    (source / "modules.json").write_text("[]")
+    ran = run("quantize", source, "-o", tmp_path / "out", "--group-size", "32")
+    assert ran.code == 0 and "CompressedTensorsConfig(dequantize=True)" in ran.err
 
 
 @pytest.mark.parametrize(("target", "options"), [("awq", []), ("compressed-tensors", []), ("bnb-nf4", [])])

@@ -17,7 +17,7 @@ from quantcli.cli.options import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.plan import Plan
+    from quantcli.plan import Plan, Request
     from quantcli.planning import Planned
     from quantcli.stores import Source
 
@@ -126,11 +126,27 @@ def _what_takes_the_room(least: Planned, unit: _Unit) -> str:
 def _way_out(asked: dict[str, Any], least: Planned) -> str:
     """What makes the smallest file smaller, and else to ask for more."""
     ways = []
-    if any(t.reason in ("embedding", "lm-head", "router", "small") for t in least.plan.tensors):
-        ways.append("quantize such tensors too with --no-default-keep")
+    native = "--to native " if asked["to"] is not None else ""
+    if any(t.reason in ("embedding", "lm-head", "router", "small") for t in least.plan.tensors) and (
+        native or not asked["no_default_keep"]
+    ):
+        ways.append(f"quantize such tensors too with {native}--no-default-keep")
     if min(asked["bits"]) > min(BITS):
         ways.append("allow fewer --bits")
     return ", or ".join([*ways, "ask for more"])
+
+
+def _with_experts_tied(request: Request, first: Plan) -> Request:
+    """A request that gives all experts of a model one scheme, where loaders of the target take no other."""
+    from quantcli.architectures import EXPERTS
+    from quantcli.exports.compressed_tensors import EXPERT
+    from quantcli.patterns import module_of
+
+    model = request.architecture
+    if request.to != "compressed-tensors" or model is None:
+        return request
+    experts = any(t.scheme is not None and model.holder(module_of(t.info.name)) == EXPERTS for t in first.tensors)
+    return replace(request, ties=(*request.ties, EXPERT)) if experts else request
 
 
 def planned(
@@ -163,6 +179,7 @@ def planned(
     weights = _asking.importance(asked, recipe, source)
     request = replace(_asking.request(schemes[0], asked, recipe, source), importance=weights)
     first = make(source.infos(), request)
+    request = _with_experts_tied(request, first)
     for line in () if talk.quiet else unweighted(first.tensors):
         options.warn(line)
     name, value = targets[0], asked[targets[0]]

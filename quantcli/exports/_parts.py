@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import architectures, packing
-from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNNAMED, Architecture
+from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.exports import Beside, Codes, Job, Piece, Weight, Write
@@ -241,7 +241,7 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
         return None
     if kind in (DIRECT, INITIALIZED):
         return "transformers reads this weight outside its layer, where it is not decoded"
-    if kind == CHANGED:
+    if kind in (CHANGED, UNLOADABLE):
         return "transformers splits or merges this tensor while it loads it"
     return f"transformers holds it in {kind}, and quantized weights are loaded into Linear layers only"
 

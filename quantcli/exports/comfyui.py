@@ -18,12 +18,14 @@ from functools import partial
 import numpy as np
 
 from quantcli.architectures import EXPERTS, Architecture
+from quantcli.errors import UsageError
 from quantcli.exports import Accepts, Beside, Codes, Conversion, Export, Job, Piece, Weight, Write
 from quantcli.exports._parts import (
     architecture,
     bands,
     facts,
     ignored,
+    modules,
     not_a_matrix,
     not_linear,
     params,
@@ -39,6 +41,8 @@ from quantcli.tensors import TensorInfo
 
 def module(weight: Weight, model: Architecture) -> str | None:
     """Why transformers takes no quantized weight in this place of a model that it has."""
+    if not model.takes_packed:
+        return "transformers cannot prepare this type of model for such weights"
     if model.holder(module_of(weight.info.name)) == EXPERTS:
         return "transformers stacks experts while it loads them, which takes packed weights"
     return not_linear(weight, model)
@@ -65,7 +69,11 @@ def _job(weight: Weight) -> Job:
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """The model as ComfyUI stores it."""
+    """The model as ComfyUI stores it. Raises UsageError for a model whose experts stay in floating point beside it."""
+    model = architecture(beside)
+    if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)):
+        problem = "transformers loads no experts in floating point beside int8 weights"
+        raise UsageError(problem, hint="use another target")
     names = [w.info.name for w in quantized(tensors)]
 
     def header(held: Sequence[str]) -> dict[str, str]:
@@ -78,7 +86,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
         "quantization_status": "compressed",
-        "ignore": ignored(tensors, architecture(beside)),
+        "ignore": ignored(tensors, model),
         "config_groups": {"group_0": {**group, "input_activations": None, "output_activations": None}},
     }
     return Conversion(

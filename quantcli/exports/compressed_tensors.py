@@ -19,6 +19,7 @@ from quantcli.exports._parts import (
     copied,
     facts,
     ignored,
+    modules,
     not_a_matrix,
     not_linear,
     quantized,
@@ -42,6 +43,8 @@ def obstacle(tensor: Weight, model: Architecture) -> str | None:
 
 def module(weight: Weight, model: Architecture) -> str | None:
     """Why no loader takes a quantized weight in this place."""
+    if not model.takes_packed:
+        return "transformers cannot prepare this type of model for packed weights"
     if model.holder(module_of(weight.info.name)) == EXPERTS and not facts(weight)[0].symmetric:
         return "stacked experts are loaded without zero points"
     return not_linear(weight, model)
@@ -77,6 +80,9 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
         name = module_of(tensor.info.name)
         names = [EXPERT] if model.holder(name) == EXPERTS else model.names(name)
         groups.setdefault(repr(weights), (weights, []))[1].extend(names)
+    if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)):
+        experts = [w for w, names in groups.values() if EXPERT in names]
+        return None, f"{'some experts' if experts else 'experts'} kept, which loaders take packed or not at all"
     if sum(EXPERT in names for _, names in groups.values()) > 1:
         return None, "experts of several schemes, where loaders take one for all"
     ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
@@ -104,12 +110,12 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     model = architecture(beside)
     found, why = quantization_config(tensors, model)
     if found is None:
-        hint = "choose bits and --group-size so that all experts get the same, or keep some with --exclude"
+        hint = "choose --group-size and rules so that all experts get one scheme, or write --to native"
         raise UsageError(why, hint=hint)
     return Conversion(
         jobs={t.info.name: copied(_parts(t)) for t in tensors},
         config={"quantization_config": found},
-        notes=[*_notes(tensors, found), *unknown(model)],
+        notes=[*_notes(tensors, found), *unknown(model), *_sentences(beside)],
     )
 
 
@@ -137,6 +143,17 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
             "for q, k and v and for gate and up"
         )
     return notes
+
+
+def _sentences(beside: Beside) -> list[str]:
+    """What is to be said of a folder of sentence-transformers, which has modules.json."""
+    if beside("modules.json") is None:
+        return []
+    return [
+        "sentence-transformers encodes with this folder only when it is loaded with "
+        "model_kwargs={'quantization_config': CompressedTensorsConfig(dequantize=True)}; a folder made with --to "
+        "bnb-nf4 needs nothing of the kind"
+    ]
 
 
 PROVIDES = Export(

@@ -52,32 +52,17 @@ def numberless(name: str) -> str:
     return re.sub(r"(?:(?<![^.])|(?<=expert_))\d+(?![^.])", "#", name)
 
 
-def read_directly() -> dict[str, dict[str, str]]:
-    """By class, paths from an object of it to modules whose weight is read by code outside them, and whether that is
-    code of models that initializes weights."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
+def read_directly() -> dict[str, set[str]]:
+    """By class, paths from an object of it to modules whose weight its methods read, but for those that initialize."""
+    found: dict[str, set[str]] = defaultdict(set)
     for path in (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"):
         for kind in ast.parse(path.read_text()).body:
             for method in kind.body if isinstance(kind, ast.ClassDef) else []:
                 if not isinstance(method, ast.FunctionDef):
                     continue
-                if method.name == "_init_weights":
-                    for node in ast.walk(method):
-                        for name in tested(node):
-                            for path_in in weights_of("module", node.body):
-                                found[name].setdefault(path_in, INITIALIZED)
-                elif not re.search("init|resize|tie|embedding", method.name):
-                    found[kind.name].update(dict.fromkeys(weights_of("self", method.body), DIRECT))
+                if not re.search("init|resize|tie|embedding", method.name):
+                    found[kind.name].update(weights_of("self", method.body))
     return found
-
-
-def tested(node: ast.AST) -> list[str]:
-    """The classes of models that an if statement asks of a module; none for other statements."""
-    if not isinstance(node, ast.If):
-        return []
-    calls = [n for n in ast.walk(node.test) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    named = [c.args[1] for c in calls if c.func.id == "isinstance" and len(c.args) == 2]
-    return [n.id for test in named for n in ast.walk(test) if isinstance(n, ast.Name) and n.id != "nn"]
 
 
 def weights_of(owner: str, body: list[ast.stmt]) -> set[str]:
@@ -102,6 +87,15 @@ def classes() -> dict[str, set[str]]:
     for mapping in (getattr(modeling_auto, n) for n in dir(modeling_auto) if n.endswith("_MAPPING_NAMES")):
         for model_type, named in mapping.items():
             for name in named if isinstance(named, (tuple, list)) else [named]:
+                found[name].add(model_type)
+    for name in dir(transformers):  # parts of models that are saved by themselves are in no mapping
+        if name not in found and re.search("(?:Model|Transformer)$", name):
+            try:
+                config = getattr(transformers, name).config_class
+            except (ImportError, AttributeError):
+                continue
+            model_type = getattr(config, "model_type", "")
+            if CONFIG_MAPPING.get(model_type) is config:
                 found[name].add(model_type)
     return found
 
@@ -144,10 +138,24 @@ def renames(model: Any) -> list[list[str]]:
         pattern = change.compiled_sources.pattern
         if isinstance(change, WeightConverter):
             merged = any(isinstance(o, MergeModulelist) for o in change.operations)
-            found.append([*place, pattern, "", "experts" if merged else "changed"])
+            kind = "experts" if merged else "changed" if takes_packed(change) else "unloadable"
+            found.append([*place, pattern, "", kind])
         elif type(change) is WeightRenaming or len(change.source_patterns) == 1:
             found.append([*place, pattern, change.target_patterns[0], ""])
     return found
+
+
+def takes_packed(change: Any) -> bool:
+    """Whether transformers can make a change that decodes packed weights first of one of tensors named `weight`."""
+    sources, targets = change._original_source_patterns, change._original_target_patterns
+    if not all(source.endswith(".weight") for source in sources):
+        return True
+    packed = [f"{source}{part}" for source in sources for part in ("", "_scale", "_packed", "_shape")]
+    try:
+        change.copy(packed, targets, operations=list(change.operations))
+    except ValueError:
+        return False
+    return True
 
 
 def file_name(model: Any, name: str) -> str:
@@ -157,11 +165,47 @@ def file_name(model: Any, name: str) -> str:
     return str(rename_source_key(name, plain, [], reverse=True)[0])
 
 
-def facts(model: Any, direct: dict[str, dict[str, str]]) -> dict[str, Any]:
+def read_while_loading(model: Any, plain: dict[str, Any]) -> set[str]:
+    """Names of Linear layers whose weight the initialization of other modules, or of them, cannot do without."""
+    found: set[str] = set()
+    names = {id(module): name for name, module in plain.items()}
+    weights = {name: module._parameters.pop("weight") for name, module in plain.items()}
+    missed: list[str] = []
+    own = torch.nn.Module.__getattr__
+
+    def watched(module: Any, name: str) -> Any:
+        if name == "weight" and id(module) in names and "weight" not in module._parameters:
+            missed.append(names[id(module)])
+        return own(module, name)
+
+    torch.nn.Module.__getattr__ = watched
+    try:
+        for module in model.modules():
+            for _ in range(len(plain) + 1):
+                missed.clear()
+                try:
+                    model._init_weights(module)
+                    break
+                except AttributeError:
+                    if not missed:
+                        break
+                    found.add(missed[-1])
+                    plain[missed[-1]]._parameters["weight"] = weights[missed[-1]]
+                except Exception:
+                    break
+    finally:
+        torch.nn.Module.__getattr__ = own
+        for name, module in plain.items():
+            module._parameters["weight"] = weights[name]
+    return found
+
+
+def facts(model: Any, direct: dict[str, set[str]]) -> dict[str, Any]:
     """What is to be known of a model, with names of modules without the prefix of the base model."""
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     modules = dict(model.named_modules())
-    plain = {n for n, m in modules.items() if type(m) is torch.nn.Linear}
+    layers = {n: m for n, m in modules.items() if type(m) is torch.nn.Linear}
+    plain = set(layers)
     other = {
         n: type(m).__name__
         for n, m in modules.items()
@@ -169,9 +213,10 @@ def facts(model: Any, direct: dict[str, dict[str, str]]) -> dict[str, Any]:
     }
     for name, module in modules.items():
         inside = f"{name}." if name else ""
-        for path, kind in direct.get(type(module).__name__, {}).items():
+        for path in direct.get(type(module).__name__, ()):
             wanted = numberless(inside + path)
-            other.update((n, kind) for n in plain if n.startswith(inside) and numberless(n) == wanted)
+            other.update((n, DIRECT) for n in plain if n.startswith(inside) and numberless(n) == wanted)
+    other = {**dict.fromkeys(read_while_loading(model, layers), INITIALIZED), **other}
     tied = {n.removesuffix(".weight") for n in getattr(model, "all_tied_weights_keys", None) or {}} | {
         n.removesuffix(".weight") for n in getattr(model, "_tied_weights_keys", None) or {}
     }
