@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,3 +32,13 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the caller's environment changes what is printed."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONWARNINGS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run fail that begins to quantize."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr("quantcli.pipeline.write", refuse)

@@ -183,7 +183,7 @@ def test_stacked_experts(tmp_path: Path) -> None:
         assert "experts" in line and "--to native" in line and not (tmp_path / "x").exists()
 
 
-def test_unknown_types_of_model_are_told(tmp_path: Path) -> None:
+def test_a_note_names_unknown_types_of_model(tmp_path: Path) -> None:
     source = made(tmp_path / "m", "no-such-type", "NoSuchModel", LLAMA)
     ran = run("quantize", source, "-o", tmp_path / "out", "--group-size", "32")
     assert "model_type 'no-such-type', which quantcli does not know" in ran.err

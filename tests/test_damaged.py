@@ -213,7 +213,7 @@ WRONG_FIELDS = [
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_FIELDS)
-def test_fields_of_a_tensor_that_are_none(key: str, value: Any, files: Path) -> None:
+def test_invalid_fields_of_a_tensor(key: str, value: Any, files: Path) -> None:
     change_header("q.safetensors", lambda d: d["tensors"]["a.weight"].update({key: value}))
     for arguments, code in ((["report"], 2), (["inspect", "--stats"], 1), (["dequantize", "-o", "d.safetensors"], 1)):
         assert "quantcli header: a.weight: " in one_line(run(arguments[0], "q.safetensors", *arguments[1:]), code)
@@ -226,7 +226,7 @@ def test_fields_of_a_tensor_that_are_none(key: str, value: Any, files: Path) -> 
     {"schemes": [{"bits": [4]}]}, {"schemes": [{"format": "codebook", "codebook": 5}]}, {"recipe": 7}, {"digest": None},
     {"tensors": {"a.weight": None}}, {"tensors": {"a.weight": []}}, {"version": 2},
 ])  # fmt: skip
-def test_documents_that_are_none(change: dict[str, Any], files: Path) -> None:
+def test_invalid_documents(change: dict[str, Any], files: Path) -> None:
     change_header("q.safetensors", lambda document: document.update(change))
     assert "quantcli header" in one_line(run("report", "q.safetensors"), 2)
 
@@ -320,7 +320,7 @@ def test_yaml_has_no_tags(place: str, value: str, files: Path) -> None:
 
 
 @pytest.mark.parametrize("options", ["hello", "[1]", "5", "true", "{norm: [1]}", "{norm: {}}", "{[1]: 2}", "{1: 2}"])
-def test_options_of_a_recipe_that_are_none(options: str, files: Path) -> None:
+def test_invalid_options_of_a_recipe(options: str, files: Path) -> None:
     Path("r.yaml").write_text(f"default: {{bits: 4, options: {options}}}\n")
     one_line(run("quantize", "model.safetensors", "--recipe", "r.yaml", "--dry-run"), 2)
     if "{" not in options:
@@ -329,7 +329,7 @@ def test_options_of_a_recipe_that_are_none(options: str, files: Path) -> None:
 
 @pytest.mark.parametrize("key", ["name", "sqnr_db", "scheme", "exact", "reason"])
 @pytest.mark.parametrize("value", ["left out", [], {}, True, 7e999])
-def test_baselines_that_are_none(key: str, value: Any, files: Path) -> None:
+def test_invalid_baselines(key: str, value: Any, files: Path) -> None:
     document = run("report", "q.safetensors", "--json").json
     for tensor in document["tensors"]:
         if value == "left out":

@@ -134,7 +134,7 @@ def test_scales_in_another_file_are_missed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [*DECODED, *UNDECODED])
-def test_inspect_tells_the_layout(case: str, tmp_path: Path) -> None:
+def test_inspect_shows_the_layout(case: str, tmp_path: Path) -> None:
     tensors, config, said = {**DECODED, **UNDECODED}[case]
     source = model(tmp_path / "source", {**FLOATS, **tensors}, config)
     ran = run("inspect", source)

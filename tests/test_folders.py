@@ -38,16 +38,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run fail that begins to quantize."""
-
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("a weight was read")
-
-    monkeypatch.setattr(pipeline, "write", refuse)
-
-
 def names(path: Path) -> set[str]:
     return {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
 
@@ -126,7 +116,7 @@ def test_a_side_file_of_any_size_is_copied(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("words", [[], ["--to", "mlx", "--group-size", "64"]])
 def test_what_would_fail_late_is_refused_first(words: list[str]) -> None:
-    """A part of the model outside the folder, config.json that is none, a side file that cannot be read."""
+    """A part of the model outside the folder, a config.json that is not JSON, a side file that cannot be read."""
     source = sentence_transformer()
     Path("elsewhere").write_bytes(b"1")
     (source / "2_Dense" / "model.safetensors").unlink()
@@ -199,7 +189,7 @@ def test_shards_beside_consolidated_ones() -> None:
 
 @pytest.mark.parametrize("more", ["adapter_model.safetensors", "tower.safetensors", "model-00001-of-00001.safetensors"])
 @pytest.mark.parametrize("command", ["quantize", "inspect", "dequantize"])
-def test_files_that_are_no_set_are_refused(more: str, command: str) -> None:
+def test_files_of_several_models_are_refused(more: str, command: str) -> None:
     source = folder("in", **{"model.safetensors": WEIGHTS, more: OTHERS})
     line = one_line(run(command, source), 1)
     assert line.startswith("in: several files that are not shards of one model: ") and more in line

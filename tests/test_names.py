@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from making import ROOT, load, one_line, run, to
 
-from quantcli import pipeline, registry
+from quantcli import registry
 from quantcli.cli import _naming
 
 DIGITS = ROOT / "sample_models" / "digits.safetensors"
@@ -21,16 +21,6 @@ LLAMA = ROOT / "sample_models" / "tiny-llama"
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run fail that begins to quantize."""
-
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("a weight was read")
-
-    monkeypatch.setattr(pipeline, "write", refuse)
 
 
 # ---- models -----------------------------------------------------------------------------------------------------

@@ -99,13 +99,13 @@ def test_the_warning_is_in_reports(llama: Path) -> None:
     assert "| `model.embed_tokens.weight` | embedding | 1 | 4.19 MB |" in Path("r.md").read_text(encoding="utf-8")
 
 
-def test_the_plan_says_it(llama: Path) -> None:
+def test_a_plan_gives_the_warning(llama: Path) -> None:
     ran = run("plan", llama, "--target-bpw", "13", "--json")
     line = about(ran.json["warnings"], "is not quantized")
     assert f"quantcli: warning: {line}\n" in ran.err and "model.embed_tokens.weight (4.19 MB" in line
 
 
-def test_fused_experts_are_loud(moe: Path) -> None:
+def test_fused_experts_give_a_warning(moe: Path) -> None:
     ran = run("quantize", moe, "-o", "out", "--json")
     line = about(ran.json["warnings"], "is not quantized")
     assert re.match(r"9\d % of the output \(4\.19 MB\) is not quantized: model\.layers\.\*\.mlp\.experts\.", line)
@@ -140,7 +140,7 @@ def test_toys_are_left_in_peace(here: None) -> None:
 # ---- towers -----------------------------------------------------------------------------------------------------
 
 
-def test_towers_are_quantized_and_said(here: None) -> None:
+def test_quantized_towers_give_a_warning(here: None) -> None:
     tensors = {**layers("model.layers", 9), **layers("visual.blocks", 4), **layers("audio_tower.layers", 3)}
     source = folder("vl", {"model_type": "vl"}, tensors)
     ran = run("quantize", source, "-o", "out", "--json")
