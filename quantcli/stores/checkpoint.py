@@ -83,9 +83,9 @@ def _index_of(folder: str) -> str:
     return names[0] if names else ""
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(printable(n, 120) for n in names[:4]) + more
+def _named(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(printable(n, 200) for n in names[:most]) + more
 
 
 def _without_index(folder: str) -> list[str]:
@@ -129,10 +129,7 @@ def _elsewhere(folder: str) -> str | None:
 
 def _more(names: Sequence[str]) -> str:
     """What follows on a problem with the first of these names, where it is the problem of more."""
-    if len(names) < 2:
-        return ""
-    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"; so it is with {', '.join(printable(n, 200) for n in names[1:4])}{rest}"
+    return f"; the same holds for {_named(names[1:], 3)}" if len(names) > 1 else ""
 
 
 class Checkpoint:
