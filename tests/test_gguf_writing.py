@@ -186,7 +186,7 @@ def test_offsets_that_float16_does_not_hold_are_refused() -> None:
     (Scheme(bits=8, symmetric=False), (8, 128), "8 bits with zero points; GGUF takes them with 4 and 5 bits"),
     (Scheme(format="nf4", bits=4), (8, 128), "the format nf4; GGUF takes codes of int"),
     (Scheme(bits=4, granularity="channel", axis=1), (8, 128), "one scale per column"),
-    (Scheme(bits=4, granularity="channel"), (8, 16, 3, 3), "groups that go on over the end of a row"),
+    (Scheme(bits=4, granularity="channel"), (8, 16, 3, 3), "its groups would cross row ends"),
 ])
 def test_which_schemes_can_be_said(scheme: Scheme, shape: tuple[int, ...], why: str | None) -> None:
     assert obstacle(scheme, layout(shape, scheme), shape) == why

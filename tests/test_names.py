@@ -70,7 +70,7 @@ def test_dequantize_writes_safetensors_only() -> None:
 def test_onnx_would_be_no_model() -> None:
     line = one_line(run("quantize", DIGITS, "--to", "onnx"), 2)
     assert line == f"{DIGITS}: --to onnx: the file would hold the weights without the model's graph; --container " \
-                   "writes it so, a MatMulNBits node for each weight"
+                   "writes that file, a MatMulNBits node for each weight"
 
 
 @pytest.mark.parametrize("words", [["quantize", DIGITS, "--to", "mlx"], ["quantize", DIGITS]])

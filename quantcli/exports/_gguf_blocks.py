@@ -53,7 +53,7 @@ def obstacle(scheme: Scheme, plan: Layout, shape: tuple[int, ...]) -> str | None
     if plan.shared == "columns":
         return "one scale per column"
     if not shape or plan.cols != shape[-1]:
-        return "groups that go on over the end of a row"
+        return "its groups would cross row ends"
     if plan.cols % WEIGHTS:
         return f"rows of {plan.cols}; blocks are of {WEIGHTS}"
     if plan.groups > 1 and plan.group % WEIGHTS:

@@ -191,7 +191,7 @@ def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """Never anything: the graph of a model is not written. Raises UsageError with the way to its weights alone."""
-    hint = "--container writes it so, a MatMulNBits node for each weight"
+    hint = "--container writes that file, a MatMulNBits node for each weight"
     raise UsageError("the file would hold the weights without the model's graph", place=["--to onnx"], hint=hint)
 
 
