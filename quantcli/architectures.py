@@ -9,13 +9,11 @@ tests/peers/write_architectures.py; for types of model it does not know, names d
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 EMBEDDING = re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE)
@@ -156,6 +154,9 @@ def numberless(name: str) -> str:
 
 @cache
 def _facts() -> Any:
+    import json
+    from pathlib import Path
+
     return json.loads(Path(__file__).with_suffix(".json").read_text("ascii"))
 
 

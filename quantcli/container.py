@@ -227,14 +227,17 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
 KEYS = {"check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors"}
 """All that a document holds."""
 
+_LIMIT = 2.0**1000
+"""What numbers of a document are below; comparing with an integer of 1,000 bits takes longer."""
+
 _KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number of 0 or more", float: "0 or more"}
 
 
 def _of_type(value: Any, kind: type[T], what: str) -> T:
     """A value of a document, checked: JSON may hold anything. Raises DataError."""
-    if kind is float and type(value) is int and value < 1 << 1000:
+    if kind is float and type(value) is int and value < _LIMIT:
         value = float(value)
-    if type(value) is not kind or (isinstance(value, (int, float)) and not 0 <= value < 1 << 1000):
+    if type(value) is not kind or (isinstance(value, (int, float)) and not 0 <= value < _LIMIT):
         raise DataError(f"{what} is {printable(repr(value), 40)}, not {_KINDS[kind]}")
     return value
 
