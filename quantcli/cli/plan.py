@@ -43,10 +43,10 @@ def command(
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
-    _naming.check_recipe(output)
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting"))]
     if output is not None:
         options.check_outputs([output], read)
+        _naming.check_recipe(output)
     with _sources.float_source(src, source_layout, talk) as source:
         planned, target = _budget.planned(source, src, asked, options.thread_count(threads), talk)
         warnings = _warnings(source, planned)

@@ -122,7 +122,6 @@ def command(
         folder = _as_folder(source, named or "")
         saved = None if dry_run else asked["save_recipe"]
         read = [src, asked["recipe"], asked["codebook"], asked["importance"], *(given.importance or ())[:1]]
-        _naming.check_recipe(saved)
         _check_saved(saved, named, read)
         to, why = _asking.target_of(source, given, asked["to"], folder=folder)
         if why:
@@ -139,6 +138,7 @@ def command(
         native = export is None or export.is_native(_as_folder(source, target))
         _check_folder_options(source, target, request, resume, digest, native)
         _check_saved(saved, target, read)
+        _naming.check_recipe(saved)
         real = target
         if not dry_run:
             real = (export.destination if export is not None else _destination)(source, target, force)

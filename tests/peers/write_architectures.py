@@ -17,6 +17,7 @@ import signal
 import sys
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,8 @@ def classes() -> dict[str, set[str]]:
                 config = getattr(transformers, name).config_class
             except (ImportError, AttributeError):
                 continue
-            model_type = getattr(config, "model_type", "")
-            if CONFIG_MAPPING.get(model_type) is config:
-                found[name].add(model_type)
+            if getattr(config, "model_type", ""):
+                found[name].add(config.model_type)
     return found
 
 
@@ -110,12 +110,17 @@ def shrink(config: Any, depth: int = 0) -> None:
             shrink(value, depth + 1)
 
 
+def config_of(kind: Any, model_type: str) -> Any:
+    """The class of the configuration of a type of model, or of a part of one."""
+    return CONFIG_MAPPING.get(model_type, kind.config_class)
+
+
 def built(kind: Any, model_type: str) -> Any:
     """A model on the meta device; None where its default configuration does not make one."""
     for few in (True, False):
         signal.alarm(SECONDS)
         try:
-            config = CONFIG_MAPPING[model_type]()
+            config = config_of(kind, model_type)()
             if few:
                 shrink(config)
             with torch.device("meta"):
@@ -165,6 +170,15 @@ def file_name(model: Any, name: str) -> str:
     return str(rename_source_key(name, plain, [], reverse=True)[0])
 
 
+def initialized(module: Any, initialize: Any) -> Iterator[tuple[Any, Any]]:
+    """The modules below one, and it, each with what initializes it: the method of the nearest model around it."""
+    if isinstance(module, transformers.PreTrainedModel):
+        initialize = module._init_weights
+    for child in module.children():
+        yield from initialized(child, initialize)
+    yield module, initialize
+
+
 def read_while_loading(model: Any, plain: dict[str, Any]) -> set[str]:
     """Names of Linear layers whose weight the initialization of other modules, or of them, cannot do without."""
     found: set[str] = set()
@@ -180,11 +194,11 @@ def read_while_loading(model: Any, plain: dict[str, Any]) -> set[str]:
 
     torch.nn.Module.__getattr__ = watched
     try:
-        for module in model.modules():
+        for module, initialize in initialized(model, model._init_weights):
             for _ in range(len(plain) + 1):
                 missed.clear()
                 try:
-                    model._init_weights(module)
+                    initialize(module)
                     break
                 except AttributeError:
                     if not missed:
@@ -245,8 +259,9 @@ def main() -> int:
                 continue
         except ImportError:
             continue
-        for model_type in sorted(named_for & set(CONFIG_MAPPING)):
-            if not issubclass(CONFIG_MAPPING[model_type], kind.config_class or object):
+        for model_type in sorted(named_for):
+            config = config_of(kind, model_type)
+            if config is None or not issubclass(config, kind.config_class or object):
                 continue
             model = built(kind, model_type)
             if model is None:
