@@ -134,7 +134,9 @@ def test_kept_layers_that_are_read_from_outside_are_named(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("model_type", "kind", "modules", "why"), [
     ("gpt2", "GPT2LMHeadModel", GPT2, "transformers holds it in Conv1D"),
-    ("t5", "T5ForConditionalGeneration", T5, "transformers reads this weight outside its layer"),
+    ("t5", "T5ForConditionalGeneration", T5, "transformers reads this weight while it loads the model"),
+    ("modernbert", "ModernBertModel", {"layers.0.attn.Wqkv": LINEAR}, "while it loads the model"),
+    ("dinov2", "Dinov2Model", {"encoder.layer.0.mlp.fc1": LINEAR}, "cannot prepare this type of model"),
 ])  # fmt: skip
 def test_models_without_any_weight_that_loads_are_refused(
     model_type: str, kind: str, modules: dict[str, tuple[int, ...]], why: str, tmp_path: Path

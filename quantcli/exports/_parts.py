@@ -239,7 +239,9 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
     kind = model.holder(module_of(weight.info.name))
     if kind is None or kind == EXPERTS:
         return None
-    if kind in (DIRECT, INITIALIZED):
+    if kind == INITIALIZED:
+        return "transformers reads this weight while it loads the model, before it is decoded; --to bnb-nf4 may take it"
+    if kind == DIRECT:
         return "transformers reads this weight outside its layer, where it is not decoded"
     if kind in (CHANGED, UNLOADABLE):
         return "transformers splits or merges this tensor while it loads it"
