@@ -89,7 +89,7 @@ LOADERS = {
 }  # fmt: skip
 ENVIRONMENTS = sorted({loader.environment for loaders in LOADERS.values() for loader in loaders})
 REFUSED = {
-    ("t5", "compressed-tensors"): "nothing left to quantize.*transformers reads this weight outside its layer",
+    ("t5", "compressed-tensors"): "nothing left to quantize.*transformers reads this weight while it loads the model",
     ("gpt2", "compressed-tensors"): "nothing left to quantize.*transformers holds it in Conv1D",
     ("gpt2", "bnb-nf4"): "nothing left to quantize.*transformers holds it in Conv1D",
 }
