@@ -282,3 +282,10 @@ def test_recipes_are_not_written_under_other_names(arguments: list[str], tmp_pat
     words = [str(model) if a == "M" else str(tmp_path / a) if a.startswith("p.") else a for a in arguments]
     assert "a recipe would be written" in one_line(run(*words), 2)
     assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("arguments", [["plan", "M", "--target-bpw", "8"], ["sweep", "M"]])
+def test_adapters_are_not_planned_or_swept(arguments: list[str], tmp_path: Path) -> None:
+    names = [f"base_model.model.layers.0.q_proj.lora_{k}.weight" for k in "AB"]
+    model = save(tmp_path / "adapter_model.safetensors", {name: gaussian(64, 64) for name in names})
+    assert "adapter (LoRA)" in one_line(run(*[str(model) if a == "M" else a for a in arguments]), 1)

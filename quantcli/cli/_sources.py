@@ -1,4 +1,4 @@
-"""Models to quantize: those that are quantized already, in any layout that is recognised, are refused."""
+"""Models to quantize: those that are quantized already, in any layout that is recognised, are refused, and adapters."""
 
 from __future__ import annotations
 
@@ -30,12 +30,22 @@ def source_layout(command: F) -> F:
 
 @contextlib.contextmanager
 def float_source(src: str, layout: str, talk: options.Talk) -> Iterator[Source]:
-    """The source SRC names. layout: of --source-layout. Raises DataError when it is quantized."""
+    """The source SRC names. layout: of --source-layout. Raises DataError when it is quantized, or an adapter."""
     from quantcli.stores import open_source
 
     with contextlib.closing(open_source(src)) as source:
+        _refuse_adapter(source, src)
         _refuse_quantized(source, src, layout, talk)
         yield source
+
+
+def _refuse_adapter(source: Source, src: str) -> None:
+    """Raise DataError for what is no model by itself."""
+    from quantcli.adapters import is_adapter
+
+    if is_adapter(source):
+        hint = "merge it into its base model first, and quantize that"
+        raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
 
 
 def _refuse_quantized(source: Source, src: str, layout: str, talk: options.Talk) -> None:

@@ -118,7 +118,6 @@ def command(
         options.standard_output(None if dry_run else output, talk) as named,
         _sources.float_source(src, source_layout, talk) as source,
     ):
-        _refuse_adapter(source, src)
         folder = _as_folder(source, named or "")
         saved = None if dry_run else asked["save_recipe"]
         read = [src, asked["recipe"], asked["codebook"], asked["importance"], *(given.importance or ())[:1]]
@@ -192,15 +191,6 @@ def command(
         if talk.json and export is not None:
             found = export.with_notes(found)
         options.print_reports([found], "json" if talk.json else "table", talk, show_all=show_all)
-
-
-def _refuse_adapter(source: Source, src: str) -> None:
-    """Raise DataError for what is no model by itself."""
-    from quantcli.adapters import is_adapter
-
-    if is_adapter(source):
-        hint = "merge it into its base model first, and quantize that"
-        raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
 
 
 def _check_saved(saved: str | None, target: str | None, read: Sequence[str | None]) -> None:
