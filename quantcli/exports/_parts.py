@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -294,7 +293,7 @@ def skips_by_name(name: str, module: str) -> bool:
     >>> skips_by_name("lm_head", "model.lm_head"), skips_by_name("layers.1", "layers.11.up")
     (True, False)
     """
-    return module.endswith(name) or re.match(rf"(?:{re.escape(name)})(?:(?<=\.)|(?=\.|$))", module) is not None
+    return module.endswith(name) or module.startswith(f"{name}.")
 
 
 def element(dtype: str) -> int:
