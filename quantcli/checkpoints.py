@@ -7,7 +7,6 @@ same as without the interruption.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -27,7 +26,7 @@ from quantcli.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint, Part
 from quantcli.stores.files import check_space, read_small
-from quantcli.stores.folder import OutputFolder
+from quantcli.stores.folder import OutputFolder, json_bytes
 from quantcli.stores.safetensors import strict_json
 from quantcli.stores.workspace import is_own, partial_of
 
@@ -262,7 +261,7 @@ def _finished(
     content = {key: value for key, value in around.config.items() if key != "quantization_config"}
     config, why = quantization_config(tensors, architectures.of(content) or UNNAMED)
     if content:
-        out.write(CONFIG, _json({**content, **({"quantization_config": config} if config else {})}))
+        out.write(CONFIG, json_bytes({**content, **({"quantization_config": config} if config else {})}))
     whole = Plan(tuple(tensors), plan.request)
     out.write(CARD, _card(source, whole, results, size, options, why, around))
     source.check_unchanged()
@@ -290,7 +289,7 @@ def _index(source: Checkpoint, tensors: list[TensorPlan], homes: dict[str, str])
         "total_parameters": sum(t.info.numel for t in tensors),
         "total_size": sum(o.nbytes for t in tensors for o in t.outputs),
     }
-    return _json({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
+    return json_bytes({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
 
 
 def _card(
@@ -375,7 +374,3 @@ def planned_as(stored: StoredTensor) -> TensorPlan:
         note=s.note,
         outputs=s.outputs,
     )
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

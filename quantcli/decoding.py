@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from quantcli.reading import Model
 from quantcli.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import OutputFile, check_space
-from quantcli.stores.folder import OutputFolder
+from quantcli.stores.folder import OutputFolder, json_bytes
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors import TensorInfo
@@ -125,8 +124,7 @@ def write_folder(
         place = os.path.join(out.temp, NAME)
         size = write(model, views, place, dtype=dtype, force=True, threads=threads, progress=progress)
         if config is not None:
-            rest = without_quantization(config)
-            out.write(CONFIG, (json.dumps(rest, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+            out.write(CONFIG, json_bytes(without_quantization(config)))
         if original is not None:
             out.write(CARD, original)
         out.publish()

@@ -28,7 +28,7 @@ from quantcli.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint
 from quantcli.stores.files import OutputFile, check_destination, check_space
-from quantcli.stores.folder import OutputFolder, check_folder
+from quantcli.stores.folder import OutputFolder, check_folder, json_bytes
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.stores.workspace import Workspace, remove
 from quantcli.tensors import TensorInfo
@@ -307,9 +307,9 @@ def write(order: Order) -> Written:
         if told is not None:
             out.write(CARD, card.exported(told, order.target, named(order.target).summary, found.notes))
         if len(planned) > 1:
-            out.write(INDEX, _json(_index(found, planned)))
+            out.write(INDEX, json_bytes(_index(found, planned)))
         if config:
-            out.write(CONFIG, _json({**without_quantization(config), **found.config}))
+            out.write(CONFIG, json_bytes({**without_quantization(config), **found.config}))
         out.publish()
     return Written(size=size, copied=tuple(f.name for f in order.side.copied), exact=exact, metrics=metrics)
 
@@ -414,7 +414,3 @@ def _index(found: Conversion, planned: Sequence[OneFile]) -> dict[str, Any]:
     ]
     total = sum(output.nbytes for output, _ in outputs)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted((o.name, name) for o, name in outputs))}
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

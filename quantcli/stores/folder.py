@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import stat
 from collections.abc import Collection, Iterable
 from types import TracebackType
+from typing import Any
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
@@ -142,6 +144,11 @@ class OutputFolder:
             with contextlib.suppress(OSError):
                 remove(self._workspace.journal)  # nothing is left to go on with
         sync_folder(self.parent)
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """A document as it is written into a folder."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _write(path: str, blocks: Iterable[bytes]) -> None:
