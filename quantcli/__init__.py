@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quantcli.core import dequantize, quantize
     from quantcli.errors import DataError, QuantcliError, UsageError
-    from quantcli.fake import fake_quantize
-    from quantcli.reading import Model, Tensor, open
+    from quantcli.layouts.native.model import Model, Tensor, open
     from quantcli.scheme import Scheme
-    from quantcli.tensors import QuantizedTensor
+    from quantcli.tensors.api import dequantize, quantize
+    from quantcli.tensors.fake import fake_quantize
+    from quantcli.tensors.info import QuantizedTensor
 
 __all__ = [
     "DataError",
@@ -45,14 +45,14 @@ _HOMES = {
     "DataError": "errors",
     "QuantcliError": "errors",
     "UsageError": "errors",
-    "QuantizedTensor": "tensors",
-    "Model": "reading",
+    "QuantizedTensor": "tensors.info",
+    "Model": "layouts.native.model",
     "Scheme": "scheme",
-    "Tensor": "reading",
-    "dequantize": "core",
-    "fake_quantize": "fake",
-    "quantize": "core",
-    "open": "reading",
+    "Tensor": "layouts.native.model",
+    "dequantize": "tensors.api",
+    "fake_quantize": "tensors.fake",
+    "quantize": "tensors.api",
+    "open": "layouts.native.model",
 }
 
 

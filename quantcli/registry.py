@@ -1,12 +1,13 @@
 """Find the variants that live one per file in a package: a variant exists because its file exists.
 
 A variant's module offers `PROVIDES`; its name is the file's, with dashes for underscores. Names are read from the
-folder, so that `--help` can list them without importing numpy.
+folder, not by importing the package, so that `--help` can list them without importing numpy.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from functools import cache
 from typing import Any
@@ -19,8 +20,8 @@ def names(package: str) -> tuple[str, ...]:
     >>> "minmax" in names("calibrators")
     True
     """
-    module = importlib.import_module(f"quantcli.{package}")
-    found = (m.name for m in pkgutil.iter_modules(module.__path__))
+    folder = os.path.join(os.path.dirname(__file__), *package.split("."))
+    found = (m.name for m in pkgutil.iter_modules([folder]))
     return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))
 
 

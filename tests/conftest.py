@@ -41,4 +41,4 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("quantcli.pipeline.write", refuse)
+    monkeypatch.setattr("quantcli.passes.quantize.write", refuse)

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from quantcli import foreign
-from quantcli.foreign import Found, Read
-from quantcli.tensors import TensorInfo
+from quantcli.layouts import reading as foreign
+from quantcli.layouts.reading import Found, Read
+from quantcli.tensors.info import TensorInfo
 
 GOLDEN = Path(__file__).parent / "golden" / "foreign"
 """Written by peers/write_foreign*.py."""

@@ -153,7 +153,7 @@ def strict_json(text: str) -> Any:
 
 def to(target: str) -> list[str]:
     """The options that write any model for a target: files of single tensors where it has such."""
-    from quantcli.exports import named
+    from quantcli.layouts.writing import named
 
     return ["--to", target, *(["--container"] if named(target).container is not None else [])]
 
@@ -226,7 +226,7 @@ def left_behind(folder: Path) -> list[str]:
 
 def change_header(path: Path | str, change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> None:
     """Change the quantcli document in the header of a file, with a new digest of the header or with the old one."""
-    from quantcli import seal as seals
+    from quantcli.stores import seal as seals
 
     raw = Path(path).read_bytes()
     length = 8 + int.from_bytes(raw[:8], "little")

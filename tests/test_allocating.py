@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantcli.allocating import allocate, smallest
+from quantcli.planning.allocate import allocate, smallest
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "allocation.json").read_text())
 

@@ -21,8 +21,10 @@ import yaml
 from making import BF16, command, environment, header_of, load, one_line, run, save
 from strategies import gaussian
 
-from quantcli import QuantcliError, checkpoints, pipeline, resuming
+from quantcli import QuantcliError
 from quantcli import open as open_model
+from quantcli.folders import checkpoints, resume
+from quantcli.passes import quantize
 from quantcli.stores import workspace
 
 CARD = "---\nlicense: mit\ntags:\n- tiny  # two\n---\n\n# Tiny\n\nWhat it was trained on. \u00e9\n"
@@ -271,14 +273,14 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
 
     def fail(number: int, error: BaseException) -> None:
         files = iter(range(1, 100))
-        real = pipeline.write
+        real = quantize.write
 
         def write(*arguments: Any) -> Any:
             if next(files) == number:
                 raise error
             return real(*arguments)
 
-        monkeypatch.setattr(pipeline, "write", write)
+        monkeypatch.setattr(quantize, "write", write)
 
     return fail
 
@@ -347,7 +349,7 @@ def test_another_request_is_refused(options: list[str], words: str, source: Path
 
 def test_another_version_is_refused(source: Path, failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(source, failing, 3)
-    monkeypatch.setattr(resuming, "__version__", "9.9")
+    monkeypatch.setattr(resume, "__version__", "9.9")
     line = one_line(run("quantize", source, "-o", "out", "--resume"), 2)
     assert "tool was quantcli 0.1.0 and is quantcli 9.9" in line
 
@@ -463,7 +465,7 @@ def test_links_in_the_hidden_folder_are_not_followed(source: Path, failing: Any)
 def test_the_loser_of_two_runs_leaves_nothing(when: str, options: list[str], source: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run ends between our look at the destination and our turn, or while we write: it made the output."""
-    real_lock, real_write, written = workspace._locked, pipeline.write, []
+    real_lock, real_write, written = workspace._locked, quantize.write, []
 
     def lock(folder: str, path: str) -> int:
         found = real_lock(folder, path)
@@ -478,7 +480,7 @@ def test_the_loser_of_two_runs_leaves_nothing(when: str, options: list[str], sou
         return real_write(*arguments)
 
     monkeypatch.setattr(workspace, "_locked", lock)
-    monkeypatch.setattr(pipeline, "write", write)
+    monkeypatch.setattr(quantize, "write", write)
     line = run("quantize", source, "-o", "out", *options).err.splitlines()[-1]
     assert line.endswith("out: another process created the output; use --force to replace it")
     assert sorted(os.listdir()) == ["out", "source"] and os.listdir("out") == []

@@ -202,7 +202,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_said_to_be_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantcli import plan
+    from quantcli.planning import plan
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("oh\nno")

@@ -14,7 +14,7 @@ from making import BF16, ROOT, one_line, run, save
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
-SCHEMA = json.loads((ROOT / "quantcli" / "renderings" / "report.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "quantcli" / "reports" / "renderings" / "report.schema.json").read_text())
 
 
 @pytest.fixture

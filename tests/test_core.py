@@ -15,8 +15,9 @@ from making import BF16, environment
 from strategies import AWKWARD, GRANULARITIES, gaussian, weights
 
 import quantcli
-from quantcli import DataError, QuantizedTensor, Scheme, UsageError, core, grouping, registry
-from quantcli.grouping import layout
+from quantcli import DataError, QuantizedTensor, Scheme, UsageError, registry
+from quantcli.tensors import api, rows
+from quantcli.tensors.rows import layout
 
 BITS = [1, 2, 3, 4, 5, 8, 9, 13, 16]
 
@@ -240,8 +241,8 @@ def test_smaller_tiles_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch
                     continue  # what lies in one tile is searched, what lies in several by its histogram
                 whole = quantcli.quantize(array, Scheme(bits=bits, **fields))
                 with monkeypatch.context() as patch:
-                    patch.setattr(grouping, "TILE", 96)
-                    patch.setattr(core, "TILE", 96)
+                    patch.setattr(rows, "TILE", 96)
+                    patch.setattr(api, "TILE", 96)
                     parts = quantcli.quantize(array, Scheme(bits=bits, **fields))
                     found = parts.metrics(array)
                 if fields["calibration"] == "mean-abs":  # sums are made tile by tile

@@ -9,7 +9,7 @@ import random
 import pytest
 import xxhash
 
-from quantcli import digest
+from quantcli.tensors import digest
 
 CHUNK = 256 * 1024
 

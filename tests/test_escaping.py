@@ -16,7 +16,7 @@ from making import Ran, change_header, run, save
 from strategies import gaussian
 from test_checkpoints import made
 
-from quantcli import markup
+from quantcli.reports import markup
 
 NAMES = [
     "::error::title", "  ::stop-commands::x", "x##[error]y", "##vso[task.complete]z", "=1+1", "+a", "-b", "@SUM(1)",

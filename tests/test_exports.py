@@ -34,15 +34,17 @@ from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
 import quantcli
-from quantcli import Scheme, exporting, packing, registry
-from quantcli.exports import Codes, _parts, awq, onnx
-from quantcli.grouping import TileSpan, layout
+from quantcli import Scheme, registry
 from quantcli.kernels import QuantParams
-from quantcli.tensors import TensorInfo
-from quantcli.views import views_of
+from quantcli.layouts.writing import Codes, _parts, awq, onnx
+from quantcli.models import views_of
+from quantcli.passes import export
+from quantcli.tensors import packing
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import TileSpan, layout
 
 GOLDEN = Path(__file__).parent / "golden"
-TARGETS = registry.names("exports")
+TARGETS = registry.names("layouts.writing")
 LLAMA = ROOT / "sample_models" / "tiny-llama"
 
 SCHEMES: dict[str, list[str]] = {
@@ -208,7 +210,7 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
     if target == "compressed-tensors" and "quantcli" in metadata_of(path):
         # Not as the native file it is, but as its own client sees it.
         with quantcli.open(str(path)) as model:
-            config = exporting.convert([t.stored for t in model.values()], target, lambda name: None).config
+            config = export.convert([t.stored for t in model.values()], target, lambda name: None).config
         path = strip(path)
     with quantcli.open(str(path)) as model:
         views = views_of(model, str(path), config)
@@ -265,7 +267,7 @@ def fits(target: str, name: str, shape: tuple[int, ...]) -> bool:
 def test_awkward_shapes(target: str, name: str, shapes: Path, tmp_path: Path) -> None:
     """quantize --to stands for just what quantize alone stands for; what the target cannot store is kept, for that
     reason, bit for bit; and export says the same of the native file."""
-    extension = exporting.named(target).extension or ".safetensors"
+    extension = export.named(target).extension or ".safetensors"
     out, native = tmp_path / f"out{extension}", tmp_path / "native.safetensors"
     options = [*flags(name), "--no-default-keep", "--exclude", "plain", "--scale-dtype", "float16"]
     ran = run("quantize", shapes, *options, *to(target), "-o", out, "--json")
@@ -306,7 +308,7 @@ def test_any_cut_and_any_number_of_threads(target: str, tmp_path: Path, monkeypa
     """The bytes do not depend on threads or on how the weights are cut, rows in the middle included."""
     source = save(tmp_path / "model.safetensors", {"a.weight": gaussian(64, 768), "b.weight": gaussian(96, 256, seed=1),
                                                    "c.bias": gaussian(5)})
-    out = tmp_path / f"out.bin{exporting.named(target).extension or '.safetensors'}"
+    out = tmp_path / f"out.bin{export.named(target).extension or '.safetensors'}"
     for name in SCHEMES[target]:
         native = tmp_path / f"{name}.safetensors"
         options = [*flags(name), "--no-default-keep", "--exclude", "c.bias"]
@@ -352,7 +354,7 @@ def written(target: str, held: Held, made: Scheme) -> dict[str, bytes]:
     """The bytes an export makes of a weight `m.weight`."""
     info = TensorInfo("m.weight", "F32", held.codes.shape)
     weight = SimpleNamespace(info=info, scheme=made, layout=layout(info.shape, made), scale_dtype="F32")
-    job = exporting.named(target).convert([weight], lambda name: None).jobs["m.weight"]
+    job = export.named(target).convert([weight], lambda name: None).jobs["m.weight"]
     found = {o.name: bytearray(o.nbytes) for o in job.outputs}
     codes: Codes = held
 
@@ -488,7 +490,7 @@ def test_requantize(target: str, tmp_path: Path) -> None:
     native = tmp_path / "native.safetensors"
     options = ["--bits", 7, "--group-size", 40, "--override", "b.weight:format=codebook,bits=3,group-size=32"]
     assert run("quantize", source, *options, "-o", native).code == 0
-    out = tmp_path / f"out{exporting.named(target).extension or '.safetensors'}"
+    out = tmp_path / f"out{export.named(target).extension or '.safetensors'}"
     ran = run("export", native, *to(target), "--requantize", "-o", out, "--json")
     if target == "gptq":  # 8 and 3 bits: its configuration has room for one width
         assert "8 bits (a.weight) and 3 bits (b.weight)" in one_line(ran, 2)
@@ -586,7 +588,7 @@ def test_the_table(model: Path, tmp_path: Path) -> None:
 # ---- folders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if not exporting.named(t).extension])
+@pytest.mark.parametrize("target", [t for t in TARGETS if not export.named(t).extension])
 def test_folders(target: str, tmp_path: Path) -> None:
     """A checkpoint folder gives one its loader takes: shards under their names, index, config.json and side files."""
     folder = tmp_path / "in"
@@ -747,7 +749,7 @@ def test_whole_rows_in_awq(cols: int, group: int, tmp_path: Path) -> None:
 def test_dry_run_tells_the_size_to_the_byte(model: Path, tmp_path: Path) -> None:
     for target in TARGETS:
         name = {"comfyui": "w8c", "bnb-nf4": "nf4g64"}.get(target, "w4g64")
-        out = tmp_path / f"{target}{exporting.named(target).extension or '.safetensors'}"
+        out = tmp_path / f"{target}{export.named(target).extension or '.safetensors'}"
         dry = run("quantize", model, *flags(name), *to(target), "-o", out, "--dry-run", "--json").json
         assert not out.exists()
         wet = run("quantize", model, *flags(name), *to(target), "-o", out, "--json").json
@@ -765,7 +767,7 @@ def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, mon
         "embed.weight": gaussian(40, 64, seed=2), "c.weight": gaussian(64, 128, seed=3), "d.bias": gaussian(64)})
     contained = ["--container"] if target in ("gguf", "onnx") else []
     asked = ["--to", target, *flags(SCHEMES[target][2 if target == "awq" else 0]), *contained, "-o"]
-    out = tmp_path / f"out{exporting.named(target).extension or '.safetensors'}"
+    out = tmp_path / f"out{export.named(target).extension or '.safetensors'}"
     planned = json.loads(run("quantize", model, *asked, out, "--dry-run", "--json").out)
     made = json.loads(run("quantize", model, *asked, out, "--json").out)
     assert planned["summary"]["bytes_out"] == made["summary"]["bytes_out"] == out.stat().st_size

@@ -13,7 +13,7 @@ import pytest
 from making import left_behind, load, one_line, run, save
 from strategies import gaussian
 
-from quantcli import pipeline
+from quantcli.passes import quantize
 
 WEIGHTS = {"encoder.query.weight": gaussian(64, 128), "encoder.norm.weight": gaussian(128)}
 
@@ -107,7 +107,7 @@ def test_a_side_file_of_any_size_is_copied(monkeypatch: pytest.MonkeyPatch) -> N
     few = os.statvfs(".")
     status = os.statvfs_result((few.f_bsize, 1024, few.f_blocks, 1000, 60_000, *few[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: status)
-    monkeypatch.setattr(pipeline, "write", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr(quantize, "write", lambda *_: pytest.fail("a weight was read"))
     for words in ([], ["--to", "mlx", "--group-size", "64"]):
         assert "no space for the " in one_line(run("quantize", source, *words, "-o", "more", "-q"), 1)
     assert sorted(os.listdir()) == ["in", "out"]

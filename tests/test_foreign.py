@@ -42,9 +42,10 @@ from hypothesis import strategies as st
 from making import ROOT, one_line, run
 
 import quantcli
-from quantcli import foreign, registry
+from quantcli import registry
 from quantcli.errors import DataError
-from quantcli.foreign import Read
+from quantcli.layouts import reading as foreign
+from quantcli.layouts.reading import Read
 
 # ---- compressed-tensors -----------------------------------------------------------------------------------------
 
@@ -371,7 +372,7 @@ def test_gptq_zero_points_of_the_example() -> None:
 
 
 def test_gptq_larger_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantcli.foreign._parts.PIECE", 200)
+    monkeypatch.setattr("quantcli.layouts.reading._parts.PIECE", 200)
     for bits in (3, 4):
         parts, expected = gptq_parts(64, 160, bits, [i // 32 for i in range(160)], 2)
         check_every_piece(only(found_in(parts, gptq_config(bits, 32, 2))), parts, expected)
@@ -400,7 +401,7 @@ def awq_parts(rows: int, cols: int, group: int) -> tuple[Parts, np.ndarray]:
 @pytest.mark.parametrize("config", [{}, {"quant_method": "awq"}, {"quant_method": "awq", "bits": 4, "version": "gemm"}])
 def test_awq(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for piece, (rows, cols, group) in itertools.product([1 << 20, 100], [(40, 64, 32), (8, 130, 130), (64, 60, 20)]):
-        monkeypatch.setattr("quantcli.foreign._parts.PIECE", piece)
+        monkeypatch.setattr("quantcli.layouts.reading._parts.PIECE", piece)
         parts, expected = awq_parts(rows, cols, group)
         found = only(found_in(parts, {"quantization_config": config}))
         assert (found.name, found.shape, found.bits) == ("m.weight", (rows, cols), 4)
@@ -419,10 +420,10 @@ def test_awq_order_of_the_example() -> None:
 
 
 def test_every_layout_is_there_and_leaves_other_tensors_alone() -> None:
-    assert registry.names("foreign") == (
+    assert registry.names("layouts.reading") == (
         "awq", "bnb", "comfyui", "compressed-tensors", "fp8-blocks", "gguf", "gptq", "microscaling", "mlx",
         "onnx")  # fmt: skip
-    assert all(registry.get("foreign", name).summary for name in registry.names("foreign"))
+    assert all(registry.get("layouts.reading", name).summary for name in registry.names("layouts.reading"))
     other: Parts = {"a.weight": floats(np.ones((2, 2)), "F32"), "b.weight": ("I8", (2, 2), b"1234"),
                     "c.scales": floats(np.ones((2, 2)), "F32"), "d_scale": floats(np.ones(1), "F32")}
     assert found_in(other) == []

@@ -17,7 +17,7 @@ from strategies import AWKWARD, gaussian
 
 import quantcli
 from quantcli import DataError, Scheme, registry
-from quantcli.codes import fixed_codebook
+from quantcli.formats import fixed_codebook
 from quantcli.kernels.codebook import codebook
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "calibrators.json").read_text())
@@ -305,10 +305,10 @@ def test_native_and_numpy_kernels_agree(kind: str, dtype: Any, monkeypatch: pyte
 @pytest.mark.parametrize("kind", METHODS)
 def test_threads_change_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """the same bytes come out at any number of threads"""
-    from quantcli import core, grouping
+    from quantcli.tensors import api, rows
 
-    monkeypatch.setattr(grouping, "TILE", 4096)
-    monkeypatch.setattr(core, "TILE", 4096)
+    monkeypatch.setattr(rows, "TILE", 4096)
+    monkeypatch.setattr(api, "TILE", 4096)
     scheme = Scheme(**METHODS[kind])
     source = save(tmp_path / "m.safetensors", {f"{i}.weight": gaussian(60, 320, seed=i).astype(BF16) for i in range(3)})
     flags = [*flags_of(scheme, tmp_path), "--rounding", scheme.rounding]

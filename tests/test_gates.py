@@ -23,11 +23,11 @@ from making import command, environment, one_line, run, run_process, save
 from safetensors.numpy import load_file
 from strategies import gaussian
 
-import quantcli.renderings
-from quantcli import gates
+import quantcli.reports.renderings
 from quantcli.errors import UsageError
+from quantcli.reports import gates
 
-PACKAGE = Path(quantcli.renderings.__file__).parent
+PACKAGE = Path(quantcli.reports.renderings.__file__).parent
 SCHEMA = json.loads((PACKAGE / "report.schema.json").read_text())
 XSD = Path(__file__).parent / "golden" / "junit.xsd"
 
@@ -456,8 +456,8 @@ def test_outputs_that_are_one_file_or_an_input(arguments: list[str], words: str,
     def measured(*_: Any, **__: Any) -> None:
         raise AssertionError("it was measured")
 
-    for name in ("quantcli.measuring.against", "quantcli.comparing.measure", "quantcli.sweeping.sweep",
-                 "quantcli.pipeline.write", "quantcli.reporting.of_stored", "quantcli.cli._budget.planned"):
+    for name in ("quantcli.passes.measure.against", "quantcli.passes.compare.measure", "quantcli.passes.sweep.sweep",
+                 "quantcli.passes.quantize.write", "quantcli.reports.build.of_stored", "quantcli.cli._budget.planned"):
         monkeypatch.setattr(name, measured)
     assert words in one_line(run(*arguments), 2)
     assert {p.name: (p.read_bytes() if p.is_file() else b"") for p in place.iterdir()} == before

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import BF16, ROOT, load, one_line, run, save
 
-from quantcli import foreign
 from quantcli.errors import DataError, QuantcliError
-from quantcli.imatrix import importances
-from quantcli.llama import gguf_name, hf_name, imatrix_name
+from quantcli.layouts import reading
+from quantcli.layouts.gguf.llama import gguf_name, hf_name, imatrix_name
+from quantcli.planning.imatrix import importances
 from quantcli.stores import open_source
 from quantcli.stores.gguf import TYPES, GgufFile
 
@@ -112,12 +112,12 @@ def test_numbers_keep_their_type_and_their_dimensions_in_c_order(blocks: GgufFil
     assert read_all(blocks, info.name) == np.arange(-3, 3).astype(f"<{name}").tobytes()
 
 
-def found_in(source: GgufFile) -> dict[str, foreign.Found]:
+def found_in(source: GgufFile) -> dict[str, reading.Found]:
     infos = {i.name: i for i in source.infos()}
-    return {f.name: f for f in foreign.find(infos, {"gguf": source.blocks})}
+    return {f.name: f for f in reading.find(infos, {"gguf": source.blocks})}
 
 
-def reader(source: GgufFile) -> foreign.Read:
+def reader(source: GgufFile) -> reading.Read:
     def read(name: str, start: int, size: int) -> np.ndarray:
         buffer = np.empty(size, np.uint8)
         source.read(name, start, buffer.data)

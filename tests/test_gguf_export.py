@@ -29,8 +29,8 @@ from making import (
 from strategies import gaussian
 
 import quantcli
-from quantcli import exporting
-from quantcli.exports import _parts, gguf
+from quantcli.layouts.writing import _parts, gguf
+from quantcli.passes import export
 from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.gguf_layout import GgufTensor, lay_out
@@ -104,7 +104,7 @@ def test_the_bytes_of_the_gguf_package(tmp_path: Path, monkeypatch: pytest.Monke
     """Of weights both quantizers store without an error: keys, words, order of rows, frequencies, blocks of every type,
     kept F32, F16 and BF16, at any number of threads and from any cut."""
     monkeypatch.setattr(gguf, "__version__", "any")
-    monkeypatch.setattr(exporting, "_said", lambda *_: "any")
+    monkeypatch.setattr(export, "_said", lambda *_: "any")
     expected = (GOLDEN / "model.gguf").read_bytes()
     out = tmp_path / "out.gguf"
     for threads, limit in ((1, None), (3, 300), (7, 16)):

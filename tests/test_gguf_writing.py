@@ -14,17 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import ROOT
 
-from quantcli import foreign, quantize
+from quantcli import quantize
 from quantcli.errors import DataError, QuantcliError, UsageError
-from quantcli.exports._gguf_blocks import block_type, encode, obstacle
-from quantcli.exports._llama import FAMILIES, architecture_of, llama_model, turned
-from quantcli.exports._vocabulary import vocabulary
-from quantcli.grouping import layout
+from quantcli.layouts import reading
+from quantcli.layouts.writing._gguf_blocks import block_type, encode, obstacle
+from quantcli.layouts.writing._llama import FAMILIES, architecture_of, llama_model, turned
+from quantcli.layouts.writing._vocabulary import vocabulary
 from quantcli.scheme import Scheme
 from quantcli.stores import open_source
 from quantcli.stores.gguf import TYPES, Block, GgufFile
 from quantcli.stores.gguf_layout import GgufTensor, lay_out
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import layout
 
 GOLDEN = Path(__file__).parent / "golden" / "gguf"
 TINY = ROOT / "sample_models" / "tiny-llama"
@@ -39,7 +40,7 @@ def decoded(kind: str, raw: np.ndarray, cols: int) -> np.ndarray:
     """What a reader makes of rows of blocks."""
     block = Block(next(t for t in TYPES.values() if t.name == kind), (len(raw), cols))
     info = TensorInfo("w", "U8", raw.shape)
-    found, = foreign.find({"w": info}, {"gguf": {"w": block}})
+    found, = reading.find({"w": info}, {"gguf": {"w": block}})
     return found.decode(lambda name, start, size: raw.reshape(-1)[start : start + size], 0, len(raw))
 
 

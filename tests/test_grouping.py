@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantcli import Scheme, UsageError, grouping
-from quantcli.grouping import Layout, layout
+from quantcli import Scheme, UsageError
+from quantcli.tensors import rows as grouping
+from quantcli.tensors.rows import Layout, layout
 
 CHANNEL, TENSOR = {"granularity": "channel"}, {"granularity": "tensor"}
 

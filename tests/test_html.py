@@ -17,19 +17,11 @@ import browser
 import pytest
 
 from quantcli.errors import printable
-from quantcli.examining import Histogram
-from quantcli.renderings import Look
-from quantcli.renderings.html import NAME, PROVIDES
-from quantcli.report import (
-    Change,
-    Comparison,
-    GateFailure,
-    GateResult,
-    RunReport,
-    Summary,
-    TensorReport,
-)
-from quantcli.theory import Theory
+from quantcli.passes.examine import Histogram
+from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, RunReport, Summary, TensorReport
+from quantcli.reports.renderings import Look
+from quantcli.reports.renderings.html import NAME, PROVIDES
+from quantcli.theory.bounds import Theory
 
 VOID = {"meta", "wbr", "br", "input", "link", "img", "hr"}
 

@@ -32,7 +32,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("source", [DIGITS, LLAMA], ids=["file", "folder"])
 def test_another_formats_extension_is_refused(extension: str, source: Path) -> None:
     """For a file and for a folder, with the target that writes such files where there is one."""
-    way = f"use --to {extension.lower()}" if extension.lower() in registry.names("exports") else "end the name in .saf"
+    writes = extension.lower() in registry.names("layouts.writing")
+    way = f"use --to {extension.lower()}" if writes else "end the name in .saf"
     for words in ([], ["--dry-run"], ["--target-bpw", "6"], ["--to", "compressed-tensors"]):
         line = one_line(run("quantize", source, *words, "-o", f"out.{extension}", "-q"), 2)
         assert line.startswith(f"out.{extension}: the name ends in .{extension.lower()}, and safetensors would be wri")
@@ -121,4 +122,4 @@ def test_a_report_is_written_as_its_name_says() -> None:
     for name in ("r.pdf", "r", "nonsense=r"):
         line = one_line(run("report", "q.safetensors", "-o", name), 2)
         assert ".csv, .htm, .html, .json, .md, .txt, .xml" in line and not Path(name).exists()
-    assert set(_naming.DOCUMENTS.values()) <= set(registry.names("renderings"))
+    assert set(_naming.DOCUMENTS.values()) <= set(registry.names("reports.renderings"))

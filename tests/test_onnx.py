@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import ROOT, load, one_line, run, save, to
 
-from quantcli import foreign
 from quantcli.errors import DataError, QuantcliError
+from quantcli.layouts import reading
 from quantcli.stores import open_source
 from quantcli.stores.onnx import OnnxFile
 
@@ -73,11 +73,11 @@ def read_all(source: OnnxFile, name: str) -> bytes:
     return bytes(buffer)
 
 
-def found_in(source: OnnxFile) -> dict[str, foreign.Found]:
-    return {f.name: f for f in foreign.find({i.name: i for i in source.infos()}, {"onnx": source.graph})}
+def found_in(source: OnnxFile) -> dict[str, reading.Found]:
+    return {f.name: f for f in reading.find({i.name: i for i in source.infos()}, {"onnx": source.graph})}
 
 
-def reader(source: OnnxFile) -> foreign.Read:
+def reader(source: OnnxFile) -> reading.Read:
     sizes = {i.name: i.nbytes for i in source.infos()}
 
     def read(name: str, start: int, size: int) -> np.ndarray:
@@ -89,7 +89,7 @@ def reader(source: OnnxFile) -> foreign.Read:
     return read
 
 
-def check_every_piece(source: OnnxFile, found: foreign.Found, expected: np.ndarray) -> None:
+def check_every_piece(source: OnnxFile, found: reading.Found, expected: np.ndarray) -> None:
     expected = expected.reshape(-1, expected.shape[-1])
     rows = len(expected)
     for first, last in [(0, rows), (0, 1), (rows - 1, rows), (rows // 2, rows), *((i, min(i + 3, rows)) for i in

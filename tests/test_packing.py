@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantcli import Scheme, packing
+from quantcli import Scheme
 from quantcli.kernels import row_bytes
+from quantcli.tensors import packing
 
 SIZES = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 331]
 

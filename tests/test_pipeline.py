@@ -15,9 +15,12 @@ from making import BF16, NUMPY_OF, digest, header_of, left_behind, load, metadat
 from strategies import AWKWARD, gaussian
 
 import quantcli
-from quantcli import DataError, QuantcliError, Scheme, core, grouping, pipeline, plan
+from quantcli import DataError, QuantcliError, Scheme
 from quantcli.kernels import native
+from quantcli.passes import quantize as pipeline
+from quantcli.planning import plan
 from quantcli.stores import npy, open_source
+from quantcli.tensors import api, rows
 
 ZOO: dict[str, np.ndarray] = {
     "layers.0.q.weight": gaussian(40, 100, seed=1),
@@ -78,8 +81,8 @@ def zoo(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many tiles of every tensor, rows in pieces, and tensors in two passes."""
-    monkeypatch.setattr(grouping, "TILE", 640)
-    monkeypatch.setattr(core, "TILE", 640)
+    monkeypatch.setattr(rows, "TILE", 640)
+    monkeypatch.setattr(api, "TILE", 640)
 
 
 def quantize(source: Path, *flags: object, name: str = "out.safetensors", code: int = 0) -> Path:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from quantcli import DataError, Scheme, UsageError
-from quantcli.plan import REASONS, Plan, Request, Rule, make
-from quantcli.tensors import TensorInfo
+from quantcli.planning.plan import REASONS, Plan, Request, Rule, make
+from quantcli.tensors.info import TensorInfo
 
 SCHEME = Scheme(bits=4)
 MATRIX = (256, 256)

@@ -19,12 +19,13 @@ from making import ROOT, one_line, run, save
 from safetensors.numpy import load_file
 from strategies import gaussian
 
-from quantcli import planning, recipe
+from quantcli.passes import budget
 from quantcli.patterns import compiled, patterns_of
-from quantcli.plan import Request, make
+from quantcli.planning import recipe
+from quantcli.planning.plan import Request, make
 from quantcli.scheme import Scheme
 from quantcli.stores import open_source
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_ties_of_known_families() -> None:
     with contextlib.closing(open_source(str(ROOT / "sample_models" / "tiny-llama"))) as source:
         request = Request(scheme=Scheme(bits=4))
         plan = make(source.infos(), request)
-        groups = planning._tied([t for t in plan.tensors if t.scheme is not None], [], True)
+        groups = budget._tied([t for t in plan.tensors if t.scheme is not None], [], True)
     names = [sorted(t.info.name.split(".")[-2] for t in g) for g in groups]
     assert names.count(["k_proj", "q_proj", "v_proj"]) == 2 and names.count(["gate_proj", "up_proj"]) == 2
 

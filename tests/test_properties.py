@@ -13,7 +13,8 @@ from making import BF16, header_of, load, run, save
 from strategies import schemes, weights
 
 import quantcli
-from quantcli import Scheme, container
+from quantcli import Scheme
+from quantcli.layouts.native import document as container
 
 
 @st.composite

@@ -11,7 +11,7 @@ from strategies import gaussian
 
 import quantcli
 from quantcli import DataError, QuantcliError, Scheme
-from quantcli.grouping import TileSpan
+from quantcli.tensors.rows import TileSpan
 
 TENSORS = {"w": gaussian(40, 96), "b": gaussian(40).astype(BF16), "ids": np.arange(6).reshape(2, 3),
            "s": np.array(1.5, np.float32)}

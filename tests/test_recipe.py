@@ -15,8 +15,8 @@ from making import change_header, metadata_of, one_line, run, save
 from strategies import gaussian, schemes
 from test_checkpoints import contents, made
 
-from quantcli import recipe
-from quantcli.plan import Request, Rule
+from quantcli.planning import recipe
+from quantcli.planning.plan import Request, Rule
 from quantcli.scheme import Scheme
 
 
@@ -114,7 +114,7 @@ def test_any_request_is_read_from_what_is_written_of_it(some: list[Scheme], data
     listed: list[dict[str, Any]] = []
     values = json.loads(json.dumps(request.as_dict(listed)))
     assert recipe.request_of(values, [Scheme(**fields) for fields in listed]) == request
-    from quantcli.plain import plain
+    from quantcli.strict import plain
 
     read = recipe.parse(plain(recipe.dump(request, {"digest": "none"}).encode(), "test"), {})
     usual = {"include": (), "exclude": (), "keep_defaults": True, "max_shard_size": None}

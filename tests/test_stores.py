@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import BF16, NUMPY_OF, npy_bytes, raw_file, raw_npy, raw_tensors, save, zip_bytes
 
-from quantcli import DataError, QuantcliError, reading
+from quantcli import DataError, QuantcliError
+from quantcli.layouts.native import model as reading
 from quantcli.stores import npy, open_source
 
 # ---- reading helpers --------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 from making import BF16, one_line, run, save
 from strategies import gaussian
 
-from quantcli import sweeping
-from quantcli.plan import Request, make
+from quantcli.passes import sweep
+from quantcli.planning.plan import Request, make
 from quantcli.scheme import Scheme
 from quantcli.stores import open_source
 
@@ -78,7 +78,7 @@ def test_the_weights_are_read_once(model: Path) -> None:
 
     source.read = counted  # type: ignore[method-assign]
     plans = [make(source.infos(), Request(scheme=s, exclude=("wide", "conv"))) for s in schemes]
-    sweeping.sweep(source, schemes, plans, lambda p: 1, shown="m", threads=2)
+    sweep.sweep(source, schemes, plans, lambda p: 1, shown="m", threads=2)
     source.close()
     assert read == {"a.up": 300 * 1000 * 4, "a.down": 64 * 128 * 2}
 

@@ -18,7 +18,9 @@ from making import BF16, one_line, run, save
 from strategies import AWKWARD, gaussian
 
 import quantcli
-from quantcli import Scheme, distributions, examining, theory
+from quantcli import Scheme
+from quantcli.passes import examine
+from quantcli.theory import bounds, distributions
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "theory.json").read_text())
 SOURCES: list[Any] = ["gaussian", "laplace"]
@@ -111,9 +113,9 @@ def test_the_best_quantizers_of_a_few_weights_are_brute_force(values: list[int],
     best = math.inf
     for cuts in itertools.combinations_with_replacement(range(len(x) + 1), (1 << bits) - 1):
         best = min(best, sum(float(((r - r.mean()) ** 2).sum()) for r in np.split(x, cuts) if len(r)))
-    assert theory.own_lloyd_max(x, counts, bits) == pytest.approx(best, abs=1e-9)
+    assert bounds.own_lloyd_max(x, counts, bits) == pytest.approx(best, abs=1e-9)
     if x.any():
-        uniform = theory.own_uniform(x, counts, bits)
+        uniform = bounds.own_uniform(x, counts, bits)
         assert uniform >= best - 1e-9
         if bits == 2:
             grid = np.arange(-2, 2)
@@ -128,10 +130,10 @@ def test_trial_scales_find_the_best_uniform_quantizer(bits: int, monkeypatch: py
     n = 4000
     for weights in (rng.standard_normal(n), rng.laplace(size=n), rng.standard_t(4, n), rng.uniform(0, 1, n)):
         values, counts = np.sort(weights), np.ones(n)
-        exact = theory.own_uniform(values, counts, bits)
+        exact = bounds.own_uniform(values, counts, bits)
         with monkeypatch.context() as patch:
-            patch.setattr(theory, "MOST_BREAKPOINTS", 0)
-            tried = theory.own_uniform(values, counts, bits)
+            patch.setattr(bounds, "MOST_BREAKPOINTS", 0)
+            tried = bounds.own_uniform(values, counts, bits)
         assert exact * (1 - 1e-9) <= tried <= exact * 10**5e-4
 
 
@@ -140,7 +142,7 @@ def test_the_best_uniform_quantizer_of_many_normal_weights_is_the_closed_form(bi
     share = (np.arange(100_000) + 0.5) / 100_000
     inverse = NormalDist().inv_cdf
     values, counts = np.array([inverse(v) for v in share]), np.ones(100_000)
-    found = theory.own_uniform(values, counts, bits) / 100_000
+    found = bounds.own_uniform(values, counts, bits) / 100_000
     if bits <= 8:
         best = distributions.best_uniform("gaussian", "midtread_full" if bits > 1 else "midrise", bits)[1]
         assert distributions.decibels(found / best) == pytest.approx(0, abs=0.02 if bits < 8 else 0.2)
@@ -157,14 +159,14 @@ def test_splits_of_tiles_add_up_to_that_of_the_tensor() -> None:
     codes = np.rint(weights / steps)
     beyond = np.abs(codes) > 7
     decoded = np.clip(codes, -7, 7) * steps
-    whole = theory.split(weights, decoded, beyond, steps)
+    whole = bounds.split(weights, decoded, beyond, steps)
     assert whole.clipping + whole.rounding == pytest.approx(float(((weights - decoded) ** 2).sum()), rel=1e-12)
     assert whole.clipping == pytest.approx(float(((np.abs(weights[beyond]) - 1.75) ** 2).sum()), rel=1e-6)
     assert whole.predicted == pytest.approx((weights.size - 128 - beyond.sum()) / 16 / 12, rel=1e-12)
     assert whole.rounding == pytest.approx(whole.predicted, rel=0.05)
     rows = slice(0, 5), slice(5, 6), slice(6, 64)
-    tiles = [theory.split(weights[r], decoded[r], beyond[r], steps[r]) for r in rows]
-    added = sum(tiles, theory.Parts())
+    tiles = [bounds.split(weights[r], decoded[r], beyond[r], steps[r]) for r in rows]
+    added = sum(tiles, bounds.Parts())
     for name in ("clipping", "rounding", "predicted"):
         assert getattr(added, name) == pytest.approx(getattr(whole, name), rel=1e-12)
 
@@ -178,8 +180,8 @@ def test_no_quantizer_of_independent_weights_passes_the_bound(bits: int) -> None
     outliers[:2] = 2e5
     for weights in (normal, normal + 30, outliers, rng.laplace(size=40_000), rng.standard_t(3, 40_000)):
         values, counts = np.unique(weights, return_counts=True)
-        known = theory.beside(
-            bits=bits, rate=bits, power=float((weights**2).sum()), sse=1.0, parts=theory.Parts(),
+        known = bounds.beside(
+            bits=bits, rate=bits, power=float((weights**2).sum()), sse=1.0, parts=bounds.Parts(),
             codes=np.ones(1 << bits, np.int64), values=values, counts=counts.astype(np.float64),
         )  # fmt: skip
         assert known.shannon_db is not None and known.lloyd_max_sqnr_db is not None
@@ -193,16 +195,16 @@ def test_no_quantizer_of_independent_weights_passes_the_bound(bits: int) -> None
 
 
 def test_entropies() -> None:
-    assert theory.entropy(np.array([7, 0, 0])) == 0
-    assert theory.entropy(np.full(16, 3)) == 4
+    assert bounds.entropy(np.array([7, 0, 0])) == 0
+    assert bounds.entropy(np.full(16, 3)) == 4
     x = np.sort(np.random.default_rng(1).standard_normal(300_000) * 5)
-    h = theory.differential_entropy(x, np.ones_like(x))
+    h = bounds.differential_entropy(x, np.ones_like(x))
     assert h == pytest.approx(math.log2(5 * math.sqrt(2 * math.pi * math.e)), abs=0.01)
     few = np.sort(np.random.default_rng(2).standard_normal(4096))
     unit = math.log2(2 * math.pi * math.e) / 2
-    assert theory.differential_entropy(few, np.ones(4096)) == pytest.approx(unit, abs=0.04)
-    assert theory.differential_entropy(x[:100], np.ones(100)) is None
-    assert theory.differential_entropy(np.arange(50.0), np.full(50, 1000.0)) is None
+    assert bounds.differential_entropy(few, np.ones(4096)) == pytest.approx(unit, abs=0.04)
+    assert bounds.differential_entropy(x[:100], np.ones(100)) is None
+    assert bounds.differential_entropy(np.arange(50.0), np.full(50, 1000.0)) is None
 
 
 # ---- in a report ------------------------------------------------------------------------------------------------
@@ -285,12 +287,12 @@ def test_histograms_live_only_as_long_as_their_tensor(tmp_path: Path, monkeypatc
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = []
 
-    class Counted(examining._Look):
+    class Counted(examine._Look):
         def __init__(self, tensor: Any) -> None:
             super().__init__(tensor)
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr(examining, "_Look", Counted)
+    monkeypatch.setattr(examine, "_Look", Counted)
     assert run("report", target, "--against", source, "--theory", "--threads", "1").code == 0
     assert len(most) == 8 and max(most) <= 2

@@ -31,8 +31,10 @@ from safetensors.numpy import load_file, save_file
 from strategies import AWKWARD, gaussian, schemes, weights
 from test_checkpoints import made
 
-from quantcli import DataError, QuantcliError, pipeline, reading, verifying
-from quantcli.plan import Request, make
+from quantcli import DataError, QuantcliError
+from quantcli.layouts.native import model as reading
+from quantcli.passes import quantize, verify
+from quantcli.planning.plan import Request, make
 from quantcli.scheme import Scheme
 
 OPTIONS: dict[str, list[str]] = {
@@ -52,12 +54,12 @@ OPTIONS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def verified(file: Path | str, original: Path | str | None = None, threads: int = 2) -> verifying.Verified:
+def verified(file: Path | str, original: Path | str | None = None, threads: int = 2) -> verify.Verified:
     with reading.open(str(file)) as model:
         if original is None:
-            return verifying.verify(model, None, threads=threads, progress=None)
+            return verify.verify(model, None, threads=threads, progress=None)
         with reading.open(str(original)) as before:
-            return verifying.verify(model, before, threads=threads, progress=None)
+            return verify.verify(model, before, threads=threads, progress=None)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -86,7 +88,7 @@ def test_nothing_is_found_in_any_file(data: st.DataObject, scheme: Scheme, tmp_p
     with reading.open(str(source)) as model:
         try:
             plan = make(model.source.infos(), Request(scheme=scheme, keep_defaults=False))
-            pipeline.write(model.source, plan, {}, out, pipeline.Options(threads=1))
+            quantize.write(model.source, plan, {}, out, quantize.Options(threads=1))
         except DataError:
             return
     assert verified(out).findings == verified(out, source).findings == ()

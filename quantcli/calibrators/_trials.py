@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.calibrators import Ideal, _arithmetic
-from quantcli.codes import code_grid, fixed_codebook
+from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import INTEGER, LEVELS, Tile, numpy_kernels
 from quantcli.metrics import ordered_sum
 from quantcli.scheme import Scheme

@@ -31,7 +31,7 @@ from quantcli.calibrators import (
     _sweep,
     _trials,
 )
-from quantcli.codes import fixed_codebook
+from quantcli.formats import fixed_codebook
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from quantcli.architectures import Architecture
-    from quantcli.importance import Importance
-    from quantcli.plan import Request
-    from quantcli.recipe import Recipe
+    from quantcli.planning.importance import Importance
+    from quantcli.planning.plan import Request
+    from quantcli.planning.recipe import Recipe
     from quantcli.scheme import Scheme
     from quantcli.stores import Source
 
@@ -254,7 +254,7 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
 
 def asked_recipe(asked: dict[str, Any], fields: dict[str, Any]) -> Recipe:
     """The recipe of --recipe and --override, with fields of the default scheme on top."""
-    from quantcli import recipe
+    from quantcli.planning import recipe
 
     return recipe.load(asked["recipe"], fields, [recipe.override(text) for text in asked["override"]])
 
@@ -277,9 +277,9 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
 
     Where none is asked for, a folder that transformers loads is written so that it still does.
     """
-    from quantcli import recipe as recipes
-    from quantcli.exports import named
-    from quantcli.plan import embeddings_alone
+    from quantcli.layouts.writing import named
+    from quantcli.planning import recipe as recipes
+    from quantcli.planning.plan import embeddings_alone
 
     if asked is not None or not folder or _architecture(source) is None:
         return None if asked == recipes.NATIVE else asked, ""
@@ -295,8 +295,8 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
 
 def _architecture(source: Source) -> Architecture | None:
     """What a folder's config.json says the model is; None where it is not one of transformers."""
-    from quantcli.exporting import beside
-    from quantcli.exports._parts import stated
+    from quantcli.layouts.writing._parts import stated
+    from quantcli.passes.export import beside
 
     try:
         return stated(beside(source))
@@ -306,7 +306,7 @@ def _architecture(source: Source) -> Architecture | None:
 
 def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
     """What --importance or the recipe names; entries that belong to no tensor of the source are said."""
-    from quantcli.importance import load
+    from quantcli.planning.importance import load
 
     path, digest = recipe.importance or (None, None)
     if path is None or asked["importance"] is not None:
@@ -328,7 +328,7 @@ def request(
     scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None, source: Source | None = None
 ) -> Request:
     """A scheme for the tensors selected, with the rules of a recipe. source: where its target matters."""
-    from quantcli.plan import Request
+    from quantcli.planning.plan import Request
 
     to = asked.get("to")
     return Request(
@@ -350,7 +350,7 @@ def recipe_of(asked: dict[str, Any]) -> Recipe:
     fields: dict[str, Any] = granularity(asked["granularity"], asked["group_size"], asked["axis"])
     to = asked["to"]
     if to not in (None, "native") and asked["recipe"] is None:
-        from quantcli.exports import named
+        from quantcli.layouts.writing import named
 
         for name, value in named(to).usual.items():
             if name == "granularity":
@@ -390,7 +390,7 @@ def _method(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["calibration"] is None and ("norm" in given or "percentile" in given):
         fields["calibration"] = "mse" if "norm" in given else "percentile"
     if asked["codebook"] is not None:
-        from quantcli import recipe
+        from quantcli.planning import recipe
 
         fields["codebook"] = recipe.levels(asked["codebook"])
     learned = asked["levels"] is not None or asked["codebook"] is not None or asked["calibration"] == "lloyd-max"

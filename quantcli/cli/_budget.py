@@ -17,8 +17,8 @@ from quantcli.cli.options import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.plan import Plan, Request
-    from quantcli.planning import Planned
+    from quantcli.passes.budget import Planned
+    from quantcli.planning.plan import Plan, Request
     from quantcli.stores import Source
 
 
@@ -99,7 +99,7 @@ class _Unit:
 
 def _unit(name: str, text: str, parameters: int) -> _Unit:
     """The unit of a target that was typed so."""
-    from quantcli.gates import parsed
+    from quantcli.reports.gates import parsed
 
     number = text.strip().rstrip(ascii_letters).strip()
     if name == "target_bpw":
@@ -139,7 +139,7 @@ def _way_out(asked: dict[str, Any], least: Planned) -> str:
 def _with_experts_tied(request: Request, first: Plan) -> Request:
     """A request that gives all experts of a model one scheme, where loaders of the target take no other."""
     from quantcli.architectures import EXPERTS
-    from quantcli.exports.compressed_tensors import EXPERT
+    from quantcli.layouts.writing.compressed_tensors import EXPERT
     from quantcli.patterns import module_of
 
     model = request.architecture
@@ -153,9 +153,9 @@ def planned(
     source: Source, src: str, asked: dict[str, Any], threads: int, talk: options.Talk
 ) -> tuple[Planned, int | None]:
     """The best plan for a source, and the bytes it was to stay within."""
-    from quantcli import planning
-    from quantcli.plan import make
-    from quantcli.reporting import unweighted
+    from quantcli.passes import budget as planning
+    from quantcli.planning.plan import make
+    from quantcli.reports.build import unweighted
     from quantcli.stores import need_file
 
     targets = [name for name, _, _ in TARGETS if asked[name] is not None]

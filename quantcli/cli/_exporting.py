@@ -13,13 +13,13 @@ from quantcli.cli import options
 from quantcli.errors import QuantcliError, UsageError
 
 if TYPE_CHECKING:
-    from quantcli.container import Result
-    from quantcli.exporting import OneFile, Written
-    from quantcli.exports import Conversion
-    from quantcli.pipeline import Options
-    from quantcli.plan import Plan, Request
-    from quantcli.report import RunReport
-    from quantcli.sidefiles import SideFiles
+    from quantcli.folders.sidefiles import SideFiles
+    from quantcli.layouts.native.document import Result
+    from quantcli.layouts.writing import Conversion
+    from quantcli.passes.export import OneFile, Written
+    from quantcli.passes.quantize import Options
+    from quantcli.planning.plan import Plan, Request
+    from quantcli.reports.records import RunReport
     from quantcli.stores import Source
     from quantcli.stores.workspace import Workspace
 
@@ -33,7 +33,7 @@ def target(source: Source, name: str, output: str | None, asked: str | None, *, 
 
     Raises UsageError for a pipe, whose weights could not be compared with what was written.
     """
-    from quantcli import exporting
+    from quantcli.passes import export as exporting
     from quantcli.stores import need_file
 
     need_file(source, "--to")
@@ -54,7 +54,7 @@ class Target:
 
     def suited(self, request: Request) -> Request:
         """A request with scales as the target stores them, so that the codes are made for those."""
-        from quantcli.exports import named
+        from quantcli.layouts.writing import named
 
         export = named(self.name)
         rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
@@ -68,13 +68,13 @@ class Target:
 
     def destination(self, source: Source, output: str, force: bool) -> str:
         """The real path of the output, or the reason why it may not be written."""
-        from quantcli import exporting
+        from quantcli.passes import export as exporting
 
         return exporting.check_output(source, self.name, output, folder=self.folder, force=force)
 
     def take(self, source: Source, planned: Plan) -> None:
         """A plan that the target can store as a whole. Raises UsageError where it cannot."""
-        from quantcli import exporting
+        from quantcli.passes import export as exporting
 
         self._refuse_graph(source)
         tensors = exporting.as_stored(planned.tensors)
@@ -102,7 +102,7 @@ class Target:
 
     def is_native(self, folder: bool) -> bool:
         """Whether the native output, a folder or not, is what the target wants: then there is nothing to export."""
-        from quantcli.exports import named
+        from quantcli.layouts.writing import named
 
         return named(self.name).keeps_document and folder == self.folder
 
@@ -114,7 +114,7 @@ class Target:
 
     def _files(self, source: Source, planned: Plan, names: Names) -> Sequence[OneFile]:
         """The files of the output as they are planned."""
-        from quantcli import exporting
+        from quantcli.passes import export as exporting
 
         assert self.conversion is not None
         base = None if self.folder else os.path.basename(names[2])
@@ -125,10 +125,11 @@ class Target:
     ) -> tuple[RunReport, list[str], list[str]]:
         """Quantize and export; the report on it, its errors those of the exported weights, what else there is to tell,
         and what must be told."""
-        from quantcli import exporting, reading
+        from quantcli.layouts.native import model as reading
+        from quantcli.models import view_of
+        from quantcli.passes import export as exporting
         from quantcli.stores.files import check_space
         from quantcli.stores.workspace import Workspace
-        from quantcli.views import view_of
 
         began = time.perf_counter()
         beside = exporting.beside(source)
@@ -188,11 +189,11 @@ def _report(
     seconds: float | None,
 ) -> RunReport:
     """The report on a plan whose tensors are stored as the target has them."""
-    from quantcli import reporting
+    from quantcli.reports import build
 
     jobs = found.jobs
     tensors = [replace(t, outputs=jobs[t.info.name].outputs if t.info.name in jobs else ()) for t in planned.tensors]
-    return reporting.of_plan(
+    return build.of_plan(
         tensors,
         results,
         command=command,
@@ -209,8 +210,9 @@ def _native(
     source: Source, planned: Plan, workspace: Workspace, run: Options, side: SideFiles
 ) -> tuple[str, Plan, dict[str, Result]]:
     """Write a native file, or folder of a folder, into a workspace: its path, the final plan and the results."""
-    from quantcli import checkpoints, pipeline
-    from quantcli.requantizing import NATIVE_FILE
+    from quantcli.folders import checkpoints
+    from quantcli.passes import quantize
+    from quantcli.passes.requantize import NATIVE_FILE
     from quantcli.stores.checkpoint import Checkpoint
 
     workspace.clear()
@@ -218,7 +220,7 @@ def _native(
     path = os.path.join(workspace.folder, NATIVE_FILE)
     try:
         if not isinstance(source, Checkpoint):
-            file = pipeline.write(source, planned, source.metadata, path, own)
+            file = quantize.write(source, planned, source.metadata, path, own)
             return path, file.plan, dict(file.results)
         path = os.path.splitext(path)[0]
         folder = checkpoints.write(source, planned, path, own, side=side, bare=True)

@@ -14,8 +14,8 @@ from quantcli.cli.options import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.gates import Gates
-    from quantcli.report import RunReport
+    from quantcli.reports.gates import Gates
+    from quantcli.reports.records import RunReport
 
 GATES = (
     ("min_sqnr", "DB", "Least SQNR of all quantized weights together."),
@@ -35,7 +35,7 @@ class Limit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     name = "limit"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from quantcli.gates import parsed
+        from quantcli.reports.gates import parsed
 
         assert param is not None and param.name is not None
         try:
@@ -88,12 +88,12 @@ def gates(command: F) -> F:
 
 def gates_of(limits: dict[str, Any]) -> Gates:
     """The gates asked for on the command line."""
-    from quantcli.gates import Gates
+    from quantcli.reports.gates import Gates
 
     return Gates(**{name: limits[name] for name, _, _ in GATES})
 
 
-RENDERINGS = registry.names("renderings")
+RENDERINGS = registry.names("reports.renderings")
 
 
 class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -169,8 +169,8 @@ def finish(
 
 def _write(reports: Sequence[RunReport], kind: str, path: str) -> None:
     """Replace a file by a rendering."""
-    from quantcli.renderings import Look
+    from quantcli.reports.renderings import Look
 
     text = io.StringIO()
-    registry.get("renderings", kind).render(reports, text, Look())
+    registry.get("reports.renderings", kind).render(reports, text, Look())
     options.replace_file(path, text.getvalue(), [p for r in reports for p in (r.source, r.output) if p])

@@ -41,7 +41,7 @@ def float_source(src: str, layout: str, talk: options.Talk) -> Iterator[Source]:
 
 def _refuse_adapter(source: Source, src: str) -> None:
     """Raise DataError for what is no model by itself."""
-    from quantcli.adapters import is_adapter
+    from quantcli.layouts.adapters import is_adapter
 
     if is_adapter(source):
         hint = "merge it into its base model first, and quantize that"
@@ -49,7 +49,7 @@ def _refuse_adapter(source: Source, src: str) -> None:
 
 
 def _refuse_quantized(source: Source, src: str, layout: str, talk: options.Talk) -> None:
-    from quantcli import evidence
+    from quantcli.layouts import evidence
     from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.gguf import GgufFile
 
@@ -77,9 +77,9 @@ def _refuse_quantized(source: Source, src: str, layout: str, talk: options.Talk)
 
 def _way_out(source: Source, src: str) -> str:
     """What to do with a quantized source: decode it where that is possible."""
-    from quantcli.reading import Model
+    from quantcli.layouts.native.model import Model
+    from quantcli.models import views_of
     from quantcli.stores import is_stream
-    from quantcli.views import views_of
 
     try:
         decoded = not is_stream(source) and any(v.scheme for v in views_of(Model(source), src).values())

@@ -38,17 +38,20 @@ def command(
     Where both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are
     those of report.
     """
-    from quantcli import baseline as earlier
-    from quantcli import comparing, gates, naming, reading, reporting
+    from quantcli.layouts.gguf import names
+    from quantcli.layouts.native import model as reading
+    from quantcli.models import views_of
+    from quantcli.passes import compare
+    from quantcli.reports import baseline as earlier
+    from quantcli.reports import build, gates
     from quantcli.stores import need_file
-    from quantcli.views import views_of
 
     rendering = _gating.rendering(format_, talk)
     options.check_outputs([path for _, path in outputs], [before, after, baseline, config])
     began = time.perf_counter()
     wanted = _gating.gates_of(limits)
     if config is not None:
-        from quantcli import config as configuration
+        from quantcli.reports import config as configuration
 
         wanted = wanted.over(configuration.load(config).gates)
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
@@ -59,12 +62,12 @@ def command(
             need_file(model.source, "comparing")
             model.check_headers()
         views = views_of(a, before), views_of(b, after)
-        ours, theirs, note = naming.under_one_name(a, views[0], b, views[1])
+        ours, theirs, note = names.under_one_name(a, views[0], b, views[1])
         if note:
             talk.say(note)
-        pairs, new, vanished = comparing.pairs_of(ours, theirs, after)
-        found = comparing.measure(pairs, threads=options.thread_count(threads), progress=bar)
-        result = reporting.of_pairs(
+        pairs, new, vanished = compare.pairs_of(ours, theirs, after)
+        found = compare.measure(pairs, threads=options.thread_count(threads), progress=bar)
+        result = build.of_pairs(
             pairs,
             found,
             (new, vanished),

@@ -43,12 +43,15 @@ def command(
     SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF. A folder gives a folder, with its
     config.json and what else lies beside the weights, unless a .safetensors file is named.
     """
-    from quantcli import decoding, reading, sidefiles, terminal
+    from quantcli import terminal
+    from quantcli.folders import sidefiles
+    from quantcli.layouts.native import model as reading
+    from quantcli.models import views_of
+    from quantcli.passes import decode as decoding
     from quantcli.stores import need_file
     from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.files import check_destination
     from quantcli.stores.folder import check_folder
-    from quantcli.views import views_of
 
     began = time.perf_counter()
     _naming.check_model(output, None)

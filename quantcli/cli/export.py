@@ -17,8 +17,8 @@ from quantcli.errors import DataError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from quantcli.export_report import ExportReport
-    from quantcli.reading import Model
+    from quantcli.layouts.native.model import Model
+    from quantcli.reports.exported import ExportReport
     from quantcli.scheme import Scheme
 
 
@@ -27,9 +27,9 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
     from quantcli import terminal
-    from quantcli.exports import named
+    from quantcli.layouts.writing import named
 
-    for name in registry.names("exports"):
+    for name in registry.names("layouts.writing"):
         sys.stdout.write(f"{name}\n")
         for text in (f"{named(name).summary}.", f"Accepts {named(name).accepts.describe()}."):
             terminal.paragraph(text, sys.stdout, indent="  ")
@@ -41,7 +41,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--to",
     "target",
-    type=options.Names(registry.names("exports")),
+    type=options.Names(registry.names("layouts.writing")),
     required=True,
     help="The layout to write; --list says which schemes each accepts.",
 )
@@ -75,18 +75,21 @@ def command(
     gives a folder, with config.json as the loader wants it; a file gives a file, or a folder where -o is a name without
     .safetensors. The report says what was lossless, and what rounding the parameters cost elsewhere.
     """
-    from quantcli import exporting, reading, requantizing, terminal
+    from quantcli import terminal
+    from quantcli.layouts.native import model as reading
+    from quantcli.passes import export
+    from quantcli.passes import requantize as requantizing
     from quantcli.stores import need_file
 
     _naming.check_model(output, target)
-    exporting.check_standard_output(target, output)
+    export.check_standard_output(target, output)
     with options.standard_output(output, talk) as named, reading.open(src) as model:
         need_file(model.source, "exporting")
         if not model.is_quantized:
             raise DataError("this file was not quantized by quantcli", place=[src], hint="use quantize --to")
-        folder = exporting.as_folder(model.source, target, named)
+        folder = export.as_folder(model.source, target, named)
         place = named or beside(src, "", target)
-        real = exporting.check_output(model.source, target, place, folder=folder, force=force)
+        real = export.check_output(model.source, target, place, folder=folder, force=force)
         wanted = requantizing.changes(model, target) if requantize else {}
         if not wanted:
             _check(model, target, container)
@@ -97,17 +100,17 @@ def command(
     if talk.json:
         options.print_json(report.as_dict())
     elif not talk.quiet and output != "-":
-        from quantcli import export_report
+        from quantcli.reports import exported
 
         limit = None if show_all else terminal.screenful()
-        export_report.show(report, sys.stdout, colour=talk.coloured, limit=limit)
+        exported.show(report, sys.stdout, colour=talk.coloured, limit=limit)
 
 
 def beside(src: str, scheme: str, target: str) -> str:
     """The name of the output beside SRC: it tells the scheme, if one is given, and the target, by the extension of
     those that have one of their own."""
     from quantcli.cli.quantize import default_output
-    from quantcli.exports import named
+    from quantcli.layouts.writing import named
 
     extension = named(target).extension
     default = default_output(src, "-".join(w for w in (scheme, "" if extension else target) if w))
@@ -130,11 +133,12 @@ class _Asked:
 
 def _check(model: Model, target: str, container: bool) -> None:
     """Refuse what the target does not support, with the way out."""
-    from quantcli import exporting, requantizing
+    from quantcli.passes import export
+    from quantcli.passes import requantize as requantizing
 
     tensors = [t.stored for t in model.values()]
     try:
-        exporting.convert(tensors, target, exporting.beside(model.source), container=container)
+        export.convert(tensors, target, export.beside(model.source), container=container)
     except UsageError as error:
         raise requantizing.refused(model, target, error) from None
     except DataError as error:
@@ -147,12 +151,15 @@ def _export(
     """Write the output and report on it."""
     import contextlib
 
-    from quantcli import export_report, exporting, requantizing, sidefiles
+    from quantcli.folders import sidefiles
+    from quantcli.models import view_of
+    from quantcli.passes import export
+    from quantcli.passes import requantize as requantizing
+    from quantcli.reports import exported
     from quantcli.stores.workspace import Workspace
-    from quantcli.views import view_of
 
     began = time.perf_counter()
-    source, beside = model.source, exporting.beside(model.source)
+    source, beside = model.source, export.beside(model.source)
     side = sidefiles.of(source, asked.real, folder=asked.folder)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(talk.bar(os.path.basename(asked.shown)))
@@ -164,13 +171,13 @@ def _export(
             tensors = stack.enter_context(again)
         final = {name: tensor.stored for name, tensor in tensors.items()}
         try:
-            found = exporting.convert(list(final.values()), asked.target, beside, container=asked.container)
+            found = export.convert(list(final.values()), asked.target, beside, container=asked.container)
         except (UsageError, DataError) as error:
             raise error.within(source.path) from None
-        lines = exporting.notes(found, config=exporting.has_config(source, folder=asked.folder))
+        lines = export.notes(found, config=export.has_config(source, folder=asked.folder))
         talk.say(*lines, *side.warnings())
-        written = exporting.write(
-            exporting.Order(
+        written = export.write(
+            export.Order(
                 shown=source.path,
                 source=source,
                 tensors=tensors,
@@ -188,7 +195,7 @@ def _export(
                 workspace=workspace,
             )
         )
-        return export_report.made(
+        return exported.made(
             [t.stored for t in model.values()],
             final,
             found,

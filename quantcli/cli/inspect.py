@@ -13,11 +13,11 @@ from quantcli.cli import options
 from quantcli.errors import printable, printable_line
 
 if TYPE_CHECKING:
-    from quantcli.evidence import Evidence
-    from quantcli.reading import Model
-    from quantcli.statistics import Statistics
+    from quantcli.layouts.evidence import Evidence
+    from quantcli.layouts.native.model import Model
+    from quantcli.layouts.view import View
+    from quantcli.passes.statistics import Statistics
     from quantcli.terminal import Table
-    from quantcli.views import View
 
 
 @click.command("inspect", short_help="Show what a file holds.")
@@ -39,8 +39,8 @@ def command(
 
     Outliers are the share of values farther than 4 standard deviations from the mean.
     """
-    from quantcli import reading
     from quantcli.errors import UsageError
+    from quantcli.layouts.native import model as reading
     from quantcli.stores import need_file
 
     if (names and (talk.json or stats)) or (null and not names):
@@ -66,7 +66,7 @@ def command(
         rows = _rows(model, src)
         found: dict[str, Statistics | None] = {}
         if stats:
-            from quantcli import statistics
+            from quantcli.passes import statistics
 
             if any(row.scheme for row in rows):
                 need_file(model.source, "decoding")
@@ -137,8 +137,8 @@ def _rows(model: Model, src: str) -> list[_Row]:
 def _decoded(model: Model, src: str) -> dict[str, View]:
     """What another tool quantized, decoded; of a pipe, and of what is not understood, nothing is."""
     from quantcli.errors import DataError
+    from quantcli.models import views_of
     from quantcli.stores import is_stream
-    from quantcli.views import views_of
 
     if model.is_quantized or is_stream(model.source):
         return {}
@@ -152,8 +152,8 @@ def _decoded(model: Model, src: str) -> dict[str, View]:
 
 def _layout(model: Model, src: str) -> Evidence | None:
     """How another tool quantized a model, as far as it is recognised; None for floats and quantcli's own files."""
-    from quantcli import evidence
     from quantcli.errors import DataError
+    from quantcli.layouts import evidence
 
     if model.is_quantized:
         return None
@@ -168,8 +168,8 @@ def _layout(model: Model, src: str) -> Evidence | None:
 
 def _recipe(src: str, model: Model) -> str:
     """The recipe in the headers of a file or folder. Raises DataError when there is none, or several."""
-    from quantcli import recipe
     from quantcli.errors import DataError, QuantcliError
+    from quantcli.planning import recipe
 
     try:
         said = [(d, recipe.request_of(d.recipe, d.schemes)) for d in model.documents if d.recipe is not None]
@@ -247,7 +247,8 @@ def _print(
 
 
 def _table(rows: list[_Row], found: dict[str, Statistics | None] | None) -> Table:
-    from quantcli import statistics, terminal
+    from quantcli import terminal
+    from quantcli.passes import statistics
 
     values = found is not None
     columns = [

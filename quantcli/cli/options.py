@@ -18,8 +18,8 @@ from quantcli import interrupts, registry
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.plan import Plan
-    from quantcli.report import RunReport
+    from quantcli.planning.plan import Plan
+    from quantcli.reports.records import RunReport
     from quantcli.stores import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -154,8 +154,8 @@ def talk(command: F) -> F:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print a document on standard output: strict JSON, names escaped to ASCII, null for what is not finite."""
-    from quantcli.renderings.json import write
-    from quantcli.report import plain
+    from quantcli.reports.records import plain
+    from quantcli.reports.renderings.json import write
 
     write(plain(document), sys.stdout)
     sys.stdout.flush()
@@ -172,11 +172,11 @@ def say_warnings(report: RunReport) -> None:
 def print_reports(reports: Sequence[RunReport], rendering: str, talk: Talk, *, show_all: bool) -> None:
     """Print reports as asked for."""
     from quantcli import terminal
-    from quantcli.renderings import Look
+    from quantcli.reports.renderings import Look
 
     limit = None if show_all else max(3, terminal.screenful() // len(reports))
     look = Look(colour=talk.coloured, limit=limit)
-    render = registry.get("renderings", rendering).render
+    render = registry.get("reports.renderings", rendering).render
     raw = getattr(sys.stdout, "buffer", None)
     if rendering == "table" or raw is None:
         render(reports, sys.stdout, look)
@@ -266,12 +266,13 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 def size_of(source: Source, planned: Plan) -> int:
     """Bytes of what a plan leads to."""
-    from quantcli import checkpoints, pipeline
+    from quantcli.folders import checkpoints
+    from quantcli.passes import quantize
     from quantcli.stores.checkpoint import Checkpoint
 
     if isinstance(source, Checkpoint):
         return checkpoints.dry_size(source, planned, "xxh3")
-    return pipeline.file_layout(source, planned, source.metadata, "xxh3").size
+    return quantize.file_layout(source, planned, source.metadata, "xxh3").size
 
 
 def warn(message: str) -> None:

@@ -12,7 +12,7 @@ import click
 from quantcli.cli import _budget, _naming, _sources, options
 
 if TYPE_CHECKING:
-    from quantcli.planning import Planned, Unit
+    from quantcli.passes.budget import Planned, Unit
     from quantcli.scheme import Scheme
     from quantcli.stores import Source
 
@@ -53,7 +53,7 @@ def command(
     for line in () if talk.quiet else warnings:
         options.warn(line)
     if output is not None:
-        from quantcli import recipe
+        from quantcli.planning import recipe
 
         options.replace_file(output, recipe.dump(planned.request, folder=os.path.dirname(output)), read)
     if talk.json:
@@ -64,8 +64,8 @@ def command(
 
 def _warnings(source: Source, planned: Planned) -> list[str]:
     """What takes the room though it is not quantized, and what is quantized though a preset would keep it."""
-    from quantcli import unquantized
-    from quantcli.plan import make
+    from quantcli.planning import unquantized
+    from quantcli.planning.plan import make
 
     tensors = make(source.infos(), planned.request).tensors
     return [*unquantized.of_another_kind(tensors, by_rules=True), *unquantized.mostly_kept(tensors, planned.request)]

@@ -15,12 +15,12 @@ from quantcli.cli import _asking, _budget, _exporting, _gating, _naming, _source
 from quantcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from quantcli.checkpoints import WrittenFolder
-    from quantcli.pipeline import Options, Written
-    from quantcli.plan import Plan, Request
-    from quantcli.recipe import Recipe
-    from quantcli.report import RunReport
-    from quantcli.sidefiles import SideFiles
+    from quantcli.folders.checkpoints import WrittenFolder
+    from quantcli.folders.sidefiles import SideFiles
+    from quantcli.passes.quantize import Options, Written
+    from quantcli.planning.plan import Plan, Request
+    from quantcli.planning.recipe import Recipe
+    from quantcli.reports.records import RunReport
     from quantcli.stores import Source
     from quantcli.stores.checkpoint import Checkpoint
 
@@ -54,7 +54,7 @@ WITH_A_TARGET = (
 @click.option("--target-bpw", metavar="BITS", type=_gating.Target(), default=None, help="The same in bits per weight.")
 @click.option(
     "--to",
-    type=options.Names(("native", *registry.names("exports"))),
+    type=options.Names(("native", *registry.names("layouts.writing"))),
     default=None,
     help="Write what another tool loads; see export.  [default: for folders of transformers compressed-tensors, if it "
     "can store the schemes; else native]",
@@ -102,7 +102,10 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli import kernels, pipeline, plan, recipe, sidefiles
+    from quantcli import kernels
+    from quantcli.folders import sidefiles
+    from quantcli.passes import quantize
+    from quantcli.planning import plan, recipe
 
     given = _asking.recipe_of(asked)
     asked = _asking.settled(asked, given)
@@ -163,7 +166,7 @@ def command(
             if not talk.quiet:
                 _say_held(source, planned, digest)
             with talk.bar(os.path.basename(shown)) as bar:
-                run = pipeline.Options(
+                run = quantize.Options(
                     threads=count,
                     digest=digest,
                     keep_nonfinite=settings["on_nonfinite"] == "keep",
@@ -210,7 +213,7 @@ def _refuse_both(asked: dict[str, Any]) -> None:
         return
     to = asked["to"]
     if to not in (None, "native"):
-        from quantcli.exports import named
+        from quantcli.layouts.writing import named
 
         if not named(to).keeps_document:
             option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
@@ -226,7 +229,7 @@ def _request(
     source: Source, src: str, given: Recipe, asked: dict[str, Any], threads: int | None, talk: options.Talk
 ) -> Request:
     """What is asked for, or what a target or --save-recipe makes of it: a scheme for all and rules by name."""
-    from quantcli import plan, recipe
+    from quantcli.planning import plan, recipe
 
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
         chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
@@ -246,10 +249,10 @@ def _request(
 
 def _say_held(source: Source, planned: Plan, digest: str) -> None:
     """Say which tensors of a pipe are in memory whole, where that is much."""
-    from quantcli import pipeline
+    from quantcli.passes import quantize
     from quantcli.terminal import size
 
-    held = pipeline.held_whole(source, planned, digest)
+    held = quantize.held_whole(source, planned, digest)
     largest = max(held, key=lambda t: t.info.nbytes, default=None)
     if largest is not None and largest.info.nbytes >= MUCH:
         why = "SHA-256" if digest == "sha256" else "this method"
@@ -261,10 +264,10 @@ def _say_held(source: Source, planned: Plan, digest: str) -> None:
 
 def _planned(source: Source, planned: Plan, src: str, output: str, bytes_out: int) -> RunReport:
     """The report on a plan."""
-    from quantcli import reporting
+    from quantcli.reports import build
 
     bytes_in = sum(f.size for f in source.files())
-    return reporting.of_plan(
+    return build.of_plan(
         planned.tensors,
         None,
         command="plan",
@@ -306,11 +309,12 @@ def _destination(source: Source, target: str, force: bool) -> str:
 
 
 def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> int:
-    from quantcli import checkpoints, pipeline
+    from quantcli.folders import checkpoints
+    from quantcli.passes import quantize
 
     if _as_folder(source, target):
         return checkpoints.dry_size(cast("Checkpoint", source), planned, digest)
-    return pipeline.file_layout(source, planned, source.metadata, digest).size
+    return quantize.file_layout(source, planned, source.metadata, digest).size
 
 
 def _write(
@@ -318,7 +322,9 @@ def _write(
 ) -> tuple[RunReport, list[str], list[str]]:
     """Write the output; the report on it, what else there is to tell, and what must be told. names: source and output
     as they are shown, output as it was named, and its real path."""
-    from quantcli import checkpoints, pipeline, reporting
+    from quantcli.folders import checkpoints
+    from quantcli.passes import quantize
+    from quantcli.reports import build
 
     began = time.perf_counter()
     src, shown, target, real = names
@@ -338,8 +344,8 @@ def _write(
             obstacle = written.obstacle
             said.append(f"config.json has no quantization_config, compressed-tensors cannot express {obstacle}")
     else:
-        written = pipeline.write(source, planned, source.metadata, real, run)
-    found = reporting.of_plan(
+        written = quantize.write(source, planned, source.metadata, real, run)
+    found = build.of_plan(
         written.plan.tensors,
         dict(written.results),
         command="quantize",

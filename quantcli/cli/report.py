@@ -15,13 +15,13 @@ from quantcli.cli import _gating, options
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.config import Config
-    from quantcli.examining import Examined
-    from quantcli.gates import Gates
+    from quantcli.layouts.native.model import Model
+    from quantcli.layouts.view import View
     from quantcli.metrics import Metrics
-    from quantcli.reading import Model
-    from quantcli.report import RunReport
-    from quantcli.views import View
+    from quantcli.passes.examine import Examined
+    from quantcli.reports.config import Config
+    from quantcli.reports.gates import Gates
+    from quantcli.reports.records import RunReport
 
 
 NO_DIGEST = "the header has no digest of itself, so its figures could have been changed; --against measures them"
@@ -100,7 +100,7 @@ def command(
 
 def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None, talk: options.Talk) -> None:
     """Refuse rules that match nothing; those that are for all models listed, only where all of them were read."""
-    from quantcli.gates import check_rules
+    from quantcli.reports.gates import check_rules
 
     if found is None:
         return
@@ -135,7 +135,7 @@ class _Job:
 
 
 def _config(path: str | None) -> Config | None:
-    from quantcli import config
+    from quantcli.reports import config
 
     if path is None and not os.path.exists(config.NAME):
         return None
@@ -195,7 +195,9 @@ def _jobs(
 def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: int, talk: options.Talk) -> RunReport:
     """The report on one file, judged; `look`: with a second look at each tensor where there is an original, which
     `theory` asks for."""
-    from quantcli import baseline, gates, measuring, reading, reporting
+    from quantcli.layouts.native import model as reading
+    from quantcli.passes import measure
+    from quantcli.reports import baseline, build, gates
     from quantcli.stores import need_file
 
     began = time.perf_counter()
@@ -215,14 +217,14 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         bytes_in = sum(d.source_bytes for d in model.documents)
         if job.against is not None:
             with reading.open(job.against) as original, talk.bar("measuring") as bar:
-                metrics = measuring.against(
+                metrics = measure.against(
                     model, original, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
                 if look:
-                    from quantcli import examining
+                    from quantcli.passes import examine
 
-                    known = examining.examine(model, original, metrics, threads=threads, progress=bar)
-    found = reporting.of_stored(
+                    known = examine.examine(model, original, metrics, threads=threads, progress=bar)
+    found = build.of_stored(
         stored,
         metrics,
         source=job.against or job.file,
@@ -239,9 +241,13 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
 
 def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.Talk, began: float) -> RunReport:
     """The report on a file that another tool quantized."""
-    from quantcli import comparing, naming, origins, reading, reporting
+    from quantcli.layouts import origins
+    from quantcli.layouts.gguf import names
+    from quantcli.layouts.native import model as reading
+    from quantcli.models import views_of
+    from quantcli.passes import compare
+    from quantcli.reports import build
     from quantcli.stores import need_file
-    from quantcli.views import views_of
 
     need_file(model.source, "reading what another tool wrote")
     views: Mapping[str, View] = views_of(model, job.file)
@@ -253,18 +259,18 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.
     bytes_in: int | None = None
     if job.against is not None:
         with reading.open(job.against) as original, talk.bar("measuring") as bar:
-            before, views, note = naming.under_one_name(original, views_of(original, job.against), model, views)
+            before, views, note = names.under_one_name(original, views_of(original, job.against), model, views)
             if note:
                 talk.say(note)
-            pairs, new, vanished = comparing.pairs_of(before, views, job.file)
+            pairs, new, vanished = compare.pairs_of(before, views, job.file)
             if new or vanished:
                 name, where = (new[0], job.file) if new else (vanished[0], job.against)
                 raise DataError(f"{printable(name)} is only in {where}", place=[job.file], hint="compare tells all")
-            metrics = comparing.measure(pairs, threads=threads, progress=bar)
+            metrics = compare.measure(pairs, threads=threads, progress=bar)
             bytes_in = sum(f.size for f in original.source.files())
     else:
         model.source.check_unchanged()
-    return reporting.of_views(
+    return build.of_views(
         views,
         metrics,
         source=job.against or job.file,

@@ -14,8 +14,8 @@ from quantcli.cli import _asking, _naming, _sources, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
+    from quantcli.passes.sweep import Sweep
     from quantcli.scheme import Scheme
-    from quantcli.sweeping import Sweep
 
 
 @click.command("sweep", short_help="Measure many settings on one model.")
@@ -74,7 +74,8 @@ def command(
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
     as measured.
     """
-    from quantcli import plan, sweeping
+    from quantcli.passes import sweep
+    from quantcli.planning import plan
     from quantcli.stores import need_file
 
     kind = ""
@@ -92,7 +93,7 @@ def command(
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         with talk.bar("sweeping") as bar:
-            found = sweeping.sweep(
+            found = sweep.sweep(
                 source,
                 schemes,
                 plans,
@@ -102,7 +103,7 @@ def command(
                 progress=bar,
             )
     if output is not None:
-        from quantcli.renderings import _sweep
+        from quantcli.reports.renderings import _sweep
 
         text = io.StringIO()
         _sweep.WRITERS.get(kind, _sweep.render)(found, text)

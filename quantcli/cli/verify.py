@@ -14,8 +14,8 @@ from quantcli.cli import options
 from quantcli.errors import DataError
 
 if TYPE_CHECKING:
-    from quantcli.findings import Finding, Verified
-    from quantcli.views import View
+    from quantcli.layouts.view import View
+    from quantcli.passes.findings import Finding, Verified
 
 
 @click.command("verify", short_help="Check a quantized file, by itself or against its original.")
@@ -52,10 +52,12 @@ def command(
     possible ones. With --source: also that they are the right ones. The exit code is 0 when nothing is wrong, 1 when
     something is, and 2 when it could not be looked at. What another tool quantized is decoded whole.
     """
-    from quantcli import naming, reading, verifying
-    from quantcli.importance import load
+    from quantcli.layouts.gguf import names as naming
+    from quantcli.layouts.native import model as reading
+    from quantcli.models import views_of
+    from quantcli.passes import verify
+    from quantcli.planning.importance import load
     from quantcli.stores import need_file
-    from quantcli.views import views_of
 
     count = options.thread_count(threads)
     with contextlib.ExitStack() as stack:
@@ -71,7 +73,7 @@ def command(
             if model.is_quantized:
                 bar = stack.enter_context(talk.bar("verifying"))
                 weighed = load(importance) if importance is not None else None
-                found = verifying.verify(model, before, threads=count, progress=bar, importance=weighed)
+                found = verify.verify(model, before, threads=count, progress=bar, importance=weighed)
             else:
                 views: Mapping[str, View] = views_of(model, src)
                 if not any(view.scheme for view in views.values()):
@@ -79,7 +81,7 @@ def command(
                 known: Mapping[str, View] | None = None
                 if before is not None and original is not None:
                     known, views, _ = naming.under_one_name(before, views_of(before, original), model, views)
-                found = verifying.foreign(views, known, original, threads=count)
+                found = verify.foreign(views, known, original, threads=count)
         names = list(dict.fromkeys(f.tensor for f in found.findings if f.tensor))
         if show_all and found.tensors:
             names = [*model, *(n for n in names if n not in model)]
@@ -95,7 +97,7 @@ def command(
 
 def _damaged(src: str, original: str | None, error: DataError) -> Verified:
     """The outcome for a file that cannot even be opened."""
-    from quantcli.findings import Finding, Verified
+    from quantcli.passes.findings import Finding, Verified
 
     finding = Finding(tensor="", check="structure", problem=str(error).removeprefix(f"{src}: "))
     return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=(), checks=("structure",))

@@ -1,17 +1,26 @@
-"""Number formats: what a code of so many bits stands for. One file each; the file's name is the format's."""
+"""Number formats: what a code of so many bits stands for. One file each; the file's name is the format's.
+
+Here are what all formats share: their codes on a grid, and the levels of those that have some.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from quantcli import registry
+from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
+from quantcli.kernels.codebook import Codebook, codebook
+from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from quantcli.kernels import CodeGrid
-    from quantcli.scheme import Scheme
+    from quantcli.kernels import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +44,70 @@ class Format:
     ties_to_even: bool = False
     zero_points: tuple[str, ...] = ()
     calibration: str = "minmax"
+
+
+def _format(scheme: Scheme) -> Format:
+    return cast(Format, registry.get("formats", scheme.format))
+
+
+def code_grid(scheme: Scheme) -> CodeGrid:
+    """The codes of a scheme."""
+    return _format(scheme).grid(scheme)
+
+
+@lru_cache(maxsize=64)
+def _named_codebook(name: str, bits: int, given: tuple[float, ...] | None) -> Codebook:
+    scheme = Scheme(format=name, bits=bits, codebook=given)
+    form = _format(scheme)
+    assert form.levels is not None
+    return codebook(form.levels(scheme)[None], ties_to_even=form.ties_to_even)
+
+
+def fixed_codebook(scheme: Scheme) -> Codebook:
+    """The codebook of a format whose levels are not learned."""
+    return _named_codebook(scheme.format, scheme.bits, scheme.codebook)
+
+
+def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:
+    """The codebook of learned levels (tables, count), ascending; codes beyond them repeat the largest."""
+    missing = (1 << scheme.bits) - levels.shape[1]
+    return codebook(np.concatenate([levels, np.repeat(levels[:, -1:], missing, axis=1)], axis=1))
+
+
+def unused_codes(book: Codebook) -> NDArray[np.bool_]:
+    """Which codes (tables, 2^b) no weight is ever given: those that stand for nothing or for the level of another code,
+    between which there is no room."""
+    tables, size = book.levels.shape
+    count = book.sorted.shape[1]
+    ends = np.full((tables, count + 1), np.inf, np.float32)
+    ends[:, 0] = -np.inf
+    ends[:, 1:count] = book.thresholds[:, : count - 1]
+    unused = np.ones((tables, size), bool)
+    np.put_along_axis(unused, book.order.astype(np.intp), ~(ends[:, :-1] < ends[:, 1:]), axis=1)
+    return unused
+
+
+def clipped(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -> NDArray[np.bool_]:
+    """Which weights (rows, cols) lie beyond the outermost code by more than half a step: those whose rounded code is
+    not on the grid. For one bit, and where a step is no step (mid-rise cells), beyond the outermost cell."""
+    scale = spread_out(params.scale, x, group)
+    if grid.mode == BINARY:
+        return np.zeros(x.shape, bool)
+    if grid.mode == LEVELS:
+        assert params.codebook is not None
+        quotients = x / np.where(scale == 0, np.float32(1), scale)
+        limits = params.codebook.limits
+        outside: NDArray[np.bool_] = (quotients < limits[:, :1]) | (quotients > limits[:, 1:])
+        return outside
+    zero = np.float32(grid.zero) if params.zero is None else spread_out(params.zero, x, group)
+    turn = np.floor if grid.midrise else np.rint
+    codes = turn((x - zero) / scale) if grid.mode == OFFSET else turn(x / scale) + zero
+    beyond: NDArray[np.bool_] = (codes < grid.umin) | (codes > grid.umax)
+    return beyond
+
+
+def spread_out(values: Floats, x: NDArray[Any], group: int) -> Floats:
+    """Parameters of every weight, from (rows, groups) or (1, groups) ones."""
+    if values.shape[1] == 1:
+        return values
+    return np.repeat(values, group, axis=1)[:, : x.shape[1]] if group > 1 else values

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from quantcli.errors import UsageError
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.stores.files import InputFile

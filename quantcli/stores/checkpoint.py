@@ -10,7 +10,7 @@ from quantcli.errors import DataError, printable
 from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile, strict_json
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")

@@ -21,7 +21,7 @@ from typing import Any
 from quantcli.errors import DataError, printable
 from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

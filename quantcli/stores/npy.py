@@ -20,7 +20,7 @@ from quantcli.dtypes import DTYPES, FROM_NUMPY
 from quantcli.errors import DataError, os_error, printable
 from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile, OpenFile
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

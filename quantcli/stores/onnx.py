@@ -35,7 +35,7 @@ from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
 from quantcli.stores.onnx_tensors import Elements, Entry, Packed, pair, tensor_fields
 from quantcli.stores.protobuf import Field, Wire
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 DEPTH = 8
 """Graphs inside of graphs: the branches of a condition inside a loop are the third."""

@@ -12,7 +12,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.stores.files import InputFile
 from quantcli.stores.protobuf import BYTES, EIGHT, FOUR, Field, Wire
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 TYPES = {1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64",
          12: "U32", 13: "U64", 14: "C64", 16: "BF16", 17: "F8_E4M3", 18: "F8_E4M3FNUZ", 19: "F8_E5M2",

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantcli import seal
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.interrupts import Terminated
-from quantcli.stores import HeaderDocument
+from quantcli.stores import HeaderDocument, seal
 from quantcli.stores.files import InputFile
-from quantcli.tensors import TensorInfo
+from quantcli.tensors.info import TensorInfo
 
 HEADER_LIMIT = 100_000_000
 METADATA = "__metadata__"

@@ -21,8 +21,8 @@ import numpy as np
 from cells import CLIENTS, Case, Client
 from models import Weights, quantcli, script, weights
 
-from quantcli import reading
 from quantcli.dtypes import from_float32, to_float32
+from quantcli.layouts.native import model as reading
 
 TOLERANCE = 0.001
 """dB: how far what we decode may be from what we report."""

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from quantcli import naming, reading
-from quantcli.views import views_of
+from quantcli.layouts.gguf import names as naming
+from quantcli.layouts.native import model as reading
+from quantcli.models import views_of
 
 HERE = Path(__file__).resolve().parent
 Weights = dict[str, np.ndarray]

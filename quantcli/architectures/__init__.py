@@ -1,0 +1,198 @@
+"""What transformers makes of the tensors of a checkpoint, by the type of model that its config.json names.
+
+A configuration that quantizes Linear layers by their class holds only for what is one in the model: packed weights of
+an embedding, of GPT-2's Conv1D or of a router are initialized at random with no more than a line in a report, and a
+head that shares the embedding's tensor must be named though the file does not have it. Names in files are not always
+those of modules either. `table.json` has these facts, written from transformers itself by
+tests/peers/write_architectures.py; for types of model it does not know, names decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+EMBEDDING = re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE)
+"""Names that embeddings have."""
+
+DIRECT, INITIALIZED = "read", "initialized"
+"""The kinds of a Linear layer whose weight is read by the code around it, where it is not decoded: when the model runs,
+or only while it is loaded."""
+
+EXPERTS, CHANGED, UNLOADABLE = "experts", "changed", "unloadable"
+"""The kinds of a matrix that is stacked with those of other experts, or split or merged, when it is loaded; and of such
+that transformers cannot prepare for packed weights: it then loads none of them anywhere in the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """A change of the names of tensors in files.
+
+    scope, base: prefixes of the names it applies to, the second optional. pattern: an expression with a group g0, g1,
+    .. around every alternative. becomes: what replaces the match, \\1 being what the first group in it matched. kind:
+    EXPERTS, CHANGED or UNLOADABLE for tensors that are not loaded as they are; their names stay.
+    """
+
+    scope: str
+    base: str
+    pattern: re.Pattern[str]
+    becomes: str
+    kind: str
+
+    def match(self, name: str) -> tuple[str, re.Match[str]] | None:
+        """The prefix in front of a match in a name, and the match; None where it does not apply."""
+        scope = self.scope if self.scope != "." else ""
+        for prefix in (self.base + scope, scope) if self.scope else ("",):
+            if name.startswith(prefix):
+                found = self.pattern.search(name.removeprefix(prefix))
+                return (prefix, found) if found else None
+        return None
+
+    def applied(self, name: str) -> str:
+        """A name with this change."""
+        found = self.match(name)
+        if found is None:
+            return name
+        prefix, match = found
+        group = next(g for g, text in match.groupdict().items() if text is not None)
+        inner = match.re.groupindex[group] + 1
+        becomes = self.becomes.replace(r"\1", match[inner]) if r"\1" in self.becomes else self.becomes
+        return prefix + name.removeprefix(prefix).replace(match[0], becomes, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A type of model. known: whether the facts have it.
+
+    prefix: what names of the base model begin with, in models that have more than that. other: kinds of modules that
+    hold a matrix and are no plain Linear layer, or DIRECT or INITIALIZED, by name without prefix and with # for
+    numbers. shared: Linear layers that may share the tensor of another module, and their names in files. float32:
+    modules that are never quantized while a model is loaded. renames: how names in files become those of modules.
+    """
+
+    model_type: str
+    known: bool
+    prefix: str = ""
+    other: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
+    float32: tuple[str, ...] = ()
+    renames: tuple[Rename, ...] = ()
+    _holders: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether transformers loads packed weights into such a model at all."""
+        return all(rename.kind != UNLOADABLE for rename in self.renames)
+
+    def module(self, name: str) -> str:
+        """The module in the model of a module in the file.
+
+        >>> of({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}).module("embed_out")
+        'lm_head'
+        """
+        found = f"{name}.weight"
+        for rename in self.renames:
+            if not rename.kind:
+                found = rename.applied(found)
+        return found.removesuffix(".weight")
+
+    def holder(self, name: str) -> str | None:
+        """The kind of what holds the matrix of a module in the file: a class, DIRECT, INITIALIZED, EXPERTS, CHANGED
+        or UNLOADABLE; None for a plain Linear layer.
+
+        >>> of({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}).holder("h.0.attn.c_attn")
+        'Conv1D'
+        >>> of({"model_type": "llama"}).holder("model.layers.3.mlp.up_proj") is None
+        True
+        """
+        if not self.known:
+            return "Embedding" if EMBEDDING.search(name) else None
+        one = numberless(name).replace("#", "0")  # what holds a layer holds all of its kind
+        if one not in self._holders:
+            self._holders[one] = self._holder(one)
+        return self._holders[one]
+
+    def _holder(self, name: str) -> str | None:
+        module = self.module(name)
+        for rename in self.renames:
+            if rename.kind and rename.match(f"{module}.weight"):
+                return rename.kind
+        return self.other.get(numberless(module.removeprefix(self.prefix)))
+
+    def names(self, name: str) -> list[str]:
+        """The names a module of the file has: there, and in the model where it is another one."""
+        return list(dict.fromkeys([name, self.module(name)]))
+
+    def heads(self, modules: Iterable[str]) -> list[str]:
+        """Names of the Linear layers that have no tensor of their own beside the matrices of these modules of the file.
+
+        >>> of({"model_type": "whisper"}).heads(["model.decoder.embed_tokens"])
+        ['proj_out']
+        """
+        present = {name for module in modules for name in self.names(module)}
+        present |= {name.removeprefix(self.prefix) for name in present}
+        absent = {m: f for m, f in self.shared.items() if not {m, f} & present}
+        return list(dict.fromkeys(name for pair in absent.items() for name in pair))
+
+
+UNNAMED = Architecture(model_type="", known=False)
+"""What is known of weights without a config.json that names a model."""
+
+
+def numberless(name: str) -> str:
+    """A name with # for its numbers.
+
+    >>> numberless("layers.0.mlp.experts.12.up_proj")
+    'layers.#.mlp.experts.#.up_proj'
+    """
+    return re.sub(r"(?:(?<![^.])|(?<=expert_))\d+(?![^.])", "#", name)
+
+
+@cache
+def _facts() -> Any:
+    import json
+    from pathlib import Path
+
+    return json.loads(Path(__file__).with_name("table.json").read_text("ascii"))
+
+
+@cache
+def _renames(number: int) -> tuple[Rename, ...]:
+    rows: Sequence[Sequence[str]] = _facts()["renames"][number]
+    return tuple(
+        Rename(scope, base, re.compile(pattern), becomes, kind) for scope, base, pattern, becomes, kind in rows
+    )
+
+
+def of(config: Mapping[str, Any]) -> Architecture | None:
+    """The architecture of a checkpoint by its config.json; None where that names no model.
+
+    Classes of a type may read files in different ways; a class that is not known is taken to do as most of them.
+    """
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    if not isinstance(model_type, str) and not isinstance(classes, list):
+        return None
+    facts = _facts()["types"].get(model_type) if isinstance(model_type, str) else None
+    if facts is None:
+        return Architecture(model_type=model_type if isinstance(model_type, str) else "", known=False)
+    ways: Mapping[str, int | None] = facts["renames"]
+    named = [c for c in classes if isinstance(c, str) and c in ways] if isinstance(classes, list) else []
+    number = ways[named[0]] if named else Counter(ways.values()).most_common(1)[0][0]
+    return Architecture(
+        model_type=str(model_type),
+        known=True,
+        prefix=facts["prefix"],
+        other=facts["other"],
+        shared=facts["shared"],
+        float32=tuple(facts["float32"]),
+        renames=_renames(number) if number is not None else (),
+    )
+
+
+def transformers_version() -> str:
+    """The version of transformers that the facts are of."""
+    return str(_facts()["transformers"])

@@ -1,0 +1,1 @@
+"""Checkpoint folders: shards, index, configuration, model card, resuming."""

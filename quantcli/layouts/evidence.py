@@ -1,0 +1,312 @@
+"""What tells that a model is quantized already: names, dtypes and shapes of its tensors, and what is said beside them.
+
+Three things tell. A layout of a known tool: codes in a dtype of codes beside the parameters that decode them. A
+configuration (config.json and the like) that names a method, where some tensor can be codes: where all are plain
+floats it is out of date, as after `save_pretrained` of a dequantized model. And codes without scales: 8-bit floats,
+which may be plain casts and nothing more, and whole numbers under the name of a weight.
+
+A name alone tells nothing of a float tensor: `layer_scale`, `logit_scale`, or a `weight_scale` beside a float weight
+belong to float models. Buffers (position ids, masks, counters) are I64 or BOOL, or no weights by their names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, printable
+from quantcli.layouts.writing import KEY as EXPORT_KEY
+from quantcli.stores import Source
+from quantcli.stores.checkpoint import Checkpoint
+from quantcli.stores.files import read_small
+from quantcli.stores.gguf import GgufFile
+from quantcli.stores.onnx import OnnxFile
+from quantcli.stores.safetensors import strict_json
+from quantcli.tensors.info import TensorInfo
+
+CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ and ModelOpt."""
+
+COMFYUI = "_quantization_metadata"
+"""The key of a header under which ComfyUI describes modules."""
+
+SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
+WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
+"""Dtypes of codes; I64 is that of indices."""
+
+PLAIN_HINT = "--source-layout plain takes every tensor as what its dtype says"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What tells that a model is quantized: the layout it is in, what was seen, and whether that is certain; codes
+    without scales may be plain casts."""
+
+    layout: str
+    seen: str
+    certain: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.layout}: {self.seen}"
+
+
+# ---- tensors ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A layout by the tensor of its codes: how its name ends, its dtypes (none: any), and the names of which one must
+    stand beside it, {n} for its name, {s} for what is left of that without the ending, {m} for that of its module."""
+
+    name: str
+    ending: str
+    dtypes: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+
+
+_FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+_SCALES = ("{n}_scale", "{n}_scales", "{n}_scale_inv", "{n}.scale", "{n}.scales", "{n}_absmax", "{n}.absmax")
+_OF_MODULE = ("{m}.weight_scale", "{m}.weight_scales", "{m}.scale", "{m}.scales", "{m}.scale_inv", "{m}.absmax",
+              "{m}.qscale_weight")  # fmt: skip
+
+_LAYOUTS = (
+    _Layout("HQQ", "W_q", (), ("{s}nbits", "{s}zero", "{s}meta")),
+    _Layout("optimum-quanto", "._data", (), ("{s}._scale", "{s}_scale")),
+    _Layout("torchao", "_qdata", (), ("{s}_scale", "{s}_scale_and_zero")),
+    _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__nf4", ("U8",)),
+    _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__fp4", ("U8",)),
+    _Layout("bitsandbytes in 8 bits", ".weight", ("I8",), ("{m}.SCB",)),
+    _Layout("ComfyUI", ".comfy_quant", ("U8",)),
+    _Layout("ComfyUI's scaled 8-bit floats", ".weight", (*_FP8, "U8"), ("{m}.scale_weight",)),
+    _Layout("SVDQuant", ".qweight", WHOLE, ("{m}.wscales",)),
+    _Layout("GPTQ or AWQ", "qweight", WHOLE),
+    _Layout("EXL2", ".q_weight", ("I32",)),
+    _Layout("EXL3", ".trellis", ("I16", "U16")),
+    _Layout("AQLM", ".codes", WHOLE, ("{s}.codebooks",)),
+    _Layout("VPTQ", ".indices", WHOLE, ("{s}.centroids",)),
+    _Layout("QuIP#", ".Qidxs", (*WHOLE, "I64")),
+    _Layout("Marlin", ".B", ("I32",), ("{s}.s",)),
+    _Layout("MLX", ".weight", ("U32",), ("{m}.scales",)),
+    _Layout("MXFP4 of gpt-oss", "_blocks", ("U8",), ("{s}_scales",)),
+    _Layout("NVFP4 of ModelOpt", "", ("U8",), ("{n}_scale_2",)),
+    _Layout("compressed-tensors", "_packed", ("I32", "U8"), ("{s}_scale",)),
+    _Layout("FP8 blocks of transformers and DeepSeek", "", _FP8, ("{n}_scale_inv",)),
+    _Layout("onnxruntime's quantizer", "_quantized", ("U8", "I8", "U16", "I16", *_FP8), ("{s}_scale",)),
+    _Layout("8-bit floats with scales", "", _FP8, (*_SCALES, *_OF_MODULE)),
+    _Layout("small floats with scales", "", SMALL_FLOATS, (*_SCALES, *_OF_MODULE)),
+    _Layout("integers with scales", "", WHOLE, (*_SCALES, "{n}_zero_point")),
+    _Layout("integers with scales", "weight", WHOLE, _OF_MODULE),
+)
+"""The first that fits is reported."""
+
+_OF_ANY_DTYPE = tuple(layout.ending for layout in _LAYOUTS if not layout.dtypes)
+_ONE_ROW = (".comfy_quant", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
+"""Descriptions, which are codes of one dimension."""
+
+_WEIGHT = ("weight", "_packed", "_blocks", "_qdata", "_quantized")
+"""How the names of weights end that are stored as whole numbers."""
+
+
+def _can_be_codes(info: TensorInfo) -> bool:
+    return info.dtype in (*WHOLE, *SMALL_FLOATS) and len(info.shape) > 1 and info.numel > 0
+
+
+def _fits(layout: _Layout, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:
+    """What stands beside a tensor that is codes of this layout (empty where nothing must); None where it is not."""
+    name = info.name
+    if not name.endswith(layout.ending) or (layout.dtypes and info.dtype not in layout.dtypes):
+        return None
+    if len(info.shape) < 2 and layout.ending not in _ONE_ROW:
+        return None
+    stem = name[: len(name) - len(layout.ending)]
+    while stem.endswith("._data"):
+        stem = stem.removesuffix("._data")
+    module = name.rpartition(".")[0]
+    parts = {"n": name, "s": stem, "m": module}
+    if not layout.beside:
+        return ""
+    return next((n for t in layout.beside if (n := t.format(**parts)) in infos and n != name), None)
+
+
+def _described(info: TensorInfo, beside: str) -> str:
+    with_it = f" beside {printable(beside, 200)}" if beside else ""
+    return f"{printable(info.name, 200)} is {info.dtype}{with_it}"
+
+
+def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
+    """The layout some of these tensors are in, codes and what decodes them."""
+    for info in infos.values():
+        if info.dtype not in (*WHOLE, *SMALL_FLOATS, "I64") and not info.name.endswith(_OF_ANY_DTYPE):
+            continue
+        for layout in _LAYOUTS:
+            beside = _fits(layout, info, infos)
+            if beside is not None:
+                return Evidence(layout=layout.name, seen=_described(info, beside))
+    return None
+
+
+def _of_codes(infos: Iterable[TensorInfo]) -> Evidence | None:
+    """Weights that are codes by their dtype, with nothing beside them that would decode them."""
+    for info in filter(_can_be_codes, infos):
+        if info.dtype in SMALL_FLOATS:
+            return Evidence(layout="8-bit floats or smaller", seen=_described(info, ""), certain=False)
+        if info.name.endswith(_WEIGHT):
+            return Evidence(layout="whole numbers as weights", seen=_described(info, ""), certain=False)
+    return None
+
+
+# ---- what is said -----------------------------------------------------------------------------------------------
+
+
+def beside(path: str) -> Mapping[str, Any]:
+    """config.json beside a model, with what the other CONFIGS say in it. Raises DataError when one cannot be read."""
+    if path == "-":
+        return {}
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    found: dict[str, Any] = {}
+    for name in CONFIGS:
+        file = os.path.join(folder, name)
+        if os.path.isfile(file):
+            document = strict_json(read_small(file, 10_000_000), file)
+            if not isinstance(document, dict):
+                raise DataError("it is not an object", place=[file])
+            if name == "config.json":
+                found = document
+            elif name == "quantize_config.json" and "quantization_config" not in found:
+                found = {**found, "quantization_config": document}
+            else:
+                found = {**found, name: document}
+    return found
+
+
+def in_header(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """What the header of an exported file says that its loader wants in config.json. Raises DataError."""
+    if EXPORT_KEY not in metadata:
+        return {}
+    document = strict_json(metadata[EXPORT_KEY].encode("utf-8", "replace"), EXPORT_KEY)
+    found = document.get("config") if isinstance(document, dict) else None
+    if not isinstance(found, dict):
+        raise DataError("it has no config", place=[EXPORT_KEY])
+    return found
+
+
+def layers(source: Source) -> dict[str, Any]:
+    """What the headers of a source say of modules as ComfyUI has it. Raises DataError."""
+    shards = source.shards.values() if isinstance(source, Checkpoint) else [source]
+    found: dict[str, Any] = {}
+    for shard in shards:
+        document = strict_json(shard.metadata.get(COMFYUI, "{}").encode("utf-8", "replace"), COMFYUI)
+        own = document.get("layers", {}) if isinstance(document, dict) else None
+        if not isinstance(own, dict):
+            raise DataError("its layers are not an object", place=[COMFYUI])
+        found |= own
+    return found
+
+
+def claimed(config: Mapping[str, Any]) -> str | None:
+    """What a configuration says of how its model is quantized; None when it says nothing."""
+    keys = ("quantization_config", "compression_config", "quantization")
+    sections = [config, *(v for v in config.values() if isinstance(v, dict))]  # multimodal models have one of the text
+    for section in sections[:100]:
+        for key in keys:
+            said = section.get(key)
+            if isinstance(said, dict) and said and (section is config or key == keys[0]):
+                return f"config.json has {key}{_method(said)}"
+    for name in CONFIGS[2:]:
+        said = config.get(name)
+        own = said.get("quantization", said) if isinstance(said, dict) else None
+        if isinstance(own, dict) and own and ("quant_algo" not in own or own["quant_algo"]):
+            return f"{name} is there{_method(own)}"
+    return None
+
+
+def _method(said: Mapping[str, Any]) -> str:
+    for key in ("quant_method", "quant_algo", "mode", "format", "bits", "w_bit"):
+        if isinstance(said.get(key), (str, int)) and said[key]:
+            return f" ({key} {printable(str(said[key]), 60)})"
+    return ""
+
+
+# ---- together ---------------------------------------------------------------------------------------------------
+
+
+def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
+    """What tells that a source is quantized, by quantcli or another tool; None where its tensors are plain.
+
+    config: what `beside` gives. Raises DataError for a header that cannot be read.
+    """
+    if source.documents:
+        return Evidence(layout="quantcli", seen="its header says so")
+    if isinstance(source, GgufFile) and source.blocks:
+        name, block = next(iter(source.blocks.items()))
+        return Evidence(layout="GGUF", seen=f"{printable(name, 200)} is {block.type.name}")
+    infos = {info.name: info for info in source.infos()}
+    if isinstance(source, OnnxFile):
+        return _of_nodes(source, infos) or of_layout(infos) or _of_codes(infos.values())
+    module = next(iter(layers(source)), None)
+    if module is not None:
+        return Evidence(layout="ComfyUI", seen=f"{COMFYUI} in its header describes {printable(module, 200)}")
+    return _with_config(infos, {**in_header(source.metadata), **config})
+
+
+def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
+    known, said = of_layout(infos), claimed(config)
+    if known is not None:
+        seen = f"{known.seen}, and {said}" if said is not None else known.seen
+        return Evidence(layout=known.layout, seen=seen)
+    return _of_claim(infos, config) or _of_codes(infos.values())
+
+
+def _of_claim(
+    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = (*WHOLE, *SMALL_FLOATS)
+) -> Evidence | None:
+    """What a configuration says, where a tensor of one of these dtypes can be codes."""
+    said = claimed(config)
+    codes = next((info for info in infos.values() if _can_be_codes(info) and info.dtype in dtypes), None)
+    if said is None or codes is None:
+        return None
+    return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {said}")
+
+
+def _of_nodes(source: OnnxFile, infos: Mapping[str, TensorInfo]) -> Evidence | None:
+    """What the nodes of an ONNX graph tell."""
+    return _decoded_by_node(source, infos) or _computed_with(source, infos)
+
+
+def _decoded_by_node(source: OnnxFile, infos: Mapping[str, TensorInfo]) -> Evidence | None:
+    """A stored weight that a node of an ONNX graph decodes."""
+    node = next((n for n in source.graph.nodes if n.weight in infos), None)
+    if node is None:
+        return None
+    return Evidence(layout=f"ONNX with {node.operator}", seen=f"a node decodes {printable(node.weight, 200)}")
+
+
+def _computed_with(source: OnnxFile, infos: Mapping[str, TensorInfo]) -> Evidence | None:
+    """Codes that a node of an ONNX graph computes with as they are."""
+    found = next(((n, o) for n, o in source.graph.computed.items() if n in infos), None)
+    if found is None:
+        return None
+    name, operator = found
+    return Evidence(
+        layout=f"ONNX with {operator}, as onnxruntime's quantizer writes it",
+        seen=f"a node computes with {printable(name, 200)}, which is {infos[name].dtype}",
+    )
+
+
+def out_of_date(source: Source, config: Mapping[str, Any]) -> str | None:
+    """What a configuration says of a source in which nothing tells of quantization; None when it says nothing."""
+    said = None if isinstance(source, (GgufFile, OnnxFile)) else claimed(config)
+    return f"{said}, but no tensor is stored as codes" if said is not None else None
+
+
+def undecoded(
+    source: Source, infos: Mapping[str, TensorInfo], config: Mapping[str, Any], *, others: bool
+) -> Evidence | None:
+    """What tells that some of these tensors of a source, those that no layout has decoded, are parts of one that is
+    not supported. others: whether a layout has decoded others: then the configuration speaks of those, and only small
+    floats that are left are codes, such as those whose scales are in another file."""
+    found = _computed_with(source, infos) if isinstance(source, OnnxFile) else None
+    return found or of_layout(infos) or _of_claim(infos, config, SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS))

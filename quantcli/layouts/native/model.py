@@ -1,0 +1,272 @@
+"""Lazy access to the tensors of a file, float or quantized: by name, whole or tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import kernels
+from quantcli.dtypes import DTYPES, to_float32
+from quantcli.errors import DataError, printable
+from quantcli.formats import code_grid, fixed_codebook
+from quantcli.kernels import LEVELS, QuantParams, row_bytes
+from quantcli.kernels.codebook import codebook
+from quantcli.layouts.native import document as container
+from quantcli.layouts.native.document import StoredTensor
+from quantcli.stores import Source, open_source
+from quantcli.tensors import packing
+from quantcli.tensors.info import QuantizedTensor, TensorInfo
+from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.settle import spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+    from quantcli.kernels.codebook import Codebook
+    from quantcli.scheme import Scheme
+
+
+CHANGED = "its quantcli header was changed after it was written, so what it says cannot be relied on"
+
+
+class Tensor:
+    """A tensor of a file: what it was before quantization, and its values when asked for."""
+
+    def __init__(self, source: Source, stored: StoredTensor) -> None:
+        self._source = source
+        self.stored = stored
+
+    @property
+    def name(self) -> str:
+        """Its name in the original model."""
+        return self.stored.info.name
+
+    @property
+    def dtype(self) -> str:
+        """Its original safetensors dtype, such as `BF16`."""
+        return self.stored.info.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.stored.info.shape
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How it was quantized; None when it is stored as it was."""
+        return self.stored.scheme
+
+    def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
+        """Bytes of one of the tensors it is stored as."""
+        buffer = np.empty(size, np.uint8)
+        self._source.read(name, start, buffer.data)
+        return buffer
+
+    def _floats(self, output: TensorInfo, first: int, count: int) -> Floats:
+        size = DTYPES[output.dtype].bits // 8
+        return to_float32(self.read_bytes(output.name, first * size, count * size), output.dtype)
+
+    def packed(self, span: TileSpan) -> Bytes:
+        """The stored codes of one tile: rows of 32-bit words."""
+        assert self.stored.scheme is not None and self.stored.layout is not None
+        bits, plan = self.stored.scheme.bits, self.stored.layout
+        start = span.row * row_bytes(plan.cols, bits) + span.col * bits // 8
+        return self.read_bytes(self.stored.outputs[0].name, start, span.rows * row_bytes(span.cols, bits))
+
+    def params(self, span: TileSpan) -> QuantParams:
+        """The parameters of one tile. Raises DataError where one is not finite."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        assert scheme is not None and plan is not None
+        scale, zero = self.scales(span)
+        if not np.isfinite(scale).all():
+            raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
+        return spread(QuantParams(scale, zero, self._codebook(span)), self.stored.info, scheme, plan)
+
+    def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
+        """Scales and zero points or offsets of one tile as they are stored: (rows, groups), or (1, channels) where
+        the columns share them."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        assert scheme is not None and plan is not None
+        if plan.shared == "columns":
+            rows, first, groups = 1, 0, plan.scales
+            start = 0
+        else:
+            rows, first, groups = span.rows, span.col // plan.group, -(-span.cols // plan.group)
+            start = span.row * plan.groups + first
+
+        def row_params(part: str) -> Floats:
+            return self._floats(self.stored.output(part), start, rows * groups).reshape(rows, groups)
+
+        held = container.parts(scheme)
+        scale = row_params("scale") if "scale" in held else np.ones((1, 1), np.float32)
+        if "offset" in held:
+            return scale, row_params("offset")
+        if "zero_point" in held:
+            zero = self._zero_points(0 if plan.shared else span.row, rows, first, groups)
+            return scale, zero.astype(np.float32)
+        return scale, None
+
+    def levels(self, span: TileSpan) -> Floats:
+        """The stored levels (tables, 2^b) of the codes of one tile of a codebook."""
+        assert self.stored.scheme is not None
+        output, width = self.stored.output("codebook"), 1 << self.stored.scheme.bits
+        own = len(output.shape) > 1
+        found = self._floats(output, span.row * width if own else 0, (span.rows if own else 1) * width)
+        return found.reshape(-1, width)
+
+    def _codebook(self, span: TileSpan) -> Codebook | None:
+        """The levels of the codes of one tile."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        assert scheme is not None and plan is not None
+        if code_grid(scheme).mode != LEVELS:
+            return None
+        if scheme.format != "codebook":
+            return fixed_codebook(scheme)
+        levels = self.levels(span)
+        if not np.isfinite(levels).all():
+            raise DataError("a stored level is not finite", place=[self._source.path, printable(self.name)])
+        return codebook(levels)
+
+    def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
+        assert self.stored.scheme is not None and self.stored.layout is not None
+        output = self.stored.output("zero_point")
+        bits, width = self.stored.scheme.bits, output.shape[1]
+        total, _ = container.zero_shape(self.stored.layout)
+        if self.stored.layout.shared == "tensor":
+            row, rows = row, min(rows, total)
+        first = row // 32 * 32
+        last = min(-(-(row + rows) // 32) * 32, total)
+        words = row_bytes(last - first, bits) // 4
+        raw = self.read_bytes(output.name, first // 32 * bits * width * 4, words * width * 4)
+        matrix = np.ascontiguousarray(raw.view("<u4").reshape(words, width)[:, group : group + groups])
+        return packing.unpack_columns(matrix, last - first, bits)[row - first : row - first + rows]
+
+    def decoded(self, span: TileSpan) -> Floats:
+        """The float32 weights (rows, cols) of one tile."""
+        assert self.stored.scheme is not None and self.stored.layout is not None
+        params = self.params(span)
+        if self.stored.layout.shared == "columns" and span.cols != self.stored.layout.cols:
+            raise AssertionError("tiles with parameters per column are whole rows")
+        group = min(self.stored.layout.group, span.cols) or 1
+        return kernels.load().decode(
+            self.packed(span),
+            (span.rows, span.cols),
+            group,
+            params,
+            code_grid(self.stored.scheme),
+        )
+
+    def numpy(self) -> NDArray[Any]:
+        """The values: float32 for quantized tensors and for float types numpy lacks, else in their own dtype.
+
+        Raises DataError for types of less than a byte.
+        """
+        stored = self.stored
+        if stored.layout is not None:
+            out = np.empty(stored.info.numel, np.float32)
+            for span in stored.layout.tiles():
+                start = span.row * stored.layout.cols + span.col
+                out[start : start + span.rows * span.cols] = self.decoded(span).ravel()
+            return out.reshape(stored.info.shape)
+        dtype = DTYPES[stored.info.dtype]
+        raw = self.read_bytes(self.name, 0, stored.info.nbytes)
+        if dtype.numpy is not None:
+            return raw.view(dtype.numpy).reshape(stored.info.shape)
+        if not dtype.quantizable:
+            raise DataError(f"numpy has no {dtype.name}", place=[self._source.path, printable(self.name)])
+        return to_float32(raw, dtype.name).reshape(stored.info.shape)
+
+    def quantized(self) -> QuantizedTensor:
+        """The tensor in quantized form, in memory. Raises DataError when it is stored as it was."""
+        scheme, plan = self.stored.scheme, self.stored.layout
+        if scheme is None or plan is None:
+            raise DataError("it is not quantized", place=[self._source.path, printable(self.name)])
+        whole = TileSpan(0, plan.rows, 0, plan.cols)
+        return QuantizedTensor(self.stored.info, scheme, plan, self.params(whole), self.packed(whole))
+
+
+class Model(Mapping[str, Tensor]):
+    """The tensors of a file by their original names. Use it in a `with` statement, or close it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.documents: list[container.Document] = []
+        covered: set[str] = set()
+        stored: list[StoredTensor] = []
+        for header in source.documents:
+            try:
+                document = container.parse(*header)
+            except DataError as error:
+                raise error.within(source.path) from None
+            self.documents.append(document)
+            stored.extend(document.tensors)
+            covered.update(info.name for info in header.infos)
+        for info in source.infos():
+            if info.name not in covered:
+                stored.append(StoredTensor(info, "", None, None, "", None, None, None, "", (info,)))
+        self._tensors = {s.info.name: Tensor(source, s) for s in stored}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether quantcli wrote it."""
+        return bool(self.documents)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether a quantcli header was changed after it was written, so that what it says need not be true."""
+        return any(document.intact is False for document in self.documents)
+
+    def check_headers(self) -> None:
+        """Raise DataError when a header was changed after it was written."""
+        if self.is_changed:
+            raise DataError(CHANGED, place=[self.source.path], hint="verify it against its original, or quantize again")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self.source.close()
+
+
+def open(path: str) -> Model:
+    """The tensors of a .safetensors, .npy or .npz file or a checkpoint folder, quantized or not, read on demand.
+
+    Raises QuantcliError when it cannot be read.
+
+    >>> import numpy as np, tempfile, os
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(os.path.join(folder, "a.npy"), np.eye(2))
+    ...     with open(os.path.join(folder, "a.npy")) as model:
+    ...         {name: tensor.shape for name, tensor in model.items()}
+    {'a': (2, 2)}
+    """
+    source = open_source(str(path))
+    try:
+        return Model(source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def stored_tensors(model: Model) -> Sequence[StoredTensor]:
+    """What is stored, in file order."""
+    return [tensor.stored for tensor in model.values()]

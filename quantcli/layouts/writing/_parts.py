@@ -1,0 +1,307 @@
+"""What the targets share: the facts of a weight, pieces of it, parameters in other dtypes, and matrices turned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import architectures
+from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
+from quantcli.dtypes import DTYPES, from_float32, to_float32
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.kernels import row_bytes
+from quantcli.layouts.writing import Beside, Codes, Job, Piece, Weight, Write
+from quantcli.patterns import module_of
+from quantcli.scheme import Scheme
+from quantcli.stores.safetensors import strict_json
+from quantcli.tensors import packing
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import Layout, TileSpan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+
+BAND = 1 << 22
+"""Bytes of codes that are moved at a time."""
+
+SLAB = 1 << 23
+"""Bytes of codes that are turned before they are written: each line of the turned matrix is a write of its own where a
+slab is narrower than the matrix, and with half as many of them AWQ takes two thirds of the time."""
+
+COPY = 1 << 22
+"""Bytes of a kept tensor that are copied at a time."""
+
+NO_OTHER_SCALES = "this target stores no others; quantize the original with --scale-dtype float16, or keep the tensor"
+"""The way out where a scale does not fit."""
+
+
+def facts(weight: Weight) -> tuple[Scheme, Layout]:
+    """Scheme and layout of a weight that is quantized."""
+    assert weight.scheme is not None and weight.layout is not None
+    return weight.scheme, weight.layout
+
+
+def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None:
+    """Why a weight is not the `.weight` of a module, a matrix whose groups end inside its rows; None when it is."""
+    _, plan = facts(weight)
+    shape = weight.info.shape
+    if not least <= len(shape) <= most:
+        dimensions = f"it has {len(shape)} dimension{'s' if len(shape) != 1 else ''}"
+        return dimensions if most > 2 else f"{dimensions}, and the target has matrices only"
+    if not weight.info.name.endswith(".weight") or weight.info.name == ".weight":
+        return "its name does not end in .weight"
+    if plan.cols != shape[-1]:
+        return "its rows run over several axes"
+    if plan.short_group:
+        return f"a short last group of {plan.short_group}"
+    return None
+
+
+def finer(group: int, sizes: Sequence[int]) -> int | None:
+    """The largest of some group sizes that divides a group: its parameters are repeated then."""
+    return max((s for s in sizes if group % s == 0), default=None)
+
+
+def plain(info: TensorInfo) -> Job:
+    """The copy of a tensor as it is."""
+    return copied((info,))
+
+
+def copied(outputs: Sequence[TensorInfo]) -> Job:
+    """The copy of tensors under their names."""
+
+    def copy(output: int, start: int, codes: Codes, write: Write) -> bool:
+        info = outputs[output]
+        write(output, start, codes.read_bytes(info.name, start, min(COPY, info.nbytes - start)))
+        return True
+
+    def pieces() -> Iterator[Piece]:
+        for number, info in enumerate(outputs):
+            for start in range(0, info.nbytes, COPY):
+                yield partial(copy, number, start)
+
+    return Job(outputs=tuple(outputs), pieces=pieces)
+
+
+def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
+    """Pieces of about BAND bytes (SLAB when they are to be turned) in file order: whole rows, multiples of `unit` of
+    them, or where not even so many are that small, parts of such rows that end between words, native groups and the
+    target's groups of `size`."""
+    limit = SLAB if slab else BAND
+    height = limit // (row_bytes(plan.cols, bits) * unit) * unit
+    if height:
+        for row in range(0, plan.rows, height):
+            yield TileSpan(row, min(height, plan.rows - row), 0, plan.cols)
+        return
+    step = math.lcm(32, *(g for g in (size, plan.group) if g < plan.cols))
+    width = max(1, limit * 8 // (bits * unit * step)) * step
+    for row in range(0, plan.rows, unit):
+        for col in range(0, plan.cols, width):
+            yield TileSpan(row, min(unit, plan.rows - row), col, min(width, plan.cols - col))
+
+
+def words(codes: Codes, span: TileSpan, plan: Layout, bits: int) -> Bytes:
+    """Codes of a piece, (rows, bytes)."""
+    if span.cols == plan.cols or span.rows == 1:
+        found = codes.packed(span)
+    else:
+        found = np.concatenate([codes.packed(row) for row in _rows(span)])
+    return found.reshape(span.rows, row_bytes(span.cols, bits))
+
+
+def params(codes: Codes, span: TileSpan, plan: Layout, scheme: Scheme) -> tuple[Floats, Floats]:
+    """Scales and zero points (or float offsets) of a piece, both (rows, groups); symmetric codes have their middle."""
+    parts = [codes.params(s) for s in ([span] if span.cols == plan.cols or span.rows == 1 else _rows(span))]
+    scale = np.concatenate([p.scale for p in parts])
+    if scheme.symmetric:
+        return scale, np.full_like(scale, 1 << (scheme.bits - 1))
+    return scale, np.concatenate([p.zero for p in parts if p.zero is not None])
+
+
+def _rows(span: TileSpan) -> list[TileSpan]:
+    return [TileSpan(row, 1, span.col, span.cols) for row in range(span.row, span.row + span.rows)]
+
+
+def rounded(values: Floats, dtype: str, name: str, *, zeros: bool = False) -> tuple[NDArray[Any], bool]:
+    """Values in another dtype, and whether that lost nothing. Raises DataError when one becomes infinite, or with
+    zeros=False zero."""
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(from_float32(values, dtype))
+    back = to_float32(found.view(np.uint8).reshape(-1), dtype).reshape(values.shape)
+    if not np.isfinite(back).all() or (not zeros and bool(((back == 0) & (values != 0)).any())):
+        raise DataError(
+            f"a scale does not fit {dtype}",
+            place=[printable(name)],
+            hint=NO_OTHER_SCALES,
+        )
+    return found, bool(np.array_equal(back, values))
+
+
+def repeated(values: NDArray[Any], span: TileSpan, plan: Layout, size: int) -> NDArray[Any]:
+    """Parameters (rows, groups) of a piece, repeated for every one of the target's groups of `size` in it."""
+    count = -(-span.cols // size)
+    if values.shape[1] == count:
+        return values
+    return np.repeat(values, count if plan.groups == 1 else plan.group // size, axis=1)[:, :count]
+
+
+def turned(matrix: NDArray[Any], out: NDArray[Any]) -> None:
+    """Put a matrix into another one with rows for columns. In strips of 16 rows, one cache line of the result, it
+    runs at 7 to 12 GB/s where one call takes 1 to 4."""
+    for row in range(0, len(matrix), 16):
+        out[:, row : row + 16] = matrix[row : row + 16].T
+
+
+def below(span: TileSpan, bits: int, unit: int) -> Iterator[TileSpan]:
+    """A slab in pieces that stay in the cache, multiples of `unit` rows."""
+    height = max(1, (1 << 19) // (row_bytes(span.cols, bits) * unit)) * unit
+    for row in range(span.row, span.row + span.rows, height):
+        yield TileSpan(row, min(height, span.row + span.rows - row), span.col, span.cols)
+
+
+def put_columns(write: Write, output: int, block: NDArray[Any], at: tuple[int, int], width: int) -> None:
+    """Write a block at (row, column) of a matrix that is `width` wide; in one go where the block is as wide."""
+    block = np.ascontiguousarray(block)
+    row, col = at
+    size = block.itemsize
+    if block.shape[1] == width:
+        write(output, row * width * size, block)
+        return
+    for i in range(block.shape[0]):
+        write(output, ((row + i) * width + col) * size, block[i])
+
+
+def pack_rows(values: NDArray[Any], bits: int) -> NDArray[Any]:
+    """32-bit words of whole numbers (rows, count), the stream of each row by itself."""
+    return packing.pack(np.ascontiguousarray(values), bits).view("<u4")
+
+
+def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
+    """The size of the groups all weights can be stored in, -1 for whole rows: a common divisor of their own sizes that
+    rows longer than it are multiples of. Raises UsageError when none is known to the target."""
+    plans = [(weight, *facts(weight)) for weight in weights]
+    own = {scheme.group_size or plan.group: w.info.name for w, scheme, plan in plans if scheme.granularity == "group"}
+    if not own:
+        return -1
+    size, rows = math.gcd(*own), {plan.cols for _, _, plan in plans}
+    while uneven := [cols for cols in rows if cols > size and cols % size]:
+        size = math.gcd(size, *uneven)
+    found = finer(size, sizes)
+    if found is None:
+        groups = " and ".join(f"{g} ({printable(name, 80)})" for g, name in list(own.items())[:3])
+        raise UsageError(f"groups of {groups} have no common size that it knows")
+    return found
+
+
+def same_bits(weights: Sequence[Weight]) -> int:
+    """The bits of all weights. Raises UsageError when they have several."""
+    found = {facts(w)[0].bits: w.info.name for w in weights}
+    if len(found) > 1:
+        shown = " and ".join(f"{b} bits ({printable(name, 80)})" for b, name in list(found.items())[:3])
+        raise UsageError(f"{shown} in one model, and its configuration has room for one width")
+    return next(iter(found))
+
+
+def quantized(tensors: Sequence[Weight]) -> list[Weight]:
+    """Those that are."""
+    return [t for t in tensors if t.scheme is not None]
+
+
+def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
+    """A JSON object beside the weights; None when there is no such file. Raises DataError when it is something else."""
+    raw = beside(name)
+    if raw is None:
+        return None
+    found = strict_json(raw, name)
+    if not isinstance(found, dict):
+        raise DataError("it is not an object", place=[name])
+    return found
+
+
+def stated(beside: Beside) -> Architecture | None:
+    """What the config.json beside a model says it is; None where it names none. Raises DataError."""
+    return architectures.of(json_beside(beside, "config.json") or {})
+
+
+def architecture(beside: Beside) -> Architecture:
+    """The same, or that there is nothing but names to go by."""
+    return stated(beside) or UNNAMED
+
+
+def not_linear(weight: Weight, model: Architecture) -> str | None:
+    """Why a loader that quantizes the Linear layers of transformers takes no quantized weight in this place."""
+    kind = model.holder(module_of(weight.info.name))
+    if kind is None or kind == EXPERTS:
+        return None
+    if kind == INITIALIZED:
+        return "transformers reads this weight while it loads the model, before it is decoded; --to bnb-nf4 may take it"
+    if kind == DIRECT:
+        return "transformers reads this weight outside its layer, where it is not decoded"
+    if kind in (CHANGED, UNLOADABLE):
+        return "transformers splits or merges this tensor while it loads it"
+    return f"transformers holds it in {kind}, and quantized weights are loaded into Linear layers only"
+
+
+def unknown(model: Architecture) -> list[str]:
+    """What is to be said of a model of a type that is not known."""
+    if model.known or model is UNNAMED:
+        return []
+    named = f"model_type {printable(repr(model.model_type), 60)}" if model.model_type else "no model_type"
+    return [
+        f"config.json names {named}, which quantcli does not know from transformers "
+        f"{architectures.transformers_version()}: every matrix is taken to be a Linear layer of the model, unless its "
+        "name is that of an embedding"
+    ]
+
+
+def modules(tensors: Sequence[Weight], *, quantized: bool) -> list[str]:
+    """Modules whose matrix is quantized, or stays in floating point."""
+    return [
+        module_of(t.info.name)
+        for t in tensors
+        if (t.scheme is not None) == quantized and t.info.name.endswith(".weight") and len(t.info.shape) == 2
+    ]
+
+
+def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = False) -> list[str]:
+    """Modules whose matrix stays in floating point, under all the names they have, and Linear layers that have no
+    tensor in the file because they share one. linear: only what may be a Linear layer."""
+    kept = modules(tensors, quantized=False)
+    layers = (None, DIRECT, INITIALIZED)
+    named = [n for m in kept if not linear or model.holder(m) in layers for n in model.names(m)]
+    return list(dict.fromkeys([*named, *model.heads([*kept, *modules(tensors, quantized=True)])]))
+
+
+def refuse_skipped(tensors: Sequence[Weight], kept: Sequence[str], skips: Callable[[str, str], bool]) -> None:
+    """Raise UsageError where a loader that is told to leave a module alone would leave a quantized one alone too.
+    skips(name, module): whether that name makes it leave the module alone."""
+    for module in modules(tensors, quantized=True):
+        name = next((n for n in kept if skips(n, module)), None)
+        if name is not None:
+            problem = f"with {printable(name, 120)} kept, its loader would not decode {printable(module, 120)} either"
+            raise UsageError(problem, hint="keep both with --exclude, or quantize both")
+
+
+def skips_by_name(name: str, module: str) -> bool:
+    """Whether transformers leaves a module alone for this name: where it begins or ends with it.
+
+    >>> skips_by_name("lm_head", "model.lm_head"), skips_by_name("layers.1", "layers.11.up")
+    (True, False)
+    """
+    return module.endswith(name) or module.startswith(f"{name}.")
+
+
+def element(dtype: str) -> int:
+    """Bytes of an element."""
+    return DTYPES[dtype].bits // 8
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rest of a config.json."""
+    return {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}

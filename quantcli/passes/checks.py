@@ -1,0 +1,153 @@
+"""What a quantized tensor can hold, whatever its weights were: looked at by itself, tile by tile.
+
+Each function tells what is wrong to `add` (see findings.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.errors import DataError
+from quantcli.formats import code_grid, unused_codes
+from quantcli.kernels import INTEGER, LEVELS, CodeGrid, Kernels, QuantParams, row_bytes
+from quantcli.kernels.codebook import codebook
+from quantcli.layouts.native import document
+from quantcli.layouts.native.document import zero_shape
+from quantcli.layouts.native.model import Tensor
+from quantcli.tensors.rows import Layout, TileSpan
+from quantcli.tensors.settle import improper, improper_levels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+
+Add = Callable[..., None]
+_ONE = np.ones((1, 1), np.float32)
+
+
+def whole(add: Add, tensor: Tensor) -> None:
+    """What is stored once for a tensor: its shape, the end of its zero points, levels for all of it."""
+    stored, plan = tensor.stored, tensor.stored.layout
+    assert stored.scheme is not None and plan is not None
+    shape = tensor.read_bytes(stored.output("shape").name, 0, 8 * len(tensor.shape)).view("<i8").tolist()
+    if shape != list(tensor.shape):
+        add("structure", f"its shape tensor holds {shape}, not {list(tensor.shape)}")
+    held = document.parts(stored.scheme)
+    if "zero_point" in held:
+        output = stored.output("zero_point")
+        spare = output.shape[0] * 32 - zero_shape(plan)[0] * stored.scheme.bits
+        width = 4 * output.shape[1]
+        last = tensor.read_bytes(output.name, output.nbytes - width, width).view("<u4")
+        wrong = (last.astype(np.uint64) >> np.uint64(32 - spare)) != 0
+        if wrong.any():
+            add("padding", "bits behind the zero points are not 0", count=int(wrong.sum()))
+    if "codebook" in held and len(stored.output("codebook").shape) == 1:
+        _levels(add, tensor, TileSpan(0, 1, 0, 1), own=False)
+
+
+def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
+    """Bits behind the last code of each row of a tile."""
+    scheme, plan = tensor.stored.scheme, tensor.stored.layout
+    assert scheme is not None and plan is not None
+    width = row_bytes(span.cols, scheme.bits)
+    spare = width * 8 - span.cols * scheme.bits
+    if not spare or span.col + span.cols < plan.cols:
+        return
+    last = packed.reshape(span.rows, width)[:, -4:].copy().view("<u4").ravel()
+    wrong = last >> np.uint32(32 - spare) != 0
+    if wrong.any():
+        row = span.row + int(wrong.argmax())
+        add("padding", "bits behind the codes of a row are not 0", row, int(wrong.sum()), index=[row])
+
+
+def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
+    """The parameters of a tile, looked at; None where they cannot be used."""
+    scheme, plan = tensor.stored.scheme, tensor.stored.layout
+    assert scheme is not None and plan is not None
+    held = document.parts(scheme)
+    if "scale" in held:
+        scale, zero = tensor.scales(span)
+        found = improper(scale, zero, scheme, tensor.stored.scale_dtype)
+        if plan.shared == "tensor":
+            first, first_zero = tensor.scales(TileSpan(0, 1, 0, plan.cols))
+            found.append(("the rows have different scales", differ(scale, first)))
+            if zero is not None and first_zero is not None:
+                found.append(("the rows have different zero points", differ(zero, first_zero)))
+        for problem, where in found:
+            place_in(add, problem, where, span, plan)
+    if "codebook" in held and len(tensor.stored.output("codebook").shape) > 1:
+        _levels(add, tensor, span, own=True)
+    try:
+        return tensor.params(span)
+    except DataError:  # told already
+        return None
+
+
+def place_in(add: Add, problem: str, where: NDArray[np.bool_], span: TileSpan, plan: Layout) -> None:
+    """Tell what is wrong with parameters (rows, groups) of a tile, if it is so anywhere."""
+    if where.any():
+        row, group = (int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
+        place = [group] if plan.shared == "columns" else [span.row + row, span.col // plan.group + group]
+        add("scales", problem, place[0] * plan.groups + place[-1], int(where.sum()), index=place)
+
+
+def differ(some: Floats, others: Floats) -> NDArray[np.bool_]:
+    """Where numbers are not the same to the last bit."""
+    found: NDArray[np.bool_] = np.ascontiguousarray(some).view(np.uint32) != np.ascontiguousarray(others).view(
+        np.uint32
+    )
+    return found
+
+
+def _levels(add: Add, tensor: Tensor, span: TileSpan, *, own: bool) -> None:
+    assert tensor.scheme is not None
+    for problem, where in improper_levels(tensor.levels(span), tensor.scheme):
+        row, code = (int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
+        row += span.row
+        at, index = row * where.shape[1] + code, [row, code] if own else [code]
+        add("scales", problem, at, int(where.sum()), index=index)
+
+
+def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantParams, kernels: Kernels) -> None:
+    """Codes of a tile that no weight is ever given."""
+    assert tensor.scheme is not None and tensor.stored.layout is not None
+    grid = code_grid(tensor.scheme)
+    if grid.mode == LEVELS:
+        assert found.codebook is not None
+        unused = unused_codes(found.codebook)
+        if not unused.any():
+            return
+        marks = QuantParams(_ONE, None, codebook(unused.astype(np.float32)))
+        wrong = kernels.decode(packed, (span.rows, span.cols), max(span.cols, 1), marks, grid) != 0
+    elif grid.umin > 0 or grid.umax < (1 << grid.bits) - 1:
+        values = unpacked(kernels, packed, span, grid.bits)
+        wrong = (values < grid.umin) | (values > grid.umax)
+    else:
+        return
+    if wrong.any():
+        place = int(wrong.argmax())
+        at = flat(place, span, tensor.stored.layout)
+        code = int(unpacked(kernels, packed, span, grid.bits).ravel()[place])
+        index = index_of(at, tensor.shape)
+        add("ranges", "no weight is ever given this code", at, int(wrong.sum()), index=index, stored=code)
+
+
+def unpacked(kernels: Kernels, packed: Bytes, span: TileSpan, bits: int) -> Floats:
+    """The codes of a tile, as numbers: codes that stand for themselves, decoded."""
+    plain = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1)
+    return kernels.decode(packed, (span.rows, span.cols), max(span.cols, 1), QuantParams(_ONE), plain)
+
+
+def index_of(place: int, shape: tuple[int, ...]) -> list[int]:
+    """The index of a flat place in a tensor."""
+    return [int(i) for i in np.unravel_index(place, shape)] if shape else []
+
+
+def flat(place: int, span: TileSpan, plan: Layout) -> int:
+    """The flat place in the tensor of a place in a tile."""
+    row, col = divmod(place, span.cols)
+    return (span.row + row) * plan.cols + span.col + col

@@ -1,0 +1,120 @@
+"""Two models, tensor by tensor: any of float, quantcli and other quantizers' files, by decoding both."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, printable
+from quantcli.layouts.view import BLOCK, View
+from quantcli.metrics import NOTHING, Metrics
+from quantcli.passes.quantize import Progress
+from quantcli.workers import Crew, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+
+
+def measure(
+    pairs: Mapping[str, tuple[View, View]], *, threads: int, progress: Progress | None
+) -> dict[str, Metrics | None]:
+    """Errors of the second of each pair against the first; None where tensors without float values differ."""
+    parts: dict[str, dict[int, Metrics | None]] = {name: {} for name in pairs}
+    lock = threading.Lock()
+    if progress is not None:
+        progress.start(sum(b.info.nbytes for _, b in pairs.values()))
+
+    def tasks() -> Iterator[Task]:
+        for name, (a, b) in pairs.items():
+            if a.numeric and b.numeric:
+                longer = a if a.stored is None and b.stored is not None else b
+                for index, (first, last) in enumerate(longer.blocks):
+                    yield partial(one, name, index, first, last)
+            else:
+                yield partial(same, name)
+
+    def one(name: str, index: int, first: int, last: int) -> None:
+        a, b = pairs[name]
+        done(name, index, _errors(a.read(first, last), b.read(first, last)), b.info.nbytes * (last - first))
+
+    def same(name: str) -> None:
+        a, b = pairs[name]
+        done(name, 0, Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if _equal(a, b) else None, 0)
+
+    def done(name: str, index: int, found: Metrics | None, weighed: int) -> None:
+        with lock:
+            parts[name][index] = found
+        if progress is not None and pairs[name][1].info.numel:
+            progress.advance(weighed // pairs[name][1].info.numel)
+
+    Crew(tasks(), threads).run()
+    return {name: _total([found[i] for i in sorted(found)]) for name, found in parts.items()}
+
+
+def _total(parts: list[Metrics | None]) -> Metrics | None:
+    known = [p for p in parts if p is not None]
+    return sum(known, NOTHING) if len(known) == len(parts) else None
+
+
+def _errors(before: Floats, after: Floats) -> Metrics:
+    """Errors of decoded weights; of what is not finite only that it is the same on both sides."""
+    with np.errstate(invalid="ignore"):
+        error = before.astype(np.float64)
+        power = float(np.einsum("i,i->", error, error))
+        error -= after
+        sse = float(np.einsum("i,i->", error, error))
+    if math.isfinite(power + sse):
+        largest = max(float(error.max(initial=0.0)), -float(error.min(initial=0.0)))
+        return Metrics(sse, power, before.size, largest, 0)
+    odd = ~(np.isfinite(before) & np.isfinite(after))
+    if not np.array_equal(before[odd], after[odd], equal_nan=True):
+        return Metrics(math.inf, 0.0, before.size, math.inf, 0)
+    found = _errors(np.where(odd, np.float32(0), before), np.where(odd, np.float32(0), after))
+    return replace(found, numel=before.size)
+
+
+def _equal(a: View, b: View) -> bool:
+    """Whether tensors of which one is no float hold the same numbers, or of types numpy lacks the same bytes."""
+    kinds = [DTYPES[v.info.dtype].numpy for v in (a, b)]
+    if a.info.dtype == b.info.dtype:
+        kinds = ["u1", "u1"]
+    if a.scheme is not None or b.scheme is not None or kinds[0] is None or kinds[1] is None:
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(_runs_of(a, kinds[0]), _runs_of(b, kinds[1])))
+
+
+def _runs_of(view: View, kind: str) -> Iterator[NDArray[Any]]:
+    """The stored elements of a tensor, seen as numpy's type of that name, 4 million at a time."""
+    assert view.stored is not None
+    step = 4 * BLOCK * np.dtype(kind).itemsize
+    for at in range(0, view.info.nbytes, step):
+        yield view.stored.read_bytes(view.stored.name, at, min(step, view.info.nbytes - at)).view(kind)
+
+
+def pairs_of(
+    before: Mapping[str, View], after: Mapping[str, View], place: str
+) -> tuple[dict[str, tuple[View, View]], list[str], list[str]]:
+    """Tensors by name on both sides, those only after and those only before.
+
+    Raises DataError with all whose shapes differ, and when nothing is on both sides.
+    """
+    both = {name: (before[name], view) for name, view in after.items() if name in before}
+    wrong = [
+        f"{printable(name)} is {list(a.info.shape)} and {list(b.info.shape)}"
+        for name, (a, b) in both.items()
+        if a.info.shape != b.info.shape
+    ]
+    if wrong:
+        raise DataError(f"{len(wrong)} tensors have other shapes: {', '.join(wrong)}", place=[place])
+    if not both:
+        raise DataError("no tensor has the same name in both", place=[place])
+    return both, [n for n in after if n not in before], [n for n in before if n not in after]

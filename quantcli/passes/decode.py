@@ -1,0 +1,143 @@
+"""Quantized files and folders back to floats, run by run; those of other tools too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from quantcli.dtypes import DTYPES, from_float32
+from quantcli.errors import DataError, printable
+from quantcli.folders import card
+from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
+from quantcli.layouts.native.model import Model
+from quantcli.layouts.view import View
+from quantcli.layouts.writing import KEY as EXPORT_KEY
+from quantcli.layouts.writing._parts import json_beside, without_quantization
+from quantcli.passes.quantize import COPY, Progress
+from quantcli.stores.checkpoint import Checkpoint
+from quantcli.stores.files import OutputFile, check_space
+from quantcli.stores.folder import OutputFolder, json_bytes
+from quantcli.stores.gguf import GgufFile
+from quantcli.stores.safetensors import header_bytes, lay_out, validate
+from quantcli.tensors.info import TensorInfo
+from quantcli.workers import Crew, Task
+
+NAME = "model.safetensors"
+"""The file of the weights in a folder."""
+
+
+def write(
+    model: Model,
+    views: Mapping[str, View],
+    path: str,
+    *,
+    dtype: str | None,
+    force: bool,
+    threads: int,
+    progress: Progress | None,
+) -> int:
+    """Write the tensors of a model, as `views` shows them, to a safetensors file; its size in bytes.
+
+    dtype: the safetensors dtype of decoded tensors instead of their own. Raises QuantcliError.
+    """
+    infos = {name: _target(view, dtype) for name, view in views.items()}
+    metadata = _metadata(model)
+    try:
+        places = lay_out(list(infos.values()), metadata)
+    except DataError as error:
+        raise error.within(model.source.path) from None
+    check_space(path, places.size, model.source.path)
+    with OutputFile(path, places.size, force=force) as out:
+        if progress is not None:
+            progress.start(sum(i.nbytes for i in infos.values()))
+
+        def tasks() -> Iterator[Task]:
+            for name, view in views.items():
+                at = places.offsets[name]
+                if view.scheme is None:
+                    yield from (partial(copy, view, start, at) for start in range(0, view.info.nbytes, COPY))
+                else:
+                    yield from (partial(decode, view, first, last, at) for first, last in view.blocks)
+
+        def copy(view: View, start: int, at: int) -> None:
+            assert view.stored is not None
+            block = view.stored.read_bytes(view.stored.name, start, min(COPY, view.info.nbytes - start))
+            out.write(at + start, block.data)
+            advance(len(block))
+
+        def decode(view: View, first: int, last: int, at: int) -> None:
+            target = infos[view.info.name].dtype
+            decoded = view.read(first, last)
+            if target == "F16" and view.info.dtype == "F16":
+                # The outermost step may reach beyond float16; the original weight cannot have.
+                decoded = np.clip(decoded, -65504, 65504)
+            values = from_float32(decoded, target)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise DataError(
+                    f"a decoded weight does not fit {target}",
+                    place=[model.source.path, printable(view.info.name)],
+                    hint="use --dtype float32",
+                )
+            out.write(at + first * DTYPES[target].bits // 8, values.data.cast("B"))
+            advance(values.nbytes)
+
+        def advance(nbytes: int) -> None:
+            if progress is not None:
+                progress.advance(nbytes)
+
+        out.write(0, header_bytes(places.entries, metadata, places.header_size))
+        Crew(tasks(), threads).run()
+        model.source.check_unchanged()
+        out.sync()
+        validate(out.temp, path)
+        out.publish()
+    return places.size
+
+
+def write_folder(
+    model: Model,
+    views: Mapping[str, View],
+    path: str,
+    *,
+    side: SideFiles,
+    dtype: str | None,
+    force: bool,
+    threads: int,
+    progress: Progress | None,
+) -> int:
+    """Write the tensors of a checkpoint folder to one file in a folder at `path`, with the files beside its weights and
+    a config.json that tells of no quantization; the bytes of the weights. Raises QuantcliError."""
+    source = model.source
+    assert isinstance(source, Checkpoint)
+    config = json_beside(source.beside, CONFIG)
+    told = None if side.leaves_out(CARD) else source.beside(CARD)
+    original = card.original(told) if told is not None else None
+    with OutputFolder(path, force=force) as out:
+        out.begin(())
+        for file in side.copied:
+            assert file.file is not None
+            out.copy(file.name, file.file)
+        place = os.path.join(out.temp, NAME)
+        size = write(model, views, place, dtype=dtype, force=True, threads=threads, progress=progress)
+        if config is not None:
+            out.write(CONFIG, json_bytes(without_quantization(config)))
+        if original is not None:
+            out.write(CARD, original)
+        out.publish()
+    return size
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    """What the header of the decoded file says beside its tensors: what the model's says, less how it is quantized."""
+    if isinstance(model.source, GgufFile):
+        return {"format": "pt"}
+    of_codes = ("quantcli", EXPORT_KEY, "_quantization_metadata")
+    return {k: v for k, v in model.source.metadata.items() if k not in of_codes}
+
+
+def _target(view: View, dtype: str | None) -> TensorInfo:
+    return replace(view.info, dtype=dtype) if dtype is not None and view.scheme is not None else view.info

@@ -1,0 +1,205 @@
+"""Theory beside measurement: a second look at every quantized tensor against the weights it was made from."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import kernels
+from quantcli.calibrators import _histogram
+from quantcli.dtypes import DTYPES
+from quantcli.formats import clipped, code_grid, spread_out
+from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_kernels
+from quantcli.layouts.native.model import Model, Tensor
+from quantcli.metrics import Metrics
+from quantcli.passes.quantize import Progress
+from quantcli.scheme import Scheme
+from quantcli.tensors import packing
+from quantcli.tensors.fit import read_tile
+from quantcli.tensors.rows import TileSpan
+from quantcli.theory import bounds as theory
+from quantcli.theory.bounds import Parts, Theory
+from quantcli.workers import Crew, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+BINS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """How weights lie on their grid: weights over their scale, in units of a step (affine: with the zero point added),
+    so that all groups share one grid. counts: of equal bins from low to high, the outer ones hold what lies beyond;
+    levels: what the codes stand for, ascending, none beyond 8 bits."""
+
+    low: float
+    high: float
+    counts: list[int]
+    levels: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """What a second look at a tensor told; no histogram where every row has levels of its own."""
+
+    theory: Theory
+    histogram: Histogram | None
+
+
+class _Look:
+    """What the tiles of a tensor add up to."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.scheme is not None
+        self.codes = np.zeros(1 << tensor.scheme.bits, np.int64)
+        self.parts: dict[int, Parts] = {}
+        self.bins: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.levels: NDArray[np.float64] | None = None
+        self.histogram: dict[str, Any] | None = None
+        self.lock = threading.Lock()
+
+
+def examine(
+    model: Model, original: Model, metrics: list[Metrics | None], *, threads: int, progress: Progress | None
+) -> list[Examined | None]:
+    """A second look at every tensor of a quantized model, None for kept ones; metrics: what was measured."""
+    measured = dict(zip(model, metrics))
+    # Of weights decoded to infinity theory says nothing.
+    wanted = [name for name, m in measured.items() if model[name].scheme and m is not None and math.isfinite(m.sse)]
+    looks: dict[str, _Look] = {}
+    known: dict[str, Examined] = {}
+    if progress is not None:
+        progress.start(sum(model[name].stored.info.nbytes for name in wanted))
+
+    def tasks() -> Iterator[Task]:
+        for name in wanted:
+            plan = model[name].stored.layout
+            assert plan is not None
+            looks[name] = _Look(model[name])
+            spans = list(plan.tiles())
+            for index, span in enumerate(spans):
+                yield partial(see, name, len(spans), index, span)
+
+    def see(name: str, tiles: int, index: int, span: TileSpan) -> None:
+        look = looks[name]
+        with np.errstate(all="ignore"):  # of damaged parameters
+            nbytes = _see(model[name], original[name], original, look, index, span)
+            with look.lock:
+                complete = len(look.parts) == tiles and looks.pop(name, None) is not None
+            if complete:  # here, so that at no time more histograms exist than tensors being read
+                found = measured[name]
+                assert found is not None
+                known[name] = Examined(theory=_theory(model[name], look, found), histogram=_histogram_of(look))
+        if progress is not None:
+            progress.advance(nbytes)
+
+    Crew(tasks(), threads).run()
+    return [known.get(name) for name in model]
+
+
+def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: int, span: TileSpan) -> int:
+    scheme, plan = tensor.scheme, tensor.stored.layout
+    assert scheme is not None and plan is not None
+    raw = np.empty(span.rows * span.cols * (DTYPES[source.dtype].bits // 8), np.uint8)
+    tile = read_tile(source.dtype, plan, span, lambda at, part: original.source.read(tensor.name, at, part.data), raw)
+    params, grid = tensor.params(span), code_grid(scheme)
+    codes = packing.unpack(tensor.packed(span), span.rows, span.cols, scheme.bits)
+    counts = np.bincount(codes.ravel(), minlength=len(look.codes))
+    x = numpy_kernels.floats(tile)
+    beyond = clipped(x, params, grid, tile.group)
+    parts = theory.split(x, tensor.decoded(span), beyond, _steps(codes, params, grid, x, tile.group))
+    levels = _levels(scheme, params)
+    bins = _bins(_on_grid(x, params, grid, tile.group), levels) if levels is not None else 0
+    with look.lock:
+        look.codes += counts
+        look.bins += bins
+        look.levels = levels
+        look.parts[index] = parts
+        look.histogram = _histogram.observe(kernels.load(), tile, "tensor", look.histogram)
+    return len(raw)
+
+
+def _levels(scheme: Scheme, params: QuantParams) -> NDArray[np.float64] | None:
+    """What the codes of a tensor stand for, ascending, in units of the scale; None where rows differ, and where all
+    codes stand for the same."""
+    grid = code_grid(scheme)
+    if grid.mode == LEVELS:
+        assert params.codebook is not None
+        levels = params.codebook.sorted[0].astype(np.float64)
+        return levels if params.codebook.tables == 1 and levels[0] < levels[-1] else None
+    if grid.mode == BINARY:
+        return np.array([-1.0, 1.0])
+    first = grid.umin - (grid.zero if scheme.symmetric else 0)
+    return np.arange(first, first + grid.umax - grid.umin + 1, dtype=np.float64) + (0.5 if grid.midrise else 0.0)
+
+
+def _range(levels: NDArray[np.float64]) -> tuple[float, float]:
+    """What the bins cover: the levels and a step more on either side, a sixteenth of the range at least."""
+    spare = max((levels[-1] - levels[0]) / 16, (levels[-1] - levels[0]) / max(len(levels) - 1, 1))
+    return float(levels[0] - spare), float(levels[-1] + spare)
+
+
+def _on_grid(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -> NDArray[Any]:
+    """Weights in units of their grid."""
+    scale = spread_out(params.scale, x, group)
+    scale = np.where(scale == 0, np.float32(1), scale)
+    zero = np.float32(0) if params.zero is None else spread_out(params.zero, x, group)
+    placed: NDArray[Any] = (x - zero) / scale if grid.mode == OFFSET else x / scale + zero
+    return placed
+
+
+def _bins(placed: NDArray[Any], levels: NDArray[np.float64]) -> NDArray[np.int64]:
+    low, high = _range(levels)
+    at = np.clip((placed - np.float32(low)) * np.float32(BINS / (high - low)), 0, BINS - 1)
+    at[np.isnan(at)] = 0  # of a range so small that its bins have no width
+    return np.bincount(at.astype(np.int64).ravel(), minlength=BINS)
+
+
+def _histogram_of(look: _Look) -> Histogram | None:
+    if look.levels is None:
+        return None
+    low, high = _range(look.levels)
+    shown = look.levels.tolist() if len(look.levels) <= 256 else []
+    return Histogram(low=low, high=high, counts=look.bins.tolist(), levels=shown)
+
+
+def _steps(
+    codes: NDArray[Any], params: QuantParams, grid: CodeGrid, x: NDArray[Any], group: int
+) -> NDArray[np.float64]:
+    """Width of the cell of every weight."""
+    scale = np.abs(spread_out(params.scale, x, group)).astype(np.float64)
+    if grid.mode == BINARY:
+        return np.broadcast_to(2 * scale, x.shape)
+    if grid.mode != LEVELS:
+        return np.broadcast_to(scale, x.shape)
+    assert params.codebook is not None
+    book = params.codebook
+    ordered = book.sorted.astype(np.float64)
+    ends = np.concatenate([book.limits[:, :1], (ordered[:, 1:] + ordered[:, :-1]) / 2, book.limits[:, 1:]], axis=1)
+    widths = np.zeros(book.levels.shape)
+    np.put_along_axis(widths, book.order.astype(np.intp), np.diff(ends, axis=1), axis=1)
+    own = widths[0][codes] if book.tables == 1 else np.take_along_axis(widths, codes.astype(np.intp), 1)
+    return own * scale
+
+
+def _theory(tensor: Tensor, look: _Look, metrics: Metrics) -> Theory:
+    assert tensor.scheme is not None and look.histogram is not None
+    values, counts = _histogram.distinct(look.histogram)
+    return theory.beside(
+        bits=tensor.scheme.bits,
+        rate=8 * tensor.stored.bytes_out / tensor.stored.info.numel,
+        power=metrics.power,
+        sse=metrics.sse,
+        parts=sum((look.parts[i] for i in sorted(look.parts)), Parts()),
+        codes=look.codes,
+        values=values,
+        counts=counts,
+    )

@@ -1,0 +1,137 @@
+"""Weights a target cannot store, decoded and quantized again into a native file for as long as it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantcli.dtypes import DTYPES, from_float32
+from quantcli.errors import UsageError
+from quantcli.layouts.native.model import Model, Tensor
+from quantcli.layouts.native.model import open as open_model
+from quantcli.layouts.writing import named
+from quantcli.layouts.writing._parts import architecture
+from quantcli.models import view_of
+from quantcli.passes import quantize
+from quantcli.passes.export import beside, obstacle
+from quantcli.planning import plan
+from quantcli.scheme import Scheme
+from quantcli.stores import HeaderDocument, Source
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import layout
+
+if TYPE_CHECKING:
+    from quantcli.layouts.native.document import StoredTensor
+    from quantcli.passes.quantize import Progress
+    from quantcli.stores.files import InputFile
+
+NATIVE_FILE = "native.safetensors"
+"""The native file in a workspace, from which an export is made."""
+
+_LONG = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Decoded:
+    """The weights of a model as floats, as a source. Those to be quantized are float32, others as they once were."""
+
+    def __init__(self, model: Model, names: Sequence[str], wide: frozenset[str]) -> None:
+        self.path, self.metadata = model.source.path, dict[str, str]()
+        self._source = model.source
+        self._views = {name: view_of(model[name]) for name in names}
+        own = {name: self._views[name].info for name in names}
+        self._infos = {name: replace(info, dtype="F32") if name in wide else info for name, info in own.items()}
+
+    @property
+    def documents(self) -> list[HeaderDocument]:
+        """None: these are floats."""
+        return []
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return list(self._infos.values())
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        info = self._infos[name]
+        size = DTYPES[info.dtype].bits // 8
+        first, last = start // size, -(-(start + len(buffer)) // size)
+        raw = from_float32(self._views[name].read(first, last), info.dtype).data.cast("B")
+        buffer[:] = raw[start - first * size : start - first * size + len(buffer)]
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        pass
+
+    def release(self, name: str) -> None:
+        pass
+
+    def files(self) -> Sequence[InputFile]:
+        return self._source.files()
+
+    def check_unchanged(self) -> None:
+        self._source.check_unchanged()
+
+    def close(self) -> None:
+        pass
+
+
+def nearest(stored: StoredTensor, target: str) -> Scheme | None:
+    """The scheme of a target that is nearest to that of a weight and suits its shape; None when none does."""
+    export = named(target)
+    assert stored.scheme is not None
+    first = export.accepts.nearest(stored.scheme)
+    choices = [first]
+    if first.granularity == "group":
+        choices += [replace(first, group_size=g) for g in export.accepts.smaller(first.group_size or 0)]
+        if "channel" in export.accepts.granularities:
+            choices.append(replace(first, granularity="channel", group_size=None))
+    scales = _LONG.get(stored.scale_dtype) if first.family == "int" else None
+    for scheme in choices:
+        asked = export.suited(scheme)
+        if asked.scale_dtype is None and scales is not None and scheme.bits <= 8:
+            asked = replace(asked, scale_dtype=scales)
+        if export.shape(replace(stored, scheme=asked, layout=layout(stored.info.shape, asked))) is None:
+            return asked
+    return None
+
+
+def changes(model: Model, target: str) -> dict[str, Scheme | None]:
+    """For every weight the target cannot store, or its loader does not take, the scheme it does; None for floating
+    point."""
+    export, kind = named(target), architecture(beside(model.source))
+    found: dict[str, Scheme | None] = {}
+    for name, tensor in model.items():
+        if tensor.scheme is not None and obstacle(tensor.stored, export, kind) is not None:
+            unloaded = export.module(tensor.stored, kind) is not None
+            found[name] = None if unloaded else nearest(tensor.stored, target)
+    return found
+
+
+@contextlib.contextmanager
+def requantized(
+    model: Model, wanted: Mapping[str, Scheme | None], folder: str, *, threads: int, progress: Progress | None
+) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a model, those that are wanted otherwise quantized again, in a native file in `folder` that must
+    stay while they are used."""
+    path = os.path.join(folder, NATIVE_FILE)
+    source: Source = Decoded(model, list(wanted), frozenset(n for n, s in wanted.items() if s is not None))
+    plans = []
+    for info in source.infos():
+        scheme = wanted[info.name]
+        plans.append(plan.kept(info, "target") if scheme is None else plan.quantized(info, scheme, "target"))
+    options = quantize.Options(threads=threads, digest="none", progress=progress)
+    quantize.write(source, plan.Plan(tuple(plans)), {}, path, options)
+    with open_model(path) as made:
+        yield {name: made[name] if name in wanted else tensor for name, tensor in model.items()}
+
+
+def offered(model: Model, target: str) -> str | None:
+    """What --requantize would do to the first weight the target cannot store; None when it can store all."""
+    for scheme in changes(model, target).values():
+        return f"--requantize makes it {scheme.name}" if scheme else "--requantize leaves it in floating point"
+    return None
+
+
+def refused(model: Model, target: str, error: UsageError) -> UsageError:
+    """A refusal with the way out."""
+    return UsageError(error.problem, place=[model.source.path, *error.place], hint=error.hint or offered(model, target))

@@ -1,0 +1,408 @@
+"""Whether a quantized file is what it says: what it holds is possible, and with its original, true.
+
+By itself: headers are as they were written; shapes, kept tensors (by digest), padding, and the range of codes, scales,
+zero points and levels. Another code or scale that is possible too cannot be told from the right one.
+
+With the original: names, types, shapes and digests of its tensors; every code is found again from the stored parameters
+with the very rounding that was used, and the errors are measured again. A file of the same version of quantcli also has
+its parameters found again: a scale may differ in its last bit and leave all codes and the sum of errors as they are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli import __version__, kernels
+from quantcli import metrics as metric
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, printable
+from quantcli.folders import checkpoints
+from quantcli.formats import code_grid
+from quantcli.kernels import QuantParams, Sums, Tile
+from quantcli.layouts.native.model import Model, Tensor
+from quantcli.layouts.view import View
+from quantcli.passes import checks
+from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
+from quantcli.passes.quantize import COPY, Progress
+from quantcli.stores.checkpoint import Checkpoint
+from quantcli.tensors import digest
+from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
+from quantcli.tensors.rows import TileSpan
+from quantcli.workers import Crew, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes
+    from quantcli.layouts.native.document import StoredTensor
+    from quantcli.planning.importance import Importance
+
+
+def verify(
+    model: Model,
+    original: Model | None,
+    *,
+    threads: int,
+    progress: Progress | None,
+    importance: Importance | None = None,
+) -> Verified:
+    """What is wrong with a quantized model. importance: what its columns were weighed by, where that is known. Raises
+    DataError when a file cannot be read to its end."""
+    found = Findings()
+    run = _Run(model, original, found, progress, importance)
+    run.headers()
+    if original is not None:
+        run.compare(original)
+    if progress is not None:
+        side = model if original is None else original
+        progress.start(sum(f.size for f in side.source.files()))
+    Crew(run.tasks(), threads).run()
+    run.conclude()
+    model.source.check_unchanged()
+    return Verified(
+        tensors=len(model),
+        quantized=sum(t.scheme is not None for t in model.values()),
+        against=original.source.path if original is not None else None,
+        findings=found.ordered(model),
+        unchecked=tuple(dict.fromkeys(run.unchecked)),
+        checks=CHECKS if original is not None else tuple(c for c in CHECKS if c not in OF_ORIGINALS),
+    )
+
+
+class _Run:
+    """One pass over the tensors of a model, and the passes it takes to find parameters again."""
+
+    def __init__(
+        self,
+        model: Model,
+        original: Model | None,
+        found: Findings,
+        progress: Progress | None,
+        importance: Importance | None,
+    ) -> None:
+        self.model, self.original, self.progress, self.importance = model, original, progress, importance
+        self.table = kernels.load()
+        self.add = found.add
+        self.unchecked: list[str] = []
+        self._again = all(d.tool == f"quantcli {__version__}" for d in model.documents)
+        self._chunks: dict[str, tuple[digest.Chunks, str]] = {}
+        self._sums: dict[str, list[tuple[Sums, int] | None]] = {}
+        self._comparable: set[str] = set()
+        self._unseen: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    # -- before any weight
+
+    def headers(self) -> None:
+        """Whether every header is as it was written, and every file has one of ours."""
+        source = self.model.source
+        shards = source.shards if isinstance(source, Checkpoint) else {"": source}
+        documents = iter(self.model.documents)
+        for name, shard in shards.items():
+            place = f"{printable(name)}: " if name else ""
+            if not shard.documents:
+                self.add("", "structure", f"{place}it has no quantcli header")
+                continue
+            intact = next(documents).intact
+            if intact is None:
+                self.unchecked.append("the header has no digest of itself")
+            elif not intact:
+                self.add("", "structure", f"{place}the header is not as it was written")
+        if isinstance(source, Checkpoint):
+            for problem in checkpoints.faults(source, [t.stored for t in self.model.values()]):
+                self.add("", "structure", problem)
+
+    def compare(self, original: Model) -> None:
+        """Whether names, types and shapes are those of the original."""
+        if original.is_quantized:
+            raise DataError("the original is quantized itself", place=[original.source.path])
+        for name, tensor in self.model.items():
+            if name not in original:
+                self.add(name, "source", "the original does not hold it")
+                continue
+            info, here = original[name].stored.info, tensor.stored.info
+            if (info.dtype, info.shape) != (here.dtype, here.shape):
+                there = f"{info.dtype} {list(info.shape)}"
+                self.add(name, "source", f"it is {there} in the original, not {here.dtype} {list(here.shape)}")
+            else:
+                self._comparable.add(name)
+        for name in original:
+            if name not in self.model:
+                self.add(name, "source", "it is only in the original")
+        if not self._again:
+            self.unchecked.append(f"scales are not found again: another version wrote them, not {__version__}")
+
+    # -- tasks
+
+    def tasks(self) -> Iterator[Task]:
+        for name, tensor in self.model.items():
+            stored = tensor.stored
+            if stored.digest is None:
+                self.unchecked.append("there are no digests of the original weights")
+            if stored.layout is None:
+                yield from self._kept_tasks(name, tensor)
+                continue
+            yield partial(checks.whole, partial(self.add, name), tensor)
+            if name not in self._comparable:
+                yield from self._tiles(name, None)
+                continue
+            self._digests(name, stored.digest, stored.info.nbytes)
+            if stored.digest is not None and len(stored.digest) == 64:
+                yield partial(self._sha256, name, stored.digest)
+            self._sums[name] = [None] * len(list(stored.layout.tiles()))
+            yield from self._work(name, self._trials(stored) if self._again else None)
+
+    def _trials(self, stored: StoredTensor) -> Trials | None:
+        """What finds the parameters of a tensor again; None where its importances are not known."""
+        assert stored.scheme is not None and stored.layout is not None
+        columns = None
+        if stored.importance is not None:
+            if self.importance is None:
+                self.unchecked.append("scales weighed by importances are not found again without --importance")
+                return None
+            columns = self.importance.of(stored.info, stored.layout)
+            if columns is None or columns.digest != stored.importance:
+                self.add(stored.info.name, "scales", "it was weighed by other importances")
+                return None
+        values = columns.values if columns is not None else None
+        return Trials(stored.info, stored.scheme, stored.layout, stored.scale_dtype, rival=None, importance=values)
+
+    def _kept_tasks(self, name: str, tensor: Tensor) -> Iterator[Task]:
+        known = tensor.stored.digest
+        self._digests(name, known, tensor.stored.info.nbytes)
+        if known is not None and len(known) == 64:
+            yield partial(self._sha256, name, known)
+        for start in range(0, tensor.stored.info.nbytes, COPY):
+            yield partial(self._kept, name, start)
+
+    def _tiles(self, name: str, again: Trials | None) -> list[Task]:
+        plan = self.model[name].stored.layout
+        assert plan is not None
+        return [partial(self._tile, name, index, span, again) for index, span in enumerate(plan.tiles())]
+
+    def _work(self, name: str, again: Trials | None) -> list[Task]:
+        """The next things to do for a tensor: a pass that finds parameters, or its tiles."""
+        if again is None or not again.spans:
+            return self._tiles(name, again)
+        with self._lock:
+            self._unseen[name] = len(again.spans)
+        return [partial(self._see, name, again, index) for index in range(len(again.spans))]
+
+    def _digests(self, name: str, known: str | None, nbytes: int) -> None:
+        if known is not None and len(known) != 64:
+            self._chunks[name] = digest.Chunks(nbytes), known
+
+    def _advance(self, nbytes: int) -> None:
+        if self.progress is not None:
+            self.progress.advance(nbytes)
+
+    def _source(self, name: str) -> Tensor:
+        assert self.original is not None
+        return self.original[name]
+
+    def _origin(self, name: str) -> Tensor:
+        """Where the original bytes of a tensor are: with kept ones in the file itself."""
+        return self.model[name] if self.model[name].scheme is None else self._source(name)
+
+    def _sha256(self, name: str, known: str) -> None:
+        tensor = self._origin(name)
+
+        def read(at: int, block: memoryview) -> None:
+            block[:] = tensor.read_bytes(name, at, len(block)).data
+
+        if digest.sha256(tensor.stored.info.nbytes, read) != known:
+            self._wrong_digest(name)
+
+    def _wrong_digest(self, name: str) -> None:
+        if self.model[name].scheme is None:
+            self.add(name, "digest", "its bytes do not have the digest in the header")
+        else:
+            self.add(name, "source", "the original's bytes do not have the digest in the header")
+
+    def _hash(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
+        """Take in bytes of an original tensor."""
+        if name in self._chunks:
+            tensor = self._origin(name)
+
+            def read(at: int, rest: memoryview) -> None:
+                rest[:] = tensor.read_bytes(name, at, len(rest)).data
+
+            self._chunks[name][0].add(start, block.data, read)
+
+    def _kept(self, name: str, start: int) -> None:
+        """A run of bytes of a tensor that is stored as it was."""
+        tensor = self.model[name]
+        size = min(COPY, tensor.stored.info.nbytes - start)
+        block = tensor.read_bytes(name, start, size)
+        self._hash(name, start, block)
+        if name in self._comparable:
+            same = self._source(name).read_bytes(name, start, size) == block
+            if not same.all():
+                at = (start + int(same.argmin())) * 8 // DTYPES[tensor.dtype].bits
+                index = checks.index_of(at, tensor.shape)
+                self.add(name, "source", "its bytes are not those of the original", at, index=index)
+        self._advance(size)
+
+    # -- tiles of quantized tensors
+
+    def _read(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
+        block[...] = self._source(name).read_bytes(name, start, block.size)
+
+    def _see(self, name: str, again: Trials, index: int) -> list[Task] | None:
+        """One span of a pass that finds parameters again."""
+        span = again.spans[index]
+        raw = np.empty(span_bytes(again.chosen, span, strips=again.by_strips), np.uint8)
+        tile = read_span(again.chosen, span, partial(self._read, name), raw, strips=again.by_strips)
+        try:
+            with np.errstate(all="ignore"):  # of an original that is another one
+                again.see(self.table, tile, index)
+            with self._lock:
+                if name not in self._unseen:
+                    return None
+                self._unseen[name] -= 1
+                if self._unseen[name]:
+                    return None
+            again.conclude()
+        except (NotFinite, Misfit):
+            with self._lock:
+                first = self._unseen.pop(name, None) is not None
+            return self._given_up(name) if first else None
+        return self._work(name, again)
+
+    def _given_up(self, name: str) -> list[Task]:
+        """The tiles, without parameters to compare with."""
+        self.add(name, "scales", "its method gives no scales for the weights of the original")
+        return self._tiles(name, None)
+
+    def _tile(self, name: str, index: int, span: TileSpan, again: Trials | None) -> None:
+        tensor, add = self.model[name], partial(self.add, name)
+        plan = tensor.stored.layout
+        assert plan is not None
+        packed = tensor.packed(span)
+        with np.errstate(all="ignore"):  # of damaged parameters
+            checks.padding(add, tensor, packed, span)
+            params = checks.params(add, tensor, span)
+            if name not in self._comparable:
+                if params is not None:
+                    checks.codes(add, tensor, packed, span, params, self.table)
+                self._advance(len(packed))
+                return
+            size = DTYPES[tensor.dtype].bits // 8
+            start = (span.row * plan.cols + span.col) * size
+            raw = self._source(name).read_bytes(name, start, span.rows * span.cols * size)
+            self._hash(name, start, raw)
+            if params is not None:
+                tile = as_tile(raw, tensor.dtype, span, plan.group)
+                self._sums[name][index] = self._codes(name, tile, span, params, packed), span.rows * span.cols
+                if again is not None:
+                    self._params(name, tile, span, params, again)
+        self._advance(len(raw))
+
+    def _params(self, name: str, tile: Tile, span: TileSpan, params: QuantParams, again: Trials) -> None:
+        """Whether the parameters of a tile are those that its method finds."""
+        scheme, plan = again.chosen.scheme, again.plan
+        try:
+            wanted = again.params(self.table, tile, span)
+        except (NotFinite, Misfit):
+            self.add(name, "scales", "its method gives no scales for the weights of the original")
+            return
+        zero = wanted.zero
+        if zero is not None and scheme.zero_point == "int":
+            zero = zero + np.float32(0)  # no -0
+        pairs = [("a scale", params.scale, wanted.scale), ("a zero point", params.zero, zero)]
+        if params.codebook is not None and wanted.codebook is not None:
+            pairs.append(("a level", params.codebook.levels, wanted.codebook.levels))
+        for what, stored, found in pairs:
+            if stored is not None and found is not None:
+                where = checks.differ(stored, found)
+                checks.place_in(partial(self.add, name), f"{what} is not what its method finds", where, span, plan)
+
+    def _codes(self, name: str, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes) -> Sums:
+        """The errors of a tile; its codes are found again with the very rounding they were made with."""
+        stored = self.model[name].stored
+        assert stored.scheme is not None and stored.layout is not None
+        grid = code_grid(stored.scheme)
+        again = np.empty(len(packed), np.uint8)
+        sums = self.table.encode(tile, params, grid, again, preserve=stored.scheme.preserves_sums)
+        if np.array_equal(again, packed):
+            return sums
+        expected, found = (checks.unpacked(self.table, p, span, grid.bits).ravel() for p in (again, packed))
+        wrong = expected != found
+        if wrong.any():  # else it is the padding
+            first = int(wrong.argmax())
+            at = checks.flat(first, span, stored.layout)
+            self.add(
+                name,
+                "codes",
+                "a code is not what its weight and the stored scales give",
+                at,
+                int(wrong.sum()),
+                index=checks.index_of(at, stored.info.shape),
+                stored=int(found[first]),
+                expected=int(expected[first]),
+            )
+        return self.table.measure(tile, params, grid, packed)
+
+    # -- at the end
+
+    def conclude(self) -> None:
+        """What is known only of whole tensors: digests and sums."""
+        for name, (chunks, known) in self._chunks.items():
+            if chunks.hexdigest() != known:
+                self._wrong_digest(name)
+        for name, sums in self._sums.items():
+            tiles = [s for s in sums if s is not None]
+            if len(tiles) == len(sums):
+                self._metrics(name, metric.total(tiles))
+
+    def _metrics(self, name: str, found: metric.Metrics) -> None:
+        told = self.model[name].stored.metrics
+        assert told is not None
+        for what, word in (
+            ("power", "power of the weights"),
+            ("sse", "squared error"),
+            ("max_abs_error", "largest error"),
+            ("clipped", "number of clipped weights"),
+        ):
+            if getattr(told, what) != getattr(found, what):
+                numbers = f"{getattr(told, what)!r} in the header, {getattr(found, what)!r} measured"
+                self.add(name, "metrics", f"the {word} is {numbers}")
+
+
+def foreign(
+    views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
+) -> Verified:
+    """What is wrong with a model another tool quantized: whether all of it can be decoded, to finite numbers, and with
+    its original whether names and shapes are those. Its codes are not found again: how it rounds only it knows."""
+    found = Findings()
+    weights = {name: view for name, view in views.items() if view.scheme is not None}
+
+    def look(name: str, first: int, last: int) -> None:
+        try:
+            if not np.isfinite(weights[name].read(first, last)).all():
+                found.add(name, "scales", "a decoded weight is not finite", first)
+        except DataError as error:
+            found.add(name, "scales", error.problem)
+
+    Crew((partial(look, name, *run) for name, view in weights.items() for run in view.blocks), threads).run()
+    if before is not None:
+        for name in dict.fromkeys([*views, *before]):
+            if name not in before:
+                found.add(name, "source", "the original does not hold it")
+            elif name not in views:
+                found.add(name, "source", "it is only in the original")
+            elif before[name].info.shape != views[name].info.shape:
+                found.add(name, "source", f"it is {list(before[name].info.shape)} in the original")
+    return Verified(
+        tensors=len(views),
+        quantized=len(weights),
+        against=against,
+        findings=found.ordered(views),
+        unchecked=("another tool wrote it: there are no digests, and codes are not found again",),
+        checks=("structure", "scales", *(["source"] if before is not None else [])),
+    )

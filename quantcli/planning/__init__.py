@@ -1,0 +1,1 @@
+"""What is asked of a model, and what becomes of every tensor before a weight is read."""

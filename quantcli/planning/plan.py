@@ -1,0 +1,375 @@
+"""The plan: for every tensor a scheme, or a stated reason to be left alone. Everything refusable is refused here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quantcli.architectures import EMBEDDING, UNNAMED, Architecture
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.layouts.native import document as container
+from quantcli.layouts.writing import named, refusal
+from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
+from quantcli.planning.importance import Columns, Importance
+from quantcli.scheme import Scheme
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import Layout, layout
+from quantcli.tensors.settle import default_scale_dtype
+
+SMALL = 1024
+"""Tensors of fewer elements are kept: their codes would save next to nothing."""
+
+WIDER = "float32 scales"
+"""How the note of a tensor begins whose scales did not fit the narrower dtype."""
+
+UNWEIGHTED = "no importance given"
+"""The note of a tensor that a file of importances says nothing of."""
+
+MAX_DIMENSIONS = 64
+
+REASONS = {
+    "default": "the scheme of the command line",
+    "rule": "a rule of the recipe",
+    "embedding-only": "an embedding, and the model has no other weights",
+    "not-float": "integers and booleans pass through",
+    "unsupported-dtype": "a float type that is not quantized",
+    "unsupported-shape": "more dimensions than numpy has",
+    "empty": "no elements",
+    "scalar": "a single number without dimensions",
+    "excluded": "matched --exclude or a keep rule",
+    "not-included": "matched no --include",
+    "norm": "keep-list: normalization",
+    "bias": "keep-list: bias",
+    "router": "keep-list: router or gate",
+    "embedding": "keep-list: embedding",
+    "lm-head": "keep-list: output head",
+    "one-dimensional": "keep-list: one dimension",
+    "small": f"keep-list: fewer than {SMALL} elements",
+    "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
+    "nonfinite": "NaN or infinite values, left alone on request",
+}
+"""Every reason code and what it means."""
+
+FREE = ("default", "embedding-only")
+"""Reasons of tensors with the default scheme, for which a budget may choose another one."""
+
+VECTORS = ("norm", "bias", "one-dimensional")
+"""Reasons to keep what a rule must name to quantize."""
+
+_NAMES = [
+    ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
+    ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
+    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
+    ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
+    ("embedding", EMBEDDING),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
+    place: where it stands."""
+
+    pattern: str
+    scheme: Scheme | None
+    reason: str | None = None
+    optional: bool = False
+    place: str = field(default="rules", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
+    bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
+    counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
+    able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
+    they are in a model of this architecture, and whether it is to write a container of tensors instead of a model."""
+
+    scheme: Scheme
+    rules: tuple[Rule, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keep_defaults: bool = True
+    max_shard_size: int | None = None
+    importance: Importance | None = None
+    ties: tuple[str, ...] = ()
+    to: str | None = None
+    architecture: Architecture | None = None
+    container: bool = False
+
+    def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
+        to which they are added; rules as [pattern, number or null, reason or null, whether optional]; importances by
+        their digest; what is usual left out."""
+
+        def number(scheme: Scheme) -> int:
+            values = scheme.as_dict()
+            if values not in schemes:
+                schemes.append(values)
+            return schemes.index(values)
+
+        default = number(self.scheme)
+        rules: list[list[Any]] = []
+        for rule in self.rules:
+            entry = [rule.pattern, None if rule.scheme is None else number(rule.scheme), rule.reason, rule.optional]
+            rules.append(entry if rule.optional else entry[:3] if rule.reason is not None else entry[:2])
+        lists = {"rules": rules, "include": self.include, "exclude": self.exclude, "ties": self.ties}
+        return {
+            "default": default,
+            **{name: list(value) for name, value in lists.items() if value},
+            **({} if self.keep_defaults else {"keep_defaults": False}),
+            **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
+            **({} if self.importance is None else {"importance": self.importance.digest}),
+            **({} if self.to is None else {"to": self.to}),
+            **({"container": True} if self.container else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """What becomes of one tensor. `outputs` are the tensors written for it, in the order packed, scale, others."""
+
+    info: TensorInfo
+    reason: str
+    scheme: Scheme | None = None
+    layout: Layout | None = None
+    scale_dtype: str = ""
+    note: str = ""
+    outputs: tuple[TensorInfo, ...] = ()
+    importance: Columns | None = None
+
+    @property
+    def disposition(self) -> str:
+        """`quantized` or `kept`."""
+        return "kept" if self.scheme is None else "quantized"
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors written for it."""
+        return sum(o.nbytes for o in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The plan of a model: one entry for every tensor, in source order, and the request it follows."""
+
+    tensors: tuple[TensorPlan, ...]
+    request: Request | None = None
+
+    def amended(self, changes: Mapping[str, TensorPlan]) -> Plan:
+        """This plan with some tensors planned anew."""
+        return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
+
+    def part(self, first: int, last: int) -> Plan:
+        """The plan of a run of tensors alone."""
+        return replace(self, tensors=self.tensors[first:last])
+
+
+def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:
+    """The plan of a tensor that passes through."""
+    return TensorPlan(info=info, reason=reason, note=note, outputs=(info,))
+
+
+def quantized(
+    info: TensorInfo,
+    scheme: Scheme,
+    reason: str,
+    scale_dtype: str | None = None,
+    note: str = "",
+    importance: Columns | None = None,
+) -> TensorPlan:
+    """The plan of a tensor to quantize, every output size fixed. Raises UsageError for what its shape forbids."""
+    try:
+        plan = layout(info.shape, scheme)
+    except QuantcliError as error:
+        raise error.within(printable(info.name)) from None
+    dtype = scale_dtype or default_scale_dtype(scheme, info.dtype)
+    notes = [note] if note else []
+    if plan.short_group and plan.shared is None:
+        notes.append(f"short last group of {plan.short_group}")
+    return TensorPlan(
+        info=info,
+        reason=reason,
+        scheme=scheme,
+        layout=plan,
+        scale_dtype=dtype,
+        note="; ".join(notes),
+        outputs=tuple(container.outputs(info, scheme, plan, dtype)),
+        importance=importance,
+    )
+
+
+def _weighted(tensor: TensorPlan, importance: Importance | None) -> TensorPlan:
+    """The plan of a tensor with the importance of its columns. Raises UsageError where they cannot be told apart."""
+    if importance is None or tensor.scheme is None or tensor.layout is None:
+        return tensor
+    columns = importance.of(tensor.info, tensor.layout)
+    if columns is None:
+        return replace(tensor, note="; ".join(n for n in (tensor.note, UNWEIGHTED) if n))
+    if not tensor.scheme.weighs:
+        problem = f"{tensor.scheme.calibration} does not weigh errors"
+        raise UsageError(problem, place=[printable(tensor.info.name), "--importance"], hint="use --calibration mse")
+    return replace(tensor, importance=columns)
+
+
+def with_float32_scales(tensor: TensorPlan) -> TensorPlan:
+    """The plan of a tensor whose scales turned out not to fit the narrower dtype."""
+    assert tensor.scheme is not None
+    note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
+    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
+
+
+def _last_module(name: str) -> str:
+    return module_of(name).rpartition(".")[2] or name
+
+
+def _why_kept(info: TensorInfo, *, keep_defaults: bool = True) -> str | None:
+    """The reason that lies in the tensor alone, if there is one."""
+    dtype = DTYPES[info.dtype]
+    if not dtype.quantizable:
+        return "unsupported-dtype" if dtype.is_float else "not-float"
+    if info.numel == 0:
+        return "empty"
+    if not info.shape:
+        return "scalar"
+    if len(info.shape) > MAX_DIMENSIONS:
+        return "unsupported-shape"
+    if keep_defaults:
+        for reason, expression in _NAMES:
+            # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
+            name = info.name[-1024:] if reason != "norm" or len(info.shape) == 1 else _last_module(info.name[-1024:])
+            if expression.search(name):
+                return reason
+    if len(info.shape) == 1:
+        return "one-dimensional"
+    return "small" if keep_defaults and info.numel < SMALL else None
+
+
+def embeddings_alone(infos: Iterable[TensorInfo]) -> bool:
+    """Whether the only weights among these tensors are embeddings, as in a static embedding model."""
+    reasons = {reason: info for info in infos if (reason := _why_kept(info)) != "embedding" or len(info.shape) > 1}
+    return "embedding" in reasons and not {None, "lm-head", "router"} & reasons.keys()
+
+
+def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
+    """The plan for these tensors.
+
+    Vectors and small tensors are kept because they weigh nothing beside the rest, embeddings because models are most
+    sensitive to them; where a file holds nothing else (an array of audio samples, a toy model, a static embedding)
+    they are the weights, and are quantized. A rule for a module or for many names is not meant for the norms and biases
+    among them: these it must name.
+
+    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
+    nothing is left to quantize.
+    """
+    names = [info.name for info in infos]
+    excluded = matching(request.exclude, names, "--exclude")
+    included = matching(request.include, names, "--include") if request.include else set(names)
+    ruled = _ruled(request.rules, names)
+    reasons = {info.name: _why_kept(info, keep_defaults=request.keep_defaults) for info in infos}
+    alone = request.keep_defaults and embeddings_alone(infos)
+    if alone:
+        tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
+        reasons = {name: None if name in tables else reason for name, reason in reasons.items()}
+    elif all(reason is not None for reason in reasons.values()):
+        light = {"one-dimensional", "small"}
+        if not any(r in dict(_NAMES) for r in reasons.values()):
+            reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
+    tensors = []
+    for info in infos:
+        rule = ruled.get(info.name)
+        reason = reasons[info.name]
+        quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
+        if reason in VECTORS and rule is not None and rule.scheme is not None and not names_it(rule.pattern, info.name):
+            tensors.append(kept(info, reason))
+        elif rule is not None and quantizable:
+            note = rule.reason or ""
+            tensors.append(
+                quantized(info, rule.scheme, "rule", note=note) if rule.scheme else kept(info, "excluded", note)
+            )
+        elif info.name in excluded and quantizable:
+            tensors.append(kept(info, "excluded"))
+        elif info.name not in included and quantizable:
+            tensors.append(kept(info, "not-included"))
+        elif reason is not None:
+            tensors.append(kept(info, reason))
+        else:
+            tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
+    if request.to is not None:
+        tensors = [_for_target(tensor, request.to, request.architecture or UNNAMED) for tensor in tensors]
+    plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
+    check(plan)
+    _check_ties(plan, request.ties)
+    return plan
+
+
+def _for_target(tensor: TensorPlan, target: str, model: Architecture) -> TensorPlan:
+    """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
+    place in the model. Raises UsageError where it cannot store the scheme."""
+    if tensor.scheme is None:
+        return tensor
+    export = named(target)
+    for scheme in tensor.scheme.candidates:
+        if (why := export.accepts.obstacle(scheme)) is not None:
+            raise refusal(tensor.info.name, tensor.scheme.name, why, target)
+    why = export.shape(tensor) or export.module(tensor, model)
+    return tensor if why is None else kept(tensor.info, "target", f"{target} cannot store it: {why}")
+
+
+def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
+    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself."""
+    first: dict[str, TensorPlan] = {}
+    keys = tied(ties, [t.info.name for t in plan.tensors], "ties")
+    for tensor in plan.tensors:
+        key = keys.get(tensor.info.name)
+        if key is not None:
+            other = first.setdefault(key, tensor)
+            if other.scheme != tensor.scheme:
+                names = [t.scheme.name if t.scheme else "kept" for t in (other, tensor)]
+                problem = f"{printable(other.info.name)} ({names[0]}) and {printable(tensor.info.name)} ({names[1]})"
+                raise UsageError(f"{problem} are tied, and rules tell them apart", place=["ties"])
+
+
+def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        test = compiled(rule.pattern, "recipe")
+        hits = [name for name in names if test(name)]
+        if not hits and not rule.optional:
+            raise UsageError(
+                f"{rule.pattern!r} matches no tensor", place=[rule.place], hint=near_misses(rule.pattern, names)
+            )
+        found.update((name, rule) for name in hits)
+    return found
+
+
+def check(plan: Plan) -> None:
+    """Raise when nothing is left to quantize or two tensors would be written under one name."""
+    if not any(t.scheme is not None for t in plan.tensors):
+        count: dict[str, int] = {}
+        for t in plan.tensors:
+            count[t.reason] = count.get(t.reason, 0) + 1
+        why = ", ".join(f"{n} {reason}" for reason, n in count.items())
+        listed = set(count) & {*dict(_NAMES), "small"}
+        unsaid = next((f"{printable(t.info.name)}: {t.note}" for t in plan.tensors if t.reason == "target"), None)
+        if unsaid is not None:
+            unsaid += "; --to native writes quantcli's own layout, which no such loader reads"
+        hint = unsaid or (
+            "--no-default-keep quantizes every float tensor of two or more dimensions"
+            if listed
+            else "nothing in it can be"
+        )
+        raise DataError(f"nothing left to quantize: all tensors are kept ({why})", hint=hint)
+    owner: dict[str, str] = {}
+    for tensor in plan.tensors:
+        for output in tensor.outputs:
+            if output.name in owner:
+                raise DataError(
+                    f"{printable(owner[output.name])} and {printable(tensor.info.name)} would both be written as"
+                    f" {printable(output.name)}",
+                    hint="leave one of them out with --exclude",
+                )
+            owner[output.name] = tensor.info.name

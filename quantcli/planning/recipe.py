@@ -1,0 +1,443 @@
+"""Recipes: schemes by pattern, in YAML.
+
+    default: {bits: 4, group_size: 128}
+    rules:
+      - {match: "*.down_proj", bits: 8, reason: sensitive}
+      - {match: "re:.*layers\\.0\\..*", keep: true}
+      - {match: "*.vision_tower.*", keep: true, optional: true}
+    ties: ["re:(.*)\\.(?:wq|wk|wv)"]
+    importance: activations.safetensors
+
+The last rule that matches a tensor decides. A rule's scheme is the default one with its own keys on top; an optional
+rule may match nothing. Tensors that match an expression of `ties` and agree in its first group get one scheme.
+Beside these a recipe may hold what are options otherwise: `include` and `exclude` (lists of patterns), `keep_defaults:
+false`, `on_nonfinite`, `digest`, `max_shard_size`, `to`, `container`. Presets are recipes by name (presets/NAME.yaml).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from quantcli import registry
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.patterns import compiled, patterns_of
+from quantcli.planning.importance import Importance
+from quantcli.planning.plan import Request, Rule, make
+from quantcli.scheme import Scheme
+from quantcli.stores.files import read_small
+from quantcli.strict import LIMIT, lines, mapping, plain
+from quantcli.tensors.info import TensorInfo
+
+_FIELDS = (
+    "bits",
+    "format",
+    "granularity",
+    "group_size",
+    "axis",
+    "symmetric",
+    "grid",
+    "zero_point",
+    "calibration",
+    "options",
+    "rounding",
+    "levels",
+    "codebook",
+    "scale_dtype",
+)
+
+
+_PRESETS = Path(__file__).parent / "presets"
+
+_SHORT = re.compile(r"W([2-8])A16(_ASYM)?")
+"""Schemes as the field names them: weights of so many bits, activations as they are."""
+
+
+def shorthand(name: str) -> dict[str, Any] | None:
+    """The fields that a shorthand such as W4A16, W8A16 or W4A16_ASYM stands for; None for other names. As elsewhere,
+    8 bits are per channel, fewer in groups of 128.
+
+    >>> shorthand("W4A16_ASYM")
+    {'bits': 4, 'group_size': 128, 'symmetric': False}
+    """
+    match = _SHORT.fullmatch(name)
+    if match is None:
+        return None
+    bits = int(match[1])
+    fields: dict[str, Any] = {"bits": bits, **({"granularity": "channel"} if bits == 8 else {"group_size": 128})}
+    return {**fields, "symmetric": False} if match[2] else fields
+
+
+def _spelt_out(value: Any, place: str) -> Any:
+    """A map in which `scheme: W4A16`, or a shorthand instead of a map, is replaced by what it stands for."""
+    name = value if isinstance(value, str) else value.get("scheme") if isinstance(value, dict) else None
+    if name is None:
+        return value
+    fields = shorthand(name) if isinstance(name, str) else None
+    if fields is None:
+        hint = "such as W4A16, W8A16 or W4A16_ASYM"
+        raise UsageError(f"{printable(repr(name), 60)} is no scheme", place=[place], hint=hint)
+    if isinstance(value, str):
+        return fields
+    return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
+
+
+NATIVE = "native"
+"""The target that can store everything."""
+
+SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "none")}
+"""What else changes the bytes of a file, and the choices there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is asked for all, as fields and as the scheme they make, the rules in order, what is tied, the file of
+    importances (None: to be named) with the digest it is to have, and what is said of the options: only that."""
+
+    asked: Mapping[str, Any]
+    default: Scheme
+    rules: tuple[Rule, ...]
+    ties: tuple[str, ...] = ()
+    importance: tuple[str | None, str | None] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def scheme(self, fields: Mapping[str, Any]) -> Scheme:
+        """The default scheme with these fields on top."""
+        return _scheme(_on_top(dict(fields), self.asked), "default")
+
+
+def presets() -> list[str]:
+    """The names of the presets."""
+    return sorted(p.name.removesuffix(".yaml") for p in _PRESETS.iterdir() if p.name.endswith(".yaml"))
+
+
+def load(
+    path: str | None, overrides: Mapping[str, Any] | None = None, rules: Sequence[tuple[str, Mapping[str, Any]]] = ()
+) -> Recipe:
+    """The recipe in a file or of a preset, or an empty one; `overrides` are fields of the default scheme that the
+    command line asks for, `rules` come after those of the file, each with its place.
+
+    Raises UsageError with the line of what is wrong, QuantcliError where it cannot be read.
+    """
+    if path is None:
+        return _with_rules(parse({"default": {}}, overrides or {}), rules)
+    raw = (_PRESETS / f"{path}.yaml").read_bytes() if path in presets() else _text(path)
+    document = plain(raw, path)
+    where = lines(raw)
+    try:
+        found = parse(document, overrides or {}, os.path.dirname(path))
+    except QuantcliError as error:
+        raise UsageError(error.problem, place=[path, *_line(error, where), *error.place], hint=error.hint) from None
+    placed = (replace(r, place=f"{path}: {where['rules', i]}") for i, r in enumerate(found.rules))
+    return _with_rules(replace(found, rules=tuple(placed)), rules)
+
+
+def _line(error: QuantcliError, where: Mapping[tuple[str | int, ...], str]) -> list[str]:
+    """Line and column of what an error is about, as near as is known."""
+    words = [p.replace(" ", "_") if re.fullmatch(r"[\w ]+", p) else p for p in error.place]
+    steps: list[str | int] = [int(s) if s.isdigit() else s for word in words for s in re.findall(r"\w+", word)]
+    steps += re.findall(r"unknown key '(\w+)'", error.problem)
+    place: tuple[str | int, ...] = ()
+    for step in steps:
+        place = (*place, step) if (*place, step) in where else place
+    return [where[place]] if place else []
+
+
+def _text(path: str) -> bytes:
+    try:
+        return read_small(path, LIMIT)
+    except QuantcliError as error:
+        if not os.path.lexists(path) and not os.path.dirname(path):
+            near = difflib.get_close_matches(path, presets(), n=1)
+            error.hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(presets())}"
+        raise
+
+
+def _with_rules(recipe: Recipe, rules: Sequence[tuple[str, Mapping[str, Any]]]) -> Recipe:
+    more = tuple(_rule(dict(rule), place, recipe.asked) for place, rule in rules)
+    return replace(recipe, rules=recipe.rules + more)
+
+
+def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Recipe:
+    """The recipe a document of plain values describes; files it names lie in `folder`."""
+    top = mapping(document, "recipe", ("default", "rules", "ties", "importance", *_OPTIONS))
+    if not top:
+        raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
+    given = mapping(_spelt_out(top.get("default", {}), "default"), "default", _FIELDS)
+    asked = {**given, **overrides}
+    default = _scheme(asked, "default")
+    rules = top.get("rules", [])
+    if not isinstance(rules, list):
+        raise UsageError("it is not a list", place=["rules"])
+    return Recipe(
+        asked=asked,
+        default=default,
+        rules=tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)),
+        ties=_ties(top.get("ties", [])),
+        importance=_importance(top.get("importance"), folder),
+        options={name: _option(name, top[name]) for name in _OPTIONS if name in top},
+    )
+
+
+def _ties(values: Any) -> tuple[str, ...]:
+    """The expressions of `ties`."""
+    if not isinstance(values, list):
+        raise UsageError("it is not a list", place=["ties"])
+    for i, tie in enumerate(values):
+        if not isinstance(tie, str) or not tie.startswith("re:"):
+            problem = f"{printable(repr(tie), 100)} is no regular expression"
+            raise UsageError(problem, place=[f"ties[{i}]"], hint=r"such as re:(.*)\.(?:wq|wk|wv)")
+        compiled(tie, f"ties[{i}]")
+    return tuple(values)
+
+
+def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None:
+    """File and digest of the importances a recipe names."""
+    if value is None:
+        return None
+    found = mapping({"file": value} if isinstance(value, str) else value, "importance", ("file", "xxh3"))
+    path, digest = found.get("file"), found.get("xxh3")
+    for key, word in (("file", path), ("xxh3", digest)):
+        if word is not None and (not isinstance(word, str) or not word):
+            raise UsageError("it is not text", place=["importance", key])
+    if path is None and digest is None:
+        raise UsageError("it names no file", place=["importance"])
+    return None if path is None else os.path.join(folder, path), digest
+
+
+_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", "to", "container", *SETTINGS)
+
+
+def _option(name: str, value: Any) -> Any:
+    """The value of an option in a recipe. Raises UsageError for what it cannot be."""
+    shown = printable(repr(value), 60)
+    if name in ("include", "exclude"):
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise UsageError(f"{shown} is not a list of patterns", place=[name])
+        return tuple(value)
+    if name in ("keep_defaults", "container") and type(value) is not bool:
+        raise UsageError(f"{shown} is neither true nor false", place=[name])
+    if name == "max_shard_size" and (type(value) is not int or value < 1):
+        raise UsageError(f"{shown} is not a number of bytes", place=[name])
+    if name == "to" and value not in (NATIVE, *registry.names("layouts.writing")):
+        raise UsageError(f"{shown} is no target", place=[name], hint="export --list names them")
+    if name in SETTINGS and value not in SETTINGS[name]:
+        raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])
+    return value
+
+
+def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
+    fields = mapping(_spelt_out(value, place), place, ("match", "keep", "optional", "reason", *_FIELDS))
+    pattern, reason = fields.pop("match", None), fields.pop("reason", None)
+    keep, optional = fields.pop("keep", False), fields.pop("optional", False)
+    if not isinstance(pattern, str):
+        raise UsageError("it needs a pattern", place=[place, "match"])
+    compiled(pattern, f"{place}: match")
+    for key, value in (("keep", keep), ("optional", optional)):
+        if type(value) is not bool:
+            raise UsageError(f"{printable(repr(value), 60)} is neither true nor false", place=[place, key])
+    if reason is not None and not isinstance(reason, str):
+        raise UsageError("it is not text", place=[place, "reason"])
+    if keep:
+        if fields:
+            raise UsageError(f"a tensor that is kept has no {next(iter(fields))}", place=[place])
+        return Rule(pattern, None, reason, optional=optional, place=place)
+    return Rule(pattern, _scheme(_on_top(fields, asked), place), reason, optional=optional, place=place)
+
+
+def _on_top(fields: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of the default scheme with a rule's own fields on top; what these make moot is left out."""
+    moot: set[str] = set()
+    if "granularity" in fields or "group_size" in fields:
+        moot |= {"granularity", "group_size", "axis"}
+    if "format" in fields and fields["format"] != asked.get("format", "int"):
+        moot |= {"bits", "levels", "codebook", "rounding", "scale_dtype", "grid", "calibration", "options", "symmetric"}
+        moot |= {"zero_point"}
+    if "calibration" in fields:
+        moot |= {"options", "grid"}
+    if "symmetric" in fields:
+        moot |= {"grid", "zero_point"}
+    return {**{k: v for k, v in asked.items() if k not in moot}, **fields}
+
+
+def _scheme(fields: dict[str, Any], place: str) -> Scheme:
+    size = fields.get("group_size")
+    if type(size) is int and size in (-1, 0):  # as on the command line
+        raise UsageError(f"group_size {size}", place=[place], hint="write granularity: channel or tensor")
+    for key in ("bits", "format", "granularity", "symmetric", "zero_point"):
+        if key in fields and fields[key] is None:
+            raise UsageError("it has no value", place=[place, key])
+    if isinstance(fields.get("codebook"), list):
+        fields = {**fields, "codebook": tuple(fields["codebook"])}
+    try:
+        return Scheme(**fields)
+    except QuantcliError as error:
+        raise error.within(place) from None
+    except TypeError:
+        raise UsageError("a value is not of its kind", place=[place]) from None
+
+
+def override(text: str) -> tuple[str, dict[str, Any]]:
+    """The rule that PATTERN:key=value,... or PATTERN:keep stands for, after its place. Raises UsageError where it is
+    none.
+
+    >>> override("*.down_proj:bits=8,group-size=32")[1]
+    {'match': '*.down_proj', 'bits': 8, 'group_size': 32}
+    """
+    pattern, colon, fields = text.rpartition(":")
+    if not colon or not pattern or pattern == "re":
+        raise UsageError(f"{printable(repr(text), 100)} is not PATTERN:bits=8,...", place=["--override"])
+    rule: dict[str, Any] = {"match": pattern}
+    for part in fields.split(","):
+        key, equals, value = part.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals and (name == "keep" or shorthand(key.strip()) is not None):
+            rule |= {"keep": True} if name == "keep" else {"scheme": key.strip()}
+            continue
+        if not equals or not name or name in rule:
+            raise UsageError(f"{printable(repr(part), 100)} is not key=value, or there twice", place=["--override"])
+        rule[name] = plain(value.encode("utf-8", "surrogateescape"), "--override")
+    return f"--override {printable(text, 100)}", rule
+
+
+def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], asked: Request) -> Request:
+    """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest.
+
+    Importances, target and sizes of files are those of the request that was asked.
+    """
+    counts = Counter(s for s in wanted.values() if s is not None)
+    if not counts:
+        raise UsageError("nothing would be quantized")
+    default = max(counts, key=lambda s: (counts[s], s.name))
+    others: dict[Scheme | None, list[str]] = defaultdict(list)
+    found = Request(
+        scheme=default,
+        max_shard_size=asked.max_shard_size,
+        importance=asked.importance,
+        to=asked.to,
+        architecture=asked.architecture,
+        container=asked.container,
+    )
+    for tensor in make(infos, replace(found, importance=None)).tensors:
+        scheme = wanted.get(tensor.info.name)
+        if scheme != tensor.scheme:
+            others[scheme].append(tensor.info.name)
+    rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
+    return replace(found, rules=tuple(rules))
+
+
+def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
+    """The request that `Request.as_dict` gave these plain values; of importances only the digest is known. Raises
+    DataError for values it never gives."""
+
+    def numbered(number: Any) -> Scheme:
+        if type(number) is not int or not 0 <= number < len(schemes):
+            raise TypeError
+        return schemes[number]
+
+    try:
+        rules = []
+        for entry in values.get("rules", []):
+            usual: list[Any] = [None, None, None, False]
+            pattern, number, reason, optional = [*entry, *usual[len(entry) :]] if len(entry) > 1 else []
+            compiled(pattern, "rules")
+            if not (reason is None or isinstance(reason, str)) or optional not in (False, True):
+                raise TypeError
+            rules.append(Rule(pattern, None if number is None else numbered(number), reason, optional=optional))
+        said = {name: _option(name, values[name]) for name in _OPTIONS if name in values and name not in SETTINGS}
+        said["ties"] = _ties(values.get("ties", []))
+        if "importance" in values:
+            said["importance"] = Importance("", {}, str(values["importance"]))
+        return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
+    except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):
+        raise DataError("the recipe in its header is damaged") from None
+
+
+def dump(request: Request, settings: Mapping[str, str] | None = None, folder: str = "") -> str:
+    """The recipe of a request, as YAML that `load` reads from a file in `folder`; with settings (see SETTINGS) that
+    are not the usual ones."""
+    import yaml
+
+    def text(value: Any) -> str:
+        return str(
+            yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=False)
+        ).strip()
+
+    known: list[tuple[Scheme, dict[str, Any]]] = []
+
+    def shortest(scheme: Scheme) -> dict[str, Any]:
+        found = next((fields for other, fields in known if other == scheme), None)
+        if found is None:
+            found = _shortest(scheme, default)
+            known.append((scheme, found))
+        return found
+
+    default = _shortest(request.scheme, {})
+    lines = [f"default: {text(default)}"]
+    lines += ["rules:"] if request.rules else []
+    for rule in request.rules:
+        fields = shortest(rule.scheme) if rule.scheme is not None else {"keep": True}
+        optional = {"optional": True} if rule.optional else {}
+        reason = {"reason": rule.reason} if rule.reason is not None else {}
+        lines.append(f"  - {text({'match': rule.pattern, **fields, **optional, **reason})}")
+    lists = ("include", "exclude", "ties")
+    said: dict[str, Any] = {name: list(getattr(request, name)) for name in lists if getattr(request, name)}
+    if request.importance is not None:
+        path, digest = request.importance.path, request.importance.digest
+        if path and not os.path.isabs(path):
+            path = os.path.relpath(path, folder or ".")
+        said["importance"] = {**({"file": path} if path else {}), "xxh3": digest}
+    more: dict[str, Any] = {} if request.keep_defaults else {"keep_defaults": False}
+    if request.max_shard_size is not None:
+        more["max_shard_size"] = request.max_shard_size
+    if request.to is not None:
+        more["to"] = request.to
+    more |= {"container": True} if request.container else {}
+    usual = {name: choices[0] for name, choices in SETTINGS.items()}
+    more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
+    lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]
+    found = "\n".join(lines) + "\n"
+    if len(found) > LIMIT:
+        raise UsageError(f"the recipe would have {len(found)} bytes, {LIMIT} are the most it may have")
+    return found
+
+
+def _shortest(scheme: Scheme, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The fewest fields that make this scheme on top of what is asked for all."""
+    # What is asked for all must be taken back where this scheme does without it.
+    fields = {"scale_dtype": None, "levels": None, "codebook": None, "options": {}, **scheme.as_dict()}
+    order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -_FIELDS.index(n)))
+    for name in order * 2:  # some say what another one implies, once that is gone
+        less = {k: v for k, v in fields.items() if k != name}
+        try:
+            if Scheme(**_on_top(less, asked)) == scheme:
+                fields = less
+        except QuantcliError:
+            continue
+    return fields
+
+
+def levels(path: str) -> tuple[float, ...]:
+    """The levels of a codebook in a file, ascending: numbers in text, apart by blanks or commas, or a .npy array.
+
+    Raises UsageError where they are none.
+    """
+    raw = read_small(path, LIMIT)
+    try:
+        if raw[:6] == b"\x93NUMPY":
+            import io
+
+            import numpy as np
+
+            found = [float(v) for v in np.load(io.BytesIO(raw), allow_pickle=False).ravel()]
+        else:
+            found = [float(word) for word in raw.decode("ascii").replace(",", " ").split()]
+    except (ValueError, TypeError, EOFError, OverflowError):
+        raise UsageError("it is not a list of numbers", place=[path]) from None
+    return tuple(sorted(found))

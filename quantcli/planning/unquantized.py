@@ -1,0 +1,202 @@
+"""What of a plan stays in floating point where that is much of the output, and what would change it; and the reverse:
+what is quantized that a preset for such models would keep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from quantcli.errors import QuantcliError, printable
+from quantcli.layouts.writing import named
+from quantcli.patterns import compiled
+from quantcli.planning import recipe
+from quantcli.planning.plan import Request, Rule, TensorPlan, make
+from quantcli.terminal import size
+
+if TYPE_CHECKING:
+    from quantcli.scheme import Scheme
+    from quantcli.tensors.info import TensorInfo
+
+MUCH = 0.2
+"""The share of the output from which on kept weights are worth a warning."""
+
+FLOOR = 1 << 18
+"""Bytes of kept weights below which there is nothing to gain."""
+
+WANTED = ("excluded", "not-included", "nonfinite", "not-float", "unsupported-dtype", "empty")
+"""Reasons that were asked for, or that hold for what is no weight to quantize."""
+
+KEPT_BY_NAME = ("router", "lm-head", "embedding")
+"""Reasons of matrices that are kept unless a rule names them."""
+
+PRESET = "llm"
+
+LIGHT = 0.02
+"""The share of what is kept below which a group is not worth a word."""
+
+_SHOWN = 3
+_PLAIN = re.compile(r"[\w./:+*-]+")
+"""Names that a shell takes as they are between quotes."""
+
+
+class Kept(Protocol):
+    """A tensor as a plan or a native file describes it."""
+
+    @property
+    def info(self) -> TensorInfo:
+        """Name, dtype and shape of the original."""
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How it is quantized, None where it is not."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is so."""
+
+    @property
+    def note(self) -> str:
+        """What else is to be said of it."""
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes in the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors whose names differ in numbers only, kept for one reason."""
+
+    pattern: str
+    reason: str
+    tensors: tuple[Kept, ...]
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of them all."""
+        return sum(t.bytes_out for t in self.tensors)
+
+    def __str__(self) -> str:
+        many = f"{len(self.tensors)} tensors, " if len(self.tensors) > 1 else ""
+        return f"{printable(self.pattern, 160)} ({many}{size(self.bytes_out)}, {self.reason})"
+
+
+def pattern_of(name: str) -> str:
+    """A name with a star for every number in it.
+
+    >>> pattern_of("model.layers.12.mlp.experts.3.up_proj.weight")
+    'model.layers.*.mlp.experts.*.up_proj.weight'
+    """
+    return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "*", name)
+
+
+def grouped(tensors: Iterable[Kept]) -> list[Group]:
+    """Kept tensors by what they are called and why they are kept, the largest groups first."""
+    found: dict[tuple[str, str], list[Kept]] = {}
+    for t in tensors:
+        why = t.note if t.reason == "target" and t.note else t.reason
+        found.setdefault((pattern_of(t.info.name), why), []).append(t)
+    groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
+    return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
+
+
+def mostly_kept(tensors: Sequence[Kept], request: Request | None = None) -> list[str]:
+    """The warning about weights that stay in floating point where they take much of the output; none else.
+
+    request: what was asked of these tensors, where it is known: then the line says what would change it.
+    """
+    kept = [t for t in tensors if t.scheme is None and t.reason not in WANTED]
+    whole, room = sum(t.bytes_out for t in tensors), sum(t.bytes_out for t in kept)
+    if room < FLOOR or room <= MUCH * whole:
+        return []
+    groups = [g for g in grouped(kept) if g.bytes_out > LIGHT * room][:_SHOWN]
+    ways = [_way(group, request) if request is not None else "" for group in groups]
+    rest = room - sum(g.bytes_out for g in groups)
+    more = f"; and {size(rest)} more" if rest > LIGHT * room else ""
+    if len(set(ways)) == 1:
+        shown, advice = "; ".join(map(str, groups)), f"; use {ways[0]}" if ways[0] else ""
+    else:
+        shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
+        advice = ""
+    return [f"{100 * room / whole:.0f} % of the output ({size(room)}) is not quantized: {shown}{more}{advice}"]
+
+
+def _way(group: Group, request: Request) -> str:
+    """The options with which a group would be quantized, found by planning it again; empty where there are none."""
+    alone = replace(request, include=(), exclude=(), ties=(), importance=None)
+    alone = replace(alone, rules=tuple(replace(rule, optional=True) for rule in request.rules))
+    way = next((options for options, other in _others(group, alone) if _quantizes(group, other)), "")
+    return f"{way} (not for loaders of {request.to})" if way.startswith("--to native") else way
+
+
+def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
+    """Other requests that might quantize a group, with the options that make them."""
+    scheme, reason = request.scheme, group.tensors[0].reason
+    native = replace(request, to=None, container=False)
+    if reason == "target" and request.to is not None:
+        for group_size in _smaller(request):
+            yield f"--group-size {group_size}", replace(request, scheme=replace(scheme, group_size=group_size))
+        yield "--to native", native
+    if reason not in KEPT_BY_NAME:
+        return
+    for option, other in [("", request), *([("--to native ", native)] if request.to is not None else [])]:
+        for bits in dict.fromkeys((8, scheme.bits)) if _PLAIN.fullmatch(group.pattern) else ():
+            for changes in ({}, *({"group_size": group_size} for group_size in _smaller(other))):
+                sized = "".join(f",group-size={group_size}" for group_size in changes.values())
+                with_rule = _with_rule(other, group, {"bits": bits, **changes})
+                yield f"{option}--override '{group.pattern}:bits={bits}{sized}'", with_rule
+        yield f"{option}--no-default-keep", replace(other, keep_defaults=False)
+
+
+def _smaller(request: Request) -> list[int]:
+    """Smaller groups that the target of a request has too."""
+    size_now = request.scheme.group_size if request.scheme.granularity == "group" else None
+    return [] if request.to is None or size_now is None else named(request.to).accepts.smaller(size_now)
+
+
+def _with_rule(request: Request, group: Group, changes: dict[str, int]) -> Request:
+    """A request with an extra rule, the same one where there is no such scheme."""
+    try:
+        scheme = replace(request.scheme, **changes)  # type: ignore[arg-type]
+    except QuantcliError:
+        return request
+    return replace(request, rules=(*request.rules, Rule(group.pattern, scheme)))
+
+
+def _quantizes(group: Group, request: Request) -> bool:
+    """Whether a request leaves nothing of a group in floating point."""
+    try:
+        return all(t.scheme is not None for t in make([t.info for t in group.tensors], request).tensors)
+    except QuantcliError:
+        return False
+
+
+def of_another_kind(tensors: Sequence[TensorPlan], *, by_rules: bool = False) -> list[str]:
+    """The warning about parts of a language model that are quantized like the rest, though the preset for such models
+    keeps them: vision and audio towers, state spaces. by_rules: whether those that have a rule count too."""
+    candidates = [t for t in tensors if t.scheme is not None and (by_rules or t.reason == "default")]
+    if sum(t.info.nbytes for t in candidates) < FLOOR:
+        return []
+    rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.load(PRESET).rules if r.scheme is None]
+    found: dict[str, list[TensorPlan]] = {}
+    for tensor in candidates:
+        rule = next((r for r, test in rules if test(tensor.info.name[-1024:])), None)
+        if rule is not None:
+            found.setdefault(rule.reason or rule.pattern, []).append(tensor)
+    parts = sum(t.bytes_out for held in found.values() for t in held)
+    if 2 * parts > sum(t.bytes_out for t in candidates):  # a vision model rather than a language model that sees
+        return []
+    return [
+        f"{_listed(held)} quantized like the rest ({why}); --recipe {PRESET} keeps {'them' if held[1:] else 'it'}"
+        for why, held in found.items()
+        if sum(t.info.nbytes for t in held) >= FLOOR
+    ]
+
+
+def _listed(tensors: Sequence[TensorPlan]) -> str:
+    """Tensors in a few words, with what they took."""
+    first, room = printable(tensors[0].info.name, 160), size(sum(t.info.nbytes for t in tensors))
+    more = f" and {len(tensors) - 1} more ({room}) are" if len(tensors) > 1 else f" ({room}) is"
+    return first + more

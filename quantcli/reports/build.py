@@ -1,0 +1,305 @@
+"""Reports on plans, on stored files, and on what other tools wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from quantcli import registry
+from quantcli.errors import printable
+from quantcli.layouts.native.document import Result, StoredTensor
+from quantcli.metrics import Metrics
+from quantcli.planning.plan import UNWEIGHTED, WIDER, Request, TensorPlan
+from quantcli.planning.unquantized import mostly_kept, of_another_kind
+from quantcli.reports.records import Change, Comparison, RunReport, TensorReport, summarize, tensor_report
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.layouts.origins import Origin
+    from quantcli.layouts.view import View
+    from quantcli.passes.examine import Examined
+
+
+def of_plan(
+    plan: Sequence[TensorPlan],
+    results: dict[str, Result] | None,
+    *,
+    command: str,
+    source: str,
+    output: str | None,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float | None,
+    request: Request | None = None,
+) -> RunReport:
+    """The report on a plan, carried out (with results) or not. request: what it follows, where that is known."""
+    found = [results[t.info.name] if results else Result(None, None) for t in plan]
+    metrics = [r.metrics for r in found]
+    tensors = [
+        tensor_report(
+            t.info,
+            r.scheme or t.scheme,
+            reason=t.reason,
+            note=t.note,
+            scale_dtype=t.scale_dtype,
+            bytes_out=t.bytes_out,
+            metrics=m,
+            minmax_sse=r.minmax_sse,
+            digest=r.digest,
+        )
+        for t, m, r in zip(plan, metrics, found)
+    ]
+    warnings = [
+        *_named(
+            "float32 scales, for float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
+        ),
+        *_named(
+            "left in floating point, for they hold NaN or infinity",
+            [t.name for t in tensors if t.reason == "nonfinite"],
+        ),
+        *unweighted(plan),
+        *_offset_warning(plan),
+        *_cautions(plan),
+        *_beaten(tensors),
+        *of_another_kind(plan),
+        *mostly_kept(plan, request),
+    ]
+    return RunReport(
+        command=command,
+        source=source,
+        output=output,
+        tensors=tensors,
+        warnings=warnings,
+        equal=_equal(tensors),
+        summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+    )
+
+
+def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
+    """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
+    found: dict[tuple[Any, ...], list[TensorReport]] = {}
+    for t in tensors:
+        if t.digest is not None and t.bytes_in:
+            found.setdefault((t.digest, t.dtype, *t.shape), []).append(t)
+    groups = sorted((g for g in found.values() if len(g) > 1), key=lambda g: -g[0].bytes_in)
+    return [[t.name for t in g] for g in groups]
+
+
+def unweighted(plan: Sequence[TensorPlan]) -> list[str]:
+    """The warning about tensors that a file of importances says nothing of, if there are any."""
+    return _named(
+        "no importance given, all columns count the same", [t.info.name for t in plan if UNWEIGHTED in t.note]
+    )
+
+
+def _named(what: str, names: list[str]) -> list[str]:
+    """A warning about these tensors, the first few by name."""
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what}: {', '.join(names[:3])}{more}"]
+
+
+def _offset_warning(plan: Sequence[TensorPlan]) -> list[str]:
+    if any(t.scheme is not None and t.scheme.zero_point == "float" for t in plan):
+        return ["float offsets: 0 is not representable, and the constant error adds up over a row"]
+    return []
+
+
+def _cautions(plan: Sequence[TensorPlan]) -> list[str]:
+    """What is doubtful about a method for the size of a tensor's groups."""
+    found: dict[str, list[str]] = {}
+    for t in plan:
+        if t.scheme is not None and t.layout is not None and t.scheme.calibration != "auto":
+            caution = registry.get("calibrators", t.scheme.calibration or "").caution
+            said = caution(t.scheme, t.info.numel // t.layout.sets) if caution is not None else None
+            if said is not None:
+                found.setdefault(said, []).append(printable(t.info.name))
+    return [line for said, names in found.items() for line in _named(said, names)]
+
+
+def _beaten(tensors: Sequence[TensorReport]) -> list[str]:
+    """Tensors on which min-max would have cost less, with both figures."""
+    lines = []
+    for t in tensors:
+        if t.minmax_sqnr_db is not None and (t.sqnr_db is not None and t.sqnr_db < t.minmax_sqnr_db - 5e-5):
+            method = f"{t.calibration}{' with sum-preserving rounding' if t.rounding == 'sum-preserving' else ''}"
+            lines.append(
+                f"{printable(t.name)}: {method} is worse than min-max, {t.sqnr_db:.2f} dB instead of "
+                f"{t.minmax_sqnr_db:.2f} dB"
+            )
+    return lines
+
+
+def of_stored(
+    stored: Sequence[StoredTensor],
+    metrics: Sequence[Metrics | None],
+    *,
+    source: str,
+    output: str | None,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float | None,
+    examined: Sequence[Examined | None] | None = None,
+) -> RunReport:
+    """The report on a quantized file."""
+    tensors = [
+        tensor_report(
+            s.info,
+            s.scheme,
+            reason=s.reason,
+            note=s.note,
+            scale_dtype=s.scale_dtype,
+            bytes_out=s.bytes_out,
+            metrics=m,
+            minmax_sse=s.minmax_sse,
+            digest=s.digest,
+            examined=e,
+        )
+        for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
+    ]
+    return RunReport(
+        command="report",
+        source=source,
+        output=output,
+        tensors=tensors,
+        warnings=[*_beaten(tensors), *mostly_kept(stored)],
+        equal=_equal(tensors),
+        summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+    )
+
+
+def of_pairs(
+    pairs: Mapping[str, tuple[View, View]],
+    metrics: Mapping[str, Metrics | None],
+    alone: tuple[list[str], list[str]],
+    *,
+    source: str,
+    output: str,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float | None,
+) -> RunReport:
+    """The report on one model against another: a tensor that is no float but another value, or float but not the same,
+    is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
+    tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
+    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] or list(metrics.values())
+    return RunReport(
+        command="compare",
+        source=source,
+        output=output,
+        tensors=tensors,
+        comparison=_between(pairs, alone, source),
+        warnings=[
+            *_named(f"only in {printable(output, 200)}", [printable(n) for n in alone[0]]),
+            *_named(f"only in {printable(source, 200)}", [printable(n) for n in alone[1]]),
+        ],
+        summary=summarize(tensors, counted, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+    )
+
+
+def of_views(
+    views: Mapping[str, View],
+    metrics: Mapping[str, Metrics | None] | None,
+    *,
+    source: str,
+    output: str | None,
+    bytes_in: int | None,
+    bytes_out: int,
+    seconds: float | None,
+    origin: Origin | None = None,
+) -> RunReport:
+    """The report on a file that another tool quantized, measured against its original or (None) not. bytes_in: of the
+    original, where there is one. origin: what the file says of it."""
+    told = origin.tensors if origin is not None else {}
+    if bytes_in is None and origin is not None:
+        bytes_in = origin.nbytes
+    tensors = [
+        _as_told(
+            _pair_report(None, view, metrics[name]) if metrics is not None else _view_report(view, None, exact=True),
+            told.get(name),
+        )
+        for name, view in views.items()
+    ]
+    decoded = sum(view.info.nbytes for view in views.values())
+    unknown = "the file does not say what it was made from, so its size stands beside that of float32"
+    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] if metrics is not None else []
+    return RunReport(
+        command="report",
+        source=source,
+        output=output,
+        tensors=tensors,
+        warnings=[unknown] if bytes_in is None else [],
+        summary=summarize(
+            tensors, counted, bytes_in=decoded if bytes_in is None else bytes_in, bytes_out=bytes_out, seconds=seconds
+        ),
+    )
+
+
+def _as_told(tensor: TensorReport, told: tuple[str, str] | None) -> TensorReport:
+    """The report on a tensor with the dtype it had in the original, and why it was quantized or kept, where known."""
+    if told is None:
+        return tensor
+    dtype, reason = told
+    bytes_in = TensorInfo(tensor.name, dtype, tuple(tensor.shape)).nbytes
+    same = tensor.disposition != "changed"
+    return replace(tensor, dtype=dtype, bytes_in=bytes_in, reason=reason if same else tensor.reason)
+
+
+def _pair_report(a: View | None, b: View, m: Metrics | None) -> TensorReport:
+    found = _view_report(b, m, exact=m is not None and m.exact)
+    return found if a is None or a.scheme == b.scheme else replace(found, note=f"was {a.scheme or a.info.dtype}")
+
+
+def _view_report(view: View, m: Metrics | None, *, exact: bool) -> TensorReport:
+    """The report on a tensor as it is decoded; exact: whether it is what it is measured against, if at all."""
+    disposition = "quantized" if view.scheme else "kept" if exact else "changed"
+    plain = tensor_report(
+        view.info,
+        view.stored.scheme if view.stored is not None else None,
+        reason="" if view.scheme else "as-stored" if m is None and exact else "same" if exact else "differs",
+        note="",
+        scale_dtype="",
+        bytes_out=view.bytes_out,
+        metrics=m,
+        minmax_sse=None,
+        digest=None,
+    )
+    return replace(
+        plain,
+        disposition=disposition,
+        exact=(exact and disposition == "kept") or (m is not None and m.exact),
+        scheme=view.scheme,
+        bits=view.bits,
+        clipped_fraction=None if disposition == "kept" or m is None or not m.clipped else m.clipped_fraction,
+    )
+
+
+def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], list[str]], name: str) -> Comparison:
+    """What changed from the first to the second by what their files say of themselves, where both say something."""
+
+    def told(view: View) -> tuple[float | None, bool]:
+        found = view.stored.stored.metrics if view.stored is not None else None
+        return found.sqnr_db if found is not None else None, view.scheme is None or bool(found and found.exact)
+
+    changes = []
+    for a, b in pairs.values():
+        (before, was_exact), (after, is_exact) = told(a), told(b)
+        silent = (before is None and not was_exact) or (after is None and not is_exact)
+        if silent or (a.scheme == b.scheme and before == after):
+            continue
+        changes.append(
+            Change(
+                tensor=b.info.name,
+                before_db=before,
+                before_exact=was_exact,
+                after_db=after,
+                after_exact=is_exact,
+                delta_db=after - before if before is not None and after is not None else None,
+                before=a.scheme or a.info.dtype,
+                after=b.scheme or b.info.dtype,
+            )
+        )
+    changes.sort(key=lambda c: (0.0 if c.delta_db is None else c.delta_db, c.tensor))
+    return Comparison(baseline=name, changes=changes, new=alone[0], vanished=alone[1])

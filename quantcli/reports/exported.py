@@ -1,0 +1,195 @@
+"""What became of each tensor on its way to another tool, and what that cost: a document and a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from quantcli import terminal as t
+from quantcli.errors import printable
+from quantcli.metrics import NOTHING, Metrics
+from quantcli.patterns import module_of
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.layouts.native.document import StoredTensor
+    from quantcli.layouts.writing import Conversion
+    from quantcli.passes.export import Written
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedTensor:
+    """One tensor.
+
+    disposition: `exported`, `requantized` or `decoded` (to floating point) on request, `kept`, or `left out` where the
+    target has no place for it. stored: the parts it is stored as. lossless: whether it stands for just the numbers of
+    the native file. native_sqnr_db: what the native file says it cost; sqnr_db: what the export cost, against the
+    native weights (None where it was lossless, where only F64 was rounded, or where nothing reads the target back).
+    """
+
+    name: str
+    shape: list[int]
+    disposition: str
+    scheme: str | None
+    exported_scheme: str | None
+    stored: str
+    lossless: bool
+    native_sqnr_db: float | None
+    native_exact: bool
+    sqnr_db: float | None
+    max_abs_error: float | None
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """An export; sqnr_db is that of all tensors that were not lossless against their native weights. config: what the
+    loader wants in config.json. notes: what it will and will not do. warnings: files beside the weights that were left
+    out, or copied unquantized."""
+
+    source: str
+    output: str
+    target: str
+    tensors: list[ExportedTensor]
+    notes: list[str]
+    warnings: list[str]
+    config: dict[str, Any]
+    copied: list[str]
+    lossless: bool
+    sqnr_db: float | None
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `schema_version` first; all numbers finite."""
+        return {"schema_version": SCHEMA_VERSION, "command": "export", **asdict(self)}
+
+
+def made(
+    native: Sequence[StoredTensor],
+    final: Mapping[str, StoredTensor],
+    found: Conversion,
+    written: Written,
+    *,
+    source: str,
+    output: str,
+    target: str,
+    warnings: Sequence[str],
+    bytes_in: int,
+    seconds: float,
+) -> ExportReport:
+    """The report. native: the tensors of the source; final: those that were exported, some made anew."""
+    tensors = [_tensor(n, final[n.info.name], found, written) for n in native]
+    errors = [m for m in written.metrics.values() if m is not None and not m.exact]
+    return ExportReport(
+        source=source,
+        output=output,
+        target=target,
+        tensors=tensors,
+        notes=list(found.notes),
+        warnings=list(warnings),
+        config=dict(found.config),
+        copied=list(written.copied),
+        lossless=all(tensor.lossless for tensor in tensors),
+        sqnr_db=sum(errors, NOTHING).sqnr_db if errors else None,
+        bytes_in=bytes_in,
+        bytes_out=written.size,
+        seconds=seconds,
+    )
+
+
+def _tensor(native: StoredTensor, final: StoredTensor, found: Conversion, written: Written) -> ExportedTensor:
+    name = native.info.name
+    job = found.jobs.get(name)
+    outputs = job.outputs if job is not None else ()
+    error: Metrics | None = written.metrics.get(name)
+    anew = final is not native
+    disposition = "kept" if native.scheme is None else "exported"
+    if anew:
+        disposition = "decoded" if final.scheme is None else "requantized"
+    if job is None:
+        disposition = "left out"
+    return ExportedTensor(
+        name=name,
+        shape=list(native.info.shape),
+        disposition=disposition,
+        scheme=native.scheme.name if native.scheme else None,
+        exported_scheme=final.scheme.name if final.scheme else None,
+        stored=(job.kind if job else "") or stored(name, outputs),
+        lossless=bool(error and error.exact) if anew else written.exact.get(name, True),
+        native_sqnr_db=native.metrics.sqnr_db if native.metrics else None,
+        native_exact=native.scheme is None or bool(native.metrics and native.metrics.exact),
+        sqnr_db=error.sqnr_db if error else None,
+        max_abs_error=error.max_abs_error if error else None,
+        bytes_in=native.bytes_out,
+        bytes_out=sum(o.nbytes for o in outputs),
+    )
+
+
+def stored(name: str, outputs: Sequence[TensorInfo]) -> str:
+    """The parts a tensor is stored as, without the module's name.
+
+    >>> stored("a.weight", [TensorInfo("a.qweight", "I32", (4, 8)), TensorInfo("a.scales", "F16", (1, 8))])
+    'qweight I32, scales F16'
+    """
+    if len(outputs) == 1 and outputs[0].name == name:
+        return outputs[0].dtype
+    module = module_of(name)
+    return ", ".join(f"{o.name.removeprefix(module + '.') if module else o.name} {o.dtype}" for o in outputs)
+
+
+def _loss(tensor: ExportedTensor) -> str:
+    if tensor.disposition in ("kept", "left out"):
+        return "-"
+    return "lossless" if tensor.lossless else t.decibels(tensor.sqnr_db, False)
+
+
+def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
+    """Print the table: what lost most first; at most `limit` tensors."""
+    counts = Counter(tensor.disposition for tensor in report.tensors)
+    what = ", ".join(f"{n} {word}" for word, n in counts.most_common())
+    cost = f"SQNR {t.decibels(report.sqnr_db, False)} dB where it was not lossless"
+    if report.lossless or report.sqnr_db is None:
+        cost = "lossless" if report.lossless else "not lossless"
+    first = f"{printable(report.source, 200)} -> {printable(report.output, 200)}"
+    t.line(first, stream, style="1" if colour else "")
+    t.line(f"{report.target}: {what}; {cost}", stream)
+    stream.write(f"{t.size(report.bytes_in)} -> {t.size(report.bytes_out)}, {report.seconds:.2f} s\n\n")
+    rows = sorted(report.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0))
+    shown = rows if limit is None else rows[: max(1, limit)]
+    table = t.Table(
+        [
+            t.Column("tensor"),
+            t.Column("shape", from_width=60),
+            t.Column("scheme"),
+            t.Column("stored as", from_width=100),
+            t.Column("native dB", right=True),
+            t.Column("export dB", right=True),
+            t.Column("bytes", right=True, from_width=50),
+        ]
+    )
+    for r in shown:
+        became = f" -> {r.exported_scheme or 'float'}" if r.disposition in ("requantized", "decoded") else ""
+        became = ", left out" if r.disposition == "left out" else became
+        table.add(
+            r.name,
+            t.shape(r.shape),
+            (r.scheme or "kept") + became,
+            r.stored,
+            "-" if r.scheme is None else t.decibels(r.native_sqnr_db, r.native_exact),
+            _loss(r),
+            t.size(r.bytes_out),
+            style="dim" if r.disposition in ("kept", "left out") else "" if r.lossless else "yellow",
+        )
+    t.show(table, stream, colour=colour)
+    if len(shown) < len(rows):
+        left = rows[len(shown) :]
+        lossless = sum(r.lossless and r.disposition != "kept" for r in left)
+        kept = sum(r.disposition == "kept" for r in left)
+        stream.write(f"and {len(left)} more: {lossless} lossless, {kept} kept; --all shows them\n")

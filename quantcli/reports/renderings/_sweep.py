@@ -1,0 +1,115 @@
+"""A sweep as a web page: SQNR against bits per weight with the Pareto front, and every setting in a sortable table; or
+its figures as CSV, a row per setting, or JSON."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from dataclasses import asdict, fields
+from typing import TextIO
+
+from quantcli import terminal as t
+from quantcli.passes.sweep import Point, Sweep
+from quantcli.reports.records import plain
+from quantcli.reports.renderings import _svg
+from quantcli.reports.renderings._page import Column, box, breakable, cell, decibels_cell, escaped, figure, page, row
+from quantcli.reports.renderings.csv import cells
+from quantcli.reports.renderings.json import write
+
+
+def render(found: Sweep, stream: TextIO) -> None:
+    """Write the page."""
+    facts = f"{len(found.points)} settings on {t.count(found.parameters)} parameters, {t.size(found.bytes_in)}"
+    body = [
+        _svg.definitions(),
+        '<main>\n<section class="report">',
+        f'<h1 class="file">{breakable(found.source)}</h1>',
+        f'<p class="from">{facts}</p>',
+        f'<div class="charts">\n{_chart(found)}\n</div>',
+        _slopes(found),
+        f"<h3>{len(found.points)} settings</h3>\n{_table(found)}",
+        "</section>\n</main>",
+    ]
+    stream.write(page(f"{escaped(found.source, 200)}: sweep", "\n".join(body)))
+
+
+def _chart(found: Sweep) -> str:
+    xs = [p.bits_per_weight for p in found.points]
+    ys = [p.sqnr_db for p in found.points if p.sqnr_db is not None] or [0.0]
+    front = sorted((p.bits_per_weight, p.sqnr_db) for p in found.points if p.pareto and p.sqnr_db is not None)
+    chart = _svg.Chart(
+        label=f"SQNR against bits per weight of {len(found.points)} settings",
+        x=_svg.axis(min(xs), max(xs), "bits per weight", least=1.0),
+        y=_svg.axis(min(ys), max(ys), "dB", least=2.0),
+        marks=[_mark(p) for p in found.points],
+        lines=[_svg.Line(kind="model", start=a, end=b) for a, b in itertools.pairwise(front)],
+    )
+    keys = [f"{_svg.key(_svg.shape(bits))} {bits} bits" for bits in sorted({p.bits for p in found.points})]
+    return figure("Error against size", chart, [*keys, f"{_svg.line_key('model')} Pareto front"], "")
+
+
+def _mark(p: Point) -> _svg.Mark:
+    figures = f"{t.decibels(p.sqnr_db, p.sqnr_db is None)} dB, {p.bits_per_weight:.3f} bits per weight"
+    text = f"{escaped(p.scheme)} {escaped(p.calibration)}\n{figures}"
+    return _svg.Mark(x=p.bits_per_weight, y=p.sqnr_db, shape=_svg.shape(p.bits), text=text)
+
+
+def _slopes(found: Sweep) -> str:
+    """What a bit is worth, by the law and as measured."""
+    if not found.slopes:
+        return ""
+    columns = [Column("series"), Column("bits"), Column("dB per bit", numeric=True), Column("law", numeric=True)]
+    rows = [
+        row(
+            cell(escaped(s.series), numeric=False),
+            cell(f"{s.low_bits} to {s.high_bits}", numeric=False),
+            cell(f"{s.db_per_bit:.2f}"),
+            cell(f"{found.law_db_per_bit:.2f}"),
+        )
+        for s in found.slopes
+    ]
+    return f"<h3>What a bit is worth</h3>\n{box('slopes', columns, rows)}"
+
+
+def _table(found: Sweep) -> str:
+    columns = [
+        Column("scheme"),
+        Column("calibration"),
+        Column("SQNR dB", numeric=True),
+        Column("bits/w", numeric=True),
+        Column("bytes", numeric=True),
+        Column("worst dB", numeric=True),
+        Column("worst tensor"),
+        Column("seconds", numeric=True),
+        Column("front"),
+    ]
+    rows = [
+        row(
+            cell(escaped(p.scheme), numeric=False),
+            cell(escaped(p.calibration), numeric=False),
+            decibels_cell(p.sqnr_db, p.sqnr_db is None),
+            cell(f"{p.bits_per_weight:.3f}"),
+            cell(t.size(p.bytes_out), value=float(p.bytes_out)),
+            decibels_cell(p.worst_sqnr_db, p.worst_sqnr_db is None),
+            cell(breakable(p.worst_tensor), numeric=False),
+            cell(f"{p.seconds:.2f}"),
+            cell("Pareto" if p.pareto else "", numeric=False),
+        )
+        for p in found.points
+    ]
+    return box("settings", columns, rows, "data")
+
+
+def _csv(found: Sweep, stream: TextIO) -> None:
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["source", *(f.name for f in fields(Point))])
+    for point in found.points:
+        writer.writerow(cells([found.source, *asdict(point).values()]))
+
+
+def _json(found: Sweep, stream: TextIO) -> None:
+    write(plain(found.as_dict()), stream)
+
+
+WRITERS = {"csv": _csv, "json": _json}
+"""What writes the figures, by the extension of the file."""

@@ -1,0 +1,121 @@
+"""Markdown for a comment on a pull request: the verdict first, then the worst tensors, details folded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TextIO
+
+from quantcli import terminal as t
+from quantcli.reports.gates import shown
+from quantcli.reports.markup import code, text
+from quantcli.reports.records import Comparison, RunReport, TensorReport
+from quantcli.reports.renderings import Look, Rendering, verdict
+from quantcli.reports.renderings._kept import groups
+
+WORST = 5
+WARNINGS = 10
+ROOM = 60_000
+"""Characters: a comment on GitHub may have 65,536."""
+
+
+def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+    """Write the comment."""
+    passed = verdict(reports)
+    parts = [_headline(reports, passed)]
+    parts += [_report(report, ROOM // max(len(reports), 1)) for report in reports]
+    stream.write("\n\n".join(parts) + "\n")
+
+
+def _headline(reports: Sequence[RunReport], passed: bool | None) -> str:
+    gates = [g for r in reports for g in r.gates]
+    failed = [g for g in gates if not g.passed]
+    if passed is None:
+        return "### quantcli"
+    if passed:
+        return f"### ✅ quantcli: {len(gates)} of {len(gates)} gates passed"
+    return f"### ❌ quantcli: {len(failed)} of {len(gates)} gates failed"
+
+
+def _report(report: RunReport, room: int) -> str:
+    s = report.summary
+    lines = [
+        f"{code(report.name)}: SQNR **{t.decibels(s.sqnr_db, s.exact)}{'' if s.exact else ' dB'}**, "
+        f"{s.bits_per_weight:.3f} bits per weight, {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller), "
+        f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
+    ]
+    lines += ["", *(f"- warning: {text(w)}" for w in report.warnings[:WARNINGS])] if report.warnings else []
+    if report.gates:
+        lines += ["", "| gate | limit | measured | |", "| --- | --- | --- | --- |"]
+        for g in report.gates:
+            mark = "✅" if g.passed else "❌"
+            name = g.title
+            lines.append(f"| {name} | {shown(g.gate, g.limit)} | {text(g.message)} | {mark} |")
+    if report.comparison is not None:
+        lines += ["", *_comparison(report.comparison)]
+    quantized = sorted((r for r in report.tensors if r.disposition == "quantized"), key=_sqnr)
+    if quantized:
+        lines += ["", f"Lowest SQNR of {len(quantized)} tensors:", "", *_table(quantized[:WORST])]
+    notable = groups(report.tensors)[:WORST]
+    if notable:
+        lines += ["", "| kept | reason | tensors | bytes |", "| --- | --- | ---: | ---: |"]
+        lines += [f"| {code(g.name)} | {text(g.reason)} | {len(g.tensors)} | {t.size(g.bytes_out)} |" for g in notable]
+    head = "\n".join(lines)
+    rest = _folded(report, room - len(head) - 400)
+    return head + ("\n\n" + rest if rest else "")
+
+
+def _comparison(found: Comparison) -> list[str]:
+    lost = [c for c in found.changes if (c.delta_db < 0 if c.delta_db is not None else not c.after_exact)]
+    lines = [
+        f"Against {code(found.baseline)}: {len(lost)} of {len(found.changes)} changed tensors lost, "
+        f"{len(found.new)} new, {len(found.vanished)} vanished."
+    ]
+    if found.changes:
+        lines += ["", "| tensor | before | now | change |", "| --- | --- | ---: | ---: |"]
+        for c in found.changes[:WORST]:
+            delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f} dB"
+            before, after = t.decibels(c.before_db, c.before_exact), t.decibels(c.after_db, c.after_exact)
+            lines.append(f"| {code(c.tensor)} | {text(c.before)} {before} | {text(c.after)} {after} | {delta} |")
+    names = [
+        *(f"new: {code(n)}" for n in found.new[:10]),
+        *(f"vanished: {code(n)}" for n in found.vanished[:10]),
+    ]
+    return [*lines, *(["", ", ".join(names)] if names else [])]
+
+
+def _folded(report: RunReport, room: int) -> str:
+    rows = _table(sorted(report.tensors, key=lambda r: (r.disposition == "kept", _sqnr(r))))
+    shown_rows, used = rows[:2], 0
+    for row in rows[2:]:
+        used += len(row) + 1
+        if used > room:
+            break
+        shown_rows.append(row)
+    left = len(rows) - len(shown_rows)
+    more = f"\n\nand {left} more tensors, left out for the size of a comment" if left else ""
+    return (
+        f"<details><summary>All {len(report.tensors)} tensors</summary>\n\n"
+        + "\n".join(shown_rows)
+        + more
+        + "\n\n</details>"
+    )
+
+
+def _table(tensors: Sequence[TensorReport]) -> list[str]:
+    lines = ["| tensor | shape | scheme | SQNR dB | max error | bits/w |", "| --- | --- | --- | ---: | ---: | ---: |"]
+    for r in tensors:
+        sqnr = "-" if r.disposition == "kept" else t.decibels(r.sqnr_db, r.exact)
+        scheme = r.scheme or f"kept: {r.reason}"
+        lines.append(
+            f"| {code(r.name)} | {t.shape(r.shape)} | {text(scheme)} | {sqnr} | {t.number(r.max_abs_error)} "
+            f"| {r.bits_per_weight:.3f} |"
+        )
+    return lines
+
+
+def _sqnr(tensor: TensorReport) -> float:
+    return math.inf if tensor.sqnr_db is None else tensor.sqnr_db
+
+
+PROVIDES = Rendering(summary="a comment for a pull request", render=render)

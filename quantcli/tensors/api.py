@@ -1,0 +1,183 @@
+"""The pure core: arrays in, codes out, and back.
+
+The pipeline runs the same steps on tiles of a file: gather, calibrate, settle, encode, measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import kernels as table
+from quantcli import metrics as metric
+from quantcli.dtypes import DTYPES, from_float32, to_float32
+from quantcli.errors import DataError
+from quantcli.formats import code_grid
+from quantcli.kernels import Kernels, QuantParams, Tile, row_bytes
+from quantcli.kernels.codebook import joined_codebooks
+from quantcli.scheme import Scheme
+from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
+from quantcli.tensors.info import QuantizedTensor, TensorInfo
+from quantcli.tensors.rows import TILE, Layout, TileSpan, layout
+from quantcli.tensors.settle import default_scale_dtype, part
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+    from quantcli.metrics import Metrics
+
+
+def _weights(array: NDArray[Any]) -> tuple[NDArray[np.uint8], str]:
+    """Little-endian C-order bytes of a float array and their safetensors dtype."""
+    array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8), "BF16"
+    names = {"f2": "F16", "f4": "F32", "f8": "F64"}
+    name = names.get(array.dtype.str[1:])
+    if name is None:
+        raise DataError(
+            f"an array of {array.dtype} cannot be quantized", hint="use float16, bfloat16, float32 or float64"
+        )
+    return np.ascontiguousarray(array.astype(DTYPES[name].numpy, copy=False)).reshape(-1).view(np.uint8), name
+
+
+def _tiles(raw: NDArray[np.uint8], dtype: str, plan: Layout) -> Iterator[tuple[TileSpan, Tile]]:
+    size = DTYPES[dtype].bits // 8
+    for span in plan.tiles():
+        start = (span.row * plan.cols + span.col) * size
+        yield span, as_tile(raw[start : start + span.rows * span.cols * size], dtype, span, plan.group)
+
+
+def quantize(array: NDArray[Any], scheme: Scheme) -> QuantizedTensor:
+    """The array in quantized form.
+
+    array: float16, bfloat16, float32 or float64 (rounded to float32 first) of any shape; it is not modified.
+    Raises DataError for NaN, infinity, values beyond float32 and scales beyond their dtype.
+
+    >>> import numpy as np
+    >>> quantize(np.array([[-1.0, 0.5, 0.25, 7.0]]), Scheme(bits=4, calibration="minmax")).codes.tolist()
+    [[-1, 0, 0, 7]]
+    """
+    raw, dtype = _weights(array)
+    info = TensorInfo("array", dtype, tuple(np.asarray(array).shape))
+    plan, kernels = layout(info.shape, scheme), table.load()
+    if info.numel == 0:
+        raise DataError("an empty array cannot be quantized")
+    first = default_scale_dtype(scheme, dtype)
+    for scale_dtype in (first,) if scheme.scale_dtype or first == "F32" else (first, "F32"):
+        trials = Trials(info, scheme, plan, scale_dtype, rival=None)
+        try:
+            return _encoded(trials, raw, kernels)
+        except NotFinite:
+            raise DataError(nonfinite(raw, dtype, 0).describe()) from None
+        except Misfit:
+            continue
+    raise scale_misfit(scheme)
+
+
+def _encoded(trials: Trials, raw: NDArray[np.uint8], kernels: Kernels) -> QuantizedTensor:
+    """A whole array's weights under the best of what is tried."""
+
+    def read(start: int, block: NDArray[np.uint8]) -> None:
+        block[...] = raw[start : start + block.size]
+
+    while trials.spans:
+        for index, span in enumerate(trials.spans):
+            block = np.empty(span_bytes(trials.chosen, span, strips=trials.by_strips), np.uint8)
+            tile = read_span(trials.chosen, span, read, block, strips=trials.by_strips)
+            trials.see(kernels, tile, index)
+        trials.conclude()
+    info, plan, scheme = trials.info, trials.plan, trials.chosen.scheme
+    width = row_bytes(plan.cols, scheme.bits)
+    packed = np.empty(plan.rows * width, np.uint8)
+    found = []
+    for span, tile in _tiles(raw, info.dtype, plan):
+        at = span.row * width + span.col * scheme.bits // 8
+        out = packed[at : at + span.rows * row_bytes(span.cols, scheme.bits)]
+        found.append(trials.encode(kernels, tile, span, out)[1])
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3"}
+    settled = scheme.with_scale_dtype(names[trials.chosen.scale_dtype])
+    return QuantizedTensor(info, settled, plan, trials.chosen.whole or _joined(found, plan), packed)
+
+
+def _joined(found: list[QuantParams], plan: Layout) -> QuantParams:
+    """Parameters (rows, groups) of an array from those of its tiles, whole rows or runs of groups of one row."""
+    axis = 0 if plan.cols <= TILE else 1
+    books = [p.codebook for p in found if p.codebook is not None]
+    book = joined_codebooks(books, plan.rows) if books else None
+
+    def join(arrays: list[Any]) -> Any:
+        return None if arrays[0] is None else np.concatenate(arrays, axis).reshape(plan.rows, plan.groups)
+
+    return QuantParams(join([p.scale for p in found]), join([p.zero for p in found]), book)
+
+
+def scale_misfit(scheme: Scheme) -> DataError:
+    """The refusal of a scale that its dtype cannot hold."""
+    return DataError(
+        f"a scale does not fit {scheme.scale_dtype or 'float32'}",
+        hint="use --scale-dtype float32" if scheme.scale_dtype not in (None, "float32") else "its range is too wide",
+    )
+
+
+def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
+    """The decoded weights, float32 in the tensor's shape: what every reader of the stored codes gets.
+
+    >>> import numpy as np
+    >>> dequantize(quantize(np.array([-1.0, 0.5, 7.0]), Scheme(bits=4, calibration="minmax"))).tolist()
+    [-1.0, 0.0, 7.0]
+    """
+    plan, params = tensor.layout, tensor.params
+    values = table.load().decode(tensor.packed, (plan.rows, plan.cols), plan.group, params, code_grid(tensor.scheme))
+    return values.reshape(tensor.info.shape)
+
+
+def measure(tensor: QuantizedTensor, array: NDArray[Any]) -> Metrics:
+    """What decoding the tensor costs against the original weights, summed as the file pipeline does.
+
+    Raises DataError when the shapes differ.
+    """
+    if tuple(np.asarray(array).shape) != tensor.info.shape:
+        raise DataError(f"an array of shape {np.asarray(array).shape} was not quantized to {tensor.info.shape}")
+    raw, dtype = _weights(array)
+    kernels, grid, plan, bits = table.load(), code_grid(tensor.scheme), tensor.layout, tensor.scheme.bits
+    sums = []
+    for span, tile in _tiles(raw, dtype, plan):
+        at = span.row * row_bytes(plan.cols, bits) + span.col * bits // 8
+        own = part(tensor.params, span, plan)
+        stored = tensor.packed[at : at + span.rows * row_bytes(span.cols, bits)]
+        sums.append((kernels.measure(tile, own, grid, stored), span.rows * span.cols))
+    return metric.total(sums)
+
+
+class NonFinite:
+    """Where a tensor holds NaN, infinity or values beyond float32: their number and the first flat index."""
+
+    def __init__(self, count: int, first: int, beyond: bool) -> None:
+        self.count, self.first, self.beyond = count, first, beyond
+
+    def __add__(self, other: NonFinite) -> NonFinite:
+        known = self if self.count else other
+        return NonFinite(self.count + other.count, known.first, self.beyond or other.beyond)
+
+    def describe(self) -> str:
+        """The problem in words."""
+        what = "values beyond the range of float32" if self.beyond else "NaN or infinite values"
+        return f"{self.count} {what}, the first at flat index {self.first}"
+
+
+def nonfinite(raw: NDArray[np.uint8], dtype: str, start: int) -> NonFinite:
+    """What is not finite among the weights of these bytes, whose first one has flat index `start`."""
+    values = to_float32(raw, dtype)
+    wrong = ~np.isfinite(values)
+    count = int(np.count_nonzero(wrong))
+    beyond = bool(dtype == "F64" and count and np.isfinite(raw.view("<f8")[wrong]).all())
+    return NonFinite(count, start + int(wrong.argmax()) if count else 0, beyond)
+
+
+def to_dtype(values: Floats, dtype: str) -> NDArray[Any]:
+    """Decoded weights in a tensor's own float dtype."""
+    return from_float32(values, dtype)

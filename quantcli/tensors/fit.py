@@ -1,0 +1,354 @@
+"""The way of a tensor to its parameters under one scheme: passes over its tiles, then parameters tile by tile."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from quantcli import registry
+from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
+from quantcli.dtypes import DTYPES, to_float32
+from quantcli.formats import code_grid
+from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_kernels
+from quantcli.metrics import Metrics, ordered_sum, total
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import Layout, TileSpan, column_repeats, layout
+from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes
+    from quantcli.scheme import Scheme
+
+    Read = Callable[[int, NDArray[np.uint8]], None]
+    """Fills the array with the bytes of the tensor from a byte offset on."""
+
+
+class NotFinite(Exception):  # noqa: N818 - a finding, not a fault
+    """A weight is NaN, infinite or beyond float32."""
+
+
+class Misfit(Exception):  # noqa: N818
+    """A parameter does not fit its storage dtype."""
+
+
+def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> Tile:
+    """The bytes of a run of weights as a tile for the kernels."""
+    kind: Kind = BF16 if dtype == "BF16" else F16 if dtype == "F16" else F32
+    weights = raw.view(np.uint16) if kind != F32 else to_float32(raw, dtype)
+    return Tile(weights, kind, span.rows, span.cols, group)
+
+
+def read_tile(dtype: str, plan: Layout, span: TileSpan, read: Read, raw: NDArray[np.uint8]) -> Tile:
+    """A tile of a tensor; `raw` is filled with its bytes."""
+    read((span.row * plan.cols + span.col) * (DTYPES[dtype].bits // 8), raw)
+    return as_tile(raw, dtype, span, plan.group)
+
+
+class Fit:
+    """Finds the parameters of a tensor under a scheme. Its methods may be called from several threads.
+
+    While `spans` is not empty the tensor must be seen once more: `see` every span, then `conclude`. After that
+    `params` gives the parameters of any tile. NotFinite and Misfit are raised where the weights or a dtype forbid it.
+    """
+
+    def __init__(self, info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> None:
+        self.info, self.scheme, self.plan, self.scale_dtype = info, scheme, plan, scale_dtype
+        self.whole: QuantParams | None = None
+        self.stored: QuantParams | None = None
+        self._calibrator = cast(Calibrator, registry.get("calibrators", scheme.calibration or ""))
+        self._shared: Shared | None = None
+        self._lock = threading.Lock()
+        self._begin()
+
+    @property
+    def by_strips(self) -> bool:
+        """Whether the next pass sees strips of channels instead of tiles."""
+        return self.plan.shared == "columns" and not self._calibrator.gather.columns
+
+    def _begin(self) -> None:
+        self.spans: list[TileSpan] = []
+        if self.scheme.shares_levels:
+            if self._shared is None or not self._shared.done:
+                self.spans = list(self.plan.tiles() if self._shared is None else self.plan.sample())
+        elif self.plan.two_pass and self.whole is None:
+            self.spans = list(self.plan.strips() if self.by_strips else self.plan.tiles())
+        self._seen: dict[int, Any] = {}
+        self._next = 0
+        self._merged: Observed | None = None
+        self._pooled: dict[int, list[Observed]] = {}
+        self._left: dict[int, int] = {}
+        for span in self.spans:
+            self._left[self._set_of(span)] = self._left.get(self._set_of(span), 0) + 1
+        self._ideals: dict[int, Ideal] = {}
+
+    def _set_of(self, span: TileSpan) -> int:
+        """Which set of weights that share parameters (or of strips) a span belongs to."""
+        if self.by_strips:
+            return span.col
+        return span.row if self.plan.shared is None and not self.scheme.shares_levels else 0
+
+    # -- a pass
+
+    def see(self, kernels: Kernels, tile: Tile, index: int) -> None:
+        """Take in a span of the pass."""
+        key = self._set_of(self.spans[index])
+        if self.by_strips:
+            ideal = self._local(kernels, replace(tile, group=max(tile.cols, 1), seen={}))
+            self._ideals[key] = ideal
+            return
+        if self._gather is not None and not self._gather.ordered:
+            self._accumulate(self._gather, kernels, tile, key)
+            return
+        seen = self._observed(kernels, tile)
+        with self._lock:
+            self._seen[index] = seen
+            while self._next in self._seen:
+                self._take(self._seen.pop(self._next))
+
+    @property
+    def _gather(self) -> Gather | None:
+        return None if self.scheme.shares_levels else self._calibrator.gather
+
+    def _observed(self, kernels: Kernels, tile: Tile) -> Observed:
+        if self._gather is not None:
+            seen = self._gather.observe(kernels, tile, cast("Sharing", self.plan.shared or "tensor"), None)
+        else:
+            assert self._calibrator.shared is not None
+            seen = self._calibrator.shared.observe(kernels, tile, self.scheme, self._shared, self.scale_dtype)
+        if seen is None:
+            raise NotFinite
+        return seen
+
+    def _accumulate(self, gather: Gather, kernels: Kernels, tile: Tile, key: int) -> None:
+        """Add a tile to one of the accumulators of its set: as many as there are threads at it."""
+        with self._lock:
+            free = self._pooled.setdefault(key, [])
+            into = free.pop() if free else None
+        seen = gather.observe(kernels, tile, "tensor", into)
+        if seen is None:
+            raise NotFinite
+        with self._lock:
+            free.append(seen)
+            self._left[key] -= 1
+            if not self._left[key]:
+                found = free[0]
+                for other in free[1:]:
+                    found = gather.merge(found, other)
+                del self._pooled[key]
+                self._solve(key, found)
+
+    def _take(self, seen: Observed) -> None:
+        """Merge what was seen next in file order; a set that is complete is solved."""
+        key = self._set_of(self.spans[self._next])
+        self._next += 1
+        merge = self._gather.merge if self._gather is not None else self._calibrator.shared.merge  # type: ignore[union-attr]
+        self._merged = seen if self._merged is None else merge(self._merged, seen)
+        self._left[key] -= 1
+        if not self._left[key]:
+            self._solve(key, self._merged)
+            self._merged = None
+
+    def _solve(self, key: int, seen: Observed) -> None:
+        if self.scheme.shares_levels:
+            assert self._calibrator.shared is not None
+            self._shared = self._calibrator.shared.solve(seen, self.scheme, self._shared)
+            return
+        if self.plan.shared == "columns":
+            seen = self._by_channel(seen)
+        self._ideals[key] = self._calibrator.solve(seen, self.scheme)
+
+    def _by_channel(self, seen: Observed) -> Observed:
+        """What was seen per column, put together per channel."""
+        shape = column_repeats(self.info.shape, self.scheme.axis)
+        if "sum" in seen:
+            return {k: v.reshape(shape).sum(axis=(0, 2), keepdims=True) for k, v in seen.items()}
+        from quantcli.calibrators import _ranges
+
+        return _ranges.fold({k: v.reshape(shape) for k, v in seen.items()}, (0, 2))
+
+    def conclude(self) -> None:
+        """End the pass: all spans have been seen."""
+        if not self.scheme.shares_levels:
+            params = settle(self._joined(), self.scheme, self.scale_dtype)
+            if params is None:
+                raise Misfit
+            self.stored = stored_params(params, self.plan)
+            self.whole = spread(params, self.info, self.scheme, self.plan)
+        self._begin()
+
+    def _joined(self) -> Ideal:
+        ideals = [self._ideals[key] for key in sorted(self._ideals)]
+        if len(ideals) == 1 and not self.by_strips:
+            return ideals[0]
+
+        def join(arrays: list[Any]) -> Any:
+            if arrays[0] is None:
+                return None
+            found = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])
+            return found.reshape(1, -1, 1) if self.by_strips else found
+
+        return Ideal(*(join([getattr(i, name) for i in ideals]) for name in ("scale", "zero", "levels")))
+
+    # -- parameters
+
+    def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
+        """The parameters of a tile."""
+        if self.whole is not None:
+            return part(self.whole, span, self.plan)
+        found = settle(self._local(kernels, tile), self.scheme, self.scale_dtype)
+        if found is None:
+            raise Misfit
+        return found
+
+    def _local(self, kernels: Kernels, tile: Tile) -> Ideal:
+        calibrator = self._calibrator
+        if self.scheme.shares_levels:
+            assert calibrator.shared is not None and self._shared is not None
+            ideal = calibrator.shared.local(kernels, tile, self.scheme, self._shared, self.scale_dtype)
+        elif calibrator.local is not None:
+            ideal = calibrator.local(kernels, tile, self.scheme)
+        else:
+            seen = calibrator.gather.observe(kernels, tile, None, None)
+            ideal = None if seen is None else calibrator.solve(seen, self.scheme)
+        if ideal is None:
+            raise NotFinite
+        return ideal
+
+
+class Trials:
+    """All that is tried on a tensor: its scheme, or the candidates of `auto`; and beside it a rival whose error is
+    only measured. importance: of every column, where it is known. Methods may be called from several threads.
+
+    While `spans` is not empty: `see` each span, then `conclude`. Then `encode` every tile.
+    """
+
+    def __init__(
+        self,
+        info: TensorInfo,
+        scheme: Scheme,
+        plan: Layout,
+        scale_dtype: str,
+        *,
+        rival: Scheme | None,
+        importance: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.info, self.plan, self._importance = info, plan, importance
+        self.fits = [Fit(info, s, plan, scale_dtype) for s in scheme.candidates]
+        self._rival: Fit | None = None
+        if rival is not None and len(self.fits) == 1:
+            self._rival = Fit(info, rival, layout(info.shape, rival), default_scale_dtype(rival, info.dtype))
+        self._errors: dict[int, list[Sums]] = {}
+        self._totals: list[Metrics] = []
+        self._begin()
+
+    @property
+    def chosen(self) -> Fit:
+        """The fit that is encoded: after the last pass the best of the candidates."""
+        return self.fits[0]
+
+    def _begin(self) -> None:
+        pending = [f for f in (*self.fits, self._rival) if f is not None and f.spans]
+        self.by_strips = bool(pending) and pending[0].by_strips
+        self._passing = [f for f in pending if f.by_strips == self.by_strips]
+        self.spans = pending[0].spans if pending else []
+        if not pending and len(self.fits) > 1:
+            self.spans = list(self.plan.tiles())
+
+    def see(self, kernels: Kernels, tile: Tile, index: int) -> None:
+        """Take in a span of the pass."""
+        for fit in self._passing:
+            fit.see(kernels, tile, index)
+        if not self._passing:
+            self._errors[index] = [self._error(f, kernels, tile, self.spans[index]) for f in self.fits]
+
+    @staticmethod
+    def _error(fit: Fit, kernels: Kernels, tile: Tile, span: TileSpan) -> Sums:
+        params = fit.params(kernels, tile, span)
+        return kernels.encode(tile, params, code_grid(fit.scheme), None, preserve=fit.scheme.preserves_sums)
+
+    def conclude(self) -> None:
+        """End the pass: all spans have been seen."""
+        for fit in self._passing:
+            if fit is self._rival:
+                with contextlib.suppress(Misfit):
+                    fit.conclude()
+                    continue
+                self._rival = None
+            else:
+                fit.conclude()
+        if not self._passing:
+            sizes = [s.rows * s.cols for s in self.spans]
+            self._totals = [
+                total([(self._errors[i][k], n) for i, n in enumerate(sizes)]) for k in range(len(self.fits))
+            ]
+            best = min(range(len(self.fits)), key=lambda k: self._totals[k].sse)  # the first of equal ones
+            self.fits = [self.fits[best]]
+        self._begin()
+
+    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> tuple[Sums, QuantParams]:
+        """Write the codes of a tile; its errors and parameters. Without `packed` only the squared error is found."""
+        params, scheme = self.params(kernels, tile, span), self.chosen.scheme
+        return kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums), params
+
+    def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
+        """The parameters of a tile."""
+        if self._importance is not None:
+            tile = replace(tile, importance=self._importance[span.col : span.col + span.cols])
+        return self.chosen.params(kernels, tile, span)
+
+    def weighted(
+        self, kernels: Kernels, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes
+    ) -> tuple[float, float]:
+        """Squared error and power of a tile whose codes are in `packed`, each column as often as it counts."""
+        assert self._importance is not None
+        grid = code_grid(self.chosen.scheme)
+        weights = numpy_kernels.floats(tile)
+        error = weights - kernels.decode(packed, weights.shape, tile.group, params, grid)
+        counts = self._importance[span.col : span.col + span.cols]
+        sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]
+        return float(sums[0]), float(sums[1])
+
+    def rival_error(self, kernels: Kernels, tile: Tile, span: TileSpan) -> float | None:
+        """The squared error of a tile under the rival; None without one."""
+        if self._rival is None:
+            return None
+        try:
+            return self._error(self._rival, kernels, tile, span).sse
+        except Misfit:
+            self._rival = None
+            return None
+
+    @property
+    def minmax_sse(self) -> float | None:
+        """The squared error of min-max, where it was a candidate."""
+        return self._totals[0].sse if self._totals else None
+
+
+def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, strips: bool) -> Tile:
+    """A tile of the tensor, or a strip of its channels turned so that channels are rows; `raw` is filled with its
+    bytes."""
+    info, plan = fit.info, fit.plan
+    size = DTYPES[info.dtype].bits // 8
+    if not strips:
+        return read_tile(info.dtype, plan, span, read, raw)
+    outer, channels, inner = column_repeats(info.shape, fit.scheme.axis)
+    pieces = raw.reshape(plan.rows * outer, span.cols * inner * size)
+    for number, piece in enumerate(pieces):
+        row, part_of_row = divmod(number, outer)
+        read((row * plan.cols + (part_of_row * channels + span.col) * inner) * size, piece)
+    turned = np.ascontiguousarray(pieces.reshape(-1, span.cols, inner * size).swapaxes(0, 1))
+    flat = TileSpan(0, span.cols, 0, plan.rows * outer * inner)
+    return as_tile(turned.reshape(-1), info.dtype, flat, flat.cols)
+
+
+def span_bytes(fit: Fit, span: TileSpan, *, strips: bool) -> int:
+    """Bytes of the weights of a span."""
+    outer, _, inner = column_repeats(fit.info.shape, fit.scheme.axis) if strips else (1, 0, 1)
+    return span.rows * span.cols * outer * inner * DTYPES[fit.info.dtype].bits // 8

@@ -1,0 +1,1 @@
+"""Bounds and distributions of the literature, which figures are set beside."""
