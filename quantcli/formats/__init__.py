@@ -14,7 +14,8 @@ import numpy as np
 
 from quantcli import registry
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
-from quantcli.kernels.codebook import Codebook, codebook
+from quantcli.kernels.codebook import Codebook
+from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _named_codebook(name: str, bits: int, given: tuple[float, ...] | None) -> Co
     scheme = Scheme(format=name, bits=bits, codebook=given)
     form = _format(scheme)
     assert form.levels is not None
-    return codebook(form.levels(scheme)[None], ties_to_even=form.ties_to_even)
+    return sorted_levels(form.levels(scheme)[None], ties_to_even=form.ties_to_even)
 
 
 def fixed_codebook(scheme: Scheme) -> Codebook:
@@ -71,7 +72,7 @@ def fixed_codebook(scheme: Scheme) -> Codebook:
 def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:
     """The codebook of learned levels (tables, count), ascending; codes beyond them repeat the largest."""
     missing = (1 << scheme.bits) - levels.shape[1]
-    return codebook(np.concatenate([levels, np.repeat(levels[:, -1:], missing, axis=1)], axis=1))
+    return sorted_levels(np.concatenate([levels, np.repeat(levels[:, -1:], missing, axis=1)], axis=1))
 
 
 def unused_codes(book: Codebook) -> NDArray[np.bool_]:
