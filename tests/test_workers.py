@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quantcli.workers import Crew, Task, default_threads
+from quantcli.passes.tiles import Crew, Task, default_threads
 
 THREADS = [1, 2, 7]
 

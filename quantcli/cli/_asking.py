@@ -296,7 +296,7 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
 def _architecture(source: Source) -> Architecture | None:
     """What a folder's config.json says the model is; None where it is not one of transformers."""
     from quantcli.layouts.writing._parts import stated
-    from quantcli.passes.export import beside
+    from quantcli.passes.outputs import beside
 
     try:
         return stated(beside(source))

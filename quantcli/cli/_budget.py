@@ -19,6 +19,7 @@ from quantcli.errors import UsageError, printable
 if TYPE_CHECKING:
     from quantcli.passes.budget import Planned
     from quantcli.planning.plan import Plan, Request
+    from quantcli.scheme import Scheme
     from quantcli.stores import Source
 
 
@@ -109,13 +110,13 @@ def _unit(name: str, text: str, parameters: int) -> _Unit:
     return _Unit(f"{number} {word if size > 1 else 'bytes'}", size, word if size > 1 else "bytes", 3 if size > 1 else 0)
 
 
-def _what_takes_the_room(least: Planned, unit: _Unit) -> str:
+def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], int]) -> str:
     """Why a target is out of reach: the smallest file, and what fills it."""
-    tensors = least.plan.tensors
-    kept = sorted((t for t in tensors if t.scheme is None), key=lambda t: (-t.bytes_out, t.info.name))
-    of_kept, of_all = (sum(t.bytes_out for t in some) for some in (kept, tensors))
-    large = [t for t in kept[:3] if t is kept[0] or 10 * t.bytes_out >= of_kept]
-    named = [f"{printable(t.info.name, 100)} {unit.text(t.bytes_out)} ({printable(t.reason, 40)})" for t in large]
+    tensors = {t.info.name: (t, nbytes(t.info.name)) for t in least.plan.tensors}
+    kept = sorted(((t, n) for t, n in tensors.values() if t.scheme is None), key=lambda k: (-k[1], k[0].info.name))
+    of_kept, of_all = (sum(n for _, n in some) for some in (kept, tensors.values()))
+    large = [(t, n) for t, n in kept[:3] if t is kept[0][0] or 10 * n >= of_kept]
+    named = [f"{printable(t.info.name, 100)} {unit.text(n)} ({printable(t.reason, 40)})" for t, n in large]
     more = f" and {len(kept) - len(large)} more" if len(kept) > len(large) else ""
     filled = [f"kept tensors {unit.text(of_kept)}: {', '.join(named)}{more}"] if kept else []
     filled += [f"quantized tensors {unit.text(of_all - of_kept)}", f"header {unit.text(least.size - of_all)}"]
@@ -149,12 +150,31 @@ def _with_experts_tied(request: Request, first: Plan) -> Request:
     return replace(request, ties=(*request.ties, EXPERT)) if experts else request
 
 
+def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tuple[list[Scheme], bool]:
+    """The schemes a target stores, with scales as it stores them, and whether one model may mix them. Raises UsageError
+    where it stores none; those that are left out are said."""
+    if to is None:
+        return schemes, True
+    from quantcli.layouts.writing import named
+
+    export = named(to)
+    stored = [s for s in schemes if export.accepts.obstacle(s) is None]
+    left = [s.name for s in schemes if s not in stored]
+    if not stored:
+        hint = f"it stores {export.accepts.describe()}"
+        raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
+    if left:
+        talk.say(f"{to} does not store {', '.join(left)}: not among the choices")
+    return [export.suited(s) for s in stored], export.mixes
+
+
 def planned(
     source: Source, src: str, asked: dict[str, Any], threads: int, talk: options.Talk
 ) -> tuple[Planned, int | None]:
     """The best plan for a source, and the bytes it was to stay within."""
+    from quantcli.folders import output as outputs
     from quantcli.passes import budget as planning
-    from quantcli.planning.plan import make
+    from quantcli.planning.plan import make, suited
     from quantcli.reports.build import unweighted
     from quantcli.stores import need_file
 
@@ -177,11 +197,19 @@ def planned(
     to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=hasattr(source, "shards"))
     asked = {**asked, "to": to}
     weights = _asking.importance(asked, recipe, source)
-    request = replace(_asking.request(schemes[0], asked, recipe, source), importance=weights)
+    request = suited(replace(_asking.request(schemes[0], asked, recipe, source), importance=weights))
+    schemes, mixed = _stored_by(to, schemes, talk)
+    request = replace(request, scheme=schemes[0])
     first = make(source.infos(), request)
     request = _with_experts_tied(request, first)
     for line in () if talk.quiet else unweighted(first.tensors):
         options.warn(line)
+    def size_of(plan: Plan) -> int:
+        """Bytes of a plan in files of the size asked for."""
+        assert plan.request is not None
+        sized = replace(plan.request, max_shard_size=request.max_shard_size)
+        return outputs.size_of(source, replace(plan, request=sized))
+
     name, value = targets[0], asked[targets[0]]
     target: int | None = None
     if name in ("target_size", "target_bpw"):
@@ -189,20 +217,13 @@ def planned(
         unit = _unit(name, value.text, parameters)
         target = int(value if name == "target_size" else value * parameters / 8)
         whole = sum(info.nbytes for info in source.infos())
-        if 16 in asked["bits"] and target >= whole + options.size_of(source, first) - sum(
-            t.bytes_out for t in first.tensors
-        ):
+        nbytes = outputs.nbytes_of(source, first)
+        if 16 in asked["bits"] and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
             problem = f"{unit.asked} are enough for all of it as it is"
             raise UsageError(problem, place=[src, _asking.option_name(name)], hint="nothing needs quantizing")
     weighting: Any = "absolute" if target is None else asked["weighting"]
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])
-
-    def size_of(plan: Plan) -> int:
-        """Bytes of a plan in files of the size asked for."""
-        assert plan.request is not None
-        sized = replace(plan.request, max_shard_size=request.max_shard_size)
-        return options.size_of(source, replace(plan, request=sized))
 
     with talk.bar("planning") as progress:
         units = planning.units_of(
@@ -212,15 +233,17 @@ def planned(
             keep=16 in asked["bits"],
             ties=not asked["no_ties"],
             weighting=weighting,
+            nbytes_of=lambda plan: outputs.nbytes_of(source, plan),
             threads=threads,
             progress=progress,
         )
-    variants = planning.with_one_scheme(units) if asked["uniform_groups"] else [units]
+    variants = [units] if mixed and not asked["uniform_groups"] else planning.with_one_scheme(units)
     if target is not None:
         try:
             return planning.best_within(variants, source, request, size_of, target), target
         except planning.OutOfReachError as error:
-            problem, hint = _what_takes_the_room(error.least, unit), _way_out(asked, error.least)
+            room = outputs.nbytes_of(source, error.least.plan)
+            problem, hint = _what_takes_the_room(error.least, unit, room), _way_out(asked, error.least)
             raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
     if asked["uniform_groups"]:
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")

@@ -18,9 +18,7 @@ from quantcli import interrupts, registry
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.planning.plan import Plan
     from quantcli.reports.records import RunReport
-    from quantcli.stores import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -264,17 +262,6 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return list(dict.fromkeys(found))
 
 
-def size_of(source: Source, planned: Plan) -> int:
-    """Bytes of what a plan leads to."""
-    from quantcli.folders import checkpoints
-    from quantcli.passes import quantize
-    from quantcli.stores.checkpoint import Checkpoint
-
-    if isinstance(source, Checkpoint):
-        return checkpoints.dry_size(source, planned, "xxh3")
-    return quantize.file_layout(source, planned, source.metadata, "xxh3").size
-
-
 def warn(message: str) -> None:
     """One line on standard error."""
     click.echo(f"quantcli: warning: {printable(message, 1000)}", err=True)
@@ -342,6 +329,6 @@ class Bar:
 
 def thread_count(threads: int | None) -> int:
     """The number of threads asked for, or all processors."""
-    from quantcli.workers import default_threads
+    from quantcli.passes.tiles import default_threads
 
     return threads or default_threads()

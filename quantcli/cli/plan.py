@@ -64,10 +64,12 @@ def command(
 
 def _warnings(source: Source, planned: Planned) -> list[str]:
     """What takes the room though it is not quantized, and what is quantized though a preset would keep it."""
+    from quantcli.folders.output import nbytes_of
     from quantcli.planning import unquantized
     from quantcli.planning.plan import make
 
-    tensors = make(source.infos(), planned.request).tensors
+    plan = make(source.infos(), planned.request)
+    tensors = unquantized.sized(plan.tensors, nbytes_of(source, plan))
     return [*unquantized.of_another_kind(tensors, by_rules=True), *unquantized.mostly_kept(tensors, planned.request)]
 
 

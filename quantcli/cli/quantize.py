@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli import registry
-from quantcli.cli import _asking, _budget, _exporting, _gating, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _gating, _naming, _sources, options
 from quantcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from quantcli.folders.checkpoints import WrittenFolder
-    from quantcli.folders.sidefiles import SideFiles
-    from quantcli.passes.quantize import Options, Written
+    from quantcli.passes.quantize import Written
     from quantcli.planning.plan import Plan, Request
     from quantcli.planning.recipe import Recipe
     from quantcli.reports.records import RunReport
     from quantcli.stores import Source
-    from quantcli.stores.checkpoint import Checkpoint
 
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth a word."""
@@ -103,8 +101,11 @@ def command(
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
     from quantcli import kernels
+    from quantcli.folders import output as outputs
     from quantcli.folders import sidefiles
     from quantcli.passes import quantize
+    from quantcli.passes.export import check_output
+    from quantcli.passes.outputs import notes as conversion_notes
     from quantcli.planning import plan, recipe
 
     given = _asking.recipe_of(asked)
@@ -121,44 +122,37 @@ def command(
         options.standard_output(None if dry_run else output, talk) as named,
         _sources.float_source(src, source_layout, talk) as source,
     ):
-        folder = _as_folder(source, named or "")
         saved = None if dry_run else asked["save_recipe"]
         read = [src, asked["recipe"], asked["codebook"], asked["importance"], *(given.importance or ())[:1]]
         _check_saved(saved, named, read)
-        to, why = _asking.target_of(source, given, asked["to"], folder=folder)
+        to, why = _asking.target_of(source, given, asked["to"], folder=_as_folder(source, named or "", None))
         if why:
             talk.say(why)
         request = _request(source, src, given, {**asked, "to": to}, threads, talk)
-        export = None
         if to is not None:
-            export = _exporting.target(source, to, named, output, container=request.container)
-        request = export.suited(request) if export is not None else request
+            _check_target(source, to, output, request)
+            request = plan.suited(request)
         recipe_text = recipe.dump(request, settings, os.path.dirname(saved)) if saved is not None else None
-        scheme = _label(request, asked["recipe"])
-        beside = default_output if export is None or asked["to"] is None else export.beside
-        target = named or beside(src, scheme)
-        native = export is None or export.is_native(_as_folder(source, target))
-        _check_folder_options(source, target, request, resume, digest, native)
+        shown_target = to if asked["to"] is not None else None
+        target = named or default_name(src, _label(request, asked["recipe"]), shown_target)
+        folder = _as_folder(source, target if named or shown_target is None else None, to)
+        _check_folder_options(folder, request, resume, digest)
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
-        real = target
-        if not dry_run:
-            real = (export.destination if export is not None else _destination)(source, target, force)
+        real = target if dry_run else check_output(source, target, folder=folder, force=force)
         try:
             planned = plan.make(source.infos(), request)
-            if export is not None:
-                export.take(source, planned)
+            model = quantize.outgoing(source, planned, digest, outputs.target_of(planned))
+            notes = conversion_notes(model.conversion, config=folder and model.beside("config.json") is not None)
         except (UsageError, DataError) as error:
             raise error.within(src) from None
-        into_folder = export.folder if export is not None else _as_folder(source, target)
-        side = sidefiles.of(source, os.path.realpath(real), folder=into_folder)
+        side = sidefiles.of(source, os.path.realpath(real), folder=folder)
         shown = output or target
-        if export is not None and not talk.quiet:
-            export.say_notes()
-        if dry_run and export is not None and not native:
-            found = export.dry_run(source, planned, (src, shown, real))
-        elif dry_run:
-            found = _planned(source, planned, src, shown, _planned_size(source, planned, target, digest))
+        talk.say(*notes)
+        began = time.perf_counter()
+        if dry_run:
+            size = outputs.size_of_model(source, model, folder=folder, base=os.path.basename(real))
+            written = quantize.Written(plan=planned, model=model, results={}, size=size)
         else:
             count = options.thread_count(threads)
             if talk.verbose:
@@ -173,12 +167,16 @@ def command(
                     force=force,
                     progress=bar,
                 )
-                if export is not None and not native:
-                    found, said, notes = export.write(source, planned, (src, shown, real), run, side)
-                else:
-                    found, said, notes = _write(source, planned, (src, shown, target, real), run, resume, side)
-            for line in [*([] if talk.quiet else notes), *(said if talk.verbose else [])]:
-                options.say(line)
+                with _leftovers_told(real):
+                    written = outputs.write(source, planned, real, run, side=side, folder=folder, resumed=resume)
+        seconds = None if dry_run else time.perf_counter() - began
+        found = _report(source, written, src, shown, request, seconds)
+    talk.say(*written.notes)
+    if talk.verbose and written.copied:
+        options.say(f"copied {', '.join(written.copied)}")
+    if talk.verbose and written.obstacle:
+        why = f"compressed-tensors cannot store {written.obstacle}"
+        options.say(f"config.json has no quantization_config: {why}")
     found = replace(found, warnings=[*side.warnings(), *found.warnings])
     if saved is not None and recipe_text is not None:
         options.replace_file(saved, recipe_text, [*read, target])
@@ -191,8 +189,8 @@ def command(
             f"weight, SQNR {'exact' if s.sqnr_db is None else f'{s.sqnr_db:.2f} dB'}"
         )
     elif talk.json or not talk.quiet:
-        if talk.json and export is not None:
-            found = export.with_notes(found)
+        if talk.json and to is not None:
+            found = replace(found, warnings=[*notes, *found.warnings])
         options.print_reports([found], "json" if talk.json else "table", talk, show_all=show_all)
 
 
@@ -208,17 +206,9 @@ def _check_saved(saved: str | None, target: str | None, read: Sequence[str | Non
 
 
 def _refuse_both(asked: dict[str, Any]) -> None:
-    """A plan chooses what these options would say, and counts the bytes of a native file."""
+    """A plan chooses what these options would say."""
     if asked["target_size"] is None and asked["target_bpw"] is None:
         return
-    to = asked["to"]
-    if to not in (None, "native"):
-        from quantcli.layouts.writing import named
-
-        if not named(to).keeps_document:
-            option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
-            hint = "let plan write a recipe with widths it has, and give that to --recipe"
-            raise UsageError(f"it counts the bytes of a native file, not those of {to}", place=[option], hint=hint)
     said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if said:
         option = _asking.option_name(said[0], asked[said[0]])
@@ -262,101 +252,70 @@ def _say_held(source: Source, planned: Plan, digest: str) -> None:
         )
 
 
-def _planned(source: Source, planned: Plan, src: str, output: str, bytes_out: int) -> RunReport:
-    """The report on a plan."""
+def _report(
+    source: Source, written: Written, src: str, output: str, request: Request, seconds: float | None
+) -> RunReport:
+    """The report on what was written; seconds is None for a plan."""
     from quantcli.reports import build
 
-    bytes_in = sum(f.size for f in source.files())
     return build.of_plan(
-        planned.tensors,
-        None,
-        command="plan",
+        written.plan.tensors,
+        written.results,
+        written.model.nbytes,
+        command="plan" if seconds is None else "quantize",
         source=src,
         output=output,
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        seconds=None,
-        request=planned.request,
+        bytes_in=sum(f.size for f in source.files()),
+        bytes_out=written.size,
+        seconds=seconds,
+        request=request,
     )
 
 
-def _as_folder(source: Source, target: str) -> bool:
-    """Whether the output is a folder: for a checkpoint folder, unless a .safetensors file is named."""
-    return hasattr(source, "shards") and not target.lower().endswith(".safetensors")
+@contextlib.contextmanager
+def _leftovers_told(real: str) -> Iterator[None]:
+    """Say where finished files are, if an error leaves some."""
+    from quantcli.folders.write import left_over
+
+    try:
+        yield
+    except BaseException as error:
+        left = left_over(real)
+        if left is not None and not isinstance(error, UsageError):
+            options.say(f"what is finished is in {left}: the same command with --resume goes on there")
+        raise
 
 
-def _check_folder_options(
-    source: Source, target: str, request: Request, resume: bool, digest: str, native: bool
-) -> None:
+def _as_folder(source: Source, target: str | None, to: str | None) -> bool:
+    """Whether the output is a folder. target: its name, None where it is made up."""
+    if to is not None:
+        from quantcli.passes.export import as_folder
+
+        return as_folder(source, to, target)
+    return hasattr(source, "shards") and not (target or "").lower().endswith(".safetensors")
+
+
+def _check_target(source: Source, to: str, output: str | None, request: Request) -> None:
+    """Raise UsageError for a pipe, whose weights could not be compared with what was written; for two files on standard
+    output, and for an ONNX model that was to stay one."""
+    from quantcli.passes import export
+    from quantcli.stores import need_file
+    from quantcli.stores.onnx import OnnxFile
+
+    need_file(source, "--to")
+    export.check_standard_output(to, output)
+    if to == "onnx" and isinstance(source, OnnxFile) and not request.container:
+        hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
+        raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
+
+
+def _check_folder_options(folder: bool, request: Request, resume: bool, digest: str) -> None:
     """Raise UsageError for an option of folders where none is written, or whose digests resuming needs."""
-    if resume and not native:
-        hint = "quantize without --to, then export"
-        raise UsageError("what --to writes is not resumed", place=["--resume"], hint=hint)
     for name, given in (("--max-shard-size", request.max_shard_size is not None), ("--resume", resume)):
-        if given and not _as_folder(source, target):
+        if given and not folder:
             raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
     if resume and digest == "none":
         raise UsageError("a source without digests is not known again", place=["--resume"], hint="use --digest xxh3")
-
-
-def _destination(source: Source, target: str, force: bool) -> str:
-    from quantcli.stores.files import check_destination
-    from quantcli.stores.folder import check_folder
-
-    if _as_folder(source, target):
-        return check_folder(target, force=force, source=cast("Checkpoint", source).folder)
-    return check_destination(target, force=force, sources=list(source.files()))
-
-
-def _planned_size(source: Source, planned: Plan, target: str, digest: str) -> int:
-    from quantcli.folders import checkpoints
-    from quantcli.passes import quantize
-
-    if _as_folder(source, target):
-        return checkpoints.dry_size(cast("Checkpoint", source), planned, digest)
-    return quantize.file_layout(source, planned, source.metadata, digest).size
-
-
-def _write(
-    source: Source, planned: Plan, names: tuple[str, str, str, str], run: Options, resume: bool, side: SideFiles
-) -> tuple[RunReport, list[str], list[str]]:
-    """Write the output; the report on it, what else there is to tell, and what must be told. names: source and output
-    as they are shown, output as it was named, and its real path."""
-    from quantcli.folders import checkpoints
-    from quantcli.passes import quantize
-    from quantcli.reports import build
-
-    began = time.perf_counter()
-    src, shown, target, real = names
-    written: Written | WrittenFolder
-    said, notes = [], []
-    if _as_folder(source, target):
-        try:
-            written = checkpoints.write(cast("Checkpoint", source), planned, real, run, side=side, resume=resume)
-        except BaseException as error:
-            left = checkpoints.left_over(real)
-            if left is not None and not isinstance(error, UsageError):
-                options.say(f"what is finished is in {left}: the same command with --resume goes on there")
-            raise
-        notes = written.notes
-        said += [f"copied {', '.join(written.copied)}"] if written.copied else []
-        if written.obstacle:
-            obstacle = written.obstacle
-            said.append(f"config.json has no quantization_config, compressed-tensors cannot express {obstacle}")
-    else:
-        written = quantize.write(source, planned, source.metadata, real, run)
-    found = build.of_plan(
-        written.plan.tensors,
-        dict(written.results),
-        command="quantize",
-        source=src,
-        output=shown,
-        bytes_in=sum(f.size for f in source.files()),
-        bytes_out=written.size,
-        seconds=time.perf_counter() - began,
-        request=planned.request,
-    )
-    return found, said, notes
 
 
 def _label(request: Request, recipe: str | None) -> str:
@@ -365,6 +324,18 @@ def _label(request: Request, recipe: str | None) -> str:
         return request.scheme.name if not request.rules else "recipe"
     stem, extension = os.path.splitext(os.path.basename(recipe))
     return stem if extension.lower() in (".yaml", ".yml") else stem + extension
+
+
+def default_name(src: str, scheme: str, to: str | None) -> str:
+    """The name beside SRC that tells the scheme and, for another tool's layout, the target, by the extension of those
+    that have one of their own."""
+    if to is None:
+        return default_output(src, scheme)
+    from quantcli.layouts.writing import named
+
+    extension = named(to).extension
+    default = default_output(src, "-".join(w for w in (scheme, "" if extension else to) if w))
+    return f"{default.removesuffix('.safetensors').removesuffix('-')}{extension}" if extension else default
 
 
 def default_output(src: str, scheme: str) -> str:

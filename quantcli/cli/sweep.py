@@ -74,6 +74,7 @@ def command(
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
     as measured.
     """
+    from quantcli.folders.output import size_of
     from quantcli.passes import sweep
     from quantcli.planning import plan
     from quantcli.stores import need_file
@@ -97,7 +98,7 @@ def command(
                 source,
                 schemes,
                 plans,
-                lambda p: options.size_of(source, p),
+                lambda p: size_of(source, p),
                 shown=src,
                 threads=options.thread_count(threads),
                 progress=bar,

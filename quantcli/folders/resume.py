@@ -1,29 +1,31 @@
 """What an interrupted run on a checkpoint folder has finished, and whether another one may go on with it.
 
 The journal says what was asked for (tool, recipe, digest, shards of the source) and, of every file that is finished,
-how many tensors it holds and the digest of its bytes. A file is taken over when its bytes have that digest and the
-source tensors still have the digests in its header.
+the digest of its bytes and what became of the tensors in it. A file is taken over when its bytes have that digest, the
+source tensors still have theirs, and its header is the one this run would write.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantcli import __version__
-from quantcli.errors import DataError, QuantcliError, printable
-from quantcli.layouts.native import document as container
-from quantcli.layouts.native.document import Result, StoredTensor
-from quantcli.passes.quantize import COPY, Options, Written, source_bytes
-from quantcli.planning.plan import Plan, TensorPlan, kept, with_float32_scales
+from quantcli.errors import DataError, printable
+from quantcli.layouts.native.document import Result
+from quantcli.metrics import Metrics
+from quantcli.passes.outputs import OneFile
+from quantcli.passes.quantize import Options
+from quantcli.passes.tiles import COPY, Crew, Task
+from quantcli.planning.plan import Plan, with_float32_scales
+from quantcli.scheme import Scheme
 from quantcli.stores.files import InputFile
-from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.tensors import digest
-from quantcli.workers import Crew, Task
+from quantcli.tensors.decided import Decided, Kept
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
@@ -31,11 +33,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What became of a tensor: the decision as it turned out, and its result."""
+
+    tensor: Decided
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """A file that is finished: how many tensors it is made from, and the digest of its bytes."""
+    """A file that is finished: how many tensors of the source it stands for, the digest of its bytes, and what became
+    of each tensor that it holds."""
 
     tensors: int
     digest: str
+    made: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Journal:
 
     def as_bytes(self) -> bytes:
         """The text of the journal."""
-        done = {name: [f.tensors, f.digest] for name, f in self.finished.items()}
+        done = {name: [f.tensors, f.digest, f.made] for name, f in self.finished.items()}
         return json.dumps({"asked": self.asked, "finished": done}, indent=1).encode()
 
 
@@ -69,10 +81,10 @@ def asked(source: Checkpoint, plan: Plan, options: Options) -> dict[str, Any]:
 
 
 def read(text: bytes) -> Journal | None:
-    """The journal in these bytes; None when they are none."""
+    """The journal in these bytes; None when they are not one."""
     try:
         found = json.loads(text)
-        done = {str(name): Finished(int(f[0]), str(f[1])) for name, f in found["finished"].items()}
+        done = {str(n): Finished(int(f[0]), str(f[1]), dict(f[2])) for n, f in found["finished"].items()}
         return Journal(dict(found["asked"]), done)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None
@@ -119,58 +131,93 @@ def file_digest(path: str, threads: int) -> str:
     return chunks.hexdigest()
 
 
-def taken_over(path: str, finished: Finished, source: Source, plan: Plan, options: Options) -> Written | None:
-    """What there is to know of a finished file, as if it had just been written; None when it is not what it was.
+# ---- what became of a tensor, as plain values -------------------------------------------------------------------
 
-    Raises DataError when the source has been changed since.
-    """
+
+def as_values(tensor: Decided, result: Result) -> dict[str, Any]:
+    """What the journal holds of a tensor."""
+    m = result.metrics
+    return {
+        "reason": tensor.reason,
+        "note": tensor.note,
+        "scale_dtype": tensor.scale_dtype,
+        "digest": result.digest,
+        "scheme": result.scheme.as_dict() if result.scheme is not None else None,
+        "metrics": [m.sse, m.power, m.numel, m.max_abs_error, m.clipped] if m is not None else None,
+        "minmax_sse": result.minmax_sse,
+    }
+
+
+def _result(values: Mapping[str, Any]) -> Result:
+    scheme, metrics = values["scheme"], values["metrics"]
+    if scheme is not None and "codebook" in scheme:
+        scheme = {**scheme, "codebook": tuple(scheme["codebook"])}
+    return Result(
+        Metrics(*metrics) if metrics is not None else None,
+        values["digest"],
+        Scheme(**scheme) if scheme is not None else None,
+        values["minmax_sse"],
+    )
+
+
+def _turned_out(tensor: Decided, values: Mapping[str, Any]) -> Decided:
+    """What was decided for a tensor, as the run that was interrupted had to change it."""
+    if tensor.scheme is None:
+        return tensor
+    if values["scheme"] is None:
+        return Kept(info=tensor.info, reason=values["reason"], note=values["note"])
+    return tensor if values["scale_dtype"] == tensor.scale_dtype else with_float32_scales(tensor)
+
+
+def made(finished: Finished, tensors: Mapping[str, Decided]) -> dict[str, Made] | None:
+    """What became of the tensors of a finished file; None where the journal does not tell."""
     try:
-        if file_digest(path, options.threads) != finished.digest:
-            return None
-        with contextlib.closing(SafetensorsFile(InputFile(path))) as file:
-            metadata = {k: v for k, v in file.metadata.items() if k != container.KEY}
-            document = container.parse(*file.documents[0])
-            size = file.file.size
-    except (QuantcliError, IndexError):
+        return {n: Made(_turned_out(tensors[n], v), _result(v)) for n, v in finished.made.items()}
+    except (KeyError, TypeError, ValueError):
         return None
-    stored = {s.info.name: s for s in document.tensors}
-    same = metadata == {"format": "pt", **source.metadata} and document.source_bytes == source_bytes(source)
-    now, before = ({i.name: i for i in infos} for infos in (source.infos(), (s.info for s in document.tensors)))
-    wrong = [name for name in {**now, **before} if now.get(name) != before.get(name)]
-    wrong = wrong or _changed(source, document.tensors, options)
-    if wrong or not same:
-        raise DataError(
-            "the file was changed since the run that was interrupted",
-            place=[source.path, *(printable(name) for name in wrong[:1])],
-            hint="leave out --resume to start over",
-        )
-    changes = {t.info.name: _turned_out(t, stored[t.info.name]) for t in plan.tensors}
-    if any(t.outputs != stored[name].outputs for name, t in changes.items()):
-        return None
-    results = {n: Result(s.metrics, s.digest, s.scheme, s.minmax_sse) for n, s in stored.items()}
-    return Written(plan.amended(changes), results, size)
 
 
-def _turned_out(tensor: TensorPlan, stored: StoredTensor) -> TensorPlan:
-    """The plan of a tensor as the run that was interrupted had to change it."""
-    if stored.scheme is None:
-        return kept(tensor.info, stored.reason, stored.note)
-    return tensor if stored.scale_dtype == tensor.scale_dtype else with_float32_scales(tensor)
+def is_intact(path: str, finished: Finished, threads: int) -> bool:
+    """Whether a finished file has the bytes it had."""
+    with contextlib.suppress(Exception):  # whatever keeps it from being read, it is made again
+        return file_digest(path, threads) == finished.digest
+    return False
 
 
-def _changed(source: Source, stored: Sequence[StoredTensor], options: Options) -> list[str]:
-    """Names of the tensors whose bytes are not those of the digests in a file."""
+def check_same(path: str, file: OneFile, found: Mapping[str, Made], source: Source, options: Options) -> None:
+    """Raise DataError when the source is no longer the one a finished file was made from."""
+    results = {name: m.result for name, m in found.items()}
+    wrong = _changed(source, found, options)
+    if not wrong:
+        with contextlib.closing(InputFile(path)) as written:
+            same = written.size == file.size
+            same = same and all(written.read(at, len(piece)) == piece for at, piece in file.between(results))
+        if same:
+            return
+    raise DataError(
+        "the file was changed since the run that was interrupted",
+        place=[source.path, *(printable(name) for name in wrong[:1])],
+        hint="leave out --resume to start over",
+    )
+
+
+def _changed(source: Source, made: Mapping[str, Made], options: Options) -> list[str]:
+    """Names of the tensors whose bytes do not have the digests of a finished file."""
+    infos = {info.name: info for info in source.infos()}
+    gone = [name for name, m in made.items() if infos.get(name) != m.tensor.info]
+    if gone:
+        return gone
     chunks: dict[str, digest.Chunks] = {}
     found: dict[str, str] = {}
 
     def tasks() -> Iterator[Task]:
-        for tensor in stored:
-            info = tensor.info
+        for name in made:
+            info = infos[name]
             if options.digest == "sha256":
-                yield partial(whole, info.name, info.nbytes)
+                yield partial(whole, name, info.nbytes)
                 continue
-            chunks[info.name] = digest.Chunks(info.nbytes)
-            yield from (partial(scan, info.name, at, info.nbytes) for at in range(0, info.nbytes, COPY))
+            chunks[name] = digest.Chunks(info.nbytes)
+            yield from (partial(scan, name, at, info.nbytes) for at in range(0, info.nbytes, COPY))
 
     def scan(name: str, start: int, nbytes: int) -> None:
         block = memoryview(bytearray(min(COPY, nbytes - start)))
@@ -182,4 +229,4 @@ def _changed(source: Source, stored: Sequence[StoredTensor], options: Options) -
 
     Crew(tasks(), options.threads).run()
     found |= {name: c.hexdigest() for name, c in chunks.items()}
-    return [t.info.name for t in stored if found[t.info.name] != t.digest]
+    return [name for name, m in made.items() if found[name] != m.result.digest]

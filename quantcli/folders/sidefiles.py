@@ -20,7 +20,8 @@ from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, Checkpoint
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.folder import OutputFolder
-from quantcli.stores.safetensors import SafetensorsFile, strict_json
+from quantcli.stores.safetensors import SafetensorsFile
+from quantcli.strict import strict_json
 from quantcli.terminal import size as shown_size
 
 CONFIG, CARD = "config.json", "README.md"

@@ -24,7 +24,7 @@ from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import read_small
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.onnx import OnnxFile
-from quantcli.stores.safetensors import strict_json
+from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")

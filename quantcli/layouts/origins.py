@@ -17,7 +17,7 @@ from quantcli.errors import DataError
 from quantcli.layouts.writing import KEY, Weight
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import Checkpoint
-from quantcli.stores.safetensors import strict_json
+from quantcli.strict import strict_json
 
 MOST = 1 << 19
 """Characters of names that a file tells of at most: half of what is read of a text in ONNX."""

@@ -20,16 +20,17 @@ from dataclasses import dataclass, replace
 
 from quantcli.errors import UsageError, printable
 from quantcli.metrics import Metrics
-from quantcli.passes.quantize import Progress
 from quantcli.passes.sweep import measure
+from quantcli.passes.tiles import Progress
 from quantcli.patterns import matching, tied
 from quantcli.planning import recipe
 from quantcli.planning.allocate import Allocation, allocate, smallest
-from quantcli.planning.plan import FREE, Plan, Request, TensorPlan, make
+from quantcli.planning.plan import FREE, Plan, Request, make
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
 from quantcli.strict import LIMIT, plain
+from quantcli.tensors.decided import Decided
 
 WEIGHTINGS = ("balanced", "relative", "absolute")
 
@@ -67,7 +68,7 @@ class Choice:
 class Unit:
     """Tensors with one scheme, and the ways to store them."""
 
-    tensors: tuple[TensorPlan, ...]
+    tensors: tuple[Decided, ...]
     choices: tuple[Choice, ...]
 
 
@@ -102,17 +103,20 @@ def units_of(
     keep: bool,
     ties: bool,
     weighting: str | Mapping[str, float],
+    nbytes_of: Callable[[Plan], Callable[[str], int]],
     threads: int,
     progress: Progress | None = None,
 ) -> list[Unit]:
     """What there is to choose from: tensors that neither a rule nor their kind decides on. keep: whether one may stay
-    as it is. weighting: one of WEIGHTINGS, or how much each tensor's relative error counts.
+    as it is. weighting: one of WEIGHTINGS, or how much each tensor's relative error counts. nbytes_of: what each
+    tensor of a plan takes in the output.
 
     Raises UsageError when nothing is left to choose.
     """
     plans = [make(source.infos(), replace(request, scheme=scheme)) for scheme in schemes]
     found = measure(source, plans, threads=threads, progress=progress)
     by_name = [{t.info.name: t for t in m.plan.tensors} for m in found]
+    nbytes = [nbytes_of(m.plan) for m in found]
     units = []
     free = [t for same in zip(*(p.tensors for p in plans)) if (t := _free(same)) is not None]
     if not free:
@@ -120,7 +124,7 @@ def units_of(
     for members in _tied(free, request.ties, ties):
         names = [t.info.name for t in members]
         said: list[Choice | None] = []
-        for one, planned in zip(found, by_name):
+        for one, planned, size_of in zip(found, by_name, nbytes):
             if any(planned[name].scheme is None for name in names):
                 said.append(None)
                 continue
@@ -130,7 +134,7 @@ def units_of(
             assert scheme is not None
             if any(planned[n].scale_dtype != default.scale_dtype for n, default in zip(names, members)):
                 scheme = replace(scheme, scale_dtype="float32")
-            size = sum(planned[name].bytes_out for name in names)
+            size = sum(size_of(name) for name in names)
             cost = sum(_weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
             power = sum(p for _, p in sums.values())
             said.append(Choice(scheme=scheme, size=size, cost=cost, power=power, metrics=metrics))
@@ -140,12 +144,12 @@ def units_of(
     return units
 
 
-def _free(plans: Sequence[TensorPlan]) -> TensorPlan | None:
+def _free(plans: Sequence[Decided]) -> Decided | None:
     """The plan of a tensor under the first candidate that may quantize it; None where there is nothing to choose."""
     return next((t for t in plans if t.scheme is not None and t.reason in FREE), None)
 
 
-def _kept(members: Sequence[TensorPlan], other: Choice) -> Choice:
+def _kept(members: Sequence[Decided], other: Choice) -> Choice:
     """The choice to leave tensors as they are, beside another one for them."""
     exact = {name: replace(m, sse=0.0, max_abs_error=0.0, clipped=0) for name, m in other.metrics.items()}
     size = sum(t.info.nbytes for t in members)
@@ -166,7 +170,7 @@ def factors(path: str, names: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _weight(tensor: TensorPlan, metrics: Metrics, weighting: str | Mapping[str, float]) -> float:
+def _weight(tensor: Decided, metrics: Metrics, weighting: str | Mapping[str, float]) -> float:
     """How much the squared error of a tensor counts. Where the importance of columns is known, relative means: to the
     power all columns would have with the median importance. Relative to the power they do have, a few columns that
     are used a thousand times as strongly made MiniLM's layers look good at 2 bits (cosine 0.948 instead of 0.962)."""
@@ -182,7 +186,7 @@ def _weight(tensor: TensorPlan, metrics: Metrics, weighting: str | Mapping[str, 
     return factor / power if power > 0 else 0.0
 
 
-def _tied(tensors: Sequence[TensorPlan], asked: Sequence[str], usual: bool) -> list[list[TensorPlan]]:
+def _tied(tensors: Sequence[Decided], asked: Sequence[str], usual: bool) -> list[list[Decided]]:
     """Tensors in file order, those that belong together side by side: those the request ties, and the usual ones."""
     names = [t.info.name for t in tensors]
     keys = tied(asked, names, "ties")
@@ -191,7 +195,7 @@ def _tied(tensors: Sequence[TensorPlan], asked: Sequence[str], usual: bool) -> l
             match = re.fullmatch(pattern, name)
             if match and name not in keys:
                 keys[name] = f"{pattern}\0{match[1]}"
-    groups: dict[str, list[TensorPlan]] = defaultdict(list)
+    groups: dict[str, list[Decided]] = defaultdict(list)
     for tensor in tensors:
         groups[keys.get(tensor.info.name, f"\0{tensor.info.name}")].append(tensor)
     return list(groups.values())

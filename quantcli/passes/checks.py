@@ -14,9 +14,8 @@ from quantcli.errors import DataError
 from quantcli.formats import code_grid, unused_codes
 from quantcli.kernels import INTEGER, LEVELS, CodeGrid, Kernels, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
-from quantcli.layouts.native import document
-from quantcli.layouts.native.document import zero_shape
 from quantcli.layouts.native.model import Tensor
+from quantcli.layouts.native.parts import parts, zero_shape
 from quantcli.tensors.rows import Layout, TileSpan
 from quantcli.tensors.settle import improper, improper_levels
 
@@ -36,7 +35,7 @@ def whole(add: Add, tensor: Tensor) -> None:
     shape = tensor.read_bytes(stored.output("shape").name, 0, 8 * len(tensor.shape)).view("<i8").tolist()
     if shape != list(tensor.shape):
         add("structure", f"its shape tensor holds {shape}, not {list(tensor.shape)}")
-    held = document.parts(stored.scheme)
+    held = parts(stored.scheme)
     if "zero_point" in held:
         output = stored.output("zero_point")
         spare = output.shape[0] * 32 - zero_shape(plan)[0] * stored.scheme.bits
@@ -66,12 +65,12 @@ def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
 
 def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
     """The parameters of a tile, looked at; None where they cannot be used."""
-    scheme, plan = tensor.stored.scheme, tensor.stored.layout
-    assert scheme is not None and plan is not None
-    held = document.parts(scheme)
+    stored = tensor.stored
+    assert stored.scheme is not None
+    scheme, plan, held = stored.scheme, stored.layout, parts(stored.scheme)
     if "scale" in held:
         scale, zero = tensor.scales(span)
-        found = improper(scale, zero, scheme, tensor.stored.scale_dtype)
+        found = improper(scale, zero, scheme, stored.scale_dtype)
         if plan.shared == "tensor":
             first, first_zero = tensor.scales(TileSpan(0, 1, 0, plan.cols))
             found.append(("the rows have different scales", differ(scale, first)))
@@ -79,7 +78,7 @@ def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
                 found.append(("the rows have different zero points", differ(zero, first_zero)))
         for problem, where in found:
             place_in(add, problem, where, span, plan)
-    if "codebook" in held and len(tensor.stored.output("codebook").shape) > 1:
+    if "codebook" in held and len(stored.output("codebook").shape) > 1:
         _levels(add, tensor, span, own=True)
     try:
         return tensor.params(span)

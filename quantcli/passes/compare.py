@@ -15,8 +15,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.layouts.view import BLOCK, View
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.passes.quantize import Progress
-from quantcli.workers import Crew, Task
+from quantcli.passes.tiles import Crew, Progress, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

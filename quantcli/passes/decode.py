@@ -17,14 +17,13 @@ from quantcli.layouts.native.model import Model
 from quantcli.layouts.view import View
 from quantcli.layouts.writing import KEY as EXPORT_KEY
 from quantcli.layouts.writing._parts import json_beside, without_quantization
-from quantcli.passes.quantize import COPY, Progress
+from quantcli.passes.tiles import COPY, Crew, Progress, Task
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import OutputFile, check_space
 from quantcli.stores.folder import OutputFolder, json_bytes
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.info import TensorInfo
-from quantcli.workers import Crew, Task
 
 NAME = "model.safetensors"
 """The file of the weights in a folder."""

@@ -18,14 +18,13 @@ from quantcli.formats import clipped, code_grid, spread_out
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_kernels
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
-from quantcli.passes.quantize import Progress
+from quantcli.passes.tiles import Crew, Progress, Task
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.fit import read_tile
 from quantcli.tensors.rows import TileSpan
 from quantcli.theory import bounds as theory
 from quantcli.theory.bounds import Parts, Theory
-from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

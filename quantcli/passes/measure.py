@@ -17,11 +17,10 @@ from quantcli.kernels import Sums
 from quantcli.layouts import evidence
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
-from quantcli.passes.quantize import COPY, Progress
+from quantcli.passes.tiles import COPY, Crew, Progress, Task
 from quantcli.tensors import digest
 from quantcli.tensors.fit import as_tile
 from quantcli.tensors.rows import TileSpan
-from quantcli.workers import Crew, Task
 
 
 def against(

@@ -1,48 +1,39 @@
-"""Weights a target cannot store, decoded and quantized again into a native file for as long as it takes."""
+"""Weights that a target does not store, as floats to be quantized again, and the schemes it does store."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError
-from quantcli.layouts.native.model import Model, Tensor
-from quantcli.layouts.native.model import open as open_model
+from quantcli.layouts.native.model import Model
 from quantcli.layouts.writing import named
 from quantcli.layouts.writing._parts import architecture
 from quantcli.models import view_of
-from quantcli.passes import quantize
-from quantcli.passes.export import beside, obstacle
-from quantcli.planning import plan
+from quantcli.passes.outputs import beside, obstacle
 from quantcli.scheme import Scheme
-from quantcli.stores import HeaderDocument, Source
+from quantcli.stores import HeaderDocument
+from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import layout
 
 if TYPE_CHECKING:
-    from quantcli.layouts.native.document import StoredTensor
-    from quantcli.passes.quantize import Progress
     from quantcli.stores.files import InputFile
-
-NATIVE_FILE = "native.safetensors"
-"""The native file in a workspace, from which an export is made."""
 
 _LONG = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Decoded:
-    """The weights of a model as floats, as a source. Those to be quantized are float32, others as they once were."""
+    """Some weights of a model as floats, as a source. Those to be quantized are float32, others as they once were."""
 
-    def __init__(self, model: Model, names: Sequence[str], wide: frozenset[str]) -> None:
+    def __init__(self, model: Model, wanted: Mapping[str, Scheme | None]) -> None:
         self.path, self.metadata = model.source.path, dict[str, str]()
         self._source = model.source
-        self._views = {name: view_of(model[name]) for name in names}
-        own = {name: self._views[name].info for name in names}
-        self._infos = {name: replace(info, dtype="F32") if name in wide else info for name, info in own.items()}
+        self._views = {name: view_of(model[name]) for name in wanted}
+        own = {name: view.info for name, view in self._views.items()}
+        self._infos = {n: info if wanted[n] is None else replace(info, dtype="F32") for n, info in own.items()}
 
     @property
     def documents(self) -> list[HeaderDocument]:
@@ -75,10 +66,9 @@ class Decoded:
         pass
 
 
-def nearest(stored: StoredTensor, target: str) -> Scheme | None:
+def nearest(stored: Quantized, target: str) -> Scheme | None:
     """The scheme of a target that is nearest to that of a weight and suits its shape; None when none does."""
     export = named(target)
-    assert stored.scheme is not None
     first = export.accepts.nearest(stored.scheme)
     choices = [first]
     if first.granularity == "group":
@@ -101,28 +91,11 @@ def changes(model: Model, target: str) -> dict[str, Scheme | None]:
     export, kind = named(target), architecture(beside(model.source))
     found: dict[str, Scheme | None] = {}
     for name, tensor in model.items():
-        if tensor.scheme is not None and obstacle(tensor.stored, export, kind) is not None:
-            unloaded = export.module(tensor.stored, kind) is not None
-            found[name] = None if unloaded else nearest(tensor.stored, target)
+        stored = tensor.stored.decided
+        if stored.scheme is not None and obstacle(stored, export, kind) is not None:
+            unloaded = export.module(stored, kind) is not None
+            found[name] = None if unloaded else nearest(stored, target)
     return found
-
-
-@contextlib.contextmanager
-def requantized(
-    model: Model, wanted: Mapping[str, Scheme | None], folder: str, *, threads: int, progress: Progress | None
-) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a model, those that are wanted otherwise quantized again, in a native file in `folder` that must
-    stay while they are used."""
-    path = os.path.join(folder, NATIVE_FILE)
-    source: Source = Decoded(model, list(wanted), frozenset(n for n, s in wanted.items() if s is not None))
-    plans = []
-    for info in source.infos():
-        scheme = wanted[info.name]
-        plans.append(plan.kept(info, "target") if scheme is None else plan.quantized(info, scheme, "target"))
-    options = quantize.Options(threads=threads, digest="none", progress=progress)
-    quantize.write(source, plan.Plan(tuple(plans)), {}, path, options)
-    with open_model(path) as made:
-        yield {name: made[name] if name in wanted else tensor for name, tensor in model.items()}
 
 
 def offered(model: Model, target: str) -> str | None:

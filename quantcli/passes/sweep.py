@@ -20,15 +20,17 @@ import numpy as np
 from quantcli import kernels
 from quantcli.errors import DataError, printable
 from quantcli.kernels import Sums, Tile, row_bytes
+from quantcli.layouts.native import parts
 from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, total
-from quantcli.passes.quantize import Progress, count_nonfinite
-from quantcli.planning.plan import Plan, TensorPlan, with_float32_scales
+from quantcli.passes.quantize import count_nonfinite
+from quantcli.passes.tiles import Crew, Progress, Task
+from quantcli.planning.plan import Plan, with_float32_scales
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.tensors.api import scale_misfit
+from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, read_span, read_tile, span_bytes
 from quantcli.tensors.rows import TileSpan
-from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +94,7 @@ class _Try:
     """A setting on a tensor."""
 
     setting: int
-    plan: TensorPlan
+    plan: Quantized
     trials: Trials
     sums: dict[int, tuple[Sums, int]] = field(default_factory=dict)
     weighted: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -107,8 +109,7 @@ class _Try:
         return self.trials.spans or list(self.plan.layout.tiles())
 
 
-def _try(setting: int, plan: TensorPlan) -> _Try:
-    assert plan.scheme is not None and plan.layout is not None
+def _try(setting: int, plan: Quantized) -> _Try:
     importance = plan.importance.values if plan.importance else None
     trials = Trials(plan.info, plan.scheme, plan.layout, plan.scale_dtype, rival=None, importance=importance)
     return _Try(setting, plan, trials)
@@ -123,7 +124,7 @@ class _Run:
         self.metrics: list[dict[str, Metrics]] = [{} for _ in plans]
         self.weighted: list[dict[str, tuple[float, float]]] = [{} for _ in plans]
         self.seconds = [0.0 for _ in plans]
-        self.amended: list[dict[str, TensorPlan]] = [{} for _ in plans]
+        self.amended: list[dict[str, Decided]] = [{} for _ in plans]
         self._lock = threading.Lock()
 
     def tasks(self) -> Iterator[Task]:
@@ -311,7 +312,7 @@ def _point(scheme: Scheme, measured: Measured, size: int, parameters: int) -> Po
         calibration=scheme.calibration or "",
         rounding=scheme.rounding or "",
         bytes_out=size,
-        bytes_data=sum(t.bytes_out for t in measured.plan.tensors),
+        bytes_data=sum(parts.nbytes(t) for t in measured.plan.tensors),
         bits_per_weight=8 * size / parameters,
         sqnr_db=whole.sqnr_db,
         mse=whole.mse,

@@ -21,19 +21,17 @@ from quantcli import __version__, kernels
 from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.folders import checkpoints
 from quantcli.formats import code_grid
 from quantcli.kernels import QuantParams, Sums, Tile
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.layouts.view import View
-from quantcli.passes import checks
+from quantcli.passes import checks, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
-from quantcli.passes.quantize import COPY, Progress
+from quantcli.passes.tiles import COPY, Crew, Progress, Task
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.tensors import digest
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.tensors.rows import TileSpan
-from quantcli.workers import Crew, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,7 +112,7 @@ class _Run:
             elif not intact:
                 self.add("", "structure", f"{place}the header is not as it was written")
         if isinstance(source, Checkpoint):
-            for problem in checkpoints.faults(source, [t.stored for t in self.model.values()]):
+            for problem in folder_checks.faults(source, [t.stored for t in self.model.values()]):
                 self.add("", "structure", problem)
 
     def compare(self, original: Model) -> None:

@@ -22,6 +22,7 @@ from quantcli.patterns import module_of, near_misses
 from quantcli.planning.imatrix import importances
 from quantcli.stores import Source, open_source
 from quantcli.stores.gguf import GgufFile
+from quantcli.tensors.decided import Columns
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Layout
 
@@ -32,19 +33,6 @@ if TYPE_CHECKING:
 
 MOST = 1 << 28
 """Bytes of importances that are read at most: those of a model of a trillion weights have some 50 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The importance of every column of a tensor's rows (cols,), and a digest of it."""
-
-    values: Array
-    digest: str
-
-    @property
-    def typical(self) -> float:
-        """The median, or, where more than half of the columns count nothing, the mean."""
-        return float(np.median(self.values)) or float(self.values.mean())
 
 
 @dataclass(frozen=True, slots=True)

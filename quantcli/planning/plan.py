@@ -10,13 +10,14 @@ from typing import Any
 from quantcli.architectures import EMBEDDING, UNNAMED, Architecture
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.layouts.native import document as container
+from quantcli.layouts.native import parts as native
 from quantcli.layouts.writing import named, refusal
 from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
-from quantcli.planning.importance import Columns, Importance
+from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme
+from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout, layout
+from quantcli.tensors.rows import layout
 from quantcli.tensors.settle import default_scale_dtype
 
 SMALL = 1024
@@ -128,49 +129,20 @@ class Request:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPlan:
-    """What becomes of one tensor. `outputs` are the tensors written for it, in the order packed, scale, others."""
-
-    info: TensorInfo
-    reason: str
-    scheme: Scheme | None = None
-    layout: Layout | None = None
-    scale_dtype: str = ""
-    note: str = ""
-    outputs: tuple[TensorInfo, ...] = ()
-    importance: Columns | None = None
-
-    @property
-    def disposition(self) -> str:
-        """`quantized` or `kept`."""
-        return "kept" if self.scheme is None else "quantized"
-
-    @property
-    def bytes_out(self) -> int:
-        """Bytes of all tensors written for it."""
-        return sum(o.nbytes for o in self.outputs)
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The plan of a model: one entry for every tensor, in source order, and the request it follows."""
 
-    tensors: tuple[TensorPlan, ...]
+    tensors: tuple[Decided, ...]
     request: Request | None = None
 
-    def amended(self, changes: Mapping[str, TensorPlan]) -> Plan:
+    def amended(self, changes: Mapping[str, Decided]) -> Plan:
         """This plan with some tensors planned anew."""
         return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
 
     def part(self, first: int, last: int) -> Plan:
         """The plan of a run of tensors alone."""
         return replace(self, tensors=self.tensors[first:last])
-
-
-def kept(info: TensorInfo, reason: str, note: str = "") -> TensorPlan:
-    """The plan of a tensor that passes through."""
-    return TensorPlan(info=info, reason=reason, note=note, outputs=(info,))
 
 
 def quantized(
@@ -180,8 +152,9 @@ def quantized(
     scale_dtype: str | None = None,
     note: str = "",
     importance: Columns | None = None,
-) -> TensorPlan:
-    """The plan of a tensor to quantize, every output size fixed. Raises UsageError for what its shape forbids."""
+) -> Quantized:
+    """The record of a tensor to quantize, all that its shape decides in it. Raises UsageError for what its shape
+    forbids."""
     try:
         plan = layout(info.shape, scheme)
     except QuantcliError as error:
@@ -190,21 +163,20 @@ def quantized(
     notes = [note] if note else []
     if plan.short_group and plan.shared is None:
         notes.append(f"short last group of {plan.short_group}")
-    return TensorPlan(
+    return Quantized(
         info=info,
         reason=reason,
         scheme=scheme,
         layout=plan,
         scale_dtype=dtype,
         note="; ".join(notes),
-        outputs=tuple(container.outputs(info, scheme, plan, dtype)),
         importance=importance,
     )
 
 
-def _weighted(tensor: TensorPlan, importance: Importance | None) -> TensorPlan:
+def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
     """The plan of a tensor with the importance of its columns. Raises UsageError where they cannot be told apart."""
-    if importance is None or tensor.scheme is None or tensor.layout is None:
+    if importance is None or tensor.scheme is None:
         return tensor
     columns = importance.of(tensor.info, tensor.layout)
     if columns is None:
@@ -215,9 +187,8 @@ def _weighted(tensor: TensorPlan, importance: Importance | None) -> TensorPlan:
     return replace(tensor, importance=columns)
 
 
-def with_float32_scales(tensor: TensorPlan) -> TensorPlan:
-    """The plan of a tensor whose scales turned out not to fit the narrower dtype."""
-    assert tensor.scheme is not None
+def with_float32_scales(tensor: Quantized) -> Quantized:
+    """The record of a tensor whose scales turned out not to fit the narrower dtype."""
     note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
     return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
 
@@ -246,6 +217,15 @@ def _why_kept(info: TensorInfo, *, keep_defaults: bool = True) -> str | None:
     if len(info.shape) == 1:
         return "one-dimensional"
     return "small" if keep_defaults and info.numel < SMALL else None
+
+
+def suited(request: Request) -> Request:
+    """A request with scales as its target stores them, so that the codes are made for those."""
+    if request.to is None:
+        return request
+    export = named(request.to)
+    rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
+    return replace(request, scheme=export.suited(request.scheme), rules=rules)
 
 
 def embeddings_alone(infos: Iterable[TensorInfo]) -> bool:
@@ -278,24 +258,25 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         light = {"one-dimensional", "small"}
         if not any(r in dict(_NAMES) for r in reasons.values()):
             reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
-    tensors = []
+    tensors: list[Decided] = []
     for info in infos:
         rule = ruled.get(info.name)
         reason = reasons[info.name]
         quantizable = DTYPES[info.dtype].quantizable and info.numel > 0 and bool(info.shape)
         if reason in VECTORS and rule is not None and rule.scheme is not None and not names_it(rule.pattern, info.name):
-            tensors.append(kept(info, reason))
+            tensors.append(Kept(info=info, reason=reason))
         elif rule is not None and quantizable:
             note = rule.reason or ""
-            tensors.append(
-                quantized(info, rule.scheme, "rule", note=note) if rule.scheme else kept(info, "excluded", note)
-            )
+            if rule.scheme is None:
+                tensors.append(Kept(info=info, reason="excluded", note=note))
+            else:
+                tensors.append(quantized(info, rule.scheme, "rule", note=note))
         elif info.name in excluded and quantizable:
-            tensors.append(kept(info, "excluded"))
+            tensors.append(Kept(info=info, reason="excluded"))
         elif info.name not in included and quantizable:
-            tensors.append(kept(info, "not-included"))
+            tensors.append(Kept(info=info, reason="not-included"))
         elif reason is not None:
-            tensors.append(kept(info, reason))
+            tensors.append(Kept(info=info, reason=reason))
         else:
             tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
     if request.to is not None:
@@ -306,7 +287,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     return plan
 
 
-def _for_target(tensor: TensorPlan, target: str, model: Architecture) -> TensorPlan:
+def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:
     """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
     place in the model. Raises UsageError where it cannot store the scheme."""
     if tensor.scheme is None:
@@ -316,12 +297,12 @@ def _for_target(tensor: TensorPlan, target: str, model: Architecture) -> TensorP
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
     why = export.shape(tensor) or export.module(tensor, model)
-    return tensor if why is None else kept(tensor.info, "target", f"{target} cannot store it: {why}")
+    return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
 
 
 def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
     """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself."""
-    first: dict[str, TensorPlan] = {}
+    first: dict[str, Decided] = {}
     keys = tied(ties, [t.info.name for t in plan.tensors], "ties")
     for tensor in plan.tensors:
         key = keys.get(tensor.info.name)
@@ -365,7 +346,7 @@ def check(plan: Plan) -> None:
         raise DataError(f"nothing left to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
-        for output in tensor.outputs:
+        for output in native.outputs(tensor):
             if output.name in owner:
                 raise DataError(
                     f"{printable(owner[output.name])} and {printable(tensor.info.name)} would both be written as"

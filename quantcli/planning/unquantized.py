@@ -4,7 +4,7 @@ what is quantized that a preset for such models would keep."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +12,8 @@ from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.writing import named
 from quantcli.patterns import compiled
 from quantcli.planning import recipe
-from quantcli.planning.plan import Request, Rule, TensorPlan, make
+from quantcli.planning.plan import Request, Rule, make
+from quantcli.tensors.decided import Decided
 from quantcli.terminal import size
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ _PLAIN = re.compile(r"[\w./:+*-]+")
 """Names that a shell takes as they are between quotes."""
 
 
-class Kept(Protocol):
-    """A tensor as a plan or a native file describes it."""
+class Sized(Protocol):
+    """A tensor as a plan or a native file describes it, and what it takes there."""
 
     @property
     def info(self) -> TensorInfo:
@@ -66,12 +67,45 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A planned tensor and its bytes in the output."""
+
+    tensor: Decided
+    bytes_out: int
+
+    @property
+    def info(self) -> TensorInfo:
+        """Name, dtype and shape of the original."""
+        return self.tensor.info
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How it is quantized, None where it is not."""
+        return self.tensor.scheme
+
+    @property
+    def reason(self) -> str:
+        """Why it is so."""
+        return self.tensor.reason
+
+    @property
+    def note(self) -> str:
+        """What else is to be said of it."""
+        return self.tensor.note
+
+
+def sized(tensors: Iterable[Decided], nbytes: Callable[[str], int]) -> list[Sized]:
+    """Planned tensors with what they take; nbytes: by name."""
+    return [Entry(t, nbytes(t.info.name)) for t in tensors]
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Tensors whose names differ in numbers only, kept for one reason."""
 
     pattern: str
     reason: str
-    tensors: tuple[Kept, ...]
+    tensors: tuple[Sized, ...]
 
     @property
     def bytes_out(self) -> int:
@@ -92,9 +126,9 @@ def pattern_of(name: str) -> str:
     return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "*", name)
 
 
-def grouped(tensors: Iterable[Kept]) -> list[Group]:
-    """Kept tensors by what they are called and why they are kept, the largest groups first."""
-    found: dict[tuple[str, str], list[Kept]] = {}
+def grouped(tensors: Iterable[Sized]) -> list[Group]:
+    """Sized tensors by what they are called and why they are kept, the largest groups first."""
+    found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
         why = t.note if t.reason == "target" and t.note else t.reason
         found.setdefault((pattern_of(t.info.name), why), []).append(t)
@@ -102,7 +136,7 @@ def grouped(tensors: Iterable[Kept]) -> list[Group]:
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
 
-def mostly_kept(tensors: Sequence[Kept], request: Request | None = None) -> list[str]:
+def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> list[str]:
     """The warning about weights that stay in floating point where they take much of the output; none else.
 
     request: what was asked of these tensors, where it is known: then the line says what would change it.
@@ -173,14 +207,14 @@ def _quantizes(group: Group, request: Request) -> bool:
         return False
 
 
-def of_another_kind(tensors: Sequence[TensorPlan], *, by_rules: bool = False) -> list[str]:
+def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list[str]:
     """The warning about parts of a language model that are quantized like the rest, though the preset for such models
     keeps them: vision and audio towers, state spaces. by_rules: whether those that have a rule count too."""
     candidates = [t for t in tensors if t.scheme is not None and (by_rules or t.reason == "default")]
     if sum(t.info.nbytes for t in candidates) < FLOOR:
         return []
     rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.load(PRESET).rules if r.scheme is None]
-    found: dict[str, list[TensorPlan]] = {}
+    found: dict[str, list[Sized]] = {}
     for tensor in candidates:
         rule = next((r for r, test in rules if test(tensor.info.name[-1024:])), None)
         if rule is not None:
@@ -195,7 +229,7 @@ def of_another_kind(tensors: Sequence[TensorPlan], *, by_rules: bool = False) ->
     ]
 
 
-def _listed(tensors: Sequence[TensorPlan]) -> str:
+def _listed(tensors: Sequence[Sized]) -> str:
     """Tensors in a few words, with what they took."""
     first, room = printable(tensors[0].info.name, 160), size(sum(t.info.nbytes for t in tensors))
     more = f" and {len(tensors) - 1} more ({room}) are" if len(tensors) > 1 else f" ({room}) is"

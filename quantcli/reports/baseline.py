@@ -9,7 +9,7 @@ from typing import Any
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.reports.records import SCHEMA_VERSION
 from quantcli.stores.files import read_small
-from quantcli.stores.safetensors import strict_json
+from quantcli.strict import strict_json
 
 LIMIT = 200_000_000
 

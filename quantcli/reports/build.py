@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ from quantcli import registry
 from quantcli.errors import printable
 from quantcli.layouts.native.document import Result, StoredTensor
 from quantcli.metrics import Metrics
-from quantcli.planning.plan import UNWEIGHTED, WIDER, Request, TensorPlan
-from quantcli.planning.unquantized import mostly_kept, of_another_kind
+from quantcli.planning.plan import UNWEIGHTED, WIDER, Request
+from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
 from quantcli.reports.records import Change, Comparison, RunReport, TensorReport, summarize, tensor_report
+from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 
 def of_plan(
-    plan: Sequence[TensorPlan],
-    results: dict[str, Result] | None,
+    plan: Sequence[Decided],
+    results: Mapping[str, Result] | None,
+    nbytes: Callable[[str], int],
     *,
     command: str,
     source: str,
@@ -33,8 +35,10 @@ def of_plan(
     seconds: float | None,
     request: Request | None = None,
 ) -> RunReport:
-    """The report on a plan, carried out (with results) or not. request: what it follows, where that is known."""
-    found = [results[t.info.name] if results else Result(None, None) for t in plan]
+    """The report on a plan, carried out (with results) or not. nbytes: of a tensor in the output, by name. request:
+    what it follows, where that is known."""
+    found = [(results or {}).get(t.info.name, Result(None, None)) for t in plan]
+    entries = sized(plan, nbytes)
     metrics = [r.metrics for r in found]
     tensors = [
         tensor_report(
@@ -43,7 +47,7 @@ def of_plan(
             reason=t.reason,
             note=t.note,
             scale_dtype=t.scale_dtype,
-            bytes_out=t.bytes_out,
+            bytes_out=nbytes(t.info.name),
             metrics=m,
             minmax_sse=r.minmax_sse,
             digest=r.digest,
@@ -62,8 +66,8 @@ def of_plan(
         *_offset_warning(plan),
         *_cautions(plan),
         *_beaten(tensors),
-        *of_another_kind(plan),
-        *mostly_kept(plan, request),
+        *of_another_kind(entries),
+        *mostly_kept(entries, request),
     ]
     return RunReport(
         command=command,
@@ -86,7 +90,7 @@ def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
     return [[t.name for t in g] for g in groups]
 
 
-def unweighted(plan: Sequence[TensorPlan]) -> list[str]:
+def unweighted(plan: Sequence[Decided]) -> list[str]:
     """The warning about tensors that a file of importances says nothing of, if there are any."""
     return _named(
         "no importance given, all columns count the same", [t.info.name for t in plan if UNWEIGHTED in t.note]
@@ -101,17 +105,17 @@ def _named(what: str, names: list[str]) -> list[str]:
     return [f"{what}: {', '.join(names[:3])}{more}"]
 
 
-def _offset_warning(plan: Sequence[TensorPlan]) -> list[str]:
+def _offset_warning(plan: Sequence[Decided]) -> list[str]:
     if any(t.scheme is not None and t.scheme.zero_point == "float" for t in plan):
         return ["float offsets: 0 is not representable, and the constant error adds up over a row"]
     return []
 
 
-def _cautions(plan: Sequence[TensorPlan]) -> list[str]:
+def _cautions(plan: Sequence[Decided]) -> list[str]:
     """What is doubtful about a method for the size of a tensor's groups."""
     found: dict[str, list[str]] = {}
     for t in plan:
-        if t.scheme is not None and t.layout is not None and t.scheme.calibration != "auto":
+        if t.scheme is not None and t.scheme.calibration != "auto":
             caution = registry.get("calibrators", t.scheme.calibration or "").caution
             said = caution(t.scheme, t.info.numel // t.layout.sets) if caution is not None else None
             if said is not None:

@@ -15,8 +15,7 @@ from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.layouts.native.document import StoredTensor
-    from quantcli.layouts.writing import Conversion
-    from quantcli.passes.export import Written
+    from quantcli.passes.export import Export
 
 SCHEMA_VERSION = 1
 
@@ -73,20 +72,23 @@ class ExportReport:
 
 def made(
     native: Sequence[StoredTensor],
-    final: Mapping[str, StoredTensor],
-    found: Conversion,
-    written: Written,
+    export: Export,
+    size: int,
+    exact: Mapping[str, bool],
     *,
     source: str,
     output: str,
     target: str,
     warnings: Sequence[str],
+    copied: Sequence[str],
     bytes_in: int,
     seconds: float,
 ) -> ExportReport:
-    """The report. native: the tensors of the source; final: those that were exported, some made anew."""
-    tensors = [_tensor(n, final[n.info.name], found, written) for n in native]
-    errors = [m for m in written.metrics.values() if m is not None and not m.exact]
+    """The report. native: the tensors of the source; size: bytes of the weights that were written; exact: which of them
+    stand for just the same numbers."""
+    found = export.outgoing.conversion
+    tensors = [_tensor(n, export, exact) for n in native]
+    errors = [m for m in export.metrics.values() if m is not None and not m.exact]
     return ExportReport(
         source=source,
         output=output,
@@ -95,21 +97,21 @@ def made(
         notes=list(found.notes),
         warnings=list(warnings),
         config=dict(found.config),
-        copied=list(written.copied),
+        copied=list(copied),
         lossless=all(tensor.lossless for tensor in tensors),
         sqnr_db=sum(errors, NOTHING).sqnr_db if errors else None,
         bytes_in=bytes_in,
-        bytes_out=written.size,
+        bytes_out=size,
         seconds=seconds,
     )
 
 
-def _tensor(native: StoredTensor, final: StoredTensor, found: Conversion, written: Written) -> ExportedTensor:
+def _tensor(native: StoredTensor, export: Export, exact: Mapping[str, bool]) -> ExportedTensor:
     name = native.info.name
-    job = found.jobs.get(name)
+    job = export.outgoing.conversion.jobs.get(name)
     outputs = job.outputs if job is not None else ()
-    error: Metrics | None = written.metrics.get(name)
-    anew = final is not native
+    error: Metrics | None = export.metrics.get(name)
+    final, anew = export.outgoing.by_name[name], name in export.wanted
     disposition = "kept" if native.scheme is None else "exported"
     if anew:
         disposition = "decoded" if final.scheme is None else "requantized"
@@ -122,7 +124,7 @@ def _tensor(native: StoredTensor, final: StoredTensor, found: Conversion, writte
         scheme=native.scheme.name if native.scheme else None,
         exported_scheme=final.scheme.name if final.scheme else None,
         stored=(job.kind if job else "") or stored(name, outputs),
-        lossless=bool(error and error.exact) if anew else written.exact.get(name, True),
+        lossless=bool(error and error.exact) if anew else exact.get(name, True),
         native_sqnr_db=native.metrics.sqnr_db if native.metrics else None,
         native_exact=native.scheme is None or bool(native.metrics and native.metrics.exact),
         sqnr_db=error.sqnr_db if error else None,

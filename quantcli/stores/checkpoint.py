@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from quantcli.errors import DataError, printable
 from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile, leads_outside, read_small
-from quantcli.stores.safetensors import SafetensorsFile, strict_json
+from quantcli.stores.safetensors import SafetensorsFile
+from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 INDEX = "model.safetensors.index.json"

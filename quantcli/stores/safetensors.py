@@ -17,6 +17,7 @@ from quantcli.errors import DataError, printable
 from quantcli.interrupts import Terminated
 from quantcli.stores import HeaderDocument, seal
 from quantcli.stores.files import InputFile
+from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 HEADER_LIMIT = 100_000_000
@@ -41,41 +42,6 @@ class Entry:
 
     info: TensorInfo
     begin: int
-
-
-def strict_json(text: bytes, place: str) -> Any:
-    """JSON in UTF-8 without duplicate keys, NaN, numbers beyond float64, lone surrogates or bottomless nesting. Raises
-    DataError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise ValueError(f"duplicate key {twice[:80]!r}")
-        return found
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    def finite(digits: str) -> float:
-        found = float(digits)
-        if math.isinf(found):
-            raise ValueError(f"{printable(digits, 40)} is too large a number")
-        return found
-
-    try:
-        decoded = text.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
-        if "\\u" in decoded:  # an escape can smuggle in half a surrogate pair
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeError:
-        raise DataError("it is not valid UTF-8", place=[place]) from None
-    except RecursionError:
-        raise DataError("it is nested too deeply", place=[place]) from None
-    except ValueError as error:
-        raise DataError(f"it is not valid JSON: {error}", place=[place]) from None
-    return value
 
 
 def _count(value: Any, what: str) -> int:

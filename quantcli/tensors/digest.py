@@ -19,6 +19,7 @@ class Chunks:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self._digests = bytearray(16 * -(-nbytes // CHUNK))
+        self._seen = bytearray(-(-nbytes // CHUNK))
 
     def add(self, start: int, block: memoryview, read: Callable[[int, memoryview], None]) -> None:
         """Take in the chunks that begin inside the `block` of bytes from `start`; `read` fetches what the last of
@@ -34,6 +35,16 @@ class Chunks:
                 read(end, memoryview(rest))
                 hasher.update(rest)
             self._digests[at // CHUNK * 16 : at // CHUNK * 16 + 16] = hasher.digest()
+            self._seen[at // CHUNK] = 1
+
+    def complete(self, read: Callable[[int, memoryview], None]) -> None:
+        """Read and take in the chunks that no block began in."""
+        at = self._seen.find(0)
+        while at >= 0:
+            block = memoryview(bytearray(min(CHUNK, self.nbytes - at * CHUNK)))
+            read(at * CHUNK, block)
+            self.add(at * CHUNK, block, read)
+            at = self._seen.find(0, at)
 
     def hexdigest(self) -> str:
         """The digest of the whole tensor, once every chunk is in."""

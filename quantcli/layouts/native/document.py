@@ -1,17 +1,6 @@
-"""The native format: compressed-tensors' `pack-quantized` names and bit stream, plus one JSON header key.
+"""The document of a native file: what was done to each of its tensors, and what that cost.
 
-For a tensor X (shape [rows, cols] or more) of b bits the file holds
-
-    X_packed      I32  [rows.., ceil(cols*b/32)]   codes, low one first; u = q + 2^(b-1) when symmetric
-    X_scale       F32, F16, BF16 or F8_E4M3                [rows.., groups]; [rows, 1] per channel and per tensor
-    X_zero_point  I32  [ceil(rows*b/32), groups]   asymmetric: zero points, the stream running down each column
-    X_offset      as X_scale                       asymmetric with a float offset
-    X_codebook    F32  [2^b]                       format `codebook`: the levels by code. Learned per channel they are
-                                                   [rows.., 2^b] in the scale's dtype; then, and when learned for the
-                                                   tensor, there is no X_scale
-    X_shape       I64  [dimensions]                the shape of X
-
-and `__metadata__["quantcli"]` a JSON document: version, tool, tile and digest rule, the schemes, the recipe (what was
+It is JSON under `__metadata__["quantcli"]`: version, tool, tile and digest rule, the schemes, the recipe (what was
 asked for: numbers of schemes, rules, who is left alone), and for every tensor its reason and, when quantized, scheme,
 dtype and error sums. Its first key is `check`, the XXH3-128 of length and JSON of the whole header with 32 zeros in
 its own place. Decoding a tensor that compressed-tensors can express needs nothing from that document.
@@ -20,25 +9,21 @@ its own place. Decoding a tensor that compressed-tensors can express needs nothi
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from quantcli import __version__
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
-from quantcli.kernels import row_bytes
+from quantcli.layouts.native.parts import outputs, parts
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
 from quantcli.stores.seal import UNSEALED
+from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Layout, layout
-from quantcli.tensors.settle import levels_dtype
-
-if TYPE_CHECKING:
-    from quantcli.planning.plan import Plan, TensorPlan
 
 T = TypeVar("T")
 
@@ -49,46 +34,6 @@ _WIDEST = 1.7976931348623157e308
 
 DIGEST_SIZES = {"xxh3": 32, "sha256": 64, "none": 0}
 """Digest kinds and the hexadecimal digits of each."""
-
-
-def zero_shape(plan: Layout) -> tuple[int, int]:
-    """(rows, groups) of a tensor's zero points as a matrix."""
-    if plan.shared == "columns":
-        return 1, math.prod(plan.scale_shape)
-    return plan.rows, plan.groups
-
-
-def parts(scheme: Scheme) -> list[str]:
-    """What a tensor of this scheme is stored as, in file order: the ends of the names.
-
-    >>> parts(Scheme(bits=4, symmetric=False))
-    ['packed', 'scale', 'zero_point', 'shape']
-    """
-    found = ["packed"]
-    if scheme.family != "learned" or scheme.shares_levels:
-        found.append("scale")
-    if not scheme.symmetric:
-        found.append("offset" if scheme.zero_point == "float" else "zero_point")
-    if scheme.format == "codebook":
-        found.append("codebook")
-    return [*found, "shape"]
-
-
-def outputs(info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> list[TensorInfo]:
-    """The tensors that hold `info` in quantized form."""
-    zero_rows, groups = zero_shape(plan)
-    tables = (
-        (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)
-    )
-    own = {
-        "packed": ("I32", plan.packed_shape(scheme.bits)),
-        "scale": (scale_dtype, plan.scale_shape),
-        "offset": (scale_dtype, plan.scale_shape),
-        "zero_point": ("I32", (row_bytes(zero_rows, scheme.bits) // 4, groups)),
-        "codebook": (levels_dtype(scheme, scale_dtype), (1 << scheme.bits,) if scheme.shares_levels else tables),
-        "shape": ("I64", (len(info.shape),)),
-    }
-    return [TensorInfo(f"{info.name}_{part}", *own[part]) for part in parts(scheme)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +47,7 @@ class Result:
     minmax_sse: float | None = None
 
 
-def _entry(tensor: TensorPlan, schemes: list[dict[str, Any]], result: Result | None, digest: str) -> dict[str, Any]:
+def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None, digest: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"reason": tensor.reason}
     if tensor.scheme is not None:
         # Before it is written the longest there can be stands for the scheme and the sums.
@@ -126,11 +71,24 @@ def _entry(tensor: TensorPlan, schemes: list[dict[str, Any]], result: Result | N
     return entry
 
 
-def document(plan: Plan, digest: str, source_bytes: int, results: Mapping[str, Result] | None = None) -> str:
-    """The JSON document of a file made from so many bytes; without results, one at least as long."""
+class Request(Protocol):
+    """What was asked of a model, as a file remembers it."""
+
+    def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Plain values; schemes by their number in `schemes`, to which they are added."""
+
+
+def document(
+    tensors: Sequence[Decided],
+    request: Request | None,
+    digest: str,
+    source_bytes: int,
+    results: Mapping[str, Result] | None = None,
+) -> str:
+    """The JSON document of a file of these tensors, made from so many bytes; without results, one at least as long."""
     schemes: list[dict[str, Any]] = []
-    recipe = plan.request.as_dict(schemes) if plan.request is not None else None
-    entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in plan.tensors}
+    recipe = request.as_dict(schemes) if request is not None else None
+    entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in tensors}
     whole = {
         "check": UNSEALED,
         "version": VERSION,
@@ -144,32 +102,83 @@ def document(plan: Plan, digest: str, source_bytes: int, results: Mapping[str, R
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor of a native file: where it came from, what was done to it and what that cost."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKept:
+    """A tensor that a file holds as it was, and why."""
 
     info: TensorInfo
     reason: str
-    scheme: Scheme | None
-    layout: Layout | None
+    note: str = ""
+    digest: str | None = None
+    scheme: ClassVar[None] = None
+    layout: ClassVar[None] = None
+    scale_dtype: ClassVar[str] = ""
+    metrics: ClassVar[None] = None
+    minmax_sse: ClassVar[None] = None
+    importance: ClassVar[None] = None
+
+    @property
+    def decided(self) -> Kept:
+        """What was decided for it."""
+        return Kept(info=self.info, reason=self.reason, note=self.note)
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensor itself."""
+        return (self.info,)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of it."""
+        return self.info.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredQuantized:
+    """A quantized tensor of a native file: where it came from, what was done to it and what that cost.
+
+    importance: the digest of the importances its columns had. digest: of the original's bytes.
+    """
+
+    info: TensorInfo
+    reason: str
+    scheme: Scheme
+    layout: Layout
     scale_dtype: str
-    metrics: Metrics | None
+    metrics: Metrics
     minmax_sse: float | None
     digest: str | None
     note: str
-    outputs: tuple[TensorInfo, ...]
-    importance: str | None = None
-    """The digest of the importances its columns had."""
+    importance: str | None
 
-    def output(self, part: str) -> TensorInfo:
-        """One of the tensors that hold it: `packed`, `scale` and so on."""
-        assert self.scheme is not None
-        return self.outputs[parts(self.scheme).index(part)]
+    @property
+    def decided(self) -> Quantized:
+        """What was decided for it, but for the importance of its columns."""
+        return Quantized(
+            info=self.info,
+            reason=self.reason,
+            scheme=self.scheme,
+            layout=self.layout,
+            scale_dtype=self.scale_dtype,
+            note=self.note,
+        )
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensors that hold it."""
+        return outputs(self.decided)
 
     @property
     def bytes_out(self) -> int:
         """Bytes of all tensors that hold it."""
         return sum(o.nbytes for o in self.outputs)
+
+    def output(self, part: str) -> TensorInfo:
+        """One of the tensors that hold it: `packed`, `scale` and so on."""
+        return self.outputs[parts(self.scheme).index(part)]
+
+
+StoredTensor = StoredKept | StoredQuantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +199,7 @@ class Document:
 def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document:
     """The document of a file that holds these tensors, checked against them. seal: whether the digest of the header
     holds (see seal.py). Raises DataError."""
-    from quantcli.stores.safetensors import strict_json
+    from quantcli.strict import strict_json
 
     stored = {i.name: i for i in infos}
     whole = strict_json(text.encode(), "quantcli header")
@@ -278,7 +287,7 @@ def _checked(
     if "scheme" not in entry:
         if name not in stored:
             raise DataError("the file does not hold it")
-        return StoredTensor(stored[name], reason, None, None, "", None, None, digest, note or "", (stored[name],))
+        return StoredKept(info=stored[name], reason=reason, note=note or "", digest=digest)
     dtype, shape, index = _field(entry, "dtype", str), _field(entry, "shape", list), _field(entry, "scheme", int)
     if dtype not in DTYPES:
         raise DataError(f"unknown dtype {printable(dtype, 40)}")
@@ -293,8 +302,8 @@ def _checked(
         scale = stored.get(f"{name}_codebook")
     known = ("F32", "F16", "BF16", *(["F8_E4M3"] if scheme.shares_levels else []))
     scale_dtype = scale.dtype if scale is not None and scale.dtype in known else "F32"
-    expected = tuple(outputs(info, scheme, plan, scale_dtype))
-    for output in expected:
+    decided = Quantized(info=info, reason=reason, scheme=scheme, layout=plan, scale_dtype=scale_dtype, note=note or "")
+    for output in outputs(decided):
         if stored.get(output.name) != output:
             raise DataError(f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}")
     sse, power, largest = (_field(entry, k, float) for k in ("sse", "power", "max_abs_error"))
@@ -302,4 +311,15 @@ def _checked(
     if (why := metrics.contradiction) is not None:
         raise DataError(why)
     minmax = _field(entry, "minmax_sse", float) if "minmax_sse" in entry else None
-    return StoredTensor(info, reason, scheme, plan, scale_dtype, metrics, minmax, digest, note or "", expected, weighed)
+    return StoredQuantized(
+        info=info,
+        reason=reason,
+        scheme=scheme,
+        layout=plan,
+        scale_dtype=scale_dtype,
+        metrics=metrics,
+        minmax_sse=minmax,
+        digest=digest,
+        note=note or "",
+        importance=weighed,
+    )

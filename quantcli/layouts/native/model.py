@@ -14,8 +14,9 @@ from quantcli.errors import DataError, printable
 from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
-from quantcli.layouts.native import document as container
-from quantcli.layouts.native.document import StoredTensor
+from quantcli.layouts.native import document
+from quantcli.layouts.native.document import StoredKept, StoredTensor
+from quantcli.layouts.native.parts import parts, zero_shape
 from quantcli.stores import Source, open_source
 from quantcli.tensors import packing
 from quantcli.tensors.info import QuantizedTensor, TensorInfo
@@ -66,6 +67,11 @@ class Tensor:
         self._source.read(name, start, buffer.data)
         return buffer
 
+    def _output(self, part: str) -> TensorInfo:
+        """One of the tensors that hold it."""
+        assert self.stored.scheme is not None
+        return self.stored.output(part)
+
     def _floats(self, output: TensorInfo, first: int, count: int) -> Floats:
         size = DTYPES[output.dtype].bits // 8
         return to_float32(self.read_bytes(output.name, first * size, count * size), output.dtype)
@@ -99,9 +105,9 @@ class Tensor:
             start = span.row * plan.groups + first
 
         def row_params(part: str) -> Floats:
-            return self._floats(self.stored.output(part), start, rows * groups).reshape(rows, groups)
+            return self._floats(self._output(part), start, rows * groups).reshape(rows, groups)
 
-        held = container.parts(scheme)
+        held = parts(scheme)
         scale = row_params("scale") if "scale" in held else np.ones((1, 1), np.float32)
         if "offset" in held:
             return scale, row_params("offset")
@@ -113,7 +119,7 @@ class Tensor:
     def levels(self, span: TileSpan) -> Floats:
         """The stored levels (tables, 2^b) of the codes of one tile of a codebook."""
         assert self.stored.scheme is not None
-        output, width = self.stored.output("codebook"), 1 << self.stored.scheme.bits
+        output, width = self._output("codebook"), 1 << self.stored.scheme.bits
         own = len(output.shape) > 1
         found = self._floats(output, span.row * width if own else 0, (span.rows if own else 1) * width)
         return found.reshape(-1, width)
@@ -133,9 +139,9 @@ class Tensor:
 
     def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
         assert self.stored.scheme is not None and self.stored.layout is not None
-        output = self.stored.output("zero_point")
+        output = self._output("zero_point")
         bits, width = self.stored.scheme.bits, output.shape[1]
-        total, _ = container.zero_shape(self.stored.layout)
+        total, _ = zero_shape(self.stored.layout)
         if self.stored.layout.shared == "tensor":
             row, rows = row, min(rows, total)
         first = row // 32 * 32
@@ -194,20 +200,20 @@ class Model(Mapping[str, Tensor]):
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.documents: list[container.Document] = []
+        self.documents: list[document.Document] = []
         covered: set[str] = set()
         stored: list[StoredTensor] = []
         for header in source.documents:
             try:
-                document = container.parse(*header)
+                found = document.parse(*header)
             except DataError as error:
                 raise error.within(source.path) from None
-            self.documents.append(document)
-            stored.extend(document.tensors)
+            self.documents.append(found)
+            stored.extend(found.tensors)
             covered.update(info.name for info in header.infos)
         for info in source.infos():
             if info.name not in covered:
-                stored.append(StoredTensor(info, "", None, None, "", None, None, None, "", (info,)))
+                stored.append(StoredKept(info=info, reason=""))
         self._tensors = {s.info.name: Tensor(source, s) for s in stored}
 
     @property
@@ -218,7 +224,7 @@ class Model(Mapping[str, Tensor]):
     @property
     def is_changed(self) -> bool:
         """Whether a quantcli header was changed after it was written, so that what it says need not be true."""
-        return any(document.intact is False for document in self.documents)
+        return any(d.intact is False for d in self.documents)
 
     def check_headers(self) -> None:
         """Raise DataError when a header was changed after it was written."""

@@ -38,7 +38,7 @@ from quantcli.errors import DataError, printable
 from quantcli.formats.nf4 import LEVELS as NF4
 from quantcli.layouts.reading import ForeignLayout, Found, Read
 from quantcli.layouts.reading._parts import FLOATS, floats, part, scheme_name, wrong
-from quantcli.stores.safetensors import strict_json
+from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:

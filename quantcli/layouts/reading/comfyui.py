@@ -43,7 +43,7 @@ from quantcli.layouts.reading._parts import (
     whole,
     wrong,
 )
-from quantcli.stores.safetensors import strict_json
+from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:

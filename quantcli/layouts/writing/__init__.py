@@ -16,14 +16,15 @@ from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import Scheme
+from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout, TileSpan
+from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, QuantParams
+    from quantcli.kernels import Bytes, Floats, QuantParams
 
 
 KEY = "quantcli_export"
@@ -31,41 +32,27 @@ KEY = "quantcli_export"
 its loader wants in config.json: a bare file has none beside it."""
 
 
-class Weight(Protocol):
-    """A tensor as a plan or a native file describes it; scheme and layout are None for one that is kept."""
-
-    @property
-    def info(self) -> TensorInfo:
-        """Name, dtype and shape of the original."""
-
-    @property
-    def scheme(self) -> Scheme | None:
-        """How it is quantized."""
-
-    @property
-    def layout(self) -> Layout | None:
-        """How its codes lie."""
-
-    @property
-    def scale_dtype(self) -> str:
-        """The safetensors dtype of its scales."""
-
-    @property
-    def reason(self) -> str:
-        """Why it is quantized or kept."""
+Weight = Decided
+"""A tensor as it was decided on: kept, or quantized with a scheme."""
 
 
 class Codes(Protocol):
-    """The stored codes of a weight, to be read piece by piece."""
+    """The codes of a weight, made or read piece by piece. A tile is made once for each piece of work that needs it."""
 
     def packed(self, span: TileSpan) -> Bytes:
         """Codes of a tile, rows of 32-bit words."""
 
     def params(self, span: TileSpan) -> QuantParams:
-        """Its scales and zero points."""
+        """Its scales and zero points as the kernels take them."""
+
+    def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
+        """The same as the native layout stores them: (rows, groups), or (1, channels) where the columns share them."""
+
+    def levels(self, span: TileSpan) -> Floats:
+        """The levels (tables, 2^b) of codes of a codebook."""
 
     def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        """Bytes of a tensor it is stored as."""
+        """Bytes of a tensor that is kept. The array may be used until the next call in the same thread."""
 
 
 Write = Callable[[int, int, Any], None]
@@ -222,7 +209,8 @@ class Export:
     nothing runs. module(weight, architecture): why the loader takes no quantized weight in its place in a model of that
     type. scale_dtype: what scales are best made in for it; usual: fields of the scheme to use unless others are asked
     for. extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
-    keeps_document: whether what it writes is a native file still. read_back: whether the report reads what was written,
+    keeps_document: whether what it writes is a native file still. mixes: whether
+    weights of one model may have several schemes. read_back: whether the report reads what was written,
     before that has its name.
     """
 
@@ -237,6 +225,7 @@ class Export:
     extension: str = ""
     two_files: bool = False
     keeps_document: bool = False
+    mixes: bool = True
     read_back: bool = True
 
     def suited(self, scheme: Scheme) -> Scheme:

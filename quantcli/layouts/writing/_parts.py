@@ -14,10 +14,10 @@ from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOAD
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.kernels import row_bytes
-from quantcli.layouts.writing import Beside, Codes, Job, Piece, Weight, Write
+from quantcli.layouts.writing import Beside, Codes, Job, Weight, Write
 from quantcli.patterns import module_of
 from quantcli.scheme import Scheme
-from quantcli.stores.safetensors import strict_json
+from quantcli.strict import strict_json
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Layout, TileSpan
@@ -70,23 +70,12 @@ def finer(group: int, sizes: Sequence[int]) -> int | None:
 
 def plain(info: TensorInfo) -> Job:
     """The copy of a tensor as it is."""
-    return copied((info,))
 
-
-def copied(outputs: Sequence[TensorInfo]) -> Job:
-    """The copy of tensors under their names."""
-
-    def copy(output: int, start: int, codes: Codes, write: Write) -> bool:
-        info = outputs[output]
-        write(output, start, codes.read_bytes(info.name, start, min(COPY, info.nbytes - start)))
+    def copy(start: int, codes: Codes, write: Write) -> bool:
+        write(0, start, codes.read_bytes(info.name, start, min(COPY, info.nbytes - start)))
         return True
 
-    def pieces() -> Iterator[Piece]:
-        for number, info in enumerate(outputs):
-            for start in range(0, info.nbytes, COPY):
-                yield partial(copy, number, start)
-
-    return Job(outputs=tuple(outputs), pieces=pieces)
+    return Job(outputs=(info,), pieces=lambda: (partial(copy, start) for start in range(0, info.nbytes, COPY)))
 
 
 def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
@@ -107,12 +96,14 @@ def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = Fal
 
 
 def words(codes: Codes, span: TileSpan, plan: Layout, bits: int) -> Bytes:
-    """Codes of a piece, (rows, bytes)."""
+    """Codes of a piece, (rows, bytes). The array may be used until the next call in the same thread."""
+    width = row_bytes(span.cols, bits)
     if span.cols == plan.cols or span.rows == 1:
-        found = codes.packed(span)
-    else:
-        found = np.concatenate([codes.packed(row) for row in _rows(span)])
-    return found.reshape(span.rows, row_bytes(span.cols, bits))
+        return codes.packed(span).reshape(span.rows, width)
+    found = np.empty((span.rows, width), np.uint8)
+    for number, row in enumerate(_rows(span)):
+        found[number] = codes.packed(row)
+    return found
 
 
 def params(codes: Codes, span: TileSpan, plan: Layout, scheme: Scheme) -> tuple[Floats, Floats]:

@@ -170,5 +170,6 @@ PROVIDES = Export(
     shape=shape,
     convert=convert,
     module=not_linear,
+    mixes=False,
     scale_dtype="float16",
 )

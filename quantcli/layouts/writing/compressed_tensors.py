@@ -12,11 +12,10 @@ from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError
-from quantcli.layouts.native import document
+from quantcli.layouts.native.write import job
 from quantcli.layouts.writing import Accepts, Beside, Conversion, Export, Weight
 from quantcli.layouts.writing._parts import (
     architecture,
-    copied,
     facts,
     ignored,
     modules,
@@ -26,7 +25,6 @@ from quantcli.layouts.writing._parts import (
     unknown,
 )
 from quantcli.patterns import module_of
-from quantcli.tensors.info import TensorInfo
 
 ACCEPTS = Accepts(bits=(2, 3, 4, 5, 6, 7, 8))
 
@@ -113,17 +111,10 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         hint = "choose --group-size and rules so that all experts get one scheme, or write --to native"
         raise UsageError(why, hint=hint)
     return Conversion(
-        jobs={t.info.name: copied(_parts(t)) for t in tensors},
+        jobs={t.info.name: job(t) for t in tensors},
         config={"quantization_config": found},
         notes=[*_notes(tensors, found), *unknown(model), *_sentences(beside)],
     )
-
-
-def _parts(weight: Weight) -> tuple[TensorInfo, ...]:
-    if weight.scheme is None:
-        return (weight.info,)
-    scheme, plan = facts(weight)
-    return tuple(document.outputs(weight.info, scheme, plan, weight.scale_dtype))
 
 
 def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:

@@ -113,10 +113,14 @@ def _elements(info: TensorInfo, plan: Layout, target: str) -> Made:
     size = DTYPES[info.dtype].bits // 8
 
     def made(codes: Codes, span: TileSpan) -> tuple[Bytes, bool]:
-        start = span.row * plan.cols + span.col  # a piece is whole rows, or a part of one
-        raw = codes.read_bytes(info.name, start * size, span.rows * span.cols * size)
-        found, exact = _converted(raw, info, target)
-        return found.reshape(span.rows, -1), exact
+        runs = [span] if span.cols == plan.cols else [replace(span, row=span.row + n, rows=1) for n in range(span.rows)]
+        rows, exact = [], True
+        for run in runs:
+            raw = codes.read_bytes(info.name, (run.row * plan.cols + run.col) * size, run.rows * run.cols * size)
+            found, same = _converted(raw, info, target)
+            rows.append(found.reshape(run.rows, -1) if len(runs) == 1 else found.reshape(1, -1).copy())
+            exact &= same
+        return rows[0] if len(rows) == 1 else np.concatenate(rows), exact
 
     return made
 
@@ -144,30 +148,23 @@ def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
 def _pieces(plan: Layout, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
     """The pieces of a tensor of `bits` for a weight or element. width: bytes of so many columns.
 
-    With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is read in both halves.
+    With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is whole heads.
     """
-    lanes = 2 if heads else 1
-    half = replace(plan, rows=plan.rows // (heads or 1) // lanes)
+    head = plan.rows // heads if heads else 1
     size, cols = width
     row_size = plan.cols // cols * size
 
-    def piece(first: int, span: TileSpan, codes: Codes, write: Write) -> bool:
+    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
         exact = True
-        for part in below(span, bits, 1):
-            found = [made(codes, replace(part, row=first + lane * half.rows + part.row)) for lane in range(lanes)]
-            block = found[0][0]
+        for part in below(span, bits, head):
+            block, same = made(codes, part)
             if heads:
-                block = np.stack([values for values, _ in found], 1).reshape(-1, block.shape[1])
-            put_columns(write, 0, block, (first + lanes * part.row, part.col // cols * size), row_size)
-            exact &= all(same for _, same in found)
+                block = block.reshape(-1, 2, head // 2, block.shape[1]).swapaxes(1, 2).reshape(part.rows, -1)
+            put_columns(write, 0, block, (part.row, part.col // cols * size), row_size)
+            exact &= same
         return exact
 
-    def pieces() -> Iterator[Piece]:
-        for head in range(heads or 1):
-            for span in bands(half, bits, WEIGHTS):
-                yield partial(piece, head * lanes * half.rows, span)
-
-    return pieces
+    return lambda: (partial(piece, span) for span in bands(plan, bits, WEIGHTS, unit=head))
 
 
 def _job(weight: Weight, place: Place) -> Job:

@@ -98,26 +98,18 @@ def _job(weight: Weight) -> Job:
         if span.cols == plan.cols and packed.shape[1] != blocks * held:
             packed = np.pad(packed, ((0, 0), (0, blocks * held - packed.shape[1])))
         put_columns(write, 0, packed, (span.row, span.col * bits // 8), blocks * held)
-        scale, _ = params(codes, span, plan, scheme)
+        scale, zero = params(codes, span, plan, scheme)
         stored, exact = rounded(scale, "F32", name)
         put_columns(write, 1, repeated(stored, span, plan, block), (span.row, span.col // block), blocks)
+        if not scheme.symmetric:
+            across = repeated(zero.astype(np.uint8), span, plan, block)
+            packed = pack_rows(across, bits).view(np.uint8)[:, : -(-across.shape[1] * bits // 8)]
+            put_columns(write, 2, np.ascontiguousarray(packed), (span.row, span.col // block * bits // 8), zeros)
         return exact
 
-    def zero_points(row: int, codes: Codes, write: Write) -> bool:
-        span = TileSpan(row, min(height, plan.rows - row), 0, plan.cols)
-        across = repeated(params(codes, span, plan, scheme)[1].astype(np.uint8), span, plan, block)
-        packed = pack_rows(across, bits).view(np.uint8)[:, :zeros]
-        write(2, row * zeros, np.ascontiguousarray(packed))
-        return True
-
-    height = max(1, (1 << 18) // blocks)
-
     def pieces() -> Iterator[Piece]:
-        for span in bands(plan, bits, block):
+        for span in bands(plan, bits, block * (8 // bits)):  # a part of a row ends between bytes of its zero points too
             yield partial(piece, span)
-        if not scheme.symmetric:
-            for row in range(0, plan.rows, height):
-                yield partial(zero_points, row)
 
     return Job(outputs=tuple(outputs), pieces=pieces)
 

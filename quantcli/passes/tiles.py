@@ -6,6 +6,21 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+COPY = 1 << 22
+"""Bytes of a tensor that is not quantized which are taken at a time; whole chunks of its digest."""
+
+
+class Progress(Protocol):
+    """Told how far the work is; called from several threads."""
+
+    def start(self, total: int) -> None:
+        """A pass over so many bytes begins."""
+
+    def advance(self, nbytes: int) -> None:
+        """So many bytes are done."""
+
 
 Task = Callable[[], "list[Task] | None"]
 """Something to do; it may return further tasks, which are done before those that wait."""

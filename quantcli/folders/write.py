@@ -1,0 +1,475 @@
+"""A checkpoint folder is written: shard by shard under their names or cut anew, with index, config and model card.
+
+A run that is killed leaves its finished files, and another one with `resume` goes on behind them: the bytes are the
+same as without the interruption.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quantcli import architectures
+from quantcli.architectures import UNNAMED
+from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.folders import card, resume
+from quantcli.folders.resume import Finished, Journal, Made
+from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
+from quantcli.layouts.native.document import Result
+from quantcli.layouts.writing import named
+from quantcli.layouts.writing._parts import json_beside, without_quantization
+from quantcli.layouts.writing.compressed_tensors import quantization_config
+from quantcli.passes import outputs
+from quantcli.passes.outputs import Cut, OneFile, Outgoing
+from quantcli.passes.quantize import Options, Target, Written, outgoing, write_part
+from quantcli.passes.write import Outcome
+from quantcli.planning.plan import Plan, check
+from quantcli.reports import build
+from quantcli.stores import Source
+from quantcli.stores.checkpoint import INDEX, Checkpoint, Part
+from quantcli.stores.files import check_space, read_small
+from quantcli.stores.folder import OutputFolder, json_bytes
+from quantcli.stores.workspace import is_own, partial_of
+from quantcli.strict import strict_json
+
+_INDEX_LIMIT = 100_000_000
+"""Most bytes of an index."""
+
+
+# ---- how a model is cut into files ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a source that becomes one file, and how many tensors it has."""
+
+    source: Source
+    cut: Cut
+    count: int
+
+
+class _Cutter:
+    """How a model is cut into files, one after another: as the source is, or anew where a size is given."""
+
+    def __init__(self, source: Source, model: Outgoing, limit: int | None) -> None:
+        self.source, self.model, self.limit = source, model, limit
+        self._whole = sum(file.size for file in source.files())
+        self._infos = source.infos()
+        self._data = sum(info.nbytes for info in self._infos)
+        self._shards: dict[int, tuple[str, Source]] = {}
+        at = 0
+        for name, shard in _shards(source, model).items():
+            self._shards[at] = name, shard
+            at += len(shard.infos())
+
+    @property
+    def count(self) -> int:
+        """Tensors of the source."""
+        return len(self._infos)
+
+    def piece(self, at: int, number: int, count: int | None = None) -> _Piece:
+        """The file that begins with tensor `at`; count: how many tensors it is known to have."""
+        if self.limit is None:
+            name, shard = self._shards[at]
+            return self._piece(name, shard, outputs.source_bytes(shard))
+        return self._part(at, number, self._most(at) if count is None else count)
+
+    def _piece(self, name: str, source: Source, share: int) -> _Piece:
+        names = tuple(info.name for info in source.infos())
+        return _Piece(source, Cut(name, names, source.metadata, share), len(names))
+
+    def _part(self, at: int, number: int, count: int) -> _Piece:
+        infos = self._infos[at : at + count]
+        # The headers of the source count for the first file, so that all shares together are the source.
+        share = sum(info.nbytes for info in infos) + (self._whole - self._data if at == 0 else 0)
+        assert isinstance(self.source, Checkpoint)
+        return self._piece(f"part-{number:05d}.safetensors", Part(self.source, infos, share), share)
+
+    def _most(self, at: int) -> int:
+        """The most tensors that stay within the limit, one at least."""
+        assert self.limit is not None
+        low, high = 1, self.count - at
+        rest = self.limit
+        for n, info in enumerate(self._infos[at:]):  # without headers: fewer layouts to try
+            rest -= self.model.nbytes(info.name)
+            if rest < 0:
+                high = max(n, 1)
+                break
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.size(self._part(at, 0, middle)) <= self.limit else (low, middle - 1)
+        return low
+
+    def file(self, piece: _Piece) -> OneFile:
+        """The file of a piece to the byte."""
+        return outputs.safetensors(self.model, piece.cut, self.source.path)
+
+    def size(self, piece: _Piece) -> int:
+        """The exact size of a file; 0 where the layout has none of its tensors."""
+        return self.file(piece).size if self.holds(piece) else 0
+
+    def holds(self, piece: _Piece) -> bool:
+        """Whether the layout stores any of the tensors."""
+        return any(name in self.model.conversion.jobs for name in piece.cut.tensors)
+
+    def pieces(self) -> Iterator[_Piece]:
+        """All files as they are planned."""
+        at = number = 0
+        while at < self.count:
+            piece = self.piece(at, number + 1)
+            yield piece
+            at, number = at + piece.count, number + 1
+
+
+def _shards(source: Source, model: Outgoing) -> Mapping[str, Source]:
+    """The files of a source by the names they get."""
+    if not isinstance(source, Checkpoint):
+        return {outputs.NAME: source}
+    if outputs.documented(model.to):
+        return source.shards
+    held = [s for s in source.shards.values() if any(i.name in model.conversion.jobs for i in s.infos())]
+    names = {s: outputs.loadable(n, held.index(s), len(held)) for n, s in source.shards.items() if s in held}
+    return {names.get(shard, name): shard for name, shard in source.shards.items()}
+
+
+def planned_size(source: Source, model: Outgoing, limit: int | None) -> int:
+    """The exact size of all files of weights in a folder."""
+    cutter = _Cutter(source, model, limit)
+    return sum(cutter.size(piece) for piece in cutter.pieces())
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _File:
+    """A file that is written: its name while the work is going on, and what it holds."""
+
+    name: str
+    size: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _State:
+    """How far a folder is."""
+
+    plan: Plan
+    model: Outgoing
+    files: list[_File] = field(default_factory=list)
+    results: dict[str, Result] = field(default_factory=dict)
+    done: dict[str, Finished] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What there is of a folder beside its weights: side files, config.json (empty where there is none), the card."""
+
+    side: SideFiles
+    config: dict[str, Any]
+    card: bytes | None
+
+
+def around(source: Source, side: SideFiles) -> _Around:
+    """What lies around the weights, read before them: whatever is wrong with it is wrong from the start."""
+    beside = outputs.beside(source)
+    return _Around(side, json_beside(beside, CONFIG) or {}, None if side.leaves_out(CARD) else beside(CARD))
+
+
+def quantize(
+    source: Source,
+    plan: Plan,
+    path: str,
+    options: Options,
+    target: Target,
+    *,
+    side: SideFiles,
+    resumed: bool = False,
+) -> Written:
+    """Quantize a model into a folder at `path`, which appears only when it is complete.
+
+    side: what lies beside the weights. resumed: go on with what an interrupted run has finished. Raises UsageError
+    where that run was asked for something else, DataError where the source was changed since.
+    """
+    beside = around(source, side)
+    with OutputFolder(path, force=options.force) as out:
+        try:
+            return _quantize(source, plan, out, options, target, beside, resumed)
+        except QuantcliError as error:
+            error.place = [p.replace(out.temp, path, 1) for p in error.place]
+            raise
+
+
+def _quantize(
+    source: Source,
+    plan: Plan,
+    out: OutputFolder,
+    options: Options,
+    target: Target,
+    beside: _Around,
+    resumed: bool,
+) -> Written:
+    asked = resume.asked(source, plan, options) if isinstance(source, Checkpoint) else {}
+    state = _State(plan, outgoing(source, plan, options.digest, target))
+    earlier, state.notes = _begun(out, asked, resumed)
+    out.begin(list(earlier))
+    taken = [os.path.join(out.temp, name) for name in earlier]
+    there = sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
+    weights = sum(state.model.nbytes(t.info.name) for t in plan.tensors)
+    check_space(out.path, beside.side.size + max(weights - there, 0), source.path)
+    beside.side.copy_to(out)
+    limit = plan.request.max_shard_size if plan.request is not None else None
+    cutter = _Cutter(source, state.model, limit)
+    while state.at < cutter.count:
+        piece = cutter.piece(state.at, len(state.files) + 1)
+        if not cutter.holds(piece):
+            state.at += piece.count
+            continue
+        known = earlier.pop(piece.cut.name, None)
+        if known is None or not _taken_over(out, cutter, known, state, options):
+            out.hold = False
+            _make(source, out, cutter, piece, state, options, target)
+            if state.model is not cutter.model:
+                cutter = _Cutter(source, state.model, limit)
+                continue
+        out.record(Journal(asked, {**state.done, **earlier}).as_bytes())
+    check(state.plan)
+    return _finished(source, out, options, state, beside, limit)
+
+
+def _begun(out: OutputFolder, asked: dict[str, Any], resumed: bool) -> tuple[dict[str, Finished], list[str]]:
+    """What of an interrupted run can be taken over, and what is to be said of it."""
+    journal = resume.read(out.found) if out.found is not None else None
+    if journal is None:
+        return {}, []
+    done = f"{len(journal.finished)} finished file{'' if len(journal.finished) == 1 else 's'}"
+    if not resumed:
+        return {}, [f"an interrupted run had left {done}, made anew now; --resume would have kept them"]
+    why = resume.difference(journal.asked, asked)
+    if why is not None:
+        out.hold = True
+        hint = "ask for the same again, or leave out --resume to start over"
+        raise UsageError(f"the interrupted run was another one: {why}", place=[out.path], hint=hint)
+    return dict(journal.finished), [f"went on behind {done} of an interrupted run"]
+
+
+def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _State, options: Options) -> bool:
+    """Take over a file of an interrupted run; False where it must be made again.
+
+    Raises DataError when the source has been changed since.
+    """
+    out.hold = True  # a run that may not go on leaves all to one that may
+    piece = cutter.piece(state.at, len(state.files) + 1, known.tensors)
+    path = os.path.join(out.temp, piece.cut.name)
+    found = resume.made(known, state.model.by_name)
+    if found is None or not resume.is_intact(path, known, options.threads):
+        state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was made again")
+        return False
+    plan = state.plan.amended({name: m.tensor for name, m in found.items()})
+    model = outputs.planned(
+        plan, cutter.source, digest=state.model.digest, to=state.model.to, container=state.model.container
+    )
+    file = outputs.safetensors(model, piece.cut, cutter.source.path)
+    resume.check_same(path, file, found, piece.source, options)
+    state.plan, cutter.model = plan, model
+    state.model = model
+    _add(state, piece, file, {name: m.result for name, m in found.items()}, known)
+    return True
+
+
+def _make(
+    source: Source, out: OutputFolder, cutter: _Cutter, piece: _Piece, state: _State, options: Options, target: Target
+) -> None:
+    """Write the file of a piece; where tensors turned out otherwise than planned, plan them anew instead."""
+    file = cutter.file(piece)
+    outcome = write_part(piece.source, state.model, [file], out.temp, replace(options, force=True))
+    if not outcome.amendments:
+        path = os.path.join(out.temp, piece.cut.name)
+        made = {name: resume.as_values(state.model.by_name[name], r) for name, r in outcome.results.items()}
+        known = Finished(piece.count, resume.file_digest(path, options.threads), made)
+        _add(state, piece, file, outcome.results, known)
+        return
+    before = state.model
+    state.plan = state.plan.amended(outcome.amendments)
+    state.model = outgoing(source, state.plan, options.digest, target)
+    if any(_differs(before, state.model, name) for f in state.files for name in f.tensors):
+        state.files, state.results, state.done, state.at = [], {}, {}, 0
+
+
+def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
+    """Whether a tensor is stored otherwise because another one is."""
+    old, new = before.conversion.jobs[name], after.conversion.jobs.get(name)
+    return new is None or (old.outputs, old.kind) != (new.outputs, new.kind)
+
+
+def _add(state: _State, piece: _Piece, file: OneFile, results: Mapping[str, Result], known: Finished) -> None:
+    """Take a finished file in."""
+    state.files.append(_File(piece.cut.name, file.size, file.tensors))
+    state.results |= results
+    state.done[piece.cut.name] = known
+    state.at += piece.count
+
+
+# ---- what is not weights ----------------------------------------------------------------------------------------
+
+
+def _finished(
+    source: Source, out: OutputFolder, options: Options, state: _State, beside: _Around, limit: int | None
+) -> Written:
+    """The folder with all that is not weights, in its place."""
+    model, files = state.model, state.files
+    if limit is not None:
+        assert isinstance(source, Checkpoint)
+        for file, new in zip(files, _numbered(source, model, len(files))):
+            out.rename(file.name, new)
+            if file.size > limit:
+                alone = printable(file.tensors[0])
+                state.notes.append(f"{new} has {file.size} bytes, more than --max-shard-size: {alone} is alone in it")
+            file.name = new
+    written = Written(
+        plan=state.plan,
+        model=model,
+        results=state.results,
+        size=sum(file.size for file in files),
+        copied=tuple(f.name for f in beside.side.copied),
+        notes=tuple(state.notes),
+    )
+    added, why = dict(model.conversion.config), ""
+    if model.to is None:
+        content = architectures.of(without_quantization(beside.config)) or UNNAMED
+        config, why = quantization_config(state.plan.tensors, content)
+        added = {"quantization_config": config} if config else {}
+    written = replace(written, obstacle=why)
+    text = _card(source, written, options, beside) if isinstance(source, Checkpoint) else None
+    finish(source, out, model, files, beside, added, text)
+    return written
+
+
+def finish(
+    source: Source,
+    out: OutputFolder,
+    model: Outgoing,
+    files: Sequence[_File],
+    beside: _Around,
+    config: Mapping[str, Any],
+    text: bytes | None,
+) -> None:
+    """Write index, configuration and card, and give the folder its name. config: what is added to config.json; text:
+    the model card."""
+    if text is not None and not outputs.documented(model.to):
+        assert model.to is not None
+        text = card.exported(text, model.to, named(model.to).summary, model.conversion.notes)
+    as_it_was = isinstance(source, Checkpoint) and source.index and [f.name for f in files] == list(source.shards)
+    if as_it_was or len(files) > 1:
+        out.write(_index_name(source, model), _index(source, model, files))
+    content = without_quantization(beside.config)
+    if content:
+        out.write(CONFIG, json_bytes({**content, **config}))
+    if text is not None:
+        out.write(CARD, text)
+    source.check_unchanged()
+    out.publish()
+
+
+def _index_name(source: Source, model: Outgoing) -> str:
+    index = os.path.basename(source.index or INDEX) if isinstance(source, Checkpoint) else INDEX
+    loaded = index.startswith(("model", "diffusion_pytorch_model"))
+    return index if loaded or outputs.documented(model.to) else INDEX
+
+
+def _numbered(source: Checkpoint, model: Outgoing, count: int) -> list[str]:
+    """The names of so many files, after the index or the files there were."""
+    stem = os.path.basename(source.index or INDEX).removesuffix(".safetensors.index.json")
+    if not source.index:
+        first = next(iter(source.shards))
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", first.removesuffix(".safetensors"))
+    names = [f"{stem}.safetensors"]
+    if count > 1:
+        names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if outputs.documented(model.to):
+        return names
+    return [outputs.loadable(name, i, count) for i, name in enumerate(names)]
+
+
+def _index(source: Source, model: Outgoing, files: Sequence[_File]) -> bytes:
+    """The index: what the old one said of the model, sizes, and the file of every tensor."""
+    path = source.index if isinstance(source, Checkpoint) else None
+    found = strict_json(read_small(path, _INDEX_LIMIT), path) if path else {}
+    said = found.get("metadata")
+    homes = {o.name: f.name for f in files for name in f.tensors for o in model.conversion.jobs[name].outputs}
+    metadata = {
+        **(said if isinstance(said, dict) else {}),
+        "total_parameters": sum(t.info.numel for t in model.tensors),
+        "total_size": sum(model.nbytes(name) for f in files for name in f.tensors),
+    }
+    return json_bytes({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
+
+
+def _card(source: Checkpoint, written: Written, options: Options, beside: _Around) -> bytes:
+    """The model card, with the original one in it."""
+    found = build.of_plan(
+        written.plan.tensors,
+        written.results,
+        written.model.nbytes,
+        command="quantize",
+        source=source.path,
+        output=None,
+        bytes_in=sum(f.size for f in source.files()),
+        bytes_out=written.size,
+        seconds=None,
+    )
+    settings = {"digest": options.digest, "on_nonfinite": "keep" if options.keep_nonfinite else "refuse"}
+    return card.card(
+        found,
+        written.plan,
+        settings=settings,
+        obstacle=written.obstacle,
+        origin=card.hub_name(source.folder),
+        side=beside.side,
+        original=beside.card,
+    )
+
+
+def left_over(path: str) -> str | None:
+    """The hidden folder that an interrupted run on a destination has left, if there is one to go on with."""
+    partial = partial_of(path)
+    return partial if is_own(os.path.join(partial, "journal"), stat.S_ISREG) else None
+
+
+# ---- codes that are only moved ----------------------------------------------------------------------------------
+
+
+def move(
+    source: Source,
+    model: Outgoing,
+    path: str,
+    side: SideFiles,
+    *,
+    force: bool,
+    make: Callable[[Source, OneFile, str], Outcome],
+) -> tuple[int, dict[str, bool]]:
+    """Write a folder whose files `make` fills (with part of the source, a file and the folder it goes into): bytes of
+    its weights, and which tensors stand for just the same numbers."""
+    beside = around(source, side)
+    cutter = _Cutter(source, model, None)
+    pieces = [piece for piece in cutter.pieces() if cutter.holds(piece)]
+    planned = [cutter.file(piece) for piece in pieces]
+    check_space(path, sum(f.size for f in planned) + side.size, source.path)
+    exact: dict[str, bool] = {}
+    with OutputFolder(path, force=force) as out:
+        out.begin(())
+        side.copy_to(out)
+        for piece, file in zip(pieces, planned):
+            exact |= make(piece.source, file, out.temp).exact
+        files = [_File(f.name, f.size, f.tensors) for f in planned]
+        finish(source, out, model, files, beside, model.conversion.config, beside.card)
+    return sum(f.size for f in planned), exact
+
+
+__all__ = ["Made", "left_over", "move", "planned_size", "quantize"]

@@ -1,0 +1,77 @@
+"""What a quantized tensor is stored as in a native file: its parts, their dtypes and shapes.
+
+For a tensor X (shape [rows, cols] or more) of b bits the file holds
+
+    X_packed      I32  [rows.., ceil(cols*b/32)]   codes, low one first; u = q + 2^(b-1) when symmetric
+    X_scale       F32, F16, BF16 or F8_E4M3        [rows.., groups]; [rows, 1] per channel and per tensor
+    X_zero_point  I32  [ceil(rows*b/32), groups]   asymmetric: zero points, the stream running down each column
+    X_offset      as X_scale                       asymmetric with a float offset
+    X_codebook    F32  [2^b]                       format `codebook`: the levels by code. Learned per channel they are
+                                                   [rows.., 2^b] in the scale's dtype; then, and when learned for the
+                                                   tensor, there is no X_scale
+    X_shape       I64  [dimensions]                the shape of X
+
+Names and bit stream are those of compressed-tensors' `pack-quantized`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from quantcli.kernels import row_bytes
+from quantcli.scheme import Scheme
+from quantcli.tensors.decided import Decided
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import Layout
+from quantcli.tensors.settle import levels_dtype
+
+
+def zero_shape(plan: Layout) -> tuple[int, int]:
+    """(rows, groups) of a tensor's zero points as a matrix."""
+    if plan.shared == "columns":
+        return 1, math.prod(plan.scale_shape)
+    return plan.rows, plan.groups
+
+
+def parts(scheme: Scheme) -> list[str]:
+    """What a tensor of this scheme is stored as, in file order: the ends of the names.
+
+    >>> parts(Scheme(bits=4, symmetric=False))
+    ['packed', 'scale', 'zero_point', 'shape']
+    """
+    found = ["packed"]
+    if scheme.family != "learned" or scheme.shares_levels:
+        found.append("scale")
+    if not scheme.symmetric:
+        found.append("offset" if scheme.zero_point == "float" else "zero_point")
+    if scheme.format == "codebook":
+        found.append("codebook")
+    return [*found, "shape"]
+
+
+def outputs(tensor: Decided) -> tuple[TensorInfo, ...]:
+    """The tensors that hold a tensor in a native file, in file order."""
+    if tensor.scheme is None:
+        return (tensor.info,)
+    return _of_quantized(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype)
+
+
+def nbytes(tensor: Decided) -> int:
+    """Bytes of all tensors that hold it."""
+    return sum(output.nbytes for output in outputs(tensor))
+
+
+def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> tuple[TensorInfo, ...]:
+    zero_rows, groups = zero_shape(plan)
+    tables = (
+        (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)
+    )
+    own = {
+        "packed": ("I32", plan.packed_shape(scheme.bits)),
+        "scale": (scale_dtype, plan.scale_shape),
+        "offset": (scale_dtype, plan.scale_shape),
+        "zero_point": ("I32", (row_bytes(zero_rows, scheme.bits) // 4, groups)),
+        "codebook": (levels_dtype(scheme, scale_dtype), (1 << scheme.bits,) if scheme.shares_levels else tables),
+        "shape": ("I64", (len(info.shape),)),
+    }
+    return tuple(TensorInfo(f"{info.name}_{part}", *own[part]) for part in parts(scheme))

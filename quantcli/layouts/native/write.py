@@ -1,0 +1,100 @@
+"""How the native layout is written: codes and parameters tile by tile, as `parts` names them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.dtypes import DTYPES, from_float32
+from quantcli.kernels import row_bytes
+from quantcli.layouts.native.parts import outputs, parts, zero_shape
+from quantcli.layouts.writing import Beside, Codes, Conversion, Job, Piece, Write
+from quantcli.layouts.writing._parts import plain
+from quantcli.tensors import packing
+from quantcli.tensors.decided import Decided, Quantized
+from quantcli.tensors.rows import Layout, TileSpan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def convert(tensors: Sequence[Decided], beside: Beside) -> Conversion:
+    """A model as quantcli stores it: every tensor by itself, whatever its scheme."""
+    return Conversion(jobs={t.info.name: job(t) for t in tensors})
+
+
+def job(tensor: Decided) -> Job:
+    """The parts of one tensor."""
+    if tensor.scheme is None:
+        return plain(tensor.info)
+    return Job(outputs=outputs(tensor), pieces=partial(_pieces, tensor))
+
+
+def _pieces(tensor: Quantized) -> Iterator[Piece]:
+    """One piece a tile; the shape with the first."""
+    scheme, plan, held = tensor.scheme, tensor.layout, outputs(tensor)
+    place = {part: number for number, part in enumerate(parts(scheme))}
+    zeros = _ZeroBands(plan, scheme.bits) if "zero_point" in place else None
+
+    def put(write: Write, part: str, first: int, values: NDArray[Any]) -> None:
+        """Parameters from the first-th number of a part on, in the dtype it has."""
+        dtype = held[place[part]].dtype
+        write(place[part], first * DTYPES[dtype].bits // 8, np.ascontiguousarray(from_float32(values, dtype)))
+
+    def parameters(span: TileSpan, codes: Codes, write: Write) -> None:
+        scale, zero = codes.scales(span)
+        row, group = (0, 0) if plan.shared == "columns" else (span.row, span.col // plan.group)
+        first = row * plan.groups + group
+        if "scale" in place:
+            put(write, "scale", first, scale)
+        if zeros is not None and zero is not None:
+            zeros.add(zero, row, group, partial(write, place["zero_point"]))
+        elif zero is not None:
+            put(write, "offset", first, zero)
+        if "codebook" in place:
+            own_rows = len(held[place["codebook"]].shape) > 1
+            if own_rows or span.row == span.col == 0:
+                put(write, "codebook", row << scheme.bits if own_rows else 0, codes.levels(span))
+
+    def tile(span: TileSpan, codes: Codes, write: Write) -> bool:
+        write(0, span.row * row_bytes(plan.cols, scheme.bits) + span.col * scheme.bits // 8, codes.packed(span))
+        begins = span.row == span.col == 0
+        if begins:
+            write(len(held) - 1, 0, np.array(tensor.info.shape, "<i8"))
+        if begins if plan.shared == "columns" else span.col % plan.group == 0:
+            parameters(span, codes, write)
+        return True
+
+    return (partial(tile, span) for span in plan.tiles())
+
+
+class _ZeroBands:
+    """Zero points on their way to the stream that runs down 32 rows at a time: b words for each group."""
+
+    def __init__(self, plan: Layout, bits: int) -> None:
+        self.rows, self.groups = zero_shape(plan)
+        self.bits = bits
+        self._bands: dict[int, NDArray[Any]] = {}
+        self._left: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, zero: NDArray[Any], row: int, group: int, write: Any) -> None:
+        """Take in zero points (rows, groups) at a place; bands that are complete are written, by byte offset."""
+        done = []
+        with self._lock:
+            for first in range(row // 32 * 32, row + zero.shape[0], 32):
+                height = min(32, self.rows - first)
+                band = self._bands.setdefault(first, np.zeros((height, self.groups), np.uint16))
+                lo, hi = max(row, first), min(row + zero.shape[0], first + height)
+                band[lo - first : hi - first, group : group + zero.shape[1]] = zero[lo - row : hi - row]
+                left = self._left.get(first, height * self.groups) - (hi - lo) * zero.shape[1]
+                self._left[first] = left
+                if not left:
+                    done.append((first, self._bands.pop(first)))
+        for first, band in done:
+            words = packing.pack_columns(band, self.bits)
+            write(first // 32 * self.bits * self.groups * 4, np.ascontiguousarray(words))

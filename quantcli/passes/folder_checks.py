@@ -1,0 +1,45 @@
+"""Whether what a quantized folder says beside its weights is true of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from quantcli import architectures
+from quantcli.architectures import UNNAMED
+from quantcli.errors import printable
+from quantcli.layouts.native.document import StoredTensor
+from quantcli.layouts.writing.compressed_tensors import quantization_config
+from quantcli.stores.checkpoint import Checkpoint
+from quantcli.stores.files import read_small
+from quantcli.strict import strict_json
+
+CONFIG = "config.json"
+_MOST = 100_000_000
+"""Most bytes of an index or a configuration."""
+
+
+def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:
+    """What index and configuration of a quantized folder say that its files do not."""
+    found = []
+    if source.index:
+        said = strict_json(read_small(source.index, _MOST), source.index).get("metadata")
+        true = {
+            "total_size": sum(info.nbytes for info in source.infos()),
+            "total_parameters": sum(t.info.numel for t in stored),
+        }
+        for name, value in true.items():
+            if isinstance(said, dict) and name in said and said[name] != value:
+                shown = printable(repr(said[name]), 40)
+                found.append(f"{os.path.basename(source.index)}: {name} is {shown}, not {value}")
+    config = os.path.join(source.folder, CONFIG)
+    content = strict_json(read_small(config, _MOST), config) if os.path.isfile(config) else None
+    says = content.get("quantization_config") if isinstance(content, dict) else None
+    if isinstance(content, dict) and (says is None or isinstance(says, dict)):
+        wanted, _ = quantization_config([t.decided for t in stored], architectures.of(content) or UNNAMED)
+        if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
+            found.append(f"{CONFIG}: quantization_config says compressed-tensors, which cannot express this")
+        for name, value in (wanted or {}).items():
+            if (says or {}).get(name) != value:
+                found.append(f"{CONFIG}: {name} of quantization_config is not that of the files")
+    return found

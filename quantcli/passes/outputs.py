@@ -1,0 +1,269 @@
+"""The files of an output to the byte, before the first weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from quantcli import __version__
+from quantcli.architectures import Architecture
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts import origins
+from quantcli.layouts.native import document, parts
+from quantcli.layouts.native import write as native
+from quantcli.layouts.native.document import KEY as NATIVE_KEY
+from quantcli.layouts.native.document import Result
+from quantcli.layouts.writing import KEY, Beside, Conversion, Export, Weight, named, refusal
+from quantcli.layouts.writing._parts import architecture
+from quantcli.planning.plan import Plan, Request
+from quantcli.stores import Source, open_source, seal
+from quantcli.stores.checkpoint import Checkpoint, Part
+from quantcli.stores.safetensors import header_bytes, lay_out, validate
+from quantcli.tensors.decided import Decided
+
+NAME = "model.safetensors"
+"""The file of a model that is one file in a folder."""
+
+Pieces = Sequence[tuple[int, bytes]]
+"""What stands between the tensors of a file: offset and bytes."""
+
+Results = Mapping[str, Result]
+
+
+# ---- what can be stored ---------------------------------------------------------------------------------------------
+
+
+def obstacle(weight: Weight, export: Export, model: Architecture) -> str | None:
+    """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
+    assert weight.scheme is not None
+    why = export.accepts.obstacle(weight.scheme) or export.shape(weight)
+    return why or export.module(weight, model)
+
+
+def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, container: bool = False) -> Conversion:
+    """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
+    nothing runs.
+
+    Raises UsageError for what the target does not support, DataError where two tensors would be written under one
+    name.
+    """
+    if to is None:
+        return native.convert(tensors, beside)
+    export = named(to)
+    make = export.container if container else export.convert
+    if make is None:
+        raise UsageError(f"{to} has no containers, only models", place=["--container"], hint="leave it out")
+    if not any(t.scheme is not None for t in tensors):
+        raise DataError("there is nothing quantized in it to export")
+    model = architecture(beside)
+    for tensor in tensors:
+        if tensor.scheme is not None and (why := obstacle(tensor, export, model)) is not None:
+            raise refusal(tensor.info.name, tensor.scheme.name, why, to)
+    try:
+        found = make(tensors, beside)
+    except UsageError as error:
+        if error.place:
+            raise
+        problem = f"{to} cannot store them together: {error.problem}"
+        raise UsageError(problem, hint=error.hint) from None
+    owner: dict[str, str] = {}
+    for name, job in found.jobs.items():
+        for output in job.outputs:
+            if output.name in owner:
+                both = f"{printable(owner[output.name])} and {printable(name)}"
+                raise DataError(f"{both} would both be written as {printable(output.name)}")
+            owner[output.name] = name
+    return found
+
+
+def documented(to: str | None) -> bool:
+    """Whether files of a target hold the native document."""
+    return to is None or named(to).keeps_document
+
+
+def in_file_order(tensors: Sequence[Decided]) -> list[Decided]:
+    """Tensors in the order in which a native file holds them, which is the order other layouts list them in."""
+    outputs = [(-DTYPES[output.dtype].bits, output.name) for t in tensors for output in parts.outputs(t)]
+    place = {name: (wide, at) for at, (wide, name) in enumerate(outputs)}
+    return sorted(tensors, key=lambda t: min(place[output.name] for output in parts.outputs(t)))
+
+
+def notes(found: Conversion, *, config: bool) -> list[str]:
+    """What there is to say before anything is written: what the loader will and will not do, and without a config.json
+    (a bare file has none, and none is made up) what it wants there."""
+    lines = list(found.notes)
+    if found.config and not config:
+        text = json.dumps(dict(found.config))
+        lines.append(f"no config.json is written, and a loader of folders wants this in the model's own: {text}")
+    return lines
+
+
+def beside(source: Source) -> Beside:
+    """What lies beside the weights of a folder; nothing for a file."""
+    return source.beside if isinstance(source, Checkpoint) else lambda name: None
+
+
+# ---- the model to write -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outgoing:
+    """A model as it will be written: what was decided for its tensors, and where they go.
+
+    to: the target, None for the native layout. request, digest: what the native document says of how it was made.
+    kept_document: whether files keep the document they have (codes are only moved), and are not given a new one.
+    """
+
+    tensors: tuple[Decided, ...]
+    to: str | None
+    beside: Beside
+    container: bool = False
+    request: Request | None = None
+    digest: str = "none"
+    kept_document: bool = False
+
+    @cached_property
+    def conversion(self) -> Conversion:
+        """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
+        return convert(self.tensors, self.to, self.beside, container=self.container)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Decided]:
+        """The tensors by name."""
+        return {t.info.name: t for t in self.tensors}
+
+    @property
+    def documented(self) -> bool:
+        """Whether a new native document is written into its files."""
+        return documented(self.to) and not self.kept_document
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor in the output."""
+        job = self.conversion.jobs.get(name)
+        return sum(o.nbytes for o in job.outputs) if job is not None else 0
+
+
+def planned(plan: Plan, source: Source, *, digest: str, to: str | None, container: bool = False) -> Outgoing:
+    """The model a plan leads to."""
+    tensors = plan.tensors if documented(to) else tuple(in_file_order(plan.tensors))
+    return Outgoing(
+        tensors=tensors, to=to, beside=beside(source), container=container, request=plan.request, digest=digest
+    )
+
+
+# ---- its files --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneFile:
+    """A file to write: its name, the tensors of the source it holds, its size, and where their outputs are. between:
+    what stands between them, given what became of the tensors; without results, something as long. check(path, name):
+    opens it before it has its name, and raises DataError where that fails."""
+
+    name: str
+    tensors: tuple[str, ...]
+    size: int
+    offsets: Mapping[str, int]
+    between: Callable[[Results | None], Pieces]
+    check: Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Tensors that go into one file: its name, the metadata of the source they come from, and its bytes."""
+
+    name: str
+    tensors: tuple[str, ...]
+    metadata: Mapping[str, str]
+    source_bytes: int
+
+
+def source_bytes(source: Source) -> int:
+    """Bytes of the files a source is; of a part of a checkpoint, its share of them."""
+    return source.share if isinstance(source, Part) else sum(file.size for file in source.files())
+
+
+def whole(source: Source, model: Outgoing, name: str) -> Cut:
+    """All of a source in one file."""
+    return Cut(name, tuple(t.info.name for t in model.tensors), source.metadata, source_bytes(source))
+
+
+def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
+    """The files of a cut, most often one. path: of the source, for errors. Raises DataError for a header that is too
+    large."""
+    found = model.conversion
+    if found.files is None:
+        return [safetensors(model, cut, path)]
+    names = tuple(name for name in found.jobs if name in model.by_name)
+    own_names = {job.outputs[0].name: model.by_name[name] for name, job in found.jobs.items()}
+    text = _said(model, own_names)
+    return [
+        OneFile(
+            name=f.name,
+            tensors=names if f.offsets else (),
+            size=f.size,
+            offsets=f.offsets,
+            between=_always(f.pieces),
+            check=_opens if named(model.to or "").read_back else lambda path, name: None,
+        )
+        for f in found.files(cut.name, text)
+    ]
+
+
+def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
+    """The safetensors file of a cut."""
+    found = model.conversion
+    names = tuple(name for name in cut.tensors if name in found.jobs)
+    outputs = [o for name in names for o in found.jobs[name].outputs]
+    tensors = [model.by_name[name] for name in names]
+
+    def metadata(results: Results | None) -> dict[str, str]:
+        held = {"format": "pt", **cut.metadata}
+        if model.documented:
+            text = document.document(tensors, model.request, model.digest, cut.source_bytes, results)
+            return {**held, **found.header(names), NATIVE_KEY: text}
+        other = {**{k: v for k, v in held.items() if k not in (NATIVE_KEY, KEY)}, **found.header(names)}
+        if model.kept_document and NATIVE_KEY in held:
+            return {**other, NATIVE_KEY: held[NATIVE_KEY]}
+        return {**other, KEY: _said(model, {name: model.by_name[name] for name in names})}
+
+    first = metadata(None)
+    try:
+        places = lay_out(outputs, first)
+    except DataError as error:
+        raise error.within(path) from None
+
+    def between(results: Results | None) -> Pieces:
+        header = header_bytes(places.entries, first if results is None else metadata(results), places.header_size)
+        return [(0, seal.sealed(header) if model.documented and results is not None else header)]
+
+    fixed = _always(between(None)) if not model.documented else between
+    return OneFile(
+        name=cut.name, tensors=names, size=places.size, offsets=places.offsets, between=fixed, check=validate
+    )
+
+
+def _opens(path: str, name: str) -> None:
+    open_source(path).close()
+
+
+def _always(pieces: Pieces) -> Callable[[Results | None], Pieces]:
+    return lambda results: pieces
+
+
+def _said(model: Outgoing, tensors: Mapping[str, Decided]) -> str:
+    """What a file of another tool's layout says under KEY of the tensors it holds, by their names in it."""
+    origin: Mapping[str, Any] = origins.told(tensors)
+    made = {"config": model.conversion.config, "target": model.to, "tool": f"quantcli {__version__}", **origin}
+    return json.dumps(made, sort_keys=True, separators=(",", ":"))
+
+
+def loadable(name: str, index: int, count: int) -> str:
+    """A shard's own name if loaders look for such names, else the usual one."""
+    if name.startswith(("model", "diffusion_pytorch_model")):
+        return name
+    return NAME if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"

@@ -1,0 +1,391 @@
+"""Where the codes that a layout writes come from: made from floats, or taken from a file that holds them.
+
+A producer stands for one tensor. `begin` gives the work to do before its first piece can be written: passes over its
+weights that find parameters, or none. `piece` opens the codes for one piece of work of a layout's writer (see
+`layouts.writing.Piece`); what a piece needs again is remembered until it ends. `result` is known when all are done.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from quantcli import kernels
+from quantcli import metrics as metric
+from quantcli.dtypes import DTYPES
+from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
+from quantcli.kernels.codebook import codebook as sorted_levels
+from quantcli.layouts.native.document import Result
+from quantcli.layouts.writing import Codes
+from quantcli.passes.tiles import Task
+from quantcli.stores import Source
+from quantcli.tensors import digest
+from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.tensors.fit import Trials, read_span, span_bytes
+from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.settle import part
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+
+Begin = Callable[[], "list[Task]"]
+
+
+class Producer(Protocol):
+    """One tensor on its way into a file."""
+
+    @property
+    def tensor(self) -> Decided:
+        """What was decided for it."""
+
+    def begin(self, then: Begin) -> list[Task]:
+        """The first work to do; when all of it is done, what `then` gives follows."""
+
+    def piece(self) -> AbstractContextManager[Codes]:
+        """Its codes for one piece of work."""
+
+    def end(self) -> Result | None:
+        """What is known of it once every piece is done; None where nothing was measured."""
+
+
+class Buffers(threading.local):
+    """A thread's buffers: pages that were touched once are three times as fast as fresh ones."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[np.uint8]] = {}
+
+    def take(self, name: str, size: int) -> NDArray[np.uint8]:
+        """`size` bytes, the same ones for the same name until more are asked for."""
+        if name not in self._held or self._held[name].size < size:
+            self._held[name] = np.empty(size, np.uint8)
+        return self._held[name][:size]
+
+
+_buffers = Buffers()
+
+
+class _Digested:
+    """The digest of a tensor's bytes, from the blocks that are read anyway. kind: `xxh3`, `sha256` or `none`."""
+
+    def __init__(self, source: Source, name: str, nbytes: int, kind: str) -> None:
+        self._source, self._name, self._nbytes, self._kind = source, name, nbytes, kind
+        self._chunks = digest.Chunks(nbytes) if kind == "xxh3" else None
+
+    def _read(self, start: int, block: memoryview) -> None:
+        self._source.read(self._name, start, block)
+
+    def read(self, start: int, block: memoryview) -> None:
+        """Fill a block with bytes of the tensor."""
+        self._read(start, block)
+        self.see(start, block)
+
+    def see(self, start: int, block: memoryview) -> None:
+        """Take in a block that was read."""
+        if self._chunks is not None:
+            self._chunks.add(start, block, self._read)
+
+    def passed(self, start: int, size: int) -> None:
+        """Say that a block is done with, unless all are read once more for SHA-256."""
+        if self._kind != "sha256":
+            self._source.passed(self._name, start, size)
+
+    def end(self) -> str | None:
+        """The digest; what no block covered is read for it. The source is told that the tensor is done with."""
+        found = None
+        if self._chunks is not None:
+            self._chunks.complete(self._read)
+            found = self._chunks.hexdigest()
+        elif self._kind == "sha256":
+            found = digest.sha256(self._nbytes, self._read)
+        self._source.passed(self._name, 0, self._nbytes)
+        self._source.release(self._name)
+        return found
+
+
+class Copying:
+    """A tensor that is kept: its bytes as they are in the source."""
+
+    def __init__(self, source: Source, tensor: Kept, digest_kind: str) -> None:
+        self.tensor = tensor
+        self._bytes = _Digested(source, tensor.info.name, tensor.info.nbytes, digest_kind)
+
+    def begin(self, then: Begin) -> list[Task]:
+        """Nothing comes first."""
+        return then()
+
+    @contextmanager
+    def piece(self) -> Iterator[Codes]:
+        """The bytes; those that were read are done with when the piece ends."""
+        codes = _Bytes(self._bytes)
+        yield codes
+        for start, size in codes.done:
+            self._bytes.passed(start, size)
+
+    def end(self) -> Result:
+        """The digest."""
+        return Result(None, self._bytes.end())
+
+
+class _Bytes:
+    """The bytes of a kept tensor; it has no codes."""
+
+    def __init__(self, held: _Digested) -> None:
+        self._held, self.done = held, list[tuple[int, int]]()
+
+    def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
+        found = _buffers.take("raw", size)
+        self._held.read(start, found.data)
+        self.done.append((start, size))
+        return found
+
+    def packed(self, span: TileSpan) -> Bytes:
+        raise AssertionError("a kept tensor has no codes")
+
+    def params(self, span: TileSpan) -> QuantParams:
+        raise AssertionError("a kept tensor has no codes")
+
+    def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
+        raise AssertionError("a kept tensor has no codes")
+
+    def levels(self, span: TileSpan) -> Floats:
+        raise AssertionError("a kept tensor has no codes")
+
+
+def trials_of(tensor: Quantized) -> Trials:
+    """What is tried on a tensor; min-max is no rival where it is not the plain error that counts."""
+    importance = tensor.importance.values if tensor.importance else None
+    rival = tensor.scheme.rival if importance is None else None
+    return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=rival, importance=importance)
+
+
+class Encoding:
+    """A tensor that is quantized from the floats of a source, tile by tile as its layout cuts it."""
+
+    def __init__(self, source: Source, tensor: Quantized, digest_kind: str) -> None:
+        self.tensor = tensor
+        self.table = kernels.load()
+        self.trials = trials_of(tensor)
+        self.tiles = list(tensor.layout.tiles())
+        self.sums: list[Sums | None] = [None] * len(self.tiles)
+        self.rivals: list[float | None] = [None] * len(self.tiles)
+        self.bytes = _Digested(source, tensor.info.name, tensor.info.nbytes, digest_kind)
+        self._source = source
+        self._lock = threading.Lock()
+        self._unseen = 0
+
+    def begin(self, then: Begin) -> list[Task]:
+        """The passes that find parameters, one after another. Raises NotFinite and Misfit."""
+        spans = self.trials.spans
+        if not spans:
+            return then()
+        self._unseen = len(spans)
+        return [partial(self._see, index, then) for index in range(len(spans))]
+
+    def _see(self, index: int, then: Begin) -> list[Task] | None:
+        """One span of a pass."""
+        span, strips = self.trials.spans[index], self.trials.by_strips
+        raw = _buffers.take("raw", span_bytes(self.trials.chosen, span, strips=strips))
+        tile = read_span(self.trials.chosen, span, self._fill, raw, strips=strips)
+        self.trials.see(self.table, tile, index)
+        with self._lock:
+            self._unseen -= 1
+            if self._unseen:
+                return None
+        self.trials.conclude()
+        return self.begin(then)
+
+    def _fill(self, start: int, block: NDArray[np.uint8]) -> None:
+        self._source.read(self.tensor.info.name, start, block.data)
+
+    @contextmanager
+    def piece(self) -> Iterator[Codes]:
+        """The codes. Making them raises NotFinite and Misfit."""
+        codes = _Tiles(self)
+        yield codes
+        size = DTYPES[self.tensor.info.dtype].bits // 8
+        for span in codes.made:
+            self.bytes.passed((span.row * self.tensor.layout.cols + span.col) * size, span.rows * span.cols * size)
+
+    def encode(self, index: int, packed: Bytes) -> QuantParams:
+        """Write the codes of a tile; its parameters. What that cost is remembered."""
+        span = self.tiles[index]
+        raw = _buffers.take("raw", span_bytes(self.trials.chosen, span, strips=False))
+        tile: Tile = read_span(self.trials.chosen, span, self._fill, raw, strips=False)
+        sums, params = self.trials.encode(self.table, tile, span, packed)
+        start = (span.row * self.tensor.layout.cols + span.col) * DTYPES[self.tensor.info.dtype].bits // 8
+        if self.sums[index] is None:
+            self.bytes.see(start, raw.data)
+            self.rivals[index] = self.trials.rival_error(self.table, tile, span)
+            self.sums[index] = sums
+        return params
+
+    def end(self) -> Result:
+        """Errors of all tiles together, the digest, and the scheme that was chosen."""
+        sizes = [span.rows * span.cols for span in self.tiles]
+        measured = [(sums, size) for sums, size in zip(self.sums, sizes) if sums is not None]
+        assert len(measured) == len(self.tiles), f"{self.tensor.info.name}: codes that nobody asked for"
+        errors = [error for error in self.rivals if error is not None]
+        minmax = sum(errors) if errors and len(errors) == len(self.rivals) else self.trials.minmax_sse
+        return Result(metric.total(measured), self.bytes.end(), self.trials.chosen.scheme, minmax)
+
+
+class _Tiles:
+    """The codes of a tensor for one piece of work: each tile is made when it is asked for, and kept as long as rows of
+    it are left to take. Parameters are kept until the piece ends, for writers ask for them last."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding, self._plan = encoding, encoding.tensor.layout
+        self._bits = encoding.tensor.scheme.bits
+        self._packed: dict[int, Bytes] = {}
+        self._left: dict[int, int] = {}
+        self._params: dict[int, QuantParams] = {}
+        self.made: list[TileSpan] = []
+
+    def _covering(self, span: TileSpan) -> Iterator[tuple[int, TileSpan]]:
+        """The tiles that hold a span, by number."""
+        tiles, plan = self._encoding.tiles, self._plan
+        first = tiles[0]
+        if first.cols == plan.cols:
+            begin, end = span.row // first.rows, -(-(span.row + span.rows) // first.rows)
+            yield from ((index, tiles[index]) for index in range(begin, end))
+            return
+        across = -(-plan.cols // first.cols)
+        for row in range(span.row, span.row + span.rows):
+            for col in range(span.col // first.cols, -(-(span.col + span.cols) // first.cols)):
+                index = row * across + col
+                yield index, tiles[index]
+
+    def _make(self, index: int, packed: Bytes) -> None:
+        self._params[index] = self._encoding.encode(index, packed)
+        self.made.append(self._encoding.tiles[index])
+
+    def _held(self, index: int, tile: TileSpan) -> Bytes:
+        """The codes of a tile, (rows, bytes)."""
+        if index not in self._packed:
+            width = row_bytes(tile.cols, self._bits)
+            packed = np.empty(tile.rows * width, np.uint8)
+            self._make(index, packed)
+            self._packed[index], self._left[index] = packed.reshape(tile.rows, width), tile.rows * width
+        return self._packed[index]
+
+    def packed(self, span: TileSpan) -> Bytes:
+        width = row_bytes(span.cols, self._bits)
+        size = span.rows * width
+        found = _buffers.take("packed", size)
+        out = found.reshape(span.rows, width)
+        for index, tile in self._covering(span):
+            top, bottom = max(tile.row, span.row), min(tile.row + tile.rows, span.row + span.rows)
+            left, right = max(tile.col, span.col), min(tile.col + tile.cols, span.col + span.cols)
+            rows = slice(top - span.row, bottom - span.row)
+            whole = (bottom - top, right - left) == (tile.rows, tile.cols)
+            if whole and index not in self._packed and (span.cols == tile.cols or span.rows == 1):
+                at = (left - span.col) * self._bits // 8
+                self._make(index, found[rows.start * width + at :][: tile.rows * row_bytes(tile.cols, self._bits)])
+                continue
+            begin, end = (left - tile.col) * self._bits // 8, row_bytes(right - tile.col, self._bits)
+            at = (left - span.col) * self._bits // 8
+            piece = self._held(index, tile)[top - tile.row : bottom - tile.row, begin:end]
+            out[rows, at : at + piece.shape[1]] = piece
+            self._left[index] -= piece.size
+            if self._left[index] <= 0:
+                del self._packed[index]
+        return found
+
+    def params(self, span: TileSpan) -> QuantParams:
+        whole = self._encoding.trials.chosen.whole
+        if whole is not None:
+            return part(whole, span, self._plan)
+        found = [self._of_tile(index, tile, span) for index, tile in self._covering(span)]
+        if len(found) == 1:
+            return found[0]
+        wide = self._encoding.tiles[0].cols != self._plan.cols
+
+        def joined(values: list[Floats]) -> Floats:
+            across = len(found) // span.rows if wide else 1
+            rows = [np.concatenate(values[at : at + across], axis=1) for at in range(0, len(values), across)]
+            return np.concatenate(rows)
+
+        zeros = [p.zero for p in found if p.zero is not None]
+        books = [p.codebook for p in found if p.codebook is not None]
+        own_rows = bool(books) and books[0].tables > 1
+        book = sorted_levels(np.concatenate([b.levels for b in books])) if own_rows else books[0] if books else None
+        return QuantParams(joined([p.scale for p in found]), joined(zeros) if zeros else None, book)
+
+    def _of_tile(self, index: int, tile: TileSpan, span: TileSpan) -> QuantParams:
+        """The parameters of what a tile and a span have in common."""
+        if index not in self._params:
+            self._held(index, tile)
+        params = self._params[index]
+        top, bottom = max(tile.row, span.row), min(tile.row + tile.rows, span.row + span.rows)
+        left, right = max(tile.col, span.col), min(tile.col + tile.cols, span.col + span.cols)
+        if (bottom - top, right - left) == (tile.rows, tile.cols):
+            return params
+        group = self._plan.group
+        rows = slice(top - tile.row, bottom - tile.row)
+        groups = slice((left - tile.col) // group, -(-(right - tile.col) // group))
+
+        def cut(values: Floats) -> Floats:
+            return values[rows, groups]
+
+        book = params.codebook
+        if book is not None and book.tables > 1:
+            book = book.rows(rows.start, rows.stop)
+        return QuantParams(cut(params.scale), None if params.zero is None else cut(params.zero), book)
+
+    def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
+        stored = self._encoding.trials.chosen.stored
+        if stored is None:
+            params = self.params(span)
+            return params.scale, params.zero
+        if self._plan.shared == "columns":
+            return stored.scale, stored.zero
+        rows = slice(span.row, span.row + span.rows)
+        return stored.scale[rows], None if stored.zero is None else stored.zero[rows]
+
+    def levels(self, span: TileSpan) -> Floats:
+        book = self.params(span).codebook
+        assert book is not None
+        return book.levels
+
+    def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
+        raise AssertionError("a quantized tensor is written from its codes")
+
+
+class Taking:
+    """A tensor of a file that holds its codes already, or is kept there."""
+
+    def __init__(self, tensor: Decided, codes: Codes) -> None:
+        self.tensor, self._codes = tensor, codes
+
+    def begin(self, then: Begin) -> list[Task]:
+        """Nothing comes first."""
+        return then()
+
+    def piece(self) -> AbstractContextManager[Codes]:
+        """The stored codes."""
+        return nullcontext(self._codes)
+
+    def end(self) -> None:
+        """Nothing was measured."""
+
+
+def from_floats(source: Source, tensors: Mapping[str, Decided], digest_kind: str) -> Callable[[str], Producer]:
+    """Producers of the tensors of a source, by name, as it was decided for them."""
+
+    def produce(name: str) -> Producer:
+        tensor = tensors[name]
+        return Copying(source, tensor, digest_kind) if tensor.scheme is None else Encoding(source, tensor, digest_kind)
+
+    return produce
+
+
+def from_codes(tensors: Mapping[str, Any]) -> Callable[[str], Producer]:
+    """Producers of the tensors of a native file, by name."""
+    return lambda name: Taking(tensors[name].stored.decided, tensors[name])

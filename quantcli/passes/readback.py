@@ -1,0 +1,35 @@
+"""What an output cost where parameters were rounded, measured on the bytes that were written, as its reader decodes
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from quantcli.layouts.gguf import names
+from quantcli.layouts.native.model import open as open_model
+from quantcli.layouts.view import View
+from quantcli.layouts.writing import named
+from quantcli.models import views_of
+from quantcli.passes import compare
+from quantcli.passes.outputs import Outgoing
+
+if TYPE_CHECKING:
+    from quantcli.metrics import Metrics
+
+
+def measure(
+    wanted: Sequence[str], homes: Mapping[str, str], against: Mapping[str, View], model: Outgoing, *, threads: int
+) -> dict[str, Metrics | None]:
+    """Errors of some tensors against others of their names; homes: the files that were written, by tensor. Tensors
+    that nothing reads back as quantized are left out."""
+    if model.to is None or not named(model.to).read_back:
+        return {}
+    with ExitStack() as stack:
+        read = dict[str, View]()
+        for path in dict.fromkeys(homes[name] for name in wanted):
+            opened = stack.enter_context(open_model(path))
+            read |= names.of_checkpoint(opened, views_of(opened, path, model.conversion.config))
+        pairs = {n: (against[n], read[n]) for n in wanted if n in read and read[n].scheme is not None}
+        return compare.measure(pairs, threads=threads, progress=None)

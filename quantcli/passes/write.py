@@ -1,0 +1,190 @@
+"""The pass that writes: every tensor of some files once, from whatever produces its codes, in its layout's own bytes.
+
+A tensor may turn out not to be what its plan took for granted (scales that do not fit the dtype chosen for them, NaN
+under `--on-nonfinite keep`). Then the pass goes on only to find all such tensors, and whoever called it plans them
+anew: sizes are always known before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from quantcli import interrupts
+from quantcli.errors import QuantcliError
+from quantcli.layouts.native.document import Result
+from quantcli.layouts.writing import Job, Piece
+from quantcli.passes.outputs import OneFile
+from quantcli.passes.producing import Producer
+from quantcli.passes.tiles import Crew, Progress, Task
+from quantcli.stores.files import OutputFile
+from quantcli.stores.workspace import remove
+from quantcli.tensors.decided import Decided
+from quantcli.tensors.fit import Misfit, NotFinite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What to write: jobs by the name of a tensor, and who produces each. source: what it comes from, by the name that
+    errors have. amend: what a tensor becomes whose weights are not finite or whose scales do not fit; it raises
+    QuantcliError where nothing else will do. stopped: called when the rest is given up, so that reads which wait for
+    data can end. finished: called when every byte is written; it raises DataError where the source was changed."""
+
+    source: str
+    jobs: Mapping[str, Job]
+    produce: Callable[[str], Producer]
+    amend: Callable[[Decided, Exception], Decided]
+    stopped: Callable[[], None] = lambda: None
+    finished: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the tensors: results by name, which of them stand for just the numbers that were produced, and
+    those to decide anew, in which case nothing was written."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    exact: dict[str, bool] = field(default_factory=dict)
+    amendments: dict[str, Decided] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Left:
+    """Pieces of a tensor that are not done, and the bytes of it they stand for in the progress."""
+
+    producer: Producer
+    job: Job
+    pieces: int
+    nbytes: int
+    exact: bool = True
+
+
+def write(
+    files: Sequence[OneFile],
+    work: Work,
+    folder: str,
+    *,
+    force: bool,
+    threads: int,
+    progress: Progress | None,
+    check: Callable[[Outcome, Mapping[str, str]], None] = lambda outcome, homes: None,
+) -> Outcome:
+    """Write files into a folder, where they appear when all are complete.
+
+    check: looks at what was written before it has its name, given where each tensor is. Raises QuantcliError.
+    """
+    with ExitStack() as stack:
+        outs = [stack.enter_context(OutputFile(os.path.join(folder, f.name), f.size, force=force)) for f in files]
+        outcome = _Pass(list(zip(files, outs)), work, progress).run(threads)
+        if outcome.amendments:
+            return outcome
+        for file, out in zip(files, outs):
+            for offset, piece in file.between(outcome.results):
+                out.write(offset, piece)
+        work.finished()
+        for file, out in zip(files, outs):
+            out.sync()
+            file.check(out.temp, out.path)
+        check(outcome, {name: out.temp for file, out in zip(files, outs) for name in file.tensors})
+        _publish(outs, force)
+    return outcome
+
+
+def _publish(outs: Sequence[OutputFile], force: bool) -> None:
+    """Move all files into place, the first last because it names the others; or none, where none was before."""
+    with interrupts.deferred(), ExitStack() as undo:
+        for out in reversed(outs):
+            out.publish()
+            if not force:
+                undo.callback(remove, out.path)
+        undo.pop_all()
+
+
+class _Pass:
+    """One pass over the tensors of some files."""
+
+    def __init__(self, files: Sequence[tuple[OneFile, OutputFile]], work: Work, progress: Progress | None) -> None:
+        self.work, self.progress = work, progress
+        self.outcome = Outcome()
+        self._places = {name: (out, at) for file, out in files for name, at in file.offsets.items()}
+        self._names = [name for file, _ in files for name in file.tensors]
+        self._lock = threading.Lock()
+
+    def run(self, threads: int) -> Outcome:
+        """Write every tensor."""
+        if self.progress is not None:
+            self.progress.start(sum(self._weight(name) for name in self._names))
+        Crew(self._tasks(), threads, self.work.stopped).run()
+        return self.outcome
+
+    def _weight(self, name: str) -> int:
+        """Bytes that a tensor counts for in the progress."""
+        return sum(output.nbytes for output in self.work.jobs[name].outputs)
+
+    def _tasks(self) -> Iterator[Task]:
+        for name in self._names:
+            yield from self._tensor(name)
+
+    def _tensor(self, name: str) -> list[Task]:
+        producer, job = self.work.produce(name), self.work.jobs[name]
+        return self._steps(producer, producer.begin(partial(self._pieces, producer, job)))
+
+    def _steps(self, producer: Producer, tasks: list[Task] | None) -> list[Task]:
+        return [partial(self._step, producer, task) for task in tasks or ()]
+
+    def _step(self, producer: Producer, task: Task) -> list[Task] | None:
+        """A task of a tensor, and what follows from it."""
+        if producer.tensor.info.name in self.outcome.amendments:  # the rest would be done for nothing
+            return None
+        try:
+            return self._steps(producer, task())
+        except (NotFinite, Misfit) as found:
+            self._amend(producer.tensor, found)
+        except QuantcliError as error:
+            if any(place.startswith(self.work.source) for place in error.place[:1]):
+                raise
+            raise error.within(self.work.source) from None
+        return None
+
+    def _pieces(self, producer: Producer, job: Job) -> list[Task]:
+        pieces = list(job.pieces())
+        left = _Left(producer, job, len(pieces), self._weight(producer.tensor.info.name))
+        if not pieces:
+            return [partial(self._end, left)]
+        return [partial(self._piece, left, piece) for piece in pieces]
+
+    def _piece(self, left: _Left, piece: Piece) -> None:
+        with left.producer.piece() as codes:
+            same = piece(codes, partial(self._put, left.job))
+        with self._lock:
+            nbytes = left.nbytes // left.pieces
+            left.nbytes, left.pieces, left.exact = left.nbytes - nbytes, left.pieces - 1, left.exact and same
+            last = not left.pieces
+        if self.progress is not None and nbytes:
+            self.progress.advance(nbytes)
+        if last and not self.outcome.amendments:
+            self._end(left)
+
+    def _put(self, job: Job, output: int, offset: int, values: Any) -> None:
+        data = memoryview(values)
+        if not data.nbytes or self.outcome.amendments:  # then this pass only looks for further tensors to decide anew
+            return
+        out, at = self._places[job.outputs[output].name]
+        out.write(at + offset, data)
+
+    def _end(self, left: _Left) -> None:
+        name = left.producer.tensor.info.name
+        result = left.producer.end()
+        self.outcome.exact[name] = left.exact
+        if result is not None:
+            self.outcome.results[name] = result
+
+    def _amend(self, tensor: Decided, found: Exception) -> None:
+        amended = self.work.amend(tensor, found)
+        with self._lock:
+            self.outcome.amendments.setdefault(tensor.info.name, amended)

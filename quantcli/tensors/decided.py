@@ -1,0 +1,61 @@
+"""What is decided for a tensor: it is kept as it is, or quantized. Two records, so that neither has fields of the
+other; `scheme` tells them apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from quantcli.scheme import Scheme
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The importance of every column of a tensor's rows (cols,), and a digest of it."""
+
+    values: NDArray[np.float64]
+    digest: str
+
+    @property
+    def typical(self) -> float:
+        """The median, or, where more than half of the columns count nothing, the mean."""
+        return float(np.median(self.values)) or float(self.values.mean())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A tensor that stays as it is, and why. reason: a key of `planning.plan.REASONS`."""
+
+    info: TensorInfo
+    reason: str
+    note: str = ""
+    scheme: ClassVar[None] = None
+    layout: ClassVar[None] = None
+    scale_dtype: ClassVar[str] = ""
+    importance: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """A tensor that is quantized: its scheme, the rows that are packed, and the safetensors dtype of its scales.
+
+    importance: of its columns, where errors are weighed.
+    """
+
+    info: TensorInfo
+    reason: str
+    scheme: Scheme
+    layout: Layout
+    scale_dtype: str
+    note: str = ""
+    importance: Columns | None = None
+
+
+Decided = Kept | Quantized
