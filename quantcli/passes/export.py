@@ -36,6 +36,7 @@ from quantcli.stores.checkpoint import INDEX, Checkpoint
 from quantcli.stores.files import OutputFile, check_destination, check_space
 from quantcli.stores.folder import OutputFolder, check_folder, json_bytes
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
+from quantcli.stores.seal import sealed
 from quantcli.stores.workspace import Workspace, remove
 from quantcli.tensors.info import TensorInfo
 from quantcli.workers import Crew, Task
@@ -177,7 +178,7 @@ def files(
         keep &= not isinstance(source, Checkpoint)
         names = tuple(found.jobs)
         text = _said(target, found, origins.told({name: known[name] for name in names}))
-        return [_file(base or NAME, names, found, source.metadata, text, keep=keep)]
+        return [_file(base or NAME, names, found, source, text, keep=keep)]
     parts = []
     for name, shard in source.shards.items():
         held = {info.name for info in shard.infos()}
@@ -185,10 +186,10 @@ def files(
             t.info.name for t in tensors if t.info.name in found.jobs and {t.info.name, f"{t.info.name}_packed"} & held
         )
         text = _said(target, found, origins.told({name: known[name] for name in own}))
-        parts.append((name, own, shard.metadata, text))
+        parts.append((name, own, shard, text))
     return [
-        _file(_loadable(name, i, len(parts)), own, found, metadata, text, keep=keep)
-        for i, (name, own, metadata, text) in enumerate(parts)
+        _file(_loadable(name, i, len(parts)), own, found, shard, text, keep=keep)
+        for i, (name, own, shard, text) in enumerate(parts)
         if own
     ]
 
@@ -207,17 +208,17 @@ def _said(target: str, found: Conversion, origin: Mapping[str, Any]) -> str:
 
 
 def _file(
-    name: str, tensors: tuple[str, ...], found: Conversion, metadata: Mapping[str, str], said: str, *, keep: bool
+    name: str, tensors: tuple[str, ...], found: Conversion, source: Source, said: str, *, keep: bool
 ) -> OneFile:
     """keep: whether the source's own header document describes the file still. said: what it says under KEY if not."""
-    header = {"format": "pt", **{k: v for k, v in metadata.items() if k not in (NATIVE_KEY, KEY)}}
+    header = {"format": "pt", **{k: v for k, v in source.metadata.items() if k not in (NATIVE_KEY, KEY)}}
     header |= found.header(tensors)
-    if keep and NATIVE_KEY in metadata:
-        header[NATIVE_KEY] = metadata[NATIVE_KEY]
-    else:
-        header[KEY] = said
+    document = source.documents[0] if keep and source.documents else None
+    header |= {KEY: said} if document is None else {NATIVE_KEY: document.text}
     places = lay_out([o for t in tensors for o in found.jobs[t].outputs], header)
     first = header_bytes(places.entries, header, places.header_size)
+    if document is not None and document.seal:  # else the change of a changed header would be hidden
+        first = sealed(first)
     return OneFile(
         name=name, tensors=tensors, size=places.size, pieces=((0, first),), offsets=places.offsets, checked=True
     )
