@@ -2,7 +2,7 @@
 # make test    a virtual environment and the tests
 # make check   ruff, mypy --strict and the tests
 # make bench   speed and memory beside the machine's own floor
-# make golden  freeze what this version writes: native files
+# make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
 PYTHON ?= python3
@@ -43,6 +43,7 @@ bench: $(BIN)/.installed $(PEERS)/current/.installed
 
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py
+	$(BIN)/python tests/golden/write_outputs.py
 
 peers: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS)
