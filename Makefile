@@ -2,6 +2,7 @@
 # make test    a virtual environment and the tests
 # make check   ruff, mypy --strict and the tests
 # make bench   speed and memory beside the machine's own floor
+# make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint bench peers peers-fast clean
+.PHONY: demo test check lint bench golden peers peers-fast clean
 
 $(BIN)/.installed: pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +40,10 @@ check: lint test
 
 bench: $(BIN)/.installed $(PEERS)/current/.installed
 	$(BIN)/python tests/bench/bench.py --peer-python $(PEERS)/current/bin/python
+
+golden: $(BIN)/.installed
+	$(BIN)/python tests/golden/write_native.py
+	$(BIN)/python tests/golden/write_outputs.py
 
 peers: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS)

@@ -75,6 +75,10 @@ class DataError(QuantcliError):
     """A file that is not what it should be."""
 
 
+class VersionError(DataError):
+    """A file in a version of the native format that this quantcli does not know; it need not be damaged."""
+
+
 class UsageError(QuantcliError):
     """A request that cannot be meant: exit code 2."""
 

@@ -17,6 +17,7 @@ import pytest
 from making import (
     BF16,
     ROOT,
+    change_header,
     digest,
     header_of,
     left_behind,
@@ -638,6 +639,18 @@ def test_a_bare_file_to_a_folder_and_a_folder_to_a_file(model: Path, tmp_path: P
     run("quantize", LLAMA, "-o", tmp_path / "folder", "--group-size", 64)
     assert run("export", tmp_path / "folder", "--to", "mlx", "-o", tmp_path / "one.safetensors").code == 0
     assert run("compare", tmp_path / "folder", tmp_path / "one.safetensors").code == 0
+
+
+def test_the_digest_of_a_kept_header_is_made_anew(tmp_path: Path) -> None:
+    """compressed-tensors gets a native file too, with another header; a changed header stays known as such."""
+    native = tmp_path / "native"
+    assert run("quantize", LLAMA, "-o", native, "--group-size", 64, "-q").code == 0
+    assert run("export", native, "--to", "compressed-tensors", "-o", tmp_path / "out", "-q").code == 0
+    assert run("verify", tmp_path / "out", "-q").code == 0
+    change_header(next(native.glob("*.safetensors")), lambda d: d.update(source_bytes=1), seal=False)
+    assert run("export", native, "--to", "compressed-tensors", "-o", tmp_path / "changed", "-q").code == 0
+    assert run("verify", tmp_path / "changed", "-q").code == 1
+    assert "header was changed" in one_line(run("report", tmp_path / "changed"), 2)
 
 
 def test_shards_of_other_names_get_those_loaders_look_for(tmp_path: Path) -> None:

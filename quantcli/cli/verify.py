@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli.cli import options
-from quantcli.errors import DataError
+from quantcli.errors import DataError, VersionError
 
 if TYPE_CHECKING:
     from quantcli.layouts.view import View
@@ -63,6 +63,8 @@ def command(
     with contextlib.ExitStack() as stack:
         try:
             model = stack.enter_context(reading.open(src))
+        except VersionError:  # not a fault of the file
+            raise
         except DataError as error:
             found = _damaged(src, original, error)
         else:

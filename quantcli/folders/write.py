@@ -457,19 +457,32 @@ def move(
     """Write a folder whose files `make` fills (with part of the source, a file and the folder it goes into): bytes of
     its weights, and which tensors stand for just the same numbers."""
     beside = around(source, side)
-    cutter = _Cutter(source, model, None)
-    pieces = [piece for piece in cutter.pieces() if cutter.holds(piece)]
-    planned = [cutter.file(piece) for piece in pieces]
-    check_space(path, sum(f.size for f in planned) + side.size, source.path)
+    shards: Mapping[str, Source] = source.shards if isinstance(source, Checkpoint) else {outputs.NAME: source}
+    cuts = [(shard, _cut_of(name, shard, model)) for name, shard in shards.items()]
+    cuts = [(shard, cut) for shard, cut in cuts if cut.tensors]
+    named_cuts = [
+        (shard, replace(cut, name=outputs.loadable(cut.name, i, len(cuts)))) for i, (shard, cut) in enumerate(cuts)
+    ]
+    planned = [(shard, outputs.safetensors(model, cut, source.path)) for shard, cut in named_cuts]
+    size = sum(file.size for _, file in planned)
+    check_space(path, size + side.size, source.path)
     exact: dict[str, bool] = {}
     with OutputFolder(path, force=force) as out:
         out.begin(())
         side.copy_to(out)
-        for piece, file in zip(pieces, planned):
-            exact |= make(piece.source, file, out.temp).exact
-        files = [_File(f.name, f.size, f.tensors) for f in planned]
+        for shard, file in planned:
+            exact |= make(shard, file, out.temp).exact
+        files = [_File(file.name, file.size, file.tensors) for _, file in planned]
         finish(source, out, model, files, beside, model.conversion.config, beside.card)
-    return sum(f.size for f in planned), exact
+    return size, exact
+
+
+def _cut_of(name: str, shard: Source, model: Outgoing) -> Cut:
+    """What of a native model is in a shard, and stored by the layout."""
+    held = {info.name for info in shard.infos()}
+    jobs = model.conversion.jobs
+    own = [t.info.name for t in model.tensors if {t.info.name, f"{t.info.name}_packed"} & held]
+    return Cut(name, tuple(n for n in own if n in jobs), shard.metadata, 0, outputs.intact(shard))
 
 
 __all__ = ["Made", "left_over", "move", "planned_size", "quantize"]

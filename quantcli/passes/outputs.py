@@ -174,12 +174,14 @@ class OneFile:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Tensors that go into one file: its name, the metadata of the source they come from, and its bytes."""
+    """Tensors that go into one file: its name, the metadata of the source they come from, its bytes, and whether its
+    header is as it was written."""
 
     name: str
     tensors: tuple[str, ...]
     metadata: Mapping[str, str]
     source_bytes: int
+    intact: bool = False
 
 
 def source_bytes(source: Source) -> int:
@@ -189,7 +191,12 @@ def source_bytes(source: Source) -> int:
 
 def whole(source: Source, model: Outgoing, name: str) -> Cut:
     """All of a source in one file."""
-    return Cut(name, tuple(t.info.name for t in model.tensors), source.metadata, source_bytes(source))
+    return Cut(name, tuple(t.info.name for t in model.tensors), source.metadata, source_bytes(source), intact(source))
+
+
+def intact(source: Source) -> bool:
+    """Whether the native header of a file is as it was written."""
+    return bool(source.documents) and bool(source.documents[0].seal)
 
 
 def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
@@ -241,7 +248,12 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
         header = header_bytes(places.entries, first if results is None else metadata(results), places.header_size)
         return [(0, seal.sealed(header) if model.documented and results is not None else header)]
 
-    fixed = _always(between(None)) if not model.documented else between
+    fixed = between
+    if not model.documented:
+        pieces = between(None)
+        if model.kept_document and cut.intact:  # else the change of a changed header would be hidden
+            pieces = [(0, seal.sealed(pieces[0][1]))]
+        fixed = _always(pieces)
     return OneFile(
         name=cut.name, tensors=names, size=places.size, offsets=places.offsets, between=fixed, check=validate
     )

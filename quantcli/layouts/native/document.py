@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from quantcli import __version__
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, QuantcliError, printable
+from quantcli.errors import DataError, QuantcliError, VersionError, printable
 from quantcli.layouts.native.parts import outputs, parts
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme
@@ -198,18 +198,20 @@ class Document:
 
 def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document:
     """The document of a file that holds these tensors, checked against them. seal: whether the digest of the header
-    holds (see seal.py). Raises DataError."""
+    holds (see seal.py). Raises DataError, VersionError for an unchanged header of a version that is not known."""
     from quantcli.strict import strict_json
 
     stored = {i.name: i for i in infos}
     whole = strict_json(text.encode(), "quantcli header")
     try:
         whole = _of_type(whole, dict, "document")
-        version, kind = _field(whole, "version", int), _field(whole, "digest", str)
-        if version != VERSION:
-            raise DataError(
-                f"format version {printable(str(version), 20)} is not known to this quantcli", hint="use a newer one"
+        version = _field(whole, "version", int)
+        if version != VERSION:  # before anything else of the document, which another version may arrange otherwise
+            raise (DataError if seal is False else VersionError)(
+                f"format version {printable(str(version), 20)} is unknown, this quantcli reads version {VERSION}",
+                hint="use a newer quantcli",
             )
+        kind = _field(whole, "digest", str)
         if kind not in DIGEST_SIZES:
             raise DataError(f"unknown digest {printable(kind, 40)}")
         schemes = [_scheme(_of_type(values, dict, "scheme")) for values in _field(whole, "schemes", list)]
@@ -220,7 +222,8 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
         tool, source_bytes = _field(whole, "tool", str), _field(whole, "source_bytes", int)
         recipe = _field(whole, "recipe", dict) if "recipe" in whole else None
     except QuantcliError as error:
-        raise DataError(error.problem, place=["quantcli header", *error.place], hint=error.hint) from None
+        kept = VersionError if isinstance(error, VersionError) else DataError
+        raise kept(error.problem, place=["quantcli header", *error.place], hint=error.hint) from None
     used = {o.name for t in tensors for o in t.outputs}
     extra = [n for n in stored if n not in used]
     if extra:
