@@ -483,7 +483,7 @@ def write_with(source_path: Path, out: Path, action: Any, *, force: bool = False
     try:
         made = plan.make(source.infos(), plan.Request(scheme=Scheme(bits=4)))
         options = pipeline.Options(threads=2, force=force, progress=Meddler(action))
-        pipeline.write(source, made, source.metadata, str(out), options)
+        pipeline.write(source, made, str(out), options, pipeline.Target())
     finally:
         source.close()
 

@@ -362,7 +362,7 @@ def finish(
 ) -> None:
     """Write index, configuration and card, and give the folder its name. config: what is added to config.json; text:
     the model card."""
-    if text is not None and not outputs.documented(model.to):
+    if text is not None and model.document != "new":
         assert model.to is not None
         text = card.exported(text, model.to, named(model.to).summary, model.conversion.notes)
     as_it_was = isinstance(source, Checkpoint) and source.index and [f.name for f in files] == list(source.shards)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
@@ -146,7 +146,7 @@ def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, 
         to=target,
         beside=outputs.beside(model.source),
         container=container,
-        kept_document=not wanted and named(target).keeps_document,
+        document="kept" if not wanted and named(target).keeps_document else "none",
     )
 
 
@@ -155,10 +155,9 @@ def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, b
     same numbers."""
     source = export.model.source
     folder, base = os.path.split(path)
-    merged = isinstance(source, Checkpoint)
     model = export.outgoing
-    if merged and model.kept_document:  # the documents are those of the shards
-        model = Outgoing(tensors=model.tensors, to=model.to, beside=model.beside, container=model.container)
+    if isinstance(source, Checkpoint):  # the documents are those of the shards
+        model = replace(model, document="none")
     files = outputs.files(model, outputs.whole(source, model, base), source.path)
     check_second(files, folder, source, force=force)
     check_space(path, sum(f.size for f in files), source.path)

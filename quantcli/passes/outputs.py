@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
@@ -115,7 +115,8 @@ class Outgoing:
     """A model as it will be written: what was decided for its tensors, and where they go.
 
     to: the target, None for the native layout. request, digest: what the native document says of how it was made.
-    kept_document: whether files keep the document they have (codes are only moved), and are not given a new one.
+    document: whether its files get a native document (`new`), keep the one they have, for codes are only moved
+    (`kept`), or have none.
     """
 
     tensors: tuple[Decided, ...]
@@ -124,7 +125,7 @@ class Outgoing:
     container: bool = False
     request: Request | None = None
     digest: str = "none"
-    kept_document: bool = False
+    document: Literal["new", "kept", "none"] = "none"
 
     @cached_property
     def conversion(self) -> Conversion:
@@ -136,10 +137,10 @@ class Outgoing:
         """The tensors by name."""
         return {t.info.name: t for t in self.tensors}
 
-    @property
-    def documented(self) -> bool:
-        """Whether a new native document is written into its files."""
-        return documented(self.to) and not self.kept_document
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each tensor stands among all."""
+        return {t.info.name: place for place, t in enumerate(self.tensors)}
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor in the output."""
@@ -149,10 +150,27 @@ class Outgoing:
 
 def planned(plan: Plan, source: Source, *, digest: str, to: str | None, container: bool = False) -> Outgoing:
     """The model a plan leads to."""
-    tensors = plan.tensors if documented(to) else tuple(in_file_order(plan.tensors))
+    new = documented(to)
     return Outgoing(
-        tensors=tensors, to=to, beside=beside(source), container=container, request=plan.request, digest=digest
+        tensors=plan.tensors if new else tuple(_listed(plan, source)),
+        to=to,
+        beside=beside(source),
+        container=container,
+        request=plan.request,
+        digest=digest,
+        document="new" if new else "none",
     )
+
+
+def _listed(plan: Plan, source: Source) -> list[Decided]:
+    """The tensors of a plan in file order, shard by shard."""
+    shards = source.shards.values() if isinstance(source, Checkpoint) else [source]
+    found, at = list[Decided](), 0
+    for shard in shards:
+        count = len(shard.infos())
+        found += in_file_order(plan.tensors[at : at + count])
+        at += count
+    return found
 
 
 # ---- its files --------------------------------------------------------------------------------------------------
@@ -224,17 +242,17 @@ def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
 def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
     """The safetensors file of a cut."""
     found = model.conversion
-    names = tuple(name for name in cut.tensors if name in found.jobs)
+    names = tuple(sorted((name for name in cut.tensors if name in found.jobs), key=model.places.__getitem__))
     outputs = [o for name in names for o in found.jobs[name].outputs]
     tensors = [model.by_name[name] for name in names]
 
     def metadata(results: Results | None) -> dict[str, str]:
         held = {"format": "pt", **cut.metadata}
-        if model.documented:
+        if model.document == "new":
             text = document.document(tensors, model.request, model.digest, cut.source_bytes, results)
             return {**held, **found.header(names), NATIVE_KEY: text}
         other = {**{k: v for k, v in held.items() if k not in (NATIVE_KEY, KEY)}, **found.header(names)}
-        if model.kept_document and NATIVE_KEY in held:
+        if model.document == "kept" and NATIVE_KEY in held:
             return {**other, NATIVE_KEY: held[NATIVE_KEY]}
         return {**other, KEY: _said(model, {name: model.by_name[name] for name in names})}
 
@@ -246,12 +264,12 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
 
     def between(results: Results | None) -> Pieces:
         header = header_bytes(places.entries, first if results is None else metadata(results), places.header_size)
-        return [(0, seal.sealed(header) if model.documented and results is not None else header)]
+        return [(0, seal.sealed(header) if model.document == "new" and results is not None else header)]
 
-    fixed = between
-    if not model.documented:
+    fixed: Callable[[Results | None], Pieces] = between
+    if model.document != "new":
         pieces = between(None)
-        if model.kept_document and cut.intact:  # else the change of a changed header would be hidden
+        if model.document == "kept" and cut.intact:  # else the change of a changed header would be hidden
             pieces = [(0, seal.sealed(pieces[0][1]))]
         fixed = _always(pieces)
     return OneFile(
