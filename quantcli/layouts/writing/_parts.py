@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
 
-BAND = 1 << 22
-"""Bytes of codes that are moved at a time."""
+BAND = 1 << 20
+"""Bytes of codes that are written at a time: four tiles of 4 bits."""
 
-SLAB = 1 << 23
+SLAB = 5 << 19
 """Bytes of codes that are turned before they are written: each line of the turned matrix is a write of its own where a
-slab is narrower than the matrix, and with half as many of them AWQ takes two thirds of the time."""
+slab is narrower than the matrix. As large as 64 MiB allow with two threads and groups of 32."""
 
 COPY = 1 << 22
 """Bytes of a kept tensor that are copied at a time."""
