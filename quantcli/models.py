@@ -10,7 +10,8 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError
-from quantcli.layouts import evidence, reading
+from quantcli.layouts import evidence
+from quantcli.layouts import reader as reading
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.layouts.view import BLOCK, View, runs
 from quantcli.stores.gguf import GgufFile

@@ -140,7 +140,7 @@ def _way_out(asked: dict[str, Any], least: Planned) -> str:
 def _with_experts_tied(request: Request, first: Plan) -> Request:
     """A request that gives all experts of a model one scheme, where loaders of the target take no other."""
     from quantcli.architectures import EXPERTS
-    from quantcli.layouts.writing.compressed_tensors import EXPERT
+    from quantcli.layouts.compressed_tensors.write import EXPERT
     from quantcli.patterns import module_of
 
     model = request.architecture
@@ -155,7 +155,7 @@ def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tup
     where it stores none; those that are left out are said."""
     if to is None:
         return schemes, True
-    from quantcli.layouts.writing import named
+    from quantcli.layouts.writer import named
 
     export = named(to)
     stored = [s for s in schemes if export.accepts.obstacle(s) is None]

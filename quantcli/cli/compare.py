@@ -38,7 +38,7 @@ def command(
     Where both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are
     those of report.
     """
-    from quantcli.layouts.gguf import names
+    from quantcli.layouts.gguf import two as names
     from quantcli.layouts.native import model as reading
     from quantcli.models import views_of
     from quantcli.passes import compare

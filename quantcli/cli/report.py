@@ -242,7 +242,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
 def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.Talk, began: float) -> RunReport:
     """The report on a file that another tool quantized."""
     from quantcli.layouts import origins
-    from quantcli.layouts.gguf import names
+    from quantcli.layouts.gguf import two as names
     from quantcli.layouts.native import model as reading
     from quantcli.models import views_of
     from quantcli.passes import compare

@@ -52,7 +52,7 @@ def command(
     possible ones. With --source: also that they are the right ones. The exit code is 0 when nothing is wrong, 1 when
     something is, and 2 when it could not be looked at. What another tool quantized is decoded whole.
     """
-    from quantcli.layouts.gguf import names as naming
+    from quantcli.layouts.gguf import two as naming
     from quantcli.layouts.native import model as reading
     from quantcli.models import views_of
     from quantcli.passes import verify

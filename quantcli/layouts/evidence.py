@@ -18,7 +18,7 @@ from typing import Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.layouts.writing import KEY as EXPORT_KEY
+from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import read_small

@@ -14,7 +14,7 @@ from typing import Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError
-from quantcli.layouts.writing import KEY, Weight
+from quantcli.layouts.writer import KEY, Weight
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.strict import strict_json

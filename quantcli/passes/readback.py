@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from quantcli.layouts.gguf import names
+from quantcli.layouts.gguf import two as names
 from quantcli.layouts.native.model import open as open_model
 from quantcli.layouts.view import View
-from quantcli.layouts.writing import named
+from quantcli.layouts.writer import named
 from quantcli.models import views_of
 from quantcli.passes import compare
 from quantcli.passes.outputs import Outgoing

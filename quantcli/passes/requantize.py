@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError
+from quantcli.layouts.config import architecture
 from quantcli.layouts.native.model import Model
-from quantcli.layouts.writing import named
-from quantcli.layouts.writing._parts import architecture
+from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes.outputs import beside, obstacle
 from quantcli.scheme import Scheme

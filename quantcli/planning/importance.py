@@ -17,7 +17,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.errors import UsageError, printable
-from quantcli.layouts.gguf.llama import imatrix_name
+from quantcli.layouts.gguf.names import imatrix_name
 from quantcli.patterns import module_of, near_misses
 from quantcli.planning.imatrix import importances
 from quantcli.stores import Source, open_source

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from quantcli.layouts.gguf import names as naming
+from quantcli.layouts.gguf import two as naming
 from quantcli.layouts.native import model as reading
 from quantcli.models import views_of
 
