@@ -40,7 +40,7 @@ from quantcli.kernels import QuantParams
 from quantcli.layouts import awq, pieces
 from quantcli.layouts.onnx import write as onnx
 from quantcli.layouts.writer import Codes
-from quantcli.models import views_of
+from quantcli.models import open_model
 from quantcli.passes import export
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -215,9 +215,8 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
         with quantcli.open(str(path)) as model:
             config = export.convert([t.stored for t in model.values()], target, lambda name: None).config
         path = strip(path)
-    with quantcli.open(str(path)) as model:
-        views = views_of(model, str(path), config)
-        return {n: v.read(0, v.info.numel).reshape(v.info.shape) for n, v in views.items() if v.scheme is not None}
+    with open_model(str(path), config) as model:
+        return {n: v.read(0, v.info.numel).reshape(v.info.shape) for n, v in model.quantized.items()}
 
 
 def plain_tensors(path: Path) -> dict[str, bytes]:

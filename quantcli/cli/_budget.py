@@ -194,7 +194,7 @@ def planned(
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     need_file(source, "planning")
-    to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=hasattr(source, "shards"))
+    to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=source.folder is not None)
     asked = {**asked, "to": to}
     weights = _asking.importance(asked, recipe, source)
     request = suited(replace(_asking.request(schemes[0], asked, recipe, source), importance=weights))

@@ -292,7 +292,7 @@ def _as_folder(source: Source, target: str | None, to: str | None) -> bool:
         from quantcli.passes.export import as_folder
 
         return as_folder(source, to, target)
-    return hasattr(source, "shards") and not (target or "").lower().endswith(".safetensors")
+    return source.folder is not None and not (target or "").lower().endswith(".safetensors")
 
 
 def _check_target(source: Source, to: str, output: str | None, request: Request) -> None:
