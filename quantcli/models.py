@@ -1,65 +1,170 @@
-"""The tensors of any model as whoever loads it sees them: float, quantcli's own, or another tool's, decoded."""
+"""Any model as whoever loads it sees it: its tensors as floats by name, whatever store and layout they are in."""
 
 from __future__ import annotations
 
+import math
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantcli.dtypes import DTYPES, to_float32
-from quantcli.errors import DataError
-from quantcli.layouts import evidence, reading
-from quantcli.layouts.native.model import Model, Tensor
-from quantcli.layouts.view import BLOCK, View, runs
-from quantcli.stores.gguf import GgufFile
-from quantcli.stores.onnx import OnnxFile
+from quantcli.errors import DataError, printable
+from quantcli.layouts import evidence, reader
+from quantcli.layouts.native import model as native
+from quantcli.layouts.native.model import Tensor
+from quantcli.layouts.reader import Found, Read
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
+    from quantcli.stores import Source
 
-def views_of(model: Model, path: str, config: Mapping[str, Any] | None = None) -> dict[str, View]:
-    """The tensors of a model by their original names. config: what config.json says, where that is known already.
+BLOCK = 1 << 20
+"""Weights of a float tensor that are compared at a time."""
 
-    Raises DataError for layouts that are not understood: what is quantized and not decoded is never shown as floats.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A tensor as whoever loads the file sees it.
+
+    scheme, bits: how it is stored, None for what is stored as it is. bytes_out: what that takes. stored: what quantcli
+    wrote, or a tensor that is stored as it is; None for what a layout decodes. blocks: runs of weights, first and last
+    in C order, that are decoded together; read(first, last): any run as float32. parts: the tensors a layout stores it
+    as.
     """
-    if model.is_quantized and config is None:
-        return {name: view_of(tensor) for name, tensor in model.items()}
-    infos = {name: tensor.stored.info for name, tensor in model.items()}
 
-    def read(name: str, start: int, size: int) -> NDArray[np.uint8]:
-        return model[name].read_bytes(name, start, size)
+    info: TensorInfo
+    scheme: str | None
+    bits: int | None
+    bytes_out: int
+    stored: Tensor | None
+    blocks: tuple[tuple[int, int], ...]
+    read: Callable[[int, int], Floats]
+    parts: tuple[TensorInfo, ...] = ()
 
-    try:
-        stated = _stated(model, path, config)
-        found = reading.find(infos, stated, read)
-    except DataError as error:
-        raise error.within(path) from None
-    parts = {part.name for weight in found for part in weight.parts}
-    left = {name: info for name, info in infos.items() if name not in parts}
-    seen = evidence.undecoded(model.source, left, stated, others=bool(found))
-    if seen is not None:
-        raise DataError(
-            f"it is quantized in a layout that quantcli does not decode ({seen.layout}): {seen.seen}", place=[path]
-        )
-    shown = {weight.name: _foreign(weight, read) for weight in found}
-    return shown | {name: _float(tensor) for name, tensor in model.items() if name not in parts}
+    @property
+    def numeric(self) -> bool:
+        """Whether it has float values."""
+        return self.scheme is not None or DTYPES[self.info.dtype].quantizable
 
 
-def _stated(model: Model, path: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+class Model(Mapping[str, View]):
+    """The tensors of a file or folder by their original names, decoded when they are asked for.
+
+    path: as it was named. stored: its tensors as they are stored. config: what config.json says, where that is known
+    already. Layouts are looked for when the first tensor is asked for; what is quantized in a layout that is not
+    understood is never shown as floats: DataError then. Use it in a `with` statement, or close it.
+    """
+
+    def __init__(self, stored: native.Model, path: str, config: Mapping[str, Any] | None = None) -> None:
+        self.stored, self.path, self._config = stored, path, config
+
+    @property
+    def source(self) -> Source:
+        """Where its bytes are."""
+        return self.stored.source
+
+    @property
+    def is_native(self) -> bool:
+        """Whether quantcli wrote it."""
+        return self.stored.is_quantized
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files behind it."""
+        return sum(file.size for file in self.source.files())
+
+    @property
+    def quantized(self) -> dict[str, View]:
+        """Those of its tensors that are stored as codes. Raises DataError."""
+        return {name: view for name, view in self.items() if view.scheme is not None}
+
+    @cached_property
+    def _views(self) -> Mapping[str, View]:
+        if self.is_native and self._config is None:
+            return {name: view_of(tensor) for name, tensor in self.stored.items()}
+        try:
+            stated = _stated(self.source, self.path, self._config)
+            infos = {name: tensor.stored.info for name, tensor in self.stored.items()}
+            found = reader.find(infos, stated, self._read)
+        except DataError as error:
+            raise error.within(self.path) from None
+        parts = {part.name for weight in found for part in weight.parts}
+        left = {name: info for name, info in infos.items() if name not in parts}
+        seen = evidence.undecoded(self.source, left, stated, others=bool(found))
+        if seen is not None:
+            problem = f"it is quantized in a layout that quantcli does not decode ({seen.layout}): {seen.seen}"
+            raise DataError(problem, place=[self.path])
+        shown = {weight.name: _decoded(weight, self._read) for weight in found}
+        return shown | {name: _float(tensor) for name, tensor in self.stored.items() if name not in parts}
+
+    def _read(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
+        return self.stored[name].read_bytes(name, start, size)
+
+    def __getitem__(self, name: str) -> View:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self.stored.close()
+
+
+def open_model(path: str, config: Mapping[str, Any] | None = None) -> Model:
+    """The model that a path names: a file or folder in any store and layout. config: what config.json says, where that
+    is known already.
+
+    Raises QuantcliError when it cannot be read.
+
+    >>> import tempfile, os
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(os.path.join(folder, "a.npy"), np.eye(2))
+    ...     with open_model(os.path.join(folder, "a.npy")) as model:
+    ...         {name: view.read(0, 4).tolist() for name, view in model.items()}
+    {'a': [1.0, 0.0, 0.0, 1.0]}
+    """
+    return Model(native.open(path), path, config)
+
+
+def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """What says how tensors are stored: the file itself where it is a GGUF or ONNX; else the config.json that is known,
     or the one beside the file, or what an export says in its header; and what ComfyUI's headers say."""
-    if isinstance(model.source, GgufFile):
-        return {"gguf": model.source.blocks}
-    if isinstance(model.source, OnnxFile):
-        return {"onnx": model.source.graph}
-    layers = evidence.layers(model.source)
-    found = config if config is not None else evidence.beside(path) or evidence.in_header(model.source.metadata)
+    if source.kind == "gguf":
+        return {source.kind: source.blocks}
+    if source.kind == "onnx":
+        return {source.kind: source.graph}
+    layers = evidence.layers(source)
+    found = config if config is not None else evidence.beside(path) or evidence.in_header(source.metadata)
     return {**found, evidence.COMFYUI: layers} if layers else found
+
+
+# ---- a tensor as floats -----------------------------------------------------------------------------------------
+
+
+def _runs(total: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Runs of up to `step` weights, first and last."""
+    return tuple((first, min(first + step, total)) for first in range(0, total, step))
 
 
 def _float(tensor: Tensor) -> View:
@@ -75,13 +180,13 @@ def _float(tensor: Tensor) -> View:
         bits=None,
         bytes_out=info.nbytes,
         stored=tensor,
-        blocks=runs(info.numel, BLOCK),
+        blocks=_runs(info.numel, BLOCK),
         read=read,
     )
 
 
 def view_of(tensor: Tensor) -> View:
-    """A tensor of a native or float file."""
+    """A tensor that quantcli quantized, or that is stored as it is."""
     return _native(tensor) if tensor.scheme is not None else _float(tensor)
 
 
@@ -111,7 +216,7 @@ def _native(tensor: Tensor) -> View:
     )
 
 
-def _foreign(weight: reading.Found, parts: reading.Read) -> View:
+def _decoded(weight: Found, parts: Read) -> View:
     cols = weight.shape[-1]
     info = TensorInfo(weight.name, "F32", weight.shape)
     rows = info.numel // cols
@@ -128,7 +233,94 @@ def _foreign(weight: reading.Found, parts: reading.Read) -> View:
         bits=weight.bits,
         bytes_out=sum(part.nbytes for part in weight.parts),
         stored=None,
-        blocks=runs(info.numel, step * cols),
+        blocks=_runs(info.numel, step * cols),
         read=read,
         parts=weight.parts,
     )
+
+
+# ---- names ------------------------------------------------------------------------------------------------------
+
+_TURNED = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.(?:weight|bias)")
+
+
+def of_checkpoint(model: Model) -> Mapping[str, View]:
+    """The tensors of a model under the names of the checkpoint it was made from: of a GGUF of a known architecture,
+    its rows put back; of anything else as they are."""
+    return _renamed(model) if _architecture(model) is not None else model
+
+
+def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
+    """The tensors of both, and what was done so that their names meet; empty when nothing had to be.
+
+    Only where no name is in both as it is, and one side is a GGUF of a known architecture and the other is none.
+    """
+    sides = [model.source.kind == "gguf" for model in (a, b)]
+    if a.keys() & b.keys() or sides[0] == sides[1]:
+        return a, b, ""
+    gguf = a if sides[0] else b
+    architecture = _architecture(gguf)
+    if architecture is None:
+        return a, b, ""
+    from quantcli.layouts.gguf.names import ARCHITECTURES
+
+    order = ", rows of attn_q and attn_k put back" if ARCHITECTURES[architecture] else ""
+    note = f"{gguf.path}: names of llama.cpp ({architecture}) are taken for those of the checkpoint{order}"
+    return (_renamed(a), b, note) if sides[0] else (a, _renamed(b), note)
+
+
+def _architecture(model: Model) -> str | None:
+    """llama.cpp's architecture of a GGUF whose names are known as a checkpoint's too; None for anything else."""
+    if model.source.kind != "gguf":
+        return None
+    from quantcli.layouts.gguf.names import ARCHITECTURES
+
+    found = str(model.source.keys.get("general.architecture"))
+    return found if found in ARCHITECTURES else None
+
+
+def _renamed(model: Model) -> dict[str, View]:
+    """The tensors of a GGUF under the names of a checkpoint; those without one keep their own."""
+    from quantcli.layouts.gguf.names import ARCHITECTURES, hf_name
+
+    architecture, found = str(_architecture(model)), {}
+    for name, view in model.items():
+        turned = _TURNED.fullmatch(name)
+        if turned and ARCHITECTURES[architecture]:
+            try:
+                view = _put_back(view, _heads(model.source, architecture, int(turned[1]), turned[2]))
+            except DataError as error:
+                raise error.within(model.source.path) from None
+        new = hf_name(name) or name
+        new = name if new in model else new
+        found[new] = replace(view, info=replace(view.info, name=new))
+    return found
+
+
+def _heads(source: Source, architecture: str, layer: int, which: str) -> int:
+    """Attention heads of the rows of attn_q or attn_k."""
+    key = f"{architecture}.attention.head_count"
+    value: Any = source.keys.get(key)
+    if which == "k":
+        value = source.keys.get(f"{key}_kv", value)
+    if isinstance(value, list):
+        value = value[layer] if layer < len(value) else None
+    if type(value) is not int or value < 1:
+        raise DataError("it does not tell the heads of this layer", place=[key])
+    return value
+
+
+def _put_back(view: View, heads: int) -> View:
+    """A tensor whose rows lie in two halves per head again, as they do in a checkpoint, and not in pairs."""
+    rows = view.info.shape[0] if view.info.shape else 1
+    cols = math.prod(view.info.shape[1:])
+    if rows % (2 * heads) or not rows * cols:
+        raise DataError(f"{rows} rows are not those of {heads} heads", place=[printable(view.info.name)])
+    head = rows // heads * cols
+
+    def read(first: int, last: int) -> Floats:
+        low, high = first // head * head, -(-last // head) * head
+        pairs = view.read(low, high).reshape(-1, head // cols // 2, 2, cols)
+        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)[first - low : last - low]
+
+    return replace(view, blocks=_runs(rows * cols, max(BLOCK // head, 1) * head), read=read)

@@ -153,7 +153,7 @@ def strict_json(text: str) -> Any:
 
 def to(target: str) -> list[str]:
     """The options that write any model for a target: files of single tensors where it has such."""
-    from quantcli.layouts.writing import named
+    from quantcli.layouts.writer import named
 
     return ["--to", target, *(["--container"] if named(target).container is not None else [])]
 

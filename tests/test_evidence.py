@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from foreign_parts import GOLDEN
+from layout_parts import GOLDEN
 from making import BF16, NUMPY_OF, left_behind, load, one_line, raw_tensors, run, save
 from strategies import gaussian
 

@@ -1,4 +1,4 @@
-"""Exports against bytes of the real tools, against the readers of foreign layouts, and against layouts written out
+"""Exports against bytes of the real tools, against the readers of these layouts, and against layouts written out
 here; every target with every awkward shape, in any cut, at any number of threads."""
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ from strategies import gaussian
 import quantcli
 from quantcli import Scheme, registry
 from quantcli.kernels import QuantParams
-from quantcli.layouts.writing import Codes, _parts, awq, onnx
-from quantcli.models import views_of
+from quantcli.layouts import awq, pieces
+from quantcli.layouts.onnx import write as onnx
+from quantcli.layouts.writer import Codes
+from quantcli.models import open_model
 from quantcli.passes import export
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, layout
 
 GOLDEN = Path(__file__).parent / "golden"
-TARGETS = registry.names("layouts.writing")
+TARGETS = registry.names("layouts", "WRITES")
 LLAMA = ROOT / "sample_models" / "tiny-llama"
 
 SCHEMES: dict[str, list[str]] = {
@@ -107,7 +109,7 @@ def native_values(path: Path) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in model.items()}
 
 
-# ---- readers of what there is no foreign layout for ---------------------------------------------------------------
+# ---- readers written for these tests ----------------------------------------------------------------------------
 
 
 def nf4(path: Path) -> dict[str, np.ndarray]:
@@ -213,9 +215,8 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
         with quantcli.open(str(path)) as model:
             config = export.convert([t.stored for t in model.values()], target, lambda name: None).config
         path = strip(path)
-    with quantcli.open(str(path)) as model:
-        views = views_of(model, str(path), config)
-        return {n: v.read(0, v.info.numel).reshape(v.info.shape) for n, v in views.items() if v.scheme is not None}
+    with open_model(str(path), config) as model:
+        return {n: v.read(0, v.info.numel).reshape(v.info.shape) for n, v in model.quantized.items()}
 
 
 def plain_tensors(path: Path) -> dict[str, bytes]:
@@ -320,8 +321,8 @@ def test_any_cut_and_any_number_of_threads(target: str, tmp_path: Path, monkeypa
         for threads, limit in ((1, None), (2, None), (7, 4096), (3, 300), (1, 16)):
             with monkeypatch.context() as patched:
                 if limit is not None:
-                    patched.setattr(_parts, "BAND", limit)
-                    patched.setattr(_parts, "SLAB", limit)
+                    patched.setattr(pieces, "BAND", limit)
+                    patched.setattr(pieces, "SLAB", limit)
                 ran = run("export", native, *to(target), "-o", out, "--force",
                           "--threads", threads)  # fmt: skip
             assert ran.code == 0, ran.err
@@ -375,7 +376,7 @@ def words_of(stream: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
-    stored = load(GOLDEN / "foreign" / f"{name}.safetensors")
+    stored = load(GOLDEN / "layouts" / f"{name}.safetensors")
     return {n: t.array for n, t in stored.items()}, {n: t.data for n, t in stored.items()}
 
 

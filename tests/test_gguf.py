@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from making import BF16, ROOT, load, one_line, run, save
 
 from quantcli.errors import DataError, QuantcliError
-from quantcli.layouts import reading
-from quantcli.layouts.gguf.llama import gguf_name, hf_name, imatrix_name
+from quantcli.layouts import reader as reading
+from quantcli.layouts.gguf.names import gguf_name, hf_name, imatrix_name
 from quantcli.planning.imatrix import importances
 from quantcli.stores import open_source
 from quantcli.stores.gguf import TYPES, GgufFile
 
 GOLDEN = Path(__file__).parent / "golden" / "gguf"
-"""Written by peers/write_foreign_gguf.py."""
+"""Written by peers/write_layouts_gguf.py."""
 TINY = ROOT / "sample_models" / "tiny-llama"
 U32, F32, STRING, ARRAY = 4, 6, 8, 9
 Tensor = tuple[str, int, tuple[int, ...], bytes]

@@ -29,14 +29,15 @@ from making import (
 from strategies import gaussian
 
 import quantcli
-from quantcli.layouts.writing import _parts, gguf
+from quantcli.layouts import pieces
+from quantcli.layouts.gguf import write as gguf
 from quantcli.passes import export
 from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
-from quantcli.stores.gguf_layout import GgufTensor, lay_out
+from quantcli.stores.gguf_writer import GgufTensor, lay_out
 
 GOLDEN = Path(__file__).parent / "golden" / "gguf"
-"""Written by peers/write_foreign_gguf.py."""
+"""Written by peers/write_layouts_gguf.py."""
 TINY = ROOT / "sample_models" / "tiny-llama"
 LIKE_GGUF = ["--calibration", "signed-extreme", "--override", "*.o_proj:bits=5",
              "--override", "*.gate_proj:symmetric=false,calibration=minmax",
@@ -110,7 +111,7 @@ def test_the_bytes_of_the_gguf_package(tmp_path: Path, monkeypatch: pytest.Monke
     for threads, limit in ((1, None), (3, 300), (7, 16)):
         with monkeypatch.context() as patched:
             if limit is not None:
-                patched.setattr(_parts, "BAND", limit)
+                patched.setattr(pieces, "BAND", limit)
             ran = run("quantize", GOLDEN / "model", "--to", "gguf", "-o", out, "--force", "--threads", threads,
                       *LIKE_GGUF, "--json")  # fmt: skip
         assert ran.code == 0 and ran.json["summary"]["exact"], ran.err

@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("source", [DIGITS, LLAMA], ids=["file", "folder"])
 def test_another_formats_extension_is_refused(extension: str, source: Path) -> None:
     """For a file and for a folder, with the target that writes such files where there is one."""
-    writes = extension.lower() in registry.names("layouts.writing")
+    writes = extension.lower() in registry.names("layouts", "WRITES")
     way = f"use --to {extension.lower()}" if writes else "end the name in .saf"
     for words in ([], ["--dry-run"], ["--target-bpw", "6"], ["--to", "compressed-tensors"]):
         line = one_line(run("quantize", source, *words, "-o", f"out.{extension}", "-q"), 2)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from making import ROOT, load, one_line, run, save, to
 
 from quantcli.errors import DataError, QuantcliError
-from quantcli.layouts import reading
+from quantcli.layouts import reader as reading
 from quantcli.stores import open_source
 from quantcli.stores.onnx import OnnxFile
 
 GOLDEN = Path(__file__).parent / "golden" / "onnx"
-"""Written by peers/write_foreign_onnx.py."""
+"""Written by peers/write_layouts_onnx.py."""
 FLOAT, U8, I8, FLOAT16, UINT4, INT4 = 1, 2, 3, 10, 21, 22
 
 

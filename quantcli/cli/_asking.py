@@ -277,7 +277,7 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
 
     Where none is asked for, a folder that transformers loads is written so that it still does.
     """
-    from quantcli.layouts.writing import named
+    from quantcli.layouts.writer import named
     from quantcli.planning import recipe as recipes
     from quantcli.planning.plan import embeddings_alone
 
@@ -295,7 +295,7 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
 
 def _architecture(source: Source) -> Architecture | None:
     """What a folder's config.json says the model is; None where it is not one of transformers."""
-    from quantcli.layouts.writing._parts import stated
+    from quantcli.layouts.config import stated
     from quantcli.passes.outputs import beside
 
     try:
@@ -350,7 +350,7 @@ def recipe_of(asked: dict[str, Any]) -> Recipe:
     fields: dict[str, Any] = granularity(asked["granularity"], asked["group_size"], asked["axis"])
     to = asked["to"]
     if to not in (None, "native") and asked["recipe"] is None:
-        from quantcli.layouts.writing import named
+        from quantcli.layouts.writer import named
 
         for name, value in named(to).usual.items():
             if name == "granularity":

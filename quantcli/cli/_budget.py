@@ -140,7 +140,7 @@ def _way_out(asked: dict[str, Any], least: Planned) -> str:
 def _with_experts_tied(request: Request, first: Plan) -> Request:
     """A request that gives all experts of a model one scheme, where loaders of the target take no other."""
     from quantcli.architectures import EXPERTS
-    from quantcli.layouts.writing.compressed_tensors import EXPERT
+    from quantcli.layouts.compressed_tensors.write import EXPERT
     from quantcli.patterns import module_of
 
     model = request.architecture
@@ -155,7 +155,7 @@ def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tup
     where it stores none; those that are left out are said."""
     if to is None:
         return schemes, True
-    from quantcli.layouts.writing import named
+    from quantcli.layouts.writer import named
 
     export = named(to)
     stored = [s for s in schemes if export.accepts.obstacle(s) is None]
@@ -194,7 +194,7 @@ def planned(
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     need_file(source, "planning")
-    to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=hasattr(source, "shards"))
+    to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=source.folder is not None)
     asked = {**asked, "to": to}
     weights = _asking.importance(asked, recipe, source)
     request = suited(replace(_asking.request(schemes[0], asked, recipe, source), importance=weights))

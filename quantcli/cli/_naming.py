@@ -44,9 +44,9 @@ def check_model(output: str | None, to: str | None) -> None:
     """Raise UsageError for the name of a model, file or folder, that tells another format than that of the target."""
     if output is None or output == "-":
         return
-    from quantcli.layouts.writing import named
+    from quantcli.layouts.writer import named
 
-    targets = registry.names("layouts.writing")
+    targets = registry.names("layouts", "WRITES")
     target = to if to in targets else None
     own = named(target).extension[1:] if target is not None else ""
     kind = own or _SAFETENSORS
@@ -60,7 +60,7 @@ def check_model(output: str | None, to: str | None) -> None:
 def check_recipe(output: str | None) -> None:
     """Raise UsageError for the name of a recipe that tells another format than YAML."""
     found = extension(output) if output is not None else ""
-    if found in {*_FORMATS, *registry.names("layouts.writing"), _SAFETENSORS} - {"yaml", "yml"}:
+    if found in {*_FORMATS, *registry.names("layouts", "WRITES"), _SAFETENSORS} - {"yaml", "yml"}:
         hint = "end the name in .yaml, or without an extension"
         raise UsageError(f"the name ends in .{found}, and a recipe would be written", place=[str(output)], hint=hint)
 

@@ -50,13 +50,11 @@ def _refuse_adapter(source: Source, src: str) -> None:
 
 def _refuse_quantized(source: Source, src: str, layout: str, talk: options.Talk) -> None:
     from quantcli.layouts import evidence
-    from quantcli.stores.checkpoint import Checkpoint
-    from quantcli.stores.gguf import GgufFile
 
     try:
         config = evidence.beside(src)
     except DataError:
-        if isinstance(source, Checkpoint):
+        if source.folder is not None:
             raise
         config = {}  # of a single file it may be anybody's
     try:
@@ -67,7 +65,7 @@ def _refuse_quantized(source: Source, src: str, layout: str, talk: options.Talk)
         said = evidence.out_of_date(source, config)
         if said is not None:
             talk.say(f"{src}: {said}: all are taken as plain floats")
-    elif layout == "auto" or source.documents or (isinstance(source, GgufFile) and source.blocks):
+    elif layout == "auto" or source.documents or source.blocks:
         if not found.certain:
             problem = f"this looks quantized already ({found.layout}): {found.seen}"
             raise DataError(problem, place=[source.path], hint=evidence.PLAIN_HINT)
@@ -77,12 +75,12 @@ def _refuse_quantized(source: Source, src: str, layout: str, talk: options.Talk)
 
 def _way_out(source: Source, src: str) -> str:
     """What to do with a quantized source: decode it where that is possible."""
-    from quantcli.layouts.native.model import Model
-    from quantcli.models import views_of
+    from quantcli.layouts.native.model import Model as Stored
+    from quantcli.models import Model
     from quantcli.stores import is_stream
 
     try:
-        decoded = not is_stream(source) and any(v.scheme for v in views_of(Model(source), src).values())
+        decoded = not is_stream(source) and bool(Model(Stored(source), src).quantized)
     except DataError:
         decoded = False
     if decoded:

@@ -38,9 +38,7 @@ def command(
     Where both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are
     those of report.
     """
-    from quantcli.layouts.gguf import names
-    from quantcli.layouts.native import model as reading
-    from quantcli.models import views_of
+    from quantcli.models import open_model, under_one_name
     from quantcli.passes import compare
     from quantcli.reports import baseline as earlier
     from quantcli.reports import build, gates
@@ -57,12 +55,11 @@ def command(
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
     if before == after == "-":
         raise UsageError("one model is not two", place=["-"])
-    with reading.open(before) as a, reading.open(after) as b, talk.bar("comparing") as bar:
+    with open_model(before) as a, open_model(after) as b, talk.bar("comparing") as bar:
         for model in (a, b):
             need_file(model.source, "comparing")
-            model.check_headers()
-        views = views_of(a, before), views_of(b, after)
-        ours, theirs, note = names.under_one_name(a, views[0], b, views[1])
+            model.stored.check_headers()
+        ours, theirs, note = under_one_name(a, b)
         if note:
             talk.say(note)
         pairs, new, vanished = compare.pairs_of(ours, theirs, after)
@@ -73,8 +70,8 @@ def command(
             (new, vanished),
             source=before,
             output=after,
-            bytes_in=sum(f.size for f in a.source.files()),
-            bytes_out=sum(f.size for f in b.source.files()),
+            bytes_in=a.file_bytes,
+            bytes_out=b.file_bytes,
             seconds=time.perf_counter() - began,
         )
     result = gates.judged(result, wanted, known)

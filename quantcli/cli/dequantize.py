@@ -45,37 +45,33 @@ def command(
     """
     from quantcli import terminal
     from quantcli.folders import sidefiles
-    from quantcli.layouts.native import model as reading
-    from quantcli.models import views_of
+    from quantcli.models import open_model
     from quantcli.passes import decode as decoding
     from quantcli.stores import need_file
-    from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.files import check_destination
     from quantcli.stores.folder import check_folder
 
     began = time.perf_counter()
     _naming.check_model(output, None)
-    with options.standard_output(output, talk) as named, reading.open(src) as model:
+    with options.standard_output(output, talk) as named, open_model(src) as model:
         need_file(model.source, "dequantizing")
-        views = views_of(model, src)
-        decoded = sum(view.scheme is not None for view in views.values())
+        decoded = len(model.quantized)
         if not decoded:
             raise DataError("nothing in it is quantized", place=[src])
         source = model.source
         target = named or _beside(src, source)
-        decode, side = decoding.write, sidefiles.SideFiles()
-        if isinstance(source, Checkpoint) and not target.lower().endswith(".safetensors"):
-            real = check_folder(target, force=force, source=source.folder)
-            side = sidefiles.survey(source, real)
-            decode = functools.partial(decoding.write_folder, side=side)
+        folder = None if target.lower().endswith(".safetensors") else source.folder
+        if folder is not None:
+            real = check_folder(target, force=force, source=folder)
         else:
             real = check_destination(target, force=force, sources=list(source.files()))
-            side = sidefiles.set_aside(source) if isinstance(source, Checkpoint) else side
+        side = sidefiles.of(source, real, folder=folder is not None)
+        decode = functools.partial(decoding.write_folder, side=side) if folder is not None else decoding.write
         talk.say(*side.warnings())
         with talk.bar(os.path.basename(target)) as bar:
             size = decode(
                 model,
-                views,
+                model,
                 real,
                 dtype=LONG_NAMES[dtype] if dtype else None,
                 force=force,
@@ -87,7 +83,7 @@ def command(
             "command": "dequantize",
             "source": src,
             "output": target,
-            "tensors": len(views),
+            "tensors": len(model),
             "decoded": decoded,
             "bytes_out": size,
             "seconds": time.perf_counter() - began,
@@ -96,16 +92,14 @@ def command(
     if talk.json:
         options.print_json(document)
     elif not talk.quiet and output != "-":
-        line = f"{src} -> {target}: {decoded} of {len(views)} tensors decoded, {terminal.size(size)}"
+        line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {terminal.size(size)}"
         terminal.line(line, sys.stdout)
         sys.stdout.flush()
 
 
 def _beside(src: str, source: Source) -> str:
     """The name of the output beside SRC."""
-    from quantcli.stores.checkpoint import Checkpoint
-
-    if isinstance(source, Checkpoint):
+    if source.folder is not None:
         return f"{os.path.normpath(source.folder)}-dequantized"
     stem = os.path.splitext(os.path.normpath(src))[0] if src != "-" else "model"
     return f"{stem}-dequantized.safetensors"

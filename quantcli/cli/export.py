@@ -18,9 +18,9 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
     from quantcli import terminal
-    from quantcli.layouts.writing import named
+    from quantcli.layouts.writer import named
 
-    for name in registry.names("layouts.writing"):
+    for name in registry.names("layouts", "WRITES"):
         sys.stdout.write(f"{name}\n")
         for text in (f"{named(name).summary}.", f"Accepts {named(name).accepts.describe()}."):
             terminal.paragraph(text, sys.stdout, indent="  ")
@@ -32,7 +32,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--to",
     "target",
-    type=options.Names(registry.names("layouts.writing")),
+    type=options.Names(registry.names("layouts", "WRITES")),
     required=True,
     help="The layout to write; --list says which schemes each accepts.",
 )

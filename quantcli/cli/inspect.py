@@ -14,8 +14,7 @@ from quantcli.errors import printable, printable_line
 
 if TYPE_CHECKING:
     from quantcli.layouts.evidence import Evidence
-    from quantcli.layouts.native.model import Model
-    from quantcli.layouts.view import View
+    from quantcli.models import Model, View
     from quantcli.passes.statistics import Statistics
     from quantcli.terminal import Table
 
@@ -40,18 +39,20 @@ def command(
     Outliers are the share of values farther than 4 standard deviations from the mean.
     """
     from quantcli.errors import UsageError
-    from quantcli.layouts.native import model as reading
+    from quantcli.layouts.native.model import CHANGED
+    from quantcli.models import open_model
     from quantcli.stores import need_file
 
     if (names and (talk.json or stats)) or (null and not names):
         raise UsageError("names are printed alone", place=["--names" if names else "--null"])
     if recipe and (names or talk.json or stats):
         raise UsageError("a recipe is printed alone", place=["--recipe"])
-    with reading.open(src) as model:
+    with open_model(src) as model:
+        stored = model.stored
         if recipe:
-            model.check_headers()
-        elif model.is_changed:
-            options.warn(f"{src}: {reading.CHANGED}")
+            stored.check_headers()
+        elif stored.is_changed:
+            options.warn(f"{src}: {CHANGED}")
         if not stats:
             model.source.check_unchanged()  # a pipe to its end
         if recipe:
@@ -59,22 +60,22 @@ def command(
             sys.stdout.flush()
             return
         if names:
-            for name in model:
+            for name in stored:
                 sys.stdout.write(name + "\0" if null else printable_line(name) + "\n")
             sys.stdout.flush()
             return
-        rows = _rows(model, src)
+        rows = _rows(model)
         found: dict[str, Statistics | None] = {}
         if stats:
             from quantcli.passes import statistics
 
             if any(row.scheme for row in rows):
                 need_file(model.source, "decoding")
-            decoded = _decoded(model, src)
+            decoded = _decoded(model)
             for row in rows:
                 known = decoded.get(row.name)
-                found[row.name] = statistics.of_view(known) if known else statistics.of(model[row.name])
-                for part in model[row.name].stored.outputs if row.name in model else ():
+                found[row.name] = statistics.of_view(known) if known else statistics.of(stored[row.name])
+                for part in stored[row.name].stored.outputs if row.name in stored else ():
                     model.source.passed(part.name, 0, part.nbytes)
         layout = _layout(model, src)
         if talk.json:
@@ -101,20 +102,19 @@ class _Row:
         return self.dtype if self.scheme in (None, self.dtype) else f"{self.dtype} {self.scheme}".strip()
 
 
-def _rows(model: Model, src: str) -> list[_Row]:
+def _rows(model: Model) -> list[_Row]:
     """The tensors of a model, those that another tool quantized as what they stand for."""
-    from quantcli.stores.gguf import GgufFile
-
-    if isinstance(model.source, GgufFile):
+    stored = model.stored
+    if model.source.kind == "gguf":
         blocks = model.source.blocks
-        known = {n: (b.type.name, b.shape) if (b := blocks.get(n)) else (t.dtype, t.shape) for n, t in model.items()}
+        known = {n: (b.type.name, b.shape) if (b := blocks.get(n)) else (t.dtype, t.shape) for n, t in stored.items()}
         return [
             _Row(
-                name=n, dtype=k, shape=s, bytes=model[n].stored.bytes_out, scheme=k if n in blocks else None, bits=None
+                name=n, dtype=k, shape=s, bytes=stored[n].stored.bytes_out, scheme=k if n in blocks else None, bits=None
             )
             for n, (k, s) in known.items()
         ]
-    decoded = _decoded(model, src)
+    decoded = _decoded(model)
     parts = {part.name for view in decoded.values() for part in view.parts}
     theirs = [
         _Row(name=n, dtype="", shape=v.info.shape, bytes=v.bytes_out, scheme=v.scheme, bits=v.bits)
@@ -129,25 +129,23 @@ def _rows(model: Model, src: str) -> list[_Row]:
             scheme=tensor.scheme.name if tensor.scheme else None,
             bits=tensor.scheme.bits if tensor.scheme else None,
         )
-        for name, tensor in model.items()
+        for name, tensor in stored.items()
         if name not in parts
     ]
 
 
-def _decoded(model: Model, src: str) -> dict[str, View]:
+def _decoded(model: Model) -> dict[str, View]:
     """What another tool quantized, decoded; of a pipe, and of what is not understood, nothing is."""
     from quantcli.errors import DataError
-    from quantcli.models import views_of
     from quantcli.stores import is_stream
 
-    if model.is_quantized or is_stream(model.source):
+    if model.is_native or is_stream(model.source):
         return {}
     try:
-        views = views_of(model, src)
+        return model.quantized
     except DataError as error:
         options.say(f"shown as it is stored: {error}")
         return {}
-    return {name: view for name, view in views.items() if view.scheme is not None}
 
 
 def _layout(model: Model, src: str) -> Evidence | None:
@@ -155,7 +153,7 @@ def _layout(model: Model, src: str) -> Evidence | None:
     from quantcli.errors import DataError
     from quantcli.layouts import evidence
 
-    if model.is_quantized:
+    if model.is_native:
         return None
     try:
         config = evidence.beside(src)
@@ -171,16 +169,17 @@ def _recipe(src: str, model: Model) -> str:
     from quantcli.errors import DataError, QuantcliError
     from quantcli.planning import recipe
 
+    documents = model.stored.documents
     try:
-        said = [(d, recipe.request_of(d.recipe, d.schemes)) for d in model.documents if d.recipe is not None]
+        said = [(d, recipe.request_of(d.recipe, d.schemes)) for d in documents if d.recipe is not None]
     except QuantcliError as error:
         raise error.within(src) from None
-    if not said or len(said) < len(model.documents):
+    if not said or len(said) < len(documents):
         raise DataError("its header holds no recipe", place=[src], hint="quantcli quantize writes one")
     document, request = said[0]
     if any(d.tool != document.tool or d.digest != document.digest or r != request for d, r in said):
         raise DataError("its files were made by several recipes", place=[src], hint="name one of them")
-    keeps = any(tensor.stored.reason == "nonfinite" for tensor in model.values())
+    keeps = any(tensor.stored.reason == "nonfinite" for tensor in model.stored.values())
     settings = {"digest": document.digest, "on_nonfinite": "keep" if keeps else "refuse"}
     return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"
 
@@ -197,7 +196,7 @@ def _document(
             "shape": list(row.shape),
             "parameters": math.prod(row.shape),
             "bytes": row.bytes,
-            "disposition": "quantized" if row.scheme else "kept" if model.is_quantized else "float",
+            "disposition": "quantized" if row.scheme else "kept" if model.is_native else "float",
             "scheme": row.scheme,
             "bits": row.bits,
         }
@@ -211,7 +210,7 @@ def _document(
         "source": src,
         "quantized": any(row.scheme for row in rows) or (layout is not None and layout.certain),
         "layout": str(layout) if layout is not None else None,
-        "bytes": sum(f.size for f in model.source.files()),
+        "bytes": model.file_bytes,
         "metadata": metadata,
         "tensors": tensors,
     }
@@ -228,9 +227,9 @@ def _print(
     from quantcli import terminal
 
     parameters = sum(math.prod(row.shape) for row in rows)
-    nbytes = sum(f.size for f in model.source.files())
-    kind = f", quantized by {printable(model.documents[0].tool, 100)}" if model.documents else ""
-    sizes = f"{terminal.count(parameters)} parameters, {terminal.size(nbytes)}"
+    documents = model.stored.documents
+    kind = f", quantized by {printable(documents[0].tool, 100)}" if documents else ""
+    sizes = f"{terminal.count(parameters)} parameters, {terminal.size(model.file_bytes)}"
     terminal.line(f"{src}: {len(rows):,} tensors, {sizes}{kind}", sys.stdout)
     if layout is not None:
         terminal.line(f"layout: {printable(str(layout), 1000)}", sys.stdout)

@@ -52,7 +52,7 @@ WITH_A_TARGET = (
 @click.option("--target-bpw", metavar="BITS", type=_gating.Target(), default=None, help="The same in bits per weight.")
 @click.option(
     "--to",
-    type=options.Names(("native", *registry.names("layouts.writing"))),
+    type=options.Names(("native", *registry.names("layouts", "WRITES"))),
     default=None,
     help="Write what another tool loads; see export.  [default: for folders of transformers compressed-tensors, if it "
     "can store the schemes; else native]",
@@ -292,7 +292,7 @@ def _as_folder(source: Source, target: str | None, to: str | None) -> bool:
         from quantcli.passes.export import as_folder
 
         return as_folder(source, to, target)
-    return hasattr(source, "shards") and not (target or "").lower().endswith(".safetensors")
+    return source.folder is not None and not (target or "").lower().endswith(".safetensors")
 
 
 def _check_target(source: Source, to: str, output: str | None, request: Request) -> None:
@@ -331,7 +331,7 @@ def default_name(src: str, scheme: str, to: str | None) -> str:
     that have one of their own."""
     if to is None:
         return default_output(src, scheme)
-    from quantcli.layouts.writing import named
+    from quantcli.layouts.writer import named
 
     extension = named(to).extension
     default = default_output(src, "-".join(w for w in (scheme, "" if extension else to) if w))

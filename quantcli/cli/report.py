@@ -15,9 +15,8 @@ from quantcli.cli import _gating, options
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.layouts.native.model import Model
-    from quantcli.layouts.view import View
     from quantcli.metrics import Metrics
+    from quantcli.models import Model, View
     from quantcli.passes.examine import Examined
     from quantcli.reports.config import Config
     from quantcli.reports.gates import Gates
@@ -195,7 +194,8 @@ def _jobs(
 def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: int, talk: options.Talk) -> RunReport:
     """The report on one file, judged; `look`: with a second look at each tensor where there is an original, which
     `theory` asks for."""
-    from quantcli.layouts.native import model as reading
+    from quantcli.layouts.native.model import stored_tensors
+    from quantcli.models import open_model
     from quantcli.passes import measure
     from quantcli.reports import baseline, build, gates
     from quantcli.stores import need_file
@@ -203,27 +203,28 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
     began = time.perf_counter()
     before = (job.baseline, baseline.load(job.baseline, job.file)) if job.baseline is not None else None
     known: list[Examined | None] | None = None
-    with reading.open(job.file) as model:
-        if not model.is_quantized:
-            return gates.judged(_foreign(job, model, theory, threads, talk, began), job.gates, before)
-        model.check_headers()
-        stored = reading.stored_tensors(model)
+    with open_model(job.file) as model:
+        if not model.is_native:
+            return gates.judged(_of_another_tool(job, model, theory, threads, talk, began), job.gates, before)
+        model.stored.check_headers()
+        stored = stored_tensors(model.stored)
         metrics = [s.metrics for s in stored]
         if job.against is None:
             model.source.check_unchanged()  # a pipe to its end: it may be cut short, and whoever writes it goes on
         else:
             need_file(model.source, "measuring")
-        bytes_out = sum(f.size for f in model.source.files())
-        bytes_in = sum(d.source_bytes for d in model.documents)
+        bytes_out = model.file_bytes
+        documents = model.stored.documents
+        bytes_in = sum(d.source_bytes for d in documents)
         if job.against is not None:
-            with reading.open(job.against) as original, talk.bar("measuring") as bar:
+            with open_model(job.against) as original, talk.bar("measuring") as bar:
                 metrics = measure.against(
-                    model, original, threads=threads, check_digests=not ignore_digest, progress=bar
+                    model.stored, original.stored, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
                 if look:
                     from quantcli.passes import examine
 
-                    known = examine.examine(model, original, metrics, threads=threads, progress=bar)
+                    known = examine.examine(model.stored, original.stored, metrics, threads=threads, progress=bar)
     found = build.of_stored(
         stored,
         metrics,
@@ -234,32 +235,32 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         seconds=time.perf_counter() - began,
         examined=known,
     )
-    if job.against is None and any(document.intact is None for document in model.documents):
+    if job.against is None and any(document.intact is None for document in documents):
         found = replace(found, warnings=[NO_DIGEST, *found.warnings])
     return gates.judged(found, job.gates, before)
 
 
-def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.Talk, began: float) -> RunReport:
+def _of_another_tool(
+    job: _Job, model: Model, theory: bool, threads: int, talk: options.Talk, began: float
+) -> RunReport:
     """The report on a file that another tool quantized."""
     from quantcli.layouts import origins
-    from quantcli.layouts.gguf import names
-    from quantcli.layouts.native import model as reading
-    from quantcli.models import views_of
+    from quantcli.models import open_model, under_one_name
     from quantcli.passes import compare
     from quantcli.reports import build
     from quantcli.stores import need_file
 
     need_file(model.source, "reading what another tool wrote")
-    views: Mapping[str, View] = views_of(model, job.file)
-    if not any(view.scheme for view in views.values()):
+    if not model.quantized:
         raise DataError("nothing in it is quantized", place=[job.file], hint="inspect shows any file")
     if theory:
         raise UsageError("theory is told of quantcli's own files only", place=[job.file, "--theory"])
+    views: Mapping[str, View] = model
     metrics: dict[str, Metrics | None] | None = None
     bytes_in: int | None = None
     if job.against is not None:
-        with reading.open(job.against) as original, talk.bar("measuring") as bar:
-            before, views, note = names.under_one_name(original, views_of(original, job.against), model, views)
+        with open_model(job.against) as original, talk.bar("measuring") as bar:
+            before, views, note = under_one_name(original, model)
             if note:
                 talk.say(note)
             pairs, new, vanished = compare.pairs_of(before, views, job.file)
@@ -267,7 +268,7 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.
                 name, where = (new[0], job.file) if new else (vanished[0], job.against)
                 raise DataError(f"{printable(name)} is only in {where}", place=[job.file], hint="compare tells all")
             metrics = compare.measure(pairs, threads=threads, progress=bar)
-            bytes_in = sum(f.size for f in original.source.files())
+            bytes_in = original.file_bytes
     else:
         model.source.check_unchanged()
     return build.of_views(
@@ -276,7 +277,7 @@ def _foreign(job: _Job, model: Model, theory: bool, threads: int, talk: options.
         source=job.against or job.file,
         output=job.file if job.against else None,
         bytes_in=bytes_in,
-        bytes_out=sum(f.size for f in model.source.files()),
+        bytes_out=model.file_bytes,
         seconds=time.perf_counter() - began,
         origin=origins.origin(model.source),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from quantcli.cli import options
 from quantcli.errors import DataError, VersionError
 
 if TYPE_CHECKING:
-    from quantcli.layouts.view import View
     from quantcli.passes.findings import Finding, Verified
 
 
@@ -52,9 +50,7 @@ def command(
     possible ones. With --source: also that they are the right ones. The exit code is 0 when nothing is wrong, 1 when
     something is, and 2 when it could not be looked at. What another tool quantized is decoded whole.
     """
-    from quantcli.layouts.gguf import names as naming
-    from quantcli.layouts.native import model as reading
-    from quantcli.models import views_of
+    from quantcli.models import open_model, under_one_name
     from quantcli.passes import verify
     from quantcli.planning.importance import load
     from quantcli.stores import need_file
@@ -62,31 +58,29 @@ def command(
     count = options.thread_count(threads)
     with contextlib.ExitStack() as stack:
         try:
-            model = stack.enter_context(reading.open(src))
+            model = stack.enter_context(open_model(src))
         except VersionError:  # not a fault of the file
             raise
         except DataError as error:
             found = _damaged(src, original, error)
         else:
             need_file(model.source, "verifying")
-            before = stack.enter_context(reading.open(original)) if original is not None else None
+            before = stack.enter_context(open_model(original)) if original is not None else None
             if before is not None:
                 need_file(before.source, "verifying")
-            if model.is_quantized:
+            if model.is_native:
                 bar = stack.enter_context(talk.bar("verifying"))
                 weighed = load(importance) if importance is not None else None
-                found = verify.verify(model, before, threads=count, progress=bar, importance=weighed)
+                known = before.stored if before is not None else None
+                found = verify.verify(model.stored, known, threads=count, progress=bar, importance=weighed)
             else:
-                views: Mapping[str, View] = views_of(model, src)
-                if not any(view.scheme for view in views.values()):
+                if not model.quantized:
                     raise DataError("nothing in it is quantized", place=[src], hint="inspect shows any file")
-                known: Mapping[str, View] | None = None
-                if before is not None and original is not None:
-                    known, views, _ = naming.under_one_name(before, views_of(before, original), model, views)
-                found = verify.foreign(views, known, original, threads=count)
+                pair = under_one_name(before, model)[:2] if before is not None else (None, model)
+                found = verify.decodable(pair[1], pair[0], original, threads=count)
         names = list(dict.fromkeys(f.tensor for f in found.findings if f.tensor))
         if show_all and found.tensors:
-            names = [*model, *(n for n in names if n not in model)]
+            names = [*model.stored, *(n for n in names if n not in model.stored)]
     if talk.json:
         options.print_json(_document(src, found))
     elif not talk.quiet:

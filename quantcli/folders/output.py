@@ -9,7 +9,7 @@ from quantcli.errors import DataError, UsageError
 from quantcli.folders import write as folders
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.layouts.native import parts
-from quantcli.layouts.writing import named
+from quantcli.layouts.writer import named
 from quantcli.passes import outputs, quantize
 from quantcli.passes.export import Export, to_file
 from quantcli.passes.outputs import Outgoing

@@ -19,10 +19,10 @@ from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.folders import card, resume
 from quantcli.folders.resume import Finished, Journal, Made
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
+from quantcli.layouts.compressed_tensors.write import quantization_config
+from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writing import named
-from quantcli.layouts.writing._parts import json_beside, without_quantization
-from quantcli.layouts.writing.compressed_tensors import quantization_config
+from quantcli.layouts.writer import named
 from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Target, Written, outgoing, write_part

@@ -6,7 +6,6 @@ import os
 import re
 
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import Checkpoint
 
 _PART = re.compile(
     r"(?:^|[._])(?:lora_(?:A|B|up|down|embedding_[AB])|hada_w\d\w*|lokr_w\d\w*)(?:[._]|$)|lora\.(?:up|down)\."
@@ -20,7 +19,7 @@ def is_adapter(source: Source) -> bool:
     Some models carry adapters of their own beside the weights these belong to; they are models.
     """
     if (
-        isinstance(source, Checkpoint)
+        source.folder is not None
         and os.path.isfile(os.path.join(source.folder, "adapter_config.json"))
         and all(name.startswith("adapter_model") for name in source.shards)
     ):

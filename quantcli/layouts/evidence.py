@@ -18,12 +18,10 @@ from typing import Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.layouts.writing import KEY as EXPORT_KEY
+from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import read_small
-from quantcli.stores.gguf import GgufFile
-from quantcli.stores.onnx import OnnxFile
+from quantcli.stores.onnx import Graph
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
@@ -195,9 +193,8 @@ def in_header(metadata: Mapping[str, str]) -> Mapping[str, Any]:
 
 def layers(source: Source) -> dict[str, Any]:
     """What the headers of a source say of modules as ComfyUI has it. Raises DataError."""
-    shards = source.shards.values() if isinstance(source, Checkpoint) else [source]
     found: dict[str, Any] = {}
-    for shard in shards:
+    for shard in source.shards.values():
         document = strict_json(shard.metadata.get(COMFYUI, "{}").encode("utf-8", "replace"), COMFYUI)
         own = document.get("layers", {}) if isinstance(document, dict) else None
         if not isinstance(own, dict):
@@ -240,12 +237,12 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
     """
     if source.documents:
         return Evidence(layout="quantcli", seen="its header says so")
-    if isinstance(source, GgufFile) and source.blocks:
+    if source.blocks:
         name, block = next(iter(source.blocks.items()))
         return Evidence(layout="GGUF", seen=f"{printable(name, 200)} is {block.type.name}")
     infos = {info.name: info for info in source.infos()}
-    if isinstance(source, OnnxFile):
-        return _of_nodes(source, infos) or of_layout(infos) or _of_codes(infos.values())
+    if source.graph is not None:
+        return _of_nodes(source.graph, infos) or of_layout(infos) or _of_codes(infos.values())
     module = next(iter(layers(source)), None)
     if module is not None:
         return Evidence(layout="ComfyUI", seen=f"{COMFYUI} in its header describes {printable(module, 200)}")
@@ -271,22 +268,22 @@ def _of_claim(
     return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {said}")
 
 
-def _of_nodes(source: OnnxFile, infos: Mapping[str, TensorInfo]) -> Evidence | None:
+def _of_nodes(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """What the nodes of an ONNX graph tell."""
-    return _decoded_by_node(source, infos) or _computed_with(source, infos)
+    return _decoded_by_node(graph, infos) or _computed_with(graph, infos)
 
 
-def _decoded_by_node(source: OnnxFile, infos: Mapping[str, TensorInfo]) -> Evidence | None:
+def _decoded_by_node(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """A stored weight that a node of an ONNX graph decodes."""
-    node = next((n for n in source.graph.nodes if n.weight in infos), None)
+    node = next((n for n in graph.nodes if n.weight in infos), None)
     if node is None:
         return None
     return Evidence(layout=f"ONNX with {node.operator}", seen=f"a node decodes {printable(node.weight, 200)}")
 
 
-def _computed_with(source: OnnxFile, infos: Mapping[str, TensorInfo]) -> Evidence | None:
+def _computed_with(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """Codes that a node of an ONNX graph computes with as they are."""
-    found = next(((n, o) for n, o in source.graph.computed.items() if n in infos), None)
+    found = next(((n, o) for n, o in graph.computed.items() if n in infos), None)
     if found is None:
         return None
     name, operator = found
@@ -298,7 +295,7 @@ def _computed_with(source: OnnxFile, infos: Mapping[str, TensorInfo]) -> Evidenc
 
 def out_of_date(source: Source, config: Mapping[str, Any]) -> str | None:
     """What a configuration says of a source in which nothing tells of quantization; None when it says nothing."""
-    said = None if isinstance(source, (GgufFile, OnnxFile)) else claimed(config)
+    said = None if source.kind in ("gguf", "onnx") else claimed(config)
     return f"{said}, but no tensor is stored as codes" if said is not None else None
 
 
@@ -308,5 +305,5 @@ def undecoded(
     """What tells that some of these tensors of a source, those that no layout has decoded, are parts of one that is
     not supported. others: whether a layout has decoded others: then the configuration speaks of those, and only small
     floats that are left are codes, such as those whose scales are in another file."""
-    found = _computed_with(source, infos) if isinstance(source, OnnxFile) else None
+    found = _computed_with(source.graph, infos) if source.graph is not None else None
     return found or of_layout(infos) or _of_claim(infos, config, SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS))

@@ -14,9 +14,8 @@ from typing import Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError
-from quantcli.layouts.writing import KEY, Weight
+from quantcli.layouts.writer import KEY, Weight
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import Checkpoint
 from quantcli.strict import strict_json
 
 MOST = 1 << 19
@@ -47,7 +46,7 @@ def origin(source: Source) -> Origin | None:
     Raises DataError for what no export says.
     """
     nbytes, tensors = 0, dict[str, tuple[str, str]]()
-    for part in source.shards.values() if isinstance(source, Checkpoint) else [source]:
+    for part in source.shards.values():
         document = strict_json(part.metadata.get(KEY, "{}").encode("utf-8", "replace"), KEY)
         if not isinstance(document, dict) or "source_bytes" not in document:
             return None

@@ -13,8 +13,8 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.layouts.view import BLOCK, View
 from quantcli.metrics import NOTHING, Metrics
+from quantcli.models import BLOCK, View
 from quantcli.passes.tiles import Crew, Progress, Task
 
 if TYPE_CHECKING:

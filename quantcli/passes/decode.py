@@ -13,10 +13,9 @@ from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import DataError, printable
 from quantcli.folders import card
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
-from quantcli.layouts.native.model import Model
-from quantcli.layouts.view import View
-from quantcli.layouts.writing import KEY as EXPORT_KEY
-from quantcli.layouts.writing._parts import json_beside, without_quantization
+from quantcli.layouts.config import json_beside, without_quantization
+from quantcli.layouts.writer import KEY as EXPORT_KEY
+from quantcli.models import Model, View
 from quantcli.passes.tiles import COPY, Crew, Progress, Task
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import OutputFile, check_space

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
 from quantcli.layouts.native.model import Model
-from quantcli.layouts.writing import Codes, named
+from quantcli.layouts.writer import Codes, named
 from quantcli.models import view_of
 from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing

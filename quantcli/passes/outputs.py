@@ -13,12 +13,12 @@ from quantcli.architectures import Architecture
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import origins
+from quantcli.layouts.config import architecture
 from quantcli.layouts.native import document, parts
 from quantcli.layouts.native import write as native
 from quantcli.layouts.native.document import KEY as NATIVE_KEY
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writing import KEY, Beside, Conversion, Export, Weight, named, refusal
-from quantcli.layouts.writing._parts import architecture
+from quantcli.layouts.writer import KEY, Beside, Conversion, Weight, Writer, named, refusal
 from quantcli.planning.plan import Plan, Request
 from quantcli.stores import Source, open_source, seal
 from quantcli.stores.checkpoint import Checkpoint, Part
@@ -37,7 +37,7 @@ Results = Mapping[str, Result]
 # ---- what can be stored ---------------------------------------------------------------------------------------------
 
 
-def obstacle(weight: Weight, export: Export, model: Architecture) -> str | None:
+def obstacle(weight: Weight, export: Writer, model: Architecture) -> str | None:
     """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
     assert weight.scheme is not None
     why = export.accepts.obstacle(weight.scheme) or export.shape(weight)

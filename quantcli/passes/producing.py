@@ -2,7 +2,7 @@
 
 A producer stands for one tensor. `begin` gives the work to do before its first piece can be written: passes over its
 weights that find parameters, or none. `piece` opens the codes for one piece of work of a layout's writer (see
-`layouts.writing.Piece`); what a piece needs again is remembered until it ends. `result` is known when all are done.
+`layouts.writer.Piece`); what a piece needs again is remembered until it ends. `result` is known when all are done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writing import Codes
+from quantcli.layouts.writer import Codes
 from quantcli.passes.tiles import Task
 from quantcli.stores import Source
 from quantcli.tensors import digest

@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from quantcli.layouts.gguf import names
-from quantcli.layouts.native.model import open as open_model
-from quantcli.layouts.view import View
-from quantcli.layouts.writing import named
-from quantcli.models import views_of
+from quantcli.layouts.writer import named
+from quantcli.models import View, of_checkpoint, open_model
 from quantcli.passes import compare
 from quantcli.passes.outputs import Outgoing
 
@@ -29,7 +26,6 @@ def measure(
     with ExitStack() as stack:
         read = dict[str, View]()
         for path in dict.fromkeys(homes[name] for name in wanted):
-            opened = stack.enter_context(open_model(path))
-            read |= names.of_checkpoint(opened, views_of(opened, path, model.conversion.config))
+            read |= of_checkpoint(stack.enter_context(open_model(path, model.conversion.config)))
         pairs = {n: (against[n], read[n]) for n in wanted if n in read and read[n].scheme is not None}
         return compare.measure(pairs, threads=threads, progress=None)

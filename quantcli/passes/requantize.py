@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError
+from quantcli.layouts.config import architecture
 from quantcli.layouts.native.model import Model
-from quantcli.layouts.writing import named
-from quantcli.layouts.writing._parts import architecture
+from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes.outputs import beside, obstacle
 from quantcli.scheme import Scheme
-from quantcli.stores import HeaderDocument
+from quantcli.stores import Source
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import layout
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 _LONG = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-class Decoded:
+class Decoded(Source):
     """Some weights of a model as floats, as a source. Those to be quantized are float32, others as they once were."""
+
+    kind = "safetensors"
 
     def __init__(self, model: Model, wanted: Mapping[str, Scheme | None]) -> None:
         self.path, self.metadata = model.source.path, dict[str, str]()
@@ -34,11 +36,6 @@ class Decoded:
         self._views = {name: view_of(model[name]) for name in wanted}
         own = {name: view.info for name, view in self._views.items()}
         self._infos = {n: info if wanted[n] is None else replace(info, dtype="F32") for n, info in own.items()}
-
-    @property
-    def documents(self) -> list[HeaderDocument]:
-        """None: these are floats."""
-        return []
 
     def infos(self) -> Sequence[TensorInfo]:
         return list(self._infos.values())
@@ -49,12 +46,6 @@ class Decoded:
         first, last = start // size, -(-(start + len(buffer)) // size)
         raw = from_float32(self._views[name].read(first, last), info.dtype).data.cast("B")
         buffer[:] = raw[start - first * size : start - first * size + len(buffer)]
-
-    def passed(self, name: str, start: int, size: int) -> None:
-        pass
-
-    def release(self, name: str) -> None:
-        pass
 
     def files(self) -> Sequence[InputFile]:
         return self._source.files()

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.view import View
+from quantcli.models import View
 from quantcli.passes.tiles import COPY
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from quantcli.errors import DataError, printable
 from quantcli.formats import code_grid
 from quantcli.kernels import QuantParams, Sums, Tile
 from quantcli.layouts.native.model import Model, Tensor
-from quantcli.layouts.view import View
+from quantcli.models import View
 from quantcli.passes import checks, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.tiles import COPY, Crew, Progress, Task
@@ -99,9 +99,8 @@ class _Run:
     def headers(self) -> None:
         """Whether every header is as it was written, and every file has one of ours."""
         source = self.model.source
-        shards = source.shards if isinstance(source, Checkpoint) else {"": source}
         documents = iter(self.model.documents)
-        for name, shard in shards.items():
+        for name, shard in source.shards.items():
             place = f"{printable(name)}: " if name else ""
             if not shard.documents:
                 self.add("", "structure", f"{place}it has no quantcli header")
@@ -372,7 +371,7 @@ class _Run:
                 self.add(name, "metrics", f"the {word} is {numbers}")
 
 
-def foreign(
+def decodable(
     views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
 ) -> Verified:
     """What is wrong with a model another tool quantized: whether all of it can be decoded, to finite numbers, and with

@@ -18,7 +18,7 @@ from typing import Any
 from quantcli import interrupts
 from quantcli.errors import QuantcliError
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writing import Job, Piece
+from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Producer
 from quantcli.passes.tiles import Crew, Progress, Task

@@ -19,7 +19,7 @@ import numpy as np
 
 from quantcli.dtypes import to_float64
 from quantcli.errors import DataError, printable
-from quantcli.stores.gguf import GgufFile
+from quantcli.stores import Source
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Importances(Mapping[str, "NDArray[np.float64]"]):
     DataError for numbers that are negative or not finite.
     """
 
-    source: GgufFile
+    source: Source
     shapes: Mapping[str, tuple[int, int]]
     """Experts and columns of every weight."""
 
@@ -78,7 +78,7 @@ def _shape(infos: Mapping[str, TensorInfo], name: str) -> tuple[int, int]:
     return experts, cols
 
 
-def importances(source: GgufFile) -> Importances:
+def importances(source: Source) -> Importances:
     """The importances of an importance matrix that is open. Raises DataError when it is something else."""
     kind = source.keys.get("general.type")
     infos = {info.name: info for info in source.infos()}

@@ -17,11 +17,9 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.errors import UsageError, printable
-from quantcli.layouts.gguf.llama import imatrix_name
 from quantcli.patterns import module_of, near_misses
 from quantcli.planning.imatrix import importances
 from quantcli.stores import Source, open_source
-from quantcli.stores.gguf import GgufFile
 from quantcli.tensors.decided import Columns
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Layout
@@ -73,6 +71,8 @@ class Importance:
 
     def _entry(self, name: str) -> tuple[str, int | None] | None:
         """The entry for a tensor, and which of the experts in it the tensor is."""
+        from quantcli.layouts.gguf.names import imatrix_name  # here, for its package is all of GGUF: 15 ms
+
         known = [(name, None), (module_of(name), None), imatrix_name(name)]
         return next((k for k in known if k is not None and k[0] in self.entries), None)
 
@@ -99,7 +99,7 @@ def load(path: str, digest: str | None = None) -> Importance:
         total = sum(info.nbytes for info in source.infos())
         if total > MOST:
             raise UsageError(f"{total} bytes are more than the {MOST} importances may have", place=[path])
-        entries = dict(importances(source)) if isinstance(source, GgufFile) else _tensors(source)
+        entries = dict(importances(source)) if source.kind == "gguf" else _tensors(source)
     if not entries:
         raise UsageError("it holds no importances", place=[path])
     for name, values in entries.items():

@@ -11,7 +11,7 @@ from quantcli.architectures import EMBEDDING, UNNAMED, Architecture
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.native import parts as native
-from quantcli.layouts.writing import named, refusal
+from quantcli.layouts.writer import named, refusal
 from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme

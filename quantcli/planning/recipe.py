@@ -225,7 +225,7 @@ def _option(name: str, value: Any) -> Any:
         raise UsageError(f"{shown} is neither true nor false", place=[name])
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
-    if name == "to" and value not in (NATIVE, *registry.names("layouts.writing")):
+    if name == "to" and value not in (NATIVE, *registry.names("layouts", "WRITES")):
         raise UsageError(f"{shown} is no target", place=[name], hint="export --list names them")
     if name in SETTINGS and value not in SETTINGS[name]:
         raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from quantcli.errors import QuantcliError, printable
-from quantcli.layouts.writing import named
+from quantcli.layouts.writer import named
 from quantcli.patterns import compiled
 from quantcli.planning import recipe
 from quantcli.planning.plan import Request, Rule, make

@@ -18,7 +18,7 @@ from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.layouts.origins import Origin
-    from quantcli.layouts.view import View
+    from quantcli.models import View
     from quantcli.passes.examine import Examined
 
 

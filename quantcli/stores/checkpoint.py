@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 
 from quantcli.errors import DataError, printable
-from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile
+from quantcli.stores.source import HeaderDocument, Source
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
@@ -133,9 +133,12 @@ def _more(names: Sequence[str]) -> str:
     return f"; the same holds for {_named(names[1:], 3)}" if len(names) > 1 else ""
 
 
-class Checkpoint:
+class Checkpoint(Source):
     """A folder of shards (or the path of its index) as one source. aside: weight files of the folder that are not part
     of it, and why."""
+
+    kind = "safetensors"
+    folder: str
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -148,13 +151,13 @@ class Checkpoint:
         weight_map = _from_index(index) if index else None
         names = sorted(set(weight_map.values())) if weight_map else _without_index(self.folder)
         self.aside = self._others(names)
-        self.shards: dict[str, SafetensorsFile] = {}
+        self._shards: dict[str, SafetensorsFile] = {}
         self._home: dict[str, SafetensorsFile] = {}
         for name in names:
             if not os.path.lexists(os.path.join(self.folder, name)):
                 raise DataError("no such file, though the index names it", place=[index, name])
             shard = SafetensorsFile(InputFile(os.path.join(self.folder, name), hold=False))
-            self.shards[name] = shard
+            self._shards[name] = shard
             for info in shard.infos():
                 if info.name in self._home:
                     raise DataError(
@@ -167,6 +170,11 @@ class Checkpoint:
         self.metadata: dict[str, str] = {}
         for shard in self.shards.values():
             self.metadata.update(shard.metadata)
+
+    @property
+    def shards(self) -> dict[str, SafetensorsFile]:
+        """Its files by name."""
+        return self._shards
 
     def _others(self, names: Sequence[str]) -> dict[str, str]:
         """Weight files of the folder that are not part of the model, and why."""
@@ -219,12 +227,6 @@ class Checkpoint:
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._home[name].read(name, start, buffer)
 
-    def passed(self, name: str, start: int, size: int) -> None:
-        pass
-
-    def release(self, name: str) -> None:
-        pass
-
     def files(self) -> Sequence[InputFile]:
         return [shard.file for shard in self.shards.values()]
 
@@ -237,18 +239,15 @@ class Checkpoint:
             shard.close()
 
 
-class Part:
+class Part(Source):
     """Some tensors of a checkpoint as a source of their own. share: the bytes of its files they stand for."""
+
+    kind = "safetensors"
 
     def __init__(self, whole: Checkpoint, infos: Sequence[TensorInfo], share: int) -> None:
         self.path, self.metadata, self.share = whole.path, whole.metadata, share
         self._infos = infos
         self._home = {info.name: whole.shard_of(info.name) for info in infos}
-
-    @property
-    def documents(self) -> list[HeaderDocument]:
-        """None: what is quantized is not quantized again."""
-        return []
 
     def infos(self) -> Sequence[TensorInfo]:
         return self._infos
@@ -256,18 +255,8 @@ class Part:
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._home[name].read(name, start, buffer)
 
-    def passed(self, name: str, start: int, size: int) -> None:
-        pass
-
-    def release(self, name: str) -> None:
-        pass
-
     def files(self) -> Sequence[InputFile]:
         return [shard.file for shard in dict.fromkeys(self._home.values())]
-
-    def check_unchanged(self) -> None:
-        for file in self.files():
-            file.check_unchanged()
 
     def close(self) -> None:
         pass

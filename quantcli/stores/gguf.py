@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import DataError, printable
-from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
+from quantcli.stores.source import Source
 from quantcli.tensors.info import TensorInfo
 
 MAGIC = b"GGUF"
@@ -352,11 +352,14 @@ def is_gguf(file: InputFile) -> bool:
     return file.size >= 8 and file.read(0, 4) == MAGIC
 
 
-class GgufFile:
+class GgufFile(Source):
     """A GGUF file as a source.
 
     keys: its keys by name. blocks: type and shape of the tensors that are read as U8 rows of bytes.
     """
+
+    kind = "gguf"
+    keys: Keys
 
     def __init__(self, file: InputFile) -> None:
         self.path, self.file = file.path, file
@@ -372,28 +375,14 @@ class GgufFile:
         self._entries = {e.info.name: e for e in entries}
         self.blocks = {name: e.block for name, e in self._entries.items() if e.block is not None}
 
-    @property
-    def documents(self) -> list[HeaderDocument]:
-        """None: a GGUF is never a native file."""
-        return []
-
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self.file.read_into(self.data + self._entries[name].begin + start, buffer)
 
-    def passed(self, name: str, start: int, size: int) -> None:
-        pass
-
-    def release(self, name: str) -> None:
-        pass
-
     def files(self) -> Sequence[InputFile]:
         return [self.file]
-
-    def check_unchanged(self) -> None:
-        self.file.check_unchanged()
 
     def close(self) -> None:
         self.file.close()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES, FROM_NUMPY
 from quantcli.errors import DataError, os_error, printable
-from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile, OpenFile
+from quantcli.stores.source import Source
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -174,13 +174,14 @@ class _Array:
             return slab
 
 
-class NpyFile:
+class NpyFile(Source):
     """A .npy file as a source of one tensor, named after the file."""
+
+    kind = "npy"
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self.documents: list[HeaderDocument] = []
         self.file = InputFile(path)
         try:
             start = self.file.read(0, min(self.file.size, _HEADER_LIMIT + 16))
@@ -199,33 +200,28 @@ class NpyFile:
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._array.read(start, buffer)
 
-    def passed(self, name: str, start: int, size: int) -> None:
-        pass
-
     def release(self, name: str) -> None:
         self._array._slabs.clear()
 
     def files(self) -> Sequence[InputFile]:
         return [self.file]
 
-    def check_unchanged(self) -> None:
-        self.file.check_unchanged()
-
     def close(self) -> None:
         self.file.close()
 
 
-class NpzFile:
+class NpzFile(Source):
     """A .npz file as a source: every array a tensor, named as its member without .npy.
 
     Stored members are read where they lie, after one pass over them to check their sum; compressed ones go to a
     temporary file, one at a time.
     """
 
+    kind = "npz"
+
     def __init__(self, path: str) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self.documents: list[HeaderDocument] = []
         self.file = InputFile(path)
         self._lock = threading.Lock()
         self._arrays: dict[str, _Array] = {}
@@ -327,9 +323,6 @@ class NpzFile:
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._array(name).read(start, buffer)
 
-    def passed(self, name: str, start: int, size: int) -> None:
-        pass
-
     def release(self, name: str) -> None:
         with self._lock:
             array = self._arrays.pop(name, None)
@@ -338,9 +331,6 @@ class NpzFile:
 
     def files(self) -> Sequence[InputFile]:
         return [self.file]
-
-    def check_unchanged(self) -> None:
-        self.file.check_unchanged()
 
     def close(self) -> None:
         for name in list(self._arrays):

@@ -31,10 +31,10 @@ from typing import NamedTuple
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
-from quantcli.stores import HeaderDocument
 from quantcli.stores.files import InputFile
 from quantcli.stores.onnx_tensors import Elements, Entry, Packed, pair, tensor_fields
 from quantcli.stores.protobuf import Field, Wire
+from quantcli.stores.source import Source
 from quantcli.tensors.info import TensorInfo
 
 DEPTH = 8
@@ -281,8 +281,11 @@ class _Reader:
         return Graph(tuple(nodes), packed, computed)
 
 
-class OnnxFile:
+class OnnxFile(Source):
     """An ONNX file as a source. graph: what it says of its tensors."""
+
+    kind = "onnx"
+    graph: Graph
 
     def __init__(self, file: InputFile) -> None:
         self.path, self.file = file.path, file
@@ -300,11 +303,6 @@ class OnnxFile:
         self.metadata = {key: value for key, value in reader.metadata.items() if key != "quantcli"}
         self.graph = reader.told()
 
-    @property
-    def documents(self) -> list[HeaderDocument]:
-        """None: an ONNX file is never a native file."""
-        return []
-
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]
 
@@ -315,18 +313,8 @@ class OnnxFile:
         else:
             buffer.cast("B")[:] = entry.held[start : start + buffer.nbytes]
 
-    def passed(self, name: str, start: int, size: int) -> None:
-        pass
-
-    def release(self, name: str) -> None:
-        pass
-
     def files(self) -> Sequence[InputFile]:
         return [self.file, *self._beside]
-
-    def check_unchanged(self) -> None:
-        for file in self.files():
-            file.check_unchanged()
 
     def close(self) -> None:
         for file in self.files():

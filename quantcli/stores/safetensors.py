@@ -15,8 +15,9 @@ from typing import Any
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.interrupts import Terminated
-from quantcli.stores import HeaderDocument, seal
+from quantcli.stores import seal
 from quantcli.stores.files import InputFile
+from quantcli.stores.source import HeaderDocument, Source
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
@@ -106,8 +107,10 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
     return metadata, entries, start[:8] + text
 
 
-class SafetensorsFile:
+class SafetensorsFile(Source):
     """A safetensors file as a source."""
+
+    kind = "safetensors"
 
     def __init__(self, file: InputFile) -> None:
         self.path, self.file = file.path, file
@@ -137,14 +140,8 @@ class SafetensorsFile:
     def passed(self, name: str, start: int, size: int) -> None:
         self.file.passed(self.data + self._entries[name].begin + start, size)
 
-    def release(self, name: str) -> None:
-        pass
-
     def files(self) -> Sequence[InputFile]:
         return [self.file]
-
-    def check_unchanged(self) -> None:
-        self.file.check_unchanged()
 
     def close(self) -> None:
         self.file.close()

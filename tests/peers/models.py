@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from quantcli.layouts.gguf import names as naming
-from quantcli.layouts.native import model as reading
-from quantcli.models import views_of
+from quantcli.models import open_model, under_one_name
 
 HERE = Path(__file__).resolve().parent
 Weights = dict[str, np.ndarray]
@@ -91,9 +89,8 @@ def talk(client: str, python: Path, jobs: list[dict[str, Any]], work: Path) -> l
 
 def weights(path: Path, original: Path, names: Iterable[str] | None = None) -> Weights:
     """What quantcli decodes, under the names of the original; of all its tensors if none are named."""
-    with reading.open(str(path)) as a, reading.open(str(original)) as b:
-        before, after = views_of(a, str(path)), views_of(b, str(original))
-        found, _, _ = naming.under_one_name(a, before, b, after)
+    with open_model(str(path)) as a, open_model(str(original)) as b:
+        found, after, _ = under_one_name(a, b)
         wanted = [name for name in found if name in after] if names is None else names
         return {n: found[n].read(0, found[n].info.numel).reshape(found[n].info.shape).copy() for n in wanted}
 

@@ -1,1 +1,49 @@
-"""GGUF, the container of llama.cpp: its blocks, its names, its metadata."""
+"""GGUF: rows of blocks, each with its scales and codes together.
+
+A block of 32 weights e_0 to e_31, or of 256, holds in this order (f16: float16; qs: codes of 4 bits, byte j is e_j and
+above it e_{j+16}; qh: bit j is the fifth of e_j)
+
+    Q4_0   d f16, qs[16]                        (e - 8) * d
+    Q4_1   d f16, m f16, qs[16]                 e * d + m
+    Q5_0   d f16, qh[4], qs[16]                 (e - 16) * d
+    Q5_1   d f16, m f16, qh[4], qs[16]          e * d + m
+    Q8_0   d f16, int8[32]                      e * d
+    Q2_K   scales[16], qs[64], d f16, dm f16    d * sc * e - dm * m     sc, m: low and high half of a byte, for 16 each
+    Q3_K   qh[32], qs[64], scales[12], d f16    d * (sc - 32) * (e - 4)
+    Q4_K   d f16, dm f16, scales[12], qs[128]            d * sc * e - dm * m     for 32 each
+    Q5_K   d f16, dm f16, scales[12], qh[32], qs[128]    the same
+    Q6_K   ql[128], qh[64], scales int8[16], d f16       d * sc * (e - 32)       for 16 each
+    IQ4_NL d f16, qs[16]                                 d * table[e]
+    IQ4_XS d f16, high u16, low[4], qs[128]              d * (sc - 32) * table[e]     for 32 each, sc: 2 and 4 bits
+    MXFP4  d E8M0, qs[16]                                d * e as E2M1
+    TQ1_0  qs[48], qh[4], d f16                          d * (e - 1)     a byte: five e as digits of a fraction to the
+                                                         base 3, of qh four
+    TQ2_0  qs[64], d f16                                 d * (e - 1)
+
+all in float32, from left to right. In the larger blocks bit fields of a run of bytes are the weights one run later:
+qs of Q4_K is 32 bytes for 64 weights, of Q2_K 32 bytes for 128, and so on.
+
+Reading (read): the blocks above, of any GGUF. Writing: the codes of a native file as blocks of 32 (blocks), in one file
+(write) with the keys (llama), the words (vocabulary) and the names (names) that llama.cpp has for a model.
+"""
+
+from __future__ import annotations
+
+from quantcli.layouts.gguf.blocks import WEIGHTS
+from quantcli.layouts.gguf.read import find
+from quantcli.layouts.gguf.write import container, convert, shape
+from quantcli.layouts.reader import Reader
+from quantcli.layouts.writer import Accepts, Writer
+
+READS = Reader(summary="GGUF blocks: Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0 and TQ2_0", find=find)
+
+WRITES = Writer(
+    summary="GGUF: blocks of 32 weights; of a Llama, Mistral or Qwen folder a model for llama.cpp",
+    accepts=Accepts(bits=(4, 5, 8), groups=(WEIGHTS,), zero_points=("int", "float"), asymmetric_bits=(4, 5)),
+    shape=shape,
+    convert=convert,
+    container=container,
+    scale_dtype="float16",
+    usual={"group_size": WEIGHTS},
+    extension=".gguf",
+)

@@ -1,99 +1,307 @@
-"""Names of tensors: Hugging Face's for models of the Llama family beside llama.cpp's."""
+"""The Llama family as llama.cpp wants it: keys from config.json, its names, its order of rows.
+
+    LlamaForCausalLM, MistralForCausalLM   architecture llama; the rows of q and k are turned
+    Qwen2ForCausalLM, Qwen3ForCausalLM     architectures qwen2 and qwen3
+
+llama.cpp rotates neighbouring rows of a head where the checkpoint rotates a row with the one half a head later, so
+for `llama` the rows of a head go 0, D/2, 1, D/2 + 1, ...; whole rows, so quantized ones too. Tensors of one dimension
+are F32. Without an own output head there is no output.weight: token_embd.weight serves for both.
+"""
 
 from __future__ import annotations
 
-import re
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
-"""Architectures of llama.cpp whose tensors have these names, and whether the rows of attn_q and attn_k are turned: the
-two halves of a head's rows lie in turns there, because llama.cpp rotates neighbours."""
+import numpy as np
 
-_WHOLE = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts.gguf.names import ARCHITECTURES, gguf_name
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+
+FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
 }
+"""llama.cpp's architecture by the class of transformers."""
 
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+"""general.file_type: what most matrices of a file are."""
 
-_EXPERT = {
-    "gate_proj": "ffn_gate_exps",
-    "up_proj": "ffn_up_exps",
-    "down_proj": "ffn_down_exps",
-    "w1": "ffn_gate_exps",
-    "w3": "ffn_up_exps",
-    "w2": "ffn_down_exps",
-}
+MAX_LAYERS = 10_000
 
-_NUMBER = r"(0|[1-9][0-9]{0,5})"
-_HF_LAYER = re.compile(rf"model\.layers\.{_NUMBER}\.(.+)")
-_HF_EXPERT = re.compile(rf"(?:mlp|block_sparse_moe)\.experts\.{_NUMBER}\.(.+)")
-_GGUF_LAYER = re.compile(rf"blk\.{_NUMBER}\.(.+)")
-_WHOLE_BACK = {ours: theirs for theirs, ours in _WHOLE.items()}
-_LAYER_BACK = {ours: theirs for theirs, ours in reversed(_LAYER.items())}
+_SCALED_BY = ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings")
+_FREQUENCIES = "rope_freqs.weight"
+_USELESS = ".rotary_emb.inv_freq"
 
 
-def _ending(name: str) -> tuple[str, str]:
-    """A module and the end of the name, `.weight` or `.bias`; an empty end for other names."""
-    stem, dot, last = name.rpartition(".")
-    return (stem, f".{last}") if dot and last in ("weight", "bias") else (name, "")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTensor:
+    """A tensor of the GGUF. source: its name in the checkpoint. shape: in both. heads: of whose rows `turned` gives
+    the order, 0 where they stay. float32: whether llama.cpp takes it as F32 only."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    heads: int
+    float32: bool
 
 
-def gguf_name(name: str) -> str | None:
-    """llama.cpp's name of a tensor; None for those it has none for, and for single experts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaModel:
+    """A model as llama.cpp loads it. keys: those of the architecture. tensors: in the checkpoint's order. made: F32
+    tensors that are computed. vocabulary: words it has. notes: what it will do differently, a line each."""
 
-    >>> gguf_name("model.layers.3.self_attn.q_proj.weight"), gguf_name("lm_head.weight"), gguf_name("visual.weight")
-    ('blk.3.attn_q.weight', 'output.weight', None)
+    architecture: str
+    keys: Mapping[str, Any]
+    tensors: tuple[ModelTensor, ...]
+    made: Mapping[str, Floats]
+    vocabulary: int
+    notes: tuple[str, ...]
+
+
+def _refuse(problem: str, *place: str) -> DataError:
+    return DataError(problem, place=["config.json", *place])
+
+
+def _whole(config: Mapping[str, Any], key: str, default: Any = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) is not int or not 1 <= value < 1 << 31:
+        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a whole number from 1"
+        raise _refuse(said, key)
+    return value
+
+
+def _number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a number above 0"
+        raise _refuse(said, key)
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head: int
+    words: int
+
+
+def _sizes(config: Mapping[str, Any], architecture: str) -> _Sizes:
+    hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
+    layers = _whole(config, "num_hidden_layers")
+    if layers > MAX_LAYERS:
+        raise _refuse(f"{layers} layers", "num_hidden_layers")
+    default = heads if architecture == "llama" else None
+    kv_heads = _whole(config, "num_key_value_heads", default)
+    if config.get("head_dim") is None and hidden % heads:
+        raise _refuse(f"{hidden} is no multiple of the {heads} heads", "hidden_size")
+    head = _whole(config, "head_dim", hidden // heads)
+    if head % 2:
+        raise _refuse(f"heads of {head} rows cannot be rotated", "head_dim")
+    return _Sizes(
+        hidden, _whole(config, "intermediate_size"), layers, heads, kv_heads, head, _whole(config, "vocab_size")
+    )
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Base of the rotary embedding and how it is scaled: transformers 5 writes rope_parameters, earlier ones
+    rope_theta and rope_scaling."""
+    found: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise _refuse("it is not an object", key)
+        found |= value or {}
+    base = _number({**config, **found}, "rope_theta", 10000.0)
+    return base, found
+
+
+def _scaling(architecture: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a scaled rotary embedding."""
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind in ("default", "llama3"):
+        return {}
+    if kind not in ("linear", "yarn"):
+        raise _refuse(f"{printable(repr(kind), 40)} is not known; known: linear, llama3, yarn", "rope_scaling")
+    extra = [key for key, value in found.items() if key not in _SCALED_BY and value is not None]
+    if extra:
+        raise _refuse(f"{kind} with {printable(extra[0], 40)} is not known", "rope_scaling")
+    keys: dict[str, Any] = {"scaling.type": kind, "scaling.factor": _number(found, "factor")}
+    if kind == "yarn":
+        keys["scaling.original_context_length"] = _whole(found, "original_max_position_embeddings")
+    return {f"{architecture}.rope.{key}": value for key, value in keys.items()}
+
+
+def _frequencies(config: Mapping[str, Any], base: float, found: Mapping[str, Any], head: int) -> Floats | None:
+    """What every frequency is divided by with Llama 3's scaling (head / 2,); None without.
+
+    Long waves are stretched by the factor, short ones stay, those between are blended by their length.
     """
-    module, end = _ending(name)
-    layer = _HF_LAYER.fullmatch(module)
-    found = _LAYER.get(layer[2]) if layer else _WHOLE.get(module)
-    if found is None or not end:
+    if found.get("rope_type", found.get("type")) != "llama3":
         return None
-    return f"blk.{layer[1]}.{found}{end}" if layer else found + end
+    factor = _number(found, "factor")
+    low, high = _number(found, "low_freq_factor", 1.0), _number(found, "high_freq_factor", 4.0)
+    length = _number(found, "original_max_position_embeddings", config.get("original_max_position_embeddings", 8192))
+    if high <= low:
+        raise _refuse("high_freq_factor is not above low_freq_factor", "rope_scaling")
+    divisors = []
+    for i in range(0, head, 2):
+        wave = 2 * math.pi * base ** (i / head)
+        part = min(max((length / wave - low) / (high - low), 0.0), 1.0)
+        divisors.append(1 / ((1 - part) / factor + part))
+    return np.array(divisors, np.float32)
 
 
-def hf_name(name: str) -> str | None:
-    """Hugging Face's name of a tensor of llama.cpp; None for those it has none for.
+def _keys(config: Mapping[str, Any], architecture: str, sizes: _Sizes) -> dict[str, Any]:
+    base, found = _rope(config)
+    own = {
+        "vocab_size": sizes.words,
+        "context_length": _whole(config, "max_position_embeddings"),
+        "embedding_length": sizes.hidden,
+        "block_count": sizes.layers,
+        "feed_forward_length": sizes.inner,
+        "attention.head_count": sizes.heads,
+        "attention.head_count_kv": sizes.kv_heads,
+        "attention.key_length": sizes.head,
+        "attention.value_length": sizes.head,
+        "attention.layer_norm_rms_epsilon": _number(config, "rms_norm_eps", 1e-6),
+        "rope.dimension_count": sizes.head,
+        "rope.freq_base": base,
+    }
+    return {f"{architecture}.{key}": value for key, value in own.items()} | _scaling(architecture, found)
 
-    >>> hf_name("blk.3.attn_q.weight"), hf_name("rope_freqs.weight")
-    ('model.layers.3.self_attn.q_proj.weight', None)
+
+def _shapes(architecture: str, sizes: _Sizes, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors there must be, by their names in the checkpoint."""
+    hidden, inner = sizes.hidden, sizes.inner
+    q, kv = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
+    layer = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (q, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if architecture == "qwen2":
+        layer |= {f"self_attn.{n}_proj.bias": (rows,) for n, rows in (("q", q), ("k", kv), ("v", kv))}
+    if architecture == "qwen3":
+        layer |= {f"self_attn.{n}_norm.weight": (sizes.head,) for n in "qk"}
+    whole = {"model.embed_tokens.weight": (sizes.words, hidden), "model.norm.weight": (hidden,)}
+    if not tied:
+        whole["lm_head.weight"] = (sizes.words, hidden)
+    return whole | {f"model.layers.{i}.{n}": shape for i in range(sizes.layers) for n, shape in layer.items()}
+
+
+def _optional(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the biases there may be: llama.cpp adds them where it finds them."""
+    if architecture != "llama":
+        return {}
+    return {f"{n.removesuffix('weight')}bias": s[:1] for n, s in shapes.items() if "_proj." in n}
+
+
+def _tensors(
+    infos: Sequence[TensorInfo], architecture: str, sizes: _Sizes, *, tied: bool
+) -> tuple[tuple[ModelTensor, ...], list[str]]:
+    """The tensors of the GGUF, and what is left out."""
+    needed = _shapes(architecture, sizes, tied=tied)
+    known = needed | _optional(architecture, needed)
+    present = {info.name for info in infos}
+    missing = [name for name in needed if name not in present]
+    if missing:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{missing[0]} is missing{more}")
+    found, left = [], []
+    for info in infos:
+        if info.name.endswith(_USELESS) or (tied and info.name == "lm_head.weight"):
+            left.append(info.name)
+            continue
+        name = gguf_name(info.name)
+        if info.name not in known or name is None:
+            raise DataError(f"{architecture} of llama.cpp has no such tensor", place=[printable(info.name)])
+        if info.shape != known[info.name]:
+            raise DataError(
+                f"it is {list(info.shape)}, and by config.json {list(known[info.name])}", place=[printable(info.name)]
+            )
+        heads = 0
+        if ARCHITECTURES[architecture] and (".q_proj." in info.name or ".k_proj." in info.name):
+            heads = sizes.heads if ".q_proj." in info.name else sizes.kv_heads
+        found.append(
+            ModelTensor(name=name, source=info.name, shape=info.shape, heads=heads, float32=len(info.shape) < 2)
+        )
+    return tuple(found), left
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """llama.cpp's architecture of a model. Raises UsageError for other models, with the list of those that go."""
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    if not isinstance(name, str) or name not in FAMILIES:
+        what = f"{printable(name, 60)} is" if isinstance(name, str) else "models without architectures are"
+        problem = f"{what} not supported by --to gguf"
+        raise UsageError(problem, place=["config.json"], hint=f"supported: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> LlamaModel:
+    """The model that config.json and the tensors of a checkpoint make.
+
+    Raises UsageError for another family, DataError for a model of the family that llama.cpp would run otherwise or
+    not at all, and where tensors and config.json do not go together.
     """
-    module, end = _ending(name)
-    layer = _GGUF_LAYER.fullmatch(module)
-    found = _LAYER_BACK.get(layer[2]) if layer else _WHOLE_BACK.get(module)
-    if found is None or not end:
-        return None
-    return f"model.layers.{layer[1]}.{found}{end}" if layer else found + end
+    architecture = architecture_of(config)
+    sizes = _sizes(config, architecture)
+    for key, fine in (("hidden_act", (None, "silu")), ("partial_rotary_factor", (None, 1, 1.0))):
+        if config.get(key) not in fine:
+            raise _refuse(f"{printable(repr(config[key]), 40)} is not what llama.cpp computes", key)
+    tied = config.get("tie_word_embeddings") is True
+    base, scaled = _rope(config)
+    divisors = _frequencies(config, base, scaled, sizes.head)
+    tensors, left = _tensors(infos, architecture, sizes, tied=tied)
+    notes = []
+    if left:
+        notes.append(
+            f"{left[0]}{f' and {len(left) - 1} more' if len(left) > 1 else ''} left out: llama.cpp has no use for it"
+        )
+    window = config.get("sliding_window")
+    if window is not None and config.get("use_sliding_window", architecture == "llama"):
+        notes.append(
+            f"llama.cpp looks back over all words, not only the {printable(str(window), 20)} of sliding_window"
+        )
+    return LlamaModel(
+        architecture=architecture,
+        keys=_keys(config, architecture, sizes),
+        tensors=tensors,
+        made={} if divisors is None else {_FREQUENCIES: divisors},
+        vocabulary=sizes.words,
+        notes=tuple(notes),
+    )
 
 
-def imatrix_name(name: str) -> tuple[str, int | None] | None:
-    """The name under which an importance matrix of llama.cpp has a tensor, and which of its experts the tensor is;
-    None for names llama.cpp does not have.
+def turned(rows: int, heads: int) -> NDArray[np.intp]:
+    """For every row of llama.cpp's q or k the row of the checkpoint that it is.
 
-    >>> imatrix_name("model.layers.0.mlp.experts.7.up_proj.weight")
-    ('blk.0.ffn_up_exps.weight', 7)
-    >>> imatrix_name("model.layers.0.mlp.up_proj.weight")
-    ('blk.0.ffn_up.weight', None)
+    >>> turned(8, 2).tolist()
+    [0, 2, 1, 3, 4, 6, 5, 7]
     """
-    module, end = _ending(name)
-    layer = _HF_LAYER.fullmatch(module)
-    expert = _HF_EXPERT.fullmatch(layer[2]) if layer else None
-    if layer and expert and end and expert[2] in _EXPERT:
-        return f"blk.{layer[1]}.{_EXPERT[expert[2]]}{end}", int(expert[1])
-    found = gguf_name(name)
-    return None if found is None else (found, None)
+    order: NDArray[np.intp] = np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+    return order

@@ -1,99 +1,99 @@
-"""Two models under the same names: a GGUF of the Llama family beside the checkpoint it was made from."""
+"""Names of tensors: Hugging Face's for models of the Llama family beside llama.cpp's."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
+ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
+"""Architectures of llama.cpp whose tensors have these names, and whether the rows of attn_q and attn_k are turned: the
+two halves of a head's rows lie in turns there, because llama.cpp rotates neighbours."""
 
-from quantcli.errors import DataError, printable
-from quantcli.layouts.gguf.llama import ARCHITECTURES, hf_name
-from quantcli.layouts.native.model import Model
-from quantcli.layouts.view import BLOCK, View, runs
-from quantcli.stores.gguf import GgufFile
+_WHOLE = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
 
-if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+}
 
-_TURNED = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.(?:weight|bias)")
+_EXPERT = {
+    "gate_proj": "ffn_gate_exps",
+    "up_proj": "ffn_up_exps",
+    "down_proj": "ffn_down_exps",
+    "w1": "ffn_gate_exps",
+    "w3": "ffn_up_exps",
+    "w2": "ffn_down_exps",
+}
 
-
-def _heads(source: GgufFile, architecture: str, layer: int, which: str) -> int:
-    """Attention heads of the rows of attn_q or attn_k."""
-    key = f"{architecture}.attention.head_count"
-    value: Any = source.keys.get(key)
-    if which == "k":
-        value = source.keys.get(f"{key}_kv", value)
-    if isinstance(value, list):
-        value = value[layer] if layer < len(value) else None
-    if type(value) is not int or value < 1:
-        raise DataError("it does not tell the heads of this layer", place=[key])
-    return value
-
-
-def _put_back(view: View, heads: int) -> View:
-    """A tensor whose rows lie in two halves per head again, as they do in a checkpoint, and not in pairs."""
-    rows = view.info.shape[0] if view.info.shape else 1
-    cols = math.prod(view.info.shape[1:])
-    if rows % (2 * heads) or not rows * cols:
-        raise DataError(f"{rows} rows are not those of {heads} heads", place=[printable(view.info.name)])
-    head = rows // heads * cols
-
-    def read(first: int, last: int) -> Floats:
-        low, high = first // head * head, -(-last // head) * head
-        pairs = view.read(low, high).reshape(-1, head // cols // 2, 2, cols)
-        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)[first - low : last - low]
-
-    return replace(view, blocks=runs(rows * cols, max(BLOCK // head, 1) * head), read=read)
+_NUMBER = r"(0|[1-9][0-9]{0,5})"
+_HF_LAYER = re.compile(rf"model\.layers\.{_NUMBER}\.(.+)")
+_HF_EXPERT = re.compile(rf"(?:mlp|block_sparse_moe)\.experts\.{_NUMBER}\.(.+)")
+_GGUF_LAYER = re.compile(rf"blk\.{_NUMBER}\.(.+)")
+_WHOLE_BACK = {ours: theirs for theirs, ours in _WHOLE.items()}
+_LAYER_BACK = {ours: theirs for theirs, ours in reversed(_LAYER.items())}
 
 
-def _renamed(source: GgufFile, architecture: str, views: Mapping[str, View]) -> dict[str, View]:
-    """The tensors of a GGUF under the names of a checkpoint; those without one keep their own."""
-    found = {}
-    for name, view in views.items():
-        turned = _TURNED.fullmatch(name)
-        if turned and ARCHITECTURES[architecture]:
-            try:
-                view = _put_back(view, _heads(source, architecture, int(turned[1]), turned[2]))
-            except DataError as error:
-                raise error.within(source.path) from None
-        new = hf_name(name) or name
-        new = name if new in views else new
-        found[new] = replace(view, info=replace(view.info, name=new))
-    return found
+def _ending(name: str) -> tuple[str, str]:
+    """A module and the end of the name, `.weight` or `.bias`; an empty end for other names."""
+    stem, dot, last = name.rpartition(".")
+    return (stem, f".{last}") if dot and last in ("weight", "bias") else (name, "")
 
 
-def of_checkpoint(model: Model, views: Mapping[str, View]) -> Mapping[str, View]:
-    """The tensors of a model under the names of the checkpoint it was made from: of a GGUF of a known architecture,
-    its rows put back; of anything else as they are."""
-    source = model.source
-    if not isinstance(source, GgufFile):
-        return views
-    architecture = str(source.keys.get("general.architecture"))
-    return _renamed(source, architecture, views) if architecture in ARCHITECTURES else views
+def gguf_name(name: str) -> str | None:
+    """llama.cpp's name of a tensor; None for those it has none for, and for single experts.
 
-
-def under_one_name(
-    a: Model, before: Mapping[str, View], b: Model, after: Mapping[str, View]
-) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The tensors of both, and what was done so that their names meet; empty when nothing had to be.
-
-    Only where no name is in both as it is, and one side is a GGUF of a known architecture and the other is none.
+    >>> gguf_name("model.layers.3.self_attn.q_proj.weight"), gguf_name("lm_head.weight"), gguf_name("visual.weight")
+    ('blk.3.attn_q.weight', 'output.weight', None)
     """
-    sides = [isinstance(model.source, GgufFile) for model in (a, b)]
-    if before.keys() & after.keys() or sides[0] == sides[1]:
-        return before, after, ""
-    source = (a if sides[0] else b).source
-    assert isinstance(source, GgufFile)
-    architecture = str(source.keys.get("general.architecture"))
-    if architecture not in ARCHITECTURES:
-        return before, after, ""
-    order = ", rows of attn_q and attn_k put back" if ARCHITECTURES[architecture] else ""
-    note = f"{source.path}: names of llama.cpp ({architecture}) are taken for those of the checkpoint{order}"
-    if sides[0]:
-        return _renamed(source, architecture, before), after, note
-    return before, _renamed(source, architecture, after), note
+    module, end = _ending(name)
+    layer = _HF_LAYER.fullmatch(module)
+    found = _LAYER.get(layer[2]) if layer else _WHOLE.get(module)
+    if found is None or not end:
+        return None
+    return f"blk.{layer[1]}.{found}{end}" if layer else found + end
+
+
+def hf_name(name: str) -> str | None:
+    """Hugging Face's name of a tensor of llama.cpp; None for those it has none for.
+
+    >>> hf_name("blk.3.attn_q.weight"), hf_name("rope_freqs.weight")
+    ('model.layers.3.self_attn.q_proj.weight', None)
+    """
+    module, end = _ending(name)
+    layer = _GGUF_LAYER.fullmatch(module)
+    found = _LAYER_BACK.get(layer[2]) if layer else _WHOLE_BACK.get(module)
+    if found is None or not end:
+        return None
+    return f"model.layers.{layer[1]}.{found}{end}" if layer else found + end
+
+
+def imatrix_name(name: str) -> tuple[str, int | None] | None:
+    """The name under which an importance matrix of llama.cpp has a tensor, and which of its experts the tensor is;
+    None for names llama.cpp does not have.
+
+    >>> imatrix_name("model.layers.0.mlp.experts.7.up_proj.weight")
+    ('blk.0.ffn_up_exps.weight', 7)
+    >>> imatrix_name("model.layers.0.mlp.up_proj.weight")
+    ('blk.0.ffn_up.weight', None)
+    """
+    module, end = _ending(name)
+    layer = _HF_LAYER.fullmatch(module)
+    expert = _HF_EXPERT.fullmatch(layer[2]) if layer else None
+    if layer and expert and end and expert[2] in _EXPERT:
+        return f"blk.{layer[1]}.{_EXPERT[expert[2]]}{end}", int(expert[1])
+    found = gguf_name(name)
+    return None if found is None else (found, None)

@@ -12,8 +12,8 @@ import numpy as np
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.kernels import row_bytes
 from quantcli.layouts.native.parts import outputs, parts, zero_shape
-from quantcli.layouts.writing import Beside, Codes, Conversion, Job, Piece, Write
-from quantcli.layouts.writing._parts import plain
+from quantcli.layouts.pieces import plain
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Write
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.rows import Layout, TileSpan

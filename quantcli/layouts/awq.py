@@ -1,0 +1,293 @@
+"""AWQ, its GEMM layout: 4-bit codes of the turned weight, eight columns of the model's output to a word, in an order
+of their own.
+
+A weight [out, in] with groups of g along in, where 8 divides out, is stored turned, as
+
+    X.qweight  I32                [in, out/8]     codes u from 0 to 15
+    X.qzeros   I32                [in/g, out/8]   zero points z from 0 to 15
+    X.scales   F16, BF16 or F32   [in/g, out]
+
+and is (u - z) * scale, here in float32. Nibble j of word c, the lowest first, belongs to output 8c + ORDER[j]: outputs
+0 to 7 with the codes 0 to 7 are the word 0x75316420. `quantization_config` of config.json says quant_method awq, 4
+bits, the size of the groups (-1 for whole rows), and the version gemm.
+
+Reading: every call reads all of the codes, piece by piece. Writing: scales are F16, and the zero point of a symmetric
+weight is 8. The size of the groups holds for the whole model: parameters are repeated where it has smaller groups than
+the weight, and scales of whole rows where that makes them groups that every reader knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.layouts.config import architecture, section, text, whole
+from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
+from quantcli.layouts.pieces import (
+    bands,
+    below,
+    facts,
+    finer,
+    not_a_matrix,
+    one_group,
+    params,
+    plain,
+    put_columns,
+    quantized,
+    repeated,
+    rounded,
+    turned,
+    words,
+)
+from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.stored import (
+    FLOATS,
+    across_outputs,
+    block_rows,
+    columns,
+    float_columns,
+    group_size,
+    grouping,
+    matrix,
+    part,
+    scheme_name,
+    strips,
+    wrong,
+)
+from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.patterns import module_of
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import TileSpan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight outputs each nibble of a word belongs to."""
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+SHIFTS = np.array([4 * ORDER.index(output) for output in range(8)], np.uint32)
+"""Where the nibbles of outputs 0 to 7 begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    name: str
+    rows: int
+    cols: int
+    group: int
+    label: int | str
+    codes: TensorInfo
+    zeros: TensorInfo
+    scales: TensorInfo
+
+
+def _check_variant(name: str, settings: Mapping[str, Any]) -> None:
+    if text(settings, "quant_method") != "awq":
+        return
+    version = text(settings, "version") or text(settings, "checkpoint_format") or "gemm"
+    if version != "gemm":
+        raise wrong(name, f"AWQ's version {version} is not known here")
+    bits = whole(settings, "bits", 1, 16)
+    if bits not in (None, 4):
+        raise wrong(name, f"AWQ of {bits} bits is not known here")
+
+
+def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, Any]) -> _Stored:
+    stem = name.removesuffix(".weight")
+    _check_variant(name, settings)
+    codes = part(infos, f"{stem}.qweight", name, ("I32",))
+    zeros = part(infos, f"{stem}.qzeros", name, ("I32",))
+    scales = part(infos, f"{stem}.scales", name, FLOATS)
+    (cols, width), (groups, rows) = matrix(codes, name), matrix(scales, name)
+    if width * 8 != rows or matrix(zeros, name) != (groups, width) or cols % groups:
+        shapes = ", ".join(str(list(i.shape)) for i in (codes, zeros, scales))
+        raise wrong(name, f"codes, zero points and scales do not go together: {shapes}")
+    label = grouping(group_size(settings, name, groups, cols), groups, cols)
+    return _Stored(name, rows, cols, cols // groups, label, codes, zeros, scales)
+
+
+def _nibbles(packed: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Codes (rows, 8 * words) of words (rows, width), in the order of the outputs."""
+    codes = np.empty((*packed.shape, 8), np.uint8)
+    for column, shift in enumerate(SHIFTS):
+        codes[:, :, column] = (packed >> shift) & np.uint32(15)
+    return codes.reshape(len(packed), packed.shape[1] * 8)
+
+
+def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    start, end = first // 8, -(-last // 8)
+    own = slice(first - start * 8, last - start * 8)
+    scale = float_columns(read, stored.scales, stored.name, first, last)
+    zero = _nibbles(columns(read, stored.zeros, start, end))[:, own].T.astype(np.float32)
+    out = np.empty((last - first, stored.cols), np.float32)
+    for row, strip in strips(read, stored.codes, start, end):
+        group = np.arange(row, row + len(strip)) // stored.group
+        piece = out[:, row : row + len(strip)]
+        np.subtract(_nibbles(strip)[:, own].T, zero[:, group], out=piece)
+        with np.errstate(over="ignore"):
+            piece *= scale[:, group]
+    return out
+
+
+def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
+    """What is stored as eight output columns to a word."""
+    settings = section(config, "quantization_config")
+    method, found = text(settings, "quant_method"), []
+    for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
+        if not across_outputs(infos, stem, method):
+            continue
+        stored = _stored(infos, f"{stem}.weight", settings)
+        found.append(
+            Found(
+                name=stored.name,
+                shape=(stored.rows, stored.cols),
+                scheme=scheme_name(4, stored.label, "" if settings.get("zero_point") is False else "int"),
+                bits=4,
+                parts=(stored.codes, stored.zeros, stored.scales),
+                unit=block_rows(stored.cols),
+                decode=partial(_decode, stored),
+            )
+        )
+    return found
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+GROUPS = (16, 32, 64, 128, 256, 512, 1024)
+
+COMMON = (32, 64, 128)
+"""Groups that every reader knows: compressed-tensors' converter takes none of whole rows, and mlx-lm no others."""
+
+_SWAPS = ((16, 4, 0x0000FFFF), (8, 2, 0x00FF00FF), (4, 1, 0x0F0F0F0F))
+
+
+def shape(weight: Weight) -> str | None:
+    """Why AWQ has no such weight: eight outputs fill a word, eight inputs a native one, and a group fits a row."""
+    scheme, plan = facts(weight)
+    why = not_a_matrix(weight)
+    if why is not None:
+        return why
+    for side, what in zip(weight.info.shape, ("rows", "columns")):
+        if side % 8:
+            return f"{side} {what} are no multiple of 8"
+    if scheme.granularity == "group" and plan.cols < (scheme.group_size or 0):
+        return f"rows of {plan.cols}, shorter than a group"
+    return None
+
+
+def interleaved(stream: NDArray[Any], out: NDArray[Any]) -> None:
+    """Put native words (outputs, inputs/8) into a matrix (inputs/8, 8, outputs/8): 8 x 8 nibbles are turned at a time,
+    by exchanging halves, quarters and eighths of words."""
+    rows, width = stream.shape
+    slots = np.ascontiguousarray(stream.reshape(rows // 8, 8, width)[:, ORDER].transpose(1, 0, 2))
+    spare = np.empty((4, rows // 8, width), np.uint32)
+    for shift, step, mask in _SWAPS:
+        pairs = slots.reshape(4 // step, 2, step, rows // 8, width)
+        low, high = pairs[:, 0], pairs[:, 1]
+        exchanged = spare.reshape(low.shape)
+        np.right_shift(low, np.uint32(shift), out=exchanged)
+        exchanged ^= high
+        exchanged &= np.uint32(mask)
+        high ^= exchanged
+        exchanged <<= np.uint32(shift)
+        low ^= exchanged
+    for nibble in range(8):
+        turned(slots[nibble], out[:, nibble])
+
+
+def _words_across(zero: NDArray[Any]) -> NDArray[Any]:
+    """Words (groups, outputs/8) of zero points (groups, outputs)."""
+    nibbles = zero.astype(np.uint32).reshape(len(zero), -1, 8)
+    found = np.zeros(nibbles.shape[:2], np.uint32)
+    for place, output in enumerate(ORDER):
+        found |= nibbles[:, :, output] << np.uint32(4 * place)
+    return found
+
+
+def _job(weight: Weight, group: int) -> Job:
+    scheme, plan = facts(weight)
+    module, rows = module_of(weight.info.name), plan.rows
+    size = plan.cols if group == -1 else group
+    groups = plan.cols // size
+    outputs = (
+        TensorInfo(f"{module}.qweight", "I32", (plan.cols, rows // 8)),
+        TensorInfo(f"{module}.qzeros", "I32", (groups, rows // 8)),
+        TensorInfo(f"{module}.scales", "F16", (groups, rows)),
+    )
+
+    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
+        slab = np.empty((span.cols // 8, 8, span.rows // 8), np.uint32)
+        for strip in below(span, 4, 8):
+            first = (strip.row - span.row) // 8
+            interleaved(words(codes, strip, plan, 4).view("<u4"), slab[:, :, first : first + strip.rows // 8])
+        put_columns(write, 0, slab.reshape(span.cols, span.rows // 8), (span.col, span.row // 8), rows // 8)
+        scale, zero = params(codes, span, plan, scheme)
+        stored, exact = rounded(scale, "F16", weight.info.name)
+        at = span.col // size
+        put_columns(write, 2, repeated(stored, span, plan, size).T, (at, span.row), rows)
+        across = _words_across(repeated(zero, span, plan, size).T)
+        put_columns(write, 1, across, (at, span.row // 8), rows // 8)
+        return exact
+
+    def pieces() -> Iterator[Piece]:
+        for span in bands(plan, 4, size, unit=8, slab=True):
+            yield partial(piece, span)
+
+    return Job(outputs=outputs, pieces=pieces)
+
+
+def _group(weights: Sequence[Weight]) -> int:
+    """The size of the groups of a model; for whole rows the largest that every reader knows, if there is one."""
+    found = one_group(weights, GROUPS)
+    if found != -1:
+        return found
+    return finer(math.gcd(*(facts(w)[1].cols for w in weights)), COMMON) or -1
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The model as AWQ stores it."""
+    group, model = _group(quantized(tensors)), architecture(beside)
+    kept = ignored(tensors, model, linear=True)
+    refuse_skipped(tensors, kept, lambda name, module: name in module)  # vLLM looks for it anywhere in a name
+    settings = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": group,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": kept,
+    }
+    return Conversion(
+        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t, group) for t in tensors},
+        config={"quantization_config": settings},
+        header=lambda names: {"format": "pt"},
+        notes=["transformers needs GPTQModel to run AWQ; vLLM and mlx-lm load it as it is", *unknown(model)],
+    )
+
+
+# ---- what this layout offers -----------------------------------------------------------------------------------------
+
+
+READS = Reader(summary="AWQ (GEMM): qweight, qzeros and scales of 4 bits", find=find)
+
+WRITES = Writer(
+    summary="AWQ (GEMM): qweight, qzeros and scales of 4 bits, for vLLM, mlx-lm, GPTQModel and transformers",
+    accepts=Accepts(bits=(4,), groups=(16,)),
+    shape=shape,
+    convert=convert,
+    module=not_linear,
+    mixes=False,
+    scale_dtype="float16",
+)

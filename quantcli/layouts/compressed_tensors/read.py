@@ -1,0 +1,270 @@
+"""Which tensors are weights of compressed-tensors, and of which bits and groups."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, decode_plain, stated_shape, words_of
+from quantcli.layouts.config import CONFIG_HINT, section, text, whole
+from quantcli.layouts.reader import Found, Read
+from quantcli.layouts.stored import FLOATS, part, scheme_name, small_float_weight, wrong
+from quantcli.patterns import module_of
+from quantcli.tensors.info import TensorInfo
+
+BITS = range(2, 9)
+PLAIN = {"I8": "int", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
+"""Dtypes of codes one to a byte, and the formats they are."""
+
+KNOWN = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", "dense")
+
+
+def _settings(config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """What config.json may say of a weight: the groups that name its module, else those that name classes or
+    patterns. Raises DataError when the format is not known."""
+    whole_model = section(config, "quantization_config")
+    if text(whole_model, "quant_method") not in (None, "compressed-tensors"):
+        return []
+    groups = section(whole_model, "config_groups")
+    named, general = [], []
+    for key in groups:
+        group = section(groups, key)
+        targets = group.get("targets")
+        targets = targets if isinstance(targets, list) else []
+        weights = section(group, "weights")
+        own = {
+            **weights,
+            "strategy": text(weights, "strategy"),
+            "format": text(group, "format") or text(whole_model, "format"),
+        }
+        if module_of(name) in targets:
+            named.append(own)
+        elif any(isinstance(t, str) and (t.startswith("re:") or "." not in t) for t in targets):
+            general.append(own)
+    found = named or general
+    formats = [f for own in found if (f := own["format"]) is not None]
+    if formats and not any(f in KNOWN for f in formats):
+        raise wrong(name, f"compressed-tensors' format {formats[0]} is not known here")
+    return [own for own in found if own["format"] is None or own["format"] in KNOWN]
+
+
+def _packings(cols: int, words: int) -> list[tuple[int, bool]]:
+    """Bits, and whether codes cross words, that give so many words to a row; those that do cross come first."""
+    return [(b, dense) for dense in (True, False) for b in BITS if words_of(cols, b, dense) == words]
+
+
+def _columns(name: str, words: int, groups: int, settings: list[dict[str, Any]]) -> int:
+    """Columns by what config.json says, where the shape cannot be read: as many as the groups have, or else as many as
+    there is room for."""
+    found = set()
+    for own in settings:
+        bits, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
+        if own["strategy"] == "group" and size is not None and size > 0:
+            found.add(size * groups)
+        elif bits is not None:
+            found.add(words * 32 // bits)
+    if len(found) != 1:
+        raise wrong(name, "how many columns it has cannot be told from its shapes", CONFIG_HINT)
+    return found.pop()
+
+
+def _agrees(own: Mapping[str, Any], bits: int, cols: int, groups: int) -> bool:
+    """Whether config.json's figures, where it gives any, are those of the shapes."""
+    said, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
+    if said is not None and said != bits:
+        return False
+    if own["strategy"] in ("channel", "tensor"):
+        return groups == 1
+    return own["strategy"] != "group" or size is None or size < 1 or size * groups == cols
+
+
+def _granularity(name: str, lead: tuple[int, ...], scale: TensorInfo, settings: list[dict[str, Any]]) -> str:
+    """What shares a scale; blocks are left to who knows their size."""
+    if scale.numel == 1 and len(scale.shape) < 2:
+        return "tensor"
+    if scale.shape[:-1] != lead or len(scale.shape) != len(lead) + 1:
+        raise wrong(name, f"scales {list(scale.shape)} do not go with {list(lead)} rows")
+    strategies = {own["strategy"] for own in settings}
+    return "channel" if scale.shape[-1] == 1 and strategies != {"group"} else "group"
+
+
+def _zero(infos: Mapping[str, TensorInfo], name: str, settings: list[dict[str, Any]]) -> TensorInfo | None:
+    """The zero points. Raises DataError when config.json says there are some and there are none."""
+    if f"{name}_zero_point" in infos:
+        return part(infos, f"{name}_zero_point", name, ("I32", "I8"))
+    if settings and all(own.get("symmetric") is False for own in settings):
+        raise wrong(name, f"{name}_zero_point is missing")
+    return None
+
+
+def _check_zero(stored: Stored) -> None:
+    zero = stored.zero
+    if zero is None or (zero.dtype == "I8" and zero.shape == stored.scale.shape):
+        return
+    packed = (words_of(stored.rows, stored.bits, stored.dense), stored.groups)
+    if stored.granularity == "tensor" or zero.dtype != "I32" or zero.shape != packed:
+        raise wrong(stored.name, f"zero points {zero.dtype} {list(zero.shape)} do not go with the scales")
+
+
+def _older(config: Mapping[str, Any]) -> bool:
+    """Whether config.json is of a release before 0.18, whose codes did not cross words."""
+    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", text(section(config, "quantization_config"), "version") or "")
+    return found is not None and (int(found[1]), int(found[2])) < (0, 18)
+
+
+def _one_bits(
+    name: str, words: int, cols: int, groups: int, settings: list[dict[str, Any]], *, older: bool
+) -> tuple[int, bool]:
+    """Bits of a code and whether codes cross words."""
+    fitting = _packings(cols, words)
+    agreed = [f for f in fitting if any(_agrees(own, f[0], cols, groups) for own in settings)] if settings else fitting
+    if not agreed:
+        what = "is not what config.json says" if fitting else "fits no width"
+        raise wrong(name, f"{words} words and {groups} scales for {cols} columns: that {what}")
+    usual = [(bits, dense) for bits, dense in agreed if dense is (not older or 32 % bits == 0)] or agreed
+    if len({bits for bits, _ in usual}) > 1:
+        raise wrong(name, f"{words} words for {cols} columns fit several widths", CONFIG_HINT)
+    return usual[0]
+
+
+def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any], read: Read | None) -> Stored:
+    settings = _settings(config, name)
+    for other in ("offset", "codebook", "global_scale"):
+        if f"{name}_{other}" in infos:
+            raise wrong(name, f"a {other} beside packed codes is not known here")
+    codes, scale = part(infos, f"{name}_packed", name, ("I32",)), part(infos, f"{name}_scale", name, FLOATS)
+    if len(codes.shape) < 2:
+        raise wrong(name, f"codes have {len(codes.shape)} dimension")
+    stated = part(infos, f"{name}_shape", name, ("I64", "I32")) if f"{name}_shape" in infos else None
+    lead, words = codes.shape[:-1], codes.shape[-1]
+    granularity = _granularity(name, lead, scale, settings)
+    groups = 1 if granularity == "tensor" else scale.shape[-1]
+    if stated is not None and read is not None:
+        shape = stated_shape(stated, name, codes, read)
+    else:
+        shape = (*lead, _columns(name, words, groups, settings))
+    cols = shape[-1]
+    bits, dense = _one_bits(name, words, cols, groups, settings, older=_older(config))
+    if cols % groups:
+        raise wrong(name, f"{cols} columns are not {groups} groups of one size")
+    index = part(infos, f"{name}_g_idx", name, ("I32", "I64")) if f"{name}_g_idx" in infos else None
+    if index is not None and index.shape != (cols,):
+        raise wrong(name, f"g_idx {list(index.shape)} does not go with {cols} columns")
+    stored = Stored(
+        name=name,
+        shape=shape,
+        rows=math.prod(lead),
+        cols=cols,
+        bits=bits,
+        granularity=granularity,
+        group=cols // groups,
+        codes=codes,
+        scale=scale,
+        zero=_zero(infos, name, settings),
+        index=index,
+        stated=stated,
+        checked=stated is None or read is not None,
+        dense=dense,
+    )
+    _check_zero(stored)
+    return stored
+
+
+def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[str, Any]]) -> tuple[int, int] | None:
+    """Height and width of the blocks that share a scale, where config.json says there are some."""
+    blocks = [own.get("block_structure") for own in settings if own["strategy"] == "block"]
+    if not blocks:
+        return None
+    if not isinstance(blocks[0], list) or [type(n) for n in blocks[0]] != [int, int] or min(blocks[0]) < 1:
+        raise wrong(name, "config.json does not say how large its blocks are")
+    height, width = blocks[0]
+    rows, cols = info.shape if len(info.shape) == 2 else (0, 0)
+    if scale.shape != (-(-rows // height), -(-cols // width)):
+        raise wrong(name, f"scales {list(scale.shape)} are not those of blocks of {height} x {width}")
+    return height, width
+
+
+def _plain(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Stored:
+    info, settings = part(infos, name, name, tuple(PLAIN)), _settings(config, name)
+    scale = part(infos, f"{name}_scale", name, FLOATS)
+    if len(info.shape) < 2:
+        raise wrong(name, f"codes have {len(info.shape)} dimension")
+    block = _block(name, info, scale, settings)
+    lead, cols = info.shape[:-1], info.shape[-1]
+    granularity = "block" if block else _granularity(name, lead, scale, settings)
+    groups = 1 if granularity == "tensor" else scale.shape[-1]
+    if block is None and cols % groups:
+        raise wrong(name, f"{cols} columns are not {groups} groups of one size")
+    widths = {n for own in settings if (n := whole(own, "num_bits", 1, 8)) is not None}
+    bits = widths.pop() if len(widths) == 1 and info.dtype == "I8" else 8
+    if settings and not any(_agrees({**own, "num_bits": None}, bits, cols, groups) for own in settings):
+        raise wrong(name, f"{groups} scales for {cols} columns: that is not what config.json says")
+    zero = _zero(infos, name, settings) if info.dtype == "I8" else None
+    if zero is not None and (zero.dtype != "I8" or zero.shape != scale.shape or block):
+        raise wrong(name, f"zero points {zero.dtype} {list(zero.shape)} do not go with the scales")
+    height, group = block or (1, cols // groups)
+    return Stored(
+        name=name,
+        shape=info.shape,
+        rows=math.prod(lead),
+        cols=cols,
+        bits=bits,
+        granularity=granularity,
+        group=group,
+        codes=info,
+        scale=scale,
+        zero=zero,
+        height=height,
+    )
+
+
+def _scheme(stored: Stored) -> str:
+    kind = PLAIN.get(stored.codes.dtype, "int")
+    if stored.granularity == "block":
+        where: str = f"b{stored.height}x{stored.group}"
+        return (f"w{stored.bits}" if kind == "int" else kind) + where
+    group = stored.group if stored.granularity == "group" else stored.granularity
+    name = scheme_name(stored.bits, group, "" if stored.zero is None else "int")
+    return name if kind == "int" else name.replace(f"w{stored.bits}", kind, 1)
+
+
+def _refuse(infos: Mapping[str, TensorInfo], name: str) -> None:
+    """Raise DataError for layouts of other kinds under the same names."""
+    codes, scale = infos[f"{name}_packed"], infos.get(f"{name}_scale")
+    if name in infos:
+        raise wrong(name, "it is stored packed and as it is")
+    if codes.dtype == "U8":
+        scales = f" with {scale.dtype} scales" if scale else ""
+        raise wrong(name, f"packed bytes{scales} are not known here")
+
+
+def _found(stored: Stored, *, packed: bool) -> Found:
+    parts = (stored.codes, stored.scale, stored.zero, stored.index, stored.stated)
+    return Found(
+        name=stored.name,
+        shape=stored.shape,
+        scheme=_scheme(stored),
+        bits=stored.bits,
+        parts=tuple(p for p in parts if p is not None),
+        unit=1,
+        decode=partial(decode_packed if packed else decode_plain, stored),
+    )
+
+
+def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
+    """What is stored as packed integers with a scale, or as bytes with one."""
+    found = []
+    for full in infos:
+        name = full.removesuffix("_packed")
+        scale = infos.get(f"{name}_scale")
+        if small_float_weight(infos, full):
+            continue
+        if name != full and (name.endswith(".weight") or scale is not None):
+            _refuse(infos, name)
+            found.append(_found(_packed(infos, name, config, read), packed=True))
+        elif infos[full].dtype in PLAIN and f"{full}_scale" in infos and f"{full}_packed" not in infos:
+            found.append(_found(_plain(infos, full, config), packed=False))
+    return found

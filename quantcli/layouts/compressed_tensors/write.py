@@ -1,0 +1,140 @@
+"""The tensors of compressed-tensors, and the quantization_config that makes a checkpoint folder loadable.
+
+A model that the layout cannot express (convolutions, short groups, float offsets, names without `.weight`, other bit
+widths) gets none: a folder that claims it all the same would load with random weights and only a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quantcli.architectures import EXPERTS, Architecture
+from quantcli.errors import UsageError
+from quantcli.layouts.compressed_tensors.read import BITS
+from quantcli.layouts.config import architecture
+from quantcli.layouts.loaders import ignored, modules, not_linear, unknown
+from quantcli.layouts.native.write import job
+from quantcli.layouts.pieces import facts, not_a_matrix, quantized
+from quantcli.layouts.writer import Accepts, Beside, Conversion, Weight
+from quantcli.patterns import module_of
+
+ACCEPTS = Accepts(bits=tuple(BITS))
+
+
+EXPERT = r"re:.*\.experts\.\d+\..*"
+"""The target that names stacked experts: transformers looks for their scheme in the group that has such a one."""
+
+
+def obstacle(tensor: Weight, model: Architecture) -> str | None:
+    """Why the layout cannot express a quantized tensor, or nothing loads it in such a model; None when all is well."""
+    why = ACCEPTS.obstacle(facts(tensor)[0]) or not_a_matrix(tensor)
+    return why or module(tensor, model)
+
+
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why no loader takes a quantized weight in this place."""
+    if not model.takes_packed:
+        return "transformers cannot prepare this type of model for packed weights"
+    if model.holder(module_of(weight.info.name)) == EXPERTS and not facts(weight)[0].symmetric:
+        return "stacked experts are loaded without zero points"
+    return not_linear(weight, model)
+
+
+def _weights(tensor: Weight) -> dict[str, Any]:
+    scheme, plan = facts(tensor)
+    grouped = scheme.granularity == "group" and plan.group == scheme.group_size
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "group" if grouped else "channel",
+        "group_size": plan.group if grouped else None,
+        "dynamic": False,
+    }
+
+
+def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple[dict[str, Any] | None, str]:
+    """The quantization_config of a model, and the reason why there is none.
+
+    One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a
+    loader that takes the first for all then fails loudly instead of decoding wrongly.
+    """
+    own = quantized(tensors)
+    for tensor in own:
+        why = obstacle(tensor, model)
+        if why is not None:
+            return None, f"{tensor.info.name}: {why}"
+    groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for tensor in own:
+        weights = _weights(tensor)
+        name = module_of(tensor.info.name)
+        names = [EXPERT] if model.holder(name) == EXPERTS else model.names(name)
+        groups.setdefault(repr(weights), (weights, []))[1].extend(names)
+    if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)):
+        experts = [w for w, names in groups.values() if EXPERT in names]
+        return None, f"{'some experts' if experts else 'experts'} kept, which loaders take packed or not at all"
+    if sum(EXPERT in names for _, names in groups.values()) > 1:
+        return None, "experts of several schemes, where loaders take one for all"
+    ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
+    config = {
+        f"group_{i}": {
+            "targets": ["Linear"] if len(ordered) == 1 else list(dict.fromkeys(names)),
+            "format": "pack-quantized",
+            "weights": weights,
+            "input_activations": None,
+            "output_activations": None,
+        }
+        for i, (weights, names) in enumerate(ordered)
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ignored(tensors, model),
+        "config_groups": config,
+    }, ""
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The native tensors as they are, and the configuration."""
+    model = architecture(beside)
+    found, why = quantization_config(tensors, model)
+    if found is None:
+        hint = "choose --group-size and rules so that all experts get one scheme, or write --to native"
+        raise UsageError(why, hint=hint)
+    return Conversion(
+        jobs={t.info.name: job(t) for t in tensors},
+        config={"quantization_config": found},
+        notes=[*_notes(tensors, found), *unknown(model), *_sentences(beside)],
+    )
+
+
+def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
+    own, notes = [facts(w)[0] for w in quantized(tensors)], []
+    if any(not scheme.symmetric for scheme in own):
+        notes.append(
+            "transformers with compressed-tensors 0.18 or newer loads asymmetric weights only with "
+            "quantization_config=CompressedTensorsConfig(dequantize=True), and vLLM only those of 4 bits"
+        )
+    odd = sorted({scheme.bits for scheme in own} & {3, 5, 6, 7})
+    if odd:
+        shown = ", ".join(map(str, odd))
+        notes.append(f"{shown} bits need compressed-tensors 0.18 or newer; vLLM 0.33 does not load them")
+    if len(found["config_groups"]) > 1:
+        notes.append(
+            "several schemes: transformers 5.23 decodes them wrongly with dequantize=True, and vLLM needs the same one "
+            "for q, k and v and for gate and up"
+        )
+    return notes
+
+
+def _sentences(beside: Beside) -> list[str]:
+    """What is to be said of a folder of sentence-transformers, which has modules.json."""
+    if beside("modules.json") is None:
+        return []
+    return [
+        "sentence-transformers encodes with this folder only when it is loaded with "
+        "model_kwargs={'quantization_config': CompressedTensorsConfig(dequantize=True)}; a folder made with --to "
+        "bnb-nf4 needs nothing of the kind"
+    ]

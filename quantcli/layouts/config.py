@@ -1,0 +1,70 @@
+"""What the config.json beside a model says: its architecture, and how its tensors are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantcli import architectures
+from quantcli.architectures import UNNAMED, Architecture
+from quantcli.errors import DataError, printable
+from quantcli.layouts.writer import Beside
+from quantcli.strict import strict_json
+
+CONFIG_HINT = "config.json beside the file would tell"
+
+
+def section(config: Mapping[str, Any], *path: str) -> dict[str, Any]:
+    """A nested object of config.json; empty when it is not there. Raises DataError when it is something else."""
+    found: Any = config
+    for i, key in enumerate(path):
+        found = found.get(key)
+        if found is None:
+            return {}
+        if not isinstance(found, dict):
+            raise DataError("it is not an object", place=["config.json", *path[: i + 1]])
+    return dict(found)
+
+
+def whole(values: Mapping[str, Any], key: str, low: int, high: int) -> int | None:
+    """A whole number of config.json; None when it is not there. Raises DataError when it is something else."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or not low <= value <= high:
+        raise DataError(f"{printable(repr(value), 40)} is not from {low} to {high}", place=["config.json", key])
+    return value
+
+
+def text(values: Mapping[str, Any], key: str) -> str | None:
+    """A word of config.json in lower case; None when it is not there. Raises DataError when it is something else."""
+    value = values.get(key)
+    if value is None or isinstance(value, str):
+        return value if value is None else printable(value, 60).lower()
+    raise DataError(f"{printable(repr(value), 40)} is not text", place=["config.json", key])
+
+
+def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
+    """A JSON object beside the weights; None when there is no such file. Raises DataError when it is something else."""
+    raw = beside(name)
+    if raw is None:
+        return None
+    found = strict_json(raw, name)
+    if not isinstance(found, dict):
+        raise DataError("it is not an object", place=[name])
+    return found
+
+
+def stated(beside: Beside) -> Architecture | None:
+    """What the config.json beside a model says it is; None where it names none. Raises DataError."""
+    return architectures.of(json_beside(beside, "config.json") or {})
+
+
+def architecture(beside: Beside) -> Architecture:
+    """The same, or that there is nothing but names to go by."""
+    return stated(beside) or UNNAMED
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rest of a config.json."""
+    return {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}

@@ -1,0 +1,139 @@
+"""Blocks of GGUF made from codes as they are: nothing is quantized again.
+
+    scheme, symmetric     4 bits Q4_0, 5 bits Q5_0, 8 bits Q8_0; asymmetric 4 bits Q4_1, 5 bits Q5_1
+
+A block of 32 weights has a scale d of its own, in float16, so that a scale of a larger group is repeated. Q4_1 and
+Q5_1 add a float16 m: -z * d for zero points z, with the rounded d, so that what was 0 stays as near 0 as m can be.
+The bytes are those in the picture of the package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.errors import DataError
+from quantcli.scheme import Scheme
+from quantcli.tensors.rows import Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+
+WEIGHTS = 32
+"""Weights of a block."""
+
+_TYPES = {(4, True): "Q4_0", (4, False): "Q4_1", (5, True): "Q5_0", (5, False): "Q5_1", (8, True): "Q8_0"}
+
+_FIELDS: dict[str, list[Any]] = {
+    "Q4_0": [("d", "<u2"), ("qs", "<u8", 2)],
+    "Q4_1": [("d", "<u2"), ("m", "<u2"), ("qs", "<u8", 2)],
+    "Q5_0": [("d", "<u2"), ("qh", "<u4"), ("qs", "<u8", 2)],
+    "Q5_1": [("d", "<u2"), ("m", "<u2"), ("qh", "<u4"), ("qs", "<u8", 2)],
+    "Q8_0": [("d", "<u2"), ("qs", "<u8", 4)],
+}
+_LOW, _SIGN = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x8080808080808080)
+
+
+def obstacle(scheme: Scheme, plan: Layout, shape: tuple[int, ...]) -> str | None:
+    """Why no blocks can be made of the codes of a tensor, as far as scheme and shape tell; None when they can.
+
+    >>> from quantcli.tensors.rows import layout
+    >>> obstacle(Scheme(bits=3), layout((8, 128), Scheme(bits=3)), (8, 128))
+    '3 bits; GGUF takes codes of 4, 5 and 8 bits'
+    """
+    if scheme.format != "int":
+        return f"the format {scheme.format}; GGUF takes codes of int"
+    if scheme.bits not in {bits for bits, _ in _TYPES}:
+        return f"{scheme.bits} bits; GGUF takes codes of 4, 5 and 8 bits"
+    if (scheme.bits, scheme.symmetric) not in _TYPES:
+        return f"{scheme.bits} bits with zero points; GGUF takes them with 4 and 5 bits"
+    if plan.shared == "columns":
+        return "one scale per column"
+    if not shape or plan.cols != shape[-1]:
+        return "its groups would cross row ends"
+    if plan.cols % WEIGHTS:
+        return f"rows of {plan.cols}; blocks are of {WEIGHTS}"
+    if plan.groups > 1 and plan.group % WEIGHTS:
+        return f"groups of {plan.group}; blocks are of {WEIGHTS}"
+    return None
+
+
+def block_type(scheme: Scheme) -> str:
+    """The type of the blocks of a scheme that has no obstacle."""
+    return _TYPES[scheme.bits, scheme.symmetric]
+
+
+def _float16(values: Floats, bits: int) -> NDArray[np.float16]:
+    """Scales in float16. Raises DataError where that moves the outermost of 2^(b-1) steps by more than a quarter of a
+    step: what was all but zero would be something else, and what is too large infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded: NDArray[np.float16] = values.astype(np.float16)
+        apart = np.abs(rounded.astype(np.float32) - values) * np.float32(1 << (bits + 1))
+    lost = ~(apart <= np.abs(values))
+    if lost.any():
+        first = float(values.ravel()[int(lost.argmax())])
+        raise DataError(f"float16 does not hold the scale {first:.3g}")
+    return rounded
+
+
+def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np.float16]:
+    """m of every group. Raises DataError where float16 does not hold it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = zero if scheme.zero_point == "float" else -zero * d.astype(np.float32)
+        m: NDArray[np.float16] = exact.astype(np.float16)
+        apart = np.abs(m.astype(np.float32) - exact)
+    lost = ~(apart <= np.abs(d.astype(np.float32)) / 4)
+    if lost.any():
+        first = float(exact.ravel()[int(lost.argmax())])
+        raise DataError(f"float16 does not hold the offset {first:.3g} finely enough")
+    m += np.float16(0)  # a negative zero is written as zero
+    return m
+
+
+def exact_params(scheme: Scheme, scale: Floats, zero: Floats | None) -> bool:
+    """Whether blocks of parameters that float16 holds stand for just the same numbers."""
+    d = _float16(scale, scheme.bits)
+    if not np.array_equal(d.astype(np.float32), scale):
+        return False
+    if zero is None:
+        return True
+    exact = zero if scheme.zero_point == "float" else -zero * scale
+    return bool(np.array_equal(_offsets(scheme, d, zero).astype(np.float32), exact))
+
+
+def _of_blocks(values: NDArray[np.float16], rows: int, cols: int, group: int) -> NDArray[np.uint16]:
+    """A parameter of the groups (rows or 1, groups or 1) for every block (rows * cols / 32)."""
+    blocks = cols // WEIGHTS
+    each = -(-group // WEIGHTS)
+    spread = np.repeat(values.view(np.uint16), each, axis=1)[:, :blocks]
+    return np.broadcast_to(spread, (rows, blocks)).reshape(-1)
+
+
+def encode(scheme: Scheme, codes: NDArray[np.uint8], scale: Floats, zero: Floats | None, group: int) -> Bytes:
+    """The bytes (rows, cols / 32 * size) of blocks of unsigned codes (rows, cols), a multiple of 32.
+
+    codes: as the native file has them, q + 2^(b-1) of symmetric schemes. scale, zero: of `group` columns each, (rows,
+    groups), or (1, 1) for all; zero holds zero points, or offsets where the scheme says so. Raises DataError where
+    float16 does not hold a parameter: the codes would stand for something else.
+    """
+    rows, cols = codes.shape
+    kind = block_type(scheme)
+    d = _float16(scale, scheme.bits)
+    out = np.empty(rows * cols // WEIGHTS, np.dtype(_FIELDS[kind]))
+    out["d"] = _of_blocks(d, rows, cols, group)
+    if zero is not None:
+        out["m"] = _of_blocks(_offsets(scheme, d, zero), rows, cols, group)
+    words = np.ascontiguousarray(codes).view("<u8").reshape(-1, 4)
+    if scheme.bits == 8:
+        for i in range(4):  # what the offset of 128 has made unsigned is int8 again
+            out["qs"][:, i] = words[:, i] ^ _SIGN
+        return out.view(np.uint8).reshape(rows, -1)
+    if scheme.bits == 5:
+        out["qh"] = np.packbits(codes.reshape(-1) & np.uint8(16), bitorder="little").view("<u4")
+        words = words & _LOW
+    for i in range(2):  # eight bytes at a time: codes below 16 do not reach into the next
+        out["qs"][:, i] = words[:, i] | words[:, i + 2] << np.uint64(4)
+    return out.view(np.uint8).reshape(rows, -1)

@@ -1,0 +1,296 @@
+"""A GGUF: of the folder of a Llama the model as llama.cpp runs it; with --container, of anything its tensors alone.
+
+A folder whose config.json names a model of `llama` gives that model: its keys, its words, llama.cpp's names and order
+of rows. What is kept there keeps its dtype, but for vectors, which llama.cpp takes as F32, for F64, which it does not
+run, and for 8-bit floats, which GGUF does not have. A container has the tensors under their own names, and the
+architecture `quantcli`, which nothing runs; dtypes GGUF does not have are widened there, so that the numbers are the
+same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import __version__
+from quantcli.dtypes import DTYPES, from_float32, to_float32
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts.config import json_beside
+from quantcli.layouts.gguf.blocks import WEIGHTS, block_type, encode, exact_params, obstacle
+from quantcli.layouts.gguf.llama import FAMILIES, FILE_TYPES, LlamaModel, llama_model
+from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
+from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
+from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Weight, Write
+from quantcli.stores.gguf import MAX_DIMENSIONS, TYPES
+from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
+from quantcli.tensors import packing
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import Layout, TileSpan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes
+
+ARCHITECTURE = "quantcli"
+"""What a container says it is."""
+
+SIZES = {t.name: t.bytes for t in TYPES.values()}
+"""Bytes of a block, or of an element of the types without blocks."""
+
+WIDER = {"BOOL": "I8", "U8": "I16", "U16": "I32", "U32": "I64", "F8_E4M3": "F16", "F8_E5M2": "F16"}
+"""What holds all values of the dtypes that GGUF does not have."""
+
+RUNS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}
+"""What llama.cpp runs matrices of a dtype as."""
+
+Made = Callable[[Codes, TileSpan], "tuple[Bytes, bool]"]
+"""Bytes (rows, width) of a piece as GGUF has them, and whether they stand for just the same numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a tensor goes: its name, its type, and the heads whose halves lie in turns there, 0 where rows stay."""
+
+    name: str
+    type: str
+    heads: int = 0
+
+
+def shape(weight: Weight) -> str | None:
+    """Why GGUF has no such weight: rows are whole blocks, and there are up to four dimensions."""
+    if len(weight.info.shape) > MAX_DIMENSIONS:
+        return f"it has {len(weight.info.shape)} dimensions"
+    return obstacle(*facts(weight), weight.info.shape)
+
+
+# ---- the bytes of a tensor --------------------------------------------------------------------------------------
+
+
+def _blocks(weight: Weight) -> Made:
+    scheme, plan = facts(weight)
+
+    def made(codes: Codes, span: TileSpan) -> tuple[Bytes, bool]:
+        unsigned = packing.unpack(words(codes, span, plan, scheme.bits), span.rows, span.cols, scheme.bits)
+        scale, zero = params(codes, span, plan, scheme)
+        own = None if scheme.symmetric else zero
+        try:
+            return encode(scheme, unsigned, scale, own, plan.group), exact_params(scheme, scale, own)
+        except DataError as error:
+            raise DataError(error.problem, place=[printable(weight.info.name)], hint=NO_OTHER_SCALES) from None
+
+    return made
+
+
+def _elements(info: TensorInfo, plan: Layout, target: str) -> Made:
+    size = DTYPES[info.dtype].bits // 8
+
+    def made(codes: Codes, span: TileSpan) -> tuple[Bytes, bool]:
+        runs = [span] if span.cols == plan.cols else [replace(span, row=span.row + n, rows=1) for n in range(span.rows)]
+        rows, exact = [], True
+        for run in runs:
+            raw = codes.read_bytes(info.name, (run.row * plan.cols + run.col) * size, run.rows * run.cols * size)
+            found, same = _converted(raw, info, target)
+            rows.append(found.reshape(run.rows, -1) if len(runs) == 1 else found.reshape(1, -1).copy())
+            exact &= same
+        return rows[0] if len(rows) == 1 else np.concatenate(rows), exact
+
+    return made
+
+
+def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
+    """Elements in another dtype that holds their values, F64 but for the last bits. Raises DataError where it does
+    not."""
+    if info.dtype == target or info.dtype == "BOOL":
+        return raw, True
+    found: NDArray[Any]
+    if not DTYPES[target].is_float:
+        found = raw.view(np.dtype(DTYPES[info.dtype].numpy)).astype(DTYPES[target].numpy)
+        return found.view(np.uint8), True
+    values = to_float32(raw, info.dtype)
+    exact = True
+    if info.dtype == "F64":
+        before = raw.view("<f8")
+        if not np.array_equal(np.isfinite(values), np.isfinite(before)):
+            raise DataError(f"a weight does not fit {target}", place=[printable(info.name)])
+        exact = np.array_equal(values.astype(np.float64), before, equal_nan=True)
+    found = np.ascontiguousarray(from_float32(values, target))
+    return found.view(np.uint8), exact
+
+
+def _pieces(plan: Layout, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
+    """The pieces of a tensor of `bits` for a weight or element. width: bytes of so many columns.
+
+    With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is whole heads.
+    """
+    head = plan.rows // heads if heads else 1
+    size, cols = width
+    row_size = plan.cols // cols * size
+
+    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
+        exact = True
+        for part in below(span, bits, head):
+            block, same = made(codes, part)
+            if heads:
+                block = block.reshape(-1, 2, head // 2, block.shape[1]).swapaxes(1, 2).reshape(part.rows, -1)
+            put_columns(write, 0, block, (part.row, part.col // cols * size), row_size)
+            exact &= same
+        return exact
+
+    return lambda: (partial(piece, span) for span in bands(plan, bits, WEIGHTS, unit=head))
+
+
+def _job(weight: Weight, place: Place) -> Job:
+    info = weight.info
+    kind = place.type if place.name == info.name else f"{place.name} {place.type}"
+    size = SIZES[place.type]
+    if weight.scheme is not None:
+        scheme, plan = facts(weight)
+        rows = (*info.shape[:-1], plan.cols // WEIGHTS * size)
+        pieces = _pieces(plan, scheme.bits, place.heads, (size, WEIGHTS), _blocks(weight))
+        return Job(outputs=(TensorInfo(place.name, "U8", rows),), pieces=pieces, kind=kind)
+    outputs = (TensorInfo(place.name, place.type, info.shape),)
+    if not info.numel:
+        return Job(outputs=outputs, pieces=lambda: iter(()), kind=kind)
+    rows_in = info.shape[0] if place.heads else 1
+    cols = info.numel // rows_in
+    plan = Layout(rows_in, cols, cols, None, (rows_in,), (rows_in, 1))
+    made = _elements(info, plan, place.type)
+    pieces = _pieces(plan, DTYPES[info.dtype].bits, place.heads, (size, 1), made)
+    return Job(outputs=outputs, pieces=pieces, kind=kind)
+
+
+# ---- the whole --------------------------------------------------------------------------------------------------
+
+
+INSIST = "--container writes a GGUF of the tensors alone, which llama.cpp does not run"
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The model that config.json beside the weights names.
+
+    Raises UsageError for a model of another architecture, or without config.json, and for weights that llama.cpp does
+    not take in blocks; DataError for a model of the family that llama.cpp would run otherwise or not at all, and for
+    what GGUF has no room for.
+    """
+    config = json_beside(beside, "config.json")
+    if config is None:
+        hint = f"name the checkpoint folder of one of {', '.join(FAMILIES)}; {INSIST}"
+        raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
+    try:
+        model = llama_model(config, [t.info for t in tensors])
+    except UsageError as error:
+        raise UsageError(error.problem, place=error.place, hint=f"{error.hint}; {INSIST}") from None
+    except DataError as error:
+        raise DataError(error.problem, place=error.place, hint=error.hint or INSIST) from None
+    return _model(tensors, model, config, beside)
+
+
+def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The tensors under their own names. Raises DataError for a dtype that GGUF does not have."""
+    places = {}
+    for tensor in tensors:
+        info = tensor.info
+        kind = block_type(tensor.scheme) if tensor.scheme else WIDER.get(info.dtype, info.dtype)
+        if kind not in SIZES:
+            raise DataError(
+                f"GGUF has no {info.dtype}", place=[printable(info.name)], hint="start from a file without it"
+            )
+        places[info.name] = Place(name=info.name, type=kind)
+    notes = ["the file is a container of these tensors, not a model that llama.cpp runs"]
+    widened = [t.info for t in tensors if t.scheme is None and t.info.dtype in WIDER]
+    for dtype in dict.fromkeys(info.dtype for info in widened):
+        notes.append(f"GGUF has no {dtype}: {_some(widened, dtype)} written as {WIDER[dtype]}")
+    return _conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes)
+
+
+def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
+    """The tensors of a dtype, in a few words."""
+    names = [info.name for info in infos if info.dtype == dtype]
+    return printable(names[0], 120) + (" is" if len(names) == 1 else f" and {len(names) - 1} more are")
+
+
+def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, Any], beside: Beside) -> Conversion:
+    """The model as llama.cpp runs it."""
+    by_name = {t.info.name: t for t in tensors}
+    places, changed = {}, []
+    for tensor in sorted(model.tensors, key=lambda t: _order(t.name)):
+        weight = by_name[tensor.source]
+        info = weight.info
+        if weight.scheme is not None:
+            if tensor.float32:
+                problem = f"llama.cpp takes it as F32 only, and it is {weight.scheme.name}"
+                raise UsageError(problem, place=[printable(info.name)], hint="keep norms and biases as they are")
+            kind = block_type(weight.scheme)
+        elif info.dtype not in RUNS:
+            raise DataError(f"llama.cpp runs no {info.dtype}", place=[printable(info.name)])
+        else:
+            kind = "F32" if tensor.float32 else RUNS[info.dtype]
+            changed += [info] if info.dtype == "F64" else []
+        places[info.name] = Place(name=tensor.name, type=kind, heads=tensor.heads)
+    special = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
+    notes = [*model.notes, *([found.note] if found.note else [])]
+    if found.obstacle:
+        notes.append(f"the file has no words, so that llama.cpp runs it on numbers of words only: {found.obstacle}")
+    if changed:
+        notes.append(f"llama.cpp runs no F64: {_some(changed, 'F64')} rounded to F32")
+    keys = {"general.architecture": model.architecture}
+    return _conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
+
+
+@lru_cache(maxsize=1)
+def _words(files: tuple[bytes | None, ...], special: str, size: int) -> Vocabulary:
+    """The words of a model in FILES, their keys as bytes. 128 thousand words take half a second and 140 MB, and a model
+    is converted several times: to know its size, and to be written."""
+    found = vocabulary(dict(zip(FILES, files)).get, json.loads(special), size)
+    return replace(found, keys={key: value_bytes(value) for key, value in found.keys.items()})
+
+
+def _order(name: str) -> tuple[int, str]:
+    """llama.cpp's order: the embedding, layer by layer, the head."""
+    layer = re.match(r"blk\.(\d+)\.", name)
+    return (int(layer[1]) if layer else -1 if name.startswith("token_embd.") else 1 << 30), name
+
+
+def _conversion(
+    tensors: Sequence[Weight],
+    places: Mapping[str, Place],
+    first: Mapping[str, Any],
+    keys: Mapping[str, Any],
+    made: Mapping[str, NDArray[Any]],
+    notes: Sequence[str],
+) -> Conversion:
+    """first, keys: of the file, before and behind those of its types. made: F32 tensors that are computed."""
+    by_name = {t.info.name: t for t in tensors}
+    shapes = [GgufTensor(name, "F32", values.shape) for name, values in made.items()]
+    shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
+    general = {**first, **_file_type(by_name, places), "general.quantization_version": 2}
+    own = {**general, **keys, "quantcli.version": __version__}
+    lay_out(own, shapes)  # what GGUF has no room for is refused here
+
+    def files(base: str, told: str) -> list[Bytewise]:
+        found = lay_out({**own, KEY: told}, shapes)
+        pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
+        return [Bytewise(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
+
+    jobs = {source: _job(by_name[source], place) for source, place in places.items()}
+    return Conversion(jobs=jobs, files=files, notes=notes)
+
+
+def _file_type(by_name: Mapping[str, Weight], places: Mapping[str, Place]) -> dict[str, Any]:
+    """The key for what most weights in blocks are; of several types the last by name, so that their order does not
+    matter."""
+    count: Counter[str] = Counter()
+    for source, place in places.items():
+        if by_name[source].scheme is not None:
+            count[place.type] += by_name[source].info.numel
+    most = max(count, key=lambda kind: (count[kind], kind), default=None)
+    return {} if most is None else {"general.file_type": FILE_TYPES[most]}

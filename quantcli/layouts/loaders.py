@@ -1,0 +1,74 @@
+"""What the loaders of other tools take: which modules of a model may be quantized, and which they leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from quantcli import architectures
+from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
+from quantcli.errors import UsageError, printable
+from quantcli.layouts.writer import Weight
+from quantcli.patterns import module_of
+
+
+def not_linear(weight: Weight, model: Architecture) -> str | None:
+    """Why a loader that quantizes the Linear layers of transformers takes no quantized weight in this place."""
+    kind = model.holder(module_of(weight.info.name))
+    if kind is None or kind == EXPERTS:
+        return None
+    if kind == INITIALIZED:
+        return "transformers reads this weight while it loads the model, before it is decoded; --to bnb-nf4 may take it"
+    if kind == DIRECT:
+        return "transformers reads this weight outside its layer, where it is not decoded"
+    if kind in (CHANGED, UNLOADABLE):
+        return "transformers splits or merges this tensor while it loads it"
+    return f"transformers holds it in {kind}, and quantized weights are loaded into Linear layers only"
+
+
+def unknown(model: Architecture) -> list[str]:
+    """What is to be said of a model of a type that is not known."""
+    if model.known or model is UNNAMED:
+        return []
+    named = f"model_type {printable(repr(model.model_type), 60)}" if model.model_type else "no model_type"
+    return [
+        f"config.json names {named}, which quantcli does not know from transformers "
+        f"{architectures.transformers_version()}: every matrix is taken to be a Linear layer of the model, unless its "
+        "name is that of an embedding"
+    ]
+
+
+def modules(tensors: Sequence[Weight], *, quantized: bool) -> list[str]:
+    """Modules whose matrix is quantized, or stays in floating point."""
+    return [
+        module_of(t.info.name)
+        for t in tensors
+        if (t.scheme is not None) == quantized and t.info.name.endswith(".weight") and len(t.info.shape) == 2
+    ]
+
+
+def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = False) -> list[str]:
+    """Modules whose matrix stays in floating point, under all the names they have, and Linear layers that have no
+    tensor in the file because they share one. linear: only what may be a Linear layer."""
+    kept = modules(tensors, quantized=False)
+    layers = (None, DIRECT, INITIALIZED)
+    named = [n for m in kept if not linear or model.holder(m) in layers for n in model.names(m)]
+    return list(dict.fromkeys([*named, *model.heads([*kept, *modules(tensors, quantized=True)])]))
+
+
+def refuse_skipped(tensors: Sequence[Weight], kept: Sequence[str], skips: Callable[[str, str], bool]) -> None:
+    """Raise UsageError where a loader that is told to leave a module alone would leave a quantized one alone too.
+    skips(name, module): whether that name makes it leave the module alone."""
+    for module in modules(tensors, quantized=True):
+        name = next((n for n in kept if skips(n, module)), None)
+        if name is not None:
+            problem = f"with {printable(name, 120)} kept, its loader would not decode {printable(module, 120)} either"
+            raise UsageError(problem, hint="keep both with --exclude, or quantize both")
+
+
+def skips_by_name(name: str, module: str) -> bool:
+    """Whether transformers leaves a module alone for this name: where it begins or ends with it.
+
+    >>> skips_by_name("lm_head", "model.lm_head"), skips_by_name("layers.1", "layers.11.up")
+    (True, False)
+    """
+    return module.endswith(name) or module.startswith(f"{name}.")

@@ -1,0 +1,95 @@
+"""compressed-tensors' small floats: 4 or 8 bits, and for every group of a row a scale of a byte.
+
+    nvfp4-pack-quantized   X_packed        U8        [out, in/2]    E2M1, the first of two in the low half
+                           X_scale         F8_E4M3   [out, in/16]
+                           X_global_scale  F32       [1]
+    mxfp4-pack-quantized   X_packed        U8        [out, in/2]    as above
+                           X_scale         U8        [out, in/32]   E8M0
+    mxfp8-quantized        X               F8_E4M3   [out, in]
+                           X_scale         U8        [out, in/32]   E8M0
+
+The weight is float * scale, of nvfp4 float * (scale / global scale), here in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.stored import floats, matrix, part, small_float_weight, small_floats, small_scales, wrong
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.kernels import Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    name: str
+    bits: int
+    cols: int
+    group: int
+    codes: TensorInfo
+    scale: TensorInfo
+    overall: TensorInfo | None
+
+
+def _stored(infos: Mapping[str, TensorInfo], name: str, codes: TensorInfo) -> _Stored:
+    bits = 4 if codes.dtype == "U8" else 8
+    scale = part(infos, f"{name}_scale", name, ("U8", "F8_E4M3"))
+    (rows, held), (outputs, groups) = matrix(codes, name), matrix(scale, name)
+    cols, group = held * 8 // bits, 32 if scale.dtype == "U8" else 16
+    if outputs != rows or groups * group != cols:
+        six = bits == 4 and held * 4 == groups * 32 * 3
+        what = "6-bit floats (MXFP6) are not known here" if six else (
+            f"scales {list(scale.shape)} are not those of groups of {group} of {rows} x {cols}")  # fmt: skip
+        raise wrong(name, what)
+    if f"{name}_zero_point" in infos:
+        raise wrong(name, "zero points beside small floats are not known here")
+    overall = part(infos, f"{name}_global_scale", name, ("F32",)) if group == 16 else None
+    if (overall is not None and overall.numel != 1) or (overall is None and f"{name}_global_scale" in infos):
+        raise wrong(name, "its global_scale is not known here")
+    return _Stored(name=name, bits=bits, cols=cols, group=group, codes=codes, scale=scale, overall=overall)
+
+
+def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    rows, groups, size = last - first, stored.cols // stored.group, stored.codes.shape[1]
+    kind = "e8m0" if stored.scale.dtype == "U8" else "e4m3"
+    scale = small_scales(read, stored.scale, kind, stored.name, first * groups, rows * groups)
+    if stored.overall is not None:
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            scale = scale / floats(read, stored.overall, stored.name, 0, 1)
+        if not np.isfinite(scale).all():
+            raise wrong(stored.name, "a scale over its global_scale is not finite")
+    out = small_floats(read(stored.codes.name, first * size, rows * size), stored.bits)
+    with np.errstate(over="ignore", invalid="ignore"):
+        grouped = out.reshape(rows, groups, stored.group)
+        grouped *= scale.reshape(rows, groups, 1)
+    return out.reshape(rows, stored.cols)
+
+
+def _found(stored: _Stored) -> Found:
+    kind = "mxfp" if stored.overall is None else "nvfp"
+    return Found(
+        name=stored.name,
+        shape=(stored.codes.shape[0], stored.cols),
+        scheme=f"{kind}{stored.bits}",
+        bits=stored.bits,
+        parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
+        unit=1,
+        decode=partial(_decode, stored),
+    )
+
+
+def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
+    """Small floats whose scales are bytes."""
+    named = [(small_float_weight(infos, full), info) for full, info in infos.items()]
+    return [_found(_stored(infos, name, info)) for name, info in named if name is not None]
+
+
+READS = Reader(summary="compressed-tensors: nvfp4-, mxfp4-pack-quantized and mxfp8-quantized", find=find)

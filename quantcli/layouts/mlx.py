@@ -1,0 +1,316 @@
+"""MLX: codes along the rows, and for every group of a row a scale, and a bias where they are integers.
+
+In the mode `affine` a weight of b bits [out, in] (or more leading dimensions) with groups of g, where g divides in, is
+stored as
+
+    X.weight   U32                [out, in*b/32]   codes u from 0 to 2^b-1 in b bits each, low bits first, across words
+    X.scales   F16, BF16 or F32   [out, in/g]
+    X.biases   as the scales      [out, in/g]      `qbiases` where transformers wrote it for Metal
+
+and is scale * u + bias, here in float32. b is 2, 3, 4, 5, 6 or 8. With 4 bits the codes 0 to 7 are the bytes
+`10 32 54 76`. Shapes give only b*g = 32*words/groups, so that 4 bits in groups of 64 look like 8 bits in groups of 32:
+config.json tells, under `quantization` or `quantization_config`, for all modules and for single ones by name.
+
+In the modes of small floats it is
+
+    X.weight   U32   [out, in*b/32]   mxfp4, nvfp4: E2M1, the first of a word in its low bits; mxfp8: E4M3
+    X.scales   U8    [out, in/g]      mxfp4, mxfp8: E8M0, g is 32; nvfp4: E4M3, g is 16
+
+and is float * scale. These are told by words/groups: 4, 2 and 8; config.json must not say something else.
+
+Writing: `affine` with the native codes word for word, scales in their native dtype, repeated where the native groups
+are larger, and the bias -zero * scale, or a float offset as it is. -2^(b-1) * scale is exact in every float dtype, so
+symmetric weights lose nothing; with zero points the product is rounded to the scale's dtype. mlx-lm reads bits and
+groups from `quantization`; transformers looks under `quantization_config`, so both are written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli import kernels
+from quantcli.architectures import Architecture
+from quantcli.errors import DataError, printable
+from quantcli.kernels import OFFSET, CodeGrid, QuantParams, row_bytes
+from quantcli.layouts.config import CONFIG_HINT, section, text, whole
+from quantcli.layouts.pieces import (
+    bands,
+    element,
+    facts,
+    finer,
+    not_a_matrix,
+    params,
+    plain,
+    quantized,
+    repeated,
+    rounded,
+    words,
+)
+from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, small_floats, small_scales, wrong
+from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.patterns import module_of
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import TileSpan
+
+if TYPE_CHECKING:
+    from quantcli.kernels import Floats
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+"""Bits and groups of the mode `affine`."""
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+SMALL = {"mxfp4": (4, 32, "e8m0"), "mxfp8": (8, 32, "e8m0"), "nvfp4": (4, 16, "e4m3")}
+"""Modes of small floats: bits, columns of a group, and what its scale is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    name: str
+    bits: int
+    group: int
+    cols: int
+    codes: TensorInfo
+    scales: TensorInfo
+    biases: TensorInfo
+
+
+def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
+    """What config.json says of a module."""
+    general = section(config, "quantization") or section(config, "quantization_config")
+    if text(general, "quant_method") not in (None, "metal"):
+        return {}
+    own = general.get(path)
+    if own is False:
+        raise wrong(name, "it is quantized, and config.json says it is not")
+    if own is None or own is True:
+        return general
+    if not isinstance(own, dict):
+        raise DataError("it is not an object", place=["config.json", printable(path)])
+    return {**general, **own}
+
+
+def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: int) -> tuple[int, int]:
+    bits, group = whole(settings, "bits", 1, 8), whole(settings, "group_size", 1, 1 << 20)
+    if bits is not None and bits not in BITS:
+        raise wrong(name, f"{bits} bits are not known here")
+    fitting = [
+        (b, g)
+        for b in (BITS if bits is None else (bits,))
+        for g in (GROUPS if group is None else (group,))
+        if width * 32 == groups * g * b
+    ]
+    if not fitting:
+        said = f" of {bits} bits" if bits else ""
+        said += f" in groups of {group}" if group else ""
+        raise wrong(name, f"{width} words and {groups} scales in a row are no codes{said}")
+    if len(fitting) > 1:
+        choices = " or ".join(f"{b} bits in groups of {g}" for b, g in fitting)
+        raise wrong(name, f"the shapes fit {choices}", CONFIG_HINT)
+    return fitting[0]
+
+
+def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> _Stored:
+    stem = name.removesuffix(".weight")
+    settings, scales = _stated(config, name, stem), f"{stem}.scales"
+    biases = next((n for n in (f"{stem}.biases", f"{stem}.qbiases") if n in infos), f"{stem}.biases")
+    mode = text(settings, "mode") or "affine"
+    if mode != "affine":
+        raise wrong(name, f"MLX's mode {mode} is not known here")
+    codes = part(infos, name, name, ("U32",))
+    scale = part(infos, scales, name, FLOATS)
+    bias = part(infos, biases, name, FLOATS)
+    if len(codes.shape) < 2 or scale.shape[:-1] != codes.shape[:-1] or bias.shape != scale.shape:
+        shapes = ", ".join(str(list(i.shape)) for i in (codes, scale, bias))
+        raise wrong(name, f"codes, scales and biases do not go together: {shapes}")
+    bits, group = _bits_and_group(name, settings, codes.shape[-1], scale.shape[-1])
+    return _Stored(name, bits, group, group * scale.shape[-1], codes, scale, bias)
+
+
+def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    rows, groups = last - first, stored.cols // stored.group
+    size = stored.codes.shape[-1] * 4
+    packed = read(stored.codes.name, first * size, rows * size)
+    scale, bias = (
+        floats(read, info, stored.name, first * groups, rows * groups).reshape(rows, groups)
+        for info in (stored.scales, stored.biases)
+    )
+    grid = CodeGrid(mode=OFFSET, bits=stored.bits, umin=0, umax=(1 << stored.bits) - 1)
+    return kernels.load().decode(packed, (rows, stored.cols), stored.group, QuantParams(scale, bias), grid)
+
+
+def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Found:
+    """A weight of small floats."""
+    stem = name.removesuffix(".weight")
+    settings = _stated(config, name, stem)
+    codes, scale = part(infos, name, name, ("U32",)), part(infos, f"{stem}.scales", name, ("U8",))
+    for other in ("biases", "qbiases", "global_scale"):
+        if f"{stem}.{other}" in infos:
+            raise wrong(name, f"{other} beside scales of a byte are not known here")
+    fitting = [
+        (mode, own)
+        for mode, own in SMALL.items()
+        if len(codes.shape) > 1
+        and codes.shape[:-1] == scale.shape[:-1]
+        and codes.shape[-1] * 32 == scale.shape[-1] * own[0] * own[1]
+    ]
+    if not fitting:
+        raise wrong(name, f"codes {list(codes.shape)} and scales {list(scale.shape)} of a byte are in no mode of MLX")
+    mode, (bits, group, kind) = fitting[0]
+    stated = text(settings, "mode") or mode, whole(settings, "bits", 1, 8), whole(settings, "group_size", 1, 1 << 20)
+    if stated[0] != mode or stated[1] not in (None, bits) or stated[2] not in (None, group):
+        said = ", ".join(str(value) for value in stated if value is not None)
+        raise wrong(name, f"its shapes are those of {mode}, and config.json says {said}")
+    return Found(
+        name=name,
+        shape=(*codes.shape[:-1], scale.shape[-1] * group),
+        scheme=mode,
+        bits=bits,
+        parts=(codes, scale),
+        unit=1,
+        decode=partial(_decode_small, name, codes, scale, (bits, group, kind)),
+    )
+
+
+def _decode_small(
+    name: str, codes: TensorInfo, scale: TensorInfo, mode: tuple[int, int, str], read: Read, first: int, last: int
+) -> Floats:
+    bits, group, kind = mode
+    rows, groups, size = last - first, scale.shape[-1], codes.shape[-1] * 4
+    out = small_floats(read(codes.name, first * size, rows * size), bits).reshape(rows, groups, group)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out *= small_scales(read, scale, kind, name, first * groups, rows * groups).reshape(rows, groups, 1)
+    return out.reshape(rows, groups * group)
+
+
+def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Found:
+    stored = _stored(infos, name, config)
+    return Found(
+        name=name,
+        shape=(*stored.codes.shape[:-1], stored.cols),
+        scheme=scheme_name(stored.bits, stored.group, "float"),
+        bits=stored.bits,
+        parts=(stored.codes, stored.scales, stored.biases),
+        unit=1,
+        decode=partial(_decode, stored),
+    )
+
+
+def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
+    """What is stored as codes of 32-bit words with scales beside them, and biases where those are floats."""
+    found = []
+    for name, info in infos.items():
+        stem = name.removesuffix(".weight")
+        if info.dtype != "U32" or stem == name or not {f"{stem}.scales", f"{stem}.biases"} & infos.keys():
+            continue
+        scale = infos.get(f"{stem}.scales")
+        small = scale is not None and scale.dtype == "U8"
+        found.append((_small if small else _affine)(infos, name, config))
+    return found
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def shape(weight: Weight) -> str | None:
+    """Why MLX has no such weight: it needs whole groups of 32, 64 or 128 along the last axis."""
+    _, plan = facts(weight)
+    why = not_a_matrix(weight, most=64)
+    if why is None and finer(plan.group, GROUPS) is None:
+        return f"rows of {plan.cols} are no multiple of 32"
+    return why
+
+
+def _group(weight: Weight) -> int:
+    found = finer(facts(weight)[1].group, GROUPS)
+    assert found is not None
+    return found
+
+
+def _job(weight: Weight) -> Job:
+    scheme, plan = facts(weight)
+    name, group = module_of(weight.info.name), _group(weight)
+    lead, groups = weight.info.shape[:-1], plan.cols // group
+    outputs = (
+        TensorInfo(f"{name}.weight", "U32", (*lead, plan.cols * scheme.bits // 32)),
+        TensorInfo(f"{name}.scales", weight.scale_dtype, (*lead, groups)),
+        TensorInfo(f"{name}.biases", weight.scale_dtype, (*lead, groups)),
+    )
+
+    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
+        at = span.row * row_bytes(plan.cols, scheme.bits) + span.col * scheme.bits // 8
+        write(0, at, words(codes, span, plan, scheme.bits))
+        scale, zero = params(codes, span, plan, scheme)
+        exact_bias = zero.astype(np.float64) if scheme.zero_point == "float" else -zero.astype(np.float64) * scale
+        bias = exact_bias.astype(np.float32)
+        exact = bool(np.array_equal(bias, exact_bias))
+        place = (span.row * groups + span.col // group) * element(weight.scale_dtype)
+        for number, values in ((1, scale), (2, bias)):
+            stored, same = rounded(values, weight.scale_dtype, weight.info.name, zeros=number == 2)
+            write(number, place, repeated(stored, span, plan, group))
+            exact &= same
+        return exact
+
+    def pieces() -> Iterator[Piece]:
+        for span in bands(plan, scheme.bits, group):
+            yield partial(piece, span)
+
+    return Job(outputs=outputs, pieces=pieces)
+
+
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why mlx-lm takes no quantized weight in this place."""
+    if model.holder(module_of(weight.info.name)) == "Conv1D":
+        return "mlx-lm turns this matrix while it loads it, which takes floating-point weights"
+    return None
+
+
+def _settings(weight: Weight) -> tuple[int, int]:
+    """Group size and bits of a weight."""
+    return _group(weight), facts(weight)[0].bits
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The model as MLX stores it; what most weights have stands for all, the others are named."""
+    own = {module_of(w.info.name): _settings(w) for w in quantized(tensors)}
+    (group, bits), _ = Counter(own.values()).most_common(1)[0]
+    settings: dict[str, Any] = {"group_size": group, "bits": bits, "mode": "affine"}
+    settings |= {m: {"group_size": g, "bits": b} for m, (g, b) in own.items() if (g, b) != (group, bits)}
+    return Conversion(
+        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
+        config={"quantization": settings, "quantization_config": settings},
+        header=lambda names: {"format": "mlx"},
+        notes=_notes(tensors),
+    )
+
+
+def _notes(tensors: Sequence[Weight]) -> list[str]:
+    notes = ["mlx-lm loads folders of models whose model_type it knows, from files named model*.safetensors"]
+    rounded_biases = [w for w in quantized(tensors) if not facts(w)[0].symmetric and facts(w)[0].zero_point != "float"]
+    if rounded_biases:
+        notes.append("MLX stores -zero * scale, rounded to the scale's dtype; symmetric weights lose nothing")
+    return notes
+
+
+# ---- what this layout offers -----------------------------------------------------------------------------------------
+
+
+READS = Reader(summary="MLX: affine, mxfp4, mxfp8 and nvfp4", find=find)
+
+WRITES = Writer(
+    summary="MLX: weight, scales and biases, for mlx and mlx-lm",
+    accepts=Accepts(bits=BITS, groups=GROUPS[:1], zero_points=("int", "float")),
+    shape=shape,
+    convert=convert,
+    module=module,
+)

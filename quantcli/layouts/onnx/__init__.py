@@ -1,0 +1,52 @@
+"""ONNX: weights that nodes of a graph decode, MatMulNBits and DequantizeLinear.
+
+MatMulNBits (com.microsoft), a weight of b bits [N, K] in blocks of B along K; b is 2, 4 or 8, its attributes are K, N,
+bits and block_size:
+
+    B            U8                            [N, ceil(K/B), B*b/8]   codes u, low bits first; a row fills whole blocks
+    scales       F32, F16 or BF16              [N, ceil(K/B)]
+    zero_points  U8                            [N, ceil(ceil(K/B)*b/8)]   the stream of each row; 2^(b-1) where left out
+                 or the dtype of the scales    [N, ceil(K/B)]             one to a number
+    g_idx        is refused
+
+and is (u - zero point) * scale; [N, K] is [out, in], the matrix that it multiplies with is that turned. All but B may
+also be flat.
+
+DequantizeLinear, a weight x of any shape, axis (1 where left out) and block_size (0):
+
+    x              I8, U8, I16, U16, I32, 8-bit floats, or 2 or 4 bits packed over the whole tensor, low bits first
+    x_scale        F32, F16 or BF16    [] for the tensor; [D] for each index of an axis of D; the shape of x with
+                                       ceil(D/block_size) for D
+    x_zero_point   the dtype of x      the shape of x_scale; 0 where left out
+
+and is (x - zero point) * scale. A weight has the name and the shape of the initializer, so what was turned for a MatMul
+stays turned. All products here are float32.
+
+Reading (read): what a node computes on activations, or on a single number, is left alone. Writing (write): with
+--container one file with a MatMulNBits node for every weight, as onnxruntime runs it. A weight X becomes the
+initializers X, X_scale (F32) and, where it is not symmetric, X_zero_point (U8), and the node goes from an input
+`module.input` [rows, K] of its own to an output `module.output` [rows, N]. B is the largest of 16 to 256 that divides
+the groups; rows may end inside a block. The nodes are no model: they are the weights in the form in which a graph uses
+them. Tensors that were not quantized are initializers no node uses. From 2 GiB on, which protobuf does not hold, the
+tensors are in a second file with `.data` behind its name.
+"""
+
+from __future__ import annotations
+
+from quantcli.layouts.onnx.read import BITS, find
+from quantcli.layouts.onnx.write import container, convert, shape
+from quantcli.layouts.reader import Reader
+from quantcli.layouts.writer import Accepts, Writer
+
+READS = Reader(summary="ONNX: MatMulNBits and DequantizeLinear of initializers", find=find)
+
+WRITES = Writer(
+    summary="ONNX: a MatMulNBits node of com.microsoft for every weight, for onnxruntime",
+    accepts=Accepts(bits=BITS, groups=(16,)),
+    shape=shape,
+    convert=convert,
+    container=container,
+    read_back=False,
+    extension=".onnx",
+    two_files=True,
+)

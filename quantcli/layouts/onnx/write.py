@@ -1,0 +1,191 @@
+"""One ONNX file with a MatMulNBits node for every weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from quantcli import __version__
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts.pieces import (
+    bands,
+    facts,
+    finer,
+    pack_rows,
+    params,
+    plain,
+    put_columns,
+    quantized,
+    repeated,
+    rounded,
+    words,
+)
+from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Weight, Write
+from quantcli.patterns import module_of
+from quantcli.stores.protobuf_writer import message, number, opened, text
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import TileSpan
+
+BLOCKS = (16, 32, 64, 128, 256)
+RAGGED = 128
+"""The blocks of rows with one scale that none of these divides."""
+
+LIMIT = (1 << 31) - (1 << 20)
+"""Bytes a file may have that holds its tensors itself: protobuf reads less than 2 GiB."""
+
+PAGE = 4096
+
+_TYPES = {"F32": 1, "U8": 2, "I8": 3, "U16": 4, "I16": 5, "I32": 6, "I64": 7, "BOOL": 9, "F16": 10, "F64": 11,
+          "U32": 12, "U64": 13, "C64": 14, "BF16": 16, "F8_E4M3": 17, "F8_E4M3FNUZ": 18, "F8_E5M2": 19,
+          "F8_E5M2FNUZ": 20}  # fmt: skip
+"""TensorProto's numbers of the dtypes it has."""
+
+
+def shape(weight: Weight) -> str | None:
+    """Why MatMulNBits has no such weight: it is a matrix, and a short last group must be a block cut short."""
+    _, plan = facts(weight)
+    if len(weight.info.shape) != 2:
+        return f"it has {len(weight.info.shape)} dimension{'s' if len(weight.info.shape) != 1 else ''}"
+    if plan.short_group and plan.group not in BLOCKS:
+        return f"a short last group of {plan.short_group}"
+    return None
+
+
+def _block(weight: Weight) -> int:
+    return finer(facts(weight)[1].group, BLOCKS) or RAGGED
+
+
+def _job(weight: Weight) -> Job:
+    scheme, plan = facts(weight)
+    name, bits, block = weight.info.name, scheme.bits, _block(weight)
+    blocks, held = -(-plan.cols // block), block * bits // 8
+    zeros = -(-blocks * bits // 8)
+    outputs = [
+        TensorInfo(name, "U8", (plan.rows, blocks, held)),
+        TensorInfo(f"{name}_scale", "F32", (plan.rows, blocks)),
+    ]
+    if not scheme.symmetric:
+        outputs.append(TensorInfo(f"{name}_zero_point", "U8", (plan.rows, zeros)))
+
+    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
+        packed = words(codes, span, plan, bits)
+        if span.cols == plan.cols and packed.shape[1] != blocks * held:
+            packed = np.pad(packed, ((0, 0), (0, blocks * held - packed.shape[1])))
+        put_columns(write, 0, packed, (span.row, span.col * bits // 8), blocks * held)
+        scale, zero = params(codes, span, plan, scheme)
+        stored, exact = rounded(scale, "F32", name)
+        put_columns(write, 1, repeated(stored, span, plan, block), (span.row, span.col // block), blocks)
+        if not scheme.symmetric:
+            across = repeated(zero.astype(np.uint8), span, plan, block)
+            packed = pack_rows(across, bits).view(np.uint8)[:, : -(-across.shape[1] * bits // 8)]
+            put_columns(write, 2, np.ascontiguousarray(packed), (span.row, span.col // block * bits // 8), zeros)
+        return exact
+
+    def pieces() -> Iterator[Piece]:
+        for span in bands(plan, bits, block * (8 // bits)):  # a part of a row ends between bytes of its zero points too
+            yield partial(piece, span)
+
+    return Job(outputs=tuple(outputs), pieces=pieces)
+
+
+# ---- the file ---------------------------------------------------------------------------------------------------
+
+
+def _value(name: str, cols: int) -> bytes:
+    """ValueInfoProto of a float matrix of any number of rows."""
+    dims = message(1, text(2, "rows")) + message(1, number(1, cols))
+    return text(1, name) + message(2, message(1, number(1, _TYPES["F32"]) + message(2, dims)))
+
+
+def _attribute(name: str, value: int) -> bytes:
+    return message(5, text(1, name) + number(3, value) + number(20, 2))
+
+
+def _node(weight: Weight) -> tuple[bytes, bytes, bytes]:
+    """A node, its input and its output, as fields of a graph."""
+    scheme, plan = facts(weight)
+    name = weight.info.name
+    stem = module_of(name) if name.endswith(".weight") else name
+    inputs = [f"{stem}.input", name, f"{name}_scale", *([] if scheme.symmetric else [f"{name}_zero_point"])]
+    own = b"".join(text(1, i) for i in inputs) + text(2, f"{stem}.output") + text(3, stem) + text(4, "MatMulNBits")
+    for key, value in {"K": plan.cols, "N": plan.rows, "bits": scheme.bits, "block_size": _block(weight)}.items():
+        own += _attribute(key, value)
+    own += text(7, "com.microsoft")
+    return message(1, own), message(11, _value(inputs[0], plan.cols)), message(12, _value(f"{stem}.output", plan.rows))
+
+
+def _tensor(info: TensorInfo) -> bytes:
+    """TensorProto but for its elements."""
+    dims = b"".join(number(1, n) for n in info.shape)
+    return dims + number(2, _TYPES[info.dtype]) + text(8, info.name)
+
+
+def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+    """One file that holds the tensors itself."""
+    heads = []
+    for info in outputs:
+        own = _tensor(info) + opened(9, info.nbytes)
+        heads.append(opened(5, len(own) + info.nbytes) + own)
+    graph = len(nodes) + sum(map(len, heads)) + sum(info.nbytes for info in outputs)
+    start = _model(told) + opened(7, graph) + nodes
+    at, offsets, pieces = len(start), {}, [(0, start)]
+    for head, info in zip(heads, outputs):
+        pieces.append((at, head))
+        offsets[info.name] = at + len(head)
+        at += len(head) + info.nbytes
+    return [Bytewise(name=base, size=at, offsets=offsets, pieces=pieces)]
+
+
+def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+    """A file that names the places of the tensors in a second one, each on a page of its own."""
+    at, offsets, tensors = 0, {}, b""
+    for info in outputs:
+        at = -(-at // PAGE) * PAGE
+        offsets[info.name] = at
+        place = {"location": f"{base}.data", "offset": str(at), "length": str(info.nbytes)}
+        external = b"".join(message(13, text(1, key) + text(2, value)) for key, value in place.items())
+        tensors += message(5, _tensor(info) + external + number(14, 1))
+        at += info.nbytes
+    whole = _model(told) + message(7, nodes + tensors)
+    return [
+        Bytewise(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
+        Bytewise(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
+    ]
+
+
+def _model(told: str) -> bytes:
+    """ModelProto but for its graph."""
+    opsets = message(8, text(1, "") + number(2, 21)) + message(8, text(1, "com.microsoft") + number(2, 1))
+    metadata = message(14, text(1, KEY) + text(2, told))
+    return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets + metadata
+
+
+def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+    parts = [_node(w) for w in weights]
+    nodes = b"".join(own for number in range(3) for own in (part[number] for part in parts)) + text(2, "weights")
+    files = _inside(nodes, outputs, base, told)
+    return files if files[0].size <= LIMIT else _beside(nodes, outputs, base, told)
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """Never anything: the graph of a model is not written. Raises UsageError with the way to its weights alone."""
+    hint = "--container writes that file, a MatMulNBits node for each weight"
+    raise UsageError("the file would hold the weights without the model's graph", place=["--to onnx"], hint=hint)
+
+
+def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The weights as nodes, and the other tensors beside them. Raises DataError for a dtype ONNX does not have."""
+    for tensor in tensors:
+        if tensor.scheme is None and tensor.info.dtype not in _TYPES:
+            raise DataError(f"ONNX has no {tensor.info.dtype}", place=[printable(tensor.info.name)])
+    jobs = {t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors}
+    outputs = [output for job in jobs.values() for output in job.outputs]
+    return Conversion(
+        jobs=jobs,
+        files=partial(_files, quantized(tensors), outputs),
+        notes=[
+            "the file holds one MatMulNBits node for each weight, not the model's graph; onnxruntime runs them",
+        ],
+    )

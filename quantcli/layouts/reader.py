@@ -1,0 +1,79 @@
+"""What reading a layout gives: the weights that are stored in it, each with how to decode it.
+
+A layout is known by the names, dtypes and shapes of the tensors a weight is stored as; config.json says what those
+leave open. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quantcli import registry
+from quantcli.errors import DataError, printable
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Read = Callable[[str, int, int], "NDArray[np.uint8]"]
+"""Bytes of a stored tensor: its name, the first byte, how many."""
+
+
+OWN = ("gguf", "onnx")
+"""Layouts of files that say themselves what their tensors are: in those no other is looked for, whatever the names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A weight that is stored in a layout.
+
+    name, shape: of the original. scheme: as `Scheme.name` has it. bits: of a code. parts: what it is stored as.
+    decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the last
+    axis of the shape. Ask for multiples of `unit` rows, or up to the end: where rows are stored across, every call
+    reads all of the codes, in small pieces. Raises DataError for parameters that are not finite or name groups that
+    are not there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: str
+    bits: int
+    parts: tuple[TensorInfo, ...]
+    unit: int
+    decode: Callable[[Read, int, int], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """How a layout is read: a line for people, and what of it there is among tensors by name.
+
+    find(tensors, config, read): `config` is config.json, empty when there is none; of a GGUF it is {"gguf": its
+    blocks}, of an ONNX file {"onnx": its graph}. `read` gives the shapes some layouts store as a tensor; without it
+    they must follow from the rest. Raises DataError for what is malformed, contradictory, ambiguous or a variant that
+    is not known.
+    """
+
+    summary: str
+    find: Callable[[Mapping[str, TensorInfo], Mapping[str, Any], Read | None], list[Found]]
+
+
+def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
+    """Every weight that is stored in some layout among these tensors, none of which is claimed twice.
+
+    With `read`, shapes that a file states are read from it; without, they are derived, and checked when decoding.
+    Raises DataError as the layouts do, and when a weight is there twice.
+    """
+    left, found, seen = dict(infos), list[Found](), set[str]()
+    names = registry.names("layouts", "READS")
+    for layout in [n for n in names if n in OWN and set(config) == {n}] or names:
+        for weight in registry.get("layouts", layout, "READS").find(left, config, read):
+            if weight.name in seen or (weight.name in infos and weight.name not in {p.name for p in weight.parts}):
+                raise DataError("it is stored in two ways", place=[printable(weight.name)])
+            seen.add(weight.name)
+            found.append(weight)
+        claimed = {part.name for weight in found for part in weight.parts}
+        left = {name: info for name, info in left.items() if name not in claimed}
+    return found

@@ -1,0 +1,181 @@
+"""What the readers of layouts share: parts by name, their numbers as float32, and columns of large matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.dtypes import DTYPES, to_float32
+from quantcli.errors import DataError, printable
+from quantcli.layouts.config import whole
+from quantcli.layouts.reader import Read
+from quantcli.scheme import Scheme
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+
+PIECE = 1 << 20
+"""Bytes read at once where rows are stored across: unpacked they are some ten times as many."""
+
+BLOCK = 1 << 23
+"""Weights to decode at once where each call reads a whole part: 32 MiB of float32."""
+
+FLOATS = ("F32", "F16", "BF16")
+"""Dtypes of scales."""
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""What the codes of 4-bit floats stand for."""
+
+
+def wrong(name: str, problem: str, hint: str | None = None) -> DataError:
+    """The error that says what is wrong with a tensor."""
+    return DataError(problem, place=[printable(name)], hint=hint)
+
+
+def part(infos: Mapping[str, TensorInfo], name: str, whose: str, dtypes: tuple[str, ...]) -> TensorInfo:
+    """A part by name. Raises DataError when it is missing, empty or of another dtype."""
+    if name not in infos:
+        raise wrong(whose, f"{printable(name)} is missing")
+    info = infos[name]
+    if info.dtype not in dtypes:
+        raise wrong(whose, f"{printable(name)} is {info.dtype}, which is not known here")
+    if info.numel == 0:
+        raise wrong(whose, f"{printable(name)} is empty")
+    return info
+
+
+def matrix(info: TensorInfo, whose: str) -> tuple[int, int]:
+    """The two dimensions of a part."""
+    if len(info.shape) != 2:
+        raise wrong(whose, f"{printable(info.name)} has {len(info.shape)} dimensions instead of 2")
+    return info.shape[0], info.shape[1]
+
+
+def scheme_name(bits: int, group: int | str, kind: str = "") -> str:
+    """The name of an integer scheme: `group` is a size, `channel` or `tensor`; kind is empty when symmetric, else
+    `int` or `float` for what its offsets are.
+
+    >>> scheme_name(4, 128), scheme_name(8, "channel", "int")
+    ('w4g128', 'w8c-asym')
+    """
+    where: dict[str, Any] = (
+        {"granularity": group} if isinstance(group, str) else {"granularity": "group", "group_size": group}
+    )
+    offset: dict[str, Any] = {"symmetric": False, "zero_point": kind} if kind else {}
+    return Scheme(bits=bits, **where, **offset).name
+
+
+def grouping(group_size: int | None, groups: int, cols: int) -> int | str:
+    """What `scheme_name` is given: the size config.json states (-1 for whole rows), or what the shapes say."""
+    if group_size == -1 or (group_size is None and groups == 1):
+        return "channel"
+    return -(-cols // groups) if group_size is None else group_size
+
+
+def group_size(settings: Mapping[str, Any], name: str, groups: int, cols: int) -> int | None:
+    """The size of the groups config.json states, -1 for whole rows; None when it does not. Raises DataError when it
+    is not the size of so many groups."""
+    size = whole(settings, "group_size", -1, 1 << 30)
+    if size is not None and (size == 0 or groups != -(-cols // (cols if size == -1 else size))):
+        raise wrong(name, f"{groups} groups of {cols} columns, and config.json says groups of {size}")
+    return size
+
+
+def across_outputs(infos: Mapping[str, TensorInfo], stem: str, method: str | None) -> bool:
+    """Whether a qweight holds several outputs to a word, as AWQ does, and not several inputs, as GPTQ does:
+    config.json says so, or else the shapes."""
+    if method in ("awq", "gptq"):
+        return method == "awq"
+    codes, scales = infos[f"{stem}.qweight"].shape, infos.get(f"{stem}.scales", infos[f"{stem}.qweight"]).shape
+    return len(codes) == len(scales) == 2 and codes[1] * 8 == scales[1]
+
+
+def floats(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> Floats:
+    """Parameters as float32, from the first-th on. Raises DataError when one is not finite."""
+    size = DTYPES[info.dtype].bits // 8
+    return _finite(to_float32(read(info.name, first * size, count * size), info.dtype), info, whose)
+
+
+def _finite(values: Floats, info: TensorInfo, whose: str) -> Floats:
+    if not np.isfinite(values).all():
+        raise wrong(whose, f"a number of {printable(info.name)} is not finite")
+    return values
+
+
+def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None:
+    """The name of the weight whose codes a tensor is, where these are floats and their scales bytes: two floats to a
+    byte under X_packed, or 8-bit floats under X; None when it is no such tensor."""
+    info, name = infos[full], full.removesuffix("_packed")
+    scale = infos.get(f"{name}_scale")
+    if scale is None:
+        return None
+    packed = info.dtype == "U8" and name != full and scale.dtype in ("U8", "F8_E4M3")
+    return name if packed or (info.dtype == "F8_E4M3" and name == full and scale.dtype == "U8") else None
+
+
+def small_scales(read: Read, info: TensorInfo, kind: str, whose: str, first: int, count: int) -> Floats:
+    """Scales of a byte as float32, from the first-th on: kind is `e4m3`, or `e8m0` for powers of 2 from -127 to 127.
+    Raises DataError when one is not a number."""
+    raw = read(info.name, first, count)
+    if kind == "e4m3":
+        return _finite(to_float32(raw, "F8_E4M3"), info, whose)
+    exponents = raw.astype(np.uint32) << np.uint32(23)  # of float32, but for the smallest power; 255 is no number
+    exponents[raw == 0] = 1 << 22
+    return _finite(exponents.view(np.float32), info, whose)
+
+
+def small_floats(raw: NDArray[np.uint8], bits: int) -> Floats:
+    """What bytes of E4M3, or of two E2M1 each, the first in the low half, stand for."""
+    if bits == 8:
+        return to_float32(raw, "F8_E4M3")
+    found = np.empty((len(raw), 2), np.float32)
+    found[:, 0], found[:, 1] = E2M1[raw & np.uint8(15)], E2M1[raw >> np.uint8(4)]
+    return found.ravel()
+
+
+def strips(read: Read, info: TensorInfo, first: int, last: int, step: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Columns first to last of a matrix, in pieces of a multiple of `step` rows, each with its first row; unsigned
+    integers of the elements' size."""
+    rows, cols = info.shape
+    size = DTYPES[info.dtype].bits // 8
+    height = max(PIECE // (cols * size * step), 1) * step
+    for row in range(0, rows, height):
+        count = min(height, rows - row)
+        piece = read(info.name, row * cols * size, count * cols * size).view(f"<u{size}")
+        yield row, piece.reshape(count, cols)[:, first:last]
+
+
+def columns(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
+    """Columns first to last of a matrix."""
+    found = np.empty((info.shape[0], last - first), f"<u{DTYPES[info.dtype].bits // 8}")
+    for row, piece in strips(read, info, first, last):
+        found[row : row + len(piece)] = piece
+    return found
+
+
+def float_columns(read: Read, info: TensorInfo, whose: str, first: int, last: int) -> Floats:
+    """Columns first to last of a matrix of parameters, turned: (last - first, rows) float32."""
+    raw = np.ascontiguousarray(columns(read, info, first, last).T)
+    values = to_float32(raw.view(np.uint8).ravel(), info.dtype).reshape(raw.shape)
+    return _finite(values, info, whose)
+
+
+def block_rows(cols: int) -> int:
+    """Rows to decode at once where each call reads a whole part: a multiple of 32, whose codes fill whole words."""
+    return max(BLOCK // cols // 32, 1) * 32
+
+
+def scaled(out: Floats, scale: Floats, zero: Floats | None, group: int) -> Floats:
+    """(code - zero) * scale in place of codes (rows, cols); parameters are (rows, groups) or (1, 1)."""
+    rows, cols = out.shape
+    grouped = out.reshape(rows, cols // group, group)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if zero is not None:
+            grouped -= zero[:, :, None]
+        grouped *= scale[:, :, None]
+    return out

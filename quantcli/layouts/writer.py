@@ -1,0 +1,252 @@
+"""What writing a layout takes: the schemes it can store, and what becomes of the tensors of a model.
+
+A writer moves codes, scales and zero points to where another tool looks for them; it never quantizes. It knows
+arrays, names and shapes, no files: the pass over a file is `quantcli.passes.export`. A tensor that it leaves out of its
+conversion is not written, one that it renames, permutes or casts is written so: a target may be a container of its
+own (`files`) with tensors of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from quantcli import registry
+from quantcli.architectures import Architecture
+from quantcli.errors import UsageError, printable
+from quantcli.scheme import Scheme
+from quantcli.tensors.decided import Decided
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import TileSpan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats, QuantParams
+
+
+KEY = "quantcli_export"
+"""The key of the metadata under which an exported file says what made it, what it was made from (see origins) and what
+its loader wants in config.json: a bare file has none beside it."""
+
+
+Weight = Decided
+"""A tensor as it was decided on: kept, or quantized with a scheme."""
+
+
+class Codes(Protocol):
+    """The codes of a weight, made or read piece by piece. A tile is made once for each piece of work that needs it."""
+
+    def packed(self, span: TileSpan) -> Bytes:
+        """Codes of a tile, rows of 32-bit words."""
+
+    def params(self, span: TileSpan) -> QuantParams:
+        """Its scales and zero points as the kernels take them."""
+
+    def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
+        """The same as the native layout stores them: (rows, groups), or (1, channels) where the columns share them."""
+
+    def levels(self, span: TileSpan) -> Floats:
+        """The levels (tables, 2^b) of codes of a codebook."""
+
+    def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
+        """Bytes of a tensor that is kept. The array may be used until the next call in the same thread."""
+
+
+Write = Callable[[int, int, Any], None]
+"""Where the bytes go: the number of the output, the offset in it, an array or buffer."""
+
+Piece = Callable[[Codes, Write], bool]
+"""A part of a conversion; whether what it wrote decodes to just what it read."""
+
+
+Beside = Callable[[str], "bytes | None"]
+"""What lies beside the weights of the source: a small file's bytes by its name, None where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What becomes of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
+    any thread. Together they write every byte once. kind: what they are called there, where dtypes do not say."""
+
+    outputs: tuple[TensorInfo, ...]
+    pieces: Callable[[], Iterator[Piece]]
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What becomes of a model.
+
+    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
+    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container of its own, its
+    files, the one that names the others first; base is the name of the output, text belongs into its metadata under
+    KEY. notes: what the loaders will and will not do.
+    """
+
+    jobs: Mapping[str, Job]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
+    files: Callable[[str, str], Sequence[Bytewise]] | None = None
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bytewise:
+    """A file of another container before it is written: its name, its size, the place of every output in it, and what
+    stands between them."""
+
+    name: str
+    size: int
+    offsets: Mapping[str, int]
+    pieces: Sequence[tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepts:
+    """The schemes a target can store.
+
+    groups: every group size must be a multiple of one of these, None for any. granularities: which there are.
+    symmetric, zero_points: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have, None for
+    all.
+
+    >>> Accepts(bits=(4,), groups=(32, 64)).describe()
+    'int of 4 bits, symmetric or asymmetric, in groups of a multiple of 32, per channel or per tensor'
+    """
+
+    formats: tuple[str, ...] = ("int",)
+    bits: tuple[int, ...]
+    groups: tuple[int, ...] | None = None
+    granularities: tuple[str, ...] = ("group", "channel", "tensor")
+    symmetric: tuple[bool, ...] = (True, False)
+    zero_points: tuple[str, ...] = ("int",)
+    asymmetric_bits: tuple[int, ...] | None = None
+
+    def describe(self) -> str:
+        """The schemes in words."""
+        parts = [f"{' or '.join(self.formats)} of {_listed(self.bits)} bits"]
+        if self.formats == ("int",):
+            kinds = ["symmetric"] if True in self.symmetric else []
+            kinds += ["asymmetric"] if False in self.symmetric else []
+            details = [f"of {_listed(self.asymmetric_bits)} bits"] if self.asymmetric_bits else []
+            details += ["float offsets too"] if "float" in self.zero_points else []
+            parts.append(" or ".join(kinds) + (f" ({', '.join(details)})" if details else ""))
+        where = []
+        if "group" in self.granularities:
+            where.append("in groups" + (f" of a multiple of {min(self.groups)}" if self.groups else ""))
+        where += [f"per {g}" for g in self.granularities if g != "group"]
+        return ", ".join([*parts, _listed(where)])
+
+    def obstacle(self, scheme: Scheme) -> str | None:
+        """What of a scheme the target cannot store; None when it can store all of it."""
+        if scheme.format not in self.formats:
+            return f"the format {scheme.format}"
+        if scheme.bits not in self.bits:
+            return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
+        if scheme.granularity not in self.granularities:
+            return f"one scale per {scheme.granularity}"
+        if scheme.granularity == "channel" and scheme.axis != 0:
+            return f"channels of axis {scheme.axis}"
+        if scheme.symmetric not in self.symmetric:
+            return "symmetric codes" if scheme.symmetric else "zero points"
+        if not scheme.symmetric and not self._asymmetric(scheme.bits):
+            return f"{scheme.bits} bits with zero points"
+        if scheme.family == "int" and not scheme.symmetric and scheme.zero_point not in self.zero_points:
+            return f"{scheme.zero_point} offsets"
+        if scheme.group_size is not None and not self._holds(scheme.group_size):
+            return f"groups of {scheme.group_size}"
+        return None
+
+    def _holds(self, group: int) -> bool:
+        return self.groups is None or any(group % g == 0 for g in self.groups)
+
+    def _asymmetric(self, bits: int) -> bool:
+        return self.asymmetric_bits is None or bits in self.asymmetric_bits
+
+    def smaller(self, group: int) -> list[int]:
+        """The usual group sizes below one that the target holds, the largest first."""
+        return [g for g in (1024, 512, 256, 128, 64, 32, 16) if g < group and self._holds(g)]
+
+    def nearest(self, scheme: Scheme) -> Scheme:
+        """The scheme the target can store that keeps most of another one: not fewer bits, not larger groups, where
+        there are such.
+
+        >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
+        'w8g32'
+        """
+        bits = next((b for b in self.bits if b >= scheme.bits), self.bits[-1])
+        form = scheme.format if scheme.format in self.formats else self.formats[0]
+        symmetric = scheme.symmetric if scheme.symmetric in self.symmetric else self.symmetric[0]
+        symmetric = symmetric or form != "int" or not self._asymmetric(bits)
+        granularity: Any = scheme.granularity
+        if granularity not in self.granularities:
+            granularity = "group" if "group" in self.granularities else "channel"
+        group = (scheme.group_size or 128) if granularity == "group" else None
+        if group is not None and not self._holds(group):
+            group = next(iter(self.smaller(group)), min(self.groups or (group,)))
+        offset = scheme.zero_point if not symmetric and scheme.zero_point in self.zero_points else "int"
+        own = Scheme(format=form)
+        return Scheme(
+            format=form,
+            bits=bits if form == "int" else own.bits,
+            granularity=granularity,
+            group_size=group,
+            symmetric=symmetric,
+            zero_point=offset,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """How a layout that other tools load is written.
+
+    summary: a line for people. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an
+    accepted scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose
+    weights it can all store. Raises UsageError for weights it cannot store together, and for a model that it has no
+    graph or architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which
+    nothing runs. module(weight, architecture): why the loader takes no quantized weight in its place in a model of that
+    type. scale_dtype: what scales are best made in for it; usual: fields of the scheme to use unless others are asked
+    for. extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
+    keeps_document: whether what it writes is a native file still. mixes: whether
+    weights of one model may have several schemes. read_back: whether the report reads what was written,
+    before that has its name.
+    """
+
+    summary: str
+    accepts: Accepts
+    shape: Callable[[Weight], str | None]
+    convert: Callable[[Sequence[Weight], Beside], Conversion]
+    container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
+    module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    scale_dtype: str | None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    extension: str = ""
+    two_files: bool = False
+    keeps_document: bool = False
+    mixes: bool = True
+    read_back: bool = True
+
+    def suited(self, scheme: Scheme) -> Scheme:
+        """A scheme with the scales the target stores, unless others were asked for."""
+        if self.scale_dtype is None or scheme.scale_dtype is not None or scheme.shares_levels:
+            return scheme
+        return replace(scheme, scale_dtype=self.scale_dtype)
+
+
+def named(target: str) -> Writer:
+    """The writer of a target."""
+    return cast(Writer, registry.get("layouts", target, "WRITES"))
+
+
+def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
+    """The error for a weight the target cannot store, with what it can."""
+    accepted = named(target).accepts.describe()
+    problem = f"{target} cannot store it: {why} ({scheme}); it accepts {accepted}"
+    return UsageError(problem, place=[printable(name)])
+
+
+def _listed(items: Sequence[Any]) -> str:
+    words = [str(i) for i in items]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,92 @@
+"""What every store of tensors offers, whatever the format of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from quantcli.errors import UsageError
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.stores.files import InputFile
+    from quantcli.stores.gguf import Block
+    from quantcli.stores.onnx import Graph
+
+
+class HeaderDocument(NamedTuple):
+    """quantcli's own document in the header of a file, the tensors of that file, and whether the header still has the
+    digest of itself that was written (None: it has none)."""
+
+    text: str
+    infos: Sequence[TensorInfo]
+    seal: bool | None
+
+
+class Source(Protocol):
+    """Tensors to read, and what the store they are in has beside them. `read` may be called from several threads.
+
+    kind: the format of its files. folder: where its shards lie; None for a single file. blocks, keys: of a GGUF, the
+    tensors that are read as U8 rows of bytes, and its metadata. graph: of an ONNX file, what its nodes do with tensors.
+    A store inherits from this what it does not have.
+    """
+
+    path: str
+    metadata: dict[str, str]
+    kind: str
+    folder: str | None = None
+    blocks: Mapping[str, Block] = MappingProxyType({})
+    keys: Mapping[str, Any] = MappingProxyType({})
+    graph: Graph | None = None
+
+    @property
+    def documents(self) -> list[HeaderDocument]:
+        """quantcli's own header documents, each with the tensors of its file; most stores have none."""
+        return []
+
+    @property
+    def shards(self) -> Mapping[str, Source]:
+        """Its files with tensors by their names in the folder; a single file has none."""
+        return {"": self}
+
+    def beside(self, name: str) -> bytes | None:
+        """A small file of the folder; None when there is none. Raises DataError for a link that leads out of it."""
+        return None
+
+    def infos(self) -> Sequence[TensorInfo]:
+        """Every tensor, in file order."""
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        """Say that these bytes of a tensor will not be read again; of a pipe they are kept until then."""
+        return
+
+    def release(self, name: str) -> None:
+        """Say that a tensor will not be read again, so that what was kept for it can go."""
+        return
+
+    def files(self) -> Sequence[InputFile]:
+        """The files behind it."""
+
+    def check_unchanged(self) -> None:
+        """Raise DataError when a file was changed since it was opened."""
+        for file in self.files():
+            file.check_unchanged()
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+def is_stream(source: Source) -> bool:
+    """Whether it can be read only once, in order."""
+    return any(file.once for file in source.files())
+
+
+def need_file(source: Source, what: str) -> None:
+    """Raise UsageError when the source is a pipe, in which nothing can be found again."""
+    if is_stream(source):
+        hint = "name a file, or redirect one with <"
+        raise UsageError(f"{what} goes back and forth, which a pipe cannot", place=[source.path], hint=hint)
