@@ -30,7 +30,8 @@ from typing import Any
 
 CALLS = ("open", "close", "mkdir", "link", "rename", "replace", "unlink", "rmdir", "fsync", "write", "pwrite",
          "posix_fallocate", "fchmod")  # fmt: skip
-MODULES = ("interrupts.py", "workspace.py", "folder.py", "files.py", "_exporting.py", "checkpoints.py", "exporting.py")
+MODULES = ("interrupts.py", "workspace.py", "folder.py", "files.py", "write.py", "quantize.py", "export.py",
+           "output.py")  # fmt: skip
 
 
 class Faults:

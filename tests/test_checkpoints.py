@@ -23,8 +23,8 @@ from strategies import gaussian
 
 from quantcli import QuantcliError
 from quantcli import open as open_model
-from quantcli.folders import checkpoints, resume
-from quantcli.passes import quantize
+from quantcli.folders import resume
+from quantcli.folders import write as folders
 from quantcli.stores import workspace
 
 CARD = "---\nlicense: mit\ntags:\n- tiny  # two\n---\n\n# Tiny\n\nWhat it was trained on. \u00e9\n"
@@ -273,14 +273,14 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
 
     def fail(number: int, error: BaseException) -> None:
         files = iter(range(1, 100))
-        real = quantize.write
+        real = folders.write_part
 
         def write(*arguments: Any) -> Any:
             if next(files) == number:
                 raise error
             return real(*arguments)
 
-        monkeypatch.setattr(quantize, "write", write)
+        monkeypatch.setattr(folders, "write_part", write)
 
     return fail
 
@@ -297,7 +297,8 @@ def interrupted(source: Path, failing: Callable[[int, BaseException], None], num
 
 
 @pytest.mark.parametrize("options", [[], ["--max-shard-size", "20kB"], ["--digest", "sha256"],
-                                     ["--calibration", "auto"]])
+                                     ["--calibration", "auto"], ["--to", "mlx", "--group-size", "32"],
+                                     ["--to", "awq", "--group-size", "32"], ["--to", "bnb-nf4"]])
 def test_a_full_disk_and_then_resume(options: list[str], source: Path, failing: Any) -> None:
     """The final bytes of interrupted and resumed runs are those of an uninterrupted one, and so is the report"""
     whole = run("quantize", source, "-o", "whole", *options, "--json").json
@@ -465,7 +466,7 @@ def test_links_in_the_hidden_folder_are_not_followed(source: Path, failing: Any)
 def test_the_loser_of_two_runs_leaves_nothing(when: str, options: list[str], source: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run ends between our look at the destination and our turn, or while we write: it made the output."""
-    real_lock, real_write, written = workspace._locked, quantize.write, []
+    real_lock, real_write, written = workspace._locked, folders.write_part, []
 
     def lock(folder: str, path: str) -> int:
         found = real_lock(folder, path)
@@ -480,7 +481,7 @@ def test_the_loser_of_two_runs_leaves_nothing(when: str, options: list[str], sou
         return real_write(*arguments)
 
     monkeypatch.setattr(workspace, "_locked", lock)
-    monkeypatch.setattr(quantize, "write", write)
+    monkeypatch.setattr(folders, "write_part", write)
     line = run("quantize", source, "-o", "out", *options).err.splitlines()[-1]
     assert line.endswith("out: another process created the output; use --force to replace it")
     assert sorted(os.listdir()) == ["out", "source"] and os.listdir("out") == []
@@ -512,7 +513,7 @@ def test_a_run_with_another_target_says_what_it_removed(source: Path, failing: A
 def test_long_names(source: Path) -> None:
     name = "\u00e9" * 120
     assert run("quantize", source, "-o", name).code == 0
-    assert checkpoints.left_over(str(Path(name).resolve())) is None
+    assert folders.left_over(str(Path(name).resolve())) is None
 
 
 # ---- killed -----------------------------------------------------------------------------------------------------

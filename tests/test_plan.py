@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from quantcli import DataError, Scheme, UsageError
+from quantcli.layouts.native.parts import nbytes, outputs
 from quantcli.planning.plan import REASONS, Plan, Request, Rule, make
 from quantcli.tensors.info import TensorInfo
 
@@ -139,7 +140,7 @@ def test_embeddings_are_quantized_where_they_are_all_there_is(tensors: dict[str,
 def test_what_is_no_float_passes_through(dtype: str) -> None:
     plan = plan_of({"a.weight": (dtype, MATRIX), "b.weight": MATRIX}, include=("*",), keep_defaults=False)
     assert reasons(plan) == {"a.weight": "not-float", "b.weight": "default"}
-    assert plan.tensors[0].outputs == (plan.tensors[0].info,)
+    assert outputs(plan.tensors[0]) == (plan.tensors[0].info,)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"])
@@ -238,7 +239,7 @@ def test_only_names_that_are_written_collide() -> None:
     plan_of({"a.weight": MATRIX, "a.weight_packed": ("I32", (4,)), "b": MATRIX}, exclude=("a.weight",))
 
 
-@pytest.mark.parametrize(("shape", "fields", "outputs"), [
+@pytest.mark.parametrize(("shape", "fields", "expected"), [
     ((64, 100), {}, {"packed": ("I32", (64, 13)), "scale": ("F16", (64, 1)), "shape": ("I64", (2,))}),
     ((64, 100), {"group_size": 32}, {"packed": ("I32", (64, 13)), "scale": ("F16", (64, 4)), "shape": ("I64", (2,))}),
     ((64, 100), {"symmetric": False, "group_size": 32}, {"packed": ("I32", (64, 13)), "scale": ("F16", (64, 4)),
@@ -250,10 +251,10 @@ def test_only_names_that_are_written_collide() -> None:
     ((64, 16, 3, 3), {"granularity": "channel", "axis": 1},
      {"packed": ("I32", (64, 18)), "scale": ("F16", (1, 16, 1, 1)), "shape": ("I64", (4,))}),
 ])  # fmt: skip
-def test_every_output_is_planned(shape: tuple[int, ...], fields: dict, outputs: dict) -> None:
+def test_every_output_is_planned(shape: tuple[int, ...], fields: dict, expected: dict) -> None:
     planned = plan_of({"w": shape}, scheme=Scheme(bits=4, **fields)).tensors[0]
-    assert {o.name: (o.dtype, o.shape) for o in planned.outputs} == {f"w_{k}": v for k, v in outputs.items()}
-    assert planned.bytes_out == sum(o.nbytes for o in planned.outputs)
+    assert {o.name: (o.dtype, o.shape) for o in outputs(planned)} == {f"w_{k}": v for k, v in expected.items()}
+    assert nbytes(planned) == sum(o.nbytes for o in outputs(planned))
 
 
 def test_a_short_last_group_is_noted() -> None:

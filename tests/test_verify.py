@@ -88,7 +88,7 @@ def test_nothing_is_found_in_any_file(data: st.DataObject, scheme: Scheme, tmp_p
     with reading.open(str(source)) as model:
         try:
             plan = make(model.source.infos(), Request(scheme=scheme, keep_defaults=False))
-            quantize.write(model.source, plan, {}, out, quantize.Options(threads=1))
+            quantize.write(model.source, plan, out, quantize.Options(threads=1), quantize.Target())
         except DataError:
             return
     assert verified(out).findings == verified(out, source).findings == ()

@@ -77,9 +77,9 @@ def plain(info: TensorInfo) -> Job:
 def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
     """Pieces of about BAND bytes (SLAB when they are to be turned) in file order: whole rows, multiples of `unit` of
     them, or where not even so many are that small, parts of such rows that end between words, native groups and the
-    target's groups of `size`."""
+    target's groups of `size`; a size above that of a row keeps rows whole."""
     limit = SLAB if slab else BAND
-    height = limit // (row_bytes(plan.cols, bits) * unit) * unit
+    height = limit // (row_bytes(plan.cols, bits) * unit) * unit or (unit if size > plan.cols else 0)
     if height:
         for row in range(0, plan.rows, height):
             yield TileSpan(row, min(height, plan.rows - row), 0, plan.cols)

@@ -28,7 +28,7 @@ from quantcli.tensors import digest
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.fit import Trials, read_span, span_bytes
 from quantcli.tensors.rows import TileSpan
-from quantcli.tensors.settle import part
+from quantcli.tensors.settle import part, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -301,7 +301,9 @@ class _Tiles:
     def params(self, span: TileSpan) -> QuantParams:
         whole = self._encoding.trials.chosen.whole
         if whole is not None:
-            return part(whole, span, self._plan)
+            tensor = self._encoding.tensor
+            stored = QuantParams(*self.scales(span), part(whole, span, self._plan).codebook)
+            return spread(stored, tensor.info, tensor.scheme, self._plan)
         found = [self._of_tile(index, tile, span) for index, tile in self._covering(span)]
         if len(found) == 1:
             return found[0]

@@ -36,6 +36,7 @@ class Kept:
     info: TensorInfo
     reason: str
     note: str = ""
+    disposition: ClassVar[str] = "kept"
     scheme: ClassVar[None] = None
     layout: ClassVar[None] = None
     scale_dtype: ClassVar[str] = ""
@@ -56,6 +57,7 @@ class Quantized:
     scale_dtype: str
     note: str = ""
     importance: Columns | None = None
+    disposition: ClassVar[str] = "quantized"
 
 
 Decided = Kept | Quantized

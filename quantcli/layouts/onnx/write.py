@@ -84,8 +84,9 @@ def _job(weight: Weight) -> Job:
         return exact
 
     def pieces() -> Iterator[Piece]:
-        for span in bands(plan, bits, block * (8 // bits)):  # a part of a row ends between bytes of its zero points too
-            yield partial(piece, span)
+        unit = block * (1 if scheme.symmetric else 8 // bits)  # a part of a row ends between bytes of its zero points
+        indivisible = not scheme.symmetric and unit >= plan.cols
+        return (partial(piece, span) for span in bands(plan, bits, plan.cols + 1 if indivisible else unit))
 
     return Job(outputs=tuple(outputs), pieces=pieces)
 
