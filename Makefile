@@ -1,6 +1,7 @@
 # make demo    a virtual environment with the package alone; sample models quantized and measured
 # make test    a virtual environment with what the tests need, and the tests
 # make check   ruff, mypy --strict and the tests
+# make docs    the tables of README.md and of the topics of quantcli help, written from the code
 # make bench   speed and memory beside the machine's own floor
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint bench golden peers peers-fast clean
+.PHONY: demo test check lint docs bench golden peers peers-fast clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -53,6 +54,9 @@ lint: $(BIN)/.installed
 	$(BIN)/mypy
 
 check: lint test
+
+docs: $(BIN)/.installed
+	$(BIN)/python tests/write_tables.py
 
 bench: $(BIN)/.installed $(PEERS)/current/.installed
 	$(BIN)/python tests/bench/bench.py --peer-python $(PEERS)/current/bin/python
