@@ -38,6 +38,11 @@ UNITS = {"DB": "dB", "MSE": "squared error", "BITS": "bits per weight", "SIZE": 
 """What the limits of gates are counted in, by what their options take."""
 
 
+def escaped(text: str) -> str:
+    """A text whose stars are stars in Markdown too."""
+    return text.replace("*", "\\*")
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
@@ -67,7 +72,7 @@ def formats() -> str:
         bits = str(low) if low == high else f"{low} to {high} ({usual})"
         offsets = " or ".join(found.zero_points) or "no"
         rows.append([f"`{name}`", registry.summary("formats", name), bits, offsets, f"`{found.calibration}`"])
-    return table(["`--type`", "values", "bits (default)", "zero points", "default calibration"], rows)
+    return table(["`--type`", "values", "bits (default)", "zero points", "calibration"], rows)
 
 
 def targets() -> str:
@@ -75,9 +80,9 @@ def targets() -> str:
     rows = []
     for name in registry.names("layouts", "WRITES"):
         export = named(name)
-        output = f"one file, {export.extension}" if export.extension else "a folder, or a .safetensors file"
+        output = f"{export.extension} file" if export.extension else "folder or file"
         loaded = registry.purpose("layouts", name, "WRITES")
-        rows.append([f"`{name}`", loaded, output, export.accepts.describe(), export.keeps])
+        rows.append([f"`{name}`", loaded, output, export.accepts.describe(), escaped(export.keeps)])
     return table(["`--to`", "loaded by", "writes", "accepts", "keeps in floating point"], rows)
 
 
@@ -107,12 +112,14 @@ def options(name: str) -> str:
         rows.append([f"**{group}**", "", ""])
         for option in found:
             record = option.get_help_record(ctx)
-            assert record is not None
-            if isinstance(option, _help.Option):
-                choices = ", ".join(f"`{word}`" for word in option.words)
-                text = f"{option.help}{f' One of {choices}.' if choices else ''}"
-                default = "required" if option.required else option.default_text
-                rows.append([f"`{record[0]}`", default, text])
+            if record is None or not isinstance(option, _help.Option):
+                continue
+            kind = getattr(option.type, "kind", option.type)
+            names = kind.choices if isinstance(kind, click.Choice) else ()
+            choices = f" One of {', '.join(f'`{name}`' for name in names)}." if names else ""
+            left = re.sub(r"\[[^\[\]=]+\]$", "NAME", record[0])
+            default = "required" if option.required else option.default_text
+            rows.append([f"`{left}`", default, f"{escaped(option.help or '')}{choices}"])
     return table(["option", "default", "meaning"], rows)
 
 
@@ -136,8 +143,8 @@ def gate_limits() -> str:
     rows = []
     for name, kind, text in _gating.GATES:
         judged = "each tensor" if name in gates.TENSOR_GATES else "the file"
-        rows.append([f"`--{name.replace('_', '-')}`", f"`{name}`", UNITS[kind], judged, text])
-    return table(["option", "key in quantcli.yaml", "unit", "judges", "meaning"], rows)
+        rows.append([f"`--{name.replace('_', '-')}`", UNITS[kind], judged, text])
+    return table(["gate", "unit", "judges", "meaning"], rows)
 
 
 def keys_of_recipes() -> str:

@@ -53,7 +53,7 @@ def budget(command: F) -> F:
     """What a plan must keep, and what it may choose from."""
     command = _help.option(
         "--weighting",
-        metavar="balanced|relative|absolute|FILE",
+        metavar="NAME|FILE",
         default=DEFAULTS["weighting"],
         show_default=True,
         help="What adds up: each tensor's squared error over its power (relative), that times its size to the "
@@ -212,6 +212,7 @@ def planned(
     request = _with_experts_tied(request, first)
     for line in () if talk.quiet else unweighted(first.tensors):
         options.warn(line)
+
     def size_of(plan: Plan) -> int:
         """Bytes of a plan in files of the size asked for."""
         assert plan.request is not None

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
@@ -135,7 +135,8 @@ def _show(text: str, color: str) -> None:
 
 def _markdown(text: str) -> Markdown:
     """A topic as rich lays it out: headings at the left, commands on one line each, so that they can be copied."""
-    from rich.markdown import CodeBlock, Heading, Markdown
+    from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableElement
+    from rich.table import Table
     from rich.text import Text
 
     class Title(Heading):
@@ -150,8 +151,24 @@ def _markdown(text: str) -> Markdown:
             for line in str(self.text).rstrip().split("\n"):
                 yield Text(f"    {line}", style="markdown.code", no_wrap=True, overflow="ignore")
 
+    class Columns(TableElement):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for table in super().__rich_console__(console, options):
+                assert isinstance(table, Table)
+                for column in table.columns:  # names and figures stay whole, the rest gives way
+                    cells = [str(cell) for cell in column.cells]
+                    column.no_wrap = all(" " not in cell or cell.startswith("-") for cell in cells)
+                    column.overflow = "fold"
+                yield table
+
     class Topic(Markdown):
-        elements = {**Markdown.elements, "heading_open": Title, "fence": Commands, "code_block": Commands}  # noqa: RUF012
+        elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+            **Markdown.elements,
+            "heading_open": Title,
+            "fence": Commands,
+            "code_block": Commands,
+            "table_open": Columns,
+        }
 
     return Topic(text, hyperlinks=False)
 
