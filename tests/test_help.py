@@ -90,8 +90,8 @@ def test_choices_have_a_word_each() -> None:
             assert registry.summary(package, name, offer)
     for package in ("reports.renderings", "cli"):
         assert all(registry.summary(package, name) for name in registry.names(package))
-    for name in registry.names("layouts.writing"):  # TITLE: WHAT, for the programs that load it
-        assert re.fullmatch(r"[^:]+: .+ for .+", registry.headline("layouts.writing", name))
+    for name in registry.names("layouts", "WRITES"):  # TITLE: WHAT, for the programs that load it
+        assert re.fullmatch(r"[^:]+: .+ for .+", registry.headline("layouts", name, "WRITES"))
 
 
 def test_defaults_are_shown() -> None:
