@@ -1,9 +1,11 @@
 """Find the variants that live one per file in a package: a variant exists because its file exists.
 
-A variant's module offers `PROVIDES`; its name is the file's, with dashes for underscores. Where modules may offer
-several things, such as a layout that is read, written or both, a variant of one of them is a module, or a package, in
-whose text a line begins with that name and an equals sign. Names are read from the folder and the text, not by
-importing the package, so that `--help` can list them without importing numpy.
+A variant's module offers `PROVIDES`; its name is the file's, with dashes for underscores, and the first line of its
+docstring, `TITLE: SUMMARY.`, is what help and documentation say of it. Where modules may offer several things, such as
+a layout that is read, written or both, a variant of one of them is a module, or a package, in whose text a line begins
+with that name and an equals sign, and what is said of it is its first argument, `summary="TITLE: SUMMARY"`. All this is
+read from the folder and the text, not by importing the package, so that `--help` can list variants without importing
+numpy.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
 from functools import cache
 from typing import Any
 
@@ -24,16 +27,23 @@ def names(package: str, offer: str | None = None) -> tuple[str, ...]:
     >>> "fp8-blocks" in names("layouts", "READS"), "fp8-blocks" in names("layouts", "WRITES")
     (True, False)
     """
-    folder = os.path.join(os.path.dirname(__file__), *package.split("."))
-    public = [m for m in pkgutil.iter_modules([folder]) if not m.name.startswith("_")]
-    found = [m.name for m in public if offer is None or _offers(os.path.join(folder, m.name), m.ispkg, offer)]
+    public = [m.name for m in pkgutil.iter_modules([_folder(package)]) if not m.name.startswith("_")]
+    found = [name for name in public if offer is None or f"\n{offer} = " in _text(package, name)]
     return tuple(sorted(name.replace("_", "-") for name in found))
 
 
-def _offers(module: str, is_package: bool, offer: str) -> bool:
-    """Whether a module, or the first file of a package, assigns to a name at its outermost level."""
-    with open(os.path.join(module, "__init__.py") if is_package else f"{module}.py", "rb") as file:
-        return f"\n{offer} = ".encode() in file.read()
+def _folder(package: str) -> str:
+    """Where the modules of a package are."""
+    return os.path.join(os.path.dirname(__file__), *package.split("."))
+
+
+@cache
+def _text(package: str, name: str) -> str:
+    """The text of a variant's module, or of the first file of its package."""
+    module = os.path.join(_folder(package), name)
+    path = os.path.join(module, "__init__.py") if os.path.isdir(module) else f"{module}.py"
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 @cache
@@ -42,3 +52,35 @@ def get(package: str, name: str, offer: str | None = None) -> Any:
     if name not in names(package, offer):
         raise KeyError(name)
     return getattr(importlib.import_module(f"quantcli.{package}.{name.replace('-', '_')}"), offer or "PROVIDES")
+
+
+def headline(package: str, name: str, offer: str | None = None) -> str:
+    """What is said of a variant in one line, without its full stop; empty where nothing is said.
+
+    >>> headline("calibrators", "minmax")
+    'Min-max: the whole range is kept, nothing is clipped'
+    >>> headline("layouts", "mlx", "READS")
+    'MLX: affine, mxfp4, mxfp8 and nvfp4'
+    """
+    said = r'\A"""(.+?)\.?(?:"""|\n)' if offer is None else rf'^{offer} = \w+\(\s*summary="([^"]*)"'
+    found = re.search(said, _text(package, name.replace("-", "_")), re.MULTILINE)
+    return found[1] if found is not None else ""
+
+
+def summary(package: str, name: str, offer: str | None = None) -> str:
+    """What a variant is in a few words: its headline behind the title.
+
+    >>> summary("calibrators", "minmax")
+    'the whole range is kept, nothing is clipped'
+    """
+    title, colon, words = headline(package, name, offer).partition(": ")
+    return words if colon else title
+
+
+def purpose(package: str, name: str, offer: str | None = None) -> str:
+    """What a variant is for: of its headline the words behind the last `for`.
+
+    >>> purpose("layouts", "gguf", "WRITES")
+    'llama.cpp'
+    """
+    return headline(package, name, offer).rpartition(" for ")[2]

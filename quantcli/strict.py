@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from typing import Any
 
 from quantcli.errors import DataError, UsageError, printable
@@ -13,7 +14,7 @@ LIMIT = 1 << 16
 """Bytes a recipe or configuration may have."""
 
 
-def mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
+def mapping(value: Any, place: str, known: Collection[str]) -> dict[str, Any]:
     """A copy of a map whose keys are all known. Raises UsageError for another one, with near misses."""
     if not isinstance(value, dict):
         raise UsageError("it is not a map of keys to values", place=[place])

@@ -5,7 +5,6 @@ Names are data: what is not printable is shown escaped, and nothing in them is t
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -90,17 +89,6 @@ class Table:
         """Add a row."""
         self.rows.append([printable_line(cells[0], 512), *(printable(c) for c in cells[1:])])
         self.styles.append(style)
-
-
-def wants_colour(stream: TextIO, choice: str) -> bool:
-    """Whether to colour: on a terminal that can, unless NO_COLOR is set; --color and FORCE_COLOR decide before."""
-    if choice != "auto":
-        return choice == "always"
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def terminal_size(stream: TextIO) -> tuple[int, int] | None:

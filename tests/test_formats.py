@@ -259,7 +259,7 @@ def test_files_of_levels_that_are_none(text: str, words: str, tmp_path: Path) ->
 def test_every_format_has_a_summary_and_a_scheme_here() -> None:
     assert {Scheme(**fields).format for fields in SCHEMES.values()} | {"int"} == set(registry.names("formats"))
     for name in registry.names("formats"):
-        assert registry.get("formats", name).summary
+        assert registry.summary("formats", name)
 
 
 # ---- the same bytes everywhere -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The README's commands, run as written, give the output it shows."""
+"""The commands of README and topics, run as written: how is told in documents.py."""
 
 from __future__ import annotations
 
@@ -9,57 +9,45 @@ import subprocess
 import sys
 from pathlib import Path
 
+import documents
 import pytest
+from making import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "quantcli" / "docs").glob("*.md"))]
+TEXT = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = TEXT) -> list[str]:
     """The fenced blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [block.text for block in documents.blocks(text, language)]
 
 
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the sample models, with `quantcli` and `python` on the path."""
-    shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models", ignore=shutil.ignore_patterns("__pycache__"))
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, words in (("quantcli", f'"{sys.executable}" -m quantcli'), ("python", f'"{sys.executable}"')):
-        (commands / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page: Path, tmp_path: Path) -> None:
+    documents.run(page.read_text(encoding="utf-8"), tmp_path)
 
 
-def without_times(text: str) -> str:
-    return re.sub(r"\d+\.\d\d s\b", "T s", text)
+def test_the_readme_is_short() -> None:
+    assert README.stat().st_size <= 12_000
 
 
-def test_console_blocks(workplace: Path) -> None:
-    assert blocks("console")
-    for block in blocks("console"):
-        for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
-            run = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
-            assert run.stderr == "", command
-            assert without_times(run.stdout) == without_times(shown), command
+def test_the_demo_needs_the_package_alone(tmp_path: Path) -> None:
+    """`make demo` in a fresh checkout installs no tools for tests, and quantizes a language model first."""
+    command = ["make", "--dry-run", "demo", f"VENV={tmp_path}"]
+    steps = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "install --editable .\n" in steps and "[dev]" not in steps
+    runs = [line for line in steps.splitlines() if "/quantcli " in line]
+    assert "quantize sample_models/tiny-llama " in runs[0]
 
 
-def test_python_blocks(workplace: Path) -> None:
-    for block in blocks("python"):
-        run = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True, timeout=60)
-        assert run.returncode == 0, run.stderr
-
-
-def test_the_recipe(workplace: Path) -> None:
-    """The recipe of the README on the sample checkpoint: rules in order, kept layers kept for their reason."""
+def test_the_recipe(tmp_path: Path) -> None:
+    """The recipe of the topic on the sample checkpoint: rules in order, kept layers kept for their reason."""
     (recipe,) = [block for block in blocks("yaml") if block.startswith("default:")]
-    Path("recipe.yaml").write_text(recipe)
-    command = [sys.executable, "-m", "quantcli", "quantize", "sample_models/tiny-llama", "--recipe", "recipe.yaml"]
-    run = subprocess.run([*command, "-o", "out", "--all"], capture_output=True, text=True, timeout=60)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    command = [sys.executable, "-m", "quantcli", "quantize", ROOT / "sample_models" / "tiny-llama"]
+    options = ["--recipe", "recipe.yaml", "-o", "out", "--all"]
+    run = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.startswith("model.layers")}
     down = rows["model.layers.1.mlp.down_proj.weight"]
@@ -114,6 +102,9 @@ def test_the_snippets_for_ci(kind: str, checkout: tuple[Path, dict[str, str]]) -
         assert (folder / "summary.md").read_text().startswith("### ✅ quantcli: 3 of 3 gates passed")
     else:
         assert 'failures="0"' in (folder / "report.xml").read_text()
+    # What is installed brings the topics along.
+    topic = subprocess.run(["quantcli", "help", "targets"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert topic.stdout.startswith("# ") and topic.returncode == 0
     # The same with a model that is not good enough: the step that gates fails, and names the tensor.
     quantize, gate = [s for s in steps_of(kind) if s.startswith("quantcli")]
     worse = quantize.replace("--bits 4", "--bits 3") + " --force"
@@ -123,8 +114,8 @@ def test_the_snippets_for_ci(kind: str, checkout: tuple[Path, dict[str, str]]) -
 
 
 def test_every_option_named_is_one() -> None:
-    """An option the README names exists."""
-    words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    """An option that README or a topic names exists."""
+    words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     text = "--version"
     for name in ("quantize", "dequantize", "inspect", "report", "compare", "sweep", "plan", "export", "verify"):
         command = [sys.executable, "-m", "quantcli", name, "--help"]

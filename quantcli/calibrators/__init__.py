@@ -109,7 +109,6 @@ class Calibrator:
     `local` takes the importance of columns into account.
     """
 
-    summary: str
     gather: Gather
     solve: Callable[[Observed, Scheme], Ideal]
     local: Callable[[Kernels, Tile, Scheme], Ideal | None] | None = None

@@ -1,4 +1,4 @@
-"""Entropy: the range whose codes tell most about the weights, by the Kullback-Leibler divergence.
+"""Entropy: the range whose codes tell most, by KL divergence.
 
 Our own, well-posed definition, without bins. Exact zeros are left out. A code says that |w| lies in its cell, where it
 is taken to be uniform; the range T minimises the cross entropy of the weights under that density, over 2,048
@@ -161,7 +161,6 @@ def caution(scheme: Scheme, n: int) -> str | None:
 
 
 PROVIDES = Calibrator(
-    summary="the least Kullback-Leibler divergence",
     gather=_histogram.GATHER,
     solve=solve,
     local=local,

@@ -1,4 +1,4 @@
-"""Lloyd-Max: levels learned from the weights, with the least squared error.
+"""Lloyd-Max: levels learned for the least squared error.
 
 Per tensor and per channel the levels are globally optimal: one-dimensional k-means by dynamic programming on the exact
 histogram (16-bit weights) or a fine weighted one (float32). `effort` fast takes plain Lloyd iterations instead.
@@ -213,7 +213,6 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
 
 
 PROVIDES = Calibrator(
-    summary="levels learned with the least squared error",
     gather=_histogram.GATHER,
     solve=solve,
     local=local,

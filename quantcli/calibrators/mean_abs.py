@@ -51,7 +51,6 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 
 PROVIDES = Calibrator(
-    summary="the mean absolute value, for one bit",
     gather=Gather(observe=observe, merge=merge),
     solve=solve,
     grid="full",

@@ -22,7 +22,6 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 
 PROVIDES = Calibrator(
-    summary="the whole range, nothing clipped",
     gather=_ranges.GATHER,
     solve=solve,
     families=("int", "midrise", "levels"),

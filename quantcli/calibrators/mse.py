@@ -1,4 +1,4 @@
-"""Least squared error: the scale, of either sign, that brings the decoded weights closest to the weights.
+"""Squared error: the scale with the least squared error.
 
 Candidates around the largest weight are scored by the squared error after a least-squares refit of the scale, which
 comes for free (see kernels/search.h). On the full grid the scale may be negative, so that the 2^b-th code serves the
@@ -187,7 +187,6 @@ def obstacle(scheme: Scheme) -> str | None:
 
 
 PROVIDES = Calibrator(
-    summary="the least squared error",
     gather=_histogram.GATHER,
     solve=solve,
     local=local,

@@ -1,4 +1,4 @@
-"""Percentile: the range that a share of the weights lies in; the rest is clipped.
+"""Percentile: the range of most weights; the rest is clipped.
 
 Symmetric: the quantile of |w| at `percentile` / 100. Affine: `percentile` is the central mass, each tail loses half of
 the rest. Exact order statistics, interpolated linearly between neighbours (type 7 of Hyndman and Fan, Sample Quantiles
@@ -90,7 +90,6 @@ def caution(scheme: Scheme, n: int) -> str | None:
 
 
 PROVIDES = Calibrator(
-    summary="the range of a share of the weights",
     gather=_histogram.GATHER,
     solve=solve,
     local=local,

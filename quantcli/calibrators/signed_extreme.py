@@ -1,8 +1,9 @@
-"""Signed extreme: the weight of largest magnitude sits on the code -2^(b-1), so that every code is used.
+"""Signed extreme: the largest weight on the lowest code.
 
-scale = -extreme / 2^(b-1), which is negative for a positive extreme; the first of two equal ones counts. The step is
-smaller than min-max's at the price of clipping weights of the other sign near the extreme: +1.1 dB on Gaussian groups
-at 4 bits, +5 dB at 2 bits, for the same bytes.
+The weight of largest magnitude sits on the code -2^(b-1), so that every code is used: scale = -extreme / 2^(b-1), which
+is negative for a positive extreme; the first of two equal ones counts. The step is smaller than min-max's at the price
+of clipping weights of the other sign near the extreme: +1.1 dB on Gaussian groups at 4 bits, +5 dB at 2 bits, for the
+same bytes.
 
 Reference: the Q4_0 and Q5_0 quantizers of ggml.
 """
@@ -22,7 +23,6 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 
 PROVIDES = Calibrator(
-    summary="largest weight on the lowest code, all codes used",
     gather=_ranges.GATHER,
     solve=solve,
     grid="full",

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from quantcli import interrupts, registry
+from quantcli.cli import _help
 from quantcli.errors import QuantcliError, printable
 
 COMPLETE = "_QUANTCLI_COMPLETE"
@@ -20,6 +21,26 @@ COMPLETE = "_QUANTCLI_COMPLETE"
 
 BUG = 70
 """Exit code for an error that is quantcli's own (EX_SOFTWARE)."""
+
+JUDGES = ("report", "compare", "verify")
+"""Commands that follow diff and grep: 1 is a failed gate or check, 2 whatever kept them from measuring."""
+
+EXIT_CODES = {
+    0: ("done", "done, and every gate and check passed"),
+    1: ("it could not be done: data, files or memory", "a gate or check failed"),
+    2: ("a wrong request", "a wrong request, or nothing could be measured"),
+    BUG: ("a bug in quantcli", "a bug in quantcli"),
+}
+"""What an exit code means of most commands, and of those that judge. A signal ends the process as it ends others."""
+
+
+EXAMPLES = (
+    ("quantcli quantize model.safetensors --bits 4", "quantize a file"),
+    ("quantcli report model-w4g128.safetensors", "tell what it cost"),
+    ("quantcli quantize --help", "options of a command"),
+    ("quantcli help formats", "help on a topic"),
+)
+"""What to try first."""
 
 
 class _Commands(click.Group):
@@ -46,6 +67,10 @@ class _Commands(click.Group):
             raise click.UsageError(f"no command {printable(args[0], 60)!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, registry.summary("cli", name)) for name in self.list_commands(ctx)]
+        _help.write(self, ctx, formatter, EXAMPLES, {"Commands": commands})
+
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
@@ -61,22 +86,18 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     no_args_is_help=False,
     invoke_without_command=True,
 )
-@click.option(
+@_help.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=_version,
     help="Show the version and the kernels in use.",
+    group="Run",
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Quantize model weight files, and say what it cost.
-
-    \b
-    quantcli quantize model.safetensors --bits 4
-    quantcli report model-w4g128.safetensors
-    """
+    """Quantize model weight files, and say what it cost."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -195,7 +216,6 @@ def _main(arguments: list[str] | None) -> NoReturn:
 
 
 def _exit_code(code: int, arguments: list[str] | None) -> int:
-    """`report`, `compare` and `verify` follow diff and grep: 1 is a failed gate or check, 2 whatever kept them from
-    measuring."""
+    """The code of an error for the command that was asked for (see JUDGES)."""
     words = arguments if arguments is not None else sys.argv[1:]
-    return 2 if code == 1 and words[:1] in (["report"], ["compare"], ["verify"]) else code
+    return 2 if code == 1 and words[:1] and words[0] in JUDGES else code

@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli import registry
-from quantcli.cli import options
-from quantcli.cli.options import F
+from quantcli.cli import _help, options
+from quantcli.cli._help import F
 from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
@@ -27,88 +28,146 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
+CALIBRATIONS = _help.Names(
+    registry.names("calibrators"), partial(registry.summary, "calibrators"), auto="the best of these, tensor by tensor"
+)
+"""Every calibration there is."""
+
+
 def schemes(command: F) -> F:
     """--bits and all else that makes a scheme."""
     for option in reversed(
         (
-            click.option("--bits", type=int, default=None, help="Bits per code, 1 to 16.  [default: 4]"),
-            click.option(
+            _help.option(
+                "--bits",
+                type=int,
+                metavar="N",
+                default=None,
+                help="Bits per code, 1 to 16.",
+                show_default="4",
+                group="Common",
+            ),
+            _help.option(
                 "--group-size",
                 type=int,
+                metavar="N",
                 default=None,
-                help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.  [default: 128; "
-                "--to gguf: 32]",
+                help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.",
+                show_default="128; --to gguf: 32",
+                group="Common",
             ),
-            click.option("--granularity", type=click.Choice(GRANULARITIES), default=None, help="What shares a scale."),
-            click.option("--axis", type=int, default=None, help="The channel axis.  [default: 0]"),
-            click.option(
+            _help.option(
+                "--granularity",
+                type=click.Choice(GRANULARITIES),
+                default=None,
+                help="What shares a scale.",
+                group="Scheme",
+            ),
+            _help.option(
+                "--axis",
+                type=int,
+                metavar="N",
+                default=None,
+                help="The channel axis.",
+                show_default="0",
+                group="Scheme",
+            ),
+            _help.option(
                 "--symmetric/--asymmetric",
                 default=None,
-                help="Codes around 0, or with a zero point.  [default: symmetric]",
+                help="Codes around 0, or with a zero point.",
+                show_default="symmetric",
+                group="Scheme",
             ),
-            click.option(
+            _help.option(
                 "--grid",
                 type=click.Choice(["restricted", "full"]),
                 default=None,
                 help="Symmetric codes without or with the lowest.",
+                group="Scheme",
             ),
-            click.option(
+            _help.option(
                 "--zero-point",
                 type=click.Choice(["int", "float"]),
                 default=None,
-                help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).  [default: int]",
+                help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).",
+                show_default="int",
+                group="Scheme",
             ),
-            click.option(
+            _help.option(
                 "--calibration",
-                type=options.Names((*registry.names("calibrators"), "auto")),
+                type=CALIBRATIONS,
                 default=None,
-                help="How scales are found; auto takes the best of several, tensor by tensor.  [default: mse]",
+                help="How scales are found.",
+                show_default="mse",
+                group="Search",
             ),
-            click.option(
+            _help.option(
                 "--effort",
                 type=click.Choice(["fast", "default", "best", "exact"]),
                 default=None,
                 help="How long to search.",
+                show_default="default",
+                group="Search",
             ),
-            click.option(
-                "--mse-norm", type=float, default=None, metavar="P", help="Make the error of mse |e|^P.  [default: 2]"
+            _help.option(
+                "--mse-norm",
+                type=float,
+                default=None,
+                metavar="P",
+                help="Make the error of mse |e|^P.",
+                show_default="2",
+                group="Search",
             ),
-            click.option(
+            _help.option(
                 "--percentile",
                 type=float,
                 default=None,
                 metavar="P",
-                help="Share of the weights inside the range.  [default: 99.9]",
+                help="Share of the weights inside the range.",
+                show_default="99.9",
+                group="Search",
             ),
-            click.option(
+            _help.option(
                 "--rounding",
                 type=click.Choice(ROUNDINGS),
                 default=None,
-                help="To the nearest code, or so that the errors of a row add up to 0.  [default: sum-preserving, but "
-                "nearest where a calibration is named]",
+                help="To the nearest code, or so that the errors of a row add up to 0.",
+                show_default="sum-preserving, but nearest where a calibration is named",
+                group="Scheme",
             ),
-            click.option(
+            _help.option(
                 "--type",
                 "format_",
-                type=options.Names(registry.names("formats")),
+                type=_help.Names(registry.names("formats"), partial(registry.summary, "formats")),
                 default=None,
-                help="Number format.  [default: int]",
+                help="Number format.",
+                show_default="int",
+                group="Scheme",
             ),
-            click.option(
-                "--levels", type=int, default=None, metavar="N", help="Levels of a learned codebook, 2 to 256."
+            _help.option(
+                "--levels",
+                type=int,
+                default=None,
+                metavar="N",
+                help="Levels of a learned codebook, 2 to 256.",
+                group="Scheme",
             ),
-            click.option(
+            _help.option(
                 "--codebook",
                 type=click.Path(path_type=str),
                 default=None,
                 metavar="FILE",
                 help="Levels to use: numbers in a text or .npy file.",
+                group="Scheme",
             ),
-            click.option(
+            _help.option(
                 "--scale-dtype",
                 type=click.Choice(SCALE_DTYPES),
                 default=None,
-                help="How scales are stored.  [default: as 16-bit weights are, else float16 where it holds them]",
+                help="How scales are stored.",
+                show_default="as 16-bit weights are, else float16 where it holds them",
+                group="Scheme",
             ),
         )
     ):
@@ -148,14 +207,27 @@ class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 def selection(command: F) -> F:
     """Which tensors: --include, --exclude and --no-default-keep."""
     for option in (
-        click.option("--no-default-keep", is_flag=True, help="Quantize every float tensor of two or more dimensions."),
-        click.option("--exclude", multiple=True, type=Pattern(), metavar="PATTERN", help="Keep these as they are."),
-        click.option(
+        _help.option(
+            "--no-default-keep",
+            is_flag=True,
+            help="Quantize every float tensor of two or more dimensions.",
+            group="Selection",
+        ),
+        _help.option(
+            "--exclude",
+            multiple=True,
+            type=Pattern(),
+            metavar="PATTERN",
+            help="Keep these as they are.",
+            group="Selection",
+        ),
+        _help.option(
             "--include",
             multiple=True,
             type=Pattern(),
             metavar="PATTERN",
             help="Quantize only these: a glob, or a regular expression after re:.",
+            group="Selection",
         ),
     ):
         command = option(command)
@@ -165,27 +237,30 @@ def selection(command: F) -> F:
 def recipe(command: F) -> F:
     """--recipe, --override and --importance."""
     for option in (
-        click.option(
+        _help.option(
             "--importance",
             metavar="FILE",
             type=click.Path(path_type=str),
             default=None,
             help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
             ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
+            group="Search",
         ),
-        click.option(
+        _help.option(
             "--override",
             multiple=True,
             metavar="PATTERN:KEY=VALUE,...",
             help="An extra rule, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches "
             "wins.",
+            group="Selection",
         ),
-        click.option(
+        _help.option(
             "--recipe",
             metavar="FILE",
             type=click.Path(path_type=str),
             default=None,
             help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
+            group="Common",
         ),
     ):
         command = option(command)

@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 from string import ascii_letters
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from quantcli import registry
-from quantcli.cli import _asking, options
+from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
-from quantcli.cli.options import F
+from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -47,36 +44,47 @@ TARGETS = (
 def _list(name: str, default: list[int], text: str) -> Callable[[F], F]:
     """An option that takes whole numbers."""
     shown = ",".join(map(str, default))
-    return click.option(name, type=options.Several(int), metavar="LIST", default=shown, show_default=True, help=text)
+    return _help.option(
+        name, type=options.Several(int), metavar="LIST", default=shown, show_default=True, help=text, group="Search"
+    )
 
 
 def budget(command: F) -> F:
     """What a plan must keep, and what it may choose from."""
-    command = click.option(
+    command = _help.option(
         "--weighting",
-        metavar="balanced|relative|absolute|FILE",
+        metavar="NAME|FILE",
         default=DEFAULTS["weighting"],
         show_default=True,
         help="What adds up: each tensor's squared error over its power (relative), that times its size to the "
         "power of 5/8 (balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
+        group="Search",
     )(command)
-    command = click.option(
+    command = _help.option(
         "--uniform-groups",
         is_flag=True,
         help="One scheme for all that is quantized, as one config group of compressed-tensors can store.",
+        group="Search",
     )(command)
-    ties = click.option("--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.")
+    ties = _help.option(
+        "--no-ties",
+        is_flag=True,
+        help="Let tensors that runtimes fuse have schemes of their own.",
+        group="Search",
+    )
     command = _asking.selection(ties(_asking.recipe(command)))
-    command = click.option(
+    command = _help.option(
         "--calibration",
-        type=options.Several((*registry.names("calibrators"), "auto")),
+        type=options.Several(_asking.CALIBRATIONS),
         metavar="LIST",
         default=None,
-        help="Calibrations to choose from, rounded to nearest.  [default: the default of quantize]",
+        help="Calibrations to choose from, rounded to nearest.",
+        show_default="the default of quantize",
+        group="Search",
     )(command)
     command = _list("--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.")(command)
     command = _list("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.")(command)
-    return limits(command, TARGETS, Target)
+    return limits(command, TARGETS, "Common", Target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +212,7 @@ def planned(
     request = _with_experts_tied(request, first)
     for line in () if talk.quiet else unweighted(first.tensors):
         options.warn(line)
+
     def size_of(plan: Plan) -> int:
         """Bytes of a plan in files of the size asked for."""
         assert plan.request is not None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli import registry
-from quantcli.cli import _naming, options
-from quantcli.cli.options import F
+from quantcli.cli import _help, _naming, options
+from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -59,30 +60,35 @@ class Target(Limit):
         return found
 
 
-def limits(command: F, table: Sequence[tuple[str, str, str]], kind: type[Limit] = Limit) -> F:
+def limits(command: F, table: Sequence[tuple[str, str, str]], group: str, kind: type[Limit] = Limit) -> F:
     """An option for each limit of a table: name, what it takes, help."""
     for name, metavar, text in reversed(table):
         option = f"--{name.replace('_', '-')}"
-        command = click.option(option, name, metavar=metavar, type=kind(), default=None, help=text)(command)
+        command = _help.option(option, name, metavar=metavar, type=kind(), default=None, help=text, group=group)(
+            command
+        )
     return command
 
 
 def gates(command: F) -> F:
     """The options that set limits, --baseline and --config."""
-    command = limits(command, GATES)
-    command = click.option(
+    command = limits(command, GATES, "Gates")
+    command = _help.option(
         "--config",
         metavar="FILE",
         type=click.Path(path_type=str),
         default=None,
-        help="Gates and models in YAML.  [default: quantcli.yaml, where there is one]",
+        help="Gates and models in YAML.",
+        show_default="quantcli.yaml, where there is one",
+        group="Gates",
     )(command)
-    return click.option(
+    return _help.option(
         "--baseline",
         metavar="REPORT",
         type=click.Path(path_type=str),
         default=None,
         help="An earlier report, as --json prints it, to compare with.",
+        group="Common",
     )(command)
 
 
@@ -116,7 +122,7 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 def renderings(command: F) -> F:
     """--format and --output."""
-    command = click.option(
+    command = _help.option(
         "-o",
         "--output",
         "outputs",
@@ -125,13 +131,16 @@ def renderings(command: F) -> F:
         multiple=True,
         help="Write a rendering to a file too, replacing it: the one named, or that of the extension (.csv, .html, "
         ".json, .md, .txt, .xml for JUnit); may be given several times.",
+        group="Common",
     )(command)
-    return click.option(
+    return _help.option(
         "--format",
         "format_",
-        type=click.Choice(RENDERINGS),
+        type=_help.Names(RENDERINGS, partial(registry.summary, "reports.renderings")),
         default=None,
-        help="How to print it.  [default: table]",
+        help="How to print it.",
+        show_default="table",
+        group="Output",
     )(command)
 
 

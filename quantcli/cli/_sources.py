@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantcli.cli import options
-from quantcli.cli.options import F
+from quantcli.cli import _help, options
+from quantcli.cli._help import F
 from quantcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 def source_layout(command: F) -> F:
     """--source-layout."""
-    return click.option(
+    return _help.option(
         "--source-layout",
         type=click.Choice(["auto", "plain"]),
         default="auto",
         show_default=True,
         help="What the tensors of SRC are: auto refuses a model that is quantized already, and 8-bit floats without "
         "scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit floats.",
+        group="Selection",
     )(command)
 
 

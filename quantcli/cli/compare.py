@@ -1,4 +1,4 @@
-"""`quantcli compare`."""
+"""`quantcli compare`: Measure one model against another."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from typing import Any
 
 import click
 
-from quantcli.cli import _gating, options
+from quantcli.cli import _gating, _help, options
 from quantcli.errors import UsageError
 
 
-@click.command("compare", short_help="Measure one model against another.")
+@_help.command(
+    "compare",
+    examples=(
+        ("quantcli compare model.safetensors model-w4g128.safetensors", "against the original"),
+        ("quantcli compare model-awq model-gptq --all", "two quantized folders, every tensor"),
+        ("quantcli compare model.safetensors model.gguf --min-tensor-sqnr 18", "with a limit"),
+    ),
+)
 @click.argument("before", metavar="A", type=click.Path(path_type=str))
 @click.argument("after", metavar="B", type=click.Path(path_type=str))
 @_gating.gates
-@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@_help.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Show every tensor.",
+    group="Output",
+)
 @_gating.renderings
 @options.threads
 @options.talk

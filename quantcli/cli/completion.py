@@ -1,4 +1,4 @@
-"""`quantcli completion`."""
+"""`quantcli completion`: Print the completion script of a shell."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import sys
 
 import click
 
+from quantcli.cli import _help
+
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command("completion", short_help="Print the completion script of a shell.")
+@_help.command(
+    "completion",
+    examples=(
+        ('eval "$(quantcli completion bash)"', "for ~/.bashrc"),
+        ('eval "$(quantcli completion zsh)"', "for ~/.zshrc, after compinit"),
+        ("quantcli completion fish > ~/.config/fish/completions/quantcli.fish", "once"),
+    ),
+)
 @click.argument("shell", type=click.Choice(SHELLS))
-@click.option("--debug", is_flag=True, hidden=True, help="Show the traceback of an error.")
+@_help.option(
+    "--debug",
+    is_flag=True,
+    hidden=True,
+    help="Show the traceback of an error.",
+    group="Run",
+)
 def command(shell: str, debug: bool) -> None:
-    """Print what a shell needs to complete commands, options, files and tensor names.
-
-    \b
-    bash: put into ~/.bashrc                            eval "$(quantcli completion bash)"
-    zsh:  put into ~/.zshrc, after compinit             eval "$(quantcli completion zsh)"
-    fish: run once    quantcli completion fish > ~/.config/fish/completions/quantcli.fish
-    """
+    """Print what a shell needs to complete commands, options, files and tensor names."""
     from click.shell_completion import get_completion_class
 
     from quantcli.cli import COMPLETE, cli

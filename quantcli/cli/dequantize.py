@@ -1,4 +1,4 @@
-"""`quantcli dequantize`."""
+"""`quantcli dequantize`: Turn a quantized file or folder back into floats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantcli.cli import _naming, options
+from quantcli.cli import _help, _naming, options
 from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError
 
@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
-@click.command("dequantize", short_help="Turn a quantized file back into floats.")
+@_help.command(
+    "dequantize",
+    examples=(
+        ("quantcli dequantize model-w4g128.safetensors -o floats.safetensors", "original names and dtypes"),
+        ("quantcli dequantize model-awq -o model-bf16 --dtype bfloat16", "another tool's folder"),
+    ),
+)
 @options.source
 @options.output
-@click.option(
+@_help.option(
     "--dtype",
     type=click.Choice(sorted(LONG_NAMES)),
     default=None,
-    help="Float type of the decoded tensors.  [default: the original one of each, float32 where the file does not "
-    "tell]",
+    help="Float type of the decoded tensors.",
+    show_default="the original one of each, float32 where the file does not tell",
+    group="Common",
 )
 @options.threads
 @options.talk

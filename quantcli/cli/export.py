@@ -1,4 +1,4 @@
-"""`quantcli export`."""
+"""`quantcli export`: Write a quantized file as another tool loads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import click
 
 from quantcli import registry
-from quantcli.cli import _naming, options
+from quantcli.cli import _help, _naming, options
 from quantcli.errors import DataError, UsageError
 
 
@@ -27,27 +27,48 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.command("export", short_help="Write a quantized file as another tool loads it.")
+@_help.command(
+    "export",
+    examples=(
+        ("quantcli export model-w4g32 --to gguf -o model.gguf", "a file for llama.cpp"),
+        ("quantcli export model-w4g128 --to mlx", "a folder for mlx-lm"),
+        ("quantcli export --list", "what every target accepts"),
+    ),
+)
 @options.source
-@click.option(
+@_help.option(
     "--to",
     "target",
-    type=options.Names(registry.names("layouts", "WRITES")),
+    type=options.targets(),
     required=True,
     help="The layout to write; --list says which schemes each accepts.",
+    group="Common",
 )
-@click.option(
-    "--list", is_flag=True, is_eager=True, expose_value=False, callback=_targets, help="List the targets and end."
+@_help.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_targets,
+    help="List the targets and end.",
+    group="Common",
 )
 @options.output
-@click.option(
+@_help.option(
     "--requantize",
     "requantizing",
     is_flag=True,
     help="Decode what the target cannot store and quantize it again, with the nearest scheme that it can.",
+    group="Scheme",
 )
 @options.container
-@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@_help.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Show every tensor.",
+    group="Output",
+)
 @options.threads
 @options.talk
 def command(

@@ -1,4 +1,4 @@
-"""`quantcli inspect`."""
+"""`quantcli inspect`: Show what a file or folder holds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from quantcli.cli import options
+from quantcli.cli import _help, options
 from quantcli.errors import printable, printable_line
 
 if TYPE_CHECKING:
@@ -19,13 +17,41 @@ if TYPE_CHECKING:
     from quantcli.terminal import Table
 
 
-@click.command("inspect", short_help="Show what a file holds.")
+@_help.command(
+    "inspect",
+    examples=(
+        ("quantcli inspect model.safetensors", "names, types, shapes, bytes"),
+        ("quantcli inspect model.safetensors --stats", "the values too"),
+        ("quantcli inspect model-w4g128.safetensors --recipe", "the recipe that made it"),
+    ),
+)
 @options.source
-@click.option("--stats", is_flag=True, help="Read the values: range, mean, standard deviation, outliers, histogram.")
+@_help.option(
+    "--stats",
+    is_flag=True,
+    help="Read the values: range, mean, standard deviation, outliers, histogram.",
+    group="Common",
+)
 @options.talk
-@click.option("--names", is_flag=True, help="Print bare names, a line each.")
-@click.option("--recipe", is_flag=True, help="Print the recipe that makes a quantized file again, in YAML.")
-@click.option("-0", "--null", is_flag=True, help="With --names: end each by a NUL instead, for xargs -0.")
+@_help.option(
+    "--names",
+    is_flag=True,
+    help="Print bare names, a line each.",
+    group="Common",
+)
+@_help.option(
+    "--recipe",
+    is_flag=True,
+    help="Print the recipe that makes a quantized file again, in YAML.",
+    group="Common",
+)
+@_help.option(
+    "-0",
+    "--null",
+    is_flag=True,
+    help="With --names: end each by a NUL instead, for xargs -0.",
+    group="Output",
+)
 def command(
     src: str,
     stats: bool,

@@ -7,27 +7,19 @@ import functools
 import io
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from quantcli import interrupts, registry
+from quantcli.cli import _help
+from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from quantcli.reports.records import RunReport
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Names(click.Choice):  # type: ignore[type-arg,unused-ignore]
-    """A choice of names that may be written with dashes or underscores."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value.replace("_", "-") if isinstance(value, str) else value, param, ctx)
 
 
 def source(command: F) -> F:
@@ -50,6 +42,8 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
     if output != "-":
         yield output
         return
+    import tempfile
+
     from quantcli.stores import standard, workspace
 
     if talk.json:
@@ -70,34 +64,43 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
 
 def output(command: F) -> F:
     """-o and --force."""
-    command = click.option("--force", is_flag=True, help="Replace an existing output.")(command)
-    return click.option(
+    command = _help.option(
+        "--force",
+        is_flag=True,
+        help="Replace an existing output.",
+        group="Output",
+    )(command)
+    return _help.option(
         "-o",
         "--output",
         metavar="FILE",
         type=click.Path(path_type=str),
         callback=_file,
         help="The file to write; - is standard output.",
+        group="Common",
     )(command)
 
 
 def container(command: F) -> F:
     """--container."""
-    return click.option(
+    return _help.option(
         "--container",
         is_flag=True,
         help="With --to gguf or onnx: write the quantized tensors alone, in a file that no runtime runs as a model.",
+        group="Output",
     )(command)
 
 
 def threads(command: F) -> F:
     """--threads."""
-    return click.option(
+    return _help.option(
         "--threads",
         type=click.IntRange(1, 256),
         metavar="N",
         default=None,
-        help="Threads to use; the output does not depend on it.  [default: all processors]",
+        help="Threads to use; the output does not depend on it.",
+        show_default="all processors",
+        group="Run",
     )(command)
 
 
@@ -114,9 +117,7 @@ class Talk:
     @property
     def coloured(self) -> bool:
         """Whether what is printed is coloured."""
-        from quantcli.terminal import wants_colour
-
-        return wants_colour(sys.stdout, self.color)
+        return _help.wants_colour(sys.stdout, self.color)
 
     def say(self, *messages: str) -> None:
         """A line each on standard error, unless quiet."""
@@ -136,13 +137,42 @@ def talk(command: F) -> F:
         return command(*arguments, talk=Talk(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
 
     options = [
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        click.option(
-            "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour the output."
+        _help.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print one JSON document.",
+            group="Output",
         ),
-        click.option("-v", "--verbose", is_flag=True, help="Say more on standard error."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors, and show no progress."),
-        click.option("--debug", is_flag=True, hidden=True, expose_value=False, help="Show the traceback of an error."),
+        _help.option(
+            "--color",
+            type=click.Choice(["auto", "always", "never"]),
+            default="auto",
+            help="Colour the output.",
+            group="Output",
+        ),
+        _help.option(
+            "-v",
+            "--verbose",
+            is_flag=True,
+            help="Say more on standard error.",
+            group="Run",
+        ),
+        _help.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            help="Say nothing but errors, and show no progress.",
+            group="Run",
+        ),
+        _help.option(
+            "--debug",
+            is_flag=True,
+            hidden=True,
+            expose_value=False,
+            help="Show the traceback of an error.",
+            group="Run",
+        ),
     ]
     found: Any = talking
     for option in reversed(options):
@@ -236,23 +266,34 @@ def replace_file(path: str, text: str, inputs: Sequence[str | None]) -> None:
         out.publish()
 
 
+def targets(**more: str) -> _help.Names:
+    """The targets of an export, each with the programs that load it."""
+    names = registry.names("layouts", "WRITES")
+    return _help.Names(names, lambda name: f"for {registry.purpose('layouts', name, 'WRITES')}", **more)
+
+
 class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Values apart by commas."""
 
     name = "list"
 
-    def __init__(self, kind: type[int] | tuple[str, ...]) -> None:
+    def __init__(self, kind: type[int] | _help.Names) -> None:
         self.kind = kind
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """What each name means."""
+        return self.kind.words if isinstance(self.kind, _help.Names) else {}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, list):
             return value
         found: list[Any] = []
         for word in str(value).split(","):
-            if isinstance(self.kind, tuple):
+            if isinstance(self.kind, _help.Names):
                 name = word.strip().replace("_", "-")
-                if name not in self.kind:
-                    self.fail(f"{word.strip()!r} is not one of {', '.join(self.kind)}", param, ctx)
+                if name not in self.kind.choices:
+                    self.fail(f"{word.strip()!r} is not one of {', '.join(self.kind.choices)}", param, ctx)
                 found.append(name)
                 continue
             try:

@@ -1,4 +1,4 @@
-"""`quantcli plan`."""
+"""`quantcli plan`: Choose a scheme for every tensor within a budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _budget, _naming, _sources, options
+from quantcli.cli import _budget, _help, _naming, _sources, options
 
 if TYPE_CHECKING:
     from quantcli.passes.budget import Planned, Unit
@@ -17,15 +17,39 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
-@click.command("plan", short_help="Choose a scheme for every tensor within a budget.")
+@_help.command(
+    "plan",
+    examples=(
+        ("quantcli plan model.safetensors --target-size 3.9GB -o recipe.yaml", "a recipe for quantize"),
+        ("quantcli plan model.safetensors --target-bpw 4.5 --bits 3,4,6", "of three widths"),
+        ("quantcli plan model.safetensors --min-sqnr 25", "the smallest file that is good enough"),
+    ),
+)
 @options.source
 @_sources.source_layout
 @_budget.budget
-@click.option(
-    "-o", "--output", metavar="RECIPE", type=click.Path(path_type=str), default=None, help="Write the recipe."
+@_help.option(
+    "-o",
+    "--output",
+    metavar="RECIPE",
+    type=click.Path(path_type=str),
+    default=None,
+    help="Write the recipe.",
+    group="Common",
 )
-@click.option("--explain", is_flag=True, help="Price what would be bought or sold next around the budget.")
-@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@_help.option(
+    "--explain",
+    is_flag=True,
+    help="Price what would be bought or sold next around the budget.",
+    group="Output",
+)
+@_help.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Show every tensor.",
+    group="Output",
+)
 @options.threads
 @options.talk
 def command(

@@ -1,4 +1,4 @@
-"""`quantcli quantize`."""
+"""`quantcli quantize`: Quantize a model file or folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli import registry
-from quantcli.cli import _asking, _budget, _gating, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, options
 from quantcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -32,54 +31,98 @@ WITH_A_TARGET = (
 """What may be said of the tensors beside a target; the rest a plan chooses itself."""
 
 
-@click.command("quantize", short_help="Quantize a model file.")
-@options.source
-@_sources.source_layout
-@options.output
-@_asking.schemes
-@_asking.selection
-@_asking.recipe
-@click.option(
-    "--save-recipe", metavar="FILE", type=click.Path(path_type=str), default=None, help="Write what was done."
+@_help.command(
+    "quantize",
+    examples=(
+        ("quantcli quantize model.safetensors --bits 4", "one file"),
+        ("quantcli quantize Llama-3.2-1B -o w4", "for vLLM"),
+        ("quantcli quantize Llama-3.2-1B --to gguf", "for llama.cpp"),
+        ("quantcli quantize model.safetensors --target-size 3.9GB", "within a budget"),
+    ),
 )
-@click.option(
+@options.source
+@_asking.schemes
+@_help.option(
+    "--to",
+    type=options.targets(native="for quantcli itself: stores every scheme"),
+    default=None,
+    help="Write what another tool loads; see export.",
+    show_default="native; for folders of transformers compressed-tensors, if it can store the schemes",
+    group="Common",
+)
+@options.output
+@_asking.recipe
+@_asking.selection
+@_help.option(
+    "--save-recipe",
+    metavar="FILE",
+    type=click.Path(path_type=str),
+    default=None,
+    help="Write what was done.",
+    group="Output",
+)
+@_help.option(
     "--target-size",
     metavar="SIZE",
     type=_gating.Target(),
     default=None,
     help="Choose the schemes that lose least in at most so many bytes, such as 3.9GB; see plan.",
+    group="Size",
 )
-@click.option("--target-bpw", metavar="BITS", type=_gating.Target(), default=None, help="The same in bits per weight.")
-@click.option(
-    "--to",
-    type=options.Names(("native", *registry.names("layouts", "WRITES"))),
+@_help.option(
+    "--target-bpw",
+    metavar="BITS",
+    type=_gating.Target(),
     default=None,
-    help="Write what another tool loads; see export.  [default: for folders of transformers compressed-tensors, if it "
-    "can store the schemes; else native]",
+    help="The same in bits per weight.",
+    group="Size",
 )
 @options.container
-@click.option(
+@_help.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
     default=None,
-    help="What to do with a tensor that holds NaN or infinity.  [default: refuse]",
+    help="What to do with a tensor that holds NaN or infinity.",
+    show_default="refuse",
+    group="Selection",
 )
-@click.option(
+@_sources.source_layout
+@_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
     default=None,
-    help="Digest of each tensor's source bytes.  [default: xxh3]",
+    help="Digest of each tensor's source bytes.",
+    show_default="xxh3",
+    group="Output",
 )
-@click.option(
+@_help.option(
     "--max-shard-size",
     metavar="SIZE",
     type=_gating.Limit(),
     default=None,
-    help="Cut a checkpoint folder into files of at most so many bytes, such as 2GB.  [default: as it is cut]",
+    help="Cut a checkpoint folder into files of at most so many bytes, such as 2GB.",
+    show_default="as it is cut",
+    group="Size",
 )
-@click.option("--resume", is_flag=True, help="Go on with what an interrupted run on a checkpoint folder has finished.")
-@click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.")
-@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@_help.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with what an interrupted run on a checkpoint folder has finished.",
+    group="Run",
+)
+@_help.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan with exact sizes, read no weights, write nothing.",
+    group="Common",
+)
+@_help.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Show every tensor.",
+    group="Output",
+)
 @options.threads
 @options.talk
 def command(

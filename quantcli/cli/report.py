@@ -1,4 +1,4 @@
-"""`quantcli report`."""
+"""`quantcli report`: Tell what quantization cost, and judge it by limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _gating, options
+from quantcli.cli import _gating, _help, options
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -26,30 +26,52 @@ if TYPE_CHECKING:
 NO_DIGEST = "the header has no digest of itself, so its figures could have been changed; --against measures them"
 
 
-@click.command("report", short_help="Tell what quantization cost, and gate it.")
+@_help.command(
+    "report",
+    examples=(
+        ("quantcli report model-w4g128.safetensors", "what the file says of itself"),
+        ("quantcli report model-w4g128.safetensors --against model.safetensors", "measured again"),
+        ("quantcli report model-w4g128.safetensors --min-sqnr 20", "exit code 1 if it is worse"),
+        ("quantcli report model-w4g128.safetensors -o report.html", "a page to share"),
+    ),
+)
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=str))
-@click.option(
+@_help.option(
     "--files0-from",
     metavar="LIST",
     type=click.Path(path_type=str),
     default=None,
     help="Read file names from LIST, each ended by a NUL; - is standard input.",
+    group="Selection",
 )
-@click.option(
+@_help.option(
     "--against",
     metavar="ORIGINAL",
     type=click.Path(path_type=str),
     default=None,
     help="Measure again, from the stored codes, against the original weights.",
+    group="Common",
 )
 @_gating.gates
-@click.option(
+@_help.option(
     "--theory",
     is_flag=True,
     help="Beside each measured SQNR what theory says: model, best quantizers, bounds, entropy. Needs --against.",
+    group="Common",
 )
-@click.option("--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.")
-@click.option("--all", "show_all", is_flag=True, help="Show every tensor.")
+@_help.option(
+    "--ignore-digest",
+    is_flag=True,
+    help="Measure even against weights the file was not made from.",
+    group="Run",
+)
+@_help.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Show every tensor.",
+    group="Output",
+)
 @_gating.renderings
 @options.threads
 @options.talk

@@ -1,4 +1,4 @@
-"""`quantcli sweep`."""
+"""`quantcli sweep`: Measure many settings on one model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli import registry
-from quantcli.cli import _asking, _naming, _sources, options
+from quantcli.cli import _asking, _help, _naming, _sources, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
@@ -18,39 +17,65 @@ if TYPE_CHECKING:
     from quantcli.scheme import Scheme
 
 
-@click.command("sweep", short_help="Measure many settings on one model.")
+@_help.command(
+    "sweep",
+    examples=(
+        ("quantcli sweep model.safetensors", "2, 3, 4 and 8 bits"),
+        ("quantcli sweep model.safetensors --bits 4 --group-size 32,64,128 --plot", "groups compared"),
+        ("quantcli sweep model.safetensors --calibration minmax,mse -o sweep.html", "methods, as a page"),
+    ),
+)
 @options.source
 @_sources.source_layout
-@click.option(
-    "--bits", type=options.Several(int), metavar="LIST", default="2,3,4,8", show_default=True, help="Bit widths."
+@_help.option(
+    "--bits",
+    type=options.Several(int),
+    metavar="LIST",
+    default="2,3,4,8",
+    show_default=True,
+    help="Bit widths.",
+    group="Common",
 )
-@click.option(
+@_help.option(
     "--group-size",
     type=options.Several(int),
     metavar="LIST",
     default="128",
     show_default=True,
     help="Group sizes; -1 per channel, 0 per tensor.",
+    group="Common",
 )
-@click.option(
+@_help.option(
     "--calibration",
-    type=options.Several((*registry.names("calibrators"), "auto")),
+    type=options.Several(_asking.CALIBRATIONS),
     metavar="LIST",
     default=None,
-    help="Calibrations, rounded to nearest.  [default: the default of quantize]",
+    help="Calibrations, rounded to nearest.",
+    show_default="the default of quantize",
+    group="Search",
 )
-@click.option(
-    "--symmetric/--asymmetric", default=None, help="Codes around 0, or with a zero point.  [default: symmetric]"
+@_help.option(
+    "--symmetric/--asymmetric",
+    default=None,
+    help="Codes around 0, or with a zero point.",
+    show_default="symmetric",
+    group="Scheme",
 )
 @_asking.selection
-@click.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.")
-@click.option(
+@_help.option(
+    "--plot",
+    is_flag=True,
+    help="Draw SQNR against bits per weight in the terminal.",
+    group="Output",
+)
+@_help.option(
     "-o",
     "--output",
     metavar="FILE",
     type=click.Path(path_type=str),
     default=None,
     help="Write what its extension says: .html a page, .csv or .json the figures.",
+    group="Common",
 )
 @options.threads
 @options.talk

@@ -1,4 +1,4 @@
-"""`quantcli verify`."""
+"""`quantcli verify`: Check a quantized file, by itself or against its original."""
 
 from __future__ import annotations
 
@@ -9,31 +9,45 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import options
+from quantcli.cli import _help, options
 from quantcli.errors import DataError, VersionError
 
 if TYPE_CHECKING:
     from quantcli.passes.findings import Finding, Verified
 
 
-@click.command("verify", short_help="Check a quantized file, by itself or against its original.")
+@_help.command(
+    "verify",
+    examples=(
+        ("quantcli verify model-w4g128.safetensors", "structure, digests, possible values"),
+        ("quantcli verify model-w4g128.safetensors --source model.safetensors", "every code made again"),
+    ),
+)
 @options.source
-@click.option(
+@_help.option(
     "--source",
     "original",
     metavar="ORIGINAL",
     type=click.Path(path_type=str),
     default=None,
     help="The model it was made from: every code is found again from it, and the errors measured.",
+    group="Common",
 )
-@click.option(
+@_help.option(
     "--importance",
     metavar="FILE",
     type=click.Path(path_type=str),
     default=None,
     help="What its columns were weighed by; needed to find such scales again.",
+    group="Common",
 )
-@click.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.")
+@_help.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Show every tensor, also where nothing is wrong.",
+    group="Output",
+)
 @options.threads
 @options.talk
 def command(

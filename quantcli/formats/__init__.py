@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Format:
     """A number format.
 
-    summary: a line for `--help`. family: what calibrators go by: `int`, `midrise`, `levels` (fixed ones) or `learned`
+    family: what calibrators go by: `int`, `midrise`, `levels` (fixed ones) or `learned`
     (levels are part of what is calibrated). grid(scheme): the codes and their meaning. reach(scheme): what the
     largest weight is divided by to get the scale that clips nothing; for asymmetric schemes the whole range is.
     levels(scheme): for codebooks float64 (2^b,) by code, NaN where a code stands for nothing.
@@ -36,7 +36,6 @@ class Format:
     schemes it knows; calibration: the default one.
     """
 
-    summary: str
     family: str
     grid: Callable[[Scheme], CodeGrid]
     reach: Callable[[Scheme], float]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     Expand = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def law(summary: str, expand: Expand) -> Format:
+def law(expand: Expand) -> Format:
     """The format whose 2^b levels are the expanded ones of an even spacing of [-1, 1], both ends among them."""
 
     def levels(scheme: Scheme) -> NDArray[np.float64]:
         even = np.linspace(-1, 1, 1 << scheme.bits)
         return np.sign(even) * expand(np.abs(even))
 
-    return _levels.of(summary, levels, (2, 8, 8))
+    return _levels.of(levels, (2, 8, 8))

@@ -22,7 +22,6 @@ def grid(scheme: Scheme) -> CodeGrid:
 
 
 def of(
-    summary: str,
     levels: Callable[[Scheme], NDArray[np.float64]],
     bits: tuple[int, int, int],
     *,
@@ -34,7 +33,6 @@ def of(
         return float(np.nanmax(np.abs(levels(scheme))))
 
     return Format(
-        summary=summary,
         family="levels",
         grid=grid,
         reach=reach,

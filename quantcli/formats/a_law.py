@@ -1,6 +1,7 @@
-"""A-law: 2^b levels, evenly spaced after a law that is linear below 1/A and logarithmic above, A = 87.6; for audio.
+"""A-law: logarithmic levels for audio, A = 87.6.
 
-The continuous law, both ends of the range among the levels; see mu_law.py for how that differs from telephone codes.
+2^b levels, evenly spaced after a law that is linear below 1/A and logarithmic above. The continuous law, both ends of
+the range among the levels; see mu_law.py for how that differs from telephone codes.
 
 Reference: ITU-T Recommendation G.711, Pulse code modulation of voice frequencies, 1988.
 """
@@ -30,4 +31,4 @@ def expand(y: NDArray[np.float64]) -> NDArray[np.float64]:
     return magnitude
 
 
-PROVIDES = _companding.law("logarithmic levels for audio, A = 87.6", expand)
+PROVIDES = _companding.law(expand)

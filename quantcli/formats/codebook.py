@@ -1,4 +1,4 @@
-"""Codebook: 2 to 256 levels of any spacing, learned from the weights or given.
+"""Codebook: 2 to 256 levels, learned from the weights or given.
 
 Learned ones belong to the tensor, or to each channel (axis 0); with groups, each group has a
 scale and the levels are those of the normalised weights. Given ones (a file of numbers) are fixed, times a scale.
@@ -26,7 +26,6 @@ def reach(scheme: Scheme) -> float:
 
 
 PROVIDES = Format(
-    summary="levels learned from the weights, or given by --codebook",
     family="learned",
     grid=_levels.grid,
     reach=reach,

@@ -1,7 +1,7 @@
-"""FP8 E4M3: values up to 448, three mantissa bits, no infinity; what a cast with saturation gives.
+"""FP8 E4M3: floats of 8 bits up to 448, three mantissa bits.
 
-Codes are the bytes of the format; NaN (0x7F, 0xFF) and the second zero (0x80) are never written.
-Reference: Micikevicius et al., FP8 Formats for Deep Learning, 2022.
+No infinity; what a cast with saturation gives. Codes are the bytes of the format; NaN (0x7F, 0xFF) and the second zero
+(0x80) are never written. Reference: Micikevicius et al., FP8 Formats for Deep Learning, 2022.
 """
 
 from __future__ import annotations
@@ -25,4 +25,4 @@ def levels(scheme: Scheme) -> NDArray[np.float64]:
     return values
 
 
-PROVIDES = _levels.of("8-bit floats, E4M3", levels, (8, 8, 8), ties_to_even=True)
+PROVIDES = _levels.of(levels, (8, 8, 8), ties_to_even=True)

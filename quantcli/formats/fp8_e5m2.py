@@ -1,7 +1,7 @@
-"""FP8 E5M2: values up to 57344, two mantissa bits; what a cast with saturation gives.
+"""FP8 E5M2: floats of 8 bits up to 57344, two mantissa bits.
 
-Codes are the bytes of the format; infinity, NaN and the second zero (0x80) are never written.
-Reference: Micikevicius et al., FP8 Formats for Deep Learning, 2022.
+What a cast with saturation gives. Codes are the bytes of the format; infinity, NaN and the second zero (0x80) are never
+written. Reference: Micikevicius et al., FP8 Formats for Deep Learning, 2022.
 """
 
 from __future__ import annotations
@@ -25,4 +25,4 @@ def levels(scheme: Scheme) -> NDArray[np.float64]:
     return values
 
 
-PROVIDES = _levels.of("8-bit floats, E5M2", levels, (8, 8, 8), ties_to_even=True)
+PROVIDES = _levels.of(levels, (8, 8, 8), ties_to_even=True)

@@ -38,7 +38,6 @@ def reach(scheme: Scheme) -> float:
 
 
 PROVIDES = Format(
-    summary="integers, evenly spaced",
     family="int",
     grid=grid,
     reach=reach,

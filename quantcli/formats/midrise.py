@@ -1,7 +1,7 @@
-"""Mid-rise: the range in 2^b equal cells, each standing for its middle.
+"""Mid-rise: equal cells, read at their middle; 0 is no value.
 
-The code is floor(w / step), the value (code + 1/2) * step. A code is an index, not a value: read back without the
-half step the error is 6.02 dB worse. All cells are used, but 0 is not among the values. With a float offset the cells
+The range lies in 2^b equal cells. The code is floor(w / step), the value (code + 1/2) * step. A code is an index, not a
+value: read back without the half step the error is 6.02 dB worse. All cells are used. With a float offset the cells
 start at the smallest weight instead of lying around 0. The largest weight sits on the outer edge of the last cell.
 
 Reference: Gersho and Gray, Vector Quantization and Signal Compression, 1992, section 5.3.
@@ -28,7 +28,6 @@ def reach(scheme: Scheme) -> float:
 
 
 PROVIDES = Format(
-    summary="equal cells, each standing for its middle; 0 is not a value",
     family="midrise",
     grid=grid,
     reach=reach,

@@ -1,8 +1,8 @@
-"""Mu-law: 2^b levels, evenly spaced after y = log(1 + mu |x|) / log(1 + mu), mu = 255; for audio.
+"""Mu-law: logarithmic levels for audio, mu = 255.
 
-Levels and codes (rising with the levels) are those of the continuous law as audio models use it, both ends of the range
-among them; 8-bit telephone codes (G.711) approximate the same curve by straight pieces and are not these bytes. A
-sample goes to the nearest level.
+2^b levels, evenly spaced after y = log(1 + mu |x|) / log(1 + mu). Levels and codes (rising with the levels) are those
+of the continuous law as audio models use it, both ends of the range among them; 8-bit telephone codes (G.711)
+approximate the same curve by straight pieces and are not these bytes. A sample goes to the nearest level.
 
 Reference: ITU-T Recommendation G.711, Pulse code modulation of voice frequencies, 1988; Smith, Instantaneous
 Companding of Quantized Signals, 1957.
@@ -32,4 +32,4 @@ def expand(y: NDArray[np.float64]) -> NDArray[np.float64]:
     return magnitude
 
 
-PROVIDES = _companding.law("logarithmic levels for audio, mu = 255", expand)
+PROVIDES = _companding.law(expand)

@@ -1,4 +1,6 @@
-"""NF4: 16 levels made for normal weights, from -1 to 1 with an exact 0, times the largest weight of the group.
+"""NF4: 16 levels made for normally distributed weights.
+
+From -1 to 1 with an exact 0, times the largest weight of the group.
 
 The figures are the published ones. They are quantiles of the normal distribution, averaged between equal
 probabilities on either side and divided by the largest; that is not where the error is least (density to the power
@@ -34,4 +36,4 @@ LEVELS = np.array(
     ]
 )
 
-PROVIDES = _levels.of("16 levels for normal weights", lambda scheme: LEVELS.copy(), (4, 4, 4))
+PROVIDES = _levels.of(lambda scheme: LEVELS.copy(), (4, 4, 4))

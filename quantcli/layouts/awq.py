@@ -284,6 +284,7 @@ READS = Reader(summary="AWQ (GEMM): qweight, qzeros and scales of 4 bits", find=
 
 WRITES = Writer(
     summary="AWQ (GEMM): qweight, qzeros and scales of 4 bits, for vLLM, mlx-lm, GPTQModel and transformers",
+    keeps="sides that are not a multiple of 8, rows shorter than a group, all but matrices named *.weight",
     accepts=Accepts(bits=(4,), groups=(16,)),
     shape=shape,
     convert=convert,

@@ -385,6 +385,7 @@ READS = Reader(summary="bitsandbytes: NF4, FP4 and int8, absmax nested or not", 
 
 WRITES = Writer(
     summary="bitsandbytes NF4: packed codes, absmax and quant_state, for transformers and diffusers",
+    keeps="rows that are not a multiple of 64, all but matrices named *.weight",
     accepts=Accepts(formats=("nf4",), bits=(4,), groups=(64,)),
     shape=shape,
     convert=convert,

@@ -283,6 +283,7 @@ READS = Reader(summary="ComfyUI: int8_tensorwise, float8 and awq_w4a16", find=fi
 
 WRITES = Writer(
     summary="ComfyUI int8_tensorwise: signed bytes and float32 scales, for ComfyUI and compressed-tensors",
+    keeps="all but matrices named *.weight",
     accepts=Accepts(bits=(8,), granularities=("channel", "tensor"), symmetric=(True,)),
     shape=not_a_matrix,
     convert=convert,

@@ -295,6 +295,7 @@ READS = Reader(summary="GPTQ, both versions: qweight, qzeros, scales and g_idx",
 
 WRITES = Writer(
     summary="GPTQ: qweight, qzeros, scales and g_idx, for GPTQModel, transformers and vLLM",
+    keeps="sides that are not a multiple of 32, all but matrices named *.weight",
     accepts=Accepts(bits=BITS, groups=(16,)),
     shape=shape,
     convert=convert,

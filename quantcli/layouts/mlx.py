@@ -309,6 +309,7 @@ READS = Reader(summary="MLX: affine, mxfp4, mxfp8 and nvfp4", find=find)
 
 WRITES = Writer(
     summary="MLX: weight, scales and biases, for mlx and mlx-lm",
+    keeps="rows that are not a multiple of 32, vectors, names that do not end in .weight",
     accepts=Accepts(bits=BITS, groups=GROUPS[:1], zero_points=("int", "float")),
     shape=shape,
     convert=convert,

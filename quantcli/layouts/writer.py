@@ -202,19 +202,20 @@ class Accepts:
 class Writer:
     """How a layout that other tools load is written.
 
-    summary: a line for people. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an
-    accepted scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose
-    weights it can all store. Raises UsageError for weights it cannot store together, and for a model that it has no
-    graph or architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which
-    nothing runs. module(weight, architecture): why the loader takes no quantized weight in its place in a model of that
-    type. scale_dtype: what scales are best made in for it; usual: fields of the scheme to use unless others are asked
-    for. extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
-    keeps_document: whether what it writes is a native file still. mixes: whether
-    weights of one model may have several schemes. read_back: whether the report reads what was written,
-    before that has its name.
+    summary: a line for people, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
+    store, for people. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
+    scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose weights it
+    can all store. Raises UsageError for weights it cannot store together, and for a model that it has no graph or
+    architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which nothing
+    runs. module(weight, architecture): why the loader takes no quantized weight in its place in a model of that type.
+    scale_dtype: what scales are best made in for it; usual: fields of the scheme to use unless others are asked for.
+    extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
+    keeps_document: whether what it writes is a native file still. mixes: whether weights of one model may have several
+    schemes. read_back: whether the report reads what was written, before that has its name.
     """
 
     summary: str
+    keeps: str
     accepts: Accepts
     shape: Callable[[Weight], str | None]
     convert: Callable[[Sequence[Weight], Beside], Conversion]

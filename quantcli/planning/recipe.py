@@ -28,30 +28,13 @@ from typing import Any
 from quantcli import registry
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.patterns import compiled, patterns_of
+from quantcli.planning import recipe_keys
 from quantcli.planning.importance import Importance
 from quantcli.planning.plan import Request, Rule, make
 from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
 from quantcli.strict import LIMIT, lines, mapping, plain
 from quantcli.tensors.info import TensorInfo
-
-_FIELDS = (
-    "bits",
-    "format",
-    "granularity",
-    "group_size",
-    "axis",
-    "symmetric",
-    "grid",
-    "zero_point",
-    "calibration",
-    "options",
-    "rounding",
-    "levels",
-    "codebook",
-    "scale_dtype",
-)
-
 
 _PRESETS = Path(__file__).parent / "presets"
 
@@ -166,10 +149,10 @@ def _with_rules(recipe: Recipe, rules: Sequence[tuple[str, Mapping[str, Any]]]) 
 
 def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Recipe:
     """The recipe a document of plain values describes; files it names lie in `folder`."""
-    top = mapping(document, "recipe", ("default", "rules", "ties", "importance", *_OPTIONS))
+    top = mapping(document, "recipe", recipe_keys.RECIPE)
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
-    given = mapping(_spelt_out(top.get("default", {}), "default"), "default", _FIELDS)
+    given = mapping(_spelt_out(top.get("default", {}), "default"), "default", recipe_keys.SCHEME)
     asked = {**given, **overrides}
     default = _scheme(asked, "default")
     rules = top.get("rules", [])
@@ -181,7 +164,7 @@ def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Reci
         rules=tuple(_rule(rule, f"rules[{i}]", asked) for i, rule in enumerate(rules)),
         ties=_ties(top.get("ties", [])),
         importance=_importance(top.get("importance"), folder),
-        options={name: _option(name, top[name]) for name in _OPTIONS if name in top},
+        options={name: _option(name, top[name]) for name in recipe_keys.OPTIONS if name in top},
     )
 
 
@@ -211,9 +194,6 @@ def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None
     return None if path is None else os.path.join(folder, path), digest
 
 
-_OPTIONS = ("include", "exclude", "keep_defaults", "max_shard_size", "to", "container", *SETTINGS)
-
-
 def _option(name: str, value: Any) -> Any:
     """The value of an option in a recipe. Raises UsageError for what it cannot be."""
     shown = printable(repr(value), 60)
@@ -233,7 +213,7 @@ def _option(name: str, value: Any) -> Any:
 
 
 def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
-    fields = mapping(_spelt_out(value, place), place, ("match", "keep", "optional", "reason", *_FIELDS))
+    fields = mapping(_spelt_out(value, place), place, (*recipe_keys.RULE, *recipe_keys.SCHEME))
     pattern, reason = fields.pop("match", None), fields.pop("reason", None)
     keep, optional = fields.pop("keep", False), fields.pop("optional", False)
     if not isinstance(pattern, str):
@@ -350,7 +330,8 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
             if not (reason is None or isinstance(reason, str)) or optional not in (False, True):
                 raise TypeError
             rules.append(Rule(pattern, None if number is None else numbered(number), reason, optional=optional))
-        said = {name: _option(name, values[name]) for name in _OPTIONS if name in values and name not in SETTINGS}
+        known = [name for name in recipe_keys.OPTIONS if name in values and name not in SETTINGS]
+        said = {name: _option(name, values[name]) for name in known}
         said["ties"] = _ties(values.get("ties", []))
         if "importance" in values:
             said["importance"] = Importance("", {}, str(values["importance"]))
@@ -412,7 +393,8 @@ def _shortest(scheme: Scheme, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The fewest fields that make this scheme on top of what is asked for all."""
     # What is asked for all must be taken back where this scheme does without it.
     fields = {"scale_dtype": None, "levels": None, "codebook": None, "options": {}, **scheme.as_dict()}
-    order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -_FIELDS.index(n)))
+    keys = [*recipe_keys.SCHEME]
+    order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -keys.index(n)))
     for name in order * 2:  # some say what another one implies, once that is gone
         less = {k: v for k, v in fields.items() if k != name}
         try:

@@ -40,6 +40,7 @@ READS = Reader(summary="compressed-tensors: pack-, int-, naive- and float-quanti
 
 WRITES = Writer(
     summary="compressed-tensors pack-quantized: the native tensors and a configuration, for transformers and vLLM",
+    keeps="rows with a short last group, all but matrices named *.weight",
     accepts=ACCEPTS,
     shape=not_a_matrix,
     convert=convert,

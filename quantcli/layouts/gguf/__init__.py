@@ -39,6 +39,7 @@ READS = Reader(summary="GGUF blocks: Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS,
 
 WRITES = Writer(
     summary="GGUF: blocks of 32 weights; of a Llama, Mistral or Qwen folder a model for llama.cpp",
+    keeps="rows that are not a multiple of 32, tensors of more than 4 dimensions",
     accepts=Accepts(bits=(4, 5, 8), groups=(WEIGHTS,), zero_points=("int", "float"), asymmetric_bits=(4, 5)),
     shape=shape,
     convert=convert,

@@ -42,6 +42,7 @@ READS = Reader(summary="ONNX: MatMulNBits and DequantizeLinear of initializers",
 
 WRITES = Writer(
     summary="ONNX: a MatMulNBits node of com.microsoft for every weight, for onnxruntime",
+    keeps="rows with a short last group of a size it does not have, all but matrices",
     accepts=Accepts(bits=BITS, groups=(16,)),
     shape=shape,
     convert=convert,

@@ -20,9 +20,8 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
-    """A way to show reports: what for, and what writes them."""
+    """A way to show reports: what writes them."""
 
-    summary: str
     render: Callable[[Sequence[RunReport], TextIO, Look], None]
 
 

@@ -1,5 +1,6 @@
-"""Comma-separated values: a row per tensor, a header row, numbers as Python prints them (RFC 4180, lines end in LF).
+"""Comma-separated values: a row per tensor, for spreadsheets.
 
+A header row, then numbers as Python prints them (RFC 4180, lines end in LF).
 Text that a spreadsheet would take for a formula has an apostrophe in front.
 """
 
@@ -56,4 +57,4 @@ def _cell(value: object) -> object:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-PROVIDES = Rendering(summary="a row per tensor", render=render)
+PROVIDES = Rendering(render=render)

@@ -1,4 +1,7 @@
-"""Workflow commands of GitHub Actions: an error per tensor that fails a gate, a notice with the verdict."""
+"""GitHub Actions: annotations, one for each gate and tensor that fails.
+
+An error per tensor that fails a gate, a notice with the verdict.
+"""
 
 from __future__ import annotations
 
@@ -53,4 +56,4 @@ def _escaped(text: str, more: str = "") -> str:
     return text
 
 
-PROVIDES = Rendering(summary="annotations of GitHub Actions", render=render)
+PROVIDES = Rendering(render=render)

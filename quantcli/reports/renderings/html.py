@@ -1,8 +1,8 @@
-"""One web page that needs nothing but itself: verdict, key figures, charts, and every tensor in a sortable table.
+"""HTML: one web page with charts and sortable tables.
 
-All of it is in the HTML; the script beside it only sorts and filters tables and tells what a mark in a chart stands
-for. Whatever comes from files is escaped, and never inside the script, of which the page names the digest, so that no
-other one runs. The same reports make the same page.
+It needs nothing but itself. Verdict, key figures, charts and every tensor are in the HTML; the script beside it only
+sorts and filters tables and tells what a mark in a chart stands for. Whatever comes from files is escaped, and never
+inside the script, of which the page names the digest, so that no other one runs. The same reports make the same page.
 """
 
 from __future__ import annotations
@@ -345,4 +345,4 @@ def _one_histogram(r: TensorReport, found: Histogram) -> str:
     )
 
 
-PROVIDES = Rendering(summary="one self-contained web page", render=render)
+PROVIDES = Rendering(render=render)

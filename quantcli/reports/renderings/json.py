@@ -1,5 +1,8 @@
-"""One JSON document: a report, or several in `reports`. Its schema is `report.schema.json` beside this file; the
-document of one report is a valid `--baseline`. Strict JSON, names escaped to ASCII, null instead of infinities."""
+"""JSON: one document with every figure.
+
+A report, or several in `reports`. Its schema is `report.schema.json` beside this file; the document of one report is a
+valid `--baseline`. Strict JSON, names escaped to ASCII, null instead of infinities.
+"""
 
 from __future__ import annotations
 
@@ -33,4 +36,4 @@ def write(document: dict[str, Any], stream: TextIO) -> None:
     stream.write("\n")
 
 
-PROVIDES = Rendering(summary="one JSON document", render=render)
+PROVIDES = Rendering(render=render)

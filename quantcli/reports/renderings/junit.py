@@ -1,4 +1,4 @@
-"""JUnit XML: a suite per report, a test case per gate and one per tensor that fails it."""
+"""JUnit XML: a test case per gate, and per tensor that fails it."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ def _cases(report: RunReport) -> Iterator[tuple[str, str | None]]:
             yield f"{title}: {failure.tensor}", failure.message
 
 
-PROVIDES = Rendering(summary="JUnit XML for CI", render=render)
+PROVIDES = Rendering(render=render)

@@ -1,4 +1,7 @@
-"""Markdown for a comment on a pull request: the verdict first, then the worst tensors, details folded."""
+"""Markdown: a comment for a pull request.
+
+The verdict first, then the worst tensors, details folded.
+"""
 
 from __future__ import annotations
 
@@ -118,4 +121,4 @@ def _sqnr(tensor: TensorReport) -> float:
     return math.inf if tensor.sqnr_db is None else tensor.sqnr_db
 
 
-PROVIDES = Rendering(summary="a comment for a pull request", render=render)
+PROVIDES = Rendering(render=render)

@@ -1,5 +1,8 @@
-"""For people: a header with what matters most, gates, what changed since a baseline, then a row per tensor, worst SQNR
-first; of two models that are compared, what their files say of themselves and what only one holds comes last."""
+"""Tables for people: the verdict, what was kept, the worst tensors.
+
+A header with what matters most, gates, what changed since a baseline, then a row per tensor, worst SQNR first; of two
+models that are compared, what their files say of themselves and what only one holds comes last.
+"""
 
 from __future__ import annotations
 
@@ -228,4 +231,4 @@ def _theory(rows: list[TensorReport]) -> t.Table:
     return table
 
 
-PROVIDES = Rendering(summary="tables for people", render=render)
+PROVIDES = Rendering(render=render)

@@ -1,0 +1,52 @@
+"""The keys of a recipe: what each takes and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SCHEME: Mapping[str, tuple[str, str]] = {
+    "bits": ("1 to 16", "bits per code"),
+    "format": ("name", "number format, as for --type"),
+    "granularity": ("tensor, channel or group", "what shares a scale"),
+    "group_size": ("1 or more", "weights along the last axis that share a scale"),
+    "axis": ("whole number", "the channel axis"),
+    "symmetric": ("true or false", "codes around 0, or with a zero point"),
+    "grid": ("restricted or full", "symmetric codes without or with the lowest"),
+    "zero_point": ("int or float", "a whole zero point, or a float offset"),
+    "calibration": ("name", "how scales are found, as for --calibration"),
+    "options": ("map", "options of the calibration: effort, norm, percentile"),
+    "rounding": ("nearest or sum-preserving", "to the nearest code, or so that the errors of a row add up to 0"),
+    "levels": ("2 to 256", "how many levels a codebook learns"),
+    "codebook": ("list of numbers", "the levels of a codebook, ascending"),
+    "scale_dtype": ("dtype", "how scales are stored"),
+}
+"""Of a scheme: in `default` and in a rule."""
+
+RULE: Mapping[str, tuple[str, str]] = {
+    "match": ("pattern", "the tensors or modules it is for"),
+    "keep": ("true or false", "leave them as they are"),
+    "optional": ("true or false", "it may match nothing"),
+    "reason": ("text", "what the report says of it"),
+}
+"""Of a rule, beside those of its scheme."""
+
+OPTIONS: Mapping[str, tuple[str, str]] = {
+    "include": ("list of patterns", "quantize only these"),
+    "exclude": ("list of patterns", "keep these as they are"),
+    "keep_defaults": ("true or false", "false is --no-default-keep"),
+    "max_shard_size": ("bytes", "cut a checkpoint folder into files of at most so many bytes"),
+    "to": ("target", "write what another tool loads"),
+    "container": ("true or false", "with the targets gguf and onnx: the quantized tensors alone"),
+    "on_nonfinite": ("refuse or keep", "what to do with a tensor that holds NaN or infinity"),
+    "digest": ("xxh3, sha256 or none", "digest of each tensor's source bytes"),
+}
+"""Of a recipe: what else is an option of the command line."""
+
+RECIPE: Mapping[str, tuple[str, str]] = {
+    "default": ("map, or a name such as W4A16", "the scheme of tensors that no rule matches"),
+    "rules": ("list of maps", "schemes by pattern; the last that matches decides"),
+    "ties": ("list of expressions after re:", "tensors that agree in the first group get one scheme"),
+    "importance": ("file", "how much the error of each column counts"),
+    **OPTIONS,
+}
+"""Of a recipe at its top."""

@@ -1,0 +1,211 @@
+"""Write the tables of README.md and of the topics of `quantcli help` from the code: `make docs`.
+
+A table stands between two lines of a Markdown file, which this script finds and keeps:
+
+    <!-- generated: NAME -->
+    <!-- end -->
+
+NAME is one of TABLES, or `options COMMAND`. A test checks that every table is up to date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+
+import quantcli
+from quantcli import registry
+from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, _naming, cli
+from quantcli.layouts.writer import named
+from quantcli.planning import recipe_keys
+from quantcli.planning.plan import FREE, REASONS
+from quantcli.reports import gates
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(quantcli.__file__).parent
+DOCUMENTS = (ROOT / "README.md", *sorted((PACKAGE / "docs").glob("*.md")))
+"""What is read, on a screen or in a browser."""
+
+BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+FAMILIES = {"int": "integers", "midrise": "mid-rise", "levels": "fixed levels", "learned": "learned codebooks"}
+"""The families of formats by which calibrations go."""
+
+UNITS = {"DB": "dB", "MSE": "squared error", "BITS": "bits per weight", "SIZE": "bytes", "SHARE": "share"}
+"""What the limits of gates are counted in, by what their options take."""
+
+
+def escaped(text: str) -> str:
+    """A text whose stars are stars in Markdown too."""
+    return text.replace("*", "\\*")
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
+
+
+def methods() -> str:
+    """The calibrations, and what they are for."""
+    rows = []
+    for name in registry.names("calibrators"):
+        found = registry.get("calibrators", name)
+        suits = [FAMILIES[family] for family in found.families] if not found.binary else ["one symmetric bit"]
+        suits += [] if found.affine or found.binary else ["symmetric only"]
+        options = ", ".join(f"{key} ({option.default})" for key, option in found.options.items())
+        weighs = "yes" if found.weighs else ""
+        rows.append([f"`{name}`", registry.summary("calibrators", name), ", ".join(suits), options, weighs])
+    rows.append(["`auto`", "the best of these, tensor by tensor", "", "", ""])
+    return table(["`--calibration`", "what it takes", "suits", "options (default)", "`--importance`"], rows)
+
+
+def formats() -> str:
+    """The number formats."""
+    rows = []
+    for name in registry.names("formats"):
+        found = registry.get("formats", name)
+        low, high, usual = found.bits
+        bits = str(low) if low == high else f"{low} to {high} ({usual})"
+        offsets = " or ".join(found.zero_points) or "no"
+        rows.append([f"`{name}`", registry.summary("formats", name), bits, offsets, f"`{found.calibration}`"])
+    return table(["`--type`", "values", "bits (default)", "zero points", "calibration"], rows)
+
+
+def targets() -> str:
+    """The targets of quantize --to and export --to."""
+    rows = []
+    for name in registry.names("layouts", "WRITES"):
+        export = named(name)
+        output = f"{export.extension} file" if export.extension else "folder or file"
+        loaded = registry.purpose("layouts", name, "WRITES")
+        rows.append([f"`{name}`", loaded, output, export.accepts.describe(), escaped(export.keeps)])
+    return table(["`--to`", "loaded by", "writes", "accepts", "keeps in floating point"], rows)
+
+
+def layouts_read() -> str:
+    """The layouts of other tools that are decoded."""
+    rows = []
+    for name in registry.names("layouts", "READS"):
+        tool, _, what = registry.headline("layouts", name, "READS").partition(": ")
+        rows.append([tool, what])
+    return table(["layout", "what is decoded"], rows)
+
+
+def reasons() -> str:
+    """Why a tensor was quantized or kept."""
+    done = {*FREE, "rule"}
+    rows = [[f"`{code}`", "quantized" if code in done else "kept", text] for code, text in REASONS.items()]
+    return table(["reason", "the tensor is", "because"], rows)
+
+
+def options(name: str) -> str:
+    """The options of a command, group by group."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, name
+    ctx = click.Context(command, info_name=name)
+    rows = []
+    for group, found in _help.grouped(command, ctx).items():
+        rows.append([f"**{group}**", "", ""])
+        for option in found:
+            record = option.get_help_record(ctx)
+            if record is None or not isinstance(option, _help.Option):
+                continue
+            kind = getattr(option.type, "kind", option.type)
+            names = kind.choices if isinstance(kind, click.Choice) else ()
+            choices = f" One of {', '.join(f'`{name}`' for name in names)}." if names else ""
+            left = re.sub(r"\[[^\[\]=]+\]$", "NAME", record[0])
+            default = "required" if option.required else option.default_text
+            rows.append([f"`{left}`", default, f"{escaped(option.help or '')}{choices}"])
+    return table(["option", "default", "meaning"], rows)
+
+
+def exit_codes() -> str:
+    """What the exit code means."""
+    rows = [[str(code), most, judging] for code, (most, judging) in EXIT_CODES.items()]
+    return table(["exit code", "most commands", ", ".join(f"`{name}`" for name in JUDGES)], rows)
+
+
+def renderings() -> str:
+    """The forms of a report."""
+    rows = []
+    for name in registry.names("reports.renderings"):
+        extensions = ", ".join(f".{e}" for e, rendering in _naming.DOCUMENTS.items() if rendering == name)
+        rows.append([f"`{name}`", extensions, registry.summary("reports.renderings", name)])
+    return table(["`--format`", "extension for `-o`", "what it is"], rows)
+
+
+def gate_limits() -> str:
+    """The gates of report and compare."""
+    rows = []
+    for name, kind, text in _gating.GATES:
+        judged = "each tensor" if name in gates.TENSOR_GATES else "the file"
+        rows.append([f"`--{name.replace('_', '-')}`", UNITS[kind], judged, text])
+    return table(["gate", "unit", "judges", "meaning"], rows)
+
+
+def keys_of_recipes() -> str:
+    """The keys of a recipe."""
+    where = {"recipe": recipe_keys.RECIPE, "rule": recipe_keys.RULE, "scheme": recipe_keys.SCHEME}
+    rows = [[f"`{key}`", place, *facts] for place, keys in where.items() for key, facts in keys.items()]
+    return table(["key", "of a", "takes", "meaning"], rows)
+
+
+def presets() -> str:
+    """The recipes that have a name; each says at its top what it is for."""
+    rows = []
+    for path in sorted((PACKAGE / "planning" / "presets").glob("*.yaml")):
+        said = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        rows.append([f"`{path.stem}`", " ".join(said)])
+    return table(["`--recipe`", "what it does"], rows)
+
+
+def costs() -> str:
+    """What each method costs and gives, as `make bench` measured it last."""
+    text = (ROOT / "tests" / "bench" / "RESULTS.md").read_text()
+    return text[text.index("| method | bits/w |") :].partition("\n\n")[0] + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "formats": formats,
+    "targets": targets,
+    "layouts-read": layouts_read,
+    "reasons": reasons,
+    "exit-codes": exit_codes,
+    "renderings": renderings,
+    "gates": gate_limits,
+    "recipe-keys": keys_of_recipes,
+    "presets": presets,
+    "costs": costs,
+}
+"""What makes each table, by its name; `options COMMAND` beside them."""
+
+
+def made(name: str) -> str:
+    """The table of a name. Raises KeyError for a name there is none of."""
+    kind, _, command = name.partition(" ")
+    return options(command) if kind == "options" else TABLES[name]()
+
+
+def filled(text: str) -> str:
+    """A document with its tables as the code has them now."""
+    return BLOCK.sub(lambda block: f"{block[1]}{made(block[2])}{block[4]}", text)
+
+
+def stale() -> Iterator[tuple[Path, str]]:
+    """The documents whose tables are not up to date, each with the text it should have."""
+    for path in DOCUMENTS:
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if before != after:
+            yield path, after
+
+
+if __name__ == "__main__":
+    for path, text in stale():
+        path.write_text(text, encoding="utf-8")
+        print(f"written: {path.relative_to(ROOT)}")
