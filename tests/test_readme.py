@@ -1,4 +1,4 @@
-"""The README's commands, run as written, give the output it shows."""
+"""The commands of README and topics, run as written, give the output shown there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "quantcli" / "docs").glob("*.md"))]
+TEXT = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = TEXT) -> list[str]:
     """The fenced blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text: str) -> list[tuple[str, str | None]]:
+    """The commands of a page in order, those of console blocks with what they print."""
+    found: list[tuple[str, str | None]] = []
+    for language, block in re.findall(r"```(console|sh)\n(.*?)```", text, re.DOTALL):
+        if language == "console":
+            found += re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+        else:
+            found += [(line, None) for line in block.splitlines() if line and not line.startswith("#")]
+    return found
 
 
 @pytest.fixture
@@ -39,23 +52,38 @@ def without_times(text: str) -> str:
     return re.sub(r"\d+\.\d\d s\b", "T s", text)
 
 
-def test_console_blocks(workplace: Path) -> None:
-    assert blocks("console")
-    for block in blocks("console"):
-        for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
-            run = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page: Path, workplace: Path) -> None:
+    for command, shown in commands(page.read_text(encoding="utf-8")):
+        run = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+        assert run.returncode == 0, (command, run.stderr)
+        if shown is not None:
             assert run.stderr == "", command
             assert without_times(run.stdout) == without_times(shown), command
 
 
-def test_python_blocks(workplace: Path) -> None:
-    for block in blocks("python"):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks(page: Path, workplace: Path) -> None:
+    for block in blocks("python", page.read_text(encoding="utf-8")):
         run = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True, timeout=60)
         assert run.returncode == 0, run.stderr
 
 
+def test_the_readme_is_short() -> None:
+    assert README.stat().st_size <= 12_000
+
+
+def test_the_demo_needs_the_package_alone(tmp_path: Path) -> None:
+    """`make demo` in a fresh checkout installs no tools for tests, and quantizes a language model first."""
+    command = ["make", "--dry-run", "demo", f"VENV={tmp_path}"]
+    steps = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "install --editable .\n" in steps and "[dev]" not in steps
+    runs = [line for line in steps.splitlines() if "/quantcli " in line]
+    assert "quantize sample_models/tiny-llama " in runs[0]
+
+
 def test_the_recipe(workplace: Path) -> None:
-    """The recipe of the README on the sample checkpoint: rules in order, kept layers kept for their reason."""
+    """The recipe of the topic on the sample checkpoint: rules in order, kept layers kept for their reason."""
     (recipe,) = [block for block in blocks("yaml") if block.startswith("default:")]
     Path("recipe.yaml").write_text(recipe)
     command = [sys.executable, "-m", "quantcli", "quantize", "sample_models/tiny-llama", "--recipe", "recipe.yaml"]
@@ -123,8 +151,8 @@ def test_the_snippets_for_ci(kind: str, checkout: tuple[Path, dict[str, str]]) -
 
 
 def test_every_option_named_is_one() -> None:
-    """An option the README names exists."""
-    words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    """An option that README or a topic names exists."""
+    words = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     text = "--version"
     for name in ("quantize", "dequantize", "inspect", "report", "compare", "sweep", "plan", "export", "verify"):
         command = [sys.executable, "-m", "quantcli", name, "--help"]
