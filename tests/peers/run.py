@@ -25,6 +25,12 @@ from environments import FOLDER, make, pinned
 from models import HERE, with_words
 
 RESULTS = HERE / "RESULTS.md"
+HEAD = """# What real clients make of the files
+
+`make peers` creates the environments, loads files with each client and compares what it decodes with what quantcli
+reports; `make peers-fast` runs the quick ones. Every cell below is a run of that suite.
+
+"""
 NEEDS = {"text": ["current", "llamacpp"], "families": ["current", "llamacpp"], "zoo": zoo.ENVIRONMENTS,
          "vllm": ["current", "vllm"]}
 """The environments of the parts that are not targets."""
@@ -99,7 +105,7 @@ def main() -> int:
     found = "\n".join(lines).strip() + "\n"
     print(found)
     if asked.write and not failed:
-        RESULTS.write_text(found)
+        RESULTS.write_text(HEAD + found)
     print(f"{failed} cells are not as they should be" if failed else "all cells are as they should be")
     return 1 if failed else 0
 
