@@ -1,5 +1,5 @@
-# make demo    a virtual environment, the package in it, the sample model quantized and reported on
-# make test    a virtual environment and the tests
+# make demo    a virtual environment with the package alone; sample models quantized and measured
+# make test    a virtual environment with what the tests need, and the tests
 # make check   ruff, mypy --strict and the tests
 # make bench   speed and memory beside the machine's own floor
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
@@ -12,22 +12,38 @@ PEERS ?= .venv-peers
 
 .PHONY: demo test check lint bench golden peers peers-fast clean
 
-$(BIN)/.installed: pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
+SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+$(BIN)/.package: $(SOURCES)
+	@echo "Making a virtual environment in $(VENV), and building quantcli with what it needs to run (about a minute)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .[dev]
-	touch $@
+	$(PIP) install --editable .
+	@touch $@
+
+$(BIN)/.installed: $(SOURCES)
+	@echo "Making a virtual environment in $(VENV), and building quantcli with what its tests need (a minute or two)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --editable .[dev]
+	@touch $(BIN)/.package $@
 
 $(PEERS)/current/.installed: tests/peers/environments.py
 	$(PYTHON) tests/peers/environments.py current --environments $(PEERS)
 	touch $@
 
-demo: $(BIN)/.installed
-	mkdir -p out
-	$(BIN)/quantcli quantize sample_models/digits.safetensors --bits 4 --group-size 64 -o out/digits-w4g64.safetensors --force
-	$(BIN)/quantcli report out/digits-w4g64.safetensors --against sample_models/digits.safetensors
-	$(BIN)/python sample_models/evaluate.py sample_models/digits.safetensors
-	$(BIN)/python sample_models/evaluate.py out/digits-w4g64.safetensors
+LLAMA := out/tiny-llama-w4
+DIGITS := out/digits-w4g64.safetensors
+
+demo: $(BIN)/.package
+	@mkdir -p out
+	@echo; echo "A small Llama to 4 bits, in a folder that vLLM and transformers load:"; echo
+	$(BIN)/quantcli quantize sample_models/tiny-llama --bits 4 --group-size 64 -o $(LLAMA) --force
+	@echo; echo "Its loss on text it has not seen, before and after:"; echo
+	$(BIN)/python sample_models/evaluate.py sample_models/tiny-llama $(LLAMA)
+	@echo; echo "A classifier of digits in one file, measured again from its codes against the original:"; echo
+	$(BIN)/quantcli quantize sample_models/digits.safetensors --bits 4 --group-size 64 -o $(DIGITS) --force -q
+	$(BIN)/quantcli report $(DIGITS) --against sample_models/digits.safetensors
+	$(BIN)/python sample_models/evaluate.py sample_models/digits.safetensors $(DIGITS)
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -n auto
