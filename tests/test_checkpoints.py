@@ -307,7 +307,8 @@ def test_a_full_disk_and_then_resume(options: list[str], source: Path, failing: 
               if n.endswith(".safetensors")}
     assert len(before) == 2
     ran = run("quantize", source, "-o", "out", *options, "--resume", "--json")
-    assert ran.code == 0 and ran.err == "quantcli: went on behind 2 finished files of an interrupted run\n"
+    said = ran.err.splitlines()[-1]  # what loaders do comes first
+    assert ran.code == 0 and said == "quantcli: went on behind 2 finished files of an interrupted run"
     assert contents(Path("out")) == contents(Path("whole"))
     times = {p.stat().st_mtime_ns for p in Path("out").iterdir()}
     assert set(before.values()) <= times  # not written again
@@ -507,7 +508,7 @@ def test_a_run_with_another_target_says_what_it_removed(source: Path, failing: A
     interrupted(source, failing, 3)
     ran = run("quantize", source, "--to", "mlx", "-o", "out")
     assert ran.code == 0 and sorted(os.listdir()) == ["out", "source"]
-    assert "what an interrupted run with other options had finished for this output was removed" in ran.err
+    assert "an interrupted run had left 2 finished files, made anew now" in ran.err
 
 
 def test_long_names(source: Path) -> None:

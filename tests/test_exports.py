@@ -41,7 +41,7 @@ from quantcli.layouts import awq, pieces
 from quantcli.layouts.onnx import write as onnx
 from quantcli.layouts.writer import Codes
 from quantcli.models import open_model
-from quantcli.passes import export
+from quantcli.passes import export, outputs
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, layout
@@ -213,7 +213,7 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
     if target == "compressed-tensors" and "quantcli" in metadata_of(path):
         # Not as the native file it is, but as its own client sees it.
         with quantcli.open(str(path)) as model:
-            config = export.convert([t.stored for t in model.values()], target, lambda name: None).config
+            config = outputs.convert([t.stored.decided for t in model.values()], target, lambda name: None).config
         path = strip(path)
     with open_model(str(path), config) as model:
         return {n: v.read(0, v.info.numel).reshape(v.info.shape) for n, v in model.quantized.items()}

@@ -31,7 +31,7 @@ from strategies import gaussian
 import quantcli
 from quantcli.layouts import pieces
 from quantcli.layouts.gguf import write as gguf
-from quantcli.passes import export
+from quantcli.passes import outputs
 from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.gguf_writer import GgufTensor, lay_out
@@ -105,7 +105,7 @@ def test_the_bytes_of_the_gguf_package(tmp_path: Path, monkeypatch: pytest.Monke
     """Of weights both quantizers store without an error: keys, words, order of rows, frequencies, blocks of every type,
     kept F32, F16 and BF16, at any number of threads and from any cut."""
     monkeypatch.setattr(gguf, "__version__", "any")
-    monkeypatch.setattr(export, "_said", lambda *_: "any")
+    monkeypatch.setattr(outputs, "_said", lambda *_: "any")
     expected = (GOLDEN / "model.gguf").read_bytes()
     out = tmp_path / "out.gguf"
     for threads, limit in ((1, None), (3, 300), (7, 16)):
@@ -497,16 +497,23 @@ def test_an_unwritable_end_leaves_nothing(tmp_path: Path) -> None:
 # ---- a size target ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("option", "value"), [("--target-size", "60kB"), ("--target-bpw", "5")])
-def test_a_size_target_counts_native_files_only(option: str, value: str, tmp_path: Path) -> None:
-    for target in ("gguf", "mlx"):
-        line = one_line(run("quantize", TINY, option, value, "--to", target, "-o", tmp_path / "out"), 2)
-        assert line == (f"{option}: it counts the bytes of a native file, not those of {target}; let plan write a "
-                        "recipe with widths it has, and give that to --recipe")  # fmt: skip
-    out = tmp_path / "out"
-    ran = run("quantize", TINY, "--target-size", "80kB", "--to", "compressed-tensors", "-o", out, "--json")
-    assert ran.code == 0 and ran.json["summary"]["bytes_out"] <= 80000
-    assert sum(p.stat().st_size for p in out.glob("*.safetensors")) == ran.json["summary"]["bytes_out"]
+@pytest.mark.parametrize(("target", "size", "bits"), [
+    ("gguf", 100_000, 7), ("mlx", 90_000, 6), ("bnb-nf4", 110_000, 7.5), ("awq", 110_000, 7.5),
+    ("compressed-tensors", 90_000, 6),
+])  # fmt: skip
+def test_a_size_target_counts_the_bytes_of_the_target(target: str, size: int, bits: float, tmp_path: Path) -> None:
+    """All of them: header, kept tensors in the dtypes the target has, and the folder's every file of weights."""
+    out = tmp_path / f"out{'.gguf' if target == 'gguf' else ''}"
+    for option, value in (("--target-size", size), ("--target-bpw", bits)):
+        ran = run("quantize", TINY, option, value, "--to", target, "-o", out, "--json", "--force")
+        assert ran.code == 0, ran.err
+        limit = value if option == "--target-size" else value * ran.json["summary"]["parameters"] / 8
+        written = [out] if out.is_file() else list(out.glob("*.safetensors"))
+        assert sum(p.stat().st_size for p in written) == ran.json["summary"]["bytes_out"] <= limit
+        assert ran.json["summary"]["bytes_out"] > 0.6 * limit
+
+
+def test_a_plan_is_a_recipe_for_a_target(tmp_path: Path) -> None:
     plan = tmp_path / "r.yaml"
     assert run("plan", TINY, "--target-size", "120kB", "--bits", "4,5,8", "--group-size", "32", "-o", plan).code == 0
     assert run("quantize", TINY, "--recipe", plan, "--to", "gguf", "-o", tmp_path / "out.gguf").code == 0

@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "weighting": "balanced",
     "no_ties": False,
     "uniform_groups": False,
+    "scheme": {},
     "min_sqnr": None,
     "max_nmse": None,
 }
@@ -39,6 +40,23 @@ TARGETS = (
     ("min_sqnr", "DB", "The smallest file of at least this SQNR over all quantized weights."),
     ("max_nmse", "E", "The smallest file of at most this squared error over power."),
 )
+
+
+def usual(to: str | None) -> dict[str, Any]:
+    """What quantize chooses from for a target: all widths, in the format and the groups that are usual for it."""
+    found: dict[str, Any] = {"bits": BITS, "group_size": GROUP_SIZES, "scheme": {}}
+    if to is None:
+        return found
+    from quantcli.layouts.writer import named
+
+    fields = named(to).usual
+    if "format" in fields:
+        found |= {"scheme": {"format": fields["format"]}, "bits": [None, 16]}
+    if "group_size" in fields:
+        found["group_size"] = [fields["group_size"]]
+    elif fields.get("granularity") == "channel":
+        found["group_size"] = [-1]
+    return found
 
 
 def _list(name: str, default: list[int], text: str) -> Callable[[F], F]:
@@ -140,7 +158,7 @@ def _way_out(asked: dict[str, Any], least: Planned) -> str:
         native or not asked["no_default_keep"]
     ):
         ways.append(f"quantize such tensors too with {native}--no-default-keep")
-    if min(asked["bits"]) > min(BITS):
+    if min(b or 16 for b in asked["bits"]) > min(BITS) and not asked["scheme"]:
         ways.append("allow fewer --bits")
     return ", or ".join([*ways, "ask for more"])
 
@@ -176,6 +194,11 @@ def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tup
     return [export.suited(s) for s in stored], export.mixes
 
 
+def _where(size: int) -> dict[str, Any]:
+    """Scheme fields of a group size."""
+    return _asking.granularity(None, size, None)
+
+
 def planned(
     source: Source, src: str, asked: dict[str, Any], threads: int, talk: options.Talk
 ) -> tuple[Planned, int | None]:
@@ -190,10 +213,10 @@ def planned(
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
     recipe = _asking.asked_recipe(asked, {})
-    asked = _asking.settled(asked, recipe)
+    asked = {"scheme": {}, **_asking.settled(asked, recipe)}
     with _asking.naming_options(asked):
         schemes = [
-            recipe.scheme({"bits": bits, **_asking.granularity(None, size, None), **method})
+            recipe.scheme({**asked["scheme"], **({"bits": bits} if bits else {}), **_where(size), **method})
             for method in [{"calibration": name} for name in asked["calibration"] or ()] or [{}]
             for size in asked["group_size"]
             for bits in asked["bits"]

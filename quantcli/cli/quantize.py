@@ -265,8 +265,7 @@ def _request(
     from quantcli.planning import plan, recipe
 
     if asked["target_size"] is not None or asked["target_bpw"] is not None:
-        chosen = {**_budget.DEFAULTS, **asked, "bits": _budget.BITS, "group_size": _budget.GROUP_SIZES}
-        chosen["to"] = asked["to"] or recipe.NATIVE
+        chosen = {**_budget.DEFAULTS, **asked, "to": asked["to"] or recipe.NATIVE, **_budget.usual(asked["to"])}
         planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), talk)
         return planned.request
     importance = _asking.importance(asked, given, source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -169,8 +169,12 @@ def _turned_out(tensor: Decided, values: Mapping[str, Any]) -> Decided:
     return tensor if values["scale_dtype"] == tensor.scale_dtype else with_float32_scales(tensor)
 
 
-def made(finished: Finished, tensors: Mapping[str, Decided]) -> dict[str, Made] | None:
-    """What became of the tensors of a finished file; None where the journal does not tell."""
+def made(finished: Finished, tensors: Mapping[str, Decided], path: str) -> dict[str, Made] | None:
+    """What became of the tensors of a finished file; None where the journal does not tell. path: of the source. Raises
+    DataError where that no longer holds one of them."""
+    gone = [name for name in finished.made if name not in tensors]
+    if gone:
+        raise changed(path, gone)
     try:
         return {n: Made(_turned_out(tensors[n], v), _result(v)) for n, v in finished.made.items()}
     except (KeyError, TypeError, ValueError):
@@ -194,9 +198,14 @@ def check_same(path: str, file: OneFile, found: Mapping[str, Made], source: Sour
             same = same and all(written.read(at, len(piece)) == piece for at, piece in file.between(results))
         if same:
             return
-    raise DataError(
+    raise changed(source.path, wrong)
+
+
+def changed(path: str, names: Sequence[str]) -> DataError:
+    """The error of a source that is no longer the one an interrupted run was made from; names: of its tensors."""
+    return DataError(
         "the file was changed since the run that was interrupted",
-        place=[source.path, *(printable(name) for name in wrong[:1])],
+        place=[path, *(printable(name) for name in names[:1])],
         hint="leave out --resume to start over",
     )
 

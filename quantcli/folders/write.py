@@ -267,7 +267,7 @@ def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _Sta
     out.hold = True  # a run that may not go on leaves all to one that may
     piece = cutter.piece(state.at, len(state.files) + 1, known.tensors)
     path = os.path.join(out.temp, piece.cut.name)
-    found = resume.made(known, state.model.by_name)
+    found = resume.made(known, state.model.by_name, piece.source.path)
     if found is None or not resume.is_intact(path, known, options.threads):
         state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was made again")
         return False

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantcli.errors import UsageError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.metrics import Metrics
 from quantcli.passes.sweep import measure
 from quantcli.passes.tiles import Progress
@@ -113,7 +113,7 @@ def units_of(
 
     Raises UsageError when nothing is left to choose.
     """
-    plans = [make(source.infos(), replace(request, scheme=scheme)) for scheme in schemes]
+    plans = _plans(source, request, schemes)
     found = measure(source, plans, threads=threads, progress=progress)
     by_name = [{t.info.name: t for t in m.plan.tensors} for m in found]
     nbytes = [nbytes_of(m.plan) for m in found]
@@ -142,6 +142,19 @@ def units_of(
         # With groups the target cannot store, a tensor stays as it is.
         units.append(Unit(tensors=tuple(members), choices=(*(c or exact for c in said), *([exact] if keep else []))))
     return units
+
+
+def _plans(source: Source, request: Request, schemes: Sequence[Scheme]) -> list[Plan]:
+    """A plan for each scheme under which anything is quantized. Raises DataError where there is none."""
+    plans, error = list[Plan](), None
+    for scheme in schemes:
+        try:
+            plans.append(make(source.infos(), replace(request, scheme=scheme)))
+        except DataError as problem:
+            error = error or problem
+    if error is not None and not plans:
+        raise error
+    return plans
 
 
 def _free(plans: Sequence[Decided]) -> Decided | None:

@@ -18,7 +18,7 @@ from quantcli.models import view_of
 from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
-from quantcli.passes.quantize import check_second
+from quantcli.passes.quantize import check_second, cleared
 from quantcli.passes.requantize import Decoded
 from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
@@ -84,7 +84,9 @@ class Export:
         """Write one file."""
         return self.files(source, [file], folder, force=force)
 
-    def files(self, source: Source, files: list[OneFile], folder: str, *, force: bool) -> Outcome:
+    def files(
+        self, source: Source, files: list[OneFile], folder: str, *, force: bool, within: str | None = None
+    ) -> Outcome:
         """Write some files, and measure what was not moved as it was."""
         floats = Decoded(self.model, self.wanted)
         anew = from_floats(floats, self.outgoing.by_name, "none")
@@ -112,6 +114,7 @@ class Export:
             force=force,
             threads=min(self.threads, MOST_THREADS),
             progress=self.progress,
+            within=within,
             check=self._measure,
         )
 
@@ -161,5 +164,6 @@ def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, b
     files = outputs.files(model, outputs.whole(source, model, base), source.path)
     check_second(files, folder, source, force=force)
     check_space(path, sum(f.size for f in files), source.path)
-    outcome = export.files(source, files, folder, force=force)
+    with cleared(path, force=force) as within:
+        outcome = export.files(source, files, folder, force=force, within=within)
     return sum(f.size for f in files), outcome.exact

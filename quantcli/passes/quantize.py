@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from quantcli.passes.write import write as write_files
 from quantcli.planning.plan import Plan, check, with_float32_scales
 from quantcli.stores import Source, is_stream
 from quantcli.stores.files import check_destination, check_space
+from quantcli.stores.workspace import Workspace
 from quantcli.tensors import api
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.fit import NotFinite
@@ -70,17 +72,27 @@ def write(source: Source, plan: Plan, path: str, options: Options, target: Targe
     Raises QuantcliError for what the weights or the disk forbid.
     """
     folder, base = os.path.split(path)
-    while True:
-        model = outgoing(source, plan, options.digest, target)
-        files = outputs.files(model, outputs.whole(source, model, base), source.path)
-        check_second(files, folder, source, force=options.force)
-        size = sum(f.size for f in files)
-        check_space(path, size, source.path)
-        outcome = write_part(source, model, files, folder, options)
-        if not outcome.amendments:
-            return Written(plan=plan, model=model, results=outcome.results, size=size)
-        plan = plan.amended(outcome.amendments)
-        check(plan)
+    with ExitStack() as stack:
+        within = None if target.to is None else stack.enter_context(cleared(path, force=options.force))
+        while True:
+            model = outgoing(source, plan, options.digest, target)
+            files = outputs.files(model, outputs.whole(source, model, base), source.path)
+            check_second(files, folder, source, force=options.force)
+            size = sum(f.size for f in files)
+            check_space(path, size, source.path)
+            outcome = write_part(source, model, files, folder, options, within=within)
+            if not outcome.amendments:
+                return Written(plan=plan, model=model, results=outcome.results, size=size)
+            plan = plan.amended(outcome.amendments)
+            check(plan)
+
+
+@contextmanager
+def cleared(path: str, *, force: bool) -> Iterator[str]:
+    """A hidden folder beside a file to write, emptied of what a run that was killed has left in it."""
+    with Workspace(path, force=force) as workspace:
+        workspace.clear()
+        yield workspace.folder
 
 
 def outgoing(source: Source, plan: Plan, digest: str, target: Target) -> Outgoing:
@@ -94,7 +106,9 @@ def check_second(files: list[OneFile], folder: str, source: Source, *, force: bo
         check_destination(os.path.join(folder, file.name), force=force, sources=list(source.files()))
 
 
-def write_part(source: Source, model: Outgoing, files: list[OneFile], folder: str, options: Options) -> Outcome:
+def write_part(
+    source: Source, model: Outgoing, files: list[OneFile], folder: str, options: Options, *, within: str | None = None
+) -> Outcome:
     """Quantize the tensors of some files into a folder.
 
     The results are those of the stored codes; of parameters that were rounded on their way into the layout they are
@@ -121,7 +135,14 @@ def write_part(source: Source, model: Outgoing, files: list[OneFile], folder: st
             outcome.results |= {n: _with_errors(outcome.results[n], m) for n, m in found.items()}
 
     return write_files(
-        files, work, folder, force=options.force, threads=options.threads, progress=options.progress, check=measured
+        files,
+        work,
+        folder,
+        force=options.force,
+        threads=options.threads,
+        progress=options.progress,
+        within=within,
+        check=measured,
     )
 
 

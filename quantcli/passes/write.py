@@ -72,14 +72,19 @@ def write(
     force: bool,
     threads: int,
     progress: Progress | None,
+    within: str | None = None,
     check: Callable[[Outcome, Mapping[str, str]], None] = lambda outcome, homes: None,
 ) -> Outcome:
-    """Write files into a folder, where they appear when all are complete.
+    """Write files into a folder, where they appear when all are complete. within: the hidden folder in which they are
+    made, None for hidden names beside the final ones.
 
     check: looks at what was written before it has its name, given where each tensor is. Raises QuantcliError.
     """
     with ExitStack() as stack:
-        outs = [stack.enter_context(OutputFile(os.path.join(folder, f.name), f.size, force=force)) for f in files]
+        outs = [
+            stack.enter_context(OutputFile(os.path.join(folder, f.name), f.size, force=force, within=within))
+            for f in files
+        ]
         outcome = _Pass(list(zip(files, outs)), work, progress).run(threads)
         if outcome.amendments:
             return outcome
