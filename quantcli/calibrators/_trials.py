@@ -14,7 +14,7 @@ import numpy as np
 
 from quantcli.calibrators import Ideal, _arithmetic
 from quantcli.formats import code_grid, fixed_codebook
-from quantcli.kernels import INTEGER, LEVELS, Tile, numpy_kernels
+from quantcli.kernels import INTEGER, LEVELS, Tile, numpy_tiles
 from quantcli.metrics import ordered_sum
 from quantcli.scheme import Scheme
 
@@ -35,7 +35,7 @@ def by_groups(
 ) -> Ideal:
     """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n) with how much each
     weight counts, which `importance` says of every column (None: all the same)."""
-    weights = numpy_kernels.floats(tile)
+    weights = numpy_tiles.floats(tile)
     whole = tile.cols // tile.group
     cut = whole * tile.group
     groups = -(-tile.cols // tile.group)

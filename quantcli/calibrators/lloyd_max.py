@@ -33,7 +33,7 @@ from quantcli.calibrators import (
     _kmeans,
 )
 from quantcli.dtypes import from_float32, to_float32
-from quantcli.kernels import numpy_kernels
+from quantcli.kernels import numpy_tiles
 from quantcli.kernels.codebook import Codebook, codebook
 from quantcli.scheme import Scheme
 
@@ -78,7 +78,7 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     if not tile.ranges(kernels).finite:
         return None
     found = []
-    for row in numpy_kernels.floats(tile):
+    for row in numpy_tiles.floats(tile):
         values, counts = np.unique(row + np.float32(0), return_counts=True)
         found.append(_levels(values.astype(np.float64), counts.astype(np.float64), scheme))
     return Ideal(np.ones((tile.rows, 1)), None, np.concatenate(found))
@@ -162,7 +162,7 @@ def _normalised(tile: Tile, extreme: Floats) -> Observed:
     """Weights over the extreme of their group, in bins: sums of extreme * weight and extreme^2."""
     unit = np.where(extreme == 0, np.float32(1), extreme)
     spread = np.repeat(unit, tile.group, axis=1)[:, : tile.cols].astype(np.float64)
-    weights = numpy_kernels.floats(tile)
+    weights = numpy_tiles.floats(tile)
     bins = np.minimum(((weights / spread + 1) * (BINS / 2)).astype(np.int64), BINS - 1).ravel()
     return {
         "cross": np.bincount(bins, (spread * weights).ravel(), BINS),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p, pointer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import F32, CodeGrid, QuantParams, Ranges, Sums, Tile, row_bytes
+from quantcli.kernels.table import F32, CodeGrid, QuantParams, Ranges, Sums, Tile, row_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Counts, Doubles, Floats, Kernels
     from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
 
 _LEVELS = {3: "v3", 2: "v2"}
 """CPU level told by the library -> variant of the kernels; the rest of the world runs the baseline variant."""
@@ -83,9 +84,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 def find() -> Kernels | None:
     """The native table, or None where the library was not built, does not load, or has no variant for this CPU."""
-    import quantcli.kernels
-
-    for folder in quantcli.kernels.__path__:
+    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them where the package is editable
         for name in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
             path = Path(folder, name)
             if path.is_file():

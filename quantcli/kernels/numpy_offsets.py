@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import Tile
 from quantcli.kernels.numpy_search import PIECE, fraction_bits, parts, pieces_of
+from quantcli.kernels.table import Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Doubles, Floats
+    from quantcli.kernels.table import Doubles, Floats
 
 STEPS, WIDTH = 6, 8
 MAGIC = 6755399441055744.0

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import Tile
-from quantcli.kernels.numpy_kernels import floats_of
+from quantcli.kernels.numpy_tiles import floats_of
+from quantcli.kernels.table import Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Doubles, Floats
+    from quantcli.kernels.table import Doubles, Floats
 
 CHUNK = 1 << 16
 """Weights at a time: what is computed for one candidate stays in the cache for the next."""

@@ -15,7 +15,7 @@ from quantcli import kernels
 from quantcli.calibrators import _histogram
 from quantcli.dtypes import DTYPES
 from quantcli.formats import clipped, code_grid, spread_out
-from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_kernels
+from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_tiles
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
 from quantcli.passes.tiles import Crew, Progress, Task
@@ -112,7 +112,7 @@ def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: in
     params, grid = tensor.params(span), code_grid(scheme)
     codes = packing.unpack(tensor.packed(span), span.rows, span.cols, scheme.bits)
     counts = np.bincount(codes.ravel(), minlength=len(look.codes))
-    x = numpy_kernels.floats(tile)
+    x = numpy_tiles.floats(tile)
     beyond = clipped(x, params, grid, tile.group)
     parts = theory.split(x, tensor.decoded(span), beyond, _steps(codes, params, grid, x, tile.group))
     levels = _levels(scheme, params)

@@ -14,7 +14,7 @@ from quantcli import registry
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_kernels
+from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Layout, TileSpan, column_repeats, layout
@@ -309,7 +309,7 @@ class Trials:
         """Squared error and power of a tile whose codes are in `packed`, each column as often as it counts."""
         assert self._importance is not None
         grid = code_grid(self.chosen.scheme)
-        weights = numpy_kernels.floats(tile)
+        weights = numpy_tiles.floats(tile)
         error = weights - kernels.decode(packed, weights.shape, tile.group, params, grid)
         counts = self._importance[span.col : span.col + span.cols]
         sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]
