@@ -22,16 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import (
-    Calibrator,
-    Ideal,
-    LevelSearch,
-    Observed,
-    Option,
-    Shared,
-    _histogram,
-    _kmeans,
-)
+from quantcli.calibrators import Calibrator, Ideal, LevelSearch, Observed, Option, Shared
+from quantcli.calibrators.searches import histogram, kmeans
 from quantcli.dtypes import from_float32, to_float32
 from quantcli.kernels import numpy_tiles
 from quantcli.kernels.codebook import Codebook, codebook
@@ -64,13 +56,13 @@ def _levels(values: Array, counts: Array, scheme: Scheme) -> Array:
     """Levels (1, count) of weights that occur so often."""
     k = scheme.level_count
     if scheme.option("effort") == "fast":
-        return _kmeans.lloyd(values, counts, _kmeans.quantiles(values, counts, k), 100)[None]
-    return _kmeans.optimal(values, counts, k)[None]
+        return kmeans.lloyd(values, counts, kmeans.quantiles(values, counts, k), 100)[None]
+    return kmeans.optimal(values, counts, k)[None]
 
 
 def solve(seen: Observed, scheme: Scheme) -> Ideal:
     """Levels of the weights of a histogram."""
-    return Ideal(np.ones((1, 1)), None, _levels(*_histogram.distinct(seen), scheme))
+    return Ideal(np.ones((1, 1)), None, _levels(*histogram.distinct(seen), scheme))
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
@@ -189,7 +181,7 @@ def learn(seen: Observed, scheme: Scheme, shared: Shared | None) -> Shared:
     if shared.step == 0:
         values = seen["cross"][some] / seen["square"][some]
         factor = shared.factor * float(PHASES[seen["spacing"].argmin()])
-        levels = _kmeans.optimal(values, seen["square"][some], k) * factor
+        levels = kmeans.optimal(values, seen["square"][some], k) * factor
         return Shared(levels, factor, 1, False)
     means = shared.levels.copy()
     places = np.flatnonzero(some)
@@ -213,7 +205,7 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
 
 
 PROVIDES = Calibrator(
-    gather=_histogram.GATHER,
+    gather=histogram.GATHER,
     solve=solve,
     local=local,
     families=("learned",),

@@ -129,10 +129,10 @@ def command(
                 progress=bar,
             )
     if output is not None:
-        from quantcli.reports.renderings import _sweep
+        from quantcli.reports import sweeps
 
         text = io.StringIO()
-        _sweep.WRITERS.get(kind, _sweep.render)(found, text)
+        sweeps.WRITERS.get(kind, sweeps.render)(found, text)
         options.replace_file(output, text.getvalue(), [src])
     if talk.json:
         options.print_json(found.as_dict())

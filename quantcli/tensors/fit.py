@@ -12,6 +12,7 @@ import numpy as np
 
 from quantcli import registry
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
+from quantcli.calibrators.searches import ranges
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
@@ -169,9 +170,7 @@ class Fit:
         shape = column_repeats(self.info.shape, self.scheme.axis)
         if "sum" in seen:
             return {k: v.reshape(shape).sum(axis=(0, 2), keepdims=True) for k, v in seen.items()}
-        from quantcli.calibrators import _ranges
-
-        return _ranges.fold({k: v.reshape(shape) for k, v in seen.items()}, (0, 2))
+        return ranges.fold({k: v.reshape(shape) for k, v in seen.items()}, (0, 2))
 
     def conclude(self) -> None:
         """End the pass: all spans have been seen."""

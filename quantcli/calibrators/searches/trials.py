@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import Ideal, _arithmetic
+from quantcli.calibrators import Ideal
+from quantcli.calibrators.searches import arithmetic
 from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import INTEGER, LEVELS, Tile, numpy_tiles
 from quantcli.metrics import ordered_sum
@@ -135,7 +136,7 @@ def _tried(
     """Scale (refit for norm 2), zero and error of a trial."""
     found = levels(weights / scale[:, None])
     if norm != 2:
-        error = _arithmetic.power(np.abs(weights - found * scale[:, None]), norm)
+        error = arithmetic.power(np.abs(weights - found * scale[:, None]), norm)
         return scale, 0.0, _sum(error, counts)
     square = _sum(found * found, counts)
     refit = _sum(weights * found, counts) / np.where(square > 0, square, 1.0)
@@ -221,5 +222,5 @@ def _refit(
         slope = _sum((weights - mean[:, None]) * around, counts) / np.where(square > 0, square, 1.0)
         good = (square > 0) & (slope > 0)
         scale, offset = np.where(good, slope, scale), np.where(good, mean - slope * code_mean, offset)
-    error = _arithmetic.power(np.abs(weights - (codes * scale[:, None] + offset[:, None])), norm)
+    error = arithmetic.power(np.abs(weights - (codes * scale[:, None] + offset[:, None])), norm)
     return scale, offset, _sum(error, counts)
