@@ -17,8 +17,10 @@ from strategies import gaussian
 
 import quantcli
 from quantcli import Scheme
+from quantcli.asking import candidates
 from quantcli.calibrators import entropy
-from quantcli.calibrators.searches import arithmetic, breakpoints, candidates, histogram, kmeans
+from quantcli.calibrators.searches import arithmetic, breakpoints, histogram, kmeans
+from quantcli.calibrators.searches import candidates as tried
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "calibrators.json").read_text())
 
@@ -184,11 +186,11 @@ def test_powers_and_logarithms_are_the_libraries_own_to_the_last_digits() -> Non
 
 def test_candidates_reach_low_enough() -> None:
     """the range must reach low enough at 2 and 3 bits"""
-    assert candidates.ratios(2, 4096, "default").min() <= 0.1 and candidates.ratios(3, 4096, "default").min() <= 0.2
+    assert tried.ratios(2, 4096, "default").min() <= 0.1 and tried.ratios(3, 4096, "default").min() <= 0.2
     for effort in ("fast", "default", "best"):
         for bits in range(2, 17):
             for n in (16, 128, 1024, 65536):
-                ratios = candidates.ratios(bits, n, effort)
+                ratios = tried.ratios(bits, n, effort)
                 assert 3 <= len(ratios) <= 120 and (np.diff(ratios) > 0).all()
 
 
@@ -338,7 +340,7 @@ def test_auto_is_never_worse_than_any_candidate() -> None:
                        {"format": "nf4"}):
             scheme = Scheme(**fields, calibration="auto")  # type: ignore[arg-type]
             found = quantcli.quantize(weights, scheme)
-            others = [quantcli.quantize(weights, s).metrics(weights).sse for s in scheme.candidates]
+            others = [quantcli.quantize(weights, s).metrics(weights).sse for s in candidates(scheme)]
             assert len(others) > 1
             assert found.scheme.calibration != "auto"
             assert found.metrics(weights).sse == min(others)

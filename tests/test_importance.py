@@ -16,12 +16,11 @@ from making import one_line, run, run_process, save
 from safetensors.numpy import load_file
 from strategies import gaussian
 
-from quantcli import kernels
+from quantcli import Scheme, kernels
 from quantcli.calibrators import mse
 from quantcli.calibrators.searches import breakpoints
 from quantcli.calibrators.searches import importance as whole
 from quantcli.kernels import F32, Tile
-from quantcli.scheme import Scheme
 
 
 @pytest.fixture

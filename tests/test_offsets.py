@@ -20,6 +20,7 @@ import quantcli.kernels
 from quantcli import Scheme
 from quantcli.calibrators import mse
 from quantcli.calibrators.searches import candidates, trials
+from quantcli.formats import reach
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, Tile, native
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
@@ -177,7 +178,7 @@ def test_the_search_is_close_to_brute_force_and_to_the_slow_search(bits: int, n:
         ours = sse_of(x, ideal.scale, ideal.zero, bits)
         least = least_error(x, bits, ends)
         assert 10 * math.log10(ours.sum() / least.sum()) <= slack, name
-        scale, offset = trials.affine(x, None, scheme)
+        scale, offset = trials.affine(x, None, scheme, norm=2.0, effort=scheme.options["effort"])
         slow = sse_of(x, scale[:, None], offset[:, None], bits)
         assert 10 * math.log10(ours.sum() / slow.sum()) <= 0.03, name
 
@@ -199,7 +200,7 @@ def test_no_group_is_worse_than_with_min_max(table: Kernels, form: Any, bits: in
                 scheme = scheme_of(bits, n, format=form, calibration=calibration)
                 lo, hi = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
                 ideal = mse.local(table, tile_of(x, F32, n), scheme) if calibration == "mse" else None
-                scale, offset = (hi - lo) / scheme.reach, lo
+                scale, offset = (hi - lo) / reach(scheme), lo
                 if ideal is not None:
                     assert ideal.zero is not None
                     scale, offset = ideal.scale, ideal.zero

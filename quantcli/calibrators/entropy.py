@@ -118,10 +118,9 @@ def _of(values: Array, counts: Array, scheme: Scheme) -> tuple[Array, Array | No
 
 def _least_squares(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
     """Scale and zero of groups (groups, n) by the least squared error."""
-    plain = scheme.recalibrated("mse")
     if scheme.symmetric:
-        return trials.symmetric(weights, counts, plain), None
-    return trials.affine(weights, counts, plain)
+        return trials.symmetric(weights, counts, scheme, norm=2.0, effort="default"), None
+    return trials.affine(weights, counts, scheme, norm=2.0, effort="default")
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:

@@ -55,7 +55,7 @@ AROUND = {"fast": ((1, 2), (1, 2)), "default": ((2, 4), (0, 4)), "best": ((3, 4)
 def _levels(values: Array, counts: Array, scheme: Scheme) -> Array:
     """Levels (1, count) of weights that occur so often."""
     k = scheme.level_count
-    if scheme.option("effort") == "fast":
+    if scheme.options["effort"] == "fast":
         return kmeans.lloyd(values, counts, kmeans.quantiles(values, counts, k), 100)[None]
     return kmeans.optimal(values, counts, k)[None]
 
@@ -120,7 +120,7 @@ def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None,
         return {"largest": np.abs(ranges.extreme).max(initial=0.0, keepdims=True)}
     if shared.step == 0:
         return _normalised(tile, ranges.extreme) | {"spacing": _spacing(ranges.extreme, dtype)}
-    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort"))
+    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.options["effort"])
     cross, square = (np.zeros(_book(shared.levels).sorted.shape[1]) for _ in range(2))
     unit = _try(kernels, tile, shared, trials, cross, square)[1]
     return {"cross": cross / unit, "square": square / unit**2}
@@ -186,7 +186,7 @@ def learn(seen: Observed, scheme: Scheme, shared: Shared | None) -> Shared:
     means = shared.levels.copy()
     places = np.flatnonzero(some)
     means[places] = seen["cross"][some] / seen["square"][some]
-    rounds = ROUNDS[scheme.option("effort")]
+    rounds = ROUNDS[scheme.options["effort"]]
     beyond = BEYOND if shared.step <= rounds - 2 else 1.0
     levels = np.sort(shared.levels + beyond * (means - shared.levels))
     return Shared(levels, shared.factor, shared.step + 1, shared.step >= rounds)
@@ -197,7 +197,7 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
     ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
-    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort"))
+    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.options["effort"])
     best, _ = _try(kernels, tile, shared, trials, None, None)
     scale = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
     found = np.where(ranges.extreme == 0, np.float32(0), scale).astype(np.float64)

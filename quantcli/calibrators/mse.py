@@ -21,7 +21,7 @@ import numpy as np
 
 from quantcli.calibrators import Calibrator, Ideal, Observed, Option
 from quantcli.calibrators.searches import breakpoints, candidates, histogram, importance, ranges, trials
-from quantcli.formats import fixed_codebook
+from quantcli.formats import fixed_codebook, reach
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -37,16 +37,16 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
-    effort = scheme.option("effort")
-    searched = scheme.family == "int" and scheme.option("norm") == 2 and effort != "exact"
+    effort = scheme.options["effort"]
+    searched = scheme.family == "int" and scheme.options["norm"] == 2 and effort != "exact"
     if searched and scheme.symmetric:
         return _symmetric(kernels, tile, scheme, ranges.extreme, effort)
-    if scheme.family == "levels" and scheme.option("norm") == 2 and tile.importance is None:
+    if scheme.family == "levels" and scheme.options["norm"] == 2 and tile.importance is None:
         return _levels(kernels, tile, scheme, ranges.extreme, effort)
     lo, hi = (v.astype(np.float64) for v in (ranges.lo, ranges.hi))
     if searched and scheme.zero_point == "int":
         return _affine(kernels, tile, scheme, lo, hi, effort)
-    if scheme.zero_point == "float" and scheme.option("norm") == 2:
+    if scheme.zero_point == "float" and scheme.options["norm"] == 2:
         return _offsets(kernels, tile, scheme, lo, hi, effort)
     return _by_groups(tile, scheme)
 
@@ -123,7 +123,7 @@ def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any],
     row = np.append(1.0, np.geomspace(1.1, 0.72 if tile.group <= 400 else 0.3, count - 1))
     if not np.array_equal(book.sorted[0], -book.sorted[0, ::-1]):
         row = np.concatenate([row, -row])
-    unit = np.where(extreme != 0, np.abs(extreme), np.float32(1)).astype(np.float64) / scheme.reach
+    unit = np.where(extreme != 0, np.abs(extreme), np.float32(1)).astype(np.float64) / reach(scheme)
     trials = np.maximum(np.abs(unit[..., None] * row), 2.0**-126) * np.sign(row)
     trials = np.ascontiguousarray(trials.astype(np.float32))
     best = kernels.trial_levels(tile, book, trials, None, None)
@@ -133,12 +133,12 @@ def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any],
 
 def _of(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
     """Scale and zero of groups (groups, n) of weights, each so often, by whatever search the scheme needs."""
-    exact = scheme.option("effort") == "exact"
-    if scheme.option("norm") == 2 and exact and scheme.family == "int" and scheme.zero_point == "int":
+    norm, effort = float(scheme.options["norm"]), scheme.options["effort"]
+    if norm == 2 and effort == "exact" and scheme.family == "int" and scheme.zero_point == "int":
         return _exact(weights, counts, scheme)
     if scheme.symmetric:
-        return trials.symmetric(weights, counts, scheme), None
-    return trials.affine(weights, counts, scheme)
+        return trials.symmetric(weights, counts, scheme, norm=norm, effort=effort), None
+    return trials.affine(weights, counts, scheme, norm=norm, effort=effort)
 
 
 def _exact(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
@@ -167,13 +167,13 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 def obstacle(scheme: Scheme) -> str | None:
     """What the sweep over all breakpoints cannot do."""
-    if scheme.option("effort") != "exact":
+    if scheme.options["effort"] != "exact":
         return None
     if scheme.family != "int":
         return "effort exact is for integers"
     if scheme.bits > 8:
         return f"effort exact is for up to 8 bits, not {scheme.bits}"
-    return "effort exact is for norm 2" if scheme.option("norm") != 2 else None
+    return "effort exact is for norm 2" if scheme.options["norm"] != 2 else None
 
 
 PROVIDES = Calibrator(

@@ -51,7 +51,7 @@ def _parameters(lo: Array, hi: Array, least: Array, most: Array, scheme: Scheme)
 
 
 def _share(scheme: Scheme) -> float:
-    return float(scheme.option("percentile")) / 100
+    return float(scheme.options["percentile"]) / 100
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:

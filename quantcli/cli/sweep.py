@@ -142,15 +142,15 @@ def command(
 
 def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:
     """Every combination, calibrations first."""
-    from quantcli.scheme import Scheme
+    from quantcli import asking
 
-    found = []
+    found: list[Scheme] = []
     for calibration, size, width in itertools.product(calibrations or [""], sizes, bits):
         fields = _asking.granularity(None, size, None)
         fields |= {"calibration": calibration} if calibration else {}
         fields |= {"symmetric": symmetric} if symmetric is not None else {}
         fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}
-        found.append(Scheme(bits=width, **fields))
+        found.append(asking.Scheme(bits=width, **fields))
     return found
 
 

@@ -198,7 +198,7 @@ def tensor_report(
         bits=scheme.bits if scheme else None,
         format=scheme.format if scheme else None,
         granularity=scheme.granularity if scheme else None,
-        group_size=scheme.group_size if scheme else None,
+        group_size=(scheme.group_size or None) if scheme else None,
         axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
         symmetric=scheme.symmetric if scheme else None,
         calibration=scheme.calibration if scheme else None,

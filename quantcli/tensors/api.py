@@ -17,7 +17,7 @@ from quantcli.errors import DataError
 from quantcli.formats import code_grid
 from quantcli.kernels import Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.codebook import joined_codebooks
-from quantcli.scheme import Scheme
+from quantcli.scheme import AUTO, Scheme
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.tensors.info import QuantizedTensor, TensorInfo
 from quantcli.tensors.rows import TILE, Layout, TileSpan, layout
@@ -58,6 +58,7 @@ def quantize(array: NDArray[Any], scheme: Scheme) -> QuantizedTensor:
     Raises DataError for NaN, infinity, values beyond float32 and scales beyond their dtype.
 
     >>> import numpy as np
+    >>> from quantcli import Scheme
     >>> quantize(np.array([[-1.0, 0.5, 0.25, 7.0]]), Scheme(bits=4, calibration="minmax")).codes.tolist()
     [[-1, 0, 0, 7]]
     """
@@ -67,7 +68,7 @@ def quantize(array: NDArray[Any], scheme: Scheme) -> QuantizedTensor:
     if info.numel == 0:
         raise DataError("an empty array cannot be quantized")
     first = default_scale_dtype(scheme, dtype)
-    for scale_dtype in (first,) if scheme.scale_dtype or first == "F32" else (first, "F32"):
+    for scale_dtype in (first,) if scheme.scale_dtype != AUTO or first == "F32" else (first, "F32"):
         trials = Trials(info, scheme, plan, scale_dtype, rival=None)
         try:
             return _encoded(trials, raw, kernels)
@@ -118,8 +119,8 @@ def _joined(found: list[QuantParams], plan: Layout) -> QuantParams:
 def scale_misfit(scheme: Scheme) -> DataError:
     """The refusal of a scale that its dtype cannot hold."""
     return DataError(
-        f"a scale does not fit {scheme.scale_dtype or 'float32'}",
-        hint="use --scale-dtype float32" if scheme.scale_dtype not in (None, "float32") else "its range is too wide",
+        f"a scale does not fit {'float32' if scheme.scale_dtype == AUTO else scheme.scale_dtype}",
+        hint="use --scale-dtype float32" if scheme.scale_dtype not in (AUTO, "float32") else "its range is too wide",
     )
 
 
@@ -127,6 +128,7 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
     """The decoded weights, float32 in the tensor's shape: what every reader of the stored codes gets.
 
     >>> import numpy as np
+    >>> from quantcli import Scheme
     >>> dequantize(quantize(np.array([-1.0, 0.5, 7.0]), Scheme(bits=4, calibration="minmax"))).tolist()
     [-1.0, 0.0, 7.0]
     """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from quantcli import registry
+from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
 from quantcli.dtypes import DTYPES, to_float32
@@ -63,7 +64,7 @@ class Fit:
         self.info, self.scheme, self.plan, self.scale_dtype = info, scheme, plan, scale_dtype
         self.whole: QuantParams | None = None
         self.stored: QuantParams | None = None
-        self._calibrator = cast(Calibrator, registry.get("calibrators", scheme.calibration or ""))
+        self._calibrator = cast(Calibrator, registry.get("calibrators", scheme.calibration))
         self._shared: Shared | None = None
         self._lock = threading.Lock()
         self._begin()
@@ -239,7 +240,7 @@ class Trials:
         importance: NDArray[np.float64] | None = None,
     ) -> None:
         self.info, self.plan, self._importance = info, plan, importance
-        self.fits = [Fit(info, s, plan, scale_dtype) for s in scheme.candidates]
+        self.fits = [Fit(info, s, plan, scale_dtype) for s in candidates(scheme)]
         self._rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
             self._rival = Fit(info, rival, layout(info.shape, rival), default_scale_dtype(rival, info.dtype))
