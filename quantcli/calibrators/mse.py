@@ -22,6 +22,7 @@ import numpy as np
 from quantcli.calibrators import Calibrator, Ideal, Observed, Option
 from quantcli.calibrators.searches import breakpoints, candidates, histogram, importance, ranges, trials
 from quantcli.formats import fixed_codebook, reach
+from quantcli.kernels import Grids
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[An
     reciprocal = np.where(normal, np.float32(1) / np.where(normal, size, np.float32(1)), np.float32(0))
     weighted = tile.importance is not None
     multipliers = (top / candidates.ratios(scheme.bits, tile.group, effort, weighted=weighted)).astype(np.float32)
-    grids = 1 if scheme.grid == "restricted" else 0 if not weighted and _turned(scheme, tile.group, effort) else 2
-    if not grids:
+    turned = not weighted and _turned(scheme, tile.group, effort)
+    full = Grids.TURNED if turned else Grids.BOTH_SIGNS
+    grids = Grids.RESTRICTED if scheme.grid == "restricted" else full
+    if grids == Grids.TURNED:
         reciprocal = np.where(extreme < 0, -reciprocal, reciprocal)
     scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids, importance.counts(tile))
-    negative = (grid == 1) | (grids == 0)
+    negative = (grid == 1) | (grids == Grids.TURNED)
     scale = np.where(negative, -scale, scale) / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     plain = np.where(size > 0, size.astype(np.float64) / top, 1.0)
     return Ideal(np.where(normal & (scale != 0), scale, plain))
@@ -90,7 +93,8 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
     weighted = tile.importance is not None
     found = candidates.ratios(scheme.bits, tile.group, effort, affine=True, weighted=weighted)
     multipliers = (top / found).astype(np.float32)
-    grids = 5 if weighted or effort == "best" or scheme.bits > 4 or tile.group > 2048 else 3
+    many = weighted or effort == "best" or scheme.bits > 4 or tile.group > 2048
+    grids = Grids.FIVE_ZEROS if many else Grids.THREE_ZEROS
     scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids, importance.counts(tile))
     scale = scale / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     good = normal & (scale > 0)

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels.table import F32, CodeGrid, QuantParams, Ranges, Sums, Tile, row_bytes
+from quantcli.kernels.table import (
+    F32,
+    MOST_CANDIDATES,
+    MOST_ENDS,
+    MOST_IMPORTANCE,
+    MOST_TRIALS,
+    CodeGrid,
+    Grids,
+    QuantParams,
+    Ranges,
+    Sums,
+    Tile,
+    row_bytes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,6 +139,10 @@ class NativeKernels:
     """The table of kernels, in C++."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        limits = (c_int32 * 4)()
+        library.qk_limits(limits)
+        if tuple(limits) != (MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE):
+            raise OSError("the library was built with other limits")
         variant = _LEVELS.get(library.qk_cpu_level(), "base")
         self.name = f"native-{variant}"
         for name, (result, arguments) in _SIGNATURES.items():
@@ -159,12 +176,12 @@ class NativeKernels:
         centre: Floats | None,
         multipliers: Floats,
         top: float,
-        grids: int,
+        grids: Grids,
         importance: NDArray[np.int32] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         scale = np.empty(reciprocal.shape)
         grid = np.empty(reciprocal.shape, np.int32)
-        assert multipliers.size <= 512
+        assert multipliers.size <= MOST_CANDIDATES
         self._call(
             "search",
             byref(_tile(tile)),
@@ -191,7 +208,7 @@ class NativeKernels:
         importance: NDArray[np.int32] | None = None,
     ) -> tuple[Doubles, Doubles]:
         scale, offset = (np.array(v, np.float64, order="C") for v in start)
-        assert ratios.size <= 24 and ratios.flags.c_contiguous
+        assert ratios.size <= MOST_ENDS and ratios.flags.c_contiguous
         self._call(
             "search_offsets",
             byref(_tile(tile)),
@@ -217,7 +234,7 @@ class NativeKernels:
         self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
     ) -> NDArray[np.int32]:
         best = np.zeros(trial.shape[:2], np.int32)
-        assert trial.shape[2] <= 64 and trial.flags.c_contiguous
+        assert trial.shape[2] <= MOST_TRIALS and trial.flags.c_contiguous
         self._call(
             "trial_levels",
             byref(_tile(tile)),

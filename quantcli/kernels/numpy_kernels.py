@@ -18,6 +18,7 @@ from quantcli.kernels.table import (
     LEVELS,
     OFFSET,
     CodeGrid,
+    Grids,
     QuantParams,
     Ranges,
     Sums,
@@ -243,7 +244,7 @@ class NumpyKernels:
         centre: Floats | None,
         multipliers: Floats,
         top: float,
-        grids: int,
+        grids: Grids,
         importance: NDArray[np.int32] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         from quantcli.kernels.numpy_search import search

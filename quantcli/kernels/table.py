@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -26,6 +27,25 @@ F32: Kind = 2
 
 INTEGER, OFFSET, BINARY, LEVELS = 0, 1, 2, 3
 """What a code u stands for: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
+
+
+MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = 512, 24, 64, 2047
+"""What the searches have room for: candidate scales, places of an end of the range, trial scales, and how much a column
+may count. common.h has the same numbers and says why; a library that was built with others is not loaded."""
+
+
+class Grids(IntEnum):
+    """The grids of signed codes that `search` tries, `top` the highest code; common.h names them the same."""
+
+    TURNED = 0
+    """-top..top+1 alone, for weights turned so that the largest is positive."""
+    RESTRICTED = 1
+    """-top..top."""
+    BOTH_SIGNS = 2
+    """-top-1..top and -top..top+1."""
+    THREE_ZEROS = 3
+    """-z..top-z for three zero points z around the one that is handed over."""
+    FIVE_ZEROS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +142,11 @@ class Kernels(Protocol):
         centre: Floats | None,
         multipliers: Floats,
         top: float,
-        grids: int,
+        grids: Grids,
         importance: NDArray[np.int32] | None = None,
     ) -> tuple[Doubles, NDArray[np.int32]]:
         """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h.
-        importance: how much the error of each of the tile's columns counts, 0 to 2047."""
+        importance: how much the error of each of the tile's columns counts, 0 to MOST_IMPORTANCE."""
 
     def search_offsets(
         self,
