@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from quantcli.asking import Scheme
     from quantcli.errors import DataError, QuantcliError, UsageError
     from quantcli.layouts.native.model import Model, Tensor, open
-    from quantcli.tensors.api import dequantize, quantize
+    from quantcli.tensors.api import QuantizedTensor, dequantize, quantize
     from quantcli.tensors.fake import fake_quantize
-    from quantcli.tensors.info import QuantizedTensor
 
 __all__ = [
     "DataError",
@@ -45,7 +44,7 @@ _HOMES = {
     "DataError": "errors.DataError",
     "Model": "layouts.native.model.Model",
     "QuantcliError": "errors.QuantcliError",
-    "QuantizedTensor": "tensors.info.QuantizedTensor",
+    "QuantizedTensor": "tensors.api.QuantizedTensor",
     "Scheme": "asking.Scheme",
     "Tensor": "layouts.native.model.Tensor",
     "UsageError": "errors.UsageError",

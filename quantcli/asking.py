@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 from quantcli import registry
 from quantcli import scheme as record
@@ -26,6 +27,9 @@ from quantcli.scheme import (
 if TYPE_CHECKING:
     from quantcli.calibrators import Calibrator
     from quantcli.formats import Format
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +187,24 @@ class Scheme(record.Scheme):
             scale_dtype=scale_dtype,
         )
         super().__init__(**_fields(asked))
+
+
+def given(scheme: record.Scheme | None, asked: Mapping[str, Any]) -> record.Scheme:
+    """The scheme that is handed over or, in its place, the one that keywords come to. Raises UsageError for both."""
+    if scheme is None:
+        return Scheme(**asked)
+    if asked:
+        raise UsageError(f"a scheme and {next(iter(asked))}", hint="give a scheme or the keywords of one")
+    return scheme
+
+
+def takes_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, its signature with the keywords of `Scheme` for **asked: what help shows and Tab completes."""
+    own = inspect.signature(function)
+    fixed = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    keywords = inspect.signature(Scheme).parameters.values()
+    function.__signature__ = own.replace(parameters=[*fixed, *keywords])  # type: ignore[attr-defined]
+    return function
 
 
 def changed(scheme: record.Scheme, **asked: Any) -> Scheme:

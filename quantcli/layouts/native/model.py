@@ -19,7 +19,8 @@ from quantcli.layouts.native.document import StoredKept, StoredTensor
 from quantcli.layouts.native.parts import parts, zero_shape
 from quantcli.stores import Source, open_source
 from quantcli.tensors import packing
-from quantcli.tensors.info import QuantizedTensor, TensorInfo
+from quantcli.tensors.api import QuantizedTensor
+from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.settle import spread
 
