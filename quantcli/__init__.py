@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from quantcli.api import compare
     from quantcli.asking import Scheme
     from quantcli.errors import DataError, QuantcliError, UsageError
     from quantcli.layouts.native.model import Model, Tensor, open
@@ -34,6 +35,7 @@ __all__ = [
     "Tensor",
     "UsageError",
     "__version__",
+    "compare",
     "dequantize",
     "fake_quantize",
     "open",
@@ -48,6 +50,7 @@ _HOMES = {
     "Scheme": "asking.Scheme",
     "Tensor": "layouts.native.model.Tensor",
     "UsageError": "errors.UsageError",
+    "compare": "api.compare",
     "dequantize": "tensors.api.dequantize",
     "fake_quantize": "tensors.fake.fake_quantize",
     "open": "layouts.native.model.open",

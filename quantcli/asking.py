@@ -194,7 +194,7 @@ def given(scheme: record.Scheme | None, asked: Mapping[str, Any]) -> record.Sche
     if scheme is None:
         return Scheme(**asked)
     if asked:
-        raise UsageError(f"a scheme and {next(iter(asked))}", hint="give a scheme or the keywords of one")
+        raise UsageError("a scheme is given already", place=[next(iter(asked))], hint="give a scheme or its keywords")
     return scheme
 
 
