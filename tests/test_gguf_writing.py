@@ -21,7 +21,8 @@ from quantcli.layouts.gguf.blocks import block_type, encode, obstacle
 from quantcli.layouts.gguf.llama import FAMILIES, architecture_of, llama_model, turned
 from quantcli.layouts.gguf.vocabulary import vocabulary
 from quantcli.stores import open_source
-from quantcli.stores.gguf import TYPES, Block, GgufFile
+from quantcli.stores.gguf import GgufFile
+from quantcli.stores.gguf_types import TYPES, Block
 from quantcli.stores.gguf_writer import GgufTensor, lay_out
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import layout
