@@ -15,6 +15,7 @@ from strategies import schemes
 import quantcli
 from quantcli import Scheme, UsageError, notebook
 from quantcli.asking import FIELDS, SchemeRequest
+from quantcli.models import open_model
 
 WEIGHTS = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
 
@@ -82,6 +83,14 @@ def test_a_model_is_one_line_and_a_table_whatever_its_names(tmp_path: Path) -> N
         for shown in (model._repr_html_(), model[name]._repr_html_()):
             assert "<script>" not in shown and "&lt;script&gt;" in shown and "\x1b" not in shown
         assert "<td>norm</td><td>(4,)</td><td>F32</td>" in model._repr_html_()
+
+
+def test_a_model_in_any_layout_is_one_line_and_a_table(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.safetensors", {"w<b>": WEIGHTS})
+    with open_model(str(path)) as model:
+        assert repr(model).endswith("model.safetensors', safetensors, 1 stored tensors)")
+        assert repr(model["w<b>"]) == "View('w<b>', shape=(2, 128), dtype='F32')"
+        assert "<td>w&lt;b&gt;</td><td>(2, 128)</td><td>F32</td><td></td><td>1024</td>" in model._repr_html_()
 
 
 def test_tables_of_many_rows_are_cut_and_say_so() -> None:
