@@ -34,42 +34,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeRequest:
-    """What is asked for; None leaves open what then follows from the rest. `decided` gives the scheme.
+    """What is asked for, with the fields that `Scheme` has as keywords; None leaves open what follows from the rest.
 
-    bits, format
-        1 to 16 bits for `int` (one symmetric bit is the sign times the mean absolute value of the group); other
-        formats have their own range and default.
-    granularity, group_size, axis
-        One scale for the tensor, for each index of `axis`, or for each run of `group_size` weights along the last
-        axis. Where the last axis is shorter than a group, trailing axes are joined (a convolution's kernel).
-    symmetric, grid
-        Symmetric codes run over -(2^(b-1)-1) .. 2^(b-1)-1 (`restricted`) or down to -2^(b-1) (`full`). Affine codes
-        run over 0 .. 2^b-1, their range widened to contain 0.
-    zero_point
-        `int` keeps 0 exactly representable. `float` stores the smallest value as an offset instead: a constant error
-        remains in every weight and adds up over a row, so it is asked for, never chosen.
-    calibration, options
-        A calibrator by name, or `auto` for the best of several, tensor by tensor; and its options. Default: `mse` for
-        integers, `mean-abs` for one symmetric bit, `lloyd-max` for learned codebooks, `minmax` for the rest.
-    rounding
-        `nearest`, or `sum-preserving`: some codes are moved by one so that the errors of a row add up to about 0.
-        Default: sum-preserving for integers of 2 to 8 bits with the default calibration. What is asked for by name is
-        done plainly.
-    levels, codebook
-        For the format `codebook`: how many levels to learn (default 2^bits), or the levels, ascending.
-    scale_dtype
-        `float32`, `float16`, `bfloat16`, or None: the weight's own dtype if that has 16 bits, else float16 unless
-        it would overflow or lose precision, then float32; above 8 bits always float32. Codebooks learned for groups
-        may have `float8_e4m3`, which is their default.
-
-    Raises UsageError, where the scheme is decided, for a combination that has no meaning.
-
-    >>> SchemeRequest(bits=4).decided().name
-    'w4g128'
-    >>> SchemeRequest(bits=8, granularity="channel", symmetric=False).decided().name
-    'w8c-asym'
-    >>> SchemeRequest(format="nf4", group_size=64).decided().name
-    'nf4g64'
+    >>> request = SchemeRequest(bits=4)
+    >>> request.calibration, request.decided().calibration
+    (None, 'mse')
     """
 
     bits: int | None = None
@@ -141,13 +110,42 @@ def decided_at(asked: SchemeRequest, place: str) -> Scheme:
 
 
 class Scheme(record.Scheme):
-    """The scheme that what is asked comes to: every field of it is known. The keywords are those of `SchemeRequest`.
+    """How a tensor is quantized: what these keywords come to, with every field known. None leaves open what follows
+    from the rest.
+
+    bits, format
+        1 to 16 bits for `int` (one symmetric bit is the sign times the mean absolute value of the group); other
+        formats have their own range and default.
+    granularity, group_size, axis
+        One scale for the tensor, for each index of `axis`, or for each run of `group_size` weights along the last
+        axis. Where the last axis is shorter than a group, trailing axes are joined (a convolution's kernel).
+    symmetric, grid
+        Symmetric codes run over -(2^(b-1)-1) .. 2^(b-1)-1 (`restricted`) or down to -2^(b-1) (`full`). Affine codes
+        run over 0 .. 2^b-1, their range widened to contain 0.
+    zero_point
+        `int` keeps 0 exactly representable. `float` stores the smallest value as an offset instead: a constant error
+        remains in every weight and adds up over a row, so it is asked for, never chosen.
+    calibration, options
+        A calibrator by name, or `auto` for the best of several, tensor by tensor; and its options. Default: `mse` for
+        integers, `mean-abs` for one symmetric bit, `lloyd-max` for learned codebooks, `minmax` for the rest.
+    rounding
+        `nearest`, or `sum-preserving`: some codes are moved by one so that the errors of a row add up to about 0.
+        Default: sum-preserving for integers of 2 to 8 bits with the default calibration. What is asked for by name is
+        done plainly.
+    levels, codebook
+        For the format `codebook`: how many levels to learn (default 2^bits), or the levels, ascending.
+    scale_dtype
+        `float32`, `float16`, `bfloat16`, or None: the weight's own dtype if that has 16 bits, else float16 unless
+        it would overflow or lose precision, then float32; above 8 bits always float32. Codebooks learned for groups
+        may have `float8_e4m3`, which is their default.
 
     Raises UsageError for a combination that has no meaning.
 
     >>> Scheme(bits=4)  # doctest: +NORMALIZE_WHITESPACE
     Scheme(bits=4, format='int', granularity='group', group_size=128, axis=0, symmetric=True, grid='full',
            zero_point='int', calibration='mse', rounding='sum-preserving')
+    >>> Scheme(bits=8, granularity="channel", symmetric=False).name, Scheme(format="nf4", group_size=64).name
+    ('w8c-asym', 'nf4g64')
     """
 
     __slots__ = ()

@@ -26,8 +26,8 @@ MAX_LEVELS = 256
 class Scheme:
     """A number format, its granularity and how its parameters are found: nothing in it is left open.
 
-    What all layers read; `asking.Scheme`, the public name, makes one from what is asked. Fields are as documented
-    for `asking.SchemeRequest`, and beyond those:
+    What all layers read; `asking.Scheme`, the public name, makes one from what is asked. Fields are the keywords
+    documented there, none of them open, and beyond those:
 
     family
         What calibrators go by: `int`, `midrise`, `levels` (fixed ones) or `learned`.
