@@ -16,6 +16,7 @@ import quantcli
 from quantcli import Scheme, UsageError, notebook
 from quantcli.asking import FIELDS, SchemeRequest
 from quantcli.models import open_model
+from quantcli.planning import recipe_keys
 
 WEIGHTS = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
 
@@ -39,6 +40,10 @@ def test_keywords_and_requests_have_the_same_defaults() -> None:
     open_request = SchemeRequest()
     for name, parameter in inspect.signature(Scheme).parameters.items():
         assert getattr(open_request, name) == parameter.default, name
+
+
+def test_recipes_have_the_keys_that_may_be_asked_for() -> None:
+    assert tuple(recipe_keys.SCHEME) == FIELDS
 
 
 def test_keywords_are_the_scheme_they_come_to() -> None:

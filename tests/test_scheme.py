@@ -9,6 +9,8 @@ from hypothesis import given
 from strategies import schemes
 
 from quantcli import Scheme, UsageError
+from quantcli.asking import candidates
+from quantcli.layouts.writer import named
 
 
 @given(schemes())
@@ -131,3 +133,10 @@ def test_a_scheme_does_not_change() -> None:
         Scheme(4)  # type: ignore[misc]
     settled = scheme.with_scale_dtype("float16")
     assert (settled.scale_dtype, scheme.scale_dtype) == ("float16", "auto")
+
+
+def test_auto_goes_with_every_target_that_stores_integers() -> None:
+    """The grid that auto chooses was taken for one that was asked for, once the target had set the scale dtype."""
+    suited = named("gptq").suited(Scheme(bits=4, group_size=32, calibration="auto"))
+    assert (suited.calibration, suited.scale_dtype) == ("auto", "float16")
+    assert {c.scale_dtype for c in candidates(suited)} == {"float16"}
