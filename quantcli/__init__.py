@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from quantcli.api import compare
+    from quantcli.asking import Scheme
     from quantcli.errors import DataError, QuantcliError, UsageError
     from quantcli.layouts.native.model import Model, Tensor, open
-    from quantcli.scheme import Scheme
-    from quantcli.tensors.api import dequantize, quantize
+    from quantcli.tensors.api import QuantizedTensor, dequantize, quantize
     from quantcli.tensors.fake import fake_quantize
-    from quantcli.tensors.info import QuantizedTensor
 
 __all__ = [
     "DataError",
@@ -35,6 +35,7 @@ __all__ = [
     "Tensor",
     "UsageError",
     "__version__",
+    "compare",
     "dequantize",
     "fake_quantize",
     "open",
@@ -42,17 +43,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DataError": "errors",
-    "QuantcliError": "errors",
-    "UsageError": "errors",
-    "QuantizedTensor": "tensors.info",
-    "Model": "layouts.native.model",
-    "Scheme": "scheme",
-    "Tensor": "layouts.native.model",
-    "dequantize": "tensors.api",
-    "fake_quantize": "tensors.fake",
-    "quantize": "tensors.api",
-    "open": "layouts.native.model",
+    "DataError": "errors.DataError",
+    "Model": "layouts.native.model.Model",
+    "QuantcliError": "errors.QuantcliError",
+    "QuantizedTensor": "tensors.api.QuantizedTensor",
+    "Scheme": "asking.Scheme",
+    "Tensor": "layouts.native.model.Tensor",
+    "UsageError": "errors.UsageError",
+    "compare": "api.compare",
+    "dequantize": "tensors.api.dequantize",
+    "fake_quantize": "tensors.fake.fake_quantize",
+    "open": "layouts.native.model.open",
+    "quantize": "tensors.api.quantize",
 }
 
 
@@ -61,7 +63,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         import importlib
 
-        return getattr(importlib.import_module(f"quantcli.{_HOMES[name]}"), name)
+        module, _, inside = _HOMES[name].rpartition(".")
+        return getattr(importlib.import_module(f"quantcli.{module}"), inside)
     raise AttributeError(f"module 'quantcli' has no attribute {name!r}")
 
 

@@ -19,6 +19,7 @@ from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Found, Read
+from quantcli.notebook import table
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ BLOCK = 1 << 20
 """Weights of a float tensor that are compared at a time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class View:
     """A tensor as whoever loads the file sees it.
 
@@ -55,6 +56,10 @@ class View:
         """Whether it has float values."""
         return self.scheme is not None or DTYPES[self.info.dtype].quantizable
 
+    def __repr__(self) -> str:
+        kind = f", scheme={printable(self.scheme)!r}" if self.scheme is not None else ""
+        return f"View({printable(self.info.name)!r}, shape={self.info.shape}, dtype={self.info.dtype!r}{kind})"
+
 
 class Model(Mapping[str, View]):
     """The tensors of a file or folder by their original names, decoded when they are asked for.
@@ -66,6 +71,15 @@ class Model(Mapping[str, View]):
 
     def __init__(self, stored: native.Model, path: str, config: Mapping[str, Any] | None = None) -> None:
         self.stored, self.path, self._config = stored, path, config
+
+    def __repr__(self) -> str:  # which must not fail where a layout is not understood
+        return f"Model({printable(self.path)!r}, {self.source.kind}, {len(self.stored)} stored tensors)"
+
+    def _repr_html_(self) -> str:
+        return table(
+            ("tensor", "shape", "dtype", "scheme", "bytes"),
+            ((name, v.info.shape, v.info.dtype, v.scheme or "", v.bytes_out) for name, v in self.items()),
+        )
 
     @property
     def source(self) -> Source:

@@ -1,11 +1,11 @@
 """Find the variants that live one per file in a package: a variant exists because its file exists.
 
 A variant's module offers `PROVIDES`; its name is the file's, with dashes for underscores, and the first line of its
-docstring, `TITLE: SUMMARY.`, is what help and documentation say of it. Where modules may offer several things, such as
-a layout that is read, written or both, a variant of one of them is a module, or a package, in whose text a line begins
-with that name and an equals sign, and what is said of it is its first argument, `summary="TITLE: SUMMARY"`. All this is
-read from the folder and the text, not by importing the package, so that `--help` can list variants without importing
-numpy.
+docstring, `TITLE: SUMMARY.`, is what help and documentation say of it. Packages beside such modules hold what they
+share. Where modules may offer several things, such as a layout that is read, written or both, a variant of one of them
+is a module, or a package, in whose text a line begins with that name and an equals sign, and what is said of it is its
+first argument, `summary="TITLE: SUMMARY"`. All this is read from the folder and the text, not by importing the package,
+so that `--help` can list variants without importing numpy.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def names(package: str, offer: str | None = None) -> tuple[str, ...]:
     >>> "fp8-blocks" in names("layouts", "READS"), "fp8-blocks" in names("layouts", "WRITES")
     (True, False)
     """
-    public = [m.name for m in pkgutil.iter_modules([_folder(package)]) if not m.name.startswith("_")]
-    found = [name for name in public if offer is None or f"\n{offer} = " in _text(package, name)]
+    public = [m for m in pkgutil.iter_modules([_folder(package)]) if not m.name.startswith("_")]
+    found = [m.name for m in public if (f"\n{offer} = " in _text(package, m.name) if offer else not m.ispkg)]
     return tuple(sorted(name.replace("_", "-") for name in found))
 
 

@@ -17,7 +17,10 @@ from strategies import gaussian
 
 import quantcli
 from quantcli import Scheme
-from quantcli.calibrators import _arithmetic, _candidates, _histogram, _kmeans, _sweep, entropy
+from quantcli.asking import candidates
+from quantcli.calibrators import entropy
+from quantcli.calibrators.searches import arithmetic, breakpoints, histogram, kmeans
+from quantcli.calibrators.searches import candidates as tried
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "calibrators.json").read_text())
 
@@ -87,7 +90,7 @@ def test_two_thousand_weights(case: dict[str, Any]) -> None:
 def test_the_sweep_is_brute_force(values: list[int], top: int) -> None:
     """Every assignment of codes, each with its own least-squares scale."""
     x = np.array([values], np.float64)
-    scale, gain = _sweep.exact(x, np.array([-top - 1.0]), np.array([float(top)]))
+    scale, gain = breakpoints.exact(x, np.array([-top - 1.0]), np.array([float(top)]))
     most = 0.0
     for codes in itertools.product(range(-top - 1, top + 1), repeat=len(values)):
         q = np.array(codes, np.float64)
@@ -174,20 +177,20 @@ def test_other_norms_trade_the_largest_error_for_the_rest() -> None:
 
 def test_powers_and_logarithms_are_the_libraries_own_to_the_last_digits() -> None:
     x = np.geomspace(1e-300, 1e300, 1001)
-    np.testing.assert_allclose(_arithmetic.log(x), np.log(x), rtol=1e-14)
+    np.testing.assert_allclose(arithmetic.log(x), np.log(x), rtol=1e-14)
     y = np.linspace(-600, 600, 1001)
-    np.testing.assert_allclose(_arithmetic.exp(y), np.exp(y), rtol=1e-12)
+    np.testing.assert_allclose(arithmetic.exp(y), np.exp(y), rtol=1e-12)
     z = np.linspace(0, 5, 101)
-    np.testing.assert_allclose(_arithmetic.power(z, 2.4), z**2.4, rtol=1e-12)
+    np.testing.assert_allclose(arithmetic.power(z, 2.4), z**2.4, rtol=1e-12)
 
 
 def test_candidates_reach_low_enough() -> None:
     """the range must reach low enough at 2 and 3 bits"""
-    assert _candidates.ratios(2, 4096, "default").min() <= 0.1 and _candidates.ratios(3, 4096, "default").min() <= 0.2
+    assert tried.ratios(2, 4096, "default").min() <= 0.1 and tried.ratios(3, 4096, "default").min() <= 0.2
     for effort in ("fast", "default", "best"):
         for bits in range(2, 17):
             for n in (16, 128, 1024, 65536):
-                ratios = _candidates.ratios(bits, n, effort)
+                ratios = tried.ratios(bits, n, effort)
                 assert 3 <= len(ratios) <= 120 and (np.diff(ratios) > 0).all()
 
 
@@ -236,9 +239,9 @@ def test_percentile_of_a_histogram_is_numpys(values: list[float], percent: float
     from quantcli.kernels import F16, F32, Tile, load
 
     assert load().histogram(Tile(raw.reshape(-1), F16 if half else F32, 1, x.size, x.size), counts, lows)
-    found = _histogram.distinct({"counts": counts, "kind": F16 if half else F32, "lows": lows})
+    found = histogram.distinct({"counts": counts, "kind": F16 if half else F32, "lows": lows})
     expected = np.quantile(x.astype(np.float64), percent / 100)
-    assert _histogram.quantile(*found, percent / 100) == pytest.approx(expected, rel=1e-9 if half else 3e-4, abs=1e-9)
+    assert histogram.quantile(*found, percent / 100) == pytest.approx(expected, rel=1e-9 if half else 3e-4, abs=1e-9)
 
 
 # ---- entropy ----------------------------------------------------------------------------------------------------
@@ -283,8 +286,8 @@ def error_of(values: np.ndarray, counts: np.ndarray, levels: np.ndarray) -> floa
 def test_golden_levels(case: dict[str, Any]) -> None:
     values, counts = distinct(case["weights"])
     k = case["levels"]
-    found = _kmeans.optimal(values, counts, k) if case["optimal"] else \
-        _kmeans.lloyd(values, counts, _kmeans.quantiles(values, counts, k), 1000)
+    found = kmeans.optimal(values, counts, k) if case["optimal"] else \
+        kmeans.lloyd(values, counts, kmeans.quantiles(values, counts, k), 1000)
     assert error_of(values, counts, found) == pytest.approx(case["sse"], rel=1e-9, abs=1e-12)
 
 
@@ -292,7 +295,7 @@ def test_golden_levels(case: dict[str, Any]) -> None:
 def test_optimal_levels_are_brute_force(values: list[int], k: int) -> None:
     """Of all ways to cut the sorted values into k runs the best one."""
     ordered, counts = distinct([float(v) for v in values])
-    found = _kmeans.optimal(ordered, counts, k)
+    found = kmeans.optimal(ordered, counts, k)
     assert len(found) == k and (np.diff(found) >= 0).all()
     x, best = np.sort(np.array(values, np.float64)), math.inf
     for cuts in itertools.combinations_with_replacement(range(len(x) + 1), k - 1):
@@ -337,7 +340,7 @@ def test_auto_is_never_worse_than_any_candidate() -> None:
                        {"format": "nf4"}):
             scheme = Scheme(**fields, calibration="auto")  # type: ignore[arg-type]
             found = quantcli.quantize(weights, scheme)
-            others = [quantcli.quantize(weights, s).metrics(weights).sse for s in scheme.candidates]
+            others = [quantcli.quantize(weights, s).metrics(weights).sse for s in candidates(scheme)]
             assert len(others) > 1
             assert found.scheme.calibration != "auto"
             assert found.metrics(weights).sse == min(others)

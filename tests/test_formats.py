@@ -183,11 +183,11 @@ def test_a_weight_halfway_goes_to_the_lower_level(levels: list[float], weights: 
 
 
 def flags_of(scheme: Scheme, folder: Path) -> list[str]:
-    flags = ["--type", scheme.format, "--granularity", scheme.granularity, "--calibration", scheme.calibration or ""]
+    flags = ["--type", scheme.format, "--granularity", scheme.granularity, "--calibration", scheme.calibration]
     flags += ["--bits", str(scheme.bits)] + (["--asymmetric", "--zero-point", "float"] if not scheme.symmetric else [])
     flags += ["--group-size", str(scheme.group_size)] if scheme.group_size else []
     flags += ["--levels", str(scheme.levels)] if scheme.levels else []
-    flags += ["--scale-dtype", scheme.scale_dtype] if scheme.scale_dtype else []
+    flags += ["--scale-dtype", scheme.scale_dtype] if scheme.scale_dtype != "auto" else []
     if scheme.codebook:
         (folder / "levels.txt").write_text("\n".join(map(str, reversed(scheme.codebook))))
         flags += ["--codebook", str(folder / "levels.txt")]

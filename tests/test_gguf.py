@@ -21,7 +21,8 @@ from quantcli.layouts import reader as reading
 from quantcli.layouts.gguf.names import gguf_name, hf_name, imatrix_name
 from quantcli.planning.imatrix import importances
 from quantcli.stores import open_source
-from quantcli.stores.gguf import TYPES, GgufFile
+from quantcli.stores.gguf import GgufFile
+from quantcli.stores.gguf_types import TYPES
 
 GOLDEN = Path(__file__).parent / "golden" / "gguf"
 """Written by peers/write_layouts_gguf.py."""

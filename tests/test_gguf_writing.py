@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import ROOT
 
-from quantcli import quantize
+from quantcli import Scheme, quantize
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.layouts import reader as reading
 from quantcli.layouts.gguf.blocks import block_type, encode, obstacle
 from quantcli.layouts.gguf.llama import FAMILIES, architecture_of, llama_model, turned
 from quantcli.layouts.gguf.vocabulary import vocabulary
-from quantcli.scheme import Scheme
 from quantcli.stores import open_source
-from quantcli.stores.gguf import TYPES, Block, GgufFile
+from quantcli.stores.gguf import GgufFile
+from quantcli.stores.gguf_types import TYPES, Block
 from quantcli.stores.gguf_writer import GgufTensor, lay_out
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import layout

@@ -16,10 +16,11 @@ from making import one_line, run, run_process, save
 from safetensors.numpy import load_file
 from strategies import gaussian
 
-from quantcli import kernels
-from quantcli.calibrators import _importance, _sweep, mse
+from quantcli import Scheme, kernels
+from quantcli.calibrators import mse
+from quantcli.calibrators.searches import breakpoints
+from quantcli.calibrators.searches import importance as whole
 from quantcli.kernels import F32, Tile
-from quantcli.scheme import Scheme
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_the_search_stays_near_the_best_weighted_error(bits: int, symmetric: boo
     weights = gaussian(200, 64, seed=bits)
     importance = np.random.default_rng(bits).standard_normal(64) ** 2
     tile = Tile(weights.ravel(), F32, 200, 64, 64, importance)
-    counts = _importance.counts(tile)
+    counts = whole.counts(tile)
     assert counts is not None
     times = np.broadcast_to(counts.astype(float), weights.shape)
 
@@ -97,8 +98,8 @@ def test_counting_twice_is_being_there_twice(times: list[int], bits: int, seed: 
     weights = gaussian(4, len(times), seed=seed).astype(np.float64)
     top = float((1 << (bits - 1)) - 1)
     low, high = np.full(4, -top), np.full(4, top)
-    ours = _sweep.exact(weights, low, high, np.broadcast_to(np.array(times, float), weights.shape))
-    theirs = _sweep.exact(np.repeat(weights, times, axis=1), low, high)
+    ours = breakpoints.exact(weights, low, high, np.broadcast_to(np.array(times, float), weights.shape))
+    theirs = breakpoints.exact(np.repeat(weights, times, axis=1), low, high)
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-9)
 
 

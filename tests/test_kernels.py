@@ -20,6 +20,7 @@ from quantcli.kernels import (
     INTEGER,
     OFFSET,
     CodeGrid,
+    Grids,
     Kernels,
     Kind,
     QuantParams,
@@ -347,7 +348,8 @@ def test_both_tables_search_alike(rows: int, cols: int, group: int, kind: Kind) 
     reciprocal[0, 0] = 0
     ratios = np.linspace(0.3, 1.05, 7).astype(np.float32)
     counts = np.random.default_rng(1).integers(0, 2048, cols).astype(np.int32)
-    for top, grids in ((1, 2), (7, 2), (7, 1), (7, 0), (127, 2), (127, 0), (32767, 1)):
+    both, one, turned = Grids.BOTH_SIGNS, Grids.RESTRICTED, Grids.TURNED
+    for top, grids in ((1, both), (7, both), (7, one), (7, turned), (127, both), (127, turned), (32767, one)):
         for importance in (None, counts):
             arguments = tile, reciprocal, None, np.float32(top) / ratios, top, grids, importance
             ours, theirs = (t.search(*arguments) for t in (NATIVE, other))
@@ -356,7 +358,7 @@ def test_both_tables_search_alike(rows: int, cols: int, group: int, kind: Kind) 
     for bits in (1, 2, 4, 8):
         top = (1 << bits) - 1
         centre = np.random.default_rng(bits).integers(0, top + 1, reciprocal.shape).astype(np.float32)
-        for grids in (3, 5):
+        for grids in (Grids.THREE_ZEROS, Grids.FIVE_ZEROS):
             for importance in (None, counts):
                 arguments = tile, reciprocal / 2, centre, np.float32(top) / ratios, top, grids, importance
                 ours, theirs = (t.search(*arguments) for t in (NATIVE, other))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_kernels import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of
 
-from quantcli.calibrators import _histogram, _kmeans
+from quantcli.calibrators.searches import histogram, kmeans
 from quantcli.kernels import BF16, F16, F32, LEVELS, CodeGrid, Kernels, Kind, QuantParams, Sums, Tile, native, row_bytes
 from quantcli.kernels.codebook import Codebook, codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
@@ -236,7 +236,7 @@ def test_optimal_levels_are_fishers(monkeypatch: pytest.MonkeyPatch, table: str,
         for n, k in ((20, 2), (40, 7), (70, 16), (33, 32)):
             values = np.unique(rng.standard_normal(n) ** power + shift)
             counts = rng.integers(1, 50, len(values)).astype(np.float64)
-            levels = _kmeans.optimal(values, counts, k)
+            levels = kmeans.optimal(values, counts, k)
             error = float((counts * ((values[:, None] - levels) ** 2).min(axis=1)).sum())
             assert error == pytest.approx(fisher(values, counts, k), rel=1e-9, abs=1e-12)
     finally:
@@ -254,7 +254,7 @@ def test_distinct_values_are_numpys(table: Kernels, kind: Kind) -> None:
     counts, lows = np.zeros(size, np.int64), np.zeros(size, np.int64) if kind == F32 else None
     assert table.histogram(tile, counts, lows)
     seen = {"counts": counts, "kind": kind} | ({"lows": lows} if lows is not None else {})
-    values, often = _histogram.distinct(seen)
+    values, often = histogram.distinct(seen)
     weights = float_of(tile).ravel() + np.float32(0)
     assert (np.diff(values) > 0).all() and often.sum() == weights.size
     if kind in (BF16, F16):

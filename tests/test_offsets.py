@@ -18,7 +18,9 @@ from making import raw_tensors, run, save
 import quantcli
 import quantcli.kernels
 from quantcli import Scheme
-from quantcli.calibrators import _candidates, _trials, mse
+from quantcli.calibrators import mse
+from quantcli.calibrators.searches import candidates, trials
+from quantcli.formats import reach
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, Tile, native
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
@@ -176,7 +178,7 @@ def test_the_search_is_close_to_brute_force_and_to_the_slow_search(bits: int, n:
         ours = sse_of(x, ideal.scale, ideal.zero, bits)
         least = least_error(x, bits, ends)
         assert 10 * math.log10(ours.sum() / least.sum()) <= slack, name
-        scale, offset = _trials.affine(x, None, scheme)
+        scale, offset = trials.affine(x, None, scheme, norm=2.0, effort=scheme.options["effort"])
         slow = sse_of(x, scale[:, None], offset[:, None], bits)
         assert 10 * math.log10(ours.sum() / slow.sum()) <= 0.03, name
 
@@ -198,7 +200,7 @@ def test_no_group_is_worse_than_with_min_max(table: Kernels, form: Any, bits: in
                 scheme = scheme_of(bits, n, format=form, calibration=calibration)
                 lo, hi = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
                 ideal = mse.local(table, tile_of(x, F32, n), scheme) if calibration == "mse" else None
-                scale, offset = (hi - lo) / scheme.reach, lo
+                scale, offset = (hi - lo) / reach(scheme), lo
                 if ideal is not None:
                     assert ideal.zero is not None
                     scale, offset = ideal.scale, ideal.zero
@@ -260,5 +262,5 @@ def test_more_effort_costs_no_quality(bits: int) -> None:
 def test_the_places_of_ends_fit_the_kernels() -> None:
     for bits, n, effort in itertools.product(range(1, 17), (2, 24, 100, 512, 8192, 1 << 19), ("fast", "best", "exact")):
         for weighted in (False, True):
-            ends = _candidates.ends(bits, n, effort, weighted=weighted)
-            assert 2 <= len(ends) <= _candidates.MOST_ENDS and (np.diff(ends) > 0).all() and 0 < ends[0] < ends[-1] < 2
+            ends = candidates.ends(bits, n, effort, weighted=weighted)
+            assert 2 <= len(ends) <= candidates.MOST_ENDS and (np.diff(ends) > 0).all() and 0 < ends[0] < ends[-1] < 2

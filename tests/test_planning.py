@@ -19,11 +19,11 @@ from making import ROOT, one_line, run, save
 from safetensors.numpy import load_file
 from strategies import gaussian
 
+from quantcli import Scheme
 from quantcli.passes import budget
 from quantcli.patterns import compiled, patterns_of
 from quantcli.planning import recipe
 from quantcli.planning.plan import Request, make
-from quantcli.scheme import Scheme
 from quantcli.stores import open_source
 from quantcli.tensors.info import TensorInfo
 

@@ -36,13 +36,13 @@ def models(draw: st.DrawFn) -> dict[str, np.ndarray]:
 
 def flags_of(scheme: Scheme) -> list[str]:
     """The command line that asks for a scheme."""
-    flags = ["--bits", str(scheme.bits), "--granularity", scheme.granularity, "--calibration", scheme.calibration or "",
+    flags = ["--bits", str(scheme.bits), "--granularity", scheme.granularity, "--calibration", scheme.calibration,
              "--rounding", scheme.rounding]
     flags += ["--symmetric"] if scheme.symmetric else ["--asymmetric", "--zero-point", scheme.zero_point]
-    flags += ["--grid", scheme.grid or ""]
-    if scheme.group_size is not None:
+    flags += ["--grid", scheme.grid]
+    if scheme.granularity == "group":
         flags += ["--group-size", str(scheme.group_size)]
-    return flags + (["--scale-dtype", scheme.scale_dtype] if scheme.scale_dtype else [])
+    return flags + (["--scale-dtype", scheme.scale_dtype] if scheme.scale_dtype != "auto" else [])
 
 
 @given(tensors=models(), scheme=schemes(), threads=st.sampled_from([1, 2, 5]))
@@ -82,7 +82,7 @@ def test_round_trip(tensors: dict[str, np.ndarray], scheme: Scheme, threads: int
                 continue
             expected = quantcli.quantize(array, scheme)
             assert found["scale_dtype"] == {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[
-                expected.scheme.scale_dtype or ""]
+                expected.scheme.scale_dtype]
             np.testing.assert_array_equal(model[name].numpy(), expected.dequantize())
             metrics = expected.metrics(array)
             assert (found["mse"], found["sqnr_db"]) == (metrics.mse, metrics.sqnr_db)

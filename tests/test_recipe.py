@@ -15,9 +15,9 @@ from making import change_header, metadata_of, one_line, run, save
 from strategies import gaussian, schemes
 from test_checkpoints import contents, made
 
+from quantcli import Scheme
 from quantcli.planning import recipe
 from quantcli.planning.plan import Request, Rule
-from quantcli.scheme import Scheme
 
 
 @pytest.fixture

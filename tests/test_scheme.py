@@ -9,6 +9,8 @@ from hypothesis import given
 from strategies import schemes
 
 from quantcli import Scheme, UsageError
+from quantcli.asking import candidates
+from quantcli.layouts.writer import named
 
 
 @given(schemes())
@@ -37,8 +39,8 @@ def test_a_scheme_survives_json(scheme: Scheme) -> None:
     ({"format": "codebook", "codebook": (-1.0, 0.0, 1.0)}, {"bits": 2, "calibration": "minmax"}),
     ({"bits": 4, "calibration": "signed-extreme"}, {"grid": "full"}),
     ({"bits": 4, "symmetric": False}, {"grid": "full", "calibration": "mse"}),
-    ({"bits": 8, "granularity": "channel"}, {"group_size": None, "axis": 0}),
-    ({"bits": 8, "granularity": "tensor"}, {"group_size": None}),
+    ({"bits": 8, "granularity": "channel"}, {"group_size": 0, "axis": 0}),
+    ({"bits": 8, "granularity": "tensor"}, {"group_size": 0}),
 ])  # fmt: skip
 def test_what_is_filled_in(fields: dict[str, Any], expected: dict[str, Any]) -> None:
     scheme = Scheme(**fields)
@@ -130,4 +132,11 @@ def test_a_scheme_does_not_change() -> None:
     with pytest.raises(TypeError):
         Scheme(4)  # type: ignore[misc]
     settled = scheme.with_scale_dtype("float16")
-    assert (settled.scale_dtype, scheme.scale_dtype) == ("float16", None)
+    assert (settled.scale_dtype, scheme.scale_dtype) == ("float16", "auto")
+
+
+def test_auto_goes_with_every_target_that_stores_integers() -> None:
+    """The grid that auto chooses was taken for one that was asked for, once the target had set the scale dtype."""
+    suited = named("gptq").suited(Scheme(bits=4, group_size=32, calibration="auto"))
+    assert (suited.calibration, suited.scale_dtype) == ("auto", "float16")
+    assert {c.scale_dtype for c in candidates(suited)} == {"float16"}

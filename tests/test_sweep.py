@@ -13,9 +13,9 @@ import pytest
 from making import BF16, one_line, run, save
 from strategies import gaussian
 
+from quantcli import Scheme
 from quantcli.passes import sweep
 from quantcli.planning.plan import Request, make
-from quantcli.scheme import Scheme
 from quantcli.stores import open_source
 
 

@@ -31,11 +31,10 @@ from safetensors.numpy import load_file, save_file
 from strategies import AWKWARD, gaussian, schemes, weights
 from test_checkpoints import made
 
-from quantcli import DataError, QuantcliError
+from quantcli import DataError, QuantcliError, Scheme
 from quantcli.layouts.native import model as reading
 from quantcli.passes import quantize, verify
 from quantcli.planning.plan import Request, make
-from quantcli.scheme import Scheme
 
 OPTIONS: dict[str, list[str]] = {
     "default": [], "w8c": ["--bits", "8", "--group-size", "-1"], "tensor": ["--bits", "5", "--group-size", "0"],

@@ -2,7 +2,7 @@
 
 A calibrator finds the parameters of the groups of a tile (`local`). Where weights that share parameters lie in several
 tiles, something is gathered from each of them (`gather`: ranges, a histogram), merged, and solved for the parameters.
-All of it in float64; rounding parameters to their storage dtype is core.py's part.
+All of it in float64; rounding parameters to their storage dtype is the part of tensors/settle.py.
 """
 
 from __future__ import annotations

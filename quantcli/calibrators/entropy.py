@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, _arithmetic, _histogram, _ranges, _trials
+from quantcli.calibrators import Calibrator, Ideal, Observed
+from quantcli.calibrators.searches import arithmetic, histogram, ranges, trials
 from quantcli.metrics import ordered_sum
 from quantcli.scheme import Scheme
 
@@ -58,8 +59,8 @@ def _cross_entropy(values: Array, upto: Array, edges: Array, lo: float, hi: floa
     width = np.diff(edges, axis=1)
     some = (inside > 0) & (width > 0)
     density = (1 - ESCAPE) * (mass / upto[-1]) / np.where(some, width, 1.0) * (hi - lo) + ESCAPE
-    cost = ordered_sum(np.where(some, inside * _arithmetic.log(density), 0.0))
-    found: Array = (-cost - lost * _arithmetic.log(np.array([ESCAPE]))[0]) / upto[-1]
+    cost = ordered_sum(np.where(some, inside * arithmetic.log(density), 0.0))
+    found: Array = (-cost - lost * arithmetic.log(np.array([ESCAPE]))[0]) / upto[-1]
     return found
 
 
@@ -83,7 +84,7 @@ def _symmetric(sizes: Array, counts: Array, scheme: Scheme) -> float:
 def _affine(values: Array, counts: Array, scheme: Scheme) -> tuple[float, float]:
     """The range of sorted values, shrunk towards their median."""
     upto = np.append(0.0, np.cumsum(counts))
-    lo, hi, middle = float(values[0]), float(values[-1]), _histogram.quantile(values, counts, 0.5)
+    lo, hi, middle = float(values[0]), float(values[-1]), histogram.quantile(values, counts, 0.5)
     cells, costs = 1 << scheme.bits, []
     for part in np.array_split(np.arange(1, CANDIDATES + 1), max(1, CANDIDATES * cells >> 17)):
         start = middle - part / CANDIDATES * (middle - lo)
@@ -111,16 +112,15 @@ def _of(values: Array, counts: Array, scheme: Scheme) -> tuple[Array, Array | No
         lo, hi = -alpha, alpha
     else:
         lo, hi = _affine(values, counts, scheme)
-    found = _ranges.spanning(np.array([lo]), np.array([hi]), scheme)
+    found = ranges.spanning(np.array([lo]), np.array([hi]), scheme)
     return found.scale, found.zero
 
 
 def _least_squares(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
     """Scale and zero of groups (groups, n) by the least squared error."""
-    plain = scheme.recalibrated("mse")
     if scheme.symmetric:
-        return _trials.symmetric(weights, counts, plain), None
-    return _trials.affine(weights, counts, plain)
+        return trials.symmetric(weights, counts, scheme, norm=2.0, effort="default"), None
+    return trials.affine(weights, counts, scheme, norm=2.0, effort="default")
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
@@ -140,12 +140,12 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
             scale[i], zero[i] = own[0][0], 0.0 if own[1] is None else own[1][0]
         return scale, None if scheme.symmetric else zero
 
-    return _trials.by_groups(tile, of)
+    return trials.by_groups(tile, of)
 
 
 def solve(seen: Observed, scheme: Scheme) -> Ideal:
     """Parameters of the weights of a histogram."""
-    values, counts = _histogram.distinct(seen)
+    values, counts = histogram.distinct(seen)
     scale, zero = _of(values, counts, scheme)
     return Ideal(scale[:, None], None if zero is None else zero[:, None])
 
@@ -161,7 +161,7 @@ def caution(scheme: Scheme, n: int) -> str | None:
 
 
 PROVIDES = Calibrator(
-    gather=_histogram.GATHER,
+    gather=histogram.GATHER,
     solve=solve,
     local=local,
     auto=False,

@@ -22,18 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import (
-    Calibrator,
-    Ideal,
-    LevelSearch,
-    Observed,
-    Option,
-    Shared,
-    _histogram,
-    _kmeans,
-)
+from quantcli.calibrators import Calibrator, Ideal, LevelSearch, Observed, Option, Shared
+from quantcli.calibrators.searches import histogram, kmeans
 from quantcli.dtypes import from_float32, to_float32
-from quantcli.kernels import numpy_kernels
+from quantcli.kernels import numpy_tiles
 from quantcli.kernels.codebook import Codebook, codebook
 from quantcli.scheme import Scheme
 
@@ -63,14 +55,14 @@ AROUND = {"fast": ((1, 2), (1, 2)), "default": ((2, 4), (0, 4)), "best": ((3, 4)
 def _levels(values: Array, counts: Array, scheme: Scheme) -> Array:
     """Levels (1, count) of weights that occur so often."""
     k = scheme.level_count
-    if scheme.option("effort") == "fast":
-        return _kmeans.lloyd(values, counts, _kmeans.quantiles(values, counts, k), 100)[None]
-    return _kmeans.optimal(values, counts, k)[None]
+    if scheme.options["effort"] == "fast":
+        return kmeans.lloyd(values, counts, kmeans.quantiles(values, counts, k), 100)[None]
+    return kmeans.optimal(values, counts, k)[None]
 
 
 def solve(seen: Observed, scheme: Scheme) -> Ideal:
     """Levels of the weights of a histogram."""
-    return Ideal(np.ones((1, 1)), None, _levels(*_histogram.distinct(seen), scheme))
+    return Ideal(np.ones((1, 1)), None, _levels(*histogram.distinct(seen), scheme))
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
@@ -78,7 +70,7 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     if not tile.ranges(kernels).finite:
         return None
     found = []
-    for row in numpy_kernels.floats(tile):
+    for row in numpy_tiles.floats(tile):
         values, counts = np.unique(row + np.float32(0), return_counts=True)
         found.append(_levels(values.astype(np.float64), counts.astype(np.float64), scheme))
     return Ideal(np.ones((tile.rows, 1)), None, np.concatenate(found))
@@ -128,7 +120,7 @@ def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None,
         return {"largest": np.abs(ranges.extreme).max(initial=0.0, keepdims=True)}
     if shared.step == 0:
         return _normalised(tile, ranges.extreme) | {"spacing": _spacing(ranges.extreme, dtype)}
-    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort"))
+    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.options["effort"])
     cross, square = (np.zeros(_book(shared.levels).sorted.shape[1]) for _ in range(2))
     unit = _try(kernels, tile, shared, trials, cross, square)[1]
     return {"cross": cross / unit, "square": square / unit**2}
@@ -162,7 +154,7 @@ def _normalised(tile: Tile, extreme: Floats) -> Observed:
     """Weights over the extreme of their group, in bins: sums of extreme * weight and extreme^2."""
     unit = np.where(extreme == 0, np.float32(1), extreme)
     spread = np.repeat(unit, tile.group, axis=1)[:, : tile.cols].astype(np.float64)
-    weights = numpy_kernels.floats(tile)
+    weights = numpy_tiles.floats(tile)
     bins = np.minimum(((weights / spread + 1) * (BINS / 2)).astype(np.int64), BINS - 1).ravel()
     return {
         "cross": np.bincount(bins, (spread * weights).ravel(), BINS),
@@ -189,12 +181,12 @@ def learn(seen: Observed, scheme: Scheme, shared: Shared | None) -> Shared:
     if shared.step == 0:
         values = seen["cross"][some] / seen["square"][some]
         factor = shared.factor * float(PHASES[seen["spacing"].argmin()])
-        levels = _kmeans.optimal(values, seen["square"][some], k) * factor
+        levels = kmeans.optimal(values, seen["square"][some], k) * factor
         return Shared(levels, factor, 1, False)
     means = shared.levels.copy()
     places = np.flatnonzero(some)
     means[places] = seen["cross"][some] / seen["square"][some]
-    rounds = ROUNDS[scheme.option("effort")]
+    rounds = ROUNDS[scheme.options["effort"]]
     beyond = BEYOND if shared.step <= rounds - 2 else 1.0
     levels = np.sort(shared.levels + beyond * (means - shared.levels))
     return Shared(levels, shared.factor, shared.step + 1, shared.step >= rounds)
@@ -205,7 +197,7 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
     ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
-    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.option("effort"))
+    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.options["effort"])
     best, _ = _try(kernels, tile, shared, trials, None, None)
     scale = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
     found = np.where(ranges.extreme == 0, np.float32(0), scale).astype(np.float64)
@@ -213,7 +205,7 @@ def scales(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared, dtype: 
 
 
 PROVIDES = Calibrator(
-    gather=_histogram.GATHER,
+    gather=histogram.GATHER,
     solve=solve,
     local=local,
     families=("learned",),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Sharing
-from quantcli.kernels import numpy_kernels
+from quantcli.kernels import numpy_tiles
 from quantcli.metrics import ordered_sum
 from quantcli.scheme import Scheme
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observed | None = None) -> Observed | None:
     """Sum of absolute values and count of the groups, the tile or its columns."""
-    weights = numpy_kernels.floats(tile)
+    weights = numpy_tiles.floats(tile)
     if not np.isfinite(weights).all():
         return None
     magnitude = np.abs(weights, dtype=np.float64)

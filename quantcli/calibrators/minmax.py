@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, _ranges
+from quantcli.calibrators import Calibrator, Ideal, Observed
+from quantcli.calibrators.searches import ranges
 from quantcli.scheme import Scheme
 
 
 def solve(seen: Observed, scheme: Scheme) -> Ideal:
     """Scale, and zero point or offset, that span the range."""
     lo, hi = (seen[k].astype(np.float64) + 0.0 for k in ("lo", "hi"))
-    return _ranges.spanning(lo, hi, scheme)
+    return ranges.spanning(lo, hi, scheme)
 
 
 PROVIDES = Calibrator(
-    gather=_ranges.GATHER,
+    gather=ranges.GATHER,
     solve=solve,
     families=("int", "midrise", "levels"),
 )

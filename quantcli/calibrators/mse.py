@@ -19,19 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import (
-    Calibrator,
-    Ideal,
-    Observed,
-    Option,
-    _candidates,
-    _histogram,
-    _importance,
-    _ranges,
-    _sweep,
-    _trials,
-)
-from quantcli.formats import fixed_codebook
+from quantcli.calibrators import Calibrator, Ideal, Observed, Option
+from quantcli.calibrators.searches import breakpoints, candidates, histogram, importance, ranges, trials
+from quantcli.formats import fixed_codebook, reach
+from quantcli.kernels import Grids
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -47,22 +38,22 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
-    effort = scheme.option("effort")
-    searched = scheme.family == "int" and scheme.option("norm") == 2 and effort != "exact"
+    effort = scheme.options["effort"]
+    searched = scheme.family == "int" and scheme.options["norm"] == 2 and effort != "exact"
     if searched and scheme.symmetric:
         return _symmetric(kernels, tile, scheme, ranges.extreme, effort)
-    if scheme.family == "levels" and scheme.option("norm") == 2 and tile.importance is None:
+    if scheme.family == "levels" and scheme.options["norm"] == 2 and tile.importance is None:
         return _levels(kernels, tile, scheme, ranges.extreme, effort)
     lo, hi = (v.astype(np.float64) for v in (ranges.lo, ranges.hi))
     if searched and scheme.zero_point == "int":
         return _affine(kernels, tile, scheme, lo, hi, effort)
-    if scheme.zero_point == "float" and scheme.option("norm") == 2:
+    if scheme.zero_point == "float" and scheme.options["norm"] == 2:
         return _offsets(kernels, tile, scheme, lo, hi, effort)
     return _by_groups(tile, scheme)
 
 
 def _by_groups(tile: Tile, scheme: Scheme) -> Ideal:
-    return _trials.by_groups(tile, lambda weights, counts: _of(weights, counts, scheme), _importance.counts(tile))
+    return trials.by_groups(tile, lambda weights, counts: _of(weights, counts, scheme), importance.counts(tile))
 
 
 def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str) -> Ideal:
@@ -71,12 +62,14 @@ def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[An
     normal = size >= np.float32(2.0**-126)
     reciprocal = np.where(normal, np.float32(1) / np.where(normal, size, np.float32(1)), np.float32(0))
     weighted = tile.importance is not None
-    multipliers = (top / _candidates.ratios(scheme.bits, tile.group, effort, weighted=weighted)).astype(np.float32)
-    grids = 1 if scheme.grid == "restricted" else 0 if not weighted and _turned(scheme, tile.group, effort) else 2
-    if not grids:
+    multipliers = (top / candidates.ratios(scheme.bits, tile.group, effort, weighted=weighted)).astype(np.float32)
+    turned = not weighted and _turned(scheme, tile.group, effort)
+    full = Grids.TURNED if turned else Grids.BOTH_SIGNS
+    grids = Grids.RESTRICTED if scheme.grid == "restricted" else full
+    if grids == Grids.TURNED:
         reciprocal = np.where(extreme < 0, -reciprocal, reciprocal)
-    scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids, _importance.counts(tile))
-    negative = (grid == 1) | (grids == 0)
+    scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids, importance.counts(tile))
+    negative = (grid == 1) | (grids == Grids.TURNED)
     scale = np.where(negative, -scale, scale) / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     plain = np.where(size > 0, size.astype(np.float64) / top, 1.0)
     return Ideal(np.where(normal & (scale != 0), scale, plain))
@@ -89,7 +82,7 @@ def _turned(scheme: Scheme, n: int, effort: str) -> bool:
 
 
 def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, effort: str) -> Ideal:
-    plain = _ranges.spanning(lo, hi, scheme)
+    plain = ranges.spanning(lo, hi, scheme)
     assert plain.zero is not None
     top = (1 << scheme.bits) - 1
     span = np.maximum(hi, 0.0) - np.minimum(lo, 0.0)
@@ -98,10 +91,11 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
     reciprocal = np.where(normal, np.float32(1) / width, np.float32(0))
     centre = np.rint(plain.zero).astype(np.float32)
     weighted = tile.importance is not None
-    found = _candidates.ratios(scheme.bits, tile.group, effort, affine=True, weighted=weighted)
+    found = candidates.ratios(scheme.bits, tile.group, effort, affine=True, weighted=weighted)
     multipliers = (top / found).astype(np.float32)
-    grids = 5 if weighted or effort == "best" or scheme.bits > 4 or tile.group > 2048 else 3
-    scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids, _importance.counts(tile))
+    many = weighted or effort == "best" or scheme.bits > 4 or tile.group > 2048
+    grids = Grids.FIVE_ZEROS if many else Grids.THREE_ZEROS
+    scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids, importance.counts(tile))
     scale = scale / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     good = normal & (scale > 0)
     zero = centre + grid - grids // 2
@@ -112,17 +106,17 @@ def _offsets(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array,
     """Scales and offsets, never worse than min-max; with effort `exact` than the search by trials. Mid-rise codes are
     whole ones half a step further on."""
     lo, hi = lo + 0.0, hi + 0.0  # not -0: which zero is the smallest differs between the kernels
-    start = _by_groups(tile, scheme) if effort == "exact" else _ranges.spanning(lo, hi, scheme)
+    start = _by_groups(tile, scheme) if effort == "exact" else ranges.spanning(lo, hi, scheme)
     assert start.zero is not None
     half = 0.5 if scheme.family == "midrise" else 0.0
     middle = ((lo + hi) / 2).astype(np.float32)
     span = hi - lo
     normal = span >= 2.0**-126
     reciprocal = np.where(normal, 1 / np.where(normal, span, 1.0), 0.0).astype(np.float32)
-    ratios = _candidates.ends(scheme.bits, tile.group, effort, weighted=tile.importance is not None)
+    ratios = candidates.ends(scheme.bits, tile.group, effort, weighted=tile.importance is not None)
     begin = start.scale, start.zero + half * start.scale - middle
     top = (1 << scheme.bits) - 1
-    scale, offset = kernels.search_offsets(tile, middle, reciprocal, begin, ratios, top, _importance.counts(tile))
+    scale, offset = kernels.search_offsets(tile, middle, reciprocal, begin, ratios, top, importance.counts(tile))
     return Ideal(np.where(span > 0, scale, 1.0), np.where(span > 0, middle + offset - half * scale, lo))
 
 
@@ -133,7 +127,7 @@ def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any],
     row = np.append(1.0, np.geomspace(1.1, 0.72 if tile.group <= 400 else 0.3, count - 1))
     if not np.array_equal(book.sorted[0], -book.sorted[0, ::-1]):
         row = np.concatenate([row, -row])
-    unit = np.where(extreme != 0, np.abs(extreme), np.float32(1)).astype(np.float64) / scheme.reach
+    unit = np.where(extreme != 0, np.abs(extreme), np.float32(1)).astype(np.float64) / reach(scheme)
     trials = np.maximum(np.abs(unit[..., None] * row), 2.0**-126) * np.sign(row)
     trials = np.ascontiguousarray(trials.astype(np.float32))
     best = kernels.trial_levels(tile, book, trials, None, None)
@@ -143,12 +137,12 @@ def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any],
 
 def _of(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
     """Scale and zero of groups (groups, n) of weights, each so often, by whatever search the scheme needs."""
-    exact = scheme.option("effort") == "exact"
-    if scheme.option("norm") == 2 and exact and scheme.family == "int" and scheme.zero_point == "int":
+    norm, effort = float(scheme.options["norm"]), scheme.options["effort"]
+    if norm == 2 and effort == "exact" and scheme.family == "int" and scheme.zero_point == "int":
         return _exact(weights, counts, scheme)
     if scheme.symmetric:
-        return _trials.symmetric(weights, counts, scheme), None
-    return _trials.affine(weights, counts, scheme)
+        return trials.symmetric(weights, counts, scheme, norm=norm, effort=effort), None
+    return trials.affine(weights, counts, scheme, norm=norm, effort=effort)
 
 
 def _exact(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
@@ -157,12 +151,12 @@ def _exact(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array,
     if scheme.symmetric:
         top = (1 << (scheme.bits - 1)) - 1
         if scheme.grid == "full":
-            return _sweep.both_signs(weights, top, counts)[0], None
-        return _sweep.exact(weights, np.full(groups, -float(top)), np.full(groups, float(top)), counts)[0], None
+            return breakpoints.both_signs(weights, top, counts)[0], None
+        return breakpoints.exact(weights, np.full(groups, -float(top)), np.full(groups, float(top)), counts)[0], None
     top = (1 << scheme.bits) - 1
     scale, zero, most = np.ones(groups), np.zeros(groups), np.full(groups, -1.0)
     for z in sorted(range(top + 1), key=lambda z: (abs(2 * z - top), z)):
-        found, gain = _sweep.exact(weights, np.full(groups, -float(z)), np.full(groups, float(top - z)), counts)
+        found, gain = breakpoints.exact(weights, np.full(groups, -float(z)), np.full(groups, float(top - z)), counts)
         better = gain > most * (1 + 1e-12)
         scale, zero, most = (np.where(better, a, b) for a, b in ((found, scale), (float(z), zero), (gain, most)))
     return scale, zero
@@ -170,24 +164,24 @@ def _exact(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array,
 
 def solve(seen: Observed, scheme: Scheme) -> Ideal:
     """Parameters of the weights of a histogram."""
-    values, counts = _histogram.distinct(seen)
+    values, counts = histogram.distinct(seen)
     scale, zero = _of(values[None], counts[None], scheme)
     return Ideal(scale[:, None], None if zero is None else zero[:, None])
 
 
 def obstacle(scheme: Scheme) -> str | None:
     """What the sweep over all breakpoints cannot do."""
-    if scheme.option("effort") != "exact":
+    if scheme.options["effort"] != "exact":
         return None
     if scheme.family != "int":
         return "effort exact is for integers"
     if scheme.bits > 8:
         return f"effort exact is for up to 8 bits, not {scheme.bits}"
-    return "effort exact is for norm 2" if scheme.option("norm") != 2 else None
+    return "effort exact is for norm 2" if scheme.options["norm"] != 2 else None
 
 
 PROVIDES = Calibrator(
-    gather=_histogram.GATHER,
+    gather=histogram.GATHER,
     solve=solve,
     local=local,
     families=("int", "midrise", "levels"),

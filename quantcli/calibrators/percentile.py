@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, Option, _histogram, _ranges, _trials
+from quantcli.calibrators import Calibrator, Ideal, Observed, Option
+from quantcli.calibrators.searches import histogram, ranges, trials
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def _quantile(weights: Array, share: float) -> Array:
     """Quantile of every group (groups, n)."""
     n = weights.shape[1]
-    lower, part = _histogram.places(n, share)
+    lower, part = histogram.places(n, share)
     upper = min(lower + 1, n - 1)
     found = np.partition(weights, sorted({lower, upper}), axis=1)
     low: Array = found[:, lower]
@@ -46,11 +47,11 @@ def _parameters(lo: Array, hi: Array, least: Array, most: Array, scheme: Scheme)
     """Parameters of ranges; empty ones fall back to all there is."""
     low, high = (lo, hi) if scheme.zero_point == "float" else (np.minimum(lo, 0), np.maximum(hi, 0))
     empty = low >= high
-    return _ranges.spanning(np.where(empty, least, lo), np.where(empty, most, hi), scheme)
+    return ranges.spanning(np.where(empty, least, lo), np.where(empty, most, hi), scheme)
 
 
 def _share(scheme: Scheme) -> float:
-    return float(scheme.option("percentile")) / 100
+    return float(scheme.options["percentile"]) / 100
 
 
 def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
@@ -63,20 +64,20 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
         found = _parameters(lo, hi, weights.min(axis=1), weights.max(axis=1), scheme)
         return found.scale, found.zero
 
-    return _trials.by_groups(tile, of)
+    return trials.by_groups(tile, of)
 
 
 def solve(seen: Observed, scheme: Scheme) -> Ideal:
     """Parameters of the weights of a histogram."""
-    values, counts = _histogram.distinct(seen)
+    values, counts = histogram.distinct(seen)
     share = _share(scheme)
     if scheme.symmetric:
         order = np.argsort(np.abs(values), kind="stable")
-        alpha = _histogram.quantile(np.abs(values)[order], counts[order], share)
+        alpha = histogram.quantile(np.abs(values)[order], counts[order], share)
         lo, hi = -alpha, alpha
     else:
         tail = (1 - share) / 2
-        lo, hi = _histogram.quantile(values, counts, tail), _histogram.quantile(values, counts, 1 - tail)
+        lo, hi = histogram.quantile(values, counts, tail), histogram.quantile(values, counts, 1 - tail)
     ends = [np.full((1, 1), v) for v in (lo, hi, values[0], values[-1])]
     return _parameters(ends[0], ends[1], ends[2], ends[3], scheme)
 
@@ -90,7 +91,7 @@ def caution(scheme: Scheme, n: int) -> str | None:
 
 
 PROVIDES = Calibrator(
-    gather=_histogram.GATHER,
+    gather=histogram.GATHER,
     solve=solve,
     local=local,
     families=("int", "midrise", "levels"),

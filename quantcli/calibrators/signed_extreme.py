@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, _ranges
+from quantcli.calibrators import Calibrator, Ideal, Observed
+from quantcli.calibrators.searches import ranges
 from quantcli.scheme import Scheme
 
 
@@ -23,7 +24,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 
 PROVIDES = Calibrator(
-    gather=_ranges.GATHER,
+    gather=ranges.GATHER,
     solve=solve,
     grid="full",
     affine=False,

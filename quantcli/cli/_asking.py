@@ -352,6 +352,7 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
 
     Where none is asked for, a folder that transformers loads is written so that it still does.
     """
+    from quantcli.asking import candidates
     from quantcli.layouts.writer import named
     from quantcli.planning import recipe as recipes
     from quantcli.planning.plan import embeddings_alone
@@ -362,7 +363,7 @@ def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool
     if embeddings_alone(source.infos()):
         return None, f"config.json gets no quantization_config: loaders of {usual} do not quantize embeddings"
     schemes = [s for s in (recipe.default, *(r.scheme for r in recipe.rules)) if s is not None]
-    for scheme in (c for s in schemes for c in s.candidates):
+    for scheme in (c for s in schemes for c in candidates(s)):
         if (why := named(usual).accepts.obstacle(scheme)) is not None:
             return None, f"config.json gets no quantization_config: {usual} cannot store {why}"
     return usual, ""

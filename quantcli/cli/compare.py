@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import click
 
 from quantcli.cli import _gating, _help, options
-from quantcli.errors import UsageError
 
 
 @_help.command(
@@ -51,42 +49,20 @@ def command(
     Where both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are
     those of report.
     """
-    from quantcli.models import open_model, under_one_name
-    from quantcli.passes import compare
+    from quantcli import api
     from quantcli.reports import baseline as earlier
-    from quantcli.reports import build, gates
-    from quantcli.stores import need_file
+    from quantcli.reports import gates
 
     rendering = _gating.rendering(format_, talk)
     options.check_outputs([path for _, path in outputs], [before, after, baseline, config])
-    began = time.perf_counter()
     wanted = _gating.gates_of(limits)
     if config is not None:
         from quantcli.reports import config as configuration
 
         wanted = wanted.over(configuration.load(config).gates)
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
-    if before == after == "-":
-        raise UsageError("one model is not two", place=["-"])
-    with open_model(before) as a, open_model(after) as b, talk.bar("comparing") as bar:
-        for model in (a, b):
-            need_file(model.source, "comparing")
-            model.stored.check_headers()
-        ours, theirs, note = under_one_name(a, b)
-        if note:
-            talk.say(note)
-        pairs, new, vanished = compare.pairs_of(ours, theirs, after)
-        found = compare.measure(pairs, threads=options.thread_count(threads), progress=bar)
-        result = build.of_pairs(
-            pairs,
-            found,
-            (new, vanished),
-            source=before,
-            output=after,
-            bytes_in=a.file_bytes,
-            bytes_out=b.file_bytes,
-            seconds=time.perf_counter() - began,
-        )
+    with talk.bar("comparing") as bar:
+        result = api.compare(before, after, threads=options.thread_count(threads), progress=bar, say=talk.say)
     result = gates.judged(result, wanted, known)
     gates.check_rules([(result, wanted)])
     _gating.finish([result], rendering, outputs, talk, show_all=show_all)

@@ -129,10 +129,10 @@ def command(
                 progress=bar,
             )
     if output is not None:
-        from quantcli.reports.renderings import _sweep
+        from quantcli.reports import sweeps
 
         text = io.StringIO()
-        _sweep.WRITERS.get(kind, _sweep.render)(found, text)
+        sweeps.WRITERS.get(kind, sweeps.render)(found, text)
         options.replace_file(output, text.getvalue(), [src])
     if talk.json:
         options.print_json(found.as_dict())
@@ -142,15 +142,15 @@ def command(
 
 def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:
     """Every combination, calibrations first."""
-    from quantcli.scheme import Scheme
+    from quantcli import asking
 
-    found = []
+    found: list[Scheme] = []
     for calibration, size, width in itertools.product(calibrations or [""], sizes, bits):
         fields = _asking.granularity(None, size, None)
         fields |= {"calibration": calibration} if calibration else {}
         fields |= {"symmetric": symmetric} if symmetric is not None else {}
         fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}
-        found.append(Scheme(bits=width, **fields))
+        found.append(asking.Scheme(bits=width, **fields))
     return found
 
 

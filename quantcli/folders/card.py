@@ -42,14 +42,12 @@ def hub_name(folder: str) -> str | None:
 def words(scheme: Scheme) -> str:
     """A scheme in words.
 
-    >>> from quantcli.scheme import Scheme
+    >>> from quantcli import Scheme
     >>> words(Scheme(bits=4))
     '4-bit integers, symmetric, in groups of 128, by mse with sum-preserving rounding'
     """
     many = {"tensor": "one scale per tensor", "channel": f"one scale per channel (axis {scheme.axis})"}
-    learned = (
-        f"{scheme.level_count} learned levels" if scheme.codebook is None else f"{len(scheme.codebook)} given levels"
-    )
+    learned = f"{scheme.level_count} learned levels" if not scheme.codebook else f"{len(scheme.codebook)} given levels"
     kind = {"int": f"{scheme.bits}-bit integers", "codebook": learned}.get(scheme.format, scheme.format)
     zero = (
         "symmetric"

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantcli import __version__
+from quantcli.asking import Scheme
 from quantcli.errors import DataError, printable
 from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
@@ -22,7 +23,6 @@ from quantcli.passes.outputs import OneFile
 from quantcli.passes.quantize import Options
 from quantcli.passes.tiles import COPY, Crew, Task
 from quantcli.planning.plan import Plan, with_float32_scales
-from quantcli.scheme import Scheme
 from quantcli.stores.files import InputFile
 from quantcli.tensors import digest
 from quantcli.tensors.decided import Decided, Kept

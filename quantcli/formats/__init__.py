@@ -16,7 +16,7 @@ from quantcli import registry
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
 from quantcli.kernels.codebook import Codebook
 from quantcli.kernels.codebook import codebook as sorted_levels
-from quantcli.scheme import Scheme
+from quantcli.scheme import Family, Scheme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Format:
     schemes it knows; calibration: the default one.
     """
 
-    family: str
+    family: Family
     grid: Callable[[Scheme], CodeGrid]
     reach: Callable[[Scheme], float]
     levels: Callable[[Scheme], NDArray[np.float64]] | None = None
@@ -55,17 +55,22 @@ def code_grid(scheme: Scheme) -> CodeGrid:
     return _format(scheme).grid(scheme)
 
 
+def reach(scheme: Scheme) -> float:
+    """What the largest weight, or for asymmetric schemes the range, is divided by for a scale that clips nothing.
+
+    >>> from quantcli import Scheme
+    >>> reach(Scheme(bits=4)), reach(Scheme(bits=4, symmetric=False)), reach(Scheme(format="fp8-e4m3"))
+    (7, 15, 448.0)
+    """
+    return _format(scheme).reach(scheme)
+
+
 @lru_cache(maxsize=64)
-def _named_codebook(name: str, bits: int, given: tuple[float, ...] | None) -> Codebook:
-    scheme = Scheme(format=name, bits=bits, codebook=given)
+def fixed_codebook(scheme: Scheme) -> Codebook:
+    """The codebook of a format whose levels are not learned."""
     form = _format(scheme)
     assert form.levels is not None
     return sorted_levels(form.levels(scheme)[None], ties_to_even=form.ties_to_even)
-
-
-def fixed_codebook(scheme: Scheme) -> Codebook:
-    """The codebook of a format whose levels are not learned."""
-    return _named_codebook(scheme.format, scheme.bits, scheme.codebook)
 
 
 def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:

@@ -14,7 +14,6 @@ from quantcli.scheme import Scheme
 
 def levels(scheme: Scheme) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The given levels, ascending; codes beyond them repeat the largest."""
-    assert scheme.codebook is not None
     found = np.full(1 << scheme.bits, scheme.codebook[-1])
     found[: len(scheme.codebook)] = scheme.codebook
     return found

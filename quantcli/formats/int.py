@@ -19,6 +19,7 @@ from quantcli.scheme import Scheme
 def grid(scheme: Scheme) -> CodeGrid:
     """Unsigned codes of an integer scheme.
 
+    >>> from quantcli import Scheme
     >>> grid(Scheme(bits=4, grid="restricted")).umin, grid(Scheme(bits=4, grid="full")).umin
     (1, 0)
     """

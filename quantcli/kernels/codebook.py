@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

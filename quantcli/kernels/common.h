@@ -25,10 +25,32 @@
 
 namespace {
 
+// Lanes of the sums of errors, and so weights that are worked on at a time: kernels.cpp says why.
 constexpr int LANES = 256;
 
 enum Kind : int32_t { BF16 = 0, F16 = 1, F32 = 2 };
 enum Mode : int32_t { INTEGER = 0, OFFSET = 1, BINARY = 2, LEVELS = 3 };
+
+// The grids of signed codes that the search for scales tries, `top` the highest code; table.py names them the same.
+// The value of those with zero points is how many zero points are tried, around the one that is handed over.
+enum Grids : int32_t {
+  TURNED = 0,       // -top..top+1 alone, for weights turned so that the largest is positive
+  RESTRICTED = 1,   // -top..top
+  BOTH_SIGNS = 2,   // -top-1..top and -top..top+1
+  THREE_ZEROS = 3,  // -z..top-z for zero points z
+  FIVE_ZEROS = 5,
+};
+
+// What the searches have room for; table.py holds the same numbers, and native.py takes no library with others.
+struct Limits {
+  int32_t candidates, ends, trials, importance;
+};
+constexpr Limits LIMITS = {
+    512,   // candidate scales of the search for scales: their scores lie on the stack, 5 grids of 16 bytes each
+    24,    // places of either end of a range; their combinations are tried, 576
+    64,    // trial scales for the levels of a codebook
+    2047,  // how much the error of a column counts: with weights of 16 bits and codes of 16 sums stay exact in 64
+};
 
 // The arguments Python hands over, field by field as native.py declares them.
 
@@ -99,7 +121,8 @@ inline void load(const void* weights, int kind, int64_t at, int n, float* out) {
 
 // Vectors of 8 float32, and the sum of one by halves.
 
-constexpr int BLOCK = 1024, W = 8;
+constexpr int W = 8;         // float32 in a vector of 32 bytes
+constexpr int BLOCK = 1024;  // weights whose float32 sums are carried on in float64
 
 typedef float Eight __attribute__((vector_size(32)));
 typedef int32_t EightInts __attribute__((vector_size(32)));

@@ -18,6 +18,9 @@ namespace {
 
 // Bit stream --------------------------------------------------------------------------------------------------
 
+// Bytes of a row of codes: whole 32-bit words.
+inline int64_t row_bytes(int64_t cols, int bits) { return (cols * bits + 31) / 32 * 4; }
+
 // Eight codes of one byte each, low code first, to the low 8*b bits.
 inline uint64_t squeeze(uint64_t v, int b) {
   const uint64_t pair = (uint64_t(1) << (2 * b)) - 1, quad = (uint64_t(1) << (4 * b)) - 1;
@@ -36,8 +39,8 @@ inline uint64_t spread(uint64_t v, int b) {
 }
 
 // cols codes (bytes, b <= 8) to whole 32-bit words; codes must be readable and zero up to a multiple of 32.
-void pack_bytes(const uint8_t* codes, int64_t cols, int b, uint8_t* out) {
-  const int64_t bytes = (cols * b + 31) / 32 * 4;
+void pack(const uint8_t* codes, int64_t cols, int b, uint8_t* out) {
+  const int64_t bytes = row_bytes(cols, b);
   if (b == 8) {
     std::memcpy(out, codes, size_t(bytes));
     return;
@@ -60,8 +63,8 @@ void pack_bytes(const uint8_t* codes, int64_t cols, int b, uint8_t* out) {
   }
 }
 
-void unpack_bytes(const uint8_t* packed, int64_t cols, int b, uint8_t* codes) {
-  const int64_t bytes = (cols * b + 31) / 32 * 4;
+void unpack(const uint8_t* packed, int64_t cols, int b, uint8_t* codes) {
+  const int64_t bytes = row_bytes(cols, b);
   if (b == 8) {
     std::memcpy(codes, packed, size_t(cols));
     return;
@@ -82,8 +85,8 @@ void unpack_bytes(const uint8_t* packed, int64_t cols, int b, uint8_t* codes) {
   }
 }
 
-void pack_words(const uint16_t* codes, int64_t cols, int b, uint8_t* out) {
-  const int64_t bytes = (cols * b + 31) / 32 * 4;
+void pack(const uint16_t* codes, int64_t cols, int b, uint8_t* out) {
+  const int64_t bytes = row_bytes(cols, b);
   uint64_t pending = 0;
   int held = 0;
   int64_t done = 0;
@@ -93,7 +96,7 @@ void pack_words(const uint16_t* codes, int64_t cols, int b, uint8_t* out) {
   }
 }
 
-void unpack_words(const uint8_t* packed, int64_t cols, int b, uint16_t* codes) {
+void unpack(const uint8_t* packed, int64_t cols, int b, uint16_t* codes) {
   const uint32_t mask = (1u << b) - 1;
   uint64_t pending = 0;
   int held = 0;
@@ -106,6 +109,18 @@ void unpack_words(const uint8_t* packed, int64_t cols, int b, uint16_t* codes) {
     pending >>= b;
     held -= b;
   }
+}
+
+// Codes of which packing reads whole words beyond the end of a row.
+constexpr int PADDING = 32;
+
+// Calls run with the scratch for codes of so many bits: bytes up to 8, words of 16 above.
+template <class Run>
+inline void with_codes(void* codes, int bits, Run run) {
+  if (bits <= 8)
+    run(static_cast<uint8_t*>(codes));
+  else
+    run(static_cast<uint16_t*>(codes));
 }
 
 // Sums --------------------------------------------------------------------------------------------------------
@@ -486,34 +501,21 @@ QK_EXPORT int32_t QK_NAME(column_ranges)(const Tile* tile, float* lo, float* hi,
 // scratch of 3 * cols floats the sum of every row's errors is preserved. Without packed only sums[0] is found.
 QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
                                float* scratch, uint8_t* packed, double* sums) {
-  const int64_t row_bytes = (tile->cols * grid->bits + 31) / 32 * 4;
   Lanes lanes;
   std::memset(&lanes, 0, sizeof lanes);
-  uint8_t* narrow = static_cast<uint8_t*>(codes);
-  uint16_t* wide = static_cast<uint16_t*>(codes);
-  if (grid->bits <= 8)
-    std::memset(narrow + tile->cols, 0, 32);
-  else
-    std::memset(wide + tile->cols, 0, 64);
-  for (int64_t row = 0; row < tile->rows; ++row) {
-    const RowParams own = row_params(*params, row, *grid);
-    uint8_t* out = packed ? packed + row * row_bytes : nullptr;
-    if (!packed && !scratch) {
-      try_row(*tile, row, own, *grid, lanes);
-    } else if (grid->bits <= 8) {
+  with_codes(codes, grid->bits, [&](auto* code) {
+    std::memset(code + tile->cols, 0, PADDING * sizeof *code);
+    for (int64_t row = 0; row < tile->rows; ++row) {
+      const RowParams own = row_params(*params, row, *grid);
       if (scratch)
-        encode_row_preserving(*tile, row, own, *grid, scratch, narrow, lanes);
+        encode_row_preserving(*tile, row, own, *grid, scratch, code, lanes);
+      else if (packed)
+        encode_row(*tile, row, own, *grid, code, lanes);
       else
-        encode_row(*tile, row, own, *grid, narrow, lanes);
-      if (packed) pack_bytes(narrow, tile->cols, grid->bits, out);
-    } else {
-      if (scratch)
-        encode_row_preserving(*tile, row, own, *grid, scratch, wide, lanes);
-      else
-        encode_row(*tile, row, own, *grid, wide, lanes);
-      if (packed) pack_words(wide, tile->cols, grid->bits, out);
+        try_row(*tile, row, own, *grid, lanes);
+      if (packed) pack(code, tile->cols, grid->bits, packed + row * row_bytes(tile->cols, grid->bits));
     }
-  }
+  });
   finish(lanes, sums);
   if (!packed) sums[1] = sums[2] = sums[3] = 0;
 }
@@ -521,43 +523,32 @@ QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Gri
 // The sums of encode for codes that are stored already.
 QK_EXPORT void QK_NAME(measure)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
                                 const uint8_t* packed, double* sums) {
-  const int64_t row_bytes = (tile->cols * grid->bits + 31) / 32 * 4;
   Lanes lanes;
   std::memset(&lanes, 0, sizeof lanes);
-  for (int64_t row = 0; row < tile->rows; ++row) {
-    const RowParams own = row_params(*params, row, *grid);
-    if (grid->bits <= 8) {
-      uint8_t* c = static_cast<uint8_t*>(codes);
-      unpack_bytes(packed + row * row_bytes, tile->cols, grid->bits, c);
-      measure_row(*tile, row, own, *grid, c, lanes);
-    } else {
-      uint16_t* c = static_cast<uint16_t*>(codes);
-      unpack_words(packed + row * row_bytes, tile->cols, grid->bits, c);
-      measure_row(*tile, row, own, *grid, c, lanes);
+  with_codes(codes, grid->bits, [&](auto* code) {
+    for (int64_t row = 0; row < tile->rows; ++row) {
+      unpack(packed + row * row_bytes(tile->cols, grid->bits), tile->cols, grid->bits, code);
+      measure_row(*tile, row, row_params(*params, row, *grid), *grid, code, lanes);
     }
-  }
+  });
   finish(lanes, sums);
 }
 
 // Weights (rows, cols) as float32 from stored codes.
 QK_EXPORT void QK_NAME(decode)(int64_t rows, int64_t cols, int64_t group, const Params* params, const Grid* grid,
                                void* codes, const uint8_t* packed, float* out) {
-  const int64_t row_bytes = (cols * grid->bits + 31) / 32 * 4;
-  for (int64_t row = 0; row < rows; ++row) {
-    const RowParams own = row_params(*params, row, *grid);
-    if (grid->bits <= 8) {
-      uint8_t* c = static_cast<uint8_t*>(codes);
-      unpack_bytes(packed + row * row_bytes, cols, grid->bits, c);
-      decode_row(c, cols, group, own, *grid, out + row * cols);
-    } else {
-      uint16_t* c = static_cast<uint16_t*>(codes);
-      unpack_words(packed + row * row_bytes, cols, grid->bits, c);
-      decode_row(c, cols, group, own, *grid, out + row * cols);
+  with_codes(codes, grid->bits, [&](auto* code) {
+    for (int64_t row = 0; row < rows; ++row) {
+      unpack(packed + row * row_bytes(cols, grid->bits), cols, grid->bits, code);
+      decode_row(code, cols, group, row_params(*params, row, *grid), *grid, out + row * cols);
     }
-  }
+  });
 }
 
 #ifdef QK_PROBE
+// What the searches have room for.
+QK_EXPORT void qk_limits(Limits* limits) { *limits = LIMITS; }
+
 // Highest instruction set of this CPU that a variant was compiled for: 3 (AVX2, F16C, BMI2), 2 (SSE4.2) or 0.
 QK_EXPORT int32_t qk_cpu_level() {
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int MOST_TRIALS = 64;
+constexpr int MOST_TRIALS = LIMITS.trials;
+constexpr int FEW_LEVELS = 16;  // so many fit two vectors, and comparing with each beats a binary search
 
 // One codebook: levels by code; levels, codes and thresholds in ascending order; where clipping begins.
 struct Table {
@@ -28,7 +29,7 @@ inline Table table_of(const Codebook* book, int64_t row) {
 // Places of n <= LANES values among the thresholds: how many are smaller.
 inline void place(const float* t, int n, const float* thresholds, int count, int32_t* at) {
   for (int i = 0; i < n; ++i) at[i] = 0;
-  if (count <= 16) {
+  if (count <= FEW_LEVELS) {
     for (int k = 0; k + 1 < count; ++k) {
       const float threshold = thresholds[k];
       for (int i = 0; i < n; ++i) at[i] += t[i] > threshold;
@@ -59,7 +60,7 @@ inline void reconstruct_levels(const float* code, int n, float scale, const Tabl
   for (int i = 0; i < n; ++i) out[i] = table.levels[int32_t(code[i])] * scale;
 }
 
-// Levels of the places in a table of up to 16, padded to 16.
+// Levels of the places in a table of up to FEW_LEVELS, padded to as many.
 inline Eight look_up(const Eight* table, EightInts at) {
 #ifdef __clang__
   Eight found;
@@ -83,7 +84,7 @@ inline Fit fit_levels(const float* x, int vectors, float reciprocal, const Table
     std::memcpy(&v, x + i * W, sizeof v);
     const Eight t = v * reciprocal;
     Eight l;
-    if (table.count <= 16) {
+    if (table.count <= FEW_LEVELS) {
       EightInts at = {};
       for (int k = 0; k + 1 < table.count; ++k) at -= t > table.thresholds[k];
       l = look_up(sixteen, at);
@@ -146,8 +147,8 @@ QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, con
                                      int32_t* best, double* cross, double* square) {
   const Table table = table_of(book, 0);
   Eight sixteen[2];
-  float padded[16];
-  for (int i = 0; i < 16; ++i) padded[i] = table.sorted[i < table.count ? i : table.count - 1];
+  float padded[FEW_LEVELS];
+  for (int i = 0; i < FEW_LEVELS; ++i) padded[i] = table.sorted[i < table.count ? i : table.count - 1];
   std::memcpy(sixteen, padded, sizeof padded);
   const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
   float x[BLOCK];

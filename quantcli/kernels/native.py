@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p, pointer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import F32, CodeGrid, QuantParams, Ranges, Sums, Tile, row_bytes
+from quantcli.kernels.table import (
+    F32,
+    MOST_CANDIDATES,
+    MOST_ENDS,
+    MOST_IMPORTANCE,
+    MOST_TRIALS,
+    CodeGrid,
+    Grids,
+    QuantParams,
+    Ranges,
+    Sums,
+    Tile,
+    row_bytes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Counts, Doubles, Floats, Kernels
     from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
 
 _LEVELS = {3: "v3", 2: "v2"}
 """CPU level told by the library -> variant of the kernels; the rest of the world runs the baseline variant."""
@@ -83,9 +97,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 def find() -> Kernels | None:
     """The native table, or None where the library was not built, does not load, or has no variant for this CPU."""
-    import quantcli.kernels
-
-    for folder in quantcli.kernels.__path__:
+    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them where the package is editable
         for name in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
             path = Path(folder, name)
             if path.is_file():
@@ -127,6 +139,10 @@ class NativeKernels:
     """The table of kernels, in C++."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        limits = (c_int32 * 4)()
+        library.qk_limits(limits)
+        if tuple(limits) != (MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE):
+            raise OSError("the library was built with other limits")
         variant = _LEVELS.get(library.qk_cpu_level(), "base")
         self.name = f"native-{variant}"
         for name, (result, arguments) in _SIGNATURES.items():
@@ -160,12 +176,12 @@ class NativeKernels:
         centre: Floats | None,
         multipliers: Floats,
         top: float,
-        grids: int,
+        grids: Grids,
         importance: NDArray[np.int32] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         scale = np.empty(reciprocal.shape)
         grid = np.empty(reciprocal.shape, np.int32)
-        assert multipliers.size <= 512
+        assert multipliers.size <= MOST_CANDIDATES
         self._call(
             "search",
             byref(_tile(tile)),
@@ -192,7 +208,7 @@ class NativeKernels:
         importance: NDArray[np.int32] | None = None,
     ) -> tuple[Doubles, Doubles]:
         scale, offset = (np.array(v, np.float64, order="C") for v in start)
-        assert ratios.size <= 24 and ratios.flags.c_contiguous
+        assert ratios.size <= MOST_ENDS and ratios.flags.c_contiguous
         self._call(
             "search_offsets",
             byref(_tile(tile)),
@@ -218,7 +234,7 @@ class NativeKernels:
         self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
     ) -> NDArray[np.int32]:
         best = np.zeros(trial.shape[:2], np.int32)
-        assert trial.shape[2] <= 64 and trial.flags.c_contiguous
+        assert trial.shape[2] <= MOST_TRIALS and trial.flags.c_contiguous
         self._call(
             "trial_levels",
             byref(_tile(tile)),

@@ -1,27 +1,24 @@
-"""The hot loops in numpy: the reference the native kernels are held to, and what runs where none could be built.
-
-Work goes through scratch arrays of about 256 K weights: smaller ones spend their time in the interpreter, larger
-ones fall out of the cache.
-"""
+"""The hot loops in numpy: the reference the native kernels are held to, and what runs where none could be built."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from quantcli.kernels import (
+from quantcli.kernels.numpy_packing import pack, unpack
+from quantcli.kernels.numpy_tiles import floats_of, grouped, scratch, steps
+from quantcli.kernels.table import (
     BF16,
     BINARY,
-    F16,
     F32,
     LEVELS,
     OFFSET,
     CodeGrid,
+    Grids,
     QuantParams,
     Ranges,
     Sums,
@@ -32,76 +29,13 @@ from quantcli.kernels import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Counts, Doubles, Floats
     from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats
 
 T = TypeVar("T")
 
 LANES = 256
 """Columns j and j + LANES of a row are summed in the same lane; kernels.cpp states the order."""
-
-CHUNK = 1 << 18
-"""Weights that go through the scratch arrays at a time."""
-
-
-class _Scratch(threading.local):
-    """Arrays that are used again by the next call of the same thread: fresh pages cost more than the sums."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[str, NDArray[Any]] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        size = int(np.prod(shape))
-        held = self.arrays.get(name)
-        if held is None or held.size < size or held.dtype != dtype:
-            held = self.arrays[name] = np.empty(size, dtype)
-        return held[:size].reshape(shape)
-
-
-_scratch = _Scratch()
-
-
-def _floats(tile: Tile, first: int, last: int) -> Floats:
-    """Rows [first, last) as float32 (rows, cols): a view for F32, scratch for the others."""
-    part = tile.weights[first * tile.cols : last * tile.cols]
-    if tile.kind == BF16:
-        bits = _scratch.take("x", part.shape, np.uint32)
-        np.left_shift(part, 16, out=bits, dtype=np.uint32)
-        floats: NDArray[Any] = bits.view(np.float32)
-    elif tile.kind == F16:
-        floats = _scratch.take("h", part.shape, np.float32)
-        np.copyto(floats, part.view(np.float16))
-    else:
-        floats = part
-    rows: Floats = floats.reshape(last - first, tile.cols)
-    return rows
-
-
-def floats_of(tile: Tile, first: int, last: int) -> Floats:
-    """Rows [first, last) of a tile as float32 (rows, cols): valid until the next call."""
-    return _floats(tile, first, last)
-
-
-def floats(tile: Tile) -> Floats:
-    """All weights of a tile as float32 (rows, cols)."""
-    return _floats(tile, 0, tile.rows)
-
-
-def _steps(rows: int, cols: int) -> list[tuple[int, int]]:
-    step = max(1, CHUNK // max(cols, 1))
-    return [(first, min(first + step, rows)) for first in range(0, rows, step)]
-
-
-def _grouped(array: NDArray[Any], group: int) -> list[NDArray[Any]]:
-    """Views (rows, groups, group) of the whole groups and (rows, 1, rest) of the short last one."""
-    rows, cols = array.shape
-    whole = cols // group * group
-    views = []
-    if whole:
-        views.append(array[:, :whole].reshape(rows, whole // group, group))
-    if whole < cols:
-        views.append(array[:, whole:].reshape(rows, 1, cols - whole))
-    return views
 
 
 def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
@@ -127,7 +61,7 @@ class _Lanes:
         rows, cols = values.shape
         width, blocks = self.width, self.blocks
         # The running sums go on top of the squares, so that one reduction along axis 0 carries them on.
-        stacked = _scratch.take("stack", (1 + rows * blocks, width), np.float64)
+        stacked = scratch.take("stack", (1 + rows * blocks, width), np.float64)
         stacked[0] = self.sums[name]
         squares = stacked[1:].reshape(rows, blocks, width)
         whole = cols // width
@@ -150,77 +84,6 @@ class _Lanes:
         return float(lanes[0])
 
 
-def pack(codes: NDArray[Any], bits: int, packed: Bytes) -> None:
-    """Write codes (rows, cols) of `bits` bits to rows of whole 32-bit words (rows, row_bytes).
-
-    Eight codes are squeezed into one 64-bit word in three steps, as in kernels.cpp.
-    """
-    rows, cols = codes.shape
-    if bits == 8 and cols % 4 == 0:
-        packed[...] = codes
-        return
-    if bits == 4 and cols % 8 == 0 and codes.flags.c_contiguous:
-        pairs = codes.view("<u2")
-        high = _scratch.take("pairs", pairs.shape, np.uint16)
-        np.right_shift(pairs, 4, out=high)
-        np.bitwise_or(pairs, high, out=high)
-        np.copyto(packed, high, casting="unsafe")  # keeps the low byte
-        return
-    if bits > 8:
-        stream = np.unpackbits(codes.astype("<u2").view(np.uint8).reshape(rows, cols, 2), axis=2, bitorder="little")
-        dense = np.packbits(stream[:, :, :bits].reshape(rows, cols * bits), axis=1, bitorder="little")
-        packed[...] = 0
-        packed[:, : dense.shape[1]] = dense
-        return
-    blocks = -(-cols // 8)
-    if cols % 8:
-        padded = _scratch.take("pad", (rows, blocks * 8), np.uint8)
-        padded[:, :cols] = codes
-        padded[:, cols:] = 0
-        codes = padded
-    v: NDArray[Any] = codes.reshape(rows, blocks * 8).view("<u8")
-    pair, quad = (1 << 2 * bits) - 1, (1 << 4 * bits) - 1
-    mask = pair | pair << 32
-    v = (v & 0x00FF00FF00FF00FF) | (v & 0xFF00FF00FF00FF00) >> (8 - bits)
-    v = (v & mask) | (v >> 16 & mask) << 2 * bits
-    v = (v & quad) | (v >> 32 & quad) << 4 * bits
-    dense = v.view(np.uint8).reshape(rows, blocks, 8)[:, :, :bits].reshape(rows, blocks * bits)
-    width = min(packed.shape[1], dense.shape[1])
-    packed[:, :width] = dense[:, :width]
-    packed[:, width:] = 0
-
-
-def _unpack_eights(packed: Bytes, bits: int) -> NDArray[np.uint8]:
-    """Codes (n, 8) of the bytes (n, bits) that hold eight: several times as fast as bit by bit."""
-    words = packed[:, 0].astype(np.uint64)
-    for byte in range(1, bits):
-        words |= packed[:, byte].astype(np.uint64) << np.uint64(8 * byte)
-    codes = np.empty((len(packed), 8), np.uint8)
-    for i in range(8):
-        codes[:, i] = words >> np.uint64(bits * i)
-    codes &= np.uint8((1 << bits) - 1)
-    return codes
-
-
-def unpack(packed: Bytes, cols: int, bits: int) -> NDArray[Any]:
-    """Codes (rows, cols), uint8 up to 8 bits and uint16 above, from rows of 32-bit words."""
-    rows = packed.shape[0]
-    if bits == 8:
-        return packed[:, :cols]
-    if bits == 4:
-        pairs = np.empty((rows, packed.shape[1], 2), np.uint8)
-        np.bitwise_and(packed, 15, out=pairs[:, :, 0])
-        np.right_shift(packed, 4, out=pairs[:, :, 1])
-        return pairs.reshape(rows, -1)[:, :cols]
-    if bits < 8 and cols % 8 == 0:
-        return _unpack_eights(packed[:, : cols // 8 * bits].reshape(-1, bits), bits).reshape(rows, cols)
-    stream = np.unpackbits(packed, axis=1, count=cols * bits, bitorder="little").reshape(rows, cols, bits)
-    if bits > 8:
-        dense = np.packbits(stream, axis=2, bitorder="little")
-        return np.ascontiguousarray(dense).view("<u2").reshape(rows, cols)
-    return np.packbits(stream, axis=2, bitorder="little").reshape(rows, cols)
-
-
 def _views(
     arrays: list[NDArray[Any]], params: QuantParams, grid: CodeGrid, group: int, rows: tuple[int, int]
 ) -> list[tuple[list[NDArray[Any]], QuantParams]]:
@@ -234,7 +97,7 @@ def _views(
     if group == 1:  # per column; groups of one weight would mean inner loops of one weight
         return [(arrays, QuantParams(scale, zero, book))]
     views = []
-    for parts in zip(*(_grouped(array, group) for array in arrays)):
+    for parts in zip(*(grouped(array, group) for array in arrays)):
         whole = parts[0].shape[2] == group
         groups = slice(parts[0].shape[1]) if whole else slice(-1, None)
         s, z = (p[:, groups, None] for p in (scale, zero))
@@ -272,7 +135,7 @@ def _codes(x: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArray[An
 
 def _beyond(values: NDArray[Any], low: Any, high: Any) -> int:
     """How many values lie outside [low, high]."""
-    beyond = _scratch.take("beyond", values.shape, np.bool_)
+    beyond = scratch.take("beyond", values.shape, np.bool_)
     return int(np.count_nonzero(np.less(values, low, out=beyond))) + int(
         np.count_nonzero(np.greater(values, high, out=beyond))
     )
@@ -338,9 +201,9 @@ class NumpyKernels:
     def ranges(self, tile: Tile) -> Ranges:
         groups = -(-tile.cols // tile.group)
         lo, hi, extreme = (np.empty((tile.rows, groups), np.float32) for _ in range(3))
-        for first, last in _steps(tile.rows, tile.cols):
+        for first, last in steps(tile.rows, tile.cols):
             at = 0
-            for view in _grouped(_floats(tile, first, last), tile.group):
+            for view in grouped(floats_of(tile, first, last), tile.group):
                 part = np.s_[first:last, at : at + view.shape[1]]
                 np.minimum.reduce(view, axis=2, out=lo[part])
                 np.maximum.reduce(view, axis=2, out=hi[part])
@@ -352,8 +215,8 @@ class NumpyKernels:
         lo = np.full(tile.cols, np.inf, np.float32)
         hi = np.full(tile.cols, -np.inf, np.float32)
         extreme = np.zeros(tile.cols, np.float32)
-        for first, last in _steps(tile.rows, tile.cols):
-            x = _floats(tile, first, last)
+        for first, last in steps(tile.rows, tile.cols):
+            x = floats_of(tile, first, last)
             np.minimum(lo, x.min(axis=0), out=lo)
             np.maximum(hi, x.max(axis=0), out=hi)
             magnitude = np.abs(x)
@@ -381,7 +244,7 @@ class NumpyKernels:
         centre: Floats | None,
         multipliers: Floats,
         top: float,
-        grids: int,
+        grids: Grids,
         importance: NDArray[np.int32] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         from quantcli.kernels.numpy_search import search
@@ -437,17 +300,17 @@ class NumpyKernels:
     ) -> Sums:
         lanes = _Lanes(tile.cols)
         worst, clipped = np.float32(0), 0
-        for first, last in _steps(tile.rows, tile.cols):
-            x = _floats(tile, first, last)
-            codes = _scratch.take("codes", x.shape, np.float32)
-            error = _scratch.take("error", x.shape, np.float32)
+        for first, last in steps(tile.rows, tile.cols):
+            x = floats_of(tile, first, last)
+            codes = scratch.take("codes", x.shape, np.float32)
+            error = scratch.take("error", x.shape, np.float32)
             views = _views([x, codes, error], params, grid, tile.group, (first, last))
             for (xv, cv, _), own in views:
                 clipped += _codes(xv, own, grid, cv)
             if preserve:
                 self._preserve(views, x, codes, error, params.scale, grid, tile.group, (first, last))
             if store and packed is not None:
-                stored = _scratch.take("stored", x.shape, np.uint8 if grid.bits <= 8 else np.uint16)
+                stored = scratch.take("stored", x.shape, np.uint8 if grid.bits <= 8 else np.uint16)
                 np.copyto(stored, codes, casting="unsafe")
                 pack(stored, grid.bits, packed[first:last])
             elif packed is not None:
@@ -489,8 +352,8 @@ class NumpyKernels:
         rows, cols = shape
         packed = packed.reshape(rows, row_bytes(cols, grid.bits))
         out = np.empty(shape, np.float32)
-        for first, last in _steps(rows, cols):
-            codes = _scratch.take("codes", (last - first, cols), np.float32)
+        for first, last in steps(rows, cols):
+            codes = scratch.take("codes", (last - first, cols), np.float32)
             np.copyto(codes, unpack(packed[first:last], cols, grid.bits))
             for (cv, ov), own in _views([codes, out[first:last]], params, grid, group, (first, last)):
                 _values(cv, own, grid, ov)

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Doubles
+    from quantcli.kernels.table import Doubles
 
 
 def kmeans(weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import Tile
-from quantcli.kernels.numpy_kernels import CHUNK, floats_of
+from quantcli.kernels.numpy_tiles import CHUNK, floats_of
+from quantcli.kernels.table import Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Doubles, Floats
     from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.table import Doubles, Floats
 
 BLOCK, WIDTH = 1024, 8
 

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import Tile
 from quantcli.kernels.numpy_search import PIECE, fraction_bits, parts, pieces_of
+from quantcli.kernels.table import Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Doubles, Floats
+    from quantcli.kernels.table import Doubles, Floats
 
-STEPS, WIDTH = 6, 8
+STEPS = 6
+"""Refits of the best candidate at most, each to the codes of the one before."""
+
+WIDTH = 8
+"""Lanes of the sums in float64."""
+
 MAGIC = 6755399441055744.0
-"""Adding it rounds to a whole number."""
+"""1.5 * 2^52: adding it rounds to a whole number."""
 
 
 def search_offsets(

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels.table import Floats
 
 WIDTH = 8
 FEW = 192

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import Tile
-from quantcli.kernels.numpy_kernels import floats_of
+from quantcli.kernels.numpy_tiles import floats_of
+from quantcli.kernels.table import Grids, Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Doubles, Floats
+    from quantcli.kernels.table import Doubles, Floats
 
 CHUNK = 1 << 16
 """Weights at a time: what is computed for one candidate stays in the cache for the next."""
@@ -31,7 +31,7 @@ def search(
     centre: Floats | None,
     multipliers: Floats,
     top: float,
-    grids: int,
+    grids: Grids,
     importance: NDArray[np.int32] | None = None,
 ) -> tuple[Doubles, NDArray[np.int32]]:
     """Scale and grid of every group (rows, groups); see search.h."""
@@ -74,14 +74,14 @@ def fraction_bits(largest: float, *, wide: bool, weighted: bool) -> int:
     return 24 if wide else 10 if largest <= 32 else 11 if largest <= 64 else 12 if largest <= 160 else 13
 
 
-def _limits(centre: Floats | None, count: int, top: float, grids: int) -> tuple[Floats, Floats]:
+def _limits(centre: Floats | None, count: int, top: float, grids: Grids) -> tuple[Floats, Floats]:
     """Lowest and highest signed code of every grid (grids, count)."""
     t = np.float32(top)
     if centre is not None:
         low = np.arange(grids // 2, grids // 2 - grids, -1, dtype=np.float32)[:, None] - centre
         return low, t + low
-    low = np.array([-t - 1, -t] if grids == 2 else [-t], np.float32)[:, None]
-    high = np.array([t, t + 1][:grids] if grids else [t + 1], np.float32)[:, None]
+    ends = {Grids.TURNED: [(-t, t + 1)], Grids.RESTRICTED: [(-t, t)], Grids.BOTH_SIGNS: [(-t - 1, t), (-t, t + 1)]}
+    low, high = np.array(ends[grids], np.float32).T[:, :, None]
     return np.repeat(low, count, axis=1), np.repeat(high, count, axis=1)
 
 

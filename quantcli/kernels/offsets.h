@@ -17,9 +17,11 @@
 
 namespace {
 
-constexpr int RATIOS = 24, STEPS = 6, FOUR = 4;
-constexpr int PART = 256;  // the sum of so many 8-bit codes fits 16 bits
-constexpr double MAGIC = 6755399441055744.0;  // adding it rounds to a whole number
+constexpr int RATIOS = LIMITS.ends;
+constexpr int STEPS = 6;   // refits of the best candidate at most, each to the codes of the one before
+constexpr int FOUR = 4;    // candidates that are added up together, so that their sums are folded in one go
+constexpr int PART = 256;  // weights of a block: the sum of so many 8-bit codes fits 16 bits
+constexpr double MAGIC = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
 
 typedef double Doubles __attribute__((vector_size(32)));
 constexpr int HALF = 4;  // of the W lanes

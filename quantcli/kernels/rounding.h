@@ -20,7 +20,7 @@
 
 namespace {
 
-constexpr size_t FEW_FLIPS = 24;
+constexpr size_t FEW_FLIPS = 24;  // up to so many, finding the least again and again beats sorting
 
 // A flip as a number: flips compare as their costs do, those of equal cost as their columns.
 inline uint64_t flip_of(float cost, int64_t column) {

@@ -15,17 +15,23 @@
 
 namespace {
 
-constexpr int MOST = 512, AT_ONCE = 16, PAIRED = 2, REACH = 512, BY_COLUMN = 16;
+constexpr int MOST = LIMITS.candidates;
+constexpr int AT_ONCE = 16;    // 16-bit weights in a vector of 32 bytes
+constexpr int PAIRED = 2;      // candidates that are added up together where there is one grid: weights are read once
+constexpr int REACH = 512;     // weights of a block: the sums of 16-bit products of so many fit 32 bits
+constexpr int BY_COLUMN = 16;  // bits of weights whose columns count differently
+constexpr int MOST_GRIDS = FIVE_ZEROS;
+constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
 
 inline void fixed(const float* x, int n, float unit, float factor, int16_t* u) {
-  for (int i = 0; i < n; ++i) u[i] = int16_t(to_bits(x[i] * unit * factor + 12582912.0f));
+  for (int i = 0; i < n; ++i) u[i] = int16_t(to_bits(x[i] * unit * factor + ROUNDING));
 }
 
 inline void fixed(const float* x, int n, float unit, float factor, int32_t* u) {
   for (int i = 0; i < n; ++i) u[i] = int32_t(std::nearbyintf(x[i] * unit * factor));
 }
 
-// Bits of the weights, for codes of up to `largest`.
+// Bits of the weights, for codes of up to `largest`: as many as rounding to 1/50 of a step needs, and sums have room for.
 template <class Word, bool WEIGHTED>
 inline int fraction(float largest) {
   if (WEIGHTED) return BY_COLUMN;
@@ -133,28 +139,28 @@ struct Search {
     return {cross / per / double(factor), grid};
   }
 
-  void run(const Tile& tile, const float* reciprocal, const float* centre, Word top, int grids, double* scale,
+  void run(const Tile& tile, const float* reciprocal, const float* centre, Word top, Grids grids, double* scale,
            int32_t* grid) const {
     const int64_t groups = (tile.cols + tile.group - 1) / tile.group;
     for (int64_t i = 0; i < tile.rows * groups; ++i) {
       const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols;
       const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
-      Word low[5] = {Word(-top), Word(-top)}, high[5] = {top, Word(top + 1)};
+      Word low[MOST_GRIDS] = {Word(-top), Word(-top)}, high[MOST_GRIDS] = {top, Word(top + 1)};
       if (centre)
         for (int g = 0; g < grids; ++g) {
           low[g] = Word(grids / 2 - g - Word(centre[i]));
           high[g] = Word(top + low[g]);
         }
-      else if (grids == 2)
+      else if (grids == BOTH_SIGNS)
         low[0] = Word(-top - 1);
-      else if (grids == 0)
+      else if (grids == TURNED)
         high[0] = Word(top + 1);
       const float unit = reciprocal[i];
-      const Best found = unit == 0    ? Best{0, 0}
-                         : grids == 5 ? best<5>(tile, at, begin, n, unit, low, high)
-                         : grids == 3 ? best<3>(tile, at, begin, n, unit, low, high)
-                         : grids == 2 ? best<2>(tile, at, begin, n, unit, low, high)
-                                      : best<1>(tile, at, begin, n, unit, low, high);
+      const Best found = unit == 0              ? Best{0, 0}
+                         : grids == FIVE_ZEROS  ? best<5>(tile, at, begin, n, unit, low, high)
+                         : grids == THREE_ZEROS ? best<3>(tile, at, begin, n, unit, low, high)
+                         : grids == BOTH_SIGNS  ? best<2>(tile, at, begin, n, unit, low, high)
+                                                : best<1>(tile, at, begin, n, unit, low, high);
       scale[i] = found.ratio;
       grid[i] = found.grid;
     }
@@ -164,12 +170,11 @@ struct Search {
 }  // namespace
 
 // For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
-// Grids of signed codes. Symmetric (no centre): -top..top with one, -top-1..top and -top..top+1 with two, and with 0
-// only the latter, for weights turned so that the extreme is positive (a signed reciprocal). Affine: for zero
-// points z from centre - grids/2 on, -z..top-z; those that leave out 0 are passed over. A reciprocal of 0 gives 0.
+// TURNED, RESTRICTED and BOTH_SIGNS go without a centre, TURNED with signed reciprocals. THREE_ZEROS and FIVE_ZEROS try
+// the zero points from centre - grids/2 on; those that leave out 0 are passed over. A reciprocal of 0 gives 0.
 // importance: how much the error of each of the tile's columns counts, 0 to 2047, or null.
 QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
-                               const float* multipliers, int32_t count, float top, int32_t grids,
+                               const float* multipliers, int32_t count, float top, Grids grids,
                                const int32_t* importance, double* scale, int32_t* grid) {
   float largest = 0;
   for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;

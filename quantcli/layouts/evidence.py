@@ -21,7 +21,7 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
-from quantcli.stores.onnx import Graph
+from quantcli.stores.onnx_tensors import Graph
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 

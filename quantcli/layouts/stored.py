@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.asking import Scheme
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts.config import whole
 from quantcli.layouts.reader import Read
-from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:

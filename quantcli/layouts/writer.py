@@ -9,13 +9,13 @@ own (`files`) with tensors of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from quantcli import registry
+from quantcli import asking, registry
 from quantcli.architectures import Architecture
 from quantcli.errors import UsageError, printable
-from quantcli.scheme import Scheme
+from quantcli.scheme import AUTO, Scheme
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
@@ -155,7 +155,7 @@ class Accepts:
             return f"{scheme.bits} bits with zero points"
         if scheme.family == "int" and not scheme.symmetric and scheme.zero_point not in self.zero_points:
             return f"{scheme.zero_point} offsets"
-        if scheme.group_size is not None and not self._holds(scheme.group_size):
+        if scheme.granularity == "group" and not self._holds(scheme.group_size):
             return f"groups of {scheme.group_size}"
         return None
 
@@ -173,6 +173,7 @@ class Accepts:
         """The scheme the target can store that keeps most of another one: not fewer bits, not larger groups, where
         there are such.
 
+        >>> from quantcli import Scheme
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
         'w8g32'
         """
@@ -187,8 +188,8 @@ class Accepts:
         if group is not None and not self._holds(group):
             group = next(iter(self.smaller(group)), min(self.groups or (group,)))
         offset = scheme.zero_point if not symmetric and scheme.zero_point in self.zero_points else "int"
-        own = Scheme(format=form)
-        return Scheme(
+        own = asking.Scheme(format=form)
+        return asking.Scheme(
             format=form,
             bits=bits if form == "int" else own.bits,
             granularity=granularity,
@@ -231,9 +232,9 @@ class Writer:
 
     def suited(self, scheme: Scheme) -> Scheme:
         """A scheme with the scales the target stores, unless others were asked for."""
-        if self.scale_dtype is None or scheme.scale_dtype is not None or scheme.shares_levels:
+        if self.scale_dtype is None or scheme.scale_dtype != AUTO or scheme.shares_levels:
             return scheme
-        return replace(scheme, scale_dtype=self.scale_dtype)
+        return scheme.with_scale_dtype(self.scale_dtype)
 
 
 def named(target: str) -> Writer:

@@ -133,7 +133,7 @@ def units_of(
             scheme = planned[names[0]].scheme
             assert scheme is not None
             if any(planned[n].scale_dtype != default.scale_dtype for n, default in zip(names, members)):
-                scheme = replace(scheme, scale_dtype="float32")
+                scheme = scheme.with_scale_dtype("float32")
             size = sum(size_of(name) for name in names)
             cost = sum(_weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
             power = sum(p for _, p in sums.values())

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import kernels
-from quantcli.calibrators import _histogram
+from quantcli.calibrators.searches import histogram
 from quantcli.dtypes import DTYPES
 from quantcli.formats import clipped, code_grid, spread_out
-from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_kernels
+from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_tiles
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
 from quantcli.passes.tiles import Crew, Progress, Task
@@ -112,7 +112,7 @@ def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: in
     params, grid = tensor.params(span), code_grid(scheme)
     codes = packing.unpack(tensor.packed(span), span.rows, span.cols, scheme.bits)
     counts = np.bincount(codes.ravel(), minlength=len(look.codes))
-    x = numpy_kernels.floats(tile)
+    x = numpy_tiles.floats(tile)
     beyond = clipped(x, params, grid, tile.group)
     parts = theory.split(x, tensor.decoded(span), beyond, _steps(codes, params, grid, x, tile.group))
     levels = _levels(scheme, params)
@@ -122,7 +122,7 @@ def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: in
         look.bins += bins
         look.levels = levels
         look.parts[index] = parts
-        look.histogram = _histogram.observe(kernels.load(), tile, "tensor", look.histogram)
+        look.histogram = histogram.observe(kernels.load(), tile, "tensor", look.histogram)
     return len(raw)
 
 
@@ -191,7 +191,7 @@ def _steps(
 
 def _theory(tensor: Tensor, look: _Look, metrics: Metrics) -> Theory:
     assert tensor.scheme is not None and look.histogram is not None
-    values, counts = _histogram.distinct(look.histogram)
+    values, counts = histogram.distinct(look.histogram)
     return theory.beside(
         bits=tensor.scheme.bits,
         rate=8 * tensor.stored.bytes_out / tensor.stored.info.numel,

@@ -17,6 +17,7 @@ import numpy as np
 
 from quantcli import kernels
 from quantcli import metrics as metric
+from quantcli.asking import rival
 from quantcli.dtypes import DTYPES
 from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.kernels.codebook import codebook as sorted_levels
@@ -161,8 +162,8 @@ class _Bytes:
 def trials_of(tensor: Quantized) -> Trials:
     """What is tried on a tensor; min-max is no rival where it is not the plain error that counts."""
     importance = tensor.importance.values if tensor.importance else None
-    rival = tensor.scheme.rival if importance is None else None
-    return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=rival, importance=importance)
+    usual = rival(tensor.scheme) if importance is None else None
+    return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=usual, importance=importance)
 
 
 class Encoding:

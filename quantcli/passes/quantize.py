@@ -20,6 +20,7 @@ from quantcli.passes.tiles import COPY, Progress
 from quantcli.passes.write import Outcome, Work
 from quantcli.passes.write import write as write_files
 from quantcli.planning.plan import Plan, check, with_float32_scales
+from quantcli.scheme import AUTO
 from quantcli.stores import Source, is_stream
 from quantcli.stores.files import check_destination, check_space
 from quantcli.stores.workspace import Workspace
@@ -166,7 +167,7 @@ def _amend_for(source: Source, options: Options) -> Callable[[Decided, Exception
             raise _from_a_stream(source, tensor, options, nonfinite=nonfinite)
         if nonfinite:
             return _nonfinite(source, tensor, options)
-        if tensor.scheme.scale_dtype is not None or tensor.scale_dtype == "F32":
+        if tensor.scheme.scale_dtype != AUTO or tensor.scale_dtype == "F32":
             raise api.scale_misfit(tensor.scheme).within(source.path, printable(tensor.info.name))
         return with_float32_scales(tensor)
 

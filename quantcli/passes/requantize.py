@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from quantcli.asking import changed
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import UsageError
 from quantcli.layouts.config import architecture
@@ -13,7 +14,7 @@ from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes.outputs import beside, obstacle
-from quantcli.scheme import Scheme
+from quantcli.scheme import AUTO, Scheme
 from quantcli.stores import Source
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
@@ -63,14 +64,14 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
     first = export.accepts.nearest(stored.scheme)
     choices = [first]
     if first.granularity == "group":
-        choices += [replace(first, group_size=g) for g in export.accepts.smaller(first.group_size or 0)]
+        choices += [changed(first, group_size=g) for g in export.accepts.smaller(first.group_size)]
         if "channel" in export.accepts.granularities:
-            choices.append(replace(first, granularity="channel", group_size=None))
+            choices.append(changed(first, granularity="channel", group_size=None))
     scales = _LONG.get(stored.scale_dtype) if first.family == "int" else None
     for scheme in choices:
         asked = export.suited(scheme)
-        if asked.scale_dtype is None and scales is not None and scheme.bits <= 8:
-            asked = replace(asked, scale_dtype=scales)
+        if asked.scale_dtype == AUTO and scales is not None and scheme.bits <= 8:
+            asked = asked.with_scale_dtype(scales)
         if export.shape(replace(stored, scheme=asked, layout=layout(stored.info.shape, asked))) is None:
             return asked
     return None

@@ -25,7 +25,7 @@ from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, total
 from quantcli.passes.quantize import count_nonfinite
 from quantcli.passes.tiles import Crew, Progress, Task
 from quantcli.planning.plan import Plan, with_float32_scales
-from quantcli.scheme import Scheme
+from quantcli.scheme import AUTO, Scheme
 from quantcli.stores import Source
 from quantcli.tensors.api import scale_misfit
 from quantcli.tensors.decided import Decided, Quantized
@@ -224,7 +224,7 @@ class _Run:
             if one.misfit:
                 scheme = one.plan.scheme
                 assert scheme is not None
-                if scheme.scale_dtype is not None or one.plan.scale_dtype == "F32":
+                if scheme.scale_dtype != AUTO or one.plan.scale_dtype == "F32":
                     raise scale_misfit(scheme).within(self.source.path, printable(one.plan.info.name))
                 wider = with_float32_scales(one.plan)
                 self.amended[one.setting][one.plan.info.name] = wider
@@ -307,9 +307,9 @@ def _point(scheme: Scheme, measured: Measured, size: int, parameters: int) -> Po
         bits=scheme.bits,
         format=scheme.format,
         granularity=scheme.granularity,
-        group_size=scheme.group_size,
+        group_size=scheme.group_size or None,
         symmetric=scheme.symmetric,
-        calibration=scheme.calibration or "",
+        calibration=scheme.calibration,
         rounding=scheme.rounding or "",
         bytes_out=size,
         bytes_data=sum(parts.nbytes(t) for t in measured.plan.tensors),

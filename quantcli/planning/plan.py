@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantcli.architectures import EMBEDDING, UNNAMED, Architecture
+from quantcli.asking import candidates, weighs
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.native import parts as native
@@ -181,7 +182,7 @@ def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
     columns = importance.of(tensor.info, tensor.layout)
     if columns is None:
         return replace(tensor, note="; ".join(n for n in (tensor.note, UNWEIGHTED) if n))
-    if not tensor.scheme.weighs:
+    if not weighs(tensor.scheme):
         problem = f"{tensor.scheme.calibration} does not weigh errors"
         raise UsageError(problem, place=[printable(tensor.info.name), "--importance"], hint="use --calibration mse")
     return replace(tensor, importance=columns)
@@ -293,7 +294,7 @@ def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:
     if tensor.scheme is None:
         return tensor
     export = named(target)
-    for scheme in tensor.scheme.candidates:
+    for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
     why = export.shape(tensor) or export.module(tensor, model)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli import registry
+from quantcli.asking import FIELDS, SchemeRequest, decided_at
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.patterns import compiled, patterns_of
 from quantcli.planning import recipe_keys
@@ -80,10 +81,10 @@ SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "no
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is asked for all, as fields and as the scheme they make, the rules in order, what is tied, the file of
+    """What is asked for all, as a request and as the scheme it comes to, the rules in order, what is tied, the file of
     importances (None: to be named) with the digest it is to have, and what is said of the options: only that."""
 
-    asked: Mapping[str, Any]
+    asked: SchemeRequest
     default: Scheme
     rules: tuple[Rule, ...]
     ties: tuple[str, ...] = ()
@@ -92,7 +93,7 @@ class Recipe:
 
     def scheme(self, fields: Mapping[str, Any]) -> Scheme:
         """The default scheme with these fields on top."""
-        return _scheme(_on_top(dict(fields), self.asked), "default")
+        return decided_at(self.asked.with_rule(fields, "default"), "default")
 
 
 def presets() -> list[str]:
@@ -153,8 +154,8 @@ def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Reci
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
     given = mapping(_spelt_out(top.get("default", {}), "default"), "default", recipe_keys.SCHEME)
-    asked = {**given, **overrides}
-    default = _scheme(asked, "default")
+    asked = SchemeRequest.of({**given, **overrides}, "default")
+    default = decided_at(asked, "default")
     rules = top.get("rules", [])
     if not isinstance(rules, list):
         raise UsageError("it is not a list", place=["rules"])
@@ -212,7 +213,7 @@ def _option(name: str, value: Any) -> Any:
     return value
 
 
-def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
+def _rule(value: Any, place: str, asked: SchemeRequest) -> Rule:
     fields = mapping(_spelt_out(value, place), place, (*recipe_keys.RULE, *recipe_keys.SCHEME))
     pattern, reason = fields.pop("match", None), fields.pop("reason", None)
     keep, optional = fields.pop("keep", False), fields.pop("optional", False)
@@ -228,39 +229,7 @@ def _rule(value: Any, place: str, asked: Mapping[str, Any]) -> Rule:
         if fields:
             raise UsageError(f"a tensor that is kept has no {next(iter(fields))}", place=[place])
         return Rule(pattern, None, reason, optional=optional, place=place)
-    return Rule(pattern, _scheme(_on_top(fields, asked), place), reason, optional=optional, place=place)
-
-
-def _on_top(fields: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked of the default scheme with a rule's own fields on top; what these make moot is left out."""
-    moot: set[str] = set()
-    if "granularity" in fields or "group_size" in fields:
-        moot |= {"granularity", "group_size", "axis"}
-    if "format" in fields and fields["format"] != asked.get("format", "int"):
-        moot |= {"bits", "levels", "codebook", "rounding", "scale_dtype", "grid", "calibration", "options", "symmetric"}
-        moot |= {"zero_point"}
-    if "calibration" in fields:
-        moot |= {"options", "grid"}
-    if "symmetric" in fields:
-        moot |= {"grid", "zero_point"}
-    return {**{k: v for k, v in asked.items() if k not in moot}, **fields}
-
-
-def _scheme(fields: dict[str, Any], place: str) -> Scheme:
-    size = fields.get("group_size")
-    if type(size) is int and size in (-1, 0):  # as on the command line
-        raise UsageError(f"group_size {size}", place=[place], hint="write granularity: channel or tensor")
-    for key in ("bits", "format", "granularity", "symmetric", "zero_point"):
-        if key in fields and fields[key] is None:
-            raise UsageError("it has no value", place=[place, key])
-    if isinstance(fields.get("codebook"), list):
-        fields = {**fields, "codebook": tuple(fields["codebook"])}
-    try:
-        return Scheme(**fields)
-    except QuantcliError as error:
-        raise error.within(place) from None
-    except TypeError:
-        raise UsageError("a value is not of its kind", place=[place]) from None
+    return Rule(pattern, decided_at(asked.with_rule(fields, place), place), reason, optional=optional, place=place)
 
 
 def override(text: str) -> tuple[str, dict[str, Any]]:
@@ -355,11 +324,11 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
     def shortest(scheme: Scheme) -> dict[str, Any]:
         found = next((fields for other, fields in known if other == scheme), None)
         if found is None:
-            found = _shortest(scheme, default)
+            found = _shortest(scheme, SchemeRequest.of(default, "default"))
             known.append((scheme, found))
         return found
 
-    default = _shortest(request.scheme, {})
+    default = _shortest(request.scheme, SchemeRequest())
     lines = [f"default: {text(default)}"]
     lines += ["rules:"] if request.rules else []
     for rule in request.rules:
@@ -389,16 +358,15 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
     return found
 
 
-def _shortest(scheme: Scheme, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _shortest(scheme: Scheme, asked: SchemeRequest) -> dict[str, Any]:
     """The fewest fields that make this scheme on top of what is asked for all."""
     # What is asked for all must be taken back where this scheme does without it.
     fields = {"scale_dtype": None, "levels": None, "codebook": None, "options": {}, **scheme.as_dict()}
-    keys = [*recipe_keys.SCHEME]
-    order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -keys.index(n)))
+    order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -FIELDS.index(n)))
     for name in order * 2:  # some say what another one implies, once that is gone
         less = {k: v for k, v in fields.items() if k != name}
         try:
-            if Scheme(**_on_top(less, asked)) == scheme:
+            if asked.with_rule(less, "rule").decided() == scheme:
                 fields = less
         except QuantcliError:
             continue

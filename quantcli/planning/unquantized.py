@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from quantcli.asking import changed
 from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.writer import named
 from quantcli.patterns import compiled
@@ -171,7 +172,7 @@ def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
     native = replace(request, to=None, container=False)
     if reason == "target" and request.to is not None:
         for group_size in _smaller(request):
-            yield f"--group-size {group_size}", replace(request, scheme=replace(scheme, group_size=group_size))
+            yield f"--group-size {group_size}", replace(request, scheme=changed(scheme, group_size=group_size))
         yield "--to native", native
     if reason not in KEPT_BY_NAME:
         return
@@ -186,14 +187,14 @@ def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
 
 def _smaller(request: Request) -> list[int]:
     """Smaller groups that the target of a request has too."""
-    size_now = request.scheme.group_size if request.scheme.granularity == "group" else None
-    return [] if request.to is None or size_now is None else named(request.to).accepts.smaller(size_now)
+    size_now = request.scheme.group_size
+    return [] if request.to is None or not size_now else named(request.to).accepts.smaller(size_now)
 
 
 def _with_rule(request: Request, group: Group, changes: dict[str, int]) -> Request:
     """A request with an extra rule, the same one where there is no such scheme."""
     try:
-        scheme = replace(request.scheme, **changes)  # type: ignore[arg-type]
+        scheme = changed(request.scheme, **changes)
     except QuantcliError:
         return request
     return replace(request, rules=(*request.rules, Rule(group.pattern, scheme)))

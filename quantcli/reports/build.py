@@ -116,7 +116,7 @@ def _cautions(plan: Sequence[Decided]) -> list[str]:
     found: dict[str, list[str]] = {}
     for t in plan:
         if t.scheme is not None and t.scheme.calibration != "auto":
-            caution = registry.get("calibrators", t.scheme.calibration or "").caution
+            caution = registry.get("calibrators", t.scheme.calibration).caution
             said = caution(t.scheme, t.info.numel // t.layout.sets) if caution is not None else None
             if said is not None:
                 found.setdefault(said, []).append(printable(t.info.name))

@@ -6,12 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
+from quantcli.notebook import table
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
+from quantcli.terminal import decibels, size
 
 if TYPE_CHECKING:
     from quantcli.passes.examine import Examined, Histogram
@@ -133,7 +136,7 @@ class Comparison:
     vanished: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
     original weights are the same, byte for byte, the largest first."""
@@ -157,6 +160,18 @@ class RunReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first; all numbers finite."""
         return {"schema_version": SCHEMA_VERSION, **plain(self)}
+
+    def __repr__(self) -> str:
+        s = self.summary
+        figures = f"{s.tensors} tensors, {s.quantized} quantized, {decibels(s.sqnr_db, s.exact)} dB"
+        return f"RunReport({self.command} {printable(self.name)!r}: {figures}, {size(s.bytes_out)})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (t.name, "x".join(map(str, t.shape)), t.scheme or t.reason, decibels(t.sqnr_db, t.exact), size(t.bytes_out))
+            for t in self.tensors
+        )
+        return f"<p>{escape(repr(self))}</p>{table(('tensor', 'shape', 'scheme', 'SQNR dB', 'bytes'), rows)}"
 
 
 def plain(value: Any) -> Any:
@@ -198,7 +213,7 @@ def tensor_report(
         bits=scheme.bits if scheme else None,
         format=scheme.format if scheme else None,
         granularity=scheme.granularity if scheme else None,
-        group_size=scheme.group_size if scheme else None,
+        group_size=(scheme.group_size or None) if scheme else None,
         axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
         symmetric=scheme.symmetric if scheme else None,
         calibration=scheme.calibration if scheme else None,

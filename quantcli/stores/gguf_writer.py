@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import DataError, printable
-from quantcli.stores.gguf import ALIGNMENT, HEADER_LIMIT, MAGIC, MAX_DIMENSIONS, TYPES
+from quantcli.stores.gguf import ALIGNMENT, HEADER_LIMIT, MAGIC, MAX_DIMENSIONS
+from quantcli.stores.gguf_types import TYPES
 
 VERSION = 3
 LONGEST_NAME = 63

@@ -25,14 +25,14 @@ than its shape has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.stores.files import InputFile
-from quantcli.stores.onnx_tensors import Elements, Entry, Packed, pair, tensor_fields
+from quantcli.stores.onnx_tensors import Elements, Entry, Graph, Node, pair, tensor_fields
 from quantcli.stores.protobuf import Field, Wire
 from quantcli.stores.source import Source
 from quantcli.tensors.info import TensorInfo
@@ -53,33 +53,6 @@ the operator lists of ONNX and of onnxruntime."""
 
 CODES = ("U8", "I8", "U16", "I16", "F8_E4M3", "F8_E5M2")
 """Dtypes of the weights they take; numbers of fewer bits are U8 here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node that decodes: its operator, inputs by name, and the attributes that are whole numbers."""
-
-    operator: str
-    inputs: tuple[str, ...]
-    numbers: Mapping[str, int]
-
-    @property
-    def weight(self) -> str:
-        """The input that is decoded; empty when there is none."""
-        at = 1 if self.operator == "MatMulNBits" else 0
-        return self.inputs[at] if at < len(self.inputs) else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """What a file says of its tensors: the nodes that decode some, and what those of U8 are that are something else.
-
-    computed: weights that nodes compute with as codes, which nothing here decodes, by name with the operator.
-    """
-
-    nodes: tuple[Node, ...]
-    packed: Mapping[str, Packed]
-    computed: Mapping[str, str]
 
 
 Names = dict[str, str]

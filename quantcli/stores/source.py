@@ -11,8 +11,8 @@ from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.stores.files import InputFile
-    from quantcli.stores.gguf import Block
-    from quantcli.stores.onnx import Graph
+    from quantcli.stores.gguf_types import Block
+    from quantcli.stores.onnx_tensors import Graph
 
 
 class HeaderDocument(NamedTuple):

@@ -6,28 +6,99 @@ The pipeline runs the same steps on tiles of a file: gather, calibrate, settle, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import kernels as table
+from quantcli import kernels
 from quantcli import metrics as metric
+from quantcli.asking import given, takes_keywords
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError
 from quantcli.formats import code_grid
 from quantcli.kernels import Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.codebook import joined_codebooks
-from quantcli.scheme import Scheme
+from quantcli.notebook import table
+from quantcli.scheme import AUTO, Scheme
+from quantcli.tensors import packing
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
-from quantcli.tensors.info import QuantizedTensor, TensorInfo
-from quantcli.tensors.rows import TILE, Layout, TileSpan, layout
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import TILE, Layout, TileSpan, column_repeats, layout
 from quantcli.tensors.settle import default_scale_dtype, part
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
     from quantcli.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class QuantizedTensor:
+    """A tensor in quantized form; `dequantize` needs nothing else.
+
+    packed holds rows of whole 32-bit words, code i of a row in bits [i*b, (i+1)*b).
+
+    >>> import numpy as np
+    >>> quantize(np.eye(4, 64, dtype=np.float32), bits=4, group_size=32)
+    QuantizedTensor(shape=(4, 64), dtype='F32', scheme='w4g32', calibration='mse')
+    """
+
+    info: TensorInfo
+    scheme: Scheme
+    layout: Layout
+    params: QuantParams
+    packed: Bytes
+
+    @property
+    def codes(self) -> NDArray[Any]:
+        """Integers in the tensor's shape: signed for symmetric schemes (int8, or int16 above 8 bits), unsigned for
+        asymmetric ones; -1 and +1 for one symmetric bit."""
+        unsigned = packing.unpack(self.packed, self.layout.rows, self.layout.cols, self.scheme.bits)
+        return packing.signed(unsigned, self.scheme).reshape(self.info.shape)
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """Scale of every group, in the shape the file stores: (rows, groups) for a matrix."""
+        return _stored(self.params.scale, self.info.shape, self.scheme, self.layout)
+
+    @property
+    def zero_point(self) -> NDArray[Any] | None:
+        """Zero point of every group, unsigned integers in the scale's shape (float32 offsets when the scheme has
+        `zero_point="float"`); None when symmetric."""
+        if self.params.zero is None:
+            return None
+        zero = _stored(self.params.zero, self.info.shape, self.scheme, self.layout)
+        return (
+            zero if self.scheme.zero_point == "float" else zero.astype(np.uint16 if self.scheme.bits > 8 else np.uint8)
+        )
+
+    def __repr__(self) -> str:
+        shown = f"shape={self.info.shape}, dtype={self.info.dtype!r}, scheme={self.scheme.name!r}"
+        return f"QuantizedTensor({shown}, calibration={self.scheme.calibration!r})"
+
+    def _repr_html_(self) -> str:
+        facts = {"shape": self.info.shape, "dtype": self.info.dtype, "scales": self.layout.scale_shape}
+        return table((self.scheme.name, ""), {**facts, **self.scheme.as_dict()}.items())
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The decoded weights, float32 in the tensor's shape."""
+        return dequantize(self)
+
+    def metrics(self, array: NDArray[Any]) -> Metrics:
+        """What decoding costs against the original weights."""
+        return measure(self, array)
+
+
+def _stored(params: Floats, shape: tuple[int, ...], scheme: Scheme, layout: Layout) -> Floats:
+    """Group parameters in the shape a file stores them."""
+    if layout.shared == "columns":
+        outer, channels, inner = column_repeats(shape, scheme.axis)
+        params = params.reshape(outer, channels, inner)[0, :, 0]
+    elif params.shape[0] != layout.rows:
+        params = np.broadcast_to(params, (layout.rows, layout.groups))
+    return np.ascontiguousarray(params).reshape(layout.scale_shape)
 
 
 def _weights(array: NDArray[Any]) -> tuple[NDArray[np.uint8], str]:
@@ -51,26 +122,29 @@ def _tiles(raw: NDArray[np.uint8], dtype: str, plan: Layout) -> Iterator[tuple[T
         yield span, as_tile(raw[start : start + span.rows * span.cols * size], dtype, span, plan.group)
 
 
-def quantize(array: NDArray[Any], scheme: Scheme) -> QuantizedTensor:
+@takes_keywords
+def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) -> QuantizedTensor:
     """The array in quantized form.
 
     array: float16, bfloat16, float32 or float64 (rounded to float32 first) of any shape; it is not modified.
-    Raises DataError for NaN, infinity, values beyond float32 and scales beyond their dtype.
+    scheme: or, in its place, the keywords of `Scheme`. Raises UsageError for keywords that make no scheme, or beside
+    one; DataError for NaN, infinity, values beyond float32 and scales beyond their dtype.
 
     >>> import numpy as np
-    >>> quantize(np.array([[-1.0, 0.5, 0.25, 7.0]]), Scheme(bits=4, calibration="minmax")).codes.tolist()
+    >>> quantize(np.array([[-1.0, 0.5, 0.25, 7.0]]), bits=4, calibration="minmax").codes.tolist()
     [[-1, 0, 0, 7]]
     """
+    scheme = given(scheme, asked)
     raw, dtype = _weights(array)
     info = TensorInfo("array", dtype, tuple(np.asarray(array).shape))
-    plan, kernels = layout(info.shape, scheme), table.load()
+    plan, loops = layout(info.shape, scheme), kernels.load()
     if info.numel == 0:
         raise DataError("an empty array cannot be quantized")
     first = default_scale_dtype(scheme, dtype)
-    for scale_dtype in (first,) if scheme.scale_dtype or first == "F32" else (first, "F32"):
+    for scale_dtype in (first,) if scheme.scale_dtype != AUTO or first == "F32" else (first, "F32"):
         trials = Trials(info, scheme, plan, scale_dtype, rival=None)
         try:
-            return _encoded(trials, raw, kernels)
+            return _encoded(trials, raw, loops)
         except NotFinite:
             raise DataError(nonfinite(raw, dtype, 0).describe()) from None
         except Misfit:
@@ -118,8 +192,8 @@ def _joined(found: list[QuantParams], plan: Layout) -> QuantParams:
 def scale_misfit(scheme: Scheme) -> DataError:
     """The refusal of a scale that its dtype cannot hold."""
     return DataError(
-        f"a scale does not fit {scheme.scale_dtype or 'float32'}",
-        hint="use --scale-dtype float32" if scheme.scale_dtype not in (None, "float32") else "its range is too wide",
+        f"a scale does not fit {'float32' if scheme.scale_dtype == AUTO else scheme.scale_dtype}",
+        hint="use --scale-dtype float32" if scheme.scale_dtype not in (AUTO, "float32") else "its range is too wide",
     )
 
 
@@ -127,11 +201,11 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
     """The decoded weights, float32 in the tensor's shape: what every reader of the stored codes gets.
 
     >>> import numpy as np
-    >>> dequantize(quantize(np.array([-1.0, 0.5, 7.0]), Scheme(bits=4, calibration="minmax"))).tolist()
+    >>> dequantize(quantize(np.array([-1.0, 0.5, 7.0]), bits=4, calibration="minmax")).tolist()
     [-1.0, 0.0, 7.0]
     """
     plan, params = tensor.layout, tensor.params
-    values = table.load().decode(tensor.packed, (plan.rows, plan.cols), plan.group, params, code_grid(tensor.scheme))
+    values = kernels.load().decode(tensor.packed, (plan.rows, plan.cols), plan.group, params, code_grid(tensor.scheme))
     return values.reshape(tensor.info.shape)
 
 
@@ -143,13 +217,13 @@ def measure(tensor: QuantizedTensor, array: NDArray[Any]) -> Metrics:
     if tuple(np.asarray(array).shape) != tensor.info.shape:
         raise DataError(f"an array of shape {np.asarray(array).shape} was not quantized to {tensor.info.shape}")
     raw, dtype = _weights(array)
-    kernels, grid, plan, bits = table.load(), code_grid(tensor.scheme), tensor.layout, tensor.scheme.bits
+    loops, grid, plan, bits = kernels.load(), code_grid(tensor.scheme), tensor.layout, tensor.scheme.bits
     sums = []
     for span, tile in _tiles(raw, dtype, plan):
         at = span.row * row_bytes(plan.cols, bits) + span.col * bits // 8
         own = part(tensor.params, span, plan)
         stored = tensor.packed[at : at + span.rows * row_bytes(span.cols, bits)]
-        sums.append((kernels.measure(tile, own, grid, stored), span.rows * span.cols))
+        sums.append((loops.measure(tile, own, grid, stored), span.rows * span.cols))
     return metric.total(sums)
 
 

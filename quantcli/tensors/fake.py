@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from quantcli.asking import given, takes_keywords
 from quantcli.formats import clipped, code_grid
 from quantcli.tensors.api import dequantize, quantize
 
@@ -23,22 +24,23 @@ class FakeQuantized(NamedTuple):
     mask: NDArray[np.float32]
 
 
-def fake_quantize(array: NDArray[Any], scheme: Scheme) -> FakeQuantized:
+@takes_keywords
+def fake_quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) -> FakeQuantized:
     """The array on the scheme's grid and its straight-through gradient mask.
 
     The values are those of `dequantize(quantize(array, scheme))`, to the bit. The gradient of rounding is 0 almost
     everywhere; training takes the gradient at the quantized values for that of the weights instead, but for those
     beyond the outermost code by more than half a step, which small changes leave where they are.
 
-    array: float16, bfloat16, float32 or float64 of any shape. Raises DataError as `quantize` does.
+    array: float16, bfloat16, float32 or float64 of any shape. scheme: or, in its place, the keywords of `Scheme`.
+    Raises DataError and UsageError as `quantize` does.
     Reference: Bengio, Leonard and Courville, Estimating or Propagating Gradients Through Stochastic Neurons, 2013.
 
-    >>> from quantcli import Scheme
-    >>> fake = fake_quantize(np.array([[-1.0, 0.4, 1.0]]), Scheme(bits=2, calibration="minmax"))
+    >>> fake = fake_quantize(np.array([[-1.0, 0.4, 1.0]]), bits=2, calibration="minmax")
     >>> fake.values.tolist(), fake.mask.tolist()
     ([[-1.0, 0.0, 1.0]], [[1.0, 1.0, 1.0]])
     """
-    tensor = quantize(array, scheme)
+    tensor = quantize(array, given(scheme, asked))
     plan, params = tensor.layout, tensor.params
     weights = np.ascontiguousarray(array).astype(np.float32).reshape(plan.rows, plan.cols)
     with np.errstate(over="ignore"):

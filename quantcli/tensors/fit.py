@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from quantcli import registry
+from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
+from quantcli.calibrators.searches import ranges
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_kernels
+from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Layout, TileSpan, column_repeats, layout
@@ -62,7 +64,7 @@ class Fit:
         self.info, self.scheme, self.plan, self.scale_dtype = info, scheme, plan, scale_dtype
         self.whole: QuantParams | None = None
         self.stored: QuantParams | None = None
-        self._calibrator = cast(Calibrator, registry.get("calibrators", scheme.calibration or ""))
+        self._calibrator = cast(Calibrator, registry.get("calibrators", scheme.calibration))
         self._shared: Shared | None = None
         self._lock = threading.Lock()
         self._begin()
@@ -169,9 +171,7 @@ class Fit:
         shape = column_repeats(self.info.shape, self.scheme.axis)
         if "sum" in seen:
             return {k: v.reshape(shape).sum(axis=(0, 2), keepdims=True) for k, v in seen.items()}
-        from quantcli.calibrators import _ranges
-
-        return _ranges.fold({k: v.reshape(shape) for k, v in seen.items()}, (0, 2))
+        return ranges.fold({k: v.reshape(shape) for k, v in seen.items()}, (0, 2))
 
     def conclude(self) -> None:
         """End the pass: all spans have been seen."""
@@ -240,7 +240,7 @@ class Trials:
         importance: NDArray[np.float64] | None = None,
     ) -> None:
         self.info, self.plan, self._importance = info, plan, importance
-        self.fits = [Fit(info, s, plan, scale_dtype) for s in scheme.candidates]
+        self.fits = [Fit(info, s, plan, scale_dtype) for s in candidates(scheme)]
         self._rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
             self._rival = Fit(info, rival, layout(info.shape, rival), default_scale_dtype(rival, info.dtype))
@@ -309,7 +309,7 @@ class Trials:
         """Squared error and power of a tile whose codes are in `packed`, each column as often as it counts."""
         assert self._importance is not None
         grid = code_grid(self.chosen.scheme)
-        weights = numpy_kernels.floats(tile)
+        weights = numpy_tiles.floats(tile)
         error = weights - kernels.decode(packed, weights.shape, tile.group, params, grid)
         counts = self._importance[span.col : span.col + span.cols]
         sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]

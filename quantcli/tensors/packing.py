@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import numpy_kernels, row_bytes
+from quantcli.kernels import numpy_packing, row_bytes
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ def pack(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     '10325476'
     """
     packed = np.empty((codes.shape[0], row_bytes(codes.shape[1], bits)), np.uint8)
-    numpy_kernels.pack(codes.astype(np.uint8 if bits <= 8 else np.uint16), bits, packed)
+    numpy_packing.pack(codes.astype(np.uint8 if bits <= 8 else np.uint16), bits, packed)
     return packed
 
 
 def unpack(packed: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[Any]:
     """Unsigned codes (rows, cols) of a bit stream: uint8, or uint16 above 8 bits."""
-    return numpy_kernels.unpack(packed.reshape(rows, row_bytes(cols, bits)), cols, bits)
+    return numpy_packing.unpack(packed.reshape(rows, row_bytes(cols, bits)), cols, bits)
 
 
 def signed(codes: NDArray[Any], scheme: Scheme) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quantcli.asking import sees_channels_whole
 from quantcli.errors import UsageError
 from quantcli.kernels import row_bytes
 from quantcli.scheme import MAX_GROUP, Scheme
@@ -124,6 +125,7 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     Raises UsageError for an axis the tensor does not have, for a group too large to end inside a row, and for learned
     levels by columns.
 
+    >>> from quantcli import Scheme
     >>> layout((64, 16, 3, 3), Scheme(bits=4)).scale_shape
     (64, 2)
     >>> layout((8, 10), Scheme(bits=4, granularity="channel", axis=1)).scale_shape
@@ -138,7 +140,7 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
         lead, cols = (1,), math.prod(shape)
     elif scheme.granularity == "group":
         split = len(shape) - 1
-        while split > 1 and math.prod(shape[split:]) < (scheme.group_size or 0):
+        while split > 1 and math.prod(shape[split:]) < scheme.group_size:
             split -= 1
         lead, cols = shape[:split], math.prod(shape[split:])
     else:
@@ -153,14 +155,13 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
             raise UsageError(f"learned levels for channels of axis {scheme.axis}", hint="use --axis 0 or groups")
         if cols > WIDEST_COLUMNS:
             raise UsageError(f"axis {scheme.axis} with {cols} weights behind axis 0", hint="use --axis 0 or groups")
-        if scheme.shares_columns and rows * cols > STRIP * shape[axis]:
+        if sees_channels_whole(scheme) and rows * cols > STRIP * shape[axis]:
             raise UsageError(
                 f"{scheme.calibration} with {rows * cols // shape[axis]} weights in each channel of axis {scheme.axis}",
                 hint=f"use --axis 0 or groups; up to {STRIP} such weights go together",
             )
         scale_shape = tuple(n if a == axis else 1 for a, n in enumerate(shape))
         return Layout(rows, cols, 1, "columns", lead, scale_shape)
-    assert scheme.group_size is not None
     group = max(1, min(scheme.group_size, cols))
     if MAX_GROUP < group < cols:
         raise UsageError(

@@ -11,7 +11,7 @@ from quantcli.dtypes import from_float32, round_bfloat16, to_float32
 from quantcli.formats import code_grid, fixed_codebook, padded_codebook
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
 from quantcli.kernels.codebook import Codebook
-from quantcli.scheme import Scheme, scale_dtype_name
+from quantcli.scheme import AUTO, Scheme, scale_dtype_name
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Layout, TileSpan, column_repeats
 
@@ -29,10 +29,11 @@ def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
     Above 8 bits a float16 scale would cost more than the codes gain: half a unit of its last place is 8 steps of a
     16-bit grid.
 
+    >>> from quantcli import Scheme
     >>> default_scale_dtype(Scheme(bits=4), "BF16"), default_scale_dtype(Scheme(bits=4), "F32")
     ('BF16', 'F16')
     """
-    if scheme.scale_dtype is not None:
+    if scheme.scale_dtype != AUTO:
         return scale_dtype_name(scheme.scale_dtype)
     if scheme.shares_levels:
         return "F8_E4M3"
@@ -98,7 +99,7 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
     if float(size.min()) >= smallest:
         return scale
     if scale_dtype == "F16":
-        lost = scheme.scale_dtype is None and bool(np.any((size < smallest) & (size > 0)))
+        lost = scheme.scale_dtype == AUTO and bool(np.any((size < smallest) & (size > 0)))
         return None if lost else scale
     if code_grid(scheme).mode == BINARY:
         return scale
@@ -123,7 +124,7 @@ def improper(scale: Floats, zero: Floats | None, scheme: Scheme, scale_dtype: st
         found.append(("the scale is negative", np.signbit(scale)))
     if grid.mode != BINARY and not scheme.shares_levels:
         found.append(("the scale is 0", scale == 0))
-        if scale_dtype != "F16" or scheme.scale_dtype is None:
+        if scale_dtype != "F16" or scheme.scale_dtype == AUTO:
             found.append(("the scale is too small", (scale != 0) & (np.abs(scale) < _smallest(scheme, scale_dtype))))
     if grid.mode != LEVELS:
         with np.errstate(all="ignore"):
@@ -134,7 +135,7 @@ def improper(scale: Floats, zero: Floats | None, scheme: Scheme, scale_dtype: st
 
 def improper_levels(levels: Floats, scheme: Scheme) -> list[tuple[str, NDArray[Any]]]:
     """What is wrong with stored levels (tables, 2^b) by code, each with where it is so."""
-    if scheme.codebook is not None:
+    if scheme.codebook:
         wanted = fixed_codebook(scheme).levels
         found = [("a level is not the given one", levels.view(np.uint32) != wanted.view(np.uint32))]
     else:
@@ -155,7 +156,7 @@ def _settled_zero(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> Floats | No
         return np.clip(np.rint(ideal.zero), 0, (1 << scheme.bits) - 1).astype(np.float32)
     zero = _stored(ideal.zero, scale_dtype)
     moved = bool(np.any(np.abs(zero - ideal.zero) > np.abs(ideal.scale) / 4))
-    return None if moved and scheme.scale_dtype is None and scale_dtype != "F32" else zero
+    return None if moved and scheme.scale_dtype == AUTO and scale_dtype != "F32" else zero
 
 
 def _outermost(scale: NDArray[Any], zero: Floats | None, grid: CodeGrid, top: float) -> NDArray[np.float64]:

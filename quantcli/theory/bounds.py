@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import _kmeans, _sweep
+from quantcli.calibrators.searches import breakpoints, kmeans
 from quantcli.theory.distributions import (
     Grid,
     best_uniform,
@@ -70,7 +70,7 @@ def own_uniform(values: Array, counts: Array, bits: int) -> float:
         return float((counts * (np.abs(values) - float((counts * np.abs(values)).sum() / counts.sum())) ** 2).sum())
     half = 1 << (bits - 1)
     if len(values) * half <= MOST_BREAKPOINTS:
-        scale = float(_sweep.both_signs(values[None], half - 1, counts[None])[0][0])
+        scale = float(breakpoints.both_signs(values[None], half - 1, counts[None])[0][0])
     else:
         up, down = _by_trials(values, counts, half), _by_trials(-values[::-1], counts[::-1], half)
         scale = up[0] if up[1] >= down[1] else -down[0]
@@ -103,7 +103,7 @@ def _by_trials(values: Array, counts: Array, half: int) -> tuple[float, float]:
 
 def own_lloyd_max(values: Array, counts: Array, bits: int) -> float:
     """Squared error (sum) of the best levels for these weights, one set for the tensor."""
-    levels = np.unique(_kmeans.optimal(values, counts, 1 << bits))
+    levels = np.unique(kmeans.optimal(values, counts, 1 << bits))
     nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)]
     return float((counts * (values - nearest) ** 2).sum())
 

@@ -41,6 +41,7 @@ def obstacle(scheme: Scheme, plan: Layout, shape: tuple[int, ...]) -> str | None
     """Why no blocks can be made of the codes of a tensor, as far as scheme and shape tell; None when they can.
 
     >>> from quantcli.tensors.rows import layout
+    >>> from quantcli import Scheme
     >>> obstacle(Scheme(bits=3), layout((8, 128), Scheme(bits=3)), (8, 128))
     '3 bits; GGUF takes codes of 4, 5 and 8 bits'
     """

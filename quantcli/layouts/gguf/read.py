@@ -10,7 +10,7 @@ import numpy as np
 
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import E2M1, wrong
-from quantcli.stores.gguf import Block
+from quantcli.stores.gguf_types import Block
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:

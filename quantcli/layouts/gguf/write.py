@@ -28,7 +28,8 @@ from quantcli.layouts.gguf.llama import FAMILIES, FILE_TYPES, LlamaModel, llama_
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
 from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Weight, Write
-from quantcli.stores.gguf import MAX_DIMENSIONS, TYPES
+from quantcli.stores.gguf import MAX_DIMENSIONS
+from quantcli.stores.gguf_types import TYPES
 from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from quantcli import __version__
+from quantcli import __version__, asking
+from quantcli.asking import candidates, rival
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, VersionError, printable
 from quantcli.layouts.native.parts import outputs, parts
@@ -51,7 +52,7 @@ def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None
     entry: dict[str, Any] = {"reason": tensor.reason}
     if tensor.scheme is not None:
         # Before it is written the longest there can be stands for the scheme and the sums.
-        for scheme in (result.scheme,) if result and result.scheme else tensor.scheme.candidates:
+        for scheme in (result.scheme,) if result and result.scheme else candidates(tensor.scheme):
             values = scheme.as_dict()
             if values not in schemes:
                 schemes.append(values)
@@ -60,7 +61,7 @@ def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None
         m = result.metrics if result and result.metrics else Metrics(_WIDEST, _WIDEST, 0, _WIDEST, tensor.info.numel)
         entry |= {"sse": m.sse, "power": m.power, "max_abs_error": m.max_abs_error, "clipped": m.clipped}
         minmax = result.minmax_sse if result else _WIDEST
-        if minmax is not None and (result or tensor.scheme.rival is not None):
+        if minmax is not None and (result or rival(tensor.scheme) is not None):
             entry["minmax_sse"] = minmax
     if tensor.importance is not None:
         entry["importance"] = tensor.importance.digest
@@ -266,7 +267,7 @@ def _scheme(values: dict[str, Any]) -> Scheme:
     if "codebook" in values:
         values = {**values, "codebook": tuple(_field(values, "codebook", list))}
     try:
-        return Scheme(**values)
+        return asking.Scheme(**values)
     except TypeError:
         raise DataError("a scheme has a key or a value that no scheme has") from None
 

@@ -17,9 +17,11 @@ from quantcli.kernels.codebook import codebook
 from quantcli.layouts.native import document
 from quantcli.layouts.native.document import StoredKept, StoredTensor
 from quantcli.layouts.native.parts import parts, zero_shape
+from quantcli.notebook import table
 from quantcli.stores import Source, open_source
 from quantcli.tensors import packing
-from quantcli.tensors.info import QuantizedTensor, TensorInfo
+from quantcli.tensors.api import QuantizedTensor
+from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.settle import spread
 
@@ -40,6 +42,14 @@ class Tensor:
     def __init__(self, source: Source, stored: StoredTensor) -> None:
         self._source = source
         self.stored = stored
+
+    def __repr__(self) -> str:
+        kind = "" if self.scheme is None else f", scheme={self.scheme.name!r}"
+        return f"Tensor({printable(self.name)!r}, shape={self.shape}, dtype={self.dtype!r}{kind})"
+
+    def _repr_html_(self) -> str:
+        facts = {"shape": self.shape, "dtype": self.dtype, "bytes": sum(o.nbytes for o in self.stored.outputs)}
+        return table((self.name, ""), {**facts, **(self.scheme.as_dict() if self.scheme else {})}.items())
 
     @property
     def name(self) -> str:
@@ -215,6 +225,16 @@ class Model(Mapping[str, Tensor]):
             if info.name not in covered:
                 stored.append(StoredKept(info=info, reason=""))
         self._tensors = {s.info.name: Tensor(source, s) for s in stored}
+
+    def __repr__(self) -> str:
+        quantized = sum(tensor.scheme is not None for tensor in self.values())
+        return f"Model({printable(self.source.path)!r}, {len(self)} tensors, {quantized} quantized)"
+
+    def _repr_html_(self) -> str:
+        return table(
+            ("tensor", "shape", "dtype", "scheme"),
+            ((name, t.shape, t.dtype, t.scheme.name if t.scheme else "") for name, t in self.items()),
+        )
 
     @property
     def is_quantized(self) -> bool:

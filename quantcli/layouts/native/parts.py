@@ -36,6 +36,7 @@ def zero_shape(plan: Layout) -> tuple[int, int]:
 def parts(scheme: Scheme) -> list[str]:
     """What a tensor of this scheme is stored as, in file order: the ends of the names.
 
+    >>> from quantcli import Scheme
     >>> parts(Scheme(bits=4, symmetric=False))
     ['packed', 'scale', 'zero_point', 'shape']
     """

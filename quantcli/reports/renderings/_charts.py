@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from quantcli.metrics import DB_PER_BIT
+from quantcli.reports import svg
+from quantcli.reports.page import NAME, escaped, figure, many_tensors
 from quantcli.reports.records import RunReport, TensorReport
-from quantcli.reports.renderings import _svg
-from quantcli.reports.renderings._page import NAME, escaped, figure, many_tensors
 
 
 def charts(report: RunReport) -> str:
@@ -25,13 +25,13 @@ def charts(report: RunReport) -> str:
     return f'<div class="charts">\n{_per_layer(drawn, report, more)}\n{_against_bits(drawn)}\n</div>'
 
 
-def _marks(drawn: Sequence[TensorReport], places: Iterable[float]) -> list[_svg.Mark]:
+def _marks(drawn: Sequence[TensorReport], places: Iterable[float]) -> list[svg.Mark]:
     """A mark per tensor; what it says: the name, then on a line of its own the figures."""
     return [
-        _svg.Mark(
+        svg.Mark(
             x=x,
             y=None if r.exact else r.sqnr_db,
-            shape=_svg.shape(r.bits),
+            shape=svg.shape(r.bits),
             text=f"{escaped(r.name, NAME)}\n{escaped(r.scheme or '', NAME)}, {_measured(r)}, "
             f"{r.bits_per_weight:.3f} bits per weight",
         )
@@ -53,47 +53,47 @@ def _per_layer(drawn: Sequence[TensorReport], report: RunReport, more: str) -> s
     model = None if report.summary.exact else report.summary.sqnr_db
     low, high = _range(drawn, model)
     title, ticks, lines = _places([r.name for r in drawn])
-    chart = _svg.Chart(
+    chart = svg.Chart(
         label=f"SQNR of {many_tensors(len(drawn))} in file order, {low:.2f} to {high:.2f} dB",
-        x=_svg.Axis(low=0.0, high=float(len(drawn)), title=title, ticks=ticks, lines=lines),
-        y=_svg.axis(low, high, "dB", least=1.0),
+        x=svg.Axis(low=0.0, high=float(len(drawn)), title=title, ticks=ticks, lines=lines),
+        y=svg.axis(low, high, "dB", least=1.0),
         marks=_marks(drawn, (i + 0.5 for i in range(len(drawn)))),
-        lines=[] if model is None else [_svg.Line(kind="model", start=(0.0, model), end=(float(len(drawn)), model))],
+        lines=[] if model is None else [svg.Line(kind="model", start=(0.0, model), end=(float(len(drawn)), model))],
     )
     keys = _bits_keys(drawn)
     if model is not None:
-        keys.append(f"{_svg.line_key('model')} model, {model:.2f} dB")
+        keys.append(f"{svg.line_key('model')} model, {model:.2f} dB")
     return figure("SQNR per layer", chart, keys, more)
 
 
 def _against_bits(drawn: Sequence[TensorReport]) -> str:
     rates = [r.bits_per_weight for r in drawn]
-    across = _svg.axis(min(rates), max(rates), "bits per weight", least=1.0)
+    across = svg.axis(min(rates), max(rates), "bits per weight", least=1.0)
     low, high = _range(drawn, DB_PER_BIT * min(rates), DB_PER_BIT * max(rates))
-    chart = _svg.Chart(
+    chart = svg.Chart(
         label=f"SQNR of {many_tensors(len(drawn))} against bits per weight, {min(rates):.3f} to {max(rates):.3f}",
         x=across,
-        y=(down := _svg.axis(low, high, "dB", least=1.0)),
+        y=(down := svg.axis(low, high, "dB", least=1.0)),
         marks=_marks(drawn, rates),
         lines=_slope(across, down),
     )
-    keys = [*_bits_keys(drawn), f"{_svg.line_key('slope')} {DB_PER_BIT:.2f} dB per bit, the bound for normal weights"]
+    keys = [*_bits_keys(drawn), f"{svg.line_key('slope')} {DB_PER_BIT:.2f} dB per bit, the bound for normal weights"]
     return figure("Error against bits", chart, keys, "")
 
 
-def _slope(across: _svg.Axis, down: _svg.Axis) -> list[_svg.Line]:
+def _slope(across: svg.Axis, down: svg.Axis) -> list[svg.Line]:
     """The part within the axes of the line on which every bit is worth 6.02 dB and none is worth nothing."""
     start, end = max(across.low, down.low / DB_PER_BIT), min(across.high, down.high / DB_PER_BIT)
     if start >= end:
         return []
-    return [_svg.Line(kind="slope", start=(start, DB_PER_BIT * start), end=(end, DB_PER_BIT * end))]
+    return [svg.Line(kind="slope", start=(start, DB_PER_BIT * start), end=(end, DB_PER_BIT * end))]
 
 
 def _bits_keys(drawn: Sequence[TensorReport]) -> list[str]:
     """Which mark stands for how many bits, and how often it is drawn."""
     counts = Counter(r.bits for r in drawn)
     order = sorted(counts.items(), key=lambda kv: math.inf if kv[0] is None else kv[0])
-    return [f"{_svg.key(_svg.shape(bits))} {_bits(bits)} ({n:,})" for bits, n in order]
+    return [f"{svg.key(svg.shape(bits))} {_bits(bits)} ({n:,})" for bits, n in order]
 
 
 def _bits(bits: int | None) -> str:
@@ -111,7 +111,7 @@ def _places(names: Sequence[str]) -> tuple[str, list[tuple[float, str]], list[fl
             starts.append((i, layer))
     numbered = [layer for _, layer in starts if layer]
     if len(numbered) < 2 or len(set(numbered)) < len(numbered):
-        at = _svg.axis(1, len(names), "", least=1.0).ticks
+        at = svg.axis(1, len(names), "", least=1.0).ticks
         inside = [(v - 0.5, f"{v:.0f}") for v, text in at if 1 <= v <= len(names) and float(text).is_integer()]
         return "tensor in file order", inside if len(inside) > 1 else [(0.5, "1")], []
     ends = [i for i, _ in starts[1:]] + [len(names)]

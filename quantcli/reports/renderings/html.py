@@ -13,11 +13,9 @@ from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.passes.examine import Histogram
+from quantcli.reports import svg
 from quantcli.reports.gates import shown
-from quantcli.reports.records import Change, Comparison, GateResult, RunReport, TensorReport
-from quantcli.reports.renderings import Look, Rendering, _svg, verdict
-from quantcli.reports.renderings._charts import charts
-from quantcli.reports.renderings._page import (
+from quantcli.reports.page import (
     NAME,
     Column,
     box,
@@ -29,6 +27,9 @@ from quantcli.reports.renderings._page import (
     page,
     row,
 )
+from quantcli.reports.records import Change, Comparison, GateResult, RunReport, TensorReport
+from quantcli.reports.renderings import Look, Rendering, verdict
+from quantcli.reports.renderings._charts import charts
 from quantcli.theory.bounds import Theory
 
 WORST = 12
@@ -47,7 +48,7 @@ LEGEND = (
 
 def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
     """Write the page."""
-    body = [_svg.definitions(), "<main>"]
+    body = [svg.definitions(), "<main>"]
     if len(reports) != 1:
         body.append(_index(reports))
     body += [
@@ -306,7 +307,7 @@ def _theory_row(r: TensorReport, h: Theory) -> str:
     return row(
         f'<th scope="row">{breakable(r.name)}</th>',
         decibels_cell(r.sqnr_db, r.exact),
-        f'<td class="n split">{100 * h.clipping_share:.0f} % {_svg.split_bar(h.clipping_share)}</td>',
+        f'<td class="n split">{100 * h.clipping_share:.0f} % {svg.split_bar(h.clipping_share)}</td>',
         *(
             cell(t.decibels(v, False))
             for v in (h.predicted_sqnr_db, h.uniform_sqnr_db, h.lloyd_max_sqnr_db, h.rate_distortion_db)
@@ -337,7 +338,7 @@ def _multiples(figures: Sequence[str]) -> str:
 
 
 def _one_histogram(r: TensorReport, found: Histogram) -> str:
-    drawing = _svg.histogram(found) or '<p class="empty">nothing to draw</p>'
+    drawing = svg.histogram(found) or '<p class="empty">nothing to draw</p>'
     return (
         f"<figure><figcaption>{breakable(r.name)}<span>{escaped(r.scheme or '', NAME)}, "
         f"{t.decibels(r.sqnr_db, r.exact)}{'' if r.sqnr_db is None else ' dB'}</span></figcaption>{drawing}"

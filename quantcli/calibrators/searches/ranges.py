@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.calibrators import Gather, Ideal, Observed, Sharing
+from quantcli.formats import reach
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,8 +57,8 @@ def spanning(lo: Array, hi: Array, scheme: Scheme) -> Ideal:
     """Parameters whose codes span the ranges [lo, hi]; scale 1 where a range is empty."""
     if scheme.symmetric:
         alpha = np.maximum(-lo, hi)
-        return Ideal(np.where(alpha > 0, alpha / scheme.reach, 1.0))
-    steps = scheme.reach
+        return Ideal(np.where(alpha > 0, alpha / reach(scheme), 1.0))
+    steps = reach(scheme)
     if scheme.zero_point == "float":
         return Ideal(np.where(hi > lo, (hi - lo) / steps, 1.0), lo)
     lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)

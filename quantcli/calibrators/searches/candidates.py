@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.kernels.table import MOST_CANDIDATES, MOST_ENDS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,9 +21,6 @@ SIZES = (24, 48, 96, 192, 768, 2048, 8192)
 """Groups of up to so many weights have one column of the tables below, larger ones the last."""
 
 WIDER = 0.5
-MOST = 512
-"""Candidates that the kernels take at most."""
-
 Table = dict[str, dict[int, list[tuple[int, int, int]]]]
 
 SYMMETRIC: Table = {
@@ -126,9 +125,6 @@ where it is, and how many. Lower and upper ends are combined, so counts are squa
 `default` loses 0.1 dB at most up to 6 bits (mostly 0.02) and at 8 bits in groups of 128 or more, and 0.3 dB at 8 bits
 in groups of 16, where it gains 2.4 dB on min-max."""
 
-MOST_ENDS = 24
-"""Places of an end that the kernels take at most."""
-
 
 def ratios(bits: int, n: int, effort: str, *, affine: bool = False, weighted: bool = False) -> NDArray[np.float64]:
     """Candidate scales for groups of n weights, smallest first. weighted: whether some weights count more than others,
@@ -141,7 +137,7 @@ def ratios(bits: int, n: int, effort: str, *, affine: bool = False, weighted: bo
     low, high, count = rows[min(bits, 9)][int(np.searchsorted(SIZES, n))]
     start = low * (WIDER if weighted else 1)
     if weighted:
-        count = min(3 * count, MOST)
+        count = min(3 * count, MOST_CANDIDATES)
     place = np.arange(count) / max(count - 1, 1)
     if effort == "fast":  # the middles of three parts or more: the ends of the range serve few groups
         count = max(3, (count + 1) // 3)

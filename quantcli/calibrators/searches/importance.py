@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.kernels.table import MOST_IMPORTANCE
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Tile
-
-MOST = 2047
-"""Of the most important column of a group, as kernels/search.h has room for."""
 
 
 def counts(tile: Tile) -> NDArray[np.int32] | None:
@@ -29,5 +28,5 @@ def counts(tile: Tile) -> NDArray[np.int32] | None:
     starts = np.arange(0, tile.cols, tile.group)
     most = np.repeat(np.maximum.reduceat(tile.importance, starts), tile.group)[: tile.cols]
     share = tile.importance / np.where(most > 0, most, 1.0)
-    found = np.where(share > 0, np.maximum(np.rint(share * MOST), 1), 0)
+    found = np.where(share > 0, np.maximum(np.rint(share * MOST_IMPORTANCE), 1), 0)
     return np.where(most > 0, found, 1).astype(np.int32)

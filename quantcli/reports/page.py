@@ -17,7 +17,7 @@ from importlib import resources
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.reports.renderings import _svg
+from quantcli.reports import svg
 
 TALL = 40
 """Rows from which a table scrolls in a box of its own."""
@@ -27,9 +27,7 @@ NAME, TEXT = 300, 4000
 
 def page(title: str, body: str) -> str:
     """A whole page; title and body are markup already."""
-    style, script = (
-        resources.files(__package__).joinpath(f"_html.{kind}").read_text("utf-8") for kind in ("css", "js")
-    )
+    style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'sha256-{digest}'; "
@@ -98,7 +96,7 @@ def row(*cells: str, kind: str = "") -> str:
     return f"{start}{''.join(cells)}</tr>\n"
 
 
-def figure(title: str, chart: _svg.Chart, keys: Sequence[str], more: str) -> str:
+def figure(title: str, chart: svg.Chart, keys: Sequence[str], more: str) -> str:
     legend = "".join(f"<li>{key}</li>" for key in keys)
     after = f'<p class="more">{more}</p>' if more else ""
     return (

@@ -10,9 +10,9 @@ from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.passes.sweep import Point, Sweep
+from quantcli.reports import svg
+from quantcli.reports.page import Column, box, breakable, cell, decibels_cell, escaped, figure, page, row
 from quantcli.reports.records import plain
-from quantcli.reports.renderings import _svg
-from quantcli.reports.renderings._page import Column, box, breakable, cell, decibels_cell, escaped, figure, page, row
 from quantcli.reports.renderings.csv import cells
 from quantcli.reports.renderings.json import write
 
@@ -21,7 +21,7 @@ def render(found: Sweep, stream: TextIO) -> None:
     """Write the page."""
     facts = f"{len(found.points)} settings on {t.count(found.parameters)} parameters, {t.size(found.bytes_in)}"
     body = [
-        _svg.definitions(),
+        svg.definitions(),
         '<main>\n<section class="report">',
         f'<h1 class="file">{breakable(found.source)}</h1>',
         f'<p class="from">{facts}</p>',
@@ -37,21 +37,21 @@ def _chart(found: Sweep) -> str:
     xs = [p.bits_per_weight for p in found.points]
     ys = [p.sqnr_db for p in found.points if p.sqnr_db is not None] or [0.0]
     front = sorted((p.bits_per_weight, p.sqnr_db) for p in found.points if p.pareto and p.sqnr_db is not None)
-    chart = _svg.Chart(
+    chart = svg.Chart(
         label=f"SQNR against bits per weight of {len(found.points)} settings",
-        x=_svg.axis(min(xs), max(xs), "bits per weight", least=1.0),
-        y=_svg.axis(min(ys), max(ys), "dB", least=2.0),
+        x=svg.axis(min(xs), max(xs), "bits per weight", least=1.0),
+        y=svg.axis(min(ys), max(ys), "dB", least=2.0),
         marks=[_mark(p) for p in found.points],
-        lines=[_svg.Line(kind="model", start=a, end=b) for a, b in itertools.pairwise(front)],
+        lines=[svg.Line(kind="model", start=a, end=b) for a, b in itertools.pairwise(front)],
     )
-    keys = [f"{_svg.key(_svg.shape(bits))} {bits} bits" for bits in sorted({p.bits for p in found.points})]
-    return figure("Error against size", chart, [*keys, f"{_svg.line_key('model')} Pareto front"], "")
+    keys = [f"{svg.key(svg.shape(bits))} {bits} bits" for bits in sorted({p.bits for p in found.points})]
+    return figure("Error against size", chart, [*keys, f"{svg.line_key('model')} Pareto front"], "")
 
 
-def _mark(p: Point) -> _svg.Mark:
+def _mark(p: Point) -> svg.Mark:
     figures = f"{t.decibels(p.sqnr_db, p.sqnr_db is None)} dB, {p.bits_per_weight:.3f} bits per weight"
     text = f"{escaped(p.scheme)} {escaped(p.calibration)}\n{figures}"
-    return _svg.Mark(x=p.bits_per_weight, y=p.sqnr_db, shape=_svg.shape(p.bits), text=text)
+    return svg.Mark(x=p.bits_per_weight, y=p.sqnr_db, shape=svg.shape(p.bits), text=text)
 
 
 def _slopes(found: Sweep) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.calibrators import Ideal, _arithmetic
-from quantcli.formats import code_grid, fixed_codebook
-from quantcli.kernels import INTEGER, LEVELS, Tile, numpy_kernels
+from quantcli.calibrators import Ideal
+from quantcli.calibrators.searches import arithmetic
+from quantcli.formats import code_grid, fixed_codebook, reach
+from quantcli.kernels import INTEGER, LEVELS, Tile, numpy_tiles
 from quantcli.metrics import ordered_sum
 from quantcli.scheme import Scheme
 
@@ -35,7 +36,7 @@ def by_groups(
 ) -> Ideal:
     """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n) with how much each
     weight counts, which `importance` says of every column (None: all the same)."""
-    weights = numpy_kernels.floats(tile)
+    weights = numpy_tiles.floats(tile)
     whole = tile.cols // tile.group
     cut = whole * tile.group
     groups = -(-tile.cols // tile.group)
@@ -74,12 +75,12 @@ def levels_of(scheme: Scheme) -> Callable[[Array], Array]:
     return lambda t: np.clip(np.rint(t), low, high)
 
 
-def symmetric(weights: Array, counts: Array | None, scheme: Scheme) -> Array:
-    """Scale of every group (groups,), of either sign on a grid that is not symmetric."""
-    norm, (coarse, fine) = float(scheme.option("norm")), TRIALS[scheme.option("effort")]
+def symmetric(weights: Array, counts: Array | None, scheme: Scheme, *, norm: float, effort: str) -> Array:
+    """Scale of every group (groups,) with the least |e|^norm, of either sign on a grid that is not symmetric."""
+    coarse, fine = TRIALS[effort]
     levels = levels_of(scheme)
     extreme = np.abs(weights).max(axis=1, initial=0.0)
-    unit = np.where(extreme > 0, extreme, 1.0) / scheme.reach
+    unit = np.where(extreme > 0, extreme, 1.0) / reach(scheme)
     grid = code_grid(scheme)
     if grid.mode == LEVELS:
         ordered = fixed_codebook(scheme).sorted[0]
@@ -87,7 +88,7 @@ def symmetric(weights: Array, counts: Array | None, scheme: Scheme) -> Array:
     else:
         lopsided = scheme.grid == "full" and scheme.family == "int"
     signs = (1.0, -1.0) if lopsided else (1.0,)
-    row = np.geomspace(1.3, _least(weights.shape[1], counts, scheme.option("effort")), coarse)
+    row = np.geomspace(1.3, _least(weights.shape[1], counts, effort), coarse)
     best = _Best(len(weights))
     for ratio in (1.0, *row):
         for sign in signs:
@@ -135,7 +136,7 @@ def _tried(
     """Scale (refit for norm 2), zero and error of a trial."""
     found = levels(weights / scale[:, None])
     if norm != 2:
-        error = _arithmetic.power(np.abs(weights - found * scale[:, None]), norm)
+        error = arithmetic.power(np.abs(weights - found * scale[:, None]), norm)
         return scale, 0.0, _sum(error, counts)
     square = _sum(found * found, counts)
     refit = _sum(weights * found, counts) / np.where(square > 0, square, 1.0)
@@ -144,9 +145,10 @@ def _tried(
     return refit, 0.0, _sum(rest * rest, counts)
 
 
-def affine(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array]:
-    """Scale and zero of every group, (groups,) each: whole zero points, or offsets with a float one."""
-    coarse, fine = TRIALS[scheme.option("effort")]
+def affine(weights: Array, counts: Array | None, scheme: Scheme, *, norm: float, effort: str) -> tuple[Array, Array]:
+    """Scale and zero of every group with the least |e|^norm, (groups,) each: whole zero points, or offsets with a float
+    one."""
+    coarse, fine = TRIALS[effort]
     side = max(4, round(coarse**0.5))
     lo, hi = weights.min(axis=1), weights.max(axis=1)
     if scheme.zero_point == "int":
@@ -154,11 +156,11 @@ def affine(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array,
     flat = hi <= lo
     hi = np.where(flat, lo + np.maximum(np.abs(lo), 1.0), hi)
     best = _Best(len(weights))
-    least = max(_least(weights.shape[1], counts, scheme.option("effort")), 0.02)
+    least = max(_least(weights.shape[1], counts, effort), 0.02)
     ends = [(1.0, 1.0)]
     ends += [(a, b) for a in np.geomspace(1.15, least, side) for b in np.geomspace(1.15, least, side)]
     for number, (a, b) in enumerate(ends):
-        _offer_range(best, weights, counts, scheme, lo, hi, np.full(len(lo), a), np.full(len(lo), b), number)
+        _offer_range(best, weights, counts, scheme, norm, lo, hi, np.full(len(lo), a), np.full(len(lo), b), number)
     spacing = (1.15 / least) ** (1 / (side - 1))
     for _ in range(2):
         at = best.tag.astype(int)
@@ -166,12 +168,12 @@ def affine(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array,
         near = np.geomspace(spacing**0.5, spacing**-0.5, max(3, round(fine**0.5)))
         for a in near:
             for b in near:
-                _offer_range(best, weights, counts, scheme, lo, hi, starts[:, 0] * a, starts[:, 1] * b, best.tag)
+                _offer_range(best, weights, counts, scheme, norm, lo, hi, starts[:, 0] * a, starts[:, 1] * b, best.tag)
         spacing **= 0.5
     if scheme.zero_point == "int":
         return np.where(flat, 1.0, best.scale), np.where(flat, 0.0, best.zero)
     for _ in range(12):
-        best.offer(*_refit(weights, counts, scheme, best.scale, best.zero), best.tag)
+        best.offer(*_refit(weights, counts, scheme, norm, best.scale, best.zero), best.tag)
     return np.where(flat, 1.0, best.scale), np.where(flat, lo, best.zero)
 
 
@@ -180,6 +182,7 @@ def _offer_range(
     weights: Array,
     counts: Array | None,
     scheme: Scheme,
+    norm: float,
     lo: Array,
     hi: Array,
     below: Array,
@@ -190,28 +193,26 @@ def _offer_range(
     if scheme.zero_point == "float":
         middle = (lo + hi) / 2
         start, end = middle + (lo - middle) * below, middle + (hi - middle) * above
-        scale = (end - start) / scheme.reach
-        best.offer(*_refit(weights, counts, scheme, scale, start), tag)
+        scale = (end - start) / reach(scheme)
+        best.offer(*_refit(weights, counts, scheme, norm, scale, start), tag)
         return
     start, end = lo * below, hi * above
-    scale = np.where(end > start, (end - start) / scheme.reach, 1.0)
+    scale = np.where(end > start, (end - start) / reach(scheme), 1.0)
     top = float((1 << scheme.bits) - 1)
     zero = np.clip(np.rint(-start / scale), 0.0, top)
     low, high = -zero[:, None], top - zero[:, None]
-    norm = float(scheme.option("norm"))
     refit, _, error = _tried(weights, counts, scale, lambda t: np.minimum(np.maximum(np.rint(t), low), high), norm)
     best.offer(refit, zero, np.where(refit > 0, error, np.inf), tag)
 
 
 def _refit(
-    weights: Array, counts: Array | None, scheme: Scheme, scale: Array, offset: Array
+    weights: Array, counts: Array | None, scheme: Scheme, norm: float, scale: Array, offset: Array
 ) -> tuple[Array, Array, Array]:
     """Scale and offset refit to the codes they give, and the error left (norm 2), or as they are and their error."""
     top = float((1 << scheme.bits) - 1)
     half = 0.5 if scheme.family == "midrise" else 0.0
     turn = np.floor if half else np.rint
     codes = np.clip(turn((weights - offset[:, None]) / scale[:, None]), 0.0, top) + half
-    norm = float(scheme.option("norm"))
     if norm == 2:
         ones = np.ones_like(weights)
         n = _sum(ones, counts)
@@ -221,5 +222,5 @@ def _refit(
         slope = _sum((weights - mean[:, None]) * around, counts) / np.where(square > 0, square, 1.0)
         good = (square > 0) & (slope > 0)
         scale, offset = np.where(good, slope, scale), np.where(good, mean - slope * code_mean, offset)
-    error = _arithmetic.power(np.abs(weights - (codes * scale[:, None] + offset[:, None])), norm)
+    error = arithmetic.power(np.abs(weights - (codes * scale[:, None] + offset[:, None])), norm)
     return scale, offset, _sum(error, counts)

@@ -1,0 +1,195 @@
+"""What the tables of kernels take and give, and the `Kernels` every table is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from quantcli.kernels.codebook import Codebook
+
+    Floats = NDArray[np.float32]
+    Bytes = NDArray[np.uint8]
+    Doubles = NDArray[np.float64]
+    Counts = NDArray[np.int64]
+    Codes = NDArray[np.uint8] | NDArray[np.uint16]
+
+Kind = Literal[0, 1, 2]
+"""How weights lie in memory: 0 bfloat16 bits, 1 float16 bits, 2 float32."""
+
+BF16: Kind = 0
+F16: Kind = 1
+F32: Kind = 2
+
+INTEGER, OFFSET, BINARY, LEVELS = 0, 1, 2, 3
+"""What a code u stands for: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
+
+
+MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = 512, 24, 64, 2047
+"""What the searches have room for: candidate scales, places of an end of the range, trial scales, and how much a column
+may count. common.h has the same numbers and says why; a library that was built with others is not loaded."""
+
+
+class Grids(IntEnum):
+    """The grids of signed codes that `search` tries, `top` the highest code; common.h names them the same."""
+
+    TURNED = 0
+    """-top..top+1 alone, for weights turned so that the largest is positive."""
+    RESTRICTED = 1
+    """-top..top."""
+    BOTH_SIGNS = 2
+    """-top-1..top and -top..top+1."""
+    THREE_ZEROS = 3
+    """-z..top-z for three zero points z around the one that is handed over."""
+    FIVE_ZEROS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeGrid:
+    """The unsigned codes [umin, umax] of so many bits and what they stand for.
+
+    `zero` is the zero point every group shares when no array of zero points is given. `midrise`: codes are found by
+    floor instead of rounding and stand for the middle of their cell, u + 1/2.
+    """
+
+    mode: int
+    bits: int
+    umin: int
+    umax: int
+    zero: int = 0
+    midrise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QuantParams:
+    """Parameters of every group: scale, zero point or offset (None when there is none), and the codebook.
+
+    Arrays of float32, (rows, groups) or (1, groups) where all rows share them. Zero points are whole numbers in
+    0 .. 2^b-1. The scale has already been rounded to its storage dtype.
+    """
+
+    scale: Floats
+    zero: Floats | None = None
+    codebook: Codebook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Squared error, power (both float64 sums), largest error and number of clipped weights of one tile."""
+
+    sse: float
+    power: float
+    max_abs: float
+    clipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Smallest value, largest value and signed value of largest magnitude (first one wins), float32 arrays of one
+    shape; `finite` is False when a weight was NaN or infinite and the arrays mean nothing."""
+
+    lo: Floats
+    hi: Floats
+    extreme: Floats
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Weights (rows, cols) as they lie in memory, in groups of `group` columns that share parameters.
+
+    `weights` is one-dimensional: uint16 for BF16 and F16, float32 for F32. The last group of a row may be short.
+    importance: how much the error of each column counts, float64 (cols,); None when all count the same.
+    """
+
+    weights: NDArray[Any]
+    kind: Kind
+    rows: int
+    cols: int
+    group: int
+    importance: Doubles | None = None
+    seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
+
+    def ranges(self, kernels: Kernels) -> Ranges:
+        """Ranges of every group, found once: several calibrators may look at the same tile."""
+        if "ranges" not in self.seen:
+            self.seen["ranges"] = kernels.ranges(self)
+        return self.seen["ranges"]
+
+
+class Kernels(Protocol):
+    """What both tables offer. Packed codes are rows of whole 32-bit words, low code first."""
+
+    name: str
+
+    def ranges(self, tile: Tile) -> Ranges:
+        """Ranges of every group, arrays (rows, groups)."""
+
+    def column_ranges(self, tile: Tile) -> Ranges:
+        """Ranges of every column over the rows, arrays (cols,)."""
+
+    def histogram(self, tile: Tile, counts: Counts, lows: Counts | None) -> bool:
+        """Add the weights of a tile to a histogram of their patterns (see histogram.py); whether all are finite."""
+
+    def search(
+        self,
+        tile: Tile,
+        reciprocal: Floats,
+        centre: Floats | None,
+        multipliers: Floats,
+        top: float,
+        grids: Grids,
+        importance: NDArray[np.int32] | None = None,
+    ) -> tuple[Doubles, NDArray[np.int32]]:
+        """Scale with the least squared error and the grid it is for, of every group (rows, groups); see search.h.
+        importance: how much the error of each of the tile's columns counts, 0 to MOST_IMPORTANCE."""
+
+    def search_offsets(
+        self,
+        tile: Tile,
+        middle: Floats,
+        reciprocal: Floats,
+        start: tuple[Doubles, Doubles],
+        ratios: Doubles,
+        top: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> tuple[Doubles, Doubles]:
+        """Scale and offset with the least squared error of every group (rows, groups), never worse than the start; see
+        offsets.h. Offsets are relative to `middle`."""
+
+    def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
+        """Starts (k, n + 1) of the cells of optimal 1-D k-means, from sums over the values before each place (n + 1);
+        see kmeans.h."""
+
+    def trial_levels(
+        self, tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
+    ) -> NDArray[np.int32]:
+        """Which of the trial scales (rows, groups, trials) of every group leaves the least error with the levels of a
+        shared codebook; for every level sums of scale * x and scale^2 are added to `cross` and `square`."""
+
+    def encode(
+        self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
+    ) -> Sums:
+        """Write the codes of a tile to `packed` and sum up the errors of the decoded values. Without `packed` only the
+        squared error is.
+
+        preserve: sum-preserving rounding (see rounding.h) instead of rounding to nearest."""
+
+    def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
+        """The sums `encode` gave, from the stored codes."""
+
+    def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
+        """Weights (rows, cols) from stored codes."""
+
+
+def row_bytes(cols: int, bits: int) -> int:
+    """Bytes of one packed row: whole 32-bit words.
+
+    >>> row_bytes(10, 4)
+    8
+    """
+    return (cols * bits + 31) // 32 * 4
