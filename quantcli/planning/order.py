@@ -1,0 +1,146 @@
+"""All that is asked of one run, as one typed record: from the command line or from Python, through to the pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quantcli.asking import candidates
+from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.architectures import Architecture
+from quantcli.layouts.config import stated
+from quantcli.layouts.writer import named
+from quantcli.planning.importance import Importance, load
+from quantcli.planning.plan import Request, embeddings_alone
+from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
+from quantcli.stores import Source
+
+USUAL = "compressed-tensors"
+"""The target of folders that transformers loads, where none is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is asked, whatever the model: schemes, rules and ties of a recipe, which tensors, what is written.
+
+    to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance: the path of a file,
+    None for the one the recipe names. digest, on_nonfinite: one of `recipe.SETTINGS`.
+    """
+
+    recipe: Recipe
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keep_defaults: bool = True
+    to: str | None = None
+    container: bool = False
+    max_shard_size: int | None = None
+    importance: str | None = None
+    digest: str = SETTINGS["digest"][0]
+    on_nonfinite: str = SETTINGS["on_nonfinite"][0]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What else changes the bytes of a file."""
+        return {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+
+
+def order(
+    recipe: Recipe,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_defaults: bool = True,
+    to: str | None = None,
+    container: bool = False,
+    max_shard_size: float | None = None,
+    importance: str | None = None,
+    digest: str | None = None,
+    on_nonfinite: str | None = None,
+) -> Order:
+    """What is given, and of the rest what the recipe says. Raises UsageError for what contradicts itself."""
+    said: dict[str, Any] = dict(recipe.options)
+    limit = max_shard_size if max_shard_size is not None else said.get("max_shard_size")
+    if limit is not None and limit < 1:
+        raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
+    found = Order(
+        recipe=recipe,
+        include=tuple(include or said.get("include", ())),
+        exclude=tuple(exclude or said.get("exclude", ())),
+        keep_defaults=keep_defaults and said.get("keep_defaults", True),
+        to=to or said.get("to"),
+        container=container or said.get("container", False),
+        max_shard_size=None if limit is None else int(limit),
+        importance=importance,
+        digest=digest or said.get("digest") or SETTINGS["digest"][0],
+        on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
+    )
+    if found.container and found.to in (None, NATIVE):
+        raise UsageError("only other tools' files can be containers", place=["--container"], hint="use it with --to")
+    return found
+
+
+def target_of(source: Source, asked: Order, *, folder: bool) -> tuple[str | None, str]:
+    """The target of what is written, None for the native layout, and what is to be said of it.
+
+    Where none is asked for, a folder that transformers loads is written so that it still does.
+    """
+    if asked.to is not None:
+        return None if asked.to == NATIVE else asked.to, ""
+    if not folder or _architecture(source) is None:
+        return None, ""
+    if embeddings_alone(source.infos()):
+        return None, f"config.json gets no quantization_config: loaders of {USUAL} do not quantize embeddings"
+    schemes = [s for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None]
+    for scheme in (c for s in schemes for c in candidates(s)):
+        if (why := named(USUAL).accepts.obstacle(scheme)) is not None:
+            return None, f"config.json gets no quantization_config: {USUAL} cannot store {why}"
+    return USUAL, ""
+
+
+def _architecture(source: Source) -> Architecture | None:
+    """What a folder's config.json says the model is; None where it is not one of transformers."""
+    try:
+        return stated(source.beside)
+    except QuantcliError as error:
+        raise error.within(source.path) from None
+
+
+def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]:
+    """The importances that are named, and what is to be said of entries that belong to no tensor of the source."""
+    path, digest = asked.recipe.importance or (None, None)
+    if path is None or asked.importance is not None:
+        # A recipe out of a header knows the importances it was made with by their digest alone.
+        digest, path = digest if path is None else None, asked.importance
+    if path is None:
+        if digest is not None:
+            raise UsageError("the recipe was made with importances", place=["--importance"], hint="name their file")
+        return None, ""
+    found = load(path, digest)
+    unused = found.unused(source.infos())
+    if not unused:
+        return found, ""
+    more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+    return found, f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}"
+
+
+def request_of(source: Source, asked: Order, to: str | None, importance: Importance | None) -> Request:
+    """What is asked of the tensors of a source, written for a target."""
+    return Request(
+        scheme=asked.recipe.default,
+        rules=asked.recipe.rules,
+        ties=asked.recipe.ties,
+        include=asked.include,
+        exclude=asked.exclude,
+        keep_defaults=asked.keep_defaults,
+        max_shard_size=asked.max_shard_size,
+        importance=importance,
+        to=to,
+        architecture=_architecture(source) if to is not None else None,
+        container=asked.container,
+    )
+
+
+def with_target(asked: Order, to: str | None) -> Order:
+    """The order with its target settled."""
+    return replace(asked, to=to or NATIVE)
