@@ -59,8 +59,14 @@ def convert(tensors, beside):
 
 READS = Reader(summary="Rows of bytes: bytes and scales", find=find)
 
-WRITES = Writer(summary="Rows of bytes: bytes and scales, for this test", keeps="nothing", accepts=Accepts(bits=(8,), granularities=("channel",),
-                symmetric=(True,)), shape=not_a_matrix, convert=convert, usual={"bits": 8, "granularity": "channel"})
+WRITES = Writer(
+    summary="Rows of bytes: bytes and scales, for this test",
+    keeps="nothing",
+    accepts=Accepts(bits=(8,), granularities=("channel",), symmetric=(True,)),
+    shape=not_a_matrix,
+    convert=convert,
+    usual={"bits": 8, "granularity": "channel"},
+)
 '''
 
 
