@@ -4,15 +4,14 @@ A variant's module offers `PROVIDES`; its name is the file's, with dashes for un
 docstring, `TITLE: SUMMARY.`, is what help and documentation say of it. Packages beside such modules hold what they
 share. Where modules may offer several things, such as a layout that is read, written or both, a variant of one of them
 is a module, or a package, in whose text a line begins with that name and an equals sign, and what is said of it is its
-first argument, `summary="TITLE: SUMMARY"`. All this is read from the folder and the text, not by importing the package,
-so that `--help` can list variants without importing numpy.
+first argument, `summary="TITLE: SUMMARY"`. All this is read from the folders of a package (its `__path__`, to which one
+may be added) and the text, not by importing modules, so that `--help` can list variants without importing numpy.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
-import pkgutil
 import re
 from functools import cache
 from typing import Any
@@ -27,22 +26,33 @@ def names(package: str, offer: str | None = None) -> tuple[str, ...]:
     >>> "fp8-blocks" in names("layouts", "READS"), "fp8-blocks" in names("layouts", "WRITES")
     (True, False)
     """
-    public = [m for m in pkgutil.iter_modules([_folder(package)]) if not m.name.startswith("_")]
-    found = [m.name for m in public if (f"\n{offer} = " in _text(package, m.name) if offer else not m.ispkg)]
+    files = _files(package).items()
+    found = [name for name, path in files if (f"\n{offer} = " in _text(package, name) if offer else _is_module(path))]
     return tuple(sorted(name.replace("_", "-") for name in found))
 
 
-def _folder(package: str) -> str:
-    """Where the modules of a package are."""
-    return os.path.join(os.path.dirname(__file__), *package.split("."))
+@cache
+def _files(package: str) -> dict[str, str]:
+    """The public modules of a package, or packages in it, and the file of each; of a package the first."""
+    spec = importlib.util.find_spec(f"quantcli.{package}")
+    found: dict[str, str] = {}
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        for entry in os.listdir(folder) if os.path.isdir(folder) else ():
+            module, extension = os.path.splitext(entry)
+            path = os.path.join(folder, entry, "__init__.py") if not extension else os.path.join(folder, entry)
+            if not module.startswith("_") and (extension == ".py" or (not extension and os.path.isfile(path))):
+                found.setdefault(module, path)
+    return found
+
+
+def _is_module(path: str) -> bool:
+    return os.path.basename(path) != "__init__.py"
 
 
 @cache
 def _text(package: str, name: str) -> str:
     """The text of a variant's module, or of the first file of its package."""
-    module = os.path.join(_folder(package), name)
-    path = os.path.join(module, "__init__.py") if os.path.isdir(module) else f"{module}.py"
-    with open(path, encoding="utf-8") as file:
+    with open(_files(package)[name], encoding="utf-8") as file:
         return file.read()
 
 

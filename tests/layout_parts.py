@@ -1,4 +1,4 @@
-"""Foreign layouts in memory: tensors as they are stored, and what is found and decoded of them."""
+"""Layouts in memory: tensors as they are stored, and what is found and decoded of them."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ from quantcli.architectures import EXPERTS, Architecture
 from quantcli.dtypes import to_float32
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.config import architecture, section, text, whole
+from quantcli.layouts.evidence import COMFYUI
 from quantcli.layouts.loaders import ignored, modules, not_linear
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, quantized, rounded, words
 from quantcli.layouts.reader import Found, Read, Reader
@@ -46,9 +47,6 @@ from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
-
-KEY = "_quantization_metadata"
-"""The key of the header under which modules are described; `find` takes what it says in place of config.json."""
 
 INT8 = "int8_tensorwise"
 
@@ -97,7 +95,7 @@ def _described(infos: Mapping[str, TensorInfo], path: str, layers: Mapping[str, 
         raise wrong(f"{path}.weight", "its description is in a tensor that cannot be read here")
     found = strict_json(read(own.name, 0, own.nbytes).tobytes(), printable(own.name))
     if path in layers and layers[path] != found:
-        raise wrong(own.name, f"the header's {KEY} says something else")
+        raise wrong(own.name, f"the header's {COMFYUI} says something else")
     return found
 
 
@@ -192,7 +190,7 @@ def _found(infos: Mapping[str, TensorInfo], path: str, said: Any) -> Found:
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """What is described as ComfyUI describes it, and 8-bit floats with a scale_weight beside them."""
-    layers = section(config, KEY)
+    layers = section(config, COMFYUI)
     described = [name.removesuffix(DESCRIPTION) for name in infos if name.endswith(DESCRIPTION)]
     paths = list(dict.fromkeys([*described, *layers]))
     found = [_found(infos, path, _described(infos, path, layers, read)) for path in paths]
@@ -203,7 +201,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         older = f"{name.removesuffix('.weight')}.scale_weight"
         if info.dtype in ("I8", "U8") and f"{name}_zeros" in infos:
             raise wrong(
-                name, "zeros beside its codes, and nothing says what they are", f"{KEY} in the header would tell"
+                name, "zeros beside its codes, and nothing says what they are", f"{COMFYUI} in the header would tell"
             )
         if info.dtype in ("F8_E4M3", "F8_E5M2") and older in infos:
             if infos[older].numel != 1:
@@ -254,7 +252,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 
     def header(held: Sequence[str]) -> dict[str, str]:
         layers = {module_of(n): {"format": INT8} for n in names if n in set(held)}
-        return {KEY: json.dumps({"format_version": "1.0", "layers": layers})}
+        return {COMFYUI: json.dumps({"format_version": "1.0", "layers": layers})}
 
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
     group = {"targets": ["Linear"], "format": "int-quantized", "weights": {**weights, "group_size": None}}

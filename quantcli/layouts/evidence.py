@@ -18,6 +18,7 @@ from typing import Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
+from quantcli.layouts.reader import OWN
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
@@ -29,7 +30,7 @@ CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant
 """Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ and ModelOpt."""
 
 COMFYUI = "_quantization_metadata"
-"""The key of a header under which ComfyUI describes modules."""
+"""The key of a header under which ComfyUI describes modules; its layout takes what it says beside config.json."""
 
 SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
 WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
@@ -295,7 +296,7 @@ def _computed_with(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | 
 
 def out_of_date(source: Source, config: Mapping[str, Any]) -> str | None:
     """What a configuration says of a source in which nothing tells of quantization; None when it says nothing."""
-    said = None if source.kind in ("gguf", "onnx") else claimed(config)
+    said = None if source.kind in OWN else claimed(config)
     return f"{said}, but no tensor is stored as codes" if said is not None else None
 
 

@@ -23,7 +23,8 @@ Read = Callable[[str, int, int], "NDArray[np.uint8]"]
 
 
 OWN = ("gguf", "onnx")
-"""Layouts of files that say themselves what their tensors are: in those no other is looked for, whatever the names."""
+"""Layouts, and kinds of stores, of files that say themselves what their tensors are: in those no other is looked for,
+whatever the names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

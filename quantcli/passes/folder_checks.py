@@ -10,7 +10,7 @@ from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
 from quantcli.layouts.compressed_tensors.write import quantization_config
 from quantcli.layouts.native.document import StoredTensor
-from quantcli.stores.checkpoint import Checkpoint
+from quantcli.stores import Source
 from quantcli.stores.files import read_small
 from quantcli.strict import strict_json
 
@@ -19,7 +19,7 @@ _MOST = 100_000_000
 """Most bytes of an index or a configuration."""
 
 
-def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:
+def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[str]:
     """What index and configuration of a quantized folder say that its files do not."""
     found = []
     if source.index:
@@ -32,7 +32,7 @@ def faults(source: Checkpoint, stored: Sequence[StoredTensor]) -> list[str]:
             if isinstance(said, dict) and name in said and said[name] != value:
                 shown = printable(repr(said[name]), 40)
                 found.append(f"{os.path.basename(source.index)}: {name} is {shown}, not {value}")
-    config = os.path.join(source.folder, CONFIG)
+    config = os.path.join(folder, CONFIG)
     content = strict_json(read_small(config, _MOST), config) if os.path.isfile(config) else None
     says = content.get("quantization_config") if isinstance(content, dict) else None
     if isinstance(content, dict) and (says is None or isinstance(says, dict)):

@@ -21,7 +21,7 @@ from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import KEY, Beside, Conversion, Weight, Writer, named, refusal
 from quantcli.planning.plan import Plan, Request
 from quantcli.stores import Source, open_source, seal
-from quantcli.stores.checkpoint import Checkpoint, Part
+from quantcli.stores.checkpoint import Part
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.decided import Decided
 
@@ -104,7 +104,7 @@ def notes(found: Conversion, *, config: bool) -> list[str]:
 
 def beside(source: Source) -> Beside:
     """What lies beside the weights of a folder; nothing for a file."""
-    return source.beside if isinstance(source, Checkpoint) else lambda name: None
+    return source.beside
 
 
 # ---- the model to write -----------------------------------------------------------------------------------------
@@ -164,9 +164,8 @@ def planned(plan: Plan, source: Source, *, digest: str, to: str | None, containe
 
 def _listed(plan: Plan, source: Source) -> list[Decided]:
     """The tensors of a plan in file order, shard by shard."""
-    shards = source.shards.values() if isinstance(source, Checkpoint) else [source]
     found, at = list[Decided](), 0
-    for shard in shards:
+    for shard in source.shards.values():
         count = len(shard.infos())
         found += in_file_order(plan.tensors[at : at + count])
         at += count

@@ -28,7 +28,6 @@ from quantcli.models import View
 from quantcli.passes import checks, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.tiles import COPY, Crew, Progress, Task
-from quantcli.stores.checkpoint import Checkpoint
 from quantcli.tensors import digest
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.tensors.rows import TileSpan
@@ -110,8 +109,8 @@ class _Run:
                 self.unchecked.append("the header has no digest of itself")
             elif not intact:
                 self.add("", "structure", f"{place}the header is not as it was written")
-        if isinstance(source, Checkpoint):
-            for problem in folder_checks.faults(source, [t.stored for t in self.model.values()]):
+        if source.folder is not None:
+            for problem in folder_checks.faults(source, source.folder, [t.stored for t in self.model.values()]):
                 self.add("", "structure", problem)
 
     def compare(self, original: Model) -> None:

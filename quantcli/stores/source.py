@@ -27,15 +27,16 @@ class HeaderDocument(NamedTuple):
 class Source(Protocol):
     """Tensors to read, and what the store they are in has beside them. `read` may be called from several threads.
 
-    kind: the format of its files. folder: where its shards lie; None for a single file. blocks, keys: of a GGUF, the
-    tensors that are read as U8 rows of bytes, and its metadata. graph: of an ONNX file, what its nodes do with tensors.
-    A store inherits from this what it does not have.
+    kind: the format of its files. folder, index: where its shards lie, and the file that lists their tensors; None and
+    empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its metadata.
+    graph: of an ONNX file, what its nodes do with tensors. A store inherits from this what it does not have.
     """
 
     path: str
     metadata: dict[str, str]
     kind: str
     folder: str | None = None
+    index: str = ""
     blocks: Mapping[str, Block] = MappingProxyType({})
     keys: Mapping[str, Any] = MappingProxyType({})
     graph: Graph | None = None
