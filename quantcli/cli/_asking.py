@@ -12,20 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli import registry
-from quantcli.cli import _help, options
+from quantcli.cli import _help
 from quantcli.cli._help import F
-from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.errors import UsageError
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from quantcli.architectures import Architecture
-    from quantcli.planning.importance import Importance
-    from quantcli.planning.plan import Request
+    from quantcli.planning.order import Order
     from quantcli.planning.recipe import Recipe
-    from quantcli.scheme import Scheme
-    from quantcli.stores import Source
 
 
 CALIBRATIONS = _help.Names(
@@ -327,101 +323,32 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def asked_recipe(asked: dict[str, Any], fields: dict[str, Any]) -> Recipe:
+def order(asked: Mapping[str, Any], recipe: Recipe | None = None) -> Order:
+    """The typed order that options make, those of a recipe behind them; recipe: where it is known already."""
+    from quantcli.planning.order import order as made
+
+    return made(
+        recipe_of(asked) if recipe is None else recipe,
+        include=asked["include"],
+        exclude=asked["exclude"],
+        keep_defaults=not asked["no_default_keep"],
+        to=asked.get("to"),
+        container=asked.get("container", False),
+        max_shard_size=asked.get("max_shard_size"),
+        importance=asked.get("importance"),
+        digest=asked.get("digest"),
+        on_nonfinite=asked.get("on_nonfinite"),
+    )
+
+
+def asked_recipe(asked: Mapping[str, Any], fields: dict[str, Any]) -> Recipe:
     """The recipe of --recipe and --override, with fields of the default scheme on top."""
     from quantcli.planning import recipe
 
     return recipe.load(asked["recipe"], fields, [recipe.override(text) for text in asked["override"]])
 
 
-def settled(asked: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The options that are given, else what the recipe says. Raises UsageError for a size that holds nothing."""
-    said = dict(recipe.options)
-    said["no_default_keep"] = not said.pop("keep_defaults", True)
-    found = {**said, **{k: v for k, v in asked.items() if v not in (None, (), False) or k not in said}}
-    limit = found.get("max_shard_size")
-    if limit is not None:
-        if limit < 1:
-            raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
-        found["max_shard_size"] = int(limit)
-    return found
-
-
-def target_of(source: Source, recipe: Recipe, asked: str | None, *, folder: bool) -> tuple[str | None, str]:
-    """The target of what is written, None for the native layout, and what is to be said of it.
-
-    Where none is asked for, a folder that transformers loads is written so that it still does.
-    """
-    from quantcli.asking import candidates
-    from quantcli.layouts.writer import named
-    from quantcli.planning import recipe as recipes
-    from quantcli.planning.plan import embeddings_alone
-
-    if asked is not None or not folder or _architecture(source) is None:
-        return None if asked == recipes.NATIVE else asked, ""
-    usual = "compressed-tensors"
-    if embeddings_alone(source.infos()):
-        return None, f"config.json gets no quantization_config: loaders of {usual} do not quantize embeddings"
-    schemes = [s for s in (recipe.default, *(r.scheme for r in recipe.rules)) if s is not None]
-    for scheme in (c for s in schemes for c in candidates(s)):
-        if (why := named(usual).accepts.obstacle(scheme)) is not None:
-            return None, f"config.json gets no quantization_config: {usual} cannot store {why}"
-    return usual, ""
-
-
-def _architecture(source: Source) -> Architecture | None:
-    """What a folder's config.json says the model is; None where it is not one of transformers."""
-    from quantcli.layouts.config import stated
-    from quantcli.passes.outputs import beside
-
-    try:
-        return stated(beside(source))
-    except QuantcliError as error:
-        raise error.within(source.path) from None
-
-
-def importance(asked: dict[str, Any], recipe: Recipe, source: Source) -> Importance | None:
-    """What --importance or the recipe names; entries that belong to no tensor of the source are said."""
-    from quantcli.planning.importance import load
-
-    path, digest = recipe.importance or (None, None)
-    if path is None or asked["importance"] is not None:
-        # A recipe out of a header knows the importances it was made with by their digest alone.
-        digest, path = digest if path is None else None, asked["importance"]
-    if path is None:
-        if digest is not None:
-            raise UsageError("the recipe was made with importances", place=["--importance"], hint="name their file")
-        return None
-    found = load(path, digest)
-    unused = found.unused(source.infos())
-    if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        options.warn(f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}")
-    return found
-
-
-def request(
-    scheme: Scheme, asked: dict[str, Any], recipe: Recipe | None = None, source: Source | None = None
-) -> Request:
-    """A scheme for the tensors selected, with the rules of a recipe. source: where its target matters."""
-    from quantcli.planning.plan import Request
-
-    to = asked.get("to")
-    return Request(
-        scheme=scheme,
-        rules=recipe.rules if recipe else (),
-        ties=recipe.ties if recipe else (),
-        include=asked["include"],
-        exclude=asked["exclude"],
-        keep_defaults=not asked["no_default_keep"],
-        max_shard_size=asked.get("max_shard_size"),
-        to=to,
-        architecture=_architecture(source) if source is not None and to is not None else None,
-        container=asked.get("container", False),
-    )
-
-
-def recipe_of(asked: dict[str, Any]) -> Recipe:
+def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     """The schemes that are asked for; of what is left open, those that are usual for the target."""
     fields: dict[str, Any] = granularity(asked["granularity"], asked["group_size"], asked["axis"])
     to = asked["to"]
@@ -455,7 +382,7 @@ def recipe_of(asked: dict[str, Any]) -> Recipe:
         return asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})
 
 
-def _method(asked: dict[str, Any]) -> dict[str, Any]:
+def _method(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Scheme fields that other options imply: an option of a calibrator names it, levels make a codebook."""
     given = {
         name: asked[option]

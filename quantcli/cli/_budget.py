@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from string import ascii_letters
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from quantcli.passes.budget import Planned
+    from quantcli.planning.order import Order
     from quantcli.planning.plan import Plan, Request
     from quantcli.scheme import Scheme
     from quantcli.stores import Source
@@ -22,17 +23,6 @@ if TYPE_CHECKING:
 
 BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
 """What a plan chooses from unless told otherwise."""
-
-DEFAULTS: dict[str, Any] = {
-    "calibration": None,
-    "weighting": "balanced",
-    "no_ties": False,
-    "uniform_groups": False,
-    "scheme": {},
-    "min_sqnr": None,
-    "max_nmse": None,
-}
-"""The other options of a plan where they are not offered."""
 
 TARGETS = (
     ("target_size", "SIZE", "Most bytes the file may have, such as 3.9GB."),
@@ -42,20 +32,74 @@ TARGETS = (
 )
 
 
+WITH_A_TARGET = (
+    *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
+    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest", "to", "container"),
+)
+"""What may be said of the tensors beside a target; the rest a plan chooses itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a plan must keep, and what it may choose from. target: one of TARGETS; value: what was typed for it.
+    scheme: fields that all choices have; bits: None for the format's own, 16 to keep a tensor."""
+
+    target: str
+    value: Any
+    bits: tuple[int | None, ...]
+    group_sizes: tuple[int, ...]
+    scheme: Mapping[str, Any] = field(default_factory=dict)
+    calibrations: tuple[str, ...] = ()
+    ties: bool = True
+    uniform: bool = False
+    weighting: str = "balanced"
+
+
+def of_plan(asked: Mapping[str, Any]) -> Budget:
+    """The budget that options of plan make. Raises UsageError where there is not just one target."""
+    targets = [name for name, _, _ in TARGETS if asked.get(name) is not None]
+    if len(targets) != 1:
+        raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
+    return Budget(
+        target=targets[0],
+        value=asked[targets[0]],
+        bits=tuple(asked["bits"]),
+        group_sizes=tuple(asked["group_size"]),
+        calibrations=tuple(asked["calibration"] or ()),
+        ties=not asked["no_ties"],
+        uniform=asked["uniform_groups"],
+        weighting=asked["weighting"],
+    )
+
+
+def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
+    """The budget of quantize; None where it has none. Raises UsageError for options of what a plan chooses itself."""
+    targets = [name for name in ("target_size", "target_bpw") if asked[name] is not None]
+    if not targets:
+        return None
+    said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
+    if said:
+        option = _asking.option_name(said[0], asked[said[0]])
+        raise UsageError("a target chooses that itself", place=[option], hint="leave it out, or use plan")
+    if len(targets) > 1:
+        raise UsageError("one target is needed", hint="give --target-size or --target-bpw")
+    return Budget(target=targets[0], value=asked[targets[0]], **usual(order.to))
+
+
 def usual(to: str | None) -> dict[str, Any]:
     """What quantize chooses from for a target: all widths, in the format and the groups that are usual for it."""
-    found: dict[str, Any] = {"bits": BITS, "group_size": GROUP_SIZES, "scheme": {}}
-    if to is None:
+    found: dict[str, Any] = {"bits": tuple(BITS), "group_sizes": tuple(GROUP_SIZES)}
+    if to in (None, "native"):
         return found
     from quantcli.layouts.writer import named
 
-    fields = named(to).usual
+    fields = named(str(to)).usual
     if "format" in fields:
-        found |= {"scheme": {"format": fields["format"]}, "bits": [None, 16]}
+        found |= {"scheme": {"format": fields["format"]}, "bits": (None, 16)}
     if "group_size" in fields:
-        found["group_size"] = [fields["group_size"]]
+        found["group_sizes"] = (fields["group_size"],)
     elif fields.get("granularity") == "channel":
-        found["group_size"] = [-1]
+        found["group_sizes"] = (-1,)
     return found
 
 
@@ -72,7 +116,7 @@ def budget(command: F) -> F:
     command = _help.option(
         "--weighting",
         metavar="NAME|FILE",
-        default=DEFAULTS["weighting"],
+        default="balanced",
         show_default=True,
         help="What adds up: each tensor's squared error over its power (relative), that times its size to the "
         "power of 5/8 (balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
@@ -150,15 +194,15 @@ def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], in
     return f"{unit.asked} cannot be met: {reached} ({'; '.join(filled)})"
 
 
-def _way_out(asked: dict[str, Any], least: Planned) -> str:
+def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> str:
     """What makes the smallest file smaller, and else to ask for more."""
     ways = []
-    native = "--to native " if asked["to"] is not None else ""
+    native = "--to native " if to is not None else ""
     if any(t.reason in ("embedding", "lm-head", "router", "small") for t in least.plan.tensors) and (
-        native or not asked["no_default_keep"]
+        native or order.keep_defaults
     ):
         ways.append(f"quantize such tensors too with {native}--no-default-keep")
-    if min(b or 16 for b in asked["bits"]) > min(BITS) and not asked["scheme"]:
+    if min(b or 16 for b in budget.bits) > min(BITS) and not budget.scheme:
         ways.append("allow fewer --bits")
     return ", or ".join([*ways, "ask for more"])
 
@@ -199,36 +243,36 @@ def _where(size: int) -> dict[str, Any]:
     return _asking.granularity(None, size, None)
 
 
-def planned(
-    source: Source, src: str, asked: dict[str, Any], threads: int, talk: options.Talk
-) -> tuple[Planned, int | None]:
-    """The best plan for a source, and the bytes it was to stay within."""
-    from quantcli.folders import output as outputs
-    from quantcli.passes import budget as planning
-    from quantcli.planning.plan import make, suited
-    from quantcli.reports.build import unweighted
-    from quantcli.stores import need_file
-
-    targets = [name for name, _, _ in TARGETS if asked[name] is not None]
-    if len(targets) != 1:
-        raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
-    recipe = _asking.asked_recipe(asked, {})
-    asked = {"scheme": {}, **_asking.settled(asked, recipe)}
+def _schemes(order: Order, budget: Budget) -> list[Scheme]:
+    """The schemes to choose from. Raises UsageError where there are none."""
+    asked = {"bits": budget.bits, "group_size": budget.group_sizes, "calibration": budget.calibrations}
     with _asking.naming_options(asked):
         schemes = [
-            recipe.scheme({**asked["scheme"], **({"bits": bits} if bits else {}), **_where(size), **method})
-            for method in [{"calibration": name} for name in asked["calibration"] or ()] or [{}]
-            for size in asked["group_size"]
-            for bits in asked["bits"]
+            order.recipe.scheme({**budget.scheme, **({"bits": bits} if bits else {}), **_where(size), **method})
+            for method in [{"calibration": name} for name in budget.calibrations] or [{}]
+            for size in budget.group_sizes
+            for bits in budget.bits
             if bits != 16
         ]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
+    return schemes
+
+
+def planned(
+    source: Source, src: str, order: Order, to: str | None, budget: Budget, threads: int, talk: options.Talk
+) -> tuple[Planned, int | None]:
+    """The best plan for a source, and the bytes it was to stay within."""
+    from quantcli.folders import job
+    from quantcli.folders import output as outputs
+    from quantcli.passes import budget as planning
+    from quantcli.planning.plan import make
+    from quantcli.reports.build import unweighted
+    from quantcli.stores import need_file
+
+    schemes = _schemes(order, budget)
     need_file(source, "planning")
-    to, _ = _asking.target_of(source, recipe, asked.get("to"), folder=source.folder is not None)
-    asked = {**asked, "to": to}
-    weights = _asking.importance(asked, recipe, source)
-    request = suited(replace(_asking.request(schemes[0], asked, recipe, source), importance=weights))
+    request = job.request(source, order, to, warn=options.warn)
     schemes, mixed = _stored_by(to, schemes, talk)
     request = replace(request, scheme=schemes[0])
     first = make(source.infos(), request)
@@ -242,7 +286,7 @@ def planned(
         sized = replace(plan.request, max_shard_size=request.max_shard_size)
         return outputs.size_of(source, replace(plan, request=sized))
 
-    name, value = targets[0], asked[targets[0]]
+    name, value = budget.target, budget.value
     target: int | None = None
     if name in ("target_size", "target_bpw"):
         parameters = sum(info.numel for info in source.infos())
@@ -250,10 +294,10 @@ def planned(
         target = int(value if name == "target_size" else value * parameters / 8)
         whole = sum(info.nbytes for info in source.infos())
         nbytes = outputs.nbytes_of(source, first)
-        if 16 in asked["bits"] and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
+        if 16 in budget.bits and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
             problem = f"{unit.asked} are enough for all of it as it is"
             raise UsageError(problem, place=[src, _asking.option_name(name)], hint="nothing needs quantizing")
-    weighting: Any = "absolute" if target is None else asked["weighting"]
+    weighting: Any = "absolute" if target is None else budget.weighting
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])
 
@@ -262,22 +306,22 @@ def planned(
             source,
             request,
             schemes,
-            keep=16 in asked["bits"],
-            ties=not asked["no_ties"],
+            keep=16 in budget.bits,
+            ties=budget.ties,
             weighting=weighting,
             nbytes_of=lambda plan: outputs.nbytes_of(source, plan),
             threads=threads,
             progress=progress,
         )
-    variants = [units] if mixed and not asked["uniform_groups"] else planning.with_one_scheme(units)
+    variants = [units] if mixed and not budget.uniform else planning.with_one_scheme(units)
     if target is not None:
         try:
             return planning.best_within(variants, source, request, size_of, target), target
         except planning.OutOfReachError as error:
             room = outputs.nbytes_of(source, error.least.plan)
-            problem, hint = _what_takes_the_room(error.least, unit, room), _way_out(asked, error.least)
+            problem, hint = _what_takes_the_room(error.least, unit, room), _way_out(order, to, budget, error.least)
             raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
-    if asked["uniform_groups"]:
+    if budget.uniform:
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     power = sum(unit.choices[0].power for unit in units)
     cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)

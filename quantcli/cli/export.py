@@ -89,9 +89,9 @@ def command(
     .safetensors. The report says what was lossless, and what rounding the parameters cost elsewhere.
     """
     from quantcli import terminal
-    from quantcli.cli.quantize import default_name
     from quantcli.folders import output as outputs
     from quantcli.folders import sidefiles
+    from quantcli.folders.job import default_name
     from quantcli.layouts.native import model as reading
     from quantcli.passes import export, requantize
     from quantcli.passes.outputs import notes as conversion_notes

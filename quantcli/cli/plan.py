@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _budget, _help, _naming, _sources, options
+from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 
 if TYPE_CHECKING:
     from quantcli.passes.budget import Planned, Unit
@@ -71,8 +71,13 @@ def command(
     if output is not None:
         options.check_outputs([output], read)
         _naming.check_recipe(output)
+    budget = _budget.of_plan(asked)
+    order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     with _sources.float_source(src, source_layout, talk) as source:
-        planned, target = _budget.planned(source, src, asked, options.thread_count(threads), talk)
+        from quantcli.planning.order import target_of
+
+        to, _ = target_of(source, order, folder=source.folder is not None)
+        planned, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         warnings = _warnings(source, planned)
     for line in () if talk.quiet else warnings:
         options.warn(line)

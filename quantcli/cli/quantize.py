@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,24 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, options
-from quantcli.errors import DataError, UsageError
+from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.folders.job import Job
     from quantcli.passes.quantize import Written
-    from quantcli.planning.plan import Plan, Request
-    from quantcli.planning.recipe import Recipe
     from quantcli.reports.records import RunReport
-    from quantcli.stores import Source
 
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth a word."""
-
-WITH_A_TARGET = (
-    *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
-    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest", "to", "container"),
-)
-"""What may be said of the tensors beside a target; the rest a plan chooses itself."""
-
 
 @_help.command(
     "quantize",
@@ -144,21 +134,14 @@ def command(
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
     from quantcli import kernels
-    from quantcli.folders import output as outputs
-    from quantcli.folders import sidefiles
-    from quantcli.passes import quantize
-    from quantcli.passes.export import check_output
-    from quantcli.passes.outputs import notes as conversion_notes
-    from quantcli.planning import plan, recipe
+    from quantcli.folders import job
+    from quantcli.passes.quantize import Options
+    from quantcli.planning import recipe
+    from quantcli.planning.order import target_of
 
-    given = _asking.recipe_of(asked)
-    asked = _asking.settled(asked, given)
-    _refuse_both(asked)
-    settings = {name: asked[name] or choices[0] for name, choices in recipe.SETTINGS.items()}
-    digest = settings["digest"]
-    _naming.check_model(output, asked["to"])
-    if asked["container"] and asked["to"] in (None, recipe.NATIVE):
-        raise UsageError("only other tools' files can be containers", place=["--container"], hint="use it with --to")
+    order = _asking.order(asked)
+    budget = _budget.of_quantize(asked, order)
+    _naming.check_model(output, order.to)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
@@ -166,75 +149,85 @@ def command(
         _sources.float_source(src, source_layout, talk) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
-        read = [src, asked["recipe"], asked["codebook"], asked["importance"], *(given.importance or ())[:1]]
+        importance = order.importance or (order.recipe.importance or (None,))[0]
+        read = [src, asked["recipe"], asked["codebook"], importance]
         _check_saved(saved, named, read)
-        to, why = _asking.target_of(source, given, asked["to"], folder=_as_folder(source, named or "", None))
-        if why:
-            talk.say(why)
-        request = _request(source, src, given, {**asked, "to": to}, threads, talk)
+        to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
+        talk.say(*[why] if why else [])
+        if budget is not None:
+            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)[0].request
+        else:
+            request = job.request(source, order, to, warn=options.warn)
+            request = job.spelt_out(source, request) if saved is not None else request
         if to is not None:
-            _check_target(source, to, output, request)
-            request = plan.suited(request)
-        recipe_text = recipe.dump(request, settings, os.path.dirname(saved)) if saved is not None else None
-        shown_target = to if asked["to"] is not None else None
-        target = named or default_name(src, _label(request, asked["recipe"]), shown_target)
-        folder = _as_folder(source, target if named or shown_target is None else None, to)
-        _check_folder_options(folder, request, resume, digest)
+            job.check_target(source, to, output, container=order.container)
+        text = recipe.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
+        asked_for = to if order.to is not None else None
+        target = named or job.default_name(src, job.label(request, asked["recipe"]), asked_for)
+        folder = job.as_folder(source, target if named or asked_for is None else None, to)
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
-        real = target if dry_run else check_output(source, target, folder=folder, force=force)
-        try:
-            planned = plan.make(source.infos(), request)
-            model = quantize.outgoing(source, planned, digest, outputs.target_of(planned))
-            notes = conversion_notes(model.conversion, config=folder and model.beside("config.json") is not None)
-        except (UsageError, DataError) as error:
-            raise error.within(src) from None
-        side = sidefiles.of(source, os.path.realpath(real), folder=folder)
-        shown = output or target
-        talk.say(*notes)
-        began = time.perf_counter()
+        ready = job.prepare(
+            source,
+            src,
+            order,
+            request,
+            target,
+            shown=output or target,
+            folder=folder,
+            force=force,
+            resume=resume,
+            dry_run=dry_run,
+        )
+        talk.say(*ready.notes)
         if dry_run:
-            size = outputs.size_of_model(source, model, folder=folder, base=os.path.basename(real))
-            written = quantize.Written(plan=planned, model=model, results={}, size=size)
+            report = ready.planned()
         else:
             count = options.thread_count(threads)
             if talk.verbose:
                 options.say(f"{kernels.load().name} kernels, {count} threads")
             if not talk.quiet:
-                _say_held(source, planned, digest)
-            with talk.bar(os.path.basename(shown)) as bar:
-                run = quantize.Options(
+                _say_held(ready)
+            with talk.bar(os.path.basename(ready.shown)) as bar, _leftovers_told(ready.path):
+                run = Options(
                     threads=count,
-                    digest=digest,
-                    keep_nonfinite=settings["on_nonfinite"] == "keep",
+                    digest=order.digest,
+                    keep_nonfinite=order.on_nonfinite == "keep",
                     force=force,
                     progress=bar,
                 )
-                with _leftovers_told(real):
-                    written = outputs.write(source, planned, real, run, side=side, folder=folder, resumed=resume)
-        seconds = None if dry_run else time.perf_counter() - began
-        found = _report(source, written, src, shown, request, seconds)
-    talk.say(*written.notes)
-    if talk.verbose and written.copied:
-        options.say(f"copied {', '.join(written.copied)}")
-    if talk.verbose and written.obstacle:
-        why = f"compressed-tensors cannot store {written.obstacle}"
-        options.say(f"config.json has no quantization_config: {why}")
-    found = replace(found, warnings=[*side.warnings(), *found.warnings])
-    if saved is not None and recipe_text is not None:
-        options.replace_file(saved, recipe_text, [*read, target])
+                report, written = ready.run(run)
+            talk.say(*written.notes)
+            if talk.verbose:
+                _say_more(written)
+    if saved is not None and text is not None:
+        options.replace_file(saved, text, [*read, target])
     if not talk.quiet:
-        options.say_warnings(found)
+        options.say_warnings(report)
     if output == "-" and not dry_run and not talk.quiet:
-        s = found.summary
-        options.say(
-            f"{100 * s.coverage:.1f} % of {s.parameters:,} parameters quantized, {s.bits_per_weight:.3f} bits per "
-            f"weight, SQNR {'exact' if s.sqnr_db is None else f'{s.sqnr_db:.2f} dB'}"
-        )
+        _say_summary(report)
     elif talk.json or not talk.quiet:
         if talk.json and to is not None:
-            found = replace(found, warnings=[*notes, *found.warnings])
-        options.print_reports([found], "json" if talk.json else "table", talk, show_all=show_all)
+            report = replace(report, warnings=[*ready.notes, *report.warnings])
+        options.print_reports([report], "json" if talk.json else "table", talk, show_all=show_all)
+
+
+def _say_more(written: Written) -> None:
+    """Say what was copied, and why a folder has no quantization_config."""
+    if written.copied:
+        options.say(f"copied {', '.join(written.copied)}")
+    if written.obstacle:
+        why = f"compressed-tensors cannot store {written.obstacle}"
+        options.say(f"config.json has no quantization_config: {why}")
+
+
+def _say_summary(report: RunReport) -> None:
+    """The line on standard error that stands for the table where the output is on standard output."""
+    s = report.summary
+    options.say(
+        f"{100 * s.coverage:.1f} % of {s.parameters:,} parameters quantized, {s.bits_per_weight:.3f} bits per "
+        f"weight, SQNR {'exact' if s.sqnr_db is None else f'{s.sqnr_db:.2f} dB'}"
+    )
 
 
 def _check_saved(saved: str | None, target: str | None, read: Sequence[str | None]) -> None:
@@ -248,70 +241,19 @@ def _check_saved(saved: str | None, target: str | None, read: Sequence[str | Non
         options.replaceable(saved, read)
 
 
-def _refuse_both(asked: dict[str, Any]) -> None:
-    """A plan chooses what these options would say."""
-    if asked["target_size"] is None and asked["target_bpw"] is None:
-        return
-    said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
-    if said:
-        option = _asking.option_name(said[0], asked[said[0]])
-        raise UsageError("a target chooses that itself", place=[option], hint="leave it out, or use plan")
-
-
-def _request(
-    source: Source, src: str, given: Recipe, asked: dict[str, Any], threads: int | None, talk: options.Talk
-) -> Request:
-    """What is asked for, or what a target or --save-recipe makes of it: a scheme for all and rules by name."""
-    from quantcli.planning import plan, recipe
-
-    if asked["target_size"] is not None or asked["target_bpw"] is not None:
-        chosen = {**_budget.DEFAULTS, **asked, "to": asked["to"] or recipe.NATIVE, **_budget.usual(asked["to"])}
-        planned, _ = _budget.planned(source, src, chosen, options.thread_count(threads), talk)
-        return planned.request
-    importance = _asking.importance(asked, given, source)
-    request = replace(_asking.request(given.default, asked, given, source), importance=importance)
-    if asked["save_recipe"] is None:
-        return request
-    try:
-        tensors = plan.make(source.infos(), request).tensors
-    except (UsageError, DataError) as error:
-        raise error.within(src) from None
-    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, request)
-
-
-def _say_held(source: Source, planned: Plan, digest: str) -> None:
+def _say_held(ready: Job) -> None:
     """Say which tensors of a pipe are in memory whole, where that is much."""
     from quantcli.passes import quantize
     from quantcli.terminal import size
 
-    held = quantize.held_whole(source, planned, digest)
+    held = quantize.held_whole(ready.source, ready.plan, ready.order.digest)
     largest = max(held, key=lambda t: t.info.nbytes, default=None)
     if largest is not None and largest.info.nbytes >= MUCH:
-        why = "SHA-256" if digest == "sha256" else "this method"
+        why = "SHA-256" if ready.order.digest == "sha256" else "this method"
         options.say(
             f"{why} looks at tensors twice, so from a pipe {len(held)} of them are held in memory one by one, "
             f"up to {size(largest.info.nbytes)}"
         )
-
-
-def _report(
-    source: Source, written: Written, src: str, output: str, request: Request, seconds: float | None
-) -> RunReport:
-    """The report on what was written; seconds is None for a plan."""
-    from quantcli.reports import build
-
-    return build.of_plan(
-        written.plan.tensors,
-        written.results,
-        written.model.nbytes,
-        command="plan" if seconds is None else "quantize",
-        source=src,
-        output=output,
-        bytes_in=sum(f.size for f in source.files()),
-        bytes_out=written.size,
-        seconds=seconds,
-        request=request,
-    )
 
 
 @contextlib.contextmanager
@@ -326,76 +268,6 @@ def _leftovers_told(real: str) -> Iterator[None]:
         if left is not None and not isinstance(error, UsageError):
             options.say(f"what is finished is in {left}: the same command with --resume goes on there")
         raise
-
-
-def _as_folder(source: Source, target: str | None, to: str | None) -> bool:
-    """Whether the output is a folder. target: its name, None where it is made up."""
-    if to is not None:
-        from quantcli.passes.export import as_folder
-
-        return as_folder(source, to, target)
-    return source.folder is not None and not (target or "").lower().endswith(".safetensors")
-
-
-def _check_target(source: Source, to: str, output: str | None, request: Request) -> None:
-    """Raise UsageError for a pipe, whose weights could not be compared with what was written; for two files on standard
-    output, and for an ONNX model that was to stay one."""
-    from quantcli.passes import export
-    from quantcli.stores import need_file
-    from quantcli.stores.onnx import OnnxFile
-
-    need_file(source, "--to")
-    export.check_standard_output(to, output)
-    if to == "onnx" and isinstance(source, OnnxFile) and not request.container:
-        hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
-        raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
-
-
-def _check_folder_options(folder: bool, request: Request, resume: bool, digest: str) -> None:
-    """Raise UsageError for an option of folders where none is written, or whose digests resuming needs."""
-    for name, given in (("--max-shard-size", request.max_shard_size is not None), ("--resume", resume)):
-        if given and not folder:
-            raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
-    if resume and digest == "none":
-        raise UsageError("a source without digests is not known again", place=["--resume"], hint="use --digest xxh3")
-
-
-def _label(request: Request, recipe: str | None) -> str:
-    """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is."""
-    if recipe is None:
-        return request.scheme.name if not request.rules else "recipe"
-    stem, extension = os.path.splitext(os.path.basename(recipe))
-    return stem if extension.lower() in (".yaml", ".yml") else stem + extension
-
-
-def default_name(src: str, scheme: str, to: str | None) -> str:
-    """The name beside SRC that tells the scheme and, for another tool's layout, the target, by the extension of those
-    that have one of their own."""
-    if to is None:
-        return default_output(src, scheme)
-    from quantcli.layouts.writer import named
-
-    extension = named(to).extension
-    default = default_output(src, "-".join(w for w in (scheme, "" if extension else to) if w))
-    return f"{default.removesuffix('.safetensors').removesuffix('-')}{extension}" if extension else default
-
-
-def default_output(src: str, scheme: str) -> str:
-    """The name beside SRC that tells the scheme or the recipe.
-
-    >>> default_output("models/model.safetensors", "w4g128"), default_output("audio.npy", "w8t")
-    ('models/model-w4g128.safetensors', 'audio-w8t.safetensors')
-    """
-    path = os.path.normpath(src)
-    if path.endswith(".index.json"):
-        path = os.path.dirname(os.path.abspath(path))
-    folder, base = os.path.split(path if os.path.basename(path) not in ("", ".", "..") else os.path.abspath(path))
-    stem, extension = os.path.splitext(base)
-    if os.path.isdir(path):
-        return os.path.join(folder, f"{base}-{scheme}")
-    if extension.lower() not in (".safetensors", ".npy", ".npz", ".onnx"):
-        stem = base
-    return os.path.join(folder, f"{stem}-{scheme}.safetensors")
 
 
 PROVIDES = command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
     from quantcli.passes.sweep import Sweep
+    from quantcli.planning.plan import Request
     from quantcli.scheme import Scheme
 
 
@@ -115,7 +117,7 @@ def command(
         plans = []
         for scheme in schemes:
             try:
-                plans.append(plan.make(source.infos(), _asking.request(scheme, selected)))
+                plans.append(plan.make(source.infos(), _request(scheme, selected)))
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         with talk.bar("sweeping") as bar:
@@ -138,6 +140,18 @@ def command(
         options.print_json(found.as_dict())
     elif not talk.quiet:
         _print(found, talk, plot)
+
+
+def _request(scheme: Scheme, selected: Mapping[str, Any]) -> Request:
+    """A scheme for the tensors selected."""
+    from quantcli.planning.plan import Request
+
+    return Request(
+        scheme=scheme,
+        include=selected["include"],
+        exclude=selected["exclude"],
+        keep_defaults=not selected["no_default_keep"],
+    )
 
 
 def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
-from quantcli.architectures import Architecture
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.planning.importance import Importance, load

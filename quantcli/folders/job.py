@@ -1,0 +1,199 @@
+"""One run of quantize from what is asked to the report: everything refusable is refused in `prepare`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from quantcli.errors import DataError, UsageError
+from quantcli.folders import output, sidefiles
+from quantcli.folders.sidefiles import SideFiles
+from quantcli.layouts.writer import named
+from quantcli.passes import export, outputs, quantize
+from quantcli.passes.outputs import Outgoing
+from quantcli.passes.quantize import Options, Written
+from quantcli.planning import plan, recipe
+from quantcli.planning.order import Order, importance_of, request_of
+from quantcli.planning.plan import Plan, Request
+from quantcli.reports import build
+from quantcli.reports.records import RunReport
+from quantcli.stores import Source, need_file
+
+Say = Callable[[str], None]
+
+
+# ---- names ------------------------------------------------------------------------------------------------------
+
+
+def label(request: Request, recipe_name: str | None) -> str:
+    """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is."""
+    if recipe_name is None:
+        return request.scheme.name if not request.rules else "recipe"
+    stem, extension = os.path.splitext(os.path.basename(recipe_name))
+    return stem if extension.lower() in (".yaml", ".yml") else stem + extension
+
+
+def default_name(src: str, scheme: str, to: str | None) -> str:
+    """The name beside SRC that tells the scheme and, for another tool's layout, the target, by the extension of those
+    that have one of their own.
+
+    >>> default_name("models/model.safetensors", "w4g128", None), default_name("audio.npy", "w8t", None)
+    ('models/model-w4g128.safetensors', 'audio-w8t.safetensors')
+    """
+    extension = named(to).extension if to is not None else ""
+    words = "-".join(w for w in (scheme, to if to is not None and not extension else "") if w)
+    path = os.path.normpath(src)
+    if path.endswith(".index.json"):
+        path = os.path.dirname(os.path.abspath(path))
+    folder, base = os.path.split(path if os.path.basename(path) not in ("", ".", "..") else os.path.abspath(path))
+    stem, own = os.path.splitext(base)
+    if os.path.isdir(path):
+        stem, ending = base, ""
+    else:
+        stem = stem if own.lower() in (".safetensors", ".npy", ".npz", ".onnx") else base
+        ending = ".safetensors"
+    name = os.path.join(folder, f"{stem}-{words}" if words or not extension else stem)
+    return name + (extension or ending)
+
+
+def as_folder(source: Source, target: str | None, to: str | None) -> bool:
+    """Whether the output is a folder. target: its name, None where it is made up."""
+    if to is not None:
+        return export.as_folder(source, to, target)
+    return source.folder is not None and not (target or "").lower().endswith(".safetensors")
+
+
+# ---- what is asked, of this source ------------------------------------------------------------------------------
+
+
+def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
+    """What is asked of the tensors of a source, with scales as the target stores them. warn: told what a file of
+    importances names in vain."""
+    importance, unused = importance_of(source, asked)
+    if unused:
+        warn(unused)
+    return plan.suited(request_of(source, asked, to, importance))
+
+
+def spelt_out(source: Source, asked: Request) -> Request:
+    """A request that names every tensor's scheme, as a recipe that is saved says it."""
+    try:
+        tensors = plan.make(source.infos(), asked).tensors
+    except (UsageError, DataError) as error:
+        raise error.within(source.path) from None
+    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, asked)
+
+
+def check_target(source: Source, to: str, output_name: str | None, *, container: bool) -> None:
+    """Raise UsageError for a pipe, whose weights could not be compared with what was written; for two files on standard
+    output, and for an ONNX model that was to stay one."""
+    need_file(source, "--to")
+    export.check_standard_output(to, output_name)
+    if to == "onnx" and source.kind == "onnx" and not container:
+        hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
+        raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
+
+
+def _check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
+    """Raise UsageError for an option of folders where none is written, or whose digests resuming needs."""
+    for name, given in (("--max-shard-size", asked.max_shard_size is not None), ("--resume", resume)):
+        if given and not folder:
+            raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
+    if resume and asked.digest == "none":
+        raise UsageError("a source without digests is not known again", place=["--resume"], hint="use --digest xxh3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run that may begin: all sizes are known, and all that can be refused is allowed.
+
+    src, shown: source and output as they are shown; path: the output's real path. notes: what loaders of the output
+    will and will not do.
+    """
+
+    source: Source
+    order: Order
+    request: Request
+    plan: Plan
+    model: Outgoing
+    side: SideFiles
+    src: str
+    shown: str
+    path: str
+    folder: bool
+    notes: tuple[str, ...]
+    resume: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files of weights, exactly."""
+        return output.size_of_model(self.source, self.model, folder=self.folder, base=os.path.basename(self.path))
+
+    def planned(self) -> RunReport:
+        """The report on the plan."""
+        return self._report(Written(plan=self.plan, model=self.model, results={}, size=self.size), None)
+
+    def run(self, options: Options) -> tuple[RunReport, Written]:
+        """Do it. Raises QuantcliError."""
+        began = time.perf_counter()
+        written = output.write(
+            self.source, self.plan, self.path, options, side=self.side, folder=self.folder, resumed=self.resume
+        )
+        return self._report(written, time.perf_counter() - began), written
+
+    def _report(self, written: Written, seconds: float | None) -> RunReport:
+        found = build.of_plan(
+            written.plan.tensors,
+            written.results,
+            written.model.nbytes,
+            command="plan" if seconds is None else "quantize",
+            source=self.src,
+            output=self.shown,
+            bytes_in=sum(f.size for f in self.source.files()),
+            bytes_out=written.size,
+            seconds=seconds,
+            request=self.request,
+        )
+        return replace(found, warnings=[*self.side.warnings(), *found.warnings])
+
+
+def prepare(
+    source: Source,
+    src: str,
+    order: Order,
+    request: Request,
+    target: str,
+    *,
+    shown: str,
+    folder: bool,
+    force: bool,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Job:
+    """A run on a source that writes to `target`. Raises UsageError, DataError and QuantcliError for all that can be
+    known before the first weight is read."""
+    _check_folder_options(folder, order, resume=resume)
+    real = target if dry_run else export.check_output(source, target, folder=folder, force=force)
+    try:
+        planned = plan.make(source.infos(), request)
+        model = quantize.outgoing(source, planned, order.digest, output.target_of(planned))
+        notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
+    except (UsageError, DataError) as error:
+        raise error.within(src) from None
+    side = sidefiles.of(source, os.path.realpath(real), folder=folder)
+    return Job(
+        source=source,
+        order=order,
+        request=request,
+        plan=planned,
+        model=model,
+        side=side,
+        src=src,
+        shown=shown,
+        path=real,
+        folder=folder,
+        notes=tuple(notes),
+        resume=resume,
+    )
