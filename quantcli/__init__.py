@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quantcli.api import compare
+    from quantcli.api import compare, plan, quantize_file
     from quantcli.asking import Scheme
     from quantcli.errors import DataError, QuantcliError, UsageError
     from quantcli.layouts.native.model import Model, Tensor, open
@@ -39,7 +39,9 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "open",
+    "plan",
     "quantize",
+    "quantize_file",
 ]
 
 _HOMES = {
@@ -54,7 +56,9 @@ _HOMES = {
     "dequantize": "tensors.api.dequantize",
     "fake_quantize": "tensors.fake.fake_quantize",
     "open": "layouts.native.model.open",
+    "plan": "api.plan",
     "quantize": "tensors.api.quantize",
+    "quantize_file": "api.quantize_file",
 }
 
 

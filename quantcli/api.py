@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from quantcli.asking import given
 from quantcli.errors import UsageError
+from quantcli.floats import float_source
+from quantcli.folders import job
+from quantcli.layouts.writer import named
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
+from quantcli.passes.quantize import Options
 from quantcli.passes.tiles import default_threads
+from quantcli.planning import recipe as recipes
+from quantcli.planning.order import Order, order, target_of
 from quantcli.reports import build
 from quantcli.stores import need_file
 
@@ -67,4 +75,161 @@ def compare(
             bytes_in=a.file_bytes,
             bytes_out=b.file_bytes,
             seconds=time.perf_counter() - began,
+        )
+
+
+def quantize_file(
+    src: Path,
+    dst: Path | None = None,
+    *,
+    recipe: Path | None = None,
+    to: str | None = None,
+    container: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_defaults: bool = True,
+    importance: Path | None = None,
+    max_shard_size: int | None = None,
+    digest: str | None = None,
+    on_nonfinite: str | None = None,
+    force: bool = False,
+    resume: bool = False,
+    threads: int = 0,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **scheme: Any,
+) -> RunReport:
+    """Quantize a file or checkpoint folder as `quantcli quantize` does; the report on it.
+
+    dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
+    recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
+    max_shard_size (bytes), digest, on_nonfinite, resume: as the options of the command. force: whether an existing
+    output is replaced. threads: 0 for one on each processor. progress: told how far the work is, in bytes; say: told
+    what the command says on standard error. Further keywords are those of `Scheme`.
+
+    Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid, and
+    QuantcliError for what cannot be read or written.
+
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     src, dst = (os.path.join(folder, name) for name in ("a.npy", "a.safetensors"))
+    ...     np.save(src, np.linspace(-1, 1, 4096, dtype=np.float32).reshape(32, 128))
+    ...     report = quantize_file(src, dst, bits=8)
+    ...     report.tensors[0].scheme, os.path.exists(dst)
+    ('w8g128', True)
+    """
+    asked = _order(
+        recipe,
+        scheme,
+        to=to,
+        container=container,
+        include=include,
+        exclude=exclude,
+        keep_defaults=keep_defaults,
+        importance=fspath(importance) if importance is not None else None,
+        max_shard_size=max_shard_size,
+        digest=digest,
+        on_nonfinite=on_nonfinite,
+    )
+    with _ready(asked, src, dst, recipe, force=force, resume=resume, say=say) as ready:
+        for line in ready.notes:
+            say(line)
+        run = Options(
+            threads=threads or default_threads(),
+            digest=asked.digest,
+            keep_nonfinite=asked.on_nonfinite == "keep",
+            force=force,
+            progress=progress,
+        )
+        report, written = ready.run(run)
+        for line in written.notes:
+            say(line)
+        return report
+
+
+def plan(
+    src: Path,
+    *,
+    recipe: Path | None = None,
+    to: str | None = None,
+    container: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_defaults: bool = True,
+    max_shard_size: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **scheme: Any,
+) -> RunReport:
+    """What `quantize_file` would do with every tensor, and the exact bytes of its output; no weight is read.
+
+    The keywords are those of `quantize_file`, and raise what they do there.
+
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(os.path.join(folder, "a.npy"), np.zeros((32, 128), np.float32))
+    ...     plan(os.path.join(folder, "a.npy"), bits=4).tensors[0].bytes_out
+    2128
+    """
+    asked = _order(
+        recipe,
+        scheme,
+        to=to,
+        container=container,
+        include=include,
+        exclude=exclude,
+        keep_defaults=keep_defaults,
+        max_shard_size=max_shard_size,
+    )
+    with _ready(asked, src, None, recipe, dry_run=True, say=say) as ready:
+        return ready.planned()
+
+
+def _order(recipe: Path | None, scheme: dict[str, Any], **asked: Any) -> Order:
+    """The order that keywords make. Raises UsageError for those that make no scheme."""
+    fields = dict(scheme)
+    to = asked["to"]
+    if to not in (None, recipes.NATIVE) and recipe is None and not fields:
+        fields = dict(named(to).usual)
+    given(None, fields)  # keywords that are not those of a scheme
+    return order(recipes.load(None if recipe is None else fspath(recipe), fields), **asked)
+
+
+@contextlib.contextmanager
+def _ready(
+    asked: Order,
+    src: Path,
+    dst: Path | None,
+    recipe: Path | None,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None],
+) -> Iterator[job.Job]:
+    """The run that is asked for, ready to begin."""
+    path = fspath(src)
+    name = None if dst is None else fspath(dst)
+    with float_source(path, say=say) as source:
+        to, why = target_of(source, asked, folder=job.as_folder(source, name or "", None))
+        if why:
+            say(why)
+        if to is not None:
+            job.check_target(source, to, name, container=asked.container)
+        request = job.request(source, asked, to, warn=say)
+        asked_for = to if asked.to is not None else None
+        label = job.label(request, fspath(recipe) if recipe is not None else None)
+        target = name or job.default_name(path, label, asked_for)
+        yield job.prepare(
+            source,
+            path,
+            asked,
+            request,
+            target,
+            shown=target,
+            folder=job.as_folder(source, target if name or asked_for is None else None, to),
+            force=force,
+            resume=resume,
+            dry_run=dry_run,
         )

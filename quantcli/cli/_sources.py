@@ -10,7 +10,6 @@ import click
 
 from quantcli.cli import _help, options
 from quantcli.cli._help import F
-from quantcli.errors import DataError
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
@@ -32,58 +31,7 @@ def source_layout(command: F) -> F:
 @contextlib.contextmanager
 def float_source(src: str, layout: str, talk: options.Talk) -> Iterator[Source]:
     """The source SRC names. layout: of --source-layout. Raises DataError when it is quantized, or an adapter."""
-    from quantcli.stores import open_source
+    from quantcli.floats import float_source
 
-    with contextlib.closing(open_source(src)) as source:
-        _refuse_adapter(source, src)
-        _refuse_quantized(source, src, layout, talk)
+    with float_source(src, layout, say=talk.say) as source:
         yield source
-
-
-def _refuse_adapter(source: Source, src: str) -> None:
-    """Raise DataError for what is no model by itself."""
-    from quantcli.layouts.adapters import is_adapter
-
-    if is_adapter(source):
-        hint = "merge it into its base model first, and quantize that"
-        raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
-
-
-def _refuse_quantized(source: Source, src: str, layout: str, talk: options.Talk) -> None:
-    from quantcli.layouts import evidence
-
-    try:
-        config = evidence.beside(src)
-    except DataError:
-        if source.folder is not None:
-            raise
-        config = {}  # of a single file it may be anybody's
-    try:
-        found = evidence.found_in(source, config)
-    except DataError as error:
-        raise error.within(source.path) from None
-    if found is None:
-        said = evidence.out_of_date(source, config)
-        if said is not None:
-            talk.say(f"{src}: {said}: all are taken as plain floats")
-    elif layout == "auto" or source.documents or source.blocks:
-        if not found.certain:
-            problem = f"this looks quantized already ({found.layout}): {found.seen}"
-            raise DataError(problem, place=[source.path], hint=evidence.PLAIN_HINT)
-        what = f"({found.layout}): {found.seen}"
-        raise DataError(f"this model is quantized already {what}", place=[source.path], hint=_way_out(source, src))
-
-
-def _way_out(source: Source, src: str) -> str:
-    """What to do with a quantized source: decode it where that is possible."""
-    from quantcli.layouts.native.model import Model as Stored
-    from quantcli.models import Model
-    from quantcli.stores import is_stream
-
-    try:
-        decoded = not is_stream(source) and bool(Model(Stored(source), src).quantized)
-    except DataError:
-        decoded = False
-    if decoded:
-        return "dequantize it first, or start from the original"
-    return "quantcli does not decode it: start from the original"
