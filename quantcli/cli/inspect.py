@@ -94,15 +94,13 @@ def command(
         found: dict[str, Statistics | None] = {}
         if stats:
             from quantcli.passes import statistics
+            from quantcli.passes.tiles import default_threads
 
             if any(row.scheme for row in rows):
                 need_file(model.source, "decoding")
             decoded = _decoded(model)
-            for row in rows:
-                known = decoded.get(row.name)
-                found[row.name] = statistics.of_view(known) if known else statistics.of(stored[row.name])
-                for part in stored[row.name].stored.outputs if row.name in stored else ():
-                    model.source.passed(part.name, 0, part.nbytes)
+            tensors = {row.name: decoded.get(row.name) or stored[row.name] for row in rows}
+            found = statistics.measure(model.source, tensors, threads=default_threads())
         layout = _layout(model, src)
         if talk.json:
             options.print_json(_document(src, model, rows, found, layout))

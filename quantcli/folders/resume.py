@@ -21,11 +21,11 @@ from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.quantize import Options
-from quantcli.passes.tiles import COPY, Crew, Task
+from quantcli.passes.tiles import COPY, Visit, once, walk
 from quantcli.planning.plan import Plan, with_float32_scales
 from quantcli.stores.files import InputFile
-from quantcli.tensors import digest
 from quantcli.tensors.decided import Decided, Kept
+from quantcli.tensors.digest import Digested
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
@@ -118,17 +118,10 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def file_digest(path: str, threads: int) -> str:
     """The digest of a file's bytes."""
-    file = InputFile(path)
-    chunks = digest.Chunks(file.size)
-
-    def add(start: int) -> None:
-        chunks.add(start, memoryview(file.read(start, min(COPY, file.size - start))), file.read_into)
-
-    try:
-        Crew((partial(add, start) for start in range(0, file.size, COPY)), threads).run()
-    finally:
-        file.close()
-    return chunks.hexdigest()
+    with contextlib.closing(InputFile(path)) as file:
+        whole = Digested(file.read_into, file.size, "xxh3")
+        walk([once(whole.alone(COPY))], threads=threads)
+        return whole.found() or ""
 
 
 # ---- what became of a tensor, as plain values -------------------------------------------------------------------
@@ -216,26 +209,12 @@ def _changed(source: Source, made: Mapping[str, Made], options: Options) -> list
     gone = [name for name, m in made.items() if infos.get(name) != m.tensor.info]
     if gone:
         return gone
-    chunks: dict[str, digest.Chunks] = {}
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {}
 
-    def tasks() -> Iterator[Task]:
-        for name in made:
-            info = infos[name]
-            if options.digest == "sha256":
-                yield partial(whole, name, info.nbytes)
-                continue
-            chunks[name] = digest.Chunks(info.nbytes)
-            yield from (partial(scan, name, at, info.nbytes) for at in range(0, info.nbytes, COPY))
+    def visit(name: str) -> Visit:
+        whole = Digested(partial(source.read, name), infos[name].nbytes, options.digest)
+        yield whole.alone(COPY)
+        found[name] = whole.found()
 
-    def scan(name: str, start: int, nbytes: int) -> None:
-        block = memoryview(bytearray(min(COPY, nbytes - start)))
-        source.read(name, start, block)
-        chunks[name].add(start, block, lambda at, rest: source.read(name, at, rest))
-
-    def whole(name: str, nbytes: int) -> None:
-        found[name] = digest.sha256(nbytes, lambda at, block: source.read(name, at, block))
-
-    Crew(tasks(), options.threads).run()
-    found |= {name: c.hexdigest() for name, c in chunks.items()}
+    walk((visit(name) for name in made), threads=options.threads)
     return [name for name, m in made.items() if found[name] != m.result.digest]

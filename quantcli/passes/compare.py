@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View
-from quantcli.passes.tiles import Crew, Progress, Task
+from quantcli.passes.tiles import Progress, Visit, begun, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,41 +26,24 @@ def measure(
     pairs: Mapping[str, tuple[View, View]], *, threads: int, progress: Progress | None
 ) -> dict[str, Metrics | None]:
     """Errors of the second of each pair against the first; None where tensors without float values differ."""
-    parts: dict[str, dict[int, Metrics | None]] = {name: {} for name in pairs}
-    lock = threading.Lock()
-    if progress is not None:
-        progress.start(sum(b.info.nbytes for _, b in pairs.values()))
+    advance = begun(progress, sum(b.info.nbytes for _, b in pairs.values()))
+    found: dict[str, Metrics | None] = {}
 
-    def tasks() -> Iterator[Task]:
-        for name, (a, b) in pairs.items():
-            if a.numeric and b.numeric:
-                longer = a if a.stored is None and b.stored is not None else b
-                for index, (first, last) in enumerate(longer.blocks):
-                    yield partial(one, name, index, first, last)
-            else:
-                yield partial(same, name)
+    def visit(name: str, a: View, b: View) -> Visit:
+        if not (a.numeric and b.numeric):
+            [same] = yield [partial(_equal, a, b)]
+            found[name] = Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if same else None
+            return
+        longer = a if a.stored is None and b.stored is not None else b
+        found[name] = sum((yield [partial(errors, a, b, first, last) for first, last in longer.blocks]), NOTHING)
 
-    def one(name: str, index: int, first: int, last: int) -> None:
-        a, b = pairs[name]
-        done(name, index, _errors(a.read(first, last), b.read(first, last)), b.info.nbytes * (last - first))
+    def errors(a: View, b: View, first: int, last: int) -> Metrics:
+        error = _errors(a.read(first, last), b.read(first, last))
+        advance(b.info.nbytes * (last - first) // b.info.numel)
+        return error
 
-    def same(name: str) -> None:
-        a, b = pairs[name]
-        done(name, 0, Metrics(0.0, 0.0, b.info.numel, 0.0, 0) if _equal(a, b) else None, 0)
-
-    def done(name: str, index: int, found: Metrics | None, weighed: int) -> None:
-        with lock:
-            parts[name][index] = found
-        if progress is not None and pairs[name][1].info.numel:
-            progress.advance(weighed // pairs[name][1].info.numel)
-
-    Crew(tasks(), threads).run()
-    return {name: _total([found[i] for i in sorted(found)]) for name, found in parts.items()}
-
-
-def _total(parts: list[Metrics | None]) -> Metrics | None:
-    known = [p for p in parts if p is not None]
-    return sum(known, NOTHING) if len(known) == len(parts) else None
+    walk((visit(name, a, b) for name, (a, b) in pairs.items()), threads=threads)
+    return {name: found[name] for name in pairs}
 
 
 def _errors(before: Floats, after: Floats) -> Metrics:

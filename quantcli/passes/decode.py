@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +16,7 @@ from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View
-from quantcli.passes.tiles import COPY, Crew, Progress, Task
+from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
 from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import OutputFile, check_space
 from quantcli.stores.folder import OutputFolder, json_bytes
@@ -50,16 +50,13 @@ def write(
         raise error.within(model.source.path) from None
     check_space(path, places.size, model.source.path)
     with OutputFile(path, places.size, force=force) as out:
-        if progress is not None:
-            progress.start(sum(i.nbytes for i in infos.values()))
+        advance = begun(progress, sum(i.nbytes for i in infos.values()))
 
-        def tasks() -> Iterator[Task]:
-            for name, view in views.items():
-                at = places.offsets[name]
-                if view.scheme is None:
-                    yield from (partial(copy, view, start, at) for start in range(0, view.info.nbytes, COPY))
-                else:
-                    yield from (partial(decode, view, first, last, at) for first, last in view.blocks)
+        def visit(view: View, at: int) -> Visit:
+            if view.scheme is None:
+                yield [partial(copy, view, start, at) for start in range(0, view.info.nbytes, COPY)]
+            else:
+                yield [partial(decode, view, first, last, at) for first, last in view.blocks]
 
         def copy(view: View, start: int, at: int) -> None:
             assert view.stored is not None
@@ -83,12 +80,8 @@ def write(
             out.write(at + first * DTYPES[target].bits // 8, values.data.cast("B"))
             advance(values.nbytes)
 
-        def advance(nbytes: int) -> None:
-            if progress is not None:
-                progress.advance(nbytes)
-
         out.write(0, header_bytes(places.entries, metadata, places.header_size))
-        Crew(tasks(), threads).run()
+        walk((visit(view, places.offsets[name]) for name, view in views.items()), threads=threads)
         model.source.check_unchanged()
         out.sync()
         validate(out.temp, path)

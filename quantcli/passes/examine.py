@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from quantcli.formats import clipped, code_grid, spread_out
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, numpy_tiles
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
-from quantcli.passes.tiles import Crew, Progress, Task
+from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.fit import read_tile
@@ -59,7 +58,6 @@ class _Look:
     def __init__(self, tensor: Tensor) -> None:
         assert tensor.scheme is not None
         self.codes = np.zeros(1 << tensor.scheme.bits, np.int64)
-        self.parts: dict[int, Parts] = {}
         self.bins: NDArray[np.int64] = np.zeros(BINS, np.int64)
         self.levels: NDArray[np.float64] | None = None
         self.histogram: dict[str, Any] | None = None
@@ -73,38 +71,28 @@ def examine(
     measured = dict(zip(model, metrics))
     # Of weights decoded to infinity theory says nothing.
     wanted = [name for name, m in measured.items() if model[name].scheme and m is not None and math.isfinite(m.sse)]
-    looks: dict[str, _Look] = {}
     known: dict[str, Examined] = {}
-    if progress is not None:
-        progress.start(sum(model[name].stored.info.nbytes for name in wanted))
+    advance = begun(progress, sum(model[name].stored.info.nbytes for name in wanted))
 
-    def tasks() -> Iterator[Task]:
-        for name in wanted:
-            plan = model[name].stored.layout
-            assert plan is not None
-            looks[name] = _Look(model[name])
-            spans = list(plan.tiles())
-            for index, span in enumerate(spans):
-                yield partial(see, name, len(spans), index, span)
-
-    def see(name: str, tiles: int, index: int, span: TileSpan) -> None:
-        look = looks[name]
+    def visit(name: str) -> Visit:
+        plan, look, found = model[name].stored.layout, _Look(model[name]), measured[name]
+        assert plan is not None and found is not None
+        parts: list[Parts] = yield [partial(see, name, look, span) for span in plan.tiles()]
         with np.errstate(all="ignore"):  # of damaged parameters
-            nbytes = _see(model[name], original[name], original, look, index, span)
-            with look.lock:
-                complete = len(look.parts) == tiles and looks.pop(name, None) is not None
-            if complete:  # here, so that at no time more histograms exist than tensors being read
-                found = measured[name]
-                assert found is not None
-                known[name] = Examined(theory=_theory(model[name], look, found), histogram=_histogram_of(look))
-        if progress is not None:
-            progress.advance(nbytes)
+            known[name] = _examined(model[name], look, parts, found)
 
-    Crew(tasks(), threads).run()
+    def see(name: str, look: _Look, span: TileSpan) -> Parts:
+        with np.errstate(all="ignore"):
+            parts, nbytes = _see(model[name], original[name], original, look, span)
+        advance(nbytes)
+        return parts
+
+    walk((visit(name) for name in wanted), threads=threads)
     return [known.get(name) for name in model]
 
 
-def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: int, span: TileSpan) -> int:
+def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, span: TileSpan) -> tuple[Parts, int]:
+    """The parts of the error of a tile, and bytes of its weights; all else is added to `look`."""
     scheme, plan = tensor.scheme, tensor.stored.layout
     assert scheme is not None and plan is not None
     raw = np.empty(span.rows * span.cols * (DTYPES[source.dtype].bits // 8), np.uint8)
@@ -121,9 +109,8 @@ def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, index: in
         look.codes += counts
         look.bins += bins
         look.levels = levels
-        look.parts[index] = parts
         look.histogram = histogram.observe(kernels.load(), tile, "tensor", look.histogram)
-    return len(raw)
+    return parts, len(raw)
 
 
 def _levels(scheme: Scheme, params: QuantParams) -> NDArray[np.float64] | None:
@@ -189,16 +176,17 @@ def _steps(
     return own * scale
 
 
-def _theory(tensor: Tensor, look: _Look, metrics: Metrics) -> Theory:
+def _examined(tensor: Tensor, look: _Look, parts: list[Parts], metrics: Metrics) -> Examined:
     assert tensor.scheme is not None and look.histogram is not None
     values, counts = histogram.distinct(look.histogram)
-    return theory.beside(
+    beside = theory.beside(
         bits=tensor.scheme.bits,
         rate=8 * tensor.stored.bytes_out / tensor.stored.info.numel,
         power=metrics.power,
         sse=metrics.sse,
-        parts=sum((look.parts[i] for i in sorted(look.parts)), Parts()),
+        parts=sum(parts, Parts()),
         codes=look.codes,
         values=values,
         counts=counts,
     )
+    return Examined(theory=beside, histogram=_histogram_of(look))

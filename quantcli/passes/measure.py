@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -17,8 +15,8 @@ from quantcli.kernels import Sums
 from quantcli.layouts import evidence
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
-from quantcli.passes.tiles import COPY, Crew, Progress, Task
-from quantcli.tensors import digest
+from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
+from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import as_tile
 from quantcli.tensors.rows import TileSpan
 
@@ -32,71 +30,42 @@ def against(
     other weights: a report against the wrong original would look like a bad quantization.
     """
     _check(model, original, known=check_digests and all(t.stored.digest is not None for t in model.values()))
-    names = list(model)
-    sums: dict[str, list[tuple[Sums, int] | None]] = {}
-    chunks: dict[str, digest.Chunks] = {}
-    lock = threading.Lock()
-    if progress is not None:
-        progress.start(sum(t.stored.info.nbytes for t in model.values()))
+    advance = begun(progress, sum(t.stored.info.nbytes for t in model.values()))
+    digests: dict[str, str | None] = {}
+    metrics: dict[str, Metrics] = {}
 
-    def tasks() -> Iterator[Task]:
-        for name in names:
-            stored = model[name].stored
-            if check_digests and stored.digest is not None:
-                if len(stored.digest) == 64:
-                    yield partial(check_sha256, name)
-                else:
-                    chunks[name] = digest.Chunks(original[name].stored.info.nbytes)
-            if stored.layout is None:
-                if name in chunks:
-                    for start in range(0, stored.info.nbytes, COPY):
-                        yield partial(scan, name, start)
-                continue
+    def visit(name: str) -> Visit:
+        stored, nbytes = model[name].stored, original[name].stored.info.nbytes
+        kind = kind_of(stored.digest) if check_digests else "none"
+        weights = Digested(partial(original.source.read, name), nbytes, kind)
+        if stored.layout is None:
+            yield weights.alone(COPY, advance)
+        else:
+            looks = weights.apart()
             spans = list(stored.layout.tiles())
-            sums[name] = [None] * len(spans)
-            for index in range(len(spans)):
-                yield partial(measure, name, index, spans)
+            sums = yield [*looks, *(partial(measure, name, weights, span) for span in spans)]
+            metrics[name] = metric.total(sums[len(looks) :])
+        digests[name] = weights.found()
 
-    def read(name: str, start: int, block: memoryview) -> None:
-        original.source.read(name, start, block)
-
-    def scan(name: str, start: int) -> None:
-        block = memoryview(bytearray(min(COPY, original[name].stored.info.nbytes - start)))
-        read(name, start, block)
-        chunks[name].add(start, block, lambda at, rest: read(name, at, rest))
-        advance(len(block))
-
-    def check_sha256(name: str) -> None:
-        found = digest.sha256(original[name].stored.info.nbytes, lambda at, block: read(name, at, block))
-        _same_digest(model[name], found, original)
-
-    def measure(name: str, index: int, spans: list[TileSpan]) -> None:
-        tensor, span = model[name], spans[index]
+    def measure(name: str, weights: Digested, span: TileSpan) -> tuple[Sums, int]:
+        tensor = model[name]
         scheme, plan = tensor.stored.scheme, tensor.stored.layout
         assert scheme is not None and plan is not None
         dtype = original[name].dtype
         size = DTYPES[dtype].bits // 8
-        start = (span.row * plan.cols + span.col) * size
         raw = np.empty(span.rows * span.cols * size, np.uint8)
-        read(name, start, raw.data)
-        if name in chunks:
-            chunks[name].add(start, raw.data, lambda at, rest: read(name, at, rest))
+        weights.fill((span.row * plan.cols + span.col) * size, raw.data)
         tile = as_tile(raw, dtype, span, plan.group)
-        params = tensor.params(span)
-        found = kernels.load().measure(tile, params, code_grid(scheme), tensor.packed(span))
-        with lock:
-            sums[name][index] = found, span.rows * span.cols
+        found = kernels.load().measure(tile, tensor.params(span), code_grid(scheme), tensor.packed(span))
         advance(len(raw))
+        return found, span.rows * span.cols
 
-    def advance(nbytes: int) -> None:
-        if progress is not None:
-            progress.advance(nbytes)
-
-    Crew(tasks(), threads).run()
-    for name, found in chunks.items():
-        _same_digest(model[name], found.hexdigest(), original)
+    walk((visit(name) for name in model), threads=threads)
+    for name, tensor in model.items():
+        if digests[name] is not None:
+            _same_digest(tensor, digests[name], original)
     original.source.check_unchanged()
-    return [metric.total([s for s in sums[name] if s is not None]) if name in sums else None for name in names]
+    return [metrics.get(name) for name in model]
 
 
 def _check(model: Model, original: Model, *, known: bool) -> None:
@@ -127,7 +96,7 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
         )
 
 
-def _same_digest(tensor: Tensor, found: str, original: Model) -> None:
+def _same_digest(tensor: Tensor, found: str | None, original: Model) -> None:
     if tensor.stored.digest != found:
         raise DataError(
             "these are not the weights the file was made from (digests differ)",

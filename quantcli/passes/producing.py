@@ -1,8 +1,9 @@
 """Where the codes that a layout writes come from: made from floats, or taken from a file that holds them.
 
-A producer stands for one tensor. `begin` gives the work to do before its first piece can be written: passes over its
-weights that find parameters, or none. `piece` opens the codes for one piece of work of a layout's writer (see
-`layouts.writer.Piece`); what a piece needs again is remembered until it ends. `result` is known when all are done.
+A producer stands for one tensor. `prepare` does what comes before its first piece can be written: passes over its
+weights that find parameters, or nothing. `piece` opens the codes for one piece of work of a layout's writer (see
+`layouts.writer.Piece`); what a piece needs again is remembered until it ends. `end` tells what is known when all are
+done.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Codes
-from quantcli.passes.tiles import Task
+from quantcli.passes.tiles import Visit, once
 from quantcli.stores import Source
-from quantcli.tensors import digest
 from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.tensors.digest import Digested
 from quantcli.tensors.fit import Trials, read_span, span_bytes
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.settle import part, spread
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes, Floats
-
-Begin = Callable[[], "list[Task]"]
-
+    from quantcli.tensors.info import TensorInfo
 
 class Producer(Protocol):
     """One tensor on its way into a file."""
@@ -46,8 +45,8 @@ class Producer(Protocol):
     def tensor(self) -> Decided:
         """What was decided for it."""
 
-    def begin(self, then: Begin) -> list[Task]:
-        """The first work to do; when all of it is done, what `then` gives follows."""
+    def prepare(self) -> Visit:
+        """What must be done before its codes can be made. Raises NotFinite and Misfit."""
 
     def piece(self) -> AbstractContextManager[Codes]:
         """Its codes for one piece of work."""
@@ -72,54 +71,30 @@ class Buffers(threading.local):
 _buffers = Buffers()
 
 
-class _Digested:
-    """The digest of a tensor's bytes, from the blocks that are read anyway. kind: `xxh3`, `sha256` or `none`."""
+def _passed(source: Source, name: str, held: Digested, start: int, size: int) -> None:
+    """Tell a source that a block is done with, unless all are read once more for SHA-256."""
+    if held.kind != "sha256":
+        source.passed(name, start, size)
 
-    def __init__(self, source: Source, name: str, nbytes: int, kind: str) -> None:
-        self._source, self._name, self._nbytes, self._kind = source, name, nbytes, kind
-        self._chunks = digest.Chunks(nbytes) if kind == "xxh3" else None
 
-    def _read(self, start: int, block: memoryview) -> None:
-        self._source.read(self._name, start, block)
-
-    def read(self, start: int, block: memoryview) -> None:
-        """Fill a block with bytes of the tensor."""
-        self._read(start, block)
-        self.see(start, block)
-
-    def see(self, start: int, block: memoryview) -> None:
-        """Take in a block that was read."""
-        if self._chunks is not None:
-            self._chunks.add(start, block, self._read)
-
-    def passed(self, start: int, size: int) -> None:
-        """Say that a block is done with, unless all are read once more for SHA-256."""
-        if self._kind != "sha256":
-            self._source.passed(self._name, start, size)
-
-    def end(self) -> str | None:
-        """The digest; what no block covered is read for it. The source is told that the tensor is done with."""
-        found = None
-        if self._chunks is not None:
-            self._chunks.complete(self._read)
-            found = self._chunks.hexdigest()
-        elif self._kind == "sha256":
-            found = digest.sha256(self._nbytes, self._read)
-        self._source.passed(self._name, 0, self._nbytes)
-        self._source.release(self._name)
-        return found
+def _ended(source: Source, info: TensorInfo, held: Digested) -> str | None:
+    """The digest of a tensor, with which the source is told that the tensor is done with."""
+    found = held.found()
+    source.passed(info.name, 0, info.nbytes)
+    source.release(info.name)
+    return found
 
 
 class Copying:
     """A tensor that is kept: its bytes as they are in the source."""
 
     def __init__(self, source: Source, tensor: Kept, digest_kind: str) -> None:
-        self.tensor = tensor
-        self._bytes = _Digested(source, tensor.info.name, tensor.info.nbytes, digest_kind)
+        self.tensor, self._source = tensor, source
+        self._bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
 
-    def begin(self, then: Begin) -> list[Task]:
-        """Nothing comes first."""
-        return then()
+    def prepare(self) -> Visit:
+        """Nothing."""
+        return once([])
 
     @contextmanager
     def piece(self) -> Iterator[Codes]:
@@ -127,22 +102,22 @@ class Copying:
         codes = _Bytes(self._bytes)
         yield codes
         for start, size in codes.done:
-            self._bytes.passed(start, size)
+            _passed(self._source, self.tensor.info.name, self._bytes, start, size)
 
     def end(self) -> Result:
         """The digest."""
-        return Result(None, self._bytes.end())
+        return Result(None, _ended(self._source, self.tensor.info, self._bytes))
 
 
 class _Bytes:
     """The bytes of a kept tensor; it has no codes."""
 
-    def __init__(self, held: _Digested) -> None:
+    def __init__(self, held: Digested) -> None:
         self._held, self.done = held, list[tuple[int, int]]()
 
     def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
         found = _buffers.take("raw", size)
-        self._held.read(start, found.data)
+        self._held.fill(start, found.data)
         self.done.append((start, size))
         return found
 
@@ -166,6 +141,13 @@ def trials_of(tensor: Quantized) -> Trials:
     return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=usual, importance=importance)
 
 
+def searching(trials: Trials, see: Callable[[int], None]) -> Visit:
+    """The passes of trials, each over all their spans. see: takes in a span by its number in the pass."""
+    while trials.spans:
+        yield [partial(see, index) for index in range(len(trials.spans))]
+        trials.conclude()
+
+
 class Encoding:
     """A tensor that is quantized from the floats of a source, tile by tile as its layout cuts it."""
 
@@ -176,31 +158,18 @@ class Encoding:
         self.tiles = list(tensor.layout.tiles())
         self.sums: list[Sums | None] = [None] * len(self.tiles)
         self.rivals: list[float | None] = [None] * len(self.tiles)
-        self.bytes = _Digested(source, tensor.info.name, tensor.info.nbytes, digest_kind)
+        self.bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
         self._source = source
-        self._lock = threading.Lock()
-        self._unseen = 0
 
-    def begin(self, then: Begin) -> list[Task]:
-        """The passes that find parameters, one after another. Raises NotFinite and Misfit."""
-        spans = self.trials.spans
-        if not spans:
-            return then()
-        self._unseen = len(spans)
-        return [partial(self._see, index, then) for index in range(len(spans))]
+    def prepare(self) -> Visit:
+        """The passes that find parameters, one after another."""
+        return searching(self.trials, self._see)
 
-    def _see(self, index: int, then: Begin) -> list[Task] | None:
+    def _see(self, index: int) -> None:
         """One span of a pass."""
         span, strips = self.trials.spans[index], self.trials.by_strips
         raw = _buffers.take("raw", span_bytes(self.trials.chosen, span, strips=strips))
-        tile = read_span(self.trials.chosen, span, self._fill, raw, strips=strips)
-        self.trials.see(self.table, tile, index)
-        with self._lock:
-            self._unseen -= 1
-            if self._unseen:
-                return None
-        self.trials.conclude()
-        return self.begin(then)
+        self.trials.see(self.table, read_span(self.trials.chosen, span, self._fill, raw, strips=strips), index)
 
     def _fill(self, start: int, block: NDArray[np.uint8]) -> None:
         self._source.read(self.tensor.info.name, start, block.data)
@@ -210,9 +179,11 @@ class Encoding:
         """The codes. Making them raises NotFinite and Misfit."""
         codes = _Tiles(self)
         yield codes
-        size = DTYPES[self.tensor.info.dtype].bits // 8
+        info, cols = self.tensor.info, self.tensor.layout.cols
+        size = DTYPES[info.dtype].bits // 8
         for span in codes.made:
-            self.bytes.passed((span.row * self.tensor.layout.cols + span.col) * size, span.rows * span.cols * size)
+            start = (span.row * cols + span.col) * size
+            _passed(self._source, info.name, self.bytes, start, span.rows * span.cols * size)
 
     def encode(self, index: int, packed: Bytes) -> QuantParams:
         """Write the codes of a tile; its parameters. What that cost is remembered."""
@@ -234,7 +205,8 @@ class Encoding:
         assert len(measured) == len(self.tiles), f"{self.tensor.info.name}: codes that nobody asked for"
         errors = [error for error in self.rivals if error is not None]
         minmax = sum(errors) if errors and len(errors) == len(self.rivals) else self.trials.minmax_sse
-        return Result(metric.total(measured), self.bytes.end(), self.trials.chosen.scheme, minmax)
+        digest = _ended(self._source, self.tensor.info, self.bytes)
+        return Result(metric.total(measured), digest, self.trials.chosen.scheme, minmax)
 
 
 class _Tiles:
@@ -367,9 +339,9 @@ class Taking:
     def __init__(self, tensor: Decided, codes: Codes) -> None:
         self.tensor, self._codes = tensor, codes
 
-    def begin(self, then: Begin) -> list[Task]:
-        """Nothing comes first."""
-        return then()
+    def prepare(self) -> Visit:
+        """Nothing."""
+        return once([])
 
     def piece(self) -> AbstractContextManager[Codes]:
         """The stored codes."""

@@ -120,7 +120,7 @@ def write_part(
         jobs=model.conversion.jobs,
         produce=from_floats(source, model.by_name, options.digest),
         amend=_amend_for(source, options),
-        stopped=lambda: interrupt(source),
+        stopped=source.interrupt,
         finished=source.check_unchanged,
     )
 
@@ -208,12 +208,6 @@ def count_nonfinite(source: Source, tensor: Decided) -> api.NonFinite:
 
 
 # ---- pipes ------------------------------------------------------------------------------------------------------
-
-
-def interrupt(source: Source) -> None:
-    """Let reads that wait for data fail."""
-    for file in source.files():
-        file.interrupt()
 
 
 def held_whole(source: Source, plan: Plan, digest_kind: str) -> list[Decided]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,12 @@ import numpy as np
 from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.layouts.native.model import Tensor
 from quantcli.models import View
-from quantcli.passes.tiles import COPY
+from quantcli.passes.tiles import COPY, Visit, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from quantcli.stores import Source
 
 BINS = 16
 OUTLIER_SIGMAS = 4
@@ -36,70 +38,108 @@ class Statistics:
     nonfinite: int
 
 
-def _blocks(tensor: Tensor) -> Iterator[NDArray[np.float64]]:
+Block = Callable[[], "NDArray[Any]"]
+"""Reads some values of a tensor."""
+
+
+def measure(source: Source, tensors: Mapping[str, Tensor | View], *, threads: int) -> dict[str, Statistics | None]:
+    """Statistics of tensors, decoded where they are quantized; None of types that numbers cannot be read from."""
+    found: dict[str, Statistics | None] = {}
+
+    def visit(name: str, tensor: Tensor | View) -> Visit:
+        blocks = _blocks(tensor)
+        parts = yield [partial(_moments, block) for block in blocks or ()]
+        moments = sum(parts, _Moments())
+        counts = yield [partial(_histogram, block, moments) for block in blocks or () if moments.count]
+        found[name] = _statistics(moments, counts) if blocks is not None else None
+        for part in tensor.stored.outputs if isinstance(tensor, Tensor) else ():
+            source.passed(part.name, 0, part.nbytes)
+
+    walk((visit(name, t) for name, t in tensors.items()), threads=threads, stopped=source.interrupt)
+    return found
+
+
+def _blocks(tensor: Tensor | View) -> list[Block] | None:
+    """What reads the values of a tensor, block by block; None for types that numbers cannot be read from."""
+    if isinstance(tensor, View):
+        return [partial(tensor.read, first, last) for first, last in tensor.blocks]
     stored = tensor.stored
     if stored.layout is not None:
-        for span in stored.layout.tiles():
-            yield to_float64(tensor.decoded(span).ravel())
-        return
-    dtype = DTYPES[stored.info.dtype]
-    for start in range(0, stored.info.nbytes, COPY):
-        raw = tensor.read_bytes(stored.info.name, start, min(COPY, stored.info.nbytes - start))
-        values: NDArray[Any] = raw.view(dtype.numpy) if dtype.numpy else to_float32(raw, dtype.name)
-        yield to_float64(values)
-
-
-def of(tensor: Tensor) -> Statistics | None:
-    """Statistics of a tensor (decoded, if it is quantized); None for types that numbers cannot be read from."""
-    dtype = DTYPES[tensor.stored.info.dtype]
-    if tensor.stored.layout is None and not dtype.quantizable and (dtype.numpy is None or dtype.name == "C64"):
+        return [partial(tensor.decoded, span) for span in stored.layout.tiles()]
+    dtype, nbytes = DTYPES[stored.info.dtype], stored.info.nbytes
+    if not dtype.quantizable and (dtype.numpy is None or dtype.name == "C64"):
         return None
-    return _of(partial(_blocks, tensor))
+
+    def read(start: int) -> NDArray[Any]:
+        raw = tensor.read_bytes(stored.info.name, start, min(COPY, nbytes - start))
+        return raw.view(dtype.numpy) if dtype.numpy else to_float32(raw, dtype.name)
+
+    return [partial(read, start) for start in range(0, nbytes, COPY)]
 
 
-def of_view(view: View) -> Statistics:
-    """Statistics of a tensor as whoever loads the file sees it."""
-    return _of(lambda: (to_float64(view.read(first, last)) for first, last in view.blocks))
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """Of some values: how many are finite and how many are not, mean and sum of squares about it, the range."""
 
+    count: int = 0
+    nonfinite: int = 0
+    mean: float = 0.0
+    spread: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
 
-@np.errstate(over="ignore", invalid="ignore")  # near the end of float64, where the figures become None
-def _of(blocks: Callable[[], Iterator[NDArray[np.float64]]]) -> Statistics:
-    """Statistics of values that can be gone through twice."""
-    count, mean, spread, nonfinite = 0, 0.0, 0.0, 0
-    low, high = math.inf, -math.inf
-    for block in blocks():
-        finite = block[np.isfinite(block)]
-        nonfinite += len(block) - len(finite)
-        if not len(finite):
-            continue
-        low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    def __add__(self, more: _Moments) -> _Moments:
+        if not more.count:
+            return replace(self, nonfinite=self.nonfinite + more.nonfinite)
         # Chan, Golub, LeVeque, Updating formulae for sample variances, 1979: no cancellation far from 0.
-        part = float(finite.mean())
-        step, total = part - mean, count + len(finite)
-        spread += float(np.square(finite - part).sum()) + step * step * count * len(finite) / total
-        mean += step * len(finite) / total
-        count = total
-    if not count:
-        return Statistics(
-            min=None, max=None, mean=None, std=None, outlier_ratio=None, histogram=[0] * BINS, nonfinite=nonfinite
+        step, total = more.mean - self.mean, self.count + more.count
+        return _Moments(
+            total,
+            self.nonfinite + more.nonfinite,
+            self.mean + step * more.count / total,
+            self.spread + (more.spread + step * step * self.count * more.count / total),
+            min(self.low, more.low),
+            max(self.high, more.high),
         )
-    std = math.sqrt(spread / count)
-    histogram, far = np.zeros(BINS, np.int64), 0
-    for block in blocks():
-        finite = block[np.isfinite(block)]
-        width = high / 2 - low / 2  # 0 for the smallest numbers there are
-        scaled = (finite / 2 - low / 2) / width if width > 0 else np.zeros(len(finite))
-        histogram += np.bincount(np.minimum((scaled * BINS).astype(np.int64), BINS - 1), minlength=BINS)
-        far += int(np.count_nonzero(np.abs(finite - mean) > OUTLIER_SIGMAS * std))
-    finite_or_none = [v if math.isfinite(v) else None for v in (low, high, mean, std)]
+
+
+# Near the end of float64 figures overflow; they become None.
+
+
+def _moments(block: Block) -> _Moments:
+    values = to_float64(block().ravel())
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = values[np.isfinite(values)]
+        if not len(finite):
+            return _Moments(nonfinite=len(values))
+        mean = float(finite.mean())
+        spread = float(np.square(finite - mean).sum())
+        low, high = float(finite.min()), float(finite.max())
+    return _Moments(len(finite), len(values) - len(finite), mean, spread, low, high)
+
+
+def _histogram(block: Block, of: _Moments) -> tuple[NDArray[np.int64], int]:
+    """Counts in the bins, and of values far from the mean."""
+    values, std = to_float64(block().ravel()), math.sqrt(of.spread / of.count)
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = values[np.isfinite(values)]
+        width = of.high / 2 - of.low / 2  # 0 for the smallest numbers there are
+        scaled = (finite / 2 - of.low / 2) / width if width > 0 else np.zeros(len(finite))
+        counts = np.bincount(np.minimum((scaled * BINS).astype(np.int64), BINS - 1), minlength=BINS)
+        return counts, int(np.count_nonzero(np.abs(finite - of.mean) > OUTLIER_SIGMAS * std))
+
+
+def _statistics(of: _Moments, counts: Sequence[tuple[NDArray[np.int64], int]]) -> Statistics:
+    figures = of.low, of.high, of.mean, math.sqrt(of.spread / of.count) if of.count else math.nan
+    low, high, mean, std = (v if of.count and math.isfinite(v) else None for v in figures)
     return Statistics(
-        min=finite_or_none[0],
-        max=finite_or_none[1],
-        mean=finite_or_none[2],
-        std=finite_or_none[3],
-        outlier_ratio=far / count,
-        histogram=histogram.tolist(),
-        nonfinite=nonfinite,
+        min=low,
+        max=high,
+        mean=mean,
+        std=std,
+        outlier_ratio=sum(far for _, far in counts) / of.count if of.count else None,
+        histogram=sum((bins for bins, _ in counts), np.zeros(BINS, np.int64)).tolist(),
+        nonfinite=of.nonfinite,
     )
 
 

@@ -23,7 +23,7 @@ from quantcli.kernels import Sums, Tile, row_bytes
 from quantcli.layouts.native import parts
 from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, total
 from quantcli.passes.quantize import count_nonfinite
-from quantcli.passes.tiles import Crew, Progress, Task
+from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.planning.plan import Plan, with_float32_scales
 from quantcli.scheme import AUTO, Scheme
 from quantcli.stores import Source
@@ -119,38 +119,38 @@ class _Run:
     """The tensors of a source under all plans."""
 
     def __init__(self, source: Source, plans: Sequence[Plan], progress: Progress | None) -> None:
-        self.source, self.plans, self.progress = source, plans, progress
+        self.source, self.plans = source, plans
         self.table = kernels.load()
         self.metrics: list[dict[str, Metrics]] = [{} for _ in plans]
         self.weighted: list[dict[str, tuple[float, float]]] = [{} for _ in plans]
         self.seconds = [0.0 for _ in plans]
         self.amended: list[dict[str, Decided]] = [{} for _ in plans]
         self._lock = threading.Lock()
+        self._advance = begun(progress, sum(t.info.nbytes for t in plans[0].tensors if t.scheme is not None))
 
-    def tasks(self) -> Iterator[Task]:
+    def visits(self) -> Iterator[Visit]:
         for tensors in zip(*(plan.tensors for plan in self.plans)):
-            tries = [_try(i, t) for i, t in enumerate(tensors) if t.scheme is not None]
-            if tries:
-                yield from self._phase(tries)
+            yield self._visit([_try(i, t) for i, t in enumerate(tensors) if t.scheme is not None])
 
-    def _phase(self, tries: list[_Try]) -> list[Task]:
-        """The next look at a tensor: settings that need the same tiles share it."""
+    def _visit(self, tries: list[_Try]) -> Visit:
+        while shared := self._shared(tries):
+            yield [
+                partial(self._look, tries, group, index) for group in shared for index in range(len(group[0].spans))
+            ]
+            self._conclude(tries)
+
+    @staticmethod
+    def _shared(tries: list[_Try]) -> list[list[_Try]]:
+        """Settings that are not done, those together that look at the same tiles next."""
         shared: dict[Any, list[_Try]] = defaultdict(list)
         for one in tries:
             if not one.done:
                 layout = one.plan.layout
-                assert layout is not None
                 strips = one.trials.by_strips and bool(one.trials.spans)
-                key = (layout.rows, layout.cols, tuple(one.spans), one.setting if strips else None)
-                shared[key].append(one)
-        left = [sum(len(key[2]) for key in shared)]
-        return [
-            partial(self._look, tries, group, index, left)
-            for group in shared.values()
-            for index in range(len(group[0].spans))
-        ]
+                shared[layout.rows, layout.cols, tuple(one.spans), one.setting if strips else None].append(one)
+        return list(shared.values())
 
-    def _look(self, tries: list[_Try], group: list[_Try], index: int, left: list[int]) -> list[Task] | None:
+    def _look(self, tries: list[_Try], group: list[_Try], index: int) -> None:
         span = group[0].spans[index]
         tiles: dict[int, Tile] = {}
         info = group[0].plan.info
@@ -158,19 +158,13 @@ class _Run:
             for one in group:
                 if not one.misfit:
                     self._one(one, index, span, self._tile(one, span, tiles), whole=one.setting == tries[0].setting)
-                if self.progress is not None and not one.trials.spans:
-                    self.progress.advance(info.nbytes * span.rows * span.cols // (info.numel * len(tries)))
+                if not one.trials.spans:
+                    self._advance(info.nbytes * span.rows * span.cols // (info.numel * len(tries)))
         except NotFinite:
             found = count_nonfinite(self.source, group[0].plan)
             raise DataError(
                 found.describe(), place=[self.source.path, printable(info.name)], hint="leave it out with --exclude"
             ) from None
-        with self._lock:
-            left[0] -= 1
-            if left[0]:
-                return None
-        self._conclude(tries)
-        return self._phase(tries) or None
 
     def _tile(self, one: _Try, span: TileSpan, tiles: dict[int, Tile]) -> Tile:
         """The weights of a span as a setting groups them, read once for all of the same look."""
@@ -254,10 +248,8 @@ class Measured:
 
 def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Progress | None = None) -> list[Measured]:
     """What every plan would cost on a source."""
-    if progress is not None:
-        progress.start(sum(t.info.nbytes for t in plans[0].tensors if t.scheme is not None))
     run = _Run(source, plans, progress)
-    Crew(run.tasks(), threads).run()
+    walk(run.visits(), threads=threads)
     source.check_unchanged()
     power: dict[str, float] = {}
     for found in run.metrics:
@@ -265,7 +257,9 @@ def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Pr
             power.setdefault(name, metrics.power)
     measured = []
     for i, plan in enumerate(plans):
-        metrics_of = {name: replace(m, power=power[name]) for name, m in run.metrics[i].items()}
+        found = run.metrics[i]
+        order = [t.info.name for t in plan.tensors if t.info.name in found]  # in which they are added up later
+        metrics_of = {name: replace(found[name], power=power[name]) for name in order}
         measured.append(Measured(plan.amended(run.amended[i]), metrics_of, run.seconds[i], run.weighted[i]))
     return measured
 

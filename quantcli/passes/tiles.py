@@ -1,12 +1,45 @@
-"""Threads that take tasks in order until none is left, an error occurs or the user has had enough."""
+"""The driver of every pass: tensor by tensor and tile by tile, on any number of threads, with the same result on all.
+
+A new pass is a function that returns a `Visit` for one tensor: a generator that yields the work of a round, a list of
+functions without arguments, and is given what they returned, in the order of the list, however the threads took them.
+It may then yield another round (a second look at the tensor), or end. `walk` does the visits.
+
+>>> from functools import partial
+>>> weights = {"a": [1.0, 2.0, 3.0, 4.0], "b": [5.0]}
+>>> spread = {}
+>>> def visit(name: str) -> Visit:
+...     values = weights[name]
+...     tiles = [values[at : at + 2] for at in range(0, len(values), 2)]
+...     sums = yield [partial(sum, tile) for tile in tiles]
+...     mean = sum(sums) / len(values)
+...     squares = yield [lambda tile=tile: sum((v - mean) ** 2 for v in tile) for tile in tiles]
+...     spread[name] = sum(squares) / len(values)
+>>> walk((visit(name) for name in weights), threads=2)
+>>> [spread[name] for name in weights]
+[1.25, 0.0]
+
+What to know for a pass of your own:
+
+- Visits are begun in order and only when a thread has nothing else to do, so that what they hold is bounded by the
+  threads, not by the model. Hand over a generator of visits, never a list.
+- Sums belong together after their round, in its order: then they do not depend on threads. What visits store of
+  their tensors (`spread` above) is in no order until the walk has ended.
+- Between two rounds a visit runs on any thread: nothing that belongs to a thread (`np.errstate`, say) may be held open
+  over a `yield`.
+- An error in a round is raised at its `yield`; of several the first in the round's order. A visit may catch it and go
+  on with another round. Otherwise the walk ends: what is running is finished, nothing more is begun, and the error of
+  the earliest tensor is raised. KeyboardInterrupt ends it in the same way.
+- The progress is begun with `begun`, and told of bytes by the functions of a round.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 COPY = 1 << 22
 """Bytes of a tensor that is not quantized which are taken at a time; whole chunks of its digest."""
@@ -22,8 +55,11 @@ class Progress(Protocol):
         """So many bytes are done."""
 
 
-Task = Callable[[], "list[Task] | None"]
-"""Something to do; it may return further tasks, which are done before those that wait."""
+Look = Callable[[], Any]
+"""A part of a round: one tile of a tensor, say."""
+
+Visit = Generator[Sequence[Look], "list[Any]", None]
+"""What a pass does with one tensor: rounds of looks, each answered with what they returned."""
 
 
 def default_threads() -> int:
@@ -34,27 +70,80 @@ def default_threads() -> int:
         return os.cpu_count() or 1
 
 
-class Crew:
-    """Runs tasks on some threads; the earliest task's error is the one that is raised."""
+def begun(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Begin a progress over so many bytes; what to tell it of those that are done."""
+    if progress is None:
+        return lambda nbytes: None
+    progress.start(total)
+    return progress.advance
 
-    def __init__(self, tasks: Iterable[Task], threads: int, stopped: Callable[[], None] = lambda: None) -> None:
-        """stopped: called when the rest is given up, so that tasks which wait for something can end."""
-        self._source: Iterator[Task] = iter(tasks)
-        self._urgent: deque[tuple[int, Task]] = deque()
+
+def once(looks: Sequence[Look]) -> Visit:
+    """A visit of one round of which nothing is wanted."""
+    yield looks
+
+
+def walk(visits: Iterable[Visit], *, threads: int, stopped: Callable[[], None] = lambda: None) -> None:
+    """Do all visits. stopped: called when the rest is given up, so that looks which wait for something can end."""
+    _Crew(visits, stopped).run(threads)
+
+
+class _Round:
+    """Looks of a visit that are being taken. place: number of the visit, and of the round in it."""
+
+    __slots__ = ("failed", "found", "left", "looks", "over", "place", "running", "taken", "visit")
+
+    def __init__(self, place: tuple[int, int], visit: Visit, looks: Sequence[Look]) -> None:
+        self.place, self.visit, self.looks = place, visit, looks
+        self.found: list[Any] = [None] * len(looks)
+        self.taken, self.left = 0, len(looks)
+        self.running = set[int]()
+        self.failed: tuple[int, Exception] | None = None
+        self.over = False
+
+    def take(self) -> int | None:
+        """The next look; None when there is none, or one before it has failed."""
+        if self.failed is not None or self.taken == len(self.looks):
+            return None
+        self.running.add(self.taken)
+        self.taken += 1
+        return self.taken - 1
+
+    def done(self, index: int, found: Any, error: Exception | None) -> bool:
+        """Note what became of a look; whether the visit is to go on now.
+
+        After an error only looks before it are waited for: they may have an earlier one.
+        """
+        self.running.discard(index)
+        if error is None:
+            self.found[index] = found
+            self.left -= 1
+        elif self.failed is None or index < self.failed[0]:
+            self.failed = index, error
+        if self.over:
+            return False
+        failed = self.failed
+        self.over = not self.left if failed is None else all(i > failed[0] for i in self.running)
+        return self.over
+
+
+class _Crew:
+    """Threads that take looks in order until none is left, an error occurs or the user has had enough."""
+
+    def __init__(self, visits: Iterable[Visit], stopped: Callable[[], None]) -> None:
+        self._visits, self._stopped = iter(visits), stopped
+        self._rounds = deque[_Round]()
         self._ready = threading.Condition()
-        self._taken = 0
-        self._busy = 0
+        self._begun = self._busy = 0
         self._stop = False
-        self._errors: list[tuple[int, BaseException]] = []
-        self._threads = threads
-        self._stopped = stopped
+        self._errors: list[tuple[tuple[int, int], BaseException]] = []
 
-    def run(self) -> None:
-        """Do everything. On KeyboardInterrupt the running tasks are let finish, the others dropped."""
-        if self._threads == 1:
+    def run(self, threads: int) -> None:
+        """Do everything; of several errors the earliest visit's is raised."""
+        if threads == 1:
             self._work()
         else:
-            crew = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
+            crew = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
             try:
                 for thread in crew:
                     thread.start()
@@ -76,33 +165,76 @@ class Crew:
             self._ready.notify_all()
         self._stopped()
 
-    def _next(self) -> tuple[int, Task] | None:
+    def _fail(self, place: tuple[int, int], error: BaseException) -> None:
+        """End the work; run raises the error again."""
+        self._errors.append((place, error))
+        self._finish()
+
+    def _work(self) -> None:
+        place = 0, 0
+        try:
+            while (item := self._next()) is not None:
+                place = item[0].place
+                self._look(*item)
+        except BaseException as error:
+            self._fail(place, error)
+
+    def _next(self) -> tuple[_Round, int] | None:
         with self._ready:
             while not self._stop:
-                if self._urgent:
-                    self._busy += 1
-                    return self._urgent.popleft()
-                task = next(self._source, None)
-                if task is not None:
-                    self._busy += 1
-                    self._taken += 1
-                    return self._taken, task
+                while self._rounds:
+                    index = self._rounds[0].take()
+                    if index is not None:
+                        self._busy += 1
+                        return self._rounds[0], index
+                    self._rounds.popleft()
+                if self._begin():
+                    continue
                 if not self._busy:
                     self._ready.notify_all()
                     return None
                 self._ready.wait()
             return None
 
-    def _work(self) -> None:
-        number = 0
+    def _begin(self) -> bool:
+        """Begin the next visit; whether there is one."""
+        self._begun += 1
         try:
-            while (item := self._next()) is not None:
-                number, task = item
-                more = task()
-                with self._ready:
-                    self._busy -= 1
-                    self._urgent.extend((number, m) for m in more or ())
-                    self._ready.notify_all()
-        except BaseException as error:  # raised again by run
-            self._errors.append((number, error))
-            self._finish()
+            visit = next(self._visits, None)
+        except BaseException as error:
+            self._fail((self._begun, 0), error)
+            return True
+        if visit is not None:
+            self._advance((self._begun, 0), visit, partial(next, visit))
+        return visit is not None
+
+    def _look(self, round: _Round, index: int) -> None:
+        found, wrong = None, None
+        try:
+            found = round.looks[index]()
+        except Exception as error:
+            wrong = error
+        with self._ready:
+            over = round.done(index, found, wrong)
+        if over:
+            visit, failed = round.visit, round.failed
+            step = partial(visit.send, round.found) if failed is None else partial(visit.throw, failed[1])
+            self._advance((round.place[0], round.place[1] + 1), visit, step)
+        with self._ready:
+            self._busy -= 1
+            self._ready.notify_all()
+
+    def _advance(self, place: tuple[int, int], visit: Visit, step: Callable[[], Sequence[Look]]) -> None:
+        """Let a visit go on to its next round that has something to do."""
+        try:
+            looks = step()
+            while not looks:
+                looks = visit.send([])
+        except StopIteration:
+            return
+        except BaseException as error:
+            self._fail(place, error)
+            return
+        with self._ready:
+            self._rounds.append(_Round(place, visit, looks))
+            self._ready.notify_all()

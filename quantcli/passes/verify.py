@@ -10,8 +10,7 @@ its parameters found again: a scale may differ in its last bit and leave all cod
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,9 @@ from quantcli.layouts.native.model import Model, Tensor
 from quantcli.models import View
 from quantcli.passes import checks, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
-from quantcli.passes.tiles import COPY, Crew, Progress, Task
-from quantcli.tensors import digest
+from quantcli.passes.producing import searching
+from quantcli.passes.tiles import COPY, Look, Progress, Visit, begun, once, walk
+from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.tensors.rows import TileSpan
 
@@ -51,15 +51,11 @@ def verify(
     """What is wrong with a quantized model. importance: what its columns were weighed by, where that is known. Raises
     DataError when a file cannot be read to its end."""
     found = Findings()
-    run = _Run(model, original, found, progress, importance)
+    run = _Run(model, original, found, importance)
     run.headers()
     if original is not None:
         run.compare(original)
-    if progress is not None:
-        side = model if original is None else original
-        progress.start(sum(f.size for f in side.source.files()))
-    Crew(run.tasks(), threads).run()
-    run.conclude()
+    run.tensors(threads, progress)
     model.source.check_unchanged()
     return Verified(
         tensors=len(model),
@@ -79,19 +75,15 @@ class _Run:
         model: Model,
         original: Model | None,
         found: Findings,
-        progress: Progress | None,
         importance: Importance | None,
     ) -> None:
-        self.model, self.original, self.progress, self.importance = model, original, progress, importance
+        self.model, self.original, self.importance = model, original, importance
         self.table = kernels.load()
         self.add = found.add
         self.unchecked: list[str] = []
         self._again = all(d.tool == f"quantcli {__version__}" for d in model.documents)
-        self._chunks: dict[str, tuple[digest.Chunks, str]] = {}
-        self._sums: dict[str, list[tuple[Sums, int] | None]] = {}
         self._comparable: set[str] = set()
-        self._unseen: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._advance = begun(None, 0)
 
     # -- before any weight
 
@@ -133,25 +125,46 @@ class _Run:
         if not self._again:
             self.unchecked.append(f"scales are not found again: another version wrote them, not {__version__}")
 
-    # -- tasks
+    # -- a tensor
 
-    def tasks(self) -> Iterator[Task]:
-        for name, tensor in self.model.items():
-            stored = tensor.stored
-            if stored.digest is None:
-                self.unchecked.append("there are no digests of the original weights")
+    def tensors(self, threads: int, progress: Progress | None) -> None:
+        """Look at every tensor."""
+        side = self.model if self.original is None else self.original
+        self._advance = begun(progress, sum(f.size for f in side.source.files()))
+        walk((self._visit(name) for name in self.model), threads=threads)
+
+    def _visit(self, name: str) -> Visit:
+        tensor = self.model[name]
+        stored = tensor.stored
+        if stored.digest is None:
+            self.unchecked.append("there are no digests of the original weights")
+        if stored.layout is not None and name not in self._comparable:
+            yield [partial(checks.whole, partial(self.add, name), tensor), *self._tiles(name, None, None)]
+            return
+        # The original bytes of a kept tensor are in the file itself.
+        origin = tensor if stored.layout is None else self._source(name)
+        weights = Digested(partial(_read, origin), origin.stored.info.nbytes, kind_of(stored.digest))
+        if stored.layout is None:
+            starts = range(0, stored.info.nbytes, COPY)
+            yield weights.apart() + [partial(self._kept, name, start, weights) for start in starts]
+        else:
+            again = self._trials(stored) if self._again else None
+            if again is not None:
+                try:
+                    yield from searching(again, partial(self._see, name, again))
+                except (NotFinite, Misfit):
+                    self.add(name, "scales", "its method gives no scales for the weights of the original")
+                    again = None
+            first: list[Look] = [partial(checks.whole, partial(self.add, name), tensor), *weights.apart()]
+            found = yield [*first, *self._tiles(name, weights, again)]
+            sums = found[len(first) :]
+            if None not in sums:
+                self._metrics(name, metric.total(sums))
+        if weights.found() != stored.digest:
             if stored.layout is None:
-                yield from self._kept_tasks(name, tensor)
-                continue
-            yield partial(checks.whole, partial(self.add, name), tensor)
-            if name not in self._comparable:
-                yield from self._tiles(name, None)
-                continue
-            self._digests(name, stored.digest, stored.info.nbytes)
-            if stored.digest is not None and len(stored.digest) == 64:
-                yield partial(self._sha256, name, stored.digest)
-            self._sums[name] = [None] * len(list(stored.layout.tiles()))
-            yield from self._work(name, self._trials(stored) if self._again else None)
+                self.add(name, "digest", "its bytes do not have the digest in the header")
+            else:
+                self.add(name, "source", "the original's bytes do not have the digest in the header")
 
     def _trials(self, stored: StoredTensor) -> Trials | None:
         """What finds the parameters of a tensor again; None where its importances are not known."""
@@ -168,74 +181,21 @@ class _Run:
         values = columns.values if columns is not None else None
         return Trials(stored.info, stored.scheme, stored.layout, stored.scale_dtype, rival=None, importance=values)
 
-    def _kept_tasks(self, name: str, tensor: Tensor) -> Iterator[Task]:
-        known = tensor.stored.digest
-        self._digests(name, known, tensor.stored.info.nbytes)
-        if known is not None and len(known) == 64:
-            yield partial(self._sha256, name, known)
-        for start in range(0, tensor.stored.info.nbytes, COPY):
-            yield partial(self._kept, name, start)
-
-    def _tiles(self, name: str, again: Trials | None) -> list[Task]:
+    def _tiles(self, name: str, weights: Digested | None, again: Trials | None) -> list[Look]:
         plan = self.model[name].stored.layout
         assert plan is not None
-        return [partial(self._tile, name, index, span, again) for index, span in enumerate(plan.tiles())]
-
-    def _work(self, name: str, again: Trials | None) -> list[Task]:
-        """The next things to do for a tensor: a pass that finds parameters, or its tiles."""
-        if again is None or not again.spans:
-            return self._tiles(name, again)
-        with self._lock:
-            self._unseen[name] = len(again.spans)
-        return [partial(self._see, name, again, index) for index in range(len(again.spans))]
-
-    def _digests(self, name: str, known: str | None, nbytes: int) -> None:
-        if known is not None and len(known) != 64:
-            self._chunks[name] = digest.Chunks(nbytes), known
-
-    def _advance(self, nbytes: int) -> None:
-        if self.progress is not None:
-            self.progress.advance(nbytes)
+        return [partial(self._tile, name, span, weights, again) for span in plan.tiles()]
 
     def _source(self, name: str) -> Tensor:
         assert self.original is not None
         return self.original[name]
 
-    def _origin(self, name: str) -> Tensor:
-        """Where the original bytes of a tensor are: with kept ones in the file itself."""
-        return self.model[name] if self.model[name].scheme is None else self._source(name)
-
-    def _sha256(self, name: str, known: str) -> None:
-        tensor = self._origin(name)
-
-        def read(at: int, block: memoryview) -> None:
-            block[:] = tensor.read_bytes(name, at, len(block)).data
-
-        if digest.sha256(tensor.stored.info.nbytes, read) != known:
-            self._wrong_digest(name)
-
-    def _wrong_digest(self, name: str) -> None:
-        if self.model[name].scheme is None:
-            self.add(name, "digest", "its bytes do not have the digest in the header")
-        else:
-            self.add(name, "source", "the original's bytes do not have the digest in the header")
-
-    def _hash(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
-        """Take in bytes of an original tensor."""
-        if name in self._chunks:
-            tensor = self._origin(name)
-
-            def read(at: int, rest: memoryview) -> None:
-                rest[:] = tensor.read_bytes(name, at, len(rest)).data
-
-            self._chunks[name][0].add(start, block.data, read)
-
-    def _kept(self, name: str, start: int) -> None:
+    def _kept(self, name: str, start: int, weights: Digested) -> None:
         """A run of bytes of a tensor that is stored as it was."""
         tensor = self.model[name]
         size = min(COPY, tensor.stored.info.nbytes - start)
         block = tensor.read_bytes(name, start, size)
-        self._hash(name, start, block)
+        weights.see(start, block.data)
         if name in self._comparable:
             same = self._source(name).read_bytes(name, start, size) == block
             if not same.all():
@@ -246,36 +206,22 @@ class _Run:
 
     # -- tiles of quantized tensors
 
-    def _read(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
-        block[...] = self._source(name).read_bytes(name, start, block.size)
-
-    def _see(self, name: str, again: Trials, index: int) -> list[Task] | None:
+    def _see(self, name: str, again: Trials, index: int) -> None:
         """One span of a pass that finds parameters again."""
-        span = again.spans[index]
+        span, source = again.spans[index], self._source(name)
+
+        def read(start: int, block: NDArray[np.uint8]) -> None:
+            _read(source, start, block.data)
+
         raw = np.empty(span_bytes(again.chosen, span, strips=again.by_strips), np.uint8)
-        tile = read_span(again.chosen, span, partial(self._read, name), raw, strips=again.by_strips)
-        try:
-            with np.errstate(all="ignore"):  # of an original that is another one
-                again.see(self.table, tile, index)
-            with self._lock:
-                if name not in self._unseen:
-                    return None
-                self._unseen[name] -= 1
-                if self._unseen[name]:
-                    return None
-            again.conclude()
-        except (NotFinite, Misfit):
-            with self._lock:
-                first = self._unseen.pop(name, None) is not None
-            return self._given_up(name) if first else None
-        return self._work(name, again)
+        tile = read_span(again.chosen, span, read, raw, strips=again.by_strips)
+        with np.errstate(all="ignore"):  # of an original that is another one
+            again.see(self.table, tile, index)
 
-    def _given_up(self, name: str) -> list[Task]:
-        """The tiles, without parameters to compare with."""
-        self.add(name, "scales", "its method gives no scales for the weights of the original")
-        return self._tiles(name, None)
-
-    def _tile(self, name: str, index: int, span: TileSpan, again: Trials | None) -> None:
+    def _tile(
+        self, name: str, span: TileSpan, weights: Digested | None, again: Trials | None
+    ) -> tuple[Sums, int] | None:
+        """A tile; its errors, where it can be compared with its original."""
         tensor, add = self.model[name], partial(self.add, name)
         plan = tensor.stored.layout
         assert plan is not None
@@ -283,21 +229,23 @@ class _Run:
         with np.errstate(all="ignore"):  # of damaged parameters
             checks.padding(add, tensor, packed, span)
             params = checks.params(add, tensor, span)
-            if name not in self._comparable:
+            if weights is None:
                 if params is not None:
                     checks.codes(add, tensor, packed, span, params, self.table)
                 self._advance(len(packed))
-                return
+                return None
             size = DTYPES[tensor.dtype].bits // 8
             start = (span.row * plan.cols + span.col) * size
             raw = self._source(name).read_bytes(name, start, span.rows * span.cols * size)
-            self._hash(name, start, raw)
+            weights.see(start, raw.data)
+            sums = None
             if params is not None:
                 tile = as_tile(raw, tensor.dtype, span, plan.group)
-                self._sums[name][index] = self._codes(name, tile, span, params, packed), span.rows * span.cols
+                sums = self._codes(name, tile, span, params, packed), span.rows * span.cols
                 if again is not None:
                     self._params(name, tile, span, params, again)
         self._advance(len(raw))
+        return sums
 
     def _params(self, name: str, tile: Tile, span: TileSpan, params: QuantParams, again: Trials) -> None:
         """Whether the parameters of a tile are those that its method finds."""
@@ -344,18 +292,6 @@ class _Run:
             )
         return self.table.measure(tile, params, grid, packed)
 
-    # -- at the end
-
-    def conclude(self) -> None:
-        """What is known only of whole tensors: digests and sums."""
-        for name, (chunks, known) in self._chunks.items():
-            if chunks.hexdigest() != known:
-                self._wrong_digest(name)
-        for name, sums in self._sums.items():
-            tiles = [s for s in sums if s is not None]
-            if len(tiles) == len(sums):
-                self._metrics(name, metric.total(tiles))
-
     def _metrics(self, name: str, found: metric.Metrics) -> None:
         told = self.model[name].stored.metrics
         assert told is not None
@@ -368,6 +304,10 @@ class _Run:
             if getattr(told, what) != getattr(found, what):
                 numbers = f"{getattr(told, what)!r} in the header, {getattr(found, what)!r} measured"
                 self.add(name, "metrics", f"the {word} is {numbers}")
+
+
+def _read(tensor: Tensor, start: int, block: memoryview) -> None:
+    block[:] = tensor.read_bytes(tensor.name, start, len(block)).data
 
 
 def decodable(
@@ -385,7 +325,7 @@ def decodable(
         except DataError as error:
             found.add(name, "scales", error.problem)
 
-    Crew((partial(look, name, *run) for name, view in weights.items() for run in view.blocks), threads).run()
+    walk((once([partial(look, n, *run) for run in view.blocks]) for n, view in weights.items()), threads=threads)
     if before is not None:
         for name in dict.fromkeys([*views, *before]):
             if name not in before:

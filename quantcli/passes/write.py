@@ -8,8 +8,7 @@ anew: sizes are always known before the first byte is written.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Producer
-from quantcli.passes.tiles import Crew, Progress, Task
+from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.stores.files import OutputFile
 from quantcli.stores.workspace import remove
 from quantcli.tensors.decided import Decided
@@ -51,17 +50,6 @@ class Outcome:
     results: dict[str, Result] = field(default_factory=dict)
     exact: dict[str, bool] = field(default_factory=dict)
     amendments: dict[str, Decided] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Left:
-    """Pieces of a tensor that are not done, and the bytes of it they stand for in the progress."""
-
-    producer: Producer
-    job: Job
-    pieces: int
-    nbytes: int
-    exact: bool = True
 
 
 def write(
@@ -114,66 +102,45 @@ class _Pass:
     """One pass over the tensors of some files."""
 
     def __init__(self, files: Sequence[tuple[OneFile, OutputFile]], work: Work, progress: Progress | None) -> None:
-        self.work, self.progress = work, progress
-        self.outcome = Outcome()
+        self.work, self.outcome = work, Outcome()
         self._places = {name: (out, at) for file, out in files for name, at in file.offsets.items()}
         self._names = [name for file, _ in files for name in file.tensors]
-        self._lock = threading.Lock()
+        self._advance = begun(progress, sum(self._weight(name) for name in self._names))
 
     def run(self, threads: int) -> Outcome:
         """Write every tensor."""
-        if self.progress is not None:
-            self.progress.start(sum(self._weight(name) for name in self._names))
-        Crew(self._tasks(), threads, self.work.stopped).run()
+        walk((self._visit(name) for name in self._names), threads=threads, stopped=self.work.stopped)
         return self.outcome
 
     def _weight(self, name: str) -> int:
         """Bytes that a tensor counts for in the progress."""
         return sum(output.nbytes for output in self.work.jobs[name].outputs)
 
-    def _tasks(self) -> Iterator[Task]:
-        for name in self._names:
-            yield from self._tensor(name)
-
-    def _tensor(self, name: str) -> list[Task]:
+    def _visit(self, name: str) -> Visit:
         producer, job = self.work.produce(name), self.work.jobs[name]
-        return self._steps(producer, producer.begin(partial(self._pieces, producer, job)))
-
-    def _steps(self, producer: Producer, tasks: list[Task] | None) -> list[Task]:
-        return [partial(self._step, producer, task) for task in tasks or ()]
-
-    def _step(self, producer: Producer, task: Task) -> list[Task] | None:
-        """A task of a tensor, and what follows from it."""
-        if producer.tensor.info.name in self.outcome.amendments:  # the rest would be done for nothing
-            return None
         try:
-            return self._steps(producer, task())
+            yield from producer.prepare()
+            pieces, weight = list(job.pieces()), self._weight(name)
+            ends = [weight * done // len(pieces) for done in range(1, len(pieces) + 1)]
+            shares = [end - start for start, end in zip([0, *ends], ends)]
+            same = yield [partial(self._piece, producer, job, *each) for each in zip(pieces, shares)]
+            if not self.outcome.amendments:  # else all is written again
+                result = producer.end()
+                self.outcome.exact[name] = all(same)
+                if result is not None:
+                    self.outcome.results[name] = result
         except (NotFinite, Misfit) as found:
-            self._amend(producer.tensor, found)
+            self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
         except QuantcliError as error:
             if any(place.startswith(self.work.source) for place in error.place[:1]):
                 raise
             raise error.within(self.work.source) from None
-        return None
 
-    def _pieces(self, producer: Producer, job: Job) -> list[Task]:
-        pieces = list(job.pieces())
-        left = _Left(producer, job, len(pieces), self._weight(producer.tensor.info.name))
-        if not pieces:
-            return [partial(self._end, left)]
-        return [partial(self._piece, left, piece) for piece in pieces]
-
-    def _piece(self, left: _Left, piece: Piece) -> None:
-        with left.producer.piece() as codes:
-            same = piece(codes, partial(self._put, left.job))
-        with self._lock:
-            nbytes = left.nbytes // left.pieces
-            left.nbytes, left.pieces, left.exact = left.nbytes - nbytes, left.pieces - 1, left.exact and same
-            last = not left.pieces
-        if self.progress is not None and nbytes:
-            self.progress.advance(nbytes)
-        if last and not self.outcome.amendments:
-            self._end(left)
+    def _piece(self, producer: Producer, job: Job, piece: Piece, share: int) -> bool:
+        with producer.piece() as codes:
+            same = piece(codes, partial(self._put, job))
+        self._advance(share)
+        return same
 
     def _put(self, job: Job, output: int, offset: int, values: Any) -> None:
         data = memoryview(values)
@@ -181,15 +148,3 @@ class _Pass:
             return
         out, at = self._places[job.outputs[output].name]
         out.write(at + offset, data)
-
-    def _end(self, left: _Left) -> None:
-        name = left.producer.tensor.info.name
-        result = left.producer.end()
-        self.outcome.exact[name] = left.exact
-        if result is not None:
-            self.outcome.results[name] = result
-
-    def _amend(self, tensor: Decided, found: Exception) -> None:
-        amended = self.work.amend(tensor, found)
-        with self._lock:
-            self.outcome.amendments.setdefault(tensor.info.name, amended)

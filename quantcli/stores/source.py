@@ -72,6 +72,11 @@ class Source(Protocol):
     def files(self) -> Sequence[InputFile]:
         """The files behind it."""
 
+    def interrupt(self) -> None:
+        """Let reads that wait for data fail: the run is over."""
+        for file in self.files():
+            file.interrupt()
+
     def check_unchanged(self) -> None:
         """Raise DataError when a file was changed since it was opened."""
         for file in self.files():

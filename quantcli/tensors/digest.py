@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
+
+Read = Callable[[int, memoryview], None]
+"""Fills a buffer with the bytes of a tensor from an offset on."""
 
 CHUNK = 1 << 18
 
@@ -21,7 +25,7 @@ class Chunks:
         self._digests = bytearray(16 * -(-nbytes // CHUNK))
         self._seen = bytearray(-(-nbytes // CHUNK))
 
-    def add(self, start: int, block: memoryview, read: Callable[[int, memoryview], None]) -> None:
+    def add(self, start: int, block: memoryview, read: Read) -> None:
         """Take in the chunks that begin inside the `block` of bytes from `start`; `read` fetches what the last of
         them has beyond it."""
         from xxhash import xxh3_128
@@ -37,7 +41,7 @@ class Chunks:
             self._digests[at // CHUNK * 16 : at // CHUNK * 16 + 16] = hasher.digest()
             self._seen[at // CHUNK] = 1
 
-    def complete(self, read: Callable[[int, memoryview], None]) -> None:
+    def complete(self, read: Read) -> None:
         """Read and take in the chunks that no block began in."""
         at = self._seen.find(0)
         while at >= 0:
@@ -53,7 +57,7 @@ class Chunks:
         return str(xxh3_128(bytes(self._digests)).hexdigest())
 
 
-def sha256(nbytes: int, read: Callable[[int, memoryview], None]) -> str:
+def sha256(nbytes: int, read: Read) -> str:
     """The SHA-256 of a tensor, read in order."""
     hasher, buffer = hashlib.sha256(), memoryview(bytearray(min(nbytes, 1 << 20)))
     for start in range(0, nbytes, 1 << 20):
@@ -61,3 +65,57 @@ def sha256(nbytes: int, read: Callable[[int, memoryview], None]) -> str:
         read(start, block)
         hasher.update(block)
     return hasher.hexdigest()
+
+
+def kind_of(known: str | None) -> str:
+    """Which digest one is: `xxh3`, `sha256` or, of None, `none`."""
+    return "none" if known is None else "sha256" if len(known) == 64 else "xxh3"
+
+
+class Digested:
+    """The digest of a tensor from the blocks that are read anyway. read: fetches bytes of it; kind: as in `kind_of`.
+
+    Either `fill` or `see` every block and do what `apart` gives besides, or do what `alone` gives. Then `found`.
+    """
+
+    def __init__(self, read: Read, nbytes: int, kind: str) -> None:
+        self.kind = kind
+        self._read, self._nbytes = read, nbytes
+        self._chunks = Chunks(nbytes) if kind == "xxh3" else None
+        self._sha256: str | None = None
+
+    def fill(self, start: int, block: memoryview) -> None:
+        """Fill a block with bytes of the tensor, and take it in."""
+        self._read(start, block)
+        self.see(start, block)
+
+    def see(self, start: int, block: memoryview) -> None:
+        """Take in a block that was read."""
+        if self._chunks is not None:
+            self._chunks.add(start, block, self._read)
+
+    def apart(self) -> list[Callable[[], None]]:
+        """What there is to do besides: SHA-256 reads the tensor in its order."""
+        return [self._in_order] if self.kind == "sha256" else []
+
+    def alone(self, step: int, advance: Callable[[int], None] = lambda nbytes: None) -> list[Callable[[], None]]:
+        """What there is to do where nothing else reads the tensor, `step` bytes each. advance: told of those read."""
+        starts = range(0, self._nbytes if self.kind == "xxh3" else 0, step)
+        return self.apart() + [partial(self._scan, start, step, advance) for start in starts]
+
+    def _scan(self, start: int, step: int, advance: Callable[[int], None]) -> None:
+        block = memoryview(bytearray(min(step, self._nbytes - start)))
+        self.fill(start, block)
+        advance(len(block))
+
+    def _in_order(self) -> None:
+        self._sha256 = sha256(self._nbytes, self._read)
+
+    def found(self) -> str | None:
+        """The digest; chunks that no block began in are read for it, and all for a SHA-256 that was not made apart."""
+        if self._chunks is not None:
+            self._chunks.complete(self._read)
+            return self._chunks.hexdigest()
+        if self.kind == "sha256" and self._sha256 is None:
+            self._in_order()
+        return self._sha256
