@@ -1,7 +1,8 @@
 """Tables for people: the verdict, what was kept, the worst tensors.
 
-A header with what matters most, gates, what changed since a baseline, then a row per tensor, worst SQNR first; of two
-models that are compared, what their files say of themselves and what only one holds comes last.
+Of a report a header with what matters most, gates, what changed since a baseline, then a row per tensor, worst SQNR
+first; of two models that are compared, what their files say of themselves and what only one holds comes last. Other
+documents say themselves which lines and tables they are.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.errors import printable
+from quantcli.reports.documents import Line, Look, Plot, Readable
 from quantcli.reports.gates import shown
 from quantcli.reports.records import Comparison, GateResult, RunReport, TensorReport, equal_line
-from quantcli.reports.renderings import Look, Rendering
+from quantcli.reports.renderings import Rendering
 from quantcli.reports.renderings._kept import groups
 
 GROUPS = 20
@@ -231,4 +233,16 @@ def _theory(rows: list[TensorReport]) -> t.Table:
     return table
 
 
-PROVIDES = Rendering(render=render)
+def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
+    """Print the lines and tables of other documents."""
+    for document in documents:
+        for part in document.parts(look):
+            if isinstance(part, Line):
+                t.line(part.text, stream, style="1" if part.strong and look.colour else "")
+            elif isinstance(part, Plot):
+                t.plot(part.marks, stream, across=part.across, up=part.up)
+            else:
+                t.show(part, stream, colour=look.colour)
+
+
+PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)))
