@@ -14,10 +14,8 @@ from typing import TextIO
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.reports.documents import Line, Look, Plot, Readable
-from quantcli.reports.gates import shown
 from quantcli.reports.records import Comparison, GateResult, RunReport, TensorReport, equal_line
 from quantcli.reports.renderings import Rendering
-from quantcli.reports.renderings._kept import groups
 
 GROUPS = 20
 """Groups of kept tensors that a table shows at least beside its rows."""
@@ -75,6 +73,8 @@ def _rest(rows: list[TensorReport]) -> str:
 
 
 def _gate(gate: GateResult, stream: TextIO, colour: bool) -> None:
+    from quantcli.reports.gates import shown
+
     word, code = ("passed", 32) if gate.passed else ("FAILED", 31)
     stream.write(f"\x1b[{code}m{word}\x1b[0m" if colour else word)
     t.line(f"  {gate.title} {shown(gate.gate, gate.limit)}: {gate.message}", stream)
@@ -130,6 +130,8 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
 
 def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
     """One report; at most `limit` tensors, what else was kept and must be seen in groups, the rest in one line."""
+    from quantcli.reports.renderings._kept import groups  # and gates too: inspect, which has neither, starts faster
+
     lines = _headline(report)
     t.line(lines[0], stream, style="1" if colour else "")
     for text in lines[1:]:
