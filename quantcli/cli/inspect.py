@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from quantcli.cli import _help, options
-from quantcli.errors import printable, printable_line
-
-if TYPE_CHECKING:
-    from quantcli.models import Model
+from quantcli.errors import UsageError, printable_line
 
 
 @_help.command(
@@ -62,7 +58,6 @@ def command(
 
     Outliers are the share of values farther than 4 standard deviations from the mean.
     """
-    from quantcli.errors import UsageError
     from quantcli.layouts.native.model import CHANGED
     from quantcli.models import open_model
     from quantcli.reports import inspected
@@ -82,7 +77,9 @@ def command(
         if not stats:
             model.source.check_unchanged()  # a pipe to its end
         if recipe:
-            sys.stdout.write(_recipe(src, model))
+            from quantcli.planning import stored_recipe
+
+            sys.stdout.write(stored_recipe.text_of(model, src))
             sys.stdout.flush()
             return
         if names:
@@ -93,26 +90,6 @@ def command(
         report = inspected.made(model, src, values=stats, say=options.say)
     talk = replace(talk, quiet=talk.quiet and file is not None)  # else there would be nothing
     options.show(report, talk, show_all=True, file=file)
-
-
-def _recipe(src: str, model: Model) -> str:
-    """The recipe in the headers of a file or folder. Raises DataError when there is none, or several."""
-    from quantcli.errors import DataError, QuantcliError
-    from quantcli.planning import recipe
-
-    documents = model.stored.documents
-    try:
-        said = [(d, recipe.request_of(d.recipe, d.schemes)) for d in documents if d.recipe is not None]
-    except QuantcliError as error:
-        raise error.within(src) from None
-    if not said or len(said) < len(documents):
-        raise DataError("its header holds no recipe", place=[src], hint="quantcli quantize writes one")
-    document, request = said[0]
-    if any(d.tool != document.tool or d.digest != document.digest or r != request for d, r in said):
-        raise DataError("its files were made by several recipes", place=[src], hint="name one of them")
-    keeps = any(tensor.stored.reason == "nonfinite" for tensor in model.stored.values())
-    settings = {"digest": document.digest, "on_nonfinite": "keep" if keeps else "refuse"}
-    return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"
 
 
 PROVIDES = command
