@@ -456,7 +456,7 @@ def test_outputs_that_are_one_file_or_an_input(arguments: list[str], words: str,
     def measured(*_: Any, **__: Any) -> None:
         raise AssertionError("it was measured")
 
-    for name in ("quantcli.passes.measure.against", "quantcli.passes.compare.measure", "quantcli.passes.sweep.sweep",
+    for name in ("quantcli.passes.measure.against", "quantcli.passes.compare.measure", "quantcli.passes.sweep.measure",
                  "quantcli.passes.quantize.write", "quantcli.reports.build.of_stored", "quantcli.cli._budget.planned"):
         monkeypatch.setattr(name, measured)
     assert words in one_line(run(*arguments), 2)

@@ -18,8 +18,8 @@ import pytest
 
 from quantcli.errors import printable
 from quantcli.passes.examine import Histogram
+from quantcli.reports.documents import Look
 from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, RunReport, Summary, TensorReport
-from quantcli.reports.renderings import Look
 from quantcli.reports.renderings.html import NAME, PROVIDES
 from quantcli.theory.bounds import Theory
 

@@ -107,7 +107,7 @@ def test_a_sweep_is_written_as_its_name_says() -> None:
     assert Path("s.html").read_text().startswith("<!DOCTYPE html>") and Path("S.HTM").exists()
     for name, words in (("s.xlsx", "nothing is written as .xlsx"), ("s", "the name has no extension")):
         line = one_line(run("sweep", DIGITS, "-o", name), 2)
-        assert line == f"{name}: {words}; end it in .csv, .htm, .html, .json" and not Path(name).exists()
+        assert line == f"{name}: {words}; end it in .csv, .htm, .html, .json, .md, .txt" and not Path(name).exists()
 
 
 def test_a_report_is_written_as_its_name_says() -> None:

@@ -78,7 +78,7 @@ def test_the_weights_are_read_once(model: Path) -> None:
 
     source.read = counted  # type: ignore[method-assign]
     plans = [make(source.infos(), Request(scheme=s, exclude=("wide", "conv"))) for s in schemes]
-    sweep.sweep(source, schemes, plans, lambda p: 1, shown="m", threads=2)
+    sweep.measure(source, plans, threads=2)
     source.close()
     assert read == {"a.up": 300 * 1000 * 4, "a.down": 64 * 128 * 2}
 

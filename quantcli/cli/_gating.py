@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -161,25 +160,16 @@ def finish(
 ) -> None:
     """Write and print reports, name the gates that failed on standard error, and exit with 1 when there are any."""
     for kind, path in outputs:
-        _write(reports, kind, path)
+        options.write_documents(reports, kind, path, [p for r in reports for p in (r.source, r.output) if p])
     quiet = talk.quiet and not talk.json
     if not quiet:
         for report in reports:
             if rendering != "table" or report.command != "compare":  # whose table tells it, behind the figures
                 options.say_warnings(report)
     if not quiet or rendering != "table":
-        options.print_reports(reports, rendering, talk, show_all=show_all)
+        options.print_documents(reports, rendering, talk, show_all=show_all)
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
         options.say(f"{report.name}: gate {gate.title} failed: {gate.message}")
     if failed:
         raise click.exceptions.Exit(1)
-
-
-def _write(reports: Sequence[RunReport], kind: str, path: str) -> None:
-    """Replace a file by a rendering."""
-    from quantcli.reports.renderings import Look
-
-    text = io.StringIO()
-    registry.get("reports.renderings", kind).render(reports, text, Look())
-    options.replace_file(path, text.getvalue(), [p for r in reports for p in (r.source, r.output) if p])

@@ -25,10 +25,7 @@ DOCUMENTS = {
     "txt": "table",
     "xml": "junit",
 }
-"""The rendering of a report that an extension stands for."""
-
-SWEEPS = ("csv", "htm", "html", "json")
-"""Extensions of what a sweep can be written as."""
+"""The rendering of a document that an extension stands for."""
 
 
 def extension(path: str) -> str:
@@ -73,3 +70,11 @@ def document(output: str, known: Iterable[str]) -> str:
         hint = f"end it in {', '.join(f'.{e}' for e in wanted)}"
         raise UsageError(problem, place=[output], hint=hint)
     return found
+
+
+def rendering(output: str, kind: type) -> str:
+    """The rendering that the name of a file asks for, of documents of a type. Raises UsageError where none can."""
+    from quantcli.reports.renderings import able
+
+    known = able(kind)
+    return DOCUMENTS[document(output, [end for end, name in DOCUMENTS.items() if name in known])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -50,10 +49,10 @@ def command(
     SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF. A folder gives a folder, with its
     config.json and what else lies beside the weights, unless a .safetensors file is named.
     """
-    from quantcli import terminal
     from quantcli.folders import sidefiles
     from quantcli.models import open_model
     from quantcli.passes import decode as decoding
+    from quantcli.reports.dequantized import DequantizeReport
     from quantcli.stores import need_file
     from quantcli.stores.files import check_destination
     from quantcli.stores.folder import check_folder
@@ -85,23 +84,17 @@ def command(
                 threads=options.thread_count(threads),
                 progress=bar,
             )
-        document = {
-            "schema_version": 1,
-            "command": "dequantize",
-            "source": src,
-            "output": target,
-            "tensors": len(model),
-            "decoded": decoded,
-            "bytes_out": size,
-            "seconds": time.perf_counter() - began,
-            "warnings": side.warnings(),
-        }
-    if talk.json:
-        options.print_json(document)
-    elif not talk.quiet and output != "-":
-        line = f"{src} -> {target}: {decoded} of {len(model)} tensors decoded, {terminal.size(size)}"
-        terminal.line(line, sys.stdout)
-        sys.stdout.flush()
+        report = DequantizeReport(
+            source=src,
+            output=target,
+            tensors=len(model),
+            decoded=decoded,
+            bytes_out=size,
+            seconds=time.perf_counter() - began,
+            warnings=side.warnings(),
+        )
+    if output != "-":
+        options.show(report, talk)
 
 
 def _beside(src: str, source: Source) -> str:

@@ -88,7 +88,6 @@ def command(
     gives a folder, with config.json as the loader wants it; a file gives a file, or a folder where -o is a name without
     .safetensors. The report says what was lossless, and what rounding the parameters cost elsewhere.
     """
-    from quantcli import terminal
     from quantcli.folders import output as outputs
     from quantcli.folders import sidefiles
     from quantcli.folders.job import default_name
@@ -136,11 +135,8 @@ def command(
             bytes_in=sum(f.size for f in source.files()),
             seconds=time.perf_counter() - began,
         )
-    if talk.json:
-        options.print_json(report.as_dict())
-    elif not talk.quiet and output != "-":
-        limit = None if show_all else terminal.screenful()
-        exported.show(report, sys.stdout, colour=talk.coloured, limit=limit)
+    if output != "-":
+        options.show(report, talk, show_all=show_all)
 
 
 PROVIDES = command

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from quantcli import interrupts, registry
-from quantcli.cli import _help
+from quantcli.cli import _help, _naming
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
@@ -77,6 +77,19 @@ def output(command: F) -> F:
         type=click.Path(path_type=str),
         callback=_file,
         help="The file to write; - is standard output.",
+        group="Common",
+    )(command)
+
+
+def document(command: F) -> F:
+    """-o, for a file of what the command prints."""
+    return _help.option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=click.Path(path_type=str),
+        callback=_file,
+        help="Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.",
         group="Common",
     )(command)
 
@@ -180,15 +193,6 @@ def talk(command: F) -> F:
     return cast(F, found)
 
 
-def print_json(document: dict[str, Any]) -> None:
-    """Print a document on standard output: strict JSON, names escaped to ASCII, null for what is not finite."""
-    from quantcli.reports.records import plain
-    from quantcli.reports.renderings.json import write
-
-    write(plain(document), sys.stdout)
-    sys.stdout.flush()
-
-
 def say_warnings(report: RunReport) -> None:
     """Its warnings on standard error, the first ten."""
     for line in report.warnings[:10]:
@@ -197,25 +201,62 @@ def say_warnings(report: RunReport) -> None:
         warn(f"and {len(report.warnings) - 10} more")
 
 
-def print_reports(reports: Sequence[RunReport], rendering: str, talk: Talk, *, show_all: bool) -> None:
-    """Print reports as asked for."""
-    from quantcli import terminal
-    from quantcli.reports.renderings import Look
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentFile:
+    """A file to write a document to, and what the command reads, which it may not replace."""
 
-    limit = None if show_all else max(3, terminal.screenful() // len(reports))
-    look = Look(colour=talk.coloured, limit=limit)
+    path: str
+    rendering: str
+    inputs: Sequence[str | None]
+
+
+def document_file(path: str | None, kind: type, inputs: Sequence[str | None]) -> DocumentFile | None:
+    """The file that -o names, for a document of a type; None without one. Raises UsageError for the name of an input,
+    and for an extension that stands for no rendering of such documents."""
+    if path is None:
+        return None
+    check_outputs([path], inputs)
+    return DocumentFile(path=path, rendering=_naming.rendering(path, kind), inputs=inputs)
+
+
+def show(document: Any, talk: Talk, *, show_all: bool = False, file: DocumentFile | None = None) -> None:
+    """Write a document to a file, where there is one, and print it: as JSON where that is asked for, else for people,
+    unless quiet."""
+    if file is not None:
+        write_documents([document], file.rendering, file.path, file.inputs)
+    if talk.json or not talk.quiet:
+        print_documents([document], "json" if talk.json else "table", talk, show_all=show_all)
+
+
+def print_documents(documents: Sequence[Any], rendering: str, talk: Talk, *, show_all: bool) -> None:
+    """Print documents of one type as asked for."""
+    from quantcli import terminal
+    from quantcli.reports.documents import Look
+
+    limit = None if show_all else max(3, terminal.screenful() // len(documents))
+    ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
+    look = Look(colour=talk.coloured, limit=limit, verbose=talk.verbose, ascii_only=ascii_only)
     render = registry.get("reports.renderings", rendering).render
     raw = getattr(sys.stdout, "buffer", None)
     if rendering == "table" or raw is None:
-        render(reports, sys.stdout, look)
+        render(documents, sys.stdout, look)
     else:  # a document is UTF-8 in every locale
         text = io.StringIO()
-        render(reports, text, look)
+        render(documents, text, look)
         sys.stdout.flush()
         left = memoryview(text.getvalue().encode("utf-8", "backslashreplace"))
         while left:  # without buffering a write may take a part only
             left = left[raw.write(left) :]
     sys.stdout.flush()
+
+
+def write_documents(documents: Sequence[Any], rendering: str, path: str, inputs: Sequence[str | None]) -> None:
+    """Replace a file by documents of one type. Raises UsageError when it is one of the inputs."""
+    from quantcli.reports.documents import Look
+
+    text = io.StringIO()
+    registry.get("reports.renderings", rendering).render(documents, text, Look())
+    replace_file(path, text.getvalue(), inputs)
 
 
 def check_outputs(paths: Sequence[str], inputs: Sequence[str | None]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth a word."""
 
+
 @_help.command(
     "quantize",
     examples=(
@@ -206,10 +207,10 @@ def command(
         options.say_warnings(report)
     if output == "-" and not dry_run and not talk.quiet:
         _say_summary(report)
-    elif talk.json or not talk.quiet:
+    else:
         if talk.json and to is not None:
             report = replace(report, warnings=[*ready.notes, *report.warnings])
-        options.print_reports([report], "json" if talk.json else "table", talk, show_all=show_all)
+        options.show(report, talk, show_all=show_all)
 
 
 def _say_more(written: Written) -> None:

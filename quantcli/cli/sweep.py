@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from quantcli.cli import _asking, _help, _naming, _sources, options
+from quantcli.cli import _asking, _help, _sources, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
-    from quantcli.passes.sweep import Sweep
     from quantcli.planning.plan import Request
     from quantcli.scheme import Scheme
 
@@ -70,15 +66,7 @@ if TYPE_CHECKING:
     help="Draw SQNR against bits per weight in the terminal.",
     group="Output",
 )
-@_help.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=str),
-    default=None,
-    help="Write what its extension says: .html a page, .csv or .json the figures.",
-    group="Common",
-)
+@options.document
 @options.threads
 @options.talk
 def command(
@@ -104,12 +92,10 @@ def command(
     from quantcli.folders.output import size_of
     from quantcli.passes import sweep
     from quantcli.planning import plan
+    from quantcli.reports import swept
     from quantcli.stores import need_file
 
-    kind = ""
-    if output is not None:
-        options.check_outputs([output], [src])
-        kind = _naming.document(output, _naming.SWEEPS)
+    file = options.document_file(output, swept.SweepReport, [src])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
     with _sources.float_source(src, source_layout, talk) as source:
@@ -120,26 +106,19 @@ def command(
                 plans.append(plan.make(source.infos(), _request(scheme, selected)))
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
+        began = time.perf_counter()
         with talk.bar("sweeping") as bar:
-            found = sweep.sweep(
-                source,
-                schemes,
-                plans,
-                lambda p: size_of(source, p),
-                shown=src,
-                threads=options.thread_count(threads),
-                progress=bar,
-            )
-    if output is not None:
-        from quantcli.reports import sweeps
-
-        text = io.StringIO()
-        sweeps.WRITERS.get(kind, sweeps.render)(found, text)
-        options.replace_file(output, text.getvalue(), [src])
-    if talk.json:
-        options.print_json(found.as_dict())
-    elif not talk.quiet:
-        _print(found, talk, plot)
+            measured = sweep.measure(source, plans, threads=options.thread_count(threads), progress=bar)
+        report = swept.made(
+            schemes,
+            measured,
+            lambda p: size_of(source, p),
+            source=src,
+            bytes_in=sum(f.size for f in source.files()),
+            seconds=time.perf_counter() - began,
+            plot=plot,
+        )
+    options.show(report, talk, show_all=True, file=file)
 
 
 def _request(scheme: Scheme, selected: Mapping[str, Any]) -> Request:
@@ -166,57 +145,6 @@ def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, 
         fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}
         found.append(asking.Scheme(bits=width, **fields))
     return found
-
-
-def _print(found: Sweep, talk: options.Talk, plot: bool) -> None:
-    from quantcli import terminal as t
-    from quantcli.errors import printable
-
-    colour = talk.coloured
-    t.line(
-        f"{printable(found.source, 200)}: {len(found.points)} settings on {t.count(found.parameters)} parameters, "
-        f"{t.size(found.bytes_in)}, {found.seconds:.2f} s",
-        sys.stdout,
-    )
-    sys.stdout.write("\n")
-    table = t.Table(
-        [
-            t.Column("scheme"),
-            t.Column("calibration"),
-            t.Column("SQNR dB", right=True),
-            t.Column("bits/w", right=True),
-            t.Column("bytes", right=True),
-            t.Column("", from_width=40),
-            t.Column("worst dB", right=True, from_width=80),
-            t.Column("worst tensor", from_width=110),
-            t.Column("s", right=True, from_width=60),
-        ]
-    )
-    for p in found.points:
-        table.add(
-            p.scheme,
-            p.calibration,
-            t.decibels(p.sqnr_db, p.sqnr_db is None),
-            f"{p.bits_per_weight:.3f}",
-            t.size(p.bytes_out),
-            "*" if p.pareto else "",
-            t.decibels(p.worst_sqnr_db, p.worst_sqnr_db is None),
-            p.worst_tensor,
-            f"{p.seconds:.2f}",
-            style="bold" if p.pareto else "",
-        )
-    t.show(table, sys.stdout, colour=colour)
-    if found.slopes:
-        sys.stdout.write(f"\na bit is worth {found.law_db_per_bit:.2f} dB by the law; measured:\n")
-        for s in found.slopes:
-            sys.stdout.write(f"{s.db_per_bit:.2f} dB from {s.low_bits} to {s.high_bits} bits, {s.series}\n")
-    if plot:
-        marks = [
-            (p.bits_per_weight, p.sqnr_db, "*" if p.pareto else "o") for p in found.points if p.sqnr_db is not None
-        ]
-        sys.stdout.write("\n")
-        t.plot(marks, sys.stdout, across="bits per weight", up="dB")
-    sys.stdout.flush()
 
 
 PROVIDES = command

@@ -1,17 +1,15 @@
 """Many schemes on one model: what each would cost, from one look at every tile of the weights for all of them.
 
-Nothing is written. Codes are made and measured as `quantize` does, so the figures are those it would report, and sizes
-are those of the file it would write.
+Nothing is written. Codes are made and measured as `quantize` does, so the figures are those it would report.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +18,11 @@ import numpy as np
 from quantcli import kernels
 from quantcli.errors import DataError, printable
 from quantcli.kernels import Sums, Tile, row_bytes
-from quantcli.layouts.native import parts
-from quantcli.metrics import DB_PER_BIT, NOTHING, Metrics, total
+from quantcli.metrics import Metrics, total
 from quantcli.passes.quantize import count_nonfinite
 from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.planning.plan import Plan, with_float32_scales
-from quantcli.scheme import AUTO, Scheme
+from quantcli.scheme import AUTO
 from quantcli.stores import Source
 from quantcli.tensors.api import scale_misfit
 from quantcli.tensors.decided import Decided, Quantized
@@ -34,59 +31,6 @@ from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One setting. bytes_out: of the file, exact; bytes_data: of its tensors, without the header. sqnr_db, mse: over
-    all quantized weights; sqnr_db is None where all are exact. worst_tensor, worst_sqnr_db: the lowest. seconds: of
-    all threads together, without reading. pareto: whether no setting with as few bytes of data is better, and none
-    that is as good has fewer."""
-
-    scheme: str
-    bits: int
-    format: str
-    granularity: str
-    group_size: int | None
-    symmetric: bool
-    calibration: str
-    rounding: str
-    bytes_out: int
-    bytes_data: int
-    bits_per_weight: float
-    sqnr_db: float | None
-    mse: float
-    worst_tensor: str
-    worst_sqnr_db: float | None
-    seconds: float
-    pareto: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slope:
-    """dB per bit of settings that differ in bits only, by least squares over those from 2 bits on."""
-
-    series: str
-    low_bits: int
-    high_bits: int
-    db_per_bit: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """All settings, in the order asked for, and the slopes measured."""
-
-    source: str
-    bytes_in: int
-    parameters: int
-    law_db_per_bit: float
-    points: list[Point]
-    slopes: list[Slope]
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, `schema_version` first."""
-        return {"schema_version": 1, "command": "sweep", **asdict(self)}
 
 
 @dataclass(slots=True)
@@ -262,95 +206,3 @@ def measure(source: Source, plans: Sequence[Plan], *, threads: int, progress: Pr
         metrics_of = {name: replace(found[name], power=power[name]) for name in order}
         measured.append(Measured(plan.amended(run.amended[i]), metrics_of, run.seconds[i], run.weighted[i]))
     return measured
-
-
-def sweep(
-    source: Source,
-    schemes: Sequence[Scheme],
-    plans: Sequence[Plan],
-    size_of: Callable[[Plan], int],
-    *,
-    shown: str,
-    threads: int,
-    progress: Progress | None = None,
-) -> Sweep:
-    """What each scheme costs on a source; plans: one for each scheme. size_of: bytes of the file a plan leads to."""
-    began = time.perf_counter()
-    parameters = sum(t.info.numel for t in plans[0].tensors)
-    points = [
-        _point(scheme, found, size_of(found.plan), parameters)
-        for scheme, found in zip(schemes, measure(source, plans, threads=threads, progress=progress))
-    ]
-    return Sweep(
-        source=shown,
-        bytes_in=sum(f.size for f in source.files()),
-        parameters=parameters,
-        law_db_per_bit=DB_PER_BIT,
-        points=_with_front(points),
-        slopes=_slopes(points),
-        seconds=time.perf_counter() - began,
-    )
-
-
-def _point(scheme: Scheme, measured: Measured, size: int, parameters: int) -> Point:
-    found = measured.metrics
-    whole = sum(found.values(), NOTHING)
-    worst = min(found, key=lambda name: (math.inf if found[name].sqnr_db is None else found[name].sqnr_db, name))
-    return Point(
-        scheme=scheme.name,
-        bits=scheme.bits,
-        format=scheme.format,
-        granularity=scheme.granularity,
-        group_size=scheme.group_size or None,
-        symmetric=scheme.symmetric,
-        calibration=scheme.calibration,
-        rounding=scheme.rounding or "",
-        bytes_out=size,
-        bytes_data=sum(parts.nbytes(t) for t in measured.plan.tensors),
-        bits_per_weight=8 * size / parameters,
-        sqnr_db=whole.sqnr_db,
-        mse=whole.mse,
-        worst_tensor=worst,
-        worst_sqnr_db=found[worst].sqnr_db,
-        seconds=measured.seconds,
-    )
-
-
-def _quality(point: Point) -> float:
-    return math.inf if point.sqnr_db is None else point.sqnr_db
-
-
-def _with_front(points: list[Point]) -> list[Point]:
-    """The points, those on the Pareto front marked.
-
-    Sizes are those of the data: the header names the method, and min-max with its shorter name is not the better for
-    it. Only between settings of the same data and quality does the smaller file count.
-    """
-
-    def merits(p: Point) -> tuple[int, float, int]:
-        return -p.bytes_data, _quality(p), -p.bytes_out
-
-    def beaten(p: Point) -> bool:
-        return any(
-            q.bytes_data <= p.bytes_data and _quality(q) >= _quality(p) and merits(q) > merits(p) for q in points
-        )
-
-    return [replace(p, pareto=not beaten(p)) for p in points]
-
-
-def _slopes(points: list[Point]) -> list[Slope]:
-    """The slope of every series of two bit widths or more."""
-    series: dict[str, list[Point]] = defaultdict(list)
-    for p in points:
-        if p.sqnr_db is not None and p.bits >= 2 and p.format == "int":
-            where = f"groups of {p.group_size}" if p.group_size else f"per {p.granularity}"
-            kind = "" if p.symmetric else ", zero points"
-            series[f"{p.calibration}, {where}{kind}"].append(p)
-    found = []
-    for name, members in series.items():
-        bits = np.array([p.bits for p in members], float)
-        if len(set(bits)) > 1:
-            x, y = bits - bits.mean(), np.array([p.sqnr_db for p in members])
-            slope = float((x * (y - y.mean())).sum() / (x * x).sum())
-            found.append(Slope(series=name, low_bits=int(bits.min()), high_bits=int(bits.max()), db_per_bit=slope))
-    return found

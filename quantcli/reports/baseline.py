@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.reports.records import SCHEMA_VERSION
+from quantcli.reports.documents import SCHEMA_VERSION
 from quantcli.stores.files import read_small
 from quantcli.strict import strict_json
 

@@ -1,23 +1,22 @@
-"""What became of each tensor on its way to another tool, and what that cost: a document and a table."""
+"""Exports: what became of each tensor on its way to another tool, and what that cost."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.patterns import module_of
+from quantcli.reports.documents import Line, Look, Part, document
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.layouts.native.document import StoredTensor
     from quantcli.passes.export import Export
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,26 @@ class ExportReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first; all numbers finite."""
-        return {"schema_version": SCHEMA_VERSION, "command": "export", **asdict(self)}
+        return document("export", self)
+
+    def parts(self, look: Look) -> Iterator[Part]:
+        """The cost, then every tensor: what lost most first."""
+        counts = Counter(tensor.disposition for tensor in self.tensors)
+        what = ", ".join(f"{n} {word}" for word, n in counts.most_common())
+        cost = f"SQNR {t.decibels(self.sqnr_db, False)} dB where it was not lossless"
+        if self.lossless or self.sqnr_db is None:
+            cost = "lossless" if self.lossless else "not lossless"
+        yield Line(f"{printable(self.source, 200)} -> {printable(self.output, 200)}", strong=True)
+        yield Line(f"{self.target}: {what}; {cost}")
+        yield Line(f"{t.size(self.bytes_in)} -> {t.size(self.bytes_out)}, {self.seconds:.2f} s")
+        yield Line()
+        rows = sorted(self.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0))
+        yield _table(rows[: look.limit])
+        left = rows[look.limit :] if look.limit is not None else []
+        if left:
+            lossless = sum(r.lossless and r.disposition != "kept" for r in left)
+            kept = sum(r.disposition == "kept" for r in left)
+            yield Line(f"and {len(left)} more: {lossless} lossless, {kept} kept; --all shows them")
 
 
 def made(
@@ -152,19 +170,7 @@ def _loss(tensor: ExportedTensor) -> str:
     return "lossless" if tensor.lossless else t.decibels(tensor.sqnr_db, False)
 
 
-def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
-    """Print the table: what lost most first; at most `limit` tensors."""
-    counts = Counter(tensor.disposition for tensor in report.tensors)
-    what = ", ".join(f"{n} {word}" for word, n in counts.most_common())
-    cost = f"SQNR {t.decibels(report.sqnr_db, False)} dB where it was not lossless"
-    if report.lossless or report.sqnr_db is None:
-        cost = "lossless" if report.lossless else "not lossless"
-    first = f"{printable(report.source, 200)} -> {printable(report.output, 200)}"
-    t.line(first, stream, style="1" if colour else "")
-    t.line(f"{report.target}: {what}; {cost}", stream)
-    stream.write(f"{t.size(report.bytes_in)} -> {t.size(report.bytes_out)}, {report.seconds:.2f} s\n\n")
-    rows = sorted(report.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0))
-    shown = rows if limit is None else rows[: max(1, limit)]
+def _table(rows: Sequence[ExportedTensor]) -> t.Table:
     table = t.Table(
         [
             t.Column("tensor"),
@@ -176,7 +182,7 @@ def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | Non
             t.Column("bytes", right=True, from_width=50),
         ]
     )
-    for r in shown:
+    for r in rows:
         became = f" -> {r.exported_scheme or 'float'}" if r.disposition in ("requantized", "decoded") else ""
         became = ", left out" if r.disposition == "left out" else became
         table.add(
@@ -189,9 +195,4 @@ def show(report: ExportReport, stream: TextIO, *, colour: bool, limit: int | Non
             t.size(r.bytes_out),
             style="dim" if r.disposition in ("kept", "left out") else "" if r.lossless else "yellow",
         )
-    t.show(table, stream, colour=colour)
-    if len(shown) < len(rows):
-        left = rows[len(shown) :]
-        lossless = sum(r.lossless and r.disposition != "kept" for r in left)
-        kept = sum(r.disposition == "kept" for r in left)
-        stream.write(f"and {len(left)} more: {lossless} lossless, {kept} kept; --all shows them\n")
+    return table

@@ -1,17 +1,17 @@
-"""What was done and what it cost, as one document with several renderings."""
+"""The report on a quantized model: what was done, and what it cost."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.notebook import table
+from quantcli.reports.documents import SCHEMA_VERSION, plain
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 from quantcli.terminal import decibels, size
@@ -19,8 +19,6 @@ from quantcli.terminal import decibels, size
 if TYPE_CHECKING:
     from quantcli.passes.examine import Examined, Histogram
     from quantcli.theory.bounds import Theory
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,19 +170,6 @@ class RunReport:
             for t in self.tensors
         )
         return f"<p>{escape(repr(self))}</p>{table(('tensor', 'shape', 'scheme', 'SQNR dB', 'bytes'), rows)}"
-
-
-def plain(value: Any) -> Any:
-    """Records as maps, all the way down; null for a number that is not finite, for JSON has none."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    return value
 
 
 def tensor_report(

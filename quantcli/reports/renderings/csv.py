@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from quantcli.errors import printable_line
+from quantcli.reports.documents import Look, Tabular
 from quantcli.reports.records import RunReport
-from quantcli.reports.renderings import Look, Rendering
+from quantcli.reports.renderings import Rendering
 
 COLUMNS = (
     "name", "dtype", "shape", "disposition", "reason", "note", "scheme", "bits", "format", "granularity", "group_size",
@@ -34,10 +35,17 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
                 failed.setdefault(failure.tensor, []).append(gate.gate)
         for tensor in report.tensors:
             columns = (getattr(tensor, column) for column in COLUMNS)
-            writer.writerow(cells([report.name, *columns, " ".join(failed.get(tensor.name, []))]))
+            writer.writerow(_cells([report.name, *columns, " ".join(failed.get(tensor.name, []))]))
 
 
-def cells(values: Iterable[object]) -> list[object]:
+def _tables(documents: Sequence[Tabular], stream: TextIO, look: Look) -> None:
+    """Write the rows of other documents."""
+    writer = csv.writer(stream, lineterminator="\n")
+    for document in documents:
+        writer.writerows(_cells(row) for row in document.rows())
+
+
+def _cells(values: Iterable[object]) -> list[object]:
     """The cells of a row: shapes as 2x3, false and true, nothing for None, text as `_inert` gives it."""
     return [_inert(v) if isinstance(v, str) else v for v in map(_cell, values)]
 
@@ -57,4 +65,4 @@ def _cell(value: object) -> object:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(forms=((RunReport, render), (Tabular, _tables)))

@@ -10,8 +10,9 @@ from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.errors import printable
+from quantcli.reports.documents import Look
 from quantcli.reports.records import RunReport
-from quantcli.reports.renderings import Look, Rendering
+from quantcli.reports.renderings import Rendering
 
 MOST = 10
 """Errors per gate: GitHub shows no more than ten of a step."""
@@ -56,4 +57,4 @@ def _escaped(text: str, more: str = "") -> str:
     return text
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(forms=((RunReport, render),))

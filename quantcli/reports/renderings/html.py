@@ -14,6 +14,7 @@ from typing import TextIO
 from quantcli import terminal as t
 from quantcli.passes.examine import Histogram
 from quantcli.reports import svg
+from quantcli.reports.documents import Line, Look, Part, Plot, Readable
 from quantcli.reports.gates import shown
 from quantcli.reports.page import (
     NAME,
@@ -28,8 +29,9 @@ from quantcli.reports.page import (
     row,
 )
 from quantcli.reports.records import Change, Comparison, GateResult, RunReport, TensorReport
-from quantcli.reports.renderings import Look, Rendering, verdict
+from quantcli.reports.renderings import Rendering, _sweep, verdict
 from quantcli.reports.renderings._charts import charts
+from quantcli.reports.swept import SweepReport
 from quantcli.theory.bounds import Theory
 
 WORST = 12
@@ -346,4 +348,33 @@ def _one_histogram(r: TensorReport, found: Histogram) -> str:
     )
 
 
-PROVIDES = Rendering(render=render)
+# ---- other documents ----------------------------------------------------------------------------------------------
+
+
+def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
+    """Write the lines and tables of a document that has no page of its own."""
+    found = [part for document in documents for part in document.parts(look)]
+    title = next((part.text for part in found if isinstance(part, Line)), "quantcli")
+    body = ['<main>\n<section class="report">', *(_part(part) for part in found), "</section>\n</main>"]
+    stream.write(page(escaped(title, NAME), "\n".join(piece for piece in body if piece)))
+
+
+def _part(part: Part) -> str:
+    """A line or a table; a plot is for terminals."""
+    if isinstance(part, Line):
+        level = 'h1 class="file"' if part.strong else 'p class="from"'
+        return f"<{level}>{breakable(part.text)}</{level.split()[0]}>" if part.text else ""
+    if isinstance(part, Plot):
+        return ""
+    columns = [Column(escaped(c.title), c.right) for c in part.columns]
+    rows = [
+        row(
+            f'<th scope="row">{breakable(cells[0])}</th>',
+            *(cell(escaped(text, NAME), numeric=c.right) for text, c in zip(cells[1:], part.columns[1:])),
+        )
+        for cells in part.rows
+    ]
+    return box("tensors", columns, rows)
+
+
+PROVIDES = Rendering(forms=((RunReport, render), (SweepReport, _sweep.render), (Readable, _parts)))

@@ -7,9 +7,10 @@ from typing import TextIO
 from xml.sax.saxutils import escape, quoteattr
 
 from quantcli.errors import printable
+from quantcli.reports.documents import Look
 from quantcli.reports.gates import shown
 from quantcli.reports.records import RunReport
-from quantcli.reports.renderings import Look, Rendering
+from quantcli.reports.renderings import Rendering
 
 
 def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
@@ -50,4 +51,4 @@ def _cases(report: RunReport) -> Iterator[tuple[str, str | None]]:
             yield f"{title}: {failure.tensor}", failure.message
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(forms=((RunReport, render),))

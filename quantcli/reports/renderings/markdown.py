@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
+from quantcli.reports.documents import Line, Look, Plot, Readable
 from quantcli.reports.gates import shown
 from quantcli.reports.markup import code, text
 from quantcli.reports.records import Comparison, RunReport, TensorReport
-from quantcli.reports.renderings import Look, Rendering, verdict
+from quantcli.reports.renderings import Rendering, verdict
 from quantcli.reports.renderings._kept import groups
 
 WORST = 5
@@ -88,21 +89,21 @@ def _comparison(found: Comparison) -> list[str]:
 
 
 def _folded(report: RunReport, room: int) -> str:
-    rows = _table(sorted(report.tensors, key=lambda r: (r.disposition == "kept", _sqnr(r))))
-    shown_rows, used = rows[:2], 0
+    rows = _fitting(_table(sorted(report.tensors, key=lambda r: (r.disposition == "kept", _sqnr(r)))), room)
+    return f"<details><summary>All {len(report.tensors)} tensors</summary>\n\n{rows}\n\n</details>"
+
+
+def _fitting(rows: Sequence[str], room: int, what: str = "tensors") -> str:
+    """A table, of which the last rows are left out where it takes more than so many characters."""
+    shown_rows, used = list(rows[:2]), 0
     for row in rows[2:]:
         used += len(row) + 1
         if used > room:
             break
         shown_rows.append(row)
     left = len(rows) - len(shown_rows)
-    more = f"\n\nand {left} more tensors, left out for the size of a comment" if left else ""
-    return (
-        f"<details><summary>All {len(report.tensors)} tensors</summary>\n\n"
-        + "\n".join(shown_rows)
-        + more
-        + "\n\n</details>"
-    )
+    more = f"\n\nand {left} more {what}, left out for the size of a comment" if left else ""
+    return "\n".join(shown_rows) + more
 
 
 def _table(tensors: Sequence[TensorReport]) -> list[str]:
@@ -121,4 +122,19 @@ def _sqnr(tensor: TensorReport) -> float:
     return math.inf if tensor.sqnr_db is None else tensor.sqnr_db
 
 
-PROVIDES = Rendering(render=render)
+def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
+    """Write the lines and tables of other documents."""
+    blocks, room = [], ROOM // max(len(documents), 1)
+    for document in documents:
+        for part in document.parts(look):
+            if isinstance(part, Line):
+                blocks += [f"### {code(part.text)}" if part.strong else text(part.text)] if part.text else []
+            elif not isinstance(part, Plot):
+                head = "| " + " | ".join(text(c.title) for c in part.columns) + " |"
+                rule = "| " + " | ".join("---:" if c.right else "---" for c in part.columns) + " |"
+                rows = ["| " + " | ".join([code(r[0]), *map(text, r[1:])]) + " |" for r in part.rows]
+                blocks.append(_fitting([head, rule, *rows], room - sum(map(len, blocks)) - 400, "rows"))
+    stream.write("\n\n".join(blocks) + "\n")
+
+
+PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)))

@@ -1,7 +1,8 @@
 """Tables for people: the verdict, what was kept, the worst tensors.
 
-A header with what matters most, gates, what changed since a baseline, then a row per tensor, worst SQNR first; of two
-models that are compared, what their files say of themselves and what only one holds comes last.
+Of a report a header with what matters most, gates, what changed since a baseline, then a row per tensor, worst SQNR
+first; of two models that are compared, what their files say of themselves and what only one holds comes last. Other
+documents say themselves which lines and tables they are.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.reports.gates import shown
+from quantcli.reports.documents import Line, Look, Plot, Readable
 from quantcli.reports.records import Comparison, GateResult, RunReport, TensorReport, equal_line
-from quantcli.reports.renderings import Look, Rendering
-from quantcli.reports.renderings._kept import groups
+from quantcli.reports.renderings import Rendering
 
 GROUPS = 20
 """Groups of kept tensors that a table shows at least beside its rows."""
@@ -73,6 +73,8 @@ def _rest(rows: list[TensorReport]) -> str:
 
 
 def _gate(gate: GateResult, stream: TextIO, colour: bool) -> None:
+    from quantcli.reports.gates import shown
+
     word, code = ("passed", 32) if gate.passed else ("FAILED", 31)
     stream.write(f"\x1b[{code}m{word}\x1b[0m" if colour else word)
     t.line(f"  {gate.title} {shown(gate.gate, gate.limit)}: {gate.message}", stream)
@@ -128,6 +130,8 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
 
 def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | None) -> None:
     """One report; at most `limit` tensors, what else was kept and must be seen in groups, the rest in one line."""
+    from quantcli.reports.renderings._kept import groups  # and gates too: inspect, which has neither, starts faster
+
     lines = _headline(report)
     t.line(lines[0], stream, style="1" if colour else "")
     for text in lines[1:]:
@@ -231,4 +235,16 @@ def _theory(rows: list[TensorReport]) -> t.Table:
     return table
 
 
-PROVIDES = Rendering(render=render)
+def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
+    """Print the lines and tables of other documents."""
+    for document in documents:
+        for part in document.parts(look):
+            if isinstance(part, Line):
+                t.line(part.text, stream, style="1" if part.strong and look.colour else "")
+            elif isinstance(part, Plot):
+                t.plot(part.marks, stream, across=part.across, up=part.up)
+            else:
+                t.show(part, stream, colour=look.colour)
+
+
+PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)))

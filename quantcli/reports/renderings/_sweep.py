@@ -1,24 +1,21 @@
-"""A sweep as a web page: SQNR against bits per weight with the Pareto front, and every setting in a sortable table; or
-its figures as CSV, a row per setting, or JSON."""
+"""A sweep as a web page: SQNR against bits per weight with the Pareto front, and every setting in a sortable table."""
 
 from __future__ import annotations
 
-import csv
 import itertools
-from dataclasses import asdict, fields
+from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
-from quantcli.passes.sweep import Point, Sweep
 from quantcli.reports import svg
+from quantcli.reports.documents import Look
 from quantcli.reports.page import Column, box, breakable, cell, decibels_cell, escaped, figure, page, row
-from quantcli.reports.records import plain
-from quantcli.reports.renderings.csv import cells
-from quantcli.reports.renderings.json import write
+from quantcli.reports.swept import Point, SweepReport
 
 
-def render(found: Sweep, stream: TextIO) -> None:
-    """Write the page."""
+def render(documents: Sequence[SweepReport], stream: TextIO, look: Look) -> None:
+    """Write the page of a sweep."""
+    (found,) = documents
     facts = f"{len(found.points)} settings on {t.count(found.parameters)} parameters, {t.size(found.bytes_in)}"
     body = [
         svg.definitions(),
@@ -33,7 +30,7 @@ def render(found: Sweep, stream: TextIO) -> None:
     stream.write(page(f"{escaped(found.source, 200)}: sweep", "\n".join(body)))
 
 
-def _chart(found: Sweep) -> str:
+def _chart(found: SweepReport) -> str:
     xs = [p.bits_per_weight for p in found.points]
     ys = [p.sqnr_db for p in found.points if p.sqnr_db is not None] or [0.0]
     front = sorted((p.bits_per_weight, p.sqnr_db) for p in found.points if p.pareto and p.sqnr_db is not None)
@@ -54,7 +51,7 @@ def _mark(p: Point) -> svg.Mark:
     return svg.Mark(x=p.bits_per_weight, y=p.sqnr_db, shape=svg.shape(p.bits), text=text)
 
 
-def _slopes(found: Sweep) -> str:
+def _slopes(found: SweepReport) -> str:
     """What a bit is worth, by the law and as measured."""
     if not found.slopes:
         return ""
@@ -71,7 +68,7 @@ def _slopes(found: Sweep) -> str:
     return f"<h3>What a bit is worth</h3>\n{box('slopes', columns, rows)}"
 
 
-def _table(found: Sweep) -> str:
+def _table(found: SweepReport) -> str:
     columns = [
         Column("scheme"),
         Column("calibration"),
@@ -98,18 +95,3 @@ def _table(found: Sweep) -> str:
         for p in found.points
     ]
     return box("settings", columns, rows, "data")
-
-
-def _csv(found: Sweep, stream: TextIO) -> None:
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["source", *(f.name for f in fields(Point))])
-    for point in found.points:
-        writer.writerow(cells([found.source, *asdict(point).values()]))
-
-
-def _json(found: Sweep, stream: TextIO) -> None:
-    write(plain(found.as_dict()), stream)
-
-
-WRITERS = {"csv": _csv, "json": _json}
-"""What writes the figures, by the extension of the file."""

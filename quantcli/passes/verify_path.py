@@ -1,0 +1,56 @@
+"""Verify a file or folder by its path: quantcli's own, or what another tool quantized."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from quantcli.errors import DataError, VersionError
+from quantcli.models import open_model, under_one_name
+from quantcli.passes import verify
+from quantcli.passes.findings import Finding, Verified
+from quantcli.planning.importance import load
+from quantcli.stores import need_file
+
+if TYPE_CHECKING:
+    from quantcli.passes.tiles import Progress
+
+
+def verify_path(
+    path: str, original: str | None, *, importance: str | None, threads: int, progress: Progress | None
+) -> tuple[Verified, Sequence[str]]:
+    """What is wrong with a quantized model, and the names of its tensors; a file that cannot be opened is a finding.
+
+    original: the model it was made from, to check it against; importance: a file of what its columns were weighed by.
+
+    Raises VersionError for a newer version of the format,
+    DataError where nothing is quantized or the original cannot be read, UsageError for a pipe.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            model = stack.enter_context(open_model(path))
+        except VersionError:  # not a fault of the file
+            raise
+        except DataError as error:
+            return _damaged(path, original, error), ()
+        need_file(model.source, "verifying")
+        before = stack.enter_context(open_model(original)) if original is not None else None
+        if before is not None:
+            need_file(before.source, "verifying")
+        if model.is_native:
+            weighed = load(importance) if importance is not None else None
+            known = before.stored if before is not None else None
+            found = verify.verify(model.stored, known, threads=threads, progress=progress, importance=weighed)
+        else:
+            if not model.quantized:
+                raise DataError("nothing in it is quantized", place=[path], hint="inspect shows any file")
+            ours, theirs = under_one_name(before, model)[:2] if before is not None else (None, model)
+            found = verify.decodable(theirs, ours, original, threads=threads)
+        return found, list(model.stored) if found.tensors else ()
+
+
+def _damaged(path: str, original: str | None, error: DataError) -> Verified:
+    """The outcome for a file that cannot even be opened."""
+    finding = Finding(tensor="", check="structure", problem=str(error).removeprefix(f"{path}: "))
+    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=(), checks=("structure",))

@@ -1,0 +1,100 @@
+"""What every document offers, and the parts that people read: lines, tables, plots.
+
+A document is what a command found: a record of its own, which any rendering shows that can. All tell themselves in
+plain values, for programs; those that offer rows or parts are shown by every rendering that takes these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from quantcli.terminal import Table
+
+SCHEMA_VERSION = 1
+
+ASIDE: Mapping[str, bool] = {"aside": True}
+"""Metadata of a field that is for people only: it is not among the plain values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How a terminal wants it: in colour, at most so many rows of a table (None for all), with all details, and in
+    ASCII alone."""
+
+    colour: bool = False
+    limit: int | None = None
+    verbose: bool = False
+    ascii_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text, empty between two blocks; strong: a title."""
+
+    text: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """Marks (x, y, character) over two axes, for terminals."""
+
+    marks: Sequence[tuple[float, float, str]]
+    across: str
+    up: str
+
+
+Part: TypeAlias = Line | Table | Plot
+"""What a document is read as."""
+
+
+@runtime_checkable
+class Document(Protocol):
+    """What a command found."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `schema_version` and `command` first; all numbers finite."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A document that says what people read."""
+
+    def parts(self, look: Look) -> Iterator[Part]:
+        """Its lines and tables, in order."""
+
+
+@runtime_checkable
+class Tabular(Protocol):
+    """A document that is a table of figures."""
+
+    def rows(self) -> Iterable[Sequence[object]]:
+        """Its rows, the names of the columns first."""
+
+
+def document(command: str, record: Any) -> dict[str, Any]:
+    """The plain values of a document."""
+    return {"schema_version": SCHEMA_VERSION, "command": command, **plain(record)}
+
+
+def plain(value: Any) -> Any:
+    """Records as maps, all the way down; null for a number that is not finite, for JSON has none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in _shown(type(value))}
+    return value
+
+
+@cache
+def _shown(kind: type) -> tuple[str, ...]:
+    """Fields of a type of record that are among its plain values."""
+    return tuple(f.name for f in fields(kind) if "aside" not in f.metadata)

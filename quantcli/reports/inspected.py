@@ -1,0 +1,236 @@
+"""Inspections: the tensors of a model, float or quantized, and how another tool quantized it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from quantcli import terminal as t
+from quantcli.errors import DataError, printable
+from quantcli.layouts import evidence
+from quantcli.passes import statistics
+from quantcli.passes.statistics import Statistics
+from quantcli.passes.tiles import default_threads
+from quantcli.reports.documents import ASIDE, Line, Look, Part, document
+from quantcli.stores import is_stream, need_file
+
+if TYPE_CHECKING:
+    from quantcli.layouts.evidence import Evidence
+    from quantcli.models import Model, View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedTensor:
+    """One tensor. dtype: of the original, or of what another tool stores, by its name for it, None where it is not
+    known. stats: None where the values were not read, or are no numbers."""
+
+    name: str
+    dtype: str | None
+    shape: list[int]
+    parameters: int
+    bytes: int
+    disposition: str
+    scheme: str | None
+    bits: int | None
+    stats: Statistics | None = None
+
+    @property
+    def kind(self) -> str:
+        """Type and scheme in one."""
+        dtype = self.dtype or ""
+        return dtype if self.scheme in (None, dtype) else f"{dtype} {self.scheme}".strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectReport:
+    """A model. layout: how another tool quantized it, and by what that was recognised. tool: what quantized it, where
+    it is quantcli's own; values: whether values were read."""
+
+    source: str
+    quantized: bool
+    layout: str | None
+    bytes: int
+    metadata: dict[str, str]
+    tensors: list[InspectedTensor]
+    tool: str | None = field(metadata=ASIDE)
+    values: bool = field(metadata=ASIDE)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `schema_version` first; `stats` only where there are some."""
+        found = document("inspect", self)
+        for tensor in found["tensors"]:
+            if tensor["stats"] is None:
+                del tensor["stats"]
+        return found
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """A row per tensor."""
+        names = [f.name for f in fields(InspectedTensor) if f.name != "stats"]
+        figures = [f.name for f in fields(Statistics) if f.name != "histogram"] if self.values else []
+        yield ["source", *names, *figures]
+        for tensor in self.tensors:
+            known = (getattr(tensor.stats, name) if tensor.stats is not None else None for name in figures)
+            yield [self.source, *(getattr(tensor, name) for name in names), *known]
+
+    def parts(self, look: Look) -> Iterator[Part]:
+        """What is known of the model, then every tensor."""
+        parameters = sum(tensor.parameters for tensor in self.tensors)
+        by = f", quantized by {printable(self.tool, 100)}" if self.tool is not None else ""
+        sizes = f"{t.count(parameters)} parameters, {t.size(self.bytes)}"
+        yield Line(f"{self.source}: {len(self.tensors):,} tensors, {sizes}{by}")
+        if self.layout is not None:
+            yield Line(f"layout: {printable(self.layout, 1000)}")
+        if self.metadata:
+            most = 100 if look.verbose else 4
+            shown = ", ".join(f"{printable(k, 40)}={printable(v, 60)}" for k, v in list(self.metadata.items())[:most])
+            more = len(self.metadata) - most
+            yield Line(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}")
+        yield Line()
+        yield self._table(look)
+
+    def _table(self, look: Look) -> t.Table:
+        columns = [
+            t.Column("tensor"),
+            t.Column("dtype", from_width=100 if self.values else 0),
+            t.Column("shape"),
+            t.Column("bytes", right=True, from_width=110 if self.values else 0),
+        ]
+        if self.values:
+            columns += [
+                t.Column("min", right=True),
+                t.Column("max", right=True),
+                t.Column("mean", right=True, from_width=90),
+                t.Column("std", right=True),
+                t.Column("outliers", right=True, from_width=120),
+                t.Column("histogram"),
+            ]
+        table = t.Table(columns)
+        for tensor in self.tensors:
+            values = _values(tensor.stats, look) if self.values else []
+            table.add(tensor.name, tensor.kind, t.shape(tensor.shape), t.size(tensor.bytes), *values)
+        return table
+
+
+def _values(found: Statistics | None, look: Look) -> list[str]:
+    """The cells on a tensor's values."""
+    if found is None:
+        return ["-"] * 6
+    outliers = "-" if found.outlier_ratio is None else f"{100 * found.outlier_ratio:.2g} %"
+    bad = f" {found.nonfinite} not finite" if found.nonfinite else ""
+    return [
+        *(t.number(value) for value in (found.min, found.max, found.mean, found.std)),
+        outliers,
+        statistics.sparkline(found.histogram, ascii_only=look.ascii_only) + bad,
+    ]
+
+
+def made(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
+    """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored."""
+    blocks = model.source.kind == "gguf"  # told by the names of its types, which takes no decoding
+    decoded = _decoded(model, say) if values or not blocks else {}
+    tensors = _of_gguf(model) if blocks else [*_of_views(decoded), *_of_stored(model, decoded)]
+    if values:
+        if any(tensor.scheme for tensor in tensors):
+            need_file(model.source, "decoding")
+        named = {tensor.name: decoded.get(tensor.name) or model.stored[tensor.name] for tensor in tensors}
+        found = statistics.measure(model.source, named, threads=default_threads())
+        tensors = [replace(tensor, stats=found[tensor.name]) for tensor in tensors]
+    layout = _layout(model, src)
+    documents = model.stored.documents
+    return InspectReport(
+        source=src,
+        quantized=any(tensor.scheme for tensor in tensors) or (layout is not None and layout.certain),
+        layout=str(layout) if layout is not None else None,
+        bytes=model.file_bytes,
+        metadata={k: v for k, v in model.source.metadata.items() if k != "quantcli"},
+        tensors=tensors,
+        tool=documents[0].tool if documents else None,
+        values=values,
+    )
+
+
+def _decoded(model: Model, say: Callable[[str], None]) -> dict[str, View]:
+    """What another tool quantized, decoded; of a pipe, and of what is not understood, nothing is."""
+    if model.is_native or is_stream(model.source):
+        return {}
+    try:
+        return model.quantized
+    except DataError as error:
+        say(f"shown as it is stored: {error}")
+        return {}
+
+
+def _of_gguf(model: Model) -> list[InspectedTensor]:
+    """The tensors of a GGUF file by the names of its types."""
+    blocks = model.source.blocks
+    found = []
+    for name, tensor in model.stored.items():
+        block = blocks.get(name)
+        kind, shape = (block.type.name, block.shape) if block is not None else (tensor.dtype, tensor.shape)
+        scheme = kind if block is not None else None
+        found.append(_tensor(name, kind, shape, nbytes=tensor.stored.bytes_out, scheme=scheme, bits=None))
+    return found
+
+
+def _of_views(decoded: Mapping[str, View]) -> list[InspectedTensor]:
+    """What another tool quantized, as the tensors it stands for."""
+    return [
+        _tensor(name, None, view.info.shape, nbytes=view.bytes_out, scheme=view.scheme, bits=view.bits)
+        for name, view in decoded.items()
+    ]
+
+
+def _of_stored(model: Model, decoded: Mapping[str, View]) -> list[InspectedTensor]:
+    """The tensors that no tensor of another tool is stored in."""
+    parts = {part.name for view in decoded.values() for part in view.parts}
+    return [
+        _tensor(
+            name,
+            tensor.dtype,
+            tensor.shape,
+            nbytes=tensor.stored.bytes_out,
+            scheme=tensor.scheme.name if tensor.scheme else None,
+            bits=tensor.scheme.bits if tensor.scheme else None,
+            otherwise="kept" if model.is_native else "float",
+        )
+        for name, tensor in model.stored.items()
+        if name not in parts
+    ]
+
+
+def _tensor(
+    name: str,
+    dtype: str | None,
+    shape: Sequence[int],
+    *,
+    nbytes: int,
+    scheme: str | None,
+    bits: int | None,
+    otherwise: str = "float",
+) -> InspectedTensor:
+    """One tensor; otherwise: its disposition where it is not quantized."""
+    return InspectedTensor(
+        name=name,
+        dtype=dtype or None,
+        shape=list(shape),
+        parameters=math.prod(shape),
+        bytes=nbytes,
+        disposition="quantized" if scheme else otherwise,
+        scheme=scheme,
+        bits=bits,
+    )
+
+
+def _layout(model: Model, src: str) -> Evidence | None:
+    """How another tool quantized a model, as far as it is recognised; None for floats and quantcli's own files."""
+    if model.is_native:
+        return None
+    try:
+        config = evidence.beside(src)
+        found = evidence.found_in(model.source, config)
+    except DataError:  # told with the tensors
+        return None
+    said = evidence.out_of_date(model.source, config) if found is None else None
+    return evidence.Evidence(layout="plain floats", seen=said, certain=False) if said is not None else found

@@ -1,0 +1,89 @@
+"""Verifications: what was checked of a quantized file, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from quantcli import terminal as t
+from quantcli.errors import printable
+from quantcli.passes.findings import Finding, Verified
+from quantcli.reports.documents import ASIDE, Line, Look, Part, document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """A verification. source: the original it was checked against. unchecked: what could not be checked, and why.
+    checks: what was; names: the tensors that a table shows."""
+
+    file: str
+    source: str | None
+    passed: bool
+    tensors: int
+    quantized: int
+    findings: list[Finding]
+    unchecked: list[str]
+    checks: list[str] = field(metadata=ASIDE)
+    names: list[str] = field(metadata=ASIDE)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `schema_version` first."""
+        return document("verify", self)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """A row per finding."""
+        names = [f.name for f in fields(Finding)]
+        yield ["file", *names]
+        for finding in self.findings:
+            yield [self.file, *(getattr(finding, name) for name in names)]
+
+    def parts(self, look: Look) -> Iterator[Part]:
+        """The verdict, every check on every tensor shown, and the findings in words."""
+        how = f" against {printable(self.source, 200)}" if self.source is not None else ""
+        what = f"{self.tensors:,} tensors, {self.quantized:,} quantized"
+        if self.passed:
+            yield Line(f"{printable(self.file, 200)}: ok{how}: {what}; {', '.join(self.checks)}")
+        else:
+            bad = len({f.tensor for f in self.findings if f.tensor})
+            yield Line(f"{printable(self.file, 200)}: FAILED{how}: {what}, {bad:,} wrong")
+        for said in self.unchecked:
+            yield Line(f"not checked: {said}")
+        if self.names:
+            yield Line()
+            yield self._table(look)
+            yield from _more(self.names, look)
+        if self.findings:
+            yield Line()
+        for finding in self.findings[: look.limit]:
+            yield Line(finding.line())
+        yield from _more(self.findings, look)
+
+    def _table(self, look: Look) -> t.Table:
+        table = t.Table([t.Column("tensor"), *(t.Column(check) for check in self.checks)])
+        failed = {(f.tensor, f.check) for f in self.findings}
+        for name in self.names[: look.limit]:
+            marks = ["FAILED" if (name, check) in failed else "ok" for check in self.checks]
+            table.add(name, *marks, style="red" if "FAILED" in marks else "")
+        return table
+
+
+def _more(found: Sequence[object], look: Look) -> Iterator[Line]:
+    """How many are not shown, if any."""
+    if look.limit is not None and len(found) > look.limit:
+        yield Line(f"and {len(found) - look.limit} more; --all shows them")
+
+
+def made(file: str, found: Verified, names: Sequence[str]) -> VerifyReport:
+    """The report on a verification. names: tensors to show even where nothing is wrong, before the others."""
+    return VerifyReport(
+        file=file,
+        source=found.against,
+        passed=found.passed,
+        tensors=found.tensors,
+        quantized=found.quantized,
+        findings=list(found.findings),
+        unchecked=list(found.unchecked),
+        checks=list(found.checks),
+        names=list(dict.fromkeys([*names, *(f.tensor for f in found.findings if f.tensor)])),
+    )
