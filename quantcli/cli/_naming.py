@@ -16,17 +16,6 @@ _FORMATS = {
 }
 """Extensions that people expect something else behind; a name may have a dot for other reasons."""
 
-DOCUMENTS = {
-    "csv": "csv",
-    "htm": "html",
-    "html": "html",
-    "json": "json",
-    "md": "markdown",
-    "txt": "table",
-    "xml": "junit",
-}
-"""The rendering of a report that an extension stands for."""
-
 SWEEPS = ("csv", "htm", "html", "json")
 """Extensions of what a sweep can be written as."""
 
@@ -63,6 +52,16 @@ def check_recipe(output: str | None) -> None:
     if found in {*_FORMATS, *registry.names("layouts", "WRITES"), _SAFETENSORS} - {"yaml", "yml"}:
         hint = "end the name in .yaml, or without an extension"
         raise UsageError(f"the name ends in .{found}, and a recipe would be written", place=[str(output)], hint=hint)
+
+
+def renderings() -> dict[str, str]:
+    """The rendering of a report that each extension stands for.
+
+    >>> renderings()["md"]
+    'markdown'
+    """
+    known = {name: registry.get("reports.renderings", name) for name in registry.names("reports.renderings")}
+    return {extension: name for name, found in known.items() for extension in found.extensions}
 
 
 def document(output: str, known: Iterable[str]) -> str:

@@ -20,9 +20,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
-    """A way to show reports: what writes them."""
+    """A way to show reports: what writes them, and the extensions of file names that stand for it."""
 
     render: Callable[[Sequence[RunReport], TextIO, Look], None]
+    extensions: tuple[str, ...] = ()
 
 
 def verdict(reports: Sequence[RunReport]) -> bool | None:

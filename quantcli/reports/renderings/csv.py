@@ -57,4 +57,4 @@ def _cell(value: object) -> object:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(render=render, extensions=("csv",))

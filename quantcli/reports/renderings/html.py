@@ -346,4 +346,4 @@ def _one_histogram(r: TensorReport, found: Histogram) -> str:
     )
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(render=render, extensions=("htm", "html"))

@@ -36,4 +36,4 @@ def write(document: dict[str, Any], stream: TextIO) -> None:
     stream.write("\n")
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(render=render, extensions=("json",))

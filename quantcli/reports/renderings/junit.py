@@ -50,4 +50,4 @@ def _cases(report: RunReport) -> Iterator[tuple[str, str | None]]:
             yield f"{title}: {failure.tensor}", failure.message
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(render=render, extensions=("xml",))

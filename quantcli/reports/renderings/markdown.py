@@ -121,4 +121,4 @@ def _sqnr(tensor: TensorReport) -> float:
     return math.inf if tensor.sqnr_db is None else tensor.sqnr_db
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(render=render, extensions=("md",))

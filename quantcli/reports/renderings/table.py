@@ -231,4 +231,4 @@ def _theory(rows: list[TensorReport]) -> t.Table:
     return table
 
 
-PROVIDES = Rendering(render=render)
+PROVIDES = Rendering(render=render, extensions=("txt",))
