@@ -103,10 +103,10 @@ class Calibrator:
     local(kernels, tile, scheme): parameters (rows, groups) of a tile; None when a weight is not finite. Without one,
     what `gather` sees of the tile is solved.
     families: families of formats it is for (see formats). grid: the symmetric grid it is for unless told otherwise, and
-    any_grid: whether it may be told otherwise; binary: whether it is for one symmetric bit; affine: whether it knows asymmetric schemes. auto: whether
-    `--calibration auto` tries it. shared: for learned levels that groups share. caution(scheme, n): why it is doubtful
-    for groups of n weights, if it is. obstacle(scheme): why it cannot do what its options ask for. weighs: whether
-    `local` takes the importance of columns into account.
+    any_grid: whether it may be told otherwise. binary: whether it is for one symmetric bit; affine: whether it knows
+    asymmetric schemes. auto: whether `--calibration auto` tries it. shared: for learned levels that groups share.
+    caution(scheme, n): why it is doubtful for groups of n weights, if it is. obstacle(scheme): why it cannot do what
+    its options ask for. weighs: whether `local` takes the importance of columns into account.
     """
 
     gather: Gather
