@@ -62,5 +62,5 @@ def schemes_of_target(name: str) -> list[Scheme]:
 def options_of(scheme: Scheme) -> list[str]:
     """The command line that asks for format, width, places and zero points of a scheme."""
     found = ["--type", scheme.format, "--bits", str(scheme.bits), "--granularity", scheme.granularity]
-    found += ["--group-size", str(scheme.group_size)] if scheme.group_size is not None else []
+    found += ["--group-size", str(scheme.group_size)] if scheme.group_size else []
     return found + ([] if scheme.symmetric else ["--asymmetric", "--zero-point", scheme.zero_point])

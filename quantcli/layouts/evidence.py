@@ -261,8 +261,8 @@ def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
 
 def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
     """What the reader of a layout decodes of these tensors, or finds wrong with them: a layout that quantcli reads is
-    recognised without a line in the table above. Most models have nothing that can be codes, and import no readers."""
-    if not any(map(_can_be_codes, infos.values())):
+    recognised without a line in the table above. Most models have no tensor of such a dtype, and import no reader."""
+    if not any(info.dtype in (*WHOLE, *SMALL_FLOATS) for info in infos.values()):
         return None
     for name in registry.names("layouts", "READS"):
         layout = registry.headline("layouts", name, "READS").partition(": ")[0]

@@ -5,7 +5,10 @@ What `minmax` takes, times 0.9: the largest weights of a group clip to its outer
 
 from __future__ import annotations
 
-from quantcli.calibrators import Calibrator, Ideal, Observed, _ranges
+import numpy as np
+
+from quantcli.calibrators import Calibrator, Ideal, Observed
+from quantcli.calibrators.searches import ranges
 from quantcli.scheme import Scheme
 
 KEPT = 0.9
@@ -14,8 +17,8 @@ KEPT = 0.9
 
 def solve(seen: Observed, scheme: Scheme) -> Ideal:
     """Scale, and zero point or offset, that span what is kept of the range."""
-    lo, hi = (seen[end].astype("float64") * KEPT + 0.0 for end in ("lo", "hi"))
-    return _ranges.spanning(lo, hi, scheme)
+    lo, hi = (seen[end].astype(np.float64) * KEPT + 0.0 for end in ("lo", "hi"))
+    return ranges.spanning(lo, hi, scheme)
 
 
-PROVIDES = Calibrator(gather=_ranges.GATHER, solve=solve, families=("int", "midrise", "levels"))
+PROVIDES = Calibrator(gather=ranges.GATHER, solve=solve, families=("int", "midrise", "levels"))
