@@ -463,6 +463,6 @@ def _check_method(scheme: record.Scheme, calibrator: Calibrator, *, one_grid: bo
         raise UsageError(obstacle, place=["calibration"])
     _one_of("grid", scheme.grid, ("restricted", "full"))
     name = scheme.calibration
-    if scheme.grid != "full" and (one_grid or name == "signed-extreme"):
+    if scheme.grid != "full" and (one_grid or not calibrator.any_grid):
         what = "an asymmetric scheme" if not scheme.symmetric else name if not one_grid else scheme.format
         raise UsageError(f"{what} uses the full grid", place=["grid"])

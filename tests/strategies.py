@@ -62,6 +62,15 @@ AWKWARD: dict[str, np.ndarray] = {
 """Arrays that break what was only tried with normal weights."""
 
 
+HOSTILE = [
+    "::error::title", "  ::stop-commands::x", "x##[error]y", "##vso[task.complete]z", "=1+1", "+a", "-b", "@SUM(1)",
+    "\tt", "\r=1", "``", "a``b`c", "`", "", " ", "a\\|b", "a|b", "\\", "<script>alert(1)</script>", "\x1b[2Jescape",
+    "@octocat", "https://example.org/a", "www.example.org", "$(touch x)", "`touch x`", "a;b", "a'b", 'a"b', "&amp;",
+    "[link](javascript:x)", "\u202egnp", "]]>", "a%0A::error::b", "plain.layers.0.weight", "\ud7ff\ue000", "a\nb",
+]  # fmt: skip
+"""Names of tensors that mean something to a terminal, a log, a spreadsheet, a page or a shell."""
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "restricted": {"symmetric": True, "grid": "restricted", "calibration": "minmax"},
     "full": {"symmetric": True, "grid": "full", "calibration": "minmax"},

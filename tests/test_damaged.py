@@ -33,6 +33,7 @@ from test_onnx import f32 as onnx_f32
 from test_onnx import model as onnx_model
 
 import quantcli
+from quantcli import registry
 
 FAMILIES: dict[str, list[str]] = {
     "groups": ["--group-size", "32"],
@@ -125,7 +126,7 @@ def test_theory_of_a_codebook_without_a_spread(to: str, tmp_path: Path) -> None:
         assert ran.code == 0 and "SQNR" in ran.out, ran
 
 
-@pytest.mark.parametrize("kind", ["json", "csv", "markdown", "junit", "github", "html", "table"])
+@pytest.mark.parametrize("kind", registry.names("reports.renderings"))
 def test_weights_decoded_to_infinity(kind: str, files: Path) -> None:
     run("quantize", "model.safetensors", "-o", "q.safetensors", "--force", "--no-default-keep", "--scale-dtype",
         "float32", "--bits", "8", "-q")

@@ -13,17 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from making import Ran, change_header, run, save
+from strategies import HOSTILE as NAMES
 from strategies import gaussian
 from test_checkpoints import made
 
 from quantcli.reports import markup
-
-NAMES = [
-    "::error::title", "  ::stop-commands::x", "x##[error]y", "##vso[task.complete]z", "=1+1", "+a", "-b", "@SUM(1)",
-    "\tt", "\r=1", "``", "a``b`c", "`", "", " ", "a\\|b", "a|b", "\\", "<script>alert(1)</script>", "\x1b[2Jescape",
-    "@octocat", "https://example.org/a", "www.example.org", "$(touch x)", "`touch x`", "a;b", "a'b", 'a"b', "&amp;",
-    "[link](javascript:x)", "\u202egnp", "]]>", "a%0A::error::b", "plain.layers.0.weight", "\ud7ff\ue000", "a\nb",
-]  # fmt: skip
 
 
 @pytest.fixture

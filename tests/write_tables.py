@@ -18,7 +18,7 @@ import click
 
 import quantcli
 from quantcli import registry
-from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, _naming, cli
+from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, cli
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
 from quantcli.planning.plan import FREE, REASONS
@@ -133,7 +133,7 @@ def renderings() -> str:
     """The forms of a report."""
     rows = []
     for name in registry.names("reports.renderings"):
-        extensions = ", ".join(f".{e}" for e, rendering in _naming.DOCUMENTS.items() if rendering == name)
+        extensions = ", ".join(f".{e}" for e in registry.get("reports.renderings", name).extensions)
         rows.append([f"`{name}`", extensions, registry.summary("reports.renderings", name)])
     return table(["`--format`", "extension for `-o`", "what it is"], rows)
 

@@ -102,11 +102,11 @@ class Calibrator:
     gather: how weights in several tiles are seen. solve(observed, scheme): their parameters.
     local(kernels, tile, scheme): parameters (rows, groups) of a tile; None when a weight is not finite. Without one,
     what `gather` sees of the tile is solved.
-    families: families of formats it is for (see formats). grid: the symmetric grid it is for unless told otherwise;
-    binary: whether it is for one symmetric bit; affine: whether it knows asymmetric schemes. auto: whether
-    `--calibration auto` tries it. shared: for learned levels that groups share. caution(scheme, n): why it is doubtful
-    for groups of n weights, if it is. obstacle(scheme): why it cannot do what its options ask for. weighs: whether
-    `local` takes the importance of columns into account.
+    families: families of formats it is for (see formats). grid: the symmetric grid it is for unless told otherwise, and
+    any_grid: whether it may be told otherwise. binary: whether it is for one symmetric bit; affine: whether it knows
+    asymmetric schemes. auto: whether `--calibration auto` tries it. shared: for learned levels that groups share.
+    caution(scheme, n): why it is doubtful for groups of n weights, if it is. obstacle(scheme): why it cannot do what
+    its options ask for. weighs: whether `local` takes the importance of columns into account.
     """
 
     gather: Gather
@@ -114,6 +114,7 @@ class Calibrator:
     local: Callable[[Kernels, Tile, Scheme], Ideal | None] | None = None
     families: tuple[str, ...] = ("int",)
     grid: Literal["restricted", "full"] = "restricted"
+    any_grid: bool = True
     binary: bool = False
     affine: bool = True
     auto: bool = True

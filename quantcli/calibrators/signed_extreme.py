@@ -27,5 +27,6 @@ PROVIDES = Calibrator(
     gather=ranges.GATHER,
     solve=solve,
     grid="full",
+    any_grid=False,
     affine=False,
 )

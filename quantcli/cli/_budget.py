@@ -210,14 +210,15 @@ def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> st
 def _with_experts_tied(request: Request, first: Plan) -> Request:
     """A request that gives all experts of a model one scheme, where loaders of the target take no other."""
     from quantcli.architectures import EXPERTS
-    from quantcli.layouts.compressed_tensors.write import EXPERT
+    from quantcli.layouts.writer import named
     from quantcli.patterns import module_of
 
     model = request.architecture
-    if request.to != "compressed-tensors" or model is None:
+    tied = named(request.to).tied if request.to is not None else None
+    if tied is None or model is None:
         return request
     experts = any(t.scheme is not None and model.holder(module_of(t.info.name)) == EXPERTS for t in first.tensors)
-    return replace(request, ties=(*request.ties, EXPERT)) if experts else request
+    return replace(request, ties=(*request.ties, tied)) if experts else request
 
 
 def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tuple[list[Scheme], bool]:

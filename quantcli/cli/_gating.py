@@ -112,8 +112,9 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         kind, equals, path = str(value).partition("=")
         if equals and path and kind in RENDERINGS:
             return kind, path
+        known = _naming.renderings()
         try:
-            return _naming.DOCUMENTS[_naming.document(str(value), _naming.DOCUMENTS)], str(value)
+            return known[_naming.document(str(value), known)], str(value)
         except UsageError as error:
             named = f"or name one of {', '.join(RENDERINGS)} as in html=FILE"
             self.fail(f"{printable(value, 100)!r}: {error.problem}; {error.hint}, {named}", param, ctx)
@@ -128,8 +129,8 @@ def renderings(command: F) -> F:
         metavar="[RENDERING=]FILE",
         type=NamedFile(),
         multiple=True,
-        help="Write a rendering to a file too, replacing it: the one named, or that of the extension (.csv, .html, "
-        ".json, .md, .txt, .xml for JUnit); may be given several times.",
+        help="Write a rendering to a file too, replacing it: the one named as in junit=FILE, or that of the extension, "
+        "such as .csv, .html, .json or .md; may be given several times.",
         group="Common",
     )(command)
     return _help.option(

@@ -16,17 +16,6 @@ _FORMATS = {
 }
 """Extensions that people expect something else behind; a name may have a dot for other reasons."""
 
-DOCUMENTS = {
-    "csv": "csv",
-    "htm": "html",
-    "html": "html",
-    "json": "json",
-    "md": "markdown",
-    "txt": "table",
-    "xml": "junit",
-}
-"""The rendering of a document that an extension stands for."""
-
 
 def extension(path: str) -> str:
     """The extension of a name in lower case, without its dot; empty where there is none.
@@ -62,6 +51,16 @@ def check_recipe(output: str | None) -> None:
         raise UsageError(f"the name ends in .{found}, and a recipe would be written", place=[str(output)], hint=hint)
 
 
+def renderings() -> dict[str, str]:
+    """The rendering of a document that each extension stands for.
+
+    >>> renderings()["md"]
+    'markdown'
+    """
+    known = {name: registry.get("reports.renderings", name) for name in registry.names("reports.renderings")}
+    return {extension: name for name, found in known.items() for extension in found.extensions}
+
+
 def document(output: str, known: Iterable[str]) -> str:
     """The extension of a document to write. Raises UsageError where it is not one of the known ones."""
     found, wanted = extension(output), sorted(known)
@@ -76,5 +75,5 @@ def rendering(output: str, kind: type) -> str:
     """The rendering that the name of a file asks for, of documents of a type. Raises UsageError where none can."""
     from quantcli.reports.renderings import able
 
-    known = able(kind)
-    return DOCUMENTS[document(output, [end for end, name in DOCUMENTS.items() if name in known])]
+    known, able_to = renderings(), able(kind)
+    return known[document(output, [end for end, name in known.items() if name in able_to])]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantcli import registry
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.layouts.reader import OWN
@@ -251,11 +252,28 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
 
 
 def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
-    known, said = of_layout(infos), claimed(config)
+    known, said = of_layout(infos) or _of_reader(infos, config), claimed(config)
     if known is not None:
         seen = f"{known.seen}, and {said}" if said is not None else known.seen
         return Evidence(layout=known.layout, seen=seen)
     return _of_claim(infos, config) or _of_codes(infos.values())
+
+
+def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
+    """What the reader of a layout decodes of these tensors, or finds wrong with them: a layout that quantcli reads is
+    recognised without a line in the table above. Most models have no tensor of such a dtype, and import no reader."""
+    if not any(info.dtype in (*WHOLE, *SMALL_FLOATS) for info in infos.values()):
+        return None
+    for name in registry.names("layouts", "READS"):
+        layout = registry.headline("layouts", name, "READS").partition(": ")[0]
+        try:
+            found = registry.get("layouts", name, "READS").find(infos, config, None)
+        except DataError as error:
+            return Evidence(layout=layout, seen=str(error), certain=False)
+        if found:
+            first, *others = found[0].parts
+            return Evidence(layout=layout, seen=_described(first, others[0].name if others else ""))
+    return None
 
 
 def _of_claim(

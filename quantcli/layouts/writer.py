@@ -212,7 +212,8 @@ class Writer:
     scale_dtype: what scales are best made in for it; usual: fields of the scheme to use unless others are asked for.
     extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
     keeps_document: whether what it writes is a native file still. mixes: whether weights of one model may have several
-    schemes. read_back: whether the report reads what was written, before that has its name.
+    schemes; tied: a pattern of those that must all have one, where a model has stacked experts. read_back: whether the
+    report reads what was written, before that has its name.
     """
 
     summary: str
@@ -228,6 +229,7 @@ class Writer:
     two_files: bool = False
     keeps_document: bool = False
     mixes: bool = True
+    tied: str | None = None
     read_back: bool = True
 
     def suited(self, scheme: Scheme) -> Scheme:

@@ -31,7 +31,7 @@ packed zero points included; only `quantization_config` in config.json is missin
 from __future__ import annotations
 
 from quantcli.layouts.compressed_tensors.read import find
-from quantcli.layouts.compressed_tensors.write import ACCEPTS, convert, module
+from quantcli.layouts.compressed_tensors.write import ACCEPTS, EXPERT, convert, module
 from quantcli.layouts.pieces import not_a_matrix
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Writer
@@ -46,4 +46,5 @@ WRITES = Writer(
     convert=convert,
     module=module,
     keeps_document=True,
+    tied=EXPERT,
 )

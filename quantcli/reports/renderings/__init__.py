@@ -18,9 +18,11 @@ Write = Callable[[Sequence[Any], TextIO, Look], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
     """A way to show documents. forms: what it can show, and what writes that: a type of documents, or a protocol for
-    all documents that offer what it asks for; the first that fits counts."""
+    all documents that offer what it asks for; the first that fits counts. extensions: of file names that stand for
+    it."""
 
     forms: tuple[tuple[type, Write], ...]
+    extensions: tuple[str, ...] = ()
 
     def writer(self, kind: type) -> Write | None:
         """What writes documents of a type; None where it cannot show them."""

@@ -65,4 +65,4 @@ def _cell(value: object) -> object:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-PROVIDES = Rendering(forms=((RunReport, render), (Tabular, _tables)))
+PROVIDES = Rendering(forms=((RunReport, render), (Tabular, _tables)), extensions=("csv",))

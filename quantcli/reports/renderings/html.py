@@ -377,4 +377,7 @@ def _part(part: Part) -> str:
     return box("tensors", columns, rows)
 
 
-PROVIDES = Rendering(forms=((RunReport, render), (SweepReport, _sweep.render), (Readable, _parts)))
+PROVIDES = Rendering(
+    forms=((RunReport, render), (SweepReport, _sweep.render), (Readable, _parts)),
+    extensions=("htm", "html"),
+)

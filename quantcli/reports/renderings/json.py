@@ -42,4 +42,4 @@ def _write(document: dict[str, Any], stream: TextIO) -> None:
     stream.write("\n")
 
 
-PROVIDES = Rendering(forms=((RunReport, render), (Document, _each)))
+PROVIDES = Rendering(forms=((RunReport, render), (Document, _each)), extensions=("json",))

@@ -51,4 +51,4 @@ def _cases(report: RunReport) -> Iterator[tuple[str, str | None]]:
             yield f"{title}: {failure.tensor}", failure.message
 
 
-PROVIDES = Rendering(forms=((RunReport, render),))
+PROVIDES = Rendering(forms=((RunReport, render),), extensions=("xml",))

@@ -137,4 +137,4 @@ def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
     stream.write("\n\n".join(blocks) + "\n")
 
 
-PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)))
+PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)), extensions=("md",))

@@ -247,4 +247,4 @@ def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
                 t.show(part, stream, colour=look.colour)
 
 
-PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)))
+PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)), extensions=("txt",))
