@@ -27,11 +27,6 @@ files before plans, plans before the passes that carry them out, and what is pri
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-TO_DO = {
-    "passes.decode",
-}  # fmt: skip
-"""Modules that still import what stands below them, or helpers of another package."""
-
 VARIANTS = ("calibrators", "formats", "reports.renderings")
 """Packages that hold a variant in each module."""
 
@@ -85,7 +80,7 @@ def test_every_package_has_a_place_in_the_order() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: ".".join(parts(p)) or "quantcli")
 def test_imports_point_upward(path: Path) -> None:
     own = parts(path)
-    if not own or ".".join(own) in TO_DO:  # the public names are imported on first use
+    if not own:  # the public names are imported on first use
         return
     for name in imported(path):
         unit = name.split(".")[0]
@@ -103,19 +98,17 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         assert module not in way, " -> ".join([*way[way.index(module) :], module])
         if module in done:
             return
-        for other in sorted(arrows.get(module, set()) - {module, *TO_DO}):
+        for other in sorted(arrows.get(module, set()) - {module}):
             follow(other, (*way, module))
         done.add(module)
 
-    for module in arrows.keys() - TO_DO:
+    for module in arrows:
         follow(module, ())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: ".".join(parts(p)) or "quantcli")
 def test_no_module_imports_the_underscore_names_of_another(path: Path) -> None:
     package = ".".join(parts(path) if path.name == "__init__.py" else parts(path)[:-1])
-    if ".".join(parts(path)) in TO_DO:
-        return
     for name in imported(path):
         stem, _, last = name.rpartition(".")
         hidden = [step for step in name.split(".") if step.startswith("_")]

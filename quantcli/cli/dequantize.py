@@ -49,7 +49,7 @@ def command(
     SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF. A folder gives a folder, with its
     config.json and what else lies beside the weights, unless a .safetensors file is named.
     """
-    from quantcli.folders import sidefiles
+    from quantcli.folders import dequantize, sidefiles
     from quantcli.models import open_model
     from quantcli.passes import decode as decoding
     from quantcli.reports.dequantized import DequantizeReport
@@ -72,7 +72,7 @@ def command(
         else:
             real = check_destination(target, force=force, sources=list(source.files()))
         side = sidefiles.of(source, real, folder=folder is not None)
-        decode = functools.partial(decoding.write_folder, side=side) if folder is not None else decoding.write
+        decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
         talk.say(*side.warnings())
         with talk.bar(os.path.basename(target)) as bar:
             size = decode(

@@ -16,7 +16,6 @@ from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Target, Written
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import Checkpoint
 
 
 def target_of(plan: Plan) -> Target:
@@ -28,7 +27,7 @@ def target_of(plan: Plan) -> Target:
 def is_folder(source: Source, plan: Plan) -> bool:
     """Whether the output is a folder, unless a file is named: of a folder, for targets that are not one file."""
     to = target_of(plan).to
-    return isinstance(source, Checkpoint) and (to is None or not named(to).extension)
+    return source.folder is not None and (to is None or not named(to).extension)
 
 
 def size_of(

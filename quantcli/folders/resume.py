@@ -29,7 +29,6 @@ from quantcli.tensors.digest import Digested
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
-    from quantcli.stores.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Journal:
         return json.dumps({"asked": self.asked, "finished": done}, indent=1).encode()
 
 
-def asked(source: Checkpoint, plan: Plan, options: Options) -> dict[str, Any]:
+def asked(source: Source, plan: Plan, options: Options) -> dict[str, Any]:
     """All that changes the bytes of a run, as plain values."""
     assert plan.request is not None
     schemes: list[dict[str, Any]] = []

@@ -75,7 +75,7 @@ class _Cutter:
         """The file that begins with tensor `at`; count: how many tensors it is known to have."""
         if self.limit is None:
             name, shard = self._shards[at]
-            return self._piece(name, shard, outputs.source_bytes(shard))
+            return self._piece(name, shard, shard.share)
         return self._part(at, number, self._most(at) if count is None else count)
 
     def _piece(self, name: str, source: Source, share: int) -> _Piece:
@@ -127,7 +127,7 @@ class _Cutter:
 
 def _shards(source: Source, model: Outgoing) -> Mapping[str, Source]:
     """The files of a source by the names they get."""
-    if not isinstance(source, Checkpoint):
+    if source.folder is None:
         return {outputs.NAME: source}
     if outputs.documented(model.to):
         return source.shards
@@ -215,7 +215,7 @@ def _quantize(
     beside: _Around,
     resumed: bool,
 ) -> Written:
-    asked = resume.asked(source, plan, options) if isinstance(source, Checkpoint) else {}
+    asked = resume.asked(source, plan, options) if source.folder is not None else {}
     state = _State(plan, outgoing(source, plan, options.digest, target))
     earlier, state.notes = _begun(out, asked, resumed)
     out.begin(list(earlier))
@@ -325,7 +325,6 @@ def _finished(
     """The folder with all that is not weights, in its place."""
     model, files = state.model, state.files
     if limit is not None:
-        assert isinstance(source, Checkpoint)
         for file, new in zip(files, _numbered(source, model, len(files))):
             out.rename(file.name, new)
             if file.size > limit:
@@ -346,7 +345,7 @@ def _finished(
         config, why = quantization_config(state.plan.tensors, content)
         added = {"quantization_config": config} if config else {}
     written = replace(written, obstacle=why)
-    text = _card(source, written, options, beside) if isinstance(source, Checkpoint) else None
+    text = _card(source, written, options, beside) if source.folder is not None else None
     finish(source, out, model, files, beside, added, text)
     return written
 
@@ -365,7 +364,7 @@ def finish(
     if text is not None and model.document != "new":
         assert model.to is not None
         text = card.exported(text, model.to, named(model.to).summary, model.conversion.notes)
-    as_it_was = isinstance(source, Checkpoint) and source.index and [f.name for f in files] == list(source.shards)
+    as_it_was = source.index and [f.name for f in files] == list(source.shards)
     if as_it_was or len(files) > 1:
         out.write(_index_name(source, model), _index(source, model, files))
     content = without_quantization(beside.config)
@@ -378,12 +377,12 @@ def finish(
 
 
 def _index_name(source: Source, model: Outgoing) -> str:
-    index = os.path.basename(source.index or INDEX) if isinstance(source, Checkpoint) else INDEX
+    index = os.path.basename(source.index or INDEX)
     loaded = index.startswith(("model", "diffusion_pytorch_model"))
     return index if loaded or outputs.documented(model.to) else INDEX
 
 
-def _numbered(source: Checkpoint, model: Outgoing, count: int) -> list[str]:
+def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
     """The names of so many files, after the index or the files there were."""
     stem = os.path.basename(source.index or INDEX).removesuffix(".safetensors.index.json")
     if not source.index:
@@ -399,7 +398,7 @@ def _numbered(source: Checkpoint, model: Outgoing, count: int) -> list[str]:
 
 def _index(source: Source, model: Outgoing, files: Sequence[_File]) -> bytes:
     """The index: what the old one said of the model, sizes, and the file of every tensor."""
-    path = source.index if isinstance(source, Checkpoint) else None
+    path = source.index
     found = strict_json(read_small(path, _INDEX_LIMIT), path) if path else {}
     said = found.get("metadata")
     homes = {o.name: f.name for f in files for name in f.tensors for o in model.conversion.jobs[name].outputs}
@@ -411,7 +410,7 @@ def _index(source: Source, model: Outgoing, files: Sequence[_File]) -> bytes:
     return json_bytes({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
 
 
-def _card(source: Checkpoint, written: Written, options: Options, beside: _Around) -> bytes:
+def _card(source: Source, written: Written, options: Options, beside: _Around) -> bytes:
     """The model card, with the original one in it."""
     found = build.of_plan(
         written.plan.tensors,
@@ -430,7 +429,7 @@ def _card(source: Checkpoint, written: Written, options: Options, beside: _Aroun
         written.plan,
         settings=settings,
         obstacle=written.obstacle,
-        origin=card.hub_name(source.folder),
+        origin=card.hub_name(source.folder or ""),
         side=beside.side,
         original=beside.card,
     )
@@ -457,7 +456,7 @@ def move(
     """Write a folder whose files `make` fills (with part of the source, a file and the folder it goes into): bytes of
     its weights, and which tensors stand for just the same numbers."""
     beside = around(source, side)
-    shards: Mapping[str, Source] = source.shards if isinstance(source, Checkpoint) else {outputs.NAME: source}
+    shards: Mapping[str, Source] = source.shards if source.folder is not None else {outputs.NAME: source}
     cuts = [(shard, _cut_of(name, shard, model)) for name, shard in shards.items()]
     cuts = [(shard, cut) for shard, cut in cuts if cut.tensors]
     named_cuts = [

@@ -1,8 +1,7 @@
-"""Quantized files and folders back to floats, run by run; those of other tools too."""
+"""The tensors of a model as floats in one safetensors file, run by run, whatever layout they were in."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,21 +10,12 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.errors import DataError, printable
-from quantcli.folders import card
-from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
-from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View
 from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
-from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import OutputFile, check_space
-from quantcli.stores.folder import OutputFolder, json_bytes
-from quantcli.stores.gguf import GgufFile
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.info import TensorInfo
-
-NAME = "model.safetensors"
-"""The file of the weights in a folder."""
 
 
 def write(
@@ -89,42 +79,9 @@ def write(
     return places.size
 
 
-def write_folder(
-    model: Model,
-    views: Mapping[str, View],
-    path: str,
-    *,
-    side: SideFiles,
-    dtype: str | None,
-    force: bool,
-    threads: int,
-    progress: Progress | None,
-) -> int:
-    """Write the tensors of a checkpoint folder to one file in a folder at `path`, with the files beside its weights and
-    a config.json that tells of no quantization; the bytes of the weights. Raises QuantcliError."""
-    source = model.source
-    assert isinstance(source, Checkpoint)
-    config = json_beside(source.beside, CONFIG)
-    told = None if side.leaves_out(CARD) else source.beside(CARD)
-    original = card.original(told) if told is not None else None
-    with OutputFolder(path, force=force) as out:
-        out.begin(())
-        for file in side.copied:
-            assert file.file is not None
-            out.copy(file.name, file.file)
-        place = os.path.join(out.temp, NAME)
-        size = write(model, views, place, dtype=dtype, force=True, threads=threads, progress=progress)
-        if config is not None:
-            out.write(CONFIG, json_bytes(without_quantization(config)))
-        if original is not None:
-            out.write(CARD, original)
-        out.publish()
-    return size
-
-
 def _metadata(model: Model) -> dict[str, str]:
     """What the header of the decoded file says beside its tensors: what the model's says, less how it is quantized."""
-    if isinstance(model.source, GgufFile):
+    if model.source.kind == "gguf":
         return {"format": "pt"}
     of_codes = ("quantcli", EXPORT_KEY, "_quantization_metadata")
     return {k: v for k, v in model.source.metadata.items() if k not in of_codes}

@@ -24,7 +24,6 @@ from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning import plan
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import Checkpoint
 from quantcli.stores.files import check_destination, check_space
 from quantcli.stores.folder import check_folder
 from quantcli.tensors.decided import Decided, Kept
@@ -51,7 +50,7 @@ def as_folder(source: Source, target: str, output: str | None) -> bool:
     if named(target).extension:
         return False
     if output is None:
-        return isinstance(source, Checkpoint)
+        return source.folder is not None
     return not output.lower().endswith(".safetensors")
 
 
@@ -59,7 +58,7 @@ def check_output(source: Source, output: str, *, folder: bool, force: bool) -> s
     """The real path of the output, or the reason why it may not be written. Raises UsageError or QuantcliError."""
     if folder:
         first = source.files()[0].path
-        real = check_folder(output, force=force, source=source.folder if isinstance(source, Checkpoint) else first)
+        real = check_folder(output, force=force, source=source.folder or first)
         if any(os.path.realpath(f.path).startswith(os.path.join(real, "")) for f in source.files()):
             raise UsageError("the input is in this folder, which would be replaced", place=[output])
         return real
@@ -159,7 +158,7 @@ def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, b
     source = export.model.source
     folder, base = os.path.split(path)
     model = export.outgoing
-    if isinstance(source, Checkpoint):  # the documents are those of the shards
+    if source.folder is not None:  # the documents are those of the shards
         model = replace(model, document="none")
     files = outputs.files(model, outputs.whole(source, model, base), source.path)
     check_second(files, folder, source, force=force)

@@ -21,7 +21,6 @@ from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import KEY, Beside, Conversion, Weight, Writer, named, refusal
 from quantcli.planning.plan import Plan, Request
 from quantcli.stores import Source, open_source, seal
-from quantcli.stores.checkpoint import Part
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.decided import Decided
 
@@ -201,14 +200,9 @@ class Cut:
     intact: bool = False
 
 
-def source_bytes(source: Source) -> int:
-    """Bytes of the files a source is; of a part of a checkpoint, its share of them."""
-    return source.share if isinstance(source, Part) else sum(file.size for file in source.files())
-
-
 def whole(source: Source, model: Outgoing, name: str) -> Cut:
     """All of a source in one file."""
-    return Cut(name, tuple(t.info.name for t in model.tensors), source.metadata, source_bytes(source), intact(source))
+    return Cut(name, tuple(t.info.name for t in model.tensors), source.metadata, source.share, intact(source))
 
 
 def intact(source: Source) -> bool:

@@ -245,9 +245,13 @@ class Part(Source):
     kind = "safetensors"
 
     def __init__(self, whole: Checkpoint, infos: Sequence[TensorInfo], share: int) -> None:
-        self.path, self.metadata, self.share = whole.path, whole.metadata, share
+        self.path, self.metadata, self._share = whole.path, whole.metadata, share
         self._infos = infos
         self._home = {info.name: whole.shard_of(info.name) for info in infos}
+
+    @property
+    def share(self) -> int:
+        return self._share
 
     def infos(self) -> Sequence[TensorInfo]:
         return self._infos

@@ -51,6 +51,11 @@ class Source(Protocol):
         """Its files with tensors by their names in the folder; a single file has none."""
         return {"": self}
 
+    @property
+    def share(self) -> int:
+        """Bytes of the files it is; of a part of a checkpoint, its share of them."""
+        return sum(file.size for file in self.files())
+
     def beside(self, name: str) -> bytes | None:
         """A small file of the folder; None when there is none. Raises DataError for a link that leads out of it."""
         return None
