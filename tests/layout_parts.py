@@ -47,7 +47,8 @@ def reader(parts: Parts) -> Read:
     def read(name: str, start: int, size: int) -> np.ndarray:
         raw = parts[name][2]
         assert start >= 0 and size >= 0 and start + size <= len(raw), (name, start, size, len(raw))
-        return np.frombuffer(raw[start : start + size], np.uint8).copy()
+        found: np.ndarray = np.frombuffer(raw[start : start + size], np.uint8).copy()
+        return found
 
     return read
 

@@ -5,6 +5,7 @@ layer holds, names that differ between a file and the model. What is expected he
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ VIT = {"vit.encoder.layer.0.attention.attention.query": LINEAR, "vit.encoder.lay
 FALCON = {"transformer.word_embeddings": TABLE, "transformer.h.0.mlp.dense_h_to_4h": LINEAR, "lm_head": TABLE}
 
 
-def made(folder: Path, model_type: str, kind: str, modules: dict[str, tuple[int, ...]], **more: Any) -> Path:
+def made(folder: Path, model_type: str, kind: str, modules: Mapping[str, tuple[int, ...]], **more: Any) -> Path:
     """A checkpoint of a type and class of model, with a matrix for every module."""
     folder.mkdir()
     weights = {f"{name}.weight": gaussian(*shape, seed=n) for n, (name, shape) in enumerate(modules.items())}

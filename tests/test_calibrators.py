@@ -338,7 +338,7 @@ def test_auto_is_never_worse_than_any_candidate() -> None:
         weights = gaussian(*shape, seed=seed) ** 3
         for fields in ({"bits": 4}, {"bits": 2, "symmetric": False}, {"bits": 8, "granularity": "tensor"},
                        {"format": "nf4"}):
-            scheme = Scheme(**fields, calibration="auto")  # type: ignore[arg-type]
+            scheme = Scheme(**fields, calibration="auto")
             found = quantcli.quantize(weights, scheme)
             others = [quantcli.quantize(weights, s).metrics(weights).sse for s in candidates(scheme)]
             assert len(others) > 1

@@ -25,6 +25,7 @@ from quantcli import QuantcliError
 from quantcli import open as open_model
 from quantcli.folders import resume
 from quantcli.folders import write as folders
+from quantcli.passes import quantize
 from quantcli.stores import workspace
 
 CARD = "---\nlicense: mit\ntags:\n- tiny  # two\n---\n\n# Tiny\n\nWhat it was trained on. \u00e9\n"
@@ -42,7 +43,7 @@ def shard(number: int, rows: int = 64) -> dict[str, np.ndarray]:
 def made(folder: Path, count: int = 4, rows: int = 64, **more: dict[str, np.ndarray]) -> Path:
     """A checkpoint of so many shards, with an index, a configuration and side files."""
     folder.mkdir()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(count):
         file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         tensors = {**shard(number, rows), **more.get(f"shard{number}", {})}
@@ -273,7 +274,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
 
     def fail(number: int, error: BaseException) -> None:
         files = iter(range(1, 100))
-        real = folders.write_part
+        real = quantize.write_part
 
         def write(*arguments: Any) -> Any:
             if next(files) == number:
@@ -467,7 +468,8 @@ def test_links_in_the_hidden_folder_are_not_followed(source: Path, failing: Any)
 def test_the_loser_of_two_runs_leaves_nothing(when: str, options: list[str], source: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run ends between our look at the destination and our turn, or while we write: it made the output."""
-    real_lock, real_write, written = workspace._locked, folders.write_part, []
+    real_lock, real_write = workspace._locked, quantize.write_part
+    written: list[tuple[Any, ...]] = []
 
     def lock(folder: str, path: str) -> int:
         found = real_lock(folder, path)

@@ -61,8 +61,9 @@ def test_every_calibrator_takes_part() -> None:
     assert {fields["calibration"] for fields in KINDS.values()} == integers
 
 
-def per_weight(values: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
+def per_weight(values: np.ndarray | None, tensor: QuantizedTensor) -> np.ndarray:
     """Stored parameters of every weight, in the tensor's shape."""
+    assert values is not None
     plan, shape = tensor.layout, tensor.info.shape
     if plan.shared == "columns":
         return np.broadcast_to(values, shape)
@@ -73,12 +74,15 @@ def per_weight(values: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
 def decoded_by_hand(tensor: QuantizedTensor) -> np.ndarray:
     """What the stored codes and parameters mean, one float32 operation at a time."""
     scale, codes = per_weight(tensor.scale, tensor), tensor.codes
+    decoded: np.ndarray = codes.astype(np.float32) * scale
     if tensor.zero_point is None:
-        return codes.astype(np.float32) * scale
+        return decoded
     zero = per_weight(tensor.zero_point, tensor)
     if tensor.scheme.zero_point == "float":
-        return codes.astype(np.float32) * scale + zero
-    return (codes.astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale
+        decoded = decoded + zero
+    else:
+        decoded = (codes.astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale
+    return decoded
 
 
 def reach(tensor: QuantizedTensor) -> tuple[np.ndarray, np.ndarray]:
@@ -446,9 +450,9 @@ def test_other_types_are_refused(array: np.ndarray) -> None:
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0), (2, 0, 3)])
 def test_empty_arrays_are_refused(shape: tuple[int, ...]) -> None:
-    for fields in ({}, {"granularity": "channel"}, {"granularity": "tensor"}):
+    for scheme in (Scheme(bits=4), Scheme(bits=4, granularity="channel"), Scheme(bits=4, granularity="tensor")):
         with pytest.raises(DataError, match="an empty array cannot be quantized"):
-            quantcli.quantize(np.zeros(shape, np.float32), Scheme(bits=4, **fields))
+            quantcli.quantize(np.zeros(shape, np.float32), scheme)
 
 
 def test_metrics_need_the_same_shape() -> None:

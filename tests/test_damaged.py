@@ -256,7 +256,12 @@ def test_no_header_is_an_internal_error(seed: int, files: Path) -> None:
     run("quantize", "model.safetensors", "-o", "q.safetensors", "--force", "--no-default-keep", "-q", *options)
     document = json.loads(metadata_of("q.safetensors")["quantcli"])
     new = mutated(document, chance)
-    change_header("q.safetensors", lambda d: (d.clear(), d.update(new if isinstance(new, dict) else {})), seal=False)
+
+    def replace(document: dict[str, Any]) -> None:
+        document.clear()
+        document.update(new if isinstance(new, dict) else {})
+
+    change_header("q.safetensors", replace, seal=False)
     if isinstance(new, dict) and "check" in new:
         change_header("q.safetensors", lambda d: d.update(check="0" * 32))
     for arguments in (["inspect", "q.safetensors", "--stats"], ["inspect", "q.safetensors", "--recipe"],

@@ -170,11 +170,12 @@ def test_a_configuration_counts_where_a_tensor_can_be_codes(
 
 
 def test_configurations_that_say_nothing(tmp_path: Path) -> None:
-    for i, (name, config) in enumerate([
+    silent: list[tuple[str, dict[str, Any]]] = [
         ("config.json", {"quantization_config": None, "quantization": {}, "model_type": "x"}),
         ("config.json", {"quantization": "none"}),
         ("hf_quant_config.json", {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}),
-    ]):  # fmt: skip
+    ]  # fmt: skip
+    for i, (name, config) in enumerate(silent):
         source = model(tmp_path / str(i), {**FLOATS, "table": ("I32", (64, 8))}, config, name)
         ran = run("quantize", source, "-o", tmp_path / f"out{i}")
         assert ran.code == 0 and "plain floats" not in ran.err, ran

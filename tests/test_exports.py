@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import conformance
@@ -40,10 +39,10 @@ from quantcli import Scheme, registry
 from quantcli.kernels import QuantParams
 from quantcli.layouts import awq, pieces
 from quantcli.layouts.onnx import write as onnx
-from quantcli.layouts.writer import Codes
+from quantcli.layouts.writer import Codes, named
 from quantcli.models import open_model
-from quantcli.passes import export, outputs
 from quantcli.tensors import packing
+from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, layout
 
@@ -93,18 +92,19 @@ def flags(name: str) -> list[str]:
 def scheme(name: str) -> Scheme:
     """The scheme of a name."""
     options = dict(zip(flags(name)[::2], flags(name)[1::2])) if "asym" not in name and "float" not in name else {}
-    found = Scheme(
-        format=options.get("--type", "int"), bits=int(options.get("--bits", 4)),
-        granularity=options.get("--granularity", "group"), group_size=int(g) if (g := options.get("--group-size"))
-        else None,
-    ) if options else None  # fmt: skip
-    assert found is not None and found.name == name
+    fields: dict[str, Any] = {
+        "format": options.get("--type", "int"), "bits": int(options.get("--bits", 4)),
+        "granularity": options.get("--granularity", "group"),
+        "group_size": int(g) if (g := options.get("--group-size")) else None,
+    }  # fmt: skip
+    found = Scheme(**fields)
+    assert options and found.name == name
     return found
 
 
 def usual(target: str) -> str:
     """The scheme of most people, or one that the target takes."""
-    return "w4g64" if export.named(target).accepts.obstacle(scheme("w4g64")) is None else SCHEMES[target][0]
+    return "w4g64" if named(target).accepts.obstacle(scheme("w4g64")) is None else SCHEMES[target][0]
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def exported_values(target: str, path: Path) -> dict[str, np.ndarray]:
     if target == "compressed-tensors" and "quantcli" in metadata_of(path):
         # Not as the native file it is, but as its own client sees it.
         with quantcli.open(str(path)) as model:
-            config = outputs.convert([t.stored.decided for t in model.values()], target, lambda name: None).config
+            config = named(target).convert([t.stored.decided for t in model.values()], lambda name: None).config
         path = strip(path)
     with open_model(str(path), config) as model:
         return {n: v.read(0, v.info.numel).reshape(v.info.shape) for n, v in model.quantized.items()}
@@ -283,7 +283,7 @@ def fits(target: str, name: str, shape: tuple[int, ...]) -> bool | None:
 def test_awkward_shapes(target: str, name: str, shapes: Path, tmp_path: Path) -> None:
     """quantize --to stands for just what quantize alone stands for; what the target cannot store is kept, for that
     reason, bit for bit; and export says the same of the native file."""
-    extension = export.named(target).extension or ".safetensors"
+    extension = named(target).extension or ".safetensors"
     out, native = tmp_path / f"out{extension}", tmp_path / "native.safetensors"
     options = [*flags(name), "--no-default-keep", "--exclude", "plain", "--scale-dtype", "float16"]
     ran = run("quantize", shapes, *options, *to(target), "-o", out, "--json")
@@ -323,7 +323,7 @@ def test_any_cut_and_any_number_of_threads(target: str, tmp_path: Path, monkeypa
     """The bytes do not depend on threads or on how the weights are cut, rows in the middle included."""
     source = save(tmp_path / "model.safetensors", {"a.weight": gaussian(64, 768), "b.weight": gaussian(96, 256, seed=1),
                                                    "c.bias": gaussian(5)})
-    out = tmp_path / f"out.bin{export.named(target).extension or '.safetensors'}"
+    out = tmp_path / f"out.bin{named(target).extension or '.safetensors'}"
     for name in SCHEMES[target]:
         native = tmp_path / f"{name}.safetensors"
         options = [*flags(name), "--no-default-keep", "--exclude", "c.bias"]
@@ -361,6 +361,13 @@ class Held:
         assert span.col == 0
         return QuantParams(self.scale[rows], None if self.zero is None else self.zero[rows])
 
+    def scales(self, span: TileSpan) -> tuple[np.ndarray, np.ndarray | None]:
+        found = self.params(span)
+        return found.scale, found.zero
+
+    def levels(self, span: TileSpan) -> np.ndarray:
+        raise AssertionError("there is no codebook")
+
     def read_bytes(self, name: str, start: int, size: int) -> np.ndarray:
         raise AssertionError("codes are read as codes")
 
@@ -368,8 +375,9 @@ class Held:
 def written(target: str, held: Held, made: Scheme) -> dict[str, bytes]:
     """The bytes an export makes of a weight `m.weight`."""
     info = TensorInfo("m.weight", "F32", held.codes.shape)
-    weight = SimpleNamespace(info=info, scheme=made, layout=layout(info.shape, made), scale_dtype="F32")
-    job = export.named(target).convert([weight], lambda name: None).jobs["m.weight"]
+    rows = layout(info.shape, made)
+    weight = Quantized(info=info, reason="default", scheme=made, layout=rows, scale_dtype="F32")
+    job = named(target).convert([weight], lambda name: None).jobs["m.weight"]
     found = {o.name: bytearray(o.nbytes) for o in job.outputs}
     codes: Codes = held
 
@@ -505,7 +513,7 @@ def test_requantize(target: str, tmp_path: Path) -> None:
     native = tmp_path / "native.safetensors"
     options = ["--bits", 7, "--group-size", 40, "--override", "b.weight:format=codebook,bits=3,group-size=32"]
     assert run("quantize", source, *options, "-o", native).code == 0
-    out = tmp_path / f"out{export.named(target).extension or '.safetensors'}"
+    out = tmp_path / f"out{named(target).extension or '.safetensors'}"
     ran = run("export", native, *to(target), "--requantize", "-o", out, "--json")
     if target == "gptq":  # 8 and 3 bits: its configuration has room for one width
         assert "8 bits (a.weight) and 3 bits (b.weight)" in one_line(ran, 2)
@@ -603,7 +611,7 @@ def test_the_table(model: Path, tmp_path: Path) -> None:
 # ---- folders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if not export.named(t).extension])
+@pytest.mark.parametrize("target", [t for t in TARGETS if not named(t).extension])
 def test_folders(target: str, tmp_path: Path) -> None:
     """A checkpoint folder gives one its loader takes: shards under their names, index, config.json and side files."""
     folder = tmp_path / "in"
@@ -776,7 +784,7 @@ def test_whole_rows_in_awq(cols: int, group: int, tmp_path: Path) -> None:
 def test_dry_run_tells_the_size_to_the_byte(model: Path, tmp_path: Path) -> None:
     for target in TARGETS:
         name = usual(target)
-        out = tmp_path / f"{target}{export.named(target).extension or '.safetensors'}"
+        out = tmp_path / f"{target}{named(target).extension or '.safetensors'}"
         dry = run("quantize", model, *flags(name), *to(target), "-o", out, "--dry-run", "--json").json
         assert not out.exists()
         wet = run("quantize", model, *flags(name), *to(target), "-o", out, "--json").json
@@ -794,7 +802,7 @@ def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, mon
         "embed.weight": gaussian(40, 64, seed=2), "c.weight": gaussian(64, 128, seed=3), "d.bias": gaussian(64)})
     contained = ["--container"] if target in ("gguf", "onnx") else []
     asked = ["--to", target, *flags(SCHEMES[target][2 if target == "awq" else 0]), *contained, "-o"]
-    out = tmp_path / f"out{export.named(target).extension or '.safetensors'}"
+    out = tmp_path / f"out{named(target).extension or '.safetensors'}"
     planned = json.loads(run("quantize", model, *asked, out, "--dry-run", "--json").out)
     made = json.loads(run("quantize", model, *asked, out, "--json").out)
     assert planned["summary"]["bytes_out"] == made["summary"]["bytes_out"] == out.stat().st_size

@@ -18,7 +18,7 @@ from quantcli.passes import quantize
 WEIGHTS = {"encoder.query.weight": gaussian(64, 128), "encoder.norm.weight": gaussian(128)}
 
 
-def folder(name: str, *, config: dict[str, Any] | None = None, **files: Any) -> Path:
+def folder(name: str, *, config: Any = None, **files: Any) -> Path:
     """A folder: of arrays as safetensors, of anything else as text or bytes; slashes in names make subfolders."""
     for path, content in files.items():
         place = Path(name) / path

@@ -155,7 +155,8 @@ def test_a_damaged_version_is_damage(version: str, tmp_path: Path) -> None:
 def test_files_of_a_released_version_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"int4": {"sha256": {"int4.safetensors": "0"}}, "int8": {}}
     assert write_native.is_released("0.1.0") and not write_native.is_released("0.1")
-    for index in ({"int8": {}}, {"int4": {"sha256": {"int4.safetensors": "1"}}, "int8": {}}):
+    others: list[dict[str, Any]] = [{"int8": {}}, {"int4": {"sha256": {"int4.safetensors": "1"}}, "int8": {}}]
+    for index in others:
         with pytest.raises(SystemExit, match=r"0\.1\.0 is released, and these files of it would change: int4\n"):
             write_native.refuse_changes("0.1.0", known, index)
         write_native.refuse_changes("999.0", known, index)

@@ -298,7 +298,7 @@ def test_names_are_those_of_the_gguf_package() -> None:
 
 
 def tiny() -> dict[str, np.ndarray]:
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for path in sorted(TINY.glob("*.safetensors")):
         found |= {name: stored.array.astype(np.float32) for name, stored in load(path).items()}
     return found

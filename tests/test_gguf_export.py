@@ -237,8 +237,8 @@ def test_groups_of_32_where_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("default: {bits: 8, group_size: 64}\n")
     found = run("quantize", TINY, "--recipe", tmp_path / "r.yaml", "--to", "gguf", "--dry-run", "--json").json
     assert {t["scheme"] for t in found["tensors"] if t["scheme"]} == {"w8g64"}
-    for options, scheme in ((["--group-size", -1], "w4c"), (["--granularity", "tensor"], "w4t")):
-        found = run("quantize", TINY, *options, "--to", "gguf", "--dry-run", "--json").json
+    for words, scheme in ((["--group-size", "-1"], "w4c"), (["--granularity", "tensor"], "w4t")):
+        found = run("quantize", TINY, *words, "--to", "gguf", "--dry-run", "--json").json
         assert {t["scheme"] for t in found["tensors"] if t["scheme"]} == {scheme}
 
 

@@ -82,7 +82,7 @@ def test_blocks_of_the_gguf_package_are_made_again(kind: str) -> None:
 def _without_negative_zeros(kind: str, raw: np.ndarray) -> np.ndarray:
     """An offset of -0 is the same as 0."""
     size = next(t.bytes for t in TYPES.values() if t.name == kind)
-    blocks = raw.reshape(-1, size).copy()
+    blocks: np.ndarray = raw.reshape(-1, size).copy()
     if kind.endswith("1"):
         m = blocks[:, 2:4].copy().view("<u2")
         blocks[:, 2:4] = np.where(m == 0x8000, 0, m).astype("<u2").view(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ CHANNEL, TENSOR = {"granularity": "channel"}, {"granularity": "tensor"}
     ((), {}, 1, 1, 1, (1, 1), 0),
     ((7, 1), {}, 7, 1, 1, (7, 1), 0),
 ])  # fmt: skip
-def test_layouts(shape: tuple[int, ...], fields: dict, rows: int, cols: int, group: int, scale_shape: tuple[int, ...],
-                 short: int) -> None:
+def test_layouts(shape: tuple[int, ...], fields: dict[str, Any], rows: int, cols: int, group: int,
+                 scale_shape: tuple[int, ...], short: int) -> None:
     found = layout(shape, Scheme(bits=4, **fields))
     assert (found.rows, found.cols, found.group, found.scale_shape, found.short_group) == \
         (rows, cols, group, scale_shape, short)
@@ -55,7 +56,7 @@ def test_layouts(shape: tuple[int, ...], fields: dict, rows: int, cols: int, gro
     ((2, 1 << 23), {**CHANNEL, "axis": 1}, "axis 1 with"),
     ((2, 1 << 20), {"group_size": 20000}, "groups of 20000 do not cover"),
 ])  # fmt: skip
-def test_what_a_shape_forbids(shape: tuple[int, ...], fields: dict, message: str) -> None:
+def test_what_a_shape_forbids(shape: tuple[int, ...], fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         layout(shape, Scheme(bits=4, **fields))
 
@@ -82,7 +83,7 @@ def check_tiles(found: Layout) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 100), (1000, 700), (2, grouping.TILE), (2, grouping.TILE + 1),
                                    (3, 2 * grouping.TILE + 77), (grouping.TILE + 5, 1), (5_000_000,)])
 @pytest.mark.parametrize("fields", [{}, {"group_size": 100}, {"group_size": 1}, {"group_size": 16383}, CHANNEL, TENSOR])
-def test_tiles_cover_every_weight_once(shape: tuple[int, ...], fields: dict) -> None:
+def test_tiles_cover_every_weight_once(shape: tuple[int, ...], fields: dict[str, Any]) -> None:
     check_tiles(layout(shape, Scheme(bits=4, **fields)))
 
 

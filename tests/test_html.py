@@ -19,8 +19,9 @@ import pytest
 from quantcli.errors import printable
 from quantcli.passes.examine import Histogram
 from quantcli.reports.documents import Look
+from quantcli.reports.page import NAME
 from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, RunReport, Summary, TensorReport
-from quantcli.reports.renderings.html import NAME, PROVIDES
+from quantcli.reports.renderings.html import PROVIDES
 from quantcli.theory.bounds import Theory
 
 VOID = {"meta", "wbr", "br", "input", "link", "img", "hr"}

@@ -60,7 +60,8 @@ def tile_of(values: np.ndarray, kind: int, group: int) -> Tile:
 def float_of(tile: Tile) -> np.ndarray:
     """The weights of a tile as float32, converted by numpy and ml_dtypes."""
     dtype = {BF16: BFLOAT16, F16: np.float16, F32: np.float32}[tile.kind]
-    return tile.weights.view(dtype).astype(np.float32).reshape(tile.rows, tile.cols)
+    found: np.ndarray = tile.weights.view(dtype).astype(np.float32).reshape(tile.rows, tile.cols)
+    return found
 
 
 def awkward_values(rows: int, cols: int, seed: int) -> np.ndarray:
@@ -397,9 +398,9 @@ def test_both_tables_cut_values_alike() -> None:
     rng = np.random.default_rng(0)
     for n in (2, 3, 17, 400):
         x, w = np.sort(rng.standard_normal(n)), rng.integers(1, 9, n).astype(np.float64)
-        sums = [np.append(0.0, np.cumsum(v)) for v in (w, w * x, w * x * x)]
+        counts, firsts, seconds = (np.append(0.0, np.cumsum(v)) for v in (w, w * x, w * x * x))
         for k in range(2, min(n, 12)):
-            ours, theirs = (t.kmeans(*sums, k) for t in (NATIVE, NumpyKernels()))
+            ours, theirs = (t.kmeans(counts, firsts, seconds, k) for t in (NATIVE, NumpyKernels()))
             for c in range(1, k):
                 np.testing.assert_array_equal(ours[c, c + 1 :], theirs[c, c + 1 :])
 
@@ -415,9 +416,9 @@ def test_both_tables_cut_values_of_any_weight_alike(pairs: list[tuple[float, flo
     """a value may weigh nothing beside the sum of those before it; then the cost of its cell is no number"""
     assert NATIVE is not None
     x, w = (np.array(v) for v in zip(*sorted(pairs)))
-    sums = [np.append(0.0, np.cumsum(v)) for v in (w, w * x, w * x * x)]
+    counts, firsts, seconds = (np.append(0.0, np.cumsum(v)) for v in (w, w * x, w * x * x))
     k = min(k, len(x))
-    ours, theirs = (t.kmeans(*sums, k) for t in (NATIVE, NumpyKernels()))
+    ours, theirs = (t.kmeans(counts, firsts, seconds, k) for t in (NATIVE, NumpyKernels()))
     for c in range(1, k):
         np.testing.assert_array_equal(ours[c, c + 1 :], theirs[c, c + 1 :])
 

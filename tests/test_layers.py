@@ -64,8 +64,9 @@ def imported(path: Path) -> list[str]:
             and isinstance(node.func, ast.Attribute)
             and ast.unparse(node.func) in ("registry.get", "registry.names")
         ):
-            assert isinstance(node.args[0], ast.Constant), f"{path.name}: name the package of variants here"
-            found.append(node.args[0].value)
+            package = node.args[0]
+            assert isinstance(package, ast.Constant) and isinstance(package.value, str), path.name
+            found.append(package.value)
     return [name for name in found if name != "__version__"]
 
 

@@ -86,7 +86,8 @@ def test_four_bits(kind: str) -> None:
 def test_the_first_of_two_codes_is_in_the_high_bits() -> None:
     parts, _ = four_bits("nf4", (2, 2), 4)
     parts |= {"m.weight": ("U8", (2, 1), b"\x0f\x78"), "m.weight.absmax": floats(np.array([2.0]), "F32")}
-    np.testing.assert_array_equal(decoded(only(found_in(parts)), parts), np.float32([[-2, 2], [0, 2 * NF4[8]]]))
+    expected = np.array([[-2, 2], [0, 2 * NF4[8]]], np.float32)
+    np.testing.assert_array_equal(decoded(only(found_in(parts)), parts), expected)
 
 
 def test_nested_largest_magnitudes() -> None:

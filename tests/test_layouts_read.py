@@ -461,7 +461,8 @@ def test_only_the_bytes_of_these_rows_are_read() -> None:
     mlx, _ = mlx_parts(64, 128, 4, 32)
     config = {"quantization": {"bits": 4, "group_size": 32}}
     for tensors, limit, said in [(parts, 64 + 16 + 4 * 4 * 4, {}), (mlx, 64 + 8 + 8, config)]:
-        found, read, sizes = only(found_in(tensors, said)), reader(tensors), []
+        found, read = only(found_in(tensors, said)), reader(tensors)
+        sizes: list[int] = []
 
         def counted(name: str, start: int, size: int, read: Read = read, sizes: list[int] = sizes) -> np.ndarray:
             sizes.append(size)

@@ -18,7 +18,8 @@ MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 
 def e4m3(raw: np.ndarray) -> np.ndarray:
-    return raw.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    values: np.ndarray = raw.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return values
 
 
 def made(mode: str, rows: int, groups: int) -> tuple[bytes, bytes, np.ndarray]:

@@ -23,6 +23,7 @@ from quantcli.calibrators.searches import candidates, trials
 from quantcli.formats import reach
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, Tile, native
 from quantcli.kernels.numpy_kernels import NumpyKernels
+from quantcli.kernels.table import MOST_ENDS
 
 NATIVE = native.find()
 needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built (no _kernels library)")
@@ -43,8 +44,8 @@ def variants() -> list[Kernels]:
 
 
 def scheme_of(bits: int, n: int, **fields: Any) -> Scheme:
-    fields = {"group_size": n, "scale_dtype": "float32", "calibration": "mse"} | fields
-    return Scheme(bits=bits, symmetric=False, zero_point="float", **fields)
+    usual: dict[str, Any] = {"group_size": n, "scale_dtype": "float32", "calibration": "mse"}
+    return Scheme(bits=bits, symmetric=False, zero_point="float", **usual | fields)
 
 
 def tile_of(x: np.ndarray, kind: Kind, group: int, importance: np.ndarray | None = None) -> Tile:
@@ -52,7 +53,8 @@ def tile_of(x: np.ndarray, kind: Kind, group: int, importance: np.ndarray | None
         raw = x.astype(BFLOAT16).view(np.uint16)
     else:
         raw = np.clip(x, -65504, 65504).astype(np.float16).view(np.uint16) if kind == F16 else x.astype(np.float32)
-    return Tile(np.ascontiguousarray(raw).reshape(-1), kind, *x.shape, group, importance)
+    rows, cols = x.shape
+    return Tile(np.ascontiguousarray(raw).reshape(-1), kind, rows, cols, group, importance)
 
 
 def sse_of(x: np.ndarray, scale: np.ndarray, offset: np.ndarray, bits: int, half: float = 0.0) -> np.ndarray:
@@ -263,4 +265,4 @@ def test_the_places_of_ends_fit_the_kernels() -> None:
     for bits, n, effort in itertools.product(range(1, 17), (2, 24, 100, 512, 8192, 1 << 19), ("fast", "best", "exact")):
         for weighted in (False, True):
             ends = candidates.ends(bits, n, effort, weighted=weighted)
-            assert 2 <= len(ends) <= candidates.MOST_ENDS and (np.diff(ends) > 0).all() and 0 < ends[0] < ends[-1] < 2
+            assert 2 <= len(ends) <= MOST_ENDS and (np.diff(ends) > 0).all() and 0 < ends[0] < ends[-1] < 2

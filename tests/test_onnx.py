@@ -6,6 +6,7 @@ import struct
 import tempfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,7 +160,8 @@ def nbits(n: int, k: int, bits: int, block: int, *, scale: str = "<f4", zero: st
     u = rng.integers(0, 1 << bits, (n, blocks * block))
     z = rng.integers(0, 1 << bits, (n, blocks)) if zero == "u1" else rng.normal(size=(n, blocks)).astype(np.float16)
     s = rng.uniform(-1, 1, (n, blocks)).astype(scale)
-    packed = sum(u.reshape(n, -1, per)[:, :, i] << (i * bits) for i in range(per)).astype(np.uint8)
+    places = np.arange(per) * bits
+    packed = (u.reshape(n, -1, per) << places).sum(axis=-1).astype(np.uint8)
     parts = [tensor("B", U8, (n, blocks * block * bits // 8) if flat else (n, blocks, block * bits // 8),
                     packed.tobytes()),
              tensor("s", FLOAT if scale == "<f4" else FLOAT16, (n * blocks,) if flat else (n, blocks), s.tobytes())]
@@ -168,7 +170,7 @@ def nbits(n: int, k: int, bits: int, block: int, *, scale: str = "<f4", zero: st
         inputs.append("z")
         padded = np.zeros((n, -(-blocks // per) * per), int)
         padded[:, :blocks] = z
-        stream = sum(padded.reshape(n, -1, per)[:, :, i] << (i * bits) for i in range(per)).astype(np.uint8)
+        stream = (padded.reshape(n, -1, per) << places).sum(axis=-1).astype(np.uint8)
         raw = stream.tobytes() if zero == "u1" else z.tobytes()
         parts.append(tensor("z", U8 if zero == "u1" else FLOAT16, stream.shape if zero == "u1" else z.shape, raw))
     zeros = np.full((n, blocks), 1 << (bits - 1)) if zero is None else z
@@ -180,8 +182,11 @@ def nbits(n: int, k: int, bits: int, block: int, *, scale: str = "<f4", zero: st
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_matmul_nbits(bits: int, tmp_path: Path) -> None:
-    for n, k, block, options in [(5, 64, 16, {}), (7, 50, 32, {"zero": None}), (3, 40, 16, {"scale": "<f2"}),
-                                 (4, 70, 32, {"zero": "f2", "flat": True}), (2, 16, 128, {})]:
+    cases: list[tuple[int, int, int, dict[str, Any]]] = [
+        (5, 64, 16, {}), (7, 50, 32, {"zero": None}), (3, 40, 16, {"scale": "<f2"}),
+        (4, 70, 32, {"zero": "f2", "flat": True}), (2, 16, 128, {}),
+    ]  # fmt: skip
+    for n, k, block, options in cases:
         content, expected = nbits(n, k, bits, block, **options)
         source = opened(tmp_path / "x.onnx", content)
         (found,) = found_in(source).values()
@@ -460,7 +465,7 @@ def test_files_beside_are_read(tmp_path: Path) -> None:
     source.close()
 
 
-def linear(inputs: list[str], *parts: bytes, **numbers: int) -> bytes:
+def linear(inputs: list[str], *parts: bytes, **numbers: Any) -> bytes:
     return model(node("DequantizeLinear", inputs, **numbers), *parts)
 
 

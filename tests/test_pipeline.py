@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,7 +97,8 @@ def stream(words: np.ndarray, count: int, bits: int) -> np.ndarray:
     """Codes of rows of 32-bit words, by numpy's bit unpacking."""
     flat = np.ascontiguousarray(words).view(np.uint8)
     unpacked = np.unpackbits(flat, axis=-1, bitorder="little")[..., : count * bits]
-    return (unpacked.reshape(*words.shape[:-1], count, bits).astype(np.int64) << np.arange(bits)).sum(axis=-1)
+    found: np.ndarray = (unpacked.reshape(*words.shape[:-1], count, bits).astype(np.int64) << np.arange(bits)).sum(-1)
+    return found
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -127,6 +129,7 @@ def test_files_hold_what_the_array_api_gives(threads: int, name: str, zoo: Path,
             wanted = expected.codes > 0 if binary else expected.codes + offset
             np.testing.assert_array_equal(codes.reshape(shape), wanted)
             scale = stored[f"{tensor}_scale"]
+            assert expected.scheme.scale_dtype is not None
             assert scale.dtype == SCALES[expected.scheme.scale_dtype]
             np.testing.assert_array_equal(scale.array.astype(np.float32), expected.scale)
             assert stored[f"{tensor}_shape"].array.tolist() == list(shape)
@@ -253,8 +256,9 @@ def test_digests_of_the_source(kind: str, zoo: Path, small_tiles: None) -> None:
     out = zoo.parent / "out.safetensors"
     report = run("quantize", zoo, "-o", out, "--digest", kind, "--json").json
     data = {name: tensor.data for name, tensor in load(zoo).items()}
-    by_kind = {"xxh3": test_digest.by_definition, "sha256": lambda b: hashlib.sha256(b).hexdigest(),
-               "none": lambda b: None}
+    by_kind: dict[str, Callable[[bytes], str | None]] = {
+        "xxh3": test_digest.by_definition, "sha256": lambda b: hashlib.sha256(b).hexdigest(), "none": lambda b: None,
+    }  # fmt: skip
     for tensor in report["tensors"]:
         assert tensor["digest"] == by_kind[kind](data[tensor["name"]]), tensor["name"]
     assert run("report", out, "--against", zoo).code == 0
@@ -329,7 +333,7 @@ def test_numpy_files(suffix: str, tmp_path: Path, small_tiles: None, monkeypatch
         arrays = {"a": arrays["a"]}
         np.save(path, arrays["a"])
     else:
-        np.savez_compressed(path, **arrays)
+        np.savez_compressed(path, allow_pickle=False, **arrays)
     out = quantize(path, "--threads", 3)
     assert run("report", out, "--against", path).code == 0
     with quantcli.open(str(out)) as model:
@@ -364,7 +368,9 @@ def test_scales_that_do_not_fit_become_float32(flags: list[str], tmp_path: Path,
     assert "warning: float32 scales" in ran.err and all(name in ran.err for name in ("huge", "tiny", "late"))
     with quantcli.open(str(out)) as model:
         for name in tensors:
-            expected_tensor = quantcli.quantize(tensors[name].astype(np.float32), model[name].scheme)
+            scheme = model[name].scheme
+            assert scheme is not None
+            expected_tensor = quantcli.quantize(tensors[name].astype(np.float32), scheme)
             np.testing.assert_array_equal(model[name].numpy(), expected_tensor.dequantize())
     assert run("report", out, "--against", source).code == 0
     assert left_behind(tmp_path) == []
@@ -558,11 +564,12 @@ def test_an_existing_output_is_refused_without_force(zoo: Path) -> None:
 def test_the_output_is_never_the_input(link: str, force: list[str], zoo: Path, tmp_path: Path) -> None:
     before = digest(zoo)
     dotted = f"{tmp_path}/./../{tmp_path.name}/{zoo.name}"
-    out = {"same": zoo, "dotted": dotted}.get(link, tmp_path / "out.safetensors")
+    other = tmp_path / "out.safetensors"
     if link == "symbolic":
-        out.symlink_to(zoo)
+        other.symlink_to(zoo)
     elif link == "hard":
-        os.link(zoo, out)
+        os.link(zoo, other)
+    out = {"same": zoo, "dotted": dotted}.get(link, other)
     assert "same file" in one_line(run("quantize", zoo, "-o", out, *force), 2)
     assert digest(zoo) == before
 

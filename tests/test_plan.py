@@ -165,7 +165,8 @@ def test_small_tensors_are_kept() -> None:
     ({"a": (5, 5), "b": (9,), "n": ("I64", (3,))}, {"a": "default", "b": "default", "n": "not-float"}),
     ({"a": (5, 5), "b": MATRIX}, {"a": "small", "b": "default"}),
 ])  # fmt: skip
-def test_where_there_is_nothing_else_small_tensors_are_the_weights(tensors: dict, expected: dict) -> None:
+def test_where_there_is_nothing_else_small_tensors_are_the_weights(tensors: dict[str, Any],
+                                                                   expected: dict[str, str]) -> None:
     """where a file holds nothing else (an array of audio samples, a toy model) they are the weights"""
     assert reasons(plan_of(tensors)) == expected
 
@@ -178,7 +179,7 @@ def test_where_there_is_nothing_else_small_tensors_are_the_weights(tensors: dict
     {"scale": ()},
     {"w": ("F4", (4, 4))},
 ])  # fmt: skip
-def test_nothing_left_is_an_error(tensors: dict) -> None:
+def test_nothing_left_is_an_error(tensors: dict[str, Any]) -> None:
     """Never 0 after doing nothing."""
     with pytest.raises(DataError, match="nothing left to quantize: all tensors are kept") as caught:
         plan_of(tensors)
@@ -251,7 +252,7 @@ def test_only_names_that_are_written_collide() -> None:
     ((64, 16, 3, 3), {"granularity": "channel", "axis": 1},
      {"packed": ("I32", (64, 18)), "scale": ("F16", (1, 16, 1, 1)), "shape": ("I64", (4,))}),
 ])  # fmt: skip
-def test_every_output_is_planned(shape: tuple[int, ...], fields: dict, expected: dict) -> None:
+def test_every_output_is_planned(shape: tuple[int, ...], fields: dict[str, Any], expected: dict[str, Any]) -> None:
     planned = plan_of({"w": shape}, scheme=Scheme(bits=4, **fields)).tensors[0]
     assert {o.name: (o.dtype, o.shape) for o in outputs(planned)} == {f"w_{k}": v for k, v in expected.items()}
     assert nbytes(planned) == sum(o.nbytes for o in outputs(planned))

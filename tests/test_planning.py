@@ -294,7 +294,7 @@ def test_a_recipe_of_a_large_model_fits() -> None:
         wanted[f"model.layers.{i}.{kind}.weight"] = scheme
     infos = [TensorInfo(name, "BF16", (64, 64)) for name in wanted]
     request = recipe.resolved(infos, wanted, Request(scheme=Scheme()))
-    text = recipe.dump(request, "")
+    text = recipe.dump(request)
     assert len(text) < 1 << 16
     read = recipe.parse(yaml.safe_load(text), {})
     again = make(infos, Request(scheme=read.default, rules=read.rules))

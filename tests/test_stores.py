@@ -112,8 +112,10 @@ def test_types_of_less_than_a_byte(tmp_path: Path) -> None:
 
 def test_what_the_library_accepts_and_people_write(tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-    headers = [{"a": entry, "__metadata__": None}, {"": entry}, {"na\x00me\n": entry}, {"a": {**entry, "shape": []}},
-               {"a": {"data_offsets": [0, 4], "shape": [1], "dtype": "F32"}}]
+    headers: list[dict[str, Any]] = [
+        {"a": entry, "__metadata__": None}, {"": entry}, {"na\x00me\n": entry}, {"a": {**entry, "shape": []}},
+        {"a": {"data_offsets": [0, 4], "shape": [1], "dtype": "F32"}},
+    ]  # fmt: skip
     for i, header in enumerate(headers):
         path = tmp_path / f"{i}.safetensors"
         path.write_bytes(raw_file(header, b"\0\0\x80?"))

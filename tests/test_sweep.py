@@ -95,7 +95,8 @@ def test_the_front_and_the_slopes(model: Path) -> None:
         calibration, where = slope["series"].split(", groups of ")
         series = [(p["bits"], p["sqnr_db"]) for p in points
                   if p["calibration"] == calibration and p["group_size"] == int(where)]
-        expected = np.polyfit(*map(list, zip(*series)), 1)[0]
+        bits, sqnr = zip(*series)
+        expected = np.polyfit(bits, sqnr, 1)[0]
         assert slope["db_per_bit"] == pytest.approx(expected) and (slope["low_bits"], slope["high_bits"]) == (2, 8)
     assert len(found["slopes"]) == 4
 
