@@ -13,12 +13,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+from making import GOLDEN_FILES
 
 from quantcli.layouts import reader as layouts
 from quantcli.layouts.reader import Found, Read
 from quantcli.tensors.info import TensorInfo
 
-GOLDEN = Path(__file__).parent / "golden" / "layouts"
+GOLDEN = GOLDEN_FILES / "layouts"
 """Written by peers/write_layouts*.py."""
 FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 Parts = dict[str, tuple[str, tuple[int, ...], bytes]]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import GOLDEN_FILES
 
 from quantcli.planning.allocate import allocate, smallest
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "allocation.json").read_text())
+GOLDEN = json.loads((GOLDEN_FILES / "allocation.json").read_text())
 
 
 BUDGETS = [case for case in GOLDEN["cases"] if "exact" in case]

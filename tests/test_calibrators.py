@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import BF16
+from making import BF16, GOLDEN_FILES
 from strategies import gaussian
 
 import quantcli
@@ -22,7 +21,7 @@ from quantcli.calibrators import entropy
 from quantcli.calibrators.searches import arithmetic, breakpoints, histogram, kmeans
 from quantcli.calibrators.searches import candidates as tried
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "calibrators.json").read_text())
+GOLDEN = json.loads((GOLDEN_FILES / "calibrators.json").read_text())
 
 
 def named(cases: list[dict[str, Any]]) -> list[str]:

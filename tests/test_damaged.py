@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_parts import f32 as gguf_f32
+from gguf_parts import raw_gguf
 from making import (
     change_header,
     command,
@@ -26,11 +28,9 @@ from making import (
     save,
     zip_bytes,
 )
+from onnx_parts import f32 as onnx_f32
+from onnx_parts import model as onnx_model
 from strategies import gaussian
-from test_gguf import f32 as gguf_f32
-from test_gguf import raw_gguf
-from test_onnx import f32 as onnx_f32
-from test_onnx import model as onnx_model
 
 import quantcli
 from quantcli import registry

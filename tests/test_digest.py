@@ -7,17 +7,9 @@ import itertools
 import random
 
 import pytest
-import xxhash
+from making import CHUNK, digest_by_definition
 
 from quantcli.tensors import digest
-
-CHUNK = 256 * 1024
-
-
-def by_definition(data: bytes) -> str:
-    """XXH3-128 of the concatenated XXH3-128 digests of consecutive chunks of 256 KiB."""
-    whole = b"".join(xxhash.xxh3_128_digest(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
-    return xxhash.xxh3_128_hexdigest(whole)
 
 
 def in_pieces(data: bytes, cuts: list[int], seed: int) -> str:
@@ -38,7 +30,7 @@ def in_pieces(data: bytes, cuts: list[int], seed: int) -> str:
 @pytest.mark.parametrize("size", [0, 1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 12345])
 def test_the_digest_does_not_depend_on_the_cuts(size: int) -> None:
     data = random.Random(size).randbytes(size)
-    expected = by_definition(data)
+    expected = digest_by_definition(data)
     random_cuts = sorted(random.Random(1).randrange(size + 1) for _ in range(9))
     for seed, cuts in enumerate([[], [size // 2], list(range(CHUNK, size, CHUNK)), list(range(100_000, size, 100_000)),
                                  list(range(700_000, size, 700_000)), random_cuts]):
@@ -47,7 +39,7 @@ def test_the_digest_does_not_depend_on_the_cuts(size: int) -> None:
 
 def test_a_constant_that_files_depend_on() -> None:
     """Digests in files must stay readable: this is the published XXH3-128 of no bytes at all."""
-    assert by_definition(b"") == "99aa06d3014798d86001c324468d497f"
+    assert digest_by_definition(b"") == "99aa06d3014798d86001c324468d497f"
     assert in_pieces(b"", [], 0) == "99aa06d3014798d86001c324468d497f"
     assert digest.CHUNK == CHUNK
 

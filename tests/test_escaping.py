@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import made
 from making import Ran, change_header, run, save
 from strategies import HOSTILE as NAMES
 from strategies import gaussian
-from test_checkpoints import made
 
 from quantcli.reports import markup
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from making import (
     BF16,
+    GOLDEN_FILES,
     ROOT,
     change_header,
     digest,
@@ -46,7 +47,7 @@ from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, layout
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = GOLDEN_FILES
 TARGETS = registry.names("layouts", "WRITES")
 LLAMA = ROOT / "sample_models" / "tiny-llama"
 

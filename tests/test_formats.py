@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import BF16, load, metadata_of, one_line, run, save
+from making import BF16, GOLDEN_FILES, load, metadata_of, one_line, run, save
 from strategies import AWKWARD, gaussian
 
 import quantcli
@@ -21,7 +21,7 @@ from quantcli import DataError, Scheme, registry
 from quantcli.formats import fixed_codebook
 from quantcli.kernels.codebook import codebook
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "calibrators.json").read_text())
+GOLDEN = json.loads((GOLDEN_FILES / "calibrators.json").read_text())
 
 CASTS = {
     "fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2, "fp4": ml_dtypes.float4_e2m1fn,

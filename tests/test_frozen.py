@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from golden import models, write_native
 from golden.write_native import NATIVE, Case, cases, decoded_of, digests_of, index_of, inside, make, versions
-from making import Ran, change_header, environment, load, one_line, run
+from making import ROOT, Ran, change_header, environment, load, one_line, run
 
 import quantcli
 
@@ -53,7 +53,7 @@ def test_they_decode_to_the_same_values(version: str, kernels: str) -> None:
     if kernels:
         script = f"import json; from golden import write_native as w; print(json.dumps(w.decoded_of({version!r})))"
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=Path(__file__).parent, env=environment(QUANTCLI_KERNELS=kernels),
+            [sys.executable, "-c", script], cwd=ROOT / "tests", env=environment(QUANTCLI_KERNELS=kernels),
             capture_output=True, text=True, check=True, timeout=300,
         )  # fmt: skip
         found = json.loads(done.stdout)

@@ -19,7 +19,7 @@ import pytest
 import xmlschema
 from hypothesis import given
 from hypothesis import strategies as st
-from making import command, environment, one_line, run, run_process, save
+from making import GOLDEN_FILES, command, environment, one_line, run, run_process, save
 from safetensors.numpy import load_file
 from strategies import gaussian
 
@@ -30,7 +30,7 @@ from quantcli.reports import gates
 
 PACKAGE = Path(quantcli.reports.renderings.__file__).parent
 SCHEMA = json.loads((PACKAGE / "report.schema.json").read_text())
-XSD = Path(__file__).parent / "golden" / "junit.xsd"
+XSD = GOLDEN_FILES / "junit.xsd"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from making import (
     BF16,
+    GOLDEN_FILES,
     NUMPY_OF,
     ROOT,
     command,
@@ -36,7 +37,7 @@ from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.gguf_writer import GgufTensor, lay_out
 
-GOLDEN = Path(__file__).parent / "golden" / "gguf"
+GOLDEN = GOLDEN_FILES / "gguf"
 """Written by peers/write_layouts_gguf.py."""
 TINY = ROOT / "sample_models" / "tiny-llama"
 LIKE_GGUF = ["--calibration", "signed-extreme", "--override", "*.o_proj:bits=5",

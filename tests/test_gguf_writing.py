@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import ROOT
+from making import GOLDEN_FILES, ROOT
 
 from quantcli import Scheme, quantize
 from quantcli.errors import DataError, QuantcliError, UsageError
@@ -27,7 +27,7 @@ from quantcli.stores.gguf_writer import GgufTensor, lay_out
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import layout
 
-GOLDEN = Path(__file__).parent / "golden" / "gguf"
+GOLDEN = GOLDEN_FILES / "gguf"
 TINY = ROOT / "sample_models" / "tiny-llama"
 SCHEMES = {"Q4_0": Scheme(bits=4), "Q4_1": Scheme(bits=4, symmetric=False), "Q5_0": Scheme(bits=5),
            "Q5_1": Scheme(bits=5, symmetric=False), "Q8_0": Scheme(bits=8)}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from making import GOLDEN_FILES
 
 import quantcli
 from quantcli import Scheme
 
-CASES = json.loads((Path(__file__).parent / "golden" / "minmax.json").read_text())["cases"]
+CASES = json.loads((GOLDEN_FILES / "minmax.json").read_text())["cases"]
 
 
 def scheme_of(case: dict[str, Any]) -> Scheme:

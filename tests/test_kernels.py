@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of
 from making import BF16 as BFLOAT16
 
 from quantcli import kernels
@@ -32,36 +33,12 @@ from quantcli.kernels import (
 from quantcli.kernels.codebook import codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
-NATIVE = native.find()
-needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built (no _kernels library)")
-TABLES = [pytest.param(NumpyKernels(), id="numpy"), pytest.param(NATIVE, id="native", marks=needs_native)]
-
-KINDS = [BF16, F16, F32]
 SHAPES = [  # rows, cols, group
     (1, 1, 1), (1, 7, 7), (3, 32, 32), (4, 100, 32), (4, 100, 100), (2, 255, 64), (2, 256, 64),
     (2, 257, 64), (3, 300, 300), (2, 1000, 128), (2, 1000, 96), (3, 777, 777), (2, 600, 33), (7, 64, 1), (3, 300, 1),
     (1, 5000, 4096), (513, 3, 3), (9, 8, 3), (40, 33, 16), (1, 70001, 70001),
 ]  # fmt: skip
 ONE_COLUMN = [(5, 1, 1), (64, 1, 1), (1000, 1, 1), (5000, 1, 1)]
-
-
-def tile_of(values: np.ndarray, kind: int, group: int) -> Tile:
-    """A tile of these weights rounded to a kind."""
-    rows, cols = values.shape
-    if kind == BF16:
-        raw = values.astype(BFLOAT16).view(np.uint16)
-    elif kind == F16:
-        raw = np.clip(values, -65504, 65504).astype(np.float16).view(np.uint16)
-    else:
-        raw = values.astype(np.float32)
-    return Tile(np.ascontiguousarray(raw).reshape(-1), kind, rows, cols, group)  # type: ignore[arg-type]
-
-
-def float_of(tile: Tile) -> np.ndarray:
-    """The weights of a tile as float32, converted by numpy and ml_dtypes."""
-    dtype = {BF16: BFLOAT16, F16: np.float16, F32: np.float32}[tile.kind]
-    found: np.ndarray = tile.weights.view(dtype).astype(np.float32).reshape(tile.rows, tile.cols)
-    return found
 
 
 def awkward_values(rows: int, cols: int, seed: int) -> np.ndarray:
@@ -119,12 +96,6 @@ def bits_of(packed: bytes, tile: Tile, bits: int) -> np.ndarray:
         codes[row] = [stream >> (i * bits) & ((1 << bits) - 1) for i in range(tile.cols)]
         assert stream >> (tile.cols * bits) == 0, "the padding is not zero"
     return codes
-
-
-def per_weight(params: np.ndarray, tile: Tile) -> np.ndarray:
-    """Parameters of every weight."""
-    columns = np.arange(tile.cols) // tile.group
-    return np.broadcast_to(params, (tile.rows, params.shape[1]))[:, columns]
 
 
 def by_hand(tile: Tile, scale: np.ndarray, zero: np.ndarray | None,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_kernels import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of
+from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of
 
 from quantcli.calibrators.searches import histogram, kmeans
 from quantcli.kernels import BF16, F16, F32, LEVELS, CodeGrid, Kernels, Kind, QuantParams, Sums, Tile, native, row_bytes

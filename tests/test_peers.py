@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from making import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "tests" / "peers"
 RESULTS = PEERS / "RESULTS.md"
 

@@ -11,8 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_digest
-from making import BF16, NUMPY_OF, digest, header_of, left_behind, load, metadata_of, one_line, run, run_process, save
+from making import (
+    BF16,
+    NUMPY_OF,
+    digest,
+    digest_by_definition,
+    header_of,
+    left_behind,
+    load,
+    metadata_of,
+    one_line,
+    run,
+    run_process,
+    save,
+)
 from strategies import AWKWARD, gaussian
 
 import quantcli
@@ -257,7 +269,7 @@ def test_digests_of_the_source(kind: str, zoo: Path, small_tiles: None) -> None:
     report = run("quantize", zoo, "-o", out, "--digest", kind, "--json").json
     data = {name: tensor.data for name, tensor in load(zoo).items()}
     by_kind: dict[str, Callable[[bytes], str | None]] = {
-        "xxh3": test_digest.by_definition, "sha256": lambda b: hashlib.sha256(b).hexdigest(), "none": lambda b: None,
+        "xxh3": digest_by_definition, "sha256": lambda b: hashlib.sha256(b).hexdigest(), "none": lambda b: None,
     }  # fmt: skip
     for tensor in report["tensors"]:
         assert tensor["digest"] == by_kind[kind](data[tensor["name"]]), tensor["name"]

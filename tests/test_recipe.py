@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import contents, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import change_header, metadata_of, one_line, run, save
 from strategies import gaussian, schemes
-from test_checkpoints import contents, made
 
 from quantcli import Scheme
 from quantcli.planning import recipe

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import BF16, one_line, run, save
+from making import BF16, GOLDEN_FILES, one_line, run, save
 from strategies import AWKWARD, gaussian
 
 import quantcli
@@ -22,7 +22,7 @@ from quantcli import Scheme
 from quantcli.passes import examine
 from quantcli.theory import bounds, distributions
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "theory.json").read_text())
+GOLDEN = json.loads((GOLDEN_FILES / "theory.json").read_text())
 SOURCES: list[Any] = ["gaussian", "laplace"]
 GRIDS: list[Any] = ["midrise", "midtread_full", "midtread_restricted"]
 

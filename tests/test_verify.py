@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import made
 from hypothesis import given
 from hypothesis import strategies as st
 from making import (
@@ -29,7 +30,6 @@ from making import (
 )
 from safetensors.numpy import load_file, save_file
 from strategies import AWKWARD, gaussian, schemes, weights
-from test_checkpoints import made
 
 from quantcli import DataError, QuantcliError, Scheme
 from quantcli.layouts.native import model as reading
