@@ -74,4 +74,4 @@ peers-fast: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS) --fast
 
 clean:
-	rm -rf $(VENV) $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-3.* $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
