@@ -201,7 +201,8 @@ def test_several_indexes_and_pipelines() -> None:
     source = folder("in", **{"a.safetensors.index.json": "{}", "b.safetensors.index.json": "{}"})
     assert "several indexes: a.safetensors.index.json, b.saf" in one_line(run("quantize", source), 1)
     folder("pipe", **{"unet/model.safetensors": WEIGHTS, "vae/model.safetensors": WEIGHTS, "model_index.json": "{}"})
-    assert one_line(run("quantize", "pipe"), 1) == \
+    line = one_line(run("quantize", "pipe"), 1)
+    assert line == \
         "pipe: no .safetensors file and no index in this folder; there are some in unet, vae: name one of these folders"
 
 
