@@ -1,6 +1,6 @@
 # make demo    a virtual environment with the package alone; sample models quantized and measured
 # make test    a virtual environment with what the tests need, and the tests
-# make check   ruff, mypy --strict and the tests
+# make check   ruff, mypy --strict and the tests, which must cover most of the code (TESTS: more options of pytest)
 # make docs    the tables of README.md and of the topics of quantcli help, written from the code
 # make bench   speed and memory beside the machine's own floor
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
@@ -51,9 +51,11 @@ test: $(BIN)/.installed
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+check: lint
+	$(BIN)/python -m pytest -n auto --cov --cov-report= $(TESTS)
 
 docs: $(BIN)/.installed
 	$(BIN)/python tests/write_tables.py
@@ -72,4 +74,4 @@ peers-fast: $(BIN)/.installed
 	$(BIN)/python tests/peers/run.py --environments $(PEERS) --fast
 
 clean:
-	rm -rf $(VENV) $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* $(PEERS) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

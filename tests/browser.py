@@ -47,7 +47,8 @@ class Browser:
             if answer.get("id") == self._count:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
 
     def _next(self, timeout: float = 60.0) -> dict[str, Any]:
         end = time.monotonic() + timeout

@@ -34,7 +34,8 @@ def schemes_of_calibrator(name: str) -> dict[str, dict[str, Any]]:
     found = []
     for family in registry.get("calibrators", name).families:
         formats = [f for f in registry.names("formats") if registry.get("formats", f).family == family]
-        cases = ({"group_size": 32}, {"granularity": "tensor"}, {"granularity": "channel"}, {"bits": 1}, *ASYMMETRIC)
+        cases: list[dict[str, Any]] = [{"group_size": 32}, {"granularity": "tensor"}, {"granularity": "channel"}]
+        cases += [{"bits": 1}, *ASYMMETRIC]
         all_fields = [{"format": formats[0], "calibration": name, **case} for case in cases]
         found += [fields for fields in all_fields if _scheme(**fields) is not None]
     return {f"{name} {number}": fields for number, fields in enumerate(found)}

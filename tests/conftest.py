@@ -1,19 +1,15 @@
-"""What every test shares: the helper modules beside this file, and hypothesis without its wall clock."""
+"""What every test shares: a plain environment, an option that forbids skipping, hypothesis without its wall clock."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-# --import-mode=importlib leaves sys.path alone, and `making` and `strategies` are plain modules beside the tests.
-sys.path.append(str(Path(__file__).parent))
 
 # A shell lets what it starts in the background ignore Ctrl-C, and so would every program the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -25,6 +21,20 @@ settings.register_profile("quantcli", deadline=None, derandomize=True, print_blo
 # HYPOTHESIS_PROFILE=thorough looks for what the usual run does not meet.
 settings.register_profile("thorough", settings.get_profile("quantcli"), derandomize=False, max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quantcli"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a test fail that would be skipped, where that is asked for."""
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}"
+    return report
 
 
 @pytest.fixture(autouse=True)

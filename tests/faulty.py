@@ -63,7 +63,8 @@ class Faults:
             if hit and self.fault in ("before", "kill"):
                 os.kill(os.getpid(), signal.SIGKILL if self.fault == "kill" else self.number)
             try:
-                found = None if name == "fsync" else real(*arguments, **named)  # the disk is not what is tried here
+                # What is tried here is not the disk.
+                found: Any = None if name == "fsync" else real(*arguments, **named)
                 if name == "open":
                     self.files[found] = path
             finally:
@@ -172,7 +173,8 @@ def main() -> None:
         importlib.import_module(".".join(["quantcli", *file.relative_to(package).with_suffix("").parts]))
     kernels.load()
     fresh(spec)
-    found = {"old": content(Path(spec["output"])), "whole": run(spec, 0), "runs": []}
+    runs: list[dict[str, Any]] = []
+    found = {"old": content(Path(spec["output"])), "whole": run(spec, 0), "runs": runs}
     step = spec.get("step", 1)
     nth = spec.get("first", step)
     while True:
@@ -182,7 +184,7 @@ def main() -> None:
             break
         if spec["fault"] == "kill":
             one["second"] = run(spec, 0) if one["output"] in (None, found["old"]) else None
-        found["runs"].append(one)
+        runs.append(one)
         nth += step
     print(json.dumps(found))
 

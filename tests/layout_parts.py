@@ -13,12 +13,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+from making import GOLDEN_FILES
 
 from quantcli.layouts import reader as layouts
 from quantcli.layouts.reader import Found, Read
 from quantcli.tensors.info import TensorInfo
 
-GOLDEN = Path(__file__).parent / "golden" / "layouts"
+GOLDEN = GOLDEN_FILES / "layouts"
 """Written by peers/write_layouts*.py."""
 FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 Parts = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -47,7 +48,8 @@ def reader(parts: Parts) -> Read:
     def read(name: str, start: int, size: int) -> np.ndarray:
         raw = parts[name][2]
         assert start >= 0 and size >= 0 and start + size <= len(raw), (name, start, size, len(raw))
-        return np.frombuffer(raw[start : start + size], np.uint8).copy()
+        found: np.ndarray = np.frombuffer(raw[start : start + size], np.uint8).copy()
+        return found
 
     return read
 

@@ -18,9 +18,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+import xxhash
 from safetensors import numpy as st_numpy
 
 ROOT = Path(__file__).resolve().parent.parent
+GOLDEN_FILES = ROOT / "tests" / "golden"
 
 BF16 = ml_dtypes.bfloat16
 
@@ -217,6 +219,16 @@ def one_line(ran: Ran, code: int) -> str:
 def digest(path: Path) -> str:
     """What a file holds, short enough for a failed assertion."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+CHUNK = 256 * 1024
+"""Bytes that are digested at once."""
+
+
+def digest_by_definition(data: bytes) -> str:
+    """XXH3-128 of the concatenated XXH3-128 digests of consecutive chunks of 256 KiB."""
+    whole = b"".join(xxhash.xxh3_128_digest(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
+    return xxhash.xxh3_128_hexdigest(whole)
 
 
 def left_behind(folder: Path) -> list[str]:

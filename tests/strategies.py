@@ -17,7 +17,7 @@ def gaussian(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
 
 
 def _with(array: np.ndarray, at: tuple[int, ...], value: float) -> np.ndarray:
-    found = array.copy()
+    found: np.ndarray = array.copy()
     found[at] = value
     return found
 

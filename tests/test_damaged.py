@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_parts import f32 as gguf_f32
+from gguf_parts import raw_gguf
 from making import (
     change_header,
     command,
@@ -26,11 +28,9 @@ from making import (
     save,
     zip_bytes,
 )
+from onnx_parts import f32 as onnx_f32
+from onnx_parts import model as onnx_model
 from strategies import gaussian
-from test_gguf import f32 as gguf_f32
-from test_gguf import raw_gguf
-from test_onnx import f32 as onnx_f32
-from test_onnx import model as onnx_model
 
 import quantcli
 from quantcli import registry
@@ -256,7 +256,12 @@ def test_no_header_is_an_internal_error(seed: int, files: Path) -> None:
     run("quantize", "model.safetensors", "-o", "q.safetensors", "--force", "--no-default-keep", "-q", *options)
     document = json.loads(metadata_of("q.safetensors")["quantcli"])
     new = mutated(document, chance)
-    change_header("q.safetensors", lambda d: (d.clear(), d.update(new if isinstance(new, dict) else {})), seal=False)
+
+    def replace(document: dict[str, Any]) -> None:
+        document.clear()
+        document.update(new if isinstance(new, dict) else {})
+
+    change_header("q.safetensors", replace, seal=False)
     if isinstance(new, dict) and "check" in new:
         change_header("q.safetensors", lambda d: d.update(check="0" * 32))
     for arguments in (["inspect", "q.safetensors", "--stats"], ["inspect", "q.safetensors", "--recipe"],

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from golden import models, write_native
 from golden.write_native import NATIVE, Case, cases, decoded_of, digests_of, index_of, inside, make, versions
-from making import Ran, change_header, environment, load, one_line, run
+from making import ROOT, Ran, change_header, environment, load, one_line, run
 
 import quantcli
 
@@ -53,7 +53,7 @@ def test_they_decode_to_the_same_values(version: str, kernels: str) -> None:
     if kernels:
         script = f"import json; from golden import write_native as w; print(json.dumps(w.decoded_of({version!r})))"
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=Path(__file__).parent, env=environment(QUANTCLI_KERNELS=kernels),
+            [sys.executable, "-c", script], cwd=ROOT / "tests", env=environment(QUANTCLI_KERNELS=kernels),
             capture_output=True, text=True, check=True, timeout=300,
         )  # fmt: skip
         found = json.loads(done.stdout)
@@ -155,7 +155,8 @@ def test_a_damaged_version_is_damage(version: str, tmp_path: Path) -> None:
 def test_files_of_a_released_version_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"int4": {"sha256": {"int4.safetensors": "0"}}, "int8": {}}
     assert write_native.is_released("0.1.0") and not write_native.is_released("0.1")
-    for index in ({"int8": {}}, {"int4": {"sha256": {"int4.safetensors": "1"}}, "int8": {}}):
+    others: list[dict[str, Any]] = [{"int8": {}}, {"int4": {"sha256": {"int4.safetensors": "1"}}, "int8": {}}]
+    for index in others:
         with pytest.raises(SystemExit, match=r"0\.1\.0 is released, and these files of it would change: int4\n"):
             write_native.refuse_changes("0.1.0", known, index)
         write_native.refuse_changes("999.0", known, index)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import environment, save
+from making import ROOT, environment, save
 
 import quantcli
 from quantcli import registry
@@ -59,8 +59,9 @@ def imported(path: Path) -> list[str]:
             and isinstance(node.func, ast.Attribute)
             and ast.unparse(node.func) in ("registry.get", "registry.names")
         ):
-            assert isinstance(node.args[0], ast.Constant), f"{path.name}: name the package of variants here"
-            found.append(node.args[0].value)
+            package = node.args[0]
+            assert isinstance(package, ast.Constant) and isinstance(package.value, str), path.name
+            found.append(package.value)
     return [name for name in found if name != "__version__"]
 
 
@@ -210,3 +211,16 @@ def test_every_layout_offers_what_its_text_says() -> None:
     with pytest.raises(KeyError):
         registry.get("layouts", "fp8-blocks", "WRITES")
     assert {"reader", "writer", "config", "evidence"}.isdisjoint(LAYOUTS)
+
+
+def test_tests_lie_as_the_packages_do_and_import_no_other_test() -> None:
+    """So that each can be moved, split or run alone: what several need stands in modules beside them."""
+    tests = ROOT / "tests"
+    others = {"golden", "peers", "bench", "variants"}
+    for path in sorted(tests.rglob("*.py")):
+        place, *within = path.relative_to(tests).parts
+        assert not within or place in others or (PACKAGE / place).is_dir(), f"{place} is no package of quantcli"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[-1].startswith("test_") for name in names), f"{path.name} imports a test"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import GOLDEN_FILES
 
 from quantcli.kernels import Sums
 from quantcli.metrics import NOTHING, Metrics, ordered_sum, total
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "minmax.json").read_text())["metrics"]
+GOLDEN = json.loads((GOLDEN_FILES / "minmax.json").read_text())["metrics"]
 
 
 def metrics_of(weights: list[float], values: list[float]) -> Metrics:
@@ -23,7 +24,7 @@ def metrics_of(weights: list[float], values: list[float]) -> Metrics:
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: c["id"])
-def test_golden_metrics(case: dict) -> None:
+def test_golden_metrics(case: dict[str, Any]) -> None:
     found = metrics_of(case["weights"], case["values"])
     assert found.mse == pytest.approx(case["mse"], rel=1e-12)
     assert found.max_abs_error == case["max_abs_error"]

@@ -28,7 +28,7 @@ def written(original: Path, kind: str) -> Path:
     if kind == "float":
         return original
     if kind == "npz":
-        np.savez(original.with_name("a.npz"), **WEIGHTS)
+        np.savez(original.with_name("a.npz"), allow_pickle=False, **WEIGHTS)
         return original.with_name("a.npz")
     if kind == "folder":
         folder = original.with_name("folder")
@@ -58,7 +58,7 @@ def test_any_model_is_floats_under_its_original_names(kind: str, original: Path)
 
 def test_what_is_not_understood_is_never_shown_as_floats(tmp_path: Path) -> None:
     """But it is opened: inspect shows it as it is stored."""
-    codes = {"a.weight": np.zeros((4, 4), np.int8), "a.weight_scales": np.ones(4, np.float32)}
+    codes: dict[str, np.ndarray] = {"a.weight": np.zeros((4, 4), np.int8), "a.weight_scales": np.ones(4, np.float32)}
     path = save(tmp_path / "odd.safetensors", codes)
     with open_model(str(path)) as model:
         assert set(model.stored) == set(codes)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from golden import write_outputs
-from golden.write_outputs import commands, differences, record, stored
+from golden.write_outputs import Outputs, commands, differences, record, stored
 from making import environment
 
 import quantcli
@@ -19,7 +19,7 @@ CHANGED = (
 )
 
 
-def check(found: dict[str, dict[str, object]]) -> None:
+def check(found: Outputs) -> None:
     known = stored()
     assert known["version"] == quantcli.__version__, (
         f"these are the outputs of {known['version']}: run make golden in the commit that raises the version"
@@ -41,8 +41,8 @@ def test_outputs_with_numpy_kernels_and_one_thread() -> None:
 
 
 def test_differences_name_the_command_and_its_outputs() -> None:
-    before = {"same": {"out": "1"}, "a": {"out": "1", "stdout": "2"}, "gone": {"out": "3"}}
-    after = {"same": {"out": "1"}, "a": {"out": "1", "stdout": "4", "exit": 1}, "new": {"out": "5"}}
+    before: Outputs = {"same": {"out": "1"}, "a": {"out": "1", "stdout": "2"}, "gone": {"out": "3"}}
+    after: Outputs = {"same": {"out": "1"}, "a": {"out": "1", "stdout": "4", "exit": 1}, "new": {"out": "5"}}
     lines = ["quantcli a: stdout, exit", "quantcli gone: out", "quantcli new: out"]
     assert differences(before, after) == lines and differences(before, before) == []
 

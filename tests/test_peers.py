@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from making import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "tests" / "peers"
 RESULTS = PEERS / "RESULTS.md"
 
@@ -54,7 +54,8 @@ def test_the_last_run_had_every_cell(cells: ModuleType) -> None:
     """Every target, scheme and client, at the versions that are pinned; and those refuse that should."""
     found = tables()
     for target, clients in cells.CLIENTS.items():
-        rows = found[(target, "reported", *(client.head for client in clients))]
+        head = (target, "reported", *(client.head for client in clients))
+        rows = found[head]
         cases = [case for case in cells.CASES if case.target == target]
         assert [row[0] for row in rows] == [case.scheme for case in cases]
         for case, (_, reported, *seen) in zip(cases, rows):
@@ -68,7 +69,8 @@ def test_the_last_run_had_every_model(zoo: ModuleType) -> None:
     """Every model and loader of every target; and those refuse that should."""
     found = tables()
     for target, loaders in zoo.LOADERS.items():
-        rows = found[(target, "quantized", "kept", *(loader.head for loader in loaders))]
+        head = (target, "quantized", "kept", *(loader.head for loader in loaders))
+        rows = found[head]
         asked = [model for model in zoo.MODELS if any(model in loader.models for loader in loaders)]
         assert [row[0] for row in rows] == asked
         for model, _, _, *seen in rows:

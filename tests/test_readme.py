@@ -45,7 +45,7 @@ def test_the_recipe(tmp_path: Path) -> None:
     """The recipe of the topic on the sample checkpoint: rules in order, kept layers kept for their reason."""
     (recipe,) = [block for block in blocks("yaml") if block.startswith("default:")]
     (tmp_path / "recipe.yaml").write_text(recipe)
-    command = [sys.executable, "-m", "quantcli", "quantize", ROOT / "sample_models" / "tiny-llama"]
+    command = [sys.executable, "-m", "quantcli", "quantize", str(ROOT / "sample_models" / "tiny-llama")]
     options = ["--recipe", "recipe.yaml", "-o", "out", "--all"]
     run = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr

@@ -130,7 +130,7 @@ def test_a_scheme_does_not_change() -> None:
     with pytest.raises(AttributeError):
         scheme.bits = 8  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Scheme(4)  # type: ignore[misc]
+        Scheme(4)  # type: ignore[call-arg]
     settled = scheme.with_scale_dtype("float16")
     assert (settled.scale_dtype, scheme.scale_dtype) == ("float16", "auto")
 

@@ -187,12 +187,12 @@ def test_tables_take_them_up(place: Path) -> None:
 
 
 @pytest.mark.parametrize(("suites", "words", "least"), [
-    (["test_core.py"], "awkward_arrays and trimmed and (ragged or convolution or zero or scalar)", 10),
-    (["test_formats.py"], "(quint or trimmed) and not awkward_arrays", 25),
-    (["test_formats.py"], "awkward_arrays and quint", 50),
-    (["test_exports.py"], "rows8", 2),
-    (["test_layouts.py"], "rows8", 5),
-    (["test_renderings_all.py", "test_damaged.py"], "tsv", 10),
+    (["tensors/test_core.py"], "awkward_arrays and trimmed and (ragged or convolution or zero or scalar)", 10),
+    (["formats/test_formats.py"], "(quint or trimmed) and not awkward_arrays", 25),
+    (["formats/test_formats.py"], "awkward_arrays and quint", 50),
+    (["layouts/test_exports.py"], "rows8", 2),
+    (["layouts/test_layouts.py"], "rows8", 5),
+    (["reports/test_renderings_all.py", "test_damaged.py"], "tsv", 10),
     (["test_layers.py"], "every_variant or every_layout or variants_do_not or trimmed or quint or rows8 or tsv", 10),
 ])  # fmt: skip
 def test_suites_take_them_up(suites: list[str], words: str, least: int, place: Path) -> None:

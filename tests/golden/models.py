@@ -20,10 +20,11 @@ DTYPES = {
 
 def hashed(count: int, salt: int) -> Array:
     """Integers of 64 bits that look random (splitmix64 of salt and place)."""
-    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt * 0x2545F491)
+    x: Array = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt * 0x2545F491)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    found: Array = x ^ (x >> np.uint64(31))
+    return found
 
 
 def weights(*shape: int, salt: int = 0) -> Array:
@@ -31,7 +32,8 @@ def weights(*shape: int, salt: int = 0) -> Array:
     bits = hashed(int(np.prod(shape)), salt)
     total = sum(((bits >> np.uint64(16 * k)) & np.uint64(0xFFFF)).astype(np.int64) for k in range(4))
     values = (total - 131070).astype(np.float32) / np.float32(1 << 17)
-    return np.where(bits % np.uint64(97) == 0, 4 * values, values).reshape(shape)
+    found: Array = np.where(bits % np.uint64(97) == 0, 4 * values, values).reshape(shape)
+    return found
 
 
 def block(salt: int, rows: int = 3, cols: int = 70) -> dict[str, Array]:
@@ -75,7 +77,7 @@ def kept() -> bytes:
     sizes = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64,
              "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8,
              "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # fmt: skip
-    tensors = {}
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     for salt, (dtype, bits) in enumerate(sizes.items()):
         raw = (hashed(8, 100 + salt) & np.uint64(0x3F)).astype("<u8").tobytes()  # no NaN in any of them
         raw = bytes(b & 1 for b in raw) if dtype == "BOOL" else raw
@@ -117,7 +119,7 @@ def checkpoint(folder: Path, config: dict[str, object]) -> None:
     ends = {"model.embed_tokens.weight": weights(12, 16, salt=301), "model.norm.weight": np.ones(16, np.float32),
             "lm_head.weight": weights(12, 16, salt=302)}  # fmt: skip
     last = {name: array.astype(ml_dtypes.bfloat16) for name, array in ends.items()}
-    where = {}
+    where: dict[str, str] = {}
     for number, tensors in enumerate((layer(0), {**layer(1), **last}), 1):
         name = f"model-0000{number}-of-00002.safetensors"
         save(folder / name, tensors, {"format": "pt"})

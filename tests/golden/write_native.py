@@ -311,7 +311,7 @@ def main() -> None:
         models.build(Path(folder))
         out = Path("out")
         out.mkdir()
-        index = {}
+        index: dict[str, dict[str, Any]] = {}
         for case in cases():
             path = make(case, out)
             words = [" ".join(command) for command in case.commands]

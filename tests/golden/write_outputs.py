@@ -34,6 +34,9 @@ import quantcli  # noqa: E402
 
 SAMPLES = ROOT / "sample_models"
 
+Outputs = dict[str, dict[str, Any]]
+"""Of every command line: digests of its outputs, and its exit code where it failed."""
+
 COMMANDS = """
 # quantize a file: schemes
 quantize digits.safetensors
@@ -281,7 +284,7 @@ def outcome(command: str, folder: Path, threads: int) -> dict[str, Any]:
     return found
 
 
-def record(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
+def record(folder: Path, threads: int) -> Outputs:
     """What every command leads to, in an empty folder."""
     build(folder)
     with inside(folder):
@@ -294,7 +297,7 @@ def stored() -> dict[str, Any]:
     return found
 
 
-def differences(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
+def differences(old: Outputs, new: Outputs) -> list[str]:
     """A line for every command whose outcome changed, with what of it did."""
     lines = []
     for command in dict.fromkeys([*old, *new]):

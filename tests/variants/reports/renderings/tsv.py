@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli.errors import printable_line
+from quantcli.reports.documents import Look
 from quantcli.reports.records import RunReport
-from quantcli.reports.renderings import Look, Rendering
+from quantcli.reports.renderings import Rendering
 
 COLUMNS = ("name", "disposition", "scheme", "bits_per_weight", "sqnr_db")
 

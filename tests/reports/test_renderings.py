@@ -1,0 +1,161 @@
+"""Documents of commands that measure nothing against limits: what -o writes, and what each rendering can show."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from making import ROOT, one_line, run, save, strict_json
+
+from quantcli import registry
+from quantcli.reports.dequantized import DequantizeReport
+from quantcli.reports.exported import ExportReport
+from quantcli.reports.inspected import InspectReport
+from quantcli.reports.planned import PlanReport
+from quantcli.reports.records import RunReport
+from quantcli.reports.renderings import able
+from quantcli.reports.swept import SweepReport
+from quantcli.reports.verified import VerifyReport
+
+DIGITS = ROOT / "sample_models" / "digits.safetensors"
+HOSTILE = "w\x1b[2J<script>alert(1)</script>|`*_[x](y)\"'=1,\u202e"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model whose names are hostile, quantized, and the same with another original."""
+    monkeypatch.chdir(tmp_path)
+    weights = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
+    save(Path("h.safetensors"), {HOSTILE: weights, "fine": weights, "b": weights[0]})
+    save(Path("other.safetensors"), {HOSTILE: weights, "fine": 2 * weights, "b": weights[0]})
+    assert run("quantize", "h.safetensors", "-o", "q.safetensors", "--group-size", "64", "-q").code == 0
+    return tmp_path
+
+
+COMMANDS = {
+    "inspect": (["inspect", "q.safetensors", "--stats"], 0),
+    "verify": (["verify", "q.safetensors", "--source", "other.safetensors"], 1),
+    "sweep": (["sweep", "h.safetensors", "--bits", "3,4", "--group-size", "64"], 0),
+}
+
+
+def as_shown(text: str) -> list[str]:
+    """The lines of a table without times, and without histograms, which are in ASCII where a terminal needs that."""
+    return [re.sub(r"(?<= %)  .*|\s+\d\.\d\d$|, \d\.\d\d s", "", line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_document_is_written_as_its_name_says(name: str, place: Path) -> None:
+    """The file holds what is printed, whatever the command prints and however it ends."""
+    words, code = COMMANDS[name]
+    printed = run(*words, "--json", "-o", "d.json")
+    document = strict_json(Path("d.json").read_text())
+    assert printed.code == code
+    assert document == strict_json(printed.out) and document["command"] == name
+    head = "file," if name == "verify" else "source,"
+    begins = {"d.csv": head, "d.html": "<!DOCTYPE html>", "d.HTM": "<!DOCTYPE html>", "d.txt": "", "d.md": ""}
+    for file, start in begins.items():
+        ran = run(*words, "-q", "-o", file)
+        assert ran.code == code and ran.out == ""
+        assert Path(file).read_text(encoding="utf-8").startswith(start)
+    assert as_shown(Path("d.txt").read_text(encoding="utf-8")) == as_shown(run(*words).out)
+    for file in ("d.xml", "d.pdf", "d"):
+        line = one_line(run(*words, "-o", file), 2)
+        assert line.endswith("end it in .csv, .htm, .html, .json, .md, .txt") and not Path(file).exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_input_is_not_replaced(name: str, place: Path) -> None:
+    words, _ = COMMANDS[name]
+    read = [word for word in words if word.endswith(".safetensors")]
+    before = {path: Path(path).read_bytes() for path in read}
+    for path in read:
+        assert "output and input are the same file" in one_line(run(*words, "-o", path), 2)
+    assert {path: Path(path).read_bytes() for path in read} == before
+
+
+def test_rows_are_the_figures_of_the_document(place: Path) -> None:
+    columns = {"inspect": ("tensors", "name"), "verify": ("findings", "problem"), "sweep": ("points", "scheme")}
+    for name, (key, column) in columns.items():
+        words, _ = COMMANDS[name]
+        run(*words, "-o", "d.csv")
+        rows = list(csv.DictReader(Path("d.csv").read_text().splitlines()))
+        found = json.loads(run(*words, "--json").out)[key]
+        assert len(rows) == len(found) > 0
+        for row, entry in zip(rows, found):
+            assert row[column] == entry[column] or entry[column] == HOSTILE
+            for figure in ("parameters", "bytes", "count", "index", "bits", "sqnr_db", "mean"):
+                value = (entry | entry.get("stats", {})).get(figure)
+                if figure in row and not isinstance(value, list):
+                    assert row[figure] == ("" if value is None else str(value))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_names_are_no_markup(name: str, place: Path) -> None:
+    words, _ = COMMANDS[name]
+    for file in ("d.md", "d.html", "d.csv", "d.txt"):
+        run(*words, "-o", file)
+        text = Path(file).read_text(encoding="utf-8")
+        assert "\x1b" not in text and "\u202e" not in text, file
+        assert "<script>alert" not in text or file in ("d.csv", "d.txt"), file
+    markdown = Path("d.md").read_text(encoding="utf-8")
+    for line in markdown.splitlines():
+        if line.startswith("| "):
+            cells = len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line)))
+            assert cells == len(re.findall(r"(?<!\\)\|", next(x for x in markdown.splitlines() if x.startswith("| "))))
+
+
+def test_tables_are_whole_in_every_form(place: Path) -> None:
+    """Every tensor in the page and in the Markdown."""
+    for file in ("d.md", "d.html"):
+        assert run("inspect", DIGITS, "-o", file, "-q").code == 0
+    page, markdown = Path("d.html").read_text(), Path("d.md").read_text()
+    shown = [html.unescape(re.sub("<[^>]*>", "", found)) for found in re.findall(r'<th scope="row">(.*?)</th>', page)]
+    names = [t["name"] for t in json.loads(run("inspect", DIGITS, "--json").out)["tensors"]]
+    assert shown == names == re.findall(r"^\| `([^`]*)`", markdown, re.MULTILINE)
+
+
+def test_markdown_fits_a_comment(place: Path) -> None:
+    save(Path("many.safetensors"), {f"layers.{i}.weight": np.ones((2, 2), np.float32) for i in range(3000)})
+    assert run("inspect", "many.safetensors", "-o", "m.md", "-q").code == 0
+    text = Path("m.md").read_text()
+    rows = re.findall(r"^\| `layers", text, re.MULTILINE)
+    assert len(text) < 65_536 and f"and {3000 - len(rows)} more rows, left out for the size of a comment" in text
+
+
+def test_names_and_recipes_are_printed_alone(place: Path) -> None:
+    for option in ("--names", "--recipe"):
+        assert "printed alone" in one_line(run("inspect", "q.safetensors", option, "-o", "d.json"), 2)
+        assert not Path("d.json").exists()
+
+
+def test_each_rendering_says_what_it_can_show() -> None:
+    every = set(registry.names("reports.renderings"))
+    assert set(able(RunReport)) == every
+    alike = {"html", "json", "markdown", "table"}
+    for rows in (SweepReport, InspectReport, VerifyReport):
+        assert set(able(rows)) == {*alike, "csv"}
+    for document in (PlanReport, ExportReport, DequantizeReport):
+        assert set(able(document)) == alike
+
+
+def test_documents_are_shown_by_what_they_offer() -> None:
+    """A document that another module makes: plain values alone, then lines too."""
+
+    @dataclass(frozen=True)
+    class Plain:
+        def as_dict(self) -> dict[str, Any]:
+            return {"schema_version": 1}
+
+    class Readable(Plain):
+        def parts(self, look: Any) -> Any:
+            return iter(())
+
+    assert able(Plain) == ("json",) and able(Readable) == ("html", "json", "markdown", "table")

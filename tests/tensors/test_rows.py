@@ -1,0 +1,122 @@
+"""How tensors are laid out as rows, and rows cut into tiles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantcli import Scheme, UsageError
+from quantcli.tensors import rows as grouping
+from quantcli.tensors.rows import Layout, layout
+
+CHANNEL, TENSOR = {"granularity": "channel"}, {"granularity": "tensor"}
+
+
+@pytest.mark.parametrize(("shape", "fields", "rows", "cols", "group", "scale_shape", "short"), [
+    ((64, 256), {}, 64, 256, 128, (64, 2), 0),
+    ((64, 100), {}, 64, 100, 100, (64, 1), 0),
+    ((64, 100), {"group_size": 32}, 64, 100, 32, (64, 4), 4),
+    ((64, 256), CHANNEL, 64, 256, 256, (64, 1), 0),
+    ((64, 256), {**CHANNEL, "axis": 1}, 64, 256, 1, (1, 256), 0),
+    ((64, 256), {**CHANNEL, "axis": -1}, 64, 256, 1, (1, 256), 0),
+    ((64, 256), {**CHANNEL, "axis": -2}, 64, 256, 256, (64, 1), 0),
+    ((64, 256), TENSOR, 64, 256, 256, (64, 1), 0),
+    ((64, 16, 3, 3), {}, 64, 144, 128, (64, 2), 16),
+    ((64, 16, 3, 3), {"group_size": 9}, 64 * 16, 9, 9, (64, 16, 1), 0),
+    ((64, 16, 3, 3), {"group_size": 3}, 64 * 16 * 3, 3, 3, (64, 16, 3, 1), 0),
+    ((64, 16, 3, 3), CHANNEL, 64, 144, 144, (64, 1), 0),
+    ((64, 16, 3, 3), {**CHANNEL, "axis": 1}, 64, 144, 1, (1, 16, 1, 1), 0),
+    ((8, 32, 128), {}, 256, 128, 128, (8, 32, 1), 0),
+    ((8, 32, 128), CHANNEL, 8, 4096, 4096, (8, 1), 0),
+    ((8, 32, 128), TENSOR, 8, 4096, 4096, (8, 1), 0),
+    ((300,), {}, 1, 300, 128, (1, 3), 44),
+    ((300,), CHANNEL, 1, 300, 300, (1, 1), 0),
+    ((), {}, 1, 1, 1, (1, 1), 0),
+    ((7, 1), {}, 7, 1, 1, (7, 1), 0),
+])  # fmt: skip
+def test_layouts(shape: tuple[int, ...], fields: dict[str, Any], rows: int, cols: int, group: int,
+                 scale_shape: tuple[int, ...], short: int) -> None:
+    found = layout(shape, Scheme(bits=4, **fields))
+    assert (found.rows, found.cols, found.group, found.scale_shape, found.short_group) == \
+        (rows, cols, group, scale_shape, short)
+    assert found.scales == math.prod(scale_shape)
+    assert found.packed_shape(4) == (*found.lead, (cols * 4 + 31) // 32)
+    assert math.prod(found.lead) == rows
+
+
+@pytest.mark.parametrize(("shape", "fields", "message"), [
+    ((4, 4), {**CHANNEL, "axis": 2}, "axis 2 of a tensor of 2 dimensions"),
+    ((4, 4), {**CHANNEL, "axis": -3}, "axis -3 of a tensor of 2 dimensions"),
+    ((4,), {**CHANNEL, "axis": 1}, "axis 1 of a tensor of 1 dimensions"),
+    ((2, 1 << 23), {**CHANNEL, "axis": 1}, "axis 1 with"),
+    ((2, 1 << 20), {"group_size": 20000}, "groups of 20000 do not cover"),
+])  # fmt: skip
+def test_what_a_shape_forbids(shape: tuple[int, ...], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        layout(shape, Scheme(bits=4, **fields))
+
+
+def test_a_group_of_any_size_may_cover_a_row() -> None:
+    assert layout((2, 20000), Scheme(bits=4, group_size=20000)).groups == 1
+    assert layout((2, 20000), Scheme(bits=4, group_size=1 << 40)).groups == 1
+
+
+def check_tiles(found: Layout) -> None:
+    """Tiles cover every weight exactly once, in file order; those that do not begin a row begin a 32-bit word of every
+    bit width and a group."""
+    at = 0
+    for span in found.tiles():
+        assert span.rows > 0 and span.cols > 0
+        assert span.row * found.cols + span.col == at, "tiles follow one another"
+        assert span.rows == 1 or (span.col, span.cols) == (0, found.cols), "a tile is whole rows or part of one"
+        assert span.col % 32 == 0
+        assert found.group >= found.cols or span.col % found.group == 0
+        at += span.rows * span.cols
+    assert at == found.rows * found.cols
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (1000, 700), (2, grouping.TILE), (2, grouping.TILE + 1),
+                                   (3, 2 * grouping.TILE + 77), (grouping.TILE + 5, 1), (5_000_000,)])
+@pytest.mark.parametrize("fields", [{}, {"group_size": 100}, {"group_size": 1}, {"group_size": 16383}, CHANNEL, TENSOR])
+def test_tiles_cover_every_weight_once(shape: tuple[int, ...], fields: dict[str, Any]) -> None:
+    check_tiles(layout(shape, Scheme(bits=4, **fields)))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 200), st.sampled_from([64, 100, 1000]),
+       st.sampled_from(["group", "channel", "tensor"]))
+def test_small_tiles_cover_every_weight_once(shape: list[int], group: int, tile: int, granularity: str) -> None:
+    fields = {"group_size": group} if granularity == "group" else {"granularity": granularity}
+    before = grouping.TILE
+    grouping.TILE = tile
+    try:
+        check_tiles(layout(tuple(shape), Scheme(bits=4, **fields)))
+    finally:
+        grouping.TILE = before
+
+
+def test_tiles_are_bounded() -> None:
+    for shape in ((100_000, 300), (3, 5_000_000), (1_000_000, 1)):
+        for fields in ({}, {"group_size": 16383}, CHANNEL, TENSOR):
+            spans = layout(shape, Scheme(bits=4, **fields)).tiles()
+            assert max(s.rows * s.cols for s in spans) <= grouping.TILE
+
+
+def test_channels_recur_along_a_row() -> None:
+    for shape, axis in (((2, 3, 4, 5), 1), ((2, 3, 4, 5), 2), ((2, 3, 4, 5), 3), ((2, 3, 4, 5), -1), ((6, 7), 1)):
+        numbers = np.broadcast_to(np.arange(shape[axis]).reshape([-1 if a == axis % len(shape) else 1
+                                                                  for a in range(len(shape))]), shape)
+        outer, channels, inner = grouping.column_repeats(shape, axis)
+        row = np.broadcast_to(np.arange(channels)[None, :, None], (outer, channels, inner)).reshape(-1)
+        np.testing.assert_array_equal(numbers.reshape(shape[0], -1)[0], row)
+
+
+def test_learned_levels_are_of_rows() -> None:
+    scheme = Scheme(format="codebook", bits=3, granularity="channel", axis=1)
+    with pytest.raises(UsageError, match="learned levels for channels of axis 1"):
+        layout((64, 96), scheme)
+    assert layout((64, 96), Scheme(format="codebook", bits=3, granularity="channel", axis=-2)).scale_shape == (64, 1)
