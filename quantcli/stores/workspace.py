@@ -157,8 +157,7 @@ def _locked(folder: str, path: str) -> int:
     lock, access = os.path.join(folder, "lock"), os.O_RDONLY  # closing what was not open for writing cannot fail
     while True:
         try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o700)
+            _made(folder, path)
             if os.path.lexists(folder) and not is_own(folder, stat.S_ISDIR):
                 raise QuantcliError("not a folder of this user", place=[path, folder], hint="remove it")
             fd = os.open(lock, access | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
@@ -179,6 +178,16 @@ def _locked(folder: str, path: str) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _made(folder: str, path: str) -> None:
+    """Make a hidden folder if there is none. Raises QuantcliError where none can be made, as in /proc."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise os_error(error, path) from None
 
 
 def _flock(fd: int, path: str) -> bool:
