@@ -194,7 +194,7 @@ def test_weights_used_in_two_ways_are_refused(tmp_path: Path) -> None:
     content, _ = nbits(5, 64, 4, 16)
     again = node("MatMulNBits", ["other", "B", "s", "z"], "com.microsoft", K=64, N=5, bits=4, block_size=16)
     source = opened(tmp_path / "x.onnx", _with(content, again))
-    with pytest.raises(DataError, match="B: two nodes decode it in two ways"):
+    with pytest.raises(DataError, match="B: two nodes decode it in different ways"):
         found_in(source)
     source.close()
 
@@ -396,7 +396,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "deep": (deep(20), "nested too deeply"),
     "very deep": (deep(2000), "nested too deeply"),
     "name": (model(tensor("", FLOAT, (), bytes(4))), "a tensor without a name"),
-    "twice": (model(GOOD, GOOD), "w: the tensor is there twice"),
+    "twice": (model(GOOD, GOOD), "w: duplicate tensor"),
     "bad name": (model(field(5, field(8, b"\xff"))), "not valid UTF-8"),
     "long name": (model(tensor("n" * (1 << 21), FLOAT, (), bytes(4))), "where up to 1048576 are expected"),
     "negative": (model(tensor("w", FLOAT, (-1, 3), b"")), "w: dimension -1 is not"),
@@ -409,9 +409,9 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "type": (model(tensor("w", 99, (1,), bytes(4))), "type 99 are not supported"),
     "text elements": (model(tensor("w", 8, (1,), None)), "are text, which is not supported"),
     "strings": (model(tensor("w", 8, (1,), None, field(6, "a"))), "are text, which is not supported"),
-    "type twice": (model(tensor("w", FLOAT, (1,), bytes(4), field(2, 1))), "a field of it is there twice"),
-    "two ways": (model(tensor("w", FLOAT, (1,), bytes(4), field(4, bytes(4)))), "in two ways"),
-    "other place": (model(tensor("w", FLOAT, (1,), None, field(14, 7))), "in two ways"),
+    "type twice": (model(tensor("w", FLOAT, (1,), bytes(4), field(2, 1))), "one of its fields appears twice"),
+    "two ways": (model(tensor("w", FLOAT, (1,), bytes(4), field(4, bytes(4)))), "in more than one way"),
+    "other place": (model(tensor("w", FLOAT, (1,), None, field(14, 7))), "in more than one way"),
     "wrong field": (model(tensor("w", FLOAT, (1,), None, field(5, bytes(1)))), "where F32 does not belong"),
     "few floats": (model(tensor("w", FLOAT, (2,), None, field(4, bytes(4)))), "take 8 bytes, and it holds 4"),
     "floats as numbers": (model(tensor("w", FLOAT, (2,), None, field(4, 3))), "not numbers of their kind"),
@@ -419,7 +419,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "many numbers": (model(tensor("w", I8, (1,), None, field(5, bytes(2)))), "not 1 numbers of I8"),
     "sparse": (model(GOOD, field(15, b"")), "sparse initializers"),
     "constant without a name": (model(GOOD, constant("", FLOAT, (), bytes(4))), "a tensor without a name"),
-    "constant twice": (model(GOOD, constant("w", FLOAT, (), bytes(4))), "w: the tensor is there twice"),
+    "constant twice": (model(GOOD, constant("w", FLOAT, (), bytes(4))), "w: duplicate tensor"),
     "short constant": (model(constant("c", FLOAT, (2, 3), bytes(23))), "c: its elements take 24 bytes"),
     "constants alone": (model(constant("c", FLOAT, (), bytes(4))), "holds no weights"),
     "deep function": (model(GOOD) + field(25, field(7, field(4, "If") + field(5, field(6, nested(20))))), "too deeply"),
@@ -493,13 +493,13 @@ NODES: dict[str, tuple[bytes, str]] = {
     "computed zero": (linear(["q", "s", "other"], Q, S, axis=0), "q: its zero point is not an initializer"),
     "axis": (linear(["q", "s"], Q, S, axis=2), "axis 2"),
     "negative axis": (linear(["q", "s"], Q, S, axis=-3), "axis -3"),
-    "no axis": (linear(["q", "s"], Q, S), "scales [4] do not go with axis 1 of [4, 6]"),
-    "blocks": (linear(["q", "s"], Q, S, axis=0, block_size=2), "do not go with axis 0 in blocks of 2"),
+    "no axis": (linear(["q", "s"], Q, S), "scales [4] do not match axis 1 of [4, 6]"),
+    "blocks": (linear(["q", "s"], Q, S, axis=0, block_size=2), "do not match axis 0 in blocks of 2"),
     "negative blocks": (linear(["q", "s"], Q, S, axis=0, block_size=-2), "in blocks of -2"),
     "zeros": (linear(["q", "s", "z"], Q, S, tensor("z", I8, (3,), bytes(3)), axis=0), "zero points [3] do not go"),
     "zeros of a kind": (linear(["q", "s", "z"], Q, S, tensor("z", U8, (4,), bytes(4)), axis=0), "is U8"),
     "zeros of a sign": (linear(["q", "s", "z"], tensor("q", INT4, (4, 6), bytes(12)), S,
-                               tensor("z", UINT4, (4,), bytes(2)), axis=0), "do not go with"),
+                               tensor("z", UINT4, (4,), bytes(2)), axis=0), "do not match"),
     "scale of integers": (linear(["q", "z"], Q, tensor("z", I8, (), bytes(1))), "is I8"),
     "4-bit floats": (linear(["q", "s"], tensor("q", 23, (4, 6), bytes(12)), S, axis=0), "4-bit floats is not known"),
     "64 bits": (linear(["q", "s"], tensor("q", 7, (4, 1), bytes(32)), S, axis=0), "of I64 is not known"),

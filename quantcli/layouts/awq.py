@@ -97,10 +97,10 @@ def _check_variant(name: str, settings: Mapping[str, Any]) -> None:
         return
     version = text(settings, "version") or text(settings, "checkpoint_format") or "gemm"
     if version != "gemm":
-        raise wrong(name, f"AWQ's version {version} is not known here")
+        raise wrong(name, f"AWQ version {version} is not supported")
     bits = whole(settings, "bits", 1, 16)
     if bits not in (None, 4):
-        raise wrong(name, f"AWQ of {bits} bits is not known here")
+        raise wrong(name, f"AWQ of {bits} bits is not supported")
 
 
 def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, Any]) -> _Stored:
@@ -112,7 +112,7 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, A
     (cols, width), (groups, rows) = matrix(codes, name), matrix(scales, name)
     if width * 8 != rows or matrix(zeros, name) != (groups, width) or cols % groups:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, zeros, scales))
-        raise wrong(name, f"codes, zero points and scales do not go together: {shapes}")
+        raise wrong(name, f"codes, zero points and scales do not match: {shapes}")
     label = grouping(group_size(settings, name, groups, cols), groups, cols)
     return _Stored(name, rows, cols, cols // groups, label, codes, zeros, scales)
 
@@ -181,9 +181,9 @@ def shape(weight: Weight) -> str | None:
         return why
     for side, what in zip(weight.info.shape, ("rows", "columns")):
         if side % 8:
-            return f"{side} {what} are no multiple of 8"
+            return f"{side} {what} are not a multiple of 8"
     if scheme.granularity == "group" and plan.cols < (scheme.group_size or 0):
-        return f"rows of {plan.cols}, shorter than a group"
+        return f"rows of {plan.cols} are shorter than a group"
     return None
 
 

@@ -90,12 +90,12 @@ def _described(infos: Mapping[str, TensorInfo], path: str, layers: Mapping[str, 
     if own is None:
         return layers[path]
     if own.dtype != "U8" or own.nbytes > LIMIT:
-        raise wrong(own.name, f"{own.dtype} of {own.nbytes} bytes is no description of a module")
+        raise wrong(own.name, f"{own.dtype} of {own.nbytes} bytes is not a description of a module")
     if read is None:
-        raise wrong(f"{path}.weight", "its description is in a tensor that cannot be read here")
+        raise wrong(f"{path}.weight", "its description is in a tensor whose data is not available")
     found = strict_json(read(own.name, 0, own.nbytes).tobytes(), printable(own.name))
     if path in layers and layers[path] != found:
-        raise wrong(own.name, f"the header's {COMFYUI} says something else")
+        raise wrong(own.name, f"it contradicts {COMFYUI} in the header")
     return found
 
 
@@ -106,9 +106,9 @@ def _format(name: str, said: Any) -> str:
     more = [key for key, value in said.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
     kind = text(said, "format")
     if kind is None or (kind not in BYTEWISE and kind != "awq_w4a16"):
-        raise wrong(name, f"ComfyUI's format {kind} is not known here")
+        raise wrong(name, f"ComfyUI format {kind} is not supported")
     if more:
-        raise wrong(name, f"{kind} with {printable(more[0], 40)} is not known here")
+        raise wrong(name, f"{kind} with {printable(more[0], 40)} is not supported")
     return kind
 
 
@@ -117,7 +117,7 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
     scale = part(infos, scale_name, name, FLOATS)
     rows = codes.shape[0] if codes.shape else 0
     if len(codes.shape) < 2 or (scale.numel != 1 and (scale.shape not in ((rows,), (rows, 1)) or len(codes.shape) > 2)):
-        raise wrong(name, f"scales {list(scale.shape)} do not go with codes {list(codes.shape)}")
+        raise wrong(name, f"scales {list(scale.shape)} do not match codes {list(codes.shape)}")
     granularity = "channel" if scale.numel > 1 or len(scale.shape) == 2 else "tensor"
     stored = _Bytewise(name=name, dtype=dtype, codes=codes, scale=scale)
     return Found(
@@ -146,10 +146,10 @@ def _nibbles(infos: Mapping[str, TensorInfo], name: str, said: Mapping[str, Any]
     (rows, held), (groups, outputs) = matrix(codes, name), matrix(scale, name)
     if outputs != rows or zeros.shape != scale.shape or held * 2 % groups:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, scale, zeros))
-        raise wrong(name, f"codes, scales and zeros do not go together: {shapes}")
+        raise wrong(name, f"codes, scales and zeros do not match: {shapes}")
     cols = held * 2
     if whole(said, "group_size", 1, 1 << 30) not in (None, cols // groups):
-        raise wrong(name, f"{groups} groups of {cols} columns, and its description says groups of {said['group_size']}")
+        raise wrong(name, f"{groups} groups of {cols} columns, but its description says groups of {said['group_size']}")
     stored = _Nibbles(name=name, cols=cols, group=cols // groups, codes=codes, scale=scale, zeros=zeros)
     return Found(
         name=name,
@@ -201,11 +201,13 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         older = f"{name.removesuffix('.weight')}.scale_weight"
         if info.dtype in ("I8", "U8") and f"{name}_zeros" in infos:
             raise wrong(
-                name, "zeros beside its codes, and nothing says what they are", f"{COMFYUI} in the header would tell"
+                name,
+                "zeros beside its codes without a description of their format",
+                f"the description belongs under {COMFYUI} in the header",
             )
         if info.dtype in ("F8_E4M3", "F8_E5M2") and older in infos:
             if infos[older].numel != 1:
-                raise wrong(name, f"scales {list(infos[older].shape)} are not known here")
+                raise wrong(name, f"scales {list(infos[older].shape)} are not supported")
             found.append(_bytewise(infos, name, info.dtype, older))
     return found
 

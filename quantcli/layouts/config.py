@@ -11,7 +11,7 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts.writer import Beside
 from quantcli.strict import strict_json
 
-CONFIG_HINT = "config.json beside the file would tell"
+CONFIG_HINT = "put the model's config.json beside the file"
 
 
 def section(config: Mapping[str, Any], *path: str) -> dict[str, Any]:

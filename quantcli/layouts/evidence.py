@@ -37,7 +37,7 @@ SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <=
 WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
 """Dtypes of codes; I64 is that of indices."""
 
-PLAIN_HINT = "--source-layout plain takes every tensor as what its dtype says"
+PLAIN_HINT = "--source-layout plain reads every tensor by its dtype"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ def _of_codes(infos: Iterable[TensorInfo]) -> Evidence | None:
         if info.dtype in SMALL_FLOATS:
             return Evidence(layout="8-bit floats or smaller", seen=_described(info, ""), certain=False)
         if info.name.endswith(_WEIGHT):
-            return Evidence(layout="whole numbers as weights", seen=_described(info, ""), certain=False)
+            return Evidence(layout="integers as weights", seen=_described(info, ""), certain=False)
     return None
 
 
@@ -218,7 +218,7 @@ def claimed(config: Mapping[str, Any]) -> str | None:
         said = config.get(name)
         own = said.get("quantization", said) if isinstance(said, dict) else None
         if isinstance(own, dict) and own and ("quant_algo" not in own or own["quant_algo"]):
-            return f"{name} is there{_method(own)}"
+            return f"{name} is present{_method(own)}"
     return None
 
 

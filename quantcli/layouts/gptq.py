@@ -102,10 +102,10 @@ def _added(name: str, settings: Mapping[str, Any]) -> int:
     """What is added to a stored zero point, by the version config.json states."""
     method = text(settings, "quant_method")
     if method is None:
-        raise wrong(name, "GPTQ's first version and its second look the same", CONFIG_HINT)
+        raise wrong(name, "the tensors do not tell GPTQ's first version from its second", CONFIG_HINT)
     version = text(settings, "checkpoint_format") or text(settings, "format") or "gptq"
     if method != "gptq" or version not in VERSIONS:
-        raise wrong(name, f"GPTQ as {version if method == 'gptq' else method} is not known here")
+        raise wrong(name, f"GPTQ as {version if method == 'gptq' else method} is not supported")
     return VERSIONS[version]
 
 
@@ -116,11 +116,11 @@ def _bits(name: str, height: int, cols: int | None, settings: Mapping[str, Any])
         said = None
     bits = said if cols is None else height * 32 // cols
     if bits is None:
-        raise wrong(name, "without g_idx the shapes fit several widths", CONFIG_HINT)
+        raise wrong(name, "without g_idx the shapes fit several bit widths", CONFIG_HINT)
     if bits not in BITS or (cols is not None and height * 32 != bits * cols):
-        raise wrong(name, f"{height} words are no codes of {f'{bits} bits' if cols is None else f'{cols} inputs'}")
+        raise wrong(name, f"{height} words do not hold codes of {f'{bits} bits' if cols is None else f'{cols} inputs'}")
     if said not in (None, bits):
-        raise wrong(name, f"its codes have {bits} bits, and config.json says {said}")
+        raise wrong(name, f"its codes have {bits} bits, but config.json says {said}")
     return bits
 
 
@@ -134,7 +134,7 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, A
     bits = _bits(name, height, indices.numel if indices else None, settings)
     if outputs != rows or rows * bits % 32 or matrix(zeros, name) != (groups, rows * bits // 32) or height * 32 % bits:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, zeros, scales))
-        raise wrong(name, f"codes, zero points and scales of {bits} bits do not go together: {shapes}")
+        raise wrong(name, f"codes, zero points and scales of {bits} bits do not match: {shapes}")
     cols = height * 32 // bits
     size = None if settings.get("dynamic") else group_size(settings, name, groups, cols)
     if indices is None and size is None and cols % groups:
@@ -150,7 +150,7 @@ def _group_of(stored: _Stored, read: Read) -> NDArray[np.intp]:
     raw = read(stored.indices.name, 0, stored.indices.nbytes)
     found = raw.view("<i4" if stored.indices.dtype == "I32" else "<i8").astype(np.intp)
     if found.min() < 0 or found.max() >= stored.groups:
-        raise wrong(stored.name, f"g_idx names a group that is not among {stored.groups}")
+        raise wrong(stored.name, f"g_idx names a group beyond the {stored.groups} there are")
     return found
 
 
@@ -213,7 +213,7 @@ def shape(weight: Weight) -> str | None:
     """Why GPTQ has no such weight: both sides fill whole words of 32 codes."""
     why = not_a_matrix(weight)
     if why is None and (odd := [n for n in weight.info.shape if n % 32]):
-        return f"{odd[0]} {'rows' if weight.info.shape[0] % 32 else 'columns'} are no multiple of 32"
+        return f"{odd[0]} {'rows' if weight.info.shape[0] % 32 else 'columns'} are not a multiple of 32"
     return why
 
 
@@ -277,7 +277,10 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "pack_dtype": "int32",
         **({"dynamic": {f"-:^{re.escape(name)}$": {} for name in kept}} if kept else {}),
     }
-    notes = ["GPTQModel wants the tokenizer in the folder; mlx-lm does not load it, for its g_idx", *unknown(model)]
+    notes = [
+        "GPTQModel needs the tokenizer in the folder; mlx-lm does not load the model because of g_idx",
+        *unknown(model),
+    ]
     if not symmetric or bits not in (4, 8):
         notes.append("vLLM loads only symmetric weights of 4 or 8 bits")
     return Conversion(

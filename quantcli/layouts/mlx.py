@@ -92,7 +92,7 @@ def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
         return {}
     own = general.get(path)
     if own is False:
-        raise wrong(name, "it is quantized, and config.json says it is not")
+        raise wrong(name, "it is quantized, but config.json says it is not")
     if own is None or own is True:
         return general
     if not isinstance(own, dict):
@@ -103,7 +103,7 @@ def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
 def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: int) -> tuple[int, int]:
     bits, group = whole(settings, "bits", 1, 8), whole(settings, "group_size", 1, 1 << 20)
     if bits is not None and bits not in BITS:
-        raise wrong(name, f"{bits} bits are not known here")
+        raise wrong(name, f"{bits} bits are not supported")
     fitting = [
         (b, g)
         for b in (BITS if bits is None else (bits,))
@@ -113,7 +113,7 @@ def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: 
     if not fitting:
         said = f" of {bits} bits" if bits else ""
         said += f" in groups of {group}" if group else ""
-        raise wrong(name, f"{width} words and {groups} scales in a row are no codes{said}")
+        raise wrong(name, f"{width} words and {groups} scales in a row do not hold codes{said}")
     if len(fitting) > 1:
         choices = " or ".join(f"{b} bits in groups of {g}" for b, g in fitting)
         raise wrong(name, f"the shapes fit {choices}", CONFIG_HINT)
@@ -126,13 +126,13 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
     biases = next((n for n in (f"{stem}.biases", f"{stem}.qbiases") if n in infos), f"{stem}.biases")
     mode = text(settings, "mode") or "affine"
     if mode != "affine":
-        raise wrong(name, f"MLX's mode {mode} is not known here")
+        raise wrong(name, f"MLX mode {mode} is not supported")
     codes = part(infos, name, name, ("U32",))
     scale = part(infos, scales, name, FLOATS)
     bias = part(infos, biases, name, FLOATS)
     if len(codes.shape) < 2 or scale.shape[:-1] != codes.shape[:-1] or bias.shape != scale.shape:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, scale, bias))
-        raise wrong(name, f"codes, scales and biases do not go together: {shapes}")
+        raise wrong(name, f"codes, scales and biases do not match: {shapes}")
     bits, group = _bits_and_group(name, settings, codes.shape[-1], scale.shape[-1])
     return _Stored(name, bits, group, group * scale.shape[-1], codes, scale, bias)
 
@@ -156,7 +156,7 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
     codes, scale = part(infos, name, name, ("U32",)), part(infos, f"{stem}.scales", name, ("U8",))
     for other in ("biases", "qbiases", "global_scale"):
         if f"{stem}.{other}" in infos:
-            raise wrong(name, f"{other} beside scales of a byte are not known here")
+            raise wrong(name, f"{other} beside one-byte scales are not supported")
     fitting = [
         (mode, own)
         for mode, own in SMALL.items()
@@ -165,12 +165,12 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
         and codes.shape[-1] * 32 == scale.shape[-1] * own[0] * own[1]
     ]
     if not fitting:
-        raise wrong(name, f"codes {list(codes.shape)} and scales {list(scale.shape)} of a byte are in no mode of MLX")
+        raise wrong(name, f"codes {list(codes.shape)} and one-byte scales {list(scale.shape)} match no mode of MLX")
     mode, (bits, group, kind) = fitting[0]
     stated = text(settings, "mode") or mode, whole(settings, "bits", 1, 8), whole(settings, "group_size", 1, 1 << 20)
     if stated[0] != mode or stated[1] not in (None, bits) or stated[2] not in (None, group):
         said = ", ".join(str(value) for value in stated if value is not None)
-        raise wrong(name, f"its shapes are those of {mode}, and config.json says {said}")
+        raise wrong(name, f"its shapes are those of {mode}, but config.json says {said}")
     return Found(
         name=name,
         shape=(*codes.shape[:-1], scale.shape[-1] * group),
@@ -227,7 +227,7 @@ def shape(weight: Weight) -> str | None:
     _, plan = facts(weight)
     why = not_a_matrix(weight, most=64)
     if why is None and finer(plan.group, GROUPS) is None:
-        return f"rows of {plan.cols} are no multiple of 32"
+        return f"rows of {plan.cols} are not a multiple of 32"
     return why
 
 
@@ -271,7 +271,7 @@ def _job(weight: Weight) -> Job:
 def module(weight: Weight, model: Architecture) -> str | None:
     """Why mlx-lm takes no quantized weight in this place."""
     if model.holder(module_of(weight.info.name)) == "Conv1D":
-        return "mlx-lm turns this matrix while it loads it, which takes floating-point weights"
+        return "mlx-lm transposes this matrix while it loads it, which needs floating-point weights"
     return None
 
 

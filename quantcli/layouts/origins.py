@@ -54,7 +54,7 @@ def origin(source: Source) -> Origin | None:
             nbytes += _count(document["source_bytes"])
             tensors |= {name: (dtype, reason) for dtype, reason, name in _listed(document.get("tensors", {}))}
         except (TypeError, AttributeError):
-            raise DataError("what it says of its source is damaged", place=[source.path, KEY]) from None
+            raise DataError("its record of its source is damaged", place=[source.path, KEY]) from None
     return Origin(nbytes, tensors)
 
 

@@ -33,7 +33,7 @@ slab is narrower than the matrix. As large as 64 MiB allow with two threads and 
 COPY = 1 << 22
 """Bytes of a kept tensor that are copied at a time."""
 
-NO_OTHER_SCALES = "this target stores no others; quantize the original with --scale-dtype float16, or keep the tensor"
+NO_OTHER_SCALES = "this target stores no other scales; quantize again with --scale-dtype float16, or keep the tensor"
 """The way out where a scale does not fit."""
 
 
@@ -182,7 +182,7 @@ def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
     found = finer(size, sizes)
     if found is None:
         groups = " and ".join(f"{g} ({printable(name, 80)})" for g, name in list(own.items())[:3])
-        raise UsageError(f"groups of {groups} have no common size that it knows")
+        raise UsageError(f"groups of {groups} have no common size that it supports")
     return found
 
 
@@ -191,7 +191,7 @@ def same_bits(weights: Sequence[Weight]) -> int:
     found = {facts(w)[0].bits: w.info.name for w in weights}
     if len(found) > 1:
         shown = " and ".join(f"{b} bits ({printable(name, 80)})" for b, name in list(found.items())[:3])
-        raise UsageError(f"{shown} in one model, and its configuration has room for one width")
+        raise UsageError(f"{shown} in one model, but its configuration allows one bit width")
     return next(iter(found))
 
 

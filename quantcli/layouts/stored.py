@@ -43,7 +43,7 @@ def part(infos: Mapping[str, TensorInfo], name: str, whose: str, dtypes: tuple[s
         raise wrong(whose, f"{printable(name)} is missing")
     info = infos[name]
     if info.dtype not in dtypes:
-        raise wrong(whose, f"{printable(name)} is {info.dtype}, which is not known here")
+        raise wrong(whose, f"{printable(name)} is {info.dtype}, which is not supported")
     if info.numel == 0:
         raise wrong(whose, f"{printable(name)} is empty")
     return info
@@ -82,7 +82,7 @@ def group_size(settings: Mapping[str, Any], name: str, groups: int, cols: int) -
     is not the size of so many groups."""
     size = whole(settings, "group_size", -1, 1 << 30)
     if size is not None and (size == 0 or groups != -(-cols // (cols if size == -1 else size))):
-        raise wrong(name, f"{groups} groups of {cols} columns, and config.json says groups of {size}")
+        raise wrong(name, f"{groups} groups of {cols} columns, but config.json says groups of {size}")
     return size
 
 

@@ -92,7 +92,7 @@ class InputFile:
 
     def _changed(self) -> DataError:
         return DataError(
-            "the file was changed while it was read", place=[self.path], hint="run again when it is at rest"
+            "the file was changed while it was read", place=[self.path], hint="run again when nothing writes to it"
         )
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -218,7 +218,8 @@ def check_space(path: str, size: int, source: str) -> None:
         return
     free = status.f_bavail * status.f_frsize
     if size > free:
-        raise QuantcliError(f"no space for the {size} bytes made from {source}, {free} are free", place=[path])
+        problem = f"not enough space for the {size} bytes made from {source}: {free} bytes are free"
+        raise QuantcliError(problem, place=[path])
 
 
 def another_created(path: str) -> QuantcliError:

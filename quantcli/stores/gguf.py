@@ -146,7 +146,7 @@ def _value(header: _Header) -> Any:
     if kind != _BOOL:
         return value
     if value > 1:
-        raise DataError(f"a truth value of {value}")
+        raise DataError(f"a boolean of value {value}")
     return bool(value)
 
 
@@ -191,7 +191,7 @@ def _parse_keys(header: _Header, count: int) -> dict[str, Any]:
     for _ in range(count):
         name = header.name()
         if name in found:
-            raise DataError("the key is there twice", place=[printable(name)])
+            raise DataError("duplicate key", place=[printable(name)])
         try:
             found[name] = _value(header)
         except DataError as error:
@@ -225,7 +225,7 @@ def _entry(name: str, header: _Header, alignment: int) -> Entry:
         raise DataError(f"unknown type {number}")
     kind = TYPES[number]
     if begin % alignment:
-        raise DataError(f"it begins at {begin}, which is no multiple of {alignment}")
+        raise DataError(f"it begins at {begin}, which is not a multiple of {alignment}")
     if kind.weights == 1:
         return Entry(TensorInfo(name, kind.name, shape), begin, None)
     if not shape or shape[-1] % kind.weights:
@@ -242,7 +242,7 @@ def _parse_tensors(header: _Header, count: int, alignment: int) -> dict[str, Ent
         name = header.name()
         try:
             if name in found:
-                raise DataError("the tensor is there twice")
+                raise DataError("duplicate tensor")
             found[name] = _entry(name, header, alignment)
         except DataError as error:
             raise error.within(printable(name)) from None
@@ -278,7 +278,7 @@ def _parse(file: InputFile) -> tuple[int, Keys, list[Entry], int]:
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         what = "a big-endian GGUF file is" if swapped in VERSIONS else f"GGUF of version {version} is"
-        raise DataError(f"{what} not known here")
+        raise DataError(f"{what} not supported")
     tensors, count = header.number(8), header.number(8)
     values = _parse_keys(header, count)
     alignment = _alignment(values)

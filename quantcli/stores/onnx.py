@@ -109,7 +109,7 @@ class _Reader:
                 raise DataError("a tensor without a name")
             found.name = f"{scope.prefix}{own}"
             if found.name in self.entries:
-                raise DataError("the tensor is there twice")
+                raise DataError("duplicate tensor")
             self.entries[found.name] = self.elements.entry(found)
         except QuantcliError as error:
             raise error.within(printable(found.name)) from None

@@ -93,7 +93,7 @@ def tensor_fields(wire: Wire, message: Field) -> _Tensor:
     found, seen = _Tensor(), set[int]()
     for own in wire.inside(message):
         if own.number in (2, 8, 9, 14) and own.number in seen:
-            raise DataError("a field of it is there twice", place=[printable(found.name)])
+            raise DataError("one of its fields appears twice", place=[printable(found.name)])
         seen.add(own.number)
         if own.number == 1:
             found.dims += islice(wire.varints(own), MOST_DIMENSIONS + 1)
@@ -152,9 +152,10 @@ class Elements:
         file = self._outside(found.external)
         begin, length = (_decimal(found.external, k, o) for k, o in (("offset", 0), ("length", nbytes)))
         if length != nbytes:
-            raise DataError(f"its elements take {nbytes} bytes, its length is {length}")
+            raise DataError(f"its elements take {nbytes} bytes, but its length is {length}")
         if begin + nbytes > file.size:
-            raise DataError(f"its bytes {begin} to {begin + nbytes} are not in {printable(file.path)} of {file.size}")
+            beyond = f"are beyond the {file.size} bytes of {printable(file.path)}"
+            raise DataError(f"its bytes {begin} to {begin + nbytes} {beyond}")
         return file, begin
 
     def _packed_floats(self, found: _Tensor, nbytes: int) -> Field | None:
@@ -166,7 +167,7 @@ class Elements:
         """Elements of the field for their kind, as the bytes of a tensor."""
         (number, fields), *more = found.typed.items()
         if more or number != _FIELD_OF.get(dtype, 5):
-            raise DataError(f"its elements are in {_ONE_BY_ONE[number]}, where {dtype} does not belong")
+            raise DataError(f"its elements are in {_ONE_BY_ONE[number]}, which does not hold {dtype}")
         self._room -= sum(own.size or 1 for own in fields)
         if self._room < 0:
             raise DataError(
@@ -176,7 +177,7 @@ class Elements:
         if number in (4, 10):
             kind = FOUR if number == 4 else EIGHT
             if any(own.kind not in (BYTES, kind) for own in fields):
-                raise DataError("its elements are not numbers of their kind")
+                raise DataError("its elements do not have the type of their field")
             return b"".join(self.wire.bytes(own, MOST_ELEMENTS) for own in fields)
         size = DTYPES[dtype].bits // 8
         low, high = (-(1 << (size * 8 - 1)), (1 << (size * 8 - 1)) - 1) if dtype[0] == "I" else (0, (1 << size * 8) - 1)
@@ -205,21 +206,21 @@ class Elements:
             raise DataError(f"elements of type {UNKNOWN.get(found.kind, found.kind)} are not supported")
         ways = [found.raw is not None, found.location != 0, bool(found.typed)]
         if found.location not in (0, 1) or sum(ways) > 1:
-            raise DataError("it says in two ways where its elements are")
+            raise DataError("its elements are stored in more than one way")
         nbytes = info.nbytes
         if found.location:
             file, begin = self._external(found, nbytes)
             return Entry(info, packed, file, begin, b"")
         if found.raw is not None:
             if found.raw.kind != BYTES or found.raw.size != nbytes:
-                raise DataError(f"its elements take {nbytes} bytes, and it holds {found.raw.size}")
+                raise DataError(f"its elements take {nbytes} bytes, but it holds {found.raw.size}")
             return Entry(info, packed, self.file, found.raw.value, b"")
         whole = self._packed_floats(found, nbytes)
         if whole is not None and list(found.typed) == [_FIELD_OF.get(info.dtype)]:
             return Entry(info, packed, self.file, whole.value, b"")
         held = self._one_by_one(found, info.dtype, nbytes) if found.typed else b""
         if len(held) != nbytes:
-            raise DataError(f"its elements take {nbytes} bytes, and it holds {len(held)}")
+            raise DataError(f"its elements take {nbytes} bytes, but it holds {len(held)}")
         return Entry(info, packed, None, 0, held)
 
 

@@ -63,7 +63,7 @@ def _entry(name: str, fields: Any) -> Entry:
     begin, end = (_count(n, "offset") for n in offsets)
     bits = math.prod(dims) * DTYPES[dtype].bits
     if bits % 8 or end - begin != bits // 8:
-        raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, its offsets leave {end - begin}")
+        raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, but its offsets leave {end - begin}")
     return Entry(TensorInfo(name, dtype, dims), begin)
 
 

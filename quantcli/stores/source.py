@@ -95,4 +95,4 @@ def need_file(source: Source, what: str) -> None:
     """Raise UsageError when the source is a pipe, in which nothing can be found again."""
     if is_stream(source):
         hint = "name a file, or redirect one with <"
-        raise UsageError(f"{what} goes back and forth, which a pipe cannot", place=[source.path], hint=hint)
+        raise UsageError(f"{what} must seek, and standard input is a pipe", place=[source.path], hint=hint)

@@ -63,7 +63,7 @@ class Stream(InputFile):
             return
         with self._lock:
             if offset < self._low:
-                raise AssertionError("bytes that were passed are gone")
+                raise AssertionError("these bytes were released already")
             while self._end < offset + len(buffer):
                 self._receive(offset + len(buffer))
             at, done = bisect_right(self._starts, offset) - 1, 0
@@ -91,7 +91,7 @@ class Stream(InputFile):
                     return os.read(self._fd, BLOCK)
                 except OSError as error:
                     raise QuantcliError((error.strerror or str(error)).lower(), place=[NAME]) from None
-        raise QuantcliError("reading was given up", place=[NAME])
+        raise QuantcliError("reading was cancelled", place=[NAME])
 
     def passed(self, offset: int, size: int) -> None:
         """Say that these bytes will not be read again."""

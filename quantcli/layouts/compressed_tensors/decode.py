@@ -61,7 +61,7 @@ def stated_shape(info: TensorInfo, name: str, codes: TensorInfo, read: Read) -> 
     raw = read(info.name, 0, info.nbytes).view("<i8" if info.dtype == "I64" else "<i4")
     shape, lead = tuple(int(n) for n in raw), codes.shape[:-1]
     if len(shape) != len(codes.shape) or shape[:-1] != lead or shape[-1] < 1:
-        raise wrong(name, f"its shape {list(shape)[:8]} is not one of codes {list(codes.shape)}")
+        raise wrong(name, f"its shape {list(shape)[:8]} does not match codes {list(codes.shape)}")
     return shape
 
 
@@ -123,7 +123,7 @@ def _group_of(stored: Stored, read: Read) -> NDArray[np.intp] | None:
     if (found == -1).any():
         return None
     if found.min() < 0 or found.max() >= stored.groups:
-        raise wrong(stored.name, f"g_idx names a group that is not among {stored.groups}")
+        raise wrong(stored.name, f"g_idx names a group beyond the {stored.groups} there are")
     return found
 
 

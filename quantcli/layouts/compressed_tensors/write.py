@@ -73,9 +73,9 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
         groups.setdefault(repr(weights), (weights, []))[1].extend(names)
     if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)):
         experts = [w for w, names in groups.values() if EXPERT in names]
-        return None, f"{'some experts' if experts else 'experts'} kept, which loaders take packed or not at all"
+        return None, f"{'some experts' if experts else 'experts'} are kept, but loaders need all of them packed or none"
     if sum(EXPERT in names for _, names in groups.values()) > 1:
-        return None, "experts of several schemes, where loaders take one for all"
+        return None, "experts have several schemes, but loaders take one for all"
     ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
     config = {
         f"group_{i}": {

@@ -76,7 +76,7 @@ def _float16(values: Floats, bits: int) -> NDArray[np.float16]:
     lost = ~(apart <= np.abs(values))
     if lost.any():
         first = float(values.ravel()[int(lost.argmax())])
-        raise DataError(f"float16 does not hold the scale {first:.3g}")
+        raise DataError(f"float16 cannot hold the scale {first:.3g}")
     return rounded
 
 
@@ -89,7 +89,7 @@ def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np
     lost = ~(apart <= np.abs(d.astype(np.float32)) / 4)
     if lost.any():
         first = float(exact.ravel()[int(lost.argmax())])
-        raise DataError(f"float16 does not hold the offset {first:.3g} finely enough")
+        raise DataError(f"float16 cannot hold the offset {first:.3g} precisely enough")
     m += np.float16(0)  # a negative zero is written as zero
     return m
 

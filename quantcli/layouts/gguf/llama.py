@@ -77,7 +77,7 @@ def _whole(config: Mapping[str, Any], key: str, default: Any = None) -> int:
     value = config.get(key)
     value = default if value is None else value
     if type(value) is not int or not 1 <= value < 1 << 31:
-        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a whole number from 1"
+        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a whole number of 1 or more"
         raise _refuse(said, key)
     return value
 
@@ -106,11 +106,11 @@ def _sizes(config: Mapping[str, Any], architecture: str) -> _Sizes:
     hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
     layers = _whole(config, "num_hidden_layers")
     if layers > MAX_LAYERS:
-        raise _refuse(f"{layers} layers", "num_hidden_layers")
+        raise _refuse(f"{layers} layers are too many, up to {MAX_LAYERS} are supported", "num_hidden_layers")
     default = heads if architecture == "llama" else None
     kv_heads = _whole(config, "num_key_value_heads", default)
     if config.get("head_dim") is None and hidden % heads:
-        raise _refuse(f"{hidden} is no multiple of the {heads} heads", "hidden_size")
+        raise _refuse(f"{hidden} is not a multiple of the {heads} heads", "hidden_size")
     head = _whole(config, "head_dim", hidden // heads)
     if head % 2:
         raise _refuse(f"heads of {head} rows cannot be rotated", "head_dim")
@@ -138,10 +138,10 @@ def _scaling(architecture: str, found: Mapping[str, Any]) -> dict[str, Any]:
     if kind in ("default", "llama3"):
         return {}
     if kind not in ("linear", "yarn"):
-        raise _refuse(f"{printable(repr(kind), 40)} is not known; known: linear, llama3, yarn", "rope_scaling")
+        raise _refuse(f"{printable(repr(kind), 40)} is not supported; supported: linear, llama3, yarn", "rope_scaling")
     extra = [key for key, value in found.items() if key not in _SCALED_BY and value is not None]
     if extra:
-        raise _refuse(f"{kind} with {printable(extra[0], 40)} is not known", "rope_scaling")
+        raise _refuse(f"{kind} with {printable(extra[0], 40)} is not supported", "rope_scaling")
     keys: dict[str, Any] = {"scaling.type": kind, "scaling.factor": _number(found, "factor")}
     if kind == "yarn":
         keys["scaling.original_context_length"] = _whole(found, "original_max_position_embeddings")
@@ -240,7 +240,7 @@ def _tensors(
             raise DataError(f"{architecture} of llama.cpp has no such tensor", place=[printable(info.name)])
         if info.shape != known[info.name]:
             raise DataError(
-                f"it is {list(info.shape)}, and by config.json {list(known[info.name])}", place=[printable(info.name)]
+                f"it is {list(info.shape)}, but {list(known[info.name])} by config.json", place=[printable(info.name)]
             )
         heads = 0
         if ARCHITECTURES[architecture] and (".q_proj." in info.name or ".k_proj." in info.name):
@@ -266,13 +266,13 @@ def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Llama
     """The model that config.json and the tensors of a checkpoint make.
 
     Raises UsageError for another family, DataError for a model of the family that llama.cpp would run otherwise or
-    not at all, and where tensors and config.json do not go together.
+    not at all, and where tensors and config.json do not match.
     """
     architecture = architecture_of(config)
     sizes = _sizes(config, architecture)
     for key, fine in (("hidden_act", (None, "silu")), ("partial_rotary_factor", (None, 1, 1.0))):
         if config.get(key) not in fine:
-            raise _refuse(f"{printable(repr(config[key]), 40)} is not what llama.cpp computes", key)
+            raise _refuse(f"llama.cpp does not support {printable(repr(config[key]), 40)}", key)
     tied = config.get("tie_word_embeddings") is True
     base, scaled = _rope(config)
     divisors = _frequencies(config, base, scaled, sizes.head)
@@ -280,13 +280,11 @@ def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Llama
     notes = []
     if left:
         notes.append(
-            f"{left[0]}{f' and {len(left) - 1} more' if len(left) > 1 else ''} left out: llama.cpp has no use for it"
+            f"{left[0]}{f' and {len(left) - 1} more' if len(left) > 1 else ''} left out: llama.cpp does not use it"
         )
     window = config.get("sliding_window")
     if window is not None and config.get("use_sliding_window", architecture == "llama"):
-        notes.append(
-            f"llama.cpp looks back over all words, not only the {printable(str(window), 20)} of sliding_window"
-        )
+        notes.append(f"llama.cpp attends to all tokens, not only the {printable(str(window), 20)} of sliding_window")
     return LlamaModel(
         architecture=architecture,
         keys=_keys(config, architecture, sizes),

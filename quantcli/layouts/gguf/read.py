@@ -202,7 +202,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         if not isinstance(block, Block):
             continue
         if block.type.name not in DECODERS:
-            raise wrong(name, f"{block.type.name} blocks are not known here", f"known: {', '.join(DECODERS)}")
+            raise wrong(name, f"{block.type.name} blocks are not supported", f"supported: {', '.join(DECODERS)}")
         if info.numel == 0:
             raise wrong(name, "it is empty")
         found.append(

@@ -39,7 +39,7 @@ _PATTERNS = {
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
-_SPACES = "llama.cpp puts a space before text that begins with one already, or that follows a special token"
+_SPACES = "llama.cpp adds a space before text that already begins with one, or that follows a special token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     whole = bool(model.get("ignore_merges"))
     if not steps or not _is(steps[-1], type="ByteLevel", add_prefix_space=False):
-        raise _OtherwiseError("its words are not those of bytes")
+        raise _OtherwiseError("its tokens are not byte-level")
     if any(step.get("type") != "NFC" for step in normal):
-        raise _OtherwiseError(f"it changes text first ({printable(str(normal[0].get('type')), 40)})")
+        raise _OtherwiseError(f"it normalizes text first ({printable(str(normal[0].get('type')), 40)})")
     own_pattern = steps[-1].get("use_regex", True) is not False
     if len(steps) == 1 and own_pattern and not whole and not normal:
         return "gpt-2"
@@ -104,7 +104,7 @@ def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         name = _PATTERNS.get((regex, whole)) if isinstance(regex, str) else None
         if name is not None and (not normal or name == "qwen2"):
             return name
-    raise _OtherwiseError("it cuts text by a pattern that is not known here")
+    raise _OtherwiseError("it splits text by a pattern that is not supported")
 
 
 def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
@@ -118,7 +118,7 @@ def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
     replaces = [s for s in normal if _is(s, type="Replace", pattern={"String": " "}, content=_SPACE)]
     before = [s for s in normal if _is(s, type="Prepend", prepend=_SPACE)]
     if steps or len(replaces) != 1 or len(before) + 1 != len(normal) or len(before) > 1:
-        raise _OtherwiseError("it treats spaces in a way that is not known here")
+        raise _OtherwiseError("its way of treating spaces is not supported")
     return bool(before), ""
 
 
@@ -133,16 +133,17 @@ def _words(
         token = _object(token, "added_tokens")
         word, number = token.get("content"), token.get("id")
         if not isinstance(word, str) or numbers.setdefault(word, number) != number:
-            raise DataError("a token has two numbers, or no text", place=["tokenizer.json", "added_tokens"])
+            raise DataError("a token has two ids, or no text", place=["tokenizer.json", "added_tokens"])
         kinds[word] = CONTROL if token.get("special") is True else USER
     words: list[str | None] = [None] * size
     for word, number in numbers.items():
         if type(number) is not int or number < 0:
-            raise DataError("a number is none", place=["tokenizer.json", "vocab", printable(word)])
+            problem = "its id is not a whole number of 0 or more"
+            raise DataError(problem, place=["tokenizer.json", "vocab", printable(word)])
         if number >= size:
-            raise _OtherwiseError(f"word {number} has no row among the {size} of the embedding")
+            raise _OtherwiseError(f"token id {number} is beyond the {size} rows of the embedding")
         if words[number] is not None:
-            raise DataError(f"two words have number {number}", place=["tokenizer.json", "vocab", printable(word)])
+            raise DataError(f"two tokens have the id {number}", place=["tokenizer.json", "vocab", printable(word)])
         words[number] = word
     types = [UNUSED if word is None else kinds.get(word, NORMAL) for word in words]
     return [f"[PAD{i}]" if word is None else word for i, word in enumerate(words)], types, numbers
@@ -165,7 +166,7 @@ def _byte_level(
     words, types, numbers = _words(tokenizer, model, size)
     merges = [f"{a} {b}" for a, b in _merges(model)]
     if not merges or any(merge.count(" ") > 1 for merge in merges):
-        raise _OtherwiseError("its merges are none of llama.cpp's")
+        raise _OtherwiseError("its merges cannot be stored for llama.cpp")
     keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": words, "token_type": types}
     return keys | {"merges": merges}, numbers
 
@@ -177,7 +178,7 @@ def _falling_back(
     prefix, _ = _prefix(tokenizer)
     words, types, numbers = _words(tokenizer, model, size)
     if not all(f"<0x{byte:02X}>" in numbers for byte in range(256)):
-        raise _OtherwiseError("not every byte has a word")
+        raise _OtherwiseError("not every byte has a token")
     ranks: dict[str, int] = {}
     for rank, (a, b) in enumerate(_merges(model)):
         ranks.setdefault(a + b, rank)

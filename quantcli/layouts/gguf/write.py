@@ -231,7 +231,7 @@ def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, An
                 raise UsageError(problem, place=[printable(info.name)], hint="keep norms and biases as they are")
             kind = block_type(weight.scheme)
         elif info.dtype not in RUNS:
-            raise DataError(f"llama.cpp runs no {info.dtype}", place=[printable(info.name)])
+            raise DataError(f"llama.cpp cannot run {info.dtype}", place=[printable(info.name)])
         else:
             kind = "F32" if tensor.float32 else RUNS[info.dtype]
             changed += [info] if info.dtype == "F64" else []
@@ -240,9 +240,9 @@ def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, An
     found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
     notes = [*model.notes, *([found.note] if found.note else [])]
     if found.obstacle:
-        notes.append(f"the file has no words, so that llama.cpp runs it on numbers of words only: {found.obstacle}")
+        notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
     if changed:
-        notes.append(f"llama.cpp runs no F64: {_some(changed, 'F64')} rounded to F32")
+        notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture}
     return _conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
 

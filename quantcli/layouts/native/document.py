@@ -269,7 +269,7 @@ def _scheme(values: dict[str, Any]) -> Scheme:
     try:
         return asking.Scheme(**values)
     except TypeError:
-        raise DataError("a scheme has a key or a value that no scheme has") from None
+        raise DataError("a scheme has an unknown key or an invalid value") from None
 
 
 def _parse_tensor(
@@ -296,7 +296,7 @@ def _checked(
     if dtype not in DTYPES:
         raise DataError(f"unknown dtype {printable(dtype, 40)}")
     if index >= len(schemes):
-        raise DataError(f"scheme is {index}, and there are only {len(schemes)}")
+        raise DataError(f"scheme is {index}, but there are only {len(schemes)}")
     info, scheme = TensorInfo(name, dtype, tuple(_of_type(n, int, "dimension") for n in shape)), schemes[index]
     if scheme.calibration == "auto":
         raise DataError("auto is not the scheme of a tensor")
