@@ -106,7 +106,7 @@ def decided_at(asked: SchemeRequest, place: str) -> Scheme:
     except QuantcliError as error:
         raise error.within(place) from None
     except TypeError:
-        raise UsageError("a value is not of its kind", place=[place]) from None
+        raise UsageError("a value has the wrong type", place=[place]) from None
 
 
 class Scheme(record.Scheme):
@@ -339,7 +339,7 @@ def _codes(asked: SchemeRequest) -> _Codes:
     if asked.levels is not None:
         _whole("levels", asked.levels, 2, MAX_LEVELS)
         if family != "learned":
-            raise UsageError("only a learned codebook has them", place=["levels"])
+            raise UsageError("only a learned codebook takes a number of levels", place=["levels"])
     low, high, usual = form.bits
     needed = max(count - 1, 1).bit_length() if count is not None else None
     bits = (needed or usual) if asked.bits is None else asked.bits
@@ -361,11 +361,11 @@ def _check_codebook(name: str, codebook: Any) -> None:
     if name != "codebook":
         raise UsageError(f"the format {name} has its own levels", place=["codebook"])
     if not 2 <= len(codebook) <= MAX_LEVELS:
-        raise UsageError(f"{len(codebook)} levels instead of 2 to {MAX_LEVELS}", place=["codebook"])
+        raise UsageError(f"{len(codebook)} levels given, but a codebook has 2 to {MAX_LEVELS}", place=["codebook"])
     if not all(type(v) in (int, float) and abs(v) <= 1e30 for v in codebook):
         raise UsageError("a level is not a finite number up to 1e30", place=["codebook"])
     if any(a >= b for a, b in itertools.pairwise(codebook)):
-        raise UsageError("the levels do not rise", place=["codebook"])
+        raise UsageError("the levels are not in ascending order", place=["codebook"])
 
 
 def _group_size(asked: SchemeRequest) -> int:
@@ -376,14 +376,14 @@ def _group_size(asked: SchemeRequest) -> int:
         _whole("group size", size, 1, None)
         return size
     if asked.group_size is not None:
-        raise UsageError("only group granularity has one", place=["group size"])
+        raise UsageError("only group granularity takes a group size", place=["group size"])
     return 0
 
 
 def _check_axis(asked: SchemeRequest) -> None:
     _whole("axis", asked.axis, -64, 64)
     if asked.axis != 0 and asked.granularity != "channel":
-        raise UsageError("only channel granularity has one", place=["axis"])
+        raise UsageError("only channel granularity takes an axis", place=["axis"])
 
 
 def _check_zero_point(asked: SchemeRequest, form: Format, name: str) -> None:
@@ -391,7 +391,7 @@ def _check_zero_point(asked: SchemeRequest, form: Format, name: str) -> None:
         raise UsageError(f"{asked.symmetric!r} is neither true nor false", place=["symmetric"])
     _one_of("zero point", asked.zero_point, ("int", "float"))
     if asked.symmetric and asked.zero_point == "float":
-        raise UsageError("a symmetric scheme has none", place=["zero point"], hint="use an asymmetric scheme")
+        raise UsageError("a symmetric scheme has no zero point", place=["zero point"], hint="use an asymmetric scheme")
     kinds = form.zero_points
     if not asked.symmetric and asked.zero_point not in kinds:
         if kinds:
@@ -413,7 +413,7 @@ def _check_scale_dtype(asked: SchemeRequest, *, shares_levels: bool) -> None:
         return
     _one_of("scale dtype", asked.scale_dtype, SCALE_DTYPES)
     if asked.scale_dtype == "float8_e4m3" and not shares_levels:
-        raise UsageError("float8_e4m3 is for codebooks learned for groups", place=["scale dtype"])
+        raise UsageError("float8_e4m3 is only for codebooks learned for groups", place=["scale dtype"])
 
 
 def _calibration(asked: SchemeRequest, what: _Codes) -> tuple[str, dict[str, Any]]:
@@ -424,9 +424,9 @@ def _calibration(asked: SchemeRequest, what: _Codes) -> tuple[str, dict[str, Any
         if asked.options:
             raise UsageError("auto takes no options", place=["options", next(iter(asked.options))])
         if asked.grid is not None:
-            raise UsageError("auto chooses it", place=["grid"])
+            raise UsageError("calibration auto chooses the grid", place=["grid"])
         if what.binary or what.family == "learned":
-            raise UsageError(f"there is only {usual} for this format", place=["calibration"])
+            raise UsageError(f"this format supports only {usual}", place=["calibration"])
         return name, {}
     _one_of("calibration", name, (*registry.names("calibrators"), AUTO))
     calibrator = _calibrator(name)
@@ -439,7 +439,7 @@ def _calibration(asked: SchemeRequest, what: _Codes) -> tuple[str, dict[str, Any
     if what.family not in calibrator.families:
         known = [n for n in registry.names("calibrators") if _suits(n, what)]
         hint = f"use {' or '.join(known)}"
-        raise UsageError(f"{name} is not for {what.name}", place=["calibration"], hint=hint)
+        raise UsageError(f"{name} does not support {what.name}", place=["calibration"], hint=hint)
     if not asked.symmetric and not calibrator.affine:
         raise UsageError(f"{name} is for symmetric schemes only", place=["calibration"])
     if not isinstance(asked.options, Mapping):

@@ -63,10 +63,10 @@ class Metrics:
     def contradiction(self) -> str | None:
         """Why no weights can have these errors; None when some can. Sums may be off in their last digits."""
         if self.clipped > self.numel:
-            return f"clipped is {self.clipped}, and there are {self.numel} weights"
+            return f"clipped is {self.clipped}, more than the {self.numel} weights"
         square = self.max_abs_error * self.max_abs_error
         if not square * (1 - 1e-3) <= self.sse <= square * self.numel * (1 + 1e-3):
-            return f"no {self.numel} errors of up to {self.max_abs_error:g} have the sum of squares {self.sse:g}"
+            return f"{self.numel} errors of up to {self.max_abs_error:g} cannot have the sum of squares {self.sse:g}"
         return None
 
     def __add__(self, other: Metrics) -> Metrics:

@@ -278,8 +278,8 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
         return a, b, ""
     from quantcli.layouts.gguf.names import ARCHITECTURES
 
-    order = ", rows of attn_q and attn_k put back" if ARCHITECTURES[architecture] else ""
-    note = f"{gguf.path}: names of llama.cpp ({architecture}) are taken for those of the checkpoint{order}"
+    order = ", and rows of attn_q and attn_k are reordered" if ARCHITECTURES[architecture] else ""
+    note = f"{gguf.path}: names of llama.cpp ({architecture}) are mapped to those of the checkpoint{order}"
     return (_renamed(a), b, note) if sides[0] else (a, _renamed(b), note)
 
 
@@ -320,7 +320,7 @@ def _heads(source: Source, architecture: str, layer: int, which: str) -> int:
     if isinstance(value, list):
         value = value[layer] if layer < len(value) else None
     if type(value) is not int or value < 1:
-        raise DataError("it does not tell the heads of this layer", place=[key])
+        raise DataError("it does not give the number of heads of this layer", place=[key])
     return value
 
 
@@ -329,7 +329,7 @@ def _put_back(view: View, heads: int) -> View:
     rows = view.info.shape[0] if view.info.shape else 1
     cols = math.prod(view.info.shape[1:])
     if rows % (2 * heads) or not rows * cols:
-        raise DataError(f"{rows} rows are not those of {heads} heads", place=[printable(view.info.name)])
+        raise DataError(f"{rows} rows do not divide into {heads} heads", place=[printable(view.info.name)])
     head = rows // heads * cols
 
     def read(first: int, last: int) -> Floats:

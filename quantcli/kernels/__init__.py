@@ -68,12 +68,12 @@ def load() -> Kernels:
 
     wanted = os.environ.get("QUANTCLI_KERNELS", "")
     if wanted not in ("", "native", "numpy"):
-        raise UsageError(f"{wanted!r} names no kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
+        raise UsageError(f"{wanted!r} is not a set of kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
     table = None if wanted == "numpy" else native.find()
     if table is None and wanted == "native":
         raise UsageError(
             "the native kernels are not built for this machine",
             place=["QUANTCLI_KERNELS"],
-            hint="install with a C++ compiler at hand, or use numpy",
+            hint="install with a C++ compiler available, or use numpy",
         )
     return table if table is not None else numpy_kernels.NumpyKernels()

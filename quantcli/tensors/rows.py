@@ -133,7 +133,7 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     """
     axes = max(len(shape), 1)
     if not -axes <= scheme.axis < axes:
-        raise UsageError(f"axis {scheme.axis} of a tensor of {len(shape)} dimensions", hint="use a smaller --axis")
+        raise UsageError(f"a tensor of {len(shape)} dimensions has no axis {scheme.axis}", hint="use a smaller --axis")
     axis = scheme.axis % axes
     lead: tuple[int, ...]
     if len(shape) < 2:  # a vector is one row
@@ -152,13 +152,16 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
         if axis == 0:
             return Layout(rows, cols, max(cols, 1), None, lead, (*lead, 1))
         if scheme.family == "learned":
-            raise UsageError(f"learned levels for channels of axis {scheme.axis}", hint="use --axis 0 or groups")
+            problem = f"learned levels are not supported for channels of axis {scheme.axis}"
+            raise UsageError(problem, hint="use --axis 0 or groups")
         if cols > WIDEST_COLUMNS:
-            raise UsageError(f"axis {scheme.axis} with {cols} weights behind axis 0", hint="use --axis 0 or groups")
+            problem = f"axis {scheme.axis} is not supported with {cols} weights behind axis 0"
+            raise UsageError(problem, hint="use --axis 0 or groups")
         if sees_channels_whole(scheme) and rows * cols > STRIP * shape[axis]:
+            count = rows * cols // shape[axis]
             raise UsageError(
-                f"{scheme.calibration} with {rows * cols // shape[axis]} weights in each channel of axis {scheme.axis}",
-                hint=f"use --axis 0 or groups; up to {STRIP} such weights go together",
+                f"{scheme.calibration} does not support {count} weights in each channel of axis {scheme.axis}",
+                hint=f"use --axis 0 or groups; up to {STRIP} weights a channel are supported",
             )
         scale_shape = tuple(n if a == axis else 1 for a, n in enumerate(shape))
         return Layout(rows, cols, 1, "columns", lead, scale_shape)
