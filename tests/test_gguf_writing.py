@@ -351,8 +351,8 @@ def test_families_and_what_they_need() -> None:
     ({"rms_norm_eps": math.nan}, "config.json: rms_norm_eps: nan is not a number above 0", DataError),
     ({"vocab_size": 130}, "embed_tokens.weight: it is [128, 64], but [130, 64] by config.json", DataError),
     ({"hidden_act": "gelu"}, "config.json: hidden_act: llama.cpp does not support 'gelu'", DataError),
-    ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling: 'dynamic' is not supported; supported: linear, llama3, "
-     "yarn", DataError),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2}},
+     "rope_scaling: 'dynamic' is not supported; supported: linear, llama3, yarn", DataError),
     ({"rope_scaling": {"type": "linear"}}, "config.json: factor: is missing", DataError),
     ({"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "beta_fast": 3}},
      "yarn with beta_fast is not supported", DataError),

@@ -497,7 +497,7 @@ WRONG: dict[str, tuple[Parts, Any, str]] = {
     "ct shape of zeros": (changed(CT, "m.weight_shape"), {}, "its shape"),
     "ct convolution": ({**CT, "m.weight_shape": ("I64", (3,), struct.pack("<3q", 37, 24, 4))}, {}, "its shape"),
     "ct long shape": (changed(CT, "m.weight_shape", shape=(5000,)), {}, "5000 dimensions"),
-    "ct shape and codes": ({**CT, "m.weight_shape": ("I64", (2,), struct.pack("<2q", 37, 1 << 60))}, {}, "no bit width"),
+    "ct shape and codes": ({**CT, "m.weight_shape": ("I64", (2,), struct.pack("<2q", 37, 1 << 60))}, {}, "no bit"),
     "ct other bits": (CT, group_config(num_bits=8, strategy="group", group_size=16), "not what config.json says"),
     "ct other group": (CT, group_config(num_bits=4, strategy="group", group_size=32), "not what config.json says"),
     "ct no zero points": (without(CT, "m.weight_zero_point"), group_config(num_bits=4, symmetric=False), "is missing"),
