@@ -1,6 +1,6 @@
 """The table of hot loops: native C++ where it could be built and loaded, numpy everywhere else.
 
-Everything above asks `load()` for a table and calls it; both tables give the same bytes and the same sums.
+All callers get a table from `load()`; both tables give the same bytes and the same sums.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ __all__ = [
 
 @lru_cache(maxsize=1)
 def load() -> Kernels:
-    """The table in use; QUANTCLI_KERNELS=numpy or native forces one.
+    """The kernels in use; QUANTCLI_KERNELS=numpy or native forces one table.
 
-    Raises UsageError when the forced one is unknown or not there.
+    Raises UsageError when the forced one is unknown or not available.
     """
     from quantcli.kernels import native, numpy_kernels
 

@@ -1,4 +1,4 @@
-"""What is decided for a tensor: it is kept as it is, or quantized. Two records, so that neither has fields of the
+"""The decision for a tensor: kept as it is, or quantized. Two records, so that neither has fields of the
 other; `scheme` tells them apart."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Kept:
 class Quantized:
     """A tensor that is quantized: its scheme, the rows that are packed, and the safetensors dtype of its scales.
 
-    importance: of its columns, where errors are weighed.
+    importance: of its columns, where errors are weighted.
     """
 
     info: TensorInfo

@@ -12,7 +12,7 @@ from quantcli.kernels import row_bytes
 from quantcli.scheme import MAX_GROUP, Scheme
 
 WIDEST_COLUMNS = 1 << 22
-"""Longest row whose columns may have parameters of their own: they are vectors as long as the row."""
+"""Longest row whose columns may have separate parameters: those are vectors as long as the row."""
 
 TILE = 1 << 19
 """Weights that are read, quantized and written at a time: 1 MiB of bfloat16 stays in the cache."""
@@ -83,15 +83,15 @@ class Layout:
         return self.shared is not None or (self.cols > TILE and self.group >= self.cols)
 
     def strips(self, weights: int = STRIP) -> Iterator[TileSpan]:
-        """Runs of whole channels of the columns, all rows of each: how channels of another axis than the first are
-        seen one by one. `col` and `cols` count channels here."""
+        """Runs of whole channels of the columns, all rows of each: how channels of an axis other than the first are
+        read one by one. `col` and `cols` count channels here."""
         channels = self.scales
         step = max(1, weights * channels // max(self.rows * self.cols, 1))
         for first in range(0, channels, step):
             yield TileSpan(0, self.rows, first, min(step, channels - first))
 
     def sample(self, weights: int = SAMPLE, pieces: int = 8) -> Iterator[TileSpan]:
-        """Pieces of about so many weights together, spread evenly over the tensor; all of it when it is small."""
+        """A sample of about this many weights, spread evenly over the tensor; all of a small one."""
         if self.rows * self.cols <= 2 * weights:
             yield from self.tiles()
         elif self.cols <= weights // pieces:

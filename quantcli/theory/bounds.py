@@ -35,7 +35,7 @@ def differential_entropy(values: Array, counts: Array) -> float | None:
     """Bits of the density of weights given as ascending distinct values and how often each occurs.
 
     Estimated from cells of about equal mass, 64 to 1,024 of them, each between the middles of neighbouring values: far
-    outliers widen one cell, not all. Within 0.15 dB (0.025 bits) on normal weights. None where that says little: fewer
+    outliers widen one cell, not all. Within 0.15 dB (0.025 bits) on normal weights. None where that is unreliable: fewer
     than 4,096 weights, fewer than 256 different values, or a tenth of the weights in one value (zeros of a pruned
     tensor).
 
@@ -109,7 +109,7 @@ def own_lloyd_max(values: Array, counts: Array, bits: int) -> float:
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
-    """Entropy of codes that occur so often, in bits.
+    """Entropy of codes with these counts, in bits.
 
     >>> entropy(np.array([2, 1, 1, 0]))
     1.5
