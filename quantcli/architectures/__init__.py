@@ -101,8 +101,8 @@ class Architecture:
         return found.removesuffix(".weight")
 
     def holder(self, name: str) -> str | None:
-        """The kind of module in the model for the matrix of one in the file: a class, DIRECT, INITIALIZED, EXPERTS, CHANGED
-        or UNLOADABLE; None for a plain Linear layer.
+        """The kind of module in the model for the matrix of one in the file: a class, DIRECT, INITIALIZED, EXPERTS,
+        CHANGED or UNLOADABLE; None for a plain Linear layer.
 
         >>> of({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}).holder("h.0.attn.c_attn")
         'Conv1D'

@@ -101,12 +101,12 @@ class Calibrator:
 
     gather: how statistics of weights in several tiles are gathered. solve(observed, scheme): their parameters.
     local(kernels, tile, scheme): parameters (rows, groups) of a tile; None when a weight is not finite. Without one,
-    the statistics that `gather` takes of the tile are solved.
-    families: families of formats it supports (see formats). grid: its default symmetric grid, and
-    any_grid: whether another one may be requested. binary: whether it is for one symmetric bit; affine: whether it
-    supports asymmetric schemes. auto: whether `--calibration auto` tries it. shared: for learned levels shared by groups.
-    caution(scheme, n): why it is doubtful for groups of n weights, if it is. obstacle(scheme): why it cannot do what
-    its options request. weighs: whether `local` depends on the importance of columns.
+    the statistics that `gather` takes of the tile are solved. families: families of formats it supports (see formats).
+    grid: its default symmetric grid, and any_grid: whether another one may be requested. binary: whether it is for one
+    symmetric bit; affine: whether it supports asymmetric schemes. auto: whether `--calibration auto` tries it. shared:
+    for learned levels shared by groups. caution(scheme, n): why it is doubtful for groups of n weights, if it is.
+    obstacle(scheme): why it cannot do what its options request. weighs: whether `local` depends on the importance of
+    columns.
     """
 
     gather: Gather

@@ -8,8 +8,8 @@ bin) changes its sample space from candidate to candidate, merges bins that are 
 to 22 dB where half the weights are 0.
 
 It is offered for parity with other tools: KL ignores magnitudes and never beats the squared-error search in SQNR.
-Groups of fewer than 32 * 2^b weights that are not 0 are too few for it and take the scale of least squared error instead; a
-warning says so where all are.
+Groups of fewer than 32 * 2^b weights that are not 0 are too few for it and take the scale of least squared error
+instead; a warning says so where all are.
 
 Reference: Migacz, 8-bit Inference with TensorRT, 2017, for the idea; the definition is different.
 """

@@ -35,8 +35,8 @@ def differential_entropy(values: Array, counts: Array) -> float | None:
     """Bits of the density of weights given as ascending distinct values and how often each occurs.
 
     Estimated from cells of about equal mass, 64 to 1,024 of them, each between the middles of neighbouring values: far
-    outliers widen one cell, not all. Within 0.15 dB (0.025 bits) on normal weights. None where that is unreliable: fewer
-    than 4,096 weights, fewer than 256 different values, or a tenth of the weights in one value (zeros of a pruned
+    outliers widen one cell, not all. Within 0.15 dB (0.025 bits) on normal weights. None where that is unreliable:
+    fewer than 4,096 weights, fewer than 256 different values, or a tenth of the weights in one value (zeros of a pruned
     tensor).
 
     Reference: Vasicek, A Test for Normality Based on Sample Entropy, 1976; here for ties, with the bias of small cells

@@ -1,9 +1,9 @@
 """Candidate scales of the fast search for the least squared error, by bits, group size and effort.
 
 A candidate only serves to find codes, to which the scale is then refit, so few suffice where the error is smooth; with
-8 bits and few weights it is jagged, and more candidates help. The tables were made against the exact optimum of
-normal, Laplace, Student (4 degrees) and uniform weights and of normal ones with an outlier of 20 deviations (affine: of absolute normal
-ones as well): `default` stays within 0.1 dB of it, `best` within 0.03 dB.
+8 bits and few weights it is jagged, and more candidates help. The tables were made against the exact optimum of normal,
+Laplace, Student (4 degrees) and uniform weights and of normal ones with an outlier of 20 deviations (affine: of
+absolute normal ones as well): `default` stays within 0.1 dB of it, `best` within 0.03 dB.
 """
 
 from __future__ import annotations
