@@ -10,8 +10,8 @@ NF4 and FP4, for a weight X of n elements in blocks of g:
     X.nested_absmax                   F32 [blocks]         absmax is nested_quant_map[code] * nested_absmax + offset
     X.nested_quant_map                F32 [256]            for nested_blocksize codes; it and nested_offset: in the JSON
 
-and is level * absmax, here in float32; the library rounds it to the JSON's dtype. It takes the levels from tables of
-its own, whatever quant_map says: another quant_map is refused, for its weights would not be those that it tells.
+and is level * absmax, here in float32; the library rounds it to the JSON's dtype. It takes the levels from its own
+tables, whatever quant_map says: a different quant_map is refused, because the library would not decode with it.
 nested_quant_map is taken as it stands. A block may end inside a row, a row inside a byte. Codes 0, 15, 7, 8 are the
 bytes `0f 78`.
 
@@ -69,17 +69,17 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 STATE = ".quant_state.bitsandbytes__"
-"""What stands between the name of a weight and its kind in the name of its description."""
+"""The part between the name of a weight and its type in the name of its description."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 STORAGE = ("U8", "I8", "F16", "BF16", "F32")
-"""Dtypes that codes are stored under; with others than U8, training wraps them like the weights around them."""
+"""Dtypes that codes are stored as; those other than U8 let training wrap them like the weights around them."""
 
 STATE_LIMIT = 1 << 16
-"""Bytes of the JSON; what the library writes has some 200."""
+"""Limit of the bytes of the JSON; the library writes some 200."""
 
 _FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
 TABLES: Mapping[str, Floats] = {"nf4": NF4.astype(np.float32), "fp4": np.concatenate([_FP4, -_FP4])}
@@ -87,7 +87,7 @@ TABLES: Mapping[str, Floats] = {"nf4": NF4.astype(np.float32), "fp4": np.concate
 
 NAMES = {"nf4": "nf4", "fp4": "bnb-fp4"}
 MAP_ERROR = 1e-6
-"""How far a stored level may be from the library's: other ways to divide by the largest."""
+"""How far a stored level may be from the library's, for different roundings of the division by the largest."""
 
 BY_127 = np.float32(7.874015718698502e-3)
 ORDERS = {1: "col32", 2: "col_turing", 3: "col_ampere"}
@@ -95,7 +95,7 @@ ORDERS = {1: "col32", 2: "col_turing", 3: "col_ampere"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Nested:
-    """How absmax is stored in codes of its own."""
+    """How a nested absmax is stored as codes."""
 
     block: int
     offset: float
@@ -270,7 +270,7 @@ def _eight_bits(infos: Mapping[str, TensorInfo], stem: str, read: Read | None) -
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is described as 4 bits by bitsandbytes, and bytes with an SCB beside them."""
+    """The weights that bitsandbytes describes as 4 bits, and bytes with an SCB beside them."""
     found, seen = [], set[str]()
     for key in infos:
         name = key.rpartition(STATE)[0]
@@ -294,7 +294,7 @@ _DTYPES = {short: long for long, short in LONG_NAMES.items() if short != "F64"}
 
 
 def shape(weight: Weight) -> str | None:
-    """Why bitsandbytes has no such weight: its blocks must not run from one row into the next."""
+    """Why bitsandbytes cannot store a weight: its blocks must not run from one row into the next."""
     why = not_a_matrix(weight)
     if why is None and finer(facts(weight)[1].group, BLOCKS) is None:
         return f"rows of {facts(weight)[1].cols} are not a multiple of 64"
@@ -302,7 +302,7 @@ def shape(weight: Weight) -> str | None:
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why transformers takes no quantized weight in this place."""
+    """Why transformers does not load a quantized weight in this module."""
     own = module_of(weight.info.name)
     name, kind = model.module(own), model.holder(own)
     if kind == EXPERTS:
@@ -378,7 +378,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     )
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="bitsandbytes: NF4, FP4 and int8, absmax nested or not", find=find)

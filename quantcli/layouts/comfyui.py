@@ -1,4 +1,4 @@
-"""ComfyUI: signed bytes, 8-bit floats or packed nibbles, and for every module a description of which.
+"""ComfyUI: signed bytes, 8-bit floats or packed nibbles, and for every module a description that says which.
 
 The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either in a tensor of its own, X.comfy_quant
 (U8), or in the header of the file under `_quantization_metadata`, `{"layers": {"X": ...}}`.
@@ -14,8 +14,8 @@ The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either i
 The weight is q * scale, or (u - 8) * scale + zeros, here in float32; g is in/g's own quotient, which `group_size` must
 agree with. Older files hold X.scale_weight (a number) beside an 8-bit float X.weight, and no description.
 
-Reading: a description with anything else in it than is known here is refused: `convrot`, for one, stands for weights
-that were rotated before they were rounded. So are zeros without a description. Writing: int8_tensorwise with a scale
+Reading: a description with any unknown key is refused: `convrot`, for one, stands for weights that were rotated
+before they were rounded. So are zeros without a description. Writing: int8_tensorwise with a scale
 [out, 1] for every row, q from -128 to 127, and the description in the header. compressed-tensors reads the same file as
 int-quantized, so config.json says that.
 """
@@ -56,14 +56,14 @@ INT8 = "int8_tensorwise"
 
 DESCRIPTION = ".comfy_quant"
 LIMIT = 1 << 16
-"""Bytes of a description; they have some 30."""
+"""Limit of the bytes of a description; usual ones have some 30."""
 
 BYTEWISE = {INT8: "I8", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-"""Formats of a byte for a weight, and what the bytes are."""
+"""Formats with one byte per weight, and the dtype of the bytes."""
 
 KINDS = {"I8": "w8", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
 HARMLESS = ("format", "group_size", "orig_dtype", "orig_shape", "per_row", "full_precision_matrix_mult")
-"""What a description may say that does not change how its weights are decoded."""
+"""Keys of a description that do not change how its weights are decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def _described(infos: Mapping[str, TensorInfo], path: str, layers: Mapping[str, 
 
 
 def _format(name: str, said: Any) -> str:
-    """The format a description names. Raises DataError when it is not known, or there is more to it."""
+    """The format a description names. Raises DataError for an unknown format or further keys."""
     if not isinstance(said, dict):
         raise wrong(name, "its description is not an object")
     more = [key for key, value in said.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
@@ -189,7 +189,7 @@ def _found(infos: Mapping[str, TensorInfo], path: str, said: Any) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is described as ComfyUI describes it, and 8-bit floats with a scale_weight beside them."""
+    """The weights that ComfyUI's descriptions name, and 8-bit floats with a scale_weight beside them."""
     layers = section(config, COMFYUI)
     described = [name.removesuffix(DESCRIPTION) for name in infos if name.endswith(DESCRIPTION)]
     paths = list(dict.fromkeys([*described, *layers]))
@@ -216,7 +216,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why transformers takes no quantized weight in this place of a model that it has."""
+    """Why transformers does not load a quantized weight in this module of a model type that it supports."""
     if not model.takes_packed:
         return "transformers cannot prepare this type of model for such weights"
     if model.holder(module_of(weight.info.name)) == EXPERTS:
@@ -276,7 +276,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     )
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="ComfyUI: int8_tensorwise, float8 and awq_w4a16", find=find)

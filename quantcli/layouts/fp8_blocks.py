@@ -1,4 +1,4 @@
-"""8-bit floats in blocks, as transformers' `fp8` and DeepSeek have them.
+"""8-bit floats in blocks: transformers' `fp8` and DeepSeek.
 
     X             F8_E4M3            [.., out, in]
     X_scale_inv   F32, F16 or BF16   [.., ceil(out/h), ceil(in/w)]   or one number for the tensor
@@ -95,7 +95,7 @@ def _found(stored: _Stored) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """8-bit floats with a scale_inv beside them."""
+    """The weights stored as 8-bit floats with a scale_inv beside them."""
     names = [n for n, info in infos.items() if info.dtype == "F8_E4M3" and f"{n}_scale_inv" in infos]
     return [_found(_stored(infos, name, config)) for name in names if math.prod(infos[name].shape)]
 

@@ -1,6 +1,6 @@
-"""GPTQ: codes down the columns of the turned weight, zero points along the outputs, a group for every input.
+"""GPTQ: codes down the columns of the transposed weight, zero points along the outputs, a group for every input.
 
-A weight of b bits [out, in] (b is 2, 3, 4 or 8) is stored turned, in G groups of inputs, as
+A weight of b bits [out, in] (b is 2, 3, 4 or 8) is stored transposed, in G groups of inputs, as
 
     X.qweight  I32                [in*b/32, out]   codes u from 0 to 2^b-1; the stream of a column runs down the words
     X.qzeros   I32                [G, out*b/32]    zero points, the stream running along the outputs
@@ -15,7 +15,7 @@ first where it is missing.
 Reading: every call reads all of the codes, piece by piece. Writing: both sides are multiples of 32, scales are F16, and
 parameters are repeated where the model has smaller groups than the weight. Symmetric models are the first version.
 Loaders add the one back to whole words, so that a zero point of 0 would carry into its neighbour: models with zero
-points of their own are the second. Bits, groups and version hold for the whole model; layers that are kept stand under
+points of their own are the second. Bits, groups and version hold for the whole model; kept layers are listed under
 `dynamic`.
 """
 
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 BITS = (2, 3, 4, 8)
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
-"""What is added to a stored zero point."""
+"""The number to add to a stored zero point."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class _Stored:
 
 
 def _added(name: str, settings: Mapping[str, Any]) -> int:
-    """What is added to a stored zero point, by the version config.json states."""
+    """The number to add to a stored zero point, by the version in config.json."""
     method = text(settings, "quant_method")
     if method is None:
         raise wrong(name, "the tensors do not tell GPTQ's first version from its second", CONFIG_HINT)
@@ -110,7 +110,8 @@ def _added(name: str, settings: Mapping[str, Any]) -> int:
 
 
 def _bits(name: str, height: int, cols: int | None, settings: Mapping[str, Any]) -> int:
-    """Bits of a code: the shapes tell where the number of inputs is known, config.json must agree or tells."""
+    """Bits of a code: from the shapes where the number of inputs is known (config.json must agree), else from
+    config.json."""
     said = whole(settings, "bits", 1, 32)
     if settings.get("dynamic") and cols is not None:
         said = None
@@ -180,7 +181,7 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is stored as codes running down the inputs."""
+    """The weights that are stored as codes running down the inputs."""
     settings = section(config, "quantization_config")
     found = []
     for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
@@ -210,7 +211,7 @@ GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def shape(weight: Weight) -> str | None:
-    """Why GPTQ has no such weight: both sides fill whole words of 32 codes."""
+    """Why GPTQ cannot store a weight: both sides must fill whole words of 32 codes."""
     why = not_a_matrix(weight)
     if why is None and (odd := [n for n in weight.info.shape if n % 32]):
         return f"{odd[0]} {'rows' if weight.info.shape[0] % 32 else 'columns'} are not a multiple of 32"
@@ -218,7 +219,8 @@ def shape(weight: Weight) -> str | None:
 
 
 def _job(weight: Weight, group: int, added: int) -> Job:
-    """group: of the model, -1 for whole rows. added: what loaders add to a stored zero point."""
+    """The tensors of a weight. group: of the model, -1 for whole rows. added: what loaders add to a stored zero
+    point."""
     scheme, plan = facts(weight)
     module, bits = module_of(weight.info.name), scheme.bits
     size = min(plan.group if group == -1 else group, plan.cols)
@@ -291,7 +293,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     )
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="GPTQ, both versions: qweight, qzeros, scales and g_idx", find=find)

@@ -1,4 +1,4 @@
-"""compressed-tensors' small floats: 4 or 8 bits, and for every group of a row a scale of a byte.
+"""compressed-tensors' small floats: 4 or 8 bits, and a one-byte scale for every group of a row.
 
     nvfp4-pack-quantized   X_packed        U8        [out, in/2]    E2M1, the first of two in the low half
                            X_scale         F8_E4M3   [out, in/16]
@@ -87,7 +87,7 @@ def _found(stored: _Stored) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """Small floats whose scales are bytes."""
+    """The weights stored as small floats with one-byte scales."""
     named = [(small_float_weight(infos, full), info) for full, info in infos.items()]
     return [_found(_stored(infos, name, info)) for name, info in named if name is not None]
 

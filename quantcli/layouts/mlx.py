@@ -86,7 +86,7 @@ class _Stored:
 
 
 def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
-    """What config.json says of a module."""
+    """The settings of config.json for a module."""
     general = section(config, "quantization") or section(config, "quantization_config")
     if text(general, "quant_method") not in (None, "metal"):
         return {}
@@ -207,7 +207,7 @@ def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is stored as codes of 32-bit words with scales beside them, and biases where those are floats."""
+    """The weights stored as codes in 32-bit words with scales beside them, and biases where those are floats."""
     found = []
     for name, info in infos.items():
         stem = name.removesuffix(".weight")
@@ -223,7 +223,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 def shape(weight: Weight) -> str | None:
-    """Why MLX has no such weight: it needs whole groups of 32, 64 or 128 along the last axis."""
+    """Why MLX cannot store a weight: it needs whole groups of 32, 64 or 128 along the last axis."""
     _, plan = facts(weight)
     why = not_a_matrix(weight, most=64)
     if why is None and finer(plan.group, GROUPS) is None:
@@ -269,7 +269,7 @@ def _job(weight: Weight) -> Job:
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why mlx-lm takes no quantized weight in this place."""
+    """Why mlx-lm does not load a quantized weight in this module."""
     if model.holder(module_of(weight.info.name)) == "Conv1D":
         return "mlx-lm transposes this matrix while it loads it, which needs floating-point weights"
     return None
@@ -281,7 +281,7 @@ def _settings(weight: Weight) -> tuple[int, int]:
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """The model as MLX stores it; what most weights have stands for all, the others are named."""
+    """The model as MLX stores it; the settings of most weights are the default, the others are named."""
     own = {module_of(w.info.name): _settings(w) for w in quantized(tensors)}
     (group, bits), _ = Counter(own.values()).most_common(1)[0]
     settings: dict[str, Any] = {"group_size": group, "bits": bits, "mode": "affine"}
@@ -302,7 +302,7 @@ def _notes(tensors: Sequence[Weight]) -> list[str]:
     return notes
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="MLX: affine, mxfp4, mxfp8 and nvfp4", find=find)

@@ -1,4 +1,4 @@
-"""Which tensors are weights of compressed-tensors, and of which bits and groups."""
+"""The weights of compressed-tensors among some tensors, with their bits and groups."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KNOWN = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized"
 
 
 def _settings(config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """What config.json may say of a weight: the groups that name its module, else those that name classes or
-    patterns. Raises DataError when the format is not known."""
+    """The settings of config.json that apply to a weight: the groups that name its module, else those that name classes
+    or patterns. Raises DataError for an unknown format."""
     whole_model = section(config, "quantization_config")
     if text(whole_model, "quant_method") not in (None, "compressed-tensors"):
         return []
@@ -52,13 +52,13 @@ def _settings(config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _packings(cols: int, words: int) -> list[tuple[int, bool]]:
-    """Bits, and whether codes cross words, that give so many words to a row; those that do cross come first."""
+    """Bits, and whether codes cross words, that give this number of words to a row; packings that cross come first."""
     return [(b, dense) for dense in (True, False) for b in BITS if words_of(cols, b, dense) == words]
 
 
 def _columns(name: str, words: int, groups: int, settings: list[dict[str, Any]]) -> int:
-    """Columns by what config.json says, where the shape cannot be read: as many as the groups have, or else as many as
-    there is room for."""
+    """Columns by config.json, where the shape cannot be read: as many as the groups have, or else as many as the words
+    hold."""
     found = set()
     for own in settings:
         bits, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
@@ -72,7 +72,7 @@ def _columns(name: str, words: int, groups: int, settings: list[dict[str, Any]])
 
 
 def _agrees(own: Mapping[str, Any], bits: int, cols: int, groups: int) -> bool:
-    """Whether config.json's figures, where it gives any, are those of the shapes."""
+    """Whether the figures of config.json, where it has any, agree with the shapes."""
     said, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
     if said is not None and said != bits:
         return False
@@ -82,7 +82,7 @@ def _agrees(own: Mapping[str, Any], bits: int, cols: int, groups: int) -> bool:
 
 
 def _granularity(name: str, lead: tuple[int, ...], scale: TensorInfo, settings: list[dict[str, Any]]) -> str:
-    """What shares a scale; blocks are left to who knows their size."""
+    """The granularity of the scales; blocks are left to a caller that knows their size."""
     if scale.numel == 1 and len(scale.shape) < 2:
         return "tensor"
     if scale.shape[:-1] != lead or len(scale.shape) != len(lead) + 1:
@@ -92,7 +92,7 @@ def _granularity(name: str, lead: tuple[int, ...], scale: TensorInfo, settings: 
 
 
 def _zero(infos: Mapping[str, TensorInfo], name: str, settings: list[dict[str, Any]]) -> TensorInfo | None:
-    """The zero points. Raises DataError when config.json says there are some and there are none."""
+    """The zero points. Raises DataError when config.json says there are some but they are missing."""
     if f"{name}_zero_point" in infos:
         return part(infos, f"{name}_zero_point", name, ("I32", "I8"))
     if settings and all(own.get("symmetric") is False for own in settings):
@@ -174,7 +174,7 @@ def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
 
 
 def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """Height and width of the blocks that share a scale, where config.json says there are some."""
+    """Height and width of the blocks that share a scale, where config.json states blocks."""
     blocks = [own.get("block_structure") for own in settings if own["strategy"] == "block"]
     if not blocks:
         return None
@@ -232,7 +232,7 @@ def _scheme(stored: Stored) -> str:
 
 
 def _refuse(infos: Mapping[str, TensorInfo], name: str) -> None:
-    """Raise DataError for layouts of other kinds under the same names."""
+    """Raise DataError for other layouts under the same names."""
     codes, scale = infos[f"{name}_packed"], infos.get(f"{name}_scale")
     if name in infos:
         raise wrong(name, "it is stored both packed and unpacked")
@@ -255,7 +255,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is stored as packed integers with a scale, or as bytes with one."""
+    """The weights that are stored as packed integers with a scale, or as bytes with one."""
     found = []
     for full in infos:
         name = full.removesuffix("_packed")

@@ -1,11 +1,11 @@
-"""The Llama family as llama.cpp wants it: keys from config.json, its names, its order of rows.
+"""The Llama family as llama.cpp expects it: keys from config.json, tensor names, order of rows.
 
-    LlamaForCausalLM, MistralForCausalLM   architecture llama; the rows of q and k are turned
+    LlamaForCausalLM, MistralForCausalLM   architecture llama; the rows of q and k are reordered
     Qwen2ForCausalLM, Qwen3ForCausalLM     architectures qwen2 and qwen3
 
 llama.cpp rotates neighbouring rows of a head where the checkpoint rotates a row with the one half a head later, so
 for `llama` the rows of a head go 0, D/2, 1, D/2 + 1, ...; whole rows, so quantized ones too. Tensors of one dimension
-are F32. Without an own output head there is no output.weight: token_embd.weight serves for both.
+are F32. Without a separate output head there is no output.weight: token_embd.weight serves for both.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FAMILIES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-"""llama.cpp's architecture by the class of transformers."""
+"""llama.cpp's architecture of each class of transformers."""
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-"""general.file_type: what most matrices of a file are."""
+"""general.file_type: the type of most matrices of a file."""
 
 MAX_LAYERS = 10_000
 
@@ -46,8 +46,8 @@ _USELESS = ".rotary_emb.inv_freq"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTensor:
-    """A tensor of the GGUF. source: its name in the checkpoint. shape: in both. heads: of whose rows `turned` gives
-    the order, 0 where they stay. float32: whether llama.cpp takes it as F32 only."""
+    """A tensor of the GGUF. source: its name in the checkpoint. shape: in both. heads: number of heads whose rows
+    `turned` reorders, 0 where rows stay. float32: whether llama.cpp takes it as F32 only."""
 
     name: str
     source: str
@@ -59,7 +59,7 @@ class ModelTensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaModel:
     """A model as llama.cpp loads it. keys: those of the architecture. tensors: in the checkpoint's order. made: F32
-    tensors that are computed. vocabulary: words it has. notes: what it will do differently, a line each."""
+    tensors that are computed. vocabulary: number of its tokens. notes: what llama.cpp does differently, a line each."""
 
     architecture: str
     keys: Mapping[str, Any]
@@ -149,7 +149,7 @@ def _scaling(architecture: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frequencies(config: Mapping[str, Any], base: float, found: Mapping[str, Any], head: int) -> Floats | None:
-    """What every frequency is divided by with Llama 3's scaling (head / 2,); None without.
+    """The divisor of every frequency with Llama 3's scaling (head / 2,); None without.
 
     Long waves are stretched by the factor, short ones stay, those between are blended by their length.
     """
@@ -188,7 +188,7 @@ def _keys(config: Mapping[str, Any], architecture: str, sizes: _Sizes) -> dict[s
 
 
 def _shapes(architecture: str, sizes: _Sizes, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors there must be, by their names in the checkpoint."""
+    """Shapes of the required tensors, by their names in the checkpoint."""
     hidden, inner = sizes.hidden, sizes.inner
     q, kv = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
     layer = {
@@ -213,7 +213,7 @@ def _shapes(architecture: str, sizes: _Sizes, *, tied: bool) -> dict[str, tuple[
 
 
 def _optional(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the biases there may be: llama.cpp adds them where it finds them."""
+    """Shapes of the optional biases: llama.cpp adds them where it finds them."""
     if architecture != "llama":
         return {}
     return {f"{n.removesuffix('weight')}bias": s[:1] for n, s in shapes.items() if "_proj." in n}
@@ -222,7 +222,7 @@ def _optional(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
 def _tensors(
     infos: Sequence[TensorInfo], architecture: str, sizes: _Sizes, *, tied: bool
 ) -> tuple[tuple[ModelTensor, ...], list[str]]:
-    """The tensors of the GGUF, and what is left out."""
+    """The tensors of the GGUF, and the names of those left out."""
     needed = _shapes(architecture, sizes, tied=tied)
     known = needed | _optional(architecture, needed)
     present = {info.name for info in infos}
@@ -252,7 +252,7 @@ def _tensors(
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
-    """llama.cpp's architecture of a model. Raises UsageError for other models, with the list of those that go."""
+    """llama.cpp's architecture of a model. Raises UsageError for other models, with a list of those supported."""
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     if not isinstance(name, str) or name not in FAMILIES:
@@ -263,9 +263,9 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 
 def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> LlamaModel:
-    """The model that config.json and the tensors of a checkpoint make.
+    """The model of the config.json and the tensors of a checkpoint.
 
-    Raises UsageError for another family, DataError for a model of the family that llama.cpp would run otherwise or
+    Raises UsageError for another family, DataError for a model of the family that llama.cpp would run differently or
     not at all, and where tensors and config.json do not match.
     """
     architecture = architecture_of(config)
@@ -296,7 +296,7 @@ def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Llama
 
 
 def turned(rows: int, heads: int) -> NDArray[np.intp]:
-    """For every row of llama.cpp's q or k the row of the checkpoint that it is.
+    """The row of the checkpoint for every row of llama.cpp's q or k.
 
     >>> turned(8, 2).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]

@@ -1,11 +1,11 @@
-"""The words of a model as llama.cpp wants them, from tokenizer.json and tokenizer_config.json.
+"""The vocabulary of a model in llama.cpp's keys, from tokenizer.json and tokenizer_config.json.
 
-    byte-level BPE                      tokenizer.ggml.model gpt2, with merges, where llama.cpp cuts text as it does
+    byte-level BPE                      tokenizer.ggml.model gpt2, with merges, where llama.cpp splits text the same way
     BPE that falls back to bytes        tokenizer.ggml.model llama, with scores in the order of the merges
-    anything else                       no_vocab, and a line that says why: the model runs on numbers of words
+    anything else                       no_vocab, and a line that says why: the model runs on token ids
 
-How text is cut into pieces before BPE is code in llama.cpp, chosen by a name (tokenizer.ggml.pre); here that name is
-found by the pattern in tokenizer.json. What only looks like a known pattern would run, and read text wrongly.
+How text is split into pieces before BPE is code in llama.cpp, chosen by a name (tokenizer.ggml.pre); here that name
+is found by the exact pattern in tokenizer.json: with a similar pattern the model would run, but split text wrongly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PATTERNS = {
         True,
     ): "tekken",
 }
-"""llama.cpp's name of a pattern that text is cut by, and of whether a piece that is a word is taken before merges."""
+"""llama.cpp's name of a pattern that splits text, and whether a piece that is a token itself skips the merges."""
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
@@ -44,8 +44,8 @@ _SPACES = "llama.cpp adds a space before text that already begins with one, or t
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The keys of a GGUF that hold its words; `obstacle` tells why there are none, if there are none, and `note` what
-    llama.cpp will read otherwise."""
+    """The keys of a GGUF that hold its vocabulary; `obstacle` says why there is none, and `note` what llama.cpp
+    tokenizes differently."""
 
     keys: Mapping[str, Any]
     obstacle: str = ""
@@ -53,11 +53,11 @@ class Vocabulary:
 
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""What lies beside the weights and is looked at."""
+"""The files beside the weights that are read."""
 
 
 class _OtherwiseError(Exception):
-    """Words that llama.cpp cannot be told of."""
+    """The tokenizer cannot be expressed in llama.cpp's keys."""
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _is(step: Mapping[str, Any], **fields: Any) -> bool:
 
 
 def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """llama.cpp's name of the way byte-level text is cut. Raises _OtherwiseError."""
+    """llama.cpp's name of the way byte-level text is split. Raises _OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     whole = bool(model.get("ignore_merges"))
@@ -108,8 +108,8 @@ def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a space is put before text, where words mark spaces as SentencePiece does, and what llama.cpp does
-    otherwise. Raises _OtherwiseError."""
+    """Whether a space is added before text, where tokens mark spaces as SentencePiece does, and what llama.cpp does
+    differently. Raises _OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     if not normal and len(steps) == 1 and _is(steps[0], type="Metaspace", replacement=_SPACE):
@@ -125,7 +125,7 @@ def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
 def _words(
     tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
 ) -> tuple[list[str], list[int], dict[str, int]]:
-    """Words by number with their types, and numbers by word. Raises DataError for what is malformed."""
+    """Tokens by id with their types, and ids by token. Raises DataError for a malformed vocabulary."""
     numbers = dict(_object(model.get("vocab"), "vocab"))
     added = tokenizer.get("added_tokens") or []
     kinds: dict[str, int] = {}
@@ -150,7 +150,7 @@ def _words(
 
 
 def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The pairs that are merged, the first first. Raises DataError for what is malformed."""
+    """The merged pairs in order. Raises DataError for malformed merges."""
     merges = model.get("merges")
     for merge in merges if isinstance(merges, list) else [None]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -174,7 +174,8 @@ def _byte_level(
 def _falling_back(
     tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """llama.cpp merges the pair whose word has the highest score: here the one that is merged first."""
+    """Keys with scores: llama.cpp merges the pair whose token has the highest score, here the one that is merged
+    first."""
     prefix, _ = _prefix(tokenizer)
     words, types, numbers = _words(tokenizer, model, size)
     if not all(f"<0x{byte:02X}>" in numbers for byte in range(256)):
@@ -196,7 +197,7 @@ def _falling_back(
 
 
 def _begins(tokenizer: Mapping[str, Any], end: bool) -> str | None:
-    """The special token that the tokenizer puts before text, or behind it; None for none."""
+    """The special token that the tokenizer adds before or after text; None where it adds none."""
     for step in _steps(tokenizer.get("post_processor"), "processors"):
         pieces = step.get("single")
         if step.get("type") == "TemplateProcessing" and isinstance(pieces, list) and pieces:
@@ -214,7 +215,7 @@ def _special(
     numbers: Mapping[str, int],
     size: int,
 ) -> dict[str, Any]:
-    """Numbers of the special tokens, and whether text begins and ends with one."""
+    """Ids of the special tokens, and whether text begins and ends with one."""
     keys: dict[str, Any] = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token = settings.get(f"{name}_token")
@@ -246,7 +247,7 @@ def _template(beside: Beside, settings: Mapping[str, Any]) -> str | None:
 
 
 def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabulary:
-    """The words of a checkpoint whose embedding has `size` rows; words that are missing are filled up.
+    """The vocabulary of a checkpoint whose embedding has `size` rows; missing tokens are filled up.
 
     Raises DataError for a tokenizer.json that is malformed.
     """
