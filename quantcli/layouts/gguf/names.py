@@ -82,7 +82,7 @@ def hf_name(name: str) -> str | None:
 
 
 def imatrix_name(name: str) -> tuple[str, int | None] | None:
-    """The name of a tensor in an importance matrix of llama.cpp, and the number of its expert; None for both where
+    """The name of a tensor in an importance matrix of llama.cpp, and the number of its expert; None where
     llama.cpp has no such name.
 
     >>> imatrix_name("model.layers.0.mlp.experts.7.up_proj.weight")

@@ -1,4 +1,4 @@
-"""Weights that the nodes of an ONNX graph decode: what they are stored as, and their numbers as float32."""
+"""Weights that the nodes of an ONNX graph decode: their parts, and their values as float32."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
 
 KEY = "onnx"
-"""Under it the graph stands in what `find` takes for config.json."""
+"""The key under which `find` gets the graph in place of config.json."""
 
 BITS = (2, 4, 8)
 INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4"}
@@ -135,7 +135,7 @@ def _multiplied(infos: Mapping[str, TensorInfo], node: Node) -> Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Linear:
-    """A weight as rows, and how its scales lie: as rows of `width`, of which a row of weights has one.
+    """A weight as rows, and the arrangement of its scales: rows of `width`, one for each row of weights.
 
     block: indices of the axis that share a scale; before, inner: rows that one index of an axis but the last has in
     the axes behind it, 0 where the axis is the last or there is none.
@@ -195,7 +195,7 @@ def _axis(node: Node, shape: tuple[int, ...], scale: TensorInfo) -> tuple[int | 
 
 
 def _kind(info: TensorInfo, packed: Mapping[str, Packed]) -> tuple[str, int]:
-    """What the elements of a tensor are, for people, and their bits. Raises DataError for what is not decoded here."""
+    """A name for the elements of a tensor, and their bits. Raises DataError for unsupported elements."""
     own = packed.get(info.name)
     if own is not None and not own.is_float:
         return f"w{own.bits}", own.bits
@@ -300,13 +300,13 @@ def _decoded(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, P
 
 
 def _is_weight(node: Node, infos: Mapping[str, TensorInfo], packed: Mapping[str, Packed]) -> bool:
-    """Whether what a node decodes is in the file, and more than a number."""
+    """Whether the tensor that a node decodes is in the file, and more than a single number."""
     info = infos.get(node.weight)
     return info is not None and bool(packed[info.name].shape if info.name in packed else info.shape)
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What the nodes of an ONNX graph decode."""
+    """The weights that the nodes of an ONNX graph decode."""
     graph = config.get(KEY)
     if not isinstance(graph, Graph):
         return []
@@ -325,7 +325,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 def _with_parts(weight: Found, taken: set[str]) -> Found:
-    """A weight with those of its parts that no weight before it has: several may share a zero point."""
+    """A weight with the parts that no earlier weight has: several may share a zero point."""
     parts = tuple(p for p in weight.parts if p.name not in taken)
     taken.update(p.name for p in parts)
     return replace(weight, parts=parts)
