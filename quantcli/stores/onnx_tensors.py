@@ -23,14 +23,14 @@ _TEXT = 8
 UNKNOWN = {0: "undefined", 15: "complex128"}
 MOST_DIMENSIONS = 64
 MOST_ELEMENTS = 1 << 23
-"""Bytes that elements one by one may take in the file, all together."""
+"""Largest total size in bytes of elements that are stored one by one."""
 
 MOST_FILES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What a tensor of U8 really is: numbers of so many bits, and its shape."""
+    """The real type of a U8 tensor: the bits of its numbers, and its shape."""
 
     bits: int
     signed: bool
@@ -59,13 +59,13 @@ class Entry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, of numbers that are packed in bytes theirs."""
+        """Its shape; for numbers packed in bytes, the shape of the numbers."""
         return self.info.shape if self.packed is None else self.packed.shape
 
 
 @dataclass(slots=True)
 class _Tensor:
-    """The fields of a TensorProto as they come."""
+    """The fields of a TensorProto in file order."""
 
     name: str = ""
     kind: int = 0
@@ -79,7 +79,7 @@ class _Tensor:
 
 _ONE_BY_ONE = {4: "float_data", 5: "int32_data", 7: "int64_data", 10: "double_data", 11: "uint64_data"}
 _FIELD_OF = {"F32": 4, "C64": 4, "F64": 10, "I64": 7, "U64": 11, "U32": 11}
-"""Which of them holds a dtype; int32_data all others."""
+"""The field that holds each dtype; int32_data holds all others."""
 
 
 def pair(wire: Wire, message: Field) -> tuple[str, str]:
@@ -89,7 +89,7 @@ def pair(wire: Wire, message: Field) -> tuple[str, str]:
 
 
 def tensor_fields(wire: Wire, message: Field) -> _Tensor:
-    """The fields of a TensorProto. Raises DataError for one that is there twice, or a segment."""
+    """The fields of a TensorProto. Raises DataError for a duplicate field or a segment."""
     found, seen = _Tensor(), set[int]()
     for own in wire.inside(message):
         if own.number in (2, 8, 9, 14) and own.number in seen:
@@ -128,7 +128,8 @@ def _decimal(external: Mapping[str, str], key: str, otherwise: int) -> int:
 
 
 class Elements:
-    """Where the elements of tensors are: in the file, in files beside it, or here. beside: those files by location."""
+    """The places of the elements of tensors: in the file, in files beside it, or in memory. beside: those files by
+    location."""
 
     def __init__(self, file: InputFile, wire: Wire) -> None:
         self.file, self.wire = file, wire
@@ -159,7 +160,7 @@ class Elements:
         return file, begin
 
     def _packed_floats(self, found: _Tensor, nbytes: int) -> Field | None:
-        """The field that holds all elements as they would be in raw_data."""
+        """The field that holds all elements in the same form as raw_data."""
         fields = [own for number, group in found.typed.items() for own in group if number in (4, 10)]
         return fields[0] if len(fields) == 1 and (fields[0].kind, fields[0].size) == (BYTES, nbytes) else None
 
@@ -191,7 +192,7 @@ class Elements:
         return bytes(out)
 
     def entry(self, found: _Tensor) -> Entry:
-        """A tensor and the place of its bytes. Raises DataError where they are not those of its shape."""
+        """A tensor and the place of its bytes. Raises DataError where they do not match its shape."""
         if any(n < 0 for n in found.dims):
             raise DataError(f"dimension {min(found.dims)} is not a whole number of 0 or more")
         if found.is_text:
@@ -241,9 +242,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a file says of its tensors: the nodes that decode some, and what those of U8 are that are something else.
+    """The facts about the tensors of a file: the nodes that decode some, and the real types of packed U8 tensors.
 
-    computed: weights that nodes compute with as codes, which nothing here decodes, by name with the operator.
+    computed: weights that nodes compute with as codes, which quantcli does not decode, by name with the operator.
     """
 
     nodes: tuple[Node, ...]

@@ -1,4 +1,4 @@
-"""As much of the protobuf wire format as a file of tensors takes: fields of numbers, of bytes and of messages."""
+"""The part of the protobuf wire format that a file of tensors needs: fields of numbers, of bytes and of messages."""
 
 from __future__ import annotations
 

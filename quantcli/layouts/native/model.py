@@ -68,7 +68,7 @@ class Tensor:
 
     @property
     def scheme(self) -> Scheme | None:
-        """How it was quantized; None when it is stored as it was."""
+        """Its scheme; None for a kept tensor."""
         return self.stored.scheme
 
     def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
@@ -197,7 +197,7 @@ class Tensor:
         return to_float32(raw, dtype.name).reshape(stored.info.shape)
 
     def quantized(self) -> QuantizedTensor:
-        """The tensor in quantized form, in memory. Raises DataError when it is stored as it was."""
+        """The tensor in quantized form, in memory. Raises DataError for a kept tensor."""
         scheme, plan = self.stored.scheme, self.stored.layout
         if scheme is None or plan is None:
             raise DataError("it is not quantized", place=[self._source.path, printable(self.name)])
