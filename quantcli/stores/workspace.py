@@ -142,7 +142,7 @@ def is_own(path: str, kind: Callable[[int], bool]) -> bool:
 
 def remove(path: str, *, strict: bool = True) -> None:
     """Remove a file, a link or a folder with its contents, if it exists; of a folder as much as can be removed."""
-    # A signal within rmtree can be lost: what rmtree closes a second time because of it fails, and that error is reported.
+    # A signal within rmtree can be lost: rmtree then closes a descriptor twice, and that error is reported instead.
     with interrupts.deferred(), contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path, ignore_errors=not strict)
