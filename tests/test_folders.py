@@ -158,7 +158,7 @@ OTHERS = {"layers.0.wq.weight": gaussian(64, 128, seed=1)}
 
 
 @pytest.mark.parametrize(("ours", "other", "why"), [
-    ("model.safetensors", "consolidated.safetensors", "the weights once more under Mistral's names"),
+    ("model.safetensors", "consolidated.safetensors", "the same weights under Mistral's names"),
     ("model.safetensors", "model.fp16.safetensors", "a variant of model.safetensors"),
     ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.non_ema.safetensors", "a variant of"),
 ])  # fmt: skip

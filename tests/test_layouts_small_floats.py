@@ -91,7 +91,7 @@ def test_more_dimensions_in_mlx() -> None:
 MLX, NV, MX4, MX8 = mlx("mxfp4")[0], ct("nvfp4")[0], ct("mxfp4")[0], ct("mxfp8")[0]
 ONE = floats(np.ones(1), "F32")
 WRONG: dict[str, tuple[Parts, Any, str]] = {
-    "mlx mode": (MLX, quantization(mode="nvfp4"), "those of mxfp4, and config.json says nvfp4"),
+    "mlx mode": (MLX, quantization(mode="nvfp4"), "those of mxfp4, but config.json says nvfp4"),
     "mlx affine": (MLX, quantization(mode="affine", bits=4), "config.json says affine, 4"),
     "mlx bits": (MLX, quantization(bits=8), "config.json says mxfp4, 8"),
     "mlx group": (MLX, quantization(group_size=16), "config.json says mxfp4, 16"),
@@ -99,11 +99,11 @@ WRONG: dict[str, tuple[Parts, Any, str]] = {
     "mlx rows": (changed(MLX, "m.scales", shape=(6, 4)), {}, "in no mode of MLX"),
     "mlx groups": (changed(MLX, "m.scales", shape=(7, 3)), {}, "in no mode of MLX"),
     "mlx vector": (changed(MLX, "m.weight", shape=(16,)), {}, "in no mode of MLX"),
-    "mlx global": ({**MLX, "m.global_scale": ONE}, {}, "global_scale beside scales of a byte"),
+    "mlx global": ({**MLX, "m.global_scale": ONE}, {}, "global_scale beside one-byte scales"),
     "nv no global": (without(NV, "m.weight_global_scale"), {}, "m.weight_global_scale is missing"),
     "nv globals": ({**NV, "m.weight_global_scale": floats(np.ones(7), "F32")}, {}, "global_scale is not known"),
-    "nv groups": (changed(NV, "m.weight_scale", shape=(7, 2)), {}, "are not those of groups of 16 of 7 x 64"),
-    "mx rows": (changed(MX4, "m.weight_scale", shape=(6, 4)), {}, "are not those of groups of 32"),
+    "nv groups": (changed(NV, "m.weight_scale", shape=(7, 2)), {}, "do not match groups of 16 of 7 x 64"),
+    "mx rows": (changed(MX4, "m.weight_scale", shape=(6, 4)), {}, "do not match groups of 32"),
     "mx dimensions": (changed(MX4, "m.weight_scale", shape=(28,)), {}, "1 dimensions"),
     "mx six": (changed(MX4, "m.weight_packed", shape=(7, 96)), {}, "MXFP6"),
     "mx global": ({**MX4, "m.weight_global_scale": ONE}, {}, "global_scale is not known"),
