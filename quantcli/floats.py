@@ -42,9 +42,9 @@ def _refuse_quantized(source: Source, src: str, layout: str, say: Callable[[str]
     except DataError as error:
         raise error.within(source.path) from None
     if found is None:
-        said = evidence.out_of_date(source, config)
-        if said is not None:
-            say(f"{src}: {said}: all tensors are read as plain floats")
+        stale = evidence.out_of_date(source, config)
+        if stale is not None:
+            say(f"{src}: {stale}: all tensors are read as plain floats")
     elif layout == "auto" or source.documents or source.blocks:
         if not found.certain:
             problem = f"this looks quantized already ({found.layout}): {found.seen}"

@@ -72,8 +72,8 @@ def headline(package: str, name: str, offer: str | None = None) -> str:
     >>> headline("layouts", "mlx", "READS")
     'MLX: affine, mxfp4, mxfp8 and nvfp4'
     """
-    said = r'\A"""(.+?)\.?(?:"""|\n)' if offer is None else rf'^{offer} = \w+\(\s*summary="([^"]*)"'
-    found = re.search(said, _text(package, name.replace("-", "_")), re.MULTILINE)
+    pattern = r'\A"""(.+?)\.?(?:"""|\n)' if offer is None else rf'^{offer} = \w+\(\s*summary="([^"]*)"'
+    found = re.search(pattern, _text(package, name.replace("-", "_")), re.MULTILINE)
     return found[1] if found is not None else ""
 
 

@@ -99,12 +99,12 @@ def _described(infos: Mapping[str, TensorInfo], path: str, layers: Mapping[str, 
     return found
 
 
-def _format(name: str, said: Any) -> str:
+def _format(name: str, description: Any) -> str:
     """The format a description names. Raises DataError for an unknown format or further keys."""
-    if not isinstance(said, dict):
+    if not isinstance(description, dict):
         raise wrong(name, "its description is not an object")
-    more = [key for key, value in said.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
-    kind = text(said, "format")
+    more = [key for key, value in description.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
+    kind = text(description, "format")
     if kind is None or (kind not in BYTEWISE and kind != "awq_w4a16"):
         raise wrong(name, f"ComfyUI format {kind} is not supported")
     if more:
@@ -140,7 +140,7 @@ def _decode_bytewise(stored: _Bytewise, read: Read, first: int, last: int) -> Fl
     return scaled(codes.reshape(last - first, cols), scale[:, None], None, cols)
 
 
-def _nibbles(infos: Mapping[str, TensorInfo], name: str, said: Mapping[str, Any]) -> Found:
+def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[str, Any]) -> Found:
     codes = part(infos, name, name, ("I8", "U8"))
     scale, zeros = (part(infos, f"{name}_{which}", name, FLOATS) for which in ("scale", "zeros"))
     (rows, held), (groups, outputs) = matrix(codes, name), matrix(scale, name)
@@ -148,8 +148,10 @@ def _nibbles(infos: Mapping[str, TensorInfo], name: str, said: Mapping[str, Any]
         shapes = ", ".join(str(list(i.shape)) for i in (codes, scale, zeros))
         raise wrong(name, f"codes, scales and zeros do not match: {shapes}")
     cols = held * 2
-    if whole(said, "group_size", 1, 1 << 30) not in (None, cols // groups):
-        raise wrong(name, f"{groups} groups of {cols} columns, but its description says groups of {said['group_size']}")
+    if whole(description, "group_size", 1, 1 << 30) not in (None, cols // groups):
+        raise wrong(
+            name, f"{groups} groups of {cols} columns, but its description says groups of {description['group_size']}"
+        )
     stored = _Nibbles(name=name, cols=cols, group=cols // groups, codes=codes, scale=scale, zeros=zeros)
     return Found(
         name=name,
@@ -178,11 +180,13 @@ def _decode_nibbles(stored: _Nibbles, read: Read, first: int, last: int) -> Floa
     return out.reshape(last - first, stored.cols)
 
 
-def _found(infos: Mapping[str, TensorInfo], path: str, said: Any) -> Found:
+def _found(infos: Mapping[str, TensorInfo], path: str, description: Any) -> Found:
     name = f"{path}.weight"
-    kind = _format(name, said)
+    kind = _format(name, description)
     found = (
-        _nibbles(infos, name, said) if kind == "awq_w4a16" else _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
+        _nibbles(infos, name, description)
+        if kind == "awq_w4a16"
+        else _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
     )
     own = infos.get(f"{path}{DESCRIPTION}")
     return found if own is None else replace(found, parts=(*found.parts, own))

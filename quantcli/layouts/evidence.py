@@ -211,21 +211,21 @@ def claimed(config: Mapping[str, Any]) -> str | None:
     sections = [config, *(v for v in config.values() if isinstance(v, dict))]  # multimodal models have one for the text
     for section in sections[:100]:
         for key in keys:
-            said = section.get(key)
-            if isinstance(said, dict) and said and (section is config or key == keys[0]):
-                return f"config.json has {key}{_method(said)}"
+            claim = section.get(key)
+            if isinstance(claim, dict) and claim and (section is config or key == keys[0]):
+                return f"config.json has {key}{_method(claim)}"
     for name in CONFIGS[2:]:
-        said = config.get(name)
-        own = said.get("quantization", said) if isinstance(said, dict) else None
+        claim = config.get(name)
+        own = claim.get("quantization", claim) if isinstance(claim, dict) else None
         if isinstance(own, dict) and own and ("quant_algo" not in own or own["quant_algo"]):
             return f"{name} is present{_method(own)}"
     return None
 
 
-def _method(said: Mapping[str, Any]) -> str:
+def _method(claim: Mapping[str, Any]) -> str:
     for key in ("quant_method", "quant_algo", "mode", "format", "bits", "w_bit"):
-        if isinstance(said.get(key), (str, int)) and said[key]:
-            return f" ({key} {printable(str(said[key]), 60)})"
+        if isinstance(claim.get(key), (str, int)) and claim[key]:
+            return f" ({key} {printable(str(claim[key]), 60)})"
     return ""
 
 
@@ -252,9 +252,9 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
 
 
 def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
-    known, said = of_layout(infos) or _of_reader(infos, config), claimed(config)
+    known, claim = of_layout(infos) or _of_reader(infos, config), claimed(config)
     if known is not None:
-        seen = f"{known.seen}, and {said}" if said is not None else known.seen
+        seen = f"{known.seen}, and {claim}" if claim is not None else known.seen
         return Evidence(layout=known.layout, seen=seen)
     return _of_claim(infos, config) or _of_codes(infos.values())
 
@@ -281,11 +281,11 @@ def _of_claim(
     infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = (*WHOLE, *SMALL_FLOATS)
 ) -> Evidence | None:
     """Evidence from a configuration, where a tensor of one of these dtypes can be codes."""
-    said = claimed(config)
+    claim = claimed(config)
     codes = next((info for info in infos.values() if _can_be_codes(info) and info.dtype in dtypes), None)
-    if said is None or codes is None:
+    if claim is None or codes is None:
         return None
-    return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {said}")
+    return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {claim}")
 
 
 def _of_nodes(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | None:
@@ -315,8 +315,8 @@ def _computed_with(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | 
 
 def out_of_date(source: Source, config: Mapping[str, Any]) -> str | None:
     """The claim of a configuration that a source without any sign of it is quantized; None without such a claim."""
-    said = None if source.kind in OWN else claimed(config)
-    return f"{said}, but no tensor is stored as codes" if said is not None else None
+    claim = None if source.kind in OWN else claimed(config)
+    return f"{claim}, but no tensor is stored as codes" if claim is not None else None
 
 
 def undecoded(

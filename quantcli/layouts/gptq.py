@@ -112,16 +112,16 @@ def _added(name: str, settings: Mapping[str, Any]) -> int:
 def _bits(name: str, height: int, cols: int | None, settings: Mapping[str, Any]) -> int:
     """Bits of a code: from the shapes where the number of inputs is known (config.json must agree), else from
     config.json."""
-    said = whole(settings, "bits", 1, 32)
+    stated = whole(settings, "bits", 1, 32)
     if settings.get("dynamic") and cols is not None:
-        said = None
-    bits = said if cols is None else height * 32 // cols
+        stated = None
+    bits = stated if cols is None else height * 32 // cols
     if bits is None:
         raise wrong(name, "without g_idx the shapes fit several bit widths", CONFIG_HINT)
     if bits not in BITS or (cols is not None and height * 32 != bits * cols):
         raise wrong(name, f"{height} words do not hold codes of {f'{bits} bits' if cols is None else f'{cols} inputs'}")
-    if said not in (None, bits):
-        raise wrong(name, f"its codes have {bits} bits, but config.json says {said}")
+    if stated not in (None, bits):
+        raise wrong(name, f"its codes have {bits} bits, but config.json says {stated}")
     return bits
 
 

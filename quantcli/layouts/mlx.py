@@ -111,9 +111,9 @@ def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: 
         if width * 32 == groups * g * b
     ]
     if not fitting:
-        said = f" of {bits} bits" if bits else ""
-        said += f" in groups of {group}" if group else ""
-        raise wrong(name, f"{width} words and {groups} scales in a row do not hold codes{said}")
+        expected = f" of {bits} bits" if bits else ""
+        expected += f" in groups of {group}" if group else ""
+        raise wrong(name, f"{width} words and {groups} scales in a row do not hold codes{expected}")
     if len(fitting) > 1:
         choices = " or ".join(f"{b} bits in groups of {g}" for b, g in fitting)
         raise wrong(name, f"the shapes fit {choices}", CONFIG_HINT)
@@ -169,8 +169,8 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
     mode, (bits, group, kind) = fitting[0]
     stated = text(settings, "mode") or mode, whole(settings, "bits", 1, 8), whole(settings, "group_size", 1, 1 << 20)
     if stated[0] != mode or stated[1] not in (None, bits) or stated[2] not in (None, group):
-        said = ", ".join(str(value) for value in stated if value is not None)
-        raise wrong(name, f"its shapes are those of {mode}, but config.json says {said}")
+        values = ", ".join(str(value) for value in stated if value is not None)
+        raise wrong(name, f"its shapes are those of {mode}, but config.json says {values}")
     return Found(
         name=name,
         shape=(*codes.shape[:-1], scale.shape[-1] * group),

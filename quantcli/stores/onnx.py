@@ -238,7 +238,7 @@ class _Reader:
             if not entry.shape or (len(entry.shape) == 1 and not DTYPES[entry.info.dtype].is_float):
                 del self.entries[name]
 
-    def told(self) -> Graph:
+    def result(self) -> Graph:
         """The facts about tensors that the nodes give."""
         nodes, computed = list[Node](), dict[str, str]()
         for scope, operator, inputs, numbers in self.taken:
@@ -274,7 +274,7 @@ class OnnxFile(Source):
         self._entries = reader.entries
         self._beside = list(reader.elements.beside.values())
         self.metadata = {key: value for key, value in reader.metadata.items() if key != "quantcli"}
-        self.graph = reader.told()
+        self.graph = reader.result()
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]

@@ -73,8 +73,8 @@ def _columns(name: str, words: int, groups: int, settings: list[dict[str, Any]])
 
 def _agrees(own: Mapping[str, Any], bits: int, cols: int, groups: int) -> bool:
     """Whether the figures of config.json, where it has any, agree with the shapes."""
-    said, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
-    if said is not None and said != bits:
+    stated, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
+    if stated is not None and stated != bits:
         return False
     if own["strategy"] in ("channel", "tensor"):
         return groups == 1

@@ -77,8 +77,8 @@ def _whole(config: Mapping[str, Any], key: str, default: Any = None) -> int:
     value = config.get(key)
     value = default if value is None else value
     if type(value) is not int or not 1 <= value < 1 << 31:
-        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a whole number of 1 or more"
-        raise _refuse(said, key)
+        problem = "is missing" if value is None else f"{printable(repr(value), 40)} is not a whole number of 1 or more"
+        raise _refuse(problem, key)
     return value
 
 
@@ -86,8 +86,8 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None) -
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a number above 0"
-        raise _refuse(said, key)
+        problem = "is missing" if value is None else f"{printable(repr(value), 40)} is not a number above 0"
+        raise _refuse(problem, key)
     return float(value)
 
 

@@ -227,10 +227,10 @@ def _special(
         if type(number) is int and 0 <= number < size:
             keys[f"{key}_token_id"] = number
     for name in ("bos", "eos"):
-        said = settings.get(f"add_{name}_token")
+        setting = settings.get(f"add_{name}_token")
         token = _begins(tokenizer, end=name == "eos")
         own = token is not None and numbers.get(token) == keys.get(f"{name}_token_id")
-        keys[f"add_{name}_token"] = said if isinstance(said, bool) else own
+        keys[f"add_{name}_token"] = setting if isinstance(setting, bool) else own
     return keys
 
 

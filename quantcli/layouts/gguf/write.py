@@ -278,8 +278,8 @@ def _conversion(
     own = {**general, **keys, "quantcli.version": __version__}
     lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
 
-    def files(base: str, told: str) -> list[Bytewise]:
-        found = lay_out({**own, KEY: told}, shapes)
+    def files(base: str, record: str) -> list[Bytewise]:
+        found = lay_out({**own, KEY: record}, shapes)
         pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
         return [Bytewise(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
 

@@ -123,14 +123,14 @@ def _tensor(info: TensorInfo) -> bytes:
     return dims + number(2, _TYPES[info.dtype]) + text(8, info.name)
 
 
-def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
     """One file that holds the tensors itself."""
     heads = []
     for info in outputs:
         own = _tensor(info) + opened(9, info.nbytes)
         heads.append(opened(5, len(own) + info.nbytes) + own)
     graph = len(nodes) + sum(map(len, heads)) + sum(info.nbytes for info in outputs)
-    start = _model(told) + opened(7, graph) + nodes
+    start = _model(record) + opened(7, graph) + nodes
     at, offsets, pieces = len(start), {}, [(0, start)]
     for head, info in zip(heads, outputs):
         pieces.append((at, head))
@@ -139,7 +139,7 @@ def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -
     return [Bytewise(name=base, size=at, offsets=offsets, pieces=pieces)]
 
 
-def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
     """A file that refers to the tensors in a second one, each starting on a new page."""
     at, offsets, tensors = 0, {}, b""
     for info in outputs:
@@ -149,25 +149,25 @@ def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -
         external = b"".join(message(13, text(1, key) + text(2, value)) for key, value in place.items())
         tensors += message(5, _tensor(info) + external + number(14, 1))
         at += info.nbytes
-    whole = _model(told) + message(7, nodes + tensors)
+    whole = _model(record) + message(7, nodes + tensors)
     return [
         Bytewise(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
         Bytewise(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
     ]
 
 
-def _model(told: str) -> bytes:
+def _model(record: str) -> bytes:
     """ModelProto without its graph."""
     opsets = message(8, text(1, "") + number(2, 21)) + message(8, text(1, "com.microsoft") + number(2, 1))
-    metadata = message(14, text(1, KEY) + text(2, told))
+    metadata = message(14, text(1, KEY) + text(2, record))
     return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets + metadata
 
 
-def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
     parts = [_node(w) for w in weights]
     nodes = b"".join(own for number in range(3) for own in (part[number] for part in parts)) + text(2, "weights")
-    files = _inside(nodes, outputs, base, told)
-    return files if files[0].size <= LIMIT else _beside(nodes, outputs, base, told)
+    files = _inside(nodes, outputs, base, record)
+    return files if files[0].size <= LIMIT else _beside(nodes, outputs, base, record)
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
