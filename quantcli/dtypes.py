@@ -22,7 +22,7 @@ class DType:
     quantizable: bool = False
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of so many elements; half bytes are rounded up."""
+        """Bytes of a number of elements; half bytes are rounded up."""
         return (elements * self.bits + 7) // 8
 
 
@@ -54,7 +54,7 @@ DTYPES = {d.name: d for d in _TABLE}
 """Every dtype of safetensors 0.8 by name."""
 
 FROM_NUMPY = {d.numpy[1:]: d for d in _TABLE if d.numpy}
-"""The same by numpy's kind and size, such as `f4`."""
+"""The same dtypes by numpy's kind and size, such as `f4`."""
 
 LONG_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 """Names of the float dtypes on the command line and in a scheme."""
@@ -82,7 +82,7 @@ def _float8_values(name: str) -> NDArray[np.float32]:
 
 
 def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """The float32 values of the bytes of a float tensor: one-dimensional, exact but for F64.
+    """The float32 values of the bytes of a float tensor: one-dimensional, exact except for F64.
 
     `raw` is a one-dimensional uint8 array; F64 is rounded to nearest, and values beyond float32 become infinite.
     """

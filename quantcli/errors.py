@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 _LOG_COMMAND = re.compile(r"##(?=\[|vso\[)")
-"""What the logs of GitHub Actions and Azure Pipelines treat as a command anywhere in a line."""
+"""Text that the logs of GitHub Actions and Azure Pipelines treat as a command anywhere in a line."""
 
 
 def printable(text: str, limit: int = 512) -> str:

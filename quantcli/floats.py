@@ -54,7 +54,7 @@ def _refuse_quantized(source: Source, src: str, layout: str, say: Callable[[str]
 
 
 def _way_out(source: Source, src: str) -> str:
-    """What to do with a quantized source: decode it where that is possible."""
+    """The hint for a quantized source: decode it where that is possible."""
     try:
         decoded = not is_stream(source) and bool(Model(Stored(source), src).quantized)
     except DataError:

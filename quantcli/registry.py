@@ -58,7 +58,7 @@ def _text(package: str, name: str) -> str:
 
 @cache
 def get(package: str, name: str, offer: str | None = None) -> Any:
-    """What the variant's module provides. Raises KeyError for an unknown name."""
+    """The object that the variant's module provides. Raises KeyError for an unknown name."""
     if name not in names(package, offer):
         raise KeyError(name)
     return getattr(importlib.import_module(f"quantcli.{package}.{name.replace('-', '_')}"), offer or "PROVIDES")

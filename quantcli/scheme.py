@@ -70,7 +70,7 @@ class Scheme:
 
     @property
     def shares_levels(self) -> bool:
-        """Whether levels are learned that all groups of the tensor share, each with a scale of its own."""
+        """Whether learned levels are shared by all groups of the tensor, each of which has a separate scale."""
         return self.family == "learned" and self.granularity == "group"
 
     @property

@@ -40,8 +40,8 @@ class Ideal:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Levels (count,) that the groups of a tensor share, each with a scale of its own; `step` counts the
-    passes so far, and `done` marks them as final."""
+    """Levels (count,) shared by the groups of a tensor, each of which has a separate scale; `step` counts the passes so
+    far, and `done` marks the levels as final."""
 
     levels: Array
     factor: float

@@ -3,10 +3,10 @@
 Per tensor and per channel the levels are globally optimal: one-dimensional k-means by dynamic programming on the exact
 histogram (16-bit weights) or a fine weighted one (float32). `effort` fast takes plain Lloyd iterations instead.
 
-With groups, every group has a scale of its own, and one set of levels serves the normalised weights of the tensor.
+With groups, every group has a separate scale, and one set of levels serves the normalised weights of the tensor.
 The levels start as the optimal ones of all weights divided by the extreme of their group, sign included, so that the
-far end of the levels is known; then scales and levels are refined by turns: each group tries scales around its
-extreme, of both signs, the best one counts, and each level moves to (and, but for the last rounds, beyond) the mean
+far end of the levels is known; then scales and levels are refined alternately: each group tries scales around its
+extreme, of both signs, the best one counts, and each level moves to (and, except in the last rounds, beyond) the mean
 of its weights. That happens on a sample of up to 262,144 weights, spread evenly; then every group tries its scales
 against the final levels. Scales are tried as the values the file can hold, such as the few of E4M3. A factor keeps
 them in its range and is part of the levels.

@@ -56,7 +56,7 @@ def code_grid(scheme: Scheme) -> CodeGrid:
 
 
 def reach(scheme: Scheme) -> float:
-    """What the largest weight, or for asymmetric schemes the range, is divided by for a scale that clips nothing.
+    """The divisor of the largest weight, or for asymmetric schemes of the range, for a scale that clips nothing.
 
     >>> from quantcli import Scheme
     >>> reach(Scheme(bits=4)), reach(Scheme(bits=4, symmetric=False)), reach(Scheme(format="fp8-e4m3"))

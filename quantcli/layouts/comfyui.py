@@ -1,6 +1,6 @@
 """ComfyUI: signed bytes, 8-bit floats or packed nibbles, and for every module a description that says which.
 
-The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either in a tensor of its own, X.comfy_quant
+The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either in a separate tensor, X.comfy_quant
 (U8), or in the header of the file under `_quantization_metadata`, `{"layers": {"X": ...}}`.
 
     int8_tensorwise                X.weight        I8                 [out, in]    q

@@ -206,7 +206,7 @@ def layers(source: Source) -> dict[str, Any]:
 
 
 def claimed(config: Mapping[str, Any]) -> str | None:
-    """What a configuration says about quantization; None when it says nothing."""
+    """The claim of a configuration that its model is quantized; None without one."""
     keys = ("quantization_config", "compression_config", "quantization")
     sections = [config, *(v for v in config.values() if isinstance(v, dict))]  # multimodal models have one for the text
     for section in sections[:100]:

@@ -9,14 +9,14 @@ stored as
 
 and is scale * u + bias, here in float32. b is 2, 3, 4, 5, 6 or 8. With 4 bits the codes 0 to 7 are the bytes
 `10 32 54 76`. Shapes give only b*g = 32*words/groups, so that 4 bits in groups of 64 look like 8 bits in groups of 32:
-config.json tells, under `quantization` or `quantization_config`, for all modules and for single ones by name.
+config.json decides, under `quantization` or `quantization_config`, for all modules and for single ones by name.
 
 In the modes of small floats it is
 
     X.weight   U32   [out, in*b/32]   mxfp4, nvfp4: E2M1, the first of a word in its low bits; mxfp8: E4M3
     X.scales   U8    [out, in/g]      mxfp4, mxfp8: E8M0, g is 32; nvfp4: E4M3, g is 16
 
-and is float * scale. These are told by words/groups: 4, 2 and 8; config.json must not say something else.
+and is float * scale. They differ in words/groups: 4, 2 and 8; config.json must not contradict that.
 
 Writing: `affine` with the native codes word for word, scales in their native dtype, repeated where the native groups
 are larger, and the bias -zero * scale, or a float offset as it is. -2^(b-1) * scale is exact in every float dtype, so

@@ -65,7 +65,7 @@ def finer(group: int, sizes: Sequence[int]) -> int | None:
 
 
 def plain(info: TensorInfo) -> Job:
-    """The copy of a tensor as it is."""
+    """A plain copy of a tensor."""
 
     def copy(start: int, codes: Codes, write: Write) -> bool:
         write(0, start, codes.read_bytes(info.name, start, min(COPY, info.nbytes - start)))

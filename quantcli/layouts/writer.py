@@ -82,7 +82,7 @@ class Conversion:
     """The conversion of a model.
 
     jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
-    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container of its own, its
+    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container format, its
     files, the one that refers to the others first; base is the name of the output, text goes into its metadata under
     KEY. notes: limits of the loaders, for the user.
     """

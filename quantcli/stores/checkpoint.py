@@ -60,7 +60,7 @@ def _stem(name: str) -> str:
 
 
 def _copies(names: Sequence[str]) -> dict[str, str]:
-    """Those of some weight files, or indexes, that duplicate the weights of others, each with an explanation."""
+    """The weight files, or indexes, that duplicate the weights of others among these, each with an explanation."""
     stems = {_stem(name) for name in names}
     found = {}
     for name in names:

@@ -9,9 +9,9 @@
                     data_location 14: location, offset and length), or one by one in a field of their kind
 
 A Constant node's value is a tensor under the name of the node's output. Constants that hold no weights are skipped:
-a single number, or one row of integers, is a shape, an axis or an index, unless a node decodes with it. What is in the
+a single number, or one row of integers, is a shape, an axis or an index, unless a node decodes with it. A tensor in the
 graph of a node (the branches of If, the body of Loop or Scan) is named OUTPUT/ATTRIBUTE/NAME after the first output of
-the node and the attribute that holds the graph; what is in a function DOMAIN/FUNCTION/NAME. So names are unique: two
+the node and the attribute that holds the graph; one in a function DOMAIN/FUNCTION/NAME. So names are unique: two
 branches may use the same one.
 
 Numbers of fewer than 8 bits are given as U8, the bytes as stored, low bits first: `Graph.packed` has their real type. A

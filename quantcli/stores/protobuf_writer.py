@@ -23,7 +23,7 @@ def number(field: int, value: int) -> bytes:
 
 
 def opened(field: int, size: int) -> bytes:
-    """The start of a field of so many bytes."""
+    """The start of a field of a number of bytes."""
     return varint(field << 3 | 2) + varint(size)
 
 

@@ -40,7 +40,7 @@ class Layout:
     """A tensor seen as a matrix (rows, cols) whose rows are packed one by one.
 
     group: columns that share parameters; the last group of a row may be short.
-    shared: None when every row has parameters of its own, "tensor" when all weights share one set, "columns" when
+    shared: None when every row has separate parameters, "tensor" when all weights share one set, "columns" when
     the rows share one set per column.
     lead: the leading part of the tensor's shape that the rows stand for.
     scale_shape: shape of the stored scales.

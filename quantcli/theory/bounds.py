@@ -1,4 +1,4 @@
-"""What theory says of a tensor: its own best quantizers and bounds, and where the measured error comes from.
+"""Theory for a tensor: the best quantizers and bounds for its weights, and the sources of the measured error.
 
 SQNR is 10 log10(power / error) in dB. These figures are reported beside measured ones; no stored byte depends on them.
 
@@ -160,7 +160,7 @@ def split(weights: NDArray[Any], decoded: NDArray[Any], beyond: NDArray[np.bool_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Theory:
-    """Theory beside the measured SQNR of one tensor; all in dB but where said, None where it is not defined.
+    """Theory beside the measured SQNR of one tensor; all in dB except where noted, None where undefined.
 
     predicted_sqnr_db: from step^2/12 for what is not clipped, and what clipping cuts off. clipping_share: of the
     measured squared error. uniform, lloyd_max: the best quantizers with one scale (one set of levels) for the tensor's

@@ -102,7 +102,7 @@ AFFINE: Table = {
         9: [(99, 102, 24)] * 8,
     },
 }  # fmt: skip
-"""The same for zero points, in percent of the scale that spans the range."""
+"""Candidates for schemes with zero points, in percent of the scale that spans the range."""
 
 OFFSETS: dict[int, list[tuple[float, float, int]]] = {
     1: [(5, 80, 4), (20, 90, 4), (20, 90, 5), (20, 80, 5), (5, 70, 5), (5, 70, 5), (2, 70, 5), (2, 70, 6)],

@@ -2,7 +2,7 @@
 
     scheme, symmetric     4 bits Q4_0, 5 bits Q5_0, 8 bits Q8_0; asymmetric 4 bits Q4_1, 5 bits Q5_1
 
-A block of 32 weights has a scale d of its own, in float16, so that a scale of a larger group is repeated. Q4_1 and
+A block of 32 weights has its own scale d in float16, so that a scale of a larger group is repeated. Q4_1 and
 Q5_1 add a float16 m: -z * d for zero points z, with the rounded d, so that 0 stays as near to 0 as m allows.
 The bytes are those in the picture of the package.
 """
@@ -117,8 +117,8 @@ def encode(scheme: Scheme, codes: NDArray[np.uint8], scale: Floats, zero: Floats
     """The bytes (rows, cols / 32 * size) of blocks of unsigned codes (rows, cols), a multiple of 32.
 
     codes: as the native file has them, q + 2^(b-1) of symmetric schemes. scale, zero: of `group` columns each, (rows,
-    groups), or (1, 1) for all; zero holds zero points, or offsets where the scheme says so. Raises DataError where
-    float16 cannot hold a parameter: the codes would decode to other values.
+    groups), or (1, 1) for all; zero holds zero points, or offsets for schemes with float offsets. Raises DataError
+    where float16 cannot hold a parameter: the codes would decode to other values.
     """
     rows, cols = codes.shape
     kind = block_type(scheme)

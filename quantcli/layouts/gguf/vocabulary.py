@@ -235,7 +235,7 @@ def _special(
 
 
 def _template(beside: Beside, settings: Mapping[str, Any]) -> str | None:
-    """The chat template: a file of its own, or in tokenizer_config.json."""
+    """The chat template, from a separate file or from tokenizer_config.json."""
     raw = beside("chat_template.jinja")
     if raw is not None:
         return raw.decode(errors="replace")

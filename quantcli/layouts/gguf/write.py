@@ -128,7 +128,7 @@ def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
 
 
 def _pieces(plan: Layout, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
-    """The pieces of a tensor of `bits` for a weight or element. width: bytes of so many columns.
+    """The pieces of a tensor of `bits` for a weight or element. width: bytes of a number of columns.
 
     With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is whole heads.
     """

@@ -120,7 +120,7 @@ class StoredKept:
 
     @property
     def decided(self) -> Kept:
-        """What was decided for it."""
+        """The decision for it."""
         return Kept(info=self.info, reason=self.reason, note=self.note)
 
     @property
@@ -154,7 +154,7 @@ class StoredQuantized:
 
     @property
     def decided(self) -> Quantized:
-        """What was decided for it, without the importance of its columns."""
+        """The decision for it, without the importance of its columns."""
         return Quantized(
             info=self.info,
             reason=self.reason,

@@ -24,11 +24,11 @@ for a MatMul stays transposed. All products here are float32.
 
 Reading (read): nodes on activations, or on a single number, are ignored. Writing (write): with --container one file
 with a MatMulNBits node for every weight, as onnxruntime runs it. A weight X becomes the initializers X, X_scale (F32)
-and, where it is not symmetric, X_zero_point (U8), and the node goes from an input `module.input` [rows, K] of its own
-to an output `module.output` [rows, N]. B is the largest of 16 to 256 that divides the groups; rows may end inside a
-block. The nodes are not a model: they are the weights in the form in which a graph uses them. Kept tensors are
-initializers that no node uses. From 2 GiB on, which protobuf cannot hold, the tensors are in a second file with `.data`
-after its name.
+and, where it is not symmetric, X_zero_point (U8), and the node goes from its own input `module.input` [rows, K] to an
+output `module.output` [rows, N]. B is the largest of 16 to 256 that divides the groups; rows may end inside a block.
+The nodes are not a model: they are the weights in the form in which a graph uses them. Kept tensors are initializers
+that no node uses. From 2 GiB on, which protobuf cannot hold, the tensors are in a second file with `.data` after its
+name.
 """
 
 from __future__ import annotations

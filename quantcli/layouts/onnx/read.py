@@ -138,7 +138,7 @@ class _Linear:
     """A weight as rows, and the arrangement of its scales: rows of `width`, one for each row of weights.
 
     block: indices of the axis that share a scale; before, inner: rows that one index of an axis but the last has in
-    the axes behind it, 0 where the axis is the last or there is none.
+    the axes behind it, 0 where the axis is the last or missing.
     """
 
     name: str
