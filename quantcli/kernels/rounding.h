@@ -113,8 +113,8 @@ void preserve_sum(float* code, float* error, int64_t cols, int64_t group, float 
   }
   if (!(rest > smallest / 2)) return;
   if (found.size() < size_t(cols) + 1) found.resize(size_t(cols) + 1);
-  // Right-signed errors are about half the columns and their costs evenly spread: so the flips below `below` are expected
-  // to include those needed and a few more.
+  // Right-signed errors are about half the columns and their costs evenly spread: so those below `below` are expected
+  // to include the flips needed and a few more.
   const double needed = rest / largest;
   float from = -INFINITY, below = float(2 * largest / double(cols) * (needed + 3 * std::sqrt(needed) + 1));
   while (true) {
