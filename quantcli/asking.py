@@ -1,4 +1,4 @@
-"""What is asked of a tensor, which may leave things open, and the scheme it comes to: recipes and options meet here."""
+"""Scheme requests, which may leave fields open, and the schemes they are resolved to, for options and recipes alike."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeRequest:
-    """What is asked for, with the fields that `Scheme` has as keywords; None leaves open what follows from the rest.
+    """A request for a scheme: the keywords of `Scheme` as fields; None leaves a field to follow from the rest.
 
     >>> request = SchemeRequest(bits=4)
     >>> request.calibration, request.decided().calibration
@@ -58,17 +58,17 @@ class SchemeRequest:
 
     @classmethod
     def of(cls, asked: Mapping[str, Any], place: str) -> SchemeRequest:
-        """The request of plain values, fields by name. Raises UsageError, with the place, for values no field has."""
+        """A request from plain values by field name. Raises UsageError, with the place, for invalid values."""
         return cls(**_checked(asked, place))
 
     def decided(self) -> Scheme:
-        """The scheme that this comes to. Raises UsageError where there is none."""
+        """The scheme that this request is resolved to. Raises UsageError for a contradiction."""
         return Scheme(**{name: getattr(self, name) for name in FIELDS})
 
     def with_rule(self, own: Mapping[str, Any], place: str) -> SchemeRequest:
-        """This request with the fields of a rule of a recipe on top; what these make moot is left out.
+        """This request overridden by the fields of a rule of a recipe; fields that no longer apply are left out.
 
-        Raises UsageError, with the place, for values that no field has.
+        Raises UsageError, with the place, for invalid values.
         """
         moot: set[str] = set()
         if "granularity" in own or "group_size" in own:
@@ -85,11 +85,11 @@ class SchemeRequest:
 
 
 FIELDS = tuple(f.name for f in fields(SchemeRequest))
-"""The names of what may be asked for, as recipes have them."""
+"""Names of the fields of a request, as in recipes."""
 
 
 def _checked(asked: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The fields as a request has them. Raises UsageError for what only the command line writes so, and for nothing."""
+    """The fields for a request. Raises UsageError for spellings only the command line has, and for empty values."""
     size, codebook = asked.get("group_size"), asked.get("codebook")
     if type(size) is int and size in (-1, 0):
         raise UsageError(f"group_size {size}", place=[place], hint="write granularity: channel or tensor")
@@ -100,17 +100,17 @@ def _checked(asked: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def decided_at(asked: SchemeRequest, place: str) -> Scheme:
-    """The scheme that a request in a recipe comes to. Raises UsageError, with the place, where there is none."""
+    """The scheme that a request in a recipe is resolved to. Raises UsageError, with the place, for a contradiction."""
     try:
         return asked.decided()
     except QuantcliError as error:
         raise error.within(place) from None
     except TypeError:
-        raise UsageError("a value is not of its kind", place=[place]) from None
+        raise UsageError("a value has the wrong type", place=[place]) from None
 
 
 class Scheme(record.Scheme):
-    """How a tensor is quantized: what these keywords come to, with every field known. None leaves open what follows
+    """How a tensor is quantized: the scheme of these keywords, with every field decided. None leaves a field to follow
     from the rest.
 
     bits, format
@@ -124,14 +124,14 @@ class Scheme(record.Scheme):
         run over 0 .. 2^b-1, their range widened to contain 0.
     zero_point
         `int` keeps 0 exactly representable. `float` stores the smallest value as an offset instead: a constant error
-        remains in every weight and adds up over a row, so it is asked for, never chosen.
+        remains in every weight and adds up over a row, so it must be requested.
     calibration, options
         A calibrator by name, or `auto` for the best of several, tensor by tensor; and its options. Default: `mse` for
         integers, `mean-abs` for one symmetric bit, `lloyd-max` for learned codebooks, `minmax` for the rest.
     rounding
         `nearest`, or `sum-preserving`: some codes are moved by one so that the errors of a row add up to about 0.
-        Default: sum-preserving for integers of 2 to 8 bits with the default calibration. What is asked for by name is
-        done plainly.
+        Default: sum-preserving for integers of 2 to 8 bits with the default calibration, nearest with a calibration
+        given by name.
     levels, codebook
         For the format `codebook`: how many levels to learn (default 2^bits), or the levels, ascending.
     scale_dtype
@@ -139,7 +139,7 @@ class Scheme(record.Scheme):
         it would overflow or lose precision, then float32; above 8 bits always float32. Codebooks learned for groups
         may have `float8_e4m3`, which is their default.
 
-    Raises UsageError for a combination that has no meaning.
+    Raises UsageError for an invalid combination.
 
     >>> Scheme(bits=4)  # doctest: +NORMALIZE_WHITESPACE
     Scheme(bits=4, format='int', granularity='group', group_size=128, axis=0, symmetric=True, grid='full',
@@ -188,7 +188,7 @@ class Scheme(record.Scheme):
 
 
 def given(scheme: record.Scheme | None, asked: Mapping[str, Any]) -> record.Scheme:
-    """The scheme that is handed over or, in its place, the one that keywords come to. Raises UsageError for both."""
+    """The given scheme or, in its place, the one of these keywords. Raises UsageError for both."""
     if scheme is None:
         return Scheme(**asked)
     if asked:
@@ -206,7 +206,7 @@ def takes_keywords(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def changed(scheme: record.Scheme, **asked: Any) -> Scheme:
-    """A scheme with some fields asked for anew; None opens one again.
+    """A scheme with some fields replaced; None leaves a field open again.
 
     >>> changed(Scheme(bits=4), group_size=32).name
     'w4g32'
@@ -214,12 +214,12 @@ def changed(scheme: record.Scheme, **asked: Any) -> Scheme:
     return SchemeRequest(**{**scheme.as_dict(), **asked}).decided()
 
 
-# ---- what follows from a scheme ---------------------------------------------------------------------------------
+# ---- derived from a scheme -------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
 def candidates(scheme: record.Scheme) -> tuple[record.Scheme, ...]:
-    """The schemes `auto` chooses from, min-max first; of any other scheme itself."""
+    """The schemes `auto` chooses from, min-max first; any other scheme is its only candidate."""
     if scheme.calibration != AUTO:
         return (scheme,)
     suited = [n for n in registry.names("calibrators") if n != "minmax" and _suits(n, scheme)]
@@ -228,7 +228,7 @@ def candidates(scheme: record.Scheme) -> tuple[record.Scheme, ...]:
 
 @functools.lru_cache(maxsize=256)
 def rival(scheme: record.Scheme) -> Scheme | None:
-    """The min-max scheme of the same size that a scheme should beat; None when it is that scheme."""
+    """The min-max scheme of the same size, to compare with; None when the scheme is that one itself."""
     if scheme.calibration == "minmax" or scheme.binary:
         return None
     if scheme.family != "learned":
@@ -242,12 +242,12 @@ def rival(scheme: record.Scheme) -> Scheme | None:
 
 
 def sees_channels_whole(scheme: record.Scheme) -> bool:
-    """Whether channels of another axis than the first must be seen one by one."""
+    """Whether channels of an axis other than the first must be read one by one."""
     return any(not _calibrator(c.calibration).gather.columns for c in candidates(scheme))
 
 
 def weighs(scheme: record.Scheme) -> bool:
-    """Whether its parameters take the importance of columns into account."""
+    """Whether its parameters depend on the importance of columns."""
     return all(_calibrator(c.calibration).weighs for c in candidates(scheme))
 
 
@@ -255,7 +255,7 @@ def weighs(scheme: record.Scheme) -> bool:
 
 
 def _fields(asked: SchemeRequest) -> dict[str, Any]:
-    """The fields of the scheme that a request comes to."""
+    """The fields of the scheme that a request is resolved to."""
     what = _codes(asked)
     group_size = _group_size(asked)
     _check_axis(asked)
@@ -290,7 +290,7 @@ def _fields(asked: SchemeRequest) -> dict[str, Any]:
 
 
 class _Codes(NamedTuple):
-    """What a request says of the codes. one_grid: whether they use the full grid whatever is asked."""
+    """The codes that a request asks for. one_grid: whether they always use the full grid."""
 
     name: str
     form: Format
@@ -339,7 +339,7 @@ def _codes(asked: SchemeRequest) -> _Codes:
     if asked.levels is not None:
         _whole("levels", asked.levels, 2, MAX_LEVELS)
         if family != "learned":
-            raise UsageError("only a learned codebook has them", place=["levels"])
+            raise UsageError("only a learned codebook takes a number of levels", place=["levels"])
     low, high, usual = form.bits
     needed = max(count - 1, 1).bit_length() if count is not None else None
     bits = (needed or usual) if asked.bits is None else asked.bits
@@ -361,11 +361,11 @@ def _check_codebook(name: str, codebook: Any) -> None:
     if name != "codebook":
         raise UsageError(f"the format {name} has its own levels", place=["codebook"])
     if not 2 <= len(codebook) <= MAX_LEVELS:
-        raise UsageError(f"{len(codebook)} levels instead of 2 to {MAX_LEVELS}", place=["codebook"])
+        raise UsageError(f"{len(codebook)} levels given, but a codebook has 2 to {MAX_LEVELS}", place=["codebook"])
     if not all(type(v) in (int, float) and abs(v) <= 1e30 for v in codebook):
         raise UsageError("a level is not a finite number up to 1e30", place=["codebook"])
     if any(a >= b for a, b in itertools.pairwise(codebook)):
-        raise UsageError("the levels do not rise", place=["codebook"])
+        raise UsageError("the levels are not in ascending order", place=["codebook"])
 
 
 def _group_size(asked: SchemeRequest) -> int:
@@ -376,14 +376,14 @@ def _group_size(asked: SchemeRequest) -> int:
         _whole("group size", size, 1, None)
         return size
     if asked.group_size is not None:
-        raise UsageError("only group granularity has one", place=["group size"])
+        raise UsageError("only group granularity takes a group size", place=["group size"])
     return 0
 
 
 def _check_axis(asked: SchemeRequest) -> None:
     _whole("axis", asked.axis, -64, 64)
     if asked.axis != 0 and asked.granularity != "channel":
-        raise UsageError("only channel granularity has one", place=["axis"])
+        raise UsageError("only channel granularity takes an axis", place=["axis"])
 
 
 def _check_zero_point(asked: SchemeRequest, form: Format, name: str) -> None:
@@ -391,7 +391,7 @@ def _check_zero_point(asked: SchemeRequest, form: Format, name: str) -> None:
         raise UsageError(f"{asked.symmetric!r} is neither true nor false", place=["symmetric"])
     _one_of("zero point", asked.zero_point, ("int", "float"))
     if asked.symmetric and asked.zero_point == "float":
-        raise UsageError("a symmetric scheme has none", place=["zero point"], hint="use an asymmetric scheme")
+        raise UsageError("a symmetric scheme has no zero point", place=["zero point"], hint="use an asymmetric scheme")
     kinds = form.zero_points
     if not asked.symmetric and asked.zero_point not in kinds:
         if kinds:
@@ -413,20 +413,20 @@ def _check_scale_dtype(asked: SchemeRequest, *, shares_levels: bool) -> None:
         return
     _one_of("scale dtype", asked.scale_dtype, SCALE_DTYPES)
     if asked.scale_dtype == "float8_e4m3" and not shares_levels:
-        raise UsageError("float8_e4m3 is for codebooks learned for groups", place=["scale dtype"])
+        raise UsageError("float8_e4m3 is only for codebooks learned for groups", place=["scale dtype"])
 
 
 def _calibration(asked: SchemeRequest, what: _Codes) -> tuple[str, dict[str, Any]]:
-    """The calibration, and all options of it."""
+    """The calibration and all its options."""
     usual = "mean-abs" if what.binary else what.form.calibration if asked.codebook is None else "minmax"
     name = usual if asked.calibration is None else _dashed(asked.calibration)
     if name == AUTO:
         if asked.options:
             raise UsageError("auto takes no options", place=["options", next(iter(asked.options))])
         if asked.grid is not None:
-            raise UsageError("auto chooses it", place=["grid"])
+            raise UsageError("calibration auto chooses the grid", place=["grid"])
         if what.binary or what.family == "learned":
-            raise UsageError(f"there is only {usual} for this format", place=["calibration"])
+            raise UsageError(f"this format supports only {usual}", place=["calibration"])
         return name, {}
     _one_of("calibration", name, (*registry.names("calibrators"), AUTO))
     calibrator = _calibrator(name)
@@ -439,7 +439,7 @@ def _calibration(asked: SchemeRequest, what: _Codes) -> tuple[str, dict[str, Any
     if what.family not in calibrator.families:
         known = [n for n in registry.names("calibrators") if _suits(n, what)]
         hint = f"use {' or '.join(known)}"
-        raise UsageError(f"{name} is not for {what.name}", place=["calibration"], hint=hint)
+        raise UsageError(f"{name} does not support {what.name}", place=["calibration"], hint=hint)
     if not asked.symmetric and not calibrator.affine:
         raise UsageError(f"{name} is for symmetric schemes only", place=["calibration"])
     if not isinstance(asked.options, Mapping):
@@ -452,7 +452,7 @@ def _calibration(asked: SchemeRequest, what: _Codes) -> tuple[str, dict[str, Any
 
 
 def _suits(name: str, what: record.Scheme | _Codes) -> bool:
-    """Whether a calibrator is for these codes."""
+    """Whether a calibrator supports these codes."""
     found = _calibrator(name)
     return what.family in found.families and found.binary == what.binary and (what.symmetric or found.affine)
 

@@ -22,7 +22,7 @@ class DType:
     quantizable: bool = False
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of so many elements; half bytes are rounded up."""
+        """Bytes of a number of elements; half bytes are rounded up."""
         return (elements * self.bits + 7) // 8
 
 
@@ -54,10 +54,10 @@ DTYPES = {d.name: d for d in _TABLE}
 """Every dtype of safetensors 0.8 by name."""
 
 FROM_NUMPY = {d.numpy[1:]: d for d in _TABLE if d.numpy}
-"""The same by numpy's kind and size, such as `f4`."""
+"""The same dtypes by numpy's kind and size, such as `f4`."""
 
 LONG_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-"""What people write for the float dtypes on a command line and in a scheme."""
+"""Names of the float dtypes on the command line and in a scheme."""
 
 
 @lru_cache(maxsize=2)
@@ -82,9 +82,9 @@ def _float8_values(name: str) -> NDArray[np.float32]:
 
 
 def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """The float32 values of the bytes of a float tensor: one-dimensional, exact but for F64.
+    """The float32 values of the bytes of a float tensor: one-dimensional, exact except for F64.
 
-    `raw` is a one-dimensional uint8 array; F64 is rounded to nearest, and what lies beyond float32 becomes infinite.
+    `raw` is a one-dimensional uint8 array; F64 is rounded to nearest, and values beyond float32 become infinite.
     """
     import numpy as np
 
@@ -102,7 +102,7 @@ def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 
 
 def to_float64(values: NDArray[Any]) -> NDArray[np.float64]:
-    """A copy of numbers as float64. NaN stays NaN without a warning, also one that signals."""
+    """A copy of numbers as float64. NaN, signalling ones included, stays NaN without a warning."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):
@@ -135,7 +135,7 @@ def _round_float8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
     normal = (bits + np.uint32((1 << (spare - 1)) - 1) + ((bits >> np.uint32(spare)) & np.uint32(1))) >> np.uint32(
         spare
     )
-    with np.errstate(over="ignore"):  # only what is far from the small ones
+    with np.errstate(over="ignore"):  # only values far from the small ones
         small = np.rint(magnitude * np.float32(2.0 ** (bias - 1 + mantissa)))
     least = np.float32(2.0 ** (1 - bias))
     code = np.where(magnitude < least, np.minimum(small, 255).astype(np.uint32), normal - ((127 - bias) << mantissa))

@@ -1,4 +1,4 @@
-"""What can go wrong for a user: a problem, the place (outermost first) and the way out, in one line."""
+"""Errors for users: the problem, the place (outermost first) and the way out, in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 _LOG_COMMAND = re.compile(r"##(?=\[|vso\[)")
-"""What the logs of GitHub Actions and Azure Pipelines take for a command wherever it stands in a line."""
+"""Text that the logs of GitHub Actions and Azure Pipelines treat as a command anywhere in a line."""
 
 
 def printable(text: str, limit: int = 512) -> str:
@@ -14,7 +14,7 @@ def printable(text: str, limit: int = 512) -> str:
     before they are escaped.
 
     Names in model files are data; they must not be able to clear a screen, fake a second message or give a command to
-    what reads a log.
+    a log reader.
 
     >>> printable("a\\x1b[2Jb"), printable("##[debug]")
     ('a\\\\x1b[2Jb', '#\\\\x23[debug]')
@@ -48,9 +48,9 @@ def _escaped(character: str) -> str:
 
 
 class QuantcliError(Exception):
-    """Something that could not be done with these files: exit code 1.
+    """An operation that failed on these files: exit code 1.
 
-    `place` leads from the file to the detail; each layer puts the one fact it knows in front with `within`.
+    `place` leads from the file to the detail; each layer adds the one fact it knows at the front with `within`.
     """
 
     exit_code = 1
@@ -72,7 +72,7 @@ class QuantcliError(Exception):
 
 
 class DataError(QuantcliError):
-    """A file that is not what it should be."""
+    """A file with invalid or unsupported content."""
 
 
 class VersionError(DataError):
@@ -80,12 +80,12 @@ class VersionError(DataError):
 
 
 class UsageError(QuantcliError):
-    """A request that cannot be meant: exit code 2."""
+    """An invalid request: exit code 2."""
 
     exit_code = 2
 
 
 def os_error(error: OSError, path: object) -> QuantcliError:
-    """The QuantcliError that tells what the system refused and where."""
+    """The QuantcliError for an operation that the system refused, and its place."""
     reason = error.strerror or str(error) or type(error).__name__
     return QuantcliError(reason[:1].lower() + reason[1:], place=[str(path)])

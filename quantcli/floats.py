@@ -1,4 +1,4 @@
-"""Models to quantize: those that are quantized already, in any layout that is recognised, are refused, and adapters."""
+"""Sources to quantize: models that are quantized already, in any recognised layout, and adapters are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantcli.stores import Source, is_stream, open_source
 
 @contextlib.contextmanager
 def float_source(src: str, layout: str = "auto", *, say: Callable[[str], None]) -> Iterator[Source]:
-    """The source that a path names. layout: `auto`, or `plain` to take every tensor as what its dtype says. Raises
+    """The source that a path names. layout: `auto`, or `plain` to read every tensor by its dtype alone. Raises
     DataError when it is quantized, or an adapter."""
     with contextlib.closing(open_source(src)) as source:
         _refuse_adapter(source, src)
@@ -24,7 +24,7 @@ def float_source(src: str, layout: str = "auto", *, say: Callable[[str], None]) 
 
 
 def _refuse_adapter(source: Source, src: str) -> None:
-    """Raise DataError for what is no model by itself."""
+    """Raise DataError for an adapter."""
     if is_adapter(source):
         hint = "merge it into its base model first, and quantize that"
         raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
@@ -36,15 +36,15 @@ def _refuse_quantized(source: Source, src: str, layout: str, say: Callable[[str]
     except DataError:
         if source.folder is not None:
             raise
-        config = {}  # of a single file it may be anybody's
+        config = {}  # beside a single file it may belong to something else
     try:
         found = evidence.found_in(source, config)
     except DataError as error:
         raise error.within(source.path) from None
     if found is None:
-        said = evidence.out_of_date(source, config)
-        if said is not None:
-            say(f"{src}: {said}: all are taken as plain floats")
+        stale = evidence.out_of_date(source, config)
+        if stale is not None:
+            say(f"{src}: {stale}: all tensors are read as plain floats")
     elif layout == "auto" or source.documents or source.blocks:
         if not found.certain:
             problem = f"this looks quantized already ({found.layout}): {found.seen}"
@@ -54,7 +54,7 @@ def _refuse_quantized(source: Source, src: str, layout: str, say: Callable[[str]
 
 
 def _way_out(source: Source, src: str) -> str:
-    """What to do with a quantized source: decode it where that is possible."""
+    """The hint for a quantized source: decode it where that is possible."""
     try:
         decoded = not is_stream(source) and bool(Model(Stored(source), src).quantized)
     except DataError:

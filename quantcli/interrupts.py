@@ -1,8 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP: whenever they arrive, temporary files are removed, then the signal ends the process.
 
 A signal becomes an exception, so `with` blocks clean up as they do after any error. That leaves two gaps: a signal
-can arrive between making a file and entering the block that removes it, or while that block cleans up. Whoever makes
-something temporary therefore calls `remember` with the function that removes it, and what has not been forgotten by
+can arrive between making a file and entering the block that removes it, or while that block cleans up. Code that makes
+something temporary therefore calls `remember` with the function that removes it; whatever has not been forgotten by
 the end is removed then, with further signals ignored.
 """
 
@@ -37,13 +37,13 @@ def remember(clean: Callable[[], None]) -> None:
 
 
 def forget(clean: Callable[[], None]) -> None:
-    """There is nothing left for `clean` to do."""
+    """Take `clean` off the list: it has nothing left to do."""
     _owed.pop(clean, None)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Signals that arrive inside are raised at the end, so what is done and what is noted of it stay together."""
+    """Signals that arrive inside are raised at the end, so that an action and its record stay together."""
     global _depth, _waiting
     _depth += 1
     try:
@@ -90,7 +90,7 @@ def die_by(number: int) -> NoReturn:
 
 
 def _install(before: dict[int, Any]) -> None:
-    """Take over the signals that would end the process, and put in `before` who had them."""
+    """Take over the signals that would end the process, and store their previous handlers in `before`."""
     global _depth, _waiting
     _depth, _waiting = 0, None
     if threading.current_thread() is not threading.main_thread():
@@ -120,7 +120,7 @@ def _arrived(number: int, _: FrameType | None) -> None:
 
 
 def _ending() -> bool:
-    """Whether the main thread is cleaning up after a signal: whoever presses Ctrl-C twice gets no less cleaning."""
+    """Whether the main thread is cleaning up after a signal: a second Ctrl-C must not cut that short."""
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, (KeyboardInterrupt, Terminated)):

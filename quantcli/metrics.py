@@ -1,4 +1,4 @@
-"""What quantization costs, and the digest of what it was measured against."""
+"""Error metrics of quantization, from exact sums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 DB_PER_BIT = 20 * math.log10(2)
-"""dB that a bit more is worth: 6.02."""
+"""dB gained per bit: 6.02."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Metrics:
     """Errors of decoded weights against the original ones, from exact sums.
 
     sse: sum of squared errors; power: sum of squared weights; numel: number of weights; max_abs_error: largest
-    error; clipped: weights beyond the grid by more than half a step. Ratios are of powers, no mean is taken off.
+    error; clipped: weights beyond the grid by more than half a step. Ratios are of powers; the mean is not subtracted.
     """
 
     sse: float
@@ -51,7 +51,7 @@ class Metrics:
 
     @property
     def exact(self) -> bool:
-        """Whether every weight is decoded to itself."""
+        """Whether every weight is decoded exactly."""
         return self.sse == 0 and self.max_abs_error == 0
 
     @property
@@ -61,12 +61,12 @@ class Metrics:
 
     @property
     def contradiction(self) -> str | None:
-        """Why no weights can have these errors; None when some can. Sums may be off in their last digits."""
+        """Why these figures contradict each other; None when they do not. Sums may be off in their last digits."""
         if self.clipped > self.numel:
-            return f"clipped is {self.clipped}, and there are {self.numel} weights"
+            return f"clipped is {self.clipped}, more than the {self.numel} weights"
         square = self.max_abs_error * self.max_abs_error
         if not square * (1 - 1e-3) <= self.sse <= square * self.numel * (1 + 1e-3):
-            return f"no {self.numel} errors of up to {self.max_abs_error:g} have the sum of squares {self.sse:g}"
+            return f"{self.numel} errors of up to {self.max_abs_error:g} cannot have the sum of squares {self.sse:g}"
         return None
 
     def __add__(self, other: Metrics) -> Metrics:

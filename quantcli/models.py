@@ -1,4 +1,4 @@
-"""Any model as whoever loads it sees it: its tensors as floats by name, whatever store and layout they are in."""
+"""The tensors of any model as floats by name, as a loader sees them, whatever the store and layout."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 BLOCK = 1 << 20
-"""Weights of a float tensor that are compared at a time."""
+"""Weights of a float tensor compared at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class View:
-    """A tensor as whoever loads the file sees it.
+    """A tensor as a loader of the file sees it.
 
-    scheme, bits: how it is stored, None for what is stored as it is. bytes_out: what that takes. stored: what quantcli
-    wrote, or a tensor that is stored as it is; None for what a layout decodes. blocks: runs of weights, first and last
-    in C order, that are decoded together; read(first, last): any run as float32. parts: the tensors a layout stores it
-    as.
+    scheme, bits: how it is stored, None for a float tensor. bytes_out: its bytes as stored. stored: a native tensor,
+    quantized or kept; None for one that another layout decodes. blocks: runs of weights, first and last
+    in C order, that are decoded together; read(first, last): any run as float32. parts: the tensors that
+    store it.
     """
 
     info: TensorInfo
@@ -64,15 +64,15 @@ class View:
 class Model(Mapping[str, View]):
     """The tensors of a file or folder by their original names, decoded when they are asked for.
 
-    path: as it was named. stored: its tensors as they are stored. config: what config.json says, where that is known
-    already. Layouts are looked for when the first tensor is asked for; what is quantized in a layout that is not
-    understood is never shown as floats: DataError then. Use it in a `with` statement, or close it.
+    path: as given. stored: its tensors as stored. config: the contents of config.json, where they are known already.
+    Layouts are detected when the first tensor is asked for; a model quantized in an unsupported layout is never shown
+    as floats, but raises DataError. Use it in a `with` statement, or close it.
     """
 
     def __init__(self, stored: native.Model, path: str, config: Mapping[str, Any] | None = None) -> None:
         self.stored, self.path, self._config = stored, path, config
 
-    def __repr__(self) -> str:  # which must not fail where a layout is not understood
+    def __repr__(self) -> str:  # which must not fail where a layout is not supported
         return f"Model({printable(self.path)!r}, {self.source.kind}, {len(self.stored)} stored tensors)"
 
     def _repr_html_(self) -> str:
@@ -83,7 +83,7 @@ class Model(Mapping[str, View]):
 
     @property
     def source(self) -> Source:
-        """Where its bytes are."""
+        """Its source of bytes."""
         return self.stored.source
 
     @property
@@ -98,7 +98,7 @@ class Model(Mapping[str, View]):
 
     @property
     def quantized(self) -> dict[str, View]:
-        """Those of its tensors that are stored as codes. Raises DataError."""
+        """The tensors that are stored as codes. Raises DataError."""
         return {name: view for name, view in self.items() if view.scheme is not None}
 
     @cached_property
@@ -146,8 +146,8 @@ class Model(Mapping[str, View]):
 
 
 def open_model(path: str, config: Mapping[str, Any] | None = None) -> Model:
-    """The model that a path names: a file or folder in any store and layout. config: what config.json says, where that
-    is known already.
+    """The model at a path: a file or folder in any store and layout. config: the contents of config.json, where known
+    already.
 
     Raises QuantcliError when it cannot be read.
 
@@ -162,8 +162,8 @@ def open_model(path: str, config: Mapping[str, Any] | None = None) -> Model:
 
 
 def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What says how tensors are stored: the file itself where it is a GGUF or ONNX; else the config.json that is known,
-    or the one beside the file, or what an export says in its header; and what ComfyUI's headers say."""
+    """The settings that tell how tensors are stored: from the file itself for GGUF and ONNX, else from the given
+    config.json, the one beside the file or the record in an export's header, and from ComfyUI's headers."""
     if source.kind == "gguf":
         return {source.kind: source.blocks}
     if source.kind == "onnx":
@@ -200,7 +200,7 @@ def _float(tensor: Tensor) -> View:
 
 
 def view_of(tensor: Tensor) -> View:
-    """A tensor that quantcli quantized, or that is stored as it is."""
+    """A tensor that quantcli quantized, or a float tensor."""
     return _native(tensor) if tensor.scheme is not None else _float(tensor)
 
 
@@ -259,15 +259,15 @@ _TURNED = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.(?:weight|bias)")
 
 
 def of_checkpoint(model: Model) -> Mapping[str, View]:
-    """The tensors of a model under the names of the checkpoint it was made from: of a GGUF of a known architecture,
-    its rows put back; of anything else as they are."""
+    """The tensors of a model under the names of the checkpoint it was made from: for a GGUF of a known architecture,
+    with its rows back in order; for anything else as they are."""
     return _renamed(model) if _architecture(model) is not None else model
 
 
 def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The tensors of both, and what was done so that their names meet; empty when nothing had to be.
+    """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
 
-    Only where no name is in both as it is, and one side is a GGUF of a known architecture and the other is none.
+    Names are mapped only where none is in both, and one side is a GGUF of a known architecture and the other is not.
     """
     sides = [model.source.kind == "gguf" for model in (a, b)]
     if a.keys() & b.keys() or sides[0] == sides[1]:
@@ -278,13 +278,13 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
         return a, b, ""
     from quantcli.layouts.gguf.names import ARCHITECTURES
 
-    order = ", rows of attn_q and attn_k put back" if ARCHITECTURES[architecture] else ""
-    note = f"{gguf.path}: names of llama.cpp ({architecture}) are taken for those of the checkpoint{order}"
+    order = ", and rows of attn_q and attn_k are reordered" if ARCHITECTURES[architecture] else ""
+    note = f"{gguf.path}: names of llama.cpp ({architecture}) are mapped to those of the checkpoint{order}"
     return (_renamed(a), b, note) if sides[0] else (a, _renamed(b), note)
 
 
 def _architecture(model: Model) -> str | None:
-    """llama.cpp's architecture of a GGUF whose names are known as a checkpoint's too; None for anything else."""
+    """llama.cpp's architecture of a GGUF whose names can be mapped to a checkpoint's; None for anything else."""
     if model.source.kind != "gguf":
         return None
     from quantcli.layouts.gguf.names import ARCHITECTURES
@@ -320,16 +320,16 @@ def _heads(source: Source, architecture: str, layer: int, which: str) -> int:
     if isinstance(value, list):
         value = value[layer] if layer < len(value) else None
     if type(value) is not int or value < 1:
-        raise DataError("it does not tell the heads of this layer", place=[key])
+        raise DataError("it does not give the number of heads of this layer", place=[key])
     return value
 
 
 def _put_back(view: View, heads: int) -> View:
-    """A tensor whose rows lie in two halves per head again, as they do in a checkpoint, and not in pairs."""
+    """A tensor with the rows of each head back in two halves, as in a checkpoint, instead of in pairs."""
     rows = view.info.shape[0] if view.info.shape else 1
     cols = math.prod(view.info.shape[1:])
     if rows % (2 * heads) or not rows * cols:
-        raise DataError(f"{rows} rows are not those of {heads} heads", place=[printable(view.info.name)])
+        raise DataError(f"{rows} rows do not divide into {heads} heads", place=[printable(view.info.name)])
     head = rows // heads * cols
 
     def read(first: int, last: int) -> Floats:

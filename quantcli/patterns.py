@@ -42,7 +42,7 @@ def compiled(pattern: str, option: str) -> Callable[[str], bool]:
 
 
 def _matcher(pattern: str, option: str) -> Callable[[str], re.Match[str] | None]:
-    """The match of a tensor's name, or of its module's, and a pattern."""
+    """The match of a pattern with a tensor's name, or with its module's."""
     if not pattern or len(pattern) > _LIMIT:
         raise UsageError(f"a pattern of {len(pattern)} characters", place=[option], hint=f"use 1 to {_LIMIT}")
     if not pattern.startswith("re:"):
@@ -133,7 +133,7 @@ def matching(patterns: Sequence[str], names: Sequence[str], option: str) -> set[
 
 
 def tied(expressions: Sequence[str], names: Sequence[str], option: str) -> dict[str, str]:
-    """What ties each name that matches one of the expressions, the first one: names with equal values belong together.
+    """A key for each name that matches one of the expressions, by the first that does: names with equal keys are tied.
 
     Raises UsageError, listing near misses, for an expression that matches none of them.
 
@@ -152,12 +152,12 @@ def tied(expressions: Sequence[str], names: Sequence[str], option: str) -> dict[
 
 
 def _escaped(name: str) -> str:
-    """A glob that matches a name and nothing else."""
+    """A glob that matches only this name."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def names_it(pattern: str, name: str) -> bool:
-    """Whether a pattern means this very name: an expression, or a glob without wildcards.
+    """Whether a pattern names exactly this tensor: an expression, or a glob without wildcards.
 
     >>> names_it("fc1.bias", "fc1.bias"), names_it("fc1", "fc1.bias"), names_it("fc*", "fc1.bias")
     (True, False, False)
@@ -166,7 +166,7 @@ def names_it(pattern: str, name: str) -> bool:
 
 
 def patterns_of(names: Sequence[str]) -> list[str]:
-    """Patterns for just these names: those that differ in their first number only share one.
+    """Patterns that match exactly these names: names that differ only in their first number share one.
 
     >>> patterns_of(["layers.0.up", "layers.3.up", "head"])
     ['re:layers\\\\.(?:0|3)\\\\.up', 'head']

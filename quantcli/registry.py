@@ -1,9 +1,9 @@
 """Find the variants that live one per file in a package: a variant exists because its file exists.
 
 A variant's module offers `PROVIDES`; its name is the file's, with dashes for underscores, and the first line of its
-docstring, `TITLE: SUMMARY.`, is what help and documentation say of it. Packages beside such modules hold what they
+docstring, `TITLE: SUMMARY.`, is its description in help and documentation. Packages beside such modules hold what they
 share. Where modules may offer several things, such as a layout that is read, written or both, a variant of one of them
-is a module, or a package, in whose text a line begins with that name and an equals sign, and what is said of it is its
+is a module, or a package, in whose text a line begins with that name and an equals sign, and its description is the
 first argument, `summary="TITLE: SUMMARY"`. All this is read from the folders of a package (its `__path__`, to which one
 may be added) and the text, not by importing modules, so that `--help` can list variants without importing numpy.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 @cache
 def names(package: str, offer: str | None = None) -> tuple[str, ...]:
-    """Names of the variants in `quantcli.<package>`, sorted; of those that offer something, where that is named.
+    """Sorted names of the variants in `quantcli.<package>`; with `offer`, of those that offer it.
 
     >>> "minmax" in names("calibrators")
     True
@@ -33,7 +33,7 @@ def names(package: str, offer: str | None = None) -> tuple[str, ...]:
 
 @cache
 def _files(package: str) -> dict[str, str]:
-    """The public modules of a package, or packages in it, and the file of each; of a package the first."""
+    """The public modules and packages in a package, each with its file; for a package its `__init__.py`."""
     spec = importlib.util.find_spec(f"quantcli.{package}")
     found: dict[str, str] = {}
     for folder in spec.submodule_search_locations or () if spec is not None else ():
@@ -58,27 +58,27 @@ def _text(package: str, name: str) -> str:
 
 @cache
 def get(package: str, name: str, offer: str | None = None) -> Any:
-    """What the variant's module provides. Raises KeyError when there is none of that name."""
+    """The object that the variant's module provides. Raises KeyError for an unknown name."""
     if name not in names(package, offer):
         raise KeyError(name)
     return getattr(importlib.import_module(f"quantcli.{package}.{name.replace('-', '_')}"), offer or "PROVIDES")
 
 
 def headline(package: str, name: str, offer: str | None = None) -> str:
-    """What is said of a variant in one line, without its full stop; empty where nothing is said.
+    """The one-line description of a variant, without its full stop; empty where it has none.
 
     >>> headline("calibrators", "minmax")
     'Min-max: the whole range is kept, nothing is clipped'
     >>> headline("layouts", "mlx", "READS")
     'MLX: affine, mxfp4, mxfp8 and nvfp4'
     """
-    said = r'\A"""(.+?)\.?(?:"""|\n)' if offer is None else rf'^{offer} = \w+\(\s*summary="([^"]*)"'
-    found = re.search(said, _text(package, name.replace("-", "_")), re.MULTILINE)
+    pattern = r'\A"""(.+?)\.?(?:"""|\n)' if offer is None else rf'^{offer} = \w+\(\s*summary="([^"]*)"'
+    found = re.search(pattern, _text(package, name.replace("-", "_")), re.MULTILINE)
     return found[1] if found is not None else ""
 
 
 def summary(package: str, name: str, offer: str | None = None) -> str:
-    """What a variant is in a few words: its headline behind the title.
+    """A variant in a few words: its headline after the title.
 
     >>> summary("calibrators", "minmax")
     'the whole range is kept, nothing is clipped'
@@ -88,7 +88,7 @@ def summary(package: str, name: str, offer: str | None = None) -> str:
 
 
 def purpose(package: str, name: str, offer: str | None = None) -> str:
-    """What a variant is for: of its headline the words behind the last `for`.
+    """The purpose of a variant: the words of its headline after the last `for`.
 
     >>> purpose("layouts", "gguf", "WRITES")
     'llama.cpp'

@@ -1,4 +1,4 @@
-"""What is decided for one tensor: the codes, what shares a scale, and how the parameters are found."""
+"""The scheme of one tensor: its codes, its granularity, and how the parameters are found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRANULARITIES = ("tensor", "channel", "group")
 SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3")
 ROUNDINGS = ("nearest", "sum-preserving")
 AUTO = "auto"
-"""As calibration: the best of several, tensor by tensor. As scale dtype: what suits the tensor."""
+"""As calibration: the best of several, for each tensor. As scale dtype: the one that suits the tensor."""
 MAX_BITS = 16
 MAX_GROUP = 16384
 """Largest group that may end inside a row: a tile holds whole groups of whole words."""
@@ -24,23 +24,23 @@ MAX_LEVELS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Scheme:
-    """A number format, its granularity and how its parameters are found: nothing in it is left open.
+    """A number format, its granularity and how its parameters are found, with every field decided.
 
-    What all layers read; `asking.Scheme`, the public name, makes one from what is asked. Fields are the keywords
+    All layers read this record; `asking.Scheme`, the public name, makes one from a request. Fields are the keywords
     documented there, none of them open, and beyond those:
 
     family
-        What calibrators go by: `int`, `midrise`, `levels` (fixed ones) or `learned`.
+        The kind of codes, which calibrators depend on: `int`, `midrise`, `levels` (fixed ones) or `learned`.
     label
-        What names begin with: `w4`, `nf4`, `midrise-6`.
+        The start of its name: `w4`, `nf4`, `midrise-6`.
     group_size
         0 where the granularity is not `group`.
     options, given
-        All options of the calibrator, and the names of those that were asked for.
+        All options of the calibrator, and the names of those that were requested.
     levels
-        How many levels are learned where fewer than the codes were asked for, else 0; `level_count` knows both.
+        How many levels are learned where fewer than the codes were requested, else 0; `level_count` covers both.
     codebook
-        The levels that were given, ascending; empty where none were.
+        The given levels, ascending; empty where none were given.
     scale_dtype
         `auto` where the weights of the tensor decide.
     """
@@ -70,7 +70,7 @@ class Scheme:
 
     @property
     def shares_levels(self) -> bool:
-        """Whether levels are learned that all groups of the tensor share, each with a scale of its own."""
+        """Whether learned levels are shared by all groups of the tensor, each of which has a separate scale."""
         return self.family == "learned" and self.granularity == "group"
 
     @property
@@ -97,7 +97,7 @@ class Scheme:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values that `asking.Scheme(**values)` makes into this scheme again: what native files store of it."""
+        """Plain values from which `asking.Scheme(**values)` makes this scheme again, as native files store them."""
         grouped, automatic = self.granularity == "group", self.calibration == AUTO  # which chooses the grid
         return {
             "bits": self.bits,

@@ -1,5 +1,5 @@
-"""The one door for untrusted text: strict JSON, and plain YAML (no tags, no aliases or merge keys, no duplicate keys,
-every number written as a number)."""
+"""Strict parsers for untrusted text: JSON, and plain YAML (no tags, aliases, merge keys or duplicate keys, every number
+written as a number)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT = 1 << 16
 
 
 def mapping(value: Any, place: str, known: Collection[str]) -> dict[str, Any]:
-    """A copy of a map whose keys are all known. Raises UsageError for another one, with near misses."""
+    """A copy of a map whose keys are all known. Raises UsageError for an unknown key, with near misses."""
     if not isinstance(value, dict):
         raise UsageError("it is not a map of keys to values", place=[place])
     for key in value:
@@ -77,8 +77,8 @@ def _loader() -> Any:
 
 
 def lines(text: bytes) -> dict[tuple[str | int, ...], str]:
-    """Where the values of a YAML document stand, by the keys and numbers that lead there; those of a map where their
-    keys do. The document has been read by `plain`."""
+    """Positions of the values of a YAML document, by the path of keys and numbers to each; values of a map have the
+    position of their key. The document has been read by `plain`."""
     import yaml
 
     found: dict[tuple[str | int, ...], str] = {}
@@ -99,7 +99,7 @@ def lines(text: bytes) -> dict[tuple[str | int, ...], str]:
 
 
 def plain(text: bytes, path: str) -> Any:
-    """Plain values of a YAML document. Raises UsageError, with line and column where there is a place."""
+    """Plain values of a YAML document. Raises UsageError, with line and column where they are known."""
     import yaml
 
     try:
@@ -107,7 +107,7 @@ def plain(text: bytes, path: str) -> Any:
     except UnicodeError:
         raise UsageError("it is not valid UTF-8", place=[path]) from None
     try:
-        documents = list(yaml.load_all(decoded, Loader=_loader()))  # a SafeLoader without its sharp edges
+        documents = list(yaml.load_all(decoded, Loader=_loader()))  # a SafeLoader, restricted further
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
@@ -123,7 +123,7 @@ def plain(text: bytes, path: str) -> Any:
 
 
 def strict_json(text: bytes, place: str) -> Any:
-    """JSON in UTF-8 without duplicate keys, NaN, numbers beyond float64, lone surrogates or bottomless nesting. Raises
+    """JSON in UTF-8 without duplicate keys, NaN, numbers beyond float64, lone surrogates or too deep nesting. Raises
     DataError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def strict_json(text: bytes, place: str) -> Any:
     try:
         decoded = text.decode("utf-8")
         value = json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
-        if "\\u" in decoded:  # an escape can smuggle in half a surrogate pair
+        if "\\u" in decoded:  # an escape can hold half a surrogate pair
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise DataError("it is not valid UTF-8", place=[place]) from None

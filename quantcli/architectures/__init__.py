@@ -1,10 +1,10 @@
-"""What transformers makes of the tensors of a checkpoint, by the type of model that its config.json names.
+"""How transformers loads the tensors of a checkpoint, by the model type that its config.json names.
 
-A configuration that quantizes Linear layers by their class holds only for what is one in the model: packed weights of
+A configuration that quantizes Linear layers by their class applies only to modules of that class: packed weights of
 an embedding, of GPT-2's Conv1D or of a router are initialized at random with no more than a line in a report, and a
 head that shares the embedding's tensor must be named though the file does not have it. Names in files are not always
-those of modules either. `table.json` has these facts, written from transformers itself by
-tests/peers/write_architectures.py; for types of model it does not know, names decide.
+those of modules. `table.json` has these facts, written from transformers itself by
+tests/peers/write_architectures.py; for model types it does not list, names decide.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from functools import cache
 from typing import Any
 
 EMBEDDING = re.compile(r"(?:^|\.)(?!patch)(?:\w*embed\w*|\w*embd|wte|wpe|shared)(?:\.weight)?$", re.IGNORECASE)
-"""Names that embeddings have."""
+"""Names of embeddings."""
 
 DIRECT, INITIALIZED = "read", "initialized"
-"""The kinds of a Linear layer whose weight is read by the code around it, where it is not decoded: when the model runs,
-or only while it is loaded."""
+"""Kinds of Linear layers whose weight is read, undecoded, by the code around them: when the model runs, or only while
+it is loaded."""
 
 EXPERTS, CHANGED, UNLOADABLE = "experts", "changed", "unloadable"
-"""The kinds of a matrix that is stacked with those of other experts, or split or merged, when it is loaded; and of such
-that transformers cannot prepare for packed weights: it then loads none of them anywhere in the model."""
+"""Kinds of matrices that are stacked with those of other experts, or split or merged, when loaded; and of those that
+transformers cannot prepare for packed weights: it then loads no packed weights anywhere in the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Rename:
     kind: str
 
     def match(self, name: str) -> tuple[str, re.Match[str]] | None:
-        """The prefix in front of a match in a name, and the match; None where it does not apply."""
+        """The prefix before a match in a name, and the match; None where there is no match."""
         scope = self.scope if self.scope != "." else ""
         for prefix in (self.base + scope, scope) if self.scope else ("",):
             if name.startswith(prefix):
@@ -53,7 +53,7 @@ class Rename:
         return None
 
     def applied(self, name: str) -> str:
-        """A name with this change."""
+        """A name after this change."""
         found = self.match(name)
         if found is None:
             return name
@@ -66,10 +66,10 @@ class Rename:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A type of model. known: whether the facts have it.
+    """A model type. known: whether the table lists it.
 
     prefix: what names of the base model begin with, in models that have more than that. other: kinds of modules that
-    hold a matrix and are no plain Linear layer, or DIRECT or INITIALIZED, by name without prefix and with # for
+    hold a matrix but are not plain Linear layers, or DIRECT or INITIALIZED, by name without prefix and with # for
     numbers. shared: Linear layers that may share the tensor of another module, and their names in files. float32:
     modules that are never quantized while a model is loaded. renames: how names in files become those of modules.
     """
@@ -85,7 +85,7 @@ class Architecture:
 
     @property
     def takes_packed(self) -> bool:
-        """Whether transformers loads packed weights into such a model at all."""
+        """Whether transformers loads packed weights into this type of model at all."""
         return all(rename.kind != UNLOADABLE for rename in self.renames)
 
     def module(self, name: str) -> str:
@@ -101,8 +101,8 @@ class Architecture:
         return found.removesuffix(".weight")
 
     def holder(self, name: str) -> str | None:
-        """The kind of what holds the matrix of a module in the file: a class, DIRECT, INITIALIZED, EXPERTS, CHANGED
-        or UNLOADABLE; None for a plain Linear layer.
+        """The kind of module in the model for the matrix of one in the file: a class, DIRECT, INITIALIZED, EXPERTS,
+        CHANGED or UNLOADABLE; None for a plain Linear layer.
 
         >>> of({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}).holder("h.0.attn.c_attn")
         'Conv1D'
@@ -111,7 +111,7 @@ class Architecture:
         """
         if not self.known:
             return "Embedding" if EMBEDDING.search(name) else None
-        one = numberless(name).replace("#", "0")  # what holds a layer holds all of its kind
+        one = numberless(name).replace("#", "0")  # one entry stands for all layers of its kind
         if one not in self._holders:
             self._holders[one] = self._holder(one)
         return self._holders[one]
@@ -124,11 +124,11 @@ class Architecture:
         return self.other.get(numberless(module.removeprefix(self.prefix)))
 
     def names(self, name: str) -> list[str]:
-        """The names a module of the file has: there, and in the model where it is another one."""
+        """The names of a module: in the file, and in the model where that differs."""
         return list(dict.fromkeys([name, self.module(name)]))
 
     def heads(self, modules: Iterable[str]) -> list[str]:
-        """Names of the Linear layers that have no tensor of their own beside the matrices of these modules of the file.
+        """Names of the Linear layers that share a tensor with these modules of the file instead of having their own.
 
         >>> of({"model_type": "whisper"}).heads(["model.decoder.embed_tokens"])
         ['proj_out']
@@ -140,7 +140,7 @@ class Architecture:
 
 
 UNNAMED = Architecture(model_type="", known=False)
-"""What is known of weights without a config.json that names a model."""
+"""The facts for weights without a config.json that names a model."""
 
 
 def numberless(name: str) -> str:
@@ -169,9 +169,9 @@ def _renames(number: int) -> tuple[Rename, ...]:
 
 
 def of(config: Mapping[str, Any]) -> Architecture | None:
-    """The architecture of a checkpoint by its config.json; None where that names no model.
+    """The architecture of a checkpoint by its config.json; None where that does not name a model.
 
-    Classes of a type may read files in different ways; a class that is not known is taken to do as most of them.
+    Classes of a type may read files in different ways; an unknown class is assumed to read them as most do.
     """
     model_type, classes = config.get("model_type"), config.get("architectures")
     if not isinstance(model_type, str) and not isinstance(classes, list):
@@ -194,5 +194,5 @@ def of(config: Mapping[str, Any]) -> Architecture | None:
 
 
 def transformers_version() -> str:
-    """The version of transformers that the facts are of."""
+    """The version of transformers that the table was made with."""
     return str(_facts()["transformers"])

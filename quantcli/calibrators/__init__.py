@@ -2,7 +2,7 @@
 
 A calibrator finds the parameters of the groups of a tile (`local`). Where weights that share parameters lie in several
 tiles, something is gathered from each of them (`gather`: ranges, a histogram), merged, and solved for the parameters.
-All of it in float64; rounding parameters to their storage dtype is the part of tensors/settle.py.
+All of it in float64; tensors/settle.py rounds parameters to their storage dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 Observed = dict[str, Any]
-"""What was gathered: named arrays of one shape, (rows, groups), (1, 1) or (cols,), or a histogram."""
+"""Gathered statistics: named arrays of one shape, (rows, groups), (1, 1) or (cols,), or a histogram."""
 
 Sharing = Literal["tensor", "columns"]
 
@@ -31,7 +31,7 @@ Sharing = Literal["tensor", "columns"]
 @dataclass(frozen=True, slots=True)
 class Ideal:
     """Parameters before rounding, float64. zero: for integer zero points the (not yet rounded) code of value 0, for
-    float ones the offset; None when there is none. levels: (tables, count) ascending, for learned codebooks."""
+    float ones the offset; None for symmetric codes. levels: (tables, count) ascending, for learned codebooks."""
 
     scale: Array
     zero: Array | None = None
@@ -40,8 +40,8 @@ class Ideal:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Levels (count,) that the groups of a tensor share, each with a scale of its own; `step` passes have gone into
-    them, and with `done` they stay."""
+    """Levels (count,) shared by the groups of a tensor, each of which has a separate scale; `step` counts the passes so
+    far, and `done` marks the levels as final."""
 
     levels: Array
     factor: float
@@ -51,12 +51,12 @@ class Shared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gather:
-    """A way to see weights that lie in several tiles.
+    """A way to gather statistics of weights that lie in several tiles.
 
-    observe(kernels, tile, sharing, into): what is seen of every group of the tile, of the tile as one ("tensor") or
-    of its columns ("columns"); None when a weight is not finite. merge(earlier, later): both together.
+    observe(kernels, tile, sharing, into): statistics of every group of the tile, of the tile as one ("tensor") or
+    of its columns ("columns"); None when a weight is not finite. merge(earlier, later): the statistics of both.
     ordered: merging must follow the file. Otherwise any order gives the same, and `observe` adds to `into`, what was
-    seen of other tiles (None for the first). columns: whether it can see columns.
+    seen of other tiles (None for the first). columns: whether it supports statistics of columns.
     """
 
     observe: Callable[[Kernels, Tile, Sharing | None, Observed | None], Observed | None]
@@ -86,7 +86,7 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raise UsageError when the value is none of them."""
+        """Raise UsageError for a value that is not allowed."""
         if self.choices:
             if value not in self.choices:
                 raise UsageError(f"{value!r} is not one of {', '.join(self.choices)}", place=[name])
@@ -99,14 +99,14 @@ class Option:
 class Calibrator:
     """A way to find parameters.
 
-    gather: how weights in several tiles are seen. solve(observed, scheme): their parameters.
+    gather: how statistics of weights in several tiles are gathered. solve(observed, scheme): their parameters.
     local(kernels, tile, scheme): parameters (rows, groups) of a tile; None when a weight is not finite. Without one,
-    what `gather` sees of the tile is solved.
-    families: families of formats it is for (see formats). grid: the symmetric grid it is for unless told otherwise, and
-    any_grid: whether it may be told otherwise. binary: whether it is for one symmetric bit; affine: whether it knows
-    asymmetric schemes. auto: whether `--calibration auto` tries it. shared: for learned levels that groups share.
-    caution(scheme, n): why it is doubtful for groups of n weights, if it is. obstacle(scheme): why it cannot do what
-    its options ask for. weighs: whether `local` takes the importance of columns into account.
+    the statistics that `gather` takes of the tile are solved. families: families of formats it supports (see formats).
+    grid: its default symmetric grid, and any_grid: whether another one may be requested. binary: whether it is for one
+    symmetric bit; affine: whether it supports asymmetric schemes. auto: whether `--calibration auto` tries it. shared:
+    for learned levels shared by groups. caution(scheme, n): why it is doubtful for groups of n weights, if it is.
+    obstacle(scheme): why it cannot do what its options request. weighs: whether `local` depends on the importance of
+    columns.
     """
 
     gather: Gather

@@ -7,9 +7,9 @@ same over ranges shrunk towards the median. The published procedure (2,048 bins,
 bin) changes its sample space from candidate to candidate, merges bins that are not the cells used later, and loses up
 to 22 dB where half the weights are 0.
 
-It is there for parity: KL is blind to magnitudes and never beats the squared error at its own game. Groups of fewer
-than 32 * 2^b weights that are not 0 are too few for it and take the scale of least squared error instead; a warning
-says so where all are.
+It is offered for parity with other tools: KL ignores magnitudes and never beats the squared-error search in SQNR.
+Groups of fewer than 32 * 2^b weights that are not 0 are too few for it and take the scale of least squared error
+instead; a warning says so where all are.
 
 Reference: Migacz, 8-bit Inference with TensorRT, 2017, for the idea; the definition is different.
 """

@@ -3,10 +3,10 @@
 Per tensor and per channel the levels are globally optimal: one-dimensional k-means by dynamic programming on the exact
 histogram (16-bit weights) or a fine weighted one (float32). `effort` fast takes plain Lloyd iterations instead.
 
-With groups, every group has a scale of its own, and one set of levels serves the normalised weights of the tensor.
+With groups, every group has a separate scale, and one set of levels serves the normalised weights of the tensor.
 The levels start as the optimal ones of all weights divided by the extreme of their group, sign included, so that the
-far end of the levels is known; then scales and levels are refined by turns: each group tries scales around its
-extreme, of both signs, the best one counts, and each level moves to (and, but for the last rounds, beyond) the mean
+far end of the levels is known; then scales and levels are refined alternately: each group tries scales around its
+extreme, of both signs, the best one counts, and each level moves to (and, except in the last rounds, beyond) the mean
 of its weights. That happens on a sample of up to 262,144 weights, spread evenly; then every group tries its scales
 against the final levels. Scales are tried as the values the file can hold, such as the few of E4M3. A factor keeps
 them in its range and is part of the levels.
@@ -53,7 +53,7 @@ AROUND = {"fast": ((1, 2), (1, 2)), "default": ((2, 4), (0, 4)), "best": ((3, 4)
 
 
 def _levels(values: Array, counts: Array, scheme: Scheme) -> Array:
-    """Levels (1, count) of weights that occur so often."""
+    """Levels (1, count) of weights with these counts."""
     k = scheme.level_count
     if scheme.options["effort"] == "fast":
         return kmeans.lloyd(values, counts, kmeans.quantiles(values, counts, k), 100)[None]
@@ -76,7 +76,7 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
     return Ideal(np.ones((tile.rows, 1)), None, np.concatenate(found))
 
 
-# ---- levels that groups share -----------------------------------------------------------------------------------
+# ---- levels shared by groups - -----------------------------------------------------------------------------------
 
 
 def _representable(scales: NDArray[Any], dtype: str) -> Floats:
@@ -94,7 +94,7 @@ def _e4m3_trials(effort: str) -> Floats:
 
 
 def _trials(extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
-    """Scales (rows, groups, trials) to try, as stored: representable ones around the extreme's, of both signs."""
+    """Scales (rows, groups, trials) to try, as stored: representable ones around that of the extreme, of both signs."""
     wanted = extreme / np.float32(factor)
     if dtype == "F8_E4M3":
         nearest = from_float32(np.abs(wanted), dtype).astype(np.intp)
@@ -112,7 +112,7 @@ def _book(levels: Array) -> Codebook:
 
 
 def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None, dtype: str) -> Observed | None:
-    """What a pass sees: first the largest weight, then normalised weights, then sums for better levels."""
+    """The statistics of a pass: first the largest weight, then normalised weights, then sums for better levels."""
     ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
@@ -132,7 +132,7 @@ def _try(
     """The best trials, and the unit of the levels while they are tried.
 
     The kernels sum x l and l l in float32: levels as small or large as their weights would leave its range at 1e-20
-    and 1e19. A power of two moves to the scales without changing a digit.
+    and 1e19. A power of two moves to the scales exactly.
     """
     unit = max(2.0 ** (np.frexp(shared.factor)[1] - 5), 2.0**-116)
     book = _book(shared.levels / unit)
@@ -163,7 +163,7 @@ def _normalised(tile: Tile, extreme: Floats) -> Observed:
 
 
 def merge(earlier: Observed, later: Observed) -> Observed:
-    """Both together."""
+    """The sums of both."""
     if "largest" in earlier:
         return {"largest": np.maximum(earlier["largest"], later["largest"])}
     return {k: earlier[k] + later[k] for k in earlier}

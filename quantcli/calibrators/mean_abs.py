@@ -41,7 +41,7 @@ def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observe
 
 
 def merge(earlier: Observed, later: Observed) -> Observed:
-    """Both together."""
+    """The sums of both."""
     return {k: earlier[k] + later[k] for k in earlier}
 
 

@@ -7,7 +7,7 @@ Affine schemes search zero points as well, or float offsets (see kernels/offsets
 candidates: `default` stays within 0.1 dB of the least error there is, `best` within 0.03 dB, `exact` finds it by a
 sweep over all breakpoints, up to 8 bits. There is no such sweep for float offsets: `exact` is their densest search, and
 at 8 bits `default` is within 0.3 dB of it. `norm` P makes the error |e|^P. Where the importance of columns is known,
-their squared errors count accordingly. For weights that do not fit a tile the exact histogram is searched.
+their squared errors are weighted by it. For weights that do not fit a tile the exact histogram is searched.
 
 Reference: the sweep is ours; the refit is the codeword update of Lloyd, Least Squares Quantization in PCM, 1982, for
 evenly spaced codewords.
@@ -76,8 +76,8 @@ def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[An
 
 
 def _turned(scheme: Scheme, n: int, effort: str) -> bool:
-    """Whether the extra code goes to the side of the largest weight without asking: that costs at most 0.02 dB from 4
-    bits on in groups, and nothing from 6 bits on, for half the search."""
+    """Whether the extra code goes to the side of the largest weight without trying the other side: that costs at most
+    0.02 dB from 4 bits up in groups, and nothing from 6 bits up, for half the search."""
     return effort != "best" and (scheme.bits >= 6 or (scheme.bits >= 4 and n <= 400))
 
 
@@ -104,8 +104,8 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
 
 def _offsets(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, effort: str) -> Ideal:
     """Scales and offsets, never worse than min-max; with effort `exact` than the search by trials. Mid-rise codes are
-    whole ones half a step further on."""
-    lo, hi = lo + 0.0, hi + 0.0  # not -0: which zero is the smallest differs between the kernels
+    integer codes half a step higher."""
+    lo, hi = lo + 0.0, hi + 0.0  # not -0: the kernels differ in which zero is the smallest
     start = _by_groups(tile, scheme) if effort == "exact" else ranges.spanning(lo, hi, scheme)
     assert start.zero is not None
     half = 0.5 if scheme.family == "midrise" else 0.0
@@ -121,7 +121,7 @@ def _offsets(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array,
 
 
 def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str) -> Ideal:
-    """Scales for fixed levels: as they are tried, without a refit; of either sign where the levels are lopsided."""
+    """Scales for fixed levels: as tried, without a refit; of either sign where the levels are not symmetric."""
     book = fixed_codebook(scheme)
     count = {"fast": 8, "default": 16, "best": 31, "exact": 31}[effort]
     row = np.append(1.0, np.geomspace(1.1, 0.72 if tile.group <= 400 else 0.3, count - 1))
@@ -136,7 +136,7 @@ def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any],
 
 
 def _of(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
-    """Scale and zero of groups (groups, n) of weights, each so often, by whatever search the scheme needs."""
+    """Scale and zero of groups (groups, n) of weights with their counts, by the search that the scheme needs."""
     norm, effort = float(scheme.options["norm"]), scheme.options["effort"]
     if norm == 2 and effort == "exact" and scheme.family == "int" and scheme.zero_point == "int":
         return _exact(weights, counts, scheme)
@@ -146,7 +146,7 @@ def _of(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Ar
 
 
 def _exact(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:
-    """The least error there is: for zero points, of all of them; the one nearest the middle on a tie."""
+    """Scale and zero of least error over all zero points; on a tie the zero point nearest the middle."""
     groups = len(weights)
     if scheme.symmetric:
         top = (1 << (scheme.bits - 1)) - 1
@@ -170,7 +170,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 
 def obstacle(scheme: Scheme) -> str | None:
-    """What the sweep over all breakpoints cannot do."""
+    """Why the sweep over all breakpoints does not support a scheme."""
     if scheme.options["effort"] != "exact":
         return None
     if scheme.family != "int":

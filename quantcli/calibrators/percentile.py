@@ -3,8 +3,8 @@
 Symmetric: the quantile of |w| at `percentile` / 100. Affine: `percentile` is the central mass, each tail loses half of
 the rest. Exact order statistics, interpolated linearly between neighbours (type 7 of Hyndman and Fan, Sample Quantiles
 in Statistical Packages, 1996); for float32 weights that lie in several tiles, within 2^-12 of them. A range that comes
-out empty where there is something falls back to the whole one. In groups of fewer than 1 / (1 - p) weights it is
-min-max in all but name, which a warning says.
+out empty although some weight is not 0 falls back to the whole one. In groups of fewer than 1 / (1 - p) weights it is
+effectively min-max, and a warning says so.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _ranges_of(weights: Array, share: float, *, symmetric: bool) -> tuple[Array,
 
 
 def _parameters(lo: Array, hi: Array, least: Array, most: Array, scheme: Scheme) -> Ideal:
-    """Parameters of ranges; empty ones fall back to all there is."""
+    """Parameters of ranges; empty ones fall back to the whole range."""
     low, high = (lo, hi) if scheme.zero_point == "float" else (np.minimum(lo, 0), np.maximum(hi, 0))
     empty = low >= high
     return ranges.spanning(np.where(empty, least, lo), np.where(empty, most, hi), scheme)
@@ -83,7 +83,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
 
 
 def caution(scheme: Scheme, n: int) -> str | None:
-    """Why groups of n weights make no difference to min-max."""
+    """Why groups of n weights make it the same as min-max."""
     share = _share(scheme)
     if n * (1 - share) >= 1:
         return None

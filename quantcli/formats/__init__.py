@@ -1,6 +1,6 @@
-"""Number formats: what a code of so many bits stands for. One file each; the file's name is the format's.
+"""Number formats: what a code of b bits stands for. One file each; the file's name is the format's.
 
-Here are what all formats share: their codes on a grid, and the levels of those that have some.
+Shared by all formats: their codes on a grid, and the levels of codebooks.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 class Format:
     """A number format.
 
-    family: what calibrators go by: `int`, `midrise`, `levels` (fixed ones) or `learned`
+    family: the kind of codes, which calibrators depend on: `int`, `midrise`, `levels` (fixed ones) or `learned`
     (levels are part of what is calibrated). grid(scheme): the codes and their meaning. reach(scheme): what the
     largest weight is divided by to get the scale that clips nothing; for asymmetric schemes the whole range is.
     levels(scheme): for codebooks float64 (2^b,) by code, NaN where a code stands for nothing.
     bits: the least, the most, and the default; ties_to_even: as a cast rounds; zero_points: kinds of asymmetric
-    schemes it knows; calibration: the default one.
+    schemes it supports; calibration: the default one.
     """
 
     family: Family
@@ -56,7 +56,7 @@ def code_grid(scheme: Scheme) -> CodeGrid:
 
 
 def reach(scheme: Scheme) -> float:
-    """What the largest weight, or for asymmetric schemes the range, is divided by for a scale that clips nothing.
+    """The divisor of the largest weight, or for asymmetric schemes of the range, for a scale that clips nothing.
 
     >>> from quantcli import Scheme
     >>> reach(Scheme(bits=4)), reach(Scheme(bits=4, symmetric=False)), reach(Scheme(format="fp8-e4m3"))
@@ -80,8 +80,7 @@ def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:
 
 
 def unused_codes(book: Codebook) -> NDArray[np.bool_]:
-    """Which codes (tables, 2^b) no weight is ever given: those that stand for nothing or for the level of another code,
-    between which there is no room."""
+    """Which codes (tables, 2^b) are never written: they stand for nothing or for the same level as another code."""
     tables, size = book.levels.shape
     count = book.sorted.shape[1]
     ends = np.full((tables, count + 1), np.inf, np.float32)
@@ -94,7 +93,7 @@ def unused_codes(book: Codebook) -> NDArray[np.bool_]:
 
 def clipped(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -> NDArray[np.bool_]:
     """Which weights (rows, cols) lie beyond the outermost code by more than half a step: those whose rounded code is
-    not on the grid. For one bit, and where a step is no step (mid-rise cells), beyond the outermost cell."""
+    not on the grid. For one bit, and for mid-rise cells, beyond the outermost cell."""
     scale = spread_out(params.scale, x, group)
     if grid.mode == BINARY:
         return np.zeros(x.shape, bool)

@@ -1,4 +1,4 @@
-"""What formats with fixed levels share."""
+"""Shared by formats with fixed levels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def grid(scheme: Scheme) -> CodeGrid:
-    """All codes of so many bits."""
+    """All codes of b bits."""
     return CodeGrid(mode=LEVELS, bits=scheme.bits, umin=0, umax=(1 << scheme.bits) - 1)
 
 
@@ -27,7 +27,7 @@ def of(
     *,
     ties_to_even: bool = False,
 ) -> Format:
-    """A format of fixed levels; its largest magnitude takes the largest weight."""
+    """A format of fixed levels; the largest weight is scaled to its largest magnitude."""
 
     def reach(scheme: Scheme) -> float:
         return float(np.nanmax(np.abs(levels(scheme))))
@@ -43,7 +43,7 @@ def of(
 
 
 def minifloat(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[np.float64]:
-    """Values of all codes of a small float, sign bit first, every exponent a finite one.
+    """Values of all codes of a small float, sign bit first, with no infinity or NaN.
 
     >>> minifloat(2, 1, 1)[:8].tolist()
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

@@ -1,4 +1,4 @@
-"""Mid-rise: equal cells, read at their middle; 0 is no value.
+"""Mid-rise: equal cells, read at their middle; 0 is not a value.
 
 The range lies in 2^b equal cells. The code is floor(w / step), the value (code + 1/2) * step. A code is an index, not a
 value: read back without the half step the error is 6.02 dB worse. All cells are used. With a float offset the cells

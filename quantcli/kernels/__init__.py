@@ -1,6 +1,6 @@
 """The table of hot loops: native C++ where it could be built and loaded, numpy everywhere else.
 
-Everything above asks `load()` for a table and calls it; both tables give the same bytes and the same sums.
+All callers get a table from `load()`; both tables give the same bytes and the same sums.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ __all__ = [
 
 @lru_cache(maxsize=1)
 def load() -> Kernels:
-    """The table in use; QUANTCLI_KERNELS=numpy or native forces one.
+    """The kernels in use; QUANTCLI_KERNELS=numpy or native forces one table.
 
-    Raises UsageError when the forced one is unknown or not there.
+    Raises UsageError when the forced one is unknown or not available.
     """
     from quantcli.kernels import native, numpy_kernels
 
     wanted = os.environ.get("QUANTCLI_KERNELS", "")
     if wanted not in ("", "native", "numpy"):
-        raise UsageError(f"{wanted!r} names no kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
+        raise UsageError(f"{wanted!r} is not a set of kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
     table = None if wanted == "numpy" else native.find()
     if table is None and wanted == "native":
         raise UsageError(
             "the native kernels are not built for this machine",
             place=["QUANTCLI_KERNELS"],
-            hint="install with a C++ compiler at hand, or use numpy",
+            hint="install with a C++ compiler available, or use numpy",
         )
     return table if table is not None else numpy_kernels.NumpyKernels()

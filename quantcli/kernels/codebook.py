@@ -1,4 +1,4 @@
-"""Codebooks: levels of any spacing, and the thresholds by which a weight finds its code."""
+"""Codebooks: levels of any spacing, and the thresholds that map a weight to its code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Codebook:
         return len(self.levels)
 
     def rows(self, first: int, last: int) -> Codebook:
-        """The codebooks of some rows; a shared one is itself."""
+        """The codebooks of some rows; a shared one is returned as it is."""
         if self.tables == 1:
             return self
         return Codebook(*(getattr(self, name)[first:last] for name in self.__slots__))
@@ -83,7 +83,7 @@ def _limits(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def joined_codebooks(books: list[Codebook], rows: int) -> Codebook:
-    """The codebooks of all rows from those of parts; a shared one is itself."""
+    """The codebooks of all rows from those of parts; a shared one is returned as it is."""
     if len(books) == 1 or sum(b.tables for b in books) != rows:
         return books[0]
     return Codebook(*(np.concatenate([getattr(b, name) for b in books]) for name in Codebook.__slots__))

@@ -1,4 +1,4 @@
-// What every part of the native kernels shares: names of the variants, kinds of weights, and how they are loaded.
+// Shared by all native kernels: names of the variants, types of weights, and how they are loaded.
 
 #pragma once
 
@@ -32,7 +32,7 @@ enum Kind : int32_t { BF16 = 0, F16 = 1, F32 = 2 };
 enum Mode : int32_t { INTEGER = 0, OFFSET = 1, BINARY = 2, LEVELS = 3 };
 
 // The grids of signed codes that the search for scales tries, `top` the highest code; table.py names them the same.
-// The value of those with zero points is how many zero points are tried, around the one that is handed over.
+// The value of those with zero points is how many zero points are tried around the given one.
 enum Grids : int32_t {
   TURNED = 0,       // -top..top+1 alone, for weights turned so that the largest is positive
   RESTRICTED = 1,   // -top..top
@@ -41,7 +41,7 @@ enum Grids : int32_t {
   FIVE_ZEROS = 5,
 };
 
-// What the searches have room for; table.py holds the same numbers, and native.py takes no library with others.
+// Limits of the searches; table.py holds the same numbers, and native.py rejects a library with others.
 struct Limits {
   int32_t candidates, ends, trials, importance;
 };
@@ -49,10 +49,10 @@ constexpr Limits LIMITS = {
     512,   // candidate scales of the search for scales: their scores lie on the stack, 5 grids of 16 bytes each
     24,    // places of either end of a range; their combinations are tried, 576
     64,    // trial scales for the levels of a codebook
-    2047,  // how much the error of a column counts: with weights of 16 bits and codes of 16 sums stay exact in 64
+    2047,  // importance of a column: with weights of 16 bits and codes of 16 sums stay exact in 64
 };
 
-// The arguments Python hands over, field by field as native.py declares them.
+// The arguments that Python passes, field by field as native.py declares them.
 
 struct Tile {
   const void* weights;
@@ -65,7 +65,7 @@ struct Grid {
   float umin, umax, zero;  // limits of the unsigned code; the zero every group shares when none is given
 };
 
-// Levels of the codes of `tables` codebooks (1: shared by all rows), 2^bits floats each, and how codes are found:
+// Levels of the codes of `tables` codebooks (1: shared by all rows), 2^bits floats each, and the lookup of codes:
 // `count` codes in ascending order of their levels, the thresholds between them, and where clipping begins.
 struct Codebook {
   const float *levels, *sorted, *thresholds, *limits;

@@ -114,7 +114,7 @@ void unpack(const uint8_t* packed, int64_t cols, int b, uint16_t* codes) {
 // Codes of which packing reads whole words beyond the end of a row.
 constexpr int PADDING = 32;
 
-// Calls run with the scratch for codes of so many bits: bytes up to 8, words of 16 above.
+// Calls run with the scratch for codes of b bits: bytes up to 8, words of 16 above.
 template <class Run>
 inline void with_codes(void* codes, int bits, Run run) {
   if (bits <= 8)
@@ -468,7 +468,7 @@ QK_EXPORT int32_t QK_NAME(ranges)(const Tile* tile, float* lo, float* hi, float*
   return bad == 0;
 }
 
-// The same of every column, over the rows.
+// The same for every column, over the rows.
 QK_EXPORT int32_t QK_NAME(column_ranges)(const Tile* tile, float* lo, float* hi, float* extreme) {
   const auto [weights, rows, cols, group, kind] = *tile;
   (void)group;
@@ -520,7 +520,7 @@ QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Gri
   if (!packed) sums[1] = sums[2] = sums[3] = 0;
 }
 
-// The sums of encode for codes that are stored already.
+// The sums of encode for stored codes.
 QK_EXPORT void QK_NAME(measure)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
                                 const uint8_t* packed, double* sums) {
   Lanes lanes;
@@ -546,7 +546,7 @@ QK_EXPORT void QK_NAME(decode)(int64_t rows, int64_t cols, int64_t group, const 
 }
 
 #ifdef QK_PROBE
-// What the searches have room for.
+// Limits of the searches.
 QK_EXPORT void qk_limits(Limits* limits) { *limits = LIMITS; }
 
 // Highest instruction set of this CPU that a variant was compiled for: 3 (AVX2, F16C, BMI2), 2 (SSE4.2) or 0.

@@ -1,4 +1,4 @@
-// Codes that stand for levels of a codebook: nearest level by thresholds, and what learning levels needs.
+// Codes of a codebook: nearest level by thresholds, and the sums for learning levels.
 
 #pragma once
 
@@ -7,7 +7,7 @@
 namespace {
 
 constexpr int MOST_TRIALS = LIMITS.trials;
-constexpr int FEW_LEVELS = 16;  // so many fit two vectors, and comparing with each beats a binary search
+constexpr int FEW_LEVELS = 16;  // 16 levels fit two vectors, and comparing with each beats a binary search
 
 // One codebook: levels by code; levels, codes and thresholds in ascending order; where clipping begins.
 struct Table {
@@ -106,7 +106,7 @@ inline Fit fit_levels(const float* x, int vectors, float reciprocal, const Table
 
 // Adds the counts of the 16-bit patterns to counts[65536]. Returns 0 when a weight is not finite.
 QK_EXPORT int32_t QK_NAME(patterns)(const uint16_t* weights, int64_t n, int32_t kind, int64_t* counts) {
-  // Four tables by turns: neighbours are often equal, and a count must not wait for the one before it.
+  // Four tables in turn: neighbours are often equal, and a count must not wait for the one before it.
   static thread_local uint32_t part[4][65536];
   std::memset(part, 0, sizeof part);
   int64_t i = 0;
@@ -169,7 +169,7 @@ QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, con
           const Fit fit = fit_levels(x, whole, 1.0f / own[k], table, sixteen);
           crosses[k] += double(fit.cross);
           squares[k] += double(fit.square);
-          for (int i = whole * W; i < m; ++i) {  // what does not fill a vector
+          for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector
             const float t = x[i] * (1.0f / own[k]);
             int32_t where;
             place(&t, 1, table.thresholds, table.count, &where);

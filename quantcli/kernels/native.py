@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
 
 _LEVELS = {3: "v3", 2: "v2"}
-"""CPU level told by the library -> variant of the kernels; the rest of the world runs the baseline variant."""
+"""CPU level reported by the library -> variant of the kernels; all other CPUs run the baseline variant."""
 
 
 class _Tile(Structure):
@@ -92,12 +92,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
 }
-"""The functions of kernels.cpp; structures go by their address."""
+"""The functions of kernels.cpp; structures are passed by address."""
 
 
 def find() -> Kernels | None:
     """The native table, or None where the library was not built, does not load, or has no variant for this CPU."""
-    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them where the package is editable
+    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them in an editable install
         for name in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
             path = Path(folder, name)
             if path.is_file():
@@ -136,7 +136,7 @@ def _params(params: QuantParams, rows: int) -> _Params:
 
 
 class NativeKernels:
-    """The table of kernels, in C++."""
+    """The kernels in C++."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         limits = (c_int32 * 4)()

@@ -1,4 +1,4 @@
-"""The hot loops in numpy: the reference the native kernels are held to, and what runs where none could be built."""
+"""The hot loops in numpy: the reference for the native kernels, and the fallback where those could not be built."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Lanes:
         squares = stacked[1:].reshape(rows, blocks, width)
         whole = cols // width
         wide = values[:, : whole * width].reshape(rows, whole, width)
-        np.copyto(squares[:, :whole], wide)  # widened first: half as slow as multiplying with a wider result
+        np.copyto(squares[:, :whole], wide)  # widened first: twice as fast as multiplying with a wider result
         np.multiply(squares[:, :whole], squares[:, :whole], out=squares[:, :whole])
         if whole < blocks:
             rest = values[:, whole * width :]
@@ -134,7 +134,7 @@ def _codes(x: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArray[An
 
 
 def _beyond(values: NDArray[Any], low: Any, high: Any) -> int:
-    """How many values lie outside [low, high]."""
+    """The number of values outside [low, high]."""
     beyond = scratch.take("beyond", values.shape, np.bool_)
     return int(np.count_nonzero(np.less(values, low, out=beyond))) + int(
         np.count_nonzero(np.greater(values, high, out=beyond))
@@ -176,7 +176,7 @@ def _values(codes: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArr
 
 
 def _silent(kernels: type[T]) -> type[T]:
-    """A table whose methods say as little of infinities and NaN as the native ones: whoever calls looks at results."""
+    """A table whose methods, like the native ones, do not warn of infinities and NaN: callers check results."""
 
     def silent(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -194,7 +194,7 @@ def _silent(kernels: type[T]) -> type[T]:
 
 @_silent
 class NumpyKernels:
-    """The table of kernels, in numpy."""
+    """The kernels in numpy."""
 
     name = "numpy"
 

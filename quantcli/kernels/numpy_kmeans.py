@@ -46,7 +46,7 @@ def _layer(
         j = np.repeat(middle, count)
         with np.errstate(invalid="ignore"):
             costs = before[i] + _cost(weight, total, square, i, j)
-        costs[np.isnan(costs)] = np.inf  # NaN is less than nothing: never the best in kmeans.h
+        costs[np.isnan(costs)] = np.inf  # NaN compares false with everything: never the best in kmeans.h
         least = np.minimum.reduceat(costs, ends - count)
         hits = np.flatnonzero(costs == np.repeat(least, count))
         best = i[hits[np.searchsorted(hits, ends - count)]]

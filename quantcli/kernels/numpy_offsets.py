@@ -47,7 +47,7 @@ def search_offsets(
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """What a refit needs of every group (groups,); see Line in offsets.h."""
+    """The statistics of every group (groups,) for a refit; see Line in offsets.h."""
 
     cross: Doubles
     square: Doubles
@@ -55,7 +55,7 @@ class _Line:
     gain: Doubles
 
     def where(self, taken: NDArray[np.bool_], other: _Line) -> _Line:
-        """This one for some groups, the other one for the rest."""
+        """These values for some groups, those of the other for the rest."""
         names = ("cross", "square", "total", "gain")
         return _Line(*(np.where(taken, getattr(self, n), getattr(other, n)) for n in names))
 

@@ -24,7 +24,7 @@ def flips(error: NDArray[Any], codes: NDArray[Any], scale: Floats, umin: float, 
     step = np.abs(scale)
     move = np.where((scale < 0) == (sign < 0), np.float32(1), np.float32(-1))
     limit = np.where(move > 0, np.float32(umax), np.float32(umin))
-    with np.errstate(over="ignore"):  # only of errors of the wrong sign, which are no flips
+    with np.errstate(over="ignore"):  # only errors of the wrong sign are left, which need no flip
         cost = step - (2 * sign) * error
     able = (sign * error > 0) & (codes != limit) & ((rest > 0) & (rest < 1e300))[:, None]
     cost = np.where(able, cost, np.float32(np.inf))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantcli.kernels.table import Doubles, Floats
 
 CHUNK = 1 << 16
-"""Weights at a time: what is computed for one candidate stays in the cache for the next."""
+"""Weights at a time: the intermediate results of one candidate stay in the cache for the next."""
 
 PIECE = 128
 """Weights of a group that lie below one another."""
@@ -94,7 +94,7 @@ def _best(
     top: int,
     counts: NDArray[np.int32] | None,
 ) -> tuple[Doubles, NDArray[np.int32]]:
-    """The refit scale of the best candidate, and its grid, for weights (count, n), each of which counts so much."""
+    """The refit scale of the best candidate, and its grid, for weights (count, n) of a given importance each."""
     largest = multipliers.max(initial=0)
     wide = top > 255 or largest > 512
     fraction = fraction_bits(largest, wide=wide, weighted=counts is not None)
@@ -131,7 +131,7 @@ def pieces_of(weights: NDArray[Any], unit: Floats, factor: np.float32) -> NDArra
 def _sums(
     u: NDArray[Any], low: NDArray[Any], high: NDArray[Any], steps: NDArray[Any], times: NDArray[Any] | None
 ) -> NDArray[Any]:
-    """sum(u c) and sum(c c) of every candidate, grid and piece (candidates, grids, 2, pieces), each term so often."""
+    """sum(u c) and sum(c c) of every candidate, grid and piece (candidates, grids, 2, pieces), times counts."""
     sums = np.empty((len(steps), len(low), 2, u.shape[1]), u.dtype)
     q, c = np.empty_like(u), np.empty_like(u)
     weighted = u if times is None else u * times

@@ -20,19 +20,19 @@ namespace {
 constexpr int RATIOS = LIMITS.ends;
 constexpr int STEPS = 6;   // refits of the best candidate at most, each to the codes of the one before
 constexpr int FOUR = 4;    // candidates that are added up together, so that their sums are folded in one go
-constexpr int PART = 256;  // weights of a block: the sum of so many 8-bit codes fits 16 bits
+constexpr int PART = 256;  // weights of a block: the sum of 256 8-bit codes fits 16 bits
 constexpr double MAGIC = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
 
 typedef double Doubles __attribute__((vector_size(32)));
 constexpr int HALF = 4;  // of the W lanes
 
-// The refit to codes: slope cross / square, and the error it takes off (times how much all weights count); -1 for codes
+// The refit to codes: slope cross / square, and the error it takes off (times the sum of the importances); -1 for codes
 // that fall, or are all the same.
 struct Line {
   double cross = 0, square = 1, total = 0, gain = -1;
 };
 
-// How much the weights of a group count, and their sum.
+// Importances of the weights of a group, and their sum.
 struct Moments {
   double count = 0, sum = 0;
 
@@ -93,7 +93,7 @@ struct Offsets {
     for (int k = last; k % FOUR; ++k) times[k] = times[last - 1], zero[k] = zero[last - 1];
   }
 
-  // Weights [first, first + n) of a group as whole numbers, filled up with zeros that do not count; how many there are.
+  // Weights [first, first + n) of a group as whole numbers, padded with zeros of importance 0; their number.
   int block(int64_t at, int64_t column, int n, float middle, float unit) {
     float x[PART];
     load(tile.weights, tile.kind, at, n, x);
@@ -167,7 +167,7 @@ struct Offsets {
   }
 #endif
 
-  // Adds up the first candidates over the block, of which the last `pads` weights are none.
+  // Adds up the first candidates over the block, whose last `pads` weights are padding.
   void add(int filled, int pads, int count) {
     for (int k = 0; k < count; ++k) {
 #ifdef __AVX2__
@@ -188,7 +188,7 @@ struct Offsets {
       }
   }
 
-  // Adds up the first candidates over a group whose blocks were seen before.
+  // Adds up the first candidates over a group whose blocks were read before.
   void add_all(int64_t at, int64_t begin, int64_t n, float middle, float unit, int count) {
     for (auto& sum : sums) std::memset(sum, 0, sizeof(sum[0]) * size_t((count + FOUR - 1) / FOUR * FOUR));
     each(at, begin, n, middle, unit, true, [&](int filled, int pads) { add(filled, pads, count); });
@@ -243,7 +243,7 @@ struct Offsets {
     }
   }
 
-  // Calls step(weights less the middle of the range, how much they count) for a group, W at a time.
+  // Calls step(weights less the middle of the range, their importance) for a group, W at a time.
   template <class Step>
   void exactly(int64_t at, int64_t begin, int64_t n, float middle, bool again, Step step) {
     for (int64_t first = 0; first < n; first += PART) {
@@ -324,7 +324,7 @@ struct Offsets {
 // For every group scale and offset with the least squared error. In scale and offset: a start; the offset, the place of
 // code 0, is relative to `middle`, as it is in the result. A reciprocal of the length of the range of 0: only the start
 // is refined. Ends of the range are drawn to `count` ratios, at most 24, of their distance from the mean.
-// importance: how much the error of each of the tile's columns counts, 0 to 2047, or null.
+// importance: that of each of the tile's columns, 0 to 2047, or null.
 QK_EXPORT void QK_NAME(search_offsets)(const Tile* tile, const float* middle, const float* reciprocal,
                                        const double* ratios, int32_t count, int32_t top,
                                        const int32_t* importance, double* scale, double* offset) {

@@ -20,7 +20,7 @@
 
 namespace {
 
-constexpr size_t FEW_FLIPS = 24;  // up to so many, finding the least again and again beats sorting
+constexpr size_t FEW_FLIPS = 24;  // up to this many, repeated search for the least beats sorting
 
 // A flip as a number: flips compare as their costs do, those of equal cost as their columns.
 inline uint64_t flip_of(float cost, int64_t column) {
@@ -57,7 +57,7 @@ size_t gather_flips(const float* code, const float* error, int64_t cols, int64_t
       int64_t any[4];
       std::memcpy(any, &good, sizeof any);
       if (any[0] | any[1] | any[2] | any[3])
-        // Without branches: which flips are cheap is as good as random.
+        // Without branches: which flips are cheap is practically random.
         for (int i = 0; i < W; ++i) {
           found[count] = flip_of(cost[i], j + i);
           count += size_t(good[i] & 1);
@@ -72,7 +72,7 @@ size_t gather_flips(const float* code, const float* error, int64_t cols, int64_t
   return count;
 }
 
-// The flips in order: many are sorted, among few the next one is found when it is asked for.
+// The flips in order: many are sorted, among few the next one is found on demand.
 struct Queue {
   uint64_t* flips;
   size_t count, at = 0;
@@ -113,8 +113,8 @@ void preserve_sum(float* code, float* error, int64_t cols, int64_t group, float 
   }
   if (!(rest > smallest / 2)) return;
   if (found.size() < size_t(cols) + 1) found.resize(size_t(cols) + 1);
-  // Right-signed errors are about half the columns and their costs evenly spread: so much below `below` is expected
-  // to hold the flips needed and a few more.
+  // Right-signed errors are about half the columns and their costs evenly spread: so those below `below` are expected
+  // to include the flips needed and a few more.
   const double needed = rest / largest;
   float from = -INFINITY, below = float(2 * largest / double(cols) * (needed + 3 * std::sqrt(needed) + 1));
   while (true) {

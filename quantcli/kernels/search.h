@@ -18,7 +18,7 @@ namespace {
 constexpr int MOST = LIMITS.candidates;
 constexpr int AT_ONCE = 16;    // 16-bit weights in a vector of 32 bytes
 constexpr int PAIRED = 2;      // candidates that are added up together where there is one grid: weights are read once
-constexpr int REACH = 512;     // weights of a block: the sums of 16-bit products of so many fit 32 bits
+constexpr int REACH = 512;     // weights of a block: the sums of that many 16-bit products fit 32 bits
 constexpr int BY_COLUMN = 16;  // bits of weights whose columns count differently
 constexpr int MOST_GRIDS = FIVE_ZEROS;
 constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
@@ -64,7 +64,7 @@ struct Search {
       candidate[k] = Word(std::nearbyintf(multipliers[k < n ? k : n - 1] * float(int64_t(1) << (SHIFT - bits))));
   }
 
-  // A block of weights, filled up with zeros; how many there are then.
+  // A block of weights, padded with zeros; their number with the padding.
   int block(const Tile& tile, int64_t at, int64_t left, float unit, Word* u) const {
     const int n = int(left < REACH ? left : REACH);
     float x[LANES];
@@ -171,8 +171,8 @@ struct Search {
 
 // For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
 // TURNED, RESTRICTED and BOTH_SIGNS go without a centre, TURNED with signed reciprocals. THREE_ZEROS and FIVE_ZEROS try
-// the zero points from centre - grids/2 on; those that leave out 0 are passed over. A reciprocal of 0 gives 0.
-// importance: how much the error of each of the tile's columns counts, 0 to 2047, or null.
+// the zero points from centre - grids/2 on; those that leave out 0 are skipped. A reciprocal of 0 gives 0.
+// importance: that of each of the tile's columns, 0 to 2047, or null.
 QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
                                const float* multipliers, int32_t count, float top, Grids grids,
                                const int32_t* importance, double* scale, int32_t* grid) {

@@ -1,4 +1,4 @@
-"""What the tables of kernels take and give, and the `Kernels` every table is."""
+"""Arguments and results of the kernels, and the protocol `Kernels` of every table of them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ F16: Kind = 1
 F32: Kind = 2
 
 INTEGER, OFFSET, BINARY, LEVELS = 0, 1, 2, 3
-"""What a code u stands for: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
+"""The value of a code u: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
 
 
 MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = 512, 24, 64, 2047
-"""What the searches have room for: candidate scales, places of an end of the range, trial scales, and how much a column
-may count. common.h has the same numbers and says why; a library that was built with others is not loaded."""
+"""Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column
+may count. common.h has the same numbers with the reasons; a library built with others is not loaded."""
 
 
 class Grids(IntEnum):
@@ -50,7 +50,7 @@ class Grids(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeGrid:
-    """The unsigned codes [umin, umax] of so many bits and what they stand for.
+    """The unsigned codes [umin, umax] of b bits and what they stand for.
 
     `zero` is the zero point every group shares when no array of zero points is given. `midrise`: codes are found by
     floor instead of rounding and stand for the middle of their cell, u + 1/2.
@@ -122,7 +122,7 @@ class Tile:
 
 
 class Kernels(Protocol):
-    """What both tables offer. Packed codes are rows of whole 32-bit words, low code first."""
+    """The interface of both tables. Packed codes are rows of whole 32-bit words, low code first."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Adapters such as LoRA: files of changes to another model's weights, which are no model by themselves."""
+"""Adapters such as LoRA: files of changes to another model's weights, not models by themselves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from quantcli.stores import Source
 _PART = re.compile(
     r"(?:^|[._])(?:lora_(?:A|B|up|down|embedding_[AB])|hada_w\d\w*|lokr_w\d\w*)(?:[._]|$)|lora\.(?:up|down)\."
 )
-"""Names as PEFT, diffusers, kohya's scripts and LyCORIS give them."""
+"""Names of PEFT, diffusers, kohya's scripts and LyCORIS."""
 
 
 def is_adapter(source: Source) -> bool:
-    """Whether a source is an adapter: PEFT's file of one, or mostly made of the factors of changes.
+    """Whether a source is an adapter: a file of PEFT, or mostly factors of changes to weights.
 
-    Some models carry adapters of their own beside the weights these belong to; they are models.
+    Files that hold adapters together with the weights these belong to are models.
     """
     if (
         source.folder is not None

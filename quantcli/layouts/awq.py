@@ -1,7 +1,6 @@
-"""AWQ, its GEMM layout: 4-bit codes of the turned weight, eight columns of the model's output to a word, in an order
-of their own.
+"""AWQ, its GEMM layout: 4-bit codes of the transposed weight, eight output columns to a word, in an interleaved order.
 
-A weight [out, in] with groups of g along in, where 8 divides out, is stored turned, as
+A weight [out, in] with groups of g along in, where 8 divides out, is stored transposed, as
 
     X.qweight  I32                [in, out/8]     codes u from 0 to 15
     X.qzeros   I32                [in/g, out/8]   zero points z from 0 to 15
@@ -13,7 +12,7 @@ bits, the size of the groups (-1 for whole rows), and the version gemm.
 
 Reading: every call reads all of the codes, piece by piece. Writing: scales are F16, and the zero point of a symmetric
 weight is 8. The size of the groups holds for the whole model: parameters are repeated where it has smaller groups than
-the weight, and scales of whole rows where that makes them groups that every reader knows.
+the weight, and scales of whole rows where that gives groups that every reader supports.
 """
 
 from __future__ import annotations
@@ -70,14 +69,14 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of eight outputs each nibble of a word belongs to."""
+"""The output, of eight, that each nibble of a word belongs to."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 SHIFTS = np.array([4 * ORDER.index(output) for output in range(8)], np.uint32)
-"""Where the nibbles of outputs 0 to 7 begin."""
+"""Bit positions of the nibbles of outputs 0 to 7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +96,10 @@ def _check_variant(name: str, settings: Mapping[str, Any]) -> None:
         return
     version = text(settings, "version") or text(settings, "checkpoint_format") or "gemm"
     if version != "gemm":
-        raise wrong(name, f"AWQ's version {version} is not known here")
+        raise wrong(name, f"AWQ version {version} is not supported")
     bits = whole(settings, "bits", 1, 16)
     if bits not in (None, 4):
-        raise wrong(name, f"AWQ of {bits} bits is not known here")
+        raise wrong(name, f"AWQ of {bits} bits is not supported")
 
 
 def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, Any]) -> _Stored:
@@ -112,7 +111,7 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, A
     (cols, width), (groups, rows) = matrix(codes, name), matrix(scales, name)
     if width * 8 != rows or matrix(zeros, name) != (groups, width) or cols % groups:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, zeros, scales))
-        raise wrong(name, f"codes, zero points and scales do not go together: {shapes}")
+        raise wrong(name, f"codes, zero points and scales do not match: {shapes}")
     label = grouping(group_size(settings, name, groups, cols), groups, cols)
     return _Stored(name, rows, cols, cols // groups, label, codes, zeros, scales)
 
@@ -141,7 +140,7 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is stored as eight output columns to a word."""
+    """The weights that are stored as eight output columns to a word."""
     settings = section(config, "quantization_config")
     method, found = text(settings, "quant_method"), []
     for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
@@ -168,28 +167,29 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 
 COMMON = (32, 64, 128)
-"""Groups that every reader knows: compressed-tensors' converter takes none of whole rows, and mlx-lm no others."""
+"""Groups that every reader supports: compressed-tensors' converter does not support whole rows, and mlx-lm no other
+sizes."""
 
 _SWAPS = ((16, 4, 0x0000FFFF), (8, 2, 0x00FF00FF), (4, 1, 0x0F0F0F0F))
 
 
 def shape(weight: Weight) -> str | None:
-    """Why AWQ has no such weight: eight outputs fill a word, eight inputs a native one, and a group fits a row."""
+    """Why AWQ cannot store a weight: eight outputs fill a word, eight inputs a native one, and a group fits a row."""
     scheme, plan = facts(weight)
     why = not_a_matrix(weight)
     if why is not None:
         return why
     for side, what in zip(weight.info.shape, ("rows", "columns")):
         if side % 8:
-            return f"{side} {what} are no multiple of 8"
+            return f"{side} {what} are not a multiple of 8"
     if scheme.granularity == "group" and plan.cols < (scheme.group_size or 0):
-        return f"rows of {plan.cols}, shorter than a group"
+        return f"rows of {plan.cols} are shorter than a group"
     return None
 
 
 def interleaved(stream: NDArray[Any], out: NDArray[Any]) -> None:
-    """Put native words (outputs, inputs/8) into a matrix (inputs/8, 8, outputs/8): 8 x 8 nibbles are turned at a time,
-    by exchanging halves, quarters and eighths of words."""
+    """Put native words (outputs, inputs/8) into a matrix (inputs/8, 8, outputs/8): 8 x 8 nibbles are transposed at a
+    time, by exchanging halves, quarters and eighths of words."""
     rows, width = stream.shape
     slots = np.ascontiguousarray(stream.reshape(rows // 8, 8, width)[:, ORDER].transpose(1, 0, 2))
     spare = np.empty((4, rows // 8, width), np.uint32)
@@ -249,7 +249,7 @@ def _job(weight: Weight, group: int) -> Job:
 
 
 def _group(weights: Sequence[Weight]) -> int:
-    """The size of the groups of a model; for whole rows the largest that every reader knows, if there is one."""
+    """The size of the groups of a model; for whole rows the largest that every reader supports, if there is one."""
     found = one_group(weights, GROUPS)
     if found != -1:
         return found
@@ -260,7 +260,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as AWQ stores it."""
     group, model = _group(quantized(tensors)), architecture(beside)
     kept = ignored(tensors, model, linear=True)
-    refuse_skipped(tensors, kept, lambda name, module: name in module)  # vLLM looks for it anywhere in a name
+    refuse_skipped(tensors, kept, lambda name, module: name in module)  # vLLM searches for it anywhere in a name
     settings = {
         "quant_method": "awq",
         "bits": 4,
@@ -277,7 +277,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     )
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="AWQ (GEMM): qweight, qzeros and scales of 4 bits", find=find)

@@ -10,8 +10,8 @@ NF4 and FP4, for a weight X of n elements in blocks of g:
     X.nested_absmax                   F32 [blocks]         absmax is nested_quant_map[code] * nested_absmax + offset
     X.nested_quant_map                F32 [256]            for nested_blocksize codes; it and nested_offset: in the JSON
 
-and is level * absmax, here in float32; the library rounds it to the JSON's dtype. It takes the levels from tables of
-its own, whatever quant_map says: another quant_map is refused, for its weights would not be those that it tells.
+and is level * absmax, here in float32; the library rounds it to the JSON's dtype. It takes the levels from its own
+tables, whatever quant_map says: a different quant_map is refused, because the library would not decode with it.
 nested_quant_map is taken as it stands. A block may end inside a row, a row inside a byte. Codes 0, 15, 7, 8 are the
 bytes `0f 78`.
 
@@ -69,17 +69,17 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 STATE = ".quant_state.bitsandbytes__"
-"""What stands between the name of a weight and its kind in the name of its description."""
+"""The part between the name of a weight and its type in the name of its description."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 STORAGE = ("U8", "I8", "F16", "BF16", "F32")
-"""Dtypes that codes are stored under; with others than U8, training wraps them like the weights around them."""
+"""Dtypes that codes are stored as; those other than U8 let training wrap them like the weights around them."""
 
 STATE_LIMIT = 1 << 16
-"""Bytes of the JSON; what the library writes has some 200."""
+"""Limit of the bytes of the JSON; the library writes some 200."""
 
 _FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
 TABLES: Mapping[str, Floats] = {"nf4": NF4.astype(np.float32), "fp4": np.concatenate([_FP4, -_FP4])}
@@ -87,7 +87,7 @@ TABLES: Mapping[str, Floats] = {"nf4": NF4.astype(np.float32), "fp4": np.concate
 
 NAMES = {"nf4": "nf4", "fp4": "bnb-fp4"}
 MAP_ERROR = 1e-6
-"""How far a stored level may be from the library's: other ways to divide by the largest."""
+"""How far a stored level may be from the library's, for different roundings of the division by the largest."""
 
 BY_127 = np.float32(7.874015718698502e-3)
 ORDERS = {1: "col32", 2: "col_turing", 3: "col_ampere"}
@@ -95,7 +95,7 @@ ORDERS = {1: "col32", 2: "col_turing", 3: "col_ampere"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Nested:
-    """How absmax is stored in codes of its own."""
+    """How a nested absmax is stored as codes."""
 
     block: int
     offset: float
@@ -124,16 +124,16 @@ def _whole(state: Mapping[str, Any], key: str, place: str) -> int:
 def _shape(state: Mapping[str, Any], place: str) -> tuple[int, ...]:
     value = state.get("shape")
     if not isinstance(value, list) or not 1 <= len(value) <= 8 or not all(type(n) is int and n > 0 for n in value):
-        raise wrong(place, f"its shape {printable(repr(value), 60)} is not that of a weight")
+        raise wrong(place, f"its shape {printable(repr(value), 60)} is not valid for a weight")
     return tuple(value)
 
 
 def _state(info: TensorInfo, kind: str, read: Read | None, name: str) -> dict[str, Any]:
     """The JSON that describes a weight."""
     if read is None:
-        raise wrong(name, "its shape is in a tensor that cannot be read here")
+        raise wrong(name, "its shape is stored in a tensor whose data is not available")
     if info.dtype != "U8" or info.nbytes > STATE_LIMIT:
-        raise wrong(info.name, f"{info.dtype} of {info.nbytes} bytes is no description of a weight")
+        raise wrong(info.name, f"{info.dtype} of {info.nbytes} bytes is not a description of a weight")
     state = strict_json(read(info.name, 0, info.nbytes).tobytes(), printable(info.name))
     if not isinstance(state, dict) or state.get("quant_type") != kind:
         raise wrong(info.name, f"it does not describe a weight of {kind}")
@@ -144,12 +144,12 @@ def _nested(infos: Mapping[str, TensorInfo], name: str, state: Mapping[str, Any]
     block = _whole(state, "nested_blocksize", place)
     offset: Any = state.get("nested_offset")
     if type(offset) not in (int, float) or not abs(offset) < 3e38:
-        raise wrong(place, f"its nested_offset {printable(repr(offset), 40)} is not a number of float32")
+        raise wrong(place, f"its nested_offset {printable(repr(offset), 40)} is not a float32 number")
     absmax = part(infos, f"{name}.nested_absmax", name, ("F32",))
     levels = part(infos, f"{name}.nested_quant_map", name, ("F32",))
     if absmax.numel != -(-count // block) or levels.numel != 256:
-        raise wrong(name, f"nested_absmax {list(absmax.shape)} and nested_quant_map {list(levels.shape)} do not go "
-                          f"with {count} blocks")  # fmt: skip
+        raise wrong(name, f"nested_absmax {list(absmax.shape)} and nested_quant_map {list(levels.shape)} do not "
+                          f"match {count} blocks")  # fmt: skip
     return _Nested(block=block, offset=float(offset), absmax=absmax, levels=levels)
 
 
@@ -159,13 +159,13 @@ def _check_levels(info: TensorInfo, kind: str, read: Read, name: str) -> None:
         raise wrong(name, f"quant_map has {info.numel} levels instead of 16")
     if not np.abs(floats(read, info, name, 0, 16) - TABLES[kind]).max() <= MAP_ERROR:
         raise wrong(
-            name, f"its quant_map is not the levels of {kind}, and bitsandbytes decodes with those whatever it says"
+            name, f"its quant_map differs from the levels of {kind}, with which bitsandbytes decodes regardless"
         )
 
 
 def _stored(infos: Mapping[str, TensorInfo], name: str, kind: str, read: Read | None) -> _Stored:
     if kind not in TABLES:
-        raise wrong(name, f"bitsandbytes' {printable(kind, 40)} is not known here")
+        raise wrong(name, f"bitsandbytes type {printable(kind, 40)} is not supported")
     place = f"{name}{STATE}{kind}"
     codes = part(infos, name, name, STORAGE)
     state = _state(infos[place], kind, read, name)
@@ -173,11 +173,11 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, kind: str, read: Read | 
     shape, block = _shape(state, place), _whole(state, "blocksize", place)
     numel = math.prod(shape)
     if codes.nbytes != -(-numel // 2):
-        raise wrong(name, f"{codes.nbytes} bytes of codes are not those of {list(shape)}")
+        raise wrong(name, f"{codes.nbytes} bytes of codes do not match the shape {list(shape)}")
     absmax = part(infos, f"{name}.absmax", name, ("U8",) if f"{name}.nested_absmax" in infos else (*FLOATS, "U8"))
     count = -(-numel // block)
     if absmax.numel != count:
-        raise wrong(name, f"absmax {list(absmax.shape)} is not that of {count} blocks")
+        raise wrong(name, f"absmax {list(absmax.shape)} does not match {count} blocks")
     _check_levels(part(infos, f"{name}.quant_map", name, ("F32",)), kind, read, name)
     nested = _nested(infos, name, state, place, count) if absmax.dtype == "U8" else None
     return _Stored(name=name, kind=kind, shape=shape, block=block, codes=codes, absmax=absmax, nested=nested)
@@ -231,7 +231,7 @@ def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> 
 def _check_order(order: TensorInfo | None, read: Read, name: str) -> None:
     """Raise DataError when rows do not lie one after the other."""
     if order is not None and (found := int(read(order.name, 0, 1)[0])):
-        raise wrong(name, f"int8 of weight_format {found} ({ORDERS.get(found, 'unknown')}) is not known here",
+        raise wrong(name, f"int8 of weight_format {found} ({ORDERS.get(found, 'unknown')}) is not supported",
                     "load and save it with a newer bitsandbytes")  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def _eight_bits(infos: Mapping[str, TensorInfo], stem: str, read: Read | None) -
     codes, largest = part(infos, name, name, ("I8",)), part(infos, f"{stem}.SCB", name, ("F32",))
     order = part(infos, f"{stem}.weight_format", name, ("U8",)) if f"{stem}.weight_format" in infos else None
     if len(codes.shape) != 2 or largest.numel != codes.shape[0] or (order is not None and order.numel != 1):
-        raise wrong(name, f"SCB {list(largest.shape)} does not go with codes {list(codes.shape)}")
+        raise wrong(name, f"SCB {list(largest.shape)} does not match codes {list(codes.shape)}")
     if read is not None:
         _check_order(order, read, name)
     return Found(
@@ -270,7 +270,7 @@ def _eight_bits(infos: Mapping[str, TensorInfo], stem: str, read: Read | None) -
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is described as 4 bits by bitsandbytes, and bytes with an SCB beside them."""
+    """The weights that bitsandbytes describes as 4 bits, and bytes with an SCB beside them."""
     found, seen = [], set[str]()
     for key in infos:
         name = key.rpartition(STATE)[0]
@@ -294,15 +294,15 @@ _DTYPES = {short: long for long, short in LONG_NAMES.items() if short != "F64"}
 
 
 def shape(weight: Weight) -> str | None:
-    """Why bitsandbytes has no such weight: its blocks must not run from one row into the next."""
+    """Why bitsandbytes cannot store a weight: its blocks must not run from one row into the next."""
     why = not_a_matrix(weight)
     if why is None and finer(facts(weight)[1].group, BLOCKS) is None:
-        return f"rows of {facts(weight)[1].cols} are no multiple of 64"
+        return f"rows of {facts(weight)[1].cols} are not a multiple of 64"
     return why
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why transformers takes no quantized weight in this place."""
+    """Why transformers does not load a quantized weight in this module."""
     own = module_of(weight.info.name)
     name, kind = model.module(own), model.holder(own)
     if kind == EXPERTS:
@@ -378,7 +378,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     )
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="bitsandbytes: NF4, FP4 and int8, absmax nested or not", find=find)

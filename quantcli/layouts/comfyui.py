@@ -1,6 +1,6 @@
-"""ComfyUI: signed bytes, 8-bit floats or packed nibbles, and for every module a description of which.
+"""ComfyUI: signed bytes, 8-bit floats or packed nibbles, and for every module a description that says which.
 
-The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either in a tensor of its own, X.comfy_quant
+The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either in a separate tensor, X.comfy_quant
 (U8), or in the header of the file under `_quantization_metadata`, `{"layers": {"X": ...}}`.
 
     int8_tensorwise                X.weight        I8                 [out, in]    q
@@ -14,8 +14,8 @@ The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either i
 The weight is q * scale, or (u - 8) * scale + zeros, here in float32; g is in/g's own quotient, which `group_size` must
 agree with. Older files hold X.scale_weight (a number) beside an 8-bit float X.weight, and no description.
 
-Reading: a description with anything else in it than is known here is refused: `convrot`, for one, stands for weights
-that were rotated before they were rounded. So are zeros without a description. Writing: int8_tensorwise with a scale
+Reading: a description with any unknown key is refused: `convrot`, for one, stands for weights that were rotated
+before they were rounded. So are zeros without a description. Writing: int8_tensorwise with a scale
 [out, 1] for every row, q from -128 to 127, and the description in the header. compressed-tensors reads the same file as
 int-quantized, so config.json says that.
 """
@@ -56,14 +56,14 @@ INT8 = "int8_tensorwise"
 
 DESCRIPTION = ".comfy_quant"
 LIMIT = 1 << 16
-"""Bytes of a description; they have some 30."""
+"""Limit of the bytes of a description; usual ones have some 30."""
 
 BYTEWISE = {INT8: "I8", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-"""Formats of a byte for a weight, and what the bytes are."""
+"""Formats with one byte per weight, and the dtype of the bytes."""
 
 KINDS = {"I8": "w8", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
 HARMLESS = ("format", "group_size", "orig_dtype", "orig_shape", "per_row", "full_precision_matrix_mult")
-"""What a description may say that does not change how its weights are decoded."""
+"""Keys of a description that do not change how its weights are decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,25 +90,25 @@ def _described(infos: Mapping[str, TensorInfo], path: str, layers: Mapping[str, 
     if own is None:
         return layers[path]
     if own.dtype != "U8" or own.nbytes > LIMIT:
-        raise wrong(own.name, f"{own.dtype} of {own.nbytes} bytes is no description of a module")
+        raise wrong(own.name, f"{own.dtype} of {own.nbytes} bytes is not a description of a module")
     if read is None:
-        raise wrong(f"{path}.weight", "its description is in a tensor that cannot be read here")
+        raise wrong(f"{path}.weight", "its description is in a tensor whose data is not available")
     found = strict_json(read(own.name, 0, own.nbytes).tobytes(), printable(own.name))
     if path in layers and layers[path] != found:
-        raise wrong(own.name, f"the header's {COMFYUI} says something else")
+        raise wrong(own.name, f"it contradicts {COMFYUI} in the header")
     return found
 
 
-def _format(name: str, said: Any) -> str:
-    """The format a description names. Raises DataError when it is not known, or there is more to it."""
-    if not isinstance(said, dict):
+def _format(name: str, description: Any) -> str:
+    """The format a description names. Raises DataError for an unknown format or further keys."""
+    if not isinstance(description, dict):
         raise wrong(name, "its description is not an object")
-    more = [key for key, value in said.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
-    kind = text(said, "format")
+    more = [key for key, value in description.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
+    kind = text(description, "format")
     if kind is None or (kind not in BYTEWISE and kind != "awq_w4a16"):
-        raise wrong(name, f"ComfyUI's format {kind} is not known here")
+        raise wrong(name, f"ComfyUI format {kind} is not supported")
     if more:
-        raise wrong(name, f"{kind} with {printable(more[0], 40)} is not known here")
+        raise wrong(name, f"{kind} with {printable(more[0], 40)} is not supported")
     return kind
 
 
@@ -117,7 +117,7 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
     scale = part(infos, scale_name, name, FLOATS)
     rows = codes.shape[0] if codes.shape else 0
     if len(codes.shape) < 2 or (scale.numel != 1 and (scale.shape not in ((rows,), (rows, 1)) or len(codes.shape) > 2)):
-        raise wrong(name, f"scales {list(scale.shape)} do not go with codes {list(codes.shape)}")
+        raise wrong(name, f"scales {list(scale.shape)} do not match codes {list(codes.shape)}")
     granularity = "channel" if scale.numel > 1 or len(scale.shape) == 2 else "tensor"
     stored = _Bytewise(name=name, dtype=dtype, codes=codes, scale=scale)
     return Found(
@@ -140,16 +140,18 @@ def _decode_bytewise(stored: _Bytewise, read: Read, first: int, last: int) -> Fl
     return scaled(codes.reshape(last - first, cols), scale[:, None], None, cols)
 
 
-def _nibbles(infos: Mapping[str, TensorInfo], name: str, said: Mapping[str, Any]) -> Found:
+def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[str, Any]) -> Found:
     codes = part(infos, name, name, ("I8", "U8"))
     scale, zeros = (part(infos, f"{name}_{which}", name, FLOATS) for which in ("scale", "zeros"))
     (rows, held), (groups, outputs) = matrix(codes, name), matrix(scale, name)
     if outputs != rows or zeros.shape != scale.shape or held * 2 % groups:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, scale, zeros))
-        raise wrong(name, f"codes, scales and zeros do not go together: {shapes}")
+        raise wrong(name, f"codes, scales and zeros do not match: {shapes}")
     cols = held * 2
-    if whole(said, "group_size", 1, 1 << 30) not in (None, cols // groups):
-        raise wrong(name, f"{groups} groups of {cols} columns, and its description says groups of {said['group_size']}")
+    if whole(description, "group_size", 1, 1 << 30) not in (None, cols // groups):
+        raise wrong(
+            name, f"{groups} groups of {cols} columns, but its description says groups of {description['group_size']}"
+        )
     stored = _Nibbles(name=name, cols=cols, group=cols // groups, codes=codes, scale=scale, zeros=zeros)
     return Found(
         name=name,
@@ -178,18 +180,20 @@ def _decode_nibbles(stored: _Nibbles, read: Read, first: int, last: int) -> Floa
     return out.reshape(last - first, stored.cols)
 
 
-def _found(infos: Mapping[str, TensorInfo], path: str, said: Any) -> Found:
+def _found(infos: Mapping[str, TensorInfo], path: str, description: Any) -> Found:
     name = f"{path}.weight"
-    kind = _format(name, said)
+    kind = _format(name, description)
     found = (
-        _nibbles(infos, name, said) if kind == "awq_w4a16" else _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
+        _nibbles(infos, name, description)
+        if kind == "awq_w4a16"
+        else _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
     )
     own = infos.get(f"{path}{DESCRIPTION}")
     return found if own is None else replace(found, parts=(*found.parts, own))
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is described as ComfyUI describes it, and 8-bit floats with a scale_weight beside them."""
+    """The weights that ComfyUI's descriptions name, and 8-bit floats with a scale_weight beside them."""
     layers = section(config, COMFYUI)
     described = [name.removesuffix(DESCRIPTION) for name in infos if name.endswith(DESCRIPTION)]
     paths = list(dict.fromkeys([*described, *layers]))
@@ -201,11 +205,13 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         older = f"{name.removesuffix('.weight')}.scale_weight"
         if info.dtype in ("I8", "U8") and f"{name}_zeros" in infos:
             raise wrong(
-                name, "zeros beside its codes, and nothing says what they are", f"{COMFYUI} in the header would tell"
+                name,
+                "zeros beside its codes without a description of their format",
+                f"the description belongs under {COMFYUI} in the header",
             )
         if info.dtype in ("F8_E4M3", "F8_E5M2") and older in infos:
             if infos[older].numel != 1:
-                raise wrong(name, f"scales {list(infos[older].shape)} are not known here")
+                raise wrong(name, f"scales {list(infos[older].shape)} are not supported")
             found.append(_bytewise(infos, name, info.dtype, older))
     return found
 
@@ -214,7 +220,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why transformers takes no quantized weight in this place of a model that it has."""
+    """Why transformers does not load a quantized weight in this module of a model type that it supports."""
     if not model.takes_packed:
         return "transformers cannot prepare this type of model for such weights"
     if model.holder(module_of(weight.info.name)) == EXPERTS:
@@ -274,7 +280,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     )
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="ComfyUI: int8_tensorwise, float8 and awq_w4a16", find=find)

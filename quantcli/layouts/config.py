@@ -1,4 +1,4 @@
-"""What the config.json beside a model says: its architecture, and how its tensors are stored."""
+"""The config.json beside a model: its architecture, and how its tensors are stored."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts.writer import Beside
 from quantcli.strict import strict_json
 
-CONFIG_HINT = "config.json beside the file would tell"
+CONFIG_HINT = "put the model's config.json beside the file"
 
 
 def section(config: Mapping[str, Any], *path: str) -> dict[str, Any]:
-    """A nested object of config.json; empty when it is not there. Raises DataError when it is something else."""
+    """A nested object of config.json; empty when it is missing. Raises DataError when it is not an object."""
     found: Any = config
     for i, key in enumerate(path):
         found = found.get(key)
@@ -27,7 +27,7 @@ def section(config: Mapping[str, Any], *path: str) -> dict[str, Any]:
 
 
 def whole(values: Mapping[str, Any], key: str, low: int, high: int) -> int | None:
-    """A whole number of config.json; None when it is not there. Raises DataError when it is something else."""
+    """A whole number of config.json; None when it is missing. Raises DataError when it is not one in range."""
     value = values.get(key)
     if value is None:
         return None
@@ -37,7 +37,7 @@ def whole(values: Mapping[str, Any], key: str, low: int, high: int) -> int | Non
 
 
 def text(values: Mapping[str, Any], key: str) -> str | None:
-    """A word of config.json in lower case; None when it is not there. Raises DataError when it is something else."""
+    """A text of config.json in lower case; None when it is missing. Raises DataError when it is not text."""
     value = values.get(key)
     if value is None or isinstance(value, str):
         return value if value is None else printable(value, 60).lower()
@@ -45,7 +45,7 @@ def text(values: Mapping[str, Any], key: str) -> str | None:
 
 
 def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
-    """A JSON object beside the weights; None when there is no such file. Raises DataError when it is something else."""
+    """A JSON object beside the weights; None when there is no such file. Raises DataError when it is not an object."""
     raw = beside(name)
     if raw is None:
         return None
@@ -56,12 +56,12 @@ def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
 
 
 def stated(beside: Beside) -> Architecture | None:
-    """What the config.json beside a model says it is; None where it names none. Raises DataError."""
+    """The architecture that the config.json beside a model names; None where it names none. Raises DataError."""
     return architectures.of(json_beside(beside, "config.json") or {})
 
 
 def architecture(beside: Beside) -> Architecture:
-    """The same, or that there is nothing but names to go by."""
+    """The same, or an unnamed architecture, for which tensor names decide."""
     return stated(beside) or UNNAMED
 
 

@@ -1,12 +1,12 @@
-"""What tells that a model is quantized already: names, dtypes and shapes of its tensors, and what is said beside them.
+"""Evidence that a model is quantized already: names, dtypes and shapes of its tensors, and its configuration.
 
-Three things tell. A layout of a known tool: codes in a dtype of codes beside the parameters that decode them. A
+There are three kinds. A layout of a known tool: codes in a dtype of codes beside the parameters that decode them. A
 configuration (config.json and the like) that names a method, where some tensor can be codes: where all are plain
 floats it is out of date, as after `save_pretrained` of a dequantized model. And codes without scales: 8-bit floats,
 which may be plain casts and nothing more, and whole numbers under the name of a weight.
 
 A name alone tells nothing of a float tensor: `layer_scale`, `logit_scale`, or a `weight_scale` beside a float weight
-belong to float models. Buffers (position ids, masks, counters) are I64 or BOOL, or no weights by their names.
+belong to float models. Buffers (position ids, masks, counters) are I64 or BOOL, or have no name of a weight.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant
 """Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ and ModelOpt."""
 
 COMFYUI = "_quantization_metadata"
-"""The key of a header under which ComfyUI describes modules; its layout takes what it says beside config.json."""
+"""The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
 
 SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
 WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
-"""Dtypes of codes; I64 is that of indices."""
+"""Dtypes of codes; I64 is left to indices."""
 
-PLAIN_HINT = "--source-layout plain takes every tensor as what its dtype says"
+PLAIN_HINT = "--source-layout plain reads every tensor by its dtype"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What tells that a model is quantized: the layout it is in, what was seen, and whether that is certain; codes
+    """Evidence that a model is quantized: its layout, what was seen, and whether that is certain; codes
     without scales may be plain casts."""
 
     layout: str
@@ -59,7 +59,7 @@ class Evidence:
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """A layout by the tensor of its codes: how its name ends, its dtypes (none: any), and the names of which one must
-    stand beside it, {n} for its name, {s} for what is left of that without the ending, {m} for that of its module."""
+    stand beside it, {n} for its name, {s} for that without the ending, {m} for that of its module."""
 
     name: str
     ending: str
@@ -115,7 +115,7 @@ def _can_be_codes(info: TensorInfo) -> bool:
 
 
 def _fits(layout: _Layout, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:
-    """What stands beside a tensor that is codes of this layout (empty where nothing must); None where it is not."""
+    """The tensor beside one that holds codes of this layout (empty where none must be); None where it does not."""
     name = info.name
     if not name.endswith(layout.ending) or (layout.dtypes and info.dtype not in layout.dtypes):
         return None
@@ -154,15 +154,15 @@ def _of_codes(infos: Iterable[TensorInfo]) -> Evidence | None:
         if info.dtype in SMALL_FLOATS:
             return Evidence(layout="8-bit floats or smaller", seen=_described(info, ""), certain=False)
         if info.name.endswith(_WEIGHT):
-            return Evidence(layout="whole numbers as weights", seen=_described(info, ""), certain=False)
+            return Evidence(layout="integers as weights", seen=_described(info, ""), certain=False)
     return None
 
 
-# ---- what is said -----------------------------------------------------------------------------------------------
+# ---- configurations ---------------------------------------------------------------------------------------------
 
 
 def beside(path: str) -> Mapping[str, Any]:
-    """config.json beside a model, with what the other CONFIGS say in it. Raises DataError when one cannot be read."""
+    """config.json beside a model, merged with the other CONFIGS. Raises DataError when one cannot be read."""
     if path == "-":
         return {}
     folder = path if os.path.isdir(path) else os.path.dirname(path)
@@ -183,7 +183,7 @@ def beside(path: str) -> Mapping[str, Any]:
 
 
 def in_header(metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """What the header of an exported file says that its loader wants in config.json. Raises DataError."""
+    """The keys for config.json that the header of an exported file holds for its loader. Raises DataError."""
     if EXPORT_KEY not in metadata:
         return {}
     document = strict_json(metadata[EXPORT_KEY].encode("utf-8", "replace"), EXPORT_KEY)
@@ -194,7 +194,7 @@ def in_header(metadata: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def layers(source: Source) -> dict[str, Any]:
-    """What the headers of a source say of modules as ComfyUI has it. Raises DataError."""
+    """ComfyUI's descriptions of modules in the headers of a source. Raises DataError."""
     found: dict[str, Any] = {}
     for shard in source.shards.values():
         document = strict_json(shard.metadata.get(COMFYUI, "{}").encode("utf-8", "replace"), COMFYUI)
@@ -206,26 +206,26 @@ def layers(source: Source) -> dict[str, Any]:
 
 
 def claimed(config: Mapping[str, Any]) -> str | None:
-    """What a configuration says of how its model is quantized; None when it says nothing."""
+    """The claim of a configuration that its model is quantized; None without one."""
     keys = ("quantization_config", "compression_config", "quantization")
-    sections = [config, *(v for v in config.values() if isinstance(v, dict))]  # multimodal models have one of the text
+    sections = [config, *(v for v in config.values() if isinstance(v, dict))]  # multimodal models have one for the text
     for section in sections[:100]:
         for key in keys:
-            said = section.get(key)
-            if isinstance(said, dict) and said and (section is config or key == keys[0]):
-                return f"config.json has {key}{_method(said)}"
+            claim = section.get(key)
+            if isinstance(claim, dict) and claim and (section is config or key == keys[0]):
+                return f"config.json has {key}{_method(claim)}"
     for name in CONFIGS[2:]:
-        said = config.get(name)
-        own = said.get("quantization", said) if isinstance(said, dict) else None
+        claim = config.get(name)
+        own = claim.get("quantization", claim) if isinstance(claim, dict) else None
         if isinstance(own, dict) and own and ("quant_algo" not in own or own["quant_algo"]):
-            return f"{name} is there{_method(own)}"
+            return f"{name} is present{_method(own)}"
     return None
 
 
-def _method(said: Mapping[str, Any]) -> str:
+def _method(claim: Mapping[str, Any]) -> str:
     for key in ("quant_method", "quant_algo", "mode", "format", "bits", "w_bit"):
-        if isinstance(said.get(key), (str, int)) and said[key]:
-            return f" ({key} {printable(str(said[key]), 60)})"
+        if isinstance(claim.get(key), (str, int)) and claim[key]:
+            return f" ({key} {printable(str(claim[key]), 60)})"
     return ""
 
 
@@ -233,9 +233,9 @@ def _method(said: Mapping[str, Any]) -> str:
 
 
 def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
-    """What tells that a source is quantized, by quantcli or another tool; None where its tensors are plain.
+    """Evidence that a source is quantized, by quantcli or another tool; None where its tensors are plain.
 
-    config: what `beside` gives. Raises DataError for a header that cannot be read.
+    config: the result of `beside`. Raises DataError for a header that cannot be read.
     """
     if source.documents:
         return Evidence(layout="quantcli", seen="its header says so")
@@ -252,16 +252,17 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
 
 
 def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
-    known, said = of_layout(infos) or _of_reader(infos, config), claimed(config)
+    known, claim = of_layout(infos) or _of_reader(infos, config), claimed(config)
     if known is not None:
-        seen = f"{known.seen}, and {said}" if said is not None else known.seen
+        seen = f"{known.seen}, and {claim}" if claim is not None else known.seen
         return Evidence(layout=known.layout, seen=seen)
     return _of_claim(infos, config) or _of_codes(infos.values())
 
 
 def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
-    """What the reader of a layout decodes of these tensors, or finds wrong with them: a layout that quantcli reads is
-    recognised without a line in the table above. Most models have no tensor of such a dtype, and import no reader."""
+    """Evidence from the reader of a layout that decodes these tensors, or finds a problem in them: a layout that
+    quantcli reads needs no line in the table above. Most models have no tensor of such a dtype, and import no
+    reader."""
     if not any(info.dtype in (*WHOLE, *SMALL_FLOATS) for info in infos.values()):
         return None
     for name in registry.names("layouts", "READS"):
@@ -279,16 +280,16 @@ def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Ev
 def _of_claim(
     infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = (*WHOLE, *SMALL_FLOATS)
 ) -> Evidence | None:
-    """What a configuration says, where a tensor of one of these dtypes can be codes."""
-    said = claimed(config)
+    """Evidence from a configuration, where a tensor of one of these dtypes can be codes."""
+    claim = claimed(config)
     codes = next((info for info in infos.values() if _can_be_codes(info) and info.dtype in dtypes), None)
-    if said is None or codes is None:
+    if claim is None or codes is None:
         return None
-    return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {said}")
+    return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {claim}")
 
 
 def _of_nodes(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | None:
-    """What the nodes of an ONNX graph tell."""
+    """Evidence from the nodes of an ONNX graph."""
     return _decoded_by_node(graph, infos) or _computed_with(graph, infos)
 
 
@@ -301,7 +302,7 @@ def _decoded_by_node(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence 
 
 
 def _computed_with(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | None:
-    """Codes that a node of an ONNX graph computes with as they are."""
+    """Codes that a node of an ONNX graph computes with directly."""
     found = next(((n, o) for n, o in graph.computed.items() if n in infos), None)
     if found is None:
         return None
@@ -313,16 +314,16 @@ def _computed_with(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | 
 
 
 def out_of_date(source: Source, config: Mapping[str, Any]) -> str | None:
-    """What a configuration says of a source in which nothing tells of quantization; None when it says nothing."""
-    said = None if source.kind in OWN else claimed(config)
-    return f"{said}, but no tensor is stored as codes" if said is not None else None
+    """The claim of a configuration that a source without any sign of it is quantized; None without such a claim."""
+    claim = None if source.kind in OWN else claimed(config)
+    return f"{claim}, but no tensor is stored as codes" if claim is not None else None
 
 
 def undecoded(
     source: Source, infos: Mapping[str, TensorInfo], config: Mapping[str, Any], *, others: bool
 ) -> Evidence | None:
-    """What tells that some of these tensors of a source, those that no layout has decoded, are parts of one that is
-    not supported. others: whether a layout has decoded others: then the configuration speaks of those, and only small
+    """Evidence that some of these tensors of a source, which no layout has decoded, belong to a layout that is not
+    supported. others: whether a layout has decoded others: then the configuration refers to those, and only small
     floats that are left are codes, such as those whose scales are in another file."""
     found = _computed_with(source.graph, infos) if source.graph is not None else None
     return found or of_layout(infos) or _of_claim(infos, config, SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS))

@@ -1,4 +1,4 @@
-"""8-bit floats in blocks, as transformers' `fp8` and DeepSeek have them.
+"""8-bit floats in blocks: transformers' `fp8` and DeepSeek.
 
     X             F8_E4M3            [.., out, in]
     X_scale_inv   F32, F16 or BF16   [.., ceil(out/h), ceil(in/w)]   or one number for the tensor
@@ -50,12 +50,12 @@ def _stated(config: Mapping[str, Any]) -> tuple[int, int] | None:
 def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> _Stored:
     codes, scale = part(infos, name, name, ("F8_E4M3",)), part(infos, f"{name}_scale_inv", name, FLOATS)
     if len(codes.shape) < 2:
-        raise wrong(name, "codes have 1 dimension" if codes.shape else "it is a number")
+        raise wrong(name, "codes have 1 dimension" if codes.shape else "it is a single number")
     rows, cols = codes.shape[-2:]
     if scale.numel == 1 and len(scale.shape) < 2:
         return _Stored(name=name, codes=codes, scale=scale, height=rows, width=cols)
     if len(scale.shape) != len(codes.shape) or scale.shape[:-2] != codes.shape[:-2]:
-        raise wrong(name, f"scales {list(scale.shape)} do not go with {list(codes.shape)}")
+        raise wrong(name, f"scales {list(scale.shape)} do not match {list(codes.shape)}")
     down, across = scale.shape[-2:]
     if (stated := _stated(config)) is None:
         if rows % down or cols % across:
@@ -63,7 +63,7 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
         stated = rows // down, cols // across
     height, width = stated
     if (down, across) != (-(-rows // height), -(-cols // width)):
-        raise wrong(name, f"scales {list(scale.shape)} are not those of blocks of {height} x {width}")
+        raise wrong(name, f"scales {list(scale.shape)} do not match blocks of {height} x {width}")
     return _Stored(name=name, codes=codes, scale=scale, height=height, width=width)
 
 
@@ -95,7 +95,7 @@ def _found(stored: _Stored) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """8-bit floats with a scale_inv beside them."""
+    """The weights stored as 8-bit floats with a scale_inv beside them."""
     names = [n for n, info in infos.items() if info.dtype == "F8_E4M3" and f"{n}_scale_inv" in infos]
     return [_found(_stored(infos, name, config)) for name in names if math.prod(infos[name].shape)]
 

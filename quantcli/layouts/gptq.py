@@ -1,6 +1,6 @@
-"""GPTQ: codes down the columns of the turned weight, zero points along the outputs, a group for every input.
+"""GPTQ: codes down the columns of the transposed weight, zero points along the outputs, a group for every input.
 
-A weight of b bits [out, in] (b is 2, 3, 4 or 8) is stored turned, in G groups of inputs, as
+A weight of b bits [out, in] (b is 2, 3, 4 or 8) is stored transposed, in G groups of inputs, as
 
     X.qweight  I32                [in*b/32, out]   codes u from 0 to 2^b-1; the stream of a column runs down the words
     X.qzeros   I32                [G, out*b/32]    zero points, the stream running along the outputs
@@ -15,7 +15,7 @@ first where it is missing.
 Reading: every call reads all of the codes, piece by piece. Writing: both sides are multiples of 32, scales are F16, and
 parameters are repeated where the model has smaller groups than the weight. Symmetric models are the first version.
 Loaders add the one back to whole words, so that a zero point of 0 would carry into its neighbour: models with zero
-points of their own are the second. Bits, groups and version hold for the whole model; layers that are kept stand under
+points of their own are the second. Bits, groups and version hold for the whole model; kept layers are listed under
 `dynamic`.
 """
 
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 BITS = (2, 3, 4, 8)
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
-"""What is added to a stored zero point."""
+"""The number to add to a stored zero point."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -99,28 +99,29 @@ class _Stored:
 
 
 def _added(name: str, settings: Mapping[str, Any]) -> int:
-    """What is added to a stored zero point, by the version config.json states."""
+    """The number to add to a stored zero point, by the version in config.json."""
     method = text(settings, "quant_method")
     if method is None:
-        raise wrong(name, "GPTQ's first version and its second look the same", CONFIG_HINT)
+        raise wrong(name, "the tensors do not tell GPTQ's first version from its second", CONFIG_HINT)
     version = text(settings, "checkpoint_format") or text(settings, "format") or "gptq"
     if method != "gptq" or version not in VERSIONS:
-        raise wrong(name, f"GPTQ as {version if method == 'gptq' else method} is not known here")
+        raise wrong(name, f"GPTQ as {version if method == 'gptq' else method} is not supported")
     return VERSIONS[version]
 
 
 def _bits(name: str, height: int, cols: int | None, settings: Mapping[str, Any]) -> int:
-    """Bits of a code: the shapes tell where the number of inputs is known, config.json must agree or tells."""
-    said = whole(settings, "bits", 1, 32)
+    """Bits of a code: from the shapes where the number of inputs is known (config.json must agree), else from
+    config.json."""
+    stated = whole(settings, "bits", 1, 32)
     if settings.get("dynamic") and cols is not None:
-        said = None
-    bits = said if cols is None else height * 32 // cols
+        stated = None
+    bits = stated if cols is None else height * 32 // cols
     if bits is None:
-        raise wrong(name, "without g_idx the shapes fit several widths", CONFIG_HINT)
+        raise wrong(name, "without g_idx the shapes fit several bit widths", CONFIG_HINT)
     if bits not in BITS or (cols is not None and height * 32 != bits * cols):
-        raise wrong(name, f"{height} words are no codes of {f'{bits} bits' if cols is None else f'{cols} inputs'}")
-    if said not in (None, bits):
-        raise wrong(name, f"its codes have {bits} bits, and config.json says {said}")
+        raise wrong(name, f"{height} words do not hold codes of {f'{bits} bits' if cols is None else f'{cols} inputs'}")
+    if stated not in (None, bits):
+        raise wrong(name, f"its codes have {bits} bits, but config.json says {stated}")
     return bits
 
 
@@ -134,7 +135,7 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, A
     bits = _bits(name, height, indices.numel if indices else None, settings)
     if outputs != rows or rows * bits % 32 or matrix(zeros, name) != (groups, rows * bits // 32) or height * 32 % bits:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, zeros, scales))
-        raise wrong(name, f"codes, zero points and scales of {bits} bits do not go together: {shapes}")
+        raise wrong(name, f"codes, zero points and scales of {bits} bits do not match: {shapes}")
     cols = height * 32 // bits
     size = None if settings.get("dynamic") else group_size(settings, name, groups, cols)
     if indices is None and size is None and cols % groups:
@@ -150,7 +151,7 @@ def _group_of(stored: _Stored, read: Read) -> NDArray[np.intp]:
     raw = read(stored.indices.name, 0, stored.indices.nbytes)
     found = raw.view("<i4" if stored.indices.dtype == "I32" else "<i8").astype(np.intp)
     if found.min() < 0 or found.max() >= stored.groups:
-        raise wrong(stored.name, f"g_idx names a group that is not among {stored.groups}")
+        raise wrong(stored.name, f"g_idx names a group beyond the {stored.groups} there are")
     return found
 
 
@@ -180,7 +181,7 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is stored as codes running down the inputs."""
+    """The weights that are stored as codes running down the inputs."""
     settings = section(config, "quantization_config")
     found = []
     for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
@@ -210,15 +211,16 @@ GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def shape(weight: Weight) -> str | None:
-    """Why GPTQ has no such weight: both sides fill whole words of 32 codes."""
+    """Why GPTQ cannot store a weight: both sides must fill whole words of 32 codes."""
     why = not_a_matrix(weight)
     if why is None and (odd := [n for n in weight.info.shape if n % 32]):
-        return f"{odd[0]} {'rows' if weight.info.shape[0] % 32 else 'columns'} are no multiple of 32"
+        return f"{odd[0]} {'rows' if weight.info.shape[0] % 32 else 'columns'} are not a multiple of 32"
     return why
 
 
 def _job(weight: Weight, group: int, added: int) -> Job:
-    """group: of the model, -1 for whole rows. added: what loaders add to a stored zero point."""
+    """The tensors of a weight. group: of the model, -1 for whole rows. added: what loaders add to a stored zero
+    point."""
     scheme, plan = facts(weight)
     module, bits = module_of(weight.info.name), scheme.bits
     size = min(plan.group if group == -1 else group, plan.cols)
@@ -277,7 +279,10 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         "pack_dtype": "int32",
         **({"dynamic": {f"-:^{re.escape(name)}$": {} for name in kept}} if kept else {}),
     }
-    notes = ["GPTQModel wants the tokenizer in the folder; mlx-lm does not load it, for its g_idx", *unknown(model)]
+    notes = [
+        "GPTQModel needs the tokenizer in the folder; mlx-lm does not load the model because of g_idx",
+        *unknown(model),
+    ]
     if not symmetric or bits not in (4, 8):
         notes.append("vLLM loads only symmetric weights of 4 or 8 bits")
     return Conversion(
@@ -288,7 +293,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     )
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="GPTQ, both versions: qweight, qzeros, scales and g_idx", find=find)

@@ -1,4 +1,4 @@
-"""What the loaders of other tools take: which modules of a model may be quantized, and which they leave alone."""
+"""What the loaders of other tools support: which modules may be quantized, and how they are told which are not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from quantcli.patterns import module_of
 
 
 def not_linear(weight: Weight, model: Architecture) -> str | None:
-    """Why a loader that quantizes the Linear layers of transformers takes no quantized weight in this place."""
+    """Why a loader that quantizes the Linear layers of transformers does not support a quantized weight in this
+    module."""
     kind = model.holder(module_of(weight.info.name))
     if kind is None or kind == EXPERTS:
         return None
@@ -26,7 +27,7 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
 
 
 def unknown(model: Architecture) -> list[str]:
-    """What is to be said of a model of a type that is not known."""
+    """A note for a model of unknown type."""
     if model.known or model is UNNAMED:
         return []
     named = f"model_type {printable(repr(model.model_type), 60)}" if model.model_type else "no model_type"
@@ -38,7 +39,7 @@ def unknown(model: Architecture) -> list[str]:
 
 
 def modules(tensors: Sequence[Weight], *, quantized: bool) -> list[str]:
-    """Modules whose matrix is quantized, or stays in floating point."""
+    """Modules whose matrix is quantized, or those whose matrix is kept."""
     return [
         module_of(t.info.name)
         for t in tensors
@@ -47,8 +48,8 @@ def modules(tensors: Sequence[Weight], *, quantized: bool) -> list[str]:
 
 
 def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = False) -> list[str]:
-    """Modules whose matrix stays in floating point, under all the names they have, and Linear layers that have no
-    tensor in the file because they share one. linear: only what may be a Linear layer."""
+    """Modules whose matrix is kept, under all their names, and Linear layers that have no tensor in the file because
+    they share one. linear: only modules that may be Linear layers."""
     kept = modules(tensors, quantized=False)
     layers = (None, DIRECT, INITIALIZED)
     named = [n for m in kept if not linear or model.holder(m) in layers for n in model.names(m)]
@@ -56,8 +57,8 @@ def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = Fa
 
 
 def refuse_skipped(tensors: Sequence[Weight], kept: Sequence[str], skips: Callable[[str, str], bool]) -> None:
-    """Raise UsageError where a loader that is told to leave a module alone would leave a quantized one alone too.
-    skips(name, module): whether that name makes it leave the module alone."""
+    """Raise UsageError where a loader that is told to skip a kept module would skip a quantized one too.
+    skips(name, module): whether that name makes it skip the module."""
     for module in modules(tensors, quantized=True):
         name = next((n for n in kept if skips(n, module)), None)
         if name is not None:
@@ -66,7 +67,7 @@ def refuse_skipped(tensors: Sequence[Weight], kept: Sequence[str], skips: Callab
 
 
 def skips_by_name(name: str, module: str) -> bool:
-    """Whether transformers leaves a module alone for this name: where it begins or ends with it.
+    """Whether transformers skips a module for this name: where the module's name begins or ends with it.
 
     >>> skips_by_name("lm_head", "model.lm_head"), skips_by_name("layers.1", "layers.11.up")
     (True, False)

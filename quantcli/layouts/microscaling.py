@@ -1,4 +1,4 @@
-"""compressed-tensors' small floats: 4 or 8 bits, and for every group of a row a scale of a byte.
+"""compressed-tensors' small floats: 4 or 8 bits, and a one-byte scale for every group of a row.
 
     nvfp4-pack-quantized   X_packed        U8        [out, in/2]    E2M1, the first of two in the low half
                            X_scale         F8_E4M3   [out, in/16]
@@ -46,14 +46,14 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, codes: TensorInfo) -> _S
     cols, group = held * 8 // bits, 32 if scale.dtype == "U8" else 16
     if outputs != rows or groups * group != cols:
         six = bits == 4 and held * 4 == groups * 32 * 3
-        what = "6-bit floats (MXFP6) are not known here" if six else (
-            f"scales {list(scale.shape)} are not those of groups of {group} of {rows} x {cols}")  # fmt: skip
+        what = "6-bit floats (MXFP6) are not supported" if six else (
+            f"scales {list(scale.shape)} do not match groups of {group} of {rows} x {cols}")  # fmt: skip
         raise wrong(name, what)
     if f"{name}_zero_point" in infos:
-        raise wrong(name, "zero points beside small floats are not known here")
+        raise wrong(name, "zero points beside small floats are not supported")
     overall = part(infos, f"{name}_global_scale", name, ("F32",)) if group == 16 else None
     if (overall is not None and overall.numel != 1) or (overall is None and f"{name}_global_scale" in infos):
-        raise wrong(name, "its global_scale is not known here")
+        raise wrong(name, "its global_scale is not supported")
     return _Stored(name=name, bits=bits, cols=cols, group=group, codes=codes, scale=scale, overall=overall)
 
 
@@ -87,7 +87,7 @@ def _found(stored: _Stored) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """Small floats whose scales are bytes."""
+    """The weights stored as small floats with one-byte scales."""
     named = [(small_float_weight(infos, full), info) for full, info in infos.items()]
     return [_found(_stored(infos, name, info)) for name, info in named if name is not None]
 

@@ -9,14 +9,14 @@ stored as
 
 and is scale * u + bias, here in float32. b is 2, 3, 4, 5, 6 or 8. With 4 bits the codes 0 to 7 are the bytes
 `10 32 54 76`. Shapes give only b*g = 32*words/groups, so that 4 bits in groups of 64 look like 8 bits in groups of 32:
-config.json tells, under `quantization` or `quantization_config`, for all modules and for single ones by name.
+config.json decides, under `quantization` or `quantization_config`, for all modules and for single ones by name.
 
 In the modes of small floats it is
 
     X.weight   U32   [out, in*b/32]   mxfp4, nvfp4: E2M1, the first of a word in its low bits; mxfp8: E4M3
     X.scales   U8    [out, in/g]      mxfp4, mxfp8: E8M0, g is 32; nvfp4: E4M3, g is 16
 
-and is float * scale. These are told by words/groups: 4, 2 and 8; config.json must not say something else.
+and is float * scale. They differ in words/groups: 4, 2 and 8; config.json must not contradict that.
 
 Writing: `affine` with the native codes word for word, scales in their native dtype, repeated where the native groups
 are larger, and the bias -zero * scale, or a float offset as it is. -2^(b-1) * scale is exact in every float dtype, so
@@ -86,13 +86,13 @@ class _Stored:
 
 
 def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
-    """What config.json says of a module."""
+    """The settings of config.json for a module."""
     general = section(config, "quantization") or section(config, "quantization_config")
     if text(general, "quant_method") not in (None, "metal"):
         return {}
     own = general.get(path)
     if own is False:
-        raise wrong(name, "it is quantized, and config.json says it is not")
+        raise wrong(name, "it is quantized, but config.json says it is not")
     if own is None or own is True:
         return general
     if not isinstance(own, dict):
@@ -103,7 +103,7 @@ def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
 def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: int) -> tuple[int, int]:
     bits, group = whole(settings, "bits", 1, 8), whole(settings, "group_size", 1, 1 << 20)
     if bits is not None and bits not in BITS:
-        raise wrong(name, f"{bits} bits are not known here")
+        raise wrong(name, f"{bits} bits are not supported")
     fitting = [
         (b, g)
         for b in (BITS if bits is None else (bits,))
@@ -111,9 +111,9 @@ def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: 
         if width * 32 == groups * g * b
     ]
     if not fitting:
-        said = f" of {bits} bits" if bits else ""
-        said += f" in groups of {group}" if group else ""
-        raise wrong(name, f"{width} words and {groups} scales in a row are no codes{said}")
+        expected = f" of {bits} bits" if bits else ""
+        expected += f" in groups of {group}" if group else ""
+        raise wrong(name, f"{width} words and {groups} scales in a row do not hold codes{expected}")
     if len(fitting) > 1:
         choices = " or ".join(f"{b} bits in groups of {g}" for b, g in fitting)
         raise wrong(name, f"the shapes fit {choices}", CONFIG_HINT)
@@ -126,13 +126,13 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
     biases = next((n for n in (f"{stem}.biases", f"{stem}.qbiases") if n in infos), f"{stem}.biases")
     mode = text(settings, "mode") or "affine"
     if mode != "affine":
-        raise wrong(name, f"MLX's mode {mode} is not known here")
+        raise wrong(name, f"MLX mode {mode} is not supported")
     codes = part(infos, name, name, ("U32",))
     scale = part(infos, scales, name, FLOATS)
     bias = part(infos, biases, name, FLOATS)
     if len(codes.shape) < 2 or scale.shape[:-1] != codes.shape[:-1] or bias.shape != scale.shape:
         shapes = ", ".join(str(list(i.shape)) for i in (codes, scale, bias))
-        raise wrong(name, f"codes, scales and biases do not go together: {shapes}")
+        raise wrong(name, f"codes, scales and biases do not match: {shapes}")
     bits, group = _bits_and_group(name, settings, codes.shape[-1], scale.shape[-1])
     return _Stored(name, bits, group, group * scale.shape[-1], codes, scale, bias)
 
@@ -156,7 +156,7 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
     codes, scale = part(infos, name, name, ("U32",)), part(infos, f"{stem}.scales", name, ("U8",))
     for other in ("biases", "qbiases", "global_scale"):
         if f"{stem}.{other}" in infos:
-            raise wrong(name, f"{other} beside scales of a byte are not known here")
+            raise wrong(name, f"{other} beside one-byte scales are not supported")
     fitting = [
         (mode, own)
         for mode, own in SMALL.items()
@@ -165,12 +165,12 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
         and codes.shape[-1] * 32 == scale.shape[-1] * own[0] * own[1]
     ]
     if not fitting:
-        raise wrong(name, f"codes {list(codes.shape)} and scales {list(scale.shape)} of a byte are in no mode of MLX")
+        raise wrong(name, f"codes {list(codes.shape)} and one-byte scales {list(scale.shape)} match no mode of MLX")
     mode, (bits, group, kind) = fitting[0]
     stated = text(settings, "mode") or mode, whole(settings, "bits", 1, 8), whole(settings, "group_size", 1, 1 << 20)
     if stated[0] != mode or stated[1] not in (None, bits) or stated[2] not in (None, group):
-        said = ", ".join(str(value) for value in stated if value is not None)
-        raise wrong(name, f"its shapes are those of {mode}, and config.json says {said}")
+        values = ", ".join(str(value) for value in stated if value is not None)
+        raise wrong(name, f"its shapes are those of {mode}, but config.json says {values}")
     return Found(
         name=name,
         shape=(*codes.shape[:-1], scale.shape[-1] * group),
@@ -207,7 +207,7 @@ def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is stored as codes of 32-bit words with scales beside them, and biases where those are floats."""
+    """The weights stored as codes in 32-bit words with scales beside them, and biases where those are floats."""
     found = []
     for name, info in infos.items():
         stem = name.removesuffix(".weight")
@@ -223,11 +223,11 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 def shape(weight: Weight) -> str | None:
-    """Why MLX has no such weight: it needs whole groups of 32, 64 or 128 along the last axis."""
+    """Why MLX cannot store a weight: it needs whole groups of 32, 64 or 128 along the last axis."""
     _, plan = facts(weight)
     why = not_a_matrix(weight, most=64)
     if why is None and finer(plan.group, GROUPS) is None:
-        return f"rows of {plan.cols} are no multiple of 32"
+        return f"rows of {plan.cols} are not a multiple of 32"
     return why
 
 
@@ -269,9 +269,9 @@ def _job(weight: Weight) -> Job:
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why mlx-lm takes no quantized weight in this place."""
+    """Why mlx-lm does not load a quantized weight in this module."""
     if model.holder(module_of(weight.info.name)) == "Conv1D":
-        return "mlx-lm turns this matrix while it loads it, which takes floating-point weights"
+        return "mlx-lm transposes this matrix while it loads it, which needs floating-point weights"
     return None
 
 
@@ -281,7 +281,7 @@ def _settings(weight: Weight) -> tuple[int, int]:
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """The model as MLX stores it; what most weights have stands for all, the others are named."""
+    """The model as MLX stores it; the settings of most weights are the default, the others are named."""
     own = {module_of(w.info.name): _settings(w) for w in quantized(tensors)}
     (group, bits), _ = Counter(own.values()).most_common(1)[0]
     settings: dict[str, Any] = {"group_size": group, "bits": bits, "mode": "affine"}
@@ -302,7 +302,7 @@ def _notes(tensors: Sequence[Weight]) -> list[str]:
     return notes
 
 
-# ---- what this layout offers -----------------------------------------------------------------------------------------
+# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 READS = Reader(summary="MLX: affine, mxfp4, mxfp8 and nvfp4", find=find)

@@ -1,8 +1,8 @@
-"""What an exported file says of the model it was made from: bytes of its tensors, and each one's dtype and reason.
+"""The record in an exported file of the model it was made from: bytes of its tensors, and each one's dtype and reason.
 
-It stands in the document under `exports.KEY`, which every container of ours has a place for: without it a report on
-the file could only set its size beside that of float32. Bytes are those of tensors, not of files, so that it does not
-depend on how the model was cut. Errors are not in it: `report --against` measures them.
+It is part of the document under `exports.KEY`, which all our containers hold: without it a report on the file could
+only compare its size with that of float32. Bytes are those of tensors, not of files, so that it does not depend on how
+the model was split into shards. Errors are not in it: `report --against` measures them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quantcli.stores import Source
 from quantcli.strict import strict_json
 
 MOST = 1 << 19
-"""Characters of names that a file tells of at most: half of what is read of a text in ONNX."""
+"""Most characters of names in the record: half of what is read of a text in ONNX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Origin:
 
 
 def told(tensors: Mapping[str, Weight]) -> dict[str, Any]:
-    """What a file says of its origin, given its tensors by their name there: names by dtype and reason."""
+    """The record of an origin, given its tensors by their name in the file: names by dtype and reason."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, tensor in sorted(tensors.items()):
         found[tensor.info.dtype][tensor.reason].append(name)
@@ -41,9 +41,9 @@ def told(tensors: Mapping[str, Weight]) -> dict[str, Any]:
 
 
 def origin(source: Source) -> Origin | None:
-    """What the files of a source say of the model they were made from; None where one of them does not say.
+    """The origin recorded in the files of a source; None where one of them has no record.
 
-    Raises DataError for what no export says.
+    Raises DataError for an invalid record.
     """
     nbytes, tensors = 0, dict[str, tuple[str, str]]()
     for part in source.shards.values():
@@ -54,7 +54,7 @@ def origin(source: Source) -> Origin | None:
             nbytes += _count(document["source_bytes"])
             tensors |= {name: (dtype, reason) for dtype, reason, name in _listed(document.get("tensors", {}))}
         except (TypeError, AttributeError):
-            raise DataError("what it says of its source is damaged", place=[source.path, KEY]) from None
+            raise DataError("its record of its source is damaged", place=[source.path, KEY]) from None
     return Origin(nbytes, tensors)
 
 
@@ -65,7 +65,7 @@ def _count(value: Any) -> int:
 
 
 def _listed(tensors: Any) -> Sequence[tuple[str, str, str]]:
-    """Dtype, reason and name of each tensor. Raises TypeError or AttributeError where they are something else."""
+    """Dtype, reason and name of each tensor. Raises TypeError or AttributeError for an invalid record."""
     found = [(d, r, name) for d, reasons in tensors.items() for r, names in reasons.items() for name in names]
     if not all(dtype in DTYPES and isinstance(name, str) for dtype, _, name in found):
         raise TypeError

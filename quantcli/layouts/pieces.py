@@ -1,4 +1,4 @@
-"""What the writers of layouts share: pieces of a weight, parameters in other dtypes, and matrices turned."""
+"""Shared by the writers of layouts: pieces of a weight, parameters in other dtypes, and transposed matrices."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ BAND = 1 << 20
 """Bytes of codes that are written at a time: four tiles of 4 bits."""
 
 SLAB = 5 << 19
-"""Bytes of codes that are turned before they are written: each line of the turned matrix is a write of its own where a
-slab is narrower than the matrix. As large as 64 MiB allow with two threads and groups of 32."""
+"""Bytes of codes that are transposed before they are written: each line of the transposed matrix is a separate write
+where a slab is narrower than the matrix. As large as 64 MiB allow with two threads and groups of 32."""
 
 COPY = 1 << 22
 """Bytes of a kept tensor that are copied at a time."""
 
-NO_OTHER_SCALES = "this target stores no others; quantize the original with --scale-dtype float16, or keep the tensor"
-"""The way out where a scale does not fit."""
+NO_OTHER_SCALES = "this target stores no other scales; quantize again with --scale-dtype float16, or keep the tensor"
+"""The hint where a scale does not fit."""
 
 
 def facts(weight: Weight) -> tuple[Scheme, Layout]:
-    """Scheme and layout of a weight that is quantized."""
+    """Scheme and layout of a quantized weight."""
     assert weight.scheme is not None and weight.layout is not None
     return weight.scheme, weight.layout
 
@@ -65,7 +65,7 @@ def finer(group: int, sizes: Sequence[int]) -> int | None:
 
 
 def plain(info: TensorInfo) -> Job:
-    """The copy of a tensor as it is."""
+    """A plain copy of a tensor."""
 
     def copy(start: int, codes: Codes, write: Write) -> bool:
         write(0, start, codes.read_bytes(info.name, start, min(COPY, info.nbytes - start)))
@@ -75,8 +75,8 @@ def plain(info: TensorInfo) -> Job:
 
 
 def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
-    """Pieces of about BAND bytes (SLAB when they are to be turned) in file order: whole rows, multiples of `unit` of
-    them, or where not even so many are that small, parts of such rows that end between words, native groups and the
+    """Pieces of about BAND bytes (SLAB when they are to be transposed) in file order: whole rows, multiples of `unit`
+    of them, or where not even so many are that small, parts of such rows that end between words, native groups and the
     target's groups of `size`; a size above that of a row keeps rows whole."""
     limit = SLAB if slab else BAND
     height = limit // (row_bytes(plan.cols, bits) * unit) * unit or (unit if size > plan.cols else 0)
@@ -103,7 +103,8 @@ def words(codes: Codes, span: TileSpan, plan: Layout, bits: int) -> Bytes:
 
 
 def params(codes: Codes, span: TileSpan, plan: Layout, scheme: Scheme) -> tuple[Floats, Floats]:
-    """Scales and zero points (or float offsets) of a piece, both (rows, groups); symmetric codes have their middle."""
+    """Scales and zero points (or float offsets) of a piece, both (rows, groups); for symmetric codes the middle
+    code."""
     parts = [codes.params(s) for s in ([span] if span.cols == plan.cols or span.rows == 1 else _rows(span))]
     scale = np.concatenate([p.scale for p in parts])
     if scheme.symmetric:
@@ -116,7 +117,7 @@ def _rows(span: TileSpan) -> list[TileSpan]:
 
 
 def rounded(values: Floats, dtype: str, name: str, *, zeros: bool = False) -> tuple[NDArray[Any], bool]:
-    """Values in another dtype, and whether that lost nothing. Raises DataError when one becomes infinite, or with
+    """Values in another dtype, and whether that was exact. Raises DataError when one becomes infinite, or with
     zeros=False zero."""
     with np.errstate(over="ignore"):
         found = np.ascontiguousarray(from_float32(values, dtype))
@@ -139,7 +140,7 @@ def repeated(values: NDArray[Any], span: TileSpan, plan: Layout, size: int) -> N
 
 
 def turned(matrix: NDArray[Any], out: NDArray[Any]) -> None:
-    """Put a matrix into another one with rows for columns. In strips of 16 rows, one cache line of the result, it
+    """Write the transpose of a matrix into another one. In strips of 16 rows, one cache line of the result, it
     runs at 7 to 12 GB/s where one call takes 1 to 4."""
     for row in range(0, len(matrix), 16):
         out[:, row : row + 16] = matrix[row : row + 16].T
@@ -165,13 +166,13 @@ def put_columns(write: Write, output: int, block: NDArray[Any], at: tuple[int, i
 
 
 def pack_rows(values: NDArray[Any], bits: int) -> NDArray[Any]:
-    """32-bit words of whole numbers (rows, count), the stream of each row by itself."""
+    """32-bit words of integers (rows, count), a separate stream for each row."""
     return packing.pack(np.ascontiguousarray(values), bits).view("<u4")
 
 
 def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
     """The size of the groups all weights can be stored in, -1 for whole rows: a common divisor of their own sizes that
-    rows longer than it are multiples of. Raises UsageError when none is known to the target."""
+    rows longer than it are multiples of. Raises UsageError when the target supports none."""
     plans = [(weight, *facts(weight)) for weight in weights]
     own = {scheme.group_size or plan.group: w.info.name for w, scheme, plan in plans if scheme.granularity == "group"}
     if not own:
@@ -182,7 +183,7 @@ def one_group(weights: Sequence[Weight], sizes: Sequence[int]) -> int:
     found = finer(size, sizes)
     if found is None:
         groups = " and ".join(f"{g} ({printable(name, 80)})" for g, name in list(own.items())[:3])
-        raise UsageError(f"groups of {groups} have no common size that it knows")
+        raise UsageError(f"groups of {groups} have no common size that it supports")
     return found
 
 
@@ -191,12 +192,12 @@ def same_bits(weights: Sequence[Weight]) -> int:
     found = {facts(w)[0].bits: w.info.name for w in weights}
     if len(found) > 1:
         shown = " and ".join(f"{b} bits ({printable(name, 80)})" for b, name in list(found.items())[:3])
-        raise UsageError(f"{shown} in one model, and its configuration has room for one width")
+        raise UsageError(f"{shown} in one model, but its configuration allows one bit width")
     return next(iter(found))
 
 
 def quantized(tensors: Sequence[Weight]) -> list[Weight]:
-    """Those that are."""
+    """The quantized tensors among these."""
     return [t for t in tensors if t.scheme is not None]
 
 

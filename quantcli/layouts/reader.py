@@ -1,7 +1,7 @@
-"""What reading a layout gives: the weights that are stored in it, each with how to decode it.
+"""The interface of reading a layout: the weights stored in it, each with how to decode it.
 
-A layout is known by the names, dtypes and shapes of the tensors a weight is stored as; config.json says what those
-leave open. Nothing here writes.
+A layout is known by the names, dtypes and shapes of the tensors a weight is stored as; config.json decides what those
+leave open.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Read = Callable[[str, int, int], "NDArray[np.uint8]"]
 
 
 OWN = ("gguf", "onnx")
-"""Layouts, and kinds of stores, of files that say themselves what their tensors are: in those no other is looked for,
+"""Layouts, and kinds of stores, of files that state their layout themselves: no other layout is looked for in them,
 whatever the names."""
 
 
@@ -31,11 +31,11 @@ whatever the names."""
 class Found:
     """A weight that is stored in a layout.
 
-    name, shape: of the original. scheme: as `Scheme.name` has it. bits: of a code. parts: what it is stored as.
-    decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the last
-    axis of the shape. Ask for multiples of `unit` rows, or up to the end: where rows are stored across, every call
-    reads all of the codes, in small pieces. Raises DataError for parameters that are not finite or name groups that
-    are not there.
+    name, shape: of the original. scheme: in the form of `Scheme.name`. bits: of a code. parts: the tensors that store
+    it. decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the
+    last axis of the shape. Ask for multiples of `unit` rows, or up to the end: where rows are stored as columns, every
+    call reads all of the codes, in small pieces. Raises DataError for parameters that are not finite or name missing
+    groups.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """How a layout is read: a line for people, and what of it there is among tensors by name.
+    """The reader of a layout: a summary for users, and a function that finds its weights among tensors by name.
 
     find(tensors, config, read): `config` is config.json, empty when there is none; of a GGUF it is {"gguf": its
     blocks}, of an ONNX file {"onnx": its graph}. `read` gives the shapes some layouts store as a tensor; without it
-    they must follow from the rest. Raises DataError for what is malformed, contradictory, ambiguous or a variant that
-    is not known.
+    they must follow from the rest. Raises DataError for malformed, contradictory or ambiguous tensors, and for an
+    unsupported variant.
     """
 
     summary: str
@@ -62,10 +62,10 @@ class Reader:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """Every weight that is stored in some layout among these tensors, none of which is claimed twice.
+    """Every weight that is stored in some layout among these tensors, each of which belongs to one weight only.
 
     With `read`, shapes that a file states are read from it; without, they are derived, and checked when decoding.
-    Raises DataError as the layouts do, and when a weight is there twice.
+    Raises DataError as the layouts do, and for a weight that is stored twice.
     """
     left, found, seen = dict(infos), list[Found](), set[str]()
     names = registry.names("layouts", "READS")

@@ -1,4 +1,4 @@
-"""What the readers of layouts share: parts by name, their numbers as float32, and columns of large matrices."""
+"""Shared by the readers of layouts: parts by name, their values as float32, and columns of large matrices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 PIECE = 1 << 20
-"""Bytes read at once where rows are stored across: unpacked they are some ten times as many."""
+"""Bytes read at once where rows are stored as columns: unpacked they are some ten times as many."""
 
 BLOCK = 1 << 23
 """Weights to decode at once where each call reads a whole part: 32 MiB of float32."""
@@ -29,11 +29,11 @@ FLOATS = ("F32", "F16", "BF16")
 """Dtypes of scales."""
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""What the codes of 4-bit floats stand for."""
+"""The values of the codes of 4-bit floats."""
 
 
 def wrong(name: str, problem: str, hint: str | None = None) -> DataError:
-    """The error that says what is wrong with a tensor."""
+    """The error for a problem with a tensor."""
     return DataError(problem, place=[printable(name)], hint=hint)
 
 
@@ -43,7 +43,7 @@ def part(infos: Mapping[str, TensorInfo], name: str, whose: str, dtypes: tuple[s
         raise wrong(whose, f"{printable(name)} is missing")
     info = infos[name]
     if info.dtype not in dtypes:
-        raise wrong(whose, f"{printable(name)} is {info.dtype}, which is not known here")
+        raise wrong(whose, f"{printable(name)} is {info.dtype}, which is not supported")
     if info.numel == 0:
         raise wrong(whose, f"{printable(name)} is empty")
     return info
@@ -71,7 +71,7 @@ def scheme_name(bits: int, group: int | str, kind: str = "") -> str:
 
 
 def grouping(group_size: int | None, groups: int, cols: int) -> int | str:
-    """What `scheme_name` is given: the size config.json states (-1 for whole rows), or what the shapes say."""
+    """The group argument of `scheme_name`: the size in config.json (-1 for whole rows), or the one from the shapes."""
     if group_size == -1 or (group_size is None and groups == 1):
         return "channel"
     return -(-cols // groups) if group_size is None else group_size
@@ -79,16 +79,16 @@ def grouping(group_size: int | None, groups: int, cols: int) -> int | str:
 
 def group_size(settings: Mapping[str, Any], name: str, groups: int, cols: int) -> int | None:
     """The size of the groups config.json states, -1 for whole rows; None when it does not. Raises DataError when it
-    is not the size of so many groups."""
+    does not match the number of groups."""
     size = whole(settings, "group_size", -1, 1 << 30)
     if size is not None and (size == 0 or groups != -(-cols // (cols if size == -1 else size))):
-        raise wrong(name, f"{groups} groups of {cols} columns, and config.json says groups of {size}")
+        raise wrong(name, f"{groups} groups of {cols} columns, but config.json says groups of {size}")
     return size
 
 
 def across_outputs(infos: Mapping[str, TensorInfo], stem: str, method: str | None) -> bool:
-    """Whether a qweight holds several outputs to a word, as AWQ does, and not several inputs, as GPTQ does:
-    config.json says so, or else the shapes."""
+    """Whether a qweight holds several outputs to a word, as in AWQ, rather than several inputs, as in GPTQ: by
+    config.json, or else by the shapes."""
     if method in ("awq", "gptq"):
         return method == "awq"
     codes, scales = infos[f"{stem}.qweight"].shape, infos.get(f"{stem}.scales", infos[f"{stem}.qweight"]).shape
@@ -108,8 +108,8 @@ def _finite(values: Floats, info: TensorInfo, whose: str) -> Floats:
 
 
 def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None:
-    """The name of the weight whose codes a tensor is, where these are floats and their scales bytes: two floats to a
-    byte under X_packed, or 8-bit floats under X; None when it is no such tensor."""
+    """The name of the weight whose codes a tensor holds, where these are floats and their scales bytes: two floats to a
+    byte under X_packed, or 8-bit floats under X; None for any other tensor."""
     info, name = infos[full], full.removesuffix("_packed")
     scale = infos.get(f"{name}_scale")
     if scale is None:
@@ -119,18 +119,18 @@ def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None
 
 
 def small_scales(read: Read, info: TensorInfo, kind: str, whose: str, first: int, count: int) -> Floats:
-    """Scales of a byte as float32, from the first-th on: kind is `e4m3`, or `e8m0` for powers of 2 from -127 to 127.
+    """One-byte scales as float32, from the first-th on: kind is `e4m3`, or `e8m0` for powers of 2 from -127 to 127.
     Raises DataError when one is not a number."""
     raw = read(info.name, first, count)
     if kind == "e4m3":
         return _finite(to_float32(raw, "F8_E4M3"), info, whose)
-    exponents = raw.astype(np.uint32) << np.uint32(23)  # of float32, but for the smallest power; 255 is no number
+    exponents = raw.astype(np.uint32) << np.uint32(23)  # of float32, except the smallest power; 255 is NaN
     exponents[raw == 0] = 1 << 22
     return _finite(exponents.view(np.float32), info, whose)
 
 
 def small_floats(raw: NDArray[np.uint8], bits: int) -> Floats:
-    """What bytes of E4M3, or of two E2M1 each, the first in the low half, stand for."""
+    """The values of bytes of E4M3, or of two E2M1 each, the first in the low half."""
     if bits == 8:
         return to_float32(raw, "F8_E4M3")
     found = np.empty((len(raw), 2), np.float32)
@@ -159,7 +159,7 @@ def columns(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]
 
 
 def float_columns(read: Read, info: TensorInfo, whose: str, first: int, last: int) -> Floats:
-    """Columns first to last of a matrix of parameters, turned: (last - first, rows) float32."""
+    """Columns first to last of a matrix of parameters, transposed: (last - first, rows) float32."""
     raw = np.ascontiguousarray(columns(read, info, first, last).T)
     values = to_float32(raw.view(np.uint8).ravel(), info.dtype).reshape(raw.shape)
     return _finite(values, info, whose)

@@ -1,9 +1,8 @@
-"""What writing a layout takes: the schemes it can store, and what becomes of the tensors of a model.
+"""The interface of writing a layout: the schemes it can store, and the conversion of the tensors of a model.
 
-A writer moves codes, scales and zero points to where another tool looks for them; it never quantizes. It knows
-arrays, names and shapes, no files: the pass over a file is `quantcli.passes.export`. A tensor that it leaves out of its
-conversion is not written, one that it renames, permutes or casts is written so: a target may be a container of its
-own (`files`) with tensors of its own.
+A writer moves codes, scales and zero points to where another tool looks for them; it never quantizes. It handles
+arrays, names and shapes, not files: the pass over a file is `quantcli.passes.export`. It may leave tensors out of its
+conversion, rename, permute or cast them: a target may be a container format (`files`) with additional tensors.
 """
 
 from __future__ import annotations
@@ -28,48 +27,50 @@ if TYPE_CHECKING:
 
 
 KEY = "quantcli_export"
-"""The key of the metadata under which an exported file says what made it, what it was made from (see origins) and what
-its loader wants in config.json: a bare file has none beside it."""
+"""The key of the metadata under which an exported file records what made it, what it was made from (see origins) and
+the keys its loader needs in config.json, which a single file does not have beside it."""
 
 
 Weight = Decided
-"""A tensor as it was decided on: kept, or quantized with a scheme."""
+"""A tensor as decided: kept, or quantized with a scheme."""
 
 
 class Codes(Protocol):
-    """The codes of a weight, made or read piece by piece. A tile is made once for each piece of work that needs it."""
+    """The codes of a weight, made or read piece by piece. A tile is computed once for each piece of work that needs
+    it."""
 
     def packed(self, span: TileSpan) -> Bytes:
         """Codes of a tile, rows of 32-bit words."""
 
     def params(self, span: TileSpan) -> QuantParams:
-        """Its scales and zero points as the kernels take them."""
+        """Scales and zero points of a tile as the kernels take them."""
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
-        """The same as the native layout stores them: (rows, groups), or (1, channels) where the columns share them."""
+        """Scales and zero points as the native layout stores them: (rows, groups), or (1, channels) where the columns
+        share them."""
 
     def levels(self, span: TileSpan) -> Floats:
         """The levels (tables, 2^b) of codes of a codebook."""
 
     def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        """Bytes of a tensor that is kept. The array may be used until the next call in the same thread."""
+        """Bytes of a kept tensor. The array may be used until the next call in the same thread."""
 
 
 Write = Callable[[int, int, Any], None]
-"""Where the bytes go: the number of the output, the offset in it, an array or buffer."""
+"""A function that writes bytes: the index of the output, the offset in it, an array or buffer."""
 
 Piece = Callable[[Codes, Write], bool]
-"""A part of a conversion; whether what it wrote decodes to just what it read."""
+"""A part of a conversion; returns whether what it wrote decodes exactly to what it read."""
 
 
 Beside = Callable[[str], "bytes | None"]
-"""What lies beside the weights of the source: a small file's bytes by its name, None where there is none."""
+"""The files beside the weights of the source: a small file's bytes by its name, None where it is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What becomes of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
-    any thread. Together they write every byte once. kind: what they are called there, where dtypes do not say."""
+    """The conversion of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
+    any thread. Together they write every byte once. kind: their type in the container, where dtypes do not tell."""
 
     outputs: tuple[TensorInfo, ...]
     pieces: Callable[[], Iterator[Piece]]
@@ -78,12 +79,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What becomes of a model.
+    """The conversion of a model.
 
     jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
-    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container of its own, its
-    files, the one that names the others first; base is the name of the output, text belongs into its metadata under
-    KEY. notes: what the loaders will and will not do.
+    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container format, its
+    files, the one that refers to the others first; base is the name of the output, text goes into its metadata under
+    KEY. notes: limits of the loaders, for the user.
     """
 
     jobs: Mapping[str, Job]
@@ -95,8 +96,8 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytewise:
-    """A file of another container before it is written: its name, its size, the place of every output in it, and what
-    stands between them."""
+    """A file of another container before it is written: its name, its size, the place of every output in it, and the
+    bytes between them."""
 
     name: str
     size: int
@@ -108,7 +109,7 @@ class Bytewise:
 class Accepts:
     """The schemes a target can store.
 
-    groups: every group size must be a multiple of one of these, None for any. granularities: which there are.
+    groups: every group size must be a multiple of one of these, None for any. granularities: those supported.
     symmetric, zero_points: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have, None for
     all.
 
@@ -140,7 +141,7 @@ class Accepts:
         return ", ".join([*parts, _listed(where)])
 
     def obstacle(self, scheme: Scheme) -> str | None:
-        """What of a scheme the target cannot store; None when it can store all of it."""
+        """The property of a scheme that the target cannot store; None when it can store the scheme."""
         if scheme.format not in self.formats:
             return f"the format {scheme.format}"
         if scheme.bits not in self.bits:
@@ -166,12 +167,12 @@ class Accepts:
         return self.asymmetric_bits is None or bits in self.asymmetric_bits
 
     def smaller(self, group: int) -> list[int]:
-        """The usual group sizes below one that the target holds, the largest first."""
+        """The usual group sizes below one that the target can store, the largest first."""
         return [g for g in (1024, 512, 256, 128, 64, 32, 16) if g < group and self._holds(g)]
 
     def nearest(self, scheme: Scheme) -> Scheme:
-        """The scheme the target can store that keeps most of another one: not fewer bits, not larger groups, where
-        there are such.
+        """The scheme the target can store that is closest to another one: not fewer bits, not larger groups, where
+        possible.
 
         >>> from quantcli import Scheme
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
@@ -201,18 +202,18 @@ class Accepts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """How a layout that other tools load is written.
+    """The writer of a layout that other tools load.
 
-    summary: a line for people, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
-    store, for people. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
-    scheme, for its shape or name; None when it can. convert(tensors, beside): what becomes of a model whose weights it
-    can all store. Raises UsageError for weights it cannot store together, and for a model that it has no graph or
-    architecture for. container(tensors, beside): the tensors alone, for targets that have files of them, which nothing
-    runs. module(weight, architecture): why the loader takes no quantized weight in its place in a model of that type.
-    scale_dtype: what scales are best made in for it; usual: fields of the scheme to use unless others are asked for.
-    extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
-    keeps_document: whether what it writes is a native file still. mixes: whether weights of one model may have several
-    schemes; tied: a pattern of those that must all have one, where a model has stacked experts. read_back: whether the
+    summary: a line for users, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
+    store, for users. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
+    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
+    it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
+    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
+    which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
+    of the model. scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are
+    requested. extension: of a target that is always one file, with its dot; two_files: whether it may need a second
+    one. keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
+    schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
     report reads what was written, before that has its name.
     """
 
@@ -233,7 +234,7 @@ class Writer:
     read_back: bool = True
 
     def suited(self, scheme: Scheme) -> Scheme:
-        """A scheme with the scales the target stores, unless others were asked for."""
+        """A scheme with the scale dtype of the target, unless another was requested."""
         if self.scale_dtype is None or scheme.scale_dtype != AUTO or scheme.shares_levels:
             return scheme
         return scheme.with_scale_dtype(self.scale_dtype)
@@ -245,7 +246,7 @@ def named(target: str) -> Writer:
 
 
 def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
-    """The error for a weight the target cannot store, with what it can."""
+    """The error for a weight the target cannot store, with a list of what it can."""
     accepted = named(target).accepts.describe()
     problem = f"{target} cannot store it: {why} ({scheme}); it accepts {accepted}"
     return UsageError(problem, place=[printable(name)])

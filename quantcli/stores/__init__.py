@@ -1,4 +1,4 @@
-"""Where tensors come from and go to. Stores know bytes, names and shapes; they know no arithmetic."""
+"""Stores: the files that tensors are read from and written to. They handle bytes, names and shapes, not arithmetic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
 
 
 def open_source(path: str) -> Source:
-    """The source a path names: a folder or its index.json, .npy, .npz, .onnx, a GGUF by how it begins, or else a
-    safetensors file, - for the one that standard input holds.
+    """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF by its first bytes, or else a
+    safetensors file; - for one on standard input.
 
-    Raises QuantcliError for what is missing, unreadable, damaged or of another kind.
+    Raises QuantcliError for a missing, unreadable, damaged or unsupported file.
     """
     from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.files import InputFile

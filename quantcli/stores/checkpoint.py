@@ -16,11 +16,12 @@ from quantcli.tensors.info import TensorInfo
 INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _SMALL = 1 << 26
-"""Most bytes of a configuration, a vocabulary or a model card."""
+"""Largest size in bytes of a configuration, a vocabulary or a model card."""
 
 _MISTRAL = "consolidated"
 _VARIANT = re.compile(r"(?:fp|bf|int)\d+\w*|(?:non_)?ema")
-"""What diffusers and transformers put before the extension for weights in another precision, or without averaging."""
+"""Suffixes of diffusers and transformers before the extension for weights in another precision, or without
+averaging."""
 
 
 def _shard_name(name: object, index: str) -> str:
@@ -41,7 +42,7 @@ def _from_index(index: str) -> dict[str, str]:
 
 
 def _listed(folder: str, extension: str) -> list[str]:
-    """Names of a folder that end so, hidden ones left out."""
+    """File names of a folder with this ending, without hidden ones."""
     try:
         return sorted(n for n in os.listdir(folder) if n.endswith(extension) and not n.startswith("."))
     except OSError as error:
@@ -59,14 +60,14 @@ def _stem(name: str) -> str:
 
 
 def _copies(names: Sequence[str]) -> dict[str, str]:
-    """Those of some weight files, or indexes, that hold the weights of others once more, and how."""
+    """The weight files, or indexes, that duplicate the weights of others among these, each with an explanation."""
     stems = {_stem(name) for name in names}
     found = {}
     for name in names:
         stem = _stem(name)
         base, dot, variant = stem.rpartition(".")
         if stem == _MISTRAL and len(stems) > 1:
-            found[name] = "the weights once more under Mistral's names"
+            found[name] = "the same weights under Mistral's names"
         elif dot and base in stems and _VARIANT.fullmatch(variant):
             found[name] = f"a variant of {base}.safetensors"
     return found
@@ -90,7 +91,7 @@ def _named(names: Sequence[str], most: int = 4) -> str:
 
 
 def _without_index(folder: str) -> list[str]:
-    """The .safetensors files of a folder without an index that are plainly one model: a single file, or all shards of
+    """The .safetensors files of a folder without an index that clearly form one model: a single file, or all shards of
     one numbering."""
     names = _listed(folder, ".safetensors")
     if not names:
@@ -114,8 +115,8 @@ def _without_index(folder: str) -> list[str]:
 
 
 def _elsewhere(folder: str) -> str | None:
-    """The way out of a folder without weights: subfolders that hold some, as those of a pipeline of several models do,
-    or what its weights should be saved as."""
+    """The hint for a folder without weights: subfolders that hold some, as in a pipeline of several models, or the
+    format its weights should be saved in."""
     with os.scandir(folder) as entries:
         below = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     found = [name for name in below if _listed(os.path.join(folder, name), ".safetensors")]
@@ -129,13 +130,13 @@ def _elsewhere(folder: str) -> str | None:
 
 
 def _more(names: Sequence[str]) -> str:
-    """What follows on a problem with the first of these names, where it is the problem of more."""
+    """The end of a message about the first of these names, where the problem applies to more of them."""
     return f"; the same holds for {_named(names[1:], 3)}" if len(names) > 1 else ""
 
 
 class Checkpoint(Source):
     """A folder of shards (or the path of its index) as one source. aside: weight files of the folder that are not part
-    of it, and why."""
+    of the model, and why."""
 
     kind = "safetensors"
     folder: str
@@ -240,7 +241,7 @@ class Checkpoint(Source):
 
 
 class Part(Source):
-    """Some tensors of a checkpoint as a source of their own. share: the bytes of its files they stand for."""
+    """Some tensors of a checkpoint as a source of their own. share: their share of the bytes of its files."""
 
     kind = "safetensors"
 

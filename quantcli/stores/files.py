@@ -1,6 +1,6 @@
-"""Files: opened once and checked on the way in; complete, synced and renamed into place on the way out.
+"""Files: opened once and checked when reading; completed, synced and renamed into place when writing.
 
-Reading uses pread, never mmap: a file that is cut short while it is read gives an error instead of a bus error.
+Reading uses pread, never mmap: a file that is truncated while it is read gives an error instead of a bus error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KINDS = [
 
 
 class InputFile:
-    """A regular file to read. `once`: whether what was passed is gone. With `hold=False` it is opened anew for every
+    """A regular file to read. `once`: whether released bytes are gone. With `hold=False` it is opened again for every
     read and checked to be the same: a checkpoint of a thousand shards must not need a thousand descriptors."""
 
     once = False
@@ -64,7 +64,7 @@ class InputFile:
     @staticmethod
     def _identity(fd: int) -> tuple[int, int, int, int, int]:
         status = os.fstat(fd)
-        # The time of change too: whoever writes into a file can set its time of modification back, but not that one.
+        # The time of change too: a writer can set the time of modification back, but not this one.
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     @property
@@ -92,7 +92,7 @@ class InputFile:
 
     def _changed(self) -> DataError:
         return DataError(
-            "the file was changed while it was read", place=[self.path], hint="run again when it is at rest"
+            "the file was changed while it was read", place=[self.path], hint="run again when nothing writes to it"
         )
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -115,16 +115,16 @@ class InputFile:
         return bytes(buffer)
 
     def expect(self, size: int) -> None:
-        """Say how long the file is by its header. Raises DataError when it has another size."""
+        """Declare the length of the file by its header. Raises DataError when it has another size."""
         if size != self.size:
             problem = "cut short" if size > self.size else "followed by bytes that belong to no tensor"
             raise DataError(f"the file is {problem}: {self.size} bytes, {size} by its header", place=[self.path])
 
     def passed(self, offset: int, size: int) -> None:
-        """Say that these bytes will not be read again."""
+        """Declare that these bytes will not be read again."""
 
     def interrupt(self) -> None:
-        """Let a read that waits fail: the run is over."""
+        """Make waiting reads fail, because the run is over."""
 
     def check_unchanged(self) -> None:
         """Raise DataError when size, times or inode differ from when it was opened."""
@@ -140,13 +140,13 @@ class InputFile:
 
 
 def _close(fd: int) -> None:
-    """Close what was only read: an error then costs nothing, and it must not fail a run that is done."""
+    """Close a file that was only read: an error here loses nothing, and must not fail a completed run."""
     with contextlib.suppress(OSError):
         os.close(fd)
 
 
 class OpenFile(InputFile):
-    """A regular file that is open already; the descriptor is its own from now on."""
+    """A regular file that is open already; it takes ownership of the descriptor."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self._fd = path, fd
@@ -165,10 +165,10 @@ def read_small(path: str, limit: int, *, follow: bool = True) -> bytes:
 
 
 def leads_outside(folder: str, name: str) -> bool:
-    """Whether a file of a folder is a link to somewhere else than that folder.
+    """Whether a file of a folder is a link that leads out of that folder.
 
-    A folder from elsewhere could so have a stranger's file read and its content handed on. The cache of the Hugging
-    Face hub is made of links from snapshots/REVISION to blobs beside it: those are of the same model.
+    With such a link, a downloaded folder could have another file read and its content copied. The cache of the Hugging
+    Face hub consists of links from snapshots/REVISION to blobs beside it, which belong to the same model.
     """
     inside, target = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
     if os.path.commonpath([inside, target]) == inside:
@@ -211,18 +211,19 @@ def check_destination(path: str, *, force: bool, sources: list[InputFile]) -> st
 
 
 def check_space(path: str, size: int, source: str) -> None:
-    """Raise QuantcliError when the file system of `path` has no room for what is made from `source`."""
+    """Raise QuantcliError when the file system of `path` has no room for the output made from `source`."""
     try:
         status = os.statvfs(os.path.dirname(path) or ".")
     except OSError:
         return
     free = status.f_bavail * status.f_frsize
     if size > free:
-        raise QuantcliError(f"no space for the {size} bytes made from {source}, {free} are free", place=[path])
+        problem = f"not enough space for the {size} bytes made from {source}: {free} bytes are free"
+        raise QuantcliError(problem, place=[path])
 
 
 def another_created(path: str) -> QuantcliError:
-    """The error of a run that finds its output made by another one."""
+    """The error of a run that finds its output created by another one."""
     return QuantcliError("another process created the output", place=[path], hint="use --force to replace it")
 
 
@@ -230,7 +231,7 @@ class OutputFile:
     """A file that takes its name only when it is complete.
 
     The bytes go to a hidden file in the same folder, or in `within` on the same file system; `publish` syncs it and
-    moves it into place. Leaving the context without that removes it, and the destination is as it was.
+    moves it into place. Leaving the context without that removes it, and the destination stays unchanged.
     """
 
     def __init__(self, path: str, size: int, *, force: bool, within: str | None = None) -> None:
@@ -255,7 +256,7 @@ class OutputFile:
     def _preallocate(self) -> None:
         try:
             os.posix_fallocate(self._fd, 0, self.size) if self.size else None
-        except AttributeError:  # macOS has none
+        except AttributeError:  # not on macOS
             os.ftruncate(self._fd, self.size)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
@@ -281,7 +282,7 @@ class OutputFile:
                 raise os_error(error, self.path) from None
 
     def sync(self) -> None:
-        """Bring the bytes to the disk and close the hidden file, which then can be checked by its path."""
+        """Sync the bytes to disk and close the hidden file, which then can be checked by its path."""
         try:
             os.fsync(self._fd)
             if os.path.exists(self.path):
@@ -315,7 +316,7 @@ class OutputFile:
         sync_folder(self.folder)
 
     def discard(self) -> None:
-        """Remove the hidden file, if it is still there."""
+        """Remove the hidden file, if it still exists."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             with contextlib.suppress(OSError):
@@ -326,7 +327,7 @@ class OutputFile:
 
 
 def sync_folder(folder: str) -> None:
-    """Bring a folder's entries to the disk; the output is in place already, so a refusal is no failure of it."""
+    """Sync a folder's entries to disk; the output is in place already, so an error does not fail the run."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""Checkpoint folders to write: everything is made in a hidden folder beside the destination and moved as one.
+"""Output checkpoint folders: everything is written in a hidden folder beside the destination and renamed as a whole.
 
 See `workspace` for the hidden folder.
 """
@@ -25,7 +25,7 @@ _COPY = 1 << 22
 
 
 def check_folder(path: str, *, force: bool, source: str) -> str:
-    """The real path of a folder to write, or the reason why it may not be. Raises UsageError or QuantcliError."""
+    """The real path of a folder to write. Raises UsageError or QuantcliError."""
     target = os.path.realpath(path)
     if os.path.realpath(source) == target:
         raise UsageError("output and input are the same folder", place=[path], hint="choose another name with -o")
@@ -44,8 +44,8 @@ class OutputFolder:
     """A folder that takes its name only when it is complete.
 
     temp: where it is made. found: the journal of an interrupted run, None where there was none. Leaving the context
-    without `publish` removes all, unless something is finished and the fault is not in the request or the weights; or
-    `hold` is set, as it is until `begin`. workspace: the one to make it in, if whoever calls has one.
+    without `publish` removes everything, unless some files are finished and the error is not in the request or the
+    weights; or `hold` is set, as it is until `begin`. workspace: the one to use, if the caller has one.
     """
 
     def __init__(self, path: str, *, force: bool, workspace: Workspace | None = None) -> None:
@@ -58,7 +58,7 @@ class OutputFolder:
         self.temp = os.path.join(self._workspace.folder, "folder")
 
     def begin(self, keep: Collection[str]) -> None:
-        """Start with these files of the interrupted run and no others."""
+        """Start with exactly these files of the interrupted run."""
         self._workspace.keep = bool(keep)
         try:
             if not keep:
@@ -75,7 +75,7 @@ class OutputFolder:
         self.hold = False
 
     def record(self, journal: bytes) -> None:
-        """Say what has been finished: it is kept if the run is interrupted from here on."""
+        """Record what has been finished: it is kept if the run is interrupted from now on."""
         new = f"{self._workspace.journal}.new"
         try:
             remove(new)
@@ -92,18 +92,18 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        fault = isinstance(error, (DataError, UsageError))  # running it again would end the same way
+        fault = isinstance(error, (DataError, UsageError))  # running it again would fail the same way
         if error is None or (fault and not self.hold):
             self._workspace.keep = False
         if self._own:
             self._workspace.close()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a side file and bring it to the disk."""
+        """Write a side file and sync it to disk."""
         self._put(name, [content])
 
     def copy(self, name: str, file: InputFile) -> None:
-        """Copy a file of any size, in a subfolder too, and bring it to the disk."""
+        """Copy a file of any size, in a subfolder too, and sync it to disk."""
         starts = range(0, file.size, _COPY)
         self._put(name, (file.read(start, min(_COPY, file.size - start)) for start in starts))
 
@@ -118,7 +118,7 @@ class OutputFolder:
             raise os_error(error, os.path.join(self.path, name)) from None
 
     def rename(self, old: str, new: str) -> None:
-        """Give a file of the folder another name."""
+        """Rename a file of the folder."""
         try:
             os.rename(os.path.join(self.temp, old), os.path.join(self.temp, new))
         except OSError as error:
@@ -142,17 +142,17 @@ class OutputFolder:
                 raise another_created(self.path) from None
             self._workspace.keep = self.hold = False
             with contextlib.suppress(OSError):
-                remove(self._workspace.journal)  # nothing is left to go on with
+                remove(self._workspace.journal)  # nothing is left to resume
         sync_folder(self.parent)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
-    """A document as it is written into a folder."""
+    """The bytes of a document in a folder."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _write(path: str, blocks: Iterable[bytes]) -> None:
-    """Write a new file and bring it to the disk."""
+    """Write a new file and sync it to disk."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         for block in blocks:
@@ -171,5 +171,5 @@ def _exchange(new: str, old: str, aside: str) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), exchange) == 0:
             return
-    os.rename(old, aside)  # until the second step is done, closing the workspace would give it its name back
+    os.rename(old, aside)  # until the second step is done, closing the workspace would restore its name
     os.rename(new, old)

@@ -8,7 +8,7 @@
 
 All little-endian; names and text are a u64 length and UTF-8. Tensors of numbers are given with their safetensors
 dtype and their dimensions in C order, those of blocks as U8 rows of bytes: `blocks` has their types and shapes.
-The reader is stricter than llama.cpp's: nothing may overlap, leave holes or lie behind the last tensor.
+The reader is stricter than llama.cpp's: nothing may overlap, leave holes or follow the last tensor.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _TEXT, _ARRAY, _BOOL = 8, 9, 7
 
 @dataclass(frozen=True, slots=True)
 class _Array:
-    """An array that was passed over: the kind of its values, how many, and where."""
+    """An array that was skipped: the type of its values, their number and their place."""
 
     kind: int
     count: int
@@ -78,7 +78,7 @@ class _Header:
         return DataError("it is cut short in its header")
 
     def _around(self, size: int) -> int:
-        """Have the next bytes in the window; the place of the first in it."""
+        """Load the next bytes into the window; returns the place of the first in it."""
         if size > self.end - self.at:
             raise self._short()
         if self.at + size > self._start + len(self._window):
@@ -109,7 +109,7 @@ class _Header:
         self.at += count * size
 
     def pass_texts(self, count: int) -> None:
-        """Pass over so many texts: only their lengths are read."""
+        """Skip a number of texts, reading only their lengths."""
         if count * 8 > self.end - self.at:
             raise self._short()
         length = struct.Struct("<Q").unpack_from
@@ -125,7 +125,7 @@ class _Header:
 
 
 def _value(header: _Header) -> Any:
-    """The value of a key; arrays are passed over."""
+    """The value of a key; arrays are skipped."""
     kind = header.number(4)
     if kind == _TEXT:
         return header.text().decode(errors="backslashreplace")
@@ -146,12 +146,12 @@ def _value(header: _Header) -> Any:
     if kind != _BOOL:
         return value
     if value > 1:
-        raise DataError(f"a truth value of {value}")
+        raise DataError(f"a boolean of value {value}")
     return bool(value)
 
 
 class Keys(Mapping[str, Any]):
-    """The keys of a file by name, as numbers, texts, truth values and lists; lists are read when they are asked for."""
+    """The keys of a file by name, as numbers, texts, booleans and lists; lists are read on demand."""
 
     def __init__(self, file: InputFile, values: Mapping[str, Any]) -> None:
         self._file, self._values = file, values
@@ -173,7 +173,7 @@ class Keys(Mapping[str, Any]):
             yield raw[start:at].decode(errors="backslashreplace")
 
     def shown(self, name: str) -> str:
-        """A value for people; of a list only what it holds and how many."""
+        """A value for display; of a list only the type and number of its values."""
         value = self._values[name]
         return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -191,7 +191,7 @@ def _parse_keys(header: _Header, count: int) -> dict[str, Any]:
     for _ in range(count):
         name = header.name()
         if name in found:
-            raise DataError("the key is there twice", place=[printable(name)])
+            raise DataError("duplicate key", place=[printable(name)])
         try:
             found[name] = _value(header)
         except DataError as error:
@@ -208,7 +208,7 @@ def _alignment(keys: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor, the place of its bytes in the data, and what it really is if it is made of blocks."""
+    """A tensor, the place of its bytes in the data, and its real type and shape if it is made of blocks."""
 
     info: TensorInfo
     begin: int
@@ -225,7 +225,7 @@ def _entry(name: str, header: _Header, alignment: int) -> Entry:
         raise DataError(f"unknown type {number}")
     kind = TYPES[number]
     if begin % alignment:
-        raise DataError(f"it begins at {begin}, which is no multiple of {alignment}")
+        raise DataError(f"it begins at {begin}, which is not a multiple of {alignment}")
     if kind.weights == 1:
         return Entry(TensorInfo(name, kind.name, shape), begin, None)
     if not shape or shape[-1] % kind.weights:
@@ -242,7 +242,7 @@ def _parse_tensors(header: _Header, count: int, alignment: int) -> dict[str, Ent
         name = header.name()
         try:
             if name in found:
-                raise DataError("the tensor is there twice")
+                raise DataError("duplicate tensor")
             found[name] = _entry(name, header, alignment)
         except DataError as error:
             raise error.within(printable(name)) from None
@@ -256,7 +256,7 @@ def _aligned(size: int, alignment: int) -> int:
 
 
 def _check_places(entries: Sequence[Entry], start: int, size: int, alignment: int) -> None:
-    """Raise DataError when the data is not the tensors one behind the other and nothing else."""
+    """Raise DataError when the data is not exactly the tensors one after the other."""
     position = end = 0
     for entry in entries:
         if entry.begin != position:
@@ -278,7 +278,7 @@ def _parse(file: InputFile) -> tuple[int, Keys, list[Entry], int]:
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         what = "a big-endian GGUF file is" if swapped in VERSIONS else f"GGUF of version {version} is"
-        raise DataError(f"{what} not known here")
+        raise DataError(f"{what} not supported")
     tensors, count = header.number(8), header.number(8)
     values = _parse_keys(header, count)
     alignment = _alignment(values)
@@ -291,7 +291,7 @@ def _parse(file: InputFile) -> tuple[int, Keys, list[Entry], int]:
 
 
 def is_gguf(file: InputFile) -> bool:
-    """Whether a file begins as a GGUF does."""
+    """Whether a file begins like a GGUF."""
     return file.size >= 8 and file.read(0, 4) == MAGIC
 
 

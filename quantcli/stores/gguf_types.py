@@ -59,7 +59,7 @@ TYPES: Mapping[int, BlockType] = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a tensor of U8 rows really is: type and shape."""
+    """The real type and shape of a tensor that is read as U8 rows."""
 
     type: BlockType
     shape: tuple[int, ...]

@@ -14,7 +14,7 @@ from quantcli.stores.gguf_types import TYPES
 
 VERSION = 3
 LONGEST_NAME = 63
-"""Bytes of a tensor's name that llama.cpp has room for."""
+"""Longest name of a tensor in bytes that llama.cpp supports."""
 
 _NUMBERS = {t.name: number for number, t in TYPES.items()}
 _U32, _I32, _F32, _BOOL, _TEXT, _ARRAY = 4, 5, 6, 7, 8, 9
@@ -40,7 +40,7 @@ class GgufTensor:
 class GgufLayout:
     """A GGUF before it is written: the bytes of its header, the offset of every tensor in the file, and its size.
 
-    What lies between the tensors, and behind the last, is zeros.
+    Gaps between the tensors, and after the last, are zeros.
     """
 
     header: bytes
@@ -70,7 +70,8 @@ def _packed(kind: int, value: Any) -> bytes:
 
 
 def value_bytes(value: Any) -> bytes:
-    """A key's value with its kind: whole numbers are u32 and in lists i32, others f32; bytes are such a value already.
+    """A key's value with its kind: whole numbers are u32 and in lists i32, others f32; bytes are an encoded value
+    already.
 
     >>> value_bytes(7).hex(), value_bytes([True]).hex()
     ('0400000007000000', '0900000007000000010000000000000001')

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _HEADER_LIMIT = 10_000
 """Bytes of a header: numpy's own limit."""
 _SLAB = 1 << 22
-"""Weights of a Fortran-ordered array that are turned around at a time."""
+"""Weights of a Fortran-ordered array that are transposed at a time."""
 
 _ITEM = re.compile(
     r"""\s*(?:(?P<q>['"])descr(?P=q)\s*:\s*(?P<p>['"])(?P<descr>[^'"]*)(?P=p)
@@ -114,7 +114,7 @@ def _array(fields: dict[str, str], data: int) -> ArrayHeader:
 
 
 class _Array:
-    """Bytes of one array in a file, given out in little-endian C order."""
+    """Bytes of one array in a file, read in little-endian C order."""
 
     def __init__(self, file: InputFile, header: ArrayHeader, base: int) -> None:
         self.file, self.header, self.base = file, header, base
@@ -157,7 +157,7 @@ class _Array:
             length, columns = self.header.shape[0], math.prod(self.header.shape[1:])
             rows = last - first
             found: NDArray[Any] = np.empty((columns, rows), f"{'>' if self.header.swapped else '<'}u{self.itemsize}")
-            if rows * 8 >= length:  # whole columns, of which we keep a good part
+            if rows * 8 >= length:  # whole columns, of which a good part is kept
                 step = max(1, _SLAB // length)
                 for col in range(0, columns, step):
                     block: NDArray[Any] = np.empty((min(step, columns - col), length), found.dtype)
@@ -213,7 +213,7 @@ class NpyFile(Source):
 class NpzFile(Source):
     """A .npz file as a source: every array a tensor, named as its member without .npy.
 
-    Stored members are read where they lie, after one pass over them to check their sum; compressed ones go to a
+    Stored members are read in place, after one pass over them to check their checksum; compressed ones go to a
     temporary file, one at a time.
     """
 
@@ -293,7 +293,7 @@ class NpzFile(Source):
             return self._arrays[name]
 
     def _check(self, member: zipfile.ZipInfo) -> int:
-        """Where a stored member's bytes begin, after checking their sum."""
+        """The offset of a stored member's bytes, after checking their checksum."""
         local = self.file.read(member.header_offset, 30)
         base = (
             member.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
@@ -339,7 +339,7 @@ class NpzFile(Source):
 
 
 class _Reader:
-    """The seekable file object zipfile wants, on top of pread."""
+    """The seekable file object that zipfile needs, on top of pread."""
 
     def __init__(self, file: InputFile) -> None:
         self.file, self.position = file, 0

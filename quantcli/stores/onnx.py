@@ -8,16 +8,16 @@
     TensorProto     dims 1, data_type 2, name 8, and its elements: raw_data 9, or in another file (external_data 13,
                     data_location 14: location, offset and length), or one by one in a field of their kind
 
-A Constant node's value is a tensor under the name of the node's output. Constants that hold no weights are passed over:
-a single number, or one row of integers, is a shape, an axis or an index, unless a node decodes with it. What is in the
+A Constant node's value is a tensor under the name of the node's output. Constants that hold no weights are skipped:
+a single number, or one row of integers, is a shape, an axis or an index, unless a node decodes with it. A tensor in the
 graph of a node (the branches of If, the body of Loop or Scan) is named OUTPUT/ATTRIBUTE/NAME after the first output of
-the node and the attribute that holds the graph; what is in a function DOMAIN/FUNCTION/NAME. So names are unique: two
+the node and the attribute that holds the graph; one in a function DOMAIN/FUNCTION/NAME. So names are unique: two
 branches may use the same one.
 
-Numbers of fewer than 8 bits are given as U8, the bytes as they lie there, low bits first: `Graph.packed` has what they
-are. A second file must lie in the folder of the first or below it. Elements one by one are read when the file is
-opened, up to 8 MiB of them; floats that are packed in one field are as good as raw. Training information, and constants
-that are text, sparse or lists in an attribute instead of tensors, are passed over.
+Numbers of fewer than 8 bits are given as U8, the bytes as stored, low bits first: `Graph.packed` has their real type. A
+second file must lie in the folder of the first or below it. Elements one by one are read when the file is opened, up to
+8 MiB of them; floats that are packed in one field are read in place. Training information, and constants that are text,
+sparse or lists in an attribute instead of tensors, are skipped.
 
 The reader is stricter than protobuf's: no message may come in two parts, no tensor twice or with more or fewer bytes
 than its shape has.
@@ -38,7 +38,7 @@ from quantcli.stores.source import Source
 from quantcli.tensors.info import TensorInfo
 
 DEPTH = 8
-"""Graphs inside of graphs: the branches of a condition inside a loop are the third."""
+"""Deepest nesting of graphs: the branches of a condition inside a loop are the third level."""
 
 OPERATORS = {("com.microsoft", "MatMulNBits"), ("", "DequantizeLinear"), ("ai.onnx", "DequantizeLinear"),
              ("com.microsoft", "DequantizeLinear")}  # fmt: skip
@@ -56,12 +56,12 @@ CODES = ("U8", "I8", "U16", "I16", "F8_E4M3", "F8_E5M2")
 
 
 Names = dict[str, str]
-"""The tensors of a graph: the name each has in its graph, and the one it is listed under."""
+"""The tensors of a graph: from the name in the graph to the name it is listed under."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """The graph that is being read: what its tensors are called before their name, and the tensors that it sees, its
+    """The graph that is being read: the prefix of its tensors' names, and the tensors visible in it, its
     own and those of the graphs around it."""
 
     prefix: str
@@ -72,14 +72,14 @@ class _Scope:
         return _Scope(f"{self.prefix}{label}/", (*self.seen, {}))
 
     def listed(self, name: str) -> str:
-        """The name under which an input of a node of this graph is listed; one that no tensor has where it is
-        computed."""
+        """The name under which an input of a node of this graph is listed; a name that no tensor has where it
+        is computed."""
         found = next((names[name] for names in reversed(self.seen) if name in names), None)
         return found if found is not None else f"{self.prefix}{name}" if name else ""
 
 
 class _Attribute(NamedTuple):
-    """An attribute of a node: where its name, number, tensor and graphs are."""
+    """An attribute of a node: the places of its name, number, tensor and graphs."""
 
     name: Field | None
     number: Field | None
@@ -88,7 +88,7 @@ class _Attribute(NamedTuple):
 
 
 class _Reader:
-    """Collects what a file holds."""
+    """Collects the tensors and nodes of a file."""
 
     def __init__(self, file: InputFile) -> None:
         self.file, self.wire = file, Wire(file)
@@ -102,14 +102,14 @@ class _Reader:
         """List a tensor: an initializer, or under the name of a node's output the value of a constant."""
         found = tensor_fields(self.wire, message)
         if name is not None and found.is_text:
-            return  # for whoever reads words; the model computes with numbers
+            return  # for readers; the model computes with numbers
         own = found.name = found.name if name is None else name
         try:
             if not own:
                 raise DataError("a tensor without a name")
             found.name = f"{scope.prefix}{own}"
             if found.name in self.entries:
-                raise DataError("the tensor is there twice")
+                raise DataError("duplicate tensor")
             self.entries[found.name] = self.elements.entry(found)
         except QuantcliError as error:
             raise error.within(printable(found.name)) from None
@@ -120,7 +120,7 @@ class _Reader:
     # ---- graphs ---------------------------------------------------------------------------------------------------
 
     def _attribute(self, message: Field) -> _Attribute:
-        """An attribute: its name, and where its value is."""
+        """An attribute: its name, and the place of its value."""
         name: Field | None = None
         number: Field | None = None
         value: Field | None = None
@@ -184,7 +184,7 @@ class _Reader:
                 raise DataError("sparse initializers are not supported")
 
     def _function(self, message: Field) -> None:
-        """Read the nodes of a function; names inside mean nothing outside."""
+        """Read the nodes of a function; its names are local."""
         names, nodes = dict[int, str](), list[Field]()
         for own in self.wire.inside(message):
             if own.number in (1, 10, 13):
@@ -231,15 +231,15 @@ class _Reader:
             raise DataError("its graph holds no weights, as initializers or as constants")
 
     def _pass_over_operands(self) -> None:
-        """Forget the constants that are shapes, axes, indices and single numbers, and no node decodes with."""
+        """Drop constants that are shapes, axes, indices or single numbers, unless a node decodes with them."""
         used = {scope.listed(name) for scope, _, inputs, _ in self.taken for name in inputs}
         for name in self.constants - used:
             entry = self.entries[name]
             if not entry.shape or (len(entry.shape) == 1 and not DTYPES[entry.info.dtype].is_float):
                 del self.entries[name]
 
-    def told(self) -> Graph:
-        """What the nodes say of the tensors."""
+    def result(self) -> Graph:
+        """The facts about tensors that the nodes give."""
         nodes, computed = list[Node](), dict[str, str]()
         for scope, operator, inputs, numbers in self.taken:
             names = tuple(scope.listed(name) for name in inputs)
@@ -255,7 +255,7 @@ class _Reader:
 
 
 class OnnxFile(Source):
-    """An ONNX file as a source. graph: what it says of its tensors."""
+    """An ONNX file as a source. graph: the facts about its tensors."""
 
     kind = "onnx"
     graph: Graph
@@ -274,7 +274,7 @@ class OnnxFile(Source):
         self._entries = reader.entries
         self._beside = list(reader.elements.beside.values())
         self.metadata = {key: value for key, value in reader.metadata.items() if key != "quantcli"}
-        self.graph = reader.told()
+        self.graph = reader.result()
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]

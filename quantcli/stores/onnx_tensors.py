@@ -23,14 +23,14 @@ _TEXT = 8
 UNKNOWN = {0: "undefined", 15: "complex128"}
 MOST_DIMENSIONS = 64
 MOST_ELEMENTS = 1 << 23
-"""Bytes that elements one by one may take in the file, all together."""
+"""Largest total size in bytes of elements that are stored one by one."""
 
 MOST_FILES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What a tensor of U8 really is: numbers of so many bits, and its shape."""
+    """The real type of a U8 tensor: the bits of its numbers, and its shape."""
 
     bits: int
     signed: bool
@@ -59,13 +59,13 @@ class Entry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, of numbers that are packed in bytes theirs."""
+        """Its shape; for numbers packed in bytes, the shape of the numbers."""
         return self.info.shape if self.packed is None else self.packed.shape
 
 
 @dataclass(slots=True)
 class _Tensor:
-    """The fields of a TensorProto as they come."""
+    """The fields of a TensorProto in file order."""
 
     name: str = ""
     kind: int = 0
@@ -79,7 +79,7 @@ class _Tensor:
 
 _ONE_BY_ONE = {4: "float_data", 5: "int32_data", 7: "int64_data", 10: "double_data", 11: "uint64_data"}
 _FIELD_OF = {"F32": 4, "C64": 4, "F64": 10, "I64": 7, "U64": 11, "U32": 11}
-"""Which of them holds a dtype; int32_data all others."""
+"""The field that holds each dtype; int32_data holds all others."""
 
 
 def pair(wire: Wire, message: Field) -> tuple[str, str]:
@@ -89,11 +89,11 @@ def pair(wire: Wire, message: Field) -> tuple[str, str]:
 
 
 def tensor_fields(wire: Wire, message: Field) -> _Tensor:
-    """The fields of a TensorProto. Raises DataError for one that is there twice, or a segment."""
+    """The fields of a TensorProto. Raises DataError for a duplicate field or a segment."""
     found, seen = _Tensor(), set[int]()
     for own in wire.inside(message):
         if own.number in (2, 8, 9, 14) and own.number in seen:
-            raise DataError("a field of it is there twice", place=[printable(found.name)])
+            raise DataError("one of its fields appears twice", place=[printable(found.name)])
         seen.add(own.number)
         if own.number == 1:
             found.dims += islice(wire.varints(own), MOST_DIMENSIONS + 1)
@@ -128,7 +128,8 @@ def _decimal(external: Mapping[str, str], key: str, otherwise: int) -> int:
 
 
 class Elements:
-    """Where the elements of tensors are: in the file, in files beside it, or here. beside: those files by location."""
+    """The places of the elements of tensors: in the file, in files beside it, or in memory. beside: those files by
+    location."""
 
     def __init__(self, file: InputFile, wire: Wire) -> None:
         self.file, self.wire = file, wire
@@ -152,13 +153,14 @@ class Elements:
         file = self._outside(found.external)
         begin, length = (_decimal(found.external, k, o) for k, o in (("offset", 0), ("length", nbytes)))
         if length != nbytes:
-            raise DataError(f"its elements take {nbytes} bytes, its length is {length}")
+            raise DataError(f"its elements take {nbytes} bytes, but its length is {length}")
         if begin + nbytes > file.size:
-            raise DataError(f"its bytes {begin} to {begin + nbytes} are not in {printable(file.path)} of {file.size}")
+            beyond = f"are beyond the {file.size} bytes of {printable(file.path)}"
+            raise DataError(f"its bytes {begin} to {begin + nbytes} {beyond}")
         return file, begin
 
     def _packed_floats(self, found: _Tensor, nbytes: int) -> Field | None:
-        """The field that holds all elements as they would be in raw_data."""
+        """The field that holds all elements in the same form as raw_data."""
         fields = [own for number, group in found.typed.items() for own in group if number in (4, 10)]
         return fields[0] if len(fields) == 1 and (fields[0].kind, fields[0].size) == (BYTES, nbytes) else None
 
@@ -166,7 +168,7 @@ class Elements:
         """Elements of the field for their kind, as the bytes of a tensor."""
         (number, fields), *more = found.typed.items()
         if more or number != _FIELD_OF.get(dtype, 5):
-            raise DataError(f"its elements are in {_ONE_BY_ONE[number]}, where {dtype} does not belong")
+            raise DataError(f"its elements are in {_ONE_BY_ONE[number]}, which does not hold {dtype}")
         self._room -= sum(own.size or 1 for own in fields)
         if self._room < 0:
             raise DataError(
@@ -176,7 +178,7 @@ class Elements:
         if number in (4, 10):
             kind = FOUR if number == 4 else EIGHT
             if any(own.kind not in (BYTES, kind) for own in fields):
-                raise DataError("its elements are not numbers of their kind")
+                raise DataError("its elements do not have the type of their field")
             return b"".join(self.wire.bytes(own, MOST_ELEMENTS) for own in fields)
         size = DTYPES[dtype].bits // 8
         low, high = (-(1 << (size * 8 - 1)), (1 << (size * 8 - 1)) - 1) if dtype[0] == "I" else (0, (1 << size * 8) - 1)
@@ -190,7 +192,7 @@ class Elements:
         return bytes(out)
 
     def entry(self, found: _Tensor) -> Entry:
-        """A tensor and the place of its bytes. Raises DataError where they are not those of its shape."""
+        """A tensor and the place of its bytes. Raises DataError where they do not match its shape."""
         if any(n < 0 for n in found.dims):
             raise DataError(f"dimension {min(found.dims)} is not a whole number of 0 or more")
         if found.is_text:
@@ -205,21 +207,21 @@ class Elements:
             raise DataError(f"elements of type {UNKNOWN.get(found.kind, found.kind)} are not supported")
         ways = [found.raw is not None, found.location != 0, bool(found.typed)]
         if found.location not in (0, 1) or sum(ways) > 1:
-            raise DataError("it says in two ways where its elements are")
+            raise DataError("its elements are stored in more than one way")
         nbytes = info.nbytes
         if found.location:
             file, begin = self._external(found, nbytes)
             return Entry(info, packed, file, begin, b"")
         if found.raw is not None:
             if found.raw.kind != BYTES or found.raw.size != nbytes:
-                raise DataError(f"its elements take {nbytes} bytes, and it holds {found.raw.size}")
+                raise DataError(f"its elements take {nbytes} bytes, but it holds {found.raw.size}")
             return Entry(info, packed, self.file, found.raw.value, b"")
         whole = self._packed_floats(found, nbytes)
         if whole is not None and list(found.typed) == [_FIELD_OF.get(info.dtype)]:
             return Entry(info, packed, self.file, whole.value, b"")
         held = self._one_by_one(found, info.dtype, nbytes) if found.typed else b""
         if len(held) != nbytes:
-            raise DataError(f"its elements take {nbytes} bytes, and it holds {len(held)}")
+            raise DataError(f"its elements take {nbytes} bytes, but it holds {len(held)}")
         return Entry(info, packed, None, 0, held)
 
 
@@ -240,9 +242,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a file says of its tensors: the nodes that decode some, and what those of U8 are that are something else.
+    """The facts about the tensors of a file: the nodes that decode some, and the real types of packed U8 tensors.
 
-    computed: weights that nodes compute with as codes, which nothing here decodes, by name with the operator.
+    computed: weights that nodes compute with as codes, which quantcli does not decode, by name with the operator.
     """
 
     nodes: tuple[Node, ...]

@@ -1,8 +1,8 @@
-"""Fields of a protobuf message, read from a file as far as they go: nothing is held but a window of it.
+"""Fields of a protobuf message, read from a file piece by piece: only a window of it is held.
 
 A field is a varint, number << 3 | kind, and its value: kind 0 a varint, 1 and 5 eight and four bytes, 2 a length and so
-many bytes, which are text, a message, packed numbers or just bytes. Nothing is read beyond what a length has said, and
-what is passed over is not read at all.
+many bytes, which are text, a message, packed numbers or just bytes. Nothing is read beyond a stated length, and
+skipped fields are not read at all.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ MOST_FIELDS = 8_000_000
 
 MOST_TEXT = 1 << 20
 ALL_TEXT = 1 << 26
-"""Bytes of one text, and of all that are read: names, and what a file says of itself."""
+"""Largest size in bytes of one text, and of all texts that are read: names and metadata."""
 
 _WINDOW = 1 << 14
 _SIZES = {EIGHT: 8, FOUR: 4}
 
 
 class Field(NamedTuple):
-    """A field: its number and kind; the value of a varint, or the place of the bytes and how many they are."""
+    """A field: its number and kind; the value of a varint, or the place and number of its bytes."""
 
     number: int
     kind: int
@@ -35,7 +35,7 @@ class Field(NamedTuple):
 
 
 def signed(value: int) -> int:
-    """A varint as the int64 it stands for."""
+    """The int64 that a varint encodes."""
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -52,7 +52,7 @@ class Wire:
         self._window = self.file.read(at, min(_WINDOW, self.file.size - at))
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        """A varint, and where it ends."""
+        """A varint, and the place after it."""
         place, value = at - self._start, 0
         if 0 <= place < len(self._window) and self._window[place] < 128 and at < end:
             return self._window[place], at + 1
@@ -71,7 +71,7 @@ class Wire:
         raise DataError("a number has more than 64 bits")
 
     def fields(self, begin: int, end: int) -> Iterator[Field]:
-        """The fields of the message between two places. Raises DataError where it is none."""
+        """The fields of the message between two places. Raises DataError for an invalid message."""
         at = begin
         while at < end:
             self._left -= 1

@@ -1,4 +1,4 @@
-"""As much of the protobuf wire format as a file of tensors takes: fields of numbers, of bytes and of messages."""
+"""The part of the protobuf wire format that a file of tensors needs: fields of numbers, of bytes and of messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def number(field: int, value: int) -> bytes:
 
 
 def opened(field: int, size: int) -> bytes:
-    """The start of a field of so many bytes."""
+    """The start of a field of a number of bytes."""
     return varint(field << 3 | 2) + varint(size)
 
 

@@ -1,7 +1,7 @@
 """safetensors files: a strict reader of tiles, and the layout of a file to write.
 
-The reader is stricter than the safetensors library: duplicate keys, unknown fields and half bytes are refused. What
-is written is opened with the library before it takes its name.
+The reader is stricter than the safetensors library: duplicate keys, unknown fields and half bytes are refused. An
+output is opened with the library before it takes its name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quantcli.tensors.info import TensorInfo
 
 HEADER_LIMIT = 100_000_000
 METADATA = "__metadata__"
-"""The key of a header that is no tensor."""
+"""The key of a header that is not a tensor."""
 
 _STRANGERS = [
     (b"GGUF", "this is a GGUF file"),
@@ -63,12 +63,12 @@ def _entry(name: str, fields: Any) -> Entry:
     begin, end = (_count(n, "offset") for n in offsets)
     bits = math.prod(dims) * DTYPES[dtype].bits
     if bits % 8 or end - begin != bits // 8:
-        raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, its offsets leave {end - begin}")
+        raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, but its offsets leave {end - begin}")
     return Entry(TensorInfo(name, dtype, dims), begin)
 
 
 def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
-    """Metadata, entries in file order and the header itself. Raises DataError, saying where it is wrong."""
+    """Metadata, entries in file order and the header itself. Raises DataError with the place of the problem."""
     place = f"{file.path}"
     if file.size < 8:
         raise DataError(f"a file of {file.size} bytes is not a safetensors file", place=[place])
@@ -149,7 +149,7 @@ class SafetensorsFile(Source):
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """A safetensors file before it is written: the place of every tensor, and its size to the byte."""
+    """A safetensors file before it is written: the place of every tensor, and the exact size of the file."""
 
     offsets: Mapping[str, int]
     header_size: int
@@ -175,9 +175,9 @@ def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str], size: 
 
 
 def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLayout:
-    """The layout of a file of these tensors whose metadata takes no more room than this one.
+    """The layout of a file of these tensors, with room for metadata of up to the size of the given one.
 
-    Wider elements go first, so that every tensor is aligned for whoever maps the file. Raises DataError for a tensor
+    Wider elements go first, so that every tensor is aligned when the file is mapped. Raises DataError for a tensor
     with the name that headers have for their metadata.
     """
     if any(info.name == METADATA for info in infos):
@@ -195,7 +195,7 @@ def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLay
 
 
 def validate(path: str, shown: str) -> None:
-    """Open a finished file with the safetensors library. Raises DataError when it does not like it."""
+    """Open a finished file with the safetensors library. Raises DataError when it rejects the file."""
     from safetensors import safe_open
 
     try:

@@ -1,6 +1,7 @@
-"""The digest that a native header holds of itself, by which a change of the header is seen.
+"""The digest that a native header holds of itself, which reveals a change of the header.
 
-It is no signature: whoever changes a header on purpose can put a new digest in. Only the original weights tell then.
+It is not a signature: somebody who changes a header on purpose can update the digest. Only a comparison with the
+original weights reveals that.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import re
 
 UNSEALED = "0" * 32
-"""What stands in place of the digest while the header is hashed."""
+"""The placeholder of the digest while the header is hashed."""
 
 _PLACE = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
-"""Where a header holds its own digest. Inside any other name or text these quotes would have backslashes."""
+"""The text before a header's own digest. Inside any other name or text these quotes would have backslashes."""
 
 
 def _found(header: bytes) -> tuple[int, bytes] | None:
-    """Where a header holds its own digest, and what that should be; None for headers without."""
+    """The place of a header's own digest, and its correct value; None for headers without one."""
     from xxhash import xxh3_128
 
     place = _PLACE.search(header)
@@ -28,7 +29,7 @@ def _found(header: bytes) -> tuple[int, bytes] | None:
 
 
 def sealed(header: bytes) -> bytes:
-    """A header (length and JSON) with its own digest in the place for it."""
+    """A header (length and JSON) with its own digest filled in."""
     found = _found(header)
     assert found is not None
     at, digest = found

@@ -1,4 +1,4 @@
-"""What every store of tensors offers, whatever the format of its files."""
+"""The interface of every store of tensors, whatever the format of its files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class HeaderDocument(NamedTuple):
-    """quantcli's own document in the header of a file, the tensors of that file, and whether the header still has the
-    digest of itself that was written (None: it has none)."""
+    """quantcli's own document in the header of a file, the tensors of that file, and whether the header still
+    matches its own digest (None: it has none)."""
 
     text: str
     infos: Sequence[TensorInfo]
@@ -25,11 +25,12 @@ class HeaderDocument(NamedTuple):
 
 
 class Source(Protocol):
-    """Tensors to read, and what the store they are in has beside them. `read` may be called from several threads.
+    """Tensors to read, and the other files of their store. `read` may be called from several threads.
 
-    kind: the format of its files. folder, index: where its shards lie, and the file that lists their tensors; None and
-    empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its metadata.
-    graph: of an ONNX file, what its nodes do with tensors. A store inherits from this what it does not have.
+    kind: the format of its files. folder, index: the folder of its shards, and the file that lists their tensors; None
+    and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
+    metadata. graph: of an ONNX file, what its nodes do with tensors. A store inherits the defaults of features it does
+    not have.
     """
 
     path: str
@@ -67,18 +68,18 @@ class Source(Protocol):
         """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
 
     def passed(self, name: str, start: int, size: int) -> None:
-        """Say that these bytes of a tensor will not be read again; of a pipe they are kept until then."""
+        """Declare that these bytes of a tensor will not be read again; those of a pipe are kept until then."""
         return
 
     def release(self, name: str) -> None:
-        """Say that a tensor will not be read again, so that what was kept for it can go."""
+        """Declare that a tensor will not be read again, so that whatever was kept for it can be freed."""
         return
 
     def files(self) -> Sequence[InputFile]:
         """The files behind it."""
 
     def interrupt(self) -> None:
-        """Let reads that wait for data fail: the run is over."""
+        """Make reads that wait for data fail, because the run is over."""
         for file in self.files():
             file.interrupt()
 
@@ -88,7 +89,7 @@ class Source(Protocol):
             file.check_unchanged()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all files."""
 
 
 def is_stream(source: Source) -> bool:
@@ -97,7 +98,7 @@ def is_stream(source: Source) -> bool:
 
 
 def need_file(source: Source, what: str) -> None:
-    """Raise UsageError when the source is a pipe, in which nothing can be found again."""
+    """Raise UsageError when the source is a pipe, which cannot seek. what: the operation that must seek."""
     if is_stream(source):
         hint = "name a file, or redirect one with <"
-        raise UsageError(f"{what} goes back and forth, which a pipe cannot", place=[source.path], hint=hint)
+        raise UsageError(f"{what} must seek, and standard input is a pipe", place=[source.path], hint=hint)

@@ -1,4 +1,4 @@
-"""Standard input and output: a file when it is one, else a stream of which only what is still needed is kept."""
+"""Standard input and output: a file when it is one, else a stream that keeps only the bytes still needed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BLOCK = 1 << 20
 class Stream(InputFile):
     """Standard input that is a pipe, as a file that can be read once.
 
-    Bytes are kept from when they arrive until all before them and they themselves have been passed. Its size is what
-    `expect` says, the stream must end just there.
+    Bytes are kept from their arrival until they and all before them have been released. `expect` sets its size, where
+    the stream must end exactly.
     """
 
     once = True
@@ -45,16 +45,16 @@ class Stream(InputFile):
 
     @property
     def size(self) -> int:
-        """Bytes there are to come, once it is known."""
+        """Total number of bytes, once it is known."""
         return self._size if self._size is not None else sys.maxsize
 
     @property
     def inode(self) -> tuple[int, int]:
-        """Of no file."""
+        """A stream has no identity."""
         return -1, -1
 
     def expect(self, size: int) -> None:
-        """Say how long the stream is by its header."""
+        """Declare the length of the stream by its header."""
         self._size = size
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -63,7 +63,7 @@ class Stream(InputFile):
             return
         with self._lock:
             if offset < self._low:
-                raise AssertionError("bytes that were passed are gone")
+                raise AssertionError("these bytes were released already")
             while self._end < offset + len(buffer):
                 self._receive(offset + len(buffer))
             at, done = bisect_right(self._starts, offset) - 1, 0
@@ -83,7 +83,7 @@ class Stream(InputFile):
         self._end += len(block)
 
     def _next(self) -> bytes:
-        """The next bytes, none at the end."""
+        """The next bytes; empty at the end."""
         assert self._fd is not None
         while not self._stopped:
             if select.select([self._fd], [], [], 0.2)[0]:
@@ -91,7 +91,7 @@ class Stream(InputFile):
                     return os.read(self._fd, BLOCK)
                 except OSError as error:
                     raise QuantcliError((error.strerror or str(error)).lower(), place=[NAME]) from None
-        raise QuantcliError("reading was given up", place=[NAME])
+        raise QuantcliError("reading was cancelled", place=[NAME])
 
     def passed(self, offset: int, size: int) -> None:
         """Say that these bytes will not be read again."""

@@ -1,8 +1,8 @@
-"""The hidden folder beside a destination in which its parts are made: `.NAME.quantcli-partial`.
+"""The hidden folder beside a destination in which its parts are written: `.NAME.quantcli-partial`.
 
 In it is `lock`, which the run that writes holds; for an output folder `folder`, which becomes the destination, and
-`journal`, what has been finished of it; and the temporary files of a run. It stays behind when a run is killed or
-the disk fails; another run on the same destination goes on with it, or clears it.
+`journal`, the list of its finished files; and the temporary files of a run. It stays behind when a run is killed or
+the disk fails; another run on the same destination resumes it, or clears it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _JOURNAL_LIMIT = 1 << 28
 
 
 def partial_of(path: str) -> str:
-    """The hidden folder in which a folder is made; a name too long for the file system is cut and its digest added."""
+    """The hidden folder in which a folder is written; a name too long for the file system is cut and its digest
+    added."""
     parent, base = os.path.split(path)
     raw = os.fsencode(base)
     if len(raw) > 200:
@@ -34,9 +35,9 @@ def partial_of(path: str) -> str:
 
 
 class Workspace:
-    """The hidden folder beside a destination in which everything is made that goes there; one run at a time has it.
+    """The hidden folder beside a destination in which its files are written, used by one run at a time.
 
-    folder: where it is. found: the journal of an interrupted run, None where there was none. Leaving the context
+    folder: its path. found: the journal of an interrupted run, None where there was none. Leaving the context
     removes the folder, unless `keep` is set, which it is at first where there is a journal.
     """
 
@@ -56,7 +57,7 @@ class Workspace:
                 raise os_error(error, path) from None
             self.found = _read_own(self.journal, path)
             self.keep = self.found is not None
-            if not force and os.path.lexists(path):  # it was made while we waited for our turn
+            if not force and os.path.lexists(path):  # it was created while we waited for the lock
                 raise another_created(path)
         except BaseException:
             self.close()
@@ -71,7 +72,7 @@ class Workspace:
         self.close()
 
     def clear(self) -> None:
-        """Remove what an interrupted run has left."""
+        """Remove the files that an interrupted run left."""
         self.keep = False
         try:
             for path in self._contents():
@@ -80,18 +81,18 @@ class Workspace:
             raise os_error(error, self.path) from None
 
     def _contents(self) -> list[str]:
-        """All but the lock, the journal first: what is left without it is never taken for finished."""
+        """Remove everything except the lock, the journal first: files without a journal never count as finished."""
         names = sorted(set(os.listdir(self.folder)) - {"lock"}, key=lambda name: (name != "journal", name))
         return [os.path.join(self.folder, name) for name in names]
 
     def close(self) -> None:
-        """Give the folder back; called again after an interruption, it goes on where it was."""
+        """Release the folder; called again after an interruption, it continues where it stopped."""
         if self._lock < 0:
             return
         with contextlib.suppress(OSError):
             self._put_back()
         if not self._worth_keeping():
-            if _is_at(self._lock, os.path.join(self.folder, "lock")):  # else that is another run's already
+            if _is_at(self._lock, os.path.join(self.folder, "lock")):  # else it belongs to another run already
                 with contextlib.suppress(OSError):
                     for path in self._contents():
                         with contextlib.suppress(OSError):
@@ -106,21 +107,21 @@ class Workspace:
         interrupts.forget(self.close)
 
     def _worth_keeping(self) -> bool:
-        """Whether finished files are in it, or the folder to be replaced, which could not be put back."""
+        """Whether it holds finished files, or the folder to be replaced, which could not be restored."""
         return (self.keep and os.path.lexists(self.journal)) or self._is_aside()
 
     def _is_aside(self) -> bool:
         return os.path.lexists(self.aside) and not os.path.lexists(self.path)
 
     def _put_back(self) -> None:
-        """Give a folder that was moved aside to be replaced its name back, where the new one did not get it."""
+        """Restore the name of a folder that was moved aside to be replaced, where the new one did not take it."""
         if self._is_aside():
             os.rename(self.aside, self.path)
 
 
 def _read_own(path: str, shown: str) -> bytes | None:
-    """What is in the journal; None when there is none. Raises QuantcliError when it is not a file of this user: a link
-    to one that somebody else put there must not decide what is taken for finished."""
+    """The content of the journal; None when there is none. Raises QuantcliError when it is not a file of this user: a
+    link put there by somebody else must not decide which files count as finished."""
     if not os.path.lexists(path):
         return None
     if not is_own(path, stat.S_ISREG):
@@ -131,7 +132,7 @@ def _read_own(path: str, shown: str) -> bytes | None:
 
 
 def is_own(path: str, kind: Callable[[int], bool]) -> bool:
-    """Whether this is there, of a kind, no link, and belongs to this user."""
+    """Whether this path exists, has this type, is not a link, and belongs to this user."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -140,8 +141,8 @@ def is_own(path: str, kind: Callable[[int], bool]) -> bool:
 
 
 def remove(path: str, *, strict: bool = True) -> None:
-    """Remove a file, a link or a folder with all in it, if it is there; or of a folder what can be removed."""
-    # A signal within rmtree can be lost: what rmtree closes a second time because of it fails, and that error is told.
+    """Remove a file, a link or a folder with its contents, if it exists; of a folder as much as can be removed."""
+    # A signal within rmtree can be lost: rmtree then closes a descriptor twice, and that error is reported instead.
     with interrupts.deferred(), contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path, ignore_errors=not strict)
@@ -150,9 +151,9 @@ def remove(path: str, *, strict: bool = True) -> None:
 
 
 def _locked(folder: str, path: str) -> int:
-    """The descriptor of the lock of a hidden folder, which is made if there is none; closing it gives the lock back.
+    """The descriptor of the lock of a hidden folder, which is created if missing; closing it releases the lock.
 
-    Raises QuantcliError when another run has it, or the folder is somebody else's.
+    Raises QuantcliError when another run holds it, or the folder belongs to somebody else.
     """
     lock, access = os.path.join(folder, "lock"), os.O_RDONLY  # closing what was not open for writing cannot fail
     while True:
@@ -191,7 +192,7 @@ def _made(folder: str, path: str) -> None:
 
 
 def _flock(fd: int, path: str) -> bool:
-    """Lock a file; False when it must be open for writing for that, as on NFS."""
+    """Lock a file; False when that needs a file open for writing, as on NFS."""
     try:
         import fcntl
 

@@ -1,6 +1,6 @@
-"""The pure core: arrays in, codes out, and back.
+"""Pure functions on arrays: quantize, dequantize, measure.
 
-The pipeline runs the same steps on tiles of a file: gather, calibrate, settle, encode, measure.
+The passes run the same steps on tiles of a file: gather, calibrate, settle, encode, measure.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class QuantizedTensor:
         return dequantize(self)
 
     def metrics(self, array: NDArray[Any]) -> Metrics:
-        """What decoding costs against the original weights."""
+        """The error of decoding against the original weights."""
         return measure(self, array)
 
 
@@ -127,8 +127,8 @@ def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) ->
     """The array in quantized form.
 
     array: float16, bfloat16, float32 or float64 (rounded to float32 first) of any shape; it is not modified.
-    scheme: or, in its place, the keywords of `Scheme`. Raises UsageError for keywords that make no scheme, or beside
-    one; DataError for NaN, infinity, values beyond float32 and scales beyond their dtype.
+    scheme: or, in its place, the keywords of `Scheme`. Raises UsageError for keywords that contradict each other, or
+    given beside a scheme; DataError for NaN, infinity, values beyond float32 and scales beyond their dtype.
 
     >>> import numpy as np
     >>> quantize(np.array([[-1.0, 0.5, 0.25, 7.0]]), bits=4, calibration="minmax").codes.tolist()
@@ -153,7 +153,7 @@ def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) ->
 
 
 def _encoded(trials: Trials, raw: NDArray[np.uint8], kernels: Kernels) -> QuantizedTensor:
-    """A whole array's weights under the best of what is tried."""
+    """A whole array quantized with the best of the candidates."""
 
     def read(start: int, block: NDArray[np.uint8]) -> None:
         block[...] = raw[start : start + block.size]
@@ -190,7 +190,7 @@ def _joined(found: list[QuantParams], plan: Layout) -> QuantParams:
 
 
 def scale_misfit(scheme: Scheme) -> DataError:
-    """The refusal of a scale that its dtype cannot hold."""
+    """The error for a scale that its dtype cannot hold."""
     return DataError(
         f"a scale does not fit {'float32' if scheme.scale_dtype == AUTO else scheme.scale_dtype}",
         hint="use --scale-dtype float32" if scheme.scale_dtype not in (AUTO, "float32") else "its range is too wide",
@@ -210,7 +210,7 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
 
 
 def measure(tensor: QuantizedTensor, array: NDArray[Any]) -> Metrics:
-    """What decoding the tensor costs against the original weights, summed as the file pipeline does.
+    """The error of decoding the tensor against the original weights, summed as the passes over files do.
 
     Raises DataError when the shapes differ.
     """
@@ -238,13 +238,13 @@ class NonFinite:
         return NonFinite(self.count + other.count, known.first, self.beyond or other.beyond)
 
     def describe(self) -> str:
-        """The problem in words."""
+        """A description of the problem."""
         what = "values beyond the range of float32" if self.beyond else "NaN or infinite values"
         return f"{self.count} {what}, the first at flat index {self.first}"
 
 
 def nonfinite(raw: NDArray[np.uint8], dtype: str, start: int) -> NonFinite:
-    """What is not finite among the weights of these bytes, whose first one has flat index `start`."""
+    """The non-finite weights among these bytes, whose first weight has flat index `start`."""
     values = to_float32(raw, dtype)
     wrong = ~np.isfinite(values)
     count = int(np.count_nonzero(wrong))

@@ -1,4 +1,4 @@
-"""What is decided for a tensor: it is kept as it is, or quantized. Two records, so that neither has fields of the
+"""The decision for a tensor: kept as it is, or quantized. Two records, so that neither has fields of the
 other; `scheme` tells them apart."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A tensor that stays as it is, and why. reason: a key of `planning.plan.REASONS`."""
+    """A kept tensor, and why it is kept. reason: a key of `planning.plan.REASONS`."""
 
     info: TensorInfo
     reason: str
@@ -47,7 +47,7 @@ class Kept:
 class Quantized:
     """A tensor that is quantized: its scheme, the rows that are packed, and the safetensors dtype of its scales.
 
-    importance: of its columns, where errors are weighed.
+    importance: of its columns, where errors are weighted.
     """
 
     info: TensorInfo

@@ -26,8 +26,8 @@ class Chunks:
         self._seen = bytearray(-(-nbytes // CHUNK))
 
     def add(self, start: int, block: memoryview, read: Read) -> None:
-        """Take in the chunks that begin inside the `block` of bytes from `start`; `read` fetches what the last of
-        them has beyond it."""
+        """Add the chunks that begin inside the `block` of bytes from `start`; `read` fetches the bytes of the last one
+        that lie beyond it."""
         from xxhash import xxh3_128
 
         end = start + len(block)
@@ -42,7 +42,7 @@ class Chunks:
             self._seen[at // CHUNK] = 1
 
     def complete(self, read: Read) -> None:
-        """Read and take in the chunks that no block began in."""
+        """Read and add the chunks that do not begin in any block."""
         at = self._seen.find(0)
         while at >= 0:
             block = memoryview(bytearray(min(CHUNK, self.nbytes - at * CHUNK)))
@@ -68,7 +68,7 @@ def sha256(nbytes: int, read: Read) -> str:
 
 
 def kind_of(known: str | None) -> str:
-    """Which digest one is: `xxh3`, `sha256` or, of None, `none`."""
+    """The kind of a digest: `xxh3`, `sha256` or, of None, `none`."""
     return "none" if known is None else "sha256" if len(known) == 64 else "xxh3"
 
 
@@ -85,21 +85,21 @@ class Digested:
         self._sha256: str | None = None
 
     def fill(self, start: int, block: memoryview) -> None:
-        """Fill a block with bytes of the tensor, and take it in."""
+        """Fill a block with bytes of the tensor, and add it."""
         self._read(start, block)
         self.see(start, block)
 
     def see(self, start: int, block: memoryview) -> None:
-        """Take in a block that was read."""
+        """Add a block that was read."""
         if self._chunks is not None:
             self._chunks.add(start, block, self._read)
 
     def apart(self) -> list[Callable[[], None]]:
-        """What there is to do besides: SHA-256 reads the tensor in its order."""
+        """The extra pass of SHA-256, which reads the tensor in order."""
         return [self._in_order] if self.kind == "sha256" else []
 
     def alone(self, step: int, advance: Callable[[int], None] = lambda nbytes: None) -> list[Callable[[], None]]:
-        """What there is to do where nothing else reads the tensor, `step` bytes each. advance: told of those read."""
+        """The whole pass where nothing else reads the tensor, in `step` bytes. advance: called with the bytes read."""
         starts = range(0, self._nbytes if self.kind == "xxh3" else 0, step)
         return self.apart() + [partial(self._scan, start, step, advance) for start in starts]
 
@@ -112,7 +112,7 @@ class Digested:
         self._sha256 = sha256(self._nbytes, self._read)
 
     def found(self) -> str | None:
-        """The digest; chunks that no block began in are read for it, and all for a SHA-256 that was not made apart."""
+        """The digest; reads the chunks that begin in no block, and everything for a SHA-256 without `apart`."""
         if self._chunks is not None:
             self._chunks.complete(self._read)
             return self._chunks.hexdigest()

@@ -29,8 +29,8 @@ def fake_quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: An
     """The array on the scheme's grid and its straight-through gradient mask.
 
     The values are those of `dequantize(quantize(array, scheme))`, to the bit. The gradient of rounding is 0 almost
-    everywhere; training takes the gradient at the quantized values for that of the weights instead, but for those
-    beyond the outermost code by more than half a step, which small changes leave where they are.
+    everywhere; training takes the gradient at the quantized values for that of the weights instead, except for those
+    beyond the outermost code by more than half a step, which small changes leave clipped.
 
     array: float16, bfloat16, float32 or float64 of any shape. scheme: or, in its place, the keywords of `Scheme`.
     Raises DataError and UsageError as `quantize` does.

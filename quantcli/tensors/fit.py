@@ -1,4 +1,4 @@
-"""The way of a tensor to its parameters under one scheme: passes over its tiles, then parameters tile by tile."""
+"""The parameters of a tensor under one scheme: passes over its tiles, then parameters tile by tile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     """Fills the array with the bytes of the tensor from a byte offset on."""
 
 
-class NotFinite(Exception):  # noqa: N818 - a finding, not a fault
+class NotFinite(Exception):  # noqa: N818 - a finding, not an error
     """A weight is NaN, infinite or beyond float32."""
 
 
@@ -56,8 +56,8 @@ def read_tile(dtype: str, plan: Layout, span: TileSpan, read: Read, raw: NDArray
 class Fit:
     """Finds the parameters of a tensor under a scheme. Its methods may be called from several threads.
 
-    While `spans` is not empty the tensor must be seen once more: `see` every span, then `conclude`. After that
-    `params` gives the parameters of any tile. NotFinite and Misfit are raised where the weights or a dtype forbid it.
+    While `spans` is not empty the tensor needs another pass: `see` every span, then `conclude`. After that
+    `params` gives the parameters of any tile. Raises NotFinite and Misfit where the weights or a dtype rule it out.
     """
 
     def __init__(self, info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> None:
@@ -71,7 +71,7 @@ class Fit:
 
     @property
     def by_strips(self) -> bool:
-        """Whether the next pass sees strips of channels instead of tiles."""
+        """Whether the next pass reads strips of channels instead of tiles."""
         return self.plan.shared == "columns" and not self._calibrator.gather.columns
 
     def _begin(self) -> None:
@@ -99,7 +99,7 @@ class Fit:
     # -- a pass
 
     def see(self, kernels: Kernels, tile: Tile, index: int) -> None:
-        """Take in a span of the pass."""
+        """Process a span of the pass."""
         key = self._set_of(self.spans[index])
         if self.by_strips:
             ideal = self._local(kernels, replace(tile, group=max(tile.cols, 1), seen={}))
@@ -129,7 +129,7 @@ class Fit:
         return seen
 
     def _accumulate(self, gather: Gather, kernels: Kernels, tile: Tile, key: int) -> None:
-        """Add a tile to one of the accumulators of its set: as many as there are threads at it."""
+        """Add a tile to one of the accumulators of its set, one for each thread at work on it."""
         with self._lock:
             free = self._pooled.setdefault(key, [])
             into = free.pop() if free else None
@@ -147,7 +147,7 @@ class Fit:
                 self._solve(key, found)
 
     def _take(self, seen: Observed) -> None:
-        """Merge what was seen next in file order; a set that is complete is solved."""
+        """Merge the statistics that come next in file order; a complete set is solved."""
         key = self._set_of(self.spans[self._next])
         self._next += 1
         merge = self._gather.merge if self._gather is not None else self._calibrator.shared.merge  # type: ignore[union-attr]
@@ -167,7 +167,7 @@ class Fit:
         self._ideals[key] = self._calibrator.solve(seen, self.scheme)
 
     def _by_channel(self, seen: Observed) -> Observed:
-        """What was seen per column, put together per channel."""
+        """The statistics of columns merged per channel."""
         shape = column_repeats(self.info.shape, self.scheme.axis)
         if "sum" in seen:
             return {k: v.reshape(shape).sum(axis=(0, 2), keepdims=True) for k, v in seen.items()}
@@ -223,7 +223,7 @@ class Fit:
 
 
 class Trials:
-    """All that is tried on a tensor: its scheme, or the candidates of `auto`; and beside it a rival whose error is
+    """All candidates for a tensor: its scheme, or those of `auto`; and beside them a rival (min-max) whose error is
     only measured. importance: of every column, where it is known. Methods may be called from several threads.
 
     While `spans` is not empty: `see` each span, then `conclude`. Then `encode` every tile.
@@ -262,7 +262,7 @@ class Trials:
             self.spans = list(self.plan.tiles())
 
     def see(self, kernels: Kernels, tile: Tile, index: int) -> None:
-        """Take in a span of the pass."""
+        """Process a span of the pass."""
         for fit in self._passing:
             fit.see(kernels, tile, index)
         if not self._passing:
@@ -306,7 +306,7 @@ class Trials:
     def weighted(
         self, kernels: Kernels, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes
     ) -> tuple[float, float]:
-        """Squared error and power of a tile whose codes are in `packed`, each column as often as it counts."""
+        """Squared error and power of a tile whose codes are in `packed`, weighted by the importance of each column."""
         assert self._importance is not None
         grid = code_grid(self.chosen.scheme)
         weights = numpy_tiles.floats(tile)

@@ -1,4 +1,4 @@
-"""A tensor as it is named in a file."""
+"""Name, dtype and shape of a tensor in a file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Codes <-> dense little-endian bit stream, and unsigned codes <-> the signed ones people expect to see.
+"""Codes <-> dense little-endian bit stream, and unsigned codes <-> the signed ones shown to users.
 
-The numpy kernels hold the reference implementation of the stream; FORMATS such as compressed-tensors, MLX and ONNX
+The numpy kernels hold the reference implementation of the stream; layouts such as compressed-tensors, MLX and ONNX
 share it: row by row, low code first, each row filled up with zero bits to whole 32-bit words.
 """
 
@@ -34,7 +34,7 @@ def unpack(packed: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArra
 
 
 def signed(codes: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
-    """Codes as the scheme counts them: around 0 for symmetric integers, from 0 otherwise."""
+    """Codes as the scheme numbers them: around 0 for symmetric integers, from 0 otherwise."""
     if not scheme.symmetric or scheme.family != "int":
         return codes
     if scheme.bits == 1:

@@ -12,7 +12,7 @@ from quantcli.kernels import row_bytes
 from quantcli.scheme import MAX_GROUP, Scheme
 
 WIDEST_COLUMNS = 1 << 22
-"""Longest row whose columns may have parameters of their own: they are vectors as long as the row."""
+"""Longest row whose columns may have separate parameters: those are vectors as long as the row."""
 
 TILE = 1 << 19
 """Weights that are read, quantized and written at a time: 1 MiB of bfloat16 stays in the cache."""
@@ -40,7 +40,7 @@ class Layout:
     """A tensor seen as a matrix (rows, cols) whose rows are packed one by one.
 
     group: columns that share parameters; the last group of a row may be short.
-    shared: None when every row has parameters of its own, "tensor" when all weights share one set, "columns" when
+    shared: None when every row has separate parameters, "tensor" when all weights share one set, "columns" when
     the rows share one set per column.
     lead: the leading part of the tensor's shape that the rows stand for.
     scale_shape: shape of the stored scales.
@@ -83,15 +83,15 @@ class Layout:
         return self.shared is not None or (self.cols > TILE and self.group >= self.cols)
 
     def strips(self, weights: int = STRIP) -> Iterator[TileSpan]:
-        """Runs of whole channels of the columns, all rows of each: how channels of another axis than the first are
-        seen one by one. `col` and `cols` count channels here."""
+        """Runs of whole channels of the columns, all rows of each: how channels of an axis other than the first are
+        read one by one. `col` and `cols` count channels here."""
         channels = self.scales
         step = max(1, weights * channels // max(self.rows * self.cols, 1))
         for first in range(0, channels, step):
             yield TileSpan(0, self.rows, first, min(step, channels - first))
 
     def sample(self, weights: int = SAMPLE, pieces: int = 8) -> Iterator[TileSpan]:
-        """Pieces of about so many weights together, spread evenly over the tensor; all of it when it is small."""
+        """A sample of about this many weights, spread evenly over the tensor; all of a small one."""
         if self.rows * self.cols <= 2 * weights:
             yield from self.tiles()
         elif self.cols <= weights // pieces:
@@ -133,7 +133,7 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     """
     axes = max(len(shape), 1)
     if not -axes <= scheme.axis < axes:
-        raise UsageError(f"axis {scheme.axis} of a tensor of {len(shape)} dimensions", hint="use a smaller --axis")
+        raise UsageError(f"a tensor of {len(shape)} dimensions has no axis {scheme.axis}", hint="use a smaller --axis")
     axis = scheme.axis % axes
     lead: tuple[int, ...]
     if len(shape) < 2:  # a vector is one row
@@ -152,13 +152,16 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
         if axis == 0:
             return Layout(rows, cols, max(cols, 1), None, lead, (*lead, 1))
         if scheme.family == "learned":
-            raise UsageError(f"learned levels for channels of axis {scheme.axis}", hint="use --axis 0 or groups")
+            problem = f"learned levels are not supported for channels of axis {scheme.axis}"
+            raise UsageError(problem, hint="use --axis 0 or groups")
         if cols > WIDEST_COLUMNS:
-            raise UsageError(f"axis {scheme.axis} with {cols} weights behind axis 0", hint="use --axis 0 or groups")
+            problem = f"axis {scheme.axis} is not supported with {cols} weights behind axis 0"
+            raise UsageError(problem, hint="use --axis 0 or groups")
         if sees_channels_whole(scheme) and rows * cols > STRIP * shape[axis]:
+            count = rows * cols // shape[axis]
             raise UsageError(
-                f"{scheme.calibration} with {rows * cols // shape[axis]} weights in each channel of axis {scheme.axis}",
-                hint=f"use --axis 0 or groups; up to {STRIP} such weights go together",
+                f"{scheme.calibration} does not support {count} weights in each channel of axis {scheme.axis}",
+                hint=f"use --axis 0 or groups; up to {STRIP} weights a channel are supported",
             )
         scale_shape = tuple(n if a == axis else 1 for a, n in enumerate(shape))
         return Layout(rows, cols, 1, "columns", lead, scale_shape)

@@ -1,4 +1,4 @@
-"""Parameters as a file stores them: rounded to their dtype, with the codes they go with."""
+"""Parameters as a file stores them: rounded to their dtype, together with their codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LARGEST = {"F32": 2.0**128 - 2.0**104, "BF16": 2.0**128 - 2.0**120, "F16": 6550
 
 
 def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
-    """The safetensors dtype scales are stored in, unless the weights turn out not to fit it.
+    """The safetensors dtype scales are stored in, unless the weights do not fit it.
 
     Above 8 bits a float16 scale would cost more than the codes gain: half a unit of its last place is 8 steps of a
     16-bit grid.
@@ -72,7 +72,7 @@ def settle(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> QuantParams | None
 
 
 def levels_dtype(scheme: Scheme, scale_dtype: str) -> str:
-    """The safetensors dtype of a codebook: a tensor's own weighs nothing, a channel's is stored as scales are."""
+    """The safetensors dtype of a codebook: that of scales for one per channel; a tensor's only one may be wide."""
     return scale_dtype if scheme.family == "learned" and scheme.granularity == "channel" else "F32"
 
 
@@ -90,10 +90,10 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
     """Scales raised to the smallest a float32 or bfloat16 is trusted with; None where float16 would lose too much.
 
     In float16 (multiples of 2^-24) rounding must not move the outermost of 2^(b-1) steps by more than a quarter of
-    a step, unless float16 was asked for.
+    a step, unless float16 was requested.
     """
     size = np.abs(scale)
-    if scheme.shares_levels:  # chosen among the values of the dtype already; 0 for groups of zeros
+    if scheme.shares_levels:  # already chosen among the values of the dtype; 0 for groups of zeros
         return scale
     smallest = _smallest(scheme, scale_dtype)
     if float(size.min()) >= smallest:
@@ -107,14 +107,14 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
 
 
 def _smallest(scheme: Scheme, scale_dtype: str) -> float:
-    """The smallest scale there is in a dtype, unless that dtype was asked for."""
+    """The smallest positive scale of a dtype, unless that dtype was requested."""
     return float(2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126)
 
 
 def improper(scale: Floats, zero: Floats | None, scheme: Scheme, scale_dtype: str) -> list[tuple[str, NDArray[Any]]]:
-    """What is wrong with stored parameters that `settle` cannot have given, each with the groups where it is so.
+    """Problems of stored parameters that `settle` cannot have produced, each with the groups concerned.
 
-    scale: as stored, of groups that have one. Nothing is said of levels; see `improper_levels`.
+    scale: as stored, of groups that have one. For levels see `improper_levels`.
     """
     grid, limit = code_grid(scheme), _LARGEST["F32" if scheme.shares_levels else scale_dtype]
     found = [("the scale is not finite", ~np.isfinite(scale))]
@@ -134,7 +134,7 @@ def improper(scale: Floats, zero: Floats | None, scheme: Scheme, scale_dtype: st
 
 
 def improper_levels(levels: Floats, scheme: Scheme) -> list[tuple[str, NDArray[Any]]]:
-    """What is wrong with stored levels (tables, 2^b) by code, each with where it is so."""
+    """Problems of stored levels (tables, 2^b) by code, each with the places concerned."""
     if scheme.codebook:
         wanted = fixed_codebook(scheme).levels
         found = [("a level is not the given one", levels.view(np.uint32) != wanted.view(np.uint32))]
@@ -190,7 +190,7 @@ def _next_smaller(scale: Floats, dtype: str) -> Floats:
 
 
 def _stored(values: NDArray[np.float64], dtype: str) -> Floats:
-    """Values rounded to a storage dtype, as float32; too large ones become infinite."""
+    """Values rounded to a storage dtype, as float32; values too large for it become infinite."""
     with np.errstate(over="ignore"):
         if dtype == "F16":
             single: Floats = values.astype(np.float16).astype(np.float32)

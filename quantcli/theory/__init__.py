@@ -1,1 +1,1 @@
-"""Bounds and distributions of the literature, which figures are set beside."""
+"""Bounds and distributions from the literature, with which measured figures are compared."""

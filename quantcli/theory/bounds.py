@@ -1,4 +1,4 @@
-"""What theory says of a tensor: its own best quantizers and bounds, and where the measured error comes from.
+"""Theory for a tensor: the best quantizers and bounds for its weights, and the sources of the measured error.
 
 SQNR is 10 log10(power / error) in dB. These figures are reported beside measured ones; no stored byte depends on them.
 
@@ -35,8 +35,8 @@ def differential_entropy(values: Array, counts: Array) -> float | None:
     """Bits of the density of weights given as ascending distinct values and how often each occurs.
 
     Estimated from cells of about equal mass, 64 to 1,024 of them, each between the middles of neighbouring values: far
-    outliers widen one cell, not all. Within 0.15 dB (0.025 bits) on normal weights. None where that says little: fewer
-    than 4,096 weights, fewer than 256 different values, or a tenth of the weights in one value (zeros of a pruned
+    outliers widen one cell, not all. Within 0.15 dB (0.025 bits) on normal weights. None where that is unreliable:
+    fewer than 4,096 weights, fewer than 256 different values, or a tenth of the weights in one value (zeros of a pruned
     tensor).
 
     Reference: Vasicek, A Test for Normality Based on Sample Entropy, 1976; here for ties, with the bias of small cells
@@ -109,7 +109,7 @@ def own_lloyd_max(values: Array, counts: Array, bits: int) -> float:
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
-    """Entropy of codes that occur so often, in bits.
+    """Entropy of codes with these counts, in bits.
 
     >>> entropy(np.array([2, 1, 1, 0]))
     1.5
@@ -160,7 +160,7 @@ def split(weights: NDArray[Any], decoded: NDArray[Any], beyond: NDArray[np.bool_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Theory:
-    """Theory beside the measured SQNR of one tensor; all in dB but where said, None where it is not defined.
+    """Theory beside the measured SQNR of one tensor; all in dB except where noted, None where undefined.
 
     predicted_sqnr_db: from step^2/12 for what is not clipped, and what clipping cuts off. clipping_share: of the
     measured squared error. uniform, lloyd_max: the best quantizers with one scale (one set of levels) for the tensor's

@@ -162,7 +162,7 @@ def grid_levels(grid: Grid, bits: int) -> Array:
 
 @lru_cache(maxsize=128)
 def best_uniform(kind: Kind, grid: Grid, bits: int) -> tuple[float, float]:
-    """Step and squared error of the best uniform quantizer of so many bits.
+    """Step and squared error of the best uniform quantizer of a number of bits.
 
     >>> tuple(round(v, 7) for v in best_uniform("gaussian", "midrise", 4))
     (0.3352006, 0.0115429)

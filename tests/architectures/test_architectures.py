@@ -222,7 +222,7 @@ def test_layers_that_gptq_keeps_are_exempt(tmp_path: Path) -> None:
 def test_mlx_keeps_what_its_loader_turns(tmp_path: Path) -> None:
     source = made(tmp_path / "m", "gpt2", "GPT2LMHeadModel", {**GPT2, "lm_head": TABLE})
     line = one_line(run("quantize", source, "-o", tmp_path / "out", "--group-size", "32", "--to", "mlx"), 1)
-    assert "mlx-lm turns this matrix" in line
+    assert "mlx-lm transposes this matrix" in line
 
 
 def test_a_budget_gives_all_experts_one_scheme(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_what_needs_a_file_says_so(model: Path) -> None:
     for arguments, code in ((["dequantize", "-", "-o", "-"], 2), (["report", "-", "--against", "model.safetensors"], 2),
                             (["inspect", "-", "--stats"], 2)):
         done = piped(data, *arguments)
-        assert done.returncode == code and b"which a pipe cannot; name a file" in done.stderr and not done.stdout
+        assert done.returncode == code and b"standard input is a pipe; name a file" in done.stderr and not done.stdout
     with open("q.safetensors", "rb") as file:
         done = subprocess.run(command("dequantize", "-", "-o", "-"), stdin=file, capture_output=True, env=environment(),
                               check=True)

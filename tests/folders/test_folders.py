@@ -109,7 +109,7 @@ def test_a_side_file_of_any_size_is_copied(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "statvfs", lambda path: status)
     monkeypatch.setattr(quantize, "write", lambda *_: pytest.fail("a weight was read"))
     for words in ([], ["--to", "mlx", "--group-size", "64"]):
-        assert "no space for the " in one_line(run("quantize", source, *words, "-o", "more", "-q"), 1)
+        assert "not enough space for the " in one_line(run("quantize", source, *words, "-o", "more", "-q"), 1)
     assert sorted(os.listdir()) == ["in", "out"]
 
 
@@ -158,7 +158,7 @@ OTHERS = {"layers.0.wq.weight": gaussian(64, 128, seed=1)}
 
 
 @pytest.mark.parametrize(("ours", "other", "why"), [
-    ("model.safetensors", "consolidated.safetensors", "the weights once more under Mistral's names"),
+    ("model.safetensors", "consolidated.safetensors", "the same weights under Mistral's names"),
     ("model.safetensors", "model.fp16.safetensors", "a variant of model.safetensors"),
     ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.non_ema.safetensors", "a variant of"),
 ])  # fmt: skip

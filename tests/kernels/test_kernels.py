@@ -262,7 +262,7 @@ def test_the_table_in_use_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("QUANTCLI_KERNELS", "numpy")
     assert load().name == "numpy"
     monkeypatch.setenv("QUANTCLI_KERNELS", "cuda")
-    with pytest.raises(UsageError, match="'cuda' names no kernels; use native or numpy"):
+    with pytest.raises(UsageError, match="'cuda' is not a set of kernels; use native or numpy"):
         load()
     monkeypatch.setattr(native, "find", lambda: None)
     monkeypatch.setenv("QUANTCLI_KERNELS", "native")

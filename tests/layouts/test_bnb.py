@@ -136,8 +136,8 @@ WRONG: dict[str, tuple[Parts, str]] = {
     "no absmax": (without(FOUR, "m.weight.absmax"), "m.weight.absmax is missing"),
     "no map": (without(FOUR, "m.weight.quant_map"), "m.weight.quant_map is missing"),
     "codes of integers": (changed(FOUR, "m.weight", dtype="I64"), "is I64"),
-    "too few codes": (changed(FOUR, "m.weight", shape=(37, 31)), "1147 bytes of codes are not those of [37, 64]"),
-    "other map": ({**FOUR, "m.weight.quant_map": TURNED}, "quant_map is not the levels of nf4"),
+    "too few codes": (changed(FOUR, "m.weight", shape=(37, 31)), "1147 bytes of codes do not match the shape [37, 64]"),
+    "other map": ({**FOUR, "m.weight.quant_map": TURNED}, "quant_map differs from the levels of nf4"),
     "map of nothing": ({**FOUR, "m.weight.quant_map": floats(np.full(16, np.nan), "F32")}, "not finite"),
     "short map": (changed(FOUR, "m.weight.quant_map", shape=(8,)), "8 levels instead of 16"),
     "other kind": ({**without(FOUR, STATE), "m.weight.quant_state.bitsandbytes__af4": described(GOOD)}, "af4"),
@@ -147,25 +147,25 @@ WRONG: dict[str, tuple[Parts, str]] = {
     "twice in JSON": ({**FOUR, STATE: described(b'{"blocksize":64,"blocksize":64}')}, "duplicate key"),
     "JSON of JSON": ({**FOUR, STATE: described(b"[" * 40_000)}, "nested too deeply"),
     "a list": ({**FOUR, STATE: described([1])}, "does not describe"),
-    "long": ({**FOUR, STATE: described(b" " * 70_000)}, "70000 bytes is no description"),
-    "not bytes": (changed(FOUR, STATE, dtype="F32"), "is no description"),
+    "long": ({**FOUR, STATE: described(b" " * 70_000)}, "70000 bytes is not a description"),
+    "not bytes": (changed(FOUR, STATE, dtype="F32"), "is not a description"),
     "no block": (stated(blocksize=0), "blocksize 0 is not a whole number"),
     "half a block": (stated(blocksize=64.0), "blocksize 64.0 is not a whole number"),
-    "other block": (stated(blocksize=128), "absmax [37] is not that of 19 blocks"),
-    "no shape": (stated(shape=None), "shape None is not that of a weight"),
-    "empty shape": (stated(shape=[]), "shape [] is not that of a weight"),
-    "negative shape": (stated(shape=[-37, -64]), "is not that of a weight"),
-    "huge shape": (stated(shape=[1 << 62, 1 << 62, 1 << 62]), "bytes of codes are not those"),
-    "true shape": (stated(shape=[True, 37 * 64]), "is not that of a weight"),
+    "other block": (stated(blocksize=128), "absmax [37] does not match 19 blocks"),
+    "no shape": (stated(shape=None), "shape None is not valid for a weight"),
+    "empty shape": (stated(shape=[]), "shape [] is not valid for a weight"),
+    "negative shape": (stated(shape=[-37, -64]), "is not valid for a weight"),
+    "huge shape": (stated(shape=[1 << 62, 1 << 62, 1 << 62]), "bytes of codes do not match"),
+    "true shape": (stated(shape=[True, 37 * 64]), "is not valid for a weight"),
     "nested without map": (without(NESTED, "m.weight.nested_quant_map"), "m.weight.nested_quant_map is missing"),
     "nested without absmax": (without(NESTED, "m.weight.nested_absmax"), "m.weight.nested_absmax is missing"),
     "nested in floats": ({**NESTED, "m.weight.absmax": floats(np.ones(10), "F32")}, "is F32"),
     "nested in words": ({**FOUR, "m.weight.absmax": ("U8", (37,), bytes(37))}, "nested_blocksize None"),
-    "nested blocks": (changed(NESTED, "m.weight.nested_absmax", shape=(3,)), "do not go with 10 blocks"),
-    "int8 rows": (changed(EIGHT, "m.SCB", shape=(36,)), "SCB [36] does not go with codes [37, 10]"),
+    "nested blocks": (changed(NESTED, "m.weight.nested_absmax", shape=(3,)), "do not match 10 blocks"),
+    "int8 rows": (changed(EIGHT, "m.SCB", shape=(36,)), "SCB [36] does not match codes [37, 10]"),
     "int8 dtype": (changed(EIGHT, "m.SCB", dtype="F16"), "is F16"),
     "int8 order": ({**EIGHT, "m.weight_format": ("U8", (), b"\2")}, "weight_format 2 (col_turing)"),
-    "int8 orders": (changed(EIGHT, "m.weight_format", shape=(2,)), "does not go with"),
+    "int8 orders": (changed(EIGHT, "m.weight_format", shape=(2,)), "does not match"),
 }  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def test_offsets_and_largest_magnitudes_must_be_finite() -> None:
 
 
 def test_without_reading_the_shape_cannot_be_told() -> None:
-    with pytest.raises(DataError, match="cannot be read here"):
+    with pytest.raises(DataError, match="data is not available"):
         found_in(FOUR, reading=False)
 
 

@@ -74,7 +74,7 @@ def test_8_bit_floats(kind: str, dtype: str, known: Any) -> None:
     check_every_piece(found, held, expected)
     older = {"m.weight": parts["m.weight"], "m.scale_weight": parts["m.weight_scale"]}
     check_every_piece(only(found_in(older)), older, expected)
-    with pytest.raises(DataError, match="are not known here"):
+    with pytest.raises(DataError, match="are not supported"):
         found_in({**older, "m.scale_weight": floats(np.ones(5), "F32")})
 
 
@@ -94,25 +94,25 @@ PLAIN, PACKED = header(format="int8_tensorwise"), header(format="awq_w4a16")
 WRONG: dict[str, tuple[Parts, Any, str]] = {
     "rotated": (INT8, header(format="int8_tensorwise", convrot=True, convrot_groupsize=256), "with convrot"),
     "something new": (INT8, header(format="int8_tensorwise", shuffled="x"), "with shuffled"),
-    "format": (INT8, header(format="nvfp4"), "format nvfp4 is not known here"),
-    "no format": (INT8, header(), "format none is not known here".replace("none", "None")),
+    "format": (INT8, header(format="nvfp4"), "format nvfp4 is not supported"),
+    "no format": (INT8, header(), "format none is not supported".replace("none", "None")),
     "format of a number": (INT8, header(format=3), "is not text"),
     "a word": (INT8, {KEY: {"m": "int8"}}, "not an object"),
     "no weight": (without(INT8, "m.weight"), PLAIN, "m.weight is missing"),
     "no scale": (without(INT8, "m.weight_scale"), PLAIN, "m.weight_scale is missing"),
-    "scales": (changed(INT8, "m.weight_scale", shape=(36, 1)), PLAIN, "do not go with"),
-    "scales turned": (changed(INT8, "m.weight_scale", shape=(1, 37)), PLAIN, "do not go with"),
+    "scales": (changed(INT8, "m.weight_scale", shape=(36, 1)), PLAIN, "do not match"),
+    "scales turned": (changed(INT8, "m.weight_scale", shape=(1, 37)), PLAIN, "do not match"),
     "floats as int8": ({**INT8, "m.weight": floats(np.ones((37, 10)), "F16")}, PLAIN, "is F16"),
     "bytes as floats": (INT8, header(format="float8_e4m3fn"), "is I8"),
-    "own and header": ({**INT8, "m.comfy_quant": described({"format": "float8_e4m3fn"})}, PLAIN, "something else"),
+    "own and header": ({**INT8, "m.comfy_quant": described({"format": "float8_e4m3fn"})}, PLAIN, "contradicts"),
     "no JSON": ({**INT8, "m.comfy_quant": described(b"{")}, {}, "not valid JSON"),
     "deep": ({**INT8, "m.comfy_quant": described(b"[" * 60_000)}, {}, "nested too deeply"),
-    "long": ({**INT8, "m.comfy_quant": described(b" " * 70_000)}, {}, "70000 bytes is no description"),
-    "zeros alone": (AWQ, {}, "nothing says what they are"),
+    "long": ({**INT8, "m.comfy_quant": described(b" " * 70_000)}, {}, "70000 bytes is not a description"),
+    "zeros alone": (AWQ, {}, "without a description of their format"),
     "no zeros": (without(AWQ, "m.weight_zeros"), PACKED, "m.weight_zeros is missing"),
-    "zeros": (changed(AWQ, "m.weight_zeros", shape=(3, 39)), PACKED, "do not go together"),
+    "zeros": (changed(AWQ, "m.weight_zeros", shape=(3, 39)), PACKED, "do not match"),
     "groups": (changed(changed(AWQ, "m.weight_scale", shape=(5, 40)), "m.weight_zeros", shape=(5, 40)), PACKED,
-               "do not go together"),
+               "do not match"),
     "group size": (AWQ, header(format="awq_w4a16", group_size=32), "says groups of 32"),
     "group text": (AWQ, header(format="awq_w4a16", group_size="64"), "is not from 1 to"),
 }  # fmt: skip
@@ -136,7 +136,7 @@ def test_parameters_must_be_finite() -> None:
 
 
 def test_without_reading_a_description_is_refused() -> None:
-    with pytest.raises(DataError, match="cannot be read here"):
+    with pytest.raises(DataError, match="data is not available"):
         found_in({**INT8, "m.comfy_quant": described({"format": "int8_tensorwise"})}, reading=False)
     assert len(found_in(INT8, PLAIN, reading=False)) == 1
 

@@ -152,8 +152,8 @@ def test_inspect_shows_the_layout(case: str, tmp_path: Path) -> None:
     ("config.json", {"quantization": {"bits": 4, "group_size": 64}}, "quantization (bits 4)"),
     ("config.json", {"compression_config": {"format": "dense"}}, "compression_config (format dense)"),
     ("quantize_config.json", {"bits": 4, "group_size": 128}, "quantization_config (bits 4)"),
-    ("quant_config.json", {"w_bit": 4, "version": "GEMM"}, "quant_config.json is there (w_bit 4)"),
-    ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "is there (quant_algo NVFP4)"),
+    ("quant_config.json", {"w_bit": 4, "version": "GEMM"}, "quant_config.json is present (w_bit 4)"),
+    ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "is present (quant_algo NVFP4)"),
 ])  # fmt: skip
 def test_a_configuration_counts_where_a_tensor_can_be_codes(
     name: str, config: dict[str, Any], said: str, tmp_path: Path
@@ -161,7 +161,7 @@ def test_a_configuration_counts_where_a_tensor_can_be_codes(
     """A dequantized model keeps the configuration; that is said, and its floats are quantized."""
     stale = model(tmp_path / "stale", {**FLOATS, "ids": ("I64", (1, 64))}, config, name)
     ran = run("quantize", stale, "-o", tmp_path / "out")
-    assert ran.code == 0 and said in ran.err and "all are taken as plain floats" in ran.err, ran
+    assert ran.code == 0 and said in ran.err and "all tensors are read as plain floats" in ran.err, ran
     assert "model.l.q.weight_packed" in load(tmp_path / "out" / "model.safetensors")
     assert f"layout: plain floats: {ran.err.split(': ', 2)[2].split(', but')[0]}" in run("inspect", stale).out
     assert run("compare", stale, stale).code == 0

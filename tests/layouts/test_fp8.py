@@ -61,7 +61,7 @@ WRONG: dict[str, tuple[Parts, Any, str]] = {
     "no block": (GOOD, stated(0, 16), "not a height and a width"),
     "block of text": (GOOD, stated("16", 16), "not a height and a width"),
     "scale": (changed(GOOD, "m.weight_scale_inv", dtype="I32"), stated(16, 16), "is I32"),
-    "dimensions": (changed(GOOD, "m.weight_scale_inv", shape=(12,)), stated(16, 16), "do not go with"),
+    "dimensions": (changed(GOOD, "m.weight_scale_inv", shape=(12,)), stated(16, 16), "do not match"),
     "vector": (changed(GOOD, "m.weight", shape=(37,)), {}, "1 dimension"),
     "empty": (changed(GOOD, "m.weight_scale_inv", shape=(0, 4)), {}, "is empty"),
 }

@@ -120,7 +120,7 @@ def test_blocks_that_are_not_known_are_named(tmp_path: Path) -> None:
     assert [(t["name"], t["dtype"], t["shape"], t["bytes"]) for t in listed["tensors"]] == [
         ("a", "F32", [3], 12), ("b", "IQ2_S", [2, 256], 164)]
     line = one_line(run("compare", path, path), 2)
-    assert line == f"{path}: b: IQ2_S blocks are not known here; known: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, " \
+    assert line == f"{path}: b: IQ2_S blocks are not supported; supported: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, " \
                    "Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0"
 
 
@@ -143,13 +143,13 @@ ONE = [f32("a", np.arange(8))]
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "this is not a GGUF file"),
     "another magic": (b"GGML" + bytes(60), "this is not a GGUF file"),
-    "version 1": (raw_gguf([], ONE, version=1), "GGUF of version 1 is not known here"),
-    "big-endian": (raw_gguf([], ONE, version=3 << 24), "a big-endian GGUF file is not known here"),
+    "version 1": (raw_gguf([], ONE, version=1), "GGUF of version 1 is not supported"),
+    "big-endian": (raw_gguf([], ONE, version=3 << 24), "a big-endian GGUF file is not supported"),
     "2^60 tensors": (raw_gguf([], ONE, counts=(1 << 60, 0)), f"it claims {1 << 60} tensors, more than it can hold"),
     "2^63 keys": (raw_gguf([], ONE, counts=(1, 1 << 63)), f"it claims {1 << 63} keys, more than it can hold"),
     "one tensor too many": (raw_gguf([], ONE, counts=(2, 0)), "unknown type"),
     "no tensors": (raw_gguf([raw_key("k", STRING, text("v"))], []), "the file holds no tensors"),
-    "a key twice": (raw_gguf([raw_key("k", U32, bytes(4))] * 2, ONE), "k: the key is there twice"),
+    "a key twice": (raw_gguf([raw_key("k", U32, bytes(4))] * 2, ONE), "k: duplicate key"),
     "a kind of key": (raw_gguf([raw_key("k", 13, bytes(4))], ONE), "k: unknown kind of value 13"),
     "a kind in a list": (raw_gguf([raw_key("k", ARRAY, struct.pack("<IQ", 77, 1))], ONE),
                          "k: unknown kind of value 77"),
@@ -161,21 +161,21 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a text of 2^63": (raw_gguf([raw_key("k", ARRAY, struct.pack("<IQQ", STRING, 1, 1 << 63))], ONE),
                        "k: it is cut short in its header"),
     "a name of 2^62": (whole([], [struct.pack("<Q", 1 << 62) + bytes(40)], b""), "it is cut short in its header"),
-    "a truth of 2": (raw_gguf([raw_key("k", 7, b"\2")], ONE), "k: a truth value of 2"),
+    "a truth of 2": (raw_gguf([raw_key("k", 7, b"\2")], ONE), "k: a boolean of value 2"),
     "a name of bytes": (whole([], [raw_info(b"\xff\xfe", 0, (8,), 0)], bytes(32)), "a name is not valid UTF-8"),
     "alignment 0": (raw_gguf([raw_key("general.alignment", U32, bytes(4))], ONE), "is not a power of 2"),
     "alignment 24": (raw_gguf([raw_key("general.alignment", U32, b"\x18\0\0\0")], ONE), "is not a power of 2"),
     "alignment 2^31": (raw_gguf([raw_key("general.alignment", U32, b"\0\0\0\x80")], ONE), "the file is cut short"),
     "alignment text": (raw_gguf([raw_key("general.alignment", STRING, text("32"))], ONE), "is not a power of 2"),
     "a tensor twice": (whole([], [raw_info("a", 0, (8,), 0), raw_info("a", 0, (8,), 32)], bytes(64)),
-                       "a: the tensor is there twice"),
+                       "a: duplicate tensor"),
     "five dimensions": (raw_gguf([], [f32("a", np.ones((1, 1, 1, 1, 8)))]), "a: 5 dimensions, and GGUF has up to 4"),
     "a type that is gone": (raw_gguf([], [("a", 4, (32,), bytes(20))]), "a: unknown type 4"),
     "an unknown type": (raw_gguf([], [("a", 99, (32,), bytes(20))]), "a: unknown type 99"),
     "half a block": (raw_gguf([], [("a", 2, (2, 48), bytes(54))]), "a: rows of 48 are not whole Q4_0 blocks of 32"),
     "a number of blocks": (raw_gguf([], [("a", 2, (), bytes(18))]), "a: rows of 1 are not whole Q4_0 blocks of 32"),
     "an odd offset": (whole([], [raw_info("a", 0, (8,), 4)], bytes(36)),
-                      "a: it begins at 4, which is no multiple of 32"),
+                      "a: it begins at 4, which is not a multiple of 32"),
     "a hole": (whole([], [raw_info("a", 0, (8,), 32)], bytes(64)), "a: its data leaves a hole before it"),
     "an overlap": (whole([], [raw_info("a", 0, (16,), 0), raw_info("b", 0, (16,), 32)], bytes(96)),
                    "b: its data overlaps the tensor before it"),
@@ -293,8 +293,8 @@ def test_a_gguf_is_compared_under_the_names_of_its_checkpoint(forward: bool, tmp
     path = tmp_path / "tiny.gguf"
     path.write_bytes(raw_gguf(architecture(), [*as_gguf(tiny()), f32("rope_freqs.weight", np.ones(8))]))
     found, err = compared(*((TINY, path) if forward else (path, TINY)))
-    assert err == f"quantcli: {path}: names of llama.cpp (llama) are taken for those of the checkpoint, " \
-                  f"rows of attn_q and attn_k put back\nquantcli: warning: only in {path}: rope_freqs.weight\n"
+    assert err == f"quantcli: {path}: names of llama.cpp (llama) are mapped to those of the checkpoint, " \
+                  f"and rows of attn_q and attn_k are reordered\nquantcli: warning: only in {path}: rope_freqs.weight\n"
     assert len(found["tensors"]) == 21 and all(t["exact"] for t in found["tensors"])
     assert found["comparison"]["new" if forward else "vanished"] == ["rope_freqs.weight"]
     assert "names of llama.cpp" not in run("compare", TINY, path, "-q").err
@@ -334,13 +334,13 @@ def test_rows_that_are_no_heads(shape: tuple[int, ...], tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(raw_gguf(architecture(), [f32("blk.0.attn_k.weight", np.ones(shape))]))
     line = one_line(run("compare", TINY, path), 2)
-    assert line == f"{path}: blk.0.attn_k.weight: {shape[0] if shape else 1} rows are not those of 2 heads"
+    assert line == f"{path}: blk.0.attn_k.weight: {shape[0] if shape else 1} rows do not divide into 2 heads"
 
 
 @pytest.mark.parametrize(("keys", "words"), [
-    (architecture()[:1], "llama.attention.head_count: it does not tell the heads of this layer"),
-    (architecture(heads=0), "llama.attention.head_count: it does not tell the heads of this layer"),
-    (architecture(heads=3), "blk.0.attn_q.weight: 64 rows are not those of 3 heads"),
+    (architecture()[:1], "llama.attention.head_count: it does not give the number of heads of this layer"),
+    (architecture(heads=0), "llama.attention.head_count: it does not give the number of heads of this layer"),
+    (architecture(heads=3), "blk.0.attn_q.weight: 64 rows do not divide into 3 heads"),
 ])
 def test_heads_that_make_no_sense(keys: list[bytes], words: str, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"

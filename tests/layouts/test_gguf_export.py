@@ -217,10 +217,10 @@ def test_scales_that_float16_does_not_hold(scale: float, tmp_path: Path) -> None
     options = ["--scale-dtype", "float32", "--group-size", 64]
     run("quantize", source, *options, "-o", native)
     line = one_line(run("export", native, *to("gguf"), "-q"), 1)
-    assert line.startswith(f"{native}: a.weight: float16 does not hold the scale ")
+    assert line.startswith(f"{native}: a.weight: float16 cannot hold the scale ")
     assert "--scale-dtype float16, or keep the tensor" in line
     line = one_line(run("quantize", source, *options, *to("gguf"), "-q"), 1)
-    assert line.startswith(f"{source}: a.weight: float16 does not hold the scale")
+    assert line.startswith(f"{source}: a.weight: float16 cannot hold the scale")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "native.safetensors"]
 
 
@@ -263,7 +263,7 @@ def test_a_tied_head_is_left_out_and_named(llama: Path, tmp_path: Path) -> None:
     changed(llama, tie_word_embeddings=True)
     out, native = tmp_path / "out.gguf", tmp_path / "native"
     ran = run("quantize", llama, "--no-default-keep", "--to", "gguf", "-o", out)
-    assert ran.code == 0 and "quantcli: lm_head.weight left out: llama.cpp has no use for it\n" in ran.err
+    assert ran.code == 0 and "quantcli: lm_head.weight left out: llama.cpp does not use it\n" in ran.err
     made = Gguf(out)
     assert "output.weight" not in made.types and made.types["token_embd.weight"] == "Q4_0"
     run("quantize", llama, "--no-default-keep", "--group-size", 32, "-o", native)
@@ -301,7 +301,7 @@ def test_keys_words_and_frequencies(tmp_path: Path) -> None:
     """The keys that say what the file is, and no words where there is no tokenizer."""
     out = tmp_path / "out.gguf"
     ran = run("quantize", TINY, "--bits", 8, "--to", "gguf", "-o", out, "--json")
-    why = "the file has no words, so that llama.cpp runs it on numbers of words only: there is no tokenizer.json"
+    why = "the file has no vocabulary, so llama.cpp runs it on token ids only: there is no tokenizer.json"
     assert ran.err == f"quantcli: {why}\n" and why in ran.json["warnings"]
     keys = Gguf(out).keys
     assert list(keys)[:3] == ["general.architecture", "general.file_type", "general.quantization_version"]
@@ -327,7 +327,7 @@ def test_float64_is_rounded_and_told(llama: Path, tmp_path: Path) -> None:
     run("quantize", llama, "--group-size", 32, "-o", native)
     ran = run("export", native, "--to", "gguf", "-o", out, "--json")
     assert ran.code == 0
-    assert "llama.cpp runs no F64: lm_head.weight and 1 more are rounded to F32" in ran.err
+    assert "llama.cpp cannot run F64: lm_head.weight and 1 more are rounded to F32" in ran.err
     found = {t["name"]: t for t in ran.json["tensors"]}
     assert found["lm_head.weight"]["lossless"] and not found["model.norm.weight"]["lossless"]
     assert run("export", native, "--to", "gguf", "-o", out, "--force").out.splitlines()[1] == (
@@ -341,8 +341,8 @@ def test_float64_is_rounded_and_told(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("change", "words"), [
     ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "config.json: rope_scaling: 'dynamic' is not known"),
     ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
-    ({"hidden_size": "wide"}, "config.json: hidden_size: 'wide' is not a whole number from 1"),
-    ({"vocab_size": 1 << 40}, "config.json: vocab_size: 1099511627776 is not a whole number from 1"),
+    ({"hidden_size": "wide"}, "config.json: hidden_size: 'wide' is not a whole number of 1 or more"),
+    ({"vocab_size": 1 << 40}, "config.json: vocab_size: 1099511627776 is not a whole number of 1 or more"),
 ])
 def test_models_of_the_family_that_llama_cpp_would_run_otherwise(change: dict[str, Any], words: str, llama: Path,
                                                                  tmp_path: Path) -> None:  # fmt: skip

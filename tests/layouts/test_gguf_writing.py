@@ -160,7 +160,7 @@ def test_scales_that_float16_does_not_hold_are_refused(scale: float, bits: int, 
     if fits:
         encode(*arguments)
     else:
-        with pytest.raises(DataError, match="float16 does not hold the scale"):
+        with pytest.raises(DataError, match="float16 cannot hold the scale"):
             encode(*arguments)
 
 
@@ -169,7 +169,7 @@ def test_offsets_that_float16_does_not_hold_are_refused() -> None:
     offset = Scheme(bits=4, symmetric=False, zero_point="float")
     encode(offset, codes, scale, np.full((1, 1), 1.0, np.float32), 32)
     for zero in (31.01, 1e6):
-        with pytest.raises(DataError, match="float16 does not hold the offset"):
+        with pytest.raises(DataError, match="float16 cannot hold the offset"):
             encode(offset, codes, scale, np.full((1, 1), zero, np.float32), 32)
 
 
@@ -300,7 +300,7 @@ def test_a_tied_head_is_left_out() -> None:
     tied = {**CONFIG, "tie_word_embeddings": True}
     with_head, without = (llama_model(tied, i) for i in (infos, [i for i in infos if i.name != "lm_head.weight"]))
     assert with_head.tensors == without.tensors and not any(t.name == "output.weight" for t in without.tensors)
-    assert with_head.notes == ("lm_head.weight left out: llama.cpp has no use for it",) and without.notes == ()
+    assert with_head.notes == ("lm_head.weight left out: llama.cpp does not use it",) and without.notes == ()
 
 
 def test_scaled_rotation() -> None:
@@ -340,22 +340,22 @@ def test_families_and_what_they_need() -> None:
     ({"architectures": None}, "config.json: models without architectures are not supported by --to gguf", UsageError),
     ({"architectures": [7]}, "config.json: models without architectures are not supported by --to gguf", UsageError),
     ({"hidden_size": None}, "config.json: hidden_size: is missing", DataError),
-    ({"hidden_size": "64"}, "config.json: hidden_size: '64' is not a whole number from 1", DataError),
-    ({"hidden_size": True}, "config.json: hidden_size: True is not a whole number from 1", DataError),
+    ({"hidden_size": "64"}, "config.json: hidden_size: '64' is not a whole number of 1 or more", DataError),
+    ({"hidden_size": True}, "config.json: hidden_size: True is not a whole number of 1 or more", DataError),
     ({"num_hidden_layers": 1 << 30}, "config.json: num_hidden_layers: 1073741824 layers", DataError),
     ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing, and 8 more", DataError),
     ({"num_hidden_layers": 1}, "model.layers.1.", DataError),
-    ({"head_dim": None, "num_attention_heads": 5}, "config.json: hidden_size: 64 is no multiple of the 5 heads",
+    ({"head_dim": None, "num_attention_heads": 5}, "config.json: hidden_size: 64 is not a multiple of the 5 heads",
      DataError),
     ({"head_dim": 15}, "config.json: head_dim: heads of 15 rows cannot be rotated", DataError),
     ({"rms_norm_eps": math.nan}, "config.json: rms_norm_eps: nan is not a number above 0", DataError),
-    ({"vocab_size": 130}, "embed_tokens.weight: it is [128, 64], and by config.json [130, 64]", DataError),
-    ({"hidden_act": "gelu"}, "config.json: hidden_act: 'gelu' is not what llama.cpp computes", DataError),
-    ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling: 'dynamic' is not known; known: linear, llama3, "
-     "yarn", DataError),
+    ({"vocab_size": 130}, "embed_tokens.weight: it is [128, 64], but [130, 64] by config.json", DataError),
+    ({"hidden_act": "gelu"}, "config.json: hidden_act: llama.cpp does not support 'gelu'", DataError),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2}},
+     "rope_scaling: 'dynamic' is not supported; supported: linear, llama3, yarn", DataError),
     ({"rope_scaling": {"type": "linear"}}, "config.json: factor: is missing", DataError),
     ({"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "beta_fast": 3}},
-     "yarn with beta_fast is not known", DataError),
+     "yarn with beta_fast is not supported", DataError),
     ({"rope_scaling": 7}, "config.json: rope_scaling: it is not an object", DataError),
 ])
 def test_models_that_llama_cpp_would_not_run(change: dict[str, Any], words: str, kind: type[QuantcliError]) -> None:
@@ -467,7 +467,7 @@ def test_words_that_fall_back_to_bytes(tmp_path: Path) -> None:
     meta = piece_tokenizer(normalizer=None, pre_tokenizer={
         "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False})
     found = words_of(tmp_path, meta, size=266)
-    assert found.keys["tokenizer.ggml.add_space_prefix"] is True and "puts a space before text" in found.note
+    assert found.keys["tokenizer.ggml.add_space_prefix"] is True and "adds a space before text" in found.note
 
 
 def without_a_byte() -> dict[str, Any]:
@@ -478,9 +478,9 @@ def without_a_byte() -> dict[str, Any]:
 
 @pytest.mark.parametrize(("tokenizer", "size", "why"), [
     (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE"),
-    (byte_tokenizer(), 7, "word 7 has no row among the 7 of the embedding"),
-    (piece_tokenizer(normalizer=None), 264, "it treats spaces in a way that is not known here"),
-    (without_a_byte(), 264, "not every byte has a word"),
+    (byte_tokenizer(), 7, "token id 7 is beyond the 7 rows of the embedding"),
+    (piece_tokenizer(normalizer=None), 264, "its way of treating spaces is not supported"),
+    (without_a_byte(), 264, "not every byte has a token"),
 ])
 def test_words_llama_cpp_cannot_be_told_of(tokenizer: dict[str, Any], size: int, why: str, tmp_path: Path) -> None:
     found = words_of(tmp_path, tokenizer, size=size)
@@ -491,13 +491,13 @@ def test_words_llama_cpp_cannot_be_told_of(tokenizer: dict[str, Any], size: int,
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"model": 7}, "tokenizer.json: model: it is not an object"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "b: two words have number 0"),
-    ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "a: a number is none"),
-    ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "a: a number is none"),
+    ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "b: two tokens have the id 0"),
+    ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "a: its id is not a whole number of 0 or more"),
+    ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "a: its id is not a whole number of 0 or more"),
     ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}}, "merges: it is not a list of pairs"),
     ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", 1]]}}, "merges: it is not a list of pairs"),
     ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "vocab: it is not an object"),
-    ({"added_tokens": [{"id": 1, "content": "a"}]}, "added_tokens: a token has two numbers, or no text"),
+    ({"added_tokens": [{"id": 1, "content": "a"}]}, "added_tokens: a token has two ids, or no text"),
     ({"added_tokens": 7}, "added_tokens: it is not an object"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 7}}, "pretokenizers: it is not a list of steps"),
     ({"normalizer": []}, "normalizers: it is not an object"),

@@ -165,7 +165,7 @@ def test_weights_used_in_two_ways_are_refused(tmp_path: Path) -> None:
     content, _ = nbits(5, 64, 4, 16)
     again = node("MatMulNBits", ["other", "B", "s", "z"], "com.microsoft", K=64, N=5, bits=4, block_size=16)
     source = opened(tmp_path / "x.onnx", _with(content, again))
-    with pytest.raises(DataError, match="B: two nodes decode it in two ways"):
+    with pytest.raises(DataError, match="B: two nodes decode it in different ways"):
         found_in(source)
     source.close()
 
@@ -367,30 +367,30 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "deep": (deep(20), "nested too deeply"),
     "very deep": (deep(2000), "nested too deeply"),
     "name": (model(tensor("", FLOAT, (), bytes(4))), "a tensor without a name"),
-    "twice": (model(GOOD, GOOD), "w: the tensor is there twice"),
+    "twice": (model(GOOD, GOOD), "w: duplicate tensor"),
     "bad name": (model(field(5, field(8, b"\xff"))), "not valid UTF-8"),
     "long name": (model(tensor("n" * (1 << 21), FLOAT, (), bytes(4))), "where up to 1048576 are expected"),
     "negative": (model(tensor("w", FLOAT, (-1, 3), b"")), "w: dimension -1 is not"),
-    "huge": (model(tensor("w", FLOAT, HUGE, bytes(4))), "and it holds 4"),
-    "huge and nothing": (model(tensor("w", FLOAT, HUGE, None)), "and it holds 0"),
-    "huge nibbles": (model(tensor("w", UINT4, HUGE, bytes(4))), "and it holds 4"),
+    "huge": (model(tensor("w", FLOAT, HUGE, bytes(4))), "but it holds 4"),
+    "huge and nothing": (model(tensor("w", FLOAT, HUGE, None)), "but it holds 0"),
+    "huge nibbles": (model(tensor("w", UINT4, HUGE, bytes(4))), "but it holds 4"),
     "dimensions": (model(tensor("w", FLOAT, (1,) * 65, bytes(4))), "more than 64 dimensions"),
     "packed dimensions": (model(field(5, field(1, b"\1" * 100_000) + field(8, "w"))), "more than 64 dimensions"),
-    "short": (model(tensor("w", FLOAT, (2, 3), bytes(23))), "take 24 bytes, and it holds 23"),
+    "short": (model(tensor("w", FLOAT, (2, 3), bytes(23))), "take 24 bytes, but it holds 23"),
     "type": (model(tensor("w", 99, (1,), bytes(4))), "type 99 are not supported"),
     "text elements": (model(tensor("w", 8, (1,), None)), "are text, which is not supported"),
     "strings": (model(tensor("w", 8, (1,), None, field(6, "a"))), "are text, which is not supported"),
-    "type twice": (model(tensor("w", FLOAT, (1,), bytes(4), field(2, 1))), "a field of it is there twice"),
-    "two ways": (model(tensor("w", FLOAT, (1,), bytes(4), field(4, bytes(4)))), "in two ways"),
-    "other place": (model(tensor("w", FLOAT, (1,), None, field(14, 7))), "in two ways"),
-    "wrong field": (model(tensor("w", FLOAT, (1,), None, field(5, bytes(1)))), "where F32 does not belong"),
-    "few floats": (model(tensor("w", FLOAT, (2,), None, field(4, bytes(4)))), "take 8 bytes, and it holds 4"),
-    "floats as numbers": (model(tensor("w", FLOAT, (2,), None, field(4, 3))), "not numbers of their kind"),
+    "type twice": (model(tensor("w", FLOAT, (1,), bytes(4), field(2, 1))), "one of its fields appears twice"),
+    "two ways": (model(tensor("w", FLOAT, (1,), bytes(4), field(4, bytes(4)))), "in more than one way"),
+    "other place": (model(tensor("w", FLOAT, (1,), None, field(14, 7))), "in more than one way"),
+    "wrong field": (model(tensor("w", FLOAT, (1,), None, field(5, bytes(1)))), "which does not hold F32"),
+    "few floats": (model(tensor("w", FLOAT, (2,), None, field(4, bytes(4)))), "take 8 bytes, but it holds 4"),
+    "floats as numbers": (model(tensor("w", FLOAT, (2,), None, field(4, 3))), "not have the type of their field"),
     "large numbers": (model(tensor("w", I8, (1,), None, field(5, 200))), "not 1 numbers of I8"),
     "many numbers": (model(tensor("w", I8, (1,), None, field(5, bytes(2)))), "not 1 numbers of I8"),
     "sparse": (model(GOOD, field(15, b"")), "sparse initializers"),
     "constant without a name": (model(GOOD, constant("", FLOAT, (), bytes(4))), "a tensor without a name"),
-    "constant twice": (model(GOOD, constant("w", FLOAT, (), bytes(4))), "w: the tensor is there twice"),
+    "constant twice": (model(GOOD, constant("w", FLOAT, (), bytes(4))), "w: duplicate tensor"),
     "short constant": (model(constant("c", FLOAT, (2, 3), bytes(23))), "c: its elements take 24 bytes"),
     "constants alone": (model(constant("c", FLOAT, (), bytes(4))), "holds no weights"),
     "deep function": (model(GOOD) + field(25, field(7, field(4, "If") + field(5, field(6, nested(20))))), "too deeply"),
@@ -403,10 +403,10 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "missing": (outside(location="nothing.data"), "nothing.data: no such file"),
     "a folder": (outside(location="."), "this is a folder"),
     "offset": (outside(location="x.data", offset="-1"), "its offset '-1' is not a whole number"),
-    "large offset": (outside(location="x.data", offset="9" * 19), "are not in"),
+    "large offset": (outside(location="x.data", offset="9" * 19), "are beyond"),
     "long offset": (outside(location="x.data", offset="9" * 5000), "is not a whole number"),
-    "length": (outside(location="x.data", length="25"), "take 24 bytes, its length is 25"),
-    "beyond": (outside(location="x.data", offset="80"), "its bytes 80 to 104 are not in"),
+    "length": (outside(location="x.data", length="25"), "take 24 bytes, but its length is 25"),
+    "beyond": (outside(location="x.data", offset="80"), "its bytes 80 to 104 are beyond"),
 }  # fmt: skip
 
 
@@ -453,7 +453,7 @@ def with_number(name: str, old: int, new: int) -> bytes:
 NODES: dict[str, tuple[bytes, str]] = {
     "bits": (with_number("bits", 4, 3), "B: MatMulNBits of 3 bits"),
     "block": (with_number("block_size", 16, 17), "power of 2"),
-    "K": (with_number("K", 64, 65), "are not those of 5 x 65"),
+    "K": (with_number("K", 64, 65), "do not match 5 x 65"),
     "N": (with_number("N", 5, 0), "its N 0 is not"),
     "no K": (replaced(field(1, "K"), field(1, "J")), "its K None is not"),
     "scale": (replaced(field(1, "s") + field(1, "z"), field(1, "t") + field(1, "z")), "its scale is not"),
@@ -464,16 +464,16 @@ NODES: dict[str, tuple[bytes, str]] = {
     "computed zero": (linear(["q", "s", "other"], Q, S, axis=0), "q: its zero point is not an initializer"),
     "axis": (linear(["q", "s"], Q, S, axis=2), "axis 2"),
     "negative axis": (linear(["q", "s"], Q, S, axis=-3), "axis -3"),
-    "no axis": (linear(["q", "s"], Q, S), "scales [4] do not go with axis 1 of [4, 6]"),
-    "blocks": (linear(["q", "s"], Q, S, axis=0, block_size=2), "do not go with axis 0 in blocks of 2"),
+    "no axis": (linear(["q", "s"], Q, S), "scales [4] do not match axis 1 of [4, 6]"),
+    "blocks": (linear(["q", "s"], Q, S, axis=0, block_size=2), "do not match axis 0 in blocks of 2"),
     "negative blocks": (linear(["q", "s"], Q, S, axis=0, block_size=-2), "in blocks of -2"),
-    "zeros": (linear(["q", "s", "z"], Q, S, tensor("z", I8, (3,), bytes(3)), axis=0), "zero points [3] do not go"),
+    "zeros": (linear(["q", "s", "z"], Q, S, tensor("z", I8, (3,), bytes(3)), axis=0), "zero points [3] do not match"),
     "zeros of a kind": (linear(["q", "s", "z"], Q, S, tensor("z", U8, (4,), bytes(4)), axis=0), "is U8"),
     "zeros of a sign": (linear(["q", "s", "z"], tensor("q", INT4, (4, 6), bytes(12)), S,
-                               tensor("z", UINT4, (4,), bytes(2)), axis=0), "do not go with"),
+                               tensor("z", UINT4, (4,), bytes(2)), axis=0), "do not match"),
     "scale of integers": (linear(["q", "z"], Q, tensor("z", I8, (), bytes(1))), "is I8"),
-    "4-bit floats": (linear(["q", "s"], tensor("q", 23, (4, 6), bytes(12)), S, axis=0), "4-bit floats is not known"),
-    "64 bits": (linear(["q", "s"], tensor("q", 7, (4, 1), bytes(32)), S, axis=0), "of I64 is not known"),
+    "4-bit floats": (linear(["q", "s"], tensor("q", 23, (4, 6), bytes(12)), S, axis=0), "floats is not supported"),
+    "64 bits": (linear(["q", "s"], tensor("q", 7, (4, 1), bytes(32)), S, axis=0), "of I64 is not supported"),
     "nothing": (linear(["q", "s"], tensor("q", I8, (4, 0), b""), S, axis=0), "it is empty"),
 }  # fmt: skip
 

@@ -117,6 +117,6 @@ def test_channels_recur_along_a_row() -> None:
 
 def test_learned_levels_are_of_rows() -> None:
     scheme = Scheme(format="codebook", bits=3, granularity="channel", axis=1)
-    with pytest.raises(UsageError, match="learned levels for channels of axis 1"):
+    with pytest.raises(UsageError, match="learned levels are not supported for channels of axis 1"):
         layout((64, 96), scheme)
     assert layout((64, 96), Scheme(format="codebook", bits=3, granularity="channel", axis=-2)).scale_shape == (64, 1)

@@ -1,2 +1,2 @@
-"""What calibrators share, and what others may use of it: ranges and histograms of weights that lie in several tiles,
+"""Searches shared by calibrators and available to others: ranges and histograms of weights that lie in several tiles,
 optimal levels, scales by trial and by a sweep over all breakpoints."""

@@ -1,8 +1,9 @@
-"""Exact histograms: what calibrators see of weights that lie in several tiles.
+"""Exact histograms: the statistics of weights that lie in several tiles.
 
-16-bit weights have 65,536 patterns: their histogram is the tensor, up to order. float32 weights are counted in 2^20
-bins by their upper 20 bits (sign, exponent, 11 bits of the mantissa), each with the exact sum of the lower 12 bits,
-so that a bin stands for its mean, within 2^-12 of every weight in it. All sums are whole numbers: no order matters.
+16-bit weights have 65,536 patterns: their histogram determines the tensor up to order. float32 weights are counted in
+2^20 bins by their upper 20 bits (sign, exponent, 11 bits of the mantissa), each with the exact sum of the lower 12
+bits, so that a bin stands for its mean, within 2^-12 of every weight in it. All sums are integers: the order does not
+matter.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observed | None) -> Observed | None:
-    """The histogram of a tile, on top of the one given."""
+    """The histogram of a tile, added to the given one."""
     if into is None:
         size = 1 << (20 if tile.kind == F32 else 16)
         into = {"counts": np.zeros(size, np.int64), "kind": tile.kind}
@@ -33,7 +34,7 @@ def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observe
 
 
 def merge(earlier: Observed, later: Observed) -> Observed:
-    """Both together."""
+    """The sum of both."""
     return {k: earlier[k] if k == "kind" else earlier[k] + later[k] for k in earlier}
 
 
@@ -60,14 +61,14 @@ def distinct(seen: Observed) -> tuple[Array, Array]:
 
 
 def places(n: float, share: float) -> tuple[int, float]:
-    """Lower one of the two order statistics a quantile lies between, and how far on it lies."""
+    """The lower of the two order statistics around a quantile, and the fraction of the way to the upper one."""
     at = (n - 1) * share
     lower = int(np.floor(at))
     return lower, at - lower
 
 
 def quantile(values: Array, counts: Array, share: float) -> float:
-    """Quantile (type 7) of ascending values that occur so often."""
+    """Quantile (type 7) of ascending values with their counts."""
     upto = np.cumsum(counts)
     lower, part = places(upto[-1], share)
     low, high = values[np.searchsorted(upto, [lower, min(lower + 1, upto[-1] - 1)], side="right")]

@@ -1,4 +1,4 @@
-"""How much the error of each column counts, as the whole numbers the scale search takes."""
+"""Weights of the columns' errors, as the integers the scale search takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def counts(tile: Tile) -> NDArray[np.int32] | None:
     """Of every column of a tile (cols,), relative to the most important one of its group; None when all count the
-    same. What counts at all counts 1 at least; in groups where nothing counts, all columns count the same.
+    same. A positive importance gives at least 1; in groups of zero importance all columns count the same.
 
     >>> from quantcli.kernels import F32, Tile
     >>> importance = np.array([4.0, 1.0, 1e-9, 0.0, 0.0])

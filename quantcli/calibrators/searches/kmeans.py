@@ -1,4 +1,4 @@
-"""Levels of least squared error for values that occur so often: optimal ones, or by plain Lloyd iterations."""
+"""Levels of least squared error for values with counts: optimal ones, or by plain Lloyd iterations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 MOST = 1 << 14
-"""Values the dynamic programming takes; more are put together in neighbours first, and the levels refined after."""
+"""Values the dynamic programming takes; of more, neighbours are merged first, and the levels refined afterwards."""
 
 
 def optimal(values: Array, counts: Array, k: int) -> Array:
-    """The k levels (ascending) with the least squared error of all there are, for ascending distinct values.
+    """The k levels (ascending) with the least possible squared error, for ascending distinct values.
 
-    Fewer values than levels are their own levels, and the largest is repeated. The split with the smallest index
-    counts where two are equal. More than 16,384 values: optimal for means of neighbours, then refined on all values.
+    Fewer values than levels are their own levels, and the largest is repeated. Of equal splits the one with the
+    smallest index counts. More than 16,384 values: optimal for means of neighbours, then refined on all values.
 
     References: Fisher, On Grouping for Maximum Homogeneity, 1958; Wang and Song, Ckmeans.1d.dp, 2011; Gronlund et al.,
     Fast Exact k-Means, k-Medians and Bregman Divergence Clustering in 1D, 2017.
@@ -37,7 +37,7 @@ def optimal(values: Array, counts: Array, k: int) -> Array:
     for c in range(k - 1, -1, -1):
         first = int(start[c, end]) if c else 0
         share = weight[end] - weight[first]
-        # A cell may weigh so little beside the ones before it that the sums do not know it.
+        # A cell may weigh so little beside the ones before it that it is lost in the sums.
         levels[c] = (total[end] - total[first]) / share + middle if share > 0 else few[first:end].mean()
         end = first
     return levels if len(few) == len(values) else lloyd(values, counts, levels, 20)
@@ -55,7 +55,7 @@ def _fewer(values: Array, counts: Array) -> tuple[Array, Array]:
 
 
 def quantiles(values: Array, counts: Array, k: int) -> Array:
-    """Where Lloyd iterations start: quantiles (type 7) at (i + 1/2) / k."""
+    """Starting levels of Lloyd iterations: quantiles (type 7) at (i + 1/2) / k."""
     upto = np.cumsum(counts)
     at = (upto[-1] - 1) * ((np.arange(k) + 0.5) / k)
     lower = np.floor(at)

@@ -1,4 +1,4 @@
-"""Smallest, largest and most extreme value: what the range-based calibrators observe."""
+"""Smallest, largest and most extreme value: the statistics of range-based calibrators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def observe(kernels: Kernels, tile: Tile, sharing: Sharing | None, into: Observe
 
 
 def merge(earlier: Observed, later: Observed) -> Observed:
-    """Both together; of two equal extremes the earlier one stays."""
+    """The ranges of both; of two equal extremes the earlier one is kept."""
     further = np.abs(later["extreme"]) > np.abs(earlier["extreme"])
     return {
         "lo": np.minimum(earlier["lo"], later["lo"]),
@@ -40,7 +40,7 @@ def merge(earlier: Observed, later: Observed) -> Observed:
 
 
 def fold(seen: Observed, axes: tuple[int, ...]) -> Observed:
-    """What was seen along `axes` as one; the axes stay with length 1."""
+    """The ranges merged along `axes`, which stay with length 1."""
     extreme: NDArray[Any] = np.moveaxis(seen["extreme"], axes, range(-len(axes), 0))
     kept = extreme.shape[: extreme.ndim - len(axes)]
     flat = extreme.reshape(*kept, -1)

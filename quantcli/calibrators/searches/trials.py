@@ -1,4 +1,4 @@
-"""Scales by trial, for what the fast searches do not know: other formats, other norms, histograms.
+"""Scales by trial, for cases the fast searches do not cover: other formats, other norms, histograms.
 
 A trial scale gives every weight a level; the scale is then refit to those levels by least squares (norm 2 only), and
 the trial that leaves the least error wins, the first of equal ones. A coarse geometric row of trials is followed by a
@@ -34,8 +34,8 @@ TRIALS = {"fast": (16, 5), "default": (40, 17), "best": (80, 33), "exact": (160,
 def by_groups(
     tile: Tile, of: Callable[[Array, Array | None], tuple[Array, Array | None]], importance: NDArray[Any] | None = None
 ) -> Ideal:
-    """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n) with how much each
-    weight counts, which `importance` says of every column (None: all the same)."""
+    """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n) with the importance
+    of each weight, from the `importance` of every column (None: all the same)."""
     weights = numpy_tiles.floats(tile)
     whole = tile.cols // tile.group
     cut = whole * tile.group
@@ -118,7 +118,7 @@ class _Best:
         self.scale, self.zero, self.tag = np.ones(groups), np.zeros(groups), np.ones(groups)
 
     def offer(self, scale: Array, zero: Array | float, error: Array, tag: Any) -> None:
-        """Take the trial where it is better."""
+        """Keep the trial where it is better."""
         better = error < self.error
         self.error = np.where(better, error, self.error)
         self.scale = np.where(better, scale, self.scale)

@@ -55,13 +55,13 @@ def words_of(cols: int, bits: int, dense: bool) -> int:
 
 
 def stated_shape(info: TensorInfo, name: str, codes: TensorInfo, read: Read) -> tuple[int, ...]:
-    """The stored shape. Raises DataError when it is not one of these codes."""
+    """The stored shape. Raises DataError when it does not match the codes."""
     if info.numel > 64:
         raise wrong(name, f"its shape has {info.numel} dimensions")
     raw = read(info.name, 0, info.nbytes).view("<i8" if info.dtype == "I64" else "<i4")
     shape, lead = tuple(int(n) for n in raw), codes.shape[:-1]
     if len(shape) != len(codes.shape) or shape[:-1] != lead or shape[-1] < 1:
-        raise wrong(name, f"its shape {list(shape)[:8]} is not one of codes {list(codes.shape)}")
+        raise wrong(name, f"its shape {list(shape)[:8]} does not match codes {list(codes.shape)}")
     return shape
 
 
@@ -75,7 +75,7 @@ def whole_words(words: NDArray[Any], cols: int, bits: int) -> NDArray[np.uint8]:
 
 
 def _signed_zeros(stored: Stored, zero: TensorInfo, read: Read, first: int, last: int) -> Floats:
-    """Zero points as they are stored one to a byte (last - first, groups), or (1, 1) for the tensor."""
+    """Zero points stored one to a byte (last - first, groups), or (1, 1) for the tensor."""
     start, end = (0, 1) if stored.granularity == "tensor" else (first, last)
     raw = read(zero.name, start * stored.groups, (end - start) * stored.groups)
     return raw.view(np.int8).astype(np.float32).reshape(-1, stored.groups)
@@ -115,7 +115,7 @@ def _scales(stored: Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def _group_of(stored: Stored, read: Read) -> NDArray[np.intp] | None:
-    """The group of every column where columns of a group do not lie together."""
+    """The group of every column where groups are not runs of columns."""
     if stored.index is None:
         return None
     raw = read(stored.index.name, 0, stored.index.nbytes)
@@ -123,7 +123,7 @@ def _group_of(stored: Stored, read: Read) -> NDArray[np.intp] | None:
     if (found == -1).any():
         return None
     if found.min() < 0 or found.max() >= stored.groups:
-        raise wrong(stored.name, f"g_idx names a group that is not among {stored.groups}")
+        raise wrong(stored.name, f"g_idx names a group beyond the {stored.groups} there are")
     return found
 
 

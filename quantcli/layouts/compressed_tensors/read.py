@@ -1,4 +1,4 @@
-"""Which tensors are weights of compressed-tensors, and of which bits and groups."""
+"""The weights of compressed-tensors among some tensors, with their bits and groups."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KNOWN = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized"
 
 
 def _settings(config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """What config.json may say of a weight: the groups that name its module, else those that name classes or
-    patterns. Raises DataError when the format is not known."""
+    """The settings of config.json that apply to a weight: the groups that name its module, else those that name classes
+    or patterns. Raises DataError for an unknown format."""
     whole_model = section(config, "quantization_config")
     if text(whole_model, "quant_method") not in (None, "compressed-tensors"):
         return []
@@ -47,18 +47,18 @@ def _settings(config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     found = named or general
     formats = [f for own in found if (f := own["format"]) is not None]
     if formats and not any(f in KNOWN for f in formats):
-        raise wrong(name, f"compressed-tensors' format {formats[0]} is not known here")
+        raise wrong(name, f"compressed-tensors format {formats[0]} is not supported")
     return [own for own in found if own["format"] is None or own["format"] in KNOWN]
 
 
 def _packings(cols: int, words: int) -> list[tuple[int, bool]]:
-    """Bits, and whether codes cross words, that give so many words to a row; those that do cross come first."""
+    """Bits, and whether codes cross words, that give this number of words to a row; packings that cross come first."""
     return [(b, dense) for dense in (True, False) for b in BITS if words_of(cols, b, dense) == words]
 
 
 def _columns(name: str, words: int, groups: int, settings: list[dict[str, Any]]) -> int:
-    """Columns by what config.json says, where the shape cannot be read: as many as the groups have, or else as many as
-    there is room for."""
+    """Columns by config.json, where the shape cannot be read: as many as the groups have, or else as many as the words
+    hold."""
     found = set()
     for own in settings:
         bits, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
@@ -67,14 +67,14 @@ def _columns(name: str, words: int, groups: int, settings: list[dict[str, Any]])
         elif bits is not None:
             found.add(words * 32 // bits)
     if len(found) != 1:
-        raise wrong(name, "how many columns it has cannot be told from its shapes", CONFIG_HINT)
+        raise wrong(name, "its shapes do not give the number of columns", CONFIG_HINT)
     return found.pop()
 
 
 def _agrees(own: Mapping[str, Any], bits: int, cols: int, groups: int) -> bool:
-    """Whether config.json's figures, where it gives any, are those of the shapes."""
-    said, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
-    if said is not None and said != bits:
+    """Whether the figures of config.json, where it has any, agree with the shapes."""
+    stated, size = whole(own, "num_bits", 1, 16), whole(own, "group_size", -1, 1 << 30)
+    if stated is not None and stated != bits:
         return False
     if own["strategy"] in ("channel", "tensor"):
         return groups == 1
@@ -82,17 +82,17 @@ def _agrees(own: Mapping[str, Any], bits: int, cols: int, groups: int) -> bool:
 
 
 def _granularity(name: str, lead: tuple[int, ...], scale: TensorInfo, settings: list[dict[str, Any]]) -> str:
-    """What shares a scale; blocks are left to who knows their size."""
+    """The granularity of the scales; blocks are left to a caller that knows their size."""
     if scale.numel == 1 and len(scale.shape) < 2:
         return "tensor"
     if scale.shape[:-1] != lead or len(scale.shape) != len(lead) + 1:
-        raise wrong(name, f"scales {list(scale.shape)} do not go with {list(lead)} rows")
+        raise wrong(name, f"scales {list(scale.shape)} do not match {list(lead)} rows")
     strategies = {own["strategy"] for own in settings}
     return "channel" if scale.shape[-1] == 1 and strategies != {"group"} else "group"
 
 
 def _zero(infos: Mapping[str, TensorInfo], name: str, settings: list[dict[str, Any]]) -> TensorInfo | None:
-    """The zero points. Raises DataError when config.json says there are some and there are none."""
+    """The zero points. Raises DataError when config.json says there are some but they are missing."""
     if f"{name}_zero_point" in infos:
         return part(infos, f"{name}_zero_point", name, ("I32", "I8"))
     if settings and all(own.get("symmetric") is False for own in settings):
@@ -106,7 +106,7 @@ def _check_zero(stored: Stored) -> None:
         return
     packed = (words_of(stored.rows, stored.bits, stored.dense), stored.groups)
     if stored.granularity == "tensor" or zero.dtype != "I32" or zero.shape != packed:
-        raise wrong(stored.name, f"zero points {zero.dtype} {list(zero.shape)} do not go with the scales")
+        raise wrong(stored.name, f"zero points {zero.dtype} {list(zero.shape)} do not match the scales")
 
 
 def _older(config: Mapping[str, Any]) -> bool:
@@ -122,11 +122,11 @@ def _one_bits(
     fitting = _packings(cols, words)
     agreed = [f for f in fitting if any(_agrees(own, f[0], cols, groups) for own in settings)] if settings else fitting
     if not agreed:
-        what = "is not what config.json says" if fitting else "fits no width"
+        what = "is not what config.json says" if fitting else "fits no bit width"
         raise wrong(name, f"{words} words and {groups} scales for {cols} columns: that {what}")
     usual = [(bits, dense) for bits, dense in agreed if dense is (not older or 32 % bits == 0)] or agreed
     if len({bits for bits, _ in usual}) > 1:
-        raise wrong(name, f"{words} words for {cols} columns fit several widths", CONFIG_HINT)
+        raise wrong(name, f"{words} words for {cols} columns fit several bit widths", CONFIG_HINT)
     return usual[0]
 
 
@@ -134,7 +134,7 @@ def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
     settings = _settings(config, name)
     for other in ("offset", "codebook", "global_scale"):
         if f"{name}_{other}" in infos:
-            raise wrong(name, f"a {other} beside packed codes is not known here")
+            raise wrong(name, f"a {other} beside packed codes is not supported")
     codes, scale = part(infos, f"{name}_packed", name, ("I32",)), part(infos, f"{name}_scale", name, FLOATS)
     if len(codes.shape) < 2:
         raise wrong(name, f"codes have {len(codes.shape)} dimension")
@@ -149,10 +149,10 @@ def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
     cols = shape[-1]
     bits, dense = _one_bits(name, words, cols, groups, settings, older=_older(config))
     if cols % groups:
-        raise wrong(name, f"{cols} columns are not {groups} groups of one size")
+        raise wrong(name, f"{cols} columns do not divide into {groups} groups of one size")
     index = part(infos, f"{name}_g_idx", name, ("I32", "I64")) if f"{name}_g_idx" in infos else None
     if index is not None and index.shape != (cols,):
-        raise wrong(name, f"g_idx {list(index.shape)} does not go with {cols} columns")
+        raise wrong(name, f"g_idx {list(index.shape)} does not match {cols} columns")
     stored = Stored(
         name=name,
         shape=shape,
@@ -174,7 +174,7 @@ def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
 
 
 def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """Height and width of the blocks that share a scale, where config.json says there are some."""
+    """Height and width of the blocks that share a scale, where config.json states blocks."""
     blocks = [own.get("block_structure") for own in settings if own["strategy"] == "block"]
     if not blocks:
         return None
@@ -183,7 +183,7 @@ def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[s
     height, width = blocks[0]
     rows, cols = info.shape if len(info.shape) == 2 else (0, 0)
     if scale.shape != (-(-rows // height), -(-cols // width)):
-        raise wrong(name, f"scales {list(scale.shape)} are not those of blocks of {height} x {width}")
+        raise wrong(name, f"scales {list(scale.shape)} do not match blocks of {height} x {width}")
     return height, width
 
 
@@ -197,14 +197,14 @@ def _plain(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
     granularity = "block" if block else _granularity(name, lead, scale, settings)
     groups = 1 if granularity == "tensor" else scale.shape[-1]
     if block is None and cols % groups:
-        raise wrong(name, f"{cols} columns are not {groups} groups of one size")
+        raise wrong(name, f"{cols} columns do not divide into {groups} groups of one size")
     widths = {n for own in settings if (n := whole(own, "num_bits", 1, 8)) is not None}
     bits = widths.pop() if len(widths) == 1 and info.dtype == "I8" else 8
     if settings and not any(_agrees({**own, "num_bits": None}, bits, cols, groups) for own in settings):
-        raise wrong(name, f"{groups} scales for {cols} columns: that is not what config.json says")
+        raise wrong(name, f"{groups} scales for {cols} columns contradict config.json")
     zero = _zero(infos, name, settings) if info.dtype == "I8" else None
     if zero is not None and (zero.dtype != "I8" or zero.shape != scale.shape or block):
-        raise wrong(name, f"zero points {zero.dtype} {list(zero.shape)} do not go with the scales")
+        raise wrong(name, f"zero points {zero.dtype} {list(zero.shape)} do not match the scales")
     height, group = block or (1, cols // groups)
     return Stored(
         name=name,
@@ -232,13 +232,13 @@ def _scheme(stored: Stored) -> str:
 
 
 def _refuse(infos: Mapping[str, TensorInfo], name: str) -> None:
-    """Raise DataError for layouts of other kinds under the same names."""
+    """Raise DataError for other layouts under the same names."""
     codes, scale = infos[f"{name}_packed"], infos.get(f"{name}_scale")
     if name in infos:
-        raise wrong(name, "it is stored packed and as it is")
+        raise wrong(name, "it is stored both packed and unpacked")
     if codes.dtype == "U8":
         scales = f" with {scale.dtype} scales" if scale else ""
-        raise wrong(name, f"packed bytes{scales} are not known here")
+        raise wrong(name, f"packed bytes{scales} are not supported")
 
 
 def _found(stored: Stored, *, packed: bool) -> Found:
@@ -255,7 +255,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What is stored as packed integers with a scale, or as bytes with one."""
+    """The weights that are stored as packed integers with a scale, or as bytes with one."""
     found = []
     for full in infos:
         name = full.removesuffix("_packed")

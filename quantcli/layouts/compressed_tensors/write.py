@@ -1,7 +1,7 @@
 """The tensors of compressed-tensors, and the quantization_config that makes a checkpoint folder loadable.
 
 A model that the layout cannot express (convolutions, short groups, float offsets, names without `.weight`, other bit
-widths) gets none: a folder that claims it all the same would load with random weights and only a warning.
+widths) gets no configuration: with one, the folder would load with random weights and only a warning.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ ACCEPTS = Accepts(bits=tuple(BITS))
 
 
 EXPERT = r"re:.*\.experts\.\d+\..*"
-"""The target that names stacked experts: transformers looks for their scheme in the group that has such a one."""
+"""The target that names stacked experts: transformers looks for their scheme in the group with this target."""
 
 
 def obstacle(tensor: Weight, model: Architecture) -> str | None:
-    """Why the layout cannot express a quantized tensor, or nothing loads it in such a model; None when all is well."""
+    """Why the layout cannot express a quantized tensor, or no loader supports it in this model; None when it can be
+    stored."""
     why = ACCEPTS.obstacle(facts(tensor)[0]) or not_a_matrix(tensor)
     return why or module(tensor, model)
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why no loader takes a quantized weight in this place."""
+    """Why no loader supports a quantized weight in this module."""
     if not model.takes_packed:
         return "transformers cannot prepare this type of model for packed weights"
     if model.holder(module_of(weight.info.name)) == EXPERTS and not facts(weight)[0].symmetric:
@@ -55,7 +56,7 @@ def _weights(tensor: Weight) -> dict[str, Any]:
 
 
 def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple[dict[str, Any] | None, str]:
-    """The quantization_config of a model, and the reason why there is none.
+    """The quantization_config of a model, or the reason why there is none.
 
     One scheme targets every Linear but the ignored ones; several name their modules, more bits first, because a
     loader that takes the first for all then fails loudly instead of decoding wrongly.
@@ -73,9 +74,9 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
         groups.setdefault(repr(weights), (weights, []))[1].extend(names)
     if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)):
         experts = [w for w, names in groups.values() if EXPERT in names]
-        return None, f"{'some experts' if experts else 'experts'} kept, which loaders take packed or not at all"
+        return None, f"{'some experts' if experts else 'experts'} are kept, but loaders need all of them packed or none"
     if sum(EXPERT in names for _, names in groups.values()) > 1:
-        return None, "experts of several schemes, where loaders take one for all"
+        return None, "experts have several schemes, but loaders take one for all"
     ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
     config = {
         f"group_{i}": {
@@ -130,7 +131,7 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
 
 
 def _sentences(beside: Beside) -> list[str]:
-    """What is to be said of a folder of sentence-transformers, which has modules.json."""
+    """A note for a folder of sentence-transformers, which has modules.json."""
     if beside("modules.json") is None:
         return []
     return [

@@ -24,7 +24,7 @@ all in float32, from left to right. In the larger blocks bit fields of a run of 
 qs of Q4_K is 32 bytes for 64 weights, of Q2_K 32 bytes for 128, and so on.
 
 Reading (read): the blocks above, of any GGUF. Writing: the codes of a native file as blocks of 32 (blocks), in one file
-(write) with the keys (llama), the words (vocabulary) and the names (names) that llama.cpp has for a model.
+(write) with the keys (llama), the vocabulary and the names (names) that llama.cpp uses for a model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Blocks of GGUF made from codes as they are: nothing is quantized again.
+"""GGUF blocks made from native codes, without quantizing again.
 
     scheme, symmetric     4 bits Q4_0, 5 bits Q5_0, 8 bits Q8_0; asymmetric 4 bits Q4_1, 5 bits Q5_1
 
-A block of 32 weights has a scale d of its own, in float16, so that a scale of a larger group is repeated. Q4_1 and
-Q5_1 add a float16 m: -z * d for zero points z, with the rounded d, so that what was 0 stays as near 0 as m can be.
+A block of 32 weights has its own scale d in float16, so that a scale of a larger group is repeated. Q4_1 and
+Q5_1 add a float16 m: -z * d for zero points z, with the rounded d, so that 0 stays as near to 0 as m allows.
 The bytes are those in the picture of the package.
 """
 
@@ -38,7 +38,7 @@ _LOW, _SIGN = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x8080808080808080)
 
 
 def obstacle(scheme: Scheme, plan: Layout, shape: tuple[int, ...]) -> str | None:
-    """Why no blocks can be made of the codes of a tensor, as far as scheme and shape tell; None when they can.
+    """Why the codes of a tensor cannot be stored as blocks, by its scheme and shape; None when they can.
 
     >>> from quantcli.tensors.rows import layout
     >>> from quantcli import Scheme
@@ -63,25 +63,25 @@ def obstacle(scheme: Scheme, plan: Layout, shape: tuple[int, ...]) -> str | None
 
 
 def block_type(scheme: Scheme) -> str:
-    """The type of the blocks of a scheme that has no obstacle."""
+    """The block type of a scheme without an obstacle."""
     return _TYPES[scheme.bits, scheme.symmetric]
 
 
 def _float16(values: Floats, bits: int) -> NDArray[np.float16]:
     """Scales in float16. Raises DataError where that moves the outermost of 2^(b-1) steps by more than a quarter of a
-    step: what was all but zero would be something else, and what is too large infinite."""
+    step: smaller scales would change too much, and larger ones become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded: NDArray[np.float16] = values.astype(np.float16)
         apart = np.abs(rounded.astype(np.float32) - values) * np.float32(1 << (bits + 1))
     lost = ~(apart <= np.abs(values))
     if lost.any():
         first = float(values.ravel()[int(lost.argmax())])
-        raise DataError(f"float16 does not hold the scale {first:.3g}")
+        raise DataError(f"float16 cannot hold the scale {first:.3g}")
     return rounded
 
 
 def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np.float16]:
-    """m of every group. Raises DataError where float16 does not hold it."""
+    """m of every group. Raises DataError where float16 cannot hold it."""
     with np.errstate(over="ignore", invalid="ignore"):
         exact = zero if scheme.zero_point == "float" else -zero * d.astype(np.float32)
         m: NDArray[np.float16] = exact.astype(np.float16)
@@ -89,13 +89,13 @@ def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np
     lost = ~(apart <= np.abs(d.astype(np.float32)) / 4)
     if lost.any():
         first = float(exact.ravel()[int(lost.argmax())])
-        raise DataError(f"float16 does not hold the offset {first:.3g} finely enough")
+        raise DataError(f"float16 cannot hold the offset {first:.3g} precisely enough")
     m += np.float16(0)  # a negative zero is written as zero
     return m
 
 
 def exact_params(scheme: Scheme, scale: Floats, zero: Floats | None) -> bool:
-    """Whether blocks of parameters that float16 holds stand for just the same numbers."""
+    """Whether blocks, whose parameters are float16, decode to exactly the same numbers."""
     d = _float16(scale, scheme.bits)
     if not np.array_equal(d.astype(np.float32), scale):
         return False
@@ -117,8 +117,8 @@ def encode(scheme: Scheme, codes: NDArray[np.uint8], scale: Floats, zero: Floats
     """The bytes (rows, cols / 32 * size) of blocks of unsigned codes (rows, cols), a multiple of 32.
 
     codes: as the native file has them, q + 2^(b-1) of symmetric schemes. scale, zero: of `group` columns each, (rows,
-    groups), or (1, 1) for all; zero holds zero points, or offsets where the scheme says so. Raises DataError where
-    float16 does not hold a parameter: the codes would stand for something else.
+    groups), or (1, 1) for all; zero holds zero points, or offsets for schemes with float offsets. Raises DataError
+    where float16 cannot hold a parameter: the codes would decode to other values.
     """
     rows, cols = codes.shape
     kind = block_type(scheme)
@@ -129,7 +129,7 @@ def encode(scheme: Scheme, codes: NDArray[np.uint8], scale: Floats, zero: Floats
         out["m"] = _of_blocks(_offsets(scheme, d, zero), rows, cols, group)
     words = np.ascontiguousarray(codes).view("<u8").reshape(-1, 4)
     if scheme.bits == 8:
-        for i in range(4):  # what the offset of 128 has made unsigned is int8 again
+        for i in range(4):  # undo the offset of 128: int8 again
             out["qs"][:, i] = words[:, i] ^ _SIGN
         return out.view(np.uint8).reshape(rows, -1)
     if scheme.bits == 5:

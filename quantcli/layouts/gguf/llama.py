@@ -1,11 +1,11 @@
-"""The Llama family as llama.cpp wants it: keys from config.json, its names, its order of rows.
+"""The Llama family as llama.cpp expects it: keys from config.json, tensor names, order of rows.
 
-    LlamaForCausalLM, MistralForCausalLM   architecture llama; the rows of q and k are turned
+    LlamaForCausalLM, MistralForCausalLM   architecture llama; the rows of q and k are reordered
     Qwen2ForCausalLM, Qwen3ForCausalLM     architectures qwen2 and qwen3
 
 llama.cpp rotates neighbouring rows of a head where the checkpoint rotates a row with the one half a head later, so
 for `llama` the rows of a head go 0, D/2, 1, D/2 + 1, ...; whole rows, so quantized ones too. Tensors of one dimension
-are F32. Without an own output head there is no output.weight: token_embd.weight serves for both.
+are F32. Without a separate output head there is no output.weight: token_embd.weight serves for both.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FAMILIES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-"""llama.cpp's architecture by the class of transformers."""
+"""llama.cpp's architecture of each class of transformers."""
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-"""general.file_type: what most matrices of a file are."""
+"""general.file_type: the type of most matrices of a file."""
 
 MAX_LAYERS = 10_000
 
@@ -46,8 +46,8 @@ _USELESS = ".rotary_emb.inv_freq"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTensor:
-    """A tensor of the GGUF. source: its name in the checkpoint. shape: in both. heads: of whose rows `turned` gives
-    the order, 0 where they stay. float32: whether llama.cpp takes it as F32 only."""
+    """A tensor of the GGUF. source: its name in the checkpoint. shape: in both. heads: number of heads whose rows
+    `turned` reorders, 0 where rows stay. float32: whether llama.cpp takes it as F32 only."""
 
     name: str
     source: str
@@ -59,7 +59,7 @@ class ModelTensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaModel:
     """A model as llama.cpp loads it. keys: those of the architecture. tensors: in the checkpoint's order. made: F32
-    tensors that are computed. vocabulary: words it has. notes: what it will do differently, a line each."""
+    tensors that are computed. vocabulary: number of its tokens. notes: what llama.cpp does differently, a line each."""
 
     architecture: str
     keys: Mapping[str, Any]
@@ -77,8 +77,8 @@ def _whole(config: Mapping[str, Any], key: str, default: Any = None) -> int:
     value = config.get(key)
     value = default if value is None else value
     if type(value) is not int or not 1 <= value < 1 << 31:
-        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a whole number from 1"
-        raise _refuse(said, key)
+        problem = "is missing" if value is None else f"{printable(repr(value), 40)} is not a whole number of 1 or more"
+        raise _refuse(problem, key)
     return value
 
 
@@ -86,8 +86,8 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None) -
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        said = "is missing" if value is None else f"{printable(repr(value), 40)} is not a number above 0"
-        raise _refuse(said, key)
+        problem = "is missing" if value is None else f"{printable(repr(value), 40)} is not a number above 0"
+        raise _refuse(problem, key)
     return float(value)
 
 
@@ -106,11 +106,11 @@ def _sizes(config: Mapping[str, Any], architecture: str) -> _Sizes:
     hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
     layers = _whole(config, "num_hidden_layers")
     if layers > MAX_LAYERS:
-        raise _refuse(f"{layers} layers", "num_hidden_layers")
+        raise _refuse(f"{layers} layers are too many, up to {MAX_LAYERS} are supported", "num_hidden_layers")
     default = heads if architecture == "llama" else None
     kv_heads = _whole(config, "num_key_value_heads", default)
     if config.get("head_dim") is None and hidden % heads:
-        raise _refuse(f"{hidden} is no multiple of the {heads} heads", "hidden_size")
+        raise _refuse(f"{hidden} is not a multiple of the {heads} heads", "hidden_size")
     head = _whole(config, "head_dim", hidden // heads)
     if head % 2:
         raise _refuse(f"heads of {head} rows cannot be rotated", "head_dim")
@@ -138,10 +138,10 @@ def _scaling(architecture: str, found: Mapping[str, Any]) -> dict[str, Any]:
     if kind in ("default", "llama3"):
         return {}
     if kind not in ("linear", "yarn"):
-        raise _refuse(f"{printable(repr(kind), 40)} is not known; known: linear, llama3, yarn", "rope_scaling")
+        raise _refuse(f"{printable(repr(kind), 40)} is not supported; supported: linear, llama3, yarn", "rope_scaling")
     extra = [key for key, value in found.items() if key not in _SCALED_BY and value is not None]
     if extra:
-        raise _refuse(f"{kind} with {printable(extra[0], 40)} is not known", "rope_scaling")
+        raise _refuse(f"{kind} with {printable(extra[0], 40)} is not supported", "rope_scaling")
     keys: dict[str, Any] = {"scaling.type": kind, "scaling.factor": _number(found, "factor")}
     if kind == "yarn":
         keys["scaling.original_context_length"] = _whole(found, "original_max_position_embeddings")
@@ -149,7 +149,7 @@ def _scaling(architecture: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frequencies(config: Mapping[str, Any], base: float, found: Mapping[str, Any], head: int) -> Floats | None:
-    """What every frequency is divided by with Llama 3's scaling (head / 2,); None without.
+    """The divisor of every frequency with Llama 3's scaling (head / 2,); None without.
 
     Long waves are stretched by the factor, short ones stay, those between are blended by their length.
     """
@@ -188,7 +188,7 @@ def _keys(config: Mapping[str, Any], architecture: str, sizes: _Sizes) -> dict[s
 
 
 def _shapes(architecture: str, sizes: _Sizes, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors there must be, by their names in the checkpoint."""
+    """Shapes of the required tensors, by their names in the checkpoint."""
     hidden, inner = sizes.hidden, sizes.inner
     q, kv = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
     layer = {
@@ -213,7 +213,7 @@ def _shapes(architecture: str, sizes: _Sizes, *, tied: bool) -> dict[str, tuple[
 
 
 def _optional(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the biases there may be: llama.cpp adds them where it finds them."""
+    """Shapes of the optional biases: llama.cpp adds them where it finds them."""
     if architecture != "llama":
         return {}
     return {f"{n.removesuffix('weight')}bias": s[:1] for n, s in shapes.items() if "_proj." in n}
@@ -222,7 +222,7 @@ def _optional(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
 def _tensors(
     infos: Sequence[TensorInfo], architecture: str, sizes: _Sizes, *, tied: bool
 ) -> tuple[tuple[ModelTensor, ...], list[str]]:
-    """The tensors of the GGUF, and what is left out."""
+    """The tensors of the GGUF, and the names of those left out."""
     needed = _shapes(architecture, sizes, tied=tied)
     known = needed | _optional(architecture, needed)
     present = {info.name for info in infos}
@@ -240,7 +240,7 @@ def _tensors(
             raise DataError(f"{architecture} of llama.cpp has no such tensor", place=[printable(info.name)])
         if info.shape != known[info.name]:
             raise DataError(
-                f"it is {list(info.shape)}, and by config.json {list(known[info.name])}", place=[printable(info.name)]
+                f"it is {list(info.shape)}, but {list(known[info.name])} by config.json", place=[printable(info.name)]
             )
         heads = 0
         if ARCHITECTURES[architecture] and (".q_proj." in info.name or ".k_proj." in info.name):
@@ -252,7 +252,7 @@ def _tensors(
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
-    """llama.cpp's architecture of a model. Raises UsageError for other models, with the list of those that go."""
+    """llama.cpp's architecture of a model. Raises UsageError for other models, with a list of those supported."""
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     if not isinstance(name, str) or name not in FAMILIES:
@@ -263,16 +263,16 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 
 def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> LlamaModel:
-    """The model that config.json and the tensors of a checkpoint make.
+    """The model of the config.json and the tensors of a checkpoint.
 
-    Raises UsageError for another family, DataError for a model of the family that llama.cpp would run otherwise or
-    not at all, and where tensors and config.json do not go together.
+    Raises UsageError for another family, DataError for a model of the family that llama.cpp would run differently or
+    not at all, and where tensors and config.json do not match.
     """
     architecture = architecture_of(config)
     sizes = _sizes(config, architecture)
     for key, fine in (("hidden_act", (None, "silu")), ("partial_rotary_factor", (None, 1, 1.0))):
         if config.get(key) not in fine:
-            raise _refuse(f"{printable(repr(config[key]), 40)} is not what llama.cpp computes", key)
+            raise _refuse(f"llama.cpp does not support {printable(repr(config[key]), 40)}", key)
     tied = config.get("tie_word_embeddings") is True
     base, scaled = _rope(config)
     divisors = _frequencies(config, base, scaled, sizes.head)
@@ -280,13 +280,11 @@ def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Llama
     notes = []
     if left:
         notes.append(
-            f"{left[0]}{f' and {len(left) - 1} more' if len(left) > 1 else ''} left out: llama.cpp has no use for it"
+            f"{left[0]}{f' and {len(left) - 1} more' if len(left) > 1 else ''} left out: llama.cpp does not use it"
         )
     window = config.get("sliding_window")
     if window is not None and config.get("use_sliding_window", architecture == "llama"):
-        notes.append(
-            f"llama.cpp looks back over all words, not only the {printable(str(window), 20)} of sliding_window"
-        )
+        notes.append(f"llama.cpp attends to all tokens, not only the {printable(str(window), 20)} of sliding_window")
     return LlamaModel(
         architecture=architecture,
         keys=_keys(config, architecture, sizes),
@@ -298,7 +296,7 @@ def llama_model(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Llama
 
 
 def turned(rows: int, heads: int) -> NDArray[np.intp]:
-    """For every row of llama.cpp's q or k the row of the checkpoint that it is.
+    """The row of the checkpoint for every row of llama.cpp's q or k.
 
     >>> turned(8, 2).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]

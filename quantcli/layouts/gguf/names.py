@@ -1,12 +1,12 @@
-"""Names of tensors: Hugging Face's for models of the Llama family beside llama.cpp's."""
+"""Tensor names of the Llama family, Hugging Face's and llama.cpp's."""
 
 from __future__ import annotations
 
 import re
 
 ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
-"""Architectures of llama.cpp whose tensors have these names, and whether the rows of attn_q and attn_k are turned: the
-two halves of a head's rows lie in turns there, because llama.cpp rotates neighbours."""
+"""Architectures of llama.cpp whose tensors have these names, and whether the rows of attn_q and attn_k are reordered:
+the two halves of a head's rows alternate there, because llama.cpp rotates neighbours."""
 
 _WHOLE = {
     "model.embed_tokens": "token_embd",
@@ -54,7 +54,7 @@ def _ending(name: str) -> tuple[str, str]:
 
 
 def gguf_name(name: str) -> str | None:
-    """llama.cpp's name of a tensor; None for those it has none for, and for single experts.
+    """llama.cpp's name of a tensor; None where it has none, and for single experts.
 
     >>> gguf_name("model.layers.3.self_attn.q_proj.weight"), gguf_name("lm_head.weight"), gguf_name("visual.weight")
     ('blk.3.attn_q.weight', 'output.weight', None)
@@ -68,7 +68,7 @@ def gguf_name(name: str) -> str | None:
 
 
 def hf_name(name: str) -> str | None:
-    """Hugging Face's name of a tensor of llama.cpp; None for those it has none for.
+    """Hugging Face's name of a tensor of llama.cpp; None where it has none.
 
     >>> hf_name("blk.3.attn_q.weight"), hf_name("rope_freqs.weight")
     ('model.layers.3.self_attn.q_proj.weight', None)
@@ -82,8 +82,8 @@ def hf_name(name: str) -> str | None:
 
 
 def imatrix_name(name: str) -> tuple[str, int | None] | None:
-    """The name under which an importance matrix of llama.cpp has a tensor, and which of its experts the tensor is;
-    None for names llama.cpp does not have.
+    """The name of a tensor in an importance matrix of llama.cpp, and the number of its expert; None where
+    llama.cpp has no such name.
 
     >>> imatrix_name("model.layers.0.mlp.experts.7.up_proj.weight")
     ('blk.0.ffn_up_exps.weight', 7)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
 
 KEY = "gguf"
-"""Under it the blocks of a GGUF stand in what `find` takes for config.json."""
+"""The key under which `find` gets the blocks of a GGUF in place of config.json."""
 
 
 def _half(blocks: Bytes, at: int) -> Floats:
@@ -138,7 +138,7 @@ def _iq4_xs(blocks: Bytes) -> Floats:
 def _mxfp4(blocks: Bytes) -> Floats:
     exponents = blocks[:, :1].astype(np.uint32) << np.uint32(23)
     exponents[blocks[:, :1] == 0] = 1 << 22
-    found: Floats = (E2M1 + np.float32(0))[_fields(blocks[:, 1:], 4, 16).reshape(-1, 32)]  # ggml has one zero
+    found: Floats = (E2M1 + np.float32(0))[_fields(blocks[:, 1:], 4, 16).reshape(-1, 32)]  # ggml has no negative zero
     with np.errstate(over="ignore"):
         found *= exponents.view(np.float32)
     return found
@@ -180,7 +180,7 @@ DECODERS: Mapping[str, tuple[int, Callable[[Bytes], Floats], tuple[int, ...]]] =
     "TQ1_0": (2, _tq1_0, (52,)),
     "TQ2_0": (2, _tq2_0, (64,)),
 }
-"""Bits of a code, float32 (B, weights) of blocks (B, bytes), and where in a block its float16s are."""
+"""Bits of a code, float32 (B, weights) of blocks (B, bytes), and the positions of the float16s in a block."""
 
 
 def _decode(name: str, block: Block, read: Read, first: int, last: int) -> Floats:
@@ -195,14 +195,14 @@ def _decode(name: str, block: Block, read: Read, first: int, last: int) -> Float
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What a GGUF stores in blocks."""
+    """The weights that a GGUF stores in blocks."""
     blocks, found = config.get(KEY), []
     for name, info in infos.items():
         block = blocks.get(name) if isinstance(blocks, Mapping) else None
         if not isinstance(block, Block):
             continue
         if block.type.name not in DECODERS:
-            raise wrong(name, f"{block.type.name} blocks are not known here", f"known: {', '.join(DECODERS)}")
+            raise wrong(name, f"{block.type.name} blocks are not supported", f"supported: {', '.join(DECODERS)}")
         if info.numel == 0:
             raise wrong(name, "it is empty")
         found.append(

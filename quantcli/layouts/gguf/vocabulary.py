@@ -1,11 +1,11 @@
-"""The words of a model as llama.cpp wants them, from tokenizer.json and tokenizer_config.json.
+"""The vocabulary of a model in llama.cpp's keys, from tokenizer.json and tokenizer_config.json.
 
-    byte-level BPE                      tokenizer.ggml.model gpt2, with merges, where llama.cpp cuts text as it does
+    byte-level BPE                      tokenizer.ggml.model gpt2, with merges, where llama.cpp splits text the same way
     BPE that falls back to bytes        tokenizer.ggml.model llama, with scores in the order of the merges
-    anything else                       no_vocab, and a line that says why: the model runs on numbers of words
+    anything else                       no_vocab, and a line that says why: the model runs on token ids
 
-How text is cut into pieces before BPE is code in llama.cpp, chosen by a name (tokenizer.ggml.pre); here that name is
-found by the pattern in tokenizer.json. What only looks like a known pattern would run, and read text wrongly.
+How text is split into pieces before BPE is code in llama.cpp, chosen by a name (tokenizer.ggml.pre); here that name
+is found by the exact pattern in tokenizer.json: with a similar pattern the model would run, but split text wrongly.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _PATTERNS = {
         True,
     ): "tekken",
 }
-"""llama.cpp's name of a pattern that text is cut by, and of whether a piece that is a word is taken before merges."""
+"""llama.cpp's name of a pattern that splits text, and whether a piece that is a token itself skips the merges."""
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
-_SPACES = "llama.cpp puts a space before text that begins with one already, or that follows a special token"
+_SPACES = "llama.cpp adds a space before text that already begins with one, or that follows a special token"
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The keys of a GGUF that hold its words; `obstacle` tells why there are none, if there are none, and `note` what
-    llama.cpp will read otherwise."""
+    """The keys of a GGUF that hold its vocabulary; `obstacle` says why there is none, and `note` what llama.cpp
+    tokenizes differently."""
 
     keys: Mapping[str, Any]
     obstacle: str = ""
@@ -53,11 +53,11 @@ class Vocabulary:
 
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""What lies beside the weights and is looked at."""
+"""The files beside the weights that are read."""
 
 
 class _OtherwiseError(Exception):
-    """Words that llama.cpp cannot be told of."""
+    """The tokenizer cannot be expressed in llama.cpp's keys."""
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -84,14 +84,14 @@ def _is(step: Mapping[str, Any], **fields: Any) -> bool:
 
 
 def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """llama.cpp's name of the way byte-level text is cut. Raises _OtherwiseError."""
+    """llama.cpp's name of the way byte-level text is split. Raises _OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     whole = bool(model.get("ignore_merges"))
     if not steps or not _is(steps[-1], type="ByteLevel", add_prefix_space=False):
-        raise _OtherwiseError("its words are not those of bytes")
+        raise _OtherwiseError("its tokens are not byte-level")
     if any(step.get("type") != "NFC" for step in normal):
-        raise _OtherwiseError(f"it changes text first ({printable(str(normal[0].get('type')), 40)})")
+        raise _OtherwiseError(f"it normalizes text first ({printable(str(normal[0].get('type')), 40)})")
     own_pattern = steps[-1].get("use_regex", True) is not False
     if len(steps) == 1 and own_pattern and not whole and not normal:
         return "gpt-2"
@@ -104,12 +104,12 @@ def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         name = _PATTERNS.get((regex, whole)) if isinstance(regex, str) else None
         if name is not None and (not normal or name == "qwen2"):
             return name
-    raise _OtherwiseError("it cuts text by a pattern that is not known here")
+    raise _OtherwiseError("it splits text by a pattern that is not supported")
 
 
 def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a space is put before text, where words mark spaces as SentencePiece does, and what llama.cpp does
-    otherwise. Raises _OtherwiseError."""
+    """Whether a space is added before text, where tokens mark spaces as SentencePiece does, and what llama.cpp does
+    differently. Raises _OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     if not normal and len(steps) == 1 and _is(steps[0], type="Metaspace", replacement=_SPACE):
@@ -118,14 +118,14 @@ def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
     replaces = [s for s in normal if _is(s, type="Replace", pattern={"String": " "}, content=_SPACE)]
     before = [s for s in normal if _is(s, type="Prepend", prepend=_SPACE)]
     if steps or len(replaces) != 1 or len(before) + 1 != len(normal) or len(before) > 1:
-        raise _OtherwiseError("it treats spaces in a way that is not known here")
+        raise _OtherwiseError("its way of treating spaces is not supported")
     return bool(before), ""
 
 
 def _words(
     tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
 ) -> tuple[list[str], list[int], dict[str, int]]:
-    """Words by number with their types, and numbers by word. Raises DataError for what is malformed."""
+    """Tokens by id with their types, and ids by token. Raises DataError for a malformed vocabulary."""
     numbers = dict(_object(model.get("vocab"), "vocab"))
     added = tokenizer.get("added_tokens") or []
     kinds: dict[str, int] = {}
@@ -133,23 +133,24 @@ def _words(
         token = _object(token, "added_tokens")
         word, number = token.get("content"), token.get("id")
         if not isinstance(word, str) or numbers.setdefault(word, number) != number:
-            raise DataError("a token has two numbers, or no text", place=["tokenizer.json", "added_tokens"])
+            raise DataError("a token has two ids, or no text", place=["tokenizer.json", "added_tokens"])
         kinds[word] = CONTROL if token.get("special") is True else USER
     words: list[str | None] = [None] * size
     for word, number in numbers.items():
         if type(number) is not int or number < 0:
-            raise DataError("a number is none", place=["tokenizer.json", "vocab", printable(word)])
+            problem = "its id is not a whole number of 0 or more"
+            raise DataError(problem, place=["tokenizer.json", "vocab", printable(word)])
         if number >= size:
-            raise _OtherwiseError(f"word {number} has no row among the {size} of the embedding")
+            raise _OtherwiseError(f"token id {number} is beyond the {size} rows of the embedding")
         if words[number] is not None:
-            raise DataError(f"two words have number {number}", place=["tokenizer.json", "vocab", printable(word)])
+            raise DataError(f"two tokens have the id {number}", place=["tokenizer.json", "vocab", printable(word)])
         words[number] = word
     types = [UNUSED if word is None else kinds.get(word, NORMAL) for word in words]
     return [f"[PAD{i}]" if word is None else word for i, word in enumerate(words)], types, numbers
 
 
 def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The pairs that are merged, the first first. Raises DataError for what is malformed."""
+    """The merged pairs in order. Raises DataError for malformed merges."""
     merges = model.get("merges")
     for merge in merges if isinstance(merges, list) else [None]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -165,7 +166,7 @@ def _byte_level(
     words, types, numbers = _words(tokenizer, model, size)
     merges = [f"{a} {b}" for a, b in _merges(model)]
     if not merges or any(merge.count(" ") > 1 for merge in merges):
-        raise _OtherwiseError("its merges are none of llama.cpp's")
+        raise _OtherwiseError("its merges cannot be stored for llama.cpp")
     keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": words, "token_type": types}
     return keys | {"merges": merges}, numbers
 
@@ -173,11 +174,12 @@ def _byte_level(
 def _falling_back(
     tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """llama.cpp merges the pair whose word has the highest score: here the one that is merged first."""
+    """Keys with scores: llama.cpp merges the pair whose token has the highest score, here the one that is merged
+    first."""
     prefix, _ = _prefix(tokenizer)
     words, types, numbers = _words(tokenizer, model, size)
     if not all(f"<0x{byte:02X}>" in numbers for byte in range(256)):
-        raise _OtherwiseError("not every byte has a word")
+        raise _OtherwiseError("not every byte has a token")
     ranks: dict[str, int] = {}
     for rank, (a, b) in enumerate(_merges(model)):
         ranks.setdefault(a + b, rank)
@@ -195,7 +197,7 @@ def _falling_back(
 
 
 def _begins(tokenizer: Mapping[str, Any], end: bool) -> str | None:
-    """The special token that the tokenizer puts before text, or behind it; None for none."""
+    """The special token that the tokenizer adds before or after text; None where it adds none."""
     for step in _steps(tokenizer.get("post_processor"), "processors"):
         pieces = step.get("single")
         if step.get("type") == "TemplateProcessing" and isinstance(pieces, list) and pieces:
@@ -213,7 +215,7 @@ def _special(
     numbers: Mapping[str, int],
     size: int,
 ) -> dict[str, Any]:
-    """Numbers of the special tokens, and whether text begins and ends with one."""
+    """Ids of the special tokens, and whether text begins and ends with one."""
     keys: dict[str, Any] = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token = settings.get(f"{name}_token")
@@ -225,15 +227,15 @@ def _special(
         if type(number) is int and 0 <= number < size:
             keys[f"{key}_token_id"] = number
     for name in ("bos", "eos"):
-        said = settings.get(f"add_{name}_token")
+        setting = settings.get(f"add_{name}_token")
         token = _begins(tokenizer, end=name == "eos")
         own = token is not None and numbers.get(token) == keys.get(f"{name}_token_id")
-        keys[f"add_{name}_token"] = said if isinstance(said, bool) else own
+        keys[f"add_{name}_token"] = setting if isinstance(setting, bool) else own
     return keys
 
 
 def _template(beside: Beside, settings: Mapping[str, Any]) -> str | None:
-    """The chat template: a file of its own, or in tokenizer_config.json."""
+    """The chat template, from a separate file or from tokenizer_config.json."""
     raw = beside("chat_template.jinja")
     if raw is not None:
         return raw.decode(errors="replace")
@@ -245,7 +247,7 @@ def _template(beside: Beside, settings: Mapping[str, Any]) -> str | None:
 
 
 def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabulary:
-    """The words of a checkpoint whose embedding has `size` rows; words that are missing are filled up.
+    """The vocabulary of a checkpoint whose embedding has `size` rows; missing tokens are filled up.
 
     Raises DataError for a tokenizer.json that is malformed.
     """

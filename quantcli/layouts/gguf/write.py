@@ -1,10 +1,10 @@
-"""A GGUF: of the folder of a Llama the model as llama.cpp runs it; with --container, of anything its tensors alone.
+"""A GGUF: the model of a Llama folder as llama.cpp runs it, or with --container the tensors of any source alone.
 
-A folder whose config.json names a model of `llama` gives that model: its keys, its words, llama.cpp's names and order
-of rows. What is kept there keeps its dtype, but for vectors, which llama.cpp takes as F32, for F64, which it does not
-run, and for 8-bit floats, which GGUF does not have. A container has the tensors under their own names, and the
-architecture `quantcli`, which nothing runs; dtypes GGUF does not have are widened there, so that the numbers are the
-same.
+A folder whose config.json names a model of `llama` gives that model: its keys, its vocabulary, llama.cpp's names and
+order of rows. Kept tensors keep their dtype, except vectors, which llama.cpp takes as F32, F64, which it cannot run,
+and 8-bit floats, which GGUF does not have. A container has the tensors under their own names, and the
+architecture `quantcli`, which nothing runs; dtypes GGUF does not have are widened there, which keeps the numbers
+exactly.
 """
 
 from __future__ import annotations
@@ -41,24 +41,25 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes
 
 ARCHITECTURE = "quantcli"
-"""What a container says it is."""
+"""The architecture key of a container."""
 
 SIZES = {t.name: t.bytes for t in TYPES.values()}
 """Bytes of a block, or of an element of the types without blocks."""
 
 WIDER = {"BOOL": "I8", "U8": "I16", "U16": "I32", "U32": "I64", "F8_E4M3": "F16", "F8_E5M2": "F16"}
-"""What holds all values of the dtypes that GGUF does not have."""
+"""A dtype that holds all values of each dtype that GGUF does not have."""
 
 RUNS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}
-"""What llama.cpp runs matrices of a dtype as."""
+"""The dtype in which llama.cpp runs matrices of a dtype."""
 
 Made = Callable[[Codes, TileSpan], "tuple[Bytes, bool]"]
-"""Bytes (rows, width) of a piece as GGUF has them, and whether they stand for just the same numbers."""
+"""Bytes (rows, width) of a piece as GGUF stores them, and whether they decode to exactly the same numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a tensor goes: its name, its type, and the heads whose halves lie in turns there, 0 where rows stay."""
+    """The place of a tensor: its name, its type, and the number of heads whose halves alternate there, 0 where rows
+    stay."""
 
     name: str
     type: str
@@ -66,7 +67,7 @@ class Place:
 
 
 def shape(weight: Weight) -> str | None:
-    """Why GGUF has no such weight: rows are whole blocks, and there are up to four dimensions."""
+    """Why GGUF cannot store a weight: rows are whole blocks, and there are up to four dimensions."""
     if len(weight.info.shape) > MAX_DIMENSIONS:
         return f"it has {len(weight.info.shape)} dimensions"
     return obstacle(*facts(weight), weight.info.shape)
@@ -107,8 +108,8 @@ def _elements(info: TensorInfo, plan: Layout, target: str) -> Made:
 
 
 def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
-    """Elements in another dtype that holds their values, F64 but for the last bits. Raises DataError where it does
-    not."""
+    """Elements in another dtype that holds their values, for F64 except the last bits. Raises DataError where it
+    cannot."""
     if info.dtype == target or info.dtype == "BOOL":
         return raw, True
     found: NDArray[Any]
@@ -127,7 +128,7 @@ def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
 
 
 def _pieces(plan: Layout, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
-    """The pieces of a tensor of `bits` for a weight or element. width: bytes of so many columns.
+    """The pieces of a tensor of `bits` for a weight or element. width: bytes of a number of columns.
 
     With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is whole heads.
     """
@@ -178,8 +179,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model that config.json beside the weights names.
 
     Raises UsageError for a model of another architecture, or without config.json, and for weights that llama.cpp does
-    not take in blocks; DataError for a model of the family that llama.cpp would run otherwise or not at all, and for
-    what GGUF has no room for.
+    not support in blocks; DataError for a model of the family that llama.cpp would run differently or not at all, and
+    for names, shapes and numbers that GGUF cannot hold.
     """
     config = json_beside(beside, "config.json")
     if config is None:
@@ -213,7 +214,7 @@ def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 
 
 def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
-    """The tensors of a dtype, in a few words."""
+    """A short description of the tensors of a dtype."""
     names = [info.name for info in infos if info.dtype == dtype]
     return printable(names[0], 120) + (" is" if len(names) == 1 else f" and {len(names) - 1} more are")
 
@@ -231,7 +232,7 @@ def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, An
                 raise UsageError(problem, place=[printable(info.name)], hint="keep norms and biases as they are")
             kind = block_type(weight.scheme)
         elif info.dtype not in RUNS:
-            raise DataError(f"llama.cpp runs no {info.dtype}", place=[printable(info.name)])
+            raise DataError(f"llama.cpp cannot run {info.dtype}", place=[printable(info.name)])
         else:
             kind = "F32" if tensor.float32 else RUNS[info.dtype]
             changed += [info] if info.dtype == "F64" else []
@@ -240,17 +241,17 @@ def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, An
     found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
     notes = [*model.notes, *([found.note] if found.note else [])]
     if found.obstacle:
-        notes.append(f"the file has no words, so that llama.cpp runs it on numbers of words only: {found.obstacle}")
+        notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
     if changed:
-        notes.append(f"llama.cpp runs no F64: {_some(changed, 'F64')} rounded to F32")
+        notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture}
     return _conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
 
 
 @lru_cache(maxsize=1)
 def _words(files: tuple[bytes | None, ...], special: str, size: int) -> Vocabulary:
-    """The words of a model in FILES, their keys as bytes. 128 thousand words take half a second and 140 MB, and a model
-    is converted several times: to know its size, and to be written."""
+    """The vocabulary of a model in FILES, its keys as bytes. 128 thousand tokens take half a second and 140 MB, and a
+    model is converted several times: to know its size, and to be written."""
     found = vocabulary(dict(zip(FILES, files)).get, json.loads(special), size)
     return replace(found, keys={key: value_bytes(value) for key, value in found.keys.items()})
 
@@ -275,10 +276,10 @@ def _conversion(
     shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
     general = {**first, **_file_type(by_name, places), "general.quantization_version": 2}
     own = {**general, **keys, "quantcli.version": __version__}
-    lay_out(own, shapes)  # what GGUF has no room for is refused here
+    lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
 
-    def files(base: str, told: str) -> list[Bytewise]:
-        found = lay_out({**own, KEY: told}, shapes)
+    def files(base: str, record: str) -> list[Bytewise]:
+        found = lay_out({**own, KEY: record}, shapes)
         pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
         return [Bytewise(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
 
@@ -287,8 +288,8 @@ def _conversion(
 
 
 def _file_type(by_name: Mapping[str, Weight], places: Mapping[str, Place]) -> dict[str, Any]:
-    """The key for what most weights in blocks are; of several types the last by name, so that their order does not
-    matter."""
+    """The key for the type of most weights in blocks; of equally frequent types the last by name, so that order does
+    not matter."""
     count: Counter[str] = Counter()
     for source, place in places.items():
         if by_name[source].scheme is not None:

@@ -1,9 +1,9 @@
-"""The document of a native file: what was done to each of its tensors, and what that cost.
+"""The document of a native file: what was done to each of its tensors, with which error.
 
-It is JSON under `__metadata__["quantcli"]`: version, tool, tile and digest rule, the schemes, the recipe (what was
-asked for: numbers of schemes, rules, who is left alone), and for every tensor its reason and, when quantized, scheme,
-dtype and error sums. Its first key is `check`, the XXH3-128 of length and JSON of the whole header with 32 zeros in
-its own place. Decoding a tensor that compressed-tensors can express needs nothing from that document.
+It is JSON under `__metadata__["quantcli"]`: version, tool, tile and digest rule, the schemes, the recipe (the
+request: indices of schemes, rules, exclusions), and for every tensor its reason and, when quantized, scheme, dtype and
+error sums. Its first key is `check`, the XXH3-128 of length and JSON of the whole header with 32 zeros in
+its own place. Decoding a tensor that compressed-tensors can express needs nothing from this document.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 KEY = "quantcli"
 VERSION = 1
 _WIDEST = 1.7976931348623157e308
-"""No float prints longer: it holds the place of the sums that are known only at the end."""
+"""The longest text of a float: a placeholder for the sums that are known only at the end."""
 
 DIGEST_SIZES = {"xxh3": 32, "sha256": 64, "none": 0}
 """Digest kinds and the hexadecimal digits of each."""
@@ -39,8 +39,8 @@ DIGEST_SIZES = {"xxh3": 32, "sha256": 64, "none": 0}
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is known of a tensor once it is written: its errors when quantized, its digest, the scheme that was chosen
-    for it, and the squared error min-max would have had (None where that is no question)."""
+    """The result of a written tensor: its errors when quantized, its digest, the scheme that was chosen for it, and the
+    squared error min-max would have had (None where that is not compared)."""
 
     metrics: Metrics | None
     digest: str | None
@@ -51,7 +51,7 @@ class Result:
 def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None, digest: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"reason": tensor.reason}
     if tensor.scheme is not None:
-        # Before it is written the longest there can be stands for the scheme and the sums.
+        # Before it is written, the longest possible values stand for the scheme and the sums.
         for scheme in (result.scheme,) if result and result.scheme else candidates(tensor.scheme):
             values = scheme.as_dict()
             if values not in schemes:
@@ -73,10 +73,10 @@ def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None
 
 
 class Request(Protocol):
-    """What was asked of a model, as a file remembers it."""
+    """The request for a model, as stored in a file."""
 
     def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Plain values; schemes by their number in `schemes`, to which they are added."""
+        """Plain values; schemes by their index in `schemes`, to which they are added."""
 
 
 def document(
@@ -86,7 +86,7 @@ def document(
     source_bytes: int,
     results: Mapping[str, Result] | None = None,
 ) -> str:
-    """The JSON document of a file of these tensors, made from so many bytes; without results, one at least as long."""
+    """The JSON document of a file of these tensors; without results, one at least as long."""
     schemes: list[dict[str, Any]] = []
     recipe = request.as_dict(schemes) if request is not None else None
     entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in tensors}
@@ -105,7 +105,7 @@ def document(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKept:
-    """A tensor that a file holds as it was, and why."""
+    """A kept tensor of a native file, and why it was kept."""
 
     info: TensorInfo
     reason: str
@@ -120,7 +120,7 @@ class StoredKept:
 
     @property
     def decided(self) -> Kept:
-        """What was decided for it."""
+        """The decision for it."""
         return Kept(info=self.info, reason=self.reason, note=self.note)
 
     @property
@@ -154,7 +154,7 @@ class StoredQuantized:
 
     @property
     def decided(self) -> Quantized:
-        """What was decided for it, but for the importance of its columns."""
+        """The decision for it, without the importance of its columns."""
         return Quantized(
             info=self.info,
             reason=self.reason,
@@ -184,8 +184,8 @@ StoredTensor = StoredKept | StoredQuantized
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The parsed header document of a native file. recipe: what was asked for, as `recipe.request_of` takes it; None
-    where the file does not say."""
+    """The parsed header document of a native file. recipe: the request, as `recipe.request_of` takes it; None where the
+    file does not hold it."""
 
     tool: str
     digest: str
@@ -199,7 +199,7 @@ class Document:
 
 def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document:
     """The document of a file that holds these tensors, checked against them. seal: whether the digest of the header
-    holds (see seal.py). Raises DataError, VersionError for an unchanged header of a version that is not known."""
+    matches (see seal.py). Raises DataError, VersionError for an unchanged header of an unknown version."""
     from quantcli.strict import strict_json
 
     stored = {i.name: i for i in infos}
@@ -207,7 +207,7 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
     try:
         whole = _of_type(whole, dict, "document")
         version = _field(whole, "version", int)
-        if version != VERSION:  # before anything else of the document, which another version may arrange otherwise
+        if version != VERSION:  # before anything else of the document, which another version may arrange differently
             raise (DataError if seal is False else VersionError)(
                 f"format version {printable(str(version), 20)} is unknown, this quantcli reads version {VERSION}",
                 hint="use a newer quantcli",
@@ -238,10 +238,10 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
 
 
 KEYS = {"check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors"}
-"""All that a document holds."""
+"""The keys of a document."""
 
 _LIMIT = 2.0**1000
-"""What numbers of a document are below; comparing with an integer of 1,000 bits takes longer."""
+"""Upper limit of the numbers of a document, which keeps comparisons fast."""
 
 _KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number of 0 or more", float: "0 or more"}
 
@@ -263,13 +263,13 @@ def _field(values: Mapping[str, Any], key: str, kind: type[T]) -> T:
 
 
 def _scheme(values: dict[str, Any]) -> Scheme:
-    """A stored scheme. Raises UsageError for one that has no meaning, DataError for values of other kinds."""
+    """A stored scheme. Raises UsageError for an invalid combination, DataError for values of the wrong type."""
     if "codebook" in values:
         values = {**values, "codebook": tuple(_field(values, "codebook", list))}
     try:
         return asking.Scheme(**values)
     except TypeError:
-        raise DataError("a scheme has a key or a value that no scheme has") from None
+        raise DataError("a scheme has an unknown key or an invalid value") from None
 
 
 def _parse_tensor(
@@ -296,7 +296,7 @@ def _checked(
     if dtype not in DTYPES:
         raise DataError(f"unknown dtype {printable(dtype, 40)}")
     if index >= len(schemes):
-        raise DataError(f"scheme is {index}, and there are only {len(schemes)}")
+        raise DataError(f"scheme is {index}, but there are only {len(schemes)}")
     info, scheme = TensorInfo(name, dtype, tuple(_of_type(n, int, "dimension") for n in shape)), schemes[index]
     if scheme.calibration == "auto":
         raise DataError("auto is not the scheme of a tensor")

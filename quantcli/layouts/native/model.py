@@ -37,7 +37,7 @@ CHANGED = "its quantcli header was changed after it was written, so what it says
 
 
 class Tensor:
-    """A tensor of a file: what it was before quantization, and its values when asked for."""
+    """A tensor of a file: its original name, dtype and shape, and its values on demand."""
 
     def __init__(self, source: Source, stored: StoredTensor) -> None:
         self._source = source
@@ -68,7 +68,7 @@ class Tensor:
 
     @property
     def scheme(self) -> Scheme | None:
-        """How it was quantized; None when it is stored as it was."""
+        """Its scheme; None for a kept tensor."""
         return self.stored.scheme
 
     def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
@@ -135,7 +135,7 @@ class Tensor:
         return found.reshape(-1, width)
 
     def _codebook(self, span: TileSpan) -> Codebook | None:
-        """The levels of the codes of one tile."""
+        """The decoded levels for the codes of one tile."""
         scheme, plan = self.stored.scheme, self.stored.layout
         assert scheme is not None and plan is not None
         if code_grid(scheme).mode != LEVELS:
@@ -197,7 +197,7 @@ class Tensor:
         return to_float32(raw, dtype.name).reshape(stored.info.shape)
 
     def quantized(self) -> QuantizedTensor:
-        """The tensor in quantized form, in memory. Raises DataError when it is stored as it was."""
+        """The tensor in quantized form, in memory. Raises DataError for a kept tensor."""
         scheme, plan = self.stored.scheme, self.stored.layout
         if scheme is None or plan is None:
             raise DataError("it is not quantized", place=[self._source.path, printable(self.name)])
@@ -243,7 +243,7 @@ class Model(Mapping[str, Tensor]):
 
     @property
     def is_changed(self) -> bool:
-        """Whether a quantcli header was changed after it was written, so that what it says need not be true."""
+        """Whether a quantcli header was changed after it was written, so that it cannot be trusted."""
         return any(d.intact is False for d in self.documents)
 
     def check_headers(self) -> None:
@@ -294,5 +294,5 @@ def open(path: str) -> Model:
 
 
 def stored_tensors(model: Model) -> Sequence[StoredTensor]:
-    """What is stored, in file order."""
+    """The stored tensors, in file order."""
     return [tensor.stored for tensor in model.values()]

@@ -1,4 +1,4 @@
-"""What a quantized tensor is stored as in a native file: its parts, their dtypes and shapes.
+"""The parts of a quantized tensor in a native file, with their dtypes and shapes.
 
 For a tensor X (shape [rows, cols] or more) of b bits the file holds
 
@@ -34,7 +34,7 @@ def zero_shape(plan: Layout) -> tuple[int, int]:
 
 
 def parts(scheme: Scheme) -> list[str]:
-    """What a tensor of this scheme is stored as, in file order: the ends of the names.
+    """The parts of a tensor of this scheme, in file order: the suffixes of their names.
 
     >>> from quantcli import Scheme
     >>> parts(Scheme(bits=4, symmetric=False))

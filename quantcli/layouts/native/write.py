@@ -1,4 +1,4 @@
-"""How the native layout is written: codes and parameters tile by tile, as `parts` names them."""
+"""The writer of the native layout: codes and parameters tile by tile, as `parts` names them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def convert(tensors: Sequence[Decided], beside: Beside) -> Conversion:
-    """A model as quantcli stores it: every tensor by itself, whatever its scheme."""
+    """The native writer: every tensor by itself, whatever its scheme."""
     return Conversion(jobs={t.info.name: job(t) for t in tensors})
 
 
@@ -41,7 +41,7 @@ def _pieces(tensor: Quantized) -> Iterator[Piece]:
     zeros = _ZeroBands(plan, scheme.bits) if "zero_point" in place else None
 
     def put(write: Write, part: str, first: int, values: NDArray[Any]) -> None:
-        """Parameters from the first-th number of a part on, in the dtype it has."""
+        """A write of parameters at element `first` of a part, in its dtype."""
         dtype = held[place[part]].dtype
         write(place[part], first * DTYPES[dtype].bits // 8, np.ascontiguousarray(from_float32(values, dtype)))
 
@@ -73,7 +73,7 @@ def _pieces(tensor: Quantized) -> Iterator[Piece]:
 
 
 class _ZeroBands:
-    """Zero points on their way to the stream that runs down 32 rows at a time: b words for each group."""
+    """Zero points collected for the stream that runs down 32 rows at a time: b words for each group."""
 
     def __init__(self, plan: Layout, bits: int) -> None:
         self.rows, self.groups = zero_shape(plan)
@@ -83,7 +83,7 @@ class _ZeroBands:
         self._lock = threading.Lock()
 
     def add(self, zero: NDArray[Any], row: int, group: int, write: Any) -> None:
-        """Take in zero points (rows, groups) at a place; bands that are complete are written, by byte offset."""
+        """Add zero points (rows, groups) at a place; complete bands are returned, by byte offset."""
         done = []
         with self._lock:
             for first in range(row // 32 * 32, row + zero.shape[0], 32):

@@ -9,7 +9,7 @@ bits and block_size:
                  or the dtype of the scales    [N, ceil(K/B)]             one to a number
     g_idx        is refused
 
-and is (u - zero point) * scale; [N, K] is [out, in], the matrix that it multiplies with is that turned. All but B may
+and is (u - zero point) * scale; [N, K] is [out, in]; the node multiplies with its transpose. All but B may
 also be flat.
 
 DequantizeLinear, a weight x of any shape, axis (1 where left out) and block_size (0):
@@ -19,16 +19,16 @@ DequantizeLinear, a weight x of any shape, axis (1 where left out) and block_siz
                                        ceil(D/block_size) for D
     x_zero_point   the dtype of x      the shape of x_scale; 0 where left out
 
-and is (x - zero point) * scale. A weight has the name and the shape of the initializer, so what was turned for a MatMul
-stays turned. All products here are float32.
+and is (x - zero point) * scale. A weight has the name and the shape of the initializer, so a matrix that was transposed
+for a MatMul stays transposed. All products here are float32.
 
-Reading (read): what a node computes on activations, or on a single number, is left alone. Writing (write): with
---container one file with a MatMulNBits node for every weight, as onnxruntime runs it. A weight X becomes the
-initializers X, X_scale (F32) and, where it is not symmetric, X_zero_point (U8), and the node goes from an input
-`module.input` [rows, K] of its own to an output `module.output` [rows, N]. B is the largest of 16 to 256 that divides
-the groups; rows may end inside a block. The nodes are no model: they are the weights in the form in which a graph uses
-them. Tensors that were not quantized are initializers no node uses. From 2 GiB on, which protobuf does not hold, the
-tensors are in a second file with `.data` behind its name.
+Reading (read): nodes on activations, or on a single number, are ignored. Writing (write): with --container one file
+with a MatMulNBits node for every weight, as onnxruntime runs it. A weight X becomes the initializers X, X_scale (F32)
+and, where it is not symmetric, X_zero_point (U8), and the node goes from its own input `module.input` [rows, K] to an
+output `module.output` [rows, N]. B is the largest of 16 to 256 that divides the groups; rows may end inside a block.
+The nodes are not a model: they are the weights in the form in which a graph uses them. Kept tensors are initializers
+that no node uses. From 2 GiB on, which protobuf cannot hold, the tensors are in a second file with `.data` after its
+name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights that the nodes of an ONNX graph decode: what they are stored as, and their numbers as float32."""
+"""Weights that the nodes of an ONNX graph decode: their parts, and their values as float32."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
 
 KEY = "onnx"
-"""Under it the graph stands in what `find` takes for config.json."""
+"""The key under which `find` gets the graph in place of config.json."""
 
 BITS = (2, 4, 8)
 INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4"}
@@ -75,20 +75,20 @@ def _matrix(infos: Mapping[str, TensorInfo], node: Node) -> _Matrix:
     rows, cols, bits = _number(node, "N"), _number(node, "K"), _number(node, "bits", 4)
     block = _number(node, "block_size")
     if bits not in BITS:
-        raise wrong(name, f"MatMulNBits of {bits} bits is not known here")
+        raise wrong(name, f"MatMulNBits of {bits} bits is not supported")
     if block < 16 or block & (block - 1):
-        raise wrong(name, f"its blocks of {block} are not a power of 2 from 16 on")
+        raise wrong(name, f"its block size {block} is not a power of 2 of 16 or more")
     if _input(node, 4):
-        raise wrong(name, "groups in an order of their own (g_idx) are not known here")
+        raise wrong(name, "reordered groups (g_idx) are not supported")
     codes = part(infos, name, name, ("U8",))
     scale = _parameter(infos, node, 2, "scale", FLOATS)
     zero = _parameter(infos, node, 3, "zero point", ("U8", *FLOATS)) if _input(node, 3) else None
     blocks = -(-cols // block)
     if codes.numel != rows * blocks * block * bits // 8 or scale.numel != rows * blocks:
         shapes = f"{list(codes.shape)} and {list(scale.shape)}"
-        raise wrong(name, f"codes and scales {shapes} are not those of {rows} x {cols} in blocks of {block}")
+        raise wrong(name, f"codes and scales {shapes} do not match {rows} x {cols} in blocks of {block}")
     if zero is not None and zero.numel != (rows * -(-blocks * bits // 8) if zero.dtype == "U8" else rows * blocks):
-        raise wrong(name, f"zero points {zero.dtype} {list(zero.shape)} do not go with {rows} x {blocks} blocks")
+        raise wrong(name, f"zero points {zero.dtype} {list(zero.shape)} do not match {rows} x {blocks} blocks")
     return _Matrix(name=name, rows=rows, cols=cols, bits=bits, block=block, codes=codes, scale=scale, zero=zero)
 
 
@@ -135,10 +135,10 @@ def _multiplied(infos: Mapping[str, TensorInfo], node: Node) -> Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Linear:
-    """A weight as rows, and how its scales lie: as rows of `width`, of which a row of weights has one.
+    """A weight as rows, and the arrangement of its scales: rows of `width`, one for each row of weights.
 
     block: indices of the axis that share a scale; before, inner: rows that one index of an axis but the last has in
-    the axes behind it, 0 where the axis is the last or there is none.
+    the axes behind it, 0 where the axis is the last or missing.
     """
 
     name: str
@@ -181,21 +181,21 @@ def _axis(node: Node, shape: tuple[int, ...], scale: TensorInfo) -> tuple[int | 
     """The axis along which scales differ, None when there is one for the tensor, and how many indices share one."""
     axis, block = node.numbers.get("axis", 1), node.numbers.get("block_size", 0)
     if block < 0 or not -len(shape) <= axis < max(len(shape), 2):
-        raise wrong(node.weight, f"axis {axis} in blocks of {block} is not one of {list(shape)}")
+        raise wrong(node.weight, f"axis {axis} in blocks of {block} does not fit the shape {list(shape)}")
     if scale.numel == 1 and len(scale.shape) < 2 and not block:
         return None, 0
     if axis >= len(shape):
-        raise wrong(node.weight, f"axis {axis} is not one of {list(shape)}")
+        raise wrong(node.weight, f"axis {axis} is not an axis of the shape {list(shape)}")
     axis %= len(shape)
     expected = (*shape[:axis], -(-shape[axis] // block), *shape[axis + 1 :]) if block else (shape[axis],)
     if scale.shape != expected:
         what = f"axis {axis}" + (f" in blocks of {block}" if block else "")
-        raise wrong(node.weight, f"scales {list(scale.shape)} do not go with {what} of {list(shape)}")
+        raise wrong(node.weight, f"scales {list(scale.shape)} do not match {what} of {list(shape)}")
     return axis, block
 
 
 def _kind(info: TensorInfo, packed: Mapping[str, Packed]) -> tuple[str, int]:
-    """What the elements of a tensor are, for people, and their bits. Raises DataError for what is not decoded here."""
+    """A name for the elements of a tensor, and their bits. Raises DataError for unsupported elements."""
     own = packed.get(info.name)
     if own is not None and not own.is_float:
         return f"w{own.bits}", own.bits
@@ -205,7 +205,7 @@ def _kind(info: TensorInfo, packed: Mapping[str, Packed]) -> tuple[str, int]:
     if own is None and info.dtype in FLOAT8:
         return FLOAT8[info.dtype], 8
     what = "4-bit floats" if own is not None else info.dtype
-    raise wrong(info.name, f"DequantizeLinear of {what} is not known here")
+    raise wrong(info.name, f"DequantizeLinear of {what} is not supported")
 
 
 def _linear(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Packed]) -> _Linear:
@@ -223,7 +223,7 @@ def _linear(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Pa
             own is None or other is None or (own.bits, own.signed) == (other.bits, other.signed)
         )
         if math.prod(across) != scale.numel or not alike:
-            raise wrong(name, f"zero points {list(across)} do not go with scales {list(scale.shape)}")
+            raise wrong(name, f"zero points {list(across)} do not match scales {list(scale.shape)}")
     axis, block = _axis(node, shape, scale)
     return _Linear(name=name, shape=shape, axis=axis, block=block, codes=codes, scale=scale, zero=zero, packed=packed)
 
@@ -300,13 +300,13 @@ def _decoded(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, P
 
 
 def _is_weight(node: Node, infos: Mapping[str, TensorInfo], packed: Mapping[str, Packed]) -> bool:
-    """Whether what a node decodes is in the file, and more than a number."""
+    """Whether the tensor that a node decodes is in the file, and more than a single number."""
     info = infos.get(node.weight)
     return info is not None and bool(packed[info.name].shape if info.name in packed else info.shape)
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """What the nodes of an ONNX graph decode."""
+    """The weights that the nodes of an ONNX graph decode."""
     graph = config.get(KEY)
     if not isinstance(graph, Graph):
         return []
@@ -317,7 +317,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         earlier = users.setdefault(node.weight, node)
         if earlier is not node:
             if earlier != node:
-                raise wrong(node.weight, "two nodes decode it in two ways")
+                raise wrong(node.weight, "two nodes decode it in different ways")
             continue
         weight = _multiplied(infos, node) if node.operator == "MatMulNBits" else _decoded(infos, node, graph.packed)
         found.append(_with_parts(weight, taken))
@@ -325,7 +325,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 def _with_parts(weight: Found, taken: set[str]) -> Found:
-    """A weight with those of its parts that no weight before it has: several may share a zero point."""
+    """A weight with the parts that no earlier weight has: several may share a zero point."""
     parts = tuple(p for p in weight.parts if p.name not in taken)
     taken.update(p.name for p in parts)
     return replace(weight, parts=parts)

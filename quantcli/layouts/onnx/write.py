@@ -30,21 +30,21 @@ from quantcli.tensors.rows import TileSpan
 
 BLOCKS = (16, 32, 64, 128, 256)
 RAGGED = 128
-"""The blocks of rows with one scale that none of these divides."""
+"""The block size of rows with one scale that none of these divides."""
 
 LIMIT = (1 << 31) - (1 << 20)
-"""Bytes a file may have that holds its tensors itself: protobuf reads less than 2 GiB."""
+"""Largest file that holds its tensors itself: protobuf reads less than 2 GiB."""
 
 PAGE = 4096
 
 _TYPES = {"F32": 1, "U8": 2, "I8": 3, "U16": 4, "I16": 5, "I32": 6, "I64": 7, "BOOL": 9, "F16": 10, "F64": 11,
           "U32": 12, "U64": 13, "C64": 14, "BF16": 16, "F8_E4M3": 17, "F8_E4M3FNUZ": 18, "F8_E5M2": 19,
           "F8_E5M2FNUZ": 20}  # fmt: skip
-"""TensorProto's numbers of the dtypes it has."""
+"""TensorProto's number of each supported dtype."""
 
 
 def shape(weight: Weight) -> str | None:
-    """Why MatMulNBits has no such weight: it is a matrix, and a short last group must be a block cut short."""
+    """Why MatMulNBits cannot store a weight: it must be a matrix, and a short last group a block cut short."""
     _, plan = facts(weight)
     if len(weight.info.shape) != 2:
         return f"it has {len(weight.info.shape)} dimension{'s' if len(weight.info.shape) != 1 else ''}"
@@ -118,19 +118,19 @@ def _node(weight: Weight) -> tuple[bytes, bytes, bytes]:
 
 
 def _tensor(info: TensorInfo) -> bytes:
-    """TensorProto but for its elements."""
+    """TensorProto without its elements."""
     dims = b"".join(number(1, n) for n in info.shape)
     return dims + number(2, _TYPES[info.dtype]) + text(8, info.name)
 
 
-def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
     """One file that holds the tensors itself."""
     heads = []
     for info in outputs:
         own = _tensor(info) + opened(9, info.nbytes)
         heads.append(opened(5, len(own) + info.nbytes) + own)
     graph = len(nodes) + sum(map(len, heads)) + sum(info.nbytes for info in outputs)
-    start = _model(told) + opened(7, graph) + nodes
+    start = _model(record) + opened(7, graph) + nodes
     at, offsets, pieces = len(start), {}, [(0, start)]
     for head, info in zip(heads, outputs):
         pieces.append((at, head))
@@ -139,8 +139,8 @@ def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -
     return [Bytewise(name=base, size=at, offsets=offsets, pieces=pieces)]
 
 
-def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
-    """A file that names the places of the tensors in a second one, each on a page of its own."""
+def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
+    """A file that refers to the tensors in a second one, each starting on a new page."""
     at, offsets, tensors = 0, {}, b""
     for info in outputs:
         at = -(-at // PAGE) * PAGE
@@ -149,29 +149,29 @@ def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, told: str) -
         external = b"".join(message(13, text(1, key) + text(2, value)) for key, value in place.items())
         tensors += message(5, _tensor(info) + external + number(14, 1))
         at += info.nbytes
-    whole = _model(told) + message(7, nodes + tensors)
+    whole = _model(record) + message(7, nodes + tensors)
     return [
         Bytewise(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
         Bytewise(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
     ]
 
 
-def _model(told: str) -> bytes:
-    """ModelProto but for its graph."""
+def _model(record: str) -> bytes:
+    """ModelProto without its graph."""
     opsets = message(8, text(1, "") + number(2, 21)) + message(8, text(1, "com.microsoft") + number(2, 1))
-    metadata = message(14, text(1, KEY) + text(2, told))
+    metadata = message(14, text(1, KEY) + text(2, record))
     return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets + metadata
 
 
-def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, told: str) -> list[Bytewise]:
+def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
     parts = [_node(w) for w in weights]
     nodes = b"".join(own for number in range(3) for own in (part[number] for part in parts)) + text(2, "weights")
-    files = _inside(nodes, outputs, base, told)
-    return files if files[0].size <= LIMIT else _beside(nodes, outputs, base, told)
+    files = _inside(nodes, outputs, base, record)
+    return files if files[0].size <= LIMIT else _beside(nodes, outputs, base, record)
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """Never anything: the graph of a model is not written. Raises UsageError with the way to its weights alone."""
+    """Always raises UsageError, with a hint on how to write the weights alone: the graph of a model is not written."""
     hint = "--container writes that file, a MatMulNBits node for each weight"
     raise UsageError("the file would hold the weights without the model's graph", place=["--to onnx"], hint=hint)
 
