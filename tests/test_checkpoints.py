@@ -254,7 +254,7 @@ def test_a_target_holds_for_folders_cut_anew(source: Path) -> None:
 @pytest.mark.parametrize(("options", "words"), [
     (["--max-shard-size", "1GB", "-o", "out.safetensors"], "--max-shard-size: this is for checkpoint folders"),
     (["--resume", "-o", "out.safetensors"], "--resume: this is for checkpoint folders"),
-    (["--max-shard-size", "0"], "0 bytes hold nothing"), (["--max-shard-size", "much"], "is not a number"),
+    (["--max-shard-size", "0"], "0 bytes are not a shard size"), (["--max-shard-size", "much"], "is not a number"),
     (["--max-shard-size", "2 parsecs"], "unit"), (["--resume", "--digest", "none"], "without digests"),
 ])  # fmt: skip
 def test_refused_options(options: list[str], words: str, source: Path) -> None:

@@ -169,8 +169,10 @@ def finish(
                 options.say_warnings(report)
     if not quiet or rendering != "table":
         options.print_documents(reports, rendering, talk, show_all=show_all)
+    from quantcli.reports.gates import with_limit
+
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
-        options.say(f"{report.name}: gate {gate.title} failed: {gate.message}")
+        options.say(f"{report.name}: gate {gate.title} failed: {with_limit(gate)}")
     if failed:
         raise click.exceptions.Exit(1)

@@ -86,7 +86,8 @@ class Names(click.Choice):  # type: ignore[type-arg,unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The name, with dashes."""
-        return super().convert(value.replace("_", "-") if isinstance(value, str) else value, param, ctx)
+        name = value.replace("_", "-") if isinstance(value, str) else value
+        return super().convert(name if name in self.choices else value, param, ctx)
 
 
 def option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:

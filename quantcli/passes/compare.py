@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, listed, printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View
 from quantcli.passes.tiles import Progress, Visit, begun, walk
@@ -95,7 +95,7 @@ def pairs_of(
         if a.info.shape != b.info.shape
     ]
     if wrong:
-        raise DataError(f"{len(wrong)} tensors have other shapes: {', '.join(wrong)}", place=[place])
+        raise DataError(f"{len(wrong)} tensor{'s differ' if wrong[1:] else ' differs'} in shape: {listed(wrong)}", place=[place])
     if not both:
         raise DataError("no tensor has the same name in both", place=[place])
     return both, [n for n in after if n not in before], [n for n in before if n not in after]

@@ -9,7 +9,7 @@ import numpy as np
 from quantcli import kernels
 from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, listed, printable
 from quantcli.formats import code_grid
 from quantcli.kernels import Sums
 from quantcli.layouts import evidence
@@ -85,13 +85,13 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
         if name not in original:
             found.append(f"{printable(name)} is not in the original")
         elif original[name].shape != tensor.shape:
-            found.append(f"{printable(name)} is {list(original[name].shape)} there and {list(tensor.shape)} here")
+            found.append(f"{printable(name)} is {list(tensor.shape)}, and {list(original[name].shape)} in the original")
         elif tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
-            found.append(f"{printable(name)} is {original[name].dtype} there")
+            found.append(f"{printable(name)} is {original[name].dtype} in the original")
     found += [f"{printable(name)} is only in the original" for name in original if name not in model]
     if found:
         raise DataError(
-            f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not match: {', '.join(found)}",
+            f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not match: {listed(found)}",
             place=[model.source.path, original.source.path],
         )
 

@@ -38,6 +38,8 @@ class Order:
     importance: str | None = None
     digest: str = SETTINGS["digest"][0]
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
+    from_recipe: frozenset[str] = frozenset()
+    """Keys that the recipe set and no option did."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -60,9 +62,10 @@ def order(
 ) -> Order:
     """What is given, and of the rest what the recipe says. Raises UsageError for what contradicts itself."""
     said: dict[str, Any] = dict(recipe.options)
+    typed = {"include": include, "exclude": exclude, "container": container}
     limit = max_shard_size if max_shard_size is not None else said.get("max_shard_size")
     if limit is not None and limit < 1:
-        raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
+        raise UsageError("0 bytes are not a shard size", place=["--max-shard-size"])
     found = Order(
         recipe=recipe,
         include=tuple(include or said.get("include", ())),
@@ -74,9 +77,12 @@ def order(
         importance=importance,
         digest=digest or said.get("digest") or SETTINGS["digest"][0],
         on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
+        from_recipe=frozenset(name for name, value in typed.items() if name in said and not value),
     )
     if found.container and found.to in (None, NATIVE):
-        raise UsageError("only other tools' files can be containers", place=["--container"], hint="use it with --to")
+        by_key = "container" in found.from_recipe
+        place, hint = ("recipe: container", "add the key to") if by_key else ("--container", "use it with --to")
+        raise UsageError("only other tools' layouts have containers", place=[place], hint=hint)
     return found
 
 
@@ -138,6 +144,7 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         to=to,
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
+        from_recipe=asked.from_recipe,
     )
 
 

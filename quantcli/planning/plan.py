@@ -101,6 +101,12 @@ class Request:
     to: str | None = None
     architecture: Architecture | None = None
     container: bool = False
+    from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
+    """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
+
+    def place(self, name: str) -> str:
+        """Where an error about include or exclude is: the key of the recipe, or the option."""
+        return f"recipe: {name}" if name in self.from_recipe else f"--{name}"
 
     def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
@@ -247,8 +253,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     nothing is left to quantize.
     """
     names = [info.name for info in infos]
-    excluded = matching(request.exclude, names, "--exclude")
-    included = matching(request.include, names, "--include") if request.include else set(names)
+    excluded = matching(request.exclude, names, request.place("exclude"))
+    included = matching(request.include, names, request.place("include")) if request.include else set(names)
     ruled = _ruled(request.rules, names)
     reasons = {info.name: _why_kept(info, keep_defaults=request.keep_defaults) for info in infos}
     alone = request.keep_defaults and embeddings_alone(infos)

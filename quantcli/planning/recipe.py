@@ -124,8 +124,7 @@ def load(
 
 def _line(error: QuantcliError, where: Mapping[tuple[str | int, ...], str]) -> list[str]:
     """Line and column of what an error is about, as near as is known."""
-    words = [p.replace(" ", "_") if re.fullmatch(r"[\w ]+", p) else p for p in error.place]
-    steps: list[str | int] = [int(s) if s.isdigit() else s for word in words for s in re.findall(r"\w+", word)]
+    steps: list[str | int] = [int(s) if s.isdigit() else s for p in error.place for s in re.findall(r"\w+", p)]
     steps += re.findall(r"unknown key '(\w+)'", error.problem)
     place: tuple[str | int, ...] = ()
     for step in steps:
