@@ -80,7 +80,7 @@ def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
     said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if said:
         option = _asking.option_name(said[0], asked[said[0]])
-        raise UsageError("a target chooses that itself", place=[option], hint="leave it out, or use plan")
+        raise UsageError("a size target chooses this itself", place=[option], hint="leave it out, or use plan")
     if len(targets) > 1:
         raise UsageError("one target is needed", hint="give --target-size or --target-bpw")
     return Budget(target=targets[0], value=asked[targets[0]], **usual(order.to))
@@ -297,7 +297,7 @@ def planned(
         nbytes = outputs.nbytes_of(source, first)
         if 16 in budget.bits and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
             problem = f"{unit.asked} are enough for all of it as it is"
-            raise UsageError(problem, place=[src, _asking.option_name(name)], hint="nothing needs quantizing")
+            raise UsageError(problem, place=[src, _asking.option_name(name)], hint="quantizing is not needed")
     weighting: Any = "absolute" if target is None else budget.weighting
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])

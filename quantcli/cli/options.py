@@ -168,14 +168,14 @@ def talk(command: F) -> F:
             "-v",
             "--verbose",
             is_flag=True,
-            help="Say more on standard error.",
+            help="Print more on standard error.",
             group="Run",
         ),
         _help.option(
             "-q",
             "--quiet",
             is_flag=True,
-            help="Say nothing but errors, and show no progress.",
+            help="Print nothing but errors, and show no progress.",
             group="Run",
         ),
         _help.option(

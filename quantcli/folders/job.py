@@ -102,7 +102,7 @@ def _check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
         if given and not folder:
             raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
     if resume and asked.digest == "none":
-        raise UsageError("a source without digests is not known again", place=["--resume"], hint="use --digest xxh3")
+        raise UsageError("resuming needs digests to recognize the source", place=["--resume"], hint="use --digest xxh3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

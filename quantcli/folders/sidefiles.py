@@ -43,7 +43,7 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _FORMAT = "weights in another format"
 _RUNTIME = "weights for another loader"
 _TRAINED = "state of a training run"
-_OUTSIDE = "links that lead out of the folder"
+_OUTSIDE = "links to files outside the folder"
 _LINKED = "links to folders"
 _SPECIAL = "not a regular file"
 _OWN = "already quantized"
@@ -135,7 +135,7 @@ def survey(source: Checkpoint, output: str) -> SideFiles:
     """
     written = {CONFIG, CARD, INDEX, os.path.basename(source.index or INDEX)}
     if os.path.lexists(os.path.join(source.folder, CONFIG)) and leads_outside(source.folder, CONFIG):
-        raise DataError("this is a link that leads out of its folder", place=[os.path.join(source.folder, CONFIG)])
+        raise DataError("this is a link to a file outside its folder", place=[os.path.join(source.folder, CONFIG)])
     modules = _modules(source.folder)
     found = list(set_aside(source).files)
     for path, folders, names in os.walk(source.folder):
@@ -162,7 +162,7 @@ def _decided(folder: str, relative: str, names: Sequence[str], modules: Collecti
     if not reason and os.path.lexists(path) and leads_outside(folder, relative):
         if weights:
             hint = "put the file itself there"
-            raise DataError("part of the model, and a link that leads out of the folder", place=[path], hint=hint)
+            raise DataError("part of the model, and a link to a file outside the folder", place=[path], hint=hint)
         reason = _OUTSIDE
     if not reason and not os.path.isfile(path):
         reason = _SPECIAL

@@ -250,13 +250,13 @@ def _begun(out: OutputFolder, asked: dict[str, Any], resumed: bool) -> tuple[dic
         return {}, []
     done = f"{len(journal.finished)} finished file{'' if len(journal.finished) == 1 else 's'}"
     if not resumed:
-        return {}, [f"an interrupted run had left {done}, made anew now; --resume would have kept them"]
+        return {}, [f"an interrupted run had left {done}, written again now; --resume would have kept them"]
     why = resume.difference(journal.asked, asked)
     if why is not None:
         out.hold = True
-        hint = "ask for the same again, or leave out --resume to start over"
-        raise UsageError(f"the interrupted run was another one: {why}", place=[out.path], hint=hint)
-    return dict(journal.finished), [f"went on behind {done} of an interrupted run"]
+        hint = "repeat that request, or leave out --resume to start over"
+        raise UsageError(f"the interrupted run had another request: {why}", place=[out.path], hint=hint)
+    return dict(journal.finished), [f"resumed after {done} of an interrupted run"]
 
 
 def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _State, options: Options) -> bool:
@@ -269,7 +269,7 @@ def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _Sta
     path = os.path.join(out.temp, piece.cut.name)
     found = resume.made(known, state.model.by_name, piece.source.path)
     if found is None or not resume.is_intact(path, known, options.threads):
-        state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was made again")
+        state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was written again")
         return False
     plan = state.plan.amended({name: m.tensor for name, m in found.items()})
     model = outputs.planned(

@@ -43,7 +43,7 @@ def whole(add: Add, tensor: Tensor) -> None:
         last = tensor.read_bytes(output.name, output.nbytes - width, width).view("<u4")
         wrong = (last.astype(np.uint64) >> np.uint64(32 - spare)) != 0
         if wrong.any():
-            add("padding", "bits behind the zero points are not 0", count=int(wrong.sum()))
+            add("padding", "padding bits after the zero points are not 0", count=int(wrong.sum()))
     if "codebook" in held and len(stored.output("codebook").shape) == 1:
         _levels(add, tensor, TileSpan(0, 1, 0, 1), own=False)
 
@@ -60,7 +60,7 @@ def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
     wrong = last >> np.uint32(32 - spare) != 0
     if wrong.any():
         row = span.row + int(wrong.argmax())
-        add("padding", "bits behind the codes of a row are not 0", row, int(wrong.sum()), index=[row])
+        add("padding", "padding bits after the codes of a row are not 0", row, int(wrong.sum()), index=[row])
 
 
 def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
@@ -132,7 +132,7 @@ def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantP
         at = flat(place, span, tensor.stored.layout)
         code = int(unpacked(kernels, packed, span, grid.bits).ravel()[place])
         index = index_of(at, tensor.shape)
-        add("ranges", "no weight is ever given this code", at, int(wrong.sum()), index=index, stored=code)
+        add("ranges", "no weight is quantized to this code", at, int(wrong.sum()), index=index, stored=code)
 
 
 def unpacked(kernels: Kernels, packed: Bytes, span: TileSpan, bits: int) -> Floats:

@@ -95,7 +95,8 @@ def pairs_of(
         if a.info.shape != b.info.shape
     ]
     if wrong:
-        raise DataError(f"{len(wrong)} tensor{'s differ' if wrong[1:] else ' differs'} in shape: {listed(wrong)}", place=[place])
+        count = "1 tensor differs" if len(wrong) == 1 else f"{len(wrong)} tensors differ"
+        raise DataError(f"{count} in shape: {listed(wrong)}", place=[place])
     if not both:
         raise DataError("no tensor has the same name in both", place=[place])
     return both, [n for n in after if n not in before], [n for n in before if n not in after]

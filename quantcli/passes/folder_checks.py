@@ -38,8 +38,8 @@ def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[
     if isinstance(content, dict) and (says is None or isinstance(says, dict)):
         wanted, _ = quantization_config([t.decided for t in stored], architectures.of(content) or UNNAMED)
         if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
-            found.append(f"{CONFIG}: quantization_config says compressed-tensors, which cannot express this")
+            found.append(f"{CONFIG}: quantization_config names compressed-tensors, which does not support this")
         for name, value in (wanted or {}).items():
             if (says or {}).get(name) != value:
-                found.append(f"{CONFIG}: {name} of quantization_config is not that of the files")
+                found.append(f"{CONFIG}: {name} of quantization_config differs from the files")
     return found

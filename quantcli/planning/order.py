@@ -120,7 +120,7 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
         digest, path = digest if path is None else None, asked.importance
     if path is None:
         if digest is not None:
-            raise UsageError("the recipe was made with importances", place=["--importance"], hint="name their file")
+            raise UsageError("the recipe was made with importances", place=["--importance"], hint="give their file")
         return None, ""
     found = load(path, digest)
     unused = found.unused(source.infos())

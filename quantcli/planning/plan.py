@@ -318,7 +318,7 @@ def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
             if other.scheme != tensor.scheme:
                 names = [t.scheme.name if t.scheme else "kept" for t in (other, tensor)]
                 problem = f"{printable(other.info.name)} ({names[0]}) and {printable(tensor.info.name)} ({names[1]})"
-                raise UsageError(f"{problem} are tied, and rules tell them apart", place=["ties"])
+                raise UsageError(f"{problem} are tied, but rules give them different schemes", place=["ties"])
 
 
 def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
@@ -348,9 +348,9 @@ def check(plan: Plan) -> None:
         hint = unsaid or (
             "--no-default-keep quantizes every float tensor of two or more dimensions"
             if listed
-            else "nothing in it can be"
+            else "no tensor can be quantized"
         )
-        raise DataError(f"nothing left to quantize: all tensors are kept ({why})", hint=hint)
+        raise DataError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for output in native.outputs(tensor):

@@ -66,7 +66,7 @@ def _spelt_out(value: Any, place: str) -> Any:
     fields = shorthand(name) if isinstance(name, str) else None
     if fields is None:
         hint = "such as W4A16, W8A16 or W4A16_ASYM"
-        raise UsageError(f"{printable(repr(name), 60)} is no scheme", place=[place], hint=hint)
+        raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
     if isinstance(value, str):
         return fields
     return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
@@ -174,7 +174,7 @@ def _ties(values: Any) -> tuple[str, ...]:
         raise UsageError("it is not a list", place=["ties"])
     for i, tie in enumerate(values):
         if not isinstance(tie, str) or not tie.startswith("re:"):
-            problem = f"{printable(repr(tie), 100)} is no regular expression"
+            problem = f"{printable(repr(tie), 100)} is not a regular expression"
             raise UsageError(problem, place=[f"ties[{i}]"], hint=r"such as re:(.*)\.(?:wq|wk|wv)")
         compiled(tie, f"ties[{i}]")
     return tuple(values)
@@ -190,7 +190,7 @@ def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None
         if word is not None and (not isinstance(word, str) or not word):
             raise UsageError("it is not text", place=["importance", key])
     if path is None and digest is None:
-        raise UsageError("it names no file", place=["importance"])
+        raise UsageError("it has no file name", place=["importance"])
     return None if path is None else os.path.join(folder, path), digest
 
 
@@ -206,7 +206,7 @@ def _option(name: str, value: Any) -> Any:
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
     if name == "to" and value not in (NATIVE, *registry.names("layouts", "WRITES")):
-        raise UsageError(f"{shown} is no target", place=[name], hint="export --list names them")
+        raise UsageError(f"{shown} is not a target", place=[name], hint="export --list names them")
     if name in SETTINGS and value not in SETTINGS[name]:
         raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])
     return value
@@ -249,7 +249,7 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
             rule |= {"keep": True} if name == "keep" else {"scheme": key.strip()}
             continue
         if not equals or not name or name in rule:
-            raise UsageError(f"{printable(repr(part), 100)} is not key=value, or there twice", place=["--override"])
+            raise UsageError(f"{printable(repr(part), 100)} is not key=value, or is given twice", place=["--override"])
         rule[name] = plain(value.encode("utf-8", "surrogateescape"), "--override")
     return f"--override {printable(text, 100)}", rule
 
@@ -353,7 +353,7 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
     lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]
     found = "\n".join(lines) + "\n"
     if len(found) > LIMIT:
-        raise UsageError(f"the recipe would have {len(found)} bytes, {LIMIT} are the most it may have")
+        raise UsageError(f"the recipe has {len(found)} bytes, more than the limit of {LIMIT}")
     return found
 
 

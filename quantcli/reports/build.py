@@ -56,10 +56,10 @@ def of_plan(
     ]
     warnings = [
         *_named(
-            "float32 scales, for float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
+            "float32 scales, because float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
         ),
         *_named(
-            "left in floating point, for they hold NaN or infinity",
+            "left in floating point, because they hold NaN or infinity",
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
         *unweighted(plan),
@@ -227,7 +227,7 @@ def of_views(
         for name, view in views.items()
     ]
     decoded = sum(view.info.nbytes for view in views.values())
-    unknown = "the file does not say what it was made from, so its size stands beside that of float32"
+    unknown = "the file does not record the size of its source, so it is compared with float32"
     counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] if metrics is not None else []
     return RunReport(
         command="report",

@@ -224,7 +224,7 @@ def _gate(
 ) -> GateResult:
     s = report.summary
     if gate == "max_regression" and baseline is None:
-        raise UsageError("there is nothing to compare with", place=["max_regression"], hint="name a --baseline")
+        raise UsageError("there is no baseline to compare with", place=["max_regression"], hint="name a --baseline")
     if gate in TENSOR_GATES:
         values = _values(report, gate, baseline)
         return _on_tensors(gate, limit, {k: v for k, v in values.items() if k in limits}, limits)
