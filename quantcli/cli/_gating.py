@@ -51,7 +51,7 @@ class Typed(float):
 
 
 class Target(Limit):
-    """The limit a plan must keep, with its text: what is said of it is said in the unit that was typed."""
+    """The limit a plan must keep, with its text: messages use the unit that was typed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = Typed(super().convert(value, param, ctx))
@@ -102,7 +102,7 @@ RENDERINGS = registry.names("reports.renderings")
 
 
 class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """RENDERING=FILE, or FILE whose extension tells the rendering."""
+    """RENDERING=FILE, or FILE whose extension selects the rendering."""
 
     name = "rendering"
 
@@ -165,7 +165,7 @@ def finish(
     quiet = talk.quiet and not talk.json
     if not quiet:
         for report in reports:
-            if rendering != "table" or report.command != "compare":  # whose table tells it, behind the figures
+            if rendering != "table" or report.command != "compare":  # whose table shows them after the figures
                 options.say_warnings(report)
     if not quiet or rendering != "table":
         options.print_documents(reports, rendering, talk, show_all=show_all)

@@ -119,8 +119,8 @@ def threads(command: F) -> F:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Talk:
-    """How a command talks: whether it prints one JSON document, when in colour, and whether it says more or nothing on
-    standard error."""
+    """How a command talks: whether it prints one JSON document, when in colour, and whether it prints more or nothing
+    on standard error."""
 
     json: bool
     color: str

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantcli.reports.records import RunReport
 
 MUCH = 64 << 20
-"""Bytes of a tensor in memory that are worth a word."""
+"""Bytes of a tensor in memory that are worth mentioning."""
 
 
 @_help.command(

@@ -232,7 +232,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         stored = stored_tensors(model.stored)
         metrics = [s.metrics for s in stored]
         if job.against is None:
-            model.source.check_unchanged()  # a pipe to its end: it may be cut short, and whoever writes it goes on
+            model.source.check_unchanged()  # a pipe to its end: it may be truncated, and its writer continues
         else:
             need_file(model.source, "measuring")
         bytes_out = model.file_bytes

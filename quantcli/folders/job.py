@@ -69,8 +69,8 @@ def as_folder(source: Source, target: str | None, to: str | None) -> bool:
 
 
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
-    """What is asked of the tensors of a source, with scales as the target stores them. warn: told what a file of
-    importances names in vain."""
+    """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
+    file of importances that match no tensor."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)

@@ -1,4 +1,4 @@
-"""What lies beside the weights of a checkpoint folder, and what becomes of each file in a folder made from it.
+"""The other files of a checkpoint folder, and what happens to each in a folder made from it.
 
 Tokenizers, pooling, images, licences are copied. So are weights in subfolders that the model's loader may read, as they
 are: sentence-transformers lists its modules in modules.json, others keep adapters or codecs there. Copies of the same
@@ -130,8 +130,8 @@ def survey(source: Checkpoint, output: str) -> SideFiles:
     """The files beside the weights of a folder; `output`, the real path of what is made, is not one of them.
 
     Raises QuantcliError for a file that cannot be read, and DataError for a part of the model that is a link out of the
-    folder. Hidden files are no part of a model, and what is written anew is not listed: the index, config.json and the
-    model card.
+    folder. Hidden files are not part of a model, and what is written again is not listed: the index, config.json and
+    the model card.
     """
     written = {CONFIG, CARD, INDEX, os.path.basename(source.index or INDEX)}
     if os.path.lexists(os.path.join(source.folder, CONFIG)) and leads_outside(source.folder, CONFIG):
@@ -198,7 +198,7 @@ def _why_left(path: str, relative: str, names: Sequence[str], modules: Collectio
 
 
 def _is_native(path: str) -> bool:
-    """Whether quantcli wrote a file: an earlier output in a subfolder is no part of the model."""
+    """Whether quantcli wrote a file: an earlier output in a subfolder is not part of the model."""
     if not os.path.isfile(path):
         return False
     try:

@@ -172,7 +172,7 @@ def _kept(members: Sequence[Decided], other: Choice) -> Choice:
 
 def factors(path: str, names: Sequence[str]) -> dict[str, float]:
     """How much each tensor's relative error counts, from a YAML map of patterns to numbers; 1 where none matches, the
-    last that matches decides. Raises UsageError for patterns without a match and for what is no such map."""
+    last that matches decides. Raises UsageError for patterns without a match and for a file that is not such a map."""
     document = plain(read_small(path, LIMIT), path)
     if not isinstance(document, dict) or not document:
         raise UsageError("it is not a map of patterns to numbers", place=[path])

@@ -1,6 +1,6 @@
-"""What a quantized tensor can hold, whatever its weights were: looked at by itself, tile by tile.
+"""Checks on a quantized tensor that need no original, tile by tile.
 
-Each function tells what is wrong to `add` (see findings.py).
+Each function reports what is wrong to `add` (see findings.py).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def whole(add: Add, tensor: Tensor) -> None:
 
 
 def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
-    """Bits behind the last code of each row of a tile."""
+    """Padding bits after the last code of each row of a tile."""
     scheme, plan = tensor.stored.scheme, tensor.stored.layout
     assert scheme is not None and plan is not None
     width = row_bytes(span.cols, scheme.bits)
@@ -82,12 +82,12 @@ def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
         _levels(add, tensor, span, own=True)
     try:
         return tensor.params(span)
-    except DataError:  # told already
+    except DataError:  # already reported
         return None
 
 
 def place_in(add: Add, problem: str, where: NDArray[np.bool_], span: TileSpan, plan: Layout) -> None:
-    """Tell what is wrong with parameters (rows, groups) of a tile, if it is so anywhere."""
+    """Report what is wrong with parameters (rows, groups) of a tile, where anything is."""
     if where.any():
         row, group = (int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
         place = [group] if plan.shared == "columns" else [span.row + row, span.col // plan.group + group]
@@ -112,7 +112,7 @@ def _levels(add: Add, tensor: Tensor, span: TileSpan, *, own: bool) -> None:
 
 
 def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantParams, kernels: Kernels) -> None:
-    """Codes of a tile that no weight is ever given."""
+    """Codes of a tile that no weight is quantized to."""
     assert tensor.scheme is not None and tensor.stored.layout is not None
     grid = code_grid(tensor.scheme)
     if grid.mode == LEVELS:

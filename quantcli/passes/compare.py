@@ -64,7 +64,8 @@ def _errors(before: Floats, after: Floats) -> Metrics:
 
 
 def _equal(a: View, b: View) -> bool:
-    """Whether tensors of which one is no float hold the same numbers, or of types numpy lacks the same bytes."""
+    """Whether tensors of which one is not floating point hold the same numbers, or of types numpy lacks the same
+    bytes."""
     kinds = [DTYPES[v.info.dtype].numpy for v in (a, b)]
     if a.info.dtype == b.info.dtype:
         kinds = ["u1", "u1"]

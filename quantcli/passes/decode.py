@@ -101,7 +101,7 @@ def write_folder(
     progress: Progress | None,
 ) -> int:
     """Write the tensors of a checkpoint folder to one file in a folder at `path`, with the files beside its weights and
-    a config.json that tells of no quantization; the bytes of the weights. Raises QuantcliError."""
+    a config.json without quantization; the bytes of the weights. Raises QuantcliError."""
     source = model.source
     assert isinstance(source, Checkpoint)
     config = json_beside(source.beside, CONFIG)
@@ -123,7 +123,7 @@ def write_folder(
 
 
 def _metadata(model: Model) -> dict[str, str]:
-    """What the header of the decoded file says beside its tensors: what the model's says, less how it is quantized."""
+    """Metadata of the decoded file: that of the model without its quantization."""
     if isinstance(model.source, GgufFile):
         return {"format": "pt"}
     of_codes = ("quantcli", EXPORT_KEY, "_quantization_metadata")

@@ -1,4 +1,4 @@
-"""Whether what a quantized folder says beside its weights is true of them."""
+"""Whether index and configuration of a quantized folder agree with its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST = 100_000_000
 
 
 def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[str]:
-    """What index and configuration of a quantized folder say that its files do not."""
+    """Entries of index and configuration of a quantized folder that differ from its files."""
     found = []
     if source.index:
         said = strict_json(read_small(source.index, _MOST), source.index).get("metadata")

@@ -70,7 +70,7 @@ def against(
 
 def _check(model: Model, original: Model, *, known: bool) -> None:
     """Raise DataError with all that does not match: nothing is measured then. known: whether digests tell that these
-    are the weights the model was made from; others that are quantized are no floats to measure against."""
+    are the weights the model was made from; others that are quantized are not floats to measure against."""
     if original.is_quantized:
         raise DataError("the original is quantized itself", place=[original.source.path])
     seen = None if known else evidence.found_in(original.source, evidence.beside(original.source.path))

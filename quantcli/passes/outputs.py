@@ -103,7 +103,7 @@ def notes(found: Conversion, *, config: bool) -> list[str]:
 
 
 def beside(source: Source) -> Beside:
-    """What lies beside the weights of a folder; nothing for a file."""
+    """The other files of a folder of weights; nothing for a file."""
     return source.beside
 
 

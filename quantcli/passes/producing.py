@@ -135,7 +135,7 @@ class _Bytes:
 
 
 def trials_of(tensor: Quantized) -> Trials:
-    """What is tried on a tensor; min-max is no rival where it is not the plain error that counts."""
+    """What is tried on a tensor; min-max is not compared where the plain error is not what counts."""
     importance = tensor.importance.values if tensor.importance else None
     usual = rival(tensor.scheme) if importance is None else None
     return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=usual, importance=importance)

@@ -22,7 +22,7 @@ USUAL = "compressed-tensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is asked, whatever the model: schemes, rules and ties of a recipe, which tensors, what is written.
+    """A request that is independent of the model: schemes, rules and ties of a recipe, which tensors, what is written.
 
     to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance: the path of a file,
     None for the one the recipe names. digest, on_nonfinite: one of `recipe.SETTINGS`.
@@ -87,7 +87,7 @@ def order(
 
 
 def target_of(source: Source, asked: Order, *, folder: bool) -> tuple[str | None, str]:
-    """The target of what is written, None for the native layout, and what is to be said of it.
+    """The target of what is written, None for the native layout, and the note about it.
 
     Where none is asked for, a folder that transformers loads is written so that it still does.
     """
@@ -113,7 +113,7 @@ def _architecture(source: Source) -> Architecture | None:
 
 
 def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]:
-    """The importances that are named, and what is to be said of entries that belong to no tensor of the source."""
+    """The importances that are named, and the warning about entries that belong to no tensor of the source."""
     path, digest = asked.recipe.importance or (None, None)
     if path is None or asked.importance is not None:
         # A recipe out of a header knows the importances it was made with by their digest alone.

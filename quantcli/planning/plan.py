@@ -28,7 +28,7 @@ WIDER = "float32 scales"
 """How the note of a tensor begins whose scales did not fit the narrower dtype."""
 
 UNWEIGHTED = "no importance given"
-"""The note of a tensor that a file of importances says nothing of."""
+"""The note of a tensor that a file of importances has no entry for."""
 
 MAX_DIMENSIONS = 64
 
@@ -144,7 +144,7 @@ class Plan:
     request: Request | None = None
 
     def amended(self, changes: Mapping[str, Decided]) -> Plan:
-        """This plan with some tensors planned anew."""
+        """This plan with some tensors planned again."""
         return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
 
     def part(self, first: int, last: int) -> Plan:

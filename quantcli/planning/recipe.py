@@ -82,7 +82,7 @@ SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "no
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What is asked for all, as a request and as the scheme it comes to, the rules in order, what is tied, the file of
-    importances (None: to be named) with the digest it is to have, and what is said of the options: only that."""
+    importances (None: to be named) with the digest it is to have, and the options that it sets, no others."""
 
     asked: SchemeRequest
     default: Scheme
@@ -232,8 +232,8 @@ def _rule(value: Any, place: str, asked: SchemeRequest) -> Rule:
 
 
 def override(text: str) -> tuple[str, dict[str, Any]]:
-    """The rule that PATTERN:key=value,... or PATTERN:keep stands for, after its place. Raises UsageError where it is
-    none.
+    """The rule that PATTERN:key=value,... or PATTERN:keep stands for, after its place. Raises UsageError for any
+    other text.
 
     >>> override("*.down_proj:bits=8,group-size=32")[1]
     {'match': '*.down_proj', 'bits': 8, 'group_size': 32}
@@ -375,7 +375,7 @@ def _shortest(scheme: Scheme, asked: SchemeRequest) -> dict[str, Any]:
 def levels(path: str) -> tuple[float, ...]:
     """The levels of a codebook in a file, ascending: numbers in text, apart by blanks or commas, or a .npy array.
 
-    Raises UsageError where they are none.
+    Raises UsageError for anything but numbers.
     """
     raw = read_small(path, LIMIT)
     try:

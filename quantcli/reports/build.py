@@ -185,8 +185,8 @@ def of_pairs(
     bytes_out: int,
     seconds: float | None,
 ) -> RunReport:
-    """The report on one model against another: a tensor that is no float but another value, or float but not the same,
-    is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
+    """The report on one model against another: a tensor that is not floating point but differs, or float but not the
+    same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
     tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
     counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] or list(metrics.values())
     return RunReport(

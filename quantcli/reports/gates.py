@@ -80,7 +80,7 @@ NAMES = tuple(f.name for f in fields(Gates) if f.name != "rules")
 def parsed(name: str, value: Any) -> float:
     """The limit of a gate from text or a number: sizes such as 3.9GB or 500MiB, shares such as 95% or 0.95.
 
-    Raises UsageError for what is none.
+    Raises UsageError for anything else.
 
     >>> parsed("max_size", "3.9GB"), parsed("min_coverage", "95%"), parsed("min_sqnr", 20)
     (3900000000.0, 0.95, 20.0)

@@ -201,7 +201,7 @@ def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | Non
 
 
 def _theory(rows: list[TensorReport]) -> t.Table:
-    """Theory beside measurement: SQNR in dB, the share of clipping in the error, entropy of the codes in bits."""
+    """Theory next to measurement: SQNR in dB, the share of clipping in the error, entropy of the codes in bits."""
     table = t.Table(
         [
             t.Column("tensor"),
