@@ -40,8 +40,8 @@ def compare(
     """What `after` costs against `before`, tensor by tensor: errors of the decoded weights, bytes of the files.
 
     Both are files or checkpoint folders: float, quantcli's own, or another tool's that quantcli decodes. threads: 0 for
-    one on each processor. progress: told how far the work is, in bytes; say: told how tensors found each other where
-    their names differ.
+    one on each processor. progress: called with the bytes done so far; say: called with how tensors found each other
+    where their names differ.
 
     Raises QuantcliError for what cannot be read, DataError where shapes differ or no tensor is in both.
 
@@ -104,8 +104,8 @@ def quantize_file(
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
     recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
     max_shard_size (bytes), digest, on_nonfinite, resume: as the options of the command. force: whether an existing
-    output is replaced. threads: 0 for one on each processor. progress: told how far the work is, in bytes; say: told
-    what the command says on standard error. Further keywords are those of `Scheme`.
+    output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
+    with what the command says on standard error. Further keywords are those of `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid, and
     QuantcliError for what cannot be read or written.

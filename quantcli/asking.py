@@ -373,10 +373,10 @@ def _group_size(asked: SchemeRequest) -> int:
     _one_of("granularity", asked.granularity, GRANULARITIES)
     if asked.granularity == "group":
         size = 128 if asked.group_size is None else asked.group_size
-        _whole("group size", size, 1, None)
+        _whole("group_size", size, 1, None)
         return size
     if asked.group_size is not None:
-        raise UsageError("only group granularity takes a group size", place=["group size"])
+        raise UsageError("only group granularity takes a group size", place=["group_size"])
     return 0
 
 
@@ -389,13 +389,13 @@ def _check_axis(asked: SchemeRequest) -> None:
 def _check_zero_point(asked: SchemeRequest, form: Format, name: str) -> None:
     if type(asked.symmetric) is not bool:
         raise UsageError(f"{asked.symmetric!r} is neither true nor false", place=["symmetric"])
-    _one_of("zero point", asked.zero_point, ("int", "float"))
+    _one_of("zero_point", asked.zero_point, ("int", "float"))
     if asked.symmetric and asked.zero_point == "float":
-        raise UsageError("a symmetric scheme has no zero point", place=["zero point"], hint="use an asymmetric scheme")
+        raise UsageError("a symmetric scheme has no zero point", place=["zero_point"], hint="use an asymmetric scheme")
     kinds = form.zero_points
     if not asked.symmetric and asked.zero_point not in kinds:
         if kinds:
-            raise UsageError(f"{name} has only {kinds[0]} offsets", place=["zero point"])
+            raise UsageError(f"{name} has only {kinds[0]} offsets", place=["zero_point"])
         raise UsageError(f"{name} is symmetric", place=["symmetric"], hint="leave --asymmetric out")
 
 
@@ -411,9 +411,9 @@ def _rounding(asked: SchemeRequest, what: _Codes) -> str:
 def _check_scale_dtype(asked: SchemeRequest, *, shares_levels: bool) -> None:
     if asked.scale_dtype is None:
         return
-    _one_of("scale dtype", asked.scale_dtype, SCALE_DTYPES)
+    _one_of("scale_dtype", asked.scale_dtype, SCALE_DTYPES)
     if asked.scale_dtype == "float8_e4m3" and not shares_levels:
-        raise UsageError("float8_e4m3 is only for codebooks learned for groups", place=["scale dtype"])
+        raise UsageError("float8_e4m3 is only for codebooks learned for groups", place=["scale_dtype"])
 
 
 def _calibration(asked: SchemeRequest, what: _Codes) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _LOG_COMMAND = re.compile(r"##(?=\[|vso\[)")
 """Text that the logs of GitHub Actions and Azure Pipelines treat as a command anywhere in a line."""
@@ -25,6 +25,16 @@ def printable(text: str, limit: int = 512) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escaped(c) for c in text)
     return _LOG_COMMAND.sub(r"#\\x23", text) if "##" in text else text
+
+
+def listed(items: Sequence[str], shown: int = 3) -> str:
+    """The first few of many things for a message, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more
 
 
 def printable_line(text: str, limit: int = 100_000) -> str:

@@ -69,7 +69,7 @@ def check(arguments: str, found: dict[str, Any], one: dict[str, Any]) -> None:
     assert one["left"] in ([], one["journal"]), one
     if one["left"]:
         assert one["left"] == [hidden(arguments)] and one["output"] == found["old"], one
-        assert "the same command with --resume goes on there" in one["errors"], one
+        assert "run the same command with --resume to continue" in one["errors"], one
 
 
 @pytest.mark.parametrize(("arguments", "fault", "more"), [

@@ -36,7 +36,7 @@ EXIT_CODES = {
 
 EXAMPLES = (
     ("quantcli quantize model.safetensors --bits 4", "quantize a file"),
-    ("quantcli report model-w4g128.safetensors", "tell what it cost"),
+    ("quantcli report model-w4g128.safetensors", "show what it cost"),
     ("quantcli quantize --help", "options of a command"),
     ("quantcli help formats", "help on a topic"),
 )

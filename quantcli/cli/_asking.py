@@ -315,7 +315,7 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
         place = [word for word in error.place if word != "options"] or error.place
         if len(place) > 1 and place[-2] != "default":  # of a rule, which says where it stands
             raise
-        field = place[-1].replace(" ", "_") if place else ""
+        field = place[-1] if place else ""
         for parameter in _SETS.get(field, (field,)):
             if asked.get(parameter) not in (None, ()):
                 option = option_name(parameter, asked[parameter])

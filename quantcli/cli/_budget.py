@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
-"""What a plan chooses from unless told otherwise."""
+"""What a plan chooses from by default."""
 
 TARGETS = (
     ("target_size", "SIZE", "Most bytes the file may have, such as 3.9GB."),
@@ -36,7 +36,7 @@ WITH_A_TARGET = (
     *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
     *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest", "to", "container"),
 )
-"""What may be said of the tensors beside a target; the rest a plan chooses itself."""
+"""Options that are allowed with a target; a plan chooses the rest itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
     said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if said:
         option = _asking.option_name(said[0], asked[said[0]])
-        raise UsageError("a target chooses that itself", place=[option], hint="leave it out, or use plan")
+        raise UsageError("a size target chooses this itself", place=[option], hint="leave it out, or use plan")
     if len(targets) > 1:
         raise UsageError("one target is needed", hint="give --target-size or --target-bpw")
     return Budget(target=targets[0], value=asked[targets[0]], **usual(order.to))
@@ -223,7 +223,7 @@ def _with_experts_tied(request: Request, first: Plan) -> Request:
 
 def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tuple[list[Scheme], bool]:
     """The schemes a target stores, with scales as it stores them, and whether one model may mix them. Raises UsageError
-    where it stores none; those that are left out are said."""
+    where it stores none; those left out are reported."""
     if to is None:
         return schemes, True
     from quantcli.layouts.writer import named
@@ -297,7 +297,7 @@ def planned(
         nbytes = outputs.nbytes_of(source, first)
         if 16 in budget.bits and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
             problem = f"{unit.asked} are enough for all of it as it is"
-            raise UsageError(problem, place=[src, _asking.option_name(name)], hint="nothing needs quantizing")
+            raise UsageError(problem, place=[src, _asking.option_name(name)], hint="quantizing is not needed")
     weighting: Any = "absolute" if target is None else budget.weighting
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])

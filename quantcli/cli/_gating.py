@@ -51,7 +51,7 @@ class Typed(float):
 
 
 class Target(Limit):
-    """The limit a plan must keep, with its text: what is said of it is said in the unit that was typed."""
+    """The limit a plan must keep, with its text: messages use the unit that was typed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = Typed(super().convert(value, param, ctx))
@@ -102,7 +102,7 @@ RENDERINGS = registry.names("reports.renderings")
 
 
 class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """RENDERING=FILE, or FILE whose extension tells the rendering."""
+    """RENDERING=FILE, or FILE whose extension selects the rendering."""
 
     name = "rendering"
 
@@ -165,12 +165,14 @@ def finish(
     quiet = talk.quiet and not talk.json
     if not quiet:
         for report in reports:
-            if rendering != "table" or report.command != "compare":  # whose table tells it, behind the figures
+            if rendering != "table" or report.command != "compare":  # whose table shows them after the figures
                 options.say_warnings(report)
     if not quiet or rendering != "table":
         options.print_documents(reports, rendering, talk, show_all=show_all)
+    from quantcli.reports.gates import with_limit
+
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
-        options.say(f"{report.name}: gate {gate.title} failed: {gate.message}")
+        options.say(f"{report.name}: gate {gate.title} failed: {with_limit(gate)}")
     if failed:
         raise click.exceptions.Exit(1)

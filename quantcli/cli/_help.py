@@ -1,4 +1,4 @@
-"""Help for people: examples first, options in groups, defaults shown, and a word on every choice.
+"""Help for people: examples first, options in groups, defaults shown, and a description of every choice.
 
 An option is declared with `option(..., group=NAME)`, NAME one of GROUPS; a command with `command(NAME, examples=...)`.
 Nothing here is imported but click: help is read more often than anything else, and must come at once.
@@ -33,7 +33,7 @@ class Option(click.Option):
     """An option in a group of its command's help.
 
     `show_default` is the text of a default that is found later, or True for the one that is declared. A type with
-    `words` (see Names) has its choices listed, each with its word.
+    `words` (see Names) has its choices listed, each with its description.
     """
 
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
@@ -44,12 +44,12 @@ class Option(click.Option):
 
     @property
     def words(self) -> Mapping[str, str]:
-        """What each choice means, where the type tells."""
+        """What each choice means, where the type has descriptions."""
         return getattr(self.type, "words", {})
 
     @property
     def default_text(self) -> str:
-        """The default as help shows it; empty where nothing is to be said."""
+        """The default as help shows it; empty where there is none."""
         return (
             self.show_default if isinstance(self.show_default, str) else str(self.default) if self.show_default else ""
         )
@@ -72,8 +72,8 @@ class Command(click.Command):
 
 
 class Names(click.Choice):  # type: ignore[type-arg,unused-ignore]
-    """A choice of names that may be written with dashes or underscores, with a word on each: those of `more`, and
-    variants, whose words are found when they are asked for."""
+    """A choice of names that may be written with dashes or underscores, with a description of each: those of `more`,
+    and variants, whose words are found when they are asked for."""
 
     def __init__(self, variants: Sequence[str] = (), word: Callable[[str], str] = str, **more: str) -> None:
         super().__init__([*more, *variants])
@@ -86,7 +86,8 @@ class Names(click.Choice):  # type: ignore[type-arg,unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The name, with dashes."""
-        return super().convert(value.replace("_", "-") if isinstance(value, str) else value, param, ctx)
+        name = value.replace("_", "-") if isinstance(value, str) else value
+        return super().convert(name if name in self.choices else value, param, ctx)
 
 
 def option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
@@ -183,7 +184,7 @@ def _example_lines(examples: Sequence[Example], width: int) -> Iterator[str]:
 
 
 def _rows(option: click.Option, ctx: click.Context) -> Iterable[tuple[str, str]]:
-    """The lines of an option: itself, then each of its choices that has a word."""
+    """The lines of an option: itself, then each of its choices that has a description."""
     record = option.get_help_record(ctx)
     if record is None:
         return

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=click.Choice(sorted(LONG_NAMES)),
     default=None,
     help="Float type of the decoded tensors.",
-    show_default="the original one of each, float32 where the file does not tell",
+    show_default="the original one of each, float32 where the file does not store it",
     group="Common",
 )
 @options.threads
@@ -63,7 +63,7 @@ def command(
         need_file(model.source, "dequantizing")
         decoded = len(model.quantized)
         if not decoded:
-            raise DataError("nothing in it is quantized", place=[src])
+            raise DataError("it holds no quantized tensor", place=[src])
         source = model.source
         target = named or _beside(src, source)
         folder = None if target.lower().endswith(".safetensors") else source.folder

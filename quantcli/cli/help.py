@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.markdown import Markdown
 
 DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "docs")
-"""The folder of the topics, one Markdown file each: a title, then what it tells in one sentence."""
+"""The folder of the topics, one Markdown file each: a title, then a summary in one sentence."""
 
 MARKS = re.compile(r"^<!-- (?:generated: .*|end) -->\n", re.MULTILINE)
 """The lines around a table that is generated from the code: for the tool that writes it, not for readers."""
@@ -78,7 +78,7 @@ def command(ctx: click.Context, topic: str | None, color: str) -> None:
 
 
 def topics() -> Mapping[str, str]:
-    """The names of the topics in alphabetical order, each with what it tells."""
+    """The names of the topics in alphabetical order, each with its summary."""
     names = sorted(name.removesuffix(".md") for name in os.listdir(DOCS) if name.endswith(".md"))
     return {name: _sentence(name) for name in names}
 
@@ -93,7 +93,7 @@ def _text(topic: str) -> str:
 
 
 def _sentence(topic: str) -> str:
-    """What a topic tells: its first paragraph."""
+    """The summary of a topic: its first paragraph."""
     _, _, rest = _text(topic).partition("\n\n")
     return " ".join(rest.partition("\n\n")[0].split()).rstrip(".")
 

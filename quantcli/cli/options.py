@@ -119,8 +119,8 @@ def threads(command: F) -> F:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Talk:
-    """How a command talks: whether it prints one JSON document, when in colour, and whether it says more or nothing on
-    standard error."""
+    """How a command talks: whether it prints one JSON document, when in colour, and whether it prints more or nothing
+    on standard error."""
 
     json: bool
     color: str
@@ -168,14 +168,14 @@ def talk(command: F) -> F:
             "-v",
             "--verbose",
             is_flag=True,
-            help="Say more on standard error.",
+            help="Print more on standard error.",
             group="Run",
         ),
         _help.option(
             "-q",
             "--quiet",
             is_flag=True,
-            help="Say nothing but errors, and show no progress.",
+            help="Print nothing but errors, and show no progress.",
             group="Run",
         ),
         _help.option(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantcli.reports.records import RunReport
 
 MUCH = 64 << 20
-"""Bytes of a tensor in memory that are worth a word."""
+"""Bytes of a tensor in memory that are worth mentioning."""
 
 
 @_help.command(
@@ -49,7 +49,7 @@ MUCH = 64 << 20
     metavar="FILE",
     type=click.Path(path_type=str),
     default=None,
-    help="Write what was done.",
+    help="Write the recipe of this run.",
     group="Output",
 )
 @_help.option(
@@ -57,7 +57,7 @@ MUCH = 64 << 20
     metavar="SIZE",
     type=_gating.Target(),
     default=None,
-    help="Choose the schemes that lose least in at most so many bytes, such as 3.9GB; see plan.",
+    help="Choose the schemes that lose least in at most this many bytes, such as 3.9GB; see plan.",
     group="Size",
 )
 @_help.option(
@@ -91,14 +91,14 @@ MUCH = 64 << 20
     metavar="SIZE",
     type=_gating.Limit(),
     default=None,
-    help="Cut a checkpoint folder into files of at most so many bytes, such as 2GB.",
-    show_default="as it is cut",
+    help="Split a checkpoint folder into files of at most this many bytes, such as 2GB.",
+    show_default="as the source is",
     group="Size",
 )
 @_help.option(
     "--resume",
     is_flag=True,
-    help="Go on with what an interrupted run on a checkpoint folder has finished.",
+    help="Continue an interrupted run on a checkpoint folder from its finished files.",
     group="Run",
 )
 @_help.option(
@@ -218,7 +218,7 @@ def _say_more(written: Written) -> None:
     if written.copied:
         options.say(f"copied {', '.join(written.copied)}")
     if written.obstacle:
-        why = f"compressed-tensors cannot store {written.obstacle}"
+        why = f"compressed-tensors does not support {written.obstacle}"
         options.say(f"config.json has no quantization_config: {why}")
 
 
@@ -267,7 +267,7 @@ def _leftovers_told(real: str) -> Iterator[None]:
     except BaseException as error:
         left = left_over(real)
         if left is not None and not isinstance(error, UsageError):
-            options.say(f"what is finished is in {left}: the same command with --resume goes on there")
+            options.say(f"finished files are in {left}: run the same command with --resume to continue")
         raise
 
 

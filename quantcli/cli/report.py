@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from quantcli.reports.records import RunReport
 
 
-NO_DIGEST = "the header has no digest of itself, so its figures could have been changed; --against measures them"
+NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
 
 
 @_help.command(
     "report",
     examples=(
-        ("quantcli report model-w4g128.safetensors", "what the file says of itself"),
+        ("quantcli report model-w4g128.safetensors", "the figures stored in the file"),
         ("quantcli report model-w4g128.safetensors --against model.safetensors", "measured again"),
         ("quantcli report model-w4g128.safetensors --min-sqnr 20", "exit code 1 if it is worse"),
         ("quantcli report model-w4g128.safetensors -o report.html", "a page to share"),
@@ -56,7 +56,7 @@ NO_DIGEST = "the header has no digest of itself, so its figures could have been 
 @_help.option(
     "--theory",
     is_flag=True,
-    help="Beside each measured SQNR what theory says: model, best quantizers, bounds, entropy. Needs --against.",
+    help="Next to each measured SQNR, what theory predicts: model, best quantizers, bounds, entropy. Needs --against.",
     group="Common",
 )
 @_help.option(
@@ -232,7 +232,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         stored = stored_tensors(model.stored)
         metrics = [s.metrics for s in stored]
         if job.against is None:
-            model.source.check_unchanged()  # a pipe to its end: it may be cut short, and whoever writes it goes on
+            model.source.check_unchanged()  # a pipe to its end: it may be truncated, and its writer continues
         else:
             need_file(model.source, "measuring")
         bytes_out = model.file_bytes
@@ -274,9 +274,9 @@ def _of_another_tool(
 
     need_file(model.source, "reading what another tool wrote")
     if not model.quantized:
-        raise DataError("nothing in it is quantized", place=[job.file], hint="inspect shows any file")
+        raise DataError("it holds no quantized tensor", place=[job.file], hint="inspect shows any file")
     if theory:
-        raise UsageError("theory is told of quantcli's own files only", place=[job.file, "--theory"])
+        raise UsageError("only supported for quantcli's own files", place=[job.file, "--theory"])
     views: Mapping[str, View] = model
     metrics: dict[str, Metrics | None] | None = None
     bytes_in: int | None = None
@@ -288,7 +288,7 @@ def _of_another_tool(
             pairs, new, vanished = compare.pairs_of(before, views, job.file)
             if new or vanished:
                 name, where = (new[0], job.file) if new else (vanished[0], job.against)
-                raise DataError(f"{printable(name)} is only in {where}", place=[job.file], hint="compare tells all")
+                raise DataError(f"{printable(name)} is only in {where}", place=[job.file], hint="compare lists all")
             metrics = compare.measure(pairs, threads=threads, progress=bar)
             bytes_in = original.file_bytes
     else:

@@ -69,8 +69,8 @@ def as_folder(source: Source, target: str | None, to: str | None) -> bool:
 
 
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
-    """What is asked of the tensors of a source, with scales as the target stores them. warn: told what a file of
-    importances names in vain."""
+    """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
+    file of importances that match no tensor."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
@@ -102,7 +102,7 @@ def _check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
         if given and not folder:
             raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
     if resume and asked.digest == "none":
-        raise UsageError("a source without digests is not known again", place=["--resume"], hint="use --digest xxh3")
+        raise UsageError("resuming needs digests to recognize the source", place=["--resume"], hint="use --digest xxh3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

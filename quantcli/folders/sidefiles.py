@@ -1,4 +1,4 @@
-"""What lies beside the weights of a checkpoint folder, and what becomes of each file in a folder made from it.
+"""The other files of a checkpoint folder, and what happens to each in a folder made from it.
 
 Tokenizers, pooling, images, licences are copied. So are weights in subfolders that the model's loader may read, as they
 are: sentence-transformers lists its modules in modules.json, others keep adapters or codecs there. Copies of the same
@@ -43,7 +43,7 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _FORMAT = "weights in another format"
 _RUNTIME = "weights for another loader"
 _TRAINED = "state of a training run"
-_OUTSIDE = "links that lead out of the folder"
+_OUTSIDE = "links to files outside the folder"
 _LINKED = "links to folders"
 _SPECIAL = "not a regular file"
 _OWN = "already quantized"
@@ -130,12 +130,12 @@ def survey(source: Checkpoint, output: str) -> SideFiles:
     """The files beside the weights of a folder; `output`, the real path of what is made, is not one of them.
 
     Raises QuantcliError for a file that cannot be read, and DataError for a part of the model that is a link out of the
-    folder. Hidden files are no part of a model, and what is written anew is not listed: the index, config.json and the
-    model card.
+    folder. Hidden files are not part of a model, and what is written again is not listed: the index, config.json and
+    the model card.
     """
     written = {CONFIG, CARD, INDEX, os.path.basename(source.index or INDEX)}
     if os.path.lexists(os.path.join(source.folder, CONFIG)) and leads_outside(source.folder, CONFIG):
-        raise DataError("this is a link that leads out of its folder", place=[os.path.join(source.folder, CONFIG)])
+        raise DataError("this is a link to a file outside its folder", place=[os.path.join(source.folder, CONFIG)])
     modules = _modules(source.folder)
     found = list(set_aside(source).files)
     for path, folders, names in os.walk(source.folder):
@@ -162,7 +162,7 @@ def _decided(folder: str, relative: str, names: Sequence[str], modules: Collecti
     if not reason and os.path.lexists(path) and leads_outside(folder, relative):
         if weights:
             hint = "put the file itself there"
-            raise DataError("part of the model, and a link that leads out of the folder", place=[path], hint=hint)
+            raise DataError("part of the model, and a link to a file outside the folder", place=[path], hint=hint)
         reason = _OUTSIDE
     if not reason and not os.path.isfile(path):
         reason = _SPECIAL
@@ -198,7 +198,7 @@ def _why_left(path: str, relative: str, names: Sequence[str], modules: Collectio
 
 
 def _is_native(path: str) -> bool:
-    """Whether quantcli wrote a file: an earlier output in a subfolder is no part of the model."""
+    """Whether quantcli wrote a file: an earlier output in a subfolder is not part of the model."""
     if not os.path.isfile(path):
         return False
     try:

@@ -1,6 +1,6 @@
-"""A checkpoint folder is written: shard by shard under their names or cut anew, with index, config and model card.
+"""Writes a checkpoint folder: shard by shard under their names or split again, with index, config and model card.
 
-A run that is killed leaves its finished files, and another one with `resume` goes on behind them: the bytes are the
+A run that is killed leaves its finished files, and another one with `resume` continues after them: the bytes are the
 same as without the interruption.
 """
 
@@ -53,7 +53,7 @@ class _Piece:
 
 
 class _Cutter:
-    """How a model is cut into files, one after another: as the source is, or anew where a size is given."""
+    """How a model is cut into files, one after another: as the source is, or by size where one is given."""
 
     def __init__(self, source: Source, model: Outgoing, limit: int | None) -> None:
         self.source, self.model, self.limit = source, model, limit
@@ -194,7 +194,7 @@ def quantize(
 ) -> Written:
     """Quantize a model into a folder at `path`, which appears only when it is complete.
 
-    side: what lies beside the weights. resumed: go on with what an interrupted run has finished. Raises UsageError
+    side: what lies beside the weights. resumed: reuse what an interrupted run has finished. Raises UsageError
     where that run was asked for something else, DataError where the source was changed since.
     """
     beside = around(source, side)
@@ -244,19 +244,19 @@ def _quantize(
 
 
 def _begun(out: OutputFolder, asked: dict[str, Any], resumed: bool) -> tuple[dict[str, Finished], list[str]]:
-    """What of an interrupted run can be taken over, and what is to be said of it."""
+    """What of an interrupted run can be reused, and the notes about it."""
     journal = resume.read(out.found) if out.found is not None else None
     if journal is None:
         return {}, []
     done = f"{len(journal.finished)} finished file{'' if len(journal.finished) == 1 else 's'}"
     if not resumed:
-        return {}, [f"an interrupted run had left {done}, made anew now; --resume would have kept them"]
+        return {}, [f"an interrupted run had left {done}, written again now; --resume would have kept them"]
     why = resume.difference(journal.asked, asked)
     if why is not None:
         out.hold = True
-        hint = "ask for the same again, or leave out --resume to start over"
-        raise UsageError(f"the interrupted run was another one: {why}", place=[out.path], hint=hint)
-    return dict(journal.finished), [f"went on behind {done} of an interrupted run"]
+        hint = "repeat that request, or leave out --resume to start over"
+        raise UsageError(f"the interrupted run had another request: {why}", place=[out.path], hint=hint)
+    return dict(journal.finished), [f"resumed after {done} of an interrupted run"]
 
 
 def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _State, options: Options) -> bool:
@@ -269,7 +269,7 @@ def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _Sta
     path = os.path.join(out.temp, piece.cut.name)
     found = resume.made(known, state.model.by_name, piece.source.path)
     if found is None or not resume.is_intact(path, known, options.threads):
-        state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was made again")
+        state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was written again")
         return False
     plan = state.plan.amended({name: m.tensor for name, m in found.items()})
     model = outputs.planned(
@@ -286,7 +286,7 @@ def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _Sta
 def _make(
     source: Source, out: OutputFolder, cutter: _Cutter, piece: _Piece, state: _State, options: Options, target: Target
 ) -> None:
-    """Write the file of a piece; where tensors turned out otherwise than planned, plan them anew instead."""
+    """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
     file = cutter.file(piece)
     outcome = write_part(piece.source, state.model, [file], out.temp, replace(options, force=True))
     if not outcome.amendments:
@@ -397,7 +397,7 @@ def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
 
 
 def _index(source: Source, model: Outgoing, files: Sequence[_File]) -> bytes:
-    """The index: what the old one said of the model, sizes, and the file of every tensor."""
+    """The index: the metadata of the old one, sizes, and the file of every tensor."""
     path = source.index
     found = strict_json(read_small(path, _INDEX_LIMIT), path) if path else {}
     said = found.get("metadata")

@@ -120,7 +120,8 @@ def units_of(
     units = []
     free = [t for same in zip(*(p.tensors for p in plans)) if (t := _free(same)) is not None]
     if not free:
-        raise UsageError("the rules leave nothing to choose", place=["--recipe"], hint="let them match less")
+        problem = "rules decide on every tensor, so nothing is left to choose"
+        raise UsageError(problem, place=["--recipe"], hint="make their patterns narrower")
     for members in _tied(free, request.ties, ties):
         names = [t.info.name for t in members]
         said: list[Choice | None] = []
@@ -171,14 +172,14 @@ def _kept(members: Sequence[Decided], other: Choice) -> Choice:
 
 def factors(path: str, names: Sequence[str]) -> dict[str, float]:
     """How much each tensor's relative error counts, from a YAML map of patterns to numbers; 1 where none matches, the
-    last that matches decides. Raises UsageError for patterns without a match and for what is no such map."""
+    last that matches decides. Raises UsageError for patterns without a match and for a file that is not such a map."""
     document = plain(read_small(path, LIMIT), path)
     if not isinstance(document, dict) or not document:
         raise UsageError("it is not a map of patterns to numbers", place=[path])
     found = dict.fromkeys(names, 1.0)
     for pattern, value in document.items():
         if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise UsageError(f"{printable(repr(value), 60)} is not a number from 0 on", place=[path, str(pattern)])
+            raise UsageError(f"{printable(repr(value), 60)} is not a number of 0 or more", place=[path, str(pattern)])
         found |= dict.fromkeys(matching([str(pattern)], names, path), float(value))
     return found
 
@@ -280,7 +281,7 @@ def reaching(
     low, high = smallest(options), sum(max(c.size for c in unit.choices) for unit in units)
     best = allocate(options, high)
     if best is None or best.cost > cost:
-        raise UsageError("no choice of these options is as good", hint="allow more bits")
+        raise UsageError("these options cannot reach the target", hint="allow more bits")
     while low < high:
         middle = (low + high) // 2
         found = allocate(options, middle)

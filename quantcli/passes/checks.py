@@ -1,6 +1,6 @@
-"""What a quantized tensor can hold, whatever its weights were: looked at by itself, tile by tile.
+"""Checks on a quantized tensor that need no original, tile by tile.
 
-Each function tells what is wrong to `add` (see findings.py).
+Each function reports what is wrong to `add` (see findings.py).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def whole(add: Add, tensor: Tensor) -> None:
         last = tensor.read_bytes(output.name, output.nbytes - width, width).view("<u4")
         wrong = (last.astype(np.uint64) >> np.uint64(32 - spare)) != 0
         if wrong.any():
-            add("padding", "bits behind the zero points are not 0", count=int(wrong.sum()))
+            add("padding", "padding bits after the zero points are not 0", count=int(wrong.sum()))
     if "codebook" in held and len(stored.output("codebook").shape) == 1:
         _levels(add, tensor, TileSpan(0, 1, 0, 1), own=False)
 
 
 def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
-    """Bits behind the last code of each row of a tile."""
+    """Padding bits after the last code of each row of a tile."""
     scheme, plan = tensor.stored.scheme, tensor.stored.layout
     assert scheme is not None and plan is not None
     width = row_bytes(span.cols, scheme.bits)
@@ -60,7 +60,7 @@ def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
     wrong = last >> np.uint32(32 - spare) != 0
     if wrong.any():
         row = span.row + int(wrong.argmax())
-        add("padding", "bits behind the codes of a row are not 0", row, int(wrong.sum()), index=[row])
+        add("padding", "padding bits after the codes of a row are not 0", row, int(wrong.sum()), index=[row])
 
 
 def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
@@ -82,12 +82,12 @@ def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
         _levels(add, tensor, span, own=True)
     try:
         return tensor.params(span)
-    except DataError:  # told already
+    except DataError:  # already reported
         return None
 
 
 def place_in(add: Add, problem: str, where: NDArray[np.bool_], span: TileSpan, plan: Layout) -> None:
-    """Tell what is wrong with parameters (rows, groups) of a tile, if it is so anywhere."""
+    """Report what is wrong with parameters (rows, groups) of a tile, where anything is."""
     if where.any():
         row, group = (int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
         place = [group] if plan.shared == "columns" else [span.row + row, span.col // plan.group + group]
@@ -112,7 +112,7 @@ def _levels(add: Add, tensor: Tensor, span: TileSpan, *, own: bool) -> None:
 
 
 def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantParams, kernels: Kernels) -> None:
-    """Codes of a tile that no weight is ever given."""
+    """Codes of a tile that no weight is quantized to."""
     assert tensor.scheme is not None and tensor.stored.layout is not None
     grid = code_grid(tensor.scheme)
     if grid.mode == LEVELS:
@@ -132,7 +132,7 @@ def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantP
         at = flat(place, span, tensor.stored.layout)
         code = int(unpacked(kernels, packed, span, grid.bits).ravel()[place])
         index = index_of(at, tensor.shape)
-        add("ranges", "no weight is ever given this code", at, int(wrong.sum()), index=index, stored=code)
+        add("ranges", "no weight is quantized to this code", at, int(wrong.sum()), index=index, stored=code)
 
 
 def unpacked(kernels: Kernels, packed: Bytes, span: TileSpan, bits: int) -> Floats:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, listed, printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.models import BLOCK, View
 from quantcli.passes.tiles import Progress, Visit, begun, walk
@@ -64,7 +64,8 @@ def _errors(before: Floats, after: Floats) -> Metrics:
 
 
 def _equal(a: View, b: View) -> bool:
-    """Whether tensors of which one is no float hold the same numbers, or of types numpy lacks the same bytes."""
+    """Whether tensors of which one is not floating point hold the same numbers, or of types numpy lacks the same
+    bytes."""
     kinds = [DTYPES[v.info.dtype].numpy for v in (a, b)]
     if a.info.dtype == b.info.dtype:
         kinds = ["u1", "u1"]
@@ -95,7 +96,8 @@ def pairs_of(
         if a.info.shape != b.info.shape
     ]
     if wrong:
-        raise DataError(f"{len(wrong)} tensors have other shapes: {', '.join(wrong)}", place=[place])
+        count = "1 tensor differs" if len(wrong) == 1 else f"{len(wrong)} tensors differ"
+        raise DataError(f"{count} in shape: {listed(wrong)}", place=[place])
     if not both:
         raise DataError("no tensor has the same name in both", place=[place])
     return both, [n for n in after if n not in before], [n for n in before if n not in after]

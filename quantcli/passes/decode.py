@@ -80,7 +80,7 @@ def write(
 
 
 def _metadata(model: Model) -> dict[str, str]:
-    """What the header of the decoded file says beside its tensors: what the model's says, less how it is quantized."""
+    """Metadata of the decoded file: that of the model without its quantization."""
     if model.source.kind == "gguf":
         return {"format": "pt"}
     of_codes = ("quantcli", EXPORT_KEY, "_quantization_metadata")

@@ -1,4 +1,4 @@
-"""Theory beside measurement: a second look at every quantized tensor against the weights it was made from."""
+"""Theory next to measurement: a second look at every quantized tensor against the weights it was made from."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
-    """What a second look at a tensor told; no histogram where every row has levels of its own."""
+    """Results of a second look at a tensor; no histogram where every row has levels of its own."""
 
     theory: Theory
     histogram: Histogram | None
@@ -69,7 +69,7 @@ def examine(
 ) -> list[Examined | None]:
     """A second look at every tensor of a quantized model, None for kept ones; metrics: what was measured."""
     measured = dict(zip(model, metrics))
-    # Of weights decoded to infinity theory says nothing.
+    # Theory does not cover weights decoded to infinity.
     wanted = [name for name, m in measured.items() if model[name].scheme and m is not None and math.isfinite(m.sse)]
     known: dict[str, Examined] = {}
     advance = begun(progress, sum(model[name].stored.info.nbytes for name in wanted))

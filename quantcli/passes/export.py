@@ -1,4 +1,4 @@
-"""The codes of a native model as another tool loads them: moved, and made anew only where that is asked for.
+"""The codes of a native model as another tool loads them: moved, and quantized again only where that is asked for.
 
 Everything is refused and every size is known before the first weight is read. Where parameters were rounded the cost
 is measured on the bytes that were written, decoded as their reader decodes them.
@@ -70,7 +70,8 @@ def check_output(source: Source, output: str, *, folder: bool, force: bool) -> s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """A native model on its way into a target. wanted: the schemes of tensors that are made anew, None for floats."""
+    """A native model on its way into a target. wanted: the schemes of tensors that are quantized again, None for
+    floats."""
 
     model: Model
     outgoing: Outgoing
@@ -88,11 +89,11 @@ class Export:
     ) -> Outcome:
         """Write some files, and measure what was not moved as it was."""
         floats = Decoded(self.model, self.wanted)
-        anew = from_floats(floats, self.outgoing.by_name, "none")
+        requantized = from_floats(floats, self.outgoing.by_name, "none")
 
         def produce(name: str) -> Producer:
             if name in self.wanted:
-                return anew(name)
+                return requantized(name)
             codes: Codes = self.model[name]
             return Taking(self.outgoing.by_name[name], codes)
 
@@ -118,7 +119,8 @@ class Export:
         )
 
     def _measure(self, outcome: Outcome, homes: Mapping[str, str]) -> None:
-        """Errors of what was rounded or made anew: of the bytes that were written where there is a reader of them."""
+        """Errors of what was rounded or quantized again: of the bytes that were written where there is a reader of
+        them."""
         model, exact = self.outgoing, outcome.exact
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
         against = {name: view_of(self.model[name]) for name in changed}

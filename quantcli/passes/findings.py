@@ -10,7 +10,7 @@ from typing import Any
 from quantcli.errors import printable
 
 CHECKS = ("structure", "scales", "padding", "ranges", "digest", "source", "codes", "metrics")
-"""What is looked at, in the order in which it is told."""
+"""Kinds of check, in the order in which they are reported."""
 
 OF_ORIGINALS = ("source", "codes", "metrics")
 """What takes the original."""
@@ -30,7 +30,7 @@ class Finding:
     expected: int | None = None
 
     def line(self) -> str:
-        """All of it in words."""
+        """The finding as one line."""
         parts = [f"{printable(self.tensor)}: " if self.tensor else "", f"{self.check}: {self.problem}"]
         if self.index is not None:
             parts.append(f"{', the first' if self.count > 1 else ''} at {self.index}")

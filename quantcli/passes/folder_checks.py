@@ -1,4 +1,4 @@
-"""Whether what a quantized folder says beside its weights is true of them."""
+"""Whether index and configuration of a quantized folder agree with its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST = 100_000_000
 
 
 def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[str]:
-    """What index and configuration of a quantized folder say that its files do not."""
+    """Entries of index and configuration of a quantized folder that differ from its files."""
     found = []
     if source.index:
         said = strict_json(read_small(source.index, _MOST), source.index).get("metadata")
@@ -38,8 +38,8 @@ def faults(source: Source, folder: str, stored: Sequence[StoredTensor]) -> list[
     if isinstance(content, dict) and (says is None or isinstance(says, dict)):
         wanted, _ = quantization_config([t.decided for t in stored], architectures.of(content) or UNNAMED)
         if wanted is None and says is not None and says.get("quant_method") == "compressed-tensors":
-            found.append(f"{CONFIG}: quantization_config says compressed-tensors, which cannot express this")
+            found.append(f"{CONFIG}: quantization_config names compressed-tensors, which does not support this")
         for name, value in (wanted or {}).items():
             if (says or {}).get(name) != value:
-                found.append(f"{CONFIG}: {name} of quantization_config is not that of the files")
+                found.append(f"{CONFIG}: {name} of quantization_config differs from the files")
     return found

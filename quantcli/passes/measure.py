@@ -9,7 +9,7 @@ import numpy as np
 from quantcli import kernels
 from quantcli import metrics as metric
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, listed, printable
 from quantcli.formats import code_grid
 from quantcli.kernels import Sums
 from quantcli.layouts import evidence
@@ -70,7 +70,7 @@ def against(
 
 def _check(model: Model, original: Model, *, known: bool) -> None:
     """Raise DataError with all that does not match: nothing is measured then. known: whether digests tell that these
-    are the weights the model was made from; others that are quantized are no floats to measure against."""
+    are the weights the model was made from; others that are quantized are not floats to measure against."""
     if original.is_quantized:
         raise DataError("the original is quantized itself", place=[original.source.path])
     seen = None if known else evidence.found_in(original.source, evidence.beside(original.source.path))
@@ -85,13 +85,13 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
         if name not in original:
             found.append(f"{printable(name)} is not in the original")
         elif original[name].shape != tensor.shape:
-            found.append(f"{printable(name)} is {list(original[name].shape)} there and {list(tensor.shape)} here")
+            found.append(f"{printable(name)} is {list(tensor.shape)}, and {list(original[name].shape)} in the original")
         elif tensor.scheme is not None and not DTYPES[original[name].dtype].quantizable:
-            found.append(f"{printable(name)} is {original[name].dtype} there")
+            found.append(f"{printable(name)} is {original[name].dtype} in the original")
     found += [f"{printable(name)} is only in the original" for name in original if name not in model]
     if found:
         raise DataError(
-            f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not match: {', '.join(found)}",
+            f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not match: {listed(found)}",
             place=[model.source.path, original.source.path],
         )
 
@@ -101,5 +101,5 @@ def _same_digest(tensor: Tensor, found: str | None, original: Model) -> None:
         raise DataError(
             "these are not the weights the file was made from (digests differ)",
             place=[original.source.path, printable(tensor.name)],
-            hint="use --ignore-digest to measure all the same",
+            hint="use --ignore-digest to measure anyway",
         )

@@ -57,7 +57,7 @@ def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, conta
     if make is None:
         raise UsageError(f"{to} has no containers, only models", place=["--container"], hint="leave it out")
     if not any(t.scheme is not None for t in tensors):
-        raise DataError("there is nothing quantized in it to export")
+        raise DataError("it holds no quantized tensor to export")
     model = architecture(beside)
     for tensor in tensors:
         if tensor.scheme is not None and (why := obstacle(tensor, export, model)) is not None:
@@ -102,7 +102,7 @@ def notes(found: Conversion, *, config: bool) -> list[str]:
 
 
 def beside(source: Source) -> Beside:
-    """What lies beside the weights of a folder; nothing for a file."""
+    """The other files of a folder of weights; nothing for a file."""
     return source.beside
 
 

@@ -135,7 +135,7 @@ class _Bytes:
 
 
 def trials_of(tensor: Quantized) -> Trials:
-    """What is tried on a tensor; min-max is no rival where it is not the plain error that counts."""
+    """What is tried on a tensor; min-max is not compared where the plain error is not what counts."""
     importance = tensor.importance.values if tensor.importance else None
     usual = rival(tensor.scheme) if importance is None else None
     return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=usual, importance=importance)
@@ -202,7 +202,7 @@ class Encoding:
         """Errors of all tiles together, the digest, and the scheme that was chosen."""
         sizes = [span.rows * span.cols for span in self.tiles]
         measured = [(sums, size) for sums, size in zip(self.sums, sizes) if sums is not None]
-        assert len(measured) == len(self.tiles), f"{self.tensor.info.name}: codes that nobody asked for"
+        assert len(measured) == len(self.tiles), f"{self.tensor.info.name}: codes requested by nobody"
         errors = [error for error in self.rivals if error is not None]
         minmax = sum(errors) if errors and len(errors) == len(self.rivals) else self.trials.minmax_sse
         digest = _ended(self._source, self.tensor.info, self.bytes)

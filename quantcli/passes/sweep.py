@@ -149,7 +149,7 @@ class _Run:
             one.seconds += time.perf_counter() - began
 
     def _conclude(self, tries: list[_Try]) -> None:
-        """End a look: passes are concluded, what was encoded is added up, what did not fit is begun anew."""
+        """End a look: passes are concluded, what was encoded is added up, what did not fit is started again."""
         for number, one in enumerate(tries):
             if one.done:
                 continue

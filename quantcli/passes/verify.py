@@ -98,9 +98,9 @@ class _Run:
                 continue
             intact = next(documents).intact
             if intact is None:
-                self.unchecked.append("the header has no digest of itself")
+                self.unchecked.append("the header has no digest of its own")
             elif not intact:
-                self.add("", "structure", f"{place}the header is not as it was written")
+                self.add("", "structure", f"{place}the header was changed after it was written")
         if source.folder is not None:
             for problem in folder_checks.faults(source, source.folder, [t.stored for t in self.model.values()]):
                 self.add("", "structure", problem)
@@ -111,7 +111,7 @@ class _Run:
             raise DataError("the original is quantized itself", place=[original.source.path])
         for name, tensor in self.model.items():
             if name not in original:
-                self.add(name, "source", "the original does not hold it")
+                self.add(name, "source", "it is not in the original")
                 continue
             info, here = original[name].stored.info, tensor.stored.info
             if (info.dtype, info.shape) != (here.dtype, here.shape):
@@ -121,9 +121,9 @@ class _Run:
                 self._comparable.add(name)
         for name in original:
             if name not in self.model:
-                self.add(name, "source", "it is only in the original")
+                self.add(name, "source", "it is missing here")
         if not self._again:
-            self.unchecked.append(f"scales are not found again: another version wrote them, not {__version__}")
+            self.unchecked.append(f"scales are not recomputed: another version wrote them, not {__version__}")
 
     # -- a tensor
 
@@ -137,7 +137,7 @@ class _Run:
         tensor = self.model[name]
         stored = tensor.stored
         if stored.digest is None:
-            self.unchecked.append("there are no digests of the original weights")
+            self.unchecked.append("the header has no digests of the original weights")
         if stored.layout is not None and name not in self._comparable:
             yield [partial(checks.whole, partial(self.add, name), tensor), *self._tiles(name, None, None)]
             return
@@ -153,7 +153,7 @@ class _Run:
                 try:
                     yield from searching(again, partial(self._see, name, again))
                 except (NotFinite, Misfit):
-                    self.add(name, "scales", "its method gives no scales for the weights of the original")
+                    self.add(name, "scales", "its method finds no scales for the weights of the original")
                     again = None
             first: list[Look] = [partial(checks.whole, partial(self.add, name), tensor), *weights.apart()]
             found = yield [*first, *self._tiles(name, weights, again)]
@@ -172,11 +172,11 @@ class _Run:
         columns = None
         if stored.importance is not None:
             if self.importance is None:
-                self.unchecked.append("scales weighed by importances are not found again without --importance")
+                self.unchecked.append("scales weighted by importances are not recomputed without --importance")
                 return None
             columns = self.importance.of(stored.info, stored.layout)
             if columns is None or columns.digest != stored.importance:
-                self.add(stored.info.name, "scales", "it was weighed by other importances")
+                self.add(stored.info.name, "scales", "it was weighted by other importances")
                 return None
         values = columns.values if columns is not None else None
         return Trials(stored.info, stored.scheme, stored.layout, stored.scale_dtype, rival=None, importance=values)
@@ -201,7 +201,7 @@ class _Run:
             if not same.all():
                 at = (start + int(same.argmin())) * 8 // DTYPES[tensor.dtype].bits
                 index = checks.index_of(at, tensor.shape)
-                self.add(name, "source", "its bytes are not those of the original", at, index=index)
+                self.add(name, "source", "its bytes differ from the original", at, index=index)
         self._advance(size)
 
     # -- tiles of quantized tensors
@@ -253,7 +253,7 @@ class _Run:
         try:
             wanted = again.params(self.table, tile, span)
         except (NotFinite, Misfit):
-            self.add(name, "scales", "its method gives no scales for the weights of the original")
+            self.add(name, "scales", "its method finds no scales for the weights of the original")
             return
         zero = wanted.zero
         if zero is not None and scheme.zero_point == "int":
@@ -264,7 +264,7 @@ class _Run:
         for what, stored, found in pairs:
             if stored is not None and found is not None:
                 where = checks.differ(stored, found)
-                checks.place_in(partial(self.add, name), f"{what} is not what its method finds", where, span, plan)
+                checks.place_in(partial(self.add, name), f"{what} is not what its method computes", where, span, plan)
 
     def _codes(self, name: str, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes) -> Sums:
         """The errors of a tile; its codes are found again with the very rounding they were made with."""
@@ -283,7 +283,7 @@ class _Run:
             self.add(
                 name,
                 "codes",
-                "a code is not what its weight and the stored scales give",
+                "a code is not the one of its weight under the stored scales",
                 at,
                 int(wrong.sum()),
                 index=checks.index_of(at, stored.info.shape),
@@ -329,9 +329,9 @@ def decodable(
     if before is not None:
         for name in dict.fromkeys([*views, *before]):
             if name not in before:
-                found.add(name, "source", "the original does not hold it")
+                found.add(name, "source", "it is not in the original")
             elif name not in views:
-                found.add(name, "source", "it is only in the original")
+                found.add(name, "source", "it is missing here")
             elif before[name].info.shape != views[name].info.shape:
                 found.add(name, "source", f"it is {list(before[name].info.shape)} in the original")
     return Verified(
@@ -339,6 +339,6 @@ def decodable(
         quantized=len(weights),
         against=against,
         findings=found.ordered(views),
-        unchecked=("another tool wrote it: there are no digests, and codes are not found again",),
+        unchecked=("another tool wrote it: there are no digests, and codes are not recomputed",),
         checks=("structure", "scales", *(["source"] if before is not None else [])),
     )

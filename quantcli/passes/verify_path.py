@@ -44,7 +44,7 @@ def verify_path(
             found = verify.verify(model.stored, known, threads=threads, progress=progress, importance=weighed)
         else:
             if not model.quantized:
-                raise DataError("nothing in it is quantized", place=[path], hint="inspect shows any file")
+                raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file")
             ours, theirs = under_one_name(before, model)[:2] if before is not None else (None, model)
             found = verify.decodable(theirs, ours, original, threads=threads)
         return found, list(model.stored) if found.tensors else ()

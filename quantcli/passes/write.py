@@ -45,7 +45,7 @@ class Work:
 @dataclass(slots=True)
 class Outcome:
     """What became of the tensors: results by name, which of them stand for just the numbers that were produced, and
-    those to decide anew, in which case nothing was written."""
+    those to decide again, in which case nothing was written."""
 
     results: dict[str, Result] = field(default_factory=dict)
     exact: dict[str, bool] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class _Pass:
 
     def _put(self, job: Job, output: int, offset: int, values: Any) -> None:
         data = memoryview(values)
-        if not data.nbytes or self.outcome.amendments:  # then this pass only looks for further tensors to decide anew
+        if not data.nbytes or self.outcome.amendments:  # then this pass only looks for further tensors to decide again
             return
         out, at = self._places[job.outputs[output].name]
         out.write(at + offset, data)

@@ -74,7 +74,7 @@ def _shape(infos: Mapping[str, TensorInfo], name: str) -> tuple[int, int]:
     experts = math.prod(sums.shape[:-1])
     if cols < 1 or experts < 1 or counts.numel != experts:
         shapes = f"{list(sums.shape)} and {list(counts.shape)}"
-        raise DataError(f"sums and counts do not go together: {shapes}", place=[printable(name)])
+        raise DataError(f"sums and counts differ in shape: {shapes}", place=[printable(name)])
     return experts, cols
 
 

@@ -51,10 +51,10 @@ class Importance:
         values, place = self.entries[name], [self.path, printable(name)]
         if expert is not None:
             if values.ndim != 2 or expert >= len(values):
-                raise UsageError(f"there is no expert {expert} of {list(values.shape)}", place=place)
+                raise UsageError(f"the entry has no expert {expert}: its shape is {list(values.shape)}", place=place)
             values = values[expert]
         if plan.shared is not None or plan.two_pass:
-            problem = "one scale for whole columns or tensors does not tell columns apart"
+            problem = "importance needs scales per row or group: with one scale per column or tensor it has no effect"
             raise UsageError(problem, place=place, hint="use groups, or channels of axis 0")
         per_channel = len(info.shape) > 2 and math.prod(info.shape[1:]) == plan.cols
         if values.size == plan.cols:
@@ -98,21 +98,21 @@ def load(path: str, digest: str | None = None) -> Importance:
     with contextlib.closing(open_source(path)) as source:
         total = sum(info.nbytes for info in source.infos())
         if total > MOST:
-            raise UsageError(f"{total} bytes are more than the {MOST} importances may have", place=[path])
+            raise UsageError(f"the importances have {total} bytes, more than the limit of {MOST}", place=[path])
         entries = dict(importances(source)) if source.kind == "gguf" else _tensors(source)
     if not entries:
-        raise UsageError("it holds no importances", place=[path])
+        raise UsageError("the file holds no importances", place=[path])
     for name, values in entries.items():
         wrong = ~(np.isfinite(values) & (values >= 0))
         if wrong.any():
             at = int(wrong.argmax())
-            problem = f"importance {values.ravel()[at]:g} at {at} is not a number from 0 on"
+            problem = f"importance {values.ravel()[at]:g} at {at} is not a number of 0 or more"
             raise UsageError(problem, place=[path, printable(name)])
     whole = xxh3_128()
     for name, values in sorted(entries.items()):
         whole.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values, "<f8").tobytes())
     if digest is not None and digest != whole.hexdigest():
-        raise UsageError("its importances are not those the recipe was made with", place=[path])
+        raise UsageError("these are not the importances the recipe was made with", place=[path])
     return Importance(path, entries, str(whole.hexdigest()))
 
 
@@ -121,7 +121,7 @@ def _tensors(source: Source) -> dict[str, Array]:
     entries: dict[str, Array] = {}
     for info in source.infos():
         if not DTYPES[info.dtype].quantizable:
-            raise UsageError(f"{info.dtype} is no float type", place=[source.path, printable(info.name)])
+            raise UsageError(f"{info.dtype} is not a float type", place=[source.path, printable(info.name)])
         buffer = np.empty(info.nbytes, np.uint8)
         source.read(info.name, 0, buffer.data)
         values = buffer.view("<f8") if info.dtype == "F64" else to_float32(buffer, info.dtype)

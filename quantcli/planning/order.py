@@ -22,7 +22,7 @@ USUAL = "compressed-tensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is asked, whatever the model: schemes, rules and ties of a recipe, which tensors, what is written.
+    """A request that is independent of the model: schemes, rules and ties of a recipe, which tensors, what is written.
 
     to: a target, `native`, or None to leave it to the source. max_shard_size: bytes. importance: the path of a file,
     None for the one the recipe names. digest, on_nonfinite: one of `recipe.SETTINGS`.
@@ -38,6 +38,8 @@ class Order:
     importance: str | None = None
     digest: str = SETTINGS["digest"][0]
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
+    from_recipe: frozenset[str] = frozenset()
+    """Keys that the recipe set and no option did."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -60,9 +62,10 @@ def order(
 ) -> Order:
     """What is given, and of the rest what the recipe says. Raises UsageError for what contradicts itself."""
     said: dict[str, Any] = dict(recipe.options)
+    typed = {"include": include, "exclude": exclude, "container": container}
     limit = max_shard_size if max_shard_size is not None else said.get("max_shard_size")
     if limit is not None and limit < 1:
-        raise UsageError("0 bytes hold nothing", place=["--max-shard-size"])
+        raise UsageError("0 bytes are not a shard size", place=["--max-shard-size"])
     found = Order(
         recipe=recipe,
         include=tuple(include or said.get("include", ())),
@@ -74,14 +77,17 @@ def order(
         importance=importance,
         digest=digest or said.get("digest") or SETTINGS["digest"][0],
         on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
+        from_recipe=frozenset(name for name, value in typed.items() if name in said and not value),
     )
     if found.container and found.to in (None, NATIVE):
-        raise UsageError("only other tools' files can be containers", place=["--container"], hint="use it with --to")
+        by_key = "container" in found.from_recipe
+        place, hint = ("recipe: container", "add the key to") if by_key else ("--container", "use it with --to")
+        raise UsageError("only other tools' layouts have containers", place=[place], hint=hint)
     return found
 
 
 def target_of(source: Source, asked: Order, *, folder: bool) -> tuple[str | None, str]:
-    """The target of what is written, None for the native layout, and what is to be said of it.
+    """The target of what is written, None for the native layout, and the note about it.
 
     Where none is asked for, a folder that transformers loads is written so that it still does.
     """
@@ -107,14 +113,14 @@ def _architecture(source: Source) -> Architecture | None:
 
 
 def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]:
-    """The importances that are named, and what is to be said of entries that belong to no tensor of the source."""
+    """The importances that are named, and the warning about entries that belong to no tensor of the source."""
     path, digest = asked.recipe.importance or (None, None)
     if path is None or asked.importance is not None:
         # A recipe out of a header knows the importances it was made with by their digest alone.
         digest, path = digest if path is None else None, asked.importance
     if path is None:
         if digest is not None:
-            raise UsageError("the recipe was made with importances", place=["--importance"], hint="name their file")
+            raise UsageError("the recipe was made with importances", place=["--importance"], hint="give their file")
         return None, ""
     found = load(path, digest)
     unused = found.unused(source.infos())
@@ -138,6 +144,7 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         to=to,
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
+        from_recipe=asked.from_recipe,
     )
 
 

@@ -28,7 +28,7 @@ WIDER = "float32 scales"
 """How the note of a tensor begins whose scales did not fit the narrower dtype."""
 
 UNWEIGHTED = "no importance given"
-"""The note of a tensor that a file of importances says nothing of."""
+"""The note of a tensor that a file of importances has no entry for."""
 
 MAX_DIMENSIONS = 64
 
@@ -101,6 +101,12 @@ class Request:
     to: str | None = None
     architecture: Architecture | None = None
     container: bool = False
+    from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
+    """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
+
+    def place(self, name: str) -> str:
+        """Where an error about include or exclude is: the key of the recipe, or the option."""
+        return f"recipe: {name}" if name in self.from_recipe else f"--{name}"
 
     def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
@@ -138,7 +144,7 @@ class Plan:
     request: Request | None = None
 
     def amended(self, changes: Mapping[str, Decided]) -> Plan:
-        """This plan with some tensors planned anew."""
+        """This plan with some tensors planned again."""
         return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
 
     def part(self, first: int, last: int) -> Plan:
@@ -247,8 +253,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     nothing is left to quantize.
     """
     names = [info.name for info in infos]
-    excluded = matching(request.exclude, names, "--exclude")
-    included = matching(request.include, names, "--include") if request.include else set(names)
+    excluded = matching(request.exclude, names, request.place("exclude"))
+    included = matching(request.include, names, request.place("include")) if request.include else set(names)
     ruled = _ruled(request.rules, names)
     reasons = {info.name: _why_kept(info, keep_defaults=request.keep_defaults) for info in infos}
     alone = request.keep_defaults and embeddings_alone(infos)
@@ -312,7 +318,7 @@ def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
             if other.scheme != tensor.scheme:
                 names = [t.scheme.name if t.scheme else "kept" for t in (other, tensor)]
                 problem = f"{printable(other.info.name)} ({names[0]}) and {printable(tensor.info.name)} ({names[1]})"
-                raise UsageError(f"{problem} are tied, and rules tell them apart", place=["ties"])
+                raise UsageError(f"{problem} are tied, but rules give them different schemes", place=["ties"])
 
 
 def _ruled(rules: Sequence[Rule], names: Sequence[str]) -> dict[str, Rule]:
@@ -342,9 +348,9 @@ def check(plan: Plan) -> None:
         hint = unsaid or (
             "--no-default-keep quantizes every float tensor of two or more dimensions"
             if listed
-            else "nothing in it can be"
+            else "no tensor can be quantized"
         )
-        raise DataError(f"nothing left to quantize: all tensors are kept ({why})", hint=hint)
+        raise DataError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for output in native.outputs(tensor):

@@ -66,7 +66,7 @@ def _spelt_out(value: Any, place: str) -> Any:
     fields = shorthand(name) if isinstance(name, str) else None
     if fields is None:
         hint = "such as W4A16, W8A16 or W4A16_ASYM"
-        raise UsageError(f"{printable(repr(name), 60)} is no scheme", place=[place], hint=hint)
+        raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
     if isinstance(value, str):
         return fields
     return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
@@ -82,7 +82,7 @@ SETTINGS = {"on_nonfinite": ("refuse", "keep"), "digest": ("xxh3", "sha256", "no
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What is asked for all, as a request and as the scheme it comes to, the rules in order, what is tied, the file of
-    importances (None: to be named) with the digest it is to have, and what is said of the options: only that."""
+    importances (None: to be named) with the digest it is to have, and the options that it sets, no others."""
 
     asked: SchemeRequest
     default: Scheme
@@ -124,8 +124,7 @@ def load(
 
 def _line(error: QuantcliError, where: Mapping[tuple[str | int, ...], str]) -> list[str]:
     """Line and column of what an error is about, as near as is known."""
-    words = [p.replace(" ", "_") if re.fullmatch(r"[\w ]+", p) else p for p in error.place]
-    steps: list[str | int] = [int(s) if s.isdigit() else s for word in words for s in re.findall(r"\w+", word)]
+    steps: list[str | int] = [int(s) if s.isdigit() else s for p in error.place for s in re.findall(r"\w+", p)]
     steps += re.findall(r"unknown key '(\w+)'", error.problem)
     place: tuple[str | int, ...] = ()
     for step in steps:
@@ -175,7 +174,7 @@ def _ties(values: Any) -> tuple[str, ...]:
         raise UsageError("it is not a list", place=["ties"])
     for i, tie in enumerate(values):
         if not isinstance(tie, str) or not tie.startswith("re:"):
-            problem = f"{printable(repr(tie), 100)} is no regular expression"
+            problem = f"{printable(repr(tie), 100)} is not a regular expression"
             raise UsageError(problem, place=[f"ties[{i}]"], hint=r"such as re:(.*)\.(?:wq|wk|wv)")
         compiled(tie, f"ties[{i}]")
     return tuple(values)
@@ -191,7 +190,7 @@ def _importance(value: Any, folder: str) -> tuple[str | None, str | None] | None
         if word is not None and (not isinstance(word, str) or not word):
             raise UsageError("it is not text", place=["importance", key])
     if path is None and digest is None:
-        raise UsageError("it names no file", place=["importance"])
+        raise UsageError("it has no file name", place=["importance"])
     return None if path is None else os.path.join(folder, path), digest
 
 
@@ -207,7 +206,7 @@ def _option(name: str, value: Any) -> Any:
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
     if name == "to" and value not in (NATIVE, *registry.names("layouts", "WRITES")):
-        raise UsageError(f"{shown} is no target", place=[name], hint="export --list names them")
+        raise UsageError(f"{shown} is not a target", place=[name], hint="export --list names them")
     if name in SETTINGS and value not in SETTINGS[name]:
         raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])
     return value
@@ -233,8 +232,8 @@ def _rule(value: Any, place: str, asked: SchemeRequest) -> Rule:
 
 
 def override(text: str) -> tuple[str, dict[str, Any]]:
-    """The rule that PATTERN:key=value,... or PATTERN:keep stands for, after its place. Raises UsageError where it is
-    none.
+    """The rule that PATTERN:key=value,... or PATTERN:keep stands for, after its place. Raises UsageError for any
+    other text.
 
     >>> override("*.down_proj:bits=8,group-size=32")[1]
     {'match': '*.down_proj', 'bits': 8, 'group_size': 32}
@@ -250,7 +249,7 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
             rule |= {"keep": True} if name == "keep" else {"scheme": key.strip()}
             continue
         if not equals or not name or name in rule:
-            raise UsageError(f"{printable(repr(part), 100)} is not key=value, or there twice", place=["--override"])
+            raise UsageError(f"{printable(repr(part), 100)} is not key=value, or is given twice", place=["--override"])
         rule[name] = plain(value.encode("utf-8", "surrogateescape"), "--override")
     return f"--override {printable(text, 100)}", rule
 
@@ -354,7 +353,7 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
     lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]
     found = "\n".join(lines) + "\n"
     if len(found) > LIMIT:
-        raise UsageError(f"the recipe would have {len(found)} bytes, {LIMIT} are the most it may have")
+        raise UsageError(f"the recipe has {len(found)} bytes, more than the limit of {LIMIT}")
     return found
 
 
@@ -376,7 +375,7 @@ def _shortest(scheme: Scheme, asked: SchemeRequest) -> dict[str, Any]:
 def levels(path: str) -> tuple[float, ...]:
     """The levels of a codebook in a file, ascending: numbers in text, apart by blanks or commas, or a .npy array.
 
-    Raises UsageError where they are none.
+    Raises UsageError for anything but numbers.
     """
     raw = read_small(path, LIMIT)
     try:

@@ -26,7 +26,7 @@ RULE: Mapping[str, tuple[str, str]] = {
     "match": ("pattern", "the tensors or modules it is for"),
     "keep": ("true or false", "leave them as they are"),
     "optional": ("true or false", "it may match nothing"),
-    "reason": ("text", "what the report says of it"),
+    "reason": ("text", "why, as the report shows it"),
 }
 """Of a rule, beside those of its scheme."""
 
@@ -34,7 +34,7 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "include": ("list of patterns", "quantize only these"),
     "exclude": ("list of patterns", "keep these as they are"),
     "keep_defaults": ("true or false", "false is --no-default-keep"),
-    "max_shard_size": ("bytes", "cut a checkpoint folder into files of at most so many bytes"),
+    "max_shard_size": ("bytes", "split a checkpoint folder into files of at most this many bytes"),
     "to": ("target", "write what another tool loads"),
     "container": ("true or false", "with the targets gguf and onnx: the quantized tensors alone"),
     "on_nonfinite": ("refuse or keep", "what to do with a tensor that holds NaN or infinity"),

@@ -19,10 +19,10 @@ def text_of(model: Model, path: str) -> str:
     except QuantcliError as error:
         raise error.within(path) from None
     if not said or len(said) < len(documents):
-        raise DataError("its header holds no recipe", place=[path], hint="quantcli quantize writes one")
+        raise DataError("the header holds no recipe", place=[path], hint="quantcli quantize writes one")
     document, request = said[0]
     if any(d.tool != document.tool or d.digest != document.digest or r != request for d, r in said):
-        raise DataError("its files were made by several recipes", place=[path], hint="name one of them")
+        raise DataError("the files were made with several recipes", place=[path], hint="name one of them")
     keeps = any(tensor.stored.reason == "nonfinite" for tensor in model.stored.values())
     settings = {"digest": document.digest, "on_nonfinite": "keep" if keeps else "refuse"}
     return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"

@@ -28,7 +28,7 @@ FLOOR = 1 << 18
 """Bytes of kept weights below which there is nothing to gain."""
 
 WANTED = ("excluded", "not-included", "nonfinite", "not-float", "unsupported-dtype", "empty")
-"""Reasons that were asked for, or that hold for what is no weight to quantize."""
+"""Reasons that were asked for, or that hold for tensors that are not weights to quantize."""
 
 KEPT_BY_NAME = ("router", "lm-head", "embedding")
 """Reasons of matrices that are kept unless a rule names them."""
@@ -36,7 +36,7 @@ KEPT_BY_NAME = ("router", "lm-head", "embedding")
 PRESET = "llm"
 
 LIGHT = 0.02
-"""The share of what is kept below which a group is not worth a word."""
+"""The share of what is kept below which a group is not worth mentioning."""
 
 _SHOWN = 3
 _PLAIN = re.compile(r"[\w./:+*-]+")
@@ -60,7 +60,7 @@ class Sized(Protocol):
 
     @property
     def note(self) -> str:
-        """What else is to be said of it."""
+        """A note for people."""
 
     @property
     def bytes_out(self) -> int:
@@ -91,7 +91,7 @@ class Entry:
 
     @property
     def note(self) -> str:
-        """What else is to be said of it."""
+        """A note for people."""
         return self.tensor.note
 
 
@@ -192,7 +192,7 @@ def _smaller(request: Request) -> list[int]:
 
 
 def _with_rule(request: Request, group: Group, changes: dict[str, int]) -> Request:
-    """A request with an extra rule, the same one where there is no such scheme."""
+    """A request with an extra rule, unchanged where that scheme is invalid."""
     try:
         scheme = changed(request.scheme, **changes)
     except QuantcliError:

@@ -17,7 +17,7 @@ LIMIT = 200_000_000
 def load(path: str, subject: str) -> Mapping[str, Any]:
     """The report in a file, as plain values; of several the one about the file named as `subject` is.
 
-    Raises DataError where it is none, UsageError where none of several is about it.
+    Raises DataError where it is not a report, UsageError where none of several is about that file.
     """
     document = strict_json(read_small(path, LIMIT), path)
     if isinstance(document, dict) and isinstance(document.get("reports"), list):

@@ -56,10 +56,10 @@ def of_plan(
     ]
     warnings = [
         *_named(
-            "float32 scales, for float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
+            "float32 scales, because float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
         ),
         *_named(
-            "left in floating point, for they hold NaN or infinity",
+            "left in floating point, because they hold NaN or infinity",
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
         *unweighted(plan),
@@ -185,8 +185,8 @@ def of_pairs(
     bytes_out: int,
     seconds: float | None,
 ) -> RunReport:
-    """The report on one model against another: a tensor that is no float but another value, or float but not the same,
-    is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
+    """The report on one model against another: a tensor that is not floating point but differs, or float but not the
+    same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
     tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
     counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] or list(metrics.values())
     return RunReport(
@@ -227,7 +227,7 @@ def of_views(
         for name, view in views.items()
     ]
     decoded = sum(view.info.nbytes for view in views.values())
-    unknown = "the file does not say what it was made from, so its size stands beside that of float32"
+    unknown = "the file does not record the size of its source, so it is compared with float32"
     counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] if metrics is not None else []
     return RunReport(
         command="report",

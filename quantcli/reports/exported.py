@@ -129,9 +129,9 @@ def _tensor(native: StoredTensor, export: Export, exact: Mapping[str, bool]) -> 
     job = export.outgoing.conversion.jobs.get(name)
     outputs = job.outputs if job is not None else ()
     error: Metrics | None = export.metrics.get(name)
-    final, anew = export.outgoing.by_name[name], name in export.wanted
+    final, requantized = export.outgoing.by_name[name], name in export.wanted
     disposition = "kept" if native.scheme is None else "exported"
-    if anew:
+    if requantized:
         disposition = "decoded" if final.scheme is None else "requantized"
     if job is None:
         disposition = "left out"
@@ -142,7 +142,7 @@ def _tensor(native: StoredTensor, export: Export, exact: Mapping[str, bool]) -> 
         scheme=native.scheme.name if native.scheme else None,
         exported_scheme=final.scheme.name if final.scheme else None,
         stored=(job.kind if job else "") or stored(name, outputs),
-        lossless=bool(error and error.exact) if anew else exact.get(name, True),
+        lossless=bool(error and error.exact) if requantized else exact.get(name, True),
         native_sqnr_db=native.metrics.sqnr_db if native.metrics else None,
         native_exact=native.scheme is None or bool(native.metrics and native.metrics.exact),
         sqnr_db=error.sqnr_db if error else None,

@@ -80,7 +80,7 @@ NAMES = tuple(f.name for f in fields(Gates) if f.name != "rules")
 def parsed(name: str, value: Any) -> float:
     """The limit of a gate from text or a number: sizes such as 3.9GB or 500MiB, shares such as 95% or 0.95.
 
-    Raises UsageError for what is none.
+    Raises UsageError for anything else.
 
     >>> parsed("max_size", "3.9GB"), parsed("min_coverage", "95%"), parsed("min_sqnr", 20)
     (3900000000.0, 0.95, 20.0)
@@ -97,7 +97,7 @@ def parsed(name: str, value: Any) -> float:
     elif name == "min_coverage" and unit == "%":
         number /= 100
     elif unit and unit != (None if name in _UNITLESS else "dB"):
-        raise UsageError(f"{printable(repr(value), 60)} has a unit that does not fit", place=place, hint=_hint(name))
+        raise UsageError(f"{printable(repr(value), 60)} has an unknown unit", place=place, hint=_hint(name))
     if name == "min_coverage" and not 0 <= number <= 1:
         raise UsageError(f"{printable(str(value), 60)} is not a share", place=place, hint="write 95% or 0.95")
     if not math.isfinite(number) or (number < 0 and name not in ("min_sqnr", "min_tensor_sqnr")):
@@ -106,9 +106,9 @@ def parsed(name: str, value: Any) -> float:
 
 
 def _hint(name: str) -> str:
-    return {"max_size": f"units: {', '.join(u for u in _UNITS if u)}", "min_coverage": "write 95% or 0.95"}.get(
-        name, "write a plain number"
-    )
+    if name in _SIZES:
+        return f"units: {', '.join(u for u in _UNITS if u)}"
+    return "write 95% or 0.95" if name == "min_coverage" else "write a plain number"
 
 
 def shown(gate: str, value: float | None) -> str:
@@ -126,6 +126,11 @@ def shown(gate: str, value: float | None) -> str:
     if gate == "max_bpw":
         return f"{value:.4g} bits per weight"
     return f"{value:.3g}" if gate == "max_mse" else f"{value:.2f} dB"
+
+
+def with_limit(gate: GateResult) -> str:
+    """What a gate measured, and its limit; the failures of tensors name theirs already."""
+    return gate.message if gate.failures else f"{gate.message}, limit {shown(gate.gate, gate.limit)}"
 
 
 # ---- against a baseline -----------------------------------------------------------------------------------------
@@ -219,7 +224,7 @@ def _gate(
 ) -> GateResult:
     s = report.summary
     if gate == "max_regression" and baseline is None:
-        raise UsageError("there is nothing to compare with", place=["max_regression"], hint="name a --baseline")
+        raise UsageError("there is no baseline to compare with", place=["max_regression"], hint="name a --baseline")
     if gate in TENSOR_GATES:
         values = _values(report, gate, baseline)
         return _on_tensors(gate, limit, {k: v for k, v in values.items() if k in limits}, limits)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectedTensor:
     """One tensor. dtype: of the original, or of what another tool stores, by its name for it, None where it is not
-    known. stats: None where the values were not read, or are no numbers."""
+    known. stats: None where the values were not read, or are not numbers."""
 
     name: str
     dtype: str | None

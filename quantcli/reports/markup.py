@@ -14,7 +14,7 @@ def code(name: str) -> str:
     """A name as code.
 
     A code span holds neither every run of backticks nor, in a table, a backslash before a bar; such names are HTML,
-    where each character that is no letter or digit is a reference, which never is markup.
+    where each character that is not a letter or digit is a reference, which never is markup.
 
     References: CommonMark 0.31.2, 6.1 Code spans and 2.5 Entity references; GitHub Flavored Markdown, Tables.
 

@@ -211,10 +211,16 @@ def check_destination(path: str, *, force: bool, sources: list[InputFile]) -> st
 
 
 def check_space(path: str, size: int, source: str) -> None:
-    """Raise QuantcliError when the file system of `path` has no room for the output made from `source`."""
+    """Raise QuantcliError when the folder of `path` may not be written to, or its file system has no room for what is
+    made from `source`."""
+    folder = os.path.dirname(path) or "."
     try:
-        status = os.statvfs(os.path.dirname(path) or ".")
+        status = os.statvfs(folder)
     except OSError:
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), folder)
+    if not status.f_blocks:  # /proc and the like count no blocks: creating the file fails with the reason
         return
     free = status.f_bavail * status.f_frsize
     if size > free:

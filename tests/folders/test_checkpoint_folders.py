@@ -130,7 +130,7 @@ def test_links_out_of_the_folder_are_left_behind_and_told(source: Path) -> None:
     (source / "README.md").unlink()
     (source / "README.md").symlink_to("../secret")
     ran = run("quantize", source, "-o", "out")
-    said = "links that lead out of the folder: README.md (3 B), notes.txt (3 B)"
+    said = "links to files outside the folder: README.md (3 B), notes.txt (3 B)"
     assert ran.err == f"quantcli: warning: left out, {said}\n"
     found = contents(Path("out"))
     assert "notes.txt" not in found and found["inside.txt"] == b"{}"
@@ -221,7 +221,7 @@ def test_a_target_holds_for_folders_cut_anew(source: Path) -> None:
 @pytest.mark.parametrize(("options", "words"), [
     (["--max-shard-size", "1GB", "-o", "out.safetensors"], "--max-shard-size: this is for checkpoint folders"),
     (["--resume", "-o", "out.safetensors"], "--resume: this is for checkpoint folders"),
-    (["--max-shard-size", "0"], "0 bytes hold nothing"), (["--max-shard-size", "much"], "is not a number"),
+    (["--max-shard-size", "0"], "0 bytes are not a shard size"), (["--max-shard-size", "much"], "is not a number"),
     (["--max-shard-size", "2 parsecs"], "unit"), (["--resume", "--digest", "none"], "without digests"),
 ])  # fmt: skip
 def test_refused_options(options: list[str], words: str, source: Path) -> None:
@@ -259,7 +259,7 @@ def interrupted(source: Path, failing: Callable[[int, BaseException], None], num
     assert ran.code == 1 and not Path("out").exists()
     hidden = str(PARTIAL.resolve())
     said = ran.err[ran.err.index("quantcli: what") :]  # what loaders do comes first
-    assert said == f"quantcli: what is finished is in {hidden}: the same command with --resume goes on there\n" \
+    assert said == f"quantcli: finished files are in {hidden}: run the same command with --resume to continue\n" \
                       "quantcli: out: no space left on device\n"
 
 
@@ -275,7 +275,7 @@ def test_a_full_disk_and_then_resume(options: list[str], source: Path, failing: 
     assert len(before) == 2
     ran = run("quantize", source, "-o", "out", *options, "--resume", "--json")
     said = ran.err.splitlines()[-1]  # what loaders do comes first
-    assert ran.code == 0 and said == "quantcli: went on behind 2 finished files of an interrupted run"
+    assert ran.code == 0 and said == "quantcli: resumed after 2 finished files of an interrupted run"
     assert contents(Path("out")) == contents(Path("whole"))
     times = {p.stat().st_mtime_ns for p in Path("out").iterdir()}
     assert set(before.values()) <= times  # not written again
@@ -364,7 +364,7 @@ def test_a_damaged_file_is_made_again(damage: str, source: Path, failing: Any) -
     else:
         file.write_bytes(raw if damage == "a byte" else raw[:-1])
     ran = run("quantize", source, "-o", "out", "--resume")
-    said = "model-00002-of-00004.safetensors of the interrupted run is damaged and was made again" in ran.err
+    said = "model-00002-of-00004.safetensors of the interrupted run is damaged and was written again" in ran.err
     assert ran.code == 0 and said == (damage != "journal")
     assert contents(Path("out")) == contents(Path("whole"))
 

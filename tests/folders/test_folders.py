@@ -122,7 +122,7 @@ def test_what_would_fail_late_is_refused_first(words: list[str]) -> None:
     (source / "2_Dense" / "model.safetensors").unlink()
     (source / "2_Dense" / "model.safetensors").symlink_to("../../elsewhere")
     line = one_line(run("quantize", source, *words, "-o", "out", "-q"), 1)
-    assert "2_Dense/model.safetensors: part of the model, and a link that leads out of the folder" in line
+    assert "2_Dense/model.safetensors: part of the model, and a link to a file outside the folder" in line
     (source / "2_Dense").rename("dense")
     (source / "2_Dense").symlink_to("../dense")
     assert "modules.json names it, and it is a link to a folder" in one_line(

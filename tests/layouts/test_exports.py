@@ -819,7 +819,7 @@ def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, mon
     known, expected = ({t["name"]: [t[f] for f in facts] for t in r["tensors"]} for r in (found, made))
     assert known == expected and {"default", "norm", "embedding", "bias"} == {t[3] for t in known.values()}
     if found["summary"]["sqnr_db"] is None:
-        assert "the file does not tell its errors: --against ORIGINAL measures them\n" in run("report", out).out
+        assert "the file stores no errors: --against ORIGINAL measures them\n" in run("report", out).out
     again = json.loads(run("report", out, "--against", model, "--json").out)
     assert again["summary"]["sqnr_db"] == pytest.approx(made["summary"]["sqnr_db"], abs=1e-6)
     assert again["summary"]["kept"] == made["summary"]["kept"]

@@ -177,7 +177,7 @@ def test_what_is_printed(model: Path) -> None:
     (["--target-size", "9kB"], "--target-size: 9 kB cannot be met: the smallest file these options allow has"),
     (["--target-size", "1GB"], "1 GB are enough for all of it as it is"), ([], "one target is needed"),
     (["--target-size", "1MB", "--min-sqnr", "3"], "one target is needed"), (["--target-size", "lots"], "not a number"),
-    (["--min-sqnr", "500", "--bits", "4"], "no choice of these options is as good"), (["--bits", "0"], "bits"),
+    (["--min-sqnr", "500", "--bits", "4"], "these options cannot reach the target"), (["--bits", "0"], "bits"),
     (["--target-size", "44kB", "--bits", "16"], "nothing to choose from"),
     (["--target-size", "44kB", "--group-size", "-9"], "--group-size"),
     (["--target-size", "44kB", "--exclude", "nothing"], "matches no tensor"),
@@ -219,7 +219,7 @@ def test_a_target_leaves_no_choice(model: Path) -> None:
     for extra in (["--bits", "4"], ["--group-size", "32"], ["--type", "nf4"], ["--calibration", "mse"],
                   ["--percentile", "99"], ["--mse-norm", "3"]):
         ran = run("quantize", model, "--target-size", "44kB", *extra)
-        assert "a target chooses that itself" in one_line(ran, 2)
+        assert "a size target chooses this itself" in one_line(ran, 2)
 
 
 # ---- recipes ----------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_shorthands_of_the_field(model: Path) -> None:
     assert schemes["layers.1.down_proj.weight"] == "w4g32-asym" and schemes["wide.weight"] == "w3g128"
     for wrong in ("default: W4A4", "default: W9A16", "rules: [{match: '*', scheme: 4}]", "default: {scheme: w4}"):
         Path("r.yaml").write_text(wrong)
-        assert "is no scheme" in one_line(run("quantize", model, "-o", "c.safetensors", "--recipe", "r.yaml"), 2)
+        assert "is not a scheme" in one_line(run("quantize", model, "-o", "c.safetensors", "--recipe", "r.yaml"), 2)
 
 
 @pytest.mark.parametrize("options", [
@@ -350,7 +350,7 @@ def test_ties_of_a_recipe(model: Path) -> None:
     assert tied["layers.1.q_proj.weight"] == ["layers.1.k_proj.weight"]
     Path("r.yaml").write_text(f"ties: ['{tie}']\nrules: [{{match: layers.1.v_proj, bits: 8}}]\n")
     ran = run("quantize", model, "--recipe", "r.yaml", "-o", "x")
-    assert "are tied, and rules tell them apart" in one_line(ran, 2) and not os.path.exists("x")
+    assert "are tied, but rules give them different schemes" in one_line(ran, 2) and not os.path.exists("x")
     for text, words in (
         ("ties: ['*.v_proj']", "no regular expression"), ("ties: [3]", "no regular expression"),
         ("ties: x", "not a list"), ("ties: ['re:(']", "not a regular expression"), ("ties: ['re:z']", "matches no"),

@@ -158,7 +158,7 @@ def test_tensors_without_an_entry_are_told(model: Path) -> None:
     ({"other.weight": np.ones(64, np.int32)}, [], "no float type"),
     ({"other.weight": np.ones(64)}, ["--calibration", "minmax"], "minmax does not weigh errors"),
     ({"other.weight": np.ones(64)}, ["--calibration", "auto"], "auto does not weigh errors"),
-    ({"other.weight": np.ones(64)}, ["--group-size", "0"], "does not tell columns apart"),
+    ({"other.weight": np.ones(64)}, ["--group-size", "0"], "importance needs scales per row or group"),
 ])  # fmt: skip
 def test_importances_that_cannot_be(
     entries: dict[str, Any], arguments: list[str], words: str, model: Path

@@ -172,7 +172,7 @@ def test_options_in_recipes_are_checked(text: str, words: str, model: Path) -> N
 
 @pytest.mark.parametrize(("text", "line"), [
     ("default: {bits: .nan}", "r.yaml: line 1, column 11: default: bits: "),
-    ("default:\n  bits: 4\n  group_size: -7", "r.yaml: line 3, column 3: default: group size: "),
+    ("default:\n  bits: 4\n  group_size: -7", "r.yaml: line 3, column 3: default: group_size: "),
     ("default: {bits: 4}\nrules:\n  - match: a\n    bitz: 3",
      "r.yaml: line 4, column 5: rules[0]: unknown key 'bitz'; did you mean bits?"),
     ("rules:\n  - {match: a, bits: 4}\n  - {match: a, keep: true, bits: 3}",

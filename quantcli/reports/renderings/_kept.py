@@ -10,7 +10,7 @@ from quantcli.planning.unquantized import pattern_of
 from quantcli.reports.records import TensorReport
 
 _EXPECTED = ("norm", "bias", "one-dimensional", "small", "scalar", "empty", "not-float")
-"""Reasons that go without saying: such tensors weigh nothing, or are no weights."""
+"""Reasons that need no explanation: such tensors are tiny, or are not weights."""
 
 
 @dataclass(frozen=True, slots=True)

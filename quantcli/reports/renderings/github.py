@@ -11,6 +11,7 @@ from typing import TextIO
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.reports.documents import Look
+from quantcli.reports.gates import with_limit
 from quantcli.reports.records import RunReport
 from quantcli.reports.renderings import Rendering
 
@@ -29,7 +30,7 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
             if len(gate.failures) > MOST:
                 stream.write(_command("error", title, report, f"and {len(gate.failures) - MOST} more tensors"))
             if not gate.failures:
-                stream.write(_command("error", title, report, gate.message))
+                stream.write(_command("error", title, report, with_limit(gate)))
         for warning in report.warnings:
             stream.write(_command("warning", "quantcli", report, warning))
         gates = f"{len(report.gates) - len(failed)} of {len(report.gates)} gates passed, " if report.gates else ""

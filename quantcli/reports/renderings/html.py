@@ -291,7 +291,7 @@ def _tensor(number: int, r: TensorReport, failed: Sequence[str]) -> str:
 
 
 def _theory(tensors: Sequence[TensorReport]) -> str:
-    """What theory says of each tensor, where it was asked."""
+    """Theory for each tensor, where it was requested."""
     known = [(r, r.theory) for r in sorted(tensors, key=_worst_first) if r.theory is not None]
     if not known:
         return ""

@@ -43,7 +43,7 @@ def _headline(report: RunReport) -> list[str]:
         counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
         lines.append("kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts))
     if report.command == "report" and s.sqnr_db is None and not s.exact:
-        lines.append("the file does not tell its errors: --against ORIGINAL measures them")
+        lines.append("the file stores no errors: --against ORIGINAL measures them")
     equal = equal_line(report)
     return [*lines, equal] if equal is not None else lines
 
@@ -201,7 +201,7 @@ def _report(report: RunReport, stream: TextIO, *, colour: bool, limit: int | Non
 
 
 def _theory(rows: list[TensorReport]) -> t.Table:
-    """Theory beside measurement: SQNR in dB, the share of clipping in the error, entropy of the codes in bits."""
+    """Theory next to measurement: SQNR in dB, the share of clipping in the error, entropy of the codes in bits."""
     table = t.Table(
         [
             t.Column("tensor"),
