@@ -22,6 +22,7 @@ from checkpoints import CARD, contents, made, shard
 from making import BF16, command, environment, header_of, load, one_line, run, save
 from strategies import gaussian
 
+import quantcli
 from quantcli import QuantcliError
 from quantcli import open as open_model
 from quantcli.folders import resume
@@ -320,7 +321,7 @@ def test_another_version_is_refused(source: Path, failing: Any, monkeypatch: pyt
     interrupted(source, failing, 3)
     monkeypatch.setattr(resume, "__version__", "9.9")
     line = one_line(run("quantize", source, "-o", "out", "--resume"), 2)
-    assert "tool was quantcli 0.1.0 and is quantcli 9.9" in line
+    assert f"tool was quantcli {quantcli.__version__} and is quantcli 9.9" in line
 
 
 @pytest.mark.parametrize("change", ["weight", "metadata", "more", "gone"])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from making import change_header, metadata_of, one_line, run, save
 from strategies import gaussian, schemes
 
+import quantcli
 from quantcli import Scheme
 from quantcli.planning import recipe
 from quantcli.planning.plan import Request, Rule
@@ -62,7 +63,7 @@ def test_the_recipe_of_a_file_makes_the_same_bytes(options: list[str], model: Pa
     Path("levels.txt").write_text("-1 -0.3333333 1e-5 0.1 1.25")
     assert run("quantize", model, "-o", "a.safetensors", *options, "-q").code == 0
     ran = run("inspect", "a.safetensors", "--recipe")
-    assert ran.code == 0 and ran.out.startswith("# quantcli 0.1.0\ndefault: ")
+    assert ran.code == 0 and ran.out.startswith(f"# quantcli {quantcli.__version__}\ndefault: ")
     Path("r.yaml").write_text(ran.out)
     assert run("quantize", model, "-o", "b.safetensors", "--recipe", "r.yaml", "-q").code == 0
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
