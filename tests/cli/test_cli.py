@@ -132,7 +132,7 @@ BAD_REQUESTS: list[tuple[list[str], str]] = [
     (["quantize", "MODEL", "--granularity", "row"], "--granularity"),
     (["quantize", "MODEL", "--axis", "1"], "--axis: an axis needs --granularity channel"),
     (["quantize", "MODEL", "--axis", "1", "--group-size", "32"], "axis"),
-    (["quantize", "MODEL", "--axis", "7", "--granularity", "channel"], "axis 7 of a tensor of 2 dimensions"),
+    (["quantize", "MODEL", "--axis", "7", "--granularity", "channel"], "a tensor of 2 dimensions has no axis 7"),
     (["quantize", "MODEL", "--zero-point", "float"], "--zero-point: "),
     (["quantize", "MODEL", "--grid", "restricted", "--asymmetric"], "grid"),
     (["quantize", "MODEL", "--calibration", "psychic"], "--calibration"),

@@ -339,7 +339,7 @@ def test_float64_is_rounded_and_told(llama: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "config.json: rope_scaling: 'dynamic' is not known"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "config.json: rope_scaling: 'dynamic' is not supported"),
     ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
     ({"hidden_size": "wide"}, "config.json: hidden_size: 'wide' is not a whole number of 1 or more"),
     ({"vocab_size": 1 << 40}, "config.json: vocab_size: 1099511627776 is not a whole number of 1 or more"),
