@@ -178,7 +178,7 @@ BAD_FILES: list[tuple[str, bytes | None, str]] = [
     ("model.npz", b"hello", "not a .npz file"),
     ("model.json", b"{}", "no weight_map"),
     ("nan.safetensors", raw_tensors({"w": ("F32", (64, 64), b"\xff" * 16384)}), "4096 NaN or infinite"),
-    ("ints.safetensors", raw_tensors({"w": ("I32", (64, 64), bytes(16384))}), "nothing left to quantize"),
+    ("ints.safetensors", raw_tensors({"w": ("I32", (64, 64), bytes(16384))}), "nothing to quantize"),
     ("evil\x1b[2J\nname.safetensors", b"hello", "\\x1b[2J\\n"),
 ]  # fmt: skip
 

@@ -223,7 +223,7 @@ def test_a_target_holds_for_folders_cut_anew(source: Path) -> None:
     (["--max-shard-size", "1GB", "-o", "out.safetensors"], "--max-shard-size: this is for checkpoint folders"),
     (["--resume", "-o", "out.safetensors"], "--resume: this is for checkpoint folders"),
     (["--max-shard-size", "0"], "0 bytes are not a shard size"), (["--max-shard-size", "much"], "is not a number"),
-    (["--max-shard-size", "2 parsecs"], "unit"), (["--resume", "--digest", "none"], "without digests"),
+    (["--max-shard-size", "2 parsecs"], "unit"), (["--resume", "--digest", "none"], "resuming needs digests"),
 ])  # fmt: skip
 def test_refused_options(options: list[str], words: str, source: Path) -> None:
     assert words in one_line(run("quantize", source, *options), 2)
@@ -312,7 +312,7 @@ def test_another_request_is_refused(options: list[str], words: str, source: Path
     interrupted(source, failing, 3)
     kept = contents(PARTIAL)
     line = one_line(run("quantize", source, "-o", "out", "--resume", *options), 2)
-    assert f"the interrupted run was another one: {words}; ask for the same again, or leave out --resume" in line
+    assert f"the interrupted run had another request: {words}; repeat that request, or leave out --resume" in line
     assert contents(PARTIAL) == kept
     assert run("quantize", source, "-o", "out", "--resume").code == 0
 

@@ -853,7 +853,7 @@ def test_what_a_damaged_export_says_of_its_source(told: dict[str, Any], model: P
     # A file of an earlier version does not say: its size is set beside that of float32.
     save_file(load_file(out), out, {"quantcli_export": json.dumps({"config": document["config"]})})
     ran = run("report", out)
-    assert ran.code == 0 and "does not say what it was made from" in ran.err
+    assert ran.code == 0 and "does not record the size of its source" in ran.err
 
 
 def test_a_pipe_cannot_be_exported(model: Path, tmp_path: Path) -> None:

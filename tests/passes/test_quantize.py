@@ -443,7 +443,7 @@ def test_the_first_of_several_errors_is_told(tmp_path: Path, small_tiles: None) 
 
 def test_nothing_finite_at_all_is_an_error(tmp_path: Path) -> None:
     source = save(tmp_path / "m.safetensors", {"bad": np.full((50, 64), np.nan, np.float32)})
-    assert "nothing left to quantize" in one_line(run("quantize", source, "--on-nonfinite", "keep"), 1)
+    assert "nothing to quantize" in one_line(run("quantize", source, "--on-nonfinite", "keep"), 1)
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
 

@@ -349,7 +349,7 @@ def test_scales_weighed_by_importances(tmp_path: Path) -> None:
     out = tmp_path / "q.safetensors"
     assert run("quantize", model, "--importance", tmp_path / "right.safetensors", "-o", out, "-q").code == 0
     ran = run("verify", out, "--source", model)
-    assert ran.code == 0 and "not found again without --importance" in ran.out
+    assert ran.code == 0 and "not recomputed without --importance" in ran.out
     ran = run("verify", out, "--source", model, "--importance", tmp_path / "right.safetensors")
     assert ran.code == 0 and "not checked" not in ran.out
     ran = run("verify", out, "--source", model, "--importance", tmp_path / "wrong.safetensors")

@@ -352,7 +352,7 @@ def test_ties_of_a_recipe(model: Path) -> None:
     ran = run("quantize", model, "--recipe", "r.yaml", "-o", "x")
     assert "are tied, but rules give them different schemes" in one_line(ran, 2) and not os.path.exists("x")
     for text, words in (
-        ("ties: ['*.v_proj']", "no regular expression"), ("ties: [3]", "no regular expression"),
+        ("ties: ['*.v_proj']", "not a regular expression"), ("ties: [3]", "no regular expression"),
         ("ties: x", "not a list"), ("ties: ['re:(']", "not a regular expression"), ("ties: ['re:z']", "matches no"),
     ):  # fmt: skip
         Path("r.yaml").write_text(text)
@@ -369,7 +369,7 @@ def test_rules_decide_before_the_budget(model: Path) -> None:
     assert {s for n, s in found.items() if n.startswith("layers.1.") and "norm" not in n} == {"w3g32"}
     assert found["layers.2.down_proj.weight"] is None
     ran = run("plan", model, "--target-size", "60kB", "--override", "*:bits=3")
-    assert "leave nothing to choose" in one_line(ran, 2)
+    assert "nothing is left to choose" in one_line(ran, 2)
     Path("r.yaml").write_text("default: {symmetric: false}")
     found = planned(model, "--target-size", "60kB", "--recipe", "r.yaml")
     assert all(t["scheme"] is None or "asym" in t["scheme"] for t in found["tensors"])

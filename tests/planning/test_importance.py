@@ -138,7 +138,7 @@ def test_the_same_bytes_on_any_threads_and_kernels_and_again_from_the_recipe(mod
     entries = load_file("imp.safetensors")
     save(Path("imp.safetensors"), {name: values * 2 for name, values in entries.items()})
     ran = run("quantize", model, "--recipe", "sub/r.yaml", "-o", "d", "-q")
-    assert "not those the recipe was made with" in one_line(ran, 2) and not os.path.exists("d")
+    assert "not the importances the recipe was made with" in one_line(ran, 2) and not os.path.exists("d")
 
 
 def test_tensors_without_an_entry_are_told(model: Path) -> None:
@@ -155,7 +155,7 @@ def test_tensors_without_an_entry_are_told(model: Path) -> None:
     ({"other.weight": np.full(64, -1.0)}, [], "importance -1 at 0"),
     ({"other.weight": np.full(64, np.inf)}, [], "importance inf at 0"),
     ({"somebody": np.ones(64)}, [], "names no tensor of the model"),
-    ({"other.weight": np.ones(64, np.int32)}, [], "no float type"),
+    ({"other.weight": np.ones(64, np.int32)}, [], "not a float type"),
     ({"other.weight": np.ones(64)}, ["--calibration", "minmax"], "minmax does not weigh errors"),
     ({"other.weight": np.ones(64)}, ["--calibration", "auto"], "auto does not weigh errors"),
     ({"other.weight": np.ones(64)}, ["--group-size", "0"], "importance needs scales per row or group"),
