@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import os
 import shutil
 import stat
@@ -22,9 +21,6 @@ from quantcli.errors import QuantcliError, os_error
 from quantcli.stores.files import another_created, read_small
 
 _JOURNAL_LIMIT = 1 << 28
-
-_ATTEMPTS = 1000
-"""Tries to make a hidden folder that other runs keep removing, or that a file system such as /proc never makes."""
 
 
 def partial_of(path: str) -> str:
@@ -160,14 +156,14 @@ def _locked(folder: str, path: str) -> int:
     Raises QuantcliError when another run holds it, or the folder belongs to somebody else.
     """
     lock, access = os.path.join(folder, "lock"), os.O_RDONLY  # closing what was not open for writing cannot fail
-    for attempt in itertools.count():
+    while True:
         try:
             _made(folder, path)
             if os.path.lexists(folder) and not is_own(folder, stat.S_ISDIR):
                 raise QuantcliError("not a folder of this user", place=[path, folder], hint="remove it")
             fd = os.open(lock, access | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except FileNotFoundError as error:
-            if attempt == _ATTEMPTS or not os.path.isdir(os.path.dirname(folder)):
+            if not os.path.isdir(os.path.dirname(folder)):
                 raise os_error(error, path) from None
             continue  # the run that had it has just ended
         except OSError as error:
