@@ -203,8 +203,10 @@ def test_what_is_printed(model: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == "out.safetensors: ok: 3 tensors, 2 quantized; structure, scales, padding, ranges, digest\n"
     ran = run("verify", out, "--source", model)
-    assert ran.out == f"out.safetensors: ok against {model}: 3 tensors, 2 quantized; structure, scales, padding, " \
-                      "ranges, digest, source, codes, metrics\n"
+    assert (
+        ran.out == f"out.safetensors: ok against {model}: 3 tensors, 2 quantized; structure, scales, padding, "
+        "ranges, digest, source, codes, metrics\n"
+    )
     with reading.open(str(out)) as opened:
         code = int(opened["b.weight"].quantized().codes[2, 1])
     damage(out, "b.weight_packed", 2 * 28, 0x10)
@@ -214,11 +216,13 @@ def test_what_is_printed(model: Path) -> None:
     lines = ran.out.splitlines()
     assert lines[0] == f"out.safetensors: FAILED against {model}: 3 tensors, 2 quantized, 1 wrong"
     assert lines[2].split() == ["tensor", "structure", "scales", "padding", "ranges", "digest", "source", "codes",
-                                "metrics"]
+                                "metrics"]  # fmt: skip
     assert lines[3].split() == ["b.weight", *["ok"] * 6, "FAILED", "FAILED"]
     u = code + 8
-    said = "b.weight: codes: a code is not what its weight and the stored scales give " \
-           f"at [2, 1]: {u ^ 1} stored, {u} expected"
+    said = (
+        "b.weight: codes: a code is not what its weight and the stored scales give "
+        f"at [2, 1]: {u ^ 1} stored, {u} expected"
+    )
     assert lines[5] == said and lines[6].startswith("b.weight: metrics: the squared error is ")
     assert ran.err == f"quantcli: out.safetensors: verification failed: {said}; and 1 more\n"
     assert len(run("verify", out, "--source", model, "--all").out.splitlines()) == len(lines) + 2
@@ -255,10 +259,13 @@ def test_another_original(model: Path) -> None:
     save(Path("other.safetensors"), other)
     ran = run("verify", "out.safetensors", "--source", "other.safetensors")
     assert ran.code == 1
-    for line in ("a.weight: source: the original's bytes do not have the digest in the header",
-                 "a.weight: codes: a code is not what its weight and the stored scales give",
-                 "b.weight: source: it is F32 [33, 49] in the original, not F32 [33, 50]",
-                 "c.bias: source: the original does not hold it", "d: source: it is only in the original"):
+    for line in (
+        "a.weight: source: the original's bytes do not have the digest in the header",
+        "a.weight: codes: a code is not what its weight and the stored scales give",
+        "b.weight: source: it is F32 [33, 49] in the original, not F32 [33, 50]",
+        "c.bias: source: the original does not hold it",
+        "d: source: it is only in the original",
+    ):
         assert line in ran.out
     assert "quantized itself" in one_line(run("verify", "out.safetensors", "--source", "out.safetensors"), 2)
 
@@ -321,17 +328,21 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_with_either_kernels(model: Path) -> None:
     damage(Path("out.safetensors"), "b.weight_packed", 100, 0x42)
     damage(Path("out.safetensors"), "a.weight_scale", 3, 0x11)
-    ran = [run_process("verify", "out.safetensors", "--source", model, QUANTCLI_KERNELS=kernels)
-           for kernels in ("native", "numpy")]
+    ran = [
+        run_process("verify", "out.safetensors", "--source", model, QUANTCLI_KERNELS=kernels)
+        for kernels in ("native", "numpy")
+    ]
     assert ran[0] == ran[1] and ran[0].code == 1
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     source, out = sparse_model(tmp_path / "model.safetensors", 0.4), tmp_path / "out.safetensors"
     assert run("quantize", source, "-o", out, "-q").code == 0
-    program = "from quantcli.cli import main\n" \
-              f"try: main(['verify', {str(out)!r}, '--source', {str(source)!r}, '--threads', '2'])\n" \
-              "except SystemExit as done: print(done.code, open('/proc/self/status').read())"
+    program = (
+        "from quantcli.cli import main\n"
+        f"try: main(['verify', {str(out)!r}, '--source', {str(source)!r}, '--threads', '2'])\n"
+        "except SystemExit as done: print(done.code, open('/proc/self/status').read())"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
     status = done.stdout.splitlines()[1:]
     assert status[0].startswith("0 ")
