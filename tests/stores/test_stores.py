@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -285,11 +286,19 @@ def test_missing_and_special_files(suffix: str, tmp_path: Path) -> None:
     refused(loop, error=QuantcliError)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_files(tmp_path: Path) -> None:
-    path = save(tmp_path / "model.safetensors", {"a": np.ones(2)})
-    path.chmod(0)
-    assert "permission denied" in refused(path, error=QuantcliError)
+def test_unreadable_files() -> None:
+    """Root may read everything, so it becomes somebody else for a moment, in a folder that others may enter."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = save(Path(folder) / "model.safetensors", {"a": np.ones(2)})
+        path.chmod(0)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            assert "permission denied" in refused(path, error=QuantcliError)
+        finally:
+            os.seteuid(user)
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
