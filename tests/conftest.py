@@ -16,8 +16,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline fails on a busy machine, not on a slow program; derandomized runs fail for everybody or for nobody.
-settings.register_profile("quantcli", deadline=None, derandomize=True, print_blob=True,
-                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile(
+    "quantcli",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 # HYPOTHESIS_PROFILE=thorough looks for what the usual run does not meet.
 settings.register_profile("thorough", settings.get_profile("quantcli"), derandomize=False, max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quantcli"))

@@ -65,8 +65,9 @@ def run(text: str, folder: Path) -> None:
 
 
 def _shell(command: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=LIMIT, cwd=folder,
-                          env=environment)
+    return subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=LIMIT, cwd=folder, env=environment
+    )
 
 
 def _run_console(text: str, folder: Path, environment: dict[str, str]) -> None:

@@ -25,8 +25,15 @@ def raw_info(name: str | bytes, kind: int, dims: tuple[int, ...], offset: int) -
     return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 
-def whole(keys: list[bytes], infos: list[bytes], held: bytes, *, version: int = 3, alignment: int = 32,
-          counts: tuple[int, int] | None = None) -> bytes:
+def whole(
+    keys: list[bytes],
+    infos: list[bytes],
+    held: bytes,
+    *,
+    version: int = 3,
+    alignment: int = 32,
+    counts: tuple[int, int] | None = None,
+) -> bytes:
     tensors, values = counts or (len(infos), len(keys))
     header = b"GGUF" + struct.pack("<IQQ", version, tensors, values) + b"".join([*keys, *infos])
     return header + bytes(-len(header) % alignment) + held
@@ -46,6 +53,8 @@ def f32(name: str, values: np.ndarray) -> Tensor:
 
 
 def architecture(name: str = "llama", heads: int = 4, kv: int = 2) -> list[bytes]:
-    return [raw_key("general.architecture", STRING, text(name)),
-            raw_key(f"{name}.attention.head_count", U32, struct.pack("<I", heads)),
-            raw_key(f"{name}.attention.head_count_kv", U32, struct.pack("<I", kv))]
+    return [
+        raw_key("general.architecture", STRING, text(name)),
+        raw_key(f"{name}.attention.head_count", U32, struct.pack("<I", heads)),
+        raw_key(f"{name}.attention.head_count_kv", U32, struct.pack("<I", kv)),
+    ]

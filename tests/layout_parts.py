@@ -31,8 +31,10 @@ Parts = dict[str, tuple[str, tuple[int, ...], bytes]]
 def written(path: Path) -> tuple[Parts, dict[str, Any], np.ndarray]:
     """What a file of GOLDEN holds: the parts, config.json, and what the library makes of them."""
     raw = path.read_bytes()
-    parts: Parts = {name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
-                    for name, entry in safetensors.deserialize(raw)}
+    parts: Parts = {
+        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+        for name, entry in safetensors.deserialize(raw)
+    }
     config = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["config"])
     _, shape, values = parts.pop("expected")
     return parts, config, np.frombuffer(values, np.float32).reshape(shape)
@@ -76,8 +78,12 @@ def check_every_piece(found: Found, parts: Parts, expected: np.ndarray) -> None:
     """Whole, and in pieces of many sizes, bit for bit."""
     rows = len(expected)
     np.testing.assert_array_equal(decoded(found, parts), expected)
-    for first, last in [(0, 1), (rows - 1, rows), *itertools.pairwise(range(0, rows, 7)),
-                        *itertools.pairwise(sorted({0, 5, 31, 32, 33, rows} & set(range(rows + 1))))]:
+    for first, last in [
+        (0, 1),
+        (rows - 1, rows),
+        *itertools.pairwise(range(0, rows, 7)),
+        *itertools.pairwise(sorted({0, 5, 31, 32, 33, rows} & set(range(rows + 1)))),
+    ]:
         np.testing.assert_array_equal(decoded(found, parts, first, last), expected[first:last])
 
 

@@ -53,8 +53,9 @@ def raw_file(header: bytes | dict[str, Any], data: bytes = b"", *, length: int |
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
-def raw_tensors(tensors: dict[str, tuple[str, tuple[int, ...], bytes]],
-                metadata: dict[str, str] | None = None) -> bytes:
+def raw_tensors(
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]], metadata: dict[str, str] | None = None
+) -> bytes:
     """A well-formed safetensors file of tensors the library cannot write."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     data = b""
@@ -106,8 +107,9 @@ def npy_bytes(array: np.ndarray, version: tuple[int, int] | None = None) -> byte
     return stream.getvalue()
 
 
-def raw_npy(header: str | bytes, data: bytes = b"", *, version: tuple[int, int] = (1, 0),
-            length: int | None = None) -> bytes:
+def raw_npy(
+    header: str | bytes, data: bytes = b"", *, version: tuple[int, int] = (1, 0), length: int | None = None
+) -> bytes:
     """A .npy file with any header."""
     text = header.encode("latin-1") if isinstance(header, str) else header
     width = 2 if version == (1, 0) else 4
@@ -192,7 +194,7 @@ def command(*arguments: object) -> list[str]:
 def run_process(*arguments: object, cwd: Path | None = None, **changes: str) -> Ran:
     """Run the command line in a process of its own."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(**changes), timeout=120,
-                          cwd=cwd, check=False)
+                          cwd=cwd, check=False)  # fmt: skip
     return Ran(done.returncode, done.stdout, done.stderr)
 
 

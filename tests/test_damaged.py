@@ -59,8 +59,10 @@ FAMILIES: dict[str, list[str]] = {
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """model.safetensors, and q.safetensors made from it, in the folder of the test."""
     monkeypatch.chdir(tmp_path)
-    save(Path("model.safetensors"), {"a.weight": gaussian(16, 96), "b.weight": gaussian(32, 64, seed=1),
-                                     "c.bias": gaussian(9)})
+    save(
+        Path("model.safetensors"),
+        {"a.weight": gaussian(16, 96), "b.weight": gaussian(32, 64, seed=1), "c.bias": gaussian(9)},
+    )
     assert run("quantize", "model.safetensors", "-o", "q.safetensors", "--no-default-keep", "-q").code == 0
     return tmp_path
 
@@ -81,8 +83,9 @@ def damage(tensor: str, value: float) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_are_of_the_decoded_weights(family: str, files: Path) -> None:
     Path("levels.txt").write_text("-1 -0.5 0 0.25 1")
-    made = run("quantize", "model.safetensors", "-o", "q.safetensors", "--force", "--no-default-keep", "-q",
-               *FAMILIES[family])
+    made = run(
+        "quantize", "model.safetensors", "-o", "q.safetensors", "--force", "--no-default-keep", "-q", *FAMILIES[family]
+    )
     assert made.code == 0, made
     assert run("inspect", "q.safetensors", "--stats").code == 0
     found = {t["name"]: t for t in run("inspect", "q.safetensors", "--stats", "--json").json["tensors"]}
@@ -108,8 +111,9 @@ def test_statistics_near_the_ends_of_float64(tmp_path: Path) -> None:
     found = {t["name"]: t["stats"] for t in run("inspect", path, "--stats", "--json").json["tensors"]}
     assert (found["odd"]["nonfinite"], found["odd"]["mean"], found["half"]["nonfinite"]) == (2, 1.0, 1)
     assert found["large"]["max"] == 1.7e308 and found["small"]["max"] == 5e-324
-    done = subprocess.run(command("inspect", path, "--stats"), capture_output=True, text=True, check=True,
-                          env=environment())
+    done = subprocess.run(
+        command("inspect", path, "--stats"), capture_output=True, text=True, check=True, env=environment()
+    )
     assert done.stderr == ""
 
 
@@ -119,7 +123,7 @@ def test_theory_of_a_codebook_without_a_spread(to: str, tmp_path: Path) -> None:
     out = tmp_path / "q.safetensors"
     for size in ("0", "-1", "32"):
         made = run("quantize", model, "-o", out, "--type", "codebook", "--group-size", size, "--force", "-q",
-                   "--no-default-keep")
+                   "--no-default-keep")  # fmt: skip
         assert made.code == 0, made
         more = ["--theory"] if to == "--theory" else ["-o", f"html={tmp_path / 'x.html'}"]
         ran = run("report", out, "--against", model, *more)
@@ -129,11 +133,13 @@ def test_theory_of_a_codebook_without_a_spread(to: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", registry.names("reports.renderings"))
 def test_weights_decoded_to_infinity(kind: str, files: Path) -> None:
     run("quantize", "model.safetensors", "-o", "q.safetensors", "--force", "--no-default-keep", "--scale-dtype",
-        "float32", "--bits", "8", "-q")
+        "float32", "--bits", "8", "-q")  # fmt: skip
     damage("a.weight_scale", 3e38)
-    for arguments in (["compare", "model.safetensors", "q.safetensors"],
-                      ["report", "q.safetensors", "--against", "model.safetensors"],
-                      ["report", "q.safetensors", "--against", "model.safetensors", "--theory"]):
+    for arguments in (
+        ["compare", "model.safetensors", "q.safetensors"],
+        ["report", "q.safetensors", "--against", "model.safetensors"],
+        ["report", "q.safetensors", "--against", "model.safetensors", "--theory"],
+    ):
         ran = run(*arguments, "--format", kind, "--max-mse", "1e-3")
         assert ran.code == 1 and "internal" not in ran.err, ran
         if kind == "json":
@@ -158,9 +164,12 @@ def test_a_changed_header_is_not_believed(files: Path) -> None:
     assert run("report", "q.safetensors", "--min-sqnr", "10").code == 0
     assert run("report", "q.safetensors", "--min-sqnr", "100").code == 1
     change_header("q.safetensors", forge, seal=False)
-    for arguments in (["report", "q.safetensors", "--min-sqnr", "100"], ["report", "q.safetensors", "--json"],
-                      ["report", "q.safetensors", "--against", "model.safetensors"],
-                      ["compare", "model.safetensors", "q.safetensors"]):
+    for arguments in (
+        ["report", "q.safetensors", "--min-sqnr", "100"],
+        ["report", "q.safetensors", "--json"],
+        ["report", "q.safetensors", "--against", "model.safetensors"],
+        ["compare", "model.safetensors", "q.safetensors"],
+    ):
         assert "its quantcli header was changed after it was written" in one_line(run(*arguments), 2)
     ran = run("verify", "q.safetensors")
     assert ran.code == 1 and "structure: the header was changed after it was written" in ran.out
@@ -173,7 +182,7 @@ def test_a_changed_header_on_a_pipe(files: Path) -> None:
         if forged:
             change_header("q.safetensors", forge, seal=False)
         done = subprocess.run(command("report", "-", "--min-sqnr", "100"), input=Path("q.safetensors").read_bytes(),
-                              capture_output=True, env=environment(), check=False)
+                              capture_output=True, env=environment(), check=False)  # fmt: skip
         assert done.returncode == 1 + forged
     assert b"its quantcli header was changed" in done.stderr and done.stderr.count(b"\n") == 1
 
@@ -233,7 +242,7 @@ def test_invalid_documents(change: dict[str, Any], files: Path) -> None:
 
 
 ODD: list[Any] = [None, True, 0, -1, 2**63, 10**400, -1.5, 1e308, 5e-324, "", "nan", "\x1b[2J", "::error::x", [], {},
-                  [[]], {"a": 1}, "0" * 32]
+                  [[]], {"a": 1}, "0" * 32]  # fmt: skip
 
 
 def mutated(value: Any, chance: random.Random) -> Any:
@@ -264,10 +273,14 @@ def test_no_header_is_an_internal_error(seed: int, files: Path) -> None:
     change_header("q.safetensors", replace, seal=False)
     if isinstance(new, dict) and "check" in new:
         change_header("q.safetensors", lambda d: d.update(check="0" * 32))
-    for arguments in (["inspect", "q.safetensors", "--stats"], ["inspect", "q.safetensors", "--recipe"],
-                      ["report", "q.safetensors"], ["verify", "q.safetensors", "--source", "model.safetensors"],
-                      ["report", "q.safetensors", "--against", "model.safetensors", "--ignore-digest", "--theory"],
-                      ["compare", "q.safetensors", "model.safetensors", "--format", "html"]):
+    for arguments in (
+        ["inspect", "q.safetensors", "--stats"],
+        ["inspect", "q.safetensors", "--recipe"],
+        ["report", "q.safetensors"],
+        ["verify", "q.safetensors", "--source", "model.safetensors"],
+        ["report", "q.safetensors", "--against", "model.safetensors", "--ignore-digest", "--theory"],
+        ["compare", "q.safetensors", "model.safetensors", "--format", "html"],
+    ):
         ran = run(*arguments, *(["--threads", "1"] if arguments[0] != "inspect" else []))
         assert ran.code in (0, 1, 2), ran
         assert all(c == "\n" or c.isprintable() for c in ran.out + ran.err)
@@ -281,8 +294,9 @@ def test_damaged_scales_give_no_warning(files: Path) -> None:
             ran = run("report", "q.safetensors", "--against", "model.safetensors", *more)
             assert ran.code == 0, ran
     damage("a.weight_scale", np.nan)
-    assert "a stored scale is not finite" in one_line(run("report", "q.safetensors", "--against", "model.safetensors"),
-                                                     2)
+    assert "a stored scale is not finite" in one_line(
+        run("report", "q.safetensors", "--against", "model.safetensors"), 2
+    )
 
 
 def test_numpy_kernels_are_as_silent_as_native_ones(tmp_path: Path) -> None:
@@ -290,8 +304,20 @@ def test_numpy_kernels_are_as_silent_as_native_ones(tmp_path: Path) -> None:
     model = save(tmp_path / "m.safetensors", {"w": weights.astype(np.float32)})
     found = []
     for kernels in ("native", "numpy"):
-        ran = run_process("quantize", model, "-o", tmp_path / f"{kernels}.safetensors", "--no-default-keep", "-q",
-                          "--bits", "8", "--group-size", "32", QUANTCLI_KERNELS=kernels, PYTHONWARNINGS="error")
+        ran = run_process(
+            "quantize",
+            model,
+            "-o",
+            tmp_path / f"{kernels}.safetensors",
+            "--no-default-keep",
+            "-q",
+            "--bits",
+            "8",
+            "--group-size",
+            "32",
+            QUANTCLI_KERNELS=kernels,
+            PYTHONWARNINGS="error",
+        )
         if "not built" in ran.err:
             pytest.skip("no native kernels")
         found.append((ran.code, ran.err.replace(kernels, "")))
@@ -362,9 +388,11 @@ def test_a_tensor_named_as_the_metadata_of_safetensors(kind: str, tmp_path: Path
         "onnx": lambda: onnx_model(onnx_f32("__metadata__", values), onnx_f32("w", values)),
     }[kind]())  # fmt: skip
     assert run("inspect", path).code == 0
-    for arguments in (["quantize", path, "-o", tmp_path / "q.safetensors", "--exclude", "__metadata__"],
-                      ["quantize", path, "--dry-run", "--exclude", "__metadata__"],
-                      ["dequantize", path, "-o", tmp_path / "d.safetensors"]):
+    for arguments in (
+        ["quantize", path, "-o", tmp_path / "q.safetensors", "--exclude", "__metadata__"],
+        ["quantize", path, "--dry-run", "--exclude", "__metadata__"],
+        ["dequantize", path, "-o", tmp_path / "d.safetensors"],
+    ):
         line = one_line(run(*arguments), 1)
         assert line.startswith(f"{path}: ")
         assert arguments[0] == "dequantize" or "__metadata__: a safetensors file cannot hold a tensor of this" in line

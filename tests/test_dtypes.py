@@ -70,8 +70,9 @@ def test_bfloat16_rounds_to_nearest_ties_to_even() -> None:
 def test_float16_rounds_to_nearest_ties_to_even() -> None:
     for values in (awkward_floats(), ties(np.float16, 65536)):
         values = values[np.abs(values) < 65520]
-        np.testing.assert_array_equal(from_float32(values, "F16").view(np.uint16),
-                                      values.astype(np.float16).view(np.uint16))
+        np.testing.assert_array_equal(
+            from_float32(values, "F16").view(np.uint16), values.astype(np.float16).view(np.uint16)
+        )
 
 
 @pytest.mark.parametrize("name", FP8)
@@ -113,5 +114,5 @@ def test_types_of_less_than_a_byte() -> None:
 
 def test_names() -> None:
     assert {FROM_NUMPY[np.dtype(d).str[1:]].name for d in ("f2", "f4", "f8", "i8", "?")} == \
-        {"F16", "F32", "F64", "I64", "BOOL"}
+        {"F16", "F32", "F64", "I64", "BOOL"}  # fmt: skip
     assert all(DTYPES[name].is_float for name in LONG_NAMES.values())

@@ -42,7 +42,7 @@ def faulty(place: Path, arguments: str, fault: str, **more: Any) -> dict[str, An
             "output": words[words.index("-o") + 1].split("=")[-1], "also": also, **more}  # fmt: skip
     program = [sys.executable, str(ROOT / "tests" / "faulty.py"), json.dumps(spec)]
     done = subprocess.run(program, capture_output=True, text=True, cwd=place, check=False, timeout=300,
-                          env=environment(OPENBLAS_NUM_THREADS="1", TMPDIR=str(box)))
+                          env=environment(OPENBLAS_NUM_THREADS="1", TMPDIR=str(box)))  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["whole"]["code"] == 0 and found["whole"]["left"] == [] and len(found["runs"]) > 5, found["whole"]
@@ -172,7 +172,7 @@ runpy.run_module("quantcli", run_name="__main__")
 def test_ctrl_c_outside_of_a_command(program: str) -> None:
     """While the program is imported and at the interpreter's exit: no traceback there either."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment(),
-                          check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                          check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     assert done.returncode == -signal.SIGINT and done.stderr == ""
 
 
@@ -190,7 +190,7 @@ def test_a_signal_is_not_taken_for_a_damaged_output(monkeypatch: pytest.MonkeyPa
 def test_signals_that_were_ignored_stay_so(place: Path) -> None:
     """As under nohup, or for what a script starts in the background."""
     done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, env=environment(),
-                          check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+                          check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""
 
 

@@ -141,47 +141,59 @@ def test_calibrators_and_formats_know_no_files() -> None:
 
 def printed(program: str) -> str:
     """What a Python program prints in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment(),
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=True
+    )
     return done.stdout.strip()
 
 
 def test_importing_the_command_line_imports_nothing_heavy() -> None:
     """`quantcli --help` must not wait for numpy."""
-    modules = ["quantcli", "quantcli.cli", *(f"quantcli.cli.{p.stem}" for p in (PACKAGE / "cli").glob("*.py")
-                                             if p.stem != "__init__")]
-    program = "import importlib, sys\n" \
-              f"for name in {modules!r}: importlib.import_module(name)\n" \
-              "print(sorted({'numpy', 'rich', 'safetensors', 'xxhash', 'yaml', 'ml_dtypes'} & set(sys.modules)))"
+    modules = [
+        "quantcli",
+        "quantcli.cli",
+        *(f"quantcli.cli.{p.stem}" for p in (PACKAGE / "cli").glob("*.py") if p.stem != "__init__"),
+    ]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print(sorted({'numpy', 'rich', 'safetensors', 'xxhash', 'yaml', 'ml_dtypes'} & set(sys.modules)))"
+    )
     assert printed(program) == "[]"
 
 
 def test_help_imports_nothing_heavy() -> None:
     """The same for the help of a command, which lists the variants that exist."""
-    program = "import sys\nfrom quantcli.cli import main\n" \
-              "try: main(['quantize', '--help'])\n" \
-              "except SystemExit: pass\n" \
-              "print('LOADED', sorted({'numpy', 'rich', 'safetensors', 'xxhash', 'yaml'} & set(sys.modules)))"
+    program = (
+        "import sys\nfrom quantcli.cli import main\n"
+        "try: main(['quantize', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('LOADED', sorted({'numpy', 'rich', 'safetensors', 'xxhash', 'yaml'} & set(sys.modules)))"
+    )
     assert printed(program).endswith("LOADED []")
 
 
 def test_help_reads_no_facts_about_models() -> None:
     """Nor for what only reads files: each module costs a millisecond or more."""
-    program = "import sys\nbefore = set(sys.modules)\nfrom quantcli.cli import main\n" \
-              "try: main(['quantize', '--help'])\n" \
-              "except SystemExit: pass\n" \
-              "print('LOADED', sorted({'json', 'pathlib', 'urllib'} & (set(sys.modules) - before)))"
+    program = (
+        "import sys\nbefore = set(sys.modules)\nfrom quantcli.cli import main\n"
+        "try: main(['quantize', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('LOADED', sorted({'json', 'pathlib', 'urllib'} & (set(sys.modules) - before)))"
+    )
     assert printed(program).endswith("LOADED []")
 
 
 def test_large_headers_are_not_searched_for_garbage(tmp_path: Path) -> None:
     """Garbage collections took a third of the time of a run on 20,000 tensors, and found nothing."""
     path = save(tmp_path / "many.safetensors", {f"layers.{i}.weight": np.ones((1, 4), np.float32) for i in range(4000)})
-    program = "import gc, sys\nfrom quantcli.__main__ import main\n" \
-              f"sys.argv = ['quantcli', 'inspect', {str(path)!r}]\n" \
-              "try: main()\n" \
-              "except SystemExit: pass\n" \
-              "print('COLLECTIONS', sum(s['collections'] for s in gc.get_stats()))"
+    program = (
+        "import gc, sys\nfrom quantcli.__main__ import main\n"
+        f"sys.argv = ['quantcli', 'inspect', {str(path)!r}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('COLLECTIONS', sum(s['collections'] for s in gc.get_stats()))"
+    )
     assert int(printed(program).split()[-1]) < 60
 
 

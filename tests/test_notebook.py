@@ -29,7 +29,7 @@ def test_tab_shows_the_public_names() -> None:
 @pytest.mark.parametrize("function", [quantcli.quantize, quantcli.fake_quantize, Scheme])
 def test_signatures_name_every_keyword_of_a_scheme(function: object) -> None:
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
-    assert tuple(parameters)[-len(FIELDS):] == FIELDS
+    assert tuple(parameters)[-len(FIELDS) :] == FIELDS
     for name in FIELDS:
         found = parameters[name]
         assert found.kind is found.KEYWORD_ONLY

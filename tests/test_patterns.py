@@ -42,8 +42,10 @@ def test_patterns_add_up() -> None:
     assert matching([], NAMES, "--include") == set()
 
 
-@pytest.mark.parametrize("pattern", ["lm_heat", "layers", "model.layers.0", "LM_HEAD.weight", "re:layers", "re:",
-                                     "*.down-proj", "weird[0].weight"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["lm_heat", "layers", "model.layers.0", "LM_HEAD.weight", "re:layers", "re:", "*.down-proj", "weird[0].weight"],
+)
 def test_a_pattern_that_matches_nothing_is_an_error(pattern: str) -> None:
     """a pattern that matches nothing is an error that lists near misses"""
     with pytest.raises(UsageError) as caught:
@@ -66,7 +68,7 @@ def test_near_misses_do_not_print_what_names_hide() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "x" * 401, "re:" + "a" * 400, "re:(", "re:[", "re:*", "re:(?P<x>a)(?P<x>b)",
-                                     "re:a{2,1}", "re:(?<=a+)b", "re:\\"])
+                                     "re:a{2,1}", "re:(?<=a+)b", "re:\\"])  # fmt: skip
 def test_patterns_that_are_none(pattern: str) -> None:
     with pytest.raises(UsageError) as caught:
         compiled(pattern, "--exclude")

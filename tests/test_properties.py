@@ -37,7 +37,7 @@ def models(draw: st.DrawFn) -> dict[str, np.ndarray]:
 def flags_of(scheme: Scheme) -> list[str]:
     """The command line that asks for a scheme."""
     flags = ["--bits", str(scheme.bits), "--granularity", scheme.granularity, "--calibration", scheme.calibration,
-             "--rounding", scheme.rounding]
+             "--rounding", scheme.rounding]  # fmt: skip
     flags += ["--symmetric"] if scheme.symmetric else ["--asymmetric", "--zero-point", scheme.zero_point]
     flags += ["--grid", scheme.grid]
     if scheme.granularity == "group":
@@ -46,8 +46,9 @@ def flags_of(scheme: Scheme) -> list[str]:
 
 
 @given(tensors=models(), scheme=schemes(), threads=st.sampled_from([1, 2, 5]))
-def test_round_trip(tensors: dict[str, np.ndarray], scheme: Scheme, threads: int,
-                    tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_round_trip(
+    tensors: dict[str, np.ndarray], scheme: Scheme, threads: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Nothing is skipped or substituted silently; what is reported is what a reader of the file will get."""
     folder = tmp_path_factory.mktemp("round")
     source, out, back = (folder / f"{name}.safetensors" for name in ("source", "out", "back"))
@@ -70,7 +71,8 @@ def test_round_trip(tensors: dict[str, np.ndarray], scheme: Scheme, threads: int
 
         again = run("report", out, "--against", source, "--json").json
         assert [t | {"digest": None} for t in again["tensors"]] == [
-            t | {"digest": None} for t in sorted(report["tensors"], key=lambda t: list(model).index(t["name"]))]
+            t | {"digest": None} for t in sorted(report["tensors"], key=lambda t: list(model).index(t["name"]))
+        ]
         for found in report["tensors"]:
             array, name = tensors[found["name"]], found["name"]
             assert found["shape"] == list(array.shape)
@@ -81,8 +83,10 @@ def test_round_trip(tensors: dict[str, np.ndarray], scheme: Scheme, threads: int
                 assert found["mse"] is None
                 continue
             expected = quantcli.quantize(array, scheme)
-            assert found["scale_dtype"] == {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[
-                expected.scheme.scale_dtype]
+            assert (
+                found["scale_dtype"]
+                == {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[expected.scheme.scale_dtype]
+            )
             np.testing.assert_array_equal(model[name].numpy(), expected.dequantize())
             metrics = expected.metrics(array)
             assert (found["mse"], found["sqnr_db"]) == (metrics.mse, metrics.sqnr_db)

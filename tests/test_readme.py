@@ -68,8 +68,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (folder / "quantcli.yaml").write_text(config)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return folder, {**kept, "PATH": f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-                    "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
+    return folder, {
+        **kept,
+        "PATH": f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+    }
 
 
 def steps_of(kind: str) -> list[str]:
@@ -91,8 +94,9 @@ def test_the_snippets_for_ci(kind: str, checkout: tuple[Path, dict[str, str]]) -
     (folder / "model-w4.safetensors").unlink(missing_ok=True)
     printed = []
     for step in steps_of(kind):
-        run = subprocess.run(["bash", "-e", "-c", step], cwd=folder, env=environment, capture_output=True, text=True,
-                             timeout=300)
+        run = subprocess.run(
+            ["bash", "-e", "-c", step], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert run.returncode == 0, (step, run.stderr)
         printed.append(run.stdout)
     page = (folder / "report.html").read_text()

@@ -109,7 +109,7 @@ def test_combinations_without_a_meaning(fields: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("fields", [{"bits": [4]}, {"bits": 4, "calibration": ["minmax"]}, {"bits": 4, "format": 7},
                                     {"bits": 4, "granularity": {}}, {"bits": 4, "scale_dtype": 16},
-                                    {"bits": 4, "zero_point": None}])
+                                    {"bits": 4, "zero_point": None}])  # fmt: skip
 def test_values_of_the_wrong_type_are_usage_errors(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Scheme(**fields)

@@ -163,9 +163,11 @@ def test_a_rendering(place: Path) -> None:
 
 def test_tables_take_them_up(place: Path) -> None:
     """And `make docs` with them writes nothing but their lines and choices."""
-    program = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n" \
-              "import write_tables as w\n" \
-              "for path, text in w.stale(): path.name == 'README.md' or path.write_text(text)\n"
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import write_tables as w\n"
+        "for path, text in w.stale(): path.name == 'README.md' or path.write_text(text)\n"
+    )
     topics = place / "quantcli" / "docs"
     before = {path.name: path.read_text() for path in topics.glob("*.md")}
     done(python(place, "-c", program))

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
     from quantcli.tensors.info import TensorInfo
 
+
 class Producer(Protocol):
     """One tensor on its way into a file."""
 

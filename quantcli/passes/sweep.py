@@ -78,9 +78,7 @@ class _Run:
 
     def _visit(self, tries: list[_Try]) -> Visit:
         while shared := self._shared(tries):
-            yield [
-                partial(self._look, tries, group, index) for group in shared for index in range(len(group[0].spans))
-            ]
+            yield [partial(self._look, tries, group, index) for group in shared for index in range(len(group[0].spans))]
             self._conclude(tries)
 
     @staticmethod

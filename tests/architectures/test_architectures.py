@@ -112,8 +112,9 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize(("model_type", "kind", "modules", "kept", "target"), KEPT,
-                         ids=[f"{k[0]}-{k[-1]}" for k in KEPT])
+@pytest.mark.parametrize(
+    ("model_type", "kind", "modules", "kept", "target"), KEPT, ids=[f"{k[0]}-{k[-1]}" for k in KEPT]
+)
 def test_weights_that_the_loader_does_not_take_are_kept(
     model_type: str, kind: str, modules: dict[str, tuple[int, ...]], kept: set[str], target: str, tmp_path: Path
 ) -> None:

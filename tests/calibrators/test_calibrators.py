@@ -75,7 +75,7 @@ def test_two_thousand_weights(case: dict[str, Any]) -> None:
     weights = GENERATED[case["generator"]][None]
     for granularity, effort in (("tensor", "exact"), ("channel", "exact"), ("tensor", "default"), ("channel", "best")):
         scheme = Scheme(bits=case["bits"], grid=case["grid"], calibration="mse", granularity=granularity,  # type: ignore[arg-type]
-                        scale_dtype="float32", options={"effort": effort})
+                        scale_dtype="float32", options={"effort": effort})  # fmt: skip
         found = quantcli.quantize(weights, scheme).metrics(weights).sqnr_db
         assert found is not None
         slack = 1e-3 if effort == "exact" else 0.03 if effort == "best" else 0.1
@@ -116,8 +116,9 @@ def test_default_is_within_a_tenth_and_best_within_three_hundredths(bits: int, n
     for name, weights in samples(n, max(24, 1_200_000 // (n << bits))).items():
         error = {}
         for effort in ("default", "best", "exact"):
-            scheme = Scheme(bits=bits, group_size=n, calibration="mse", options={"effort": effort},
-                            scale_dtype="float32")
+            scheme = Scheme(
+                bits=bits, group_size=n, calibration="mse", options={"effort": effort}, scale_dtype="float32"
+            )
             error[effort] = quantcli.quantize(weights, scheme).metrics(weights).sse
         assert 10 * math.log10(error["default"] / error["exact"]) <= 0.1, name
         assert 10 * math.log10(error["best"] / error["exact"]) <= 0.03, name
@@ -130,7 +131,7 @@ def test_zero_points_are_searched_as_closely(bits: int, n: int) -> None:
         error = {}
         for effort in ("default", "best", "exact"):
             scheme = Scheme(bits=bits, group_size=n, symmetric=False, calibration="mse", options={"effort": effort},
-                            scale_dtype="float32")
+                            scale_dtype="float32")  # fmt: skip
             error[effort] = quantcli.quantize(weights, scheme).metrics(weights).sse
         assert 10 * math.log10(error["default"] / error["exact"]) <= 0.1, name
         assert 10 * math.log10(error["best"] / error["exact"]) <= 0.03, name
@@ -229,8 +230,11 @@ def test_percentile_is_an_exact_order_statistic(case: dict[str, Any], granularit
     assert float(both.scale[0, 0]) * 255 == pytest.approx(high - low, rel=3e-4)
 
 
-@given(values=st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=60),
-       percent=st.floats(50, 100), half=st.booleans())
+@given(
+    values=st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=60),
+    percent=st.floats(50, 100),
+    half=st.booleans(),
+)
 def test_percentile_of_a_histogram_is_numpys(values: list[float], percent: float, half: bool) -> None:
     x = np.array([values], np.float16 if half else np.float32)
     counts, lows = np.zeros(1 << (16 if half else 20), np.int64), None if half else np.zeros(1 << 20, np.int64)
@@ -264,8 +268,10 @@ def test_golden_entropy(case: dict[str, Any]) -> None:
 def test_entropy_is_the_same_for_a_row_and_a_histogram(name: str) -> None:
     weights = GENERATED[name][None].astype(np.float16)
     for bits in (2, 3, 4):
-        found = [quantcli.quantize(weights, Scheme(bits=bits, calibration="entropy", granularity=g)).scale[0, 0]
-                 for g in ("channel", "tensor")]
+        found = [
+            quantcli.quantize(weights, Scheme(bits=bits, calibration="entropy", granularity=g)).scale[0, 0]
+            for g in ("channel", "tensor")
+        ]
         assert found[0] == found[1]
 
 
@@ -285,8 +291,11 @@ def error_of(values: np.ndarray, counts: np.ndarray, levels: np.ndarray) -> floa
 def test_golden_levels(case: dict[str, Any]) -> None:
     values, counts = distinct(case["weights"])
     k = case["levels"]
-    found = kmeans.optimal(values, counts, k) if case["optimal"] else \
-        kmeans.lloyd(values, counts, kmeans.quantiles(values, counts, k), 1000)
+    found = (
+        kmeans.optimal(values, counts, k)
+        if case["optimal"]
+        else kmeans.lloyd(values, counts, kmeans.quantiles(values, counts, k), 1000)
+    )
     assert error_of(values, counts, found) == pytest.approx(case["sse"], rel=1e-9, abs=1e-12)
 
 
@@ -335,8 +344,12 @@ def test_auto_is_never_worse_than_any_candidate() -> None:
     """never worse than min-max"""
     for seed, shape in enumerate([(16, 256), (4, 1000), (1, 64)]):
         weights = gaussian(*shape, seed=seed) ** 3
-        for fields in ({"bits": 4}, {"bits": 2, "symmetric": False}, {"bits": 8, "granularity": "tensor"},
-                       {"format": "nf4"}):
+        for fields in (
+            {"bits": 4},
+            {"bits": 2, "symmetric": False},
+            {"bits": 8, "granularity": "tensor"},
+            {"format": "nf4"},
+        ):
             scheme = Scheme(**fields, calibration="auto")
             found = quantcli.quantize(weights, scheme)
             others = [quantcli.quantize(weights, s).metrics(weights).sse for s in candidates(scheme)]

@@ -20,8 +20,9 @@ def scheme_of(case: dict[str, Any]) -> Scheme:
     fields: dict[str, Any] = {"bits": case["bits"], "granularity": "tensor", "scale_dtype": "float32"}
     if case["kind"] == "symmetric":
         return Scheme(**fields, calibration=case["method"], grid=case["grid"])
-    return Scheme(**fields, symmetric=False, calibration="minmax",
-                  zero_point="int" if case["kind"] == "affine-int" else "float")
+    return Scheme(
+        **fields, symmetric=False, calibration="minmax", zero_point="int" if case["kind"] == "affine-int" else "float"
+    )
 
 
 def ids(cases: list[dict[str, Any]]) -> list[str]:

@@ -36,7 +36,7 @@ COMMANDS = [name for name in registry.names("cli") if name != "options"]
 def model(tmp_path: Path) -> Path:
     return save(tmp_path / "model.safetensors", {
         "layers.0.up.weight": gaussian(64, 128, seed=1), "layers.0.down.weight": gaussian(128, 64, seed=2).astype(BF16),
-        "norm.weight": gaussian(64), "embed.weight": gaussian(40, 64), "ids": np.arange(7)})
+        "norm.weight": gaussian(64), "embed.weight": gaussian(40, 64), "ids": np.arange(7)})  # fmt: skip
 
 
 # ---- help and versions ------------------------------------------------------------------------------------------
@@ -68,22 +68,29 @@ def test_the_option_that_was_typed_is_named(model: Path) -> None:
     Path(model.parent / "r.yaml").write_text("default:\n  bits: 0\n")
     recipe = str(model.parent / "r.yaml")
     for words, start in (
-        ("--bits 0", "--bits: 0 is not a whole number from 1 to 16"), ("--levels 1", "--levels: 1 is not"),
-        ("--axis 99 --granularity channel", "--axis: 99 is not"), ("--mse-norm 99", "--mse-norm: 99 is not a number"),
+        ("--bits 0", "--bits: 0 is not a whole number from 1 to 16"),
+        ("--levels 1", "--levels: 1 is not"),
+        ("--axis 99 --granularity channel", "--axis: 99 is not"),
+        ("--mse-norm 99", "--mse-norm: 99 is not a number"),
         ("--percentile 200", "--percentile: 200 is not a number from 50 to 100"),
         ("--percentile 99 --bits 1", "--percentile: percentile is not for one symmetric bit"),
-        ("--scale-dtype float8_e4m3", "--scale-dtype: "), ("--calibration mean-abs", "--calibration: "),
-        ("--type nf4 --bits 8", "--bits: nf4 has 4 bits"), ("--type nf4 --asymmetric", "--asymmetric: nf4 is"),
-        ("--grid restricted --asymmetric", "--grid: "), ("--rounding sum-preserving --type nf4", "--rounding: "),
+        ("--scale-dtype float8_e4m3", "--scale-dtype: "),
+        ("--calibration mean-abs", "--calibration: "),
+        ("--type nf4 --bits 8", "--bits: nf4 has 4 bits"),
+        ("--type nf4 --asymmetric", "--asymmetric: nf4 is"),
+        ("--grid restricted --asymmetric", "--grid: "),
+        ("--rounding sum-preserving --type nf4", "--rounding: "),
         ("--calibration minmax --effort best", "--effort: minmax has no such option"),
         ("--calibration auto --effort best", "--effort: auto takes no options"),
-        ("--recipe llm --bits 0", "--bits: 0 is not"), (f"--recipe {recipe} --bits 99", "--bits: 99 is not"),
+        ("--recipe llm --bits 0", "--bits: 0 is not"),
+        (f"--recipe {recipe} --bits 99", "--bits: 99 is not"),
         (f"--recipe {recipe}", f"{recipe}: line 2, column 3: default: bits: 0 is not"),
         ("--override *.up:bits=0", "--override *.up:bits=0: bits: 0 is not"),
     ):
         assert one_line(run("quantize", model, *words.split()), 2).startswith(start), words
     for name, words, start in (
-        ("sweep", "--bits 0", "--bits: 0 is not"), ("sweep", "--calibration mean-abs", "--calibration: mean-abs"),
+        ("sweep", "--bits 0", "--bits: 0 is not"),
+        ("sweep", "--calibration mean-abs", "--calibration: mean-abs"),
         ("plan", "--target-bpw 5 --bits 4,99", "--bits: 99 is not"),
         ("plan", "--target-bpw 5 --calibration mean-abs", "--calibration: mean-abs"),
         ("plan", f"--target-bpw 5 --recipe {recipe}", f"{recipe}: line 2, column 3: default: bits: 0"),
@@ -287,7 +294,7 @@ def test_results_on_stdout_and_nothing_on_stderr(model: Path) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--bits", "3", "--group-size", "32", "--asymmetric"], ["--digest", "none"],
                                    ["--digest", "sha256", "--group-size", "0"], ["--bits", "1"], ["--no-default-keep"],
-                                   ["--granularity", "channel", "--axis", "1"]], ids=" ".join)
+                                   ["--granularity", "channel", "--axis", "1"]], ids=" ".join)  # fmt: skip
 def test_a_dry_run_tells_the_exact_size(flags: list[str], model: Path) -> None:
     """exact sizes, read no weights, write nothing"""
     planned = run("quantize", model, "--dry-run", "--json", *flags)
@@ -332,8 +339,12 @@ def test_names_are_data(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(raw_tensors({name: ("F32", (40, 40), gaussian(40, 40).tobytes()) for name in EVIL}))
     out = tmp_path / "out.safetensors"
-    for arguments in (("quantize", path, "-o", out), ("quantize", path, "--dry-run"), ("report", out),
-                      ("report", out, "--against", path)):
+    for arguments in (
+        ("quantize", path, "-o", out),
+        ("quantize", path, "--dry-run"),
+        ("report", out),
+        ("report", out, "--against", path),
+    ):
         ran = run(*arguments, "--all")
         assert ran.code == 0, ran
         assert all(line.isprintable() for line in ran.out.splitlines()), ran.out
@@ -359,8 +370,9 @@ def test_names_in_errors_are_escaped(name: str, tmp_path: Path) -> None:
 
 def test_ascii_terminals(model: Path, tmp_path: Path) -> None:
     path = save(tmp_path / "m.safetensors", {"gewicht.größe.重量": gaussian(64, 64)})
-    ran = run_process("quantize", path, "-o", tmp_path / "out.safetensors", LC_ALL="C", PYTHONIOENCODING="ascii",
-                      PYTHONUTF8="0")
+    ran = run_process(
+        "quantize", path, "-o", tmp_path / "out.safetensors", LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0"
+    )
     assert ran.code == 0, ran
     assert "gewicht" in ran.out and ran.out.isascii()
 
@@ -371,7 +383,7 @@ def test_ascii_terminals(model: Path, tmp_path: Path) -> None:
 def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A shell command line in which "$@" is the command."""
     return subprocess.run(["sh", "-c", line, "sh", *command(*arguments)], capture_output=True, text=True,
-                          env=environment(), timeout=60, check=False)
+                          env=environment(), timeout=60, check=False)  # fmt: skip
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -408,8 +420,12 @@ def test_a_full_stdout_is_an_error(flags: list[str], model: Path) -> None:
 def test_a_closed_pipe_is_quiet(flags: list[str], tmp_path: Path) -> None:
     """`| head -1`: silent, at once; exit status 141 or -13"""
     many = save(tmp_path / "m.safetensors", {f"layer.{i}.weight": np.ones((2, 2), np.float32) for i in range(5000)})
-    process = subprocess.Popen(command("quantize", many, "-o", tmp_path / "out.safetensors", "--all", *flags),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    process = subprocess.Popen(
+        command("quantize", many, "-o", tmp_path / "out.safetensors", "--all", *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(10)
     process.stdout.close()
@@ -433,9 +449,13 @@ def test_signals_leave_nothing_behind(threads: int, number: signal.Signals, tmp_
     # sha256 and numpy are slow: the signal arrives while there is still much to do.
     flags = ["--force", "--threads", threads, "--digest", "sha256"]
     # Under nohup, where a test may run, SIGHUP is ignored: the tool respects that, so the child starts afresh.
-    process = subprocess.Popen(command("quantize", source, "-o", out, *flags), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=environment(QUANTCLI_KERNELS="numpy"),
-                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
+    process = subprocess.Popen(
+        command("quantize", source, "-o", out, *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(QUANTCLI_KERNELS="numpy"),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     give_up = time.monotonic() + 20
     while not left_behind(tmp_path):
         assert process.poll() is None and time.monotonic() < give_up

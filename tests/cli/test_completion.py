@@ -70,7 +70,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
         terminal.wait_for("\nloaded" if shell != "fish" else "loaded")
         # What appears behind the keys; the module `unusual` and its weight share a beginning.
         for keys, appears in (("quantcli quan\t", "tize"), ("mod\t", "el.safetensors"), (" --calibr\t", "ation"),
-                              (" perc\t", "entile"), (" --include unu\t", "sual")):
+                              (" perc\t", "entile"), (" --include unu\t", "sual")):  # fmt: skip
             terminal.seen = ""
             terminal.type(keys)
             terminal.wait_for(appears)
@@ -86,7 +86,9 @@ def test_names_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
     model = save(tmp_path / "m.safetensors", {f"layers.{i}.up.weight": gaussian(4, 4) for i in range(2)})
     for source, incomplete, expected in (
-        (model, "layers.0", ["layers.0.up.weight", "layers.0.up"]), (model, "x", []), (tmp_path / "none", "l", []),
+        (model, "layers.0", ["layers.0.up.weight", "layers.0.up"]),
+        (model, "x", []),
+        (tmp_path / "none", "l", []),
         (__file__, "l", []),
     ):
         monkeypatch.setenv("COMP_WORDS", f"quantcli quantize {source} --exclude {incomplete}")

@@ -24,12 +24,19 @@ from quantcli.reports import markup
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """model.safetensors with such names, and q.safetensors made from it, whose header has such reasons."""
     monkeypatch.chdir(tmp_path)
-    save(Path("model.safetensors"), {name: gaussian(4, 32, seed=i) for i, name in enumerate(NAMES)} | {
-        "kept": np.arange(4, dtype=np.int32)})
+    save(
+        Path("model.safetensors"),
+        {name: gaussian(4, 32, seed=i) for i, name in enumerate(NAMES)} | {"kept": np.arange(4, dtype=np.int32)},
+    )
     save(Path("named.safetensors"), {n: gaussian(16, 128, seed=i) for i, n in enumerate(NAMES) if n})
     run("quantize", "model.safetensors", "-o", "q.safetensors", "--no-default-keep", "--group-size", "32", "-q")
-    change_header("q.safetensors", lambda d: d["tensors"]["kept"].update(
-        reason="\x1b[2J::error::\n##[error]`|<b>@octocat", note="\x1b]0;x\x07") or d.update(tool="\x1b[31m::error::"))
+    change_header(
+        "q.safetensors",
+        lambda d: (
+            d["tensors"]["kept"].update(reason="\x1b[2J::error::\n##[error]`|<b>@octocat", note="\x1b]0;x\x07")
+            or d.update(tool="\x1b[31m::error::")
+        ),
+    )
     return tmp_path
 
 
@@ -37,7 +44,8 @@ def is_harmless(ran: Ran) -> bool:
     """Whether a terminal and the logs of CI show what was printed and do nothing else."""
     lines = (ran.out + ran.err).split("\n")
     return all(line.isprintable() for line in lines) and not any(
-        line.lstrip().startswith("::") or "##[" in line or "##vso[" in line for line in lines)
+        line.lstrip().startswith("::") or "##[" in line or "##vso[" in line for line in lines
+    )
 
 
 COMMANDS = [
@@ -88,8 +96,12 @@ def test_annotations_hold_names_as_data(files: Path) -> None:
 def test_spreadsheets_see_no_formula(files: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run("report", "q.safetensors", "--format", "csv").out)))
     assert len(rows) == len(NAMES) + 1
-    assert not any(cell.lstrip()[:1] in tuple("=+-@\t\r") for row in rows for key, cell in row.items()
-                   if cell and not re.fullmatch(r"-?[0-9.]+(e[-+]?[0-9]+)?", cell))
+    assert not any(
+        cell.lstrip()[:1] in tuple("=+-@\t\r")
+        for row in rows
+        for key, cell in row.items()
+        if cell and not re.fullmatch(r"-?[0-9.]+(e[-+]?[0-9]+)?", cell)
+    )
     assert {"'=1+1", "'+a", "'-b", "'@SUM(1)", "plain.layers.0.weight"} <= {row["name"] for row in rows}
     assert all(re.fullmatch(r"-?[0-9.]+", row["sqnr_db"]) for row in rows if row["disposition"] == "quantized")
 
@@ -138,8 +150,10 @@ def test_comments_show_names_as_code(files: Path) -> None:
 
 def test_sentences_have_no_markup_mention_or_link() -> None:
     said = markup.text("*a* _b_ [c](d) <e> `f` g|h #1 @i @@j https://k www.l.m &amp; \\n ![o](p)")
-    assert said == (r"\*a\* \_b\_ \[c\]\(d\) \<e\> \`f\` g\|h \#1 `@`i `@@`j https:\//k www\.l.m \&amp; \\n "
-                    r"\!\[o\]\(p\)")
+    assert said == (
+        r"\*a\* \_b\_ \[c\]\(d\) \<e\> \`f\` g\|h \#1 `@`i `@@`j https:\//k www\.l.m \&amp; \\n "
+        r"\!\[o\]\(p\)"
+    )
 
 
 def test_a_card_shows_names_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,15 +180,20 @@ def test_pages_and_junit_hold_names_as_text(files: Path) -> None:
     parser = _Tags()
     parser.feed(run("report", "q.safetensors", "--format", "html", *more).out)
     assert [tag for tag, _ in parser.found].count("script") == 1 and "b" not in {tag for tag, _ in parser.found}
-    assert not any(key.startswith("on") or "javascript:" in (value or "") for _, attrs in parser.found
-                   for key, value in attrs if key not in ("aria-label",))
+    assert not any(
+        key.startswith("on") or "javascript:" in (value or "")
+        for _, attrs in parser.found
+        for key, value in attrs
+        if key not in ("aria-label",)
+    )
     root = ElementTree.fromstring(run("report", "q.safetensors", "--format", "junit", *more).out)
     names = [case.get("name") or "" for case in root.iter("testcase")]
     assert "min-tensor-sqnr: <script>alert(1)</script>" in names and "min-tensor-sqnr: ]]>" in names
 
 
-def test_shells_are_offered_plain_names_only(files: Path, monkeypatch: pytest.MonkeyPatch,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_shells_are_offered_plain_names_only(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A shell takes what is completed as if it had been typed."""
     from click.shell_completion import shell_complete
 

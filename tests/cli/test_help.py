@@ -178,8 +178,10 @@ def test_a_topic_is_laid_out_on_a_terminal(topic: str) -> None:
 @pytest.mark.parametrize("arguments", [["help"], ["help", "targets"], ["help", "quantize"]])
 def test_help_comes_at_once(arguments: list[str]) -> None:
     """In a pipe nothing is laid out, and nothing heavy is imported."""
-    program = f"import sys\nfrom quantcli.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n" \
-              "print('LOADED', sorted({'numpy', 'rich', 'yaml', 'markdown_it', 'pygments'} & set(sys.modules)))"
+    program = (
+        f"import sys\nfrom quantcli.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print('LOADED', sorted({'numpy', 'rich', 'yaml', 'markdown_it', 'pygments'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
     assert done.stdout.endswith("LOADED []\n")
 

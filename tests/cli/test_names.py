@@ -70,8 +70,10 @@ def test_dequantize_writes_safetensors_only() -> None:
 @pytest.mark.usefixtures("unread")
 def test_onnx_would_be_no_model() -> None:
     line = one_line(run("quantize", DIGITS, "--to", "onnx"), 2)
-    assert line == f"{DIGITS}: --to onnx: the file would hold the weights without the model's graph; --container " \
-                   "writes that file, a MatMulNBits node for each weight"
+    assert (
+        line == f"{DIGITS}: --to onnx: the file would hold the weights without the model's graph; --container "
+        "writes that file, a MatMulNBits node for each weight"
+    )
 
 
 @pytest.mark.parametrize("words", [["quantize", DIGITS, "--to", "mlx"], ["quantize", DIGITS]])
@@ -87,7 +89,7 @@ def test_a_recipe_says_container() -> None:
     assert run("quantize", DIGITS, "--recipe", "r.yaml", "-q", "-o", "b.gguf").code == 0
     assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
     assert run("plan", DIGITS, "--recipe", "r.yaml", "--bits", "4,8", "--group-size", 32, "--target-bpw", 12,
-               "-o", "p.yaml", "-q").code == 0
+               "-o", "p.yaml", "-q").code == 0  # fmt: skip
     assert "container: true" in Path("p.yaml").read_text()
     assert run("quantize", DIGITS, "--recipe", "p.yaml", "-q", "-o", "c.gguf").code == 0
     Path("bad.yaml").write_text("container: 1\n")

@@ -26,13 +26,14 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return save(tmp_path / "model.safetensors", {
         "a.weight": gaussian(300, 500, seed=1), "b.weight": gaussian(700, 900, seed=2).astype(BF16),
-        "norm": gaussian(64), "empty": np.zeros((0, 4), np.float32), "ids": np.arange(7)})
+        "norm": gaussian(64), "empty": np.zeros((0, 4), np.float32), "ids": np.arange(7)})  # fmt: skip
 
 
 def piped(data: bytes, *arguments: Any, **changes: str) -> subprocess.CompletedProcess[bytes]:
     """A run with these bytes on a pipe."""
-    return subprocess.run(command(*arguments), input=data, capture_output=True, env=environment(**changes), timeout=120,
-                          check=False)
+    return subprocess.run(
+        command(*arguments), input=data, capture_output=True, env=environment(**changes), timeout=120, check=False
+    )
 
 
 METHODS = [
@@ -57,7 +58,7 @@ def test_a_pipe_gives_the_bytes_a_file_gives(method: list[str], digest: str, mod
     assert Path("piped.safetensors").read_bytes() == expected
     with open(model, "rb") as redirected:
         done = subprocess.run(command("quantize", "-", "-o", "-", *arguments), stdin=redirected, capture_output=True,
-                              env=environment(), timeout=120, check=False)
+                              env=environment(), timeout=120, check=False)  # fmt: skip
     assert done.stdout == expected
 
 
@@ -84,8 +85,9 @@ def test_a_stream_of_a_gigabyte_takes_little_memory(tmp_path: Path) -> None:
     )
     ours = [sys.executable, "-c", program, *command("quantize", "-", "-o", "-", "-q")]
     with subprocess.Popen(["cat", str(source)], stdout=subprocess.PIPE) as cat:
-        done = subprocess.run(ours, stdin=cat.stdout, capture_output=True, text=True, env=environment(), check=True,
-                              timeout=300)
+        done = subprocess.run(
+            ours, stdin=cat.stdout, capture_output=True, text=True, env=environment(), check=True, timeout=300
+        )
     code, peak = map(int, done.stdout.split())
     assert code == 0 and peak < 200 * 1024
 
@@ -117,13 +119,17 @@ def test_a_stream_that_ends_early_fails_a_report(model: Path) -> None:
 def test_what_needs_a_file_says_so(model: Path) -> None:
     assert run("quantize", model, "-o", "q.safetensors", "-q").code == 0
     data = Path("q.safetensors").read_bytes()
-    for arguments, code in ((["dequantize", "-", "-o", "-"], 2), (["report", "-", "--against", "model.safetensors"], 2),
-                            (["inspect", "-", "--stats"], 2)):
+    for arguments, code in (
+        (["dequantize", "-", "-o", "-"], 2),
+        (["report", "-", "--against", "model.safetensors"], 2),
+        (["inspect", "-", "--stats"], 2),
+    ):
         done = piped(data, *arguments)
         assert done.returncode == code and b"standard input is a pipe; name a file" in done.stderr and not done.stdout
     with open("q.safetensors", "rb") as file:
-        done = subprocess.run(command("dequantize", "-", "-o", "-"), stdin=file, capture_output=True, env=environment(),
-                              check=True)
+        done = subprocess.run(
+            command("dequantize", "-", "-o", "-"), stdin=file, capture_output=True, env=environment(), check=True
+        )
     assert run("dequantize", "q.safetensors", "-o", "d.safetensors", "-q").code == 0
     assert done.stdout == Path("d.safetensors").read_bytes()
 
@@ -144,8 +150,9 @@ def test_what_only_a_second_run_can_mend_says_so(tmp_path: Path, monkeypatch: py
 def test_a_closed_pipe_ends_quietly(model: Path) -> None:
     """a closed pipe ends quietly with the conventional status"""
     for arguments in (["quantize", str(model), "-o", "-"], ["inspect", str(model), "--json"]):
-        with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env=environment()) as process:
+        with subprocess.Popen(
+            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        ) as process:
             assert process.stdout is not None and process.stderr is not None
             process.stdout.close()
             errors = process.stderr.read()
@@ -157,10 +164,10 @@ def test_a_terminal_is_refused(model: Path) -> None:
     main, side = pty.openpty()
     try:
         done = subprocess.run(command("quantize", model, "-o", "-"), stdout=side, stderr=subprocess.PIPE,
-                              env=environment(), timeout=60, check=False)
+                              env=environment(), timeout=60, check=False)  # fmt: skip
         assert done.returncode == 2 and b"this is a terminal" in done.stderr
         done = subprocess.run(command("quantize", "-", "-o", "x.safetensors"), stdin=side, capture_output=True,
-                              env=environment(), timeout=60, check=False)
+                              env=environment(), timeout=60, check=False)  # fmt: skip
         assert done.returncode == 2 and b"this is a terminal" in done.stderr
     finally:
         os.close(main)
@@ -171,7 +178,7 @@ def test_a_terminal_is_refused(model: Path) -> None:
 def test_a_signal_while_the_stream_waits(number: signal.Signals, model: Path) -> None:
     """SIGINT 130: nobody waits for a sender that is silent"""
     process = subprocess.Popen(command("quantize", "-", "-o", "out.safetensors", "--force"), stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())  # fmt: skip
     assert process.stdin is not None
     with process:
         process.stdin.write(model.read_bytes()[:-1000])

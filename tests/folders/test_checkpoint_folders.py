@@ -72,7 +72,7 @@ def test_the_same_bytes_from_anywhere(source: Path) -> None:
 
 def test_the_card(source: Path) -> None:
     run("quantize", source, "-o", "out", "--override", "*.2.mlp:bits=8", "--exclude", "*.3.attention",
-        "--digest", "sha256")
+        "--digest", "sha256")  # fmt: skip
     card = Path("out/README.md").read_text(encoding="utf-8")
     front, text = CARD.split("---\n\n")
     assert card.startswith(front + "---\n\n# Checkpoint, quantized\n")
@@ -194,8 +194,9 @@ def test_a_cut_holds_for_tensors_that_turn_out_larger(source: Path) -> None:
     wide[5] *= 1e7
     odd[3, 3] = np.nan
     made(source, shard1={"w.weight": wide}, shard2={"odd.weight": odd})
-    ran = run("quantize", source, "-o", "out", "--max-shard-size", "20000", "--on-nonfinite", "keep",
-              "--group-size", "16")
+    ran = run(
+        "quantize", source, "-o", "out", "--max-shard-size", "20000", "--on-nonfinite", "keep", "--group-size", "16"
+    )
     files = sorted(Path("out").glob("*.safetensors"))
     for file in files:
         document = json.loads(header_of(file)["__metadata__"]["quantcli"])
@@ -266,13 +267,16 @@ def interrupted(source: Path, failing: Callable[[int, BaseException], None], num
 
 @pytest.mark.parametrize("options", [[], ["--max-shard-size", "20kB"], ["--digest", "sha256"],
                                      ["--calibration", "auto"], ["--to", "mlx", "--group-size", "32"],
-                                     ["--to", "awq", "--group-size", "32"], ["--to", "bnb-nf4"]])
+                                     ["--to", "awq", "--group-size", "32"], ["--to", "bnb-nf4"]])  # fmt: skip
 def test_a_full_disk_and_then_resume(options: list[str], source: Path, failing: Any) -> None:
     """The final bytes of interrupted and resumed runs are those of an uninterrupted one, and so is the report"""
     whole = run("quantize", source, "-o", "whole", *options, "--json").json
     interrupted(source, failing, 3, *options)
-    before = {n: p.stat().st_mtime_ns for n, p in ((p.name, p) for p in (PARTIAL / "folder").iterdir())
-              if n.endswith(".safetensors")}
+    before = {
+        n: p.stat().st_mtime_ns
+        for n, p in ((p.name, p) for p in (PARTIAL / "folder").iterdir())
+        if n.endswith(".safetensors")
+    }
     assert len(before) == 2
     ran = run("quantize", source, "-o", "out", *options, "--resume", "--json")
     said = ran.err.splitlines()[-1]  # what loaders do comes first
@@ -294,8 +298,10 @@ def test_without_resume_it_starts_over_and_says_so(source: Path, failing: Any) -
     run("quantize", source, "-o", "whole", "-q")
     interrupted(source, failing, 4, "--bits", "3")
     ran = run("quantize", source, "-o", "out")
-    assert ran.err == "quantcli: an interrupted run had left 3 finished files, made anew now; " \
-                      "--resume would have kept them\n"
+    assert (
+        ran.err == "quantcli: an interrupted run had left 3 finished files, made anew now; "
+        "--resume would have kept them\n"
+    )
     assert contents(Path("out")) == contents(Path("whole")) and sorted(os.listdir()) == ["out", "source", "whole"]
 
 
@@ -432,8 +438,9 @@ def test_links_in_the_hidden_folder_are_not_followed(source: Path, failing: Any)
 
 @pytest.mark.parametrize("options", [[], ["--to", "mlx"]])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_loser_of_two_runs_leaves_nothing(when: str, options: list[str], source: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loser_of_two_runs_leaves_nothing(
+    when: str, options: list[str], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another run ends between our look at the destination and our turn, or while we write: it made the output."""
     real_lock, real_write = workspace._locked, quantize.write_part
     written: list[tuple[Any, ...]] = []
@@ -541,8 +548,11 @@ def test_equal_tensors_are_told(source: Path) -> None:
     table = gaussian(32, 128, seed=5).astype(BF16)
     twin = gaussian(64, 64, seed=6)
     other = twin.reshape(32, 128)
-    made(source, shard0={"model.embed_tokens.weight": table, "a.weight": twin, "reshaped.weight": other},
-         shard3={"lm_head.weight": table, "b.weight": twin, "bits.table": twin.view(np.int32)})
+    made(
+        source,
+        shard0={"model.embed_tokens.weight": table, "a.weight": twin, "reshaped.weight": other},
+        shard3={"lm_head.weight": table, "b.weight": twin, "bits.table": twin.view(np.int32)},
+    )
     ran = run("quantize", source, "-o", "out")
     line = "equal weights: a.weight = b.weight; model.embed_tokens.weight = lm_head.weight"
     sets = [["a.weight", "b.weight"], ["model.embed_tokens.weight", "lm_head.weight"]]

@@ -81,8 +81,9 @@ def test_every_file_is_copied_or_named(words: list[str]) -> None:
     assert "weights in another format: " in said and "pytorch_model.bin (1.00 kB)" in said
     assert "weights for another loader: onnx/model.onnx (2.00 kB)" in said and "state of a training run: " in said
     dry = run("quantize", source, *words, "-o", "other", "--dry-run", "--json")
-    assert [w for w in dry.json["warnings"] if "left out" in w or "copied" in w] == \
-           [w for w in ran.json["warnings"] if "left out" in w or "copied" in w]
+    assert [w for w in dry.json["warnings"] if "left out" in w or "copied" in w] == [
+        w for w in ran.json["warnings"] if "left out" in w or "copied" in w
+    ]
     assert not left_behind(Path())
 
 
@@ -126,7 +127,8 @@ def test_what_would_fail_late_is_refused_first(words: list[str]) -> None:
     (source / "2_Dense").rename("dense")
     (source / "2_Dense").symlink_to("../dense")
     assert "modules.json names it, and it is a link to a folder" in one_line(
-        run("quantize", source, *words, "-o", "out", "-q"), 1)
+        run("quantize", source, *words, "-o", "out", "-q"), 1
+    )
     (source / "2_Dense").unlink()
     (source / "config.json").write_text("{")
     assert "config.json" in one_line(run("quantize", source, *words, "-o", "out", "-q"), 1)
@@ -202,8 +204,8 @@ def test_several_indexes_and_pipelines() -> None:
     assert "several indexes: a.safetensors.index.json, b.saf" in one_line(run("quantize", source), 1)
     folder("pipe", **{"unet/model.safetensors": WEIGHTS, "vae/model.safetensors": WEIGHTS, "model_index.json": "{}"})
     line = one_line(run("quantize", "pipe"), 1)
-    assert line == \
-        "pipe: no .safetensors file and no index in this folder; there are some in unet, vae: name one of these folders"
+    assert line.startswith("pipe: no .safetensors file and no index in this folder; ")
+    assert line.endswith("; there are some in unet, vae: name one of these folders")
 
 
 # ---- adapters, and config.json ----------------------------------------------------------------------------------
@@ -276,8 +278,9 @@ def test_a_folder_of_pickles_says_what_to_do(tmp_path: Path) -> None:
     assert "pytorch_model.bin" in line and "never loaded" in line and "save_pretrained" in line
 
 
-@pytest.mark.parametrize("arguments", [["plan", "M", "--target-bpw", "8", "-o", "p.csv"],
-                                       ["quantize", "M", "--save-recipe", "p.json"]])
+@pytest.mark.parametrize(
+    "arguments", [["plan", "M", "--target-bpw", "8", "-o", "p.csv"], ["quantize", "M", "--save-recipe", "p.json"]]
+)
 def test_recipes_are_not_written_under_other_names(arguments: list[str], tmp_path: Path) -> None:
     model = save(tmp_path / "m.safetensors", {"a.weight": gaussian(64, 128)})
     words = [str(model) if a == "M" else str(tmp_path / a) if a.startswith("p.") else a for a in arguments]

@@ -107,8 +107,9 @@ def test_small_floats_are_what_a_cast_gives(name: str, shape: tuple[int, int]) -
 def test_every_value_of_a_small_float_and_every_tie_between_two(name: str) -> None:
     levels = np.unique(fixed_codebook(Scheme(format=name)).sorted[0]).astype(np.float64)
     middles = ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
-    probe = np.concatenate([levels, middles, np.nextafter(middles, np.float32(np.inf)),
-                            np.nextafter(middles, np.float32(-np.inf))]).astype(np.float32)[None]
+    probe = np.concatenate(
+        [levels, middles, np.nextafter(middles, np.float32(np.inf)), np.nextafter(middles, np.float32(-np.inf))]
+    ).astype(np.float32)[None]
     # The largest value first: min-max then has scale 1.
     found = quantcli.quantize(probe, Scheme(format=name, granularity="tensor", scale_dtype="float32"))
     assert float(found.scale[0, 0]) == 1.0
@@ -125,8 +126,9 @@ def test_nf4_is_the_published_table() -> None:
     expected = np.sort(np.array([*upper, 0.0, *lower]) / normal.inv_cdf(offset))
     np.testing.assert_allclose(fixed_codebook(Scheme(format="nf4")).levels[0], expected, atol=2e-7)
     weights = gaussian(512, 1024, seed=8)
-    assert quantcli.quantize(weights, Scheme(format="nf4", group_size=128)).metrics(weights).sqnr_db == \
-        pytest.approx(20.39, abs=0.03)
+    assert quantcli.quantize(weights, Scheme(format="nf4", group_size=128)).metrics(weights).sqnr_db == pytest.approx(
+        20.39, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("case", GOLDEN["floor"], ids=[c["id"] for c in GOLDEN["floor"]])
@@ -170,8 +172,10 @@ def test_companding_follows_the_law() -> None:
         assert sqnr is not None and sqnr > 35
 
 
-@given(levels=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=40, unique=True),
-       weights=st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=30))
+@given(
+    levels=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=40, unique=True),
+    weights=st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=30),
+)
 def test_a_weight_halfway_goes_to_the_lower_level(levels: list[float], weights: list[float]) -> None:
     """Thresholds decide exactly as the distances in rational numbers do."""
     from fractions import Fraction
@@ -234,7 +238,7 @@ def test_what_a_learned_codebook_is_stored_as(tmp_path: Path) -> None:
                                   "w_shape": ("I64", (2,))}),
         (["--group-size", "32"], {"w_packed": ("I32", (64, 16)), "w_scale": ("F8_E4M3", (64, 4)),
                                   "w_codebook": ("F32", (16,)), "w_shape": ("I64", (2,))}),
-    ):
+    ):  # fmt: skip
         target = tmp_path / "q.safetensors"
         assert run("quantize", source, "-o", target, "--force", "--type", "codebook", *flags).code == 0
         assert {n: (t.dtype, t.shape) for n, t in load(target).items()} == expected
@@ -302,7 +306,7 @@ def test_native_and_numpy_kernels_agree(kind: str, dtype: Any, monkeypatch: pyte
             book = tensor.params.codebook
             found.append((tensor.packed.tobytes(), tensor.scale.tobytes(), tensor.scheme, tensor.metrics(array),
                           None if tensor.zero_point is None else tensor.zero_point.tobytes(),
-                          None if book is None else book.levels.tobytes(), tensor.dequantize().tobytes()))
+                          None if book is None else book.levels.tobytes(), tensor.dequantize().tobytes()))  # fmt: skip
         assert found[0] == found[1]
 
 

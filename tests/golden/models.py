@@ -83,7 +83,7 @@ def kept() -> bytes:
         raw = bytes(b & 1 for b in raw) if dtype == "BOOL" else raw
         tensors[f"kept.{dtype.lower()}"] = (dtype, (8,), raw[:bits])
     tensors["mlp.weight"] = ("F32", (5, 70), weights(5, 70, salt=31).astype("<f4").tobytes())
-    return raw_tensors(tensors, {"format": "pt", "a note": "kept, \u00fcnescaped \"quotes\" too"})
+    return raw_tensors(tensors, {"format": "pt", "a note": 'kept, \u00fcnescaped "quotes" too'})
 
 
 def nonfinite() -> dict[str, Array]:

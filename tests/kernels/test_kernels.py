@@ -52,8 +52,9 @@ def awkward_values(rows: int, cols: int, seed: int) -> np.ndarray:
     return values
 
 
-def params_of(tile: Tile, grid: CodeGrid, *, zeros: bool, shared: bool,
-              seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+def params_of(
+    tile: Tile, grid: CodeGrid, *, zeros: bool, shared: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Scales of both signs that clip some weights, and zero points or offsets."""
     rng = np.random.default_rng(seed)
     shape = (1 if shared else tile.rows, -(-tile.cols // tile.group))
@@ -66,8 +67,10 @@ def params_of(tile: Tile, grid: CodeGrid, *, zeros: bool, shared: bool,
 def grids(bits: int) -> list[tuple[CodeGrid, bool]]:
     """Every mode at so many bits, with and without an array of zero points."""
     top = (1 << bits) - 1
-    found = [(CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=top), True),
-             (CodeGrid(mode=OFFSET, bits=bits, umin=0, umax=top), True)]
+    found = [
+        (CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=top), True),
+        (CodeGrid(mode=OFFSET, bits=bits, umin=0, umax=top), True),
+    ]
     if bits > 1:
         found.append((CodeGrid(mode=INTEGER, bits=bits, umin=1, umax=top, zero=1 << (bits - 1)), False))
         found.append((CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=top, zero=1 << (bits - 1)), False))
@@ -76,8 +79,9 @@ def grids(bits: int) -> list[tuple[CodeGrid, bool]]:
     return found
 
 
-def encoded(table: Kernels, tile: Tile, scale: np.ndarray, zero: np.ndarray | None,
-            grid: CodeGrid) -> tuple[bytes, Sums]:
+def encoded(
+    table: Kernels, tile: Tile, scale: np.ndarray, zero: np.ndarray | None, grid: CodeGrid
+) -> tuple[bytes, Sums]:
     # A wrong length would write beyond the end: the guard behind the codes must stay as it was.
     size = tile.rows * row_bytes(tile.cols, grid.bits)
     room = np.full(size + 64, 0xA5, np.uint8)
@@ -98,8 +102,9 @@ def bits_of(packed: bytes, tile: Tile, bits: int) -> np.ndarray:
     return codes
 
 
-def by_hand(tile: Tile, scale: np.ndarray, zero: np.ndarray | None,
-            grid: CodeGrid) -> tuple[np.ndarray, np.ndarray, int]:
+def by_hand(
+    tile: Tile, scale: np.ndarray, zero: np.ndarray | None, grid: CodeGrid
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Codes, decoded values and number of clipped weights from the definition, one float32 operation at a time."""
     x, s = float_of(tile), per_weight(scale, tile)
     z = np.full_like(x, grid.zero) if zero is None else per_weight(zero, tile)
@@ -223,7 +228,7 @@ def test_what_is_not_finite_is_seen_wherever_it_is(table: Kernels, kind: int, ba
             x = np.ones((3, cols), np.float32)
             x[1, at] = bad
             raw = x.astype(BFLOAT16).view(np.uint16) if kind == BF16 else x.astype(np.float16).view(np.uint16) \
-                if kind == F16 else x
+                if kind == F16 else x  # fmt: skip
             for group in {1, 8, cols}:
                 tile = Tile(raw.reshape(-1), kind, 3, cols, group)  # type: ignore[arg-type]
                 assert not table.ranges(tile).finite
@@ -358,8 +363,10 @@ def test_both_tables_try_levels_alike(rows: int, cols: int, group: int, count: i
         x, best = float_of(tile).astype(np.float64), found[0][0]
         for row, group_at in ((0, 0), (rows - 1, shape[1] - 1)):
             part = x[row, group_at * tile.group : (group_at + 1) * tile.group]
-            errors = [float((np.abs(part[:, None] - s * book.sorted[0]).min(axis=1) ** 2).sum())
-                      for s in trial[row, group_at].astype(np.float64)]
+            errors = [
+                float((np.abs(part[:, None] - s * book.sorted[0]).min(axis=1) ** 2).sum())
+                for s in trial[row, group_at].astype(np.float64)
+            ]
             assert errors[best[row, group_at]] == pytest.approx(min(errors), rel=1e-4, abs=1e-9)
 
 

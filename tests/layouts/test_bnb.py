@@ -17,13 +17,14 @@ from quantcli.errors import DataError
 
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
 FP4 = [v / 12 * sign for sign in (1, -1) for v in (0, 0.0625, 8, 12, 4, 6, 2, 3)]
 LEVELS = {"nf4": NF4, "fp4": FP4}
 
 
-def four_bits(kind: str, shape: tuple[int, ...], block: int, seed: int = 0, *, dtype: str = "U8", **state: Any
-              ) -> tuple[Parts, np.ndarray]:
+def four_bits(
+    kind: str, shape: tuple[int, ...], block: int, seed: int = 0, *, dtype: str = "U8", **state: Any
+) -> tuple[Parts, np.ndarray]:
     """A weight and what it stands for."""
     rng = np.random.default_rng(seed)
     n = int(np.prod(shape))
@@ -66,15 +67,18 @@ def nested(seed: int = 0) -> tuple[Parts, np.ndarray]:
 def eight_bits() -> tuple[Parts, np.ndarray]:
     rng = np.random.default_rng(0)
     q, largest = rng.integers(-127, 128, (37, 10)), rng.uniform(0.1, 2, 37).astype(np.float32)
-    parts: Parts = {"m.weight": ("I8", (37, 10), q.astype(np.int8).tobytes()), "m.SCB": floats(largest, "F32"),
-                    "m.weight_format": ("U8", (), b"\0")}
+    parts: Parts = {
+        "m.weight": ("I8", (37, 10), q.astype(np.int8).tobytes()),
+        "m.SCB": floats(largest, "F32"),
+        "m.weight_format": ("U8", (), b"\0"),
+    }
     return parts, (q / 127 * largest[:, None]).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_four_bits(kind: str) -> None:
     for shape, block, dtype in [((37, 64), 64, "U8"), ((9, 53), 64, "U8"), ((40, 10), 32, "BF16"),
-                                ((3, 4, 24), 16, "F32"), ((50,), 64, "U8")]:
+                                ((3, 4, 24), 16, "F32"), ((50,), 64, "U8")]:  # fmt: skip
         parts, expected = four_bits(kind, shape, block, dtype=dtype)
         found = only(found_in(parts))
         assert (found.name, found.shape, found.bits) == ("m.weight", shape, 4)
@@ -225,7 +229,7 @@ def test_nothing_but_data_errors(data: st.DataObject) -> None:
 # ---- what is not meant ------------------------------------------------------------------------------------------
 
 NAMES = ["m.weight", "m.weight.absmax", "m.weight.quant_map", "m.SCB", "m.weight_format", "m.weight_scale", "m.bias",
-         "m.weight.nested_absmax", "quant_state", "m.weight.quant_state"]
+         "m.weight.nested_absmax", "quant_state", "m.weight.quant_state"]  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["F32", "F16", "BF16", "U8"]), min_size=1))

@@ -39,11 +39,14 @@ def awq(rows: int, cols: int, group: int, dtype: str = "BF16") -> tuple[Parts, n
     u = rng.integers(0, 16, (rows, cols))
     scale, zeros = rng.normal(size=(cols // group, rows)), rng.normal(size=(cols // group, rows))
     raw = bytes(int(low) | int(high) << 4 for row in u for low, high in zip(row[::2], row[1::2]))
-    parts: Parts = {"m.weight": ("I8", (rows, cols // 2), raw), "m.weight_scale": floats(scale, dtype),
-                    "m.weight_zeros": floats(zeros, dtype)}
+    parts: Parts = {
+        "m.weight": ("I8", (rows, cols // 2), raw),
+        "m.weight_scale": floats(scale, dtype),
+        "m.weight_zeros": floats(zeros, dtype),
+    }
     s, z = kept(scale, dtype), kept(zeros, dtype)
     return parts, np.array([[np.float32(int(u[o, i]) - 8) * s[i // group, o] + z[i // group, o] for i in range(cols)]
-                            for o in range(rows)], np.float32)
+                            for o in range(rows)], np.float32)  # fmt: skip
 
 
 ROWS = np.random.default_rng(1).uniform(0.001, 0.1, 37)
@@ -61,8 +64,10 @@ def test_int8(scale: np.ndarray) -> None:
         check_every_piece(found, given_parts, expected)
 
 
-@pytest.mark.parametrize(("kind", "dtype", "known"), [("float8_e4m3fn", "F8_E4M3", ml_dtypes.float8_e4m3fn),
-                                                      ("float8_e5m2", "F8_E5M2", ml_dtypes.float8_e5m2)])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "known"),
+    [("float8_e4m3fn", "F8_E4M3", ml_dtypes.float8_e4m3fn), ("float8_e5m2", "F8_E5M2", ml_dtypes.float8_e5m2)],
+)
 def test_8_bit_floats(kind: str, dtype: str, known: Any) -> None:
     raw = np.random.default_rng(0).normal(size=(5, 30)).astype(known)
     parts: Parts = {"m.weight": (dtype, (5, 30), raw.tobytes()), "m.weight_scale": floats(np.array(0.25), "F32")}

@@ -28,8 +28,13 @@ def zeros(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
             for name, (dtype, shape) in tensors.items()}  # fmt: skip
 
 
-def model(folder: Path, tensors: Tensors, config: dict[str, Any] | None = None, name: str = "config.json",
-          metadata: dict[str, str] | None = None) -> Path:
+def model(
+    folder: Path,
+    tensors: Tensors,
+    config: dict[str, Any] | None = None,
+    name: str = "config.json",
+    metadata: dict[str, str] | None = None,
+) -> Path:
     """A checkpoint folder of these tensors."""
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(raw_tensors(zeros(tensors), metadata))

@@ -115,8 +115,11 @@ def shapes(tmp_path: Path) -> Path:
         f"m{i}.weight": gaussian(*shape, seed=i, scale=0.02).astype((np.float32, np.float16, BF16)[i % 3])
         for i, shape in enumerate(SHAPES)
     }
-    return save(tmp_path / "model.safetensors", {**weights, "plain": gaussian(64, 64), "ids": np.arange(5)},
-                {"format": "pt", "note": "mine"})
+    return save(
+        tmp_path / "model.safetensors",
+        {**weights, "plain": gaussian(64, 64), "ids": np.arange(5)},
+        {"format": "pt", "note": "mine"},
+    )
 
 
 def native_values(path: Path) -> dict[str, np.ndarray]:
@@ -322,8 +325,10 @@ def test_awkward_shapes(target: str, name: str, shapes: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("target", TARGETS)
 def test_any_cut_and_any_number_of_threads(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes do not depend on threads or on how the weights are cut, rows in the middle included."""
-    source = save(tmp_path / "model.safetensors", {"a.weight": gaussian(64, 768), "b.weight": gaussian(96, 256, seed=1),
-                                                   "c.bias": gaussian(5)})
+    source = save(
+        tmp_path / "model.safetensors",
+        {"a.weight": gaussian(64, 768), "b.weight": gaussian(96, 256, seed=1), "c.bias": gaussian(5)},
+    )
     out = tmp_path / f"out.bin{named(target).extension or '.safetensors'}"
     for name in SCHEMES[target]:
         native = tmp_path / f"{name}.safetensors"
@@ -471,8 +476,10 @@ def test_words_of_the_specifications() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return save(tmp_path / "model.safetensors", {"a.weight": gaussian(64, 128), "b.weight": gaussian(64, 64, seed=1),
-                                                 "norm.weight": gaussian(64)})
+    return save(
+        tmp_path / "model.safetensors",
+        {"a.weight": gaussian(64, 128), "b.weight": gaussian(64, 64, seed=1), "norm.weight": gaussian(64)},
+    )
 
 
 REFUSED = [
@@ -509,8 +516,15 @@ def test_a_scheme_the_target_cannot_say(target: str, name: str, why: str, accept
 @pytest.mark.parametrize("target", TARGETS)
 def test_requantize(target: str, tmp_path: Path) -> None:
     """Any native file goes to any target with --requantize; the report has both errors, as a reader sees them."""
-    source = save(tmp_path / "model.safetensors", {"a.weight": gaussian(64, 128), "b.weight": gaussian(64, 192, seed=1),
-                                                   "conv.weight": gaussian(16, 8, 3, 3), "c.bias": gaussian(64)})
+    source = save(
+        tmp_path / "model.safetensors",
+        {
+            "a.weight": gaussian(64, 128),
+            "b.weight": gaussian(64, 192, seed=1),
+            "conv.weight": gaussian(16, 8, 3, 3),
+            "c.bias": gaussian(64),
+        },
+    )
     native = tmp_path / "native.safetensors"
     options = ["--bits", 7, "--group-size", 40, "--override", "b.weight:format=codebook,bits=3,group-size=32"]
     assert run("quantize", source, *options, "-o", native).code == 0
@@ -649,7 +663,8 @@ def test_folders(target: str, tmp_path: Path) -> None:
     assert again.code == 0
     assert run("export", tmp_path / "native", *to(target), "-o", tmp_path / "second", "--threads", 1).code == 0
     assert {n: t for s in shards for n, t in load(tmp_path / "second" / s).items()} == {
-        n: t for s in shards for n, t in load(out / s).items()}
+        n: t for s in shards for n, t in load(out / s).items()
+    }
     assert json.loads((tmp_path / "second" / "config.json").read_text()) == config
 
 
@@ -703,8 +718,9 @@ def test_tensors_beside_an_onnx_file(model: Path, tmp_path: Path, monkeypatch: p
 
 def test_a_dtype_onnx_has_not(tmp_path: Path) -> None:
     source, native = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
-    source.write_bytes(raw_tensors({"a.weight": ("F32", (64, 64), gaussian(64, 64).tobytes()),
-                                    "e": ("F8_E8M0", (4,), b"\1\2\3\4")}))
+    source.write_bytes(
+        raw_tensors({"a.weight": ("F32", (64, 64), gaussian(64, 64).tobytes()), "e": ("F8_E8M0", (4,), b"\1\2\3\4")})
+    )
     run("quantize", source, "-o", native)
     assert one_line(run("export", native, *to("onnx"), "-q"), 1).endswith("e: ONNX has no F8_E8M0")
 
@@ -713,8 +729,10 @@ def test_a_dtype_onnx_has_not(tmp_path: Path) -> None:
 
 
 def test_what_is_not_native(model: Path, tmp_path: Path) -> None:
-    assert one_line(run("export", model, "--to", "mlx"), 1) == \
-        f"{model}: this file was not quantized by quantcli; use quantize --to"
+    assert (
+        one_line(run("export", model, "--to", "mlx"), 1)
+        == f"{model}: this file was not quantized by quantcli; use quantize --to"
+    )
     one_line(run("export", tmp_path / "missing", "--to", "mlx"), 1)
     assert "no-such" in one_line(run("export", model, "--to", "no-such"), 2)
     assert "--to" in one_line(run("export", model), 2)
@@ -733,8 +751,10 @@ def test_existing_output(model: Path, tmp_path: Path) -> None:
     native, out = tmp_path / "native.safetensors", tmp_path / "out.safetensors"
     run("quantize", model, "-o", native)
     out.write_bytes(b"mine")
-    assert one_line(run("export", native, "--to", "mlx", "-o", out), 2) == \
-        f"{out}: the output exists; use --force to replace it"
+    assert (
+        one_line(run("export", native, "--to", "mlx", "-o", out), 2)
+        == f"{out}: the output exists; use --force to replace it"
+    )
     assert one_line(run("quantize", model, "--to", "mlx", "-o", out), 2).startswith(f"{out}: the output exists")
     assert "same file" in one_line(run("export", native, "--to", "mlx", "-o", native, "--force"), 2)
     assert out.read_bytes() == b"mine"
@@ -798,9 +818,16 @@ def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, mon
     """Bytes, dtypes and reasons are those quantize reported; the dry run told the size; no path is in the output."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret-folder").mkdir()
-    model = save(tmp_path / "secret-folder" / "secret.safetensors", {
-        "a.weight": gaussian(64, 128, seed=1).astype(BF16), "b.norm.weight": gaussian(128),
-        "embed.weight": gaussian(40, 64, seed=2), "c.weight": gaussian(64, 128, seed=3), "d.bias": gaussian(64)})
+    model = save(
+        tmp_path / "secret-folder" / "secret.safetensors",
+        {
+            "a.weight": gaussian(64, 128, seed=1).astype(BF16),
+            "b.norm.weight": gaussian(128),
+            "embed.weight": gaussian(40, 64, seed=2),
+            "c.weight": gaussian(64, 128, seed=3),
+            "d.bias": gaussian(64),
+        },
+    )
     contained = ["--container"] if target in ("gguf", "onnx") else []
     asked = ["--to", target, *flags(SCHEMES[target][2 if target == "awq" else 0]), *contained, "-o"]
     out = tmp_path / f"out{named(target).extension or '.safetensors'}"
@@ -842,7 +869,7 @@ def test_a_report_on_an_exported_folder_knows_its_source(tmp_path: Path) -> None
     {"source_bytes": -1}, {"source_bytes": "3"}, {"source_bytes": True}, {"source_bytes": 3, "tensors": 4},
     {"source_bytes": 3, "tensors": {"F32": 4}}, {"source_bytes": 3, "tensors": {"F32": {"norm": 4}}},
     {"source_bytes": 3, "tensors": {"F32": {"norm": [4]}}}, {"source_bytes": 3, "tensors": {"F33": {"norm": ["a"]}}},
-], ids=json.dumps)
+], ids=json.dumps)  # fmt: skip
 def test_what_a_damaged_export_says_of_its_source(told: dict[str, Any], model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     assert run("quantize", model, "--to", "mlx", "-o", out, "-q").code == 0
@@ -913,13 +940,16 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
     source, native = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
     rows, cols = 131072, 4096
-    source.write_bytes(raw_file({"a.weight": {"dtype": "BF16", "shape": [rows, cols],
-                                              "data_offsets": [0, rows * cols * 2]}}))
+    source.write_bytes(
+        raw_file({"a.weight": {"dtype": "BF16", "shape": [rows, cols], "data_offsets": [0, rows * cols * 2]}})
+    )
     os.truncate(source, source.stat().st_size + rows * cols * 2)
     assert run("quantize", source, "-o", native, "-q").code == 0
-    program = "import resource, subprocess, sys\n" \
-              "done = subprocess.run(sys.argv[1:])\n" \
-              "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"
+    program = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:])\n"
+        "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"
+    )
     for target in ("mlx", "awq", "gguf"):
         out = tmp_path / f"{target}.out"
         words = command("export", native, *to(target), "-o", out, "-q", "--threads", 2)

@@ -58,14 +58,20 @@ def blocks() -> Any:
 
 def test_keys_are_plain_values(blocks: GgufFile) -> None:
     assert dict(blocks.keys) == {
-        "general.architecture": "none", "some.words": ["a", "", "\u00e9"], "some.numbers": [1, -2, 3],
-        "some.truth": True, "some.fraction": 0.5}
+        "general.architecture": "none",
+        "some.words": ["a", "", "\u00e9"],
+        "some.numbers": [1, -2, 3],
+        "some.truth": True,
+        "some.fraction": 0.5,
+    }
     assert blocks.metadata["some.words"] == "3 x str" and blocks.metadata["some.truth"] == "true"
     assert blocks.version == 3 and blocks.documents == []
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("f2", "F16"), ("f4", "F32"), ("f8", "F64"), ("i1", "I8"), ("i2", "I16"),
-                                             ("i4", "I32"), ("i8", "I64")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("f2", "F16"), ("f4", "F32"), ("f8", "F64"), ("i1", "I8"), ("i2", "I16"), ("i4", "I32"), ("i8", "I64")],
+)
 def test_numbers_keep_their_type_and_their_dimensions_in_c_order(blocks: GgufFile, name: str, dtype: str) -> None:
     info = next(i for i in blocks.infos() if i.name == f"plain.{name}")
     assert (info.dtype, info.shape) == (dtype, (1, 2, 3))
@@ -87,7 +93,7 @@ def reader(source: GgufFile) -> reading.Read:
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
-                                  "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"])
+                                  "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"])  # fmt: skip
 def test_blocks_are_decoded_bit_for_bit(blocks: GgufFile, kind: str) -> None:
     found = {name: f for name, f in found_in(blocks).items() if name.endswith(f".{kind}")}
     assert len(found) == (1 if kind.endswith("K") or kind[:2] in ("IQ", "TQ") else 2)
@@ -103,7 +109,7 @@ def test_blocks_are_decoded_bit_for_bit(blocks: GgufFile, kind: str) -> None:
 def test_scales_must_be_finite(tmp_path: Path) -> None:
     infinite = struct.pack("<H", 0x7C00)
     for kind, at in [("Q4_0", 0), ("Q5_1", 2), ("Q2_K", 82), ("Q3_K", 108), ("Q6_K", 208), ("IQ4_NL", 0),
-                     ("IQ4_XS", 0), ("TQ1_0", 52), ("TQ2_0", 64), ("MXFP4", 0)]:
+                     ("IQ4_XS", 0), ("TQ1_0", 52), ("TQ2_0", 64), ("MXFP4", 0)]:  # fmt: skip
         number, block = next((n, t) for n, t in TYPES.items() if t.name == kind)
         raw = bytearray(block.bytes)
         raw[at : at + 2] = infinite if kind != "MXFP4" else b"\xff\0"
@@ -118,7 +124,9 @@ def test_blocks_that_are_not_known_are_named(tmp_path: Path) -> None:
     path.write_bytes(raw_gguf([], [f32("a", np.ones(3)), ("b", 22, (2, 256), bytes(164))]))
     listed = json.loads(run("inspect", path, "--json").out)
     assert [(t["name"], t["dtype"], t["shape"], t["bytes"]) for t in listed["tensors"]] == [
-        ("a", "F32", [3], 12), ("b", "IQ2_S", [2, 256], 164)]
+        ("a", "F32", [3], 12),
+        ("b", "IQ2_S", [2, 256], 164),
+    ]
     line = one_line(run("compare", path, path), 2)
     assert line == f"{path}: b: IQ2_S blocks are not supported; supported: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, " \
                    "Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0"
@@ -129,12 +137,20 @@ def test_blocks_that_are_not_known_are_named(tmp_path: Path) -> None:
 
 def test_version_2_another_alignment_and_no_padding_at_the_end(tmp_path: Path) -> None:
     wide = raw_key("general.alignment", U32, struct.pack("<I", 128))
-    infos = [raw_info("a", 0, (3,), 0), raw_info("b", 24, (5,), 128), raw_info("none", 0, (0, 4), 256),
-             raw_info("c", 1, (), 256)]
+    infos = [
+        raw_info("a", 0, (3,), 0),
+        raw_info("b", 24, (5,), 128),
+        raw_info("none", 0, (0, 4), 256),
+        raw_info("c", 1, (), 256),
+    ]
     content = whole([wide], infos, b"A" * 12 + bytes(116) + b"12345" + bytes(123) + b"CC", version=2, alignment=128)
     source = opened(tmp_path / "named-otherwise", content)
     assert [(i.name, i.dtype, i.shape) for i in source.infos()] == [
-        ("a", "F32", (3,)), ("b", "I8", (5,)), ("none", "F32", (4, 0)), ("c", "F16", ())]
+        ("a", "F32", (3,)),
+        ("b", "I8", (5,)),
+        ("none", "F32", (4, 0)),
+        ("c", "F16", ()),
+    ]
     assert [read_all(source, n) for n in "abc"] == [b"A" * 12, b"12345", b"CC"]
     source.close()
 
@@ -223,8 +239,10 @@ def test_no_damage_leads_further_than_a_refusal(tmp_path_factory: pytest.TempPat
 def test_opening_costs_no_memory_for_a_vocabulary(tmp_path: Path) -> None:
     """Lists are passed over: 150,000 words and 2 MB of them are not held."""
     words = b"".join(text(f"word {i}") for i in range(150_000))
-    keys = [raw_key("tokens", ARRAY, struct.pack("<IQ", STRING, 150_000) + words),
-            raw_key("scores", ARRAY, struct.pack("<IQ", F32, 150_000) + bytes(600_000))]
+    keys = [
+        raw_key("tokens", ARRAY, struct.pack("<IQ", STRING, 150_000) + words),
+        raw_key("scores", ARRAY, struct.pack("<IQ", F32, 150_000) + bytes(600_000)),
+    ]
     path = tmp_path / "model.gguf"
     path.write_bytes(raw_gguf(keys, ONE))
     tracemalloc.start()
@@ -247,7 +265,7 @@ def test_names_are_those_of_the_gguf_package() -> None:
     assert {hf_name(name) for name in table.values()} == set(table)
     assert gguf_name("model.layers.12.self_attn.k_proj.bias") == "blk.12.attn_k.bias"
     for other in ("model.layers.01.mlp.up_proj.weight", "model.layers.1.mlp.up_proj", "lm_head", "lm_head.scale",
-                  "model.layers.1.mlp.experts.0.up_proj.weight", "x.model.norm.weight", ""):
+                  "model.layers.1.mlp.experts.0.up_proj.weight", "x.model.norm.weight", ""):  # fmt: skip
         assert gguf_name(other) is None and imatrix_name(other) in (None, ("blk.1.ffn_up_exps.weight", 0))
     assert imatrix_name("model.layers.0.block_sparse_moe.experts.3.w2.weight") == ("blk.0.ffn_down_exps.weight", 3)
     assert hf_name("rope_freqs.weight") is hf_name("blk.0.ffn_up_exps.weight") is None
@@ -306,8 +324,11 @@ def test_rows_are_put_back_in_pieces_too(tmp_path: Path) -> None:
     name, bias = "model.layers.0.self_attn.k_proj.weight", np.arange(64, dtype=np.float32)
     a, b = tmp_path / "a.safetensors", tmp_path / "b"
     save(a, {name: weight, "model.layers.0.self_attn.k_proj.bias": bias})
-    b.write_bytes(raw_gguf(architecture(), [f32("blk.0.attn_k.weight", turned(weight, 2)),
-                                            f32("blk.0.attn_k.bias", turned(bias, 2))]))
+    b.write_bytes(
+        raw_gguf(
+            architecture(), [f32("blk.0.attn_k.weight", turned(weight, 2)), f32("blk.0.attn_k.bias", turned(bias, 2))]
+        )
+    )
     assert all(t["exact"] for t in compared(a, b)[0]["tensors"])
     b.write_bytes(raw_gguf(architecture(kv=4), [f32("blk.0.attn_k.weight", turned(weight, 2))]))
     assert not compared(a, b)[0]["tensors"][0]["exact"]
@@ -384,26 +405,33 @@ def test_importances_are_mean_squares_by_tensor(tmp_path: Path) -> None:
         f32("blk.0.attn_q.weight.in_sum2", sums[0]), f32("blk.0.attn_q.weight.counts", np.array([4])),
         f32("blk.0.ffn_up_exps.weight.counts", np.array([[8], [0], [2]])),
         f32("blk.0.ffn_up_exps.weight.in_sum2", sums),
-        f32("output.weight.in_sum2", sums[:1]), f32("output.weight.counts", np.array([[0]]))]))
+        f32("output.weight.in_sum2", sums[:1]), f32("output.weight.counts", np.array([[0]]))]))  # fmt: skip
     found = importances(source)
     assert {n: v.tolist() for n, v in found.items()} == {
         "blk.0.attn_q.weight": [0.5, 1.0, 1.5],
         "blk.0.ffn_up_exps.weight": [[0.25, 0.5, 0.75], [1, 1, 1], [0.5, 1, 2]],
-        "output.weight": [1.0, 1.0, 1.0]}
+        "output.weight": [1.0, 1.0, 1.0],
+    }
     assert all(v.dtype == np.float64 for v in found.values())
     source.close()
 
 
-@pytest.mark.parametrize(("keys", "tensors", "words"), [
-    ([], [f32("w.in_sum2", np.ones(3)), f32("w.counts", np.ones(1))], "is not an importance matrix; llama-imatrix"),
-    (IMATRIX, [f32("w", np.ones(3))], "is not an importance matrix"),
-    (IMATRIX, [f32("w.in_sum2", np.ones(3))], "w: counts is missing"),
-    (IMATRIX, [f32("w.counts", np.ones(1))], "w: in_sum2 is missing"),
-    (IMATRIX, [f32("w.in_sum2", np.ones(3)), f32("w.counts", np.ones(2))], "w: sums and counts do not go together"),
-    (IMATRIX, [f32("w.in_sum2", np.ones((2, 0))), f32("w.counts", np.ones(2))],
-     "w: sums and counts do not go together"),
-    (IMATRIX, [f32("w.in_sum2", np.ones(3)), ("w.counts", 28, (1,), bytes(8))], "w: sums and counts are not F32"),
-])
+@pytest.mark.parametrize(
+    ("keys", "tensors", "words"),
+    [
+        ([], [f32("w.in_sum2", np.ones(3)), f32("w.counts", np.ones(1))], "is not an importance matrix; llama-imatrix"),
+        (IMATRIX, [f32("w", np.ones(3))], "is not an importance matrix"),
+        (IMATRIX, [f32("w.in_sum2", np.ones(3))], "w: counts is missing"),
+        (IMATRIX, [f32("w.counts", np.ones(1))], "w: in_sum2 is missing"),
+        (IMATRIX, [f32("w.in_sum2", np.ones(3)), f32("w.counts", np.ones(2))], "w: sums and counts do not go together"),
+        (
+            IMATRIX,
+            [f32("w.in_sum2", np.ones((2, 0))), f32("w.counts", np.ones(2))],
+            "w: sums and counts do not go together",
+        ),
+        (IMATRIX, [f32("w.in_sum2", np.ones(3)), ("w.counts", 28, (1,), bytes(8))], "w: sums and counts are not F32"),
+    ],
+)
 def test_what_is_no_importance_matrix(keys: list[bytes], tensors: list[Tensor], words: str, tmp_path: Path) -> None:
     source = opened(tmp_path / "i.gguf", raw_gguf(keys, tensors))
     with pytest.raises(DataError, match=r"i\.gguf: ") as caught:
@@ -414,8 +442,9 @@ def test_what_is_no_importance_matrix(keys: list[bytes], tensors: list[Tensor], 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_importances_must_be_numbers(bad: float, tmp_path: Path) -> None:
-    source = opened(tmp_path / "i.gguf", raw_gguf(IMATRIX, [
-        f32("w.in_sum2", np.array([1, bad])), f32("w.counts", np.ones(1))]))
+    source = opened(
+        tmp_path / "i.gguf", raw_gguf(IMATRIX, [f32("w.in_sum2", np.array([1, bad])), f32("w.counts", np.ones(1))])
+    )
     with pytest.raises(DataError, match=r"w\.in_sum2: a number is negative or not finite"):
         importances(source)["w"]
     source.close()

@@ -54,10 +54,12 @@ class Gguf:
         source = open_source(str(path))
         assert isinstance(source, GgufFile)
         self.keys = dict(source.keys)
-        self.types = {i.name: source.blocks[i.name].type.name if i.name in source.blocks else i.dtype
-                      for i in source.infos()}
-        self.shapes = {i.name: source.blocks[i.name].shape if i.name in source.blocks else i.shape
-                       for i in source.infos()}
+        self.types = {
+            i.name: source.blocks[i.name].type.name if i.name in source.blocks else i.dtype for i in source.infos()
+        }
+        self.shapes = {
+            i.name: source.blocks[i.name].shape if i.name in source.blocks else i.shape for i in source.infos()
+        }
         self.raw = {}
         for info in source.infos():
             held = bytearray(info.nbytes)
@@ -163,7 +165,8 @@ def test_what_is_kept_keeps_its_numbers(dtype: Any, llama: Path, tmp_path: Path)
     assert made.raw["blk.0.attn_q.bias"] == in_turns(bias, 4).astype(np.float32).tobytes()
     compared = run("compare", llama, out, "--json").json
     assert {t["name"]: t["exact"] for t in compared["tensors"]} == {
-        n: n != "model.layers.0.mlp.up_proj.weight" for n in [*arrays, "model.layers.0.self_attn.q_proj.bias"]}
+        n: n != "model.layers.0.mlp.up_proj.weight" for n in [*arrays, "model.layers.0.self_attn.q_proj.bias"]
+    }
 
 
 def test_tensors_are_in_the_order_llama_cpp_uses_them(llama: Path, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_tensors_are_in_the_order_llama_cpp_uses_them(llama: Path, tmp_path: Pat
     ["--bits", 4], ["--bits", 4, "--asymmetric"], ["--bits", 5], ["--bits", 5, "--asymmetric"], ["--bits", 8],
     ["--bits", 8, "--group-size", -1], ["--bits", 4, "--group-size", 64, "--asymmetric", "--zero-point", "float"],
     ["--bits", 5, "--no-default-keep", "--override", "*.down_proj:bits=8,group-size=64"],
-])
+])  # fmt: skip
 def test_compare_sees_what_is_reported(options: list[Any], tmp_path: Path) -> None:
     """What is reported is what a reader of the file gets: SQNR by the checkpoint's names, q and k put back."""
     out = tmp_path / "out.gguf"
@@ -331,7 +334,8 @@ def test_float64_is_rounded_and_told(llama: Path, tmp_path: Path) -> None:
     found = {t["name"]: t for t in ran.json["tensors"]}
     assert found["lm_head.weight"]["lossless"] and not found["model.norm.weight"]["lossless"]
     assert run("export", native, "--to", "gguf", "-o", out, "--force").out.splitlines()[1] == (
-        "gguf: 14 exported, 7 kept; not lossless")
+        "gguf: 14 exported, 7 kept; not lossless"
+    )
     assert Gguf(out).raw["output_norm.weight"] == norm.astype(np.float32).tobytes()
     as_one_file(llama, **{"model.norm.weight": norm * 1e300})
     line = one_line(run("quantize", llama, "--to", "gguf", "-q", "-o", out, "--force"), 1)
@@ -357,14 +361,21 @@ def test_models_of_the_family_that_llama_cpp_would_run_otherwise(change: dict[st
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "native"]
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("config.json", "[]", "config.json: it is not an object"),
-    ("config.json", "{", "config.json: it is not valid JSON"),
-    ("tokenizer.json", '{"model": 7}', "tokenizer.json: model: it is not an object"),
-    ("tokenizer.json", "nonsense", "tokenizer.json: it is not valid JSON"),
-    ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}, "pre_tokenizer": {"type": '
-     '"ByteLevel", "add_prefix_space": false}}', "tokenizer.json: merges: it is not a list of pairs"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", "[]", "config.json: it is not an object"),
+        ("config.json", "{", "config.json: it is not valid JSON"),
+        ("tokenizer.json", '{"model": 7}', "tokenizer.json: model: it is not an object"),
+        ("tokenizer.json", "nonsense", "tokenizer.json: it is not valid JSON"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}, "pre_tokenizer": {"type": '
+            '"ByteLevel", "add_prefix_space": false}}',
+            "tokenizer.json: merges: it is not a list of pairs",
+        ),
+    ],
+)
 def test_damaged_files_beside_the_weights(name: str, content: str, words: str, llama: Path, tmp_path: Path) -> None:
     (llama / name).write_text(content)
     line = one_line(run("quantize", llama, "--to", "gguf", "-q"), 1)
@@ -383,9 +394,13 @@ def test_a_container_of_anything(tmp_path: Path) -> None:
     kept = {"f64": gaussian(3, 5).astype(np.float64), "bf": gaussian(2, 3, 4, 5).astype(BF16),
             "i8": np.arange(-3, 3, dtype=np.int8),
             "i16": np.arange(5, dtype=np.int16), "i32": np.arange(5, dtype=np.int32), "i64": np.arange(5)[None],
-            "none": np.zeros((0, 4), np.float32), "scalar": np.array(2.5, np.float32)}
-    wide = {"flags": np.array([True, False, True]), "u8": np.array([0, 200, 255], np.uint8),
-            "u16": np.array([65535], np.uint16), "u32": np.array([2**32 - 1, 7], np.uint32)}
+            "none": np.zeros((0, 4), np.float32), "scalar": np.array(2.5, np.float32)}  # fmt: skip
+    wide = {
+        "flags": np.array([True, False, True]),
+        "u8": np.array([0, 200, 255], np.uint8),
+        "u16": np.array([65535], np.uint16),
+        "u32": np.array([2**32 - 1, 7], np.uint32),
+    }
     source = save(tmp_path / "m.safetensors", {"w": gaussian(64, 64), **kept, **wide})
     eighths = {"e4": ("F8_E4M3", (256,), bytes(range(256))), "e5": ("F8_E5M2", (256,), bytes(range(256)))}
     both = {n: (t.dtype, t.shape, t.data) for n, t in load(source).items()} | eighths
@@ -395,11 +410,17 @@ def test_a_container_of_anything(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     first, *lines = ran.err.splitlines()
     assert first == f"quantcli: {NOT_A_MODEL}"
-    assert sorted(lines) == [f"quantcli: {line}" for line in (
-        "GGUF has no BOOL: flags is written as I8", "GGUF has no F8_E4M3: e4 is written as F16",
-        "GGUF has no F8_E5M2: e5 is written as F16", "GGUF has no U16: u16 is written as I32",
-        "GGUF has no U32: u32 is written as I64", "GGUF has no U8: u8 is written as I16",
-    )]
+    assert sorted(lines) == [
+        f"quantcli: {line}"
+        for line in (
+            "GGUF has no BOOL: flags is written as I8",
+            "GGUF has no F8_E4M3: e4 is written as F16",
+            "GGUF has no F8_E5M2: e5 is written as F16",
+            "GGUF has no U16: u16 is written as I32",
+            "GGUF has no U32: u32 is written as I64",
+            "GGUF has no U8: u8 is written as I16",
+        )
+    ]
     made = Gguf(out)
     assert made.types["w"] == "Q4_0" and made.keys["general.architecture"] == "quantcli"
     for name, array in kept.items():
@@ -447,14 +468,17 @@ def test_a_folder_of_another_architecture_as_a_container(llama: Path, tmp_path: 
     assert run("compare", llama, out, "--min-sqnr", 15).code == 0
 
 
-@pytest.mark.parametrize(("tensors", "words"), [
-    ({"n" * 64: ("F32", (4,), bytes(16))}, "its name is longer than the 63 bytes llama.cpp has room for"),
-    ({"\u00e9" * 32: ("F32", (4,), bytes(16))}, "its name is longer than the 63 bytes"),
-    ({"five": ("F32", (1, 1, 1, 1, 4), bytes(16))}, "five: 5 dimensions, and GGUF has up to 4"),
-    ({"e": ("F8_E8M0", (4,), b"\1\2\3\4")}, "e: GGUF has no F8_E8M0"),
-    ({"u": ("U64", (1,), bytes(8))}, "u: GGUF has no U64"),
-    ({"c": ("C64", (1,), bytes(8))}, "c: GGUF has no C64"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"n" * 64: ("F32", (4,), bytes(16))}, "its name is longer than the 63 bytes llama.cpp has room for"),
+        ({"\u00e9" * 32: ("F32", (4,), bytes(16))}, "its name is longer than the 63 bytes"),
+        ({"five": ("F32", (1, 1, 1, 1, 4), bytes(16))}, "five: 5 dimensions, and GGUF has up to 4"),
+        ({"e": ("F8_E8M0", (4,), b"\1\2\3\4")}, "e: GGUF has no F8_E8M0"),
+        ({"u": ("U64", (1,), bytes(8))}, "u: GGUF has no U64"),
+        ({"c": ("C64", (1,), bytes(8))}, "c: GGUF has no C64"),
+    ],
+)
 def test_what_gguf_has_no_room_for(tensors: dict[str, Any], words: str, tmp_path: Path) -> None:
     source, native = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
     source.write_bytes(raw_tensors({"w": ("F32", (64, 64), gaussian(64, 64).tobytes()), **tensors}))

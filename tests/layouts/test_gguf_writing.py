@@ -30,7 +30,7 @@ from quantcli.tensors.rows import layout
 GOLDEN = GOLDEN_FILES / "gguf"
 TINY = ROOT / "sample_models" / "tiny-llama"
 SCHEMES = {"Q4_0": Scheme(bits=4), "Q4_1": Scheme(bits=4, symmetric=False), "Q5_0": Scheme(bits=5),
-           "Q5_1": Scheme(bits=5, symmetric=False), "Q8_0": Scheme(bits=8)}
+           "Q5_1": Scheme(bits=5, symmetric=False), "Q8_0": Scheme(bits=8)}  # fmt: skip
 
 
 # ---- blocks -----------------------------------------------------------------------------------------------------
@@ -40,13 +40,13 @@ def decoded(kind: str, raw: np.ndarray, cols: int) -> np.ndarray:
     """What a reader makes of rows of blocks."""
     block = Block(next(t for t in TYPES.values() if t.name == kind), (len(raw), cols))
     info = TensorInfo("w", "U8", raw.shape)
-    found, = reading.find({"w": info}, {"gguf": {"w": block}})
+    (found,) = reading.find({"w": info}, {"gguf": {"w": block}})
     return found.decode(lambda name, start, size: raw.reshape(-1)[start : start + size], 0, len(raw))
 
 
 def taken_apart(kind: str, block: bytes) -> tuple[float, float, list[int]]:
     """d, m and the unsigned codes of a block, bit by bit."""
-    d, = struct.unpack("<e", block[:2])
+    (d,) = struct.unpack("<e", block[:2])
     at = 4 if kind.endswith("1") else 2
     m = struct.unpack("<e", block[2:4])[0] if at == 4 else 0.0
     if kind == "Q8_0":
@@ -70,8 +70,11 @@ def test_blocks_of_the_gguf_package_are_made_again(kind: str) -> None:
         rows, cols = block.shape
         d, m = (np.array([p[i] for p in parts], np.float32).reshape(rows, -1) for i in (0, 1))
         codes = np.array([p[2] for p in parts], np.uint8).reshape(rows, cols)
-        scheme = SCHEMES[kind] if SCHEMES[kind].symmetric else Scheme(
-            bits=SCHEMES[kind].bits, symmetric=False, zero_point="float")
+        scheme = (
+            SCHEMES[kind]
+            if SCHEMES[kind].symmetric
+            else Scheme(bits=SCHEMES[kind].bits, symmetric=False, zero_point="float")
+        )
         assert block_type(scheme) == kind
         made = encode(scheme, codes, d, m if kind.endswith("1") else None, 32)
         expected = np.frombuffer(bytes(raw), np.uint8)
@@ -154,7 +157,7 @@ def test_what_quantize_gives_is_what_a_reader_of_the_blocks_gets() -> None:
 @pytest.mark.parametrize(("scale", "bits", "fits"), [
     (65504, 4, True), (65519, 8, True), (65520, 4, False), (2.0**-24, 4, True), (1.4 * 2.0**-24, 4, False),
     (1.001 * 2.0**-14, 8, True), (1e-9, 4, False), (0.0, 4, True), (math.nan, 4, False), (math.inf, 4, False),
-])
+])  # fmt: skip
 def test_scales_that_float16_does_not_hold_are_refused(scale: float, bits: int, fits: bool) -> None:
     arguments = Scheme(bits=bits), np.zeros((1, 32), np.uint8), np.full((1, 1), scale, np.float32), None, 32
     if fits:
@@ -173,22 +176,25 @@ def test_offsets_that_float16_does_not_hold_are_refused() -> None:
             encode(offset, codes, scale, np.full((1, 1), zero, np.float32), 32)
 
 
-@pytest.mark.parametrize(("scheme", "shape", "why"), [
-    (Scheme(bits=4, group_size=128), (8, 256), None),
-    (Scheme(bits=4, group_size=128), (8, 160), None),  # a short last group of 32
-    (Scheme(bits=5, group_size=32, symmetric=False), (2, 8, 64), None),
-    (Scheme(bits=8, granularity="channel"), (8, 96), None),
-    (Scheme(bits=8, granularity="tensor"), (8, 96), None),
-    (Scheme(bits=4, group_size=128), (8, 100), "rows of 100; blocks are of 32"),
-    (Scheme(bits=4, granularity="channel"), (8, 100), "rows of 100; blocks are of 32"),
-    (Scheme(bits=4, group_size=48), (8, 96), "groups of 48; blocks are of 32"),
-    (Scheme(bits=4, group_size=16), (8, 96), "groups of 16; blocks are of 32"),
-    (Scheme(bits=3), (8, 128), "3 bits; GGUF takes codes of 4, 5 and 8 bits"),
-    (Scheme(bits=8, symmetric=False), (8, 128), "8 bits with zero points; GGUF takes them with 4 and 5 bits"),
-    (Scheme(format="nf4", bits=4), (8, 128), "the format nf4; GGUF takes codes of int"),
-    (Scheme(bits=4, granularity="channel", axis=1), (8, 128), "one scale per column"),
-    (Scheme(bits=4, granularity="channel"), (8, 16, 3, 3), "its groups would cross row ends"),
-])
+@pytest.mark.parametrize(
+    ("scheme", "shape", "why"),
+    [
+        (Scheme(bits=4, group_size=128), (8, 256), None),
+        (Scheme(bits=4, group_size=128), (8, 160), None),  # a short last group of 32
+        (Scheme(bits=5, group_size=32, symmetric=False), (2, 8, 64), None),
+        (Scheme(bits=8, granularity="channel"), (8, 96), None),
+        (Scheme(bits=8, granularity="tensor"), (8, 96), None),
+        (Scheme(bits=4, group_size=128), (8, 100), "rows of 100; blocks are of 32"),
+        (Scheme(bits=4, granularity="channel"), (8, 100), "rows of 100; blocks are of 32"),
+        (Scheme(bits=4, group_size=48), (8, 96), "groups of 48; blocks are of 32"),
+        (Scheme(bits=4, group_size=16), (8, 96), "groups of 16; blocks are of 32"),
+        (Scheme(bits=3), (8, 128), "3 bits; GGUF takes codes of 4, 5 and 8 bits"),
+        (Scheme(bits=8, symmetric=False), (8, 128), "8 bits with zero points; GGUF takes them with 4 and 5 bits"),
+        (Scheme(format="nf4", bits=4), (8, 128), "the format nf4; GGUF takes codes of int"),
+        (Scheme(bits=4, granularity="channel", axis=1), (8, 128), "one scale per column"),
+        (Scheme(bits=4, granularity="channel"), (8, 16, 3, 3), "its groups would cross row ends"),
+    ],
+)
 def test_which_schemes_can_be_said(scheme: Scheme, shape: tuple[int, ...], why: str | None) -> None:
     assert obstacle(scheme, layout(shape, scheme), shape) == why
 
@@ -200,9 +206,12 @@ def test_a_file_of_the_gguf_package_is_made_again() -> None:
     whole = (GOLDEN / "small.gguf").read_bytes()
     keys = {"general.architecture": "llama", "llama.block_count": 2, "llama.attention.layer_norm_rms_epsilon": 1e-5,
             "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.tokens": ["a", "b\u00e4", ""],
-            "tokenizer.ggml.scores": [0.0, -1.0, -2.5], "tokenizer.ggml.token_type": [1, 2, 3]}
-    tensors = [GgufTensor("token_embd.weight", "F32", (3, 5)), GgufTensor("blk.0.attn_q.weight", "Q4_0", (2, 32)),
-               GgufTensor("output_norm.weight", "F16", (3,))]
+            "tokenizer.ggml.scores": [0.0, -1.0, -2.5], "tokenizer.ggml.token_type": [1, 2, 3]}  # fmt: skip
+    tensors = [
+        GgufTensor("token_embd.weight", "F32", (3, 5)),
+        GgufTensor("blk.0.attn_q.weight", "Q4_0", (2, 32)),
+        GgufTensor("output_norm.weight", "F16", (3,)),
+    ]
     made = lay_out(keys, tensors)
     assert whole.startswith(made.header) and made.size == len(whole)
     assert [t.nbytes for t in tensors] == [60, 36, 6]
@@ -212,7 +221,7 @@ def test_a_file_of_the_gguf_package_is_made_again() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["F32", "F16", "Q4_0", "Q8_0", "Q6_K", "I8"]), st.integers(0, 3),
-                          st.integers(1, 2)), min_size=1, max_size=6))
+                          st.integers(1, 2)), min_size=1, max_size=6))  # fmt: skip
 def test_what_is_laid_out_is_read(tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, int, int]]) -> None:
     """sizes are known before the first byte is written: the reader finds every tensor at its offset"""
     tensors = []
@@ -240,15 +249,18 @@ def test_what_is_laid_out_is_read(tmp_path_factory: pytest.TempPathFactory, draw
     source.close()
 
 
-@pytest.mark.parametrize(("keys", "tensor", "words"), [
-    ({"a": 1 << 32}, ("t", "F32", (1,)), "a: 4294967296 does not fit 32 bits"),
-    ({"a": -1}, ("t", "F32", (1,)), "a: -1 does not fit 32 bits"),
-    ({"a": [1 << 31]}, ("t", "F32", (1,)), "a: a number of a list does not fit 32 bits"),
-    ({"a": 1e39}, ("t", "F32", (1,)), "a: 1e+39 does not fit 32 bits"),
-    ({}, ("t" * 64, "F32", (1,)), "its name is longer than the 63 bytes llama.cpp has room for"),
-    ({}, ("t", "F32", (1,) * 5), "t: 5 dimensions, and GGUF has up to 4"),
-    ({}, ("t", "Q4_0", (64, 16)), "t: its rows are not whole Q4_0 blocks of 32"),
-])
+@pytest.mark.parametrize(
+    ("keys", "tensor", "words"),
+    [
+        ({"a": 1 << 32}, ("t", "F32", (1,)), "a: 4294967296 does not fit 32 bits"),
+        ({"a": -1}, ("t", "F32", (1,)), "a: -1 does not fit 32 bits"),
+        ({"a": [1 << 31]}, ("t", "F32", (1,)), "a: a number of a list does not fit 32 bits"),
+        ({"a": 1e39}, ("t", "F32", (1,)), "a: 1e+39 does not fit 32 bits"),
+        ({}, ("t" * 64, "F32", (1,)), "its name is longer than the 63 bytes llama.cpp has room for"),
+        ({}, ("t", "F32", (1,) * 5), "t: 5 dimensions, and GGUF has up to 4"),
+        ({}, ("t", "Q4_0", (64, 16)), "t: its rows are not whole Q4_0 blocks of 32"),
+    ],
+)
 def test_what_gguf_cannot_hold(keys: dict[str, Any], tensor: tuple[str, str, tuple[int, ...]], words: str) -> None:
     with pytest.raises(DataError) as caught:
         lay_out(keys, [GgufTensor(*tensor)])
@@ -285,13 +297,16 @@ def test_the_keys_of_a_llama() -> None:
         "llama.feed_forward_length": 192, "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
         "llama.attention.key_length": 16, "llama.attention.value_length": 16,
         "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.dimension_count": 16,
-        "llama.rope.freq_base": 10000.0}
+        "llama.rope.freq_base": 10000.0}  # fmt: skip
     by_name = {t.name: t for t in model.tensors}
     assert len(by_name) == 21
     assert {n: t.heads for n, t in by_name.items() if t.heads} == {
-        f"blk.{i}.attn_{n}.weight": heads for i in range(2) for n, heads in (("q", 4), ("k", 2))}
+        f"blk.{i}.attn_{n}.weight": heads for i in range(2) for n, heads in (("q", 4), ("k", 2))
+    }
     assert {n for n, t in by_name.items() if t.float32} == {
-        "output_norm.weight", *(f"blk.{i}.{n}_norm.weight" for i in range(2) for n in ("attn", "ffn"))}
+        "output_norm.weight",
+        *(f"blk.{i}.{n}_norm.weight" for i in range(2) for n in ("attn", "ffn")),
+    }
     assert by_name["blk.1.ffn_down.weight"].source == "model.layers.1.mlp.down_proj.weight"
 
 
@@ -305,7 +320,7 @@ def test_a_tied_head_is_left_out() -> None:
 
 def test_scaled_rotation() -> None:
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-              "original_max_position_embeddings": 8192}
+              "original_max_position_embeddings": 8192}  # fmt: skip
     old = llama_model({**CONFIG, "rope_theta": 500000.0, "rope_scaling": llama3}, tiny_infos())
     new = llama_model({**CONFIG, "rope_parameters": {**llama3, "rope_theta": 500000.0}}, tiny_infos())
     divisors = old.made["rope_freqs.weight"]
@@ -357,7 +372,7 @@ def test_families_and_what_they_need() -> None:
     ({"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "beta_fast": 3}},
      "yarn with beta_fast is not supported", DataError),
     ({"rope_scaling": 7}, "config.json: rope_scaling: it is not an object", DataError),
-])
+])  # fmt: skip
 def test_models_that_llama_cpp_would_not_run(change: dict[str, Any], words: str, kind: type[QuantcliError]) -> None:
     with pytest.raises(kind) as caught:
         llama_model({**CONFIG, **change}, tiny_infos())
@@ -380,25 +395,41 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 
 def split(regex: str) -> dict[str, Any]:
-    steps = [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
-             {**BYTE_LEVEL, "use_regex": False}]
+    steps = [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+        {**BYTE_LEVEL, "use_regex": False},
+    ]
     return {"type": "Sequence", "pretokenizers": steps}
 
 
 def byte_tokenizer(**changes: Any) -> dict[str, Any]:
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u0120": 3, "\u0120ab": 4},
-             "merges": ["a b", ["\u0120", "ab"]], "byte_fallback": False}
-    return {"model": model, "added_tokens": [{"id": 5, "content": "<s>", "special": True},
-                                             {"id": 7, "content": "[x]", "special": False}],
-            "normalizer": None, "pre_tokenizer": BYTE_LEVEL, "post_processor": None, **changes}
+    model = {
+        "type": "BPE",
+        "vocab": {"a": 0, "b": 1, "ab": 2, "\u0120": 3, "\u0120ab": 4},
+        "merges": ["a b", ["\u0120", "ab"]],
+        "byte_fallback": False,
+    }
+    return {
+        "model": model,
+        "added_tokens": [{"id": 5, "content": "<s>", "special": True}, {"id": 7, "content": "[x]", "special": False}],
+        "normalizer": None,
+        "pre_tokenizer": BYTE_LEVEL,
+        "post_processor": None,
+        **changes,
+    }
 
 
 def piece_tokenizer(**changes: Any) -> dict[str, Any]:
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **BYTES, "\u2581": 259, "h": 260, "i": 261, "hi": 262, "\u2581hi": 263}
     model = {"type": "BPE", "vocab": vocab, "merges": ["h i", "\u2581 hi"], "byte_fallback": True, "unk_token": "<unk>"}
     special = [{"id": i, "content": c, "special": True} for i, c in enumerate(["<unk>", "<s>", "</s>"])]
-    normalizer = {"type": "Sequence", "normalizers": [
-        {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
+    normalizer = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "\u2581"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        ],
+    }
     return {"model": model, "added_tokens": special, "normalizer": normalizer, "pre_tokenizer": None, **changes}
 
 
@@ -415,34 +446,49 @@ def beside(folder: Path) -> Any:
 
 
 def test_words_of_bytes(tmp_path: Path) -> None:
-    post = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                                                     {"Sequence": {"id": "A", "type_id": 0}}]}
+    post = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    }
     settings = {"bos_token": {"content": "<s>"}, "eos_token": "[x]", "chat_template": "{{ x }}"}
     found = words_of(tmp_path, byte_tokenizer(post_processor=post), settings)
     assert found.obstacle == found.note == ""
     assert found.keys == {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": ["a", "b", "ab", "\u0120", "\u0120ab", "<s>", "[PAD6]", "[x]"],
-        "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 3, 5, 4], "tokenizer.ggml.merges": ["a b", "\u0120 ab"],
-        "tokenizer.ggml.bos_token_id": 5, "tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.ggml.add_eos_token": False, "tokenizer.chat_template": "{{ x }}"}
+        "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 3, 5, 4],
+        "tokenizer.ggml.merges": ["a b", "\u0120 ab"],
+        "tokenizer.ggml.bos_token_id": 5,
+        "tokenizer.ggml.eos_token_id": 7,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.chat_template": "{{ x }}",
+    }
     lay_out(found.keys, [GgufTensor("t", "F32", (1,))])
 
 
-@pytest.mark.parametrize(("pre", "normalizer", "ignore", "name"), [
-    (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), None, True, "llama-bpe"),
-    (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), None, False, "dbrx"),
-    (split(ENGLISH + r"\p{N}|" + TAIL), {"type": "NFC"}, False, "qwen2"),
-    ({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}, None, False,
-     "smollm"),
-    (split(ENGLISH + r"\p{N}|" + TAIL), None, True, None),
-    (split(ENGLISH + r"\p{N}{1,2}|" + TAIL), None, False, None),
-    (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), {"type": "NFC"}, True, None),
-    (split(ENGLISH + r"\p{N}|" + TAIL), {"type": "Lowercase"}, False, None),
-    ({**BYTE_LEVEL, "add_prefix_space": True}, None, False, None),
-    ({"type": "Whitespace"}, None, False, None),
-    (None, None, False, None),
-])
+@pytest.mark.parametrize(
+    ("pre", "normalizer", "ignore", "name"),
+    [
+        (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), None, True, "llama-bpe"),
+        (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), None, False, "dbrx"),
+        (split(ENGLISH + r"\p{N}|" + TAIL), {"type": "NFC"}, False, "qwen2"),
+        (
+            {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
+            None,
+            False,
+            "smollm",
+        ),
+        (split(ENGLISH + r"\p{N}|" + TAIL), None, True, None),
+        (split(ENGLISH + r"\p{N}{1,2}|" + TAIL), None, False, None),
+        (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), {"type": "NFC"}, True, None),
+        (split(ENGLISH + r"\p{N}|" + TAIL), {"type": "Lowercase"}, False, None),
+        ({**BYTE_LEVEL, "add_prefix_space": True}, None, False, None),
+        ({"type": "Whitespace"}, None, False, None),
+        (None, None, False, None),
+    ],
+)
 def test_how_text_is_cut(pre: Any, normalizer: Any, ignore: bool, name: str | None, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(pre_tokenizer=pre, normalizer=normalizer)
     tokenizer["model"]["ignore_merges"] = ignore
@@ -464,8 +510,10 @@ def test_words_that_fall_back_to_bytes(tmp_path: Path) -> None:
     assert scores["hi"] > scores["\u2581hi"] > scores["h"] and scores["<0x41>"] == scores["<s>"] == 0
     bare = piece_tokenizer(normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"})
     assert words_of(tmp_path, bare, size=266).keys["tokenizer.ggml.add_space_prefix"] is False
-    meta = piece_tokenizer(normalizer=None, pre_tokenizer={
-        "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False})
+    meta = piece_tokenizer(
+        normalizer=None,
+        pre_tokenizer={"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+    )
     found = words_of(tmp_path, meta, size=266)
     assert found.keys["tokenizer.ggml.add_space_prefix"] is True and "adds a space before text" in found.note
 

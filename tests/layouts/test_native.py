@@ -13,8 +13,12 @@ import quantcli
 from quantcli import DataError, QuantcliError, Scheme
 from quantcli.tensors.rows import TileSpan
 
-TENSORS = {"w": gaussian(40, 96), "b": gaussian(40).astype(BF16), "ids": np.arange(6).reshape(2, 3),
-           "s": np.array(1.5, np.float32)}
+TENSORS = {
+    "w": gaussian(40, 96),
+    "b": gaussian(40).astype(BF16),
+    "ids": np.arange(6).reshape(2, 3),
+    "s": np.array(1.5, np.float32),
+}
 
 
 @pytest.fixture
@@ -44,8 +48,9 @@ def test_values(quantized: Path) -> None:
         np.testing.assert_array_equal(model["w"].quantized().zero_point, expected.zero_point)
         for name in ("b", "ids", "s"):
             assert model[name].scheme is None
-            np.testing.assert_array_equal(model[name].numpy(), TENSORS[name].astype(np.float32)
-                                          if name == "b" else TENSORS[name])
+            np.testing.assert_array_equal(
+                model[name].numpy(), TENSORS[name].astype(np.float32) if name == "b" else TENSORS[name]
+            )
             with pytest.raises(DataError, match="it is not quantized"):
                 model[name].quantized()
 

@@ -75,12 +75,14 @@ def quantcli(tmp_path: Path) -> Callable[..., str]:
     """Runs a command of a quantcli that has the layout `row-bytes`; what it prints."""
     (tmp_path / "layouts").mkdir()
     (tmp_path / "layouts" / "row_bytes.py").write_text(LAYOUT)
-    program = f"import quantcli.layouts\nquantcli.layouts.__path__.append({str(tmp_path / 'layouts')!r})\n" \
-              "from quantcli.__main__ import main\nmain()"
+    program = (
+        f"import quantcli.layouts\nquantcli.layouts.__path__.append({str(tmp_path / 'layouts')!r})\n"
+        "from quantcli.__main__ import main\nmain()"
+    )
 
     def run(*arguments: object) -> str:
         done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=tmp_path, text=True,
-                              env=environment(), capture_output=True)
+                              env=environment(), capture_output=True)  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
 

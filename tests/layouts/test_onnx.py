@@ -60,7 +60,7 @@ def check_every_piece(source: OnnxFile, found: reading.Found, expected: np.ndarr
     expected = expected.reshape(-1, expected.shape[-1])
     rows = len(expected)
     for first, last in [(0, rows), (0, 1), (rows - 1, rows), (rows // 2, rows), *((i, min(i + 3, rows)) for i in
-                                                                                  range(0, rows, 3))]:
+                                                                                  range(0, rows, 3))]:  # fmt: skip
         np.testing.assert_array_equal(found.decode(reader(source), first, last), expected[first:last])
 
 
@@ -102,8 +102,20 @@ def test_elements_one_by_one_in_bytes_and_outside(file: str) -> None:
     source = open_source(str(GOLDEN / file))
     assert isinstance(source, OnnxFile) and not source.graph.nodes
     infos = {i.name: i for i in source.infos()}
-    for name, dtype in [("f2", "F16"), ("f4", "F32"), ("f8", "F64"), ("i1", "I8"), ("i2", "I16"), ("i4", "I32"),
-                        ("i8", "I64"), ("u1", "U8"), ("u2", "U16"), ("u4", "U32"), ("u8", "U64"), ("b1", "BOOL")]:
+    for name, dtype in [
+        ("f2", "F16"),
+        ("f4", "F32"),
+        ("f8", "F64"),
+        ("i1", "I8"),
+        ("i2", "I16"),
+        ("i4", "I32"),
+        ("i8", "I64"),
+        ("u1", "U8"),
+        ("u2", "U16"),
+        ("u4", "U32"),
+        ("u8", "U64"),
+        ("b1", "BOOL"),
+    ]:
         values = np.arange(6) % 2 if name == "b1" else np.arange(6) - (3 if name[0] in "fi" else 0)
         for way in ("typed", "raw"):
             assert (infos[f"{way}.{name}"].dtype, infos[f"{way}.{name}"].shape) == (dtype, (1, 2, 3))
@@ -118,8 +130,9 @@ def test_elements_one_by_one_in_bytes_and_outside(file: str) -> None:
 # ---- MatMulNBits written out ------------------------------------------------------------------------------------
 
 
-def nbits(n: int, k: int, bits: int, block: int, *, scale: str = "<f4", zero: str | None = "u1", flat: bool = False
-          ) -> tuple[bytes, np.ndarray]:
+def nbits(
+    n: int, k: int, bits: int, block: int, *, scale: str = "<f4", zero: str | None = "u1", flat: bool = False
+) -> tuple[bytes, np.ndarray]:
     """A model of one node, and its weight value by value."""
     rng = np.random.default_rng(n)
     blocks, per = -(-k // block), 8 // bits
@@ -128,9 +141,10 @@ def nbits(n: int, k: int, bits: int, block: int, *, scale: str = "<f4", zero: st
     s = rng.uniform(-1, 1, (n, blocks)).astype(scale)
     places = np.arange(per) * bits
     packed = (u.reshape(n, -1, per) << places).sum(axis=-1).astype(np.uint8)
-    parts = [tensor("B", U8, (n, blocks * block * bits // 8) if flat else (n, blocks, block * bits // 8),
-                    packed.tobytes()),
-             tensor("s", FLOAT if scale == "<f4" else FLOAT16, (n * blocks,) if flat else (n, blocks), s.tobytes())]
+    parts = [
+        tensor("B", U8, (n, blocks * block * bits // 8) if flat else (n, blocks, block * bits // 8), packed.tobytes()),
+        tensor("s", FLOAT if scale == "<f4" else FLOAT16, (n * blocks,) if flat else (n, blocks), s.tobytes()),
+    ]
     inputs = ["x", "B", "s"]
     if zero is not None:
         inputs.append("z")
@@ -141,7 +155,7 @@ def nbits(n: int, k: int, bits: int, block: int, *, scale: str = "<f4", zero: st
         parts.append(tensor("z", U8 if zero == "u1" else FLOAT16, stream.shape if zero == "u1" else z.shape, raw))
     zeros = np.full((n, blocks), 1 << (bits - 1)) if zero is None else z
     expected = np.array([[(np.float32(u[o, i]) - np.float32(zeros[o, i // block])) * np.float32(s[o, i // block])
-                          for i in range(k)] for o in range(n)], np.float32)
+                          for i in range(k)] for o in range(n)], np.float32)  # fmt: skip
     head = node("MatMulNBits", inputs, "com.microsoft", K=k, N=n, bits=bits, block_size=block, accuracy_level=4)
     return model(head, *parts), expected
 
@@ -183,8 +197,12 @@ def _with(content: bytes, more: bytes) -> bytes:
 
 
 def test_a_zero_point_that_weights_share_is_counted_once(tmp_path: Path) -> None:
-    parts = [tensor("a", I8, (2, 2), b"1234"), tensor("b", I8, (2, 2), b"5678"), f32("s", np.array(0.5)),
-             tensor("z", I8, (), b"\1")]
+    parts = [
+        tensor("a", I8, (2, 2), b"1234"),
+        tensor("b", I8, (2, 2), b"5678"),
+        f32("s", np.array(0.5)),
+        tensor("z", I8, (), b"\1"),
+    ]
     nodes = [node("DequantizeLinear", [name, "s", "z"]) for name in "ab"]
     source = opened(tmp_path / "x.onnx", model(*nodes, *parts))
     found = found_in(source)
@@ -194,11 +212,19 @@ def test_a_zero_point_that_weights_share_is_counted_once(tmp_path: Path) -> None
 
 
 def test_what_is_computed_and_single_numbers_are_left_alone(tmp_path: Path) -> None:
-    parts = [tensor("a", I8, (), b"1"), f32("s", np.array(0.5)), tensor("q", I8, (2, 2), b"1234"),
-             f32("q_scale", np.ones((2, 1)))]
-    nodes = [node("DequantizeLinear", ["a", "s"]), node("DequantizeLinear", ["hidden", "s"]),
-             node("MatMulNBits", ["x", "hidden", "s"], "com.microsoft", K=1, N=1, bits=4, block_size=16),
-             node("MatMulNBits", ["x", "q", "s"], "other.domain"), node("Add", ["q", "s"])]
+    parts = [
+        tensor("a", I8, (), b"1"),
+        f32("s", np.array(0.5)),
+        tensor("q", I8, (2, 2), b"1234"),
+        f32("q_scale", np.ones((2, 1))),
+    ]
+    nodes = [
+        node("DequantizeLinear", ["a", "s"]),
+        node("DequantizeLinear", ["hidden", "s"]),
+        node("MatMulNBits", ["x", "hidden", "s"], "com.microsoft", K=1, N=1, bits=4, block_size=16),
+        node("MatMulNBits", ["x", "q", "s"], "other.domain"),
+        node("Add", ["q", "s"]),
+    ]
     source = opened(tmp_path / "x.onnx", model(*nodes, *parts))
     # q beside q_scale would be compressed-tensors' in a safetensors file; here no node says so.
     assert found_in(source) == {}
@@ -275,8 +301,10 @@ def test_nodes_decode_what_their_own_graph_and_those_around_it_hold(tmp_path: Pa
     content = model(holder("If", "c", a=inside, b=other), constant("s", FLOAT, (), np.float32(0.5).tobytes()), GOOD)
     source = opened(tmp_path / "x.onnx", content)
     found = found_in(source)
-    assert {n: [p.name for p in f.parts] for n, f in found.items()} == {"c/a/q": ["c/a/q", "s"],
-                                                                       "c/b/q": ["c/b/q", "c/b/s"]}
+    assert {n: [p.name for p in f.parts] for n, f in found.items()} == {
+        "c/a/q": ["c/a/q", "s"],
+        "c/b/q": ["c/b/q", "c/b/s"],
+    }
     np.testing.assert_array_equal(found["c/a/q"].decode(reader(source), 0, 2), [[24.5, 25], [25.5, 26]])
     np.testing.assert_array_equal(found["c/b/q"].decode(reader(source), 0, 2), [[106, 108], [110, 112]])
     source.close()
@@ -543,7 +571,7 @@ def test_many_elements_one_by_one_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("flags", [("--bits", "4", "--group-size", "32"), ("--bits", "2", "--group-size", "16"),
-                                   ("--bits", "8", "--group-size", "-1", "--asymmetric")], ids=" ".join)
+                                   ("--bits", "8", "--group-size", "-1", "--asymmetric")], ids=" ".join)  # fmt: skip
 def test_what_quantcli_exports_is_read_as_it_decodes_it(flags: tuple[str, ...], tmp_path: Path) -> None:
     native, out = tmp_path / "native", tmp_path / "out.onnx"
     assert run("quantize", ROOT / "sample_models" / "tiny-llama", *flags, "-o", native).code == 0

@@ -50,12 +50,26 @@ from quantcli.layouts.reader import Read
 
 
 def group_config(**weights: Any) -> dict[str, Any]:
-    return {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized",
-                                    "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}}
+    return {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        }
+    }
 
 
-def packed_parts(rows: int, cols: int, bits: int, groups: int, *, symmetric: bool, dtype: str = "F32",
-                 pack: Callable[[list[int], int], list[int]] = dense, seed: int = 0) -> tuple[Parts, np.ndarray]:
+def packed_parts(
+    rows: int,
+    cols: int,
+    bits: int,
+    groups: int,
+    *,
+    symmetric: bool,
+    dtype: str = "F32",
+    pack: Callable[[list[int], int], list[int]] = dense,
+    seed: int = 0,
+) -> tuple[Parts, np.ndarray]:
     """A pack-quantized weight and what it stands for."""
     rng = random.Random(seed)
     u, s, z = codes(rng, rows, cols, bits), scales(rng, rows, groups), codes(rng, rows, groups, bits)
@@ -96,7 +110,7 @@ def test_pack_quantized_of_whole_codes(bits: int, symmetric: bool) -> None:
 def test_the_version_tells_whole_codes_where_both_fit() -> None:
     for bits, cols in [(3, 20), (5, 12), (6, 10), (7, 8), (4, 20)]:
         for version, pack in [("0.17.1", padded), ("0.13.0.a20260101", padded), ("0.18.0", dense), ("0.9", padded),
-                              ("1.0.0", dense), ("unknown", dense), (None, dense)]:
+                              ("1.0.0", dense), ("unknown", dense), (None, dense)]:  # fmt: skip
             parts, expected = packed_parts(37, cols, bits, 1, symmetric=True, pack=pack)
             config = group_config(num_bits=bits, strategy="channel")
             config["quantization_config"]["version"] = version
@@ -145,8 +159,9 @@ def test_unpacked_zero_points_and_a_group_for_every_column() -> None:
     check_every_piece(only(found_in(parts)), parts, plain(u, z, kept(s, "F32"), 32))
     index = [i * 7 % 3 for i in range(96)]
     parts["m.weight_g_idx"] = ("I32", (96,), struct.pack("<96i", *index))
-    expected = np.array([[np.float32(u[o][i] - z[o][g]) * np.float32(s[o, g]) for i, g in enumerate(index)]
-                         for o in range(37)])
+    expected = np.array(
+        [[np.float32(u[o][i] - z[o][g]) * np.float32(s[o, g]) for i, g in enumerate(index)] for o in range(37)]
+    )
     check_every_piece(only(found_in(parts)), parts, expected)
     del parts["m.weight_zero_point"]
     parts["m.weight_g_idx"] = ("I32", (96,), struct.pack("<96i", *[-1] * 96))
@@ -244,16 +259,25 @@ def test_there_are_files_of_the_library() -> None:
 # ---- native files without their header --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [("--bits", "4", "--group-size", "64"), ("--bits", "3", "--group-size", "16"),
-                                     ("--bits", "5", "--group-size", "32", "--asymmetric"),
-                                     ("--bits", "8", "--granularity", "channel", "--asymmetric")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--bits", "4", "--group-size", "64"),
+        ("--bits", "3", "--group-size", "16"),
+        ("--bits", "5", "--group-size", "32", "--asymmetric"),
+        ("--bits", "8", "--granularity", "channel", "--asymmetric"),
+    ],
+    ids=" ".join,
+)
 def test_native_files_decode_as_quantcli_decodes_them(options: tuple[str, ...], tmp_path: Path) -> None:
     done = run("quantize", str(ROOT / "sample_models" / "tiny-llama"), "-o", str(tmp_path / "q"), *options)
     assert done.code == 0, done.err
     parts: Parts = {}
     for shard in sorted((tmp_path / "q").glob("*.safetensors")):
-        parts |= {name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
-                  for name, entry in safetensors.deserialize(shard.read_bytes())}
+        parts |= {
+            name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+            for name, entry in safetensors.deserialize(shard.read_bytes())
+        }
     config = json.loads((tmp_path / "q" / "config.json").read_text())
     with quantcli.open(str(tmp_path / "q")) as model:
         quantized = {name: tensor for name, tensor in model.items() if tensor.scheme is not None}
@@ -278,7 +302,7 @@ def mlx_parts(rows: int, cols: int, bits: int, group: int, dtype: str = "F16") -
     }
     s, b = kept(s, dtype), kept(b, dtype)
     expected = np.array([[np.float32(code) * s[o, i // group] + b[o, i // group] for i, code in enumerate(row)]
-                         for o, row in enumerate(u)], np.float32)
+                         for o, row in enumerate(u)], np.float32)  # fmt: skip
     return parts, expected
 
 
@@ -316,8 +340,9 @@ def test_mlx_with_more_dimensions_and_other_names() -> None:
 # ---- GPTQ -------------------------------------------------------------------------------------------------------
 
 
-def gptq_parts(rows: int, cols: int, bits: int, index: list[int], version: int, seed: int = 0, dtype: str = "F16"
-               ) -> tuple[Parts, np.ndarray]:
+def gptq_parts(
+    rows: int, cols: int, bits: int, index: list[int], version: int, seed: int = 0, dtype: str = "F16"
+) -> tuple[Parts, np.ndarray]:
     rng = random.Random(seed)
     groups = max(index) + 1
     u, z, s = codes(rng, rows, cols, bits), codes(rng, groups, rows, bits), scales(rng, groups, rows)
@@ -329,14 +354,15 @@ def gptq_parts(rows: int, cols: int, bits: int, index: list[int], version: int, 
         "m.g_idx": ("I32", (cols,), struct.pack(f"<{cols}i", *index)),
     }
     s = kept(s, dtype)
-    expected = np.array([[np.float32(u[o][i] - z[g][o]) * s[g, o] for i, g in enumerate(index)] for o in range(rows)],
-                        np.float32)
+    expected = np.array(
+        [[np.float32(u[o][i] - z[g][o]) * s[g, o] for i, g in enumerate(index)] for o in range(rows)], np.float32
+    )
     return parts, expected
 
 
 def gptq_config(bits: int, group: int, version: int, **more: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": False,
-                                    "checkpoint_format": ["gptq", "gptq_v2"][version - 1], **more}}
+                                    "checkpoint_format": ["gptq", "gptq_v2"][version - 1], **more}}  # fmt: skip
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -382,8 +408,10 @@ def test_gptq_larger_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def nibbles(values: list[int]) -> list[int]:
     """Words of eight values in AWQ's order."""
-    return [sum(values[start + held] << (4 * j) for j, held in enumerate([0, 2, 4, 6, 1, 3, 5, 7]))
-            for start in range(0, len(values), 8)]
+    return [
+        sum(values[start + held] << (4 * j) for j, held in enumerate([0, 2, 4, 6, 1, 3, 5, 7]))
+        for start in range(0, len(values), 8)
+    ]
 
 
 def awq_parts(rows: int, cols: int, group: int) -> tuple[Parts, np.ndarray]:
@@ -410,8 +438,11 @@ def test_awq(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_awq_order_of_the_example() -> None:
     assert nibbles(list(range(8))) == [0x75316420]
-    parts: Parts = {"m.qweight": words("I32", [[0x75316420]]), "m.qzeros": words("I32", [[0x88888888]]),
-                    "m.scales": floats(np.ones((1, 8)), "F16")}
+    parts: Parts = {
+        "m.qweight": words("I32", [[0x75316420]]),
+        "m.qzeros": words("I32", [[0x88888888]]),
+        "m.scales": floats(np.ones((1, 8)), "F16"),
+    }
     np.testing.assert_array_equal(decoded(only(found_in(parts)), parts)[:, 0], np.arange(-8, 0))
 
 
@@ -419,20 +450,44 @@ def test_awq_order_of_the_example() -> None:
 
 
 def test_layouts_leave_other_tensors_alone() -> None:
-    other: Parts = {"a.weight": floats(np.ones((2, 2)), "F32"), "b.weight": ("I8", (2, 2), b"1234"),
-                    "c.scales": floats(np.ones((2, 2)), "F32"), "d_scale": floats(np.ones(1), "F32")}
+    other: Parts = {
+        "a.weight": floats(np.ones((2, 2)), "F32"),
+        "b.weight": ("I8", (2, 2), b"1234"),
+        "c.scales": floats(np.ones((2, 2)), "F32"),
+        "d_scale": floats(np.ones(1), "F32"),
+    }
     assert found_in(other) == []
     assert layouts.find({}, {}) == []
 
 
-ORDINARY = ["weight", "bias", "scale", "scales", "biases", "weight_scale", "weight_zeros", "weight_zero_point", "g_idx",
-            "weight_shape", "running_mean", "SCB", "weight.absmax", "weight.quant_map", "weight_format", "scale_weight",
-            "weight_scale_inv", "weight_global_scale", "global_scale", "logit_scale", "num_batches_tracked"]
+ORDINARY = [
+    "weight",
+    "bias",
+    "scale",
+    "scales",
+    "biases",
+    "weight_scale",
+    "weight_zeros",
+    "weight_zero_point",
+    "g_idx",
+    "weight_shape",
+    "running_mean",
+    "SCB",
+    "weight.absmax",
+    "weight.quant_map",
+    "weight_format",
+    "scale_weight",
+    "weight_scale_inv",
+    "weight_global_scale",
+    "global_scale",
+    "logit_scale",
+    "num_batches_tracked",
+]
 
 
 @settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from([f"{module}.{name}" for module in ("m", "layers.0.n") for name in ORDINARY]),
-                       st.sampled_from(["F32", "F16", "BF16", "I64"]), min_size=1))
+                       st.sampled_from(["F32", "F16", "BF16", "I64"]), min_size=1))  # fmt: skip
 def test_ordinary_tensors_are_not_claimed(dtypes: dict[str, str]) -> None:
     """What is found is decoded, so nothing may be found of a model in floating point, whatever its names."""
     sizes = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
@@ -565,8 +620,10 @@ def test_what_is_malformed_is_told(case: str) -> None:
     assert caught.value.place[0] in ("m.weight", "config.json")
 
 
-@pytest.mark.parametrize(("parts", "name", "config"), [(CT, "m.weight_scale", {}), (MLX, "m.biases", MLX_CONFIG),
-                                                       (GPTQ, "m.scales", GPTQ_CONFIG), (AWQ, "m.scales", {})])
+@pytest.mark.parametrize(
+    ("parts", "name", "config"),
+    [(CT, "m.weight_scale", {}), (MLX, "m.biases", MLX_CONFIG), (GPTQ, "m.scales", GPTQ_CONFIG), (AWQ, "m.scales", {})],
+)
 def test_parameters_must_be_finite(parts: Parts, name: str, config: dict[str, Any]) -> None:
     dtype, shape, raw = parts[name]
     size = FLOATS[dtype].itemsize
@@ -585,17 +642,22 @@ def test_gptq_groups_must_exist() -> None:
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.floats(allow_nan=False),
                     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
                         st.sampled_from(["bits", "group_size", "quant_method", "config_groups", "m", "weights"]),
-                        inner, max_size=3), max_leaves=6)
-WEIGHTS = st.dictionaries(st.sampled_from(["num_bits", "strategy", "group_size", "block_structure", "symmetric"]),
-                          JSON | st.sampled_from([4, 8, 16, "group", "block", "channel", "tensor", False]))
+                        inner, max_size=3), max_leaves=6)  # fmt: skip
+WEIGHTS = st.dictionaries(
+    st.sampled_from(["num_bits", "strategy", "group_size", "block_structure", "symmetric"]),
+    JSON | st.sampled_from([4, 8, 16, "group", "block", "channel", "tensor", False]),
+)
 
 
 @settings(max_examples=400)
 @given(st.data())
 def test_nothing_but_data_errors(data: st.DataObject) -> None:
     """Any part of another shape, dtype or content, any config: decoded or refused."""
-    parts, config = data.draw(st.sampled_from([(CT, group_config(num_bits=4)), (MLX, MLX_CONFIG), (GPTQ, GPTQ_CONFIG),
-                                               (AWQ, AWQ_CONFIG), (BYTES, {})]))
+    parts, config = data.draw(
+        st.sampled_from(
+            [(CT, group_config(num_bits=4)), (MLX, MLX_CONFIG), (GPTQ, GPTQ_CONFIG), (AWQ, AWQ_CONFIG), (BYTES, {})]
+        )
+    )
     for name in data.draw(st.lists(st.sampled_from(sorted(parts)), max_size=2, unique=True)):
         dtype = data.draw(st.sampled_from([parts[name][0], "I32", "U32", "F16", "I8", "U8", "F8_E4M3"]))
         size = st.integers(0, 5) | st.sampled_from([8, 12, 16, 32, 37, 64, 128])
@@ -605,8 +667,17 @@ def test_nothing_but_data_errors(data: st.DataObject) -> None:
         parts[name] = (dtype, shape, raw[: len(parts[name][2])])
     key = data.draw(st.sampled_from([None, "quantization", "quantization_config"]))
     if key:
-        config = {key: data.draw(JSON | st.dictionaries(st.sampled_from(
-            ["bits", "group_size", "quant_method", "config_groups", "m", "mode", "format", "version"]), JSON))}
+        config = {
+            key: data.draw(
+                JSON
+                | st.dictionaries(
+                    st.sampled_from(
+                        ["bits", "group_size", "quant_method", "config_groups", "m", "mode", "format", "version"]
+                    ),
+                    JSON,
+                )
+            )
+        }
     elif data.draw(st.booleans()):
         config = group_config(**data.draw(WEIGHTS))
     try:

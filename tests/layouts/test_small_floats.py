@@ -48,8 +48,10 @@ def mlx(mode: str, rows: int = 7, groups: int = 4) -> tuple[Parts, np.ndarray]:
 def ct(mode: str, rows: int = 7, groups: int = 4) -> tuple[Parts, np.ndarray]:
     raw, scale, expected = made(mode, rows, groups)
     name, dtype = ("m.weight", "F8_E4M3") if mode == "mxfp8" else ("m.weight_packed", "U8")
-    parts: Parts = {name: (dtype, (rows, len(raw) // rows), raw),
-                    "m.weight_scale": ("F8_E4M3" if mode == "nvfp4" else "U8", (rows, groups), scale)}
+    parts: Parts = {
+        name: (dtype, (rows, len(raw) // rows), raw),
+        "m.weight_scale": ("F8_E4M3" if mode == "nvfp4" else "U8", (rows, groups), scale),
+    }
     if mode == "nvfp4":
         parts["m.weight_global_scale"] = floats(np.array([4.0]), "F32")
         expected = expected / 4
@@ -64,8 +66,11 @@ def quantization(**said: Any) -> dict[str, Any]:
 def test_modes_of_mlx(mode: str) -> None:
     parts, expected = mlx(mode)
     bits, group = MODES[mode]
-    for config in ({}, quantization(bits=bits, group_size=group, mode=mode),
-                   quantization(bits=4, group_size=64, m={"bits": bits, "group_size": group, "mode": mode})):
+    for config in (
+        {},
+        quantization(bits=bits, group_size=group, mode=mode),
+        quantization(bits=4, group_size=64, m={"bits": bits, "group_size": group, "mode": mode}),
+    ):
         found = only(found_in(parts, config))
         assert (found.name, found.shape, found.scheme, found.bits) == ("m.weight", (7, group * 4), mode, bits)
         assert {p.name for p in found.parts} == set(parts)
@@ -125,7 +130,7 @@ def test_what_is_malformed_is_told(case: str) -> None:
 @pytest.mark.parametrize(("parts", "name", "raw"), [
     (MLX, "m.scales", b"\xff"), (mlx("nvfp4")[0], "m.scales", b"\x7f"), (NV, "m.weight_scale", b"\xff"),
     (MX8, "m.weight_scale", b"\xff"), (NV, "m.weight_global_scale", b"\0\0\xc0\x7f"),
-])
+])  # fmt: skip
 def test_parameters_must_be_numbers(parts: Parts, name: str, raw: bytes) -> None:
     dtype, shape, held = parts[name]
     parts = {**parts, name: (dtype, shape, raw + held[len(raw) :])}
@@ -164,7 +169,7 @@ def test_nothing_but_data_errors(data: st.DataObject) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["m.weight", "m.weight_scale", "m.scales", "m.weight_packed", "m.bias"]),
-                       st.sampled_from(["F32", "F16", "U8"]), min_size=1))
+                       st.sampled_from(["F32", "F16", "U8"]), min_size=1))  # fmt: skip
 def test_bytes_beside_floats_are_left_alone(dtypes: dict[str, str]) -> None:
     """Small floats are claimed only where codes and scales both are of their dtypes and names."""
     if "m.weight_packed" in dtypes:

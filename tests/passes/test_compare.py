@@ -22,7 +22,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save(Path("model.safetensors"), {
         "a.weight": gaussian(64, 128, seed=1), "b.weight": gaussian(700, 900, seed=2).astype(BF16),
-        "norm": gaussian(64, seed=4), "ids": np.arange(7)})
+        "norm": gaussian(64, seed=4), "ids": np.arange(7)})  # fmt: skip
     for bits in (3, 4):
         assert run("quantize", "model.safetensors", "-o", f"q{bits}.safetensors", "--bits", bits).code == 0
     return tmp_path
@@ -61,7 +61,8 @@ def test_two_float_models(place: Path) -> None:
     assert found["a.weight"]["disposition"] == "changed" and found["b.weight"]["disposition"] == "kept"
     before, after = weights["a.weight"].astype(float), load_file("tuned.safetensors")["a.weight"].astype(float)
     assert found["a.weight"]["sqnr_db"] == pytest.approx(
-        10 * math.log10((before**2).sum() / ((before - after) ** 2).sum()), abs=1e-9)
+        10 * math.log10((before**2).sum() / ((before - after) ** 2).sum()), abs=1e-9
+    )
     assert found["ids"]["disposition"] == "changed" and found["ids"]["sqnr_db"] is None
     # What was not measured does not pass.
     ran = run("compare", "model.safetensors", "tuned.safetensors", "--min-tensor-sqnr", "20")
@@ -73,9 +74,11 @@ def test_two_float_models(place: Path) -> None:
 def test_numbers_of_other_dtypes(place: Path) -> None:
     """Whole numbers are compared as such, whatever the width; beside a weight in codes they are something else."""
     save(Path("a.safetensors"), {"n": np.arange(-3, 3), "b": np.array([True, False]), "u": np.array([255], np.uint8),
-                                 "a.weight": np.arange(64 * 128).reshape(64, 128)})
-    save(Path("b.safetensors"), {"n": np.arange(-3, 3, dtype=np.int8), "b": np.array([1, 0], np.int8),
-                                 "u": np.array([-1], np.int8)})
+                                 "a.weight": np.arange(64 * 128).reshape(64, 128)})  # fmt: skip
+    save(
+        Path("b.safetensors"),
+        {"n": np.arange(-3, 3, dtype=np.int8), "b": np.array([1, 0], np.int8), "u": np.array([-1], np.int8)},
+    )
     found = by_name(compared("a.safetensors", "b.safetensors"))
     assert {n: t["disposition"] for n, t in found.items()} == {"n": "kept", "b": "kept", "u": "changed"}
     for pair in (("a.safetensors", "q4.safetensors"), ("q4.safetensors", "a.safetensors")):
@@ -87,7 +90,8 @@ def test_which_got_worse_and_what_changed_in_scheme(place: Path) -> None:
     q3, q4 = (by_name(json.loads(run("report", f"q{b}.safetensors", "--json").out)) for b in (3, 4))
     assert [(c["tensor"], c["before"], c["after"]) for c in found["changes"]] == sorted(
         [(n, "w4g128", "w3g128") for n in ("a.weight", "b.weight")],
-        key=lambda c: q3[c[0]]["sqnr_db"] - q4[c[0]]["sqnr_db"])
+        key=lambda c: q3[c[0]]["sqnr_db"] - q4[c[0]]["sqnr_db"],
+    )
     for change in found["changes"]:
         name = change["tensor"]
         assert change["delta_db"] == pytest.approx(q3[name]["sqnr_db"] - q4[name]["sqnr_db"])
@@ -99,8 +103,10 @@ def test_figures_come_before_what_is_in_one_model_only(place: Path) -> None:
     weights = {f"l{i}.weight": gaussian(64, 128, seed=i) for i in range(3)}
     save(Path("before.safetensors"), {**weights, **{f"old{i}.weight": gaussian(8) for i in range(5)}})
     save(Path("source.safetensors"), {**weights, **{f"new{i}.weight": gaussian(8) for i in range(5)}})
-    assert run("quantize", "source.safetensors", "--to", "awq", "--group-size", "32", "-o", "awq.safetensors",
-               "-q").code == 0
+    assert (
+        run("quantize", "source.safetensors", "--to", "awq", "--group-size", "32", "-o", "awq.safetensors", "-q").code
+        == 0
+    )
     ran = run("compare", "before.safetensors", "awq.safetensors")
     lines = ran.out.splitlines()
     assert (ran.code, ran.err) == (0, "")
@@ -110,13 +116,16 @@ def test_figures_come_before_what_is_in_one_model_only(place: Path) -> None:
     assert lines[behind:] == [
         "against before.safetensors: 0 changed, 5 new, 5 vanished",
         "only in awq.safetensors: new0.weight, new1.weight, new2.weight and 2 more",
-        "only in before.safetensors: old0.weight, old1.weight, old2.weight and 2 more"]
+        "only in before.safetensors: old0.weight, old1.weight, old2.weight and 2 more",
+    ]
     assert "against" not in run("compare", "source.safetensors", "awq.safetensors").out
 
 
-@pytest.mark.parametrize("options", [["--group-size", "64"], ["--asymmetric", "--group-size", "32"],
-                                     ["--group-size", "-1", "--bits", "8"]],
-                         ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [["--group-size", "64"], ["--asymmetric", "--group-size", "32"], ["--group-size", "-1", "--bits", "8"]],
+    ids=" ".join,
+)
 def test_the_layout_of_compressed_tensors(options: list[str], place: Path) -> None:
     """A checkpoint folder of ours without our header, read by its config.json alone, decodes to the same weights."""
     model = ROOT / "sample_models" / "tiny-llama"

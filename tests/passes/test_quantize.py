@@ -69,20 +69,32 @@ SCHEMES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "w8c": (["--bits", "8", "--group-size", "-1"], {"bits": 8, "granularity": "channel"}),
     "w5t": (["--bits", "5", "--group-size", "0"], {"bits": 5, "granularity": "tensor"}),
     "w4g32-asym": (["--group-size", "32", "--asymmetric"], {"bits": 4, "group_size": 32, "symmetric": False}),
-    "w7t-asym": (["--bits", "7", "--granularity", "tensor", "--asymmetric"],
-                 {"bits": 7, "granularity": "tensor", "symmetric": False}),
-    "w6c1-asym": (["--bits", "6", "--granularity", "channel", "--axis", "1", "--asymmetric"],
-                  {"bits": 6, "granularity": "channel", "axis": 1, "symmetric": False}),
-    "w2g16-float": (["--bits", "2", "--group-size", "16", "--asymmetric", "--zero-point", "float"],
-                    {"bits": 2, "group_size": 16, "symmetric": False, "zero_point": "float"}),
-    "w4g64-extreme": (["--group-size", "64", "--calibration", "signed-extreme"],
-                      {"bits": 4, "group_size": 64, "calibration": "signed-extreme"}),
+    "w7t-asym": (
+        ["--bits", "7", "--granularity", "tensor", "--asymmetric"],
+        {"bits": 7, "granularity": "tensor", "symmetric": False},
+    ),
+    "w6c1-asym": (
+        ["--bits", "6", "--granularity", "channel", "--axis", "1", "--asymmetric"],
+        {"bits": 6, "granularity": "channel", "axis": 1, "symmetric": False},
+    ),
+    "w2g16-float": (
+        ["--bits", "2", "--group-size", "16", "--asymmetric", "--zero-point", "float"],
+        {"bits": 2, "group_size": 16, "symmetric": False, "zero_point": "float"},
+    ),
+    "w4g64-extreme": (
+        ["--group-size", "64", "--calibration", "signed-extreme"],
+        {"bits": 4, "group_size": 64, "calibration": "signed-extreme"},
+    ),
     "w1g64": (["--bits", "1", "--group-size", "64"], {"bits": 1, "group_size": 64}),
-    "w1c1": (["--bits", "1", "--granularity", "channel", "--axis", "-1"],
-             {"bits": 1, "granularity": "channel", "axis": -1}),
+    "w1c1": (
+        ["--bits", "1", "--granularity", "channel", "--axis", "-1"],
+        {"bits": 1, "granularity": "channel", "axis": -1},
+    ),
     "w12g7": (["--bits", "12", "--group-size", "7"], {"bits": 12, "group_size": 7}),
-    "w16c-bf16": (["--bits", "16", "--group-size", "-1", "--scale-dtype", "bfloat16"],
-                  {"bits": 16, "granularity": "channel", "scale_dtype": "bfloat16"}),
+    "w16c-bf16": (
+        ["--bits", "16", "--group-size", "-1", "--scale-dtype", "bfloat16"],
+        {"bits": 16, "granularity": "channel", "scale_dtype": "bfloat16"},
+    ),
 }
 
 
@@ -202,10 +214,13 @@ def test_rows_wider_than_a_tile(tmp_path: Path) -> None:
     """Real tiles, not patched ones: rows of more than half a million weights."""
     array = gaussian(2, 600_100, seed=3)
     source = save(tmp_path / "wide.safetensors", {"wide": array})
-    for flags, fields in (([], {}), (["--group-size", "100"], {"group_size": 100}),
-                          (["--group-size", "-1", "--asymmetric"], {"granularity": "channel", "symmetric": False}),
-                          (["--group-size", "0"], {"granularity": "tensor"}),
-                          (["--granularity", "channel", "--axis", "1"], {"granularity": "channel", "axis": 1})):
+    for flags, fields in (
+        ([], {}),
+        (["--group-size", "100"], {"group_size": 100}),
+        (["--group-size", "-1", "--asymmetric"], {"granularity": "channel", "symmetric": False}),
+        (["--group-size", "0"], {"granularity": "tensor"}),
+        (["--granularity", "channel", "--axis", "1"], {"granularity": "channel", "axis": 1}),
+    ):
         out = quantize(source, *flags, "--force")
         with quantcli.open(str(out)) as model:
             found, expected = model["wide"].quantized(), quantcli.quantize(array, Scheme(bits=4, **fields))
@@ -309,13 +324,15 @@ def test_dequantized_files_hold_what_the_array_api_decodes(name: str, zoo: Path,
             assert after[tensor] == original
             continue
         decoded = quantcli.quantize(ZOO[tensor], Scheme(**fields)).dequantize()
-        np.testing.assert_array_equal(after[tensor].array.astype(np.float32),
-                                      decoded.astype(NUMPY_OF[original.dtype]).astype(np.float32), tensor)
+        np.testing.assert_array_equal(
+            after[tensor].array.astype(np.float32), decoded.astype(NUMPY_OF[original.dtype]).astype(np.float32), tensor
+        )
     assert metadata_of(back) == {"format": "np", "author": "someone"}
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16"),
-                                             ("float64", "F64")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16"), ("float64", "F64")]
+)
 def test_dequantizing_to_another_dtype(name: str, dtype: str, zoo: Path) -> None:
     out, back = quantize(zoo), zoo.parent / "back.safetensors"
     assert run("dequantize", out, "-o", back, "--dtype", name).code == 0
@@ -338,8 +355,11 @@ def test_decoded_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_numpy_files(suffix: str, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(npy, "_SLAB", 200)  # Fortran arrays are turned around by several threads
-    arrays = {"a": np.asfortranarray(gaussian(40, 60)), "b": gaussian(50, 50).astype(">f4"),
-              "c": gaussian(40, 40).astype("f8")}
+    arrays = {
+        "a": np.asfortranarray(gaussian(40, 60)),
+        "b": gaussian(50, 50).astype(">f4"),
+        "c": gaussian(40, 40).astype("f8"),
+    }
     path = tmp_path / f"a{suffix}"
     if suffix == ".npy":
         arrays = {"a": arrays["a"]}
@@ -363,11 +383,19 @@ def test_the_default_name_tells_the_scheme(zoo: Path) -> None:
 # ---- second passes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [[], ["--group-size", "0"], ["--group-size", "-1"], ["--asymmetric"],
-                                   ["--granularity", "channel", "--axis", "1"]], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--group-size", "0"], ["--group-size", "-1"], ["--asymmetric"], ["--granularity", "channel", "--axis", "1"]],
+    ids=str,
+)
 def test_scales_that_do_not_fit_become_float32(flags: list[str], tmp_path: Path, small_tiles: None) -> None:
-    tensors = {"a": gaussian(40, 64), "huge": gaussian(40, 64, scale=1e8), "b": gaussian(40, 64, seed=2),
-               "tiny": gaussian(40, 64, scale=1e-12), "late": np.concatenate([gaussian(39, 64), gaussian(1, 64) * 1e9])}
+    tensors = {
+        "a": gaussian(40, 64),
+        "huge": gaussian(40, 64, scale=1e8),
+        "b": gaussian(40, 64, seed=2),
+        "tiny": gaussian(40, 64, scale=1e-12),
+        "late": np.concatenate([gaussian(39, 64), gaussian(1, 64) * 1e9]),
+    }
     source = save(tmp_path / "m.safetensors", {k: v.astype(np.float32) for k, v in tensors.items()})
     out = tmp_path / "out.safetensors"
     ran = run("quantize", source, "-o", out, *flags, "--threads", 3, "--json")
@@ -395,11 +423,13 @@ def test_explicit_float16_scales_are_not_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
-@pytest.mark.parametrize("flags", [[], ["--group-size", "0"], ["--granularity", "channel", "--axis", "1"],
-                                   ["--bits", "1"]], ids=str)
+@pytest.mark.parametrize(
+    "flags", [[], ["--group-size", "0"], ["--granularity", "channel", "--axis", "1"], ["--bits", "1"]], ids=str
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16, np.float64])
-def test_what_is_not_finite_is_refused_with_its_place(dtype: Any, flags: list[str], tmp_path: Path,
-                                                      small_tiles: None) -> None:
+def test_what_is_not_finite_is_refused_with_its_place(
+    dtype: Any, flags: list[str], tmp_path: Path, small_tiles: None
+) -> None:
     """refuse, naming file, tensor, count, first flat index"""
     bad = gaussian(50, 64).astype(dtype)
     bad[20, 5] = bad[49, 63] = np.nan
@@ -412,13 +442,18 @@ def test_what_is_not_finite_is_refused_with_its_place(dtype: Any, flags: list[st
         assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
-@pytest.mark.parametrize("flags", [[], ["--group-size", "0"], ["--granularity", "channel", "--axis", "1"],
-                                   ["--bits", "1"]], ids=str)
+@pytest.mark.parametrize(
+    "flags", [[], ["--group-size", "0"], ["--granularity", "channel", "--axis", "1"], ["--bits", "1"]], ids=str
+)
 def test_what_is_not_finite_is_kept_on_request(flags: list[str], tmp_path: Path, small_tiles: None) -> None:
     bad = gaussian(50, 64)
     bad[20, 5] = np.nan
-    tensors = {"good": gaussian(40, 64), "bad": bad, "huge": gaussian(40, 64, scale=1e8),
-               "worse": np.full((50, 64), -np.inf, np.float32)}
+    tensors = {
+        "good": gaussian(40, 64),
+        "bad": bad,
+        "huge": gaussian(40, 64, scale=1e8),
+        "worse": np.full((50, 64), -np.inf, np.float32),
+    }
     source = save(tmp_path / "m.safetensors", tensors)
     out = tmp_path / "out.safetensors"
     ran = run("quantize", source, "-o", out, *flags, "--on-nonfinite", "keep", "--json", "--threads", 3)
@@ -508,6 +543,7 @@ def write_with(source_path: Path, out: Path, action: Any, *, force: bool = False
 
 def test_a_source_that_changes_is_refused(zoo: Path, tmp_path: Path) -> None:
     """Input changed while reading: refuse"""
+
     def touch() -> None:
         os.utime(zoo, ns=(5, 5))
 

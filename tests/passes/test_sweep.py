@@ -26,7 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wide[3] *= 1e7  # float16 does not hold its scales
     return save(tmp_path / "model.safetensors", {
         "a.up": gaussian(300, 1000, seed=1), "a.down": (gaussian(64, 128, seed=2) ** 3).astype(BF16), "wide": wide,
-        "conv": gaussian(32, 16, 3, 3, seed=6), "norm": gaussian(64, seed=4)})
+        "conv": gaussian(32, 16, 3, 3, seed=6), "norm": gaussian(64, seed=4)})  # fmt: skip
 
 
 def swept(*arguments: Any) -> dict[str, Any]:
@@ -41,12 +41,12 @@ def test_every_point_is_what_quantize_reports(threads: int, model: Path) -> None
     """a table with bytes, bits per weight, SQNR, worst tensor"""
     calibrations = ["minmax", "mse", "percentile", "entropy", "auto"]
     found = swept(model, "--bits", "3,4,8", "--group-size", "48,-1,0", "--calibration", ",".join(calibrations),
-                  "--threads", threads)
+                  "--threads", threads)  # fmt: skip
     assert len(found["points"]) == 3 * 3 * 5
     for i, point in enumerate(found["points"]):
         calibration, size, bits = calibrations[i // 9], [48, -1, 0][i // 3 % 3], [3, 4, 8][i % 3]
         ran = run("quantize", model, "-o", "q.safetensors", "--force", "--bits", bits, "--group-size", size,
-                  "--calibration", calibration, "--json")
+                  "--calibration", calibration, "--json")  # fmt: skip
         expected = json.loads(ran.out)
         assert point["bits"] == bits and point["sqnr_db"] == pytest.approx(expected["summary"]["sqnr_db"], abs=1e-9)
         assert point["bytes_out"] == Path("q.safetensors").stat().st_size
@@ -59,15 +59,17 @@ def test_every_point_is_what_quantize_reports(threads: int, model: Path) -> None
 def test_defaults_and_learned_levels(model: Path) -> None:
     assert [p["scheme"] for p in swept(model)["points"]] == ["w2g128", "w3g128", "w4g128", "w8g128"]
     (point,) = swept(model, "--bits", "4", "--group-size", "32", "--calibration", "lloyd-max")["points"]
-    expected = json.loads(run("quantize", model, "-o", "q.safetensors", "--group-size", "32", "--calibration",
-                              "lloyd-max", "--json").out)
+    expected = json.loads(
+        run("quantize", model, "-o", "q.safetensors", "--group-size", "32", "--calibration", "lloyd-max", "--json").out
+    )
     assert point["sqnr_db"] == pytest.approx(expected["summary"]["sqnr_db"], abs=1e-9)
 
 
 def test_the_weights_are_read_once(model: Path) -> None:
     """one pass over the weights per tile for all settings"""
-    schemes = [Scheme(bits=b, group_size=g, calibration=c) for b in (2, 3, 4, 8) for g in (32, 128)
-               for c in ("minmax", "mse")]
+    schemes = [
+        Scheme(bits=b, group_size=g, calibration=c) for b in (2, 3, 4, 8) for g in (32, 128) for c in ("minmax", "mse")
+    ]
     source = open_source(str(model))
     read: Counter[str] = Counter()
     real = source.read
@@ -88,13 +90,16 @@ def test_the_front_and_the_slopes(model: Path) -> None:
     points = found["points"]
     for p in points:
         better = [q for q in points if q["bytes_data"] <= p["bytes_data"] and q["sqnr_db"] >= p["sqnr_db"]
-                  and (q["bytes_data"], q["sqnr_db"]) != (p["bytes_data"], p["sqnr_db"])]
+                  and (q["bytes_data"], q["sqnr_db"]) != (p["bytes_data"], p["sqnr_db"])]  # fmt: skip
         assert p["pareto"] == (not better)
     assert found["law_db_per_bit"] == pytest.approx(6.0206, abs=1e-4) == 20 * math.log10(2)
     for slope in found["slopes"]:
         calibration, where = slope["series"].split(", groups of ")
-        series = [(p["bits"], p["sqnr_db"]) for p in points
-                  if p["calibration"] == calibration and p["group_size"] == int(where)]
+        series = [
+            (p["bits"], p["sqnr_db"])
+            for p in points
+            if p["calibration"] == calibration and p["group_size"] == int(where)
+        ]
         bits, sqnr = zip(*series)
         expected = np.polyfit(bits, sqnr, 1)[0]
         assert slope["db_per_bit"] == pytest.approx(expected) and (slope["low_bits"], slope["high_bits"]) == (2, 8)
@@ -107,8 +112,9 @@ def test_the_front_is_of_data_not_of_header_text(model: Path) -> None:
     minmax, mse, auto = points
     assert minmax["bytes_out"] < mse["bytes_out"] and minmax["sqnr_db"] < mse["sqnr_db"] - 3
     assert minmax["bytes_data"] == mse["bytes_data"] == auto["bytes_data"]
-    made = json.loads(run("quantize", model, "-o", "q.safetensors", "--bits", "2", "--calibration", "mse",
-                          "--json").out)
+    made = json.loads(
+        run("quantize", model, "-o", "q.safetensors", "--bits", "2", "--calibration", "mse", "--json").out
+    )
     assert mse["bytes_data"] == sum(t["bytes_out"] for t in made["tensors"])
     best = max(points, key=lambda p: (p["sqnr_db"], -p["bytes_out"]))
     assert [p["pareto"] for p in points] == [p is best for p in points]
@@ -122,8 +128,11 @@ def test_what_is_printed(model: Path) -> None:
     drawing = ran.out.split("measured:\n")[1].split("\n\n")[1]
     assert drawing.count("*") == 4 and "bits per weight" in drawing and drawing.isascii()
     page = Path("page.html").read_text()
-    assert page.count("<tr>") == 1 + 1 + 1 + 4 and "Pareto front" in page and "http" not in page.replace(
-        "http-equiv", "").replace("www.w3.org", "")
+    assert (
+        page.count("<tr>") == 1 + 1 + 1 + 4
+        and "Pareto front" in page
+        and "http" not in page.replace("http-equiv", "").replace("www.w3.org", "")
+    )
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -203,8 +203,10 @@ def test_what_is_printed(model: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == "out.safetensors: ok: 3 tensors, 2 quantized; structure, scales, padding, ranges, digest\n"
     ran = run("verify", out, "--source", model)
-    assert ran.out == f"out.safetensors: ok against {model}: 3 tensors, 2 quantized; structure, scales, padding, " \
-                      "ranges, digest, source, codes, metrics\n"
+    assert (
+        ran.out == f"out.safetensors: ok against {model}: 3 tensors, 2 quantized; structure, scales, padding, "
+        "ranges, digest, source, codes, metrics\n"
+    )
     with reading.open(str(out)) as opened:
         code = int(opened["b.weight"].quantized().codes[2, 1])
     damage(out, "b.weight_packed", 2 * 28, 0x10)
@@ -214,7 +216,7 @@ def test_what_is_printed(model: Path) -> None:
     lines = ran.out.splitlines()
     assert lines[0] == f"out.safetensors: FAILED against {model}: 3 tensors, 2 quantized, 1 wrong"
     assert lines[2].split() == ["tensor", "structure", "scales", "padding", "ranges", "digest", "source", "codes",
-                                "metrics"]
+                                "metrics"]  # fmt: skip
     assert lines[3].split() == ["b.weight", *["ok"] * 6, "FAILED", "FAILED"]
     u = code + 8
     said = "b.weight: codes: a code is not the one of its weight under the stored scales " \
@@ -321,17 +323,21 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_with_either_kernels(model: Path) -> None:
     damage(Path("out.safetensors"), "b.weight_packed", 100, 0x42)
     damage(Path("out.safetensors"), "a.weight_scale", 3, 0x11)
-    ran = [run_process("verify", "out.safetensors", "--source", model, QUANTCLI_KERNELS=kernels)
-           for kernels in ("native", "numpy")]
+    ran = [
+        run_process("verify", "out.safetensors", "--source", model, QUANTCLI_KERNELS=kernels)
+        for kernels in ("native", "numpy")
+    ]
     assert ran[0] == ran[1] and ran[0].code == 1
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     source, out = sparse_model(tmp_path / "model.safetensors", 0.4), tmp_path / "out.safetensors"
     assert run("quantize", source, "-o", out, "-q").code == 0
-    program = "from quantcli.cli import main\n" \
-              f"try: main(['verify', {str(out)!r}, '--source', {str(source)!r}, '--threads', '2'])\n" \
-              "except SystemExit as done: print(done.code, open('/proc/self/status').read())"
+    program = (
+        "from quantcli.cli import main\n"
+        f"try: main(['verify', {str(out)!r}, '--source', {str(source)!r}, '--threads', '2'])\n"
+        "except SystemExit as done: print(done.code, open('/proc/self/status').read())"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
     status = done.stdout.splitlines()[1:]
     assert status[0].startswith("0 ")

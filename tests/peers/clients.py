@@ -87,8 +87,7 @@ def transformers(model: Path, original: Path, names: list[str], **settings: Any)
     import torch
     from transformers import AutoModelForCausalLM
 
-    found, info = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, output_loading_info=True, **settings)
+    found, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **settings)
     for kind, keys in info.items():
         if keys:
             raise OnlyAWarningError(f"{kind}: {min(map(str, keys))}")

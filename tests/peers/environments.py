@@ -1,6 +1,6 @@
 """The environments of the real clients: made where they are missing, used again where they are as pinned.
 
-    python tests/peers/environments.py NAME... [--environments .venv-peers]
+python tests/peers/environments.py NAME... [--environments .venv-peers]
 """
 
 from __future__ import annotations

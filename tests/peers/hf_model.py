@@ -1,6 +1,6 @@
 """Runs in a peers' environment: make a random model of the Llama family with transformers.
 
-    python hf_model.py FAMILY FOLDER [DTYPE]     FAMILY is one of CASES
+python hf_model.py FAMILY FOLDER [DTYPE]     FAMILY is one of CASES
 """
 
 from __future__ import annotations
@@ -22,13 +22,29 @@ from transformers import (
 WORDS = 100
 PROMPT, LENGTH = "\nfifty nine plus forty eight is", 24
 """What tiny-llama goes on with, a word for each letter, and how many words to take."""
-SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3, "num_attention_heads": 8,
-         "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 512, "initializer_range": 0.06}
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.06,
+}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64, "rope_theta": 500000.0}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
-LARGER = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, "num_attention_heads": 16,
-          "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 512, "initializer_range": 0.03}
+LARGER = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 4096,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.03,
+}
 CASES = {
     "llama": (LlamaConfig, LlamaForCausalLM, SMALL),
     "llama-larger": (LlamaConfig, LlamaForCausalLM, LARGER),

@@ -1,6 +1,6 @@
 """Make tokenizers of the kinds that are known, and what the tokenizers library reads in some texts.
 
-    python hf_words.py KIND FOLDER TEXTS.json      writes FOLDER/tokenizer.json and more, and the texts with their words
+python hf_words.py KIND FOLDER TEXTS.json      writes FOLDER/tokenizer.json and more, and the texts with their words
 """
 
 from __future__ import annotations
@@ -40,18 +40,22 @@ def byte_level(kind: str) -> Tokenizer:
     if kind == "gpt-2":
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif kind == "smollm":
-        made.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
     else:
-        made.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(PATTERNS[kind]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PATTERNS[kind]), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     if kind == "qwen2":
         made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
     made.train_from_iterator(corpus(), trainers.BpeTrainer(
         vocab_size=1500, special_tokens=["<s>", "</s>", "<|end|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
     return made
 
 
@@ -59,10 +63,11 @@ def falling_back(kind: str) -> Tokenizer:
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     bare = kind == "bare"
     made.normalizer = normalizers.Sequence(
-        [*([] if bare else [normalizers.Prepend("▁")]), normalizers.Replace(" ", "▁")])
+        [*([] if bare else [normalizers.Prepend("▁")]), normalizers.Replace(" ", "▁")]
+    )
     made.train_from_iterator(corpus(), trainers.BpeTrainer(
         vocab_size=1500, limit_alphabet=100, show_progress=False, max_token_length=12,
-        special_tokens=["<unk>", "<s>", "</s>", "<|end|>", *(f"<0x{i:02X}>" for i in range(256))]))
+        special_tokens=["<unk>", "<s>", "</s>", "<|end|>", *(f"<0x{i:02X}>" for i in range(256))]))  # fmt: skip
     if kind == "metaspace":
         made.normalizer = None
         made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
@@ -76,7 +81,8 @@ def main() -> None:
     begin = kind in ("llama-bpe", "spaces", "metaspace")
     if begin:
         made.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))])
+            single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))]
+        )
     made.save(str(folder / "tokenizer.json"))
     if kind in ("spaces", "metaspace", "bare"):  # the bytes are no special tokens in what is found in the wild
         document = json.loads((folder / "tokenizer.json").read_text())

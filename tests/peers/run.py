@@ -31,8 +31,12 @@ HEAD = """# What real clients make of the files
 reports; `make peers-fast` runs the quick ones. Every cell below is a run of that suite.
 
 """
-NEEDS = {"text": ["current", "llamacpp"], "families": ["current", "llamacpp"], "zoo": zoo.ENVIRONMENTS,
-         "vllm": ["current", "vllm"]}
+NEEDS = {
+    "text": ["current", "llamacpp"],
+    "families": ["current", "llamacpp"],
+    "zoo": zoo.ENVIRONMENTS,
+    "vllm": ["current", "vllm"],
+}
 """The environments of the parts that are not targets."""
 PARTS = [*CLIENTS, *NEEDS]
 

@@ -1,6 +1,6 @@
 """Write tests/golden/exports with bitsandbytes 0.50: a weight, and the tensors it stores for it. Run by hand:
 
-    .venv-peers/current/bin/python tests/peers/write_exports.py
+.venv-peers/current/bin/python tests/peers/write_exports.py
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def main() -> None:
         tensors = {f"m.{key}": value.contiguous() for key, value in stored.items()}
         tensors["expected"] = expected.float().contiguous()
         config = {"quantization_config": {"quant_method": "compressed-tensors", "format": layout, "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": values | {"symmetric": args.symmetric}}}}}
+            "group_0": {"targets": ["Linear"], "weights": values | {"symmetric": args.symmetric}}}}}  # fmt: skip
         save_file(tensors, FOLDER / f"{name}.safetensors", {"config": json.dumps(config)})
 
 
@@ -99,8 +99,15 @@ def small() -> None:
         expected = dequantize(codes, own, args=args, global_scale=state.get("weight_global_scale"), dtype=torch.float32)
         tensors = {f"m.{key}": value.contiguous() for key, value in stored.items()}
         tensors["expected"] = expected.contiguous()
-        config = {"quantization_config": {"quant_method": "compressed-tensors", "format": layout, "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": {**values, "type": "float", "symmetric": True}}}}}
+        config = {
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "format": layout,
+                "config_groups": {
+                    "group_0": {"targets": ["Linear"], "weights": {**values, "type": "float", "symmetric": True}}
+                },
+            }
+        }
         save_file(tensors, FOLDER / f"{name}.safetensors", {"config": json.dumps(config)})
 
 

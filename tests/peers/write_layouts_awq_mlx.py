@@ -32,8 +32,11 @@ def awq(path: str) -> None:
         expected = library.dequantize_gemm(words, zeros, scales.float(), 4, group).T.contiguous()
         tensors = {"m.qweight": words, "m.qzeros": zeros, "m.scales": scales, "expected": expected}
         config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True}}
-        save_file({k: v.numpy() for k, v in tensors.items()}, FOLDER / f"awq-g{group}.safetensors",
-                  {"config": json.dumps(config)})
+        save_file(
+            {k: v.numpy() for k, v in tensors.items()},
+            FOLDER / f"awq-g{group}.safetensors",
+            {"config": json.dumps(config)},
+        )
 
 
 def mlx() -> None:
@@ -43,8 +46,11 @@ def mlx() -> None:
         expected = mx.dequantize(words, scales, biases, group_size=64, bits=bits)
         parts = {"m.weight": words, "m.scales": scales, "m.biases": biases, "expected": expected}
         config = {"quantization": {"bits": bits, "group_size": 64}}
-        save_file({k: np.array(v) for k, v in parts.items()}, FOLDER / f"mlx-w{bits}.safetensors",
-                  {"config": json.dumps(config)})
+        save_file(
+            {k: np.array(v) for k, v in parts.items()},
+            FOLDER / f"mlx-w{bits}.safetensors",
+            {"config": json.dumps(config)},
+        )
 
 
 def mlx_small() -> None:
@@ -56,13 +62,18 @@ def mlx_small() -> None:
         raw = chance.integers(0, 256, (120, group * bits // 8), dtype=np.uint8)
         raw[(raw & 127) == 127] = 0  # not a number as 8-bit float
         some = np.resize(np.setdiff1d(np.arange(250), [127]) if mode == "nvfp4" else np.arange(8, 250), 120)
-        for name, codes, scale in [(mode, words, scales),
-                                   (f"{mode}-all", mx.array(raw.view("<u4")), mx.array(some.astype("u1")[:, None]))]:
+        for name, codes, scale in [
+            (mode, words, scales),
+            (f"{mode}-all", mx.array(raw.view("<u4")), mx.array(some.astype("u1")[:, None])),
+        ]:
             expected = mx.dequantize(codes, scale, None, group_size=group, bits=bits, mode=mode, dtype=mx.float32)
             parts = {"m.weight": codes, "m.scales": scale, "expected": expected}
             config = {"quantization": {"bits": bits, "group_size": group, "mode": mode}}
-            save_file({k: np.array(v) for k, v in parts.items()}, FOLDER / f"mlx-{name}.safetensors",
-                      {"config": json.dumps(config)})
+            save_file(
+                {k: np.array(v) for k, v in parts.items()},
+                FOLDER / f"mlx-{name}.safetensors",
+                {"config": json.dumps(config)},
+            )
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ CASES = {
 def save(name: str, tensors: dict[str, torch.Tensor], expected: torch.Tensor, **settings: object) -> None:
     config = {"quantization_config": {"quant_method": "bitsandbytes", **settings}}
     tensors = {f"m.{key}": value.clone().contiguous() for key, value in tensors.items()}
-    save_file({**tensors, "expected": expected.contiguous()}, FOLDER / f"{name}.safetensors",
-              {"config": json.dumps(config)})
+    save_file(
+        {**tensors, "expected": expected.contiguous()}, FOLDER / f"{name}.safetensors", {"config": json.dumps(config)}
+    )
 
 
 def decoded(codes: torch.Tensor, state: QuantState) -> torch.Tensor:

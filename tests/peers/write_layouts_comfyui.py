@@ -40,8 +40,9 @@ def main() -> None:
         size = int(name[-2:])
         codes = torch.randint(-128, 128, (shape[0], shape[1] // 2), generator=chance).to(torch.int8)
         scale, zeros = (torch.randn((shape[1] // size, shape[0]), generator=chance).bfloat16() / 16 for _ in range(2))
-        params = TensorCoreAWQW4A16Layout.Params(scale=scale, zeros=zeros, group_size=size, orig_dtype=torch.float32,
-                                                 orig_shape=shape)
+        params = TensorCoreAWQW4A16Layout.Params(
+            scale=scale, zeros=zeros, group_size=size, orig_dtype=torch.float32, orig_shape=shape
+        )
         save(name, TensorCoreAWQW4A16Layout, codes, params, {"format": "awq_w4a16", "group_size": size}, own)
 
 

@@ -24,8 +24,11 @@ def main() -> None:
         scale = torch.rand([n // b for n, b in zip(shape, block)], generator=chance)
         expected = Fp8Dequantize(None)._dequantize_one(codes, scale, torch.float32)
         config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": list(block)}}
-        save_file({"m.weight": codes, "m.weight_scale_inv": scale, "expected": expected.contiguous()},
-                  FOLDER / f"{name}.safetensors", {"config": json.dumps(config)})
+        save_file(
+            {"m.weight": codes, "m.weight_scale_inv": scale, "expected": expected.contiguous()},
+            FOLDER / f"{name}.safetensors",
+            {"config": json.dumps(config)},
+        )
 
 
 if __name__ == "__main__":

@@ -55,8 +55,11 @@ def small() -> None:
     writer.add_token_types([1, 2, 3])
     writer.add_tensor("token_embd.weight", np.arange(15, dtype="f4").reshape(3, 5))
     weights = np.linspace(-1, 1, 64, dtype="f4").reshape(2, 32)
-    writer.add_tensor("blk.0.attn_q.weight", gguf.quants.quantize(weights, GGMLQuantizationType.Q4_0),
-                      raw_dtype=GGMLQuantizationType.Q4_0)
+    writer.add_tensor(
+        "blk.0.attn_q.weight",
+        gguf.quants.quantize(weights, GGMLQuantizationType.Q4_0),
+        raw_dtype=GGMLQuantizationType.Q4_0,
+    )
     writer.add_tensor("output_norm.weight", np.ones(3, "f2"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -68,7 +71,7 @@ def names() -> None:
     """The package's names of the tensors of the second layer, and of those outside of layers."""
     found = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2)
     layer = ["input_layernorm", *(f"self_attn.{n}_proj" for n in "qkvo"), "self_attn.q_norm", "self_attn.k_norm",
-             "post_attention_layernorm", *(f"mlp.{n}_proj" for n in ("gate", "up", "down"))]
+             "post_attention_layernorm", *(f"mlp.{n}_proj" for n in ("gate", "up", "down"))]  # fmt: skip
     modules = ["model.embed_tokens", "model.norm", "lm_head", *(f"model.layers.1.{n}" for n in layer)]
     table = {f"{m}.weight": found.get_name(f"{m}.weight", try_suffixes=(".weight",)) for m in modules}
     (FOLDER / "names.json").write_text(json.dumps(table, indent=1) + "\n")
@@ -104,11 +107,14 @@ def turned(array: np.ndarray, heads: int) -> np.ndarray:
 
 def checkpoint() -> dict[str, np.ndarray]:
     sizes = {"q_proj": (32, 32), "k_proj": (16, 32), "v_proj": (16, 32), "o_proj": (32, 32), "gate_proj": (64, 32),
-             "up_proj": (64, 32), "down_proj": (32, 64)}
+             "up_proj": (64, 32), "down_proj": (32, 64)}  # fmt: skip
     layer = {n: weights(*s, TYPES.get(n, "Q4_0"), i) for i, (n, s) in enumerate(sizes.items())}
     ramp = np.linspace(-1, 1, 12 * 32, dtype=np.float32).reshape(12, 32)
-    tensors = {"model.embed_tokens.weight": ramp, "lm_head.weight": ramp[::-1].astype(ml_dtypes.bfloat16),
-               "model.norm.weight": ramp[3].astype(np.float16)}
+    tensors = {
+        "model.embed_tokens.weight": ramp,
+        "lm_head.weight": ramp[::-1].astype(ml_dtypes.bfloat16),
+        "model.norm.weight": ramp[3].astype(np.float16),
+    }
     for name in ("input_layernorm", "post_attention_layernorm"):
         tensors[f"model.layers.0.{name}.weight"] = ramp[len(name) % 12].astype(ml_dtypes.bfloat16)
     for name, values in layer.items():

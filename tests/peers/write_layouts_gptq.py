@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 FOLDER = Path(__file__).parent.parent / "golden" / "layouts"
 WANTED = ("_torch_right_shift", "_torch_left_shift", "dequantize_weight", "_dequantize_from_codes",
-          "_init_wf_unsqueeze_buffers")
+          "_init_wf_unsqueeze_buffers")  # fmt: skip
 
 
 def functions(source: Path) -> dict[str, Any]:
@@ -60,11 +60,14 @@ def main(source: Path) -> None:
             setattr(layer, name, scope[name].__get__(layer))
         expected = scope["dequantize_weight"](layer).T.contiguous()
         tensors = {"m.qweight": layer.qweight, "m.qzeros": layer.qzeros, "m.scales": layer.scales.half(),
-                   "m.g_idx": g_idx, "expected": expected.float()}
+                   "m.g_idx": g_idx, "expected": expected.float()}  # fmt: skip
         config = {"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": bits,
-                                          "group_size": group, "sym": False, "desc_act": not ordered}}
-        save_file({k: np.ascontiguousarray(v.numpy()) for k, v in tensors.items()},
-                  FOLDER / f"gptq-w{bits}.safetensors", {"config": json.dumps(config)})
+                                          "group_size": group, "sym": False, "desc_act": not ordered}}  # fmt: skip
+        save_file(
+            {k: np.ascontiguousarray(v.numpy()) for k, v in tensors.items()},
+            FOLDER / f"gptq-w{bits}.safetensors",
+            {"config": json.dumps(config)},
+        )
 
 
 if __name__ == "__main__":

@@ -44,9 +44,16 @@ def main() -> None:
         expected = compressor.decompress(stored, scheme)["weight"]
         tensors = {f"m.{key}": value.contiguous() for key, value in stored.items()}
         tensors["expected"] = expected.float().contiguous()
-        config = {"quantization_config": {
-            "quant_method": "compressed-tensors", "format": "pack-quantized", "version": "0.17.0",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": values | {"symmetric": args.symmetric}}}}}
+        config = {
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "version": "0.17.0",
+                "config_groups": {
+                    "group_0": {"targets": ["Linear"], "weights": values | {"symmetric": args.symmetric}}
+                },
+            }
+        }
         save_file(tensors, FOLDER / f"{name}.safetensors", {"config": json.dumps(config)})
         print(name, stored["weight_packed"].shape, -(-cols * args.num_bits // 32))
 

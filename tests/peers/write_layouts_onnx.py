@@ -42,9 +42,13 @@ def matmul(rows: int, cols: int, seed: int) -> onnx.ModelProto:
     """A model of one MatMul with a weight [cols, rows], as it stands in a graph."""
     weight = np.random.default_rng(seed).normal(size=(cols, rows)).astype(np.float32)
     node = helper.make_node("MatMul", ["x", "W"], ["y"], "multiply")
-    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", cols])],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", rows])],
-                              [numpy_helper.from_array(weight, "W")])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", cols])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", rows])],
+        [numpy_helper.from_array(weight, "W")],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
@@ -96,15 +100,17 @@ def linear(name: str, *, zeros: bool, raw: bool) -> None:
         if block:
             own = tuple(-(-n // block) if i == axis else n for i, n in enumerate(shape))
         count = int(np.prod(own, dtype=int))
-        parts = [helper.make_tensor(weight, kind, shape, rng.integers(low, high + 1, int(np.prod(shape))).tolist()),
-                 helper.make_tensor(f"{weight}_s", TensorProto.FLOAT, own, rng.uniform(0.01, 0.1, count).tolist())]
+        parts = [
+            helper.make_tensor(weight, kind, shape, rng.integers(low, high + 1, int(np.prod(shape))).tolist()),
+            helper.make_tensor(f"{weight}_s", TensorProto.FLOAT, own, rng.uniform(0.01, 0.1, count).tolist()),
+        ]
         if zeros and kind not in (TensorProto.INT32, TensorProto.FLOAT8E4M3FN):
             parts.append(helper.make_tensor(f"{weight}_z", kind, own, rng.integers(low, high + 1, count).tolist()))
         if raw:
             parts = [numpy_helper.from_array(numpy_helper.to_array(p), p.name) for p in parts]
         settings = {"axis": axis} if axis is not None else {}
         nodes.append(helper.make_node("DequantizeLinear", [p.name for p in parts], [f"{weight}_out"], **settings,
-                                      **({"block_size": block} if block else {})))
+                                      **({"block_size": block} if block else {})))  # fmt: skip
         outputs.append(helper.make_tensor_value_info(f"{weight}_out", TensorProto.FLOAT, shape))
         initializers += parts
     graph = helper.make_graph(nodes, "g", [], outputs, initializers)
@@ -120,8 +126,12 @@ def integers() -> None:
     rng = np.random.default_rng(11)
     shapes = {"W": (16, 12), "E": (20, 16), "C": (4, 3, 3, 3), "B": (12,)}
     parts = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
-    nodes = [helper.make_node("Gather", ["E", "ids"], ["e"]), helper.make_node("MatMul", ["e", "W"], ["m"]),
-             helper.make_node("Add", ["m", "B"], ["y"]), helper.make_node("Conv", ["img", "C"], ["c"])]
+    nodes = [
+        helper.make_node("Gather", ["E", "ids"], ["e"]),
+        helper.make_node("MatMul", ["e", "W"], ["m"]),
+        helper.make_node("Add", ["m", "B"], ["y"]),
+        helper.make_node("Conv", ["img", "C"], ["c"]),
+    ]
     graph = helper.make_graph(
         nodes, "g",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
@@ -145,9 +155,20 @@ def integers() -> None:
 
 def numbers() -> None:
     """A tensor of every type in the field for it and as bytes, and the bytes alone in a file beside."""
-    kinds = {"f2": TensorProto.FLOAT16, "f4": TensorProto.FLOAT, "f8": TensorProto.DOUBLE, "i1": TensorProto.INT8,
-             "i2": TensorProto.INT16, "i4": TensorProto.INT32, "i8": TensorProto.INT64, "u1": TensorProto.UINT8,
-             "u2": TensorProto.UINT16, "u4": TensorProto.UINT32, "u8": TensorProto.UINT64, "b1": TensorProto.BOOL}
+    kinds = {
+        "f2": TensorProto.FLOAT16,
+        "f4": TensorProto.FLOAT,
+        "f8": TensorProto.DOUBLE,
+        "i1": TensorProto.INT8,
+        "i2": TensorProto.INT16,
+        "i4": TensorProto.INT32,
+        "i8": TensorProto.INT64,
+        "u1": TensorProto.UINT8,
+        "u2": TensorProto.UINT16,
+        "u4": TensorProto.UINT32,
+        "u8": TensorProto.UINT64,
+        "b1": TensorProto.BOOL,
+    }
     tensors = []
     for name, kind in kinds.items():
         values = np.arange(6).reshape(1, 2, 3) % 2 if name == "b1" else np.arange(6).reshape(1, 2, 3)
@@ -162,7 +183,7 @@ def numbers() -> None:
     onnx.save(model, FOLDER / "numbers.onnx")
     (FOLDER / "outside.onnx.data").unlink(missing_ok=True)  # it would be appended to
     onnx.save(model, FOLDER / "outside.onnx", save_as_external_data=True, location="outside.onnx.data",
-              size_threshold=8, convert_attribute=False)
+              size_threshold=8, convert_attribute=False)  # fmt: skip
 
 
 def main() -> None:

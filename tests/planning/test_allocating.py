@@ -38,8 +38,11 @@ ITEMS = st.lists(OPTIONS, min_size=1, max_size=5)
 def test_no_choice_is_better(options: list[list[tuple[int, float]]], budget: int) -> None:
     """Exactly one option each, sizes within the budget, least cost: by enumeration."""
     found = allocate(options, budget)
-    fitting = [c for c in itertools.product(*(range(len(o)) for o in options))
-               if sum(o[i][0] for o, i in zip(options, c)) <= budget]
+    fitting = [
+        c
+        for c in itertools.product(*(range(len(o)) for o in options))
+        if sum(o[i][0] for o, i in zip(options, c)) <= budget
+    ]
     assert (found is None) == (not fitting) == (budget < smallest(options))
     if found is None:
         return
@@ -55,8 +58,11 @@ def many(items: int, seed: int) -> list[list[tuple[int, float]]]:
     for _ in range(items):
         numel, variance = int(2 ** rng.uniform(12, 22)) // 128 * 128, float(np.exp(rng.normal()))
         jitter = np.exp(rng.normal(size=12) / 20)
-        options = [(numel * b // 8 + numel // g * 2, numel * variance * 4.0**-b * (1.2 if g == 128 else 1.0))
-                   for g in (32, 128) for b in (2, 3, 4, 5, 6, 8)]
+        options = [
+            (numel * b // 8 + numel // g * 2, numel * variance * 4.0**-b * (1.2 if g == 128 else 1.0))
+            for g in (32, 128)
+            for b in (2, 3, 4, 5, 6, 8)
+        ]
         found.append([(s, d * j) for (s, d), j in zip(options, jitter)] + [(numel * 2, 0.0)])
     return found
 
@@ -77,6 +83,9 @@ def test_the_certified_gap_is_small(items: int, bits: float) -> None:
 
 def test_more_room_never_costs_more() -> None:
     options = many(12, seed=3)
-    costs = [found.cost for b in range(30, 160, 7)
-             if (found := allocate(options, int(sum(o[-1][0] for o in options) * b / 160))) is not None]
+    costs = [
+        found.cost
+        for b in range(30, 160, 7)
+        if (found := allocate(options, int(sum(o[-1][0] for o in options) * b / 160))) is not None
+    ]
     assert len(costs) > 10 and costs == sorted(costs, reverse=True)

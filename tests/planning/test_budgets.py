@@ -77,25 +77,30 @@ def test_the_rest_is_small(model: Path) -> None:
 
 def test_no_choice_is_better(model: Path) -> None:
     """every combination of a small model, from what quantize itself reports"""
-    weights = {"a.weight": gaussian(64, 96, seed=1), "b.weight": gaussian(96, 160, seed=2) ** 3,
-               "c.weight": gaussian(32, 64)}
+    weights = {
+        "a.weight": gaussian(64, 96, seed=1),
+        "b.weight": gaussian(96, 160, seed=2) ** 3,
+        "c.weight": gaussian(32, 64),
+    }
     save(Path("small.safetensors"), weights)
     costs: dict[str, dict[str, tuple[int, float]]] = {n: {} for n in weights}
     for bits, size in itertools.product((2, 4, 8), (32, 96)):
         report = json.loads(run("quantize", "small.safetensors", "-o", "x.safetensors", "--force", "--bits", bits,
-                                "--group-size", size, "--json").out)
+                                "--group-size", size, "--json").out)  # fmt: skip
         for t in report["tensors"]:
             costs[t["name"]][f"{bits},{size}"] = t["bytes_out"], t["nmse"]
     for name, w in weights.items():
         costs[name]["kept"] = w.nbytes, 0.0
     for target in (12_000, 16_000, 25_000):
         found = planned("small.safetensors", "--target-size", target, "--bits", "2,4,8,16", "--group-size", "32,96",
-                        "--weighting", "relative")
+                        "--weighting", "relative")  # fmt: skip
         # Of all choices whose data is no larger than the data of the plan, none costs less.
         data = sum(costs[t["name"]][_key(t["scheme"])][0] for t in found["tensors"])
-        best = min(sum(c[k][1] for c, k in zip(costs.values(), keys)) for keys in
-                   itertools.product(*(c for c in costs.values()))
-                   if sum(c[k][0] for c, k in zip(costs.values(), keys)) <= data)
+        best = min(
+            sum(c[k][1] for c, k in zip(costs.values(), keys))
+            for keys in itertools.product(*(c for c in costs.values()))
+            if sum(c[k][0] for c, k in zip(costs.values(), keys)) <= data
+        )
         assert found["cost"] == pytest.approx(best, rel=1e-6) and found["optimal"]
 
 
@@ -194,9 +199,10 @@ def test_what_cannot_be_planned(arguments: list[str], words: str, model: Path) -
 @pytest.mark.parametrize("uniform", [[], ["--uniform-groups"]])
 @pytest.mark.parametrize(("option", "unit", "size"), [
     ("--target-bpw", "", None), ("--target-size", "kB", 1000), ("--target-size", "KiB", 1024),
-    ("--target-size", "", 1)])
+    ("--target-size", "", 1)])  # fmt: skip
 def test_a_target_out_of_reach_is_answered_in_its_unit(
-        option: str, unit: str, size: int | None, uniform: list[str], model: Path) -> None:
+    option: str, unit: str, size: int | None, uniform: list[str], model: Path
+) -> None:
     """The least that can be reached may be asked for; the tensors that take the room are named with what they take."""
     save(model, {**load_file(model), "embed.weight": gaussian(32, 128, seed=9)})
     per = size or sum(v.size for v in load_file(model).values()) / 8
@@ -205,7 +211,9 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
     found = re.fullmatch(
         rf".*: {option}: 1 {name} cannot be met: the smallest file these options allow has ([0-9.]+) {name} \("
         r"kept tensors ([0-9.,]+): embed\.weight ([0-9.,]+) \(embedding\).*; quantized tensors ([0-9.,]+); "
-        r"header ([0-9.,]+)\); quantize such tensors too with --no-default-keep, or ask for more", line)
+        r"header ([0-9.,]+)\); quantize such tensors too with --no-default-keep, or ask for more",
+        line,
+    )
     assert found, line
     least, kept, embedding, quantized, header = (float(word.replace(",", "")) for word in found.groups())
     assert embedding == pytest.approx(32 * 128 * 4 / per, rel=0.01) and kept >= embedding
@@ -217,7 +225,7 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
 
 def test_a_target_leaves_no_choice(model: Path) -> None:
     for extra in (["--bits", "4"], ["--group-size", "32"], ["--type", "nf4"], ["--calibration", "mse"],
-                  ["--percentile", "99"], ["--mse-norm", "3"]):
+                  ["--percentile", "99"], ["--mse-norm", "3"]):  # fmt: skip
         ran = run("quantize", model, "--target-size", "44kB", *extra)
         assert "a size target chooses this itself" in one_line(ran, 2)
 
@@ -228,7 +236,7 @@ def test_a_target_leaves_no_choice(model: Path) -> None:
 def test_overrides_and_the_recipe_they_make(model: Path) -> None:
     """--override, repeatable, last wins; running the saved recipe again gives the same bytes"""
     overrides = ["--override", "*.down_proj:bits=8,group-size=32", "--override", "layers.1.*:bits=3",
-                 "--override", "re:layers\\.2\\.q_proj.*:keep"]
+                 "--override", "re:layers\\.2\\.q_proj.*:keep"]  # fmt: skip
     ran = run("quantize", model, "-o", "a.safetensors", *overrides, "--save-recipe", "r.yaml", "--json")
     schemes = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
     assert schemes["layers.0.down_proj.weight"] == "w8g32" and schemes["layers.1.down_proj.weight"] == "w3g128"
@@ -237,14 +245,16 @@ def test_overrides_and_the_recipe_they_make(model: Path) -> None:
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
     assert Path("r.yaml").read_text() == Path("s.yaml").read_text()
     for wrong in ("bits=8", "x", "*.down_proj:bits", "*.down_proj:bts=8", "*.dwn:bits=8", "*.down_proj:bits=8,bits=4",
-                  "*.down_proj:bits=eight", "*.down_proj:keep,bits=4"):
+                  "*.down_proj:bits=eight", "*.down_proj:keep,bits=4"):  # fmt: skip
         one_line(run("quantize", model, "-o", "c.safetensors", "--override", wrong), 2)
 
 
 def test_shorthands_of_the_field(model: Path) -> None:
     """scheme shorthands (W4A16, W8A16, W4A16_ASYM)"""
-    Path("r.yaml").write_text("default: W4A16\nrules:\n  - {match: '*.down_proj', scheme: W8A16}\n"
-                              "  - {match: layers.1.*, scheme: W4A16_ASYM, group_size: 32}\n")
+    Path("r.yaml").write_text(
+        "default: W4A16\nrules:\n  - {match: '*.down_proj', scheme: W8A16}\n"
+        "  - {match: layers.1.*, scheme: W4A16_ASYM, group_size: 32}\n"
+    )
     ran = run("quantize", model, "-o", "a.safetensors", "--recipe", "r.yaml", "--override", "wide*:W3A16", "--json")
     schemes = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
     assert schemes["layers.0.q_proj.weight"] == "w4g128" and schemes["layers.0.down_proj.weight"] == "w8c"
@@ -310,7 +320,6 @@ def test_ties_of_known_families() -> None:
     assert names.count(["k_proj", "q_proj", "v_proj"]) == 2 and names.count(["gate_proj", "up_proj"]) == 2
 
 
-
 # ---- presets, ties, rules beside a budget ---------------------------------------------------------------------------
 
 
@@ -326,7 +335,7 @@ def test_presets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "diffusion": {"transformer_blocks.0.attn.to_q.weight": "w8g64", "time_in.in_layer.weight": None,
                       "double_blocks.0.img_mod.lin.weight": None, "single_blocks.3.adaLN_modulation.1.weight": None,
                       "x_embedder.proj.weight": None, "final_layer.linear.weight": None},
-    }
+    }  # fmt: skip
     assert recipe.presets() == sorted(names)
     for preset, wanted in names.items():
         save(tmp_path / "m.safetensors", {name: gaussian(32, 128, seed=1) for name in wanted})

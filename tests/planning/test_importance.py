@@ -70,8 +70,9 @@ def test_the_search_stays_near_the_best_weighted_error(bits: int, symmetric: boo
     times = np.broadcast_to(counts.astype(float), weights.shape)
 
     def lost(effort: str) -> float:
-        scheme = Scheme(bits=bits, symmetric=symmetric, granularity="channel", calibration="mse",
-                        options={"effort": effort})
+        scheme = Scheme(
+            bits=bits, symmetric=symmetric, granularity="channel", calibration="mse", options={"effort": effort}
+        )
         ideal = mse.local(kernels.load(), tile, scheme)
         assert ideal is not None
         top = (1 << bits) - 1
@@ -160,9 +161,7 @@ def test_tensors_without_an_entry_are_told(model: Path) -> None:
     ({"other.weight": np.ones(64)}, ["--calibration", "auto"], "auto does not weigh errors"),
     ({"other.weight": np.ones(64)}, ["--group-size", "0"], "importance needs scales per row or group"),
 ])  # fmt: skip
-def test_importances_that_cannot_be(
-    entries: dict[str, Any], arguments: list[str], words: str, model: Path
-) -> None:
+def test_importances_that_cannot_be(entries: dict[str, Any], arguments: list[str], words: str, model: Path) -> None:
     """importance of the wrong shape: one line, exit 2, nothing written"""
     save(Path("wrong.safetensors"), entries)
     before = sorted(os.listdir())

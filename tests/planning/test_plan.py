@@ -17,8 +17,10 @@ MATRIX = (256, 256)
 
 def plan_of(tensors: dict[str, Any], **request: Any) -> Plan:
     """The plan for tensors given as name -> shape (F32) or (dtype, shape)."""
-    infos = [TensorInfo(name, *(("F32", value) if not value or isinstance(value[0], int) else value))
-             for name, value in tensors.items()]
+    infos = [
+        TensorInfo(name, *(("F32", value) if not value or isinstance(value[0], int) else value))
+        for name, value in tensors.items()
+    ]
     return make(infos, Request(**{"scheme": SCHEME, **request}))
 
 
@@ -165,8 +167,9 @@ def test_small_tensors_are_kept() -> None:
     ({"a": (5, 5), "b": (9,), "n": ("I64", (3,))}, {"a": "default", "b": "default", "n": "not-float"}),
     ({"a": (5, 5), "b": MATRIX}, {"a": "small", "b": "default"}),
 ])  # fmt: skip
-def test_where_there_is_nothing_else_small_tensors_are_the_weights(tensors: dict[str, Any],
-                                                                   expected: dict[str, str]) -> None:
+def test_where_there_is_nothing_else_small_tensors_are_the_weights(
+    tensors: dict[str, Any], expected: dict[str, str]
+) -> None:
     """where a file holds nothing else (an array of audio samples, a toy model) they are the weights"""
     assert reasons(plan_of(tensors)) == expected
 
@@ -192,17 +195,26 @@ def test_everything_excluded_is_an_error() -> None:
 
 
 def test_the_keep_list_can_be_turned_off() -> None:
-    plan = plan_of({"lm_head.weight": MATRIX, "embed.weight": MATRIX, "tiny": (2, 2), "norm.weight": (256,)},
-                   keep_defaults=False)
-    assert reasons(plan) == {"lm_head.weight": "default", "embed.weight": "default", "tiny": "default",
-                             "norm.weight": "one-dimensional"}
+    plan = plan_of(
+        {"lm_head.weight": MATRIX, "embed.weight": MATRIX, "tiny": (2, 2), "norm.weight": (256,)}, keep_defaults=False
+    )
+    assert reasons(plan) == {
+        "lm_head.weight": "default",
+        "embed.weight": "default",
+        "tiny": "default",
+        "norm.weight": "one-dimensional",
+    }
 
 
 def test_include_and_exclude() -> None:
     tensors = {f"layers.{i}.{kind}.weight": MATRIX for i in range(2) for kind in ("up", "down")}
     plan = plan_of(tensors, include=("layers.0.*", "*.down"), exclude=("layers.1.down",))
-    assert reasons(plan) == {"layers.0.up.weight": "default", "layers.0.down.weight": "default",
-                             "layers.1.up.weight": "not-included", "layers.1.down.weight": "excluded"}
+    assert reasons(plan) == {
+        "layers.0.up.weight": "default",
+        "layers.0.down.weight": "default",
+        "layers.1.up.weight": "not-included",
+        "layers.1.down.weight": "excluded",
+    }
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
@@ -219,7 +231,7 @@ def test_the_last_rule_decides() -> None:
     rules = (Rule("layers.*", eight), Rule("layers.1", None), Rule("lm_head", eight), Rule("*ids", eight))
     plan = plan_of(tensors, rules=rules)
     assert reasons(plan) == {"layers.0.weight": "rule", "layers.1.weight": "excluded", "layers.2.weight": "rule",
-                             "lm_head.weight": "rule", "ids": "not-float"}
+                             "lm_head.weight": "rule", "ids": "not-float"}  # fmt: skip
     assert plan.tensors[0].scheme == eight
     with pytest.raises(UsageError, match=r"rules: 'layer\.\*' matches no tensor"):
         plan_of(tensors, rules=(Rule("layer.*", eight),))

@@ -176,7 +176,10 @@ def test_kept_rows_are_shown_where_a_table_is_cut(monkeypatch: pytest.MonkeyPatc
     source = folder("in", {"model_type": "llama"}, tensors)
     ran = run("quantize", source, "-o", "out")
     assert [row.split()[0] for row in rows(ran)] == [
-        "model.layers.*.mlp.experts.*.w1", "model.layers.*.mlp.experts.*.w2", "model.embed_tokens.weight"]
+        "model.layers.*.mlp.experts.*.w1",
+        "model.layers.*.mlp.experts.*.w2",
+        "model.embed_tokens.weight",
+    ]
     assert all("100 tensors; compressed-tensors cannot store it" in row for row in rows(ran)[:2])
     assert "204.8 kB" in rows(ran)[0] and "32x4x8" in rows(ran)[0]
     assert re.search(r"and \d+ more: \d+ quantized .*, 8 kept; --all shows them", ran.out)

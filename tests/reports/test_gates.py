@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "model.safetensors", {
         "a.up": gaussian(64, 128, seed=1), "a.down": gaussian(64, 128, seed=2) ** 3, "b.up": gaussian(32, 64, seed=3),
-        "norm": gaussian(64, seed=4)})
+        "norm": gaussian(64, seed=4)})  # fmt: skip
     assert run("quantize", "model.safetensors", "-o", "q4.safetensors", "--bits", "4").code == 0
     (tmp_path / "base.json").write_text(run("report", "q4.safetensors", "--json").out)
     return tmp_path
@@ -75,10 +75,13 @@ def test_each_gate_passes_on_one_side_and_fails_on_the_other(place: Path) -> Non
     parameters = sum(w.size for w in before.values())
     gap = float(np.median(tensors)) - min(tensors)
     for flag, value, low in (
-        ("--min-sqnr", sqnr[""], True), ("--min-tensor-sqnr", min(tensors), True),
+        ("--min-sqnr", sqnr[""], True),
+        ("--min-tensor-sqnr", min(tensors), True),
         ("--max-mse", max(mse.values()), False),
-        ("--max-bpw", 8 * size / parameters, False), ("--max-size", size, False),
-        ("--min-coverage", 1 - 64 / parameters, True), ("--max-outlier-gap", gap, False),
+        ("--max-bpw", 8 * size / parameters, False),
+        ("--max-size", size, False),
+        ("--min-coverage", 1 - 64 / parameters, True),
+        ("--max-outlier-gap", gap, False),
     ):
         for factor, passes in ((1 - 1e-4, low), (1 + 1e-4, not low)):
             limit = min(value * factor, 1.0) if flag == "--min-coverage" else value * factor
@@ -92,8 +95,10 @@ def test_a_failed_gate_names_the_worst_tensor_first(place: Path) -> None:
     worst = sorted((k for k in sqnr if k), key=sqnr.__getitem__)
     ran = run("report", "q4.safetensors", "--min-tensor-sqnr", "40", "-q")
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err == (f"quantcli: q4.safetensors: gate min-tensor-sqnr failed: {worst[0]}: {sqnr[worst[0]]:.2f} dB, "
-                       "limit 40.00 dB and 2 more\n")
+    assert ran.err == (
+        f"quantcli: q4.safetensors: gate min-tensor-sqnr failed: {worst[0]}: {sqnr[worst[0]]:.2f} dB, "
+        "limit 40.00 dB and 2 more\n"
+    )
     (gate,) = document("q4.safetensors", "--min-tensor-sqnr", "40")["gates"]
     assert [f["tensor"] for f in gate["failures"]] == worst
 
@@ -103,8 +108,10 @@ def test_a_planted_regression_is_named(place: Path) -> None:
     weights = load_file("model.safetensors")
     noise = gaussian(64, 128, seed=9)
     power = float((weights["a.up"].astype(float) ** 2).sum())
-    wanted = 10 ** (-(sqnr_of("q4.safetensors")["a.up"] - 3) / 10) * power - 10 ** (
-        -sqnr_of("q4.safetensors")["a.up"] / 10) * power
+    wanted = (
+        10 ** (-(sqnr_of("q4.safetensors")["a.up"] - 3) / 10) * power
+        - 10 ** (-sqnr_of("q4.safetensors")["a.up"] / 10) * power
+    )
     spoilt = weights["a.up"] + noise * np.float32(math.sqrt(wanted / float((noise.astype(float) ** 2).sum())))
     save(Path("spoilt.safetensors"), {**weights, "a.up": spoilt})
     assert run("quantize", "spoilt.safetensors", "-o", "bad.safetensors", "--bits", "4", "-q").code == 0
@@ -228,7 +235,8 @@ def test_rules_of_the_configuration(place: Path) -> None:
     assert ran.code == 1 and "a.down" in ran.err and "b.up" not in ran.err
     Path("quantcli.yaml").write_text(rules.format(1, "*.dwn", limit))
     assert "quantcli.yaml: gates: rules: '*.dwn' matches no tensor; near it: " in one_line(
-        run("report", "q4.safetensors"), 2)
+        run("report", "q4.safetensors"), 2
+    )
 
 
 def test_a_rule_must_match_in_one_of_the_models(place: Path) -> None:
@@ -294,7 +302,7 @@ def test_junit(hostile: Path) -> None:
     cases = list(suites[0])
     assert len(cases) == suites[0].tests == 4 + 2 and suites[0].failures == 3 + 2
     assert [c.name.split()[0] for c in cases] == ["min-sqnr", "min-tensor-sqnr", "min-tensor-sqnr:", "min-tensor-sqnr:",
-                                                  "max-bpw", "max-size"]
+                                                  "max-bpw", "max-size"]  # fmt: skip
     assert all(bool(c.result) == (not c.name.startswith("max-bpw")) for c in cases)
     assert any("alert(1)" in c.name and "\x1b" not in c.name for c in cases)
     run("report", "q4.safetensors", "-o", "junit=plain.xml", "-q")
@@ -348,7 +356,7 @@ def test_a_comment_of_thousands_of_tensors_fits(place: Path) -> None:
 def test_several_renderings_at_once(place: Path) -> None:
     """--format table --output junit=report.xml --output html=report.html"""
     ran = run("report", "q4.safetensors", "--min-sqnr", "1", "-o", "junit=r.xml", "-o", "json=r.json",
-              "-o", "csv=r.csv", "-o", "markdown=r.md", "-o", "github=r.txt", "-o", "table=t.txt")
+              "-o", "csv=r.csv", "-o", "markdown=r.md", "-o", "github=r.txt", "-o", "table=t.txt")  # fmt: skip
     assert ran.code == 0 and "passed  min-sqnr 1.00 dB" in ran.out
     assert json.loads(Path("r.json").read_text())["passed"] is True
     assert Path("t.txt").read_text() == ran.out
@@ -371,8 +379,9 @@ def test_names_from_a_list(place: Path) -> None:
     """find ... -print0 | quantcli report --files0-from -"""
     Path("odd\nname.safetensors").write_bytes(Path("q4.safetensors").read_bytes())
     names = b"q4.safetensors\0odd\nname.safetensors\0"
-    done = subprocess.run(command("report", "--files0-from", "-", "--json"), input=names, capture_output=True,
-                          env=environment())
+    done = subprocess.run(
+        command("report", "--files0-from", "-", "--json"), input=names, capture_output=True, env=environment()
+    )
     assert done.returncode == 0
     assert [r["source"] for r in json.loads(done.stdout)["reports"]] == ["q4.safetensors", "odd\nname.safetensors"]
     Path("list").write_bytes(names)
@@ -393,12 +402,17 @@ def test_patterns_that_no_shell_has_expanded(place: Path) -> None:
 @pytest.mark.parametrize("rendering", [n for n in registry.names("reports.renderings") if n != "table"])
 def test_documents_are_utf_8_in_every_locale(rendering: str, place: Path) -> None:
     arguments = command("report", "q4.safetensors", "--min-sqnr", "1", "--format", rendering)
-    done = subprocess.run(arguments, capture_output=True, env=environment(PYTHONIOENCODING="ascii", LC_ALL="C"),
-                          check=True)
+    done = subprocess.run(
+        arguments, capture_output=True, env=environment(PYTHONIOENCODING="ascii", LC_ALL="C"), check=True
+    )
     text = done.stdout.decode("utf-8")
     assert ("✅" in text) == (rendering == "markdown") and "\\u" not in text
-    table = subprocess.run(command("report", "q4.safetensors"), capture_output=True, check=True,
-                           env=environment(PYTHONIOENCODING="ascii", LC_ALL="C"))
+    table = subprocess.run(
+        command("report", "q4.safetensors"),
+        capture_output=True,
+        check=True,
+        env=environment(PYTHONIOENCODING="ascii", LC_ALL="C"),
+    )
     assert table.stdout.isascii()
 
 
@@ -442,8 +456,9 @@ def test_quiet_says_only_what_failed(place: Path) -> None:
     (["quantize", "model.safetensors", "--save-recipe", "model-w4g128.safetensors"], "this is the output too"),
     (["report", "q4.safetensors", "-o", "json=nowhere/r"], "no such folder"),
 ])  # fmt: skip
-def test_outputs_that_are_one_file_or_an_input(arguments: list[str], words: str, place: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_are_one_file_or_an_input(
+    arguments: list[str], words: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused before anything is measured, and nothing is written."""
     Path("quantcli.yaml").write_text("gates: {min_sqnr: 1}\nmodels: [{file: q4.safetensors}]\n")
     Path("g.yaml").write_text("gates: {min_sqnr: 1}\n")
@@ -457,8 +472,14 @@ def test_outputs_that_are_one_file_or_an_input(arguments: list[str], words: str,
     def measured(*_: Any, **__: Any) -> None:
         raise AssertionError("it was measured")
 
-    for name in ("quantcli.passes.measure.against", "quantcli.passes.compare.measure", "quantcli.passes.sweep.measure",
-                 "quantcli.passes.quantize.write", "quantcli.reports.build.of_stored", "quantcli.cli._budget.planned"):
+    for name in (
+        "quantcli.passes.measure.against",
+        "quantcli.passes.compare.measure",
+        "quantcli.passes.sweep.measure",
+        "quantcli.passes.quantize.write",
+        "quantcli.reports.build.of_stored",
+        "quantcli.cli._budget.planned",
+    ):
         monkeypatch.setattr(name, measured)
     assert words in one_line(run(*arguments), 2)
     assert {p.name: (p.read_bytes() if p.is_file() else b"") for p in place.iterdir()} == before

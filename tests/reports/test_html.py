@@ -69,7 +69,7 @@ KEPT = replace(
 def change(name: str, before: float | None, after: float | None, was: str, now: str) -> Change:
     delta = None if before is None or after is None else after - before
     return Change(tensor=name, before_db=before, before_exact=before is None, after_db=after, after_exact=after is None,
-                  delta_db=delta, before=was, after=now)
+                  delta_db=delta, before=was, after=now)  # fmt: skip
 
 
 def histogram(bits: int = 4) -> Histogram:
@@ -397,9 +397,7 @@ def _key(tab: browser.Browser, key: str, code: int, text: str = "") -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("width", [320, 1280])
-def test_no_complaints_and_no_sideways_scrolling(
-    case: str, width: int, tab: browser.Browser, tmp_path: Path
-) -> None:
+def test_no_complaints_and_no_sideways_scrolling(case: str, width: int, tab: browser.Browser, tmp_path: Path) -> None:
     _open(tab, tmp_path / "r.html", CASES[case], width)
     assert tab.run("document.documentElement.scrollWidth <= innerWidth")
     assert tab.complaints == []

@@ -48,8 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", REPORTS)
 @pytest.mark.parametrize("name", RENDERINGS)
-def test_every_report_is_rendered(name: str, kind: str, folder: Path, tmp_path: Path,
-                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_report_is_rendered(
+    name: str, kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a control character, and but for those meant for it no command to a log that shows it."""
     monkeypatch.chdir(folder)
     out = tmp_path / "report"

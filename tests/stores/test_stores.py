@@ -60,7 +60,8 @@ def refused(path: Path, *, error: type[QuantcliError] = DataError) -> str:
 
 EVERY_DTYPE = {
     name: np.random.default_rng(i).integers(0, 256, 12 * dtype.itemsize, dtype=np.uint8).view(dtype).reshape(3, 4)
-    if name != "BOOL" else np.random.default_rng(i).integers(0, 2, (3, 4)).astype(bool)
+    if name != "BOOL"
+    else np.random.default_rng(i).integers(0, 2, (3, 4)).astype(bool)
     for i, (name, dtype) in enumerate(NUMPY_OF.items())
 }
 
@@ -378,8 +379,9 @@ def test_arrays_as_numpy_writes_them(name: str, version: tuple[int, int] | None,
 @pytest.mark.parametrize("dtype", ["f4", "f2", "i8", "u1"])
 @pytest.mark.parametrize("shape", [(7, 5), (3, 4, 5), (100, 3), (3, 100), (1, 60), (2, 2, 2, 2)])
 @pytest.mark.parametrize("slab", [1, 7, 40, 1000])
-def test_fortran_arrays_beyond_the_slab(slab: int, shape: tuple[int, ...], dtype: str, order: str, tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fortran_arrays_beyond_the_slab(
+    slab: int, shape: tuple[int, ...], dtype: str, order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """read in tiles whatever their byte order and layout"""
     monkeypatch.setattr(npy, "_SLAB", slab)
     array = np.asfortranarray(np.random.default_rng(0).integers(0, 100, shape).astype(order + dtype))
@@ -610,8 +612,9 @@ def test_a_checkpoint_is_one_model(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_an_index(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "model", shards={"x-00001-of-00002.safetensors": ["a"],
-                                                    "x-00002-of-00002.safetensors": ["b"]})
+    folder = checkpoint(
+        tmp_path / "model", shards={"x-00001-of-00002.safetensors": ["a"], "x-00002-of-00002.safetensors": ["b"]}
+    )
     (folder / "model.safetensors.index.json").unlink()
     assert bytes_of(folder, "b") == np.full(6, ord("b"), np.float32).tobytes()
     (folder / "x-00001-of-00002.safetensors").unlink()
@@ -700,7 +703,7 @@ def test_damaged_indexes(weight_map: Any, words: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b"\xff\xfe", b'{"weight_map": {"a": "x", "a": "y"}}',
-                                  b"[" * 100_000, b'{"metadata": {}}', b'{"weight_map": NaN}'])
+                                  b"[" * 100_000, b'{"metadata": {}}', b'{"weight_map": NaN}'])  # fmt: skip
 def test_indexes_that_are_none(text: bytes, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model")
     (folder / "model.safetensors.index.json").write_bytes(text)
@@ -708,8 +711,11 @@ def test_indexes_that_are_none(text: bytes, tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "model", {"a": "model-1.safetensors", "b": "model-2.safetensors"},
-                        shards={"model-1.safetensors": ["a"], "model-2.safetensors": ["a", "b"]})
+    folder = checkpoint(
+        tmp_path / "model",
+        {"a": "model-1.safetensors", "b": "model-2.safetensors"},
+        shards={"model-1.safetensors": ["a"], "model-2.safetensors": ["a", "b"]},
+    )
     line = refused(folder)
     assert "in two shards, model-1.safetensors and model-2.safetensors" in line and ": a: " in line
 

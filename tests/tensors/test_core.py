@@ -115,7 +115,7 @@ def check(array: np.ndarray, scheme: Scheme) -> QuantizedTensor:
     assert tensor.scale.shape == plan.scale_shape and tensor.scale.dtype == np.float32
     assert np.isfinite(tensor.scale).all()
     low, high = (-1, 1) if scheme.symmetric and bits == 1 else (0, (1 << bits) - 1) if not scheme.symmetric else \
-        (-(1 << (bits - 1)) + (scheme.grid == "restricted"), (1 << (bits - 1)) - 1)
+        (-(1 << (bits - 1)) + (scheme.grid == "restricted"), (1 << (bits - 1)) - 1)  # fmt: skip
     assert low <= tensor.codes.min() and tensor.codes.max() <= high
     assert (tensor.zero_point is None) == scheme.symmetric
     if tensor.zero_point is not None:
@@ -176,8 +176,9 @@ def test_awkward_arrays(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["cube", "convolution", "pointwise convolution", "ragged", "bfloat16", "zero",
-                                  "one row"])
+@pytest.mark.parametrize(
+    "name", ["cube", "convolution", "pointwise convolution", "ragged", "bfloat16", "zero", "one row"]
+)
 def test_channels_along_any_axis(name: str, kind: str) -> None:
     array = AWKWARD[name]
     for axis in range(-array.ndim, array.ndim):
@@ -189,8 +190,10 @@ def test_channels_along_any_axis(name: str, kind: str) -> None:
             # The same as quantizing every channel by itself.
             moved = np.moveaxis(array, axis, 0)
             for channel in range(moved.shape[0]):
-                alone = quantcli.quantize(np.ascontiguousarray(moved[channel]).reshape(1, -1), Scheme(
-                    bits=bits, **{**fields, "axis": 0, "scale_dtype": found.scheme.scale_dtype}))
+                alone = quantcli.quantize(
+                    np.ascontiguousarray(moved[channel]).reshape(1, -1),
+                    Scheme(bits=bits, **{**fields, "axis": 0, "scale_dtype": found.scheme.scale_dtype}),
+                )
                 np.testing.assert_array_equal(np.moveaxis(found.codes, axis, 0)[channel].reshape(-1), alone.codes[0])
                 assert found.scale.reshape(-1)[channel] == alone.scale[0, 0]
 
@@ -221,8 +224,11 @@ def test_whatever_is_finite_decodes_to_something_finite(dtype: Any, kind: str, v
     bfloat16 that masks are filled with included."""
     if not valid(KINDS[kind], bits):
         return
-    array = np.clip(np.array([values], np.float32), -3.3895313892515355e38, 3.3895313892515355e38).astype(dtype) \
-        if dtype is BF16 else np.array([values], np.float32)
+    array = (
+        np.clip(np.array([values], np.float32), -3.3895313892515355e38, 3.3895313892515355e38).astype(dtype)
+        if dtype is BF16
+        else np.array([values], np.float32)
+    )
     try:
         found = quantcli.quantize(array, Scheme(bits=bits, **KINDS[kind]))
     except DataError:
@@ -280,17 +286,23 @@ def test_minmax_scales_are_the_range_over_the_steps(bits: int) -> None:
     array = gaussian(6, 96, seed=3) + np.arange(-3, 3, dtype=np.float32)[:, None]
     groups = array.astype(np.float64).reshape(6, 3, 32)
     symmetric = quantcli.quantize(array, Scheme(bits=bits, group_size=32, scale_dtype="float32", calibration="minmax"))
-    np.testing.assert_array_equal(symmetric.scale,
-                                  (np.abs(groups).max(axis=2) / ((1 << (bits - 1)) - 1)).astype(np.float32))
-    affine = quantcli.quantize(array, Scheme(bits=bits, group_size=32, symmetric=False, scale_dtype="float32",
-                                               calibration="minmax"))
+    np.testing.assert_array_equal(
+        symmetric.scale, (np.abs(groups).max(axis=2) / ((1 << (bits - 1)) - 1)).astype(np.float32)
+    )
+    affine = quantcli.quantize(
+        array, Scheme(bits=bits, group_size=32, symmetric=False, scale_dtype="float32", calibration="minmax")
+    )
     low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
     scale = (high - low) / ((1 << bits) - 1)
     np.testing.assert_array_equal(affine.scale, scale.astype(np.float32))
     assert affine.zero_point is not None
     np.testing.assert_array_equal(affine.zero_point, np.rint(-low / scale))
-    offset = quantcli.quantize(array, Scheme(bits=bits, group_size=32, symmetric=False, zero_point="float",
-                                             calibration="minmax", scale_dtype="float32"))
+    offset = quantcli.quantize(
+        array,
+        Scheme(
+            bits=bits, group_size=32, symmetric=False, zero_point="float", calibration="minmax", scale_dtype="float32"
+        ),
+    )
     assert offset.zero_point is not None
     np.testing.assert_array_equal(offset.zero_point, groups.min(axis=2).astype(np.float32))
 
@@ -404,8 +416,9 @@ def test_stored_scales_are_rounded_first(kind: str, name: str) -> None:
             np.testing.assert_array_equal(found.zero_point, found.zero_point.astype(dtype).astype(np.float32))
 
 
-@pytest.mark.parametrize("array", [gaussian(2, 64, scale=1e7), gaussian(2, 64, scale=1e-9)],
-                         ids=["overflow", "underflow"])
+@pytest.mark.parametrize(
+    "array", [gaussian(2, 64, scale=1e7), gaussian(2, 64, scale=1e-9)], ids=["overflow", "underflow"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_float16_scale_that_does_not_fit_is_refused(kind: str, array: np.ndarray) -> None:
     """explicit float16 that does not fit is refused: never the largest float16 in its place, never 0"""
@@ -442,7 +455,7 @@ def test_float64_beyond_float32_is_refused() -> None:
 
 @pytest.mark.parametrize("array", [np.arange(8), np.ones(4, bool), np.ones(4, np.complex64), np.array(["a"]),
                                    np.array([None, 1.0], object), np.ones(4, np.longdouble)],
-                         ids=lambda a: str(a.dtype))
+                         ids=lambda a: str(a.dtype))  # fmt: skip
 def test_other_types_are_refused(array: np.ndarray) -> None:
     with pytest.raises(DataError, match="cannot be quantized"):
         quantcli.quantize(array, Scheme(bits=4))
@@ -470,7 +483,8 @@ def test_read_only_arrays_are_fine() -> None:
 def test_the_package_shows_its_names() -> None:
     """dir() and Tab show what there is before any of it is used, and that imports no numpy."""
     code = "import sys, quantcli; print(*dir(quantcli)); print('numpy' in sys.modules)"
-    names, numpy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(),
-                                  check=True).stdout.splitlines()
+    names, numpy = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    ).stdout.splitlines()
     assert names.split() == sorted(quantcli.__all__) and {"quantize", "Scheme", "open"} < set(names.split())
     assert numpy == "False"

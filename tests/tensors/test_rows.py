@@ -39,11 +39,18 @@ CHANNEL, TENSOR = {"granularity": "channel"}, {"granularity": "tensor"}
     ((), {}, 1, 1, 1, (1, 1), 0),
     ((7, 1), {}, 7, 1, 1, (7, 1), 0),
 ])  # fmt: skip
-def test_layouts(shape: tuple[int, ...], fields: dict[str, Any], rows: int, cols: int, group: int,
-                 scale_shape: tuple[int, ...], short: int) -> None:
+def test_layouts(
+    shape: tuple[int, ...],
+    fields: dict[str, Any],
+    rows: int,
+    cols: int,
+    group: int,
+    scale_shape: tuple[int, ...],
+    short: int,
+) -> None:
     found = layout(shape, Scheme(bits=4, **fields))
     assert (found.rows, found.cols, found.group, found.scale_shape, found.short_group) == \
-        (rows, cols, group, scale_shape, short)
+        (rows, cols, group, scale_shape, short)  # fmt: skip
     assert found.scales == math.prod(scale_shape)
     assert found.packed_shape(4) == (*found.lead, (cols * 4 + 31) // 32)
     assert math.prod(found.lead) == rows
@@ -81,14 +88,18 @@ def check_tiles(found: Layout) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 100), (1000, 700), (2, grouping.TILE), (2, grouping.TILE + 1),
-                                   (3, 2 * grouping.TILE + 77), (grouping.TILE + 5, 1), (5_000_000,)])
+                                   (3, 2 * grouping.TILE + 77), (grouping.TILE + 5, 1), (5_000_000,)])  # fmt: skip
 @pytest.mark.parametrize("fields", [{}, {"group_size": 100}, {"group_size": 1}, {"group_size": 16383}, CHANNEL, TENSOR])
 def test_tiles_cover_every_weight_once(shape: tuple[int, ...], fields: dict[str, Any]) -> None:
     check_tiles(layout(shape, Scheme(bits=4, **fields)))
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 200), st.sampled_from([64, 100, 1000]),
-       st.sampled_from(["group", "channel", "tensor"]))
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.integers(1, 200),
+    st.sampled_from([64, 100, 1000]),
+    st.sampled_from(["group", "channel", "tensor"]),
+)
 def test_small_tiles_cover_every_weight_once(shape: list[int], group: int, tile: int, granularity: str) -> None:
     fields = {"group_size": group} if granularity == "group" else {"granularity": granularity}
     before = grouping.TILE
@@ -108,8 +119,9 @@ def test_tiles_are_bounded() -> None:
 
 def test_channels_recur_along_a_row() -> None:
     for shape, axis in (((2, 3, 4, 5), 1), ((2, 3, 4, 5), 2), ((2, 3, 4, 5), 3), ((2, 3, 4, 5), -1), ((6, 7), 1)):
-        numbers = np.broadcast_to(np.arange(shape[axis]).reshape([-1 if a == axis % len(shape) else 1
-                                                                  for a in range(len(shape))]), shape)
+        numbers = np.broadcast_to(
+            np.arange(shape[axis]).reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))]), shape
+        )
         outer, channels, inner = grouping.column_repeats(shape, axis)
         row = np.broadcast_to(np.arange(channels)[None, :, None], (outer, channels, inner)).reshape(-1)
         np.testing.assert_array_equal(numbers.reshape(shape[0], -1)[0], row)

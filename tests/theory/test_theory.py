@@ -85,8 +85,9 @@ def test_distance_to_the_rate_distortion_bound(bits: int) -> None:
     gaps = GOLDEN["gap_db"]["gaussian"][str(bits)]
     best = distributions.lloyd_max("gaussian", 1 << bits)[1]
     assert distributions.decibels(best / bound) == pytest.approx(gaps["lloyd_max"], abs=1e-8)
-    assert distributions.decibels(distributions.best_uniform("gaussian", "midrise", bits)[1] / bound) == \
-        pytest.approx(gaps["uniform_midrise"], abs=1e-8)
+    assert distributions.decibels(distributions.best_uniform("gaussian", "midrise", bits)[1] / bound) == pytest.approx(
+        gaps["uniform_midrise"], abs=1e-8
+    )
     # The Shannon lower bound of a Laplace source, of entropy log2(e sqrt 2).
     shannon = distributions.shannon_bound(math.log2(math.e * math.sqrt(2)), bits)
     gaps = GOLDEN["gap_db"]["laplace"][str(bits)]
@@ -99,8 +100,9 @@ def test_statements_that_are_often_printed_wrongly() -> None:
     assert distributions.no_clipping_sqnr(8, math.sqrt(3)) == pytest.approx(48.165, abs=1e-3)
     uniform = np.random.default_rng(0).uniform(-1, 1, 200_000)
     scheme = Scheme(format="midrise", bits=6, granularity="tensor", scale_dtype="float32")
-    assert quantcli.quantize(uniform, scheme).metrics(uniform).sqnr_db == \
-        pytest.approx(distributions.no_clipping_sqnr(6, math.sqrt(3)), abs=0.03)
+    assert quantcli.quantize(uniform, scheme).metrics(uniform).sqnr_db == pytest.approx(
+        distributions.no_clipping_sqnr(6, math.sqrt(3)), abs=0.03
+    )
     assert distributions.rate_distortion(4) == 1 / 256 and distributions.rate_distortion(-1) == 1
     assert distributions.lloyd_max("gaussian", 16)[1] == pytest.approx(0.0095010, abs=1e-7)
     assert pytest.approx(1.5329, abs=1e-4) == distributions.ENTROPY_CODED_GAP
@@ -217,8 +219,12 @@ def test_entropies() -> None:
 ], ids=" ".join)  # fmt: skip
 def test_theory_in_a_report(flags: list[str], tmp_path: Path) -> None:
     """For every tensor the prediction, the split, the best quantizers, the bounds and the entropy."""
-    arrays = {"a.weight": gaussian(64, 512, seed=1).astype(BF16), "b.weight": gaussian(8, 16, 3, 3, seed=2),
-              "c.weight": AWKWARD["sparse"].repeat(4, axis=1), "norm.weight": gaussian(64)}
+    arrays = {
+        "a.weight": gaussian(64, 512, seed=1).astype(BF16),
+        "b.weight": gaussian(8, 16, 3, 3, seed=2),
+        "c.weight": AWKWARD["sparse"].repeat(4, axis=1),
+        "norm.weight": gaussian(64),
+    }
     source, target = save(tmp_path / "m.safetensors", arrays), tmp_path / "q.safetensors"
     assert run("quantize", source, "-o", target, "-q", *flags).code == 0
     found = run("report", target, "--against", source, "--theory", "--json")
