@@ -261,8 +261,10 @@ def interrupted(source: Path, failing: Callable[[int, BaseException], None], num
     assert ran.code == 1 and not Path("out").exists()
     hidden = str(PARTIAL.resolve())
     said = ran.err[ran.err.index("quantcli: what") :]  # what loaders do comes first
-    assert said == f"quantcli: finished files are in {hidden}: run the same command with --resume to continue\n" \
-                      "quantcli: out: no space left on device\n"
+    assert (
+        said == f"quantcli: finished files are in {hidden}: run the same command with --resume to continue\n"
+        "quantcli: out: no space left on device\n"
+    )
 
 
 @pytest.mark.parametrize("options", [[], ["--max-shard-size", "20kB"], ["--digest", "sha256"],

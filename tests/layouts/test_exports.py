@@ -889,8 +889,14 @@ def test_a_pipe_cannot_be_exported(model: Path, tmp_path: Path) -> None:
     from making import command, environment
 
     words = " ".join(command("quantize", "-", "--to", "mlx", "-o", "x"))
-    done = subprocess.run(["sh", "-c", f"cat {model} | {words}"], capture_output=True, text=True, env=environment(),
-                          cwd=tmp_path, check=False)
+    done = subprocess.run(
+        ["sh", "-c", f"cat {model} | {words}"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 2 and "must seek, and standard input is a pipe" in done.stderr
 
 

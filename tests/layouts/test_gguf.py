@@ -128,8 +128,10 @@ def test_blocks_that_are_not_known_are_named(tmp_path: Path) -> None:
         ("b", "IQ2_S", [2, 256], 164),
     ]
     line = one_line(run("compare", path, path), 2)
-    assert line == f"{path}: b: IQ2_S blocks are not supported; supported: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, " \
-                   "Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0"
+    assert (
+        line == f"{path}: b: IQ2_S blocks are not supported; supported: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, "
+        "Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0"
+    )
 
 
 # ---- what is read and refused -----------------------------------------------------------------------------------
@@ -311,8 +313,10 @@ def test_a_gguf_is_compared_under_the_names_of_its_checkpoint(forward: bool, tmp
     path = tmp_path / "tiny.gguf"
     path.write_bytes(raw_gguf(architecture(), [*as_gguf(tiny()), f32("rope_freqs.weight", np.ones(8))]))
     found, err = compared(*((TINY, path) if forward else (path, TINY)))
-    assert err == f"quantcli: {path}: names of llama.cpp (llama) are mapped to those of the checkpoint, " \
-                  f"and rows of attn_q and attn_k are reordered\nquantcli: warning: only in {path}: rope_freqs.weight\n"
+    assert (
+        err == f"quantcli: {path}: names of llama.cpp (llama) are mapped to those of the checkpoint, "
+        f"and rows of attn_q and attn_k are reordered\nquantcli: warning: only in {path}: rope_freqs.weight\n"
+    )
     assert len(found["tensors"]) == 21 and all(t["exact"] for t in found["tensors"])
     assert found["comparison"]["new" if forward else "vanished"] == ["rope_freqs.weight"]
     assert "names of llama.cpp" not in run("compare", TINY, path, "-q").err
@@ -358,11 +362,14 @@ def test_rows_that_are_no_heads(shape: tuple[int, ...], tmp_path: Path) -> None:
     assert line == f"{path}: blk.0.attn_k.weight: {shape[0] if shape else 1} rows do not divide into 2 heads"
 
 
-@pytest.mark.parametrize(("keys", "words"), [
-    (architecture()[:1], "llama.attention.head_count: it does not give the number of heads of this layer"),
-    (architecture(heads=0), "llama.attention.head_count: it does not give the number of heads of this layer"),
-    (architecture(heads=3), "blk.0.attn_q.weight: 64 rows do not divide into 3 heads"),
-])
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (architecture()[:1], "llama.attention.head_count: it does not give the number of heads of this layer"),
+        (architecture(heads=0), "llama.attention.head_count: it does not give the number of heads of this layer"),
+        (architecture(heads=3), "blk.0.attn_q.weight: 64 rows do not divide into 3 heads"),
+    ],
+)
 def test_heads_that_make_no_sense(keys: list[bytes], words: str, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(raw_gguf(keys, as_gguf(tiny())))

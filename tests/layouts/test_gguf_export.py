@@ -342,12 +342,15 @@ def test_float64_is_rounded_and_told(llama: Path, tmp_path: Path) -> None:
     assert line == f"{llama}: model.norm.weight: a weight does not fit F32"
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "config.json: rope_scaling: 'dynamic' is not supported"),
-    ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
-    ({"hidden_size": "wide"}, "config.json: hidden_size: 'wide' is not a whole number of 1 or more"),
-    ({"vocab_size": 1 << 40}, "config.json: vocab_size: 1099511627776 is not a whole number of 1 or more"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "config.json: rope_scaling: 'dynamic' is not supported"),
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
+        ({"hidden_size": "wide"}, "config.json: hidden_size: 'wide' is not a whole number of 1 or more"),
+        ({"vocab_size": 1 << 40}, "config.json: vocab_size: 1099511627776 is not a whole number of 1 or more"),
+    ],
+)
 def test_models_of_the_family_that_llama_cpp_would_run_otherwise(change: dict[str, Any], words: str, llama: Path,
                                                                  tmp_path: Path) -> None:  # fmt: skip
     """Refused before a weight is read, with the way to a container."""

@@ -524,12 +524,15 @@ def without_a_byte() -> dict[str, Any]:
     return tokenizer
 
 
-@pytest.mark.parametrize(("tokenizer", "size", "why"), [
-    (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE"),
-    (byte_tokenizer(), 7, "token id 7 is beyond the 7 rows of the embedding"),
-    (piece_tokenizer(normalizer=None), 264, "its way of treating spaces is not supported"),
-    (without_a_byte(), 264, "not every byte has a token"),
-])
+@pytest.mark.parametrize(
+    ("tokenizer", "size", "why"),
+    [
+        (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE"),
+        (byte_tokenizer(), 7, "token id 7 is beyond the 7 rows of the embedding"),
+        (piece_tokenizer(normalizer=None), 264, "its way of treating spaces is not supported"),
+        (without_a_byte(), 264, "not every byte has a token"),
+    ],
+)
 def test_words_llama_cpp_cannot_be_told_of(tokenizer: dict[str, Any], size: int, why: str, tmp_path: Path) -> None:
     found = words_of(tmp_path, tokenizer, size=size)
     assert found.keys == {"tokenizer.ggml.model": "no_vocab"} and found.obstacle == f"tokenizer.json: {why}"
@@ -537,19 +540,22 @@ def test_words_llama_cpp_cannot_be_told_of(tokenizer: dict[str, Any], size: int,
     assert vocabulary(beside(tmp_path), {}, 8).obstacle == "there is no tokenizer.json"
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"model": 7}, "tokenizer.json: model: it is not an object"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "b: two tokens have the id 0"),
-    ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "a: its id is not a whole number of 0 or more"),
-    ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "a: its id is not a whole number of 0 or more"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}}, "merges: it is not a list of pairs"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", 1]]}}, "merges: it is not a list of pairs"),
-    ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "vocab: it is not an object"),
-    ({"added_tokens": [{"id": 1, "content": "a"}]}, "added_tokens: a token has two ids, or no text"),
-    ({"added_tokens": 7}, "added_tokens: it is not an object"),
-    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 7}}, "pretokenizers: it is not a list of steps"),
-    ({"normalizer": []}, "normalizers: it is not an object"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": 7}, "tokenizer.json: model: it is not an object"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "b: two tokens have the id 0"),
+        ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "a: its id is not a whole number of 0 or more"),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "a: its id is not a whole number of 0 or more"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}}, "merges: it is not a list of pairs"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", 1]]}}, "merges: it is not a list of pairs"),
+        ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "vocab: it is not an object"),
+        ({"added_tokens": [{"id": 1, "content": "a"}]}, "added_tokens: a token has two ids, or no text"),
+        ({"added_tokens": 7}, "added_tokens: it is not an object"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 7}}, "pretokenizers: it is not a list of steps"),
+        ({"normalizer": []}, "normalizers: it is not an object"),
+    ],
+)
 def test_a_tokenizer_that_is_malformed(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         words_of(tmp_path, byte_tokenizer(**change))

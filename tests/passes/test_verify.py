@@ -219,8 +219,10 @@ def test_what_is_printed(model: Path) -> None:
                                 "metrics"]  # fmt: skip
     assert lines[3].split() == ["b.weight", *["ok"] * 6, "FAILED", "FAILED"]
     u = code + 8
-    said = "b.weight: codes: a code is not the one of its weight under the stored scales " \
-           f"at [2, 1]: {u ^ 1} stored, {u} expected"
+    said = (
+        "b.weight: codes: a code is not the one of its weight under the stored scales "
+        f"at [2, 1]: {u ^ 1} stored, {u} expected"
+    )
     assert lines[5] == said and lines[6].startswith("b.weight: metrics: the squared error is ")
     assert ran.err == f"quantcli: out.safetensors: verification failed: {said}; and 1 more\n"
     assert len(run("verify", out, "--source", model, "--all").out.splitlines()) == len(lines) + 2
@@ -257,10 +259,13 @@ def test_another_original(model: Path) -> None:
     save(Path("other.safetensors"), other)
     ran = run("verify", "out.safetensors", "--source", "other.safetensors")
     assert ran.code == 1
-    for line in ("a.weight: source: the original's bytes do not have the digest in the header",
-                 "a.weight: codes: a code is not the one of its weight under the stored scales",
-                 "b.weight: source: it is F32 [33, 49] in the original, not F32 [33, 50]",
-                 "c.bias: source: it is not in the original", "d: source: it is missing here"):
+    for line in (
+        "a.weight: source: the original's bytes do not have the digest in the header",
+        "a.weight: codes: a code is not the one of its weight under the stored scales",
+        "b.weight: source: it is F32 [33, 49] in the original, not F32 [33, 50]",
+        "c.bias: source: it is not in the original",
+        "d: source: it is missing here",
+    ):
         assert line in ran.out
     assert "quantized itself" in one_line(run("verify", "out.safetensors", "--source", "out.safetensors"), 2)
 
