@@ -133,7 +133,9 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
     """
     axes = max(len(shape), 1)
     if not -axes <= scheme.axis < axes:
-        raise UsageError(f"a tensor of {len(shape)} dimensions has no axis {scheme.axis}", hint="use a smaller --axis")
+        plural = "s" if len(shape) != 1 else ""
+        problem = f"a tensor of {len(shape)} dimension{plural} has no axis {scheme.axis}"
+        raise UsageError(problem, hint="use a smaller --axis")
     axis = scheme.axis % axes
     lead: tuple[int, ...]
     if len(shape) < 2:  # a vector is one row

@@ -430,11 +430,11 @@ def test_importances_are_mean_squares_by_tensor(tmp_path: Path) -> None:
         (IMATRIX, [f32("w", np.ones(3))], "is not an importance matrix"),
         (IMATRIX, [f32("w.in_sum2", np.ones(3))], "w: counts is missing"),
         (IMATRIX, [f32("w.counts", np.ones(1))], "w: in_sum2 is missing"),
-        (IMATRIX, [f32("w.in_sum2", np.ones(3)), f32("w.counts", np.ones(2))], "w: sums and counts do not go together"),
+        (IMATRIX, [f32("w.in_sum2", np.ones(3)), f32("w.counts", np.ones(2))], "w: sums and counts differ in shape"),
         (
             IMATRIX,
             [f32("w.in_sum2", np.ones((2, 0))), f32("w.counts", np.ones(2))],
-            "w: sums and counts do not go together",
+            "w: sums and counts differ in shape",
         ),
         (IMATRIX, [f32("w.in_sum2", np.ones(3)), ("w.counts", 28, (1,), bytes(8))], "w: sums and counts are not F32"),
     ],

@@ -710,7 +710,9 @@ def test_files_of_other_tools_are_dequantized_and_reported_on(target: str, tmp_p
     ran = run("report", out)
     assert (ran.code, ran.err) == (0, "") and "not measured" in ran.out and "--against ORIGINAL measures" in ran.out
     assert run("report", out, "--min-sqnr", 20, "-q").code == 1  # a gate that measured nothing fails
-    assert "quantcli's own files only" in one_line(run("report", out, "--against", original, "--theory"), 2)
+    assert "only supported for quantcli's own files" in one_line(
+        run("report", out, "--against", original, "--theory"), 2
+    )
 
 
 def test_files_of_other_tools_are_inspected_as_what_they_stand_for(tmp_path: Path) -> None:

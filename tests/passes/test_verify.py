@@ -292,7 +292,7 @@ def test_a_header_without_a_digest_of_itself(model: Path) -> None:
     """as earlier versions wrote them"""
     change_header("out.safetensors", lambda d: d.pop("check"), seal=False)
     ran = run("verify", "out.safetensors", "--source", model)
-    assert ran.code == 0 and ran.out.splitlines()[1] == "not checked: the header has no digest of itself"
+    assert ran.code == 0 and ran.out.splitlines()[1] == "not checked: the header has no digest of its own"
 
 
 def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,7 +361,7 @@ def test_ties_of_a_recipe(model: Path) -> None:
     ran = run("quantize", model, "--recipe", "r.yaml", "-o", "x")
     assert "are tied, but rules give them different schemes" in one_line(ran, 2) and not os.path.exists("x")
     for text, words in (
-        ("ties: ['*.v_proj']", "not a regular expression"), ("ties: [3]", "no regular expression"),
+        ("ties: ['*.v_proj']", "not a regular expression"), ("ties: [3]", "not a regular expression"),
         ("ties: x", "not a list"), ("ties: ['re:(']", "not a regular expression"), ("ties: ['re:z']", "matches no"),
     ):  # fmt: skip
         Path("r.yaml").write_text(text)

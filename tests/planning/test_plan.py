@@ -277,7 +277,7 @@ def test_a_short_last_group_is_noted() -> None:
 
 
 def test_what_a_shape_forbids_names_the_tensor() -> None:
-    with pytest.raises(UsageError, match=r"^w: axis 3 of a tensor of 2 dimensions"):
+    with pytest.raises(UsageError, match=r"^w: a tensor of 2 dimensions has no axis 3"):
         plan_of({"w": MATRIX}, scheme=Scheme(bits=4, granularity="channel", axis=3))
 
 
