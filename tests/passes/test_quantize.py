@@ -593,7 +593,7 @@ def test_while_it_is_written_the_destination_is_as_it_was(zoo: Path, tmp_path: P
 def test_too_little_space_is_noticed_before_the_work(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=1, f_frsize=1000, f_blocks=2))
     line = one_line(run("quantize", zoo), 1)
-    assert "not enough space" in line and "1000 are free" in line and str(zoo) in line
+    assert "not enough space" in line and "1000 bytes are free" in line and str(zoo) in line
     assert os.listdir(zoo.parent) == ["zoo.safetensors"]
 
 
