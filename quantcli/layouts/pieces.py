@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BAND = 1 << 20
 """Bytes of codes that are written at a time: four tiles of 4 bits."""
 
-SLAB = 5 << 19
+SLAB = 1 << 21
 """Bytes of codes that are transposed before they are written: each line of the transposed matrix is a separate write
 where a slab is narrower than the matrix. As large as 64 MiB allow with two threads and groups of 32."""
 
