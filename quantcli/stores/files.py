@@ -219,7 +219,7 @@ def check_space(path: str, size: int, source: str) -> None:
     except OSError:
         return
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), folder)
+        raise os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
     if not status.f_blocks:  # /proc and the like count no blocks: creating the file fails with the reason
         return
     free = status.f_bavail * status.f_frsize
