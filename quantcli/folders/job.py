@@ -11,7 +11,7 @@ from quantcli.errors import DataError, UsageError
 from quantcli.folders import output, sidefiles
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.layouts.writer import named
-from quantcli.passes import export, outputs, quantize
+from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.planning import plan, recipe
@@ -139,7 +139,14 @@ class Job:
         """Do it. Raises QuantcliError."""
         began = time.perf_counter()
         written = output.write(
-            self.source, self.plan, self.path, options, side=self.side, folder=self.folder, resumed=self.resume
+            self.source,
+            self.plan,
+            self.model,
+            self.path,
+            options,
+            side=self.side,
+            folder=self.folder,
+            resumed=self.resume,
         )
         return self._report(written, time.perf_counter() - began), written
 
@@ -178,7 +185,7 @@ def prepare(
     real = target if dry_run else export.check_output(source, target, folder=folder, force=force)
     try:
         planned = plan.make(source.infos(), request)
-        model = quantize.outgoing(source, planned, order.digest, output.target_of(planned))
+        model = outputs.planned(planned, source, digest=order.digest)
         notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
     except (UsageError, DataError) as error:
         raise error.within(src) from None

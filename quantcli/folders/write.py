@@ -9,28 +9,29 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
-from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.errors import UsageError, printable
 from quantcli.folders import card, resume
-from quantcli.folders.resume import Finished, Journal, Made
+from quantcli.folders.cut import Cutter, Piece
+from quantcli.folders.resume import Finished, Journal
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.compressed_tensors.write import quantization_config
 from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
+from quantcli.passes.export import Export
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
-from quantcli.passes.quantize import Options, Target, Written, outgoing, write_part
-from quantcli.passes.write import Outcome
+from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
 from quantcli.reports import build
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import INDEX, Checkpoint, Part
+from quantcli.stores.checkpoint import INDEX
 from quantcli.stores.files import check_space, read_small
 from quantcli.stores.folder import OutputFolder, json_bytes
 from quantcli.stores.workspace import is_own, partial_of
@@ -38,108 +39,6 @@ from quantcli.strict import strict_json
 
 _INDEX_LIMIT = 100_000_000
 """Most bytes of an index."""
-
-
-# ---- how a model is cut into files ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of a source that becomes one file, and how many tensors it has."""
-
-    source: Source
-    cut: Cut
-    count: int
-
-
-class _Cutter:
-    """How a model is cut into files, one after another: as the source is, or by size where one is given."""
-
-    def __init__(self, source: Source, model: Outgoing, limit: int | None) -> None:
-        self.source, self.model, self.limit = source, model, limit
-        self._whole = sum(file.size for file in source.files())
-        self._infos = source.infos()
-        self._data = sum(info.nbytes for info in self._infos)
-        self._shards: dict[int, tuple[str, Source]] = {}
-        at = 0
-        for name, shard in _shards(source, model).items():
-            self._shards[at] = name, shard
-            at += len(shard.infos())
-
-    @property
-    def count(self) -> int:
-        """Tensors of the source."""
-        return len(self._infos)
-
-    def piece(self, at: int, number: int, count: int | None = None) -> _Piece:
-        """The file that begins with tensor `at`; count: how many tensors it is known to have."""
-        if self.limit is None:
-            name, shard = self._shards[at]
-            return self._piece(name, shard, shard.share)
-        return self._part(at, number, self._most(at) if count is None else count)
-
-    def _piece(self, name: str, source: Source, share: int) -> _Piece:
-        names = tuple(info.name for info in source.infos())
-        return _Piece(source, Cut(name, names, source.metadata, share), len(names))
-
-    def _part(self, at: int, number: int, count: int) -> _Piece:
-        infos = self._infos[at : at + count]
-        # The headers of the source count for the first file, so that all shares together are the source.
-        share = sum(info.nbytes for info in infos) + (self._whole - self._data if at == 0 else 0)
-        assert isinstance(self.source, Checkpoint)
-        return self._piece(f"part-{number:05d}.safetensors", Part(self.source, infos, share), share)
-
-    def _most(self, at: int) -> int:
-        """The most tensors that stay within the limit, one at least."""
-        assert self.limit is not None
-        low, high = 1, self.count - at
-        rest = self.limit
-        for n, info in enumerate(self._infos[at:]):  # without headers: fewer layouts to try
-            rest -= self.model.nbytes(info.name)
-            if rest < 0:
-                high = max(n, 1)
-                break
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.size(self._part(at, 0, middle)) <= self.limit else (low, middle - 1)
-        return low
-
-    def file(self, piece: _Piece) -> OneFile:
-        """The file of a piece to the byte."""
-        return outputs.safetensors(self.model, piece.cut, self.source.path)
-
-    def size(self, piece: _Piece) -> int:
-        """The exact size of a file; 0 where the layout has none of its tensors."""
-        return self.file(piece).size if self.holds(piece) else 0
-
-    def holds(self, piece: _Piece) -> bool:
-        """Whether the layout stores any of the tensors."""
-        return any(name in self.model.conversion.jobs for name in piece.cut.tensors)
-
-    def pieces(self) -> Iterator[_Piece]:
-        """All files as they are planned."""
-        at = number = 0
-        while at < self.count:
-            piece = self.piece(at, number + 1)
-            yield piece
-            at, number = at + piece.count, number + 1
-
-
-def _shards(source: Source, model: Outgoing) -> Mapping[str, Source]:
-    """The files of a source by the names they get."""
-    if source.folder is None:
-        return {outputs.NAME: source}
-    if outputs.documented(model.to):
-        return source.shards
-    held = [s for s in source.shards.values() if any(i.name in model.conversion.jobs for i in s.infos())]
-    names = {s: outputs.loadable(n, held.index(s), len(held)) for n, s in source.shards.items() if s in held}
-    return {names.get(shard, name): shard for name, shard in source.shards.items()}
-
-
-def planned_size(source: Source, model: Outgoing, limit: int | None) -> int:
-    """The exact size of all files of weights in a folder."""
-    cutter = _Cutter(source, model, limit)
-    return sum(cutter.size(piece) for piece in cutter.pieces())
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
@@ -178,54 +77,54 @@ class _Around:
 
 def around(source: Source, side: SideFiles) -> _Around:
     """What lies around the weights, read before them: whatever is wrong with it is wrong from the start."""
-    beside = outputs.beside(source)
-    return _Around(side, json_beside(beside, CONFIG) or {}, None if side.leaves_out(CARD) else beside(CARD))
+    original = None if side.leaves_out(CARD) else source.beside(CARD)
+    return _Around(side, json_beside(source.beside, CONFIG) or {}, original)
 
 
 def quantize(
     source: Source,
     plan: Plan,
+    model: Outgoing,
     path: str,
     options: Options,
-    target: Target,
     *,
     side: SideFiles,
     resumed: bool = False,
 ) -> Written:
     """Quantize a model into a folder at `path`, which appears only when it is complete.
 
-    side: what lies beside the weights. resumed: reuse what an interrupted run has finished. Raises UsageError
-    where that run was asked for something else, DataError where the source was changed since.
+    model: what the plan leads to. side: what lies beside the weights. resumed: reuse what an interrupted run has
+    finished. Raises UsageError where that run was asked for something else, DataError where the source was changed
+    since.
     """
     beside = around(source, side)
+    asked = resume.asked(source, plan, options) if source.folder is not None else {}
+    limit = plan.request.max_shard_size if plan.request is not None else None
     with OutputFolder(path, force=options.force) as out:
-        try:
-            return _quantize(source, plan, out, options, target, beside, resumed)
-        except QuantcliError as error:
-            error.place = [p.replace(out.temp, path, 1) for p in error.place]
-            raise
+        earlier, notes = _begun(out, asked, resumed)
+        state = _State(plan, model, notes=notes)
+        out.begin(list(earlier))
+        taken = [os.path.join(out.temp, name) for name in earlier]
+        there = sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
+        weights = sum(model.nbytes(t.info.name) for t in plan.tensors)
+        check_space(out.path, side.size + max(weights - there, 0), source.path)
+        side.copy_to(out)
+        _write_files(source, out, options, state, asked, earlier, limit)
+        check(state.plan)
+        return _finished(source, out, options, state, beside, limit)
 
 
-def _quantize(
+def _write_files(
     source: Source,
-    plan: Plan,
     out: OutputFolder,
     options: Options,
-    target: Target,
-    beside: _Around,
-    resumed: bool,
-) -> Written:
-    asked = resume.asked(source, plan, options) if source.folder is not None else {}
-    state = _State(plan, outgoing(source, plan, options.digest, target))
-    earlier, state.notes = _begun(out, asked, resumed)
-    out.begin(list(earlier))
-    taken = [os.path.join(out.temp, name) for name in earlier]
-    there = sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
-    weights = sum(state.model.nbytes(t.info.name) for t in plan.tensors)
-    check_space(out.path, beside.side.size + max(weights - there, 0), source.path)
-    beside.side.copy_to(out)
-    limit = plan.request.max_shard_size if plan.request is not None else None
-    cutter = _Cutter(source, state.model, limit)
+    state: _State,
+    asked: dict[str, Any],
+    earlier: dict[str, Finished],
+    limit: int | None,
+) -> None:
+    """Write every file of weights, or take it over from an interrupted run, and record each."""
+    cutter = Cutter(source, state.model, limit)
     while state.at < cutter.count:
         piece = cutter.piece(state.at, len(state.files) + 1)
         if not cutter.holds(piece):
@@ -234,13 +133,11 @@ def _quantize(
         known = earlier.pop(piece.cut.name, None)
         if known is None or not _taken_over(out, cutter, known, state, options):
             out.hold = False
-            _make(source, out, cutter, piece, state, options, target)
+            _make(source, out, cutter, piece, state, options)
             if state.model is not cutter.model:
-                cutter = _Cutter(source, state.model, limit)
+                cutter = Cutter(source, state.model, limit)
                 continue
         out.record(Journal(asked, {**state.done, **earlier}).as_bytes())
-    check(state.plan)
-    return _finished(source, out, options, state, beside, limit)
 
 
 def _begun(out: OutputFolder, asked: dict[str, Any], resumed: bool) -> tuple[dict[str, Finished], list[str]]:
@@ -259,7 +156,7 @@ def _begun(out: OutputFolder, asked: dict[str, Any], resumed: bool) -> tuple[dic
     return dict(journal.finished), [f"resumed after {done} of an interrupted run"]
 
 
-def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _State, options: Options) -> bool:
+def _taken_over(out: OutputFolder, cutter: Cutter, known: Finished, state: _State, options: Options) -> bool:
     """Take over a file of an interrupted run; False where it must be made again.
 
     Raises DataError when the source has been changed since.
@@ -272,20 +169,16 @@ def _taken_over(out: OutputFolder, cutter: _Cutter, known: Finished, state: _Sta
         state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was written again")
         return False
     plan = state.plan.amended({name: m.tensor for name, m in found.items()})
-    model = outputs.planned(
-        plan, cutter.source, digest=state.model.digest, to=state.model.to, container=state.model.container
-    )
+    model = outputs.planned(plan, cutter.source, digest=options.digest)
     file = outputs.safetensors(model, piece.cut, cutter.source.path)
     resume.check_same(path, file, found, piece.source, options)
-    state.plan, cutter.model = plan, model
-    state.model = model
+    state.plan, state.model = plan, model
+    cutter.model = model
     _add(state, piece, file, {name: m.result for name, m in found.items()}, known)
     return True
 
 
-def _make(
-    source: Source, out: OutputFolder, cutter: _Cutter, piece: _Piece, state: _State, options: Options, target: Target
-) -> None:
+def _make(source: Source, out: OutputFolder, cutter: Cutter, piece: Piece, state: _State, options: Options) -> None:
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
     file = cutter.file(piece)
     outcome = write_part(piece.source, state.model, [file], out.temp, replace(options, force=True))
@@ -297,7 +190,7 @@ def _make(
         return
     before = state.model
     state.plan = state.plan.amended(outcome.amendments)
-    state.model = outgoing(source, state.plan, options.digest, target)
+    state.model = outputs.planned(state.plan, source, digest=options.digest)
     if any(_differs(before, state.model, name) for f in state.files for name in f.tensors):
         state.files, state.results, state.done, state.at = [], {}, {}, 0
 
@@ -308,7 +201,7 @@ def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
     return new is None or (old.outputs, old.kind) != (new.outputs, new.kind)
 
 
-def _add(state: _State, piece: _Piece, file: OneFile, results: Mapping[str, Result], known: Finished) -> None:
+def _add(state: _State, piece: Piece, file: OneFile, results: Mapping[str, Result], known: Finished) -> None:
     """Take a finished file in."""
     state.files.append(_File(piece.cut.name, file.size, file.tensors))
     state.results |= results
@@ -444,17 +337,10 @@ def left_over(path: str) -> str | None:
 # ---- codes that are only moved ----------------------------------------------------------------------------------
 
 
-def move(
-    source: Source,
-    model: Outgoing,
-    path: str,
-    side: SideFiles,
-    *,
-    force: bool,
-    make: Callable[[Source, OneFile, str], Outcome],
-) -> tuple[int, dict[str, bool]]:
-    """Write a folder whose files `make` fills (with part of the source, a file and the folder it goes into): bytes of
-    its weights, and which tensors stand for just the same numbers."""
+def move(export: Export, path: str, side: SideFiles, *, force: bool) -> tuple[int, dict[str, bool]]:
+    """Write a native model in another layout into a folder: bytes of its weights, and which tensors stand for just the
+    same numbers."""
+    source, model = export.model.source, export.outgoing
     beside = around(source, side)
     shards: Mapping[str, Source] = source.shards if source.folder is not None else {outputs.NAME: source}
     cuts = [(shard, _cut_of(name, shard, model)) for name, shard in shards.items()]
@@ -470,7 +356,7 @@ def move(
         out.begin(())
         side.copy_to(out)
         for shard, file in planned:
-            exact |= make(shard, file, out.temp).exact
+            exact |= export.files(shard, [file], out.temp, force=True).exact
         files = [_File(file.name, file.size, file.tensors) for _, file in planned]
         finish(source, out, model, files, beside, model.conversion.config, beside.card)
     return size, exact
@@ -482,6 +368,3 @@ def _cut_of(name: str, shard: Source, model: Outgoing) -> Cut:
     jobs = model.conversion.jobs
     own = [t.info.name for t in model.tensors if {t.info.name, f"{t.info.name}_packed"} & held]
     return Cut(name, tuple(n for n in own if n in jobs), shard.metadata, 0, outputs.intact(shard))
-
-
-__all__ = ["Made", "left_over", "move", "planned_size", "quantize"]

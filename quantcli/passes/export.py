@@ -80,10 +80,6 @@ class Export:
     progress: Progress | None
     metrics: dict[str, Metrics | None] = field(default_factory=dict)
 
-    def part(self, source: Source, file: OneFile, folder: str, *, force: bool = True) -> Outcome:
-        """Write one file."""
-        return self.files(source, [file], folder, force=force)
-
     def files(
         self, source: Source, files: list[OneFile], folder: str, *, force: bool, within: str | None = None
     ) -> Outcome:
@@ -148,7 +144,7 @@ def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, 
     return Outgoing(
         tensors=tuple(tensors),
         to=target,
-        beside=outputs.beside(model.source),
+        beside=model.source.beside,
         container=container,
         document="kept" if not wanted and named(target).keeps_document else "none",
     )

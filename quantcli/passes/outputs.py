@@ -101,11 +101,6 @@ def notes(found: Conversion, *, config: bool) -> list[str]:
     return lines
 
 
-def beside(source: Source) -> Beside:
-    """The other files of a folder of weights; nothing for a file."""
-    return source.beside
-
-
 # ---- the model to write -----------------------------------------------------------------------------------------
 
 
@@ -147,15 +142,17 @@ class Outgoing:
         return sum(o.nbytes for o in job.outputs) if job is not None else 0
 
 
-def planned(plan: Plan, source: Source, *, digest: str, to: str | None, container: bool = False) -> Outgoing:
-    """The model a plan leads to."""
+def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
+    """The model a plan leads to, in the target of its request."""
+    request = plan.request
+    to, container = (None, False) if request is None else (request.to, request.container)
     new = documented(to)
     return Outgoing(
         tensors=plan.tensors if new else tuple(_listed(plan, source)),
         to=to,
-        beside=beside(source),
+        beside=source.beside,
         container=container,
-        request=plan.request,
+        request=request,
         digest=digest,
         document="new" if new else "none",
     )

@@ -13,7 +13,9 @@ import numpy as np
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.layouts.native.document import Result
-from quantcli.passes import outputs
+from quantcli.layouts.native.model import Model
+from quantcli.models import view_of
+from quantcli.passes import outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import from_floats, trials_of
 from quantcli.passes.tiles import COPY, Progress
@@ -44,15 +46,6 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is written: `to` a target, None for the native layout; container: as a container of its tensors, which
-    nothing runs."""
-
-    to: str | None = None
-    container: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """An output that was written: the plan as it turned out, the model it leads to, what is known of each tensor, and
     bytes of all its weights; for a folder the side files that were copied, why it has no quantization_config, if it
@@ -67,16 +60,15 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
-def write(source: Source, plan: Plan, path: str, options: Options, target: Target) -> Written:
-    """Quantize a source into a file at `path`, which appears only when it is complete.
+def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Options) -> Written:
+    """Quantize a source into a file at `path`, which appears only when it is complete. model: what the plan leads to.
 
     Raises QuantcliError for what the weights or the disk forbid.
     """
     folder, base = os.path.split(path)
     with ExitStack() as stack:
-        within = None if target.to is None else stack.enter_context(cleared(path, force=options.force))
+        within = None if model.to is None else stack.enter_context(cleared(path, force=options.force))
         while True:
-            model = outgoing(source, plan, options.digest, target)
             files = outputs.files(model, outputs.whole(source, model, base), source.path)
             check_second(files, folder, source, force=options.force)
             size = sum(f.size for f in files)
@@ -86,6 +78,7 @@ def write(source: Source, plan: Plan, path: str, options: Options, target: Targe
                 return Written(plan=plan, model=model, results=outcome.results, size=size)
             plan = plan.amended(outcome.amendments)
             check(plan)
+            model = outputs.planned(plan, source, digest=options.digest)
 
 
 @contextmanager
@@ -94,11 +87,6 @@ def cleared(path: str, *, force: bool) -> Iterator[str]:
     with Workspace(path, force=force) as workspace:
         workspace.clear()
         yield workspace.folder
-
-
-def outgoing(source: Source, plan: Plan, digest: str, target: Target) -> Outgoing:
-    """The model a plan leads to. Raises UsageError and DataError for what the target does not store."""
-    return outputs.planned(plan, source, digest=digest, to=target.to, container=target.container)
 
 
 def check_second(files: list[OneFile], folder: str, source: Source, *, force: bool) -> None:
@@ -125,13 +113,10 @@ def write_part(
     )
 
     def measured(outcome: Outcome, homes: Mapping[str, str]) -> None:
-        from quantcli.layouts.native.model import Model
-        from quantcli.models import view_of
-        from quantcli.passes import readback
-
         rounded = [n for n, same in outcome.exact.items() if not same and model.by_name[n].scheme is not None]
         if rounded:
-            against = {name: view_of(tensor) for name, tensor in Model(source).items() if name in rounded}
+            originals = Model(source)
+            against = {name: view_of(originals[name]) for name in rounded}
             found = readback.measure(rounded, homes, against, model, threads=options.threads)
             outcome.results |= {n: _with_errors(outcome.results[n], m) for n, m in found.items()}
 

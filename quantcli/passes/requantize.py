@@ -13,7 +13,7 @@ from quantcli.layouts.config import architecture
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
-from quantcli.passes.outputs import beside, obstacle
+from quantcli.passes.outputs import obstacle
 from quantcli.scheme import AUTO, Scheme
 from quantcli.stores import Source
 from quantcli.tensors.decided import Quantized
@@ -80,7 +80,7 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
 def changes(model: Model, target: str) -> dict[str, Scheme | None]:
     """For every weight the target cannot store, or its loader does not take, the scheme it does; None for floating
     point."""
-    export, kind = named(target), architecture(beside(model.source))
+    export, kind = named(target), architecture(model.source.beside)
     found: dict[str, Scheme | None] = {}
     for name, tensor in model.items():
         stored = tensor.stored.decided

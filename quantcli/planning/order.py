@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from quantcli.architectures import Architecture
@@ -146,8 +146,3 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         container=asked.container,
         from_recipe=asked.from_recipe,
     )
-
-
-def with_target(asked: Order, to: str | None) -> Order:
-    """The order with its target settled."""
-    return replace(asked, to=to or NATIVE)

@@ -45,14 +45,13 @@ class OutputFolder:
 
     temp: where it is made. found: the journal of an interrupted run, None where there was none. Leaving the context
     without `publish` removes everything, unless some files are finished and the error is not in the request or the
-    weights; or `hold` is set, as it is until `begin`. workspace: the one to use, if the caller has one.
+    weights; or `hold` is set, as it is until `begin`. Errors name the destination, not the hidden folder.
     """
 
-    def __init__(self, path: str, *, force: bool, workspace: Workspace | None = None) -> None:
+    def __init__(self, path: str, *, force: bool) -> None:
         self.path, self.force = path, force
         self.parent = os.path.dirname(path)
-        self._own = workspace is None
-        self._workspace = workspace or Workspace(path, force=force)
+        self._workspace = Workspace(path, force=force)
         self.found = self._workspace.found
         self.hold = self._workspace.keep
         self.temp = os.path.join(self._workspace.folder, "folder")
@@ -95,8 +94,9 @@ class OutputFolder:
         fault = isinstance(error, (DataError, UsageError))  # running it again would fail the same way
         if error is None or (fault and not self.hold):
             self._workspace.keep = False
-        if self._own:
-            self._workspace.close()
+        self._workspace.close()
+        if isinstance(error, QuantcliError):
+            error.place = [place.replace(self.temp, self.path, 1) for place in error.place]
 
     def write(self, name: str, content: bytes) -> None:
         """Write a side file and sync it to disk."""

@@ -30,6 +30,7 @@ from strategies import AWKWARD, gaussian
 import quantcli
 from quantcli import DataError, QuantcliError, Scheme
 from quantcli.kernels import native
+from quantcli.passes import outputs
 from quantcli.passes import quantize as pipeline
 from quantcli.planning import plan
 from quantcli.stores import npy, open_source
@@ -536,7 +537,8 @@ def write_with(source_path: Path, out: Path, action: Any, *, force: bool = False
     try:
         made = plan.make(source.infos(), plan.Request(scheme=Scheme(bits=4)))
         options = pipeline.Options(threads=2, force=force, progress=Meddler(action))
-        pipeline.write(source, made, str(out), options, pipeline.Target())
+        model = outputs.planned(made, source, digest=options.digest)
+        pipeline.write(source, made, model, str(out), options)
     finally:
         source.close()
 

@@ -33,7 +33,7 @@ from strategies import AWKWARD, gaussian, schemes, weights
 
 from quantcli import DataError, QuantcliError, Scheme
 from quantcli.layouts.native import model as reading
-from quantcli.passes import quantize, verify
+from quantcli.passes import outputs, quantize, verify
 from quantcli.passes.findings import Verified
 from quantcli.planning.plan import Request, make
 
@@ -88,7 +88,9 @@ def test_nothing_is_found_in_any_file(data: st.DataObject, scheme: Scheme, tmp_p
     with reading.open(str(source)) as model:
         try:
             plan = make(model.source.infos(), Request(scheme=scheme, keep_defaults=False))
-            quantize.write(model.source, plan, out, quantize.Options(threads=1), quantize.Target())
+            options = quantize.Options(threads=1)
+            outgoing = outputs.planned(plan, model.source, digest=options.digest)
+            quantize.write(model.source, plan, outgoing, out, options)
         except DataError:
             return
     assert verified(out).findings == verified(out, source).findings == ()

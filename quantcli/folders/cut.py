@@ -1,0 +1,110 @@
+"""How the weights of a checkpoint folder are cut into files: as the source is, or by size where one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from quantcli.passes import outputs
+from quantcli.passes.outputs import Cut, OneFile, Outgoing
+from quantcli.stores import Source
+from quantcli.stores.checkpoint import Checkpoint, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a source that becomes one file, and how many tensors it has."""
+
+    source: Source
+    cut: Cut
+    count: int
+
+
+class Cutter:
+    """How a model is cut into files, one after another: as the source is, or by size where one is given."""
+
+    def __init__(self, source: Source, model: Outgoing, limit: int | None) -> None:
+        self.source, self.model, self.limit = source, model, limit
+        self._whole = sum(file.size for file in source.files())
+        self._infos = source.infos()
+        self._data = sum(info.nbytes for info in self._infos)
+        self._shards: dict[int, tuple[str, Source]] = {}
+        at = 0
+        for name, shard in _shards(source, model).items():
+            self._shards[at] = name, shard
+            at += len(shard.infos())
+
+    @property
+    def count(self) -> int:
+        """Tensors of the source."""
+        return len(self._infos)
+
+    def piece(self, at: int, number: int, count: int | None = None) -> Piece:
+        """The file that begins with tensor `at`; count: how many tensors it is known to have."""
+        if self.limit is None:
+            name, shard = self._shards[at]
+            return self._piece(name, shard, shard.share)
+        return self._part(at, number, self._most(at) if count is None else count)
+
+    def _piece(self, name: str, source: Source, share: int) -> Piece:
+        names = tuple(info.name for info in source.infos())
+        return Piece(source, Cut(name, names, source.metadata, share), len(names))
+
+    def _part(self, at: int, number: int, count: int) -> Piece:
+        infos = self._infos[at : at + count]
+        # The headers of the source count for the first file, so that all shares together are the source.
+        share = sum(info.nbytes for info in infos) + (self._whole - self._data if at == 0 else 0)
+        assert isinstance(self.source, Checkpoint)
+        return self._piece(f"part-{number:05d}.safetensors", Part(self.source, infos, share), share)
+
+    def _most(self, at: int) -> int:
+        """The most tensors that stay within the limit, one at least."""
+        assert self.limit is not None
+        low, high = 1, self.count - at
+        rest = self.limit
+        for n, info in enumerate(self._infos[at:]):  # without headers: fewer layouts to try
+            rest -= self.model.nbytes(info.name)
+            if rest < 0:
+                high = max(n, 1)
+                break
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.size(self._part(at, 0, middle)) <= self.limit else (low, middle - 1)
+        return low
+
+    def file(self, piece: Piece) -> OneFile:
+        """The file of a piece to the byte."""
+        return outputs.safetensors(self.model, piece.cut, self.source.path)
+
+    def size(self, piece: Piece) -> int:
+        """The exact size of a file; 0 where the layout has none of its tensors."""
+        return self.file(piece).size if self.holds(piece) else 0
+
+    def holds(self, piece: Piece) -> bool:
+        """Whether the layout stores any of the tensors."""
+        return any(name in self.model.conversion.jobs for name in piece.cut.tensors)
+
+    def pieces(self) -> Iterator[Piece]:
+        """All files as they are planned."""
+        at = number = 0
+        while at < self.count:
+            piece = self.piece(at, number + 1)
+            yield piece
+            at, number = at + piece.count, number + 1
+
+
+def _shards(source: Source, model: Outgoing) -> Mapping[str, Source]:
+    """The files of a source by the names they get."""
+    if source.folder is None:
+        return {outputs.NAME: source}
+    if outputs.documented(model.to):
+        return source.shards
+    held = [s for s in source.shards.values() if any(i.name in model.conversion.jobs for i in s.infos())]
+    names = {s: outputs.loadable(n, held.index(s), len(held)) for n, s in source.shards.items() if s in held}
+    return {names.get(shard, name): shard for name, shard in source.shards.items()}
+
+
+def planned_size(source: Source, model: Outgoing, limit: int | None) -> int:
+    """The exact size of all files of weights in a folder."""
+    cutter = Cutter(source, model, limit)
+    return sum(cutter.size(piece) for piece in cutter.pieces())
