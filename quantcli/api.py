@@ -12,13 +12,11 @@ from quantcli.asking import given
 from quantcli.errors import UsageError
 from quantcli.floats import float_source
 from quantcli.folders import job
-from quantcli.layouts.writer import named
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
-from quantcli.passes.quantize import Options
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
-from quantcli.planning.order import Order, order, target_of
+from quantcli.planning.order import Order, order, target_of, with_usual
 from quantcli.reports import build
 from quantcli.stores import need_file
 
@@ -107,8 +105,8 @@ def quantize_file(
     output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
     with what the command says on standard error. Further keywords are those of `Scheme`.
 
-    Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid, and
-    QuantcliError for what cannot be read or written.
+    Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
+    QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
 
     >>> import os, tempfile
     >>> import numpy as np
@@ -135,14 +133,7 @@ def quantize_file(
     with _ready(asked, src, dst, recipe, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
-        run = Options(
-            threads=threads or default_threads(),
-            digest=asked.digest,
-            keep_nonfinite=asked.on_nonfinite == "keep",
-            force=force,
-            progress=progress,
-        )
-        report, written = ready.run(run)
+        report, written = ready.run(threads=threads or default_threads(), progress=progress)
         for line in written.notes:
             say(line)
         return report
@@ -188,11 +179,8 @@ def plan(
 
 def _order(recipe: Path | None, scheme: dict[str, Any], **asked: Any) -> Order:
     """The order that keywords make. Raises UsageError for those that make no scheme."""
-    fields = dict(scheme)
-    to = asked["to"]
-    if to not in (None, recipes.NATIVE) and recipe is None and not fields:
-        fields = dict(named(to).usual)
-    given(None, fields)  # keywords that are not those of a scheme
+    fields = scheme if recipe is not None else with_usual(scheme, asked["to"])
+    given(None, fields)  # refuses keywords that are not those of a scheme
     return order(recipes.load(None if recipe is None else fspath(recipe), fields), **asked)
 
 
@@ -218,9 +206,7 @@ def _ready(
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
         request = job.request(source, asked, to, warn=say)
-        asked_for = to if asked.to is not None else None
-        label = job.label(request, fspath(recipe) if recipe is not None else None)
-        target = name or job.default_name(path, label, asked_for)
+        target, folder = job.place(source, path, asked, request, name, fspath(recipe) if recipe is not None else None)
         yield job.prepare(
             source,
             path,
@@ -228,7 +214,7 @@ def _ready(
             request,
             target,
             shown=target,
-            folder=job.as_folder(source, target if name or asked_for is None else None, to),
+            folder=folder,
             force=force,
             resume=resume,
             dry_run=dry_run,

@@ -350,20 +350,9 @@ def asked_recipe(asked: Mapping[str, Any], fields: dict[str, Any]) -> Recipe:
 
 def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     """The schemes that are asked for; of what is left open, those that are usual for the target."""
-    fields: dict[str, Any] = granularity(asked["granularity"], asked["group_size"], asked["axis"])
-    to = asked["to"]
-    if to not in (None, "native") and asked["recipe"] is None:
-        from quantcli.layouts.writer import named
-
-        for name, value in named(to).usual.items():
-            if name == "granularity":
-                is_open = all(asked[option] is None for option in ("granularity", "group_size", "axis"))
-            elif name == "group_size":
-                is_open = asked["group_size"] is None and fields["granularity"] == "group"
-            else:
-                is_open = asked["format_" if name == "format" else name] is None
-            if is_open:
-                fields[name] = value
+    where = {name: asked[name] for name in ("granularity", "group_size", "axis")}
+    is_given = any(value is not None for value in where.values())
+    fields: dict[str, Any] = granularity(**where) if is_given else {}
     for option, name in (
         ("bits", "bits"),
         ("symmetric", "symmetric"),
@@ -377,6 +366,10 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     ):
         if asked[option] is not None:
             fields[name] = asked[option]
+    if asked["recipe"] is None:
+        from quantcli.planning.order import with_usual
+
+        fields = with_usual(fields, asked["to"])
     fields |= _method(asked)
     with naming_options(asked):
         return asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})

@@ -107,13 +107,7 @@ MUCH = 64 << 20
     help="Print the plan with exact sizes, read no weights, write nothing.",
     group="Common",
 )
-@_help.option(
-    "--all",
-    "show_all",
-    is_flag=True,
-    help="Show every tensor.",
-    group="Output",
-)
+@options.show_all
 @options.threads
 @options.talk
 def command(
@@ -136,7 +130,6 @@ def command(
     """
     from quantcli import kernels
     from quantcli.folders import job
-    from quantcli.passes.quantize import Options
     from quantcli.planning import recipe
     from quantcli.planning.order import target_of
 
@@ -163,9 +156,7 @@ def command(
         if to is not None:
             job.check_target(source, to, output, container=order.container)
         text = recipe.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
-        asked_for = to if order.to is not None else None
-        target = named or job.default_name(src, job.label(request, asked["recipe"]), asked_for)
-        folder = job.as_folder(source, target if named or asked_for is None else None, to)
+        target, folder = job.place(source, src, order, request, named, asked["recipe"])
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
         ready = job.prepare(
@@ -190,14 +181,7 @@ def command(
             if not talk.quiet:
                 _say_held(ready)
             with talk.bar(os.path.basename(ready.shown)) as bar, _leftovers_told(ready.path):
-                run = Options(
-                    threads=count,
-                    digest=order.digest,
-                    keep_nonfinite=order.on_nonfinite == "keep",
-                    force=force,
-                    progress=bar,
-                )
-                report, written = ready.run(run)
+                report, written = ready.run(threads=count, progress=bar)
             talk.say(*written.notes)
             if talk.verbose:
                 _say_more(written)

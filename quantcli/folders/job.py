@@ -14,6 +14,7 @@ from quantcli.layouts.writer import named
 from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
+from quantcli.passes.tiles import Progress
 from quantcli.planning import plan, recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
@@ -63,6 +64,16 @@ def as_folder(source: Source, target: str | None, to: str | None) -> bool:
     if to is not None:
         return export.as_folder(source, to, target)
     return source.folder is not None and not (target or "").lower().endswith(".safetensors")
+
+
+def place(
+    source: Source, src: str, asked: Order, request: Request, name: str | None, recipe_name: str | None
+) -> tuple[str, bool]:
+    """The output of a run and whether it is a folder: as it was named, or beside `src` by a name that tells the
+    schemes, and the target where one was asked for."""
+    told = request.to if asked.to is not None else None
+    target = name or default_name(src, label(request, recipe_name), told)
+    return target, as_folder(source, target if name or told is None else None, request.to)
 
 
 # ---- what is asked, of this source ------------------------------------------------------------------------------
@@ -124,6 +135,7 @@ class Job:
     path: str
     folder: bool
     notes: tuple[str, ...]
+    force: bool
     resume: bool = False
 
     @property
@@ -135,9 +147,16 @@ class Job:
         """The report on the plan."""
         return self._report(Written(plan=self.plan, model=self.model, results={}, size=self.size), None)
 
-    def run(self, options: Options) -> tuple[RunReport, Written]:
+    def run(self, *, threads: int, progress: Progress | None) -> tuple[RunReport, Written]:
         """Do it. Raises QuantcliError."""
         began = time.perf_counter()
+        options = Options(
+            threads=threads,
+            digest=self.order.digest,
+            keep_nonfinite=self.order.on_nonfinite == "keep",
+            force=self.force,
+            progress=progress,
+        )
         written = output.write(
             self.source,
             self.plan,
@@ -202,5 +221,6 @@ def prepare(
         path=real,
         folder=folder,
         notes=tuple(notes),
+        force=force,
         resume=resume,
     )

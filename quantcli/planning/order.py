@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,25 @@ def order(
         by_key = "container" in found.from_recipe
         place, hint = ("recipe: container", "add the key to") if by_key else ("--container", "use it with --to")
         raise UsageError("only other tools' layouts have containers", place=[place], hint=hint)
+    return found
+
+
+def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
+    """Fields of a scheme, and of what they leave open what is usual for a target; None for the native layout.
+
+    >>> with_usual({"bits": 8}, "gguf"), with_usual({"group_size": 64}, "gguf")
+    ({'bits': 8, 'group_size': 32}, {'group_size': 64})
+    """
+    found = dict(fields)
+    for name, value in {} if to in (None, NATIVE) else named(to).usual.items():
+        if name == "granularity":
+            is_open = not {"granularity", "group_size", "axis"} & fields.keys()
+        elif name == "group_size":
+            is_open = "group_size" not in fields and fields.get("granularity", "group") == "group"
+        else:
+            is_open = name not in fields
+        if is_open:
+            found[name] = value
     return found
 
 

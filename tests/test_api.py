@@ -1,0 +1,67 @@
+"""Calls on files from Python give what the commands give: the same bytes, names, reports and refusals."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import ROOT, run
+
+import quantcli
+from quantcli import UsageError
+
+TINY = ROOT / "sample_models" / "tiny-llama"
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The bytes of a file, or of every file of a folder, by name."""
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return {"" if path.is_file() else str(f.relative_to(path)): f.read_bytes() for f in files if f.is_file()}
+
+
+@pytest.mark.parametrize(("words", "asked", "end"), [
+    (["--bits", 3, "--group-size", 64], {"bits": 3, "group_size": 64}, ""),
+    ([], {}, ".safetensors"),
+    (["--to", "gguf"], {"to": "gguf"}, ".gguf"),
+    (["--to", "gguf", "--bits", 8], {"to": "gguf", "bits": 8}, ".gguf"),
+    (["--to", "comfyui"], {"to": "comfyui"}, ""),
+    (["--to", "native", "--include", "*mlp*"], {"to": "native", "include": ["*mlp*"]}, ""),
+    (["--recipe", "llm", "--max-shard-size", 90000], {"recipe": "llm", "max_shard_size": 90_000}, ""),
+])  # fmt: skip
+def test_a_file_has_the_bytes_of_the_command(words: list[Any], asked: dict[str, Any], end: str, tmp_path: Path) -> None:
+    command, call = tmp_path / f"command{end}", tmp_path / f"call{end}"
+    ran = run("quantize", TINY, *words, "-o", command, "--json")
+    assert ran.code == 0, ran.err
+    report = quantcli.quantize_file(TINY, call, **asked)
+    assert contents(call) == contents(command)
+    assert [t.scheme for t in report.tensors] == [t["scheme"] for t in ran.json["tensors"]]
+    assert report.summary.bytes_out == ran.json["summary"]["bytes_out"]
+    if end:  # of folders the plan is of the default name, which is a folder too
+        return
+    assert quantcli.plan(TINY, **asked).summary.bytes_out == report.summary.bytes_out
+
+
+def test_the_default_name_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.symlink(TINY, "tiny")
+    assert quantcli.plan("tiny", bits=4, group_size=32).output == "tiny-w4g32"
+    assert quantcli.quantize_file("tiny", to="gguf").output == "tiny-w4g32.gguf"
+    assert sorted(os.listdir()) == ["tiny", "tiny-w4g32.gguf"]
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    ({"bits": 0}, "0 is not a whole number"), ({"include": ["nothing*"]}, "nothing*"),
+    ({"container": True}, "containers"), ({"to": "awq", "bits": 8}, "awq cannot store"),
+])  # fmt: skip
+def test_what_the_command_refuses_is_refused(asked: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        quantcli.quantize_file(TINY, tmp_path / "out", **asked)
+    assert words in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_keyword_is_an_error_of_the_call(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="bitz"):
+        quantcli.quantize_file(TINY, tmp_path / "out", bitz=4)
+    assert not list(tmp_path.iterdir())
