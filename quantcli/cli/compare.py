@@ -20,13 +20,7 @@ from quantcli.cli import _gating, _help, options
 @click.argument("before", metavar="A", type=click.Path(path_type=str))
 @click.argument("after", metavar="B", type=click.Path(path_type=str))
 @_gating.gates
-@_help.option(
-    "--all",
-    "show_all",
-    is_flag=True,
-    help="Show every tensor.",
-    group="Output",
-)
+@options.show_all
 @_gating.renderings
 @options.threads
 @options.talk

@@ -62,13 +62,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     group="Scheme",
 )
 @options.container
-@_help.option(
-    "--all",
-    "show_all",
-    is_flag=True,
-    help="Show every tensor.",
-    group="Output",
-)
+@options.show_all
 @options.threads
 @options.talk
 def command(

@@ -15,6 +15,7 @@ import click
 
 from quantcli import interrupts, registry
 from quantcli.cli import _help, _naming
+from quantcli.cli._bar import Bar
 from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
@@ -92,6 +93,11 @@ def document(command: F) -> F:
         help="Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.",
         group="Common",
     )(command)
+
+
+def show_all(command: F) -> F:
+    """--all, as `show_all`."""
+    return _help.option("--all", "show_all", is_flag=True, help="Show every tensor.", group="Output")(command)
 
 
 def container(command: F) -> F:
@@ -352,61 +358,6 @@ def warn(message: str) -> None:
 def say(message: str) -> None:
     """One line on standard error."""
     click.echo(f"quantcli: {printable(message, 1000)}", err=True)
-
-
-class Bar:
-    """A progress bar on standard error with bytes, rate and time left; nothing when that is not a terminal.
-
-    It appears only once there is enough to do to be worth waiting for.
-    """
-
-    WORTH = 64 << 20
-
-    def __init__(self, title: str, *, quiet: bool) -> None:
-        self.title, self.quiet = title, quiet
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def start(self, total: int) -> None:
-        """A pass over so many bytes begins."""
-        if self.quiet or total < self.WORTH or not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
-
-            self._bar = Progress(
-                TextColumn(printable(self.title, 60), markup=False),
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=total)
-            self._bar.start()
-        else:
-            self._bar.reset(self._task, total=total)
-
-    def advance(self, nbytes: int) -> None:
-        """So many bytes are done."""
-        if self._bar is not None:
-            self._bar.advance(self._task, nbytes)
 
 
 def thread_count(threads: int | None) -> int:

@@ -36,13 +36,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
     help="Price what would be bought or sold next around the budget.",
     group="Output",
 )
-@_help.option(
-    "--all",
-    "show_all",
-    is_flag=True,
-    help="Show every tensor.",
-    group="Output",
-)
+@options.show_all
 @options.threads
 @options.talk
 def command(

@@ -65,13 +65,7 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
     help="Measure even against weights the file was not made from.",
     group="Run",
 )
-@_help.option(
-    "--all",
-    "show_all",
-    is_flag=True,
-    help="Show every tensor.",
-    group="Output",
-)
+@options.show_all
 @_gating.renderings
 @options.threads
 @options.talk
