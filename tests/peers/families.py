@@ -93,7 +93,7 @@ def check_words(kind: str, pythons: Mapping[str, Path], work: Path) -> tuple[str
     notes, count = report["warnings"], len(json.loads(texts.read_text()))
     wrong = json.loads(answered(script(pythons["llamacpp"], "read_gguf_words.py", path, texts)).splitlines()[-1])
     said = [text for text, _, _ in wrong if notes and re.search("^ |> ", text)]
-    ok = len(said) == len(wrong) and not any("no words" in note for note in notes)
+    ok = len(said) == len(wrong) and not any("no vocabulary" in note for note in notes)
     row = f"| {kind} | {count - len(wrong)} of {count} | {'; '.join(notes)} |"
     print(f"{'ok' if ok else 'FAILED':6s} words, {row}", file=sys.stderr, flush=True)
     return row, not ok

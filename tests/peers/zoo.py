@@ -89,9 +89,9 @@ LOADERS = {
 }  # fmt: skip
 ENVIRONMENTS = sorted({loader.environment for loaders in LOADERS.values() for loader in loaders})
 REFUSED = {
-    ("t5", "compressed-tensors"): "nothing left to quantize.*transformers reads this weight while it loads the model",
-    ("gpt2", "compressed-tensors"): "nothing left to quantize.*transformers holds it in Conv1D",
-    ("gpt2", "bnb-nf4"): "nothing left to quantize.*transformers holds it in Conv1D",
+    ("t5", "compressed-tensors"): "nothing to quantize.*transformers reads this weight while it loads the model",
+    ("gpt2", "compressed-tensors"): "nothing to quantize.*transformers holds it in Conv1D",
+    ("gpt2", "bnb-nf4"): "nothing to quantize.*transformers holds it in Conv1D",
 }
 """What the command refuses to quantize for a target, and in which words."""
 
