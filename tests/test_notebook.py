@@ -14,7 +14,8 @@ from strategies import schemes
 
 import quantcli
 from quantcli import Scheme, UsageError, notebook
-from quantcli.asking import FIELDS, SchemeRequest
+from quantcli.asking import SchemeRequest
+from quantcli.deciding import FIELDS
 from quantcli.models import open_model
 from quantcli.planning import recipe_keys
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from quantcli import registry
-from quantcli.asking import FIELDS, SchemeRequest, decided_at
+from quantcli.asking import SchemeRequest, decided_at
+from quantcli.deciding import FIELDS
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.patterns import compiled, patterns_of
 from quantcli.planning import recipe_keys
