@@ -31,11 +31,11 @@ whatever the names."""
 class Found:
     """A weight that is stored in a layout.
 
-    name, shape: of the original. scheme: in the form of `Scheme.name`. bits: of a code. parts: the tensors that store
-    it. decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the
-    last axis of the shape. Ask for multiples of `unit` rows, or up to the end: where rows are stored as columns, every
-    call reads all of the codes, in small pieces. Raises DataError for parameters that are not finite or name missing
-    groups.
+    name, shape: of the original. scheme: in the form of `Scheme.name`. bits: of a code. dtype: of the tensor that the
+    tool's own library makes of it, whose values are those of `decode`, rounded once. parts: the tensors that store it.
+    decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the last
+    axis of the shape. Ask for multiples of `unit` rows, or up to the end: where rows are stored as columns, every call
+    reads all of the codes, in small pieces. Raises DataError for parameters that are not finite or name missing groups.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Found:
     parts: tuple[TensorInfo, ...]
     unit: int
     decode: Callable[[Read, int, int], NDArray[np.float32]]
+    dtype: str = "F32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
