@@ -214,10 +214,10 @@ def view_of(tensor: Tensor) -> View:
 
 
 def _native(tensor: Tensor) -> View:
-    stored, layout = tensor.stored, tensor.stored.layout
-    assert layout is not None and stored.scheme is not None
-    spans = list(layout.tiles())
-    starts = [span.row * layout.cols + span.col for span in spans]
+    stored, grouping = tensor.stored, tensor.stored.grouping
+    assert grouping is not None and stored.scheme is not None
+    spans = list(grouping.tiles())
+    starts = [span.row * grouping.cols + span.col for span in spans]
     ends = [start + span.rows * span.cols for start, span in zip(starts, spans)]
 
     def read(first: int, last: int) -> Floats:

@@ -17,7 +17,7 @@ from quantcli.passes.outputs import obstacle
 from quantcli.scheme import AUTO, Scheme
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Quantized
-from quantcli.tensors.rows import layout
+from quantcli.tensors.rows import grouping_of
 
 
 def decoded(model: Model, wanted: Mapping[str, Scheme | None]) -> Derived:
@@ -41,7 +41,7 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
         asked = export.suited(scheme)
         if asked.scale_dtype == AUTO and scales is not None and scheme.bits <= 8:
             asked = asked.with_scale_dtype(scales)
-        if export.shape(replace(stored, scheme=asked, layout=layout(stored.info.shape, asked))) is None:
+        if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:
             return asked
     return None
 

@@ -131,7 +131,7 @@ def _cautions(plan: Sequence[Decided]) -> list[str]:
     for t in plan:
         if t.scheme is not None and t.scheme.calibration != "auto":
             caution = registry.get("calibrators", t.scheme.calibration).caution
-            said = caution(t.scheme, t.info.numel // t.layout.sets) if caution is not None else None
+            said = caution(t.scheme, t.info.numel // t.grouping.sets) if caution is not None else None
             if said is not None:
                 found.setdefault(said, []).append(printable(t.info.name))
     return [line for said, names in found.items() for line in _named(said, names)]
