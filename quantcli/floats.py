@@ -13,19 +13,17 @@ from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
+from quantcli.layouts.reader import is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, of_checkpoint
 from quantcli.stores import Earlier, Source, is_stream, open_source
 from quantcli.stores.derived import Computed, Derived, unchanged
 
-PUBLISHED = ("fp8-", "mxfp", "nvfp")
-"""How the schemes begin in which models are published: 8-bit floats, and 4-bit floats with small scales."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """How a source is read. layout: `auto`, or `plain` to read every tensor by its dtype alone. requantize: whether
-    codes may be decoded to be quantized again; those of PUBLISHED formats always are."""
+    codes may be decoded to be quantized again; those of published formats always are."""
 
     layout: str = "auto"
     requantize: bool = False
@@ -74,7 +72,7 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
     if model is None or not quantized:
         raise (_unclear(source, found) if not found.certain else _undecoded(source, found))
     model.stored.check_headers()
-    codes = [view for view in quantized if not is_published(view)]
+    codes = [view for view in quantized if view.scheme is not None and not is_published(view.scheme)]
     if codes and not reading.requantize:
         problem = f"this model is quantized already ({found.layout}: {described(codes)})"
         hint = "start from the original; --requantize decodes it, and adds a second error to that of its codes"
@@ -94,11 +92,6 @@ def _undecoded(source: Source, found: evidence.Evidence) -> DataError:
     else:
         hint = "quantcli does not decode it: start from the original"
     return DataError(problem, place=[source.path], hint=hint)
-
-
-def is_published(view: View) -> bool:
-    """Whether a quantized tensor is in a format in which models are published."""
-    return view.scheme is not None and view.scheme.startswith(PUBLISHED)
 
 
 def described(views: Iterable[View]) -> str:

@@ -18,7 +18,7 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Found, Read
+from quantcli.layouts.reader import Found, Read, is_published
 from quantcli.notebook import table
 from quantcli.tensors.info import TensorInfo
 
@@ -242,14 +242,16 @@ def _native(tensor: Tensor) -> View:
 
 def _decoded(weight: Found, parts: Read) -> View:
     cols = weight.shape[-1]
-    info = TensorInfo(weight.name, weight.dtype, weight.shape)
+    dtype = weight.dtype if is_published(weight.scheme) else "F32"
+    info = TensorInfo(weight.name, dtype, weight.shape)
     rows = info.numel // cols
     step = weight.unit * max(1, BLOCK // (cols * weight.unit))
 
     def read(first: int, last: int) -> Floats:
         low, high = first // cols // weight.unit * weight.unit, -(-last // cols)
         decoded = weight.decode(parts, low, min(-(-high // weight.unit) * weight.unit, rows)).ravel()
-        return decoded[first - low * cols : last - low * cols]
+        run = decoded[first - low * cols : last - low * cols]
+        return run if dtype == "F32" else to_float32(from_float32(run, dtype).view(np.uint8), dtype)
 
     return View(
         info=info,
