@@ -15,7 +15,7 @@ from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from quantcli.reports.gates import Gates
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
 GATES = (
     ("min_sqnr", "DB", "Least SQNR of all quantized weights together."),
@@ -160,19 +160,20 @@ def finish(
     show_all: bool,
 ) -> None:
     """Write and print reports, name the gates that failed on standard error, and exit with 1 when there are any."""
+    from quantcli.reports.run import RunReports
+
+    document = RunReports(reports)
     for kind, path in outputs:
-        options.write_documents(reports, kind, path, [p for r in reports for p in (r.source, r.output) if p])
+        options.write_document(document, kind, path, [p for r in reports for p in (r.source, r.output) if p])
     quiet = talk.quiet and not talk.json
     if not quiet:
         for report in reports:
             if rendering != "table" or report.command != "compare":  # whose table shows them after the figures
                 options.say_warnings(report)
     if not quiet or rendering != "table":
-        options.print_documents(reports, rendering, talk, show_all=show_all)
-    from quantcli.reports.gates import with_limit
-
+        options.print_document(document, rendering, talk, show_all=show_all)
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
-        options.say(f"{report.name}: gate {gate.title} failed: {with_limit(gate)}")
+        options.say(f"{report.name}: gate {gate.title} failed: {gate.outcome}")
     if failed:
         raise click.exceptions.Exit(1)

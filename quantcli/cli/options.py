@@ -20,7 +20,7 @@ from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
 
 def source(command: F) -> F:
@@ -229,26 +229,26 @@ def show(document: Any, talk: Talk, *, show_all: bool = False, file: DocumentFil
     """Write a document to a file, where there is one, and print it: as JSON where that is asked for, else for people,
     unless quiet."""
     if file is not None:
-        write_documents([document], file.rendering, file.path, file.inputs)
+        write_document(document, file.rendering, file.path, file.inputs)
     if talk.json or not talk.quiet:
-        print_documents([document], "json" if talk.json else "table", talk, show_all=show_all)
+        print_document(document, "json" if talk.json else "table", talk, show_all=show_all)
 
 
-def print_documents(documents: Sequence[Any], rendering: str, talk: Talk, *, show_all: bool) -> None:
-    """Print documents of one type as asked for."""
+def print_document(document: Any, rendering: str, talk: Talk, *, show_all: bool) -> None:
+    """Print a document as asked for."""
     from quantcli import terminal
     from quantcli.reports.documents import Look
 
-    limit = None if show_all else max(3, terminal.screenful() // len(documents))
+    limit = None if show_all else max(3, terminal.screenful())
     ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
     look = Look(colour=talk.coloured, limit=limit, verbose=talk.verbose, ascii_only=ascii_only)
     render = registry.get("reports.renderings", rendering).render
     raw = getattr(sys.stdout, "buffer", None)
     if rendering == "table" or raw is None:
-        render(documents, sys.stdout, look)
+        render(document, sys.stdout, look)
     else:  # a document is UTF-8 in every locale
         text = io.StringIO()
-        render(documents, text, look)
+        render(document, text, look)
         sys.stdout.flush()
         left = memoryview(text.getvalue().encode("utf-8", "backslashreplace"))
         while left:  # without buffering a write may take a part only
@@ -256,12 +256,12 @@ def print_documents(documents: Sequence[Any], rendering: str, talk: Talk, *, sho
     sys.stdout.flush()
 
 
-def write_documents(documents: Sequence[Any], rendering: str, path: str, inputs: Sequence[str | None]) -> None:
-    """Replace a file by documents of one type. Raises UsageError when it is one of the inputs."""
+def write_document(document: Any, rendering: str, path: str, inputs: Sequence[str | None]) -> None:
+    """Replace a file by a document. Raises UsageError when it is one of the inputs."""
     from quantcli.reports.documents import Look
 
     text = io.StringIO()
-    registry.get("reports.renderings", rendering).render(documents, text, Look())
+    registry.get("reports.renderings", rendering).render(document, text, Look())
     replace_file(path, text.getvalue(), inputs)
 
 

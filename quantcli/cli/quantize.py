@@ -16,7 +16,7 @@ from quantcli.errors import UsageError
 if TYPE_CHECKING:
     from quantcli.folders.job import Job
     from quantcli.passes.quantize import Written
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth mentioning."""

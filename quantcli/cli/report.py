@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantcli.passes.examine import Examined
     from quantcli.reports.config import Config
     from quantcli.reports.gates import Gates
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
 
 NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"

@@ -17,7 +17,8 @@ from quantcli.folders.sidefiles import SideFiles
 from quantcli.planning import recipe
 from quantcli.planning.plan import REASONS, Plan
 from quantcli.reports import markup
-from quantcli.reports.records import RunReport, TensorReport, equal_line
+from quantcli.reports.records import TensorReport
+from quantcli.reports.run import RunReport, equal_line
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
@@ -170,7 +171,7 @@ def _losses(report: RunReport) -> list[str]:
 def _kept(report: RunReport) -> list[str]:
     kept: dict[str, list[TensorReport]] = {}
     for r in report.tensors:
-        if r.disposition == "kept":
+        if r.kept:
             kept.setdefault(r.reason, []).append(r)
     equal = equal_line(report)
     lines = ["## What was kept as it was", ""] if kept else []

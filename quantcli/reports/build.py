@@ -12,7 +12,8 @@ from quantcli.layouts.native.document import Result, StoredTensor
 from quantcli.metrics import Metrics
 from quantcli.planning.plan import UNWEIGHTED, WIDER, Request
 from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
-from quantcli.reports.records import Change, Comparison, RunReport, TensorReport, summarize, tensor_report
+from quantcli.reports.records import Change, Comparison, TensorReport, summarize, tensor_report
+from quantcli.reports.run import RunReport
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 
@@ -188,7 +189,7 @@ def of_pairs(
     """The report on one model against another: a tensor that is not floating point but differs, or float but not the
     same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
     tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
-    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] or list(metrics.values())
+    counted = [metrics[t.name] for t in tensors if not t.kept] or list(metrics.values())
     return RunReport(
         command="compare",
         source=source,
@@ -228,7 +229,7 @@ def of_views(
     ]
     decoded = sum(view.info.nbytes for view in views.values())
     unknown = "the file does not record the size of its source, so it is compared with float32"
-    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] if metrics is not None else []
+    counted = [metrics[t.name] for t in tensors if not t.kept] if metrics is not None else []
     return RunReport(
         command="report",
         source=source,

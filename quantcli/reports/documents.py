@@ -33,10 +33,23 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of text, empty between two blocks; strong: a title."""
+    """A line of text, empty between two blocks. strong: a title; passed: the verdict it is about; wrapped: a paragraph,
+    which a terminal divides into lines."""
 
     text: str = ""
     strong: bool = False
+    passed: bool | None = None
+    wrapped: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a word that comes before the text; empty for a line that is about none."""
+        return "" if self.passed is None else "passed" if self.passed else "FAILED"
+
+    @property
+    def words(self) -> str:
+        """Verdict and text."""
+        return f"{self.verdict} {self.text}" if self.verdict else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

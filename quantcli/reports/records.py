@@ -1,20 +1,15 @@
-"""The report on a quantized model: what was done, and what it cost."""
+"""What a report holds: each tensor, the whole model, gates, and what changed since a baseline."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.notebook import table
-from quantcli.reports.documents import SCHEMA_VERSION, plain
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
-from quantcli.terminal import decibels, size
 
 if TYPE_CHECKING:
     from quantcli.passes.examine import Examined, Histogram
@@ -56,6 +51,11 @@ class TensorReport:
     theory: Theory | None = None
     histogram: Histogram | None = None
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is stored as it was."""
+        return self.disposition == "kept"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
@@ -91,6 +91,23 @@ class GateFailure:
     message: str
 
 
+def shown(gate: str, value: float | None) -> str:
+    """A value of a gate for people.
+
+    >>> shown("min_coverage", 0.951), shown("max_size", 3.9e9), shown("min_sqnr", None)
+    ('95.1 %', '3900000000 bytes', 'exact')
+    """
+    if value is None:
+        return "exact"
+    if gate == "min_coverage":
+        return f"{100 * value:.4g} %"
+    if gate == "max_size":
+        return f"{value:.0f} bytes"
+    if gate == "max_bpw":
+        return f"{value:.4g} bits per weight"
+    return f"{value:.3g}" if gate == "max_mse" else f"{value:.2f} dB"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
     """One gate: its limit, what was measured (the worst tensor's value for gates on tensors, None where all were exact
@@ -108,6 +125,16 @@ class GateResult:
         """Its name on the command line."""
         return self.gate.replace("_", "-")
 
+    @property
+    def shown_limit(self) -> str:
+        """Its limit for people."""
+        return shown(self.gate, self.limit)
+
+    @property
+    def outcome(self) -> str:
+        """What it measured, and its limit; the failures of tensors name theirs already."""
+        return self.message if self.failures else f"{self.message}, limit {self.shown_limit}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -122,6 +149,11 @@ class Change:
     before: str
     after: str
 
+    @property
+    def lost(self) -> bool:
+        """Whether it became worse."""
+        return self.delta_db < 0 if self.delta_db is not None else not self.after_exact
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -132,44 +164,6 @@ class Comparison:
     changes: list[Change]
     new: list[str]
     vanished: list[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class RunReport:
-    """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
-    original weights are the same, byte for byte, the largest first."""
-
-    command: str
-    source: str
-    output: str | None
-    passed: bool | None = None
-    summary: Summary
-    gates: list[GateResult] = field(default_factory=list)
-    tensors: list[TensorReport]
-    comparison: Comparison | None = None
-    warnings: list[str] = field(default_factory=list)
-    equal: list[list[str]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The file it is about."""
-        return self.output or self.source
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, `schema_version` first; all numbers finite."""
-        return {"schema_version": SCHEMA_VERSION, **plain(self)}
-
-    def __repr__(self) -> str:
-        s = self.summary
-        figures = f"{s.tensors} tensors, {s.quantized} quantized, {decibels(s.sqnr_db, s.exact)} dB"
-        return f"RunReport({self.command} {printable(self.name)!r}: {figures}, {size(s.bytes_out)})"
-
-    def _repr_html_(self) -> str:
-        rows = (
-            (t.name, "x".join(map(str, t.shape)), t.scheme or t.reason, decibels(t.sqnr_db, t.exact), size(t.bytes_out))
-            for t in self.tensors
-        )
-        return f"<p>{escape(repr(self))}</p>{table(('tensor', 'shape', 'scheme', 'SQNR dB', 'bytes'), rows)}"
 
 
 def tensor_report(
@@ -235,7 +229,7 @@ def summarize(
     sizes = [_numel(t) for t in tensors]
     parameters = sum(sizes)
     covered = sum(n for n, t in zip(sizes, tensors) if t.disposition == "quantized")
-    kept = Counter(t.reason for t in tensors if t.disposition == "kept")
+    kept = Counter(t.reason for t in tensors if t.kept)
     return Summary(
         parameters=parameters,
         tensors=len(tensors),
@@ -258,15 +252,3 @@ def summarize(
 
 def _numel(tensor: TensorReport) -> int:
     return TensorInfo(tensor.name, tensor.dtype, tuple(tensor.shape)).numel
-
-
-def equal_line(report: RunReport) -> str | None:
-    """Which tensors are equal, in a line; None when none are."""
-    if not report.equal:
-        return None
-    shown = []
-    for names in report.equal[:3]:
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        shown.append(" = ".join(printable(n, 200) for n in names[:4]) + more)
-    more = f"; and {len(report.equal) - 3} more such sets" if len(report.equal) > 3 else ""
-    return f"equal weights: {'; '.join(shown)}{more}"

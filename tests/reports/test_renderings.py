@@ -19,8 +19,8 @@ from quantcli.reports.dequantized import DequantizeReport
 from quantcli.reports.exported import ExportReport
 from quantcli.reports.inspected import InspectReport
 from quantcli.reports.planned import PlanReport
-from quantcli.reports.records import RunReport
 from quantcli.reports.renderings import able
+from quantcli.reports.run import RunReport, RunReports
 from quantcli.reports.swept import SweepReport
 from quantcli.reports.verified import VerifyReport
 
@@ -138,11 +138,11 @@ def test_names_and_recipes_are_printed_alone(place: Path) -> None:
 
 def test_each_rendering_says_what_it_can_show() -> None:
     every = set(registry.names("reports.renderings"))
-    assert set(able(RunReport)) == every
+    assert set(able(RunReports)) == every
     alike = {"html", "json", "markdown", "table"}
     for rows in (SweepReport, InspectReport, VerifyReport):
         assert set(able(rows)) == {*alike, "csv"}
-    for document in (PlanReport, ExportReport, DequantizeReport):
+    for document in (RunReport, PlanReport, ExportReport, DequantizeReport):
         assert set(able(document)) == alike
 
 

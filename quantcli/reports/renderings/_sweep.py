@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
@@ -13,9 +12,8 @@ from quantcli.reports.page import Column, box, breakable, cell, decibels_cell, e
 from quantcli.reports.swept import Point, SweepReport
 
 
-def render(documents: Sequence[SweepReport], stream: TextIO, look: Look) -> None:
+def render(found: SweepReport, stream: TextIO, look: Look) -> None:
     """Write the page of a sweep."""
-    (found,) = documents
     facts = f"{len(found.points)} settings on {t.count(found.parameters)} parameters, {t.size(found.bytes_in)}"
     body = [
         svg.definitions(),
