@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
-from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -103,17 +102,25 @@ def usual(to: str | None) -> dict[str, Any]:
     return found
 
 
-def _list(name: str, default: list[int], text: str) -> Callable[[F], F]:
-    """An option that takes whole numbers."""
-    shown = ",".join(map(str, default))
-    return _help.option(
-        name, type=options.Several(int), metavar="LIST", default=shown, show_default=True, help=text, group="Search"
-    )
-
-
-def budget(command: F) -> F:
-    """What a plan must keep, and what it may choose from."""
-    command = _help.option(
+budget = _help.options(
+    limits(TARGETS, "Common", Target),
+    options.numbers("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.", group="Search"),
+    options.numbers(
+        "--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.", group="Search"
+    ),
+    _asking.calibrations("Calibrations to choose from, rounded to nearest."),
+    _asking.selection,
+    _help.option(
+        "--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.", group="Search"
+    ),
+    _asking.recipe,
+    _help.option(
+        "--uniform-groups",
+        is_flag=True,
+        help="One scheme for all that is quantized, as one config group of compressed-tensors can store.",
+        group="Search",
+    ),
+    _help.option(
         "--weighting",
         metavar="NAME|FILE",
         default="balanced",
@@ -121,32 +128,9 @@ def budget(command: F) -> F:
         help="What adds up: each tensor's squared error over its power (relative), that times its size to the "
         "power of 5/8 (balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
         group="Search",
-    )(command)
-    command = _help.option(
-        "--uniform-groups",
-        is_flag=True,
-        help="One scheme for all that is quantized, as one config group of compressed-tensors can store.",
-        group="Search",
-    )(command)
-    ties = _help.option(
-        "--no-ties",
-        is_flag=True,
-        help="Let tensors that runtimes fuse have schemes of their own.",
-        group="Search",
-    )
-    command = _asking.selection(ties(_asking.recipe(command)))
-    command = _help.option(
-        "--calibration",
-        type=options.Several(_asking.CALIBRATIONS),
-        metavar="LIST",
-        default=None,
-        help="Calibrations to choose from, rounded to nearest.",
-        show_default="the default of quantize",
-        group="Search",
-    )(command)
-    command = _list("--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.")(command)
-    command = _list("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.")(command)
-    return limits(command, TARGETS, "Common", Target)
+    ),
+)
+"""What a plan must keep, and what it may choose from."""
 
 
 @dataclass(frozen=True, slots=True)

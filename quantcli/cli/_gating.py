@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,36 +59,35 @@ class Target(Limit):
         return found
 
 
-def limits(command: F, table: Sequence[tuple[str, str, str]], group: str, kind: type[Limit] = Limit) -> F:
+def limits(table: Sequence[tuple[str, str, str]], group: str, kind: type[Limit] = Limit) -> Callable[[F], F]:
     """An option for each limit of a table: name, what it takes, help."""
-    for name, metavar, text in reversed(table):
-        option = f"--{name.replace('_', '-')}"
-        command = _help.option(option, name, metavar=metavar, type=kind(), default=None, help=text, group=group)(
-            command
+    return _help.options(
+        *(
+            _help.option(f"--{name.replace('_', '-')}", name, metavar=metavar, type=kind(), help=text, group=group)
+            for name, metavar, text in table
         )
-    return command
+    )
 
 
-def gates(command: F) -> F:
-    """The options that set limits, --baseline and --config."""
-    command = limits(command, GATES, "Gates")
-    command = _help.option(
+gates = _help.options(
+    _help.option(
+        "--baseline",
+        metavar="REPORT",
+        type=_help.FILE,
+        help="An earlier report, as --json prints it, to compare with.",
+        group="Common",
+    ),
+    _help.option(
         "--config",
         metavar="FILE",
-        type=click.Path(path_type=str),
-        default=None,
+        type=_help.FILE,
         help="Gates and models in YAML.",
         show_default="quantcli.yaml, where there is one",
         group="Gates",
-    )(command)
-    return _help.option(
-        "--baseline",
-        metavar="REPORT",
-        type=click.Path(path_type=str),
-        default=None,
-        help="An earlier report, as --json prints it, to compare with.",
-        group="Common",
-    )(command)
+    ),
+    limits(GATES, "Gates"),
+)
+"""--baseline, --config and the options that set limits."""
 
 
 def gates_of(limits: dict[str, Any]) -> Gates:
@@ -120,9 +119,16 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{printable(value, 100)!r}: {error.problem}; {error.hint}, {named}", param, ctx)
 
 
-def renderings(command: F) -> F:
-    """--format and --output."""
-    command = _help.option(
+renderings = _help.options(
+    _help.option(
+        "--format",
+        "format_",
+        type=_help.Names(RENDERINGS, partial(registry.summary, "reports.renderings")),
+        help="How to print it.",
+        show_default="table",
+        group="Output",
+    ),
+    _help.option(
         "-o",
         "--output",
         "outputs",
@@ -132,16 +138,9 @@ def renderings(command: F) -> F:
         help="Write a rendering to a file too, replacing it: the one named as in junit=FILE, or that of the extension, "
         "such as .csv, .html, .json or .md; may be given several times.",
         group="Common",
-    )(command)
-    return _help.option(
-        "--format",
-        "format_",
-        type=_help.Names(RENDERINGS, partial(registry.summary, "reports.renderings")),
-        default=None,
-        help="How to print it.",
-        show_default="table",
-        group="Output",
-    )(command)
+    ),
+)
+"""--format and --output."""
 
 
 def rendering(format_: str | None, talk: options.Talk) -> str:

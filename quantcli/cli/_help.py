@@ -25,6 +25,9 @@ GROUPS = ("Common", "Gates", "Scheme", "Search", "Selection", "Size", "Output", 
 WIDEST = 26
 """Columns for the names of options; a longer one has its text on the next line."""
 
+FILE = click.Path(path_type=str)
+"""The type of an option that takes the name of a file."""
+
 Example = tuple[str, str]
 """A command line, and what it does in a few words."""
 
@@ -93,6 +96,17 @@ class Names(click.Choice):  # type: ignore[type-arg,unused-ignore]
 def option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
     """An option of a command, in a group of its help."""
     return click.option(*names, cls=Option, group=group, **settings)
+
+
+def options(*declared: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options of a command as one decorator, in the order in which help shows them."""
+
+    def declare(command: F) -> F:
+        for one in reversed(declared):
+            command = one(command)
+        return command
+
+    return declare
 
 
 def command(name: str, *, examples: Sequence[Example]) -> Callable[[Callable[..., Any]], Command]:

@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING
 import click
 
 from quantcli.cli import _help, options
-from quantcli.cli._help import F
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
-def source_layout(command: F) -> F:
-    """--source-layout."""
-    return _help.option(
-        "--source-layout",
-        type=click.Choice(["auto", "plain"]),
-        default="auto",
-        show_default=True,
-        help="What the tensors of SRC are: auto refuses a model that is quantized already, and 8-bit floats without "
-        "scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit floats.",
-        group="Selection",
-    )(command)
+source_layout = _help.option(
+    "--source-layout",
+    type=click.Choice(["auto", "plain"]),
+    default="auto",
+    show_default=True,
+    help="What the tensors of SRC are: auto refuses a model that is quantized already, and 8-bit floats without "
+    "scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit floats.",
+    group="Selection",
+)
+"""--source-layout."""
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from quantcli.cli import _gating, _help, options
         ("quantcli compare model.safetensors model.gguf --min-tensor-sqnr 18", "with a limit"),
     ),
 )
-@click.argument("before", metavar="A", type=click.Path(path_type=str))
-@click.argument("after", metavar="B", type=click.Path(path_type=str))
+@click.argument("before", metavar="A", type=_help.FILE)
+@click.argument("after", metavar="B", type=_help.FILE)
 @_gating.gates
 @options.show_all
 @_gating.renderings

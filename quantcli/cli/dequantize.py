@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 @_help.option(
     "--dtype",
     type=click.Choice(sorted(LONG_NAMES)),
-    default=None,
     help="Float type of the decoded tensors.",
     show_default="the original one of each, float32 where the file does not store it",
     group="Common",

@@ -26,24 +26,12 @@ from quantcli.errors import UsageError, printable_line
 )
 @options.document
 @options.talk
+@_help.option("--names", is_flag=True, help="Print bare names, a line each.", group="Common")
 @_help.option(
-    "--names",
-    is_flag=True,
-    help="Print bare names, a line each.",
-    group="Common",
+    "--recipe", is_flag=True, help="Print the recipe that makes a quantized file again, in YAML.", group="Common"
 )
 @_help.option(
-    "--recipe",
-    is_flag=True,
-    help="Print the recipe that makes a quantized file again, in YAML.",
-    group="Common",
-)
-@_help.option(
-    "-0",
-    "--null",
-    is_flag=True,
-    help="With --names: end each by a NUL instead, for xargs -0.",
-    group="Output",
+    "-0", "--null", is_flag=True, help="With --names: end each by a NUL instead, for xargs -0.", group="Output"
 )
 def command(
     src: str,

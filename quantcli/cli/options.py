@@ -7,7 +7,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from quantcli.reports.run import RunReport
 
 
-def source(command: F) -> F:
-    """The SRC argument."""
-    return click.argument("src", metavar="SRC", type=click.Path(path_type=str), callback=_file)(command)
-
-
 def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value is not None and not value:
         raise click.BadParameter("'': an empty file name", param=parameter)
     return value
+
+
+source = click.argument("src", metavar="SRC", type=_help.FILE, callback=_file)
+"""The SRC argument."""
 
 
 @contextlib.contextmanager
@@ -63,64 +62,40 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
         interrupts.forget(clean)
 
 
-def output(command: F) -> F:
-    """-o and --force."""
-    command = _help.option(
-        "--force",
-        is_flag=True,
-        help="Replace an existing output.",
-        group="Output",
-    )(command)
-    return _help.option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        type=click.Path(path_type=str),
-        callback=_file,
-        help="The file to write; - is standard output.",
-        group="Common",
-    )(command)
+def _output(text: str) -> Callable[[F], F]:
+    """-o."""
+    return _help.option("-o", "--output", metavar="FILE", type=_help.FILE, callback=_file, help=text, group="Common")
 
 
-def document(command: F) -> F:
-    """-o, for a file of what the command prints."""
-    return _help.option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        type=click.Path(path_type=str),
-        callback=_file,
-        help="Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.",
-        group="Common",
-    )(command)
+output = _help.options(
+    _output("The file to write; - is standard output."),
+    _help.option("--force", is_flag=True, help="Replace an existing output.", group="Output"),
+)
+"""-o and --force."""
 
+document = _output("Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.")
+"""-o, for a file of what the command prints."""
 
-def show_all(command: F) -> F:
-    """--all, as `show_all`."""
-    return _help.option("--all", "show_all", is_flag=True, help="Show every tensor.", group="Output")(command)
+show_all = _help.option("--all", "show_all", is_flag=True, help="Show every tensor.", group="Output")
+"""--all, as `show_all`."""
 
+container = _help.option(
+    "--container",
+    is_flag=True,
+    help="With --to gguf or onnx: write the quantized tensors alone, in a file that no runtime runs as a model.",
+    group="Output",
+)
+"""--container."""
 
-def container(command: F) -> F:
-    """--container."""
-    return _help.option(
-        "--container",
-        is_flag=True,
-        help="With --to gguf or onnx: write the quantized tensors alone, in a file that no runtime runs as a model.",
-        group="Output",
-    )(command)
-
-
-def threads(command: F) -> F:
-    """--threads."""
-    return _help.option(
-        "--threads",
-        type=click.IntRange(1, 256),
-        metavar="N",
-        default=None,
-        help="Threads to use; the output does not depend on it.",
-        show_default="all processors",
-        group="Run",
-    )(command)
+threads = _help.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Threads to use; the output does not depend on it.",
+    show_default="all processors",
+    group="Run",
+)
+"""--threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,48 +130,24 @@ def talk(command: F) -> F:
     def talking(*arguments: Any, as_json: bool, color: str, verbose: bool, quiet: bool, **others: Any) -> Any:
         return command(*arguments, talk=Talk(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
 
-    options = [
-        _help.option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help="Print one JSON document.",
-            group="Output",
-        ),
-        _help.option(
-            "--color",
-            type=click.Choice(["auto", "always", "never"]),
-            default="auto",
-            help="Colour the output.",
-            group="Output",
-        ),
-        _help.option(
-            "-v",
-            "--verbose",
-            is_flag=True,
-            help="Print more on standard error.",
-            group="Run",
-        ),
-        _help.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            help="Print nothing but errors, and show no progress.",
-            group="Run",
-        ),
-        _help.option(
-            "--debug",
-            is_flag=True,
-            hidden=True,
-            expose_value=False,
-            help="Show the traceback of an error.",
-            group="Run",
-        ),
-    ]
-    found: Any = talking
-    for option in reversed(options):
-        found = option(found)
-    return cast(F, found)
+    return cast(F, _TALK(talking))
+
+
+_TALK = _help.options(
+    _help.option("--json", "as_json", is_flag=True, help="Print one JSON document.", group="Output"),
+    _help.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        help="Colour the output.",
+        group="Output",
+    ),
+    _help.option("-v", "--verbose", is_flag=True, help="Print more on standard error.", group="Run"),
+    _help.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, and show no progress.", group="Run"),
+    _help.option(
+        "--debug", is_flag=True, hidden=True, expose_value=False, help="Show the traceback of an error.", group="Run"
+    ),
+)
 
 
 def say_warnings(report: RunReport) -> None:
@@ -348,6 +299,13 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             except ValueError:
                 self.fail(f"{word.strip()!r} is not a whole number", param, ctx)
         return list(dict.fromkeys(found))
+
+
+def numbers(name: str, default: Sequence[int], text: str, *, group: str) -> Callable[[F], F]:
+    """An option that takes whole numbers."""
+    shown = ",".join(map(str, default))
+    kind = Several(int)
+    return _help.option(name, type=kind, metavar="LIST", default=shown, show_default=True, help=text, group=group)
 
 
 def warn(message: str) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import click
-
 from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 
 
@@ -21,20 +19,9 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 @options.source
 @_sources.source_layout
 @_budget.budget
+@_help.option("-o", "--output", metavar="RECIPE", type=_help.FILE, help="Write the recipe.", group="Common")
 @_help.option(
-    "-o",
-    "--output",
-    metavar="RECIPE",
-    type=click.Path(path_type=str),
-    default=None,
-    help="Write the recipe.",
-    group="Common",
-)
-@_help.option(
-    "--explain",
-    is_flag=True,
-    help="Price what would be bought or sold next around the budget.",
-    group="Output",
+    "--explain", is_flag=True, help="Price what would be bought or sold next around the budget.", group="Output"
 )
 @options.show_all
 @options.threads

@@ -36,7 +36,6 @@ MUCH = 64 << 20
 @_help.option(
     "--to",
     type=options.targets(native="for quantcli itself: stores every scheme"),
-    default=None,
     help="Write what another tool loads; see export.",
     show_default="native; for folders of transformers compressed-tensors, if it can store the schemes",
     group="Common",
@@ -44,35 +43,19 @@ MUCH = 64 << 20
 @options.output
 @_asking.recipe
 @_asking.selection
-@_help.option(
-    "--save-recipe",
-    metavar="FILE",
-    type=click.Path(path_type=str),
-    default=None,
-    help="Write the recipe of this run.",
-    group="Output",
-)
+@_help.option("--save-recipe", metavar="FILE", type=_help.FILE, help="Write the recipe of this run.", group="Output")
 @_help.option(
     "--target-size",
     metavar="SIZE",
     type=_gating.Target(),
-    default=None,
     help="Choose the schemes that lose least in at most this many bytes, such as 3.9GB; see plan.",
     group="Size",
 )
-@_help.option(
-    "--target-bpw",
-    metavar="BITS",
-    type=_gating.Target(),
-    default=None,
-    help="The same in bits per weight.",
-    group="Size",
-)
+@_help.option("--target-bpw", metavar="BITS", type=_gating.Target(), help="The same in bits per weight.", group="Size")
 @options.container
 @_help.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
-    default=None,
     help="What to do with a tensor that holds NaN or infinity.",
     show_default="refuse",
     group="Selection",
@@ -81,7 +64,6 @@ MUCH = 64 << 20
 @_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
-    default=None,
     help="Digest of each tensor's source bytes.",
     show_default="xxh3",
     group="Output",
@@ -90,7 +72,6 @@ MUCH = 64 << 20
     "--max-shard-size",
     metavar="SIZE",
     type=_gating.Limit(),
-    default=None,
     help="Split a checkpoint folder into files of at most this many bytes, such as 2GB.",
     show_default="as the source is",
     group="Size",
@@ -102,10 +83,7 @@ MUCH = 64 << 20
     group="Run",
 )
 @_help.option(
-    "--dry-run",
-    is_flag=True,
-    help="Print the plan with exact sizes, read no weights, write nothing.",
-    group="Common",
+    "--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.", group="Common"
 )
 @options.show_all
 @options.threads

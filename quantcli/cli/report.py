@@ -35,20 +35,18 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
         ("quantcli report model-w4g128.safetensors -o report.html", "a page to share"),
     ),
 )
-@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=str))
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=_help.FILE)
 @_help.option(
     "--files0-from",
     metavar="LIST",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="Read file names from LIST, each ended by a NUL; - is standard input.",
     group="Selection",
 )
 @_help.option(
     "--against",
     metavar="ORIGINAL",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="Measure again, from the stored codes, against the original weights.",
     group="Common",
 )
@@ -60,10 +58,7 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
     group="Common",
 )
 @_help.option(
-    "--ignore-digest",
-    is_flag=True,
-    help="Measure even against weights the file was not made from.",
-    group="Run",
+    "--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.", group="Run"
 )
 @options.show_all
 @_gating.renderings

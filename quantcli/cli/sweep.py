@@ -25,47 +25,12 @@ if TYPE_CHECKING:
 )
 @options.source
 @_sources.source_layout
-@_help.option(
-    "--bits",
-    type=options.Several(int),
-    metavar="LIST",
-    default="2,3,4,8",
-    show_default=True,
-    help="Bit widths.",
-    group="Common",
-)
-@_help.option(
-    "--group-size",
-    type=options.Several(int),
-    metavar="LIST",
-    default="128",
-    show_default=True,
-    help="Group sizes; -1 per channel, 0 per tensor.",
-    group="Common",
-)
-@_help.option(
-    "--calibration",
-    type=options.Several(_asking.CALIBRATIONS),
-    metavar="LIST",
-    default=None,
-    help="Calibrations, rounded to nearest.",
-    show_default="the default of quantize",
-    group="Search",
-)
-@_help.option(
-    "--symmetric/--asymmetric",
-    default=None,
-    help="Codes around 0, or with a zero point.",
-    show_default="symmetric",
-    group="Scheme",
-)
+@options.numbers("--bits", [2, 3, 4, 8], "Bit widths.", group="Common")
+@options.numbers("--group-size", [128], "Group sizes; -1 per channel, 0 per tensor.", group="Common")
+@_asking.calibrations("Calibrations, rounded to nearest.")
+@_asking.symmetric
 @_asking.selection
-@_help.option(
-    "--plot",
-    is_flag=True,
-    help="Draw SQNR against bits per weight in the terminal.",
-    group="Output",
-)
+@_help.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.", group="Output")
 @options.document
 @options.threads
 @options.talk

@@ -19,26 +19,18 @@ from quantcli.cli import _help, options
     "--source",
     "original",
     metavar="ORIGINAL",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="The model it was made from: every code is found again from it, and the errors measured.",
     group="Common",
 )
 @_help.option(
     "--importance",
     metavar="FILE",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="What its columns were weighed by; needed to find such scales again.",
     group="Common",
 )
-@_help.option(
-    "--all",
-    "show_all",
-    is_flag=True,
-    help="Show every tensor, also where nothing is wrong.",
-    group="Output",
-)
+@_help.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.", group="Output")
 @options.document
 @options.threads
 @options.talk
