@@ -14,7 +14,7 @@ import numpy as np
 from quantcli import kernels
 from quantcli import metrics as metric
 from quantcli.asking import given, takes_keywords
-from quantcli.dtypes import DTYPES, from_float32, to_float32
+from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError
 from quantcli.formats import code_grid
 from quantcli.kernels import Kernels, QuantParams, Tile, row_bytes
@@ -250,8 +250,3 @@ def nonfinite(raw: NDArray[np.uint8], dtype: str, start: int) -> NonFinite:
     count = int(np.count_nonzero(wrong))
     beyond = bool(dtype == "F64" and count and np.isfinite(raw.view("<f8")[wrong]).all())
     return NonFinite(count, start + int(wrong.argmax()) if count else 0, beyond)
-
-
-def to_dtype(values: Floats, dtype: str) -> NDArray[Any]:
-    """Decoded weights in a tensor's own float dtype."""
-    return from_float32(values, dtype)
