@@ -143,18 +143,18 @@ renderings = _help.options(
 """--format and --output."""
 
 
-def rendering(format_: str | None, talk: options.Talk) -> str:
+def rendering(format_: str | None, console: options.Console) -> str:
     """What to print. Raises UsageError where --json and --format contradict each other."""
-    if talk.json and format_ not in (None, "json"):
+    if console.json and format_ not in (None, "json"):
         raise UsageError(f"{format_} is not JSON", place=["--format"], hint="leave out --json")
-    return "json" if talk.json else format_ or "table"
+    return "json" if console.json else format_ or "table"
 
 
 def finish(
     reports: Sequence[RunReport],
     rendering: str,
     outputs: Sequence[tuple[str, str]],
-    talk: options.Talk,
+    console: options.Console,
     *,
     show_all: bool,
 ) -> None:
@@ -164,15 +164,15 @@ def finish(
     document = RunReports(reports)
     for kind, path in outputs:
         options.write_document(document, kind, path, [p for r in reports for p in (r.source, r.output) if p])
-    quiet = talk.quiet and not talk.json
+    quiet = console.quiet and not console.json
     if not quiet:
         for report in reports:
             if rendering != "table" or report.command != "compare":  # whose table shows them after the figures
-                options.say_warnings(report)
+                options.print_warnings(report)
     if not quiet or rendering != "table":
-        options.print_document(document, rendering, talk, show_all=show_all)
+        options.print_document(document, rendering, console, show_all=show_all)
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
-        options.say(f"{report.name}: gate {gate.title} failed: {gate.outcome}")
+        options.inform(f"{report.name}: gate {gate.title} failed: {gate.outcome}")
     if failed:
         raise click.exceptions.Exit(1)

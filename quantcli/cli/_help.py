@@ -191,10 +191,10 @@ def _write_heading(formatter: click.HelpFormatter, text: str) -> None:
 def _example_lines(examples: Sequence[Example], width: int) -> Iterator[str]:
     """The examples with what they do behind them, or above each where a line would be too long."""
     longest = max(len(line) for line, _ in examples)
-    beside = all(longest + len(why) + 6 <= width for _, why in examples)
+    fits = all(longest + len(why) + 6 <= width for _, why in examples)
     for line, why in examples:
         comment = click.style(f"# {why}", dim=True)
-        yield f"  {line.ljust(longest)}  {comment}" if beside else f"  {comment}\n  {line}"
+        yield f"  {line.ljust(longest)}  {comment}" if fits else f"  {comment}\n  {line}"
 
 
 def _rows(option: click.Option, ctx: click.Context) -> Iterable[tuple[str, str]]:

@@ -27,9 +27,9 @@ source_layout = _help.option(
 
 
 @contextlib.contextmanager
-def float_source(src: str, layout: str, talk: options.Talk) -> Iterator[Source]:
+def float_source(src: str, layout: str, console: options.Console) -> Iterator[Source]:
     """The source SRC names. layout: of --source-layout. Raises DataError when it is quantized, or an adapter."""
     from quantcli.floats import float_source
 
-    with float_source(src, layout, say=talk.say) as source:
+    with float_source(src, layout, say=console.inform) as source:
         yield source

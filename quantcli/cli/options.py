@@ -34,7 +34,7 @@ source = click.argument("src", metavar="SRC", type=_help.FILE, callback=_file)
 
 
 @contextlib.contextmanager
-def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
+def standard_output(output: str | None, console: Console) -> Iterator[str | None]:
     """Where to write: `output`, or for - a temporary file that goes to standard output at the end.
 
     Raises UsageError when standard output is a terminal or wanted for JSON too.
@@ -46,7 +46,7 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
 
     from quantcli.stores import standard, workspace
 
-    if talk.json:
+    if console.json:
         raise UsageError("standard output is for the file", place=["--json"], hint="name a file with -o")
     standard.check_output()
     with interrupts.deferred():
@@ -99,9 +99,9 @@ threads = _help.option(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Talk:
-    """How a command talks: whether it prints one JSON document, when in colour, and whether it prints more or nothing
-    on standard error."""
+class Console:
+    """How a command prints: as one JSON document or for people, when in colour, and whether with more or nothing on
+    standard error."""
 
     json: bool
     color: str
@@ -113,27 +113,27 @@ class Talk:
         """Whether what is printed is coloured."""
         return _help.wants_colour(sys.stdout, self.color)
 
-    def say(self, *messages: str) -> None:
+    def inform(self, *messages: str) -> None:
         """A line each on standard error, unless quiet."""
         for message in () if self.quiet else messages:
-            say(message)
+            inform(message)
 
     def bar(self, title: str) -> Bar:
         """A progress bar."""
         return Bar(title, quiet=self.quiet)
 
 
-def talk(command: F) -> F:
-    """--json, --color, -v, -q and --debug, the first four as `talk`."""
+def console(command: F) -> F:
+    """--json, --color, -v, -q and --debug, the first four as `console`."""
 
     @functools.wraps(command)
-    def talking(*arguments: Any, as_json: bool, color: str, verbose: bool, quiet: bool, **others: Any) -> Any:
-        return command(*arguments, talk=Talk(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
+    def printing(*arguments: Any, as_json: bool, color: str, verbose: bool, quiet: bool, **others: Any) -> Any:
+        return command(*arguments, console=Console(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
 
-    return cast(F, _TALK(talking))
+    return cast(F, _CONSOLE(printing))
 
 
-_TALK = _help.options(
+_CONSOLE = _help.options(
     _help.option("--json", "as_json", is_flag=True, help="Print one JSON document.", group="Output"),
     _help.option(
         "--color",
@@ -150,7 +150,7 @@ _TALK = _help.options(
 )
 
 
-def say_warnings(report: RunReport) -> None:
+def print_warnings(report: RunReport) -> None:
     """Its warnings on standard error, the first ten."""
     for line in report.warnings[:10]:
         warn(line)
@@ -176,30 +176,30 @@ def document_file(path: str | None, kind: type, inputs: Sequence[str | None]) ->
     return DocumentFile(path=path, rendering=_naming.rendering(path, kind), inputs=inputs)
 
 
-def show(document: Any, talk: Talk, *, show_all: bool = False, file: DocumentFile | None = None) -> None:
+def show(document: Any, console: Console, *, show_all: bool = False, file: DocumentFile | None = None) -> None:
     """Write a document to a file, where there is one, and print it: as JSON where that is asked for, else for people,
     unless quiet."""
     if file is not None:
         write_document(document, file.rendering, file.path, file.inputs)
-    if talk.json or not talk.quiet:
-        print_document(document, "json" if talk.json else "table", talk, show_all=show_all)
+    if console.json or not console.quiet:
+        print_document(document, "json" if console.json else "table", console, show_all=show_all)
 
 
-def print_document(document: Any, rendering: str, talk: Talk, *, show_all: bool) -> None:
+def print_document(document: Any, rendering: str, console: Console, *, show_all: bool) -> None:
     """Print a document as asked for."""
     from quantcli import terminal
-    from quantcli.reports.documents import Look
+    from quantcli.reports.documents import Display
 
     limit = None if show_all else max(3, terminal.screenful())
     ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
-    look = Look(colour=talk.coloured, limit=limit, verbose=talk.verbose, ascii_only=ascii_only)
+    display = Display(colour=console.coloured, limit=limit, verbose=console.verbose, ascii_only=ascii_only)
     render = registry.get("reports.renderings", rendering).render
     raw = getattr(sys.stdout, "buffer", None)
     if rendering == "table" or raw is None:
-        render(document, sys.stdout, look)
+        render(document, sys.stdout, display)
     else:  # a document is UTF-8 in every locale
         text = io.StringIO()
-        render(document, text, look)
+        render(document, text, display)
         sys.stdout.flush()
         left = memoryview(text.getvalue().encode("utf-8", "backslashreplace"))
         while left:  # without buffering a write may take a part only
@@ -209,10 +209,10 @@ def print_document(document: Any, rendering: str, talk: Talk, *, show_all: bool)
 
 def write_document(document: Any, rendering: str, path: str, inputs: Sequence[str | None]) -> None:
     """Replace a file by a document. Raises UsageError when it is one of the inputs."""
-    from quantcli.reports.documents import Look
+    from quantcli.reports.documents import Display
 
     text = io.StringIO()
-    registry.get("reports.renderings", rendering).render(document, text, Look())
+    registry.get("reports.renderings", rendering).render(document, text, Display())
     replace_file(path, text.getvalue(), inputs)
 
 
@@ -313,7 +313,7 @@ def warn(message: str) -> None:
     click.echo(f"quantcli: warning: {printable(message, 1000)}", err=True)
 
 
-def say(message: str) -> None:
+def inform(message: str) -> None:
     """One line on standard error."""
     click.echo(f"quantcli: {printable(message, 1000)}", err=True)
 

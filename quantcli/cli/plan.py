@@ -25,7 +25,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 )
 @options.show_all
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     source_layout: str,
@@ -33,7 +33,7 @@ def command(
     explain: bool,
     show_all: bool,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
     **asked: Any,
 ) -> None:
     """Measure every candidate on every tensor of SRC and choose the schemes that lose least within a budget.
@@ -52,16 +52,16 @@ def command(
         _naming.check_recipe(output)
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, source_layout, talk) as source:
+    with _sources.float_source(src, source_layout, console) as source:
         to, _ = target_of(source, order, folder=source.folder is not None)
-        found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
+        found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)
-        report = planned.made(found, nbytes, source=src, target=target, explain=explain)
-    for line in () if talk.quiet else report.warnings:
+        report = planned.report_of(found, nbytes, source=src, target=target, explain=explain)
+    for line in () if console.quiet else report.warnings:
         options.warn(line)
     if output is not None:
         options.replace_file(output, recipe.dump(found.request, folder=os.path.dirname(output)), read)
-    options.show(report, talk, show_all=show_all)
+    options.show(report, console, show_all=show_all)
 
 
 PROVIDES = command

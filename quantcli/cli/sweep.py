@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @_help.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.", group="Output")
 @options.document
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     source_layout: str,
@@ -44,7 +44,7 @@ def command(
     plot: bool,
     output: str | None,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
     **selected: Any,
 ) -> None:
     """Measure every combination of settings on SRC and write nothing but the table.
@@ -63,7 +63,7 @@ def command(
     file = options.document_file(output, swept.SweepReport, [src])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
-    with _sources.float_source(src, source_layout, talk) as source:
+    with _sources.float_source(src, source_layout, console) as source:
         need_file(source, "sweeping")
         plans = []
         for scheme in schemes:
@@ -72,9 +72,9 @@ def command(
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         began = time.perf_counter()
-        with talk.bar("sweeping") as bar:
+        with console.bar("sweeping") as bar:
             measured = sweep.measure(source, plans, threads=options.thread_count(threads), progress=bar)
-        report = swept.made(
+        report = swept.report_of(
             schemes,
             measured,
             lambda p: size_of(source, p),
@@ -83,7 +83,7 @@ def command(
             seconds=time.perf_counter() - began,
             plot=plot,
         )
-    options.show(report, talk, show_all=True, file=file)
+    options.show(report, console, show_all=True, file=file)
 
 
 def _request(scheme: Scheme, selected: Mapping[str, Any]) -> Request:

@@ -11,7 +11,7 @@ from typing import Any
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.notebook import table
-from quantcli.reports.documents import SCHEMA_VERSION, Line, Look, Part, plain
+from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
 from quantcli.reports.kept import groups
 from quantcli.reports.records import Comparison, GateResult, Summary, TensorReport
 
@@ -66,20 +66,20 @@ class RunReport:
         """Plain values, `schema_version` first; all numbers finite."""
         return {"schema_version": SCHEMA_VERSION, **plain(self)}
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """The verdict, what changed since a baseline, every tensor with the worst first, and theory where it was asked
         for; of two models that are compared, what changed and what only one holds comes last."""
         yield from _head(self)
         found, compared = self.comparison, self.command == "compare"
         if found is not None and not compared:
-            yield from _changes(found, look, alone=("new", "vanished"), named=10)
+            yield from _changes(found, display, alone=("new", "vanished"), named=10)
         yield Line()
         rows = sorted(self.tensors, key=lambda r: (r.kept, math.inf if r.sqnr_db is None else r.sqnr_db))
-        seen = rows if look.limit is None else rows[: max(1, look.limit)]
-        yield from _tensors(seen, rows[len(seen) :], look)
+        seen = rows if display.limit is None else rows[: max(1, display.limit)]
+        yield from _tensors(seen, rows[len(seen) :], display)
         if found is not None and compared and (found.changes or found.new or found.vanished):
             alone = f"only in {printable(self.name, 200)}", f"only in {printable(self.source, 200)}"
-            yield from _changes(found, look, alone=alone, named=3)
+            yield from _changes(found, display, alone=alone, named=3)
         if any(r.theory is not None for r in rows):
             yield Line()
             yield _theory(seen)
@@ -139,13 +139,13 @@ class RunReports:
                 gates = " ".join(gate.gate for gate in failed.get(tensor.name, ()))
                 yield [report.name, *(getattr(tensor, column) for column in COLUMNS), gates]
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """The reports one after another; together they have as many rows as one would have."""
-        if look.limit is not None and len(self.reports) > 1:
-            look = replace(look, limit=max(3, look.limit // len(self.reports)))
+        if display.limit is not None and len(self.reports) > 1:
+            display = replace(display, limit=max(3, display.limit // len(self.reports)))
         for number, report in enumerate(self.reports):
             yield from [Line(), Line()] if number else []
-            yield from report.parts(look)
+            yield from report.parts(display)
 
 
 def equal_line(report: RunReport) -> str | None:
@@ -184,7 +184,7 @@ def _head(report: RunReport) -> Iterator[Line]:
         yield Line(f"{gate.title} {gate.shown_limit}: {gate.message}", passed=gate.passed)
 
 
-def _changes(found: Comparison, look: Look, *, alone: tuple[str, str], named: int) -> Iterator[Part]:
+def _changes(found: Comparison, display: Display, *, alone: tuple[str, str], named: int) -> Iterator[Part]:
     """What changed, most lost first. alone: what to call the tensors that one side has alone, of which so many are
     named."""
     counts = f"{len(found.changes)} changed, {len(found.new)} new, {len(found.vanished)} vanished"
@@ -192,7 +192,7 @@ def _changes(found: Comparison, look: Look, *, alone: tuple[str, str], named: in
     yield Line(f"against {printable(found.baseline, 200)}: {counts}")
     for what, names in zip(alone, (found.new, found.vanished)):
         if names:
-            seen = names if look.limit is None else names[:named]
+            seen = names if display.limit is None else names[:named]
             more = f" and {len(names) - len(seen)} more" if len(seen) < len(names) else ""
             yield Line(f"{what}: {', '.join(printable(n) for n in seen)}{more}")
     if not found.changes:
@@ -207,7 +207,7 @@ def _changes(found: Comparison, look: Look, *, alone: tuple[str, str], named: in
             t.Column("change", right=True),
         ]
     )
-    for c in found.changes if look.limit is None else found.changes[: max(5, look.limit // 2)]:
+    for c in found.changes if display.limit is None else found.changes[: max(5, display.limit // 2)]:
         delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f}"
         before, after = t.decibels(c.before_db, c.before_exact), t.decibels(c.after_db, c.after_exact)
         table.add(c.tensor, c.before, before, c.after, after, delta, style="yellow" if c.lost else "")
@@ -216,7 +216,7 @@ def _changes(found: Comparison, look: Look, *, alone: tuple[str, str], named: in
         yield Line(f"and {len(found.changes) - len(table.rows)} more changes; --all shows them")
 
 
-def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], look: Look) -> Iterator[Part]:
+def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display: Display) -> Iterator[Part]:
     """Some tensors; of the others those that were kept and must be seen, in groups, and the rest in a line."""
     table = t.Table(
         [
@@ -244,7 +244,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], look: L
             r.note,
             style=_style(r),
         )
-    notable = groups(rest)[: max(KEPT, look.limit or 0)]
+    notable = groups(rest)[: max(KEPT, display.limit or 0)]
     for g in notable:
         table.add(
             g.name,

@@ -18,7 +18,7 @@ import pytest
 
 from quantcli.errors import printable
 from quantcli.passes.examine import Histogram
-from quantcli.reports.documents import Look
+from quantcli.reports.documents import Display
 from quantcli.reports.page import NAME
 from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, Summary, TensorReport
 from quantcli.reports.renderings.html import PROVIDES
@@ -183,7 +183,7 @@ CASES: dict[str, list[RunReport]] = {
 
 def page(reports: list[RunReport]) -> str:
     stream = io.StringIO()
-    PROVIDES.render(RunReports(reports), stream, Look())
+    PROVIDES.render(RunReports(reports), stream, Display())
     return stream.getvalue()
 
 

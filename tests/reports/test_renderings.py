@@ -155,7 +155,7 @@ def test_documents_are_shown_by_what_they_offer() -> None:
             return {"schema_version": 1}
 
     class Readable(Plain):
-        def parts(self, look: Any) -> Any:
+        def parts(self, display: Any) -> Any:
             return iter(())
 
     assert able(Plain) == ("json",) and able(Readable) == ("html", "json", "markdown", "table")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from quantcli import registry
-from quantcli.reports.documents import Look
+from quantcli.reports.documents import Display
 
-Write = Callable[[Any, TextIO, Look], None]
+Write = Callable[[Any, TextIO, Display], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,11 @@ class Rendering:
         """What writes documents of a type; None where it cannot show them."""
         return next((write for known, write in self.forms if issubclass(kind, known)), None)
 
-    def render(self, document: Any, stream: TextIO, look: Look) -> None:
+    def render(self, document: Any, stream: TextIO, display: Display) -> None:
         """Write a document."""
         write = self.writer(type(document))
         assert write is not None, "the command asks first"
-        write(document, stream, look)
+        write(document, stream, display)
 
 
 def able(kind: type) -> tuple[str, ...]:

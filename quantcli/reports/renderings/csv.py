@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from quantcli.errors import printable_line
-from quantcli.reports.documents import Look, Tabular
+from quantcli.reports.documents import Display, Tabular
 from quantcli.reports.renderings import Rendering
 
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
 
-def render(document: Tabular, stream: TextIO, look: Look) -> None:
+def render(document: Tabular, stream: TextIO, display: Display) -> None:
     """Write the rows."""
     csv.writer(stream, lineterminator="\n").writerows(_cells(row) for row in document.rows())
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.reports.documents import Look
+from quantcli.reports.documents import Display
 from quantcli.reports.renderings import Rendering
 from quantcli.reports.run import RunReport, RunReports
 
@@ -17,7 +17,7 @@ MOST = 10
 """Errors per gate: GitHub shows no more than ten of a step."""
 
 
-def render(document: RunReports, stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the annotations."""
     for report in document.reports:
         failed = [g for g in report.gates if not g.passed]

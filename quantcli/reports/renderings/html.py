@@ -1,8 +1,8 @@
 """HTML: one web page with charts and sortable tables.
 
-It needs nothing but itself. Verdict, key figures, charts and every tensor are in the HTML; the script beside it only
-sorts and filters tables and tells what a mark in a chart stands for. Whatever comes from files is escaped, and never
-inside the script, of which the page names the digest, so that no other one runs. The same reports make the same page.
+It loads nothing from elsewhere. Verdict, key figures, charts and every tensor are in the HTML; its script only sorts
+and filters tables and names the tensor of a mark in a chart. Texts from files are escaped, and never part of the
+script; the page allows only the script whose digest it names. The same reports make the same page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TextIO
 from quantcli import terminal as t
 from quantcli.passes.examine import Histogram
 from quantcli.reports import svg
-from quantcli.reports.documents import Line, Look, Part, Plot, Readable
+from quantcli.reports.documents import Display, Line, Part, Plot, Readable
 from quantcli.reports.page import (
     NAME,
     Column,
@@ -48,7 +48,7 @@ LEGEND = (
 )
 
 
-def render(document: RunReports, stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the page."""
     body, reports = [svg.definitions(), "<main>"], document.reports
     if len(reports) != 1:
@@ -208,11 +208,11 @@ def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = [f"<li>{escaped(w)}</li>" for w in warnings]
-    said = f"<ul>{''.join(items[:SEEN])}</ul>"
+    listed = f"<ul>{''.join(items[:SEEN])}</ul>"
     if items[SEEN:]:
         rest = "".join(items[SEEN:])
-        said += f"<details><summary>{len(items) - SEEN:,} more</summary><ul>{rest}</ul></details>"
-    return f'<div class="warnings"><h3>Warnings</h3>{said}</div>'
+        listed += f"<details><summary>{len(items) - SEEN:,} more</summary><ul>{rest}</ul></details>"
+    return f'<div class="warnings"><h3>Warnings</h3>{listed}</div>'
 
 
 def _comparison(found: Comparison) -> str:
@@ -319,10 +319,10 @@ def _histograms(tensors: Sequence[TensorReport], most: int) -> str:
     if not known:
         return ""
     drawn = [_one_histogram(r, h) for r, h in known[:most]]
-    told = "Weights divided by their scale; thin lines are the levels of the grid. Lowest SQNR first."
+    caption = "Weights divided by their scale; thin lines are the levels of the grid. Lowest SQNR first."
     if len(known) > most:
-        told += f" Only the {most:,} worst of {many_tensors(len(known))} are drawn, to keep the page small."
-    parts = ["<h3>Weights on their grid</h3>", f'<p class="more">{told}</p>', _multiples(drawn[:WORST])]
+        caption += f" Only the {most:,} worst of {many_tensors(len(known))} are drawn, to keep the page small."
+    parts = ["<h3>Weights on their grid</h3>", f'<p class="more">{caption}</p>', _multiples(drawn[:WORST])]
     if drawn[WORST:]:
         summary = f"<summary>{len(drawn) - WORST:,} more, up to the {len(drawn):,} worst</summary>"
         parts.append(f'<details class="multiples-more">{summary}\n{_multiples(drawn[WORST:])}\n</details>')
@@ -346,9 +346,9 @@ def _one_histogram(r: TensorReport, found: Histogram) -> str:
 # ---- other documents ----------------------------------------------------------------------------------------------
 
 
-def _parts(document: Readable, stream: TextIO, look: Look) -> None:
+def _parts(document: Readable, stream: TextIO, display: Display) -> None:
     """Write the lines and tables of a document that has no page of its own."""
-    found = list(document.parts(look))
+    found = list(document.parts(display))
     title = next((part.text for part in found if isinstance(part, Line)), "quantcli")
     body = ['<main>\n<section class="report">', *(_part(part) for part in found), "</section>\n</main>"]
     stream.write(page(escaped(title, NAME), "\n".join(piece for piece in body if piece)))

@@ -7,12 +7,12 @@ from typing import TextIO
 from xml.sax.saxutils import escape, quoteattr
 
 from quantcli.errors import printable
-from quantcli.reports.documents import Look
+from quantcli.reports.documents import Display
 from quantcli.reports.renderings import Rendering
 from quantcli.reports.run import RunReport, RunReports
 
 
-def render(document: RunReports, stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the document."""
     suites = [(report, list(_cases(report))) for report in document.reports]
     tests = sum(len(cases) for _, cases in suites)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
-from quantcli.reports.documents import Line, Look, Plot, Readable
+from quantcli.reports.documents import Display, Line, Plot, Readable
 from quantcli.reports.kept import groups
 from quantcli.reports.markup import code, text
 from quantcli.reports.records import Comparison, GateResult, TensorReport
@@ -23,7 +23,7 @@ ROOM = 60_000
 """Characters: a comment on GitHub may have 65,536."""
 
 
-def render(document: RunReports, stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the comment."""
     reports = document.reports
     parts = [_headline(document.gates), *(_report(report, ROOM // len(reports)) for report in reports)]
@@ -117,10 +117,10 @@ def _sqnr(tensor: TensorReport) -> float:
     return math.inf if tensor.sqnr_db is None else tensor.sqnr_db
 
 
-def _parts(document: Readable, stream: TextIO, look: Look) -> None:
+def _parts(document: Readable, stream: TextIO, display: Display) -> None:
     """Write the lines and tables of another document."""
     blocks = list[str]()
-    for part in document.parts(look):
+    for part in document.parts(display):
         if isinstance(part, Line):
             blocks += [f"### {code(part.words)}" if part.strong else text(part.words)] if part.words else []
         elif not isinstance(part, Plot):

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TextIO
 
 from quantcli.errors import printable_line
-from quantcli.reports.documents import Look
+from quantcli.reports.documents import Display
 from quantcli.reports.renderings import Rendering
 from quantcli.reports.run import RunReports
 
 COLUMNS = ("name", "disposition", "scheme", "bits_per_weight", "sqnr_db")
 
 
-def render(document: RunReports, stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the lines; what is not known is empty, and no name has a tab."""
     print("file", *COLUMNS, sep="\t", file=stream)
     for report in document.reports:
