@@ -109,7 +109,6 @@ schemes = _help.options(
     _help.option(
         "--codebook",
         type=_help.FILE,
-        metavar="FILE",
         help="Levels to use: numbers in a text or .npy file.",
         group="Scheme",
     ),
@@ -177,7 +176,6 @@ selection = _help.options(
 recipe = _help.options(
     _help.option(
         "--recipe",
-        metavar="FILE",
         type=_help.FILE,
         group="Common",
         help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
@@ -191,7 +189,6 @@ recipe = _help.options(
     ),
     _help.option(
         "--importance",
-        metavar="FILE",
         type=_help.FILE,
         group="Search",
         help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "

@@ -79,7 +79,6 @@ gates = _help.options(
     ),
     _help.option(
         "--config",
-        metavar="FILE",
         type=_help.FILE,
         help="Gates and models in YAML.",
         show_default="quantcli.yaml, where there is one",

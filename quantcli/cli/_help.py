@@ -17,6 +17,9 @@ import click
 
 from quantcli import registry
 
+FILE = click.Path(path_type=str)
+"""The type of an option that takes the name of a file."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = ("Common", "Gates", "Scheme", "Search", "Selection", "Size", "Output", "Run")
@@ -24,9 +27,6 @@ GROUPS = ("Common", "Gates", "Scheme", "Search", "Selection", "Size", "Output", 
 
 WIDEST = 26
 """Columns for the names of options; a longer one has its text on the next line."""
-
-FILE = click.Path(path_type=str)
-"""The type of an option that takes the name of a file."""
 
 Example = tuple[str, str]
 """A command line, and what it does in a few words."""
@@ -42,8 +42,8 @@ class Option(click.Option):
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.group = group
-        if self.words and self.metavar is None:
-            self.metavar = "NAME"
+        if self.metavar is None and (self.words or self.type is FILE):
+            self.metavar = "NAME" if self.words else "FILE"
 
     @property
     def words(self) -> Mapping[str, str]:

@@ -64,7 +64,7 @@ def standard_output(output: str | None, console: Console) -> Iterator[str | None
 
 def _output(text: str) -> Callable[[F], F]:
     """-o."""
-    return _help.option("-o", "--output", metavar="FILE", type=_help.FILE, callback=_file, help=text, group="Common")
+    return _help.option("-o", "--output", type=_help.FILE, callback=_file, help=text, group="Common")
 
 
 output = _help.options(

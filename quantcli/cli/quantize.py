@@ -43,7 +43,7 @@ MUCH = 64 << 20
 @options.output
 @_asking.recipe
 @_asking.selection
-@_help.option("--save-recipe", metavar="FILE", type=_help.FILE, help="Write the recipe of this run.", group="Output")
+@_help.option("--save-recipe", type=_help.FILE, help="Write the recipe of this run.", group="Output")
 @_help.option(
     "--target-size",
     metavar="SIZE",

@@ -25,7 +25,6 @@ from quantcli.cli import _help, options
 )
 @_help.option(
     "--importance",
-    metavar="FILE",
     type=_help.FILE,
     help="What its columns were weighed by; needed to find such scales again.",
     group="Common",

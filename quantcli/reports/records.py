@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.scheme import Scheme
@@ -14,6 +14,11 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from quantcli.passes.examine import Examined, Histogram
     from quantcli.theory.bounds import Theory
+
+
+_OF_SCHEMES = ("bits", "format", "granularity", "symmetric", "calibration", "rounding")
+_OF_METRICS = ("mse", "nmse", "sqnr_db", "max_abs_error", "clipped_fraction")
+"""Fields of reports that are those of schemes and of metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +185,9 @@ def tensor_report(
     examined: Examined | None = None,
 ) -> TensorReport:
     """The report of one tensor."""
-    m = metrics
-    minmax = replace(m, sse=minmax_sse).sqnr_db if m is not None and minmax_sse is not None else None
+    minmax = None
+    if metrics is not None and minmax_sse is not None:
+        minmax = replace(metrics, sse=minmax_sse).sqnr_db
     return TensorReport(
         name=info.name,
         dtype=info.dtype,
@@ -189,22 +195,13 @@ def tensor_report(
         disposition="kept" if scheme is None else "quantized",
         reason=reason,
         note=note,
-        bits=scheme.bits if scheme else None,
-        format=scheme.format if scheme else None,
-        granularity=scheme.granularity if scheme else None,
+        **{name: getattr(scheme, name) if scheme else None for name in _OF_SCHEMES},
         group_size=(scheme.group_size or None) if scheme else None,
         axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
-        symmetric=scheme.symmetric if scheme else None,
-        calibration=scheme.calibration if scheme else None,
-        rounding=scheme.rounding if scheme else None,
         scale_dtype=scale_dtype or None,
         scheme=scheme.name if scheme else None,
-        mse=m.mse if m else None,
-        nmse=m.nmse if m else None,
-        sqnr_db=m.sqnr_db if m else None,
-        exact=scheme is None or bool(m and m.exact),
-        max_abs_error=m.max_abs_error if m else None,
-        clipped_fraction=m.clipped_fraction if m else None,
+        **_errors(metrics),
+        exact=scheme is None or bool(metrics and metrics.exact),
         minmax_sqnr_db=minmax,
         bits_per_weight=8 * bytes_out / info.numel if info.numel else 0.0,
         bytes_in=info.nbytes,
@@ -213,6 +210,11 @@ def tensor_report(
         theory=examined.theory if examined else None,
         histogram=examined.histogram if examined else None,
     )
+
+
+def _errors(metrics: Metrics | None) -> dict[str, Any]:
+    """Figures that tensors and the whole model have in common; None where nothing was measured."""
+    return {name: getattr(metrics, name) if metrics else None for name in _OF_METRICS}
 
 
 def summarize(
@@ -237,12 +239,8 @@ def summarize(
         kept=dict(kept),
         coverage=covered / parameters if parameters else 0.0,
         bits_per_weight=8 * bytes_out / parameters if parameters else 0.0,
-        mse=whole.mse if known else None,
-        nmse=whole.nmse if known else None,
-        sqnr_db=whole.sqnr_db if known else None,
+        **_errors(whole if known else None),
         exact=bool(known) and whole.exact,
-        max_abs_error=whole.max_abs_error if known else None,
-        clipped_fraction=whole.clipped_fraction if known else None,
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         ratio=bytes_in / bytes_out if bytes_out else 0.0,
