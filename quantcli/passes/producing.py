@@ -125,9 +125,7 @@ class _Bytes:
 
 def trials_of(tensor: Quantized) -> Trials:
     """What is tried on a tensor; min-max is not compared where the plain error is not what counts."""
-    importance = tensor.importance.values if tensor.importance else None
-    usual = rival(tensor.scheme) if importance is None else None
-    return Trials(tensor.info, tensor.scheme, tensor.grouping, tensor.scale_dtype, rival=usual, importance=importance)
+    return Trials(tensor, rival=rival(tensor.scheme) if tensor.importance is None else None)
 
 
 def searching(trials: Trials, see: Callable[[int], None]) -> Visit:

@@ -14,7 +14,7 @@ from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes.outputs import obstacle
-from quantcli.scheme import AUTO, Scheme
+from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.stores import Source
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
@@ -22,8 +22,6 @@ from quantcli.tensors.rows import grouping_of
 
 if TYPE_CHECKING:
     from quantcli.stores.files import InputFile
-
-_LONG = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Decoded(Source):
@@ -67,11 +65,10 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
         choices += [changed(first, group_size=g) for g in export.accepts.smaller(first.group_size)]
         if "channel" in export.accepts.granularities:
             choices.append(changed(first, granularity="channel", group_size=None))
-    scales = _LONG.get(stored.scale_dtype) if first.family == "int" else None
     for scheme in choices:
         asked = export.suited(scheme)
-        if asked.scale_dtype == AUTO and scales is not None and scheme.bits <= 8:
-            asked = asked.with_scale_dtype(scales)
+        if asked.scale_dtype == AUTO and first.family == "int" and scheme.bits <= 8:
+            asked = asked.with_scale_dtype(scale_dtype_of(stored.scale_dtype))
         if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:
             return asked
     return None

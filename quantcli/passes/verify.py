@@ -11,6 +11,7 @@ its parameters found again: a scale may differ in its last bit and leave all cod
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes
-    from quantcli.layouts.native.document import StoredTensor
+    from quantcli.layouts.native.document import StoredQuantized
     from quantcli.planning.importance import Importance
 
 
@@ -166,9 +167,8 @@ class _Run:
             else:
                 self.add(name, "source", "the original's bytes do not have the digest in the header")
 
-    def _trials(self, stored: StoredTensor) -> Trials | None:
+    def _trials(self, stored: StoredQuantized) -> Trials | None:
         """What finds the parameters of a tensor again; None where its importances are not known."""
-        assert stored.scheme is not None and stored.grouping is not None
         columns = None
         if stored.importance is not None:
             if self.importance is None:
@@ -178,8 +178,7 @@ class _Run:
             if columns is None or columns.digest != stored.importance:
                 self.add(stored.info.name, "scales", "it was weighted by other importances")
                 return None
-        values = columns.values if columns is not None else None
-        return Trials(stored.info, stored.scheme, stored.grouping, stored.scale_dtype, rival=None, importance=values)
+        return Trials(replace(stored.decided, importance=columns), rival=None)
 
     def _tiles(self, name: str, weights: Digested | None, again: Trials | None) -> list[Task]:
         plan = self.model[name].stored.grouping
