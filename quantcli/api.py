@@ -22,7 +22,7 @@ from quantcli.stores import need_file
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
     Path = str | PathLike[str]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from quantcli.dtypes import DTYPES, LONG
+from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
@@ -16,6 +17,7 @@ from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, of_checkpoint
+from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source
 from quantcli.stores.derived import Computed, Derived, unchanged
 
@@ -74,7 +76,7 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
     model.stored.check_headers()
     codes = [view for view in quantized if view.scheme is not None and not is_published(view.scheme)]
     if codes and not reading.requantize:
-        problem = f"this model is quantized already ({found.layout}: {described(codes)})"
+        problem = f"this model is quantized already, {found.layout}: {described(codes)}"
         hint = "start from the original; --requantize decodes it, and adds a second error to that of its codes"
         raise DataError(problem, place=[source.path], hint=hint)
     return decoded(source, of_checkpoint(model))
@@ -95,15 +97,32 @@ def _undecoded(source: Source, found: evidence.Evidence) -> DataError:
 
 
 def described(views: Iterable[View]) -> str:
-    """The schemes of quantized tensors, and what they are decoded to, the most frequent first.
-
-    >>> described([])
-    ''
-    """
-    counts = Counter((view.scheme, view.info.dtype) for view in views)
-    shown = [f"{n} {scheme} decoded to {LONG[dtype]}" for (scheme, dtype), n in counts.most_common()]
+    """The schemes of quantized tensors, and what they are decoded to, the most frequent first."""
+    counts = Counter((view.scheme or "", view.info.dtype) for view in views)
+    shown = [
+        f"{in_words(scheme)} ({n} tensor{'s' if n > 1 else ''}, decoded to {scale_dtype_of(dtype)})"
+        for (scheme, dtype), n in counts.most_common()
+    ]
     more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
     return f"{', '.join(shown[:3])}{more}"
+
+
+_FP8 = re.compile(r"fp8-(e4m3|e5m2)(?:b([0-9]+x[0-9]+)|g([0-9]+)|([ct]))")
+
+
+def in_words(scheme: str) -> str:
+    """A scheme in which models are published in words; any other by its name.
+
+    >>> in_words("fp8-e4m3b128x128"), in_words("fp8-e5m2c"), in_words("mxfp4"), in_words("w4g128")
+    ('FP8 blocks of 128x128', 'FP8 (E5M2) per channel', 'MXFP4', 'w4g128')
+    """
+    found = _FP8.fullmatch(scheme)
+    if found is None:
+        return scheme.upper() if is_published(scheme) else scheme
+    kind = "FP8" if found[1] == "e4m3" else "FP8 (E5M2)"
+    if found[2] or found[3]:
+        return f"{kind} blocks of {found[2]}" if found[2] else f"{kind} groups of {found[3]}"
+    return f"{kind} per {'channel' if found[4] == 'c' else 'tensor'}"
 
 
 # ---- a model as a source ----------------------------------------------------------------------------------------

@@ -125,10 +125,22 @@ class Scheme:
         return table((self.name, ""), self.as_dict().items())
 
 
+_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3"}
+
+
 def scale_dtype_name(name: str) -> str:
     """The safetensors dtype of a scale dtype.
 
     >>> scale_dtype_name("bfloat16")
     'BF16'
     """
-    return {**LONG_NAMES, "float8_e4m3": "F8_E4M3"}[name]
+    return _SCALE_DTYPES[name]
+
+
+def scale_dtype_of(name: str) -> str:
+    """The scale dtype of a safetensors dtype.
+
+    >>> scale_dtype_of("BF16")
+    'bfloat16'
+    """
+    return next(long for long, short in _SCALE_DTYPES.items() if short == name)

@@ -78,7 +78,7 @@ def test_the_result_is_that_of_the_decoded_model(
         errors = {t["name"]: (t["mse"], t["scheme"]) for t in report["tensors"]}
         found.append((tensors_of(out), errors, json.loads((out / "config.json").read_text()), report["decoded_from"]))
     assert found[0][:3] == found[1][:3]
-    assert [f[3] for f in found] == ["4 fp8-e4m3b32x32 decoded to bfloat16", ""]
+    assert [f[3] for f in found] == ["FP8 blocks of 32x32 (4 tensors, decoded to bfloat16)", ""]
 
 
 def test_shards_are_those_of_the_source_in_bytes(folders: tuple[Path, Path]) -> None:
@@ -131,7 +131,10 @@ def test_codes_of_integers_are_decoded_on_request(folders: tuple[Path, Path], tm
     once, twice = tmp_path / "w8.safetensors", tmp_path / "w4.safetensors"
     first = run("quantize", folders[1], "--bits", 8, "--to", "native", "--group-size", 32, "-o", once, "--json").json
     line = one_line(run("quantize", once, "--bits", 4, "-o", twice), 1)
-    assert "this model is quantized already (quantcli: 4 w8g32 decoded to bfloat16)" in line and "--requantize" in line
+    assert (
+        "this model is quantized already (quantcli: w8g32 (4 tensors, decoded to bfloat16))" in line
+        and "--requantize" in line
+    )
     ran = run("quantize", once, "--bits", 4, "--group-size", 32, "-o", twice, "--requantize", "--json")
     assert ran.code == 0, ran.err
     before = {t["name"]: t["sqnr_db"] for t in first["tensors"]}

@@ -121,7 +121,7 @@ def _fill_closed_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"quantcli: {message}\n")
         sys.stderr.flush()
@@ -185,12 +185,12 @@ def _main(arguments: list[str] | None) -> NoReturn:
     except QuantcliError as error:
         if debug:
             raise
-        _say(str(error))
+        _print_error(str(error))
         sys.exit(_exit_code(error.exit_code, arguments))
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
-        _say(_usage(error))
+        _print_error(_usage(error))
         sys.exit(2)
     except BrokenPipeError:
         _silence_stdout()
@@ -202,16 +202,16 @@ def _main(arguments: list[str] | None) -> NoReturn:
             raise
         _silence_stdout()
         where = f"{printable(os.fsdecode(error.filename))}: " if error.filename else "standard output: "
-        _say(where + (error.strerror or str(error)).lower())
+        _print_error(where + (error.strerror or str(error)).lower())
         sys.exit(_exit_code(1, arguments))
     except MemoryError:
-        _say("not enough memory; use fewer --threads")
+        _print_error("not enough memory; use fewer --threads")
         sys.exit(_exit_code(1, arguments))
     except Exception as error:
         if debug:
             raise
         what = f"{type(error).__name__}: {printable(str(error), 300)}"
-        _say(f"internal error, please report it: {what}; --debug shows where")
+        _print_error(f"internal error, please report it: {what}; --debug shows where")
         sys.exit(BUG)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli import registry
-from quantcli.cli import _help
+from quantcli.cli import _help, options
 from quantcli.cli._help import F
 from quantcli.errors import UsageError
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
@@ -30,145 +30,97 @@ CALIBRATIONS = _help.Names(
 """Every calibration there is."""
 
 
-def schemes(command: F) -> F:
-    """--bits and all else that makes a scheme."""
-    for option in reversed(
-        (
-            _help.option(
-                "--bits",
-                type=int,
-                metavar="N",
-                default=None,
-                help="Bits per code, 1 to 16.",
-                show_default="4",
-                group="Common",
-            ),
-            _help.option(
-                "--group-size",
-                type=int,
-                metavar="N",
-                default=None,
-                help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.",
-                show_default="128; --to gguf: 32",
-                group="Common",
-            ),
-            _help.option(
-                "--granularity",
-                type=click.Choice(GRANULARITIES),
-                default=None,
-                help="What shares a scale.",
-                group="Scheme",
-            ),
-            _help.option(
-                "--axis",
-                type=int,
-                metavar="N",
-                default=None,
-                help="The channel axis.",
-                show_default="0",
-                group="Scheme",
-            ),
-            _help.option(
-                "--symmetric/--asymmetric",
-                default=None,
-                help="Codes around 0, or with a zero point.",
-                show_default="symmetric",
-                group="Scheme",
-            ),
-            _help.option(
-                "--grid",
-                type=click.Choice(["restricted", "full"]),
-                default=None,
-                help="Symmetric codes without or with the lowest.",
-                group="Scheme",
-            ),
-            _help.option(
-                "--zero-point",
-                type=click.Choice(["int", "float"]),
-                default=None,
-                help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).",
-                show_default="int",
-                group="Scheme",
-            ),
-            _help.option(
-                "--calibration",
-                type=CALIBRATIONS,
-                default=None,
-                help="How scales are found.",
-                show_default="mse",
-                group="Search",
-            ),
-            _help.option(
-                "--effort",
-                type=click.Choice(["fast", "default", "best", "exact"]),
-                default=None,
-                help="How long to search.",
-                show_default="default",
-                group="Search",
-            ),
-            _help.option(
-                "--mse-norm",
-                type=float,
-                default=None,
-                metavar="P",
-                help="Make the error of mse |e|^P.",
-                show_default="2",
-                group="Search",
-            ),
-            _help.option(
-                "--percentile",
-                type=float,
-                default=None,
-                metavar="P",
-                help="Share of the weights inside the range.",
-                show_default="99.9",
-                group="Search",
-            ),
-            _help.option(
-                "--rounding",
-                type=click.Choice(ROUNDINGS),
-                default=None,
-                help="To the nearest code, or so that the errors of a row add up to 0.",
-                show_default="sum-preserving, but nearest where a calibration is named",
-                group="Scheme",
-            ),
-            _help.option(
-                "--type",
-                "format_",
-                type=_help.Names(registry.names("formats"), partial(registry.summary, "formats")),
-                default=None,
-                help="Number format.",
-                show_default="int",
-                group="Scheme",
-            ),
-            _help.option(
-                "--levels",
-                type=int,
-                default=None,
-                metavar="N",
-                help="Levels of a learned codebook, 2 to 256.",
-                group="Scheme",
-            ),
-            _help.option(
-                "--codebook",
-                type=click.Path(path_type=str),
-                default=None,
-                metavar="FILE",
-                help="Levels to use: numbers in a text or .npy file.",
-                group="Scheme",
-            ),
-            _help.option(
-                "--scale-dtype",
-                type=click.Choice(SCALE_DTYPES),
-                default=None,
-                help="How scales are stored.",
-                show_default="as 16-bit weights are, else float16 where it holds them",
-                group="Scheme",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+def calibrations(text: str) -> Callable[[F], F]:
+    """--calibration, for several of them."""
+    usual, kind = "the default of quantize", options.Several(CALIBRATIONS)
+    return _help.option("--calibration", type=kind, metavar="LIST", help=text, show_default=usual, group="Search")
+
+
+symmetric = _help.option(
+    "--symmetric/--asymmetric",
+    default=None,
+    help="Codes around 0, or with a zero point.",
+    show_default="symmetric",
+    group="Scheme",
+)
+"""--symmetric and --asymmetric."""
+
+schemes = _help.options(
+    _help.option("--bits", type=int, metavar="N", help="Bits per code, 1 to 16.", show_default="4", group="Common"),
+    _help.option(
+        "--group-size",
+        type=int,
+        metavar="N",
+        show_default="128; --to gguf: 32",
+        group="Common",
+        help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.",
+    ),
+    _help.option("--granularity", type=click.Choice(GRANULARITIES), help="What shares a scale.", group="Scheme"),
+    _help.option("--axis", type=int, metavar="N", help="The channel axis.", show_default="0", group="Scheme"),
+    symmetric,
+    _help.option(
+        "--grid",
+        type=click.Choice(["restricted", "full"]),
+        help="Symmetric codes without or with the lowest.",
+        group="Scheme",
+    ),
+    _help.option(
+        "--zero-point",
+        type=click.Choice(["int", "float"]),
+        show_default="int",
+        group="Scheme",
+        help="Asymmetric: a whole zero point, or a float offset (0 is then not exact).",
+    ),
+    _help.option("--calibration", type=CALIBRATIONS, help="How scales are found.", show_default="mse", group="Search"),
+    _help.option(
+        "--effort",
+        type=click.Choice(["fast", "default", "best", "exact"]),
+        help="How long to search.",
+        show_default="default",
+        group="Search",
+    ),
+    _help.option(
+        "--mse-norm", type=float, metavar="P", help="Make the error of mse |e|^P.", show_default="2", group="Search"
+    ),
+    _help.option(
+        "--percentile",
+        type=float,
+        metavar="P",
+        help="Share of the weights inside the range.",
+        show_default="99.9",
+        group="Search",
+    ),
+    _help.option(
+        "--rounding",
+        type=click.Choice(ROUNDINGS),
+        group="Scheme",
+        help="To the nearest code, or so that the errors of a row add up to 0.",
+        show_default="sum-preserving, but nearest where a calibration is named",
+    ),
+    _help.option(
+        "--type",
+        "format_",
+        type=_help.Names(registry.names("formats"), partial(registry.summary, "formats")),
+        help="Number format.",
+        show_default="int",
+        group="Scheme",
+    ),
+    _help.option("--levels", type=int, metavar="N", help="Levels of a learned codebook, 2 to 256.", group="Scheme"),
+    _help.option(
+        "--codebook",
+        type=_help.FILE,
+        help="Levels to use: numbers in a text or .npy file.",
+        group="Scheme",
+    ),
+    _help.option(
+        "--scale-dtype",
+        type=click.Choice(SCALE_DTYPES),
+        help="How scales are stored.",
+        group="Scheme",
+        show_default="as 16-bit weights are, else float16 where it holds them",
+    ),
+)
+"""--bits and all else that makes a scheme."""
 
 
 _PLAIN = re.compile(r"[\w./:+][\w./:+-]*", re.ASCII)
@@ -200,67 +152,50 @@ class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return [CompletionItem(n) for n in names if n.startswith(incomplete) and _PLAIN.fullmatch(n)]
 
 
-def selection(command: F) -> F:
-    """Which tensors: --include, --exclude and --no-default-keep."""
-    for option in (
-        _help.option(
-            "--no-default-keep",
-            is_flag=True,
-            help="Quantize every float tensor of two or more dimensions.",
-            group="Selection",
-        ),
-        _help.option(
-            "--exclude",
-            multiple=True,
-            type=Pattern(),
-            metavar="PATTERN",
-            help="Keep these as they are.",
-            group="Selection",
-        ),
-        _help.option(
-            "--include",
-            multiple=True,
-            type=Pattern(),
-            metavar="PATTERN",
-            help="Quantize only these: a glob, or a regular expression after re:.",
-            group="Selection",
-        ),
-    ):
-        command = option(command)
-    return command
+selection = _help.options(
+    _help.option(
+        "--include",
+        multiple=True,
+        type=Pattern(),
+        metavar="PATTERN",
+        group="Selection",
+        help="Quantize only these: a glob, or a regular expression after re:.",
+    ),
+    _help.option(
+        "--exclude", multiple=True, type=Pattern(), metavar="PATTERN", help="Keep these as they are.", group="Selection"
+    ),
+    _help.option(
+        "--no-default-keep",
+        is_flag=True,
+        help="Quantize every float tensor of two or more dimensions.",
+        group="Selection",
+    ),
+)
+"""Which tensors: --include, --exclude and --no-default-keep."""
 
-
-def recipe(command: F) -> F:
-    """--recipe, --override and --importance."""
-    for option in (
-        _help.option(
-            "--importance",
-            metavar="FILE",
-            type=click.Path(path_type=str),
-            default=None,
-            help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
-            ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
-            group="Search",
-        ),
-        _help.option(
-            "--override",
-            multiple=True,
-            metavar="PATTERN:KEY=VALUE,...",
-            help="An extra rule, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches "
-            "wins.",
-            group="Selection",
-        ),
-        _help.option(
-            "--recipe",
-            metavar="FILE",
-            type=click.Path(path_type=str),
-            default=None,
-            help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
-            group="Common",
-        ),
-    ):
-        command = option(command)
-    return command
+recipe = _help.options(
+    _help.option(
+        "--recipe",
+        type=_help.FILE,
+        group="Common",
+        help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
+    ),
+    _help.option(
+        "--override",
+        multiple=True,
+        metavar="PATTERN:KEY=VALUE,...",
+        group="Selection",
+        help="An extra rule, such as '*.down_proj:bits=8,group-size=32' or 'head*:keep'; the last that matches wins.",
+    ),
+    _help.option(
+        "--importance",
+        type=_help.FILE,
+        group="Search",
+        help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
+        ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
+    ),
+)
+"""--recipe, --override and --importance."""
 
 
 def granularity(granularity: str | None, group_size: int | None, axis: int | None) -> dict[str, Any]:

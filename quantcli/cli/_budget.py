@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
-from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -77,9 +76,9 @@ def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
     targets = [name for name in ("target_size", "target_bpw") if asked[name] is not None]
     if not targets:
         return None
-    said = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
-    if said:
-        option = _asking.option_name(said[0], asked[said[0]])
+    chosen = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
+    if chosen:
+        option = _asking.option_name(chosen[0], asked[chosen[0]])
         raise UsageError("a size target chooses this itself", place=[option], hint="leave it out, or use plan")
     if len(targets) > 1:
         raise UsageError("one target is needed", hint="give --target-size or --target-bpw")
@@ -103,17 +102,25 @@ def usual(to: str | None) -> dict[str, Any]:
     return found
 
 
-def _list(name: str, default: list[int], text: str) -> Callable[[F], F]:
-    """An option that takes whole numbers."""
-    shown = ",".join(map(str, default))
-    return _help.option(
-        name, type=options.Several(int), metavar="LIST", default=shown, show_default=True, help=text, group="Search"
-    )
-
-
-def budget(command: F) -> F:
-    """What a plan must keep, and what it may choose from."""
-    command = _help.option(
+budget = _help.options(
+    limits(TARGETS, "Common", Target),
+    options.numbers("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.", group="Search"),
+    options.numbers(
+        "--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.", group="Search"
+    ),
+    _asking.calibrations("Calibrations to choose from, rounded to nearest."),
+    _asking.selection,
+    _help.option(
+        "--no-ties", is_flag=True, help="Let tensors that runtimes fuse have schemes of their own.", group="Search"
+    ),
+    _asking.recipe,
+    _help.option(
+        "--uniform-groups",
+        is_flag=True,
+        help="One scheme for all that is quantized, as one config group of compressed-tensors can store.",
+        group="Search",
+    ),
+    _help.option(
         "--weighting",
         metavar="NAME|FILE",
         default="balanced",
@@ -121,32 +128,9 @@ def budget(command: F) -> F:
         help="What adds up: each tensor's squared error over its power (relative), that times its size to the "
         "power of 5/8 (balanced), the error as it is (absolute), or relative times factors by pattern in a YAML FILE.",
         group="Search",
-    )(command)
-    command = _help.option(
-        "--uniform-groups",
-        is_flag=True,
-        help="One scheme for all that is quantized, as one config group of compressed-tensors can store.",
-        group="Search",
-    )(command)
-    ties = _help.option(
-        "--no-ties",
-        is_flag=True,
-        help="Let tensors that runtimes fuse have schemes of their own.",
-        group="Search",
-    )
-    command = _asking.selection(ties(_asking.recipe(command)))
-    command = _help.option(
-        "--calibration",
-        type=options.Several(_asking.CALIBRATIONS),
-        metavar="LIST",
-        default=None,
-        help="Calibrations to choose from, rounded to nearest.",
-        show_default="the default of quantize",
-        group="Search",
-    )(command)
-    command = _list("--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.")(command)
-    command = _list("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.")(command)
-    return limits(command, TARGETS, "Common", Target)
+    ),
+)
+"""What a plan must keep, and what it may choose from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +205,7 @@ def _with_experts_tied(request: Request, first: Plan) -> Request:
     return replace(request, ties=(*request.ties, tied)) if experts else request
 
 
-def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tuple[list[Scheme], bool]:
+def _stored_by(to: str | None, schemes: list[Scheme], console: options.Console) -> tuple[list[Scheme], bool]:
     """The schemes a target stores, with scales as it stores them, and whether one model may mix them. Raises UsageError
     where it stores none; those left out are reported."""
     if to is None:
@@ -235,7 +219,7 @@ def _stored_by(to: str | None, schemes: list[Scheme], talk: options.Talk) -> tup
         hint = f"it stores {export.accepts.describe()}"
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
     if left:
-        talk.say(f"{to} does not store {', '.join(left)}: not among the choices")
+        console.inform(f"{to} does not store {', '.join(left)}: not among the choices")
     return [export.suited(s) for s in stored], export.mixes
 
 
@@ -261,7 +245,7 @@ def _schemes(order: Order, budget: Budget) -> list[Scheme]:
 
 
 def planned(
-    source: Source, src: str, order: Order, to: str | None, budget: Budget, threads: int, talk: options.Talk
+    source: Source, src: str, order: Order, to: str | None, budget: Budget, threads: int, console: options.Console
 ) -> tuple[Planned, int | None]:
     """The best plan for a source, and the bytes it was to stay within."""
     from quantcli.folders import job
@@ -274,11 +258,11 @@ def planned(
     schemes = _schemes(order, budget)
     need_file(source, "planning")
     request = job.request(source, order, to, warn=options.warn)
-    schemes, mixed = _stored_by(to, schemes, talk)
+    schemes, mixed = _stored_by(to, schemes, console)
     request = replace(request, scheme=schemes[0])
     first = make(source.infos(), request)
     request = _with_experts_tied(request, first)
-    for line in () if talk.quiet else unweighted(first.tensors):
+    for line in () if console.quiet else unweighted(first.tensors):
         options.warn(line)
 
     def size_of(plan: Plan) -> int:
@@ -302,7 +286,7 @@ def planned(
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])
 
-    with talk.bar("planning") as progress:
+    with console.bar("planning") as progress:
         units = planning.units_of(
             source,
             request,

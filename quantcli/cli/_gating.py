@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from quantcli.reports.gates import Gates
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
 GATES = (
     ("min_sqnr", "DB", "Least SQNR of all quantized weights together."),
@@ -59,36 +59,34 @@ class Target(Limit):
         return found
 
 
-def limits(command: F, table: Sequence[tuple[str, str, str]], group: str, kind: type[Limit] = Limit) -> F:
+def limits(table: Sequence[tuple[str, str, str]], group: str, kind: type[Limit] = Limit) -> Callable[[F], F]:
     """An option for each limit of a table: name, what it takes, help."""
-    for name, metavar, text in reversed(table):
-        option = f"--{name.replace('_', '-')}"
-        command = _help.option(option, name, metavar=metavar, type=kind(), default=None, help=text, group=group)(
-            command
+    return _help.options(
+        *(
+            _help.option(f"--{name.replace('_', '-')}", name, metavar=metavar, type=kind(), help=text, group=group)
+            for name, metavar, text in table
         )
-    return command
+    )
 
 
-def gates(command: F) -> F:
-    """The options that set limits, --baseline and --config."""
-    command = limits(command, GATES, "Gates")
-    command = _help.option(
+gates = _help.options(
+    _help.option(
+        "--baseline",
+        metavar="REPORT",
+        type=_help.FILE,
+        help="An earlier report, as --json prints it, to compare with.",
+        group="Common",
+    ),
+    _help.option(
         "--config",
-        metavar="FILE",
-        type=click.Path(path_type=str),
-        default=None,
+        type=_help.FILE,
         help="Gates and models in YAML.",
         show_default="quantcli.yaml, where there is one",
         group="Gates",
-    )(command)
-    return _help.option(
-        "--baseline",
-        metavar="REPORT",
-        type=click.Path(path_type=str),
-        default=None,
-        help="An earlier report, as --json prints it, to compare with.",
-        group="Common",
-    )(command)
+    ),
+    limits(GATES, "Gates"),
+)
+"""--baseline, --config and the options that set limits."""
 
 
 def gates_of(limits: dict[str, Any]) -> Gates:
@@ -120,9 +118,16 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{printable(value, 100)!r}: {error.problem}; {error.hint}, {named}", param, ctx)
 
 
-def renderings(command: F) -> F:
-    """--format and --output."""
-    command = _help.option(
+renderings = _help.options(
+    _help.option(
+        "--format",
+        "format_",
+        type=_help.Names(RENDERINGS, partial(registry.summary, "reports.renderings")),
+        help="How to print it.",
+        show_default="table",
+        group="Output",
+    ),
+    _help.option(
         "-o",
         "--output",
         "outputs",
@@ -132,47 +137,41 @@ def renderings(command: F) -> F:
         help="Write a rendering to a file too, replacing it: the one named as in junit=FILE, or that of the extension, "
         "such as .csv, .html, .json or .md; may be given several times.",
         group="Common",
-    )(command)
-    return _help.option(
-        "--format",
-        "format_",
-        type=_help.Names(RENDERINGS, partial(registry.summary, "reports.renderings")),
-        default=None,
-        help="How to print it.",
-        show_default="table",
-        group="Output",
-    )(command)
+    ),
+)
+"""--format and --output."""
 
 
-def rendering(format_: str | None, talk: options.Talk) -> str:
+def rendering(format_: str | None, console: options.Console) -> str:
     """What to print. Raises UsageError where --json and --format contradict each other."""
-    if talk.json and format_ not in (None, "json"):
+    if console.json and format_ not in (None, "json"):
         raise UsageError(f"{format_} is not JSON", place=["--format"], hint="leave out --json")
-    return "json" if talk.json else format_ or "table"
+    return "json" if console.json else format_ or "table"
 
 
 def finish(
     reports: Sequence[RunReport],
     rendering: str,
     outputs: Sequence[tuple[str, str]],
-    talk: options.Talk,
+    console: options.Console,
     *,
     show_all: bool,
 ) -> None:
     """Write and print reports, name the gates that failed on standard error, and exit with 1 when there are any."""
+    from quantcli.reports.run import RunReports
+
+    document = RunReports(reports)
     for kind, path in outputs:
-        options.write_documents(reports, kind, path, [p for r in reports for p in (r.source, r.output) if p])
-    quiet = talk.quiet and not talk.json
+        options.write_document(document, kind, path, [p for r in reports for p in (r.source, r.output) if p])
+    quiet = console.quiet and not console.json
     if not quiet:
         for report in reports:
             if rendering != "table" or report.command != "compare":  # whose table shows them after the figures
-                options.say_warnings(report)
+                options.print_warnings(report)
     if not quiet or rendering != "table":
-        options.print_documents(reports, rendering, talk, show_all=show_all)
-    from quantcli.reports.gates import with_limit
-
+        options.print_document(document, rendering, console, show_all=show_all)
     failed = [(report, gate) for report in reports for gate in report.gates if not gate.passed]
     for report, gate in failed:
-        options.say(f"{report.name}: gate {gate.title} failed: {with_limit(gate)}")
+        options.inform(f"{report.name}: gate {gate.title} failed: {gate.outcome}")
     if failed:
         raise click.exceptions.Exit(1)

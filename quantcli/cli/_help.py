@@ -17,6 +17,9 @@ import click
 
 from quantcli import registry
 
+FILE = click.Path(path_type=str)
+"""The type of an option that takes the name of a file."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = ("Common", "Gates", "Scheme", "Search", "Selection", "Size", "Output", "Run")
@@ -39,8 +42,8 @@ class Option(click.Option):
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.group = group
-        if self.words and self.metavar is None:
-            self.metavar = "NAME"
+        if self.metavar is None and (self.words or self.type is FILE):
+            self.metavar = "NAME" if self.words else "FILE"
 
     @property
     def words(self) -> Mapping[str, str]:
@@ -93,6 +96,17 @@ class Names(click.Choice):  # type: ignore[type-arg,unused-ignore]
 def option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
     """An option of a command, in a group of its help."""
     return click.option(*names, cls=Option, group=group, **settings)
+
+
+def options(*declared: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options of a command as one decorator, in the order in which help shows them."""
+
+    def declare(command: F) -> F:
+        for one in reversed(declared):
+            command = one(command)
+        return command
+
+    return declare
 
 
 def command(name: str, *, examples: Sequence[Example]) -> Callable[[Callable[..., Any]], Command]:
@@ -177,10 +191,10 @@ def _write_heading(formatter: click.HelpFormatter, text: str) -> None:
 def _example_lines(examples: Sequence[Example], width: int) -> Iterator[str]:
     """The examples with what they do behind them, or above each where a line would be too long."""
     longest = max(len(line) for line, _ in examples)
-    beside = all(longest + len(why) + 6 <= width for _, why in examples)
+    fits = all(longest + len(why) + 6 <= width for _, why in examples)
     for line, why in examples:
         comment = click.style(f"# {why}", dim=True)
-        yield f"  {line.ljust(longest)}  {comment}" if beside else f"  {comment}\n  {line}"
+        yield f"  {line.ljust(longest)}  {comment}" if fits else f"  {comment}\n  {line}"
 
 
 def _rows(option: click.Option, ctx: click.Context) -> Iterable[tuple[str, str]]:

@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
+_OPTIONS = _help.options(
+    _help.option(
+        "--source-layout",
+        type=click.Choice(["auto", "plain"]),
+        default="auto",
+        show_default=True,
+        help="What the tensors of SRC are: auto decodes a model that is quantized already, and refuses 8-bit floats "
+        "without scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit floats.",
+        group="Selection",
+    ),
+    _help.option(
+        "--requantize",
+        is_flag=True,
+        help="Decode the codes of a model that is quantized already and quantize it again, which adds a second error. "
+        "8-bit and 4-bit float formats that models are published in are always decoded.",
+        group="Selection",
+    ),
+)
+
+
 def reading(command: F) -> F:
     """--source-layout and --requantize, as `reading`."""
 
@@ -26,38 +46,19 @@ def reading(command: F) -> F:
 
         return command(*arguments, reading=Reading(layout=source_layout, requantize=requantize), **others)
 
-    found: Any = with_reading
-    for option in reversed(
-        (
-            _help.option(
-                "--source-layout",
-                type=click.Choice(["auto", "plain"]),
-                default="auto",
-                show_default=True,
-                help="What the tensors of SRC are: auto decodes a model that is quantized already, and refuses 8-bit "
-                "floats without scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit "
-                "floats.",
-                group="Selection",
-            ),
-            _help.option(
-                "--requantize",
-                is_flag=True,
-                help="Decode the codes of a model that is quantized already and quantize it again, which adds a second "
-                "error. 8-bit and 4-bit float formats that models are published in are always decoded.",
-                group="Selection",
-            ),
-        )
-    ):
-        found = option(found)
-    return cast(F, found)
+    return cast(F, _OPTIONS(with_reading))
 
 
 @contextlib.contextmanager
-def float_source(src: str, reading: Reading, talk: options.Talk) -> Iterator[Source]:
+def float_source(src: str, reading: Reading, console: options.Console) -> Iterator[Source]:
     """The source SRC names. Raises DataError when it may not be quantized."""
     from quantcli.floats import float_source
 
-    with float_source(src, reading, say=talk.say) as source:
-        if source.decoded_from:
-            talk.say(f"source: {source.decoded_from}")
+    with float_source(src, reading, say=console.inform) as source:
         yield source
+
+
+def inform_of(source: Source, console: options.Console) -> None:
+    """Print what the weights of a source are decoded from, for documents that do not say it."""
+    if source.decoded_from:
+        console.inform(f"source: {source.decoded_from}")

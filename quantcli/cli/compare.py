@@ -17,13 +17,13 @@ from quantcli.cli import _gating, _help, options
         ("quantcli compare model.safetensors model.gguf --min-tensor-sqnr 18", "with a limit"),
     ),
 )
-@click.argument("before", metavar="A", type=click.Path(path_type=str))
-@click.argument("after", metavar="B", type=click.Path(path_type=str))
+@click.argument("before", metavar="A", type=_help.FILE)
+@click.argument("after", metavar="B", type=_help.FILE)
 @_gating.gates
 @options.show_all
 @_gating.renderings
 @options.threads
-@options.talk
+@options.console
 def command(
     before: str,
     after: str,
@@ -33,7 +33,7 @@ def command(
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
     **limits: Any,
 ) -> None:
     """Decode both models and measure B against A, tensor by tensor.
@@ -47,7 +47,7 @@ def command(
     from quantcli.reports import baseline as earlier
     from quantcli.reports import gates
 
-    rendering = _gating.rendering(format_, talk)
+    rendering = _gating.rendering(format_, console)
     options.check_outputs([path for _, path in outputs], [before, after, baseline, config])
     wanted = _gating.gates_of(limits)
     if config is not None:
@@ -55,11 +55,11 @@ def command(
 
         wanted = wanted.over(configuration.load(config).gates)
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
-    with talk.bar("comparing") as bar:
-        result = api.compare(before, after, threads=options.thread_count(threads), progress=bar, say=talk.say)
+    with console.bar("comparing") as bar:
+        result = api.compare(before, after, threads=options.thread_count(threads), progress=bar, say=console.inform)
     result = gates.judged(result, wanted, known)
     gates.check_rules([(result, wanted)])
-    _gating.finish([result], rendering, outputs, talk, show_all=show_all)
+    _gating.finish([result], rendering, outputs, console, show_all=show_all)
 
 
 PROVIDES = command

@@ -20,13 +20,7 @@ SHELLS = ("bash", "zsh", "fish")
     ),
 )
 @click.argument("shell", type=click.Choice(SHELLS))
-@_help.option(
-    "--debug",
-    is_flag=True,
-    hidden=True,
-    help="Show the traceback of an error.",
-    group="Run",
-)
+@_help.option("--debug", is_flag=True, hidden=True, help="Show the traceback of an error.", group="Run")
 def command(shell: str, debug: bool) -> None:
     """Print what a shell needs to complete commands, options, files and tensor names."""
     from click.shell_completion import get_completion_class

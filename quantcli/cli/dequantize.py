@@ -29,20 +29,19 @@ if TYPE_CHECKING:
 @_help.option(
     "--dtype",
     type=click.Choice(sorted(LONG_NAMES)),
-    default=None,
     help="Float type of the decoded tensors.",
     show_default="the original one of each, float32 where the file does not store it",
     group="Common",
 )
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     output: str | None,
     force: bool,
     dtype: str | None,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
 ) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets.
 
@@ -59,13 +58,13 @@ def command(
 
     began = time.perf_counter()
     _naming.check_model(output, None)
-    with options.standard_output(output, talk) as named, open_model(src) as model:
+    with options.standard_output(output, console) as named, open_model(src) as model:
         need_file(model.source, "dequantizing")
         decoded = len(model.quantized)
         if not decoded:
             raise DataError("it holds no quantized tensor", place=[src])
         source = model.source
-        target = named or _beside(src, source)
+        target = named or _default_output(src, source)
         folder = None if target.lower().endswith(".safetensors") else source.folder
         if folder is not None:
             real = check_folder(target, force=force, source=folder)
@@ -73,8 +72,8 @@ def command(
             real = check_destination(target, force=force, sources=list(source.files()))
         side = sidefiles.of(source, real, folder=folder is not None)
         decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
-        talk.say(*side.warnings())
-        with talk.bar(os.path.basename(target)) as bar:
+        console.inform(*side.warnings())
+        with console.bar(os.path.basename(target)) as bar:
             size = decode(
                 model,
                 model,
@@ -94,10 +93,10 @@ def command(
             warnings=side.warnings(),
         )
     if output != "-":
-        options.show(report, talk)
+        options.show(report, console)
 
 
-def _beside(src: str, source: Source) -> str:
+def _default_output(src: str, source: Source) -> str:
     """The name of the output beside SRC."""
     if source.folder is not None:
         return f"{os.path.normpath(source.folder)}-dequantized"

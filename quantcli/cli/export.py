@@ -64,7 +64,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @options.container
 @options.show_all
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     target: str,
@@ -74,7 +74,7 @@ def command(
     container: bool,
     show_all: bool,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
 ) -> None:
     """Move the codes of SRC, a file or folder that quantcli quantized, to where another tool looks for them.
 
@@ -93,7 +93,7 @@ def command(
 
     _naming.check_model(output, target)
     export.check_standard_output(target, output)
-    with options.standard_output(output, talk) as named, reading.open(src) as model:
+    with options.standard_output(output, console) as named, reading.open(src) as model:
         source = model.source
         need_file(source, "exporting")
         if not model.is_quantized:
@@ -111,12 +111,12 @@ def command(
         except DataError as error:
             raise error.within(source.path) from None
         side = sidefiles.of(source, real, folder=folder)
-        talk.say(*notes, *side.warnings())
-        with talk.bar(os.path.basename(output or place)) as bar:
+        console.inform(*notes, *side.warnings())
+        with console.bar(os.path.basename(output or place)) as bar:
             count = options.thread_count(threads)
             moved = export.Export(model=model, outgoing=outgoing, wanted=wanted, threads=count, progress=bar)
             size, exact = outputs.move(moved, real, folder=folder, force=force, side=side)
-        report = exported.made(
+        report = exported.report_of(
             [t.stored for t in model.values()],
             moved,
             size,
@@ -130,7 +130,7 @@ def command(
             seconds=time.perf_counter() - began,
         )
     if output != "-":
-        options.show(report, talk, show_all=show_all)
+        options.show(report, console, show_all=show_all)
 
 
 PROVIDES = command

@@ -25,25 +25,13 @@ from quantcli.errors import UsageError, printable_line
     group="Common",
 )
 @options.document
-@options.talk
+@options.console
+@_help.option("--names", is_flag=True, help="Print bare names, a line each.", group="Common")
 @_help.option(
-    "--names",
-    is_flag=True,
-    help="Print bare names, a line each.",
-    group="Common",
+    "--recipe", is_flag=True, help="Print the recipe that makes a quantized file again, in YAML.", group="Common"
 )
 @_help.option(
-    "--recipe",
-    is_flag=True,
-    help="Print the recipe that makes a quantized file again, in YAML.",
-    group="Common",
-)
-@_help.option(
-    "-0",
-    "--null",
-    is_flag=True,
-    help="With --names: end each by a NUL instead, for xargs -0.",
-    group="Output",
+    "-0", "--null", is_flag=True, help="With --names: end each by a NUL instead, for xargs -0.", group="Output"
 )
 def command(
     src: str,
@@ -52,7 +40,7 @@ def command(
     recipe: bool,
     null: bool,
     output: str | None,
-    talk: options.Talk,
+    console: options.Console,
 ) -> None:
     """Show the tensors of SRC, float or quantized: names, types, shapes, bytes, and with --stats their values.
 
@@ -62,7 +50,7 @@ def command(
     from quantcli.models import open_model
     from quantcli.reports import inspected
 
-    others = talk.json or stats or output is not None
+    others = console.json or stats or output is not None
     if (names and others) or (null and not names):
         raise UsageError("names are printed alone", place=["--names" if names else "--null"])
     if recipe and (names or others):
@@ -87,9 +75,9 @@ def command(
                 sys.stdout.write(name + "\0" if null else printable_line(name) + "\n")
             sys.stdout.flush()
             return
-        report = inspected.made(model, src, values=stats, say=options.say)
-    talk = replace(talk, quiet=talk.quiet and file is not None)  # else there would be nothing
-    options.show(report, talk, show_all=True, file=file)
+        report = inspected.report_of(model, src, values=stats, say=options.inform)
+    console = replace(console, quiet=console.quiet and file is not None)  # else there would be nothing
+    options.show(report, console, show_all=True, file=file)
 
 
 PROVIDES = command

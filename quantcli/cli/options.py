@@ -7,7 +7,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,12 +20,7 @@ from quantcli.cli._help import F
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.reports.records import RunReport
-
-
-def source(command: F) -> F:
-    """The SRC argument."""
-    return click.argument("src", metavar="SRC", type=click.Path(path_type=str), callback=_file)(command)
+    from quantcli.reports.run import RunReport
 
 
 def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -34,8 +29,12 @@ def _file(_: click.Context, parameter: click.Parameter, value: str | None) -> st
     return value
 
 
+source = click.argument("src", metavar="SRC", type=_help.FILE, callback=_file)
+"""The SRC argument."""
+
+
 @contextlib.contextmanager
-def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
+def standard_output(output: str | None, console: Console) -> Iterator[str | None]:
     """Where to write: `output`, or for - a temporary file that goes to standard output at the end.
 
     Raises UsageError when standard output is a terminal or wanted for JSON too.
@@ -47,7 +46,7 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
 
     from quantcli.stores import standard, workspace
 
-    if talk.json:
+    if console.json:
         raise UsageError("standard output is for the file", place=["--json"], hint="name a file with -o")
     standard.check_output()
     with interrupts.deferred():
@@ -63,70 +62,46 @@ def standard_output(output: str | None, talk: Talk) -> Iterator[str | None]:
         interrupts.forget(clean)
 
 
-def output(command: F) -> F:
-    """-o and --force."""
-    command = _help.option(
-        "--force",
-        is_flag=True,
-        help="Replace an existing output.",
-        group="Output",
-    )(command)
-    return _help.option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        type=click.Path(path_type=str),
-        callback=_file,
-        help="The file to write; - is standard output.",
-        group="Common",
-    )(command)
+def _output(text: str) -> Callable[[F], F]:
+    """-o."""
+    return _help.option("-o", "--output", type=_help.FILE, callback=_file, help=text, group="Common")
 
 
-def document(command: F) -> F:
-    """-o, for a file of what the command prints."""
-    return _help.option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        type=click.Path(path_type=str),
-        callback=_file,
-        help="Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.",
-        group="Common",
-    )(command)
+output = _help.options(
+    _output("The file to write; - is standard output."),
+    _help.option("--force", is_flag=True, help="Replace an existing output.", group="Output"),
+)
+"""-o and --force."""
 
+document = _output("Write it to a file too, as its extension says: .html a page, .csv figures, .json, .md or .txt.")
+"""-o, for a file of what the command prints."""
 
-def show_all(command: F) -> F:
-    """--all, as `show_all`."""
-    return _help.option("--all", "show_all", is_flag=True, help="Show every tensor.", group="Output")(command)
+show_all = _help.option("--all", "show_all", is_flag=True, help="Show every tensor.", group="Output")
+"""--all, as `show_all`."""
 
+container = _help.option(
+    "--container",
+    is_flag=True,
+    help="With --to gguf or onnx: write the quantized tensors alone, in a file that no runtime runs as a model.",
+    group="Output",
+)
+"""--container."""
 
-def container(command: F) -> F:
-    """--container."""
-    return _help.option(
-        "--container",
-        is_flag=True,
-        help="With --to gguf or onnx: write the quantized tensors alone, in a file that no runtime runs as a model.",
-        group="Output",
-    )(command)
-
-
-def threads(command: F) -> F:
-    """--threads."""
-    return _help.option(
-        "--threads",
-        type=click.IntRange(1, 256),
-        metavar="N",
-        default=None,
-        help="Threads to use; the output does not depend on it.",
-        show_default="all processors",
-        group="Run",
-    )(command)
+threads = _help.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Threads to use; the output does not depend on it.",
+    show_default="all processors",
+    group="Run",
+)
+"""--threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Talk:
-    """How a command talks: whether it prints one JSON document, when in colour, and whether it prints more or nothing
-    on standard error."""
+class Console:
+    """How a command prints: as one JSON document or for people, when in colour, and whether with more or nothing on
+    standard error."""
 
     json: bool
     color: str
@@ -138,68 +113,44 @@ class Talk:
         """Whether what is printed is coloured."""
         return _help.wants_colour(sys.stdout, self.color)
 
-    def say(self, *messages: str) -> None:
+    def inform(self, *messages: str) -> None:
         """A line each on standard error, unless quiet."""
         for message in () if self.quiet else messages:
-            say(message)
+            inform(message)
 
     def bar(self, title: str) -> Bar:
         """A progress bar."""
         return Bar(title, quiet=self.quiet)
 
 
-def talk(command: F) -> F:
-    """--json, --color, -v, -q and --debug, the first four as `talk`."""
+def console(command: F) -> F:
+    """--json, --color, -v, -q and --debug, the first four as `console`."""
 
     @functools.wraps(command)
-    def talking(*arguments: Any, as_json: bool, color: str, verbose: bool, quiet: bool, **others: Any) -> Any:
-        return command(*arguments, talk=Talk(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
+    def printing(*arguments: Any, as_json: bool, color: str, verbose: bool, quiet: bool, **others: Any) -> Any:
+        return command(*arguments, console=Console(json=as_json, color=color, verbose=verbose, quiet=quiet), **others)
 
-    options = [
-        _help.option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help="Print one JSON document.",
-            group="Output",
-        ),
-        _help.option(
-            "--color",
-            type=click.Choice(["auto", "always", "never"]),
-            default="auto",
-            help="Colour the output.",
-            group="Output",
-        ),
-        _help.option(
-            "-v",
-            "--verbose",
-            is_flag=True,
-            help="Print more on standard error.",
-            group="Run",
-        ),
-        _help.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            help="Print nothing but errors, and show no progress.",
-            group="Run",
-        ),
-        _help.option(
-            "--debug",
-            is_flag=True,
-            hidden=True,
-            expose_value=False,
-            help="Show the traceback of an error.",
-            group="Run",
-        ),
-    ]
-    found: Any = talking
-    for option in reversed(options):
-        found = option(found)
-    return cast(F, found)
+    return cast(F, _CONSOLE(printing))
 
 
-def say_warnings(report: RunReport) -> None:
+_CONSOLE = _help.options(
+    _help.option("--json", "as_json", is_flag=True, help="Print one JSON document.", group="Output"),
+    _help.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        help="Colour the output.",
+        group="Output",
+    ),
+    _help.option("-v", "--verbose", is_flag=True, help="Print more on standard error.", group="Run"),
+    _help.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, and show no progress.", group="Run"),
+    _help.option(
+        "--debug", is_flag=True, hidden=True, expose_value=False, help="Show the traceback of an error.", group="Run"
+    ),
+)
+
+
+def print_warnings(report: RunReport) -> None:
     """Its warnings on standard error, the first ten."""
     for line in report.warnings[:10]:
         warn(line)
@@ -225,30 +176,30 @@ def document_file(path: str | None, kind: type, inputs: Sequence[str | None]) ->
     return DocumentFile(path=path, rendering=_naming.rendering(path, kind), inputs=inputs)
 
 
-def show(document: Any, talk: Talk, *, show_all: bool = False, file: DocumentFile | None = None) -> None:
+def show(document: Any, console: Console, *, show_all: bool = False, file: DocumentFile | None = None) -> None:
     """Write a document to a file, where there is one, and print it: as JSON where that is asked for, else for people,
     unless quiet."""
     if file is not None:
-        write_documents([document], file.rendering, file.path, file.inputs)
-    if talk.json or not talk.quiet:
-        print_documents([document], "json" if talk.json else "table", talk, show_all=show_all)
+        write_document(document, file.rendering, file.path, file.inputs)
+    if console.json or not console.quiet:
+        print_document(document, "json" if console.json else "table", console, show_all=show_all)
 
 
-def print_documents(documents: Sequence[Any], rendering: str, talk: Talk, *, show_all: bool) -> None:
-    """Print documents of one type as asked for."""
+def print_document(document: Any, rendering: str, console: Console, *, show_all: bool) -> None:
+    """Print a document as asked for."""
     from quantcli import terminal
-    from quantcli.reports.documents import Look
+    from quantcli.reports.documents import Display
 
-    limit = None if show_all else max(3, terminal.screenful() // len(documents))
+    limit = None if show_all else max(3, terminal.screenful())
     ascii_only = "utf" not in (sys.stdout.encoding or "ascii").lower()
-    look = Look(colour=talk.coloured, limit=limit, verbose=talk.verbose, ascii_only=ascii_only)
+    display = Display(colour=console.coloured, limit=limit, verbose=console.verbose, ascii_only=ascii_only)
     render = registry.get("reports.renderings", rendering).render
     raw = getattr(sys.stdout, "buffer", None)
     if rendering == "table" or raw is None:
-        render(documents, sys.stdout, look)
+        render(document, sys.stdout, display)
     else:  # a document is UTF-8 in every locale
         text = io.StringIO()
-        render(documents, text, look)
+        render(document, text, display)
         sys.stdout.flush()
         left = memoryview(text.getvalue().encode("utf-8", "backslashreplace"))
         while left:  # without buffering a write may take a part only
@@ -256,12 +207,12 @@ def print_documents(documents: Sequence[Any], rendering: str, talk: Talk, *, sho
     sys.stdout.flush()
 
 
-def write_documents(documents: Sequence[Any], rendering: str, path: str, inputs: Sequence[str | None]) -> None:
-    """Replace a file by documents of one type. Raises UsageError when it is one of the inputs."""
-    from quantcli.reports.documents import Look
+def write_document(document: Any, rendering: str, path: str, inputs: Sequence[str | None]) -> None:
+    """Replace a file by a document. Raises UsageError when it is one of the inputs."""
+    from quantcli.reports.documents import Display
 
     text = io.StringIO()
-    registry.get("reports.renderings", rendering).render(documents, text, Look())
+    registry.get("reports.renderings", rendering).render(document, text, Display())
     replace_file(path, text.getvalue(), inputs)
 
 
@@ -350,12 +301,19 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return list(dict.fromkeys(found))
 
 
+def numbers(name: str, default: Sequence[int], text: str, *, group: str) -> Callable[[F], F]:
+    """An option that takes whole numbers."""
+    shown = ",".join(map(str, default))
+    kind = Several(int)
+    return _help.option(name, type=kind, metavar="LIST", default=shown, show_default=True, help=text, group=group)
+
+
 def warn(message: str) -> None:
     """One line on standard error."""
     click.echo(f"quantcli: warning: {printable(message, 1000)}", err=True)
 
 
-def say(message: str) -> None:
+def inform(message: str) -> None:
     """One line on standard error."""
     click.echo(f"quantcli: {printable(message, 1000)}", err=True)
 

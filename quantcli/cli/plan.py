@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 
 if TYPE_CHECKING:
@@ -24,24 +22,13 @@ if TYPE_CHECKING:
 @options.source
 @_sources.reading
 @_budget.budget
+@_help.option("-o", "--output", metavar="RECIPE", type=_help.FILE, help="Write the recipe.", group="Common")
 @_help.option(
-    "-o",
-    "--output",
-    metavar="RECIPE",
-    type=click.Path(path_type=str),
-    default=None,
-    help="Write the recipe.",
-    group="Common",
-)
-@_help.option(
-    "--explain",
-    is_flag=True,
-    help="Price what would be bought or sold next around the budget.",
-    group="Output",
+    "--explain", is_flag=True, help="Price what would be bought or sold next around the budget.", group="Output"
 )
 @options.show_all
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     reading: Reading,
@@ -49,7 +36,7 @@ def command(
     explain: bool,
     show_all: bool,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
     **asked: Any,
 ) -> None:
     """Measure every candidate on every tensor of SRC and choose the schemes that lose least within a budget.
@@ -68,16 +55,17 @@ def command(
         _naming.check_recipe(output)
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, reading, talk) as source:
+    with _sources.float_source(src, reading, console) as source:
+        _sources.inform_of(source, console)
         to, _ = target_of(source, order, folder=source.folder is not None)
-        found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
+        found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)
-        report = planned.made(found, nbytes, source=src, target=target, explain=explain)
-    for line in () if talk.quiet else report.warnings:
+        report = planned.report_of(found, nbytes, source=src, target=target, explain=explain)
+    for line in () if console.quiet else report.warnings:
         options.warn(line)
     if output is not None:
         options.replace_file(output, recipe.dump(found.request, folder=os.path.dirname(output)), read)
-    options.show(report, talk, show_all=show_all)
+    options.show(report, console, show_all=show_all)
 
 
 PROVIDES = command

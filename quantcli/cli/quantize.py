@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quantcli.floats import Reading
     from quantcli.folders.job import Job
     from quantcli.passes.quantize import Written
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
 MUCH = 64 << 20
 """Bytes of a tensor in memory that are worth mentioning."""
@@ -37,7 +37,6 @@ MUCH = 64 << 20
 @_help.option(
     "--to",
     type=options.targets(native="for quantcli itself: stores every scheme"),
-    default=None,
     help="Write what another tool loads; see export.",
     show_default="native; for folders of transformers compressed-tensors, if it can store the schemes",
     group="Common",
@@ -45,35 +44,19 @@ MUCH = 64 << 20
 @options.output
 @_asking.recipe
 @_asking.selection
-@_help.option(
-    "--save-recipe",
-    metavar="FILE",
-    type=click.Path(path_type=str),
-    default=None,
-    help="Write the recipe of this run.",
-    group="Output",
-)
+@_help.option("--save-recipe", type=_help.FILE, help="Write the recipe of this run.", group="Output")
 @_help.option(
     "--target-size",
     metavar="SIZE",
     type=_gating.Target(),
-    default=None,
     help="Choose the schemes that lose least in at most this many bytes, such as 3.9GB; see plan.",
     group="Size",
 )
-@_help.option(
-    "--target-bpw",
-    metavar="BITS",
-    type=_gating.Target(),
-    default=None,
-    help="The same in bits per weight.",
-    group="Size",
-)
+@_help.option("--target-bpw", metavar="BITS", type=_gating.Target(), help="The same in bits per weight.", group="Size")
 @options.container
 @_help.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "keep"]),
-    default=None,
     help="What to do with a tensor that holds NaN or infinity.",
     show_default="refuse",
     group="Selection",
@@ -82,7 +65,6 @@ MUCH = 64 << 20
 @_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
-    default=None,
     help="Digest of each tensor's source bytes.",
     show_default="xxh3",
     group="Output",
@@ -91,7 +73,6 @@ MUCH = 64 << 20
     "--max-shard-size",
     metavar="SIZE",
     type=_gating.Limit(),
-    default=None,
     help="Split a checkpoint folder into files of at most this many bytes, such as 2GB.",
     show_default="as the source is",
     group="Size",
@@ -103,21 +84,18 @@ MUCH = 64 << 20
     group="Run",
 )
 @_help.option(
-    "--dry-run",
-    is_flag=True,
-    help="Print the plan with exact sizes, read no weights, write nothing.",
-    group="Common",
+    "--dry-run", is_flag=True, help="Print the plan with exact sizes, read no weights, write nothing.", group="Common"
 )
 @options.show_all
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     reading: Reading,
     output: str | None,
     force: bool,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
     show_all: bool,
     dry_run: bool,
     resume: bool,
@@ -140,17 +118,17 @@ def command(
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
-        options.standard_output(None if dry_run else output, talk) as named,
-        _sources.float_source(src, reading, talk) as source,
+        options.standard_output(None if dry_run else output, console) as named,
+        _sources.float_source(src, reading, console) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
         read = [src, asked["recipe"], asked["codebook"], importance]
         _check_saved(saved, named, read)
         to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
-        talk.say(*[why] if why else [])
+        console.inform(*[why] if why else [])
         if budget is not None:
-            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)[0].request
+            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
         else:
             request = job.request(source, order, to, warn=options.warn)
             request = job.spelt_out(source, request) if saved is not None else request
@@ -172,45 +150,45 @@ def command(
             resume=resume,
             dry_run=dry_run,
         )
-        talk.say(*ready.notes)
+        console.inform(*ready.notes)
         if dry_run:
             report = ready.planned()
         else:
             count = options.thread_count(threads)
-            if talk.verbose:
-                options.say(f"{kernels.load().name} kernels, {count} threads")
-            if not talk.quiet:
-                _say_held(ready)
-            with talk.bar(os.path.basename(ready.shown)) as bar, _leftovers_told(ready.path):
+            if console.verbose:
+                options.inform(f"{kernels.load().name} kernels, {count} threads")
+            if not console.quiet:
+                _print_held(ready)
+            with console.bar(os.path.basename(ready.shown)) as bar, _naming_leftovers(ready.path):
                 report, written = ready.run(threads=count, progress=bar)
-            talk.say(*written.notes)
-            if talk.verbose:
-                _say_more(written)
+            console.inform(*written.notes)
+            if console.verbose:
+                _print_details(written)
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
-    if not talk.quiet:
-        options.say_warnings(report)
-    if output == "-" and not dry_run and not talk.quiet:
-        _say_summary(report)
+    if not console.quiet:
+        options.print_warnings(report)
+    if output == "-" and not dry_run and not console.quiet:
+        _print_summary(report)
     else:
-        if talk.json and to is not None:
+        if console.json and to is not None:
             report = replace(report, warnings=[*ready.notes, *report.warnings])
-        options.show(report, talk, show_all=show_all)
+        options.show(report, console, show_all=show_all)
 
 
-def _say_more(written: Written) -> None:
+def _print_details(written: Written) -> None:
     """Say what was copied, and why a folder has no quantization_config."""
     if written.copied:
-        options.say(f"copied {', '.join(written.copied)}")
+        options.inform(f"copied {', '.join(written.copied)}")
     if written.obstacle:
         why = f"compressed-tensors does not support {written.obstacle}"
-        options.say(f"config.json has no quantization_config: {why}")
+        options.inform(f"config.json has no quantization_config: {why}")
 
 
-def _say_summary(report: RunReport) -> None:
+def _print_summary(report: RunReport) -> None:
     """The line on standard error that stands for the table where the output is on standard output."""
     s = report.summary
-    options.say(
+    options.inform(
         f"{100 * s.coverage:.1f} % of {s.parameters:,} parameters quantized, {s.bits_per_weight:.3f} bits per "
         f"weight, SQNR {'exact' if s.sqnr_db is None else f'{s.sqnr_db:.2f} dB'}"
     )
@@ -227,7 +205,7 @@ def _check_saved(saved: str | None, target: str | None, read: Sequence[str | Non
         options.replaceable(saved, read)
 
 
-def _say_held(ready: Job) -> None:
+def _print_held(ready: Job) -> None:
     """Say which tensors of a pipe are in memory whole, where that is much."""
     from quantcli.passes import quantize
     from quantcli.terminal import size
@@ -236,14 +214,14 @@ def _say_held(ready: Job) -> None:
     largest = max(held, key=lambda t: t.info.nbytes, default=None)
     if largest is not None and largest.info.nbytes >= MUCH:
         why = "SHA-256" if ready.order.digest == "sha256" else "this method"
-        options.say(
+        options.inform(
             f"{why} looks at tensors twice, so from a pipe {len(held)} of them are held in memory one by one, "
             f"up to {size(largest.info.nbytes)}"
         )
 
 
 @contextlib.contextmanager
-def _leftovers_told(real: str) -> Iterator[None]:
+def _naming_leftovers(real: str) -> Iterator[None]:
     """Say where finished files are, if an error leaves some."""
     from quantcli.folders.write import left_over
 
@@ -252,7 +230,7 @@ def _leftovers_told(real: str) -> Iterator[None]:
     except BaseException as error:
         left = left_over(real)
         if left is not None and not isinstance(error, UsageError):
-            options.say(f"finished files are in {left}: run the same command with --resume to continue")
+            options.inform(f"finished files are in {left}: run the same command with --resume to continue")
         raise
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantcli.passes.examine import Examined
     from quantcli.reports.config import Config
     from quantcli.reports.gates import Gates
-    from quantcli.reports.records import RunReport
+    from quantcli.reports.run import RunReport
 
 
 NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
@@ -35,20 +35,18 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
         ("quantcli report model-w4g128.safetensors -o report.html", "a page to share"),
     ),
 )
-@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=str))
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=_help.FILE)
 @_help.option(
     "--files0-from",
     metavar="LIST",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="Read file names from LIST, each ended by a NUL; - is standard input.",
     group="Selection",
 )
 @_help.option(
     "--against",
     metavar="ORIGINAL",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="Measure again, from the stored codes, against the original weights.",
     group="Common",
 )
@@ -60,15 +58,12 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
     group="Common",
 )
 @_help.option(
-    "--ignore-digest",
-    is_flag=True,
-    help="Measure even against weights the file was not made from.",
-    group="Run",
+    "--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.", group="Run"
 )
 @options.show_all
 @_gating.renderings
 @options.threads
-@options.talk
+@options.console
 def command(
     files: tuple[str, ...],
     files0_from: str | None,
@@ -81,7 +76,7 @@ def command(
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
     **limits: Any,
 ) -> None:
     """Tell what quantization cost, tensor by tensor, from the metrics in each FILE's header or against ORIGINAL.
@@ -92,7 +87,7 @@ def command(
     and 2 when something could not be measured. A rule must match a tensor in one of the models at least. Without FILE,
     the models listed in quantcli.yaml are reported on.
     """
-    rendering = _gating.rendering(format_, talk)
+    rendering = _gating.rendering(format_, console)
     found = _config(config)
     gates = _gating.gates_of(limits)
     jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
@@ -101,19 +96,19 @@ def command(
     read = [files0_from, found.path if found is not None else None]
     read += [path for job in jobs for path in (job.file, job.against, job.baseline)]
     options.check_outputs([path for _, path in outputs], read)
-    look = theory or "html" in (rendering, *(kind for kind, _ in outputs))
+    in_detail = theory or "html" in (rendering, *(kind for kind, _ in outputs))
     reports = []
     for job in jobs:
         try:
             count = options.thread_count(threads)
-            reports.append(_report(job, look, theory, ignore_digest, count, talk))
+            reports.append(_report(job, in_detail, theory, ignore_digest, count, console))
         except QuantcliError as error:
             raise error if len(jobs) == 1 or error.place[:1] == [job.file] else error.within(job.file) from None
-    _check_rules(list(zip(reports, (job.gates for job in jobs))), found, talk)
-    _gating.finish(reports, rendering, outputs, talk, show_all=show_all)
+    _check_rules(list(zip(reports, (job.gates for job in jobs))), found, console)
+    _gating.finish(reports, rendering, outputs, console, show_all=show_all)
 
 
-def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None, talk: options.Talk) -> None:
+def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None, console: options.Console) -> None:
     """Refuse rules that match nothing; those that are for all models listed, only where all of them were read."""
     from quantcli.reports.gates import check_rules
 
@@ -133,7 +128,7 @@ def _check_rules(judged: Sequence[tuple[RunReport, Gates]], found: Config | None
                 check_rules([(report, shared) for report, _ in judged])
             except UsageError as error:
                 more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
-                if not talk.quiet:
+                if not console.quiet:
                     options.warn(f"{found.path}: {error}; not looked at: {unread[0]}{more}")
     except QuantcliError as error:
         raise error.within(found.path) from None
@@ -207,9 +202,10 @@ def _jobs(
     return jobs
 
 
-def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: int, talk: options.Talk) -> RunReport:
-    """The report on one file, judged; `look`: with a second look at each tensor where there is an original, which
-    `theory` asks for."""
+def _report(
+    job: _Job, in_detail: bool, theory: bool, ignore_digest: bool, threads: int, console: options.Console
+) -> RunReport:
+    """The report on one file, judged; in_detail: with theory and histograms, where there is an original."""
     from quantcli.layouts.native.model import stored_tensors
     from quantcli.models import open_model
     from quantcli.passes import measure
@@ -221,7 +217,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
     known: list[Examined | None] | None = None
     with open_model(job.file) as model:
         if not model.is_native:
-            return gates.judged(_of_another_tool(job, model, theory, threads, talk, began), job.gates, before)
+            return gates.judged(_of_another_tool(job, model, theory, threads, console, began), job.gates, before)
         model.stored.check_headers()
         stored = stored_tensors(model.stored)
         metrics = [s.metrics for s in stored]
@@ -233,11 +229,11 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         documents = model.stored.documents
         bytes_in = sum(d.source_bytes for d in documents)
         if job.against is not None:
-            with open_model(job.against) as original, talk.bar("measuring") as bar:
+            with open_model(job.against) as original, console.bar("measuring") as bar:
                 metrics = measure.against(
                     model.stored, original.stored, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
-                if look:
+                if in_detail:
                     from quantcli.passes import examine
 
                     known = examine.examine(model.stored, original.stored, metrics, threads=threads, progress=bar)
@@ -257,7 +253,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
 
 
 def _of_another_tool(
-    job: _Job, model: Model, theory: bool, threads: int, talk: options.Talk, began: float
+    job: _Job, model: Model, theory: bool, threads: int, console: options.Console, began: float
 ) -> RunReport:
     """The report on a file that another tool quantized."""
     from quantcli.layouts import origins
@@ -275,10 +271,10 @@ def _of_another_tool(
     metrics: dict[str, Metrics | None] | None = None
     bytes_in: int | None = None
     if job.against is not None:
-        with open_model(job.against) as original, talk.bar("measuring") as bar:
+        with open_model(job.against) as original, console.bar("measuring") as bar:
             before, views, note = under_one_name(original, model)
             if note:
-                talk.say(note)
+                console.inform(note)
             pairs, new, vanished = compare.pairs_of(before, views, job.file)
             if new or vanished:
                 name, where = (new[0], job.file) if new else (vanished[0], job.against)

@@ -26,50 +26,15 @@ if TYPE_CHECKING:
 )
 @options.source
 @_sources.reading
-@_help.option(
-    "--bits",
-    type=options.Several(int),
-    metavar="LIST",
-    default="2,3,4,8",
-    show_default=True,
-    help="Bit widths.",
-    group="Common",
-)
-@_help.option(
-    "--group-size",
-    type=options.Several(int),
-    metavar="LIST",
-    default="128",
-    show_default=True,
-    help="Group sizes; -1 per channel, 0 per tensor.",
-    group="Common",
-)
-@_help.option(
-    "--calibration",
-    type=options.Several(_asking.CALIBRATIONS),
-    metavar="LIST",
-    default=None,
-    help="Calibrations, rounded to nearest.",
-    show_default="the default of quantize",
-    group="Search",
-)
-@_help.option(
-    "--symmetric/--asymmetric",
-    default=None,
-    help="Codes around 0, or with a zero point.",
-    show_default="symmetric",
-    group="Scheme",
-)
+@options.numbers("--bits", [2, 3, 4, 8], "Bit widths.", group="Common")
+@options.numbers("--group-size", [128], "Group sizes; -1 per channel, 0 per tensor.", group="Common")
+@_asking.calibrations("Calibrations, rounded to nearest.")
+@_asking.symmetric
 @_asking.selection
-@_help.option(
-    "--plot",
-    is_flag=True,
-    help="Draw SQNR against bits per weight in the terminal.",
-    group="Output",
-)
+@_help.option("--plot", is_flag=True, help="Draw SQNR against bits per weight in the terminal.", group="Output")
 @options.document
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     reading: Reading,
@@ -80,7 +45,7 @@ def command(
     plot: bool,
     output: str | None,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
     **selected: Any,
 ) -> None:
     """Measure every combination of settings on SRC and write nothing but the table.
@@ -99,7 +64,8 @@ def command(
     file = options.document_file(output, swept.SweepReport, [src])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
-    with _sources.float_source(src, reading, talk) as source:
+    with _sources.float_source(src, reading, console) as source:
+        _sources.inform_of(source, console)
         need_file(source, "sweeping")
         plans = []
         for scheme in schemes:
@@ -108,9 +74,9 @@ def command(
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         began = time.perf_counter()
-        with talk.bar("sweeping") as bar:
+        with console.bar("sweeping") as bar:
             measured = sweep.measure(source, plans, threads=options.thread_count(threads), progress=bar)
-        report = swept.made(
+        report = swept.report_of(
             schemes,
             measured,
             lambda p: size_of(source, p),
@@ -119,7 +85,7 @@ def command(
             seconds=time.perf_counter() - began,
             plot=plot,
         )
-    options.show(report, talk, show_all=True, file=file)
+    options.show(report, console, show_all=True, file=file)
 
 
 def _request(scheme: Scheme, selected: Mapping[str, Any]) -> Request:

@@ -19,29 +19,20 @@ from quantcli.cli import _help, options
     "--source",
     "original",
     metavar="ORIGINAL",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="The model it was made from: every code is found again from it, and the errors measured.",
     group="Common",
 )
 @_help.option(
     "--importance",
-    metavar="FILE",
-    type=click.Path(path_type=str),
-    default=None,
+    type=_help.FILE,
     help="What its columns were weighed by; needed to find such scales again.",
     group="Common",
 )
-@_help.option(
-    "--all",
-    "show_all",
-    is_flag=True,
-    help="Show every tensor, also where nothing is wrong.",
-    group="Output",
-)
+@_help.option("--all", "show_all", is_flag=True, help="Show every tensor, also where nothing is wrong.", group="Output")
 @options.document
 @options.threads
-@options.talk
+@options.console
 def command(
     src: str,
     original: str | None,
@@ -49,7 +40,7 @@ def command(
     show_all: bool,
     output: str | None,
     threads: int | None,
-    talk: options.Talk,
+    console: options.Console,
 ) -> None:
     """Check that the quantized file or checkpoint folder SRC is what it says.
 
@@ -62,13 +53,13 @@ def command(
 
     file = options.document_file(output, verified.VerifyReport, [src, original, importance])
     count = options.thread_count(threads)
-    with talk.bar("verifying") as bar:
+    with console.bar("verifying") as bar:
         found, names = verify_path(src, original, importance=importance, threads=count, progress=bar)
-    report = verified.made(src, found, names if show_all else ())
-    options.show(report, talk, show_all=show_all, file=file)
+    report = verified.report_of(src, found, names if show_all else ())
+    options.show(report, console, show_all=show_all, file=file)
     if not report.passed:
         more = f"; and {len(report.findings) - 1} more" if len(report.findings) > 1 else ""
-        options.say(f"{src}: verification failed: {report.findings[0].line()}{more}")
+        options.inform(f"{src}: verification failed: {report.findings[0].line()}{more}")
         raise click.exceptions.Exit(1)
 
 

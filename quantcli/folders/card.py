@@ -1,4 +1,4 @@
-"""The model card of a quantized checkpoint: how it was made, what it lost, what was left alone, how to load it.
+"""The model card of a quantized checkpoint: how it was made, what it lost, what was kept, how to load it.
 
 The front matter of the original card stays as it is, and its text follows below the new one: nothing of it is lost.
 """
@@ -17,7 +17,8 @@ from quantcli.folders.sidefiles import SideFiles
 from quantcli.planning import recipe
 from quantcli.planning.plan import REASONS, Plan
 from quantcli.reports import markup
-from quantcli.reports.records import RunReport, TensorReport, equal_line
+from quantcli.reports.records import TensorReport
+from quantcli.reports.run import RunReport, equal_line
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
@@ -170,7 +171,7 @@ def _losses(report: RunReport) -> list[str]:
 def _kept(report: RunReport) -> list[str]:
     kept: dict[str, list[TensorReport]] = {}
     for r in report.tensors:
-        if r.disposition == "kept":
+        if r.kept:
             kept.setdefault(r.reason, []).append(r)
     equal = equal_line(report)
     lines = ["## What was kept as it was", ""] if kept else []
@@ -224,7 +225,7 @@ def _loading(plan: Plan, obstacle: str) -> list[str]:
 
 
 def original(card: bytes) -> bytes | None:
-    """The card from before a card of ours, None where there was none; any other card as it is."""
+    """The original card inside a card that quantcli wrote, None where there was none; any other card as it is."""
     front, text = _front_matter(card)
     if b"## How it was made\n\nWith quantcli " not in text:
         return card
@@ -235,7 +236,7 @@ def original(card: bytes) -> bytes | None:
 
 
 def exported(card: bytes, target: str, summary: str, notes: Sequence[str]) -> bytes:
-    """A card of ours for the same weights as another tool loads them; any other card as it is."""
+    """A card that quantcli wrote, with how another tool loads the same weights; any other card as it is."""
     start = re.search(rb"(?m)^## Loading it\n", card)
     if start is None:
         return card

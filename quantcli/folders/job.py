@@ -19,7 +19,7 @@ from quantcli.planning import plan, recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
-from quantcli.reports.records import RunReport
+from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file
 
 Say = Callable[[str], None]

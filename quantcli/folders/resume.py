@@ -1,8 +1,8 @@
-"""What an interrupted run on a checkpoint folder has finished, and whether another one may go on with it.
+"""What an interrupted run on a checkpoint folder has finished, and whether a new run may continue it.
 
-The journal says what was asked for (tool, recipe, digest, shards of the source) and, of every file that is finished,
-the digest of its bytes and what became of the tensors in it. A file is taken over when its bytes have that digest, the
-source tensors still have theirs, and its header is the one this run would write.
+The journal records the request (tool, recipe, digest, shards of the source) and, for every finished file, the digest of
+its bytes and the result of each of its tensors. A file is reused when its bytes have that digest, the tensors of the
+source still have theirs, and its header is the one that this run would write.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What became of a tensor: the decision as it turned out, and its result."""
+    """The outcome of a tensor: what was finally decided for it, and its result."""
 
     tensor: Decided
     result: Result
@@ -41,8 +41,8 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A file that is finished: how many tensors of the source it stands for, the digest of its bytes, and what became
-    of each tensor that it holds."""
+    """A finished file: how many tensors of the source it accounts for, the digest of its bytes, and the outcome of each
+    tensor in it."""
 
     tensors: int
     digest: str
@@ -51,7 +51,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """What was asked for, and what of it is finished, by file."""
+    """The request, and the finished files by name."""
 
     asked: Mapping[str, Any]
     finished: dict[str, Finished]
@@ -63,7 +63,7 @@ class Journal:
 
 
 def asked(source: Source, plan: Plan, options: Options) -> dict[str, Any]:
-    """All that changes the bytes of a run, as plain values."""
+    """Everything that changes the bytes a run writes, as plain values."""
     assert plan.request is not None
     schemes: list[dict[str, Any]] = []
     recipe = plan.request.as_dict(schemes)
@@ -80,7 +80,7 @@ def asked(source: Source, plan: Plan, options: Options) -> dict[str, Any]:
 
 
 def read(text: bytes) -> Journal | None:
-    """The journal in these bytes; None when they are not one."""
+    """The journal in these bytes; None where they are not a valid one."""
     try:
         found = json.loads(text)
         done = {str(n): Finished(int(f[0]), str(f[1]), dict(f[2])) for n, f in found["finished"].items()}
@@ -90,7 +90,7 @@ def read(text: bytes) -> Journal | None:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first thing that was asked for otherwise, in words; None when nothing was.
+    """The first setting that two requests do not share, in words; None when they are the same.
 
     >>> difference({"schemes": [{"bits": 8}]}, {"schemes": [{"bits": 4}]})
     'bits of scheme 1 was 8 and is 4'
@@ -104,7 +104,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every plain value in lists and maps, with what it is called."""
+    """Every plain value in nested lists and maps, with its name."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(f"{key} of {name}" if name else str(key), inner)
@@ -123,11 +123,11 @@ def file_digest(path: str, threads: int) -> str:
         return whole.found() or ""
 
 
-# ---- what became of a tensor, as plain values -------------------------------------------------------------------
+# ---- the outcome of a tensor, as plain values ---------------------------------------------------------------------
 
 
 def as_values(tensor: Decided, result: Result) -> dict[str, Any]:
-    """What the journal holds of a tensor."""
+    """What the journal records of a tensor."""
     m = result.metrics
     return {
         "reason": tensor.reason,
@@ -153,7 +153,7 @@ def _result(values: Mapping[str, Any]) -> Result:
 
 
 def _turned_out(tensor: Decided, values: Mapping[str, Any]) -> Decided:
-    """What was decided for a tensor, as the run that was interrupted had to change it."""
+    """The decision for a tensor, with what the interrupted run had to change."""
     if tensor.scheme is None:
         return tensor
     if values["scheme"] is None:
@@ -162,8 +162,8 @@ def _turned_out(tensor: Decided, values: Mapping[str, Any]) -> Decided:
 
 
 def made(finished: Finished, tensors: Mapping[str, Decided], path: str) -> dict[str, Made] | None:
-    """What became of the tensors of a finished file; None where the journal does not tell. path: of the source. Raises
-    DataError where that no longer holds one of them."""
+    """The outcome of every tensor of a finished file; None where the journal lacks one. path: of the source. Raises
+    DataError where the source no longer holds one of them."""
     gone = [name for name in finished.made if name not in tensors]
     if gone:
         raise changed(path, gone)
@@ -174,8 +174,8 @@ def made(finished: Finished, tensors: Mapping[str, Decided], path: str) -> dict[
 
 
 def is_intact(path: str, finished: Finished, threads: int) -> bool:
-    """Whether a finished file has the bytes it had."""
-    with contextlib.suppress(Exception):  # whatever keeps it from being read, it is made again
+    """Whether a finished file still has the bytes that were written."""
+    with contextlib.suppress(Exception):  # a file that cannot be read is made again
         return file_digest(path, threads) == finished.digest
     return False
 
@@ -194,7 +194,7 @@ def check_same(path: str, file: OneFile, found: Mapping[str, Made], source: Sour
 
 
 def changed(path: str, names: Sequence[str]) -> DataError:
-    """The error of a source that is no longer the one an interrupted run was made from; names: of its tensors."""
+    """The error for a source that was changed after an interrupted run read it; names: of the changed tensors."""
     return DataError(
         "the file was changed since the run that was interrupted",
         place=[path, *(printable(name) for name in names[:1])],
@@ -203,7 +203,7 @@ def changed(path: str, names: Sequence[str]) -> DataError:
 
 
 def _changed(source: Source, made: Mapping[str, Made], options: Options) -> list[str]:
-    """Names of the tensors whose bytes do not have the digests of a finished file."""
+    """Names of the tensors whose bytes no longer have the digests that were recorded for a finished file."""
     infos = {info.name: info for info in source.infos()}
     gone = [name for name, m in made.items() if infos.get(name) != m.tensor.info]
     if gone:

@@ -12,7 +12,7 @@ import numpy as np
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.kernels import row_bytes
-from quantcli.layouts.writer import Codes, Job, Weight, Write
+from quantcli.layouts.writer import Codes, Job, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -67,8 +67,8 @@ def finer(group: int, sizes: Sequence[int]) -> int | None:
 def plain(info: TensorInfo) -> Job:
     """A plain copy of a tensor."""
 
-    def copy(start: int, codes: Codes, write: Write) -> bool:
-        write(0, start, codes.read_bytes(info.name, start, min(COPY, info.nbytes - start)))
+    def copy(start: int, kept: Raw, write: Write) -> bool:
+        write(0, start, kept.read_bytes(info.name, start, min(COPY, info.nbytes - start)))
         return True
 
     return Job(outputs=(info,), pieces=lambda: (partial(copy, start) for start in range(0, info.nbytes, COPY)))

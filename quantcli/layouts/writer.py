@@ -52,15 +52,20 @@ class Codes(Protocol):
     def levels(self, span: TileSpan) -> Floats:
         """The levels (tables, 2^b) of codes of a codebook."""
 
+
+class Raw(Protocol):
+    """The bytes of a kept tensor."""
+
     def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        """Bytes of a kept tensor. The array may be used until the next call in the same thread."""
+        """A block of them. The array may be used until the next call in the same thread."""
 
 
 Write = Callable[[int, int, Any], None]
 """A function that writes bytes: the index of the output, the offset in it, an array or buffer."""
 
-Piece = Callable[[Codes, Write], bool]
-"""A part of a conversion; returns whether what it wrote decodes exactly to what it read."""
+Piece = Callable[[Any, Write], bool]
+"""A part of a conversion, of the Codes of a quantized tensor or the Raw bytes of a kept one; returns whether what it
+wrote decodes exactly to what it read."""
 
 
 Beside = Callable[[str], "bytes | None"]

@@ -1,4 +1,4 @@
-"""Theory next to measurement: a second look at every quantized tensor against the weights it was made from."""
+"""Theory next to measurement: a second pass over every quantized tensor and the weights it was made from."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ BINS = 256
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
     """How weights lie on their grid: weights over their scale, in units of a step (affine: with the zero point added),
-    so that all groups share one grid. counts: of equal bins from low to high, the outer ones hold what lies beyond;
-    levels: what the codes stand for, ascending, none beyond 8 bits."""
+    so that all groups share one grid. counts: weights in equal bins from low to high, the outer ones with all that lie
+    beyond; levels: what the codes stand for, ascending; empty above 8 bits."""
 
     low: float
     high: float
@@ -46,13 +46,13 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
-    """Results of a second look at a tensor; no histogram where every row has levels of its own."""
+    """Results of the second pass over a tensor; no histogram where every row has levels of its own."""
 
     theory: Theory
     histogram: Histogram | None
 
 
-class _Look:
+class _Totals:
     """What the tiles of a tensor add up to."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -67,7 +67,7 @@ class _Look:
 def examine(
     model: Model, original: Model, metrics: list[Metrics | None], *, threads: int, progress: Progress | None
 ) -> list[Examined | None]:
-    """A second look at every tensor of a quantized model, None for kept ones; metrics: what was measured."""
+    """Theory and histogram of every tensor of a quantized model, None for kept ones; metrics: what was measured."""
     measured = dict(zip(model, metrics))
     # Theory does not cover weights decoded to infinity.
     wanted = [name for name, m in measured.items() if model[name].scheme and m is not None and math.isfinite(m.sse)]
@@ -75,15 +75,15 @@ def examine(
     advance = begun(progress, sum(model[name].stored.info.nbytes for name in wanted))
 
     def visit(name: str) -> Visit:
-        plan, look, found = model[name].stored.grouping, _Look(model[name]), measured[name]
+        plan, totals, found = model[name].stored.grouping, _Totals(model[name]), measured[name]
         assert plan is not None and found is not None
-        parts: list[Parts] = yield [partial(see, name, look, span) for span in plan.tiles()]
+        parts: list[Parts] = yield [partial(see, name, totals, span) for span in plan.tiles()]
         with np.errstate(all="ignore"):  # of damaged parameters
-            known[name] = _examined(model[name], look, parts, found)
+            known[name] = _examined(model[name], totals, parts, found)
 
-    def see(name: str, look: _Look, span: TileSpan) -> Parts:
+    def see(name: str, totals: _Totals, span: TileSpan) -> Parts:
         with np.errstate(all="ignore"):
-            parts, nbytes = _see(model[name], original[name], original, look, span)
+            parts, nbytes = _see(model[name], original[name], original, totals, span)
         advance(nbytes)
         return parts
 
@@ -91,25 +91,25 @@ def examine(
     return [known.get(name) for name in model]
 
 
-def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, span: TileSpan) -> tuple[Parts, int]:
-    """The parts of the error of a tile, and bytes of its weights; all else is added to `look`."""
+def _see(tensor: Tensor, source: Tensor, original: Model, totals: _Totals, span: TileSpan) -> tuple[Parts, int]:
+    """The parts of the error of a tile, and bytes of its weights; all else is added to `totals`."""
     scheme, plan = tensor.scheme, tensor.stored.grouping
     assert scheme is not None and plan is not None
     raw = np.empty(span.rows * span.cols * (DTYPES[source.dtype].bits // 8), np.uint8)
     tile = read_tile(source.dtype, plan, span, lambda at, part: original.source.read(tensor.name, at, part.data), raw)
     params, grid = tensor.params(span), code_grid(scheme)
     codes = packing.unpack(tensor.packed(span), span.rows, span.cols, scheme.bits)
-    counts = np.bincount(codes.ravel(), minlength=len(look.codes))
+    counts = np.bincount(codes.ravel(), minlength=len(totals.codes))
     x = numpy_tiles.floats(tile)
     beyond = clipped(x, params, grid, tile.group)
     parts = theory.split(x, tensor.decoded(span), beyond, _steps(codes, params, grid, x, tile.group))
     levels = _levels(scheme, params)
     bins = _bins(_on_grid(x, params, grid, tile.group), levels) if levels is not None else 0
-    with look.lock:
-        look.codes += counts
-        look.bins += bins
-        look.levels = levels
-        look.histogram = histogram.observe(kernels.load(), tile, "tensor", look.histogram)
+    with totals.lock:
+        totals.codes += counts
+        totals.bins += bins
+        totals.levels = levels
+        totals.histogram = histogram.observe(kernels.load(), tile, "tensor", totals.histogram)
     return parts, len(raw)
 
 
@@ -128,7 +128,7 @@ def _levels(scheme: Scheme, params: QuantParams) -> NDArray[np.float64] | None:
 
 
 def _range(levels: NDArray[np.float64]) -> tuple[float, float]:
-    """What the bins cover: the levels and a step more on either side, a sixteenth of the range at least."""
+    """What the bins cover: the levels and a step more on either side, at least a sixteenth of their range."""
     spare = max((levels[-1] - levels[0]) / 16, (levels[-1] - levels[0]) / max(len(levels) - 1, 1))
     return float(levels[0] - spare), float(levels[-1] + spare)
 
@@ -145,16 +145,16 @@ def _on_grid(x: NDArray[Any], params: QuantParams, grid: CodeGrid, group: int) -
 def _bins(placed: NDArray[Any], levels: NDArray[np.float64]) -> NDArray[np.int64]:
     low, high = _range(levels)
     at = np.clip((placed - np.float32(low)) * np.float32(BINS / (high - low)), 0, BINS - 1)
-    at[np.isnan(at)] = 0  # of a range so small that its bins have no width
+    at[np.isnan(at)] = 0  # the range is so small that its bins have no width
     return np.bincount(at.astype(np.int64).ravel(), minlength=BINS)
 
 
-def _histogram_of(look: _Look) -> Histogram | None:
-    if look.levels is None:
+def _histogram_of(totals: _Totals) -> Histogram | None:
+    if totals.levels is None:
         return None
-    low, high = _range(look.levels)
-    shown = look.levels.tolist() if len(look.levels) <= 256 else []
-    return Histogram(low=low, high=high, counts=look.bins.tolist(), levels=shown)
+    low, high = _range(totals.levels)
+    shown = totals.levels.tolist() if len(totals.levels) <= 256 else []
+    return Histogram(low=low, high=high, counts=totals.bins.tolist(), levels=shown)
 
 
 def _steps(
@@ -176,17 +176,17 @@ def _steps(
     return own * scale
 
 
-def _examined(tensor: Tensor, look: _Look, parts: list[Parts], metrics: Metrics) -> Examined:
-    assert tensor.scheme is not None and look.histogram is not None
-    values, counts = histogram.distinct(look.histogram)
-    beside = theory.beside(
+def _examined(tensor: Tensor, totals: _Totals, parts: list[Parts], metrics: Metrics) -> Examined:
+    assert tensor.scheme is not None and totals.histogram is not None
+    values, counts = histogram.distinct(totals.histogram)
+    predicted = theory.predict(
         bits=tensor.scheme.bits,
         rate=8 * tensor.stored.bytes_out / tensor.stored.info.numel,
         power=metrics.power,
         sse=metrics.sse,
         parts=sum(parts, Parts()),
-        codes=look.codes,
+        codes=totals.codes,
         values=values,
         counts=counts,
     )
-    return Examined(theory=beside, histogram=_histogram_of(look))
+    return Examined(theory=predicted, histogram=_histogram_of(totals))

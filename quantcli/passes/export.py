@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
 from quantcli.layouts.native.model import Model
-from quantcli.layouts.writer import Codes, named
+from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
@@ -90,8 +90,7 @@ class Export:
         def produce(name: str) -> Producer:
             if name in self.wanted:
                 return requantized(name)
-            codes: Codes = self.model[name]
-            return Taking(self.outgoing.by_name[name], codes)
+            return Taking(self.outgoing.by_name[name], self.model[name])
 
         def never(tensor: Decided, found: Exception) -> Decided:
             raise AssertionError(f"{tensor.info.name}: {found!r}")

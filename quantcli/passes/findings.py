@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What was looked at (checks) and what is wrong; unchecked: what could not be looked at, and why."""
+    """What was checked and what is wrong; unchecked: what could not be checked, and why."""
 
     tensors: int
     quantized: int

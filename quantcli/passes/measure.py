@@ -41,10 +41,10 @@ def against(
         if stored.grouping is None:
             yield weights.alone(COPY, advance)
         else:
-            looks = weights.apart()
+            reads = weights.apart()
             spans = list(stored.grouping.tiles())
-            sums = yield [*looks, *(partial(measure, name, weights, span) for span in spans)]
-            metrics[name] = metric.total(sums[len(looks) :])
+            sums = yield [*reads, *(partial(measure, name, weights, span) for span in spans)]
+            metrics[name] = metric.total(sums[len(reads) :])
         digests[name] = weights.found()
 
     def measure(name: str, weights: Digested, span: TileSpan) -> tuple[Sums, int]:

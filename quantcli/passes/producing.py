@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writer import Codes
+from quantcli.layouts.writer import Codes, Raw
 from quantcli.passes.tiles import Visit, once
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Kept, Quantized
@@ -49,8 +49,8 @@ class Producer(Protocol):
     def prepare(self) -> Visit:
         """What must be done before its codes can be made. Raises NotFinite and Misfit."""
 
-    def piece(self) -> AbstractContextManager[Codes]:
-        """Its codes for one piece of work."""
+    def piece(self) -> AbstractContextManager[Codes | Raw]:
+        """Its codes, or the bytes that are kept, for one piece of work."""
 
     def end(self) -> Result | None:
         """What is known of it once every piece is done; None where nothing was measured."""
@@ -98,11 +98,11 @@ class Copying:
         return once([])
 
     @contextmanager
-    def piece(self) -> Iterator[Codes]:
+    def piece(self) -> Iterator[Raw]:
         """The bytes; those that were read are done with when the piece ends."""
-        codes = _Bytes(self._bytes)
-        yield codes
-        for start, size in codes.done:
+        kept = _Bytes(self._bytes)
+        yield kept
+        for start, size in kept.done:
             _passed(self._source, self.tensor.info.name, self._bytes, start, size)
 
     def end(self) -> Result:
@@ -111,7 +111,7 @@ class Copying:
 
 
 class _Bytes:
-    """The bytes of a kept tensor; it has no codes."""
+    """The bytes of a kept tensor for one piece of work, and which of them were read."""
 
     def __init__(self, held: Digested) -> None:
         self._held, self.done = held, list[tuple[int, int]]()
@@ -122,24 +122,10 @@ class _Bytes:
         self.done.append((start, size))
         return found
 
-    def packed(self, span: TileSpan) -> Bytes:
-        raise AssertionError("a kept tensor has no codes")
-
-    def params(self, span: TileSpan) -> QuantParams:
-        raise AssertionError("a kept tensor has no codes")
-
-    def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
-        raise AssertionError("a kept tensor has no codes")
-
-    def levels(self, span: TileSpan) -> Floats:
-        raise AssertionError("a kept tensor has no codes")
-
 
 def trials_of(tensor: Quantized) -> Trials:
     """What is tried on a tensor; min-max is not compared where the plain error is not what counts."""
-    importance = tensor.importance.values if tensor.importance else None
-    usual = rival(tensor.scheme) if importance is None else None
-    return Trials(tensor.info, tensor.scheme, tensor.grouping, tensor.scale_dtype, rival=usual, importance=importance)
+    return Trials(tensor, rival=rival(tensor.scheme) if tensor.importance is None else None)
 
 
 def searching(trials: Trials, see: Callable[[int], None]) -> Visit:
@@ -330,23 +316,20 @@ class _Tiles:
         assert book is not None
         return book.levels
 
-    def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        raise AssertionError("a quantized tensor is written from its codes")
-
 
 class Taking:
     """A tensor of a file that holds its codes already, or is kept there."""
 
-    def __init__(self, tensor: Decided, codes: Codes) -> None:
-        self.tensor, self._codes = tensor, codes
+    def __init__(self, tensor: Decided, stored: Codes | Raw) -> None:
+        self.tensor, self._stored = tensor, stored
 
     def prepare(self) -> Visit:
         """Nothing."""
         return once([])
 
-    def piece(self) -> AbstractContextManager[Codes]:
+    def piece(self) -> AbstractContextManager[Codes | Raw]:
         """The stored codes."""
-        return nullcontext(self._codes)
+        return nullcontext(self._stored)
 
     def end(self) -> None:
         """Nothing was measured."""
@@ -360,8 +343,3 @@ def from_floats(source: Source, tensors: Mapping[str, Decided], digest_kind: str
         return Copying(source, tensor, digest_kind) if tensor.scheme is None else Encoding(source, tensor, digest_kind)
 
     return produce
-
-
-def from_codes(tensors: Mapping[str, Any]) -> Callable[[str], Producer]:
-    """Producers of the tensors of a native file, by name."""
-    return lambda name: Taking(tensors[name].stored.decided, tensors[name])

@@ -152,11 +152,17 @@ def _amend_for(source: Source, options: Options) -> Callable[[Decided, Exception
             raise _from_a_stream(source, tensor, options, nonfinite=nonfinite)
         if nonfinite:
             return _nonfinite(source, tensor, options)
-        if tensor.scheme.scale_dtype != AUTO or tensor.scale_dtype == "F32":
-            raise api.scale_misfit(tensor.scheme).within(source.path, printable(tensor.info.name))
-        return with_float32_scales(tensor)
+        return with_wider_scales(tensor, source)
 
     return amend
+
+
+def with_wider_scales(tensor: Quantized, source: Source) -> Quantized:
+    """The tensor with float32 scales, where those that were planned do not fit. Raises DataError where their dtype was
+    asked for, and where they are float32 already."""
+    if tensor.scheme.scale_dtype != AUTO or tensor.scale_dtype == "F32":
+        raise api.scale_misfit(tensor.scheme).within(source.path, printable(tensor.info.name))
+    return with_float32_scales(tensor)
 
 
 def _nonfinite(source: Source, tensor: Quantized, options: Options) -> Kept:

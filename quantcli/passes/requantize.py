@@ -7,14 +7,13 @@ from dataclasses import replace
 
 from quantcli import floats
 from quantcli.asking import changed
-from quantcli.dtypes import LONG
 from quantcli.errors import UsageError
 from quantcli.layouts.config import architecture
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes.outputs import obstacle
-from quantcli.scheme import AUTO, Scheme
+from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.rows import grouping_of
@@ -36,11 +35,11 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
         choices += [changed(first, group_size=g) for g in export.accepts.smaller(first.group_size)]
         if "channel" in export.accepts.granularities:
             choices.append(changed(first, granularity="channel", group_size=None))
-    scales = LONG.get(stored.scale_dtype) if first.family == "int" else None
     for scheme in choices:
         asked = export.suited(scheme)
-        if asked.scale_dtype == AUTO and scales is not None and scheme.bits <= 8:
-            asked = asked.with_scale_dtype(scales)
+        same_scales = first.family == "int" and stored.scale_dtype != "F8_E4M3"  # which only learned levels may have
+        if asked.scale_dtype == AUTO and same_scales and scheme.bits <= 8:
+            asked = asked.with_scale_dtype(scale_dtype_of(stored.scale_dtype))
         if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:
             return asked
     return None

@@ -1,4 +1,4 @@
-"""What the values of a tensor look like: range, moments, outliers and a histogram, in two passes over its tiles."""
+"""Statistics of the values of a tensor: range, moments, outliers and a histogram, in two passes over its tiles."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Block = Callable[[], "NDArray[Any]"]
 
 
 def measure(source: Source, tensors: Mapping[str, Tensor | View], *, threads: int) -> dict[str, Statistics | None]:
-    """Statistics of tensors, decoded where they are quantized; None of types that numbers cannot be read from."""
+    """Statistics of tensors, decoded where they are quantized; None for dtypes without numeric values."""
     found: dict[str, Statistics | None] = {}
 
     def visit(name: str, tensor: Tensor | View) -> Visit:
@@ -60,7 +60,7 @@ def measure(source: Source, tensors: Mapping[str, Tensor | View], *, threads: in
 
 
 def _blocks(tensor: Tensor | View) -> list[Block] | None:
-    """What reads the values of a tensor, block by block; None for types that numbers cannot be read from."""
+    """What reads the values of a tensor, block by block; None for dtypes without numeric values."""
     if isinstance(tensor, View):
         return [partial(tensor.read, first, last) for first, last in tensor.blocks]
     stored = tensor.stored
@@ -79,7 +79,8 @@ def _blocks(tensor: Tensor | View) -> list[Block] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """Of some values: how many are finite and how many are not, mean and sum of squares about it, the range."""
+    """Of some values: how many are finite and how many are not; mean, sum of squared deviations and range of those
+    that are."""
 
     count: int = 0
     nonfinite: int = 0
@@ -103,7 +104,7 @@ class _Moments:
         )
 
 
-# Near the end of float64 figures overflow; they become None.
+# Near the largest float64 the figures overflow; they become None.
 
 
 def _moments(block: Block) -> _Moments:

@@ -1,4 +1,4 @@
-"""Many schemes on one model: what each would cost, from one look at every tile of the weights for all of them.
+"""Many schemes on one model: what each would cost, from reading every tile of the weights once for all of them.
 
 Nothing is written. Codes are made and measured as `quantize` does, so the figures are those it would report.
 """
@@ -19,12 +19,10 @@ from quantcli import kernels
 from quantcli.errors import DataError, printable
 from quantcli.kernels import Sums, Tile, row_bytes
 from quantcli.metrics import Metrics, total
-from quantcli.passes.quantize import count_nonfinite
+from quantcli.passes.quantize import count_nonfinite, with_wider_scales
 from quantcli.passes.tiles import Progress, Visit, begun, walk
-from quantcli.planning.plan import Plan, with_float32_scales
-from quantcli.scheme import AUTO
+from quantcli.planning.plan import Plan
 from quantcli.stores import Source
-from quantcli.tensors.api import scale_misfit
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, read_span, read_tile, span_bytes
 from quantcli.tensors.rows import TileSpan
@@ -39,24 +37,20 @@ class _Try:
 
     setting: int
     plan: Quantized
-    trials: Trials
+    trials: Trials = field(init=False)
     sums: dict[int, tuple[Sums, int]] = field(default_factory=dict)
     weighted: dict[int, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
     misfit: bool = False
     done: bool = False
 
+    def __post_init__(self) -> None:
+        self.trials = Trials(self.plan, rival=None)
+
     @property
     def spans(self) -> Sequence[TileSpan]:
         """What is seen or encoded next."""
-        assert self.plan.grouping is not None
         return self.trials.spans or list(self.plan.grouping.tiles())
-
-
-def _try(setting: int, plan: Quantized) -> _Try:
-    importance = plan.importance.values if plan.importance else None
-    trials = Trials(plan.info, plan.scheme, plan.grouping, plan.scale_dtype, rival=None, importance=importance)
-    return _Try(setting, plan, trials)
 
 
 class _Run:
@@ -74,16 +68,16 @@ class _Run:
 
     def visits(self) -> Iterator[Visit]:
         for tensors in zip(*(plan.tensors for plan in self.plans)):
-            yield self._visit([_try(i, t) for i, t in enumerate(tensors) if t.scheme is not None])
+            yield self._visit([_Try(i, t) for i, t in enumerate(tensors) if t.scheme is not None])
 
     def _visit(self, tries: list[_Try]) -> Visit:
         while shared := self._shared(tries):
-            yield [partial(self._look, tries, group, index) for group in shared for index in range(len(group[0].spans))]
+            yield [partial(self._do, tries, group, index) for group in shared for index in range(len(group[0].spans))]
             self._conclude(tries)
 
     @staticmethod
     def _shared(tries: list[_Try]) -> list[list[_Try]]:
-        """Settings that are not done, those together that look at the same tiles next."""
+        """Settings that are not done, those together that take the same tiles next."""
         shared: dict[Any, list[_Try]] = defaultdict(list)
         for one in tries:
             if not one.done:
@@ -92,7 +86,7 @@ class _Run:
                 shared[grouping.rows, grouping.cols, tuple(one.spans), one.setting if strips else None].append(one)
         return list(shared.values())
 
-    def _look(self, tries: list[_Try], group: list[_Try], index: int) -> None:
+    def _do(self, tries: list[_Try], group: list[_Try], index: int) -> None:
         span = group[0].spans[index]
         tiles: dict[int, Tile] = {}
         info = group[0].plan.info
@@ -109,9 +103,8 @@ class _Run:
             ) from None
 
     def _tile(self, one: _Try, span: TileSpan, tiles: dict[int, Tile]) -> Tile:
-        """The weights of a span as a setting groups them, read once for all of the same look."""
+        """The weights of a span as a setting groups them, read once for all of a round."""
         grouping, info, fit = one.plan.grouping, one.plan.info, one.trials.chosen
-        assert grouping is not None
 
         def read(at: int, part: NDArray[np.uint8]) -> None:
             self.source.read(info.name, at, part.data)
@@ -147,7 +140,7 @@ class _Run:
             one.seconds += time.perf_counter() - began
 
     def _conclude(self, tries: list[_Try]) -> None:
-        """End a look: passes are concluded, what was encoded is added up, what did not fit is started again."""
+        """End a round: conclude passes, add up what was encoded, and start again what did not fit."""
         for number, one in enumerate(tries):
             if one.done:
                 continue
@@ -158,14 +151,9 @@ class _Run:
                 except Misfit:
                     one.misfit = True
             if one.misfit:
-                scheme = one.plan.scheme
-                assert scheme is not None
-                if scheme.scale_dtype != AUTO or one.plan.scale_dtype == "F32":
-                    raise scale_misfit(scheme).within(self.source.path, printable(one.plan.info.name))
-                wider = with_float32_scales(one.plan)
+                wider = with_wider_scales(one.plan, self.source)
                 self.amended[one.setting][one.plan.info.name] = wider
-                tries[number] = _try(one.setting, wider)
-                tries[number].seconds = one.seconds
+                tries[number] = _Try(one.setting, wider, seconds=one.seconds)
                 continue
             one.done = True
             name = one.plan.info.name

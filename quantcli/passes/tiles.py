@@ -1,8 +1,8 @@
-"""The driver of every pass: tensor by tensor and tile by tile, on any number of threads, with the same result on all.
+"""The driver of every pass: tensor by tensor and tile by tile, with the same result on any number of threads.
 
-A new pass is a function that returns a `Visit` for one tensor: a generator that yields the work of a round, a list of
-functions without arguments, and is given what they returned, in the order of the list, however the threads took them.
-It may then yield another round (a second look at the tensor), or end. `walk` does the visits.
+A new pass is a function that returns a `Visit` for one tensor: a generator that yields a round of tasks, a list of
+functions without arguments, and receives what they returned, in the order of the list, whichever threads ran them.
+It may then yield another round (a second pass over the tensor), or end. `walk` runs the visits.
 
 >>> from functools import partial
 >>> weights = {"a": [1.0, 2.0, 3.0, 4.0], "b": [5.0]}
@@ -20,16 +20,16 @@ It may then yield another round (a second look at the tensor), or end. `walk` do
 
 What to know for a pass of your own:
 
-- Visits are begun in order and only when a thread has nothing else to do, so that what they hold is bounded by the
-  threads, not by the model. Hand over a generator of visits, never a list.
-- Sums belong together after their round, in its order: then they do not depend on threads. What visits store of
+- Visits start in order and only when a thread has nothing else to do, so that what they hold is bounded by the
+  threads, not by the model. Pass a generator of visits, never a list.
+- Add up results after their round, in its order: then sums do not depend on threads. What visits store of
   their tensors (`spread` above) is in no order until the walk has ended.
 - Between two rounds a visit runs on any thread: nothing that belongs to a thread (`np.errstate`, say) may be held open
   over a `yield`.
-- An error in a round is raised at its `yield`; of several the first in the round's order. A visit may catch it and go
-  on with another round. Otherwise the walk ends: what is running is finished, nothing more is begun, and the error of
+- An error in a round is raised at its `yield`; of several the first in the round's order. A visit may catch it and
+  continue with another round. Otherwise the walk ends: running tasks finish, no more are started, and the error of
   the earliest tensor is raised. KeyboardInterrupt ends it in the same way.
-- The progress is begun with `begun`, and told of bytes by the functions of a round.
+- `begun` starts the progress; the tasks of a round report the bytes they have done.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from functools import partial
 from typing import Any, Protocol
 
 COPY = 1 << 22
-"""Bytes of a tensor that is not quantized which are taken at a time; whole chunks of its digest."""
+"""Bytes of a kept tensor that are read at a time: whole chunks of its digest."""
 
 
 class Progress(Protocol):
-    """Told how far the work is; called from several threads."""
+    """Shows how far the work is; called from several threads."""
 
     def start(self, total: int) -> None:
-        """A pass over so many bytes begins."""
+        """Begin a pass over this many bytes."""
 
     def advance(self, nbytes: int) -> None:
-        """So many bytes are done."""
+        """Count this many bytes as done."""
 
 
-Look = Callable[[], Any]
-"""A part of a round: one tile of a tensor, say."""
+Task = Callable[[], Any]
+"""A part of a round, such as one tile of a tensor."""
 
-Visit = Generator[Sequence[Look], "list[Any]", None]
-"""What a pass does with one tensor: rounds of looks, each answered with what they returned."""
+Visit = Generator[Sequence[Task], "list[Any]", None]
+"""What a pass does with one tensor: it yields rounds of tasks, and receives what these returned."""
 
 
 def default_threads() -> int:
@@ -71,48 +71,48 @@ def default_threads() -> int:
 
 
 def begun(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """Begin a progress over so many bytes; what to tell it of those that are done."""
+    """Begin the progress of a pass over this many bytes; the function to call with each number of bytes done."""
     if progress is None:
         return lambda nbytes: None
     progress.start(total)
     return progress.advance
 
 
-def once(looks: Sequence[Look]) -> Visit:
-    """A visit of one round of which nothing is wanted."""
-    yield looks
+def once(tasks: Sequence[Task]) -> Visit:
+    """A visit of one round whose results nobody needs."""
+    yield tasks
 
 
 def walk(visits: Iterable[Visit], *, threads: int, stopped: Callable[[], None] = lambda: None) -> None:
-    """Do all visits. stopped: called when the rest is given up, so that looks which wait for something can end."""
-    _Crew(visits, stopped).run(threads)
+    """Run all visits. stopped: called when the remaining work is abandoned, so that tasks that wait can end."""
+    _Workers(visits, stopped).run(threads)
 
 
 class _Round:
-    """Looks of a visit that are being taken. place: number of the visit, and of the round in it."""
+    """The tasks of a visit that are being run. place: number of the visit, and of the round in it."""
 
-    __slots__ = ("failed", "found", "left", "looks", "over", "place", "running", "taken", "visit")
+    __slots__ = ("failed", "found", "left", "over", "place", "running", "taken", "tasks", "visit")
 
-    def __init__(self, place: tuple[int, int], visit: Visit, looks: Sequence[Look]) -> None:
-        self.place, self.visit, self.looks = place, visit, looks
-        self.found: list[Any] = [None] * len(looks)
-        self.taken, self.left = 0, len(looks)
+    def __init__(self, place: tuple[int, int], visit: Visit, tasks: Sequence[Task]) -> None:
+        self.place, self.visit, self.tasks = place, visit, tasks
+        self.found: list[Any] = [None] * len(tasks)
+        self.taken, self.left = 0, len(tasks)
         self.running = set[int]()
         self.failed: tuple[int, Exception] | None = None
         self.over = False
 
     def take(self) -> int | None:
-        """The next look; None when there is none, or one before it has failed."""
-        if self.failed is not None or self.taken == len(self.looks):
+        """The next task; None when there is none, or one before it has failed."""
+        if self.failed is not None or self.taken == len(self.tasks):
             return None
         self.running.add(self.taken)
         self.taken += 1
         return self.taken - 1
 
     def done(self, index: int, found: Any, error: Exception | None) -> bool:
-        """Note what became of a look; whether the visit is to go on now.
+        """Record the result of a task; whether the visit can continue now.
 
-        After an error only looks before it are waited for: they may have an earlier one.
+        After an error only tasks before it are waited for: they may have an earlier one.
         """
         self.running.discard(index)
         if error is None:
@@ -127,8 +127,8 @@ class _Round:
         return self.over
 
 
-class _Crew:
-    """Threads that take looks in order until none is left, an error occurs or the user has had enough."""
+class _Workers:
+    """Threads that run tasks in order until none is left, an error occurs or the user interrupts them."""
 
     def __init__(self, visits: Iterable[Visit], stopped: Callable[[], None]) -> None:
         self._visits, self._stopped = iter(visits), stopped
@@ -139,20 +139,20 @@ class _Crew:
         self._errors: list[tuple[tuple[int, int], BaseException]] = []
 
     def run(self, threads: int) -> None:
-        """Do everything; of several errors the earliest visit's is raised."""
+        """Run everything; of several errors the earliest visit's is raised."""
         if threads == 1:
             self._work()
         else:
-            crew = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+            workers = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
             try:
-                for thread in crew:
+                for thread in workers:
                     thread.start()
-                for thread in crew:
+                for thread in workers:
                     while thread.is_alive():
                         thread.join(0.2)
             except BaseException:
                 self._finish()
-                for thread in crew:
+                for thread in workers:
                     if thread.ident is not None:
                         thread.join()
                 raise
@@ -166,7 +166,7 @@ class _Crew:
         self._stopped()
 
     def _fail(self, place: tuple[int, int], error: BaseException) -> None:
-        """End the work; run raises the error again."""
+        """Stop the work; run raises the error again."""
         self._errors.append((place, error))
         self._finish()
 
@@ -175,7 +175,7 @@ class _Crew:
         try:
             while (item := self._next()) is not None:
                 place = item[0].place
-                self._look(*item)
+                self._do(*item)
         except BaseException as error:
             self._fail(place, error)
 
@@ -197,7 +197,7 @@ class _Crew:
             return None
 
     def _begin(self) -> bool:
-        """Begin the next visit; whether there is one."""
+        """Start the next visit; whether there is one."""
         self._begun += 1
         try:
             visit = next(self._visits, None)
@@ -208,10 +208,10 @@ class _Crew:
             self._advance((self._begun, 0), visit, partial(next, visit))
         return visit is not None
 
-    def _look(self, round: _Round, index: int) -> None:
+    def _do(self, round: _Round, index: int) -> None:
         found, wrong = None, None
         try:
-            found = round.looks[index]()
+            found = round.tasks[index]()
         except Exception as error:
             wrong = error
         with self._ready:
@@ -224,17 +224,17 @@ class _Crew:
             self._busy -= 1
             self._ready.notify_all()
 
-    def _advance(self, place: tuple[int, int], visit: Visit, step: Callable[[], Sequence[Look]]) -> None:
-        """Let a visit go on to its next round that has something to do."""
+    def _advance(self, place: tuple[int, int], visit: Visit, step: Callable[[], Sequence[Task]]) -> None:
+        """Continue a visit up to its next round that has tasks."""
         try:
-            looks = step()
-            while not looks:
-                looks = visit.send([])
+            tasks = step()
+            while not tasks:
+                tasks = visit.send([])
         except StopIteration:
             return
         except BaseException as error:
             self._fail(place, error)
             return
         with self._ready:
-            self._rounds.append(_Round(place, visit, looks))
+            self._rounds.append(_Round(place, visit, tasks))
             self._ready.notify_all()

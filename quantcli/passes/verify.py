@@ -11,6 +11,7 @@ its parameters found again: a scale may differ in its last bit and leave all cod
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from quantcli.models import View
 from quantcli.passes import checks, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.producing import searching
-from quantcli.passes.tiles import COPY, Look, Progress, Visit, begun, once, walk
+from quantcli.passes.tiles import COPY, Progress, Task, Visit, begun, once, walk
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.tensors.rows import TileSpan
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes
-    from quantcli.layouts.native.document import StoredTensor
+    from quantcli.layouts.native.document import StoredQuantized
     from quantcli.planning.importance import Importance
 
 
@@ -128,7 +129,7 @@ class _Run:
     # -- a tensor
 
     def tensors(self, threads: int, progress: Progress | None) -> None:
-        """Look at every tensor."""
+        """Check every tensor."""
         side = self.model if self.original is None else self.original
         self._advance = begun(progress, sum(f.size for f in side.source.files()))
         walk((self._visit(name) for name in self.model), threads=threads)
@@ -155,7 +156,7 @@ class _Run:
                 except (NotFinite, Misfit):
                     self.add(name, "scales", "its method finds no scales for the weights of the original")
                     again = None
-            first: list[Look] = [partial(checks.whole, partial(self.add, name), tensor), *weights.apart()]
+            first: list[Task] = [partial(checks.whole, partial(self.add, name), tensor), *weights.apart()]
             found = yield [*first, *self._tiles(name, weights, again)]
             sums = found[len(first) :]
             if None not in sums:
@@ -166,9 +167,8 @@ class _Run:
             else:
                 self.add(name, "source", "the original's bytes do not have the digest in the header")
 
-    def _trials(self, stored: StoredTensor) -> Trials | None:
+    def _trials(self, stored: StoredQuantized) -> Trials | None:
         """What finds the parameters of a tensor again; None where its importances are not known."""
-        assert stored.scheme is not None and stored.grouping is not None
         columns = None
         if stored.importance is not None:
             if self.importance is None:
@@ -178,10 +178,9 @@ class _Run:
             if columns is None or columns.digest != stored.importance:
                 self.add(stored.info.name, "scales", "it was weighted by other importances")
                 return None
-        values = columns.values if columns is not None else None
-        return Trials(stored.info, stored.scheme, stored.grouping, stored.scale_dtype, rival=None, importance=values)
+        return Trials(replace(stored.decided, importance=columns), rival=None)
 
-    def _tiles(self, name: str, weights: Digested | None, again: Trials | None) -> list[Look]:
+    def _tiles(self, name: str, weights: Digested | None, again: Trials | None) -> list[Task]:
         plan = self.model[name].stored.grouping
         assert plan is not None
         return [partial(self._tile, name, span, weights, again) for span in plan.tiles()]
@@ -293,16 +292,16 @@ class _Run:
         return self.table.measure(tile, params, grid, packed)
 
     def _metrics(self, name: str, found: metric.Metrics) -> None:
-        told = self.model[name].stored.metrics
-        assert told is not None
+        stored = self.model[name].stored.metrics
+        assert stored is not None
         for what, word in (
             ("power", "power of the weights"),
             ("sse", "squared error"),
             ("max_abs_error", "largest error"),
             ("clipped", "number of clipped weights"),
         ):
-            if getattr(told, what) != getattr(found, what):
-                numbers = f"{getattr(told, what)!r} in the header, {getattr(found, what)!r} measured"
+            if getattr(stored, what) != getattr(found, what):
+                numbers = f"{getattr(stored, what)!r} in the header, {getattr(found, what)!r} measured"
                 self.add(name, "metrics", f"the {word} is {numbers}")
 
 
@@ -318,14 +317,14 @@ def decodable(
     found = Findings()
     weights = {name: view for name, view in views.items() if view.scheme is not None}
 
-    def look(name: str, first: int, last: int) -> None:
+    def decode(name: str, first: int, last: int) -> None:
         try:
             if not np.isfinite(weights[name].read(first, last)).all():
                 found.add(name, "scales", "a decoded weight is not finite", first)
         except DataError as error:
             found.add(name, "scales", error.problem)
 
-    walk((once([partial(look, n, *run) for run in view.blocks]) for n, view in weights.items()), threads=threads)
+    walk((once([partial(decode, n, *run) for run in view.blocks]) for n, view in weights.items()), threads=threads)
     if before is not None:
         for name in dict.fromkeys([*views, *before]):
             if name not in before:

@@ -12,7 +12,8 @@ from quantcli.layouts.native.document import Result, StoredTensor
 from quantcli.metrics import Metrics
 from quantcli.planning.plan import UNWEIGHTED, WIDER, Request
 from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
-from quantcli.reports.records import Change, Comparison, RunReport, TensorReport, summarize, tensor_report
+from quantcli.reports.records import Change, Comparison, TensorReport, summarize, tensor_report
+from quantcli.reports.run import RunReport
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 
@@ -131,10 +132,10 @@ def _cautions(plan: Sequence[Decided]) -> list[str]:
     for t in plan:
         if t.scheme is not None and t.scheme.calibration != "auto":
             caution = registry.get("calibrators", t.scheme.calibration).caution
-            said = caution(t.scheme, t.info.numel // t.grouping.sets) if caution is not None else None
-            if said is not None:
-                found.setdefault(said, []).append(printable(t.info.name))
-    return [line for said, names in found.items() for line in _named(said, names)]
+            doubt = caution(t.scheme, t.info.numel // t.grouping.sets) if caution is not None else None
+            if doubt is not None:
+                found.setdefault(doubt, []).append(printable(t.info.name))
+    return [line for doubt, names in found.items() for line in _named(doubt, names)]
 
 
 def _beaten(tensors: Sequence[TensorReport]) -> list[str]:
@@ -202,7 +203,7 @@ def of_pairs(
     """The report on one model against another: a tensor that is not floating point but differs, or float but not the
     same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
     tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
-    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] or list(metrics.values())
+    counted = [metrics[t.name] for t in tensors if not t.kept] or list(metrics.values())
     return RunReport(
         command="compare",
         source=source,
@@ -229,20 +230,20 @@ def of_views(
     origin: Origin | None = None,
 ) -> RunReport:
     """The report on a file that another tool quantized, measured against its original or (None) not. bytes_in: of the
-    original, where there is one. origin: what the file says of it."""
-    told = origin.tensors if origin is not None else {}
+    original, where there is one. origin: what the file records of it."""
+    recorded = origin.tensors if origin is not None else {}
     if bytes_in is None and origin is not None:
         bytes_in = origin.nbytes
     tensors = [
-        _as_told(
+        _as_recorded(
             _pair_report(None, view, metrics[name]) if metrics is not None else _view_report(view, None, exact=True),
-            told.get(name),
+            recorded.get(name),
         )
         for name, view in views.items()
     ]
     decoded = sum(view.info.nbytes for view in views.values())
     unknown = "the file does not record the size of its source, so it is compared with float32"
-    counted = [metrics[t.name] for t in tensors if t.disposition != "kept"] if metrics is not None else []
+    counted = [metrics[t.name] for t in tensors if not t.kept] if metrics is not None else []
     return RunReport(
         command="report",
         source=source,
@@ -255,11 +256,11 @@ def of_views(
     )
 
 
-def _as_told(tensor: TensorReport, told: tuple[str, str] | None) -> TensorReport:
+def _as_recorded(tensor: TensorReport, recorded: tuple[str, str] | None) -> TensorReport:
     """The report on a tensor with the dtype it had in the original, and why it was quantized or kept, where known."""
-    if told is None:
+    if recorded is None:
         return tensor
-    dtype, reason = told
+    dtype, reason = recorded
     bytes_in = TensorInfo(tensor.name, dtype, tuple(tensor.shape)).nbytes
     same = tensor.disposition != "changed"
     return replace(tensor, dtype=dtype, bytes_in=bytes_in, reason=reason if same else tensor.reason)
@@ -297,13 +298,13 @@ def _view_report(view: View, m: Metrics | None, *, exact: bool) -> TensorReport:
 def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], list[str]], name: str) -> Comparison:
     """What changed from the first to the second by what their files say of themselves, where both say something."""
 
-    def told(view: View) -> tuple[float | None, bool]:
+    def recorded(view: View) -> tuple[float | None, bool]:
         found = view.stored.stored.metrics if view.stored is not None else None
         return found.sqnr_db if found is not None else None, view.scheme is None or bool(found and found.exact)
 
     changes = []
     for a, b in pairs.values():
-        (before, was_exact), (after, is_exact) = told(a), told(b)
+        (before, was_exact), (after, is_exact) = recorded(a), recorded(b)
         silent = (before is None and not was_exact) or (after is None and not is_exact)
         if silent or (a.scheme == b.scheme and before == after):
             continue

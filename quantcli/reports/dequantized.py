@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli import terminal as t
-from quantcli.reports.documents import Line, Look, Part, document
+from quantcli.reports.documents import Display, Line, Part, document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class DequantizeReport:
         """Plain values, `schema_version` first."""
         return document("dequantize", self)
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """All of it in a line."""
         what = f"{self.decoded} of {self.tensors} tensors decoded, {t.size(self.bytes_out)}"
         yield Line(f"{self.source} -> {self.output}: {what}")

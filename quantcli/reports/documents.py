@@ -1,7 +1,7 @@
-"""What every document offers, and the parts that people read: lines, tables, plots.
+"""The interface of documents, and the parts that people read: lines, tables, plots.
 
-A document is what a command found: a record of its own, which any rendering shows that can. All tell themselves in
-plain values, for programs; those that offer rows or parts are shown by every rendering that takes these.
+A document is the result of a command, as a record. Every document has plain values, for programs; those that have rows
+or parts are shown by every rendering that takes these.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from quantcli.terminal import Table
 
 SCHEMA_VERSION = 1
 
-ASIDE: Mapping[str, bool] = {"aside": True}
-"""Metadata of a field that is for people only: it is not among the plain values."""
+PEOPLE_ONLY: Mapping[str, bool] = {"people_only": True}
+"""Metadata of a field that is not among the plain values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """How a terminal wants it: in colour, at most so many rows of a table (None for all), with all details, and in
+class Display:
+    """How to show a document: in colour, with at most so many rows of a table (None for all), with all details, and in
     ASCII alone."""
 
     colour: bool = False
@@ -33,10 +33,23 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of text, empty between two blocks; strong: a title."""
+    """A line of text, empty between two blocks. strong: a title; passed: the verdict it is about; wrapped: a paragraph,
+    which a terminal divides into lines."""
 
     text: str = ""
     strong: bool = False
+    passed: bool | None = None
+    wrapped: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a word that comes before the text; empty for a line that is about none."""
+        return "" if self.passed is None else "passed" if self.passed else "FAILED"
+
+    @property
+    def words(self) -> str:
+        """Verdict and text."""
+        return f"{self.verdict} {self.text}" if self.verdict else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +62,12 @@ class Plot:
 
 
 Part: TypeAlias = Line | Table | Plot
-"""What a document is read as."""
+"""A part of a document."""
 
 
 @runtime_checkable
 class Document(Protocol):
-    """What a command found."""
+    """The result of a command."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` and `command` first; all numbers finite."""
@@ -62,9 +75,9 @@ class Document(Protocol):
 
 @runtime_checkable
 class Readable(Protocol):
-    """A document that says what people read."""
+    """A document that has parts for people."""
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """Its lines and tables, in order."""
 
 
@@ -97,4 +110,4 @@ def plain(value: Any) -> Any:
 @cache
 def _shown(kind: type) -> tuple[str, ...]:
     """Fields of a type of record that are among its plain values."""
-    return tuple(f.name for f in fields(kind) if "aside" not in f.metadata)
+    return tuple(f.name for f in fields(kind) if "people_only" not in f.metadata)

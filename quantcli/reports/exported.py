@@ -11,7 +11,7 @@ from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.patterns import module_of
-from quantcli.reports.documents import Line, Look, Part, document
+from quantcli.reports.documents import Display, Line, Part, document
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class ExportReport:
         """Plain values, `schema_version` first; all numbers finite."""
         return document("export", self)
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """The cost, then every tensor: what lost most first."""
         counts = Counter(tensor.disposition for tensor in self.tensors)
         what = ", ".join(f"{n} {word}" for word, n in counts.most_common())
@@ -80,15 +80,15 @@ class ExportReport:
         yield Line(f"{t.size(self.bytes_in)} -> {t.size(self.bytes_out)}, {self.seconds:.2f} s")
         yield Line()
         rows = sorted(self.tensors, key=lambda r: (r.disposition == "kept", r.lossless, r.sqnr_db or 0.0))
-        yield _table(rows[: look.limit])
-        left = rows[look.limit :] if look.limit is not None else []
+        yield _table(rows[: display.limit])
+        left = rows[display.limit :] if display.limit is not None else []
         if left:
             lossless = sum(r.lossless and r.disposition != "kept" for r in left)
             kept = sum(r.disposition == "kept" for r in left)
             yield Line(f"and {len(left)} more: {lossless} lossless, {kept} kept; --all shows them")
 
 
-def made(
+def report_of(
     native: Sequence[StoredTensor],
     export: Export,
     size: int,

@@ -15,7 +15,8 @@ from typing import Any
 
 from quantcli.errors import UsageError, printable
 from quantcli.patterns import compiled, matching
-from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, RunReport, TensorReport
+from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, TensorReport, shown
+from quantcli.reports.run import RunReport
 
 _UNITLESS = (
     "min_coverage",
@@ -109,28 +110,6 @@ def _hint(name: str) -> str:
     if name in _SIZES:
         return f"units: {', '.join(u for u in _UNITS if u)}"
     return "write 95% or 0.95" if name == "min_coverage" else "write a plain number"
-
-
-def shown(gate: str, value: float | None) -> str:
-    """A value of a gate for people.
-
-    >>> shown("min_coverage", 0.951), shown("max_size", 3.9e9), shown("min_sqnr", None)
-    ('95.1 %', '3900000000 bytes', 'exact')
-    """
-    if value is None:
-        return "exact"
-    if gate == "min_coverage":
-        return f"{100 * value:.4g} %"
-    if gate == "max_size":
-        return f"{value:.0f} bytes"
-    if gate == "max_bpw":
-        return f"{value:.4g} bits per weight"
-    return f"{value:.3g}" if gate == "max_mse" else f"{value:.2f} dB"
-
-
-def with_limit(gate: GateResult) -> str:
-    """What a gate measured, and its limit; the failures of tensors name theirs already."""
-    return gate.message if gate.failures else f"{gate.message}, limit {shown(gate.gate, gate.limit)}"
 
 
 # ---- against a baseline -----------------------------------------------------------------------------------------
@@ -242,7 +221,7 @@ Value = tuple[float | None, str]
 
 def _values(report: RunReport, gate: str, baseline: Mapping[str, Any] | None) -> dict[str, Value]:
     """The value of a gate for every tensor it is about."""
-    measured = [t for t in report.tensors if t.disposition != "kept" or t.mse is not None]
+    measured = [t for t in report.tensors if not t.kept or t.mse is not None]
     if gate == "max_regression":
         assert baseline is not None
         before = {t["name"]: t for t in baseline["tensors"]}

@@ -13,7 +13,7 @@ from quantcli.layouts import evidence
 from quantcli.passes import statistics
 from quantcli.passes.statistics import Statistics
 from quantcli.passes.tiles import default_threads
-from quantcli.reports.documents import ASIDE, Line, Look, Part, document
+from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
 from quantcli.stores import is_stream, need_file
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class InspectReport:
     bytes: int
     metadata: dict[str, str]
     tensors: list[InspectedTensor]
-    tool: str | None = field(metadata=ASIDE)
-    values: bool = field(metadata=ASIDE)
+    tool: str | None = field(metadata=PEOPLE_ONLY)
+    values: bool = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first; `stats` only where there are some."""
@@ -74,7 +74,7 @@ class InspectReport:
             known = (getattr(tensor.stats, name) if tensor.stats is not None else None for name in figures)
             yield [self.source, *(getattr(tensor, name) for name in names), *known]
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """What is known of the model, then every tensor."""
         parameters = sum(tensor.parameters for tensor in self.tensors)
         by = f", quantized by {printable(self.tool, 100)}" if self.tool is not None else ""
@@ -83,14 +83,14 @@ class InspectReport:
         if self.layout is not None:
             yield Line(f"layout: {printable(self.layout, 1000)}")
         if self.metadata:
-            most = 100 if look.verbose else 4
+            most = 100 if display.verbose else 4
             shown = ", ".join(f"{printable(k, 40)}={printable(v, 60)}" for k, v in list(self.metadata.items())[:most])
             more = len(self.metadata) - most
             yield Line(f"metadata: {shown}{f' and {more:,} more' if more > 0 else ''}")
         yield Line()
-        yield self._table(look)
+        yield self._table(display)
 
-    def _table(self, look: Look) -> t.Table:
+    def _table(self, display: Display) -> t.Table:
         columns = [
             t.Column("tensor"),
             t.Column("dtype", from_width=100 if self.values else 0),
@@ -108,12 +108,12 @@ class InspectReport:
             ]
         table = t.Table(columns)
         for tensor in self.tensors:
-            values = _values(tensor.stats, look) if self.values else []
+            values = _values(tensor.stats, display) if self.values else []
             table.add(tensor.name, tensor.kind, t.shape(tensor.shape), t.size(tensor.bytes), *values)
         return table
 
 
-def _values(found: Statistics | None, look: Look) -> list[str]:
+def _values(found: Statistics | None, display: Display) -> list[str]:
     """The cells on a tensor's values."""
     if found is None:
         return ["-"] * 6
@@ -122,13 +122,13 @@ def _values(found: Statistics | None, look: Look) -> list[str]:
     return [
         *(t.number(value) for value in (found.min, found.max, found.mean, found.std)),
         outliers,
-        statistics.sparkline(found.histogram, ascii_only=look.ascii_only) + bad,
+        statistics.sparkline(found.histogram, ascii_only=display.ascii_only) + bad,
     ]
 
 
-def made(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
+def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
     """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored."""
-    blocks = model.source.kind == "gguf"  # told by the names of its types, which takes no decoding
+    blocks = model.source.kind == "gguf"  # shown by the names of its types, which needs no decoding
     decoded = _decoded(model, say) if values or not blocks else {}
     tensors = _of_gguf(model) if blocks else [*_of_views(decoded), *_of_stored(model, decoded)]
     if values:
@@ -230,7 +230,7 @@ def _layout(model: Model, src: str) -> Evidence | None:
     try:
         config = evidence.beside(src)
         found = evidence.found_in(model.source, config)
-    except DataError:  # told with the tensors
+    except DataError:  # reported with the tensors
         return None
-    said = evidence.out_of_date(model.source, config) if found is None else None
-    return evidence.Evidence(layout="plain floats", seen=said, certain=False) if said is not None else found
+    stale = evidence.out_of_date(model.source, config) if found is None else None
+    return evidence.Evidence(layout="plain floats", seen=stale, certain=False) if stale is not None else found

@@ -1,4 +1,4 @@
-"""Text from files as Markdown in which nothing of it is markup, as GitHub shows it: in tables and lists too."""
+"""Text from files as Markdown that GitHub shows as it is, in tables and lists too: nothing in it is markup."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def code(name: str) -> str:
     return f"<code>{re.sub(r'[^0-9A-Za-z]', lambda c: f'&#{ord(c[0])};', shown)}</code>"
 
 
-def text(said: str, limit: int = 1000) -> str:
+def text(sentence: str, limit: int = 1000) -> str:
     """A sentence, in which GitHub sees no mention and no link either.
 
     >>> text("*a* | @b https://c")
     '\\\\*a\\\\* \\\\| `@`b https:\\\\//c'
     """
-    shown = re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", printable(said, limit))
+    shown = re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", printable(sentence, limit))
     shown = re.sub(r"://", r":\\//", shown)
     shown = re.sub(r"(?i)\bwww\.", lambda found: found[0][:-1] + "\\.", shown)
     return re.sub("@+", r"`\g<0>`", shown)

@@ -1,7 +1,6 @@
-"""The pieces web pages are made of, and the page itself, which needs nothing but itself.
+"""The parts of a web page, and the page itself, which loads nothing from elsewhere.
 
-Whatever comes from files is escaped, and never inside the script, of which the page names the digest, so that no other
-one runs.
+Texts from files are escaped, and never part of the script; the page allows only the script whose digest it names.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from quantcli.errors import printable
 from quantcli.reports import svg
 
 TALL = 40
-"""Rows from which a table scrolls in a box of its own."""
+"""Number of rows above which a table scrolls in a box of its own."""
 NAME, TEXT = 300, 4000
-"""Most characters shown of a name and of a sentence."""
+"""Most characters of a name and of a sentence that are shown."""
 
 
 def page(title: str, body: str) -> str:
-    """A whole page; title and body are markup already."""
+    """A whole page; title and body are markup."""
     style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -49,13 +48,13 @@ def escaped(text: str, limit: int = TEXT) -> str:
 
 
 def breakable(name: str) -> str:
-    """A name that may break after its dots and leaves the direction of what surrounds it alone."""
+    """A name that may break after dots and slashes, isolated from the text direction around it."""
     broken = re.sub("([./])", r"\1<wbr>", escaped(name, NAME))
     return f"<bdi>{broken}</bdi>"
 
 
 def cell(text: str, *, value: float | None = None, numeric: bool = True) -> str:
-    """A cell; value: what it is sorted by where that is not its text."""
+    """A cell; value: the sort key where that is not its text."""
     start = '<td class="n"' if numeric else "<td"
     by = "" if value is None else f' data-v="{value:.17g}"'.replace("inf", "Infinity")
     return f"{start}{by}>{'–' if text == '-' else text}</td>"
@@ -67,7 +66,7 @@ def decibels_cell(value: float | None, exact: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table; order: how it is sorted as the page opens."""
+    """A column of a table; order: how the page sorts it at first."""
 
     title: str
     numeric: bool = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.planning import unquantized
-from quantcli.reports.documents import ASIDE, Line, Look, Part, document
+from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
 
 if TYPE_CHECKING:
     from quantcli.passes.budget import Choice, Planned, Unit
@@ -29,8 +29,8 @@ class PlannedTensor:
     bits: int | None
     sqnr_db: float | None
     tied: list[str]
-    shape: list[int] = field(metadata=ASIDE)
-    exact: bool = field(metadata=ASIDE)
+    shape: list[int] = field(metadata=PEOPLE_ONLY)
+    exact: bool = field(metadata=PEOPLE_ONLY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +67,14 @@ class PlanReport:
     uniform: Uniform | None
     tensors: list[PlannedTensor]
     warnings: list[str]
-    units: list[PlannedUnit] = field(metadata=ASIDE)
-    advice: list[str] | None = field(metadata=ASIDE)
+    units: list[PlannedUnit] = field(metadata=PEOPLE_ONLY)
+    advice: list[str] | None = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first."""
         return document("plan", self)
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """Size and cost, then every tensor: what costs most first."""
         target, size = self.target, self.bytes_out
         below = f", {100 * (target - size) / target:.3g} % below {target}" if target else ""
@@ -90,7 +90,7 @@ class PlanReport:
             )
         yield Line()
         units = sorted(self.units, key=lambda unit: -unit.cost)
-        seen = units[: look.limit]
+        seen = units[: display.limit]
         yield self._table(seen)
         if len(seen) < len(units):
             yield Line(f"and {len(units) - len(seen)} more; --all shows them")
@@ -122,7 +122,7 @@ class PlanReport:
         return table
 
 
-def made(
+def report_of(
     planned: Planned, nbytes: Callable[[str], int], *, source: str, target: int | None, explain: bool
 ) -> PlanReport:
     """The report on a plan. nbytes: of a tensor in the output, by name; explain: with what other choices would change.

@@ -1,24 +1,24 @@
-"""The report on a quantized model: what was done, and what it cost."""
+"""What a report holds: each tensor, the whole model, gates, and what changed since a baseline."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
-from quantcli.notebook import table
-from quantcli.reports.documents import SCHEMA_VERSION, plain
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
-from quantcli.terminal import decibels, size
 
 if TYPE_CHECKING:
     from quantcli.passes.examine import Examined, Histogram
     from quantcli.theory.bounds import Theory
+
+
+_OF_SCHEMES = ("bits", "format", "granularity", "symmetric", "calibration", "rounding")
+_OF_METRICS = ("mse", "nmse", "sqnr_db", "max_abs_error", "clipped_fraction")
+"""Fields of reports that are those of schemes and of metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,11 @@ class TensorReport:
     source_scheme: str | None = None
     source_sqnr_db: float | None = None
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is stored as it was."""
+        return self.disposition == "kept"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
@@ -94,6 +99,23 @@ class GateFailure:
     message: str
 
 
+def shown(gate: str, value: float | None) -> str:
+    """A value of a gate for people.
+
+    >>> shown("min_coverage", 0.951), shown("max_size", 3.9e9), shown("min_sqnr", None)
+    ('95.1 %', '3900000000 bytes', 'exact')
+    """
+    if value is None:
+        return "exact"
+    if gate == "min_coverage":
+        return f"{100 * value:.4g} %"
+    if gate == "max_size":
+        return f"{value:.0f} bytes"
+    if gate == "max_bpw":
+        return f"{value:.4g} bits per weight"
+    return f"{value:.3g}" if gate == "max_mse" else f"{value:.2f} dB"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
     """One gate: its limit, what was measured (the worst tensor's value for gates on tensors, None where all were exact
@@ -111,6 +133,16 @@ class GateResult:
         """Its name on the command line."""
         return self.gate.replace("_", "-")
 
+    @property
+    def shown_limit(self) -> str:
+        """Its limit for people."""
+        return shown(self.gate, self.limit)
+
+    @property
+    def outcome(self) -> str:
+        """What it measured, and its limit; the failures of tensors name theirs already."""
+        return self.message if self.failures else f"{self.message}, limit {self.shown_limit}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -125,6 +157,11 @@ class Change:
     before: str
     after: str
 
+    @property
+    def lost(self) -> bool:
+        """Whether it became worse."""
+        return self.delta_db < 0 if self.delta_db is not None else not self.after_exact
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -135,46 +172,6 @@ class Comparison:
     changes: list[Change]
     new: list[str]
     vanished: list[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class RunReport:
-    """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
-    original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
-    quantized already."""
-
-    command: str
-    source: str
-    output: str | None
-    decoded_from: str = ""
-    passed: bool | None = None
-    summary: Summary
-    gates: list[GateResult] = field(default_factory=list)
-    tensors: list[TensorReport]
-    comparison: Comparison | None = None
-    warnings: list[str] = field(default_factory=list)
-    equal: list[list[str]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The file it is about."""
-        return self.output or self.source
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, `schema_version` first; all numbers finite."""
-        return {"schema_version": SCHEMA_VERSION, **plain(self)}
-
-    def __repr__(self) -> str:
-        s = self.summary
-        figures = f"{s.tensors} tensors, {s.quantized} quantized, {decibels(s.sqnr_db, s.exact)} dB"
-        return f"RunReport({self.command} {printable(self.name)!r}: {figures}, {size(s.bytes_out)})"
-
-    def _repr_html_(self) -> str:
-        rows = (
-            (t.name, "x".join(map(str, t.shape)), t.scheme or t.reason, decibels(t.sqnr_db, t.exact), size(t.bytes_out))
-            for t in self.tensors
-        )
-        return f"<p>{escape(repr(self))}</p>{table(('tensor', 'shape', 'scheme', 'SQNR dB', 'bytes'), rows)}"
 
 
 def tensor_report(
@@ -191,8 +188,9 @@ def tensor_report(
     examined: Examined | None = None,
 ) -> TensorReport:
     """The report of one tensor."""
-    m = metrics
-    minmax = replace(m, sse=minmax_sse).sqnr_db if m is not None and minmax_sse is not None else None
+    minmax = None
+    if metrics is not None and minmax_sse is not None:
+        minmax = replace(metrics, sse=minmax_sse).sqnr_db
     return TensorReport(
         name=info.name,
         dtype=info.dtype,
@@ -200,22 +198,13 @@ def tensor_report(
         disposition="kept" if scheme is None else "quantized",
         reason=reason,
         note=note,
-        bits=scheme.bits if scheme else None,
-        format=scheme.format if scheme else None,
-        granularity=scheme.granularity if scheme else None,
+        **{name: getattr(scheme, name) if scheme else None for name in _OF_SCHEMES},
         group_size=(scheme.group_size or None) if scheme else None,
         axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
-        symmetric=scheme.symmetric if scheme else None,
-        calibration=scheme.calibration if scheme else None,
-        rounding=scheme.rounding if scheme else None,
         scale_dtype=scale_dtype or None,
         scheme=scheme.name if scheme else None,
-        mse=m.mse if m else None,
-        nmse=m.nmse if m else None,
-        sqnr_db=m.sqnr_db if m else None,
-        exact=scheme is None or bool(m and m.exact),
-        max_abs_error=m.max_abs_error if m else None,
-        clipped_fraction=m.clipped_fraction if m else None,
+        **_errors(metrics),
+        exact=scheme is None or bool(metrics and metrics.exact),
         minmax_sqnr_db=minmax,
         bits_per_weight=8 * bytes_out / info.numel if info.numel else 0.0,
         bytes_in=info.nbytes,
@@ -224,6 +213,11 @@ def tensor_report(
         theory=examined.theory if examined else None,
         histogram=examined.histogram if examined else None,
     )
+
+
+def _errors(metrics: Metrics | None) -> dict[str, Any]:
+    """Figures that tensors and the whole model have in common; None where nothing was measured."""
+    return {name: getattr(metrics, name) if metrics else None for name in _OF_METRICS}
 
 
 def summarize(
@@ -240,7 +234,7 @@ def summarize(
     sizes = [_numel(t) for t in tensors]
     parameters = sum(sizes)
     covered = sum(n for n, t in zip(sizes, tensors) if t.disposition == "quantized")
-    kept = Counter(t.reason for t in tensors if t.disposition == "kept")
+    kept = Counter(t.reason for t in tensors if t.kept)
     return Summary(
         parameters=parameters,
         tensors=len(tensors),
@@ -248,12 +242,8 @@ def summarize(
         kept=dict(kept),
         coverage=covered / parameters if parameters else 0.0,
         bits_per_weight=8 * bytes_out / parameters if parameters else 0.0,
-        mse=whole.mse if known else None,
-        nmse=whole.nmse if known else None,
-        sqnr_db=whole.sqnr_db if known else None,
+        **_errors(whole if known else None),
         exact=bool(known) and whole.exact,
-        max_abs_error=whole.max_abs_error if known else None,
-        clipped_fraction=whole.clipped_fraction if known else None,
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         ratio=bytes_in / bytes_out if bytes_out else 0.0,
@@ -263,15 +253,3 @@ def summarize(
 
 def _numel(tensor: TensorReport) -> int:
     return TensorInfo(tensor.name, tensor.dtype, tuple(tensor.shape)).numel
-
-
-def equal_line(report: RunReport) -> str | None:
-    """Which tensors are equal, in a line; None when none are."""
-    if not report.equal:
-        return None
-    shown = []
-    for names in report.equal[:3]:
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        shown.append(" = ".join(printable(n, 200) for n in names[:4]) + more)
-    more = f"; and {len(report.equal) - 3} more such sets" if len(report.equal) > 3 else ""
-    return f"equal weights: {'; '.join(shown)}{more}"

@@ -1,7 +1,7 @@
 """Charts and small drawings as inline SVG.
 
-Positions are percentages of the drawing, so a chart takes any width and its text keeps its size. Texts are escaped by
-whoever makes them; what is drawn here is markup already.
+Positions are percentages of the drawing, so that a chart takes any width and its text keeps its size. Callers escape
+texts; this module writes them as they are.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from quantcli.passes.examine import Histogram
 
 DENSE = 300
-"""Marks from which they are drawn small."""
+"""Number of marks above which they are drawn small."""
 
 SIZES = {"": 4.5, "s": 2.7}
 """Half the width of a mark, by the end of its id."""
 
 BAND = 12.0
-"""Percent of the height set apart for exact tensors, whose SQNR no axis holds."""
+"""Percent of the height reserved for exact tensors, whose SQNR is infinite."""
 
 TICKED = 64
-"""Levels of a grid that can still be told apart as lines across a histogram; more are drawn short."""
+"""Number of levels up to which each is a line across the histogram; more are drawn short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """An axis from low to high with labelled places and thin lines without a label."""
+    """An axis from low to high. ticks: labelled values; lines: values of thin lines without a label."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ class Axis:
     lines: Sequence[float] = ()
 
     def share(self, value: float) -> float:
-        """Where a value lies, 0 to 1."""
+        """The position of a value, 0 to 1."""
         return (value - self.low) / (self.high - self.low)
 
 
@@ -63,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Marks and lines over two axes; label: escaped, what a reader who sees nothing is told."""
+    """Marks and lines over two axes; label: escaped, for screen readers."""
 
     label: str
     x: Axis
@@ -128,7 +128,7 @@ def _percent(value: float) -> str:
 
 
 def axis(low: float, high: float, title: str, *, least: float, about: int = 5) -> Axis:
-    """An axis of at least the width `least` that ends at round values and is labelled at about so many.
+    """An axis at least `least` wide that ends at round values, with about so many labels.
 
     >>> [text for _, text in axis(20.1, 21.4, "dB", least=1.0).ticks]
     ['20.0', '20.5', '21.0', '21.5']
@@ -144,7 +144,7 @@ def axis(low: float, high: float, title: str, *, least: float, about: int = 5) -
 
 
 def _step(raw: float) -> float:
-    """The least of 1, 2, 5 times a power of ten that is not below `raw`."""
+    """The least of 1, 2 and 5 times a power of ten that is not below `raw`."""
     power: float = 10.0 ** math.floor(math.log10(raw))
     return next(power * f for f in (1.0, 2.0, 5.0, 10.0) if power * f >= raw * (1 - 1e-9))
 
@@ -154,7 +154,7 @@ def _polygon(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _regular(corners: int, size: float, turn: float = 0.0, inner: float = 1.0) -> str:
-    """A regular polygon; a star where every other corner lies nearer to the middle."""
+    """A regular polygon; a star where every other corner is nearer to the centre."""
     angles = [2 * math.pi * (i / corners) + math.radians(turn - 90) for i in range(corners)]
     radii = [size * (inner if i % 2 else 1.0) for i in range(corners)]
     return _polygon([(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles)])
@@ -179,12 +179,12 @@ def _disc(size: float) -> str:
 
 
 def shape(bits: int | None) -> str:
-    """The id of the mark of so many bits, one look for each; all other counts share one."""
+    """The id of the mark for a bit width: one shape for each up to 8 bits, and one for all others."""
     return f"m{bits}" if bits is not None and 1 <= bits <= 8 else "m0"
 
 
 def _outline(bits: int, size: float) -> str:
-    """The outline of the mark of so many bits, all of about the same area."""
+    """The outline of the mark for a bit width, all of about the same area."""
     if bits == 4:
         return _disc(0.95 * size)
     if bits in (1, 7):
@@ -228,7 +228,7 @@ def line_key(kind: str) -> str:
 
 
 def split_bar(share: float) -> str:
-    """A bar whose hatched left part is this share of it."""
+    """A bar whose left part, this share of it, is hatched."""
     width = _percent(100 * min(max(share, 0.0), 1.0))
     return f'<svg class="bar" aria-hidden="true"><rect width="{width}"/></svg>'
 

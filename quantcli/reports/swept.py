@@ -14,7 +14,7 @@ from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.layouts.native import parts
 from quantcli.metrics import DB_PER_BIT, NOTHING
-from quantcli.reports.documents import ASIDE, Line, Look, Part, Plot, document
+from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, Plot, document
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SweepReport:
     points: list[Point]
     slopes: list[Slope]
     seconds: float
-    plot: bool = field(metadata=ASIDE)
+    plot: bool = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first."""
@@ -82,7 +82,7 @@ class SweepReport:
         for point in self.points:
             yield [self.source, *(getattr(point, name) for name in names)]
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """Every setting, those on the Pareto front marked with *, and what a bit is worth."""
         what = f"{len(self.points)} settings on {t.count(self.parameters)} parameters, {t.size(self.bytes_in)}"
         yield Line(f"{printable(self.source, 200)}: {what}, {self.seconds:.2f} s")
@@ -130,7 +130,7 @@ class SweepReport:
         return table
 
 
-def made(
+def report_of(
     schemes: Sequence[Scheme],
     measured: Sequence[Measured],
     size_of: Callable[[Plan], int],
@@ -193,12 +193,12 @@ def _with_front(points: list[Point]) -> list[Point]:
     def merits(p: Point) -> tuple[int, float, int]:
         return -p.bytes_data, _quality(p), -p.bytes_out
 
-    def beaten(p: Point) -> bool:
+    def dominated(p: Point) -> bool:
         return any(
             q.bytes_data <= p.bytes_data and _quality(q) >= _quality(p) and merits(q) > merits(p) for q in points
         )
 
-    return [replace(p, pareto=not beaten(p)) for p in points]
+    return [replace(p, pareto=not dominated(p)) for p in points]
 
 
 def _slopes(points: list[Point]) -> list[Slope]:

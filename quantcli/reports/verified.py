@@ -9,7 +9,7 @@ from typing import Any
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.passes.findings import Finding, Verified
-from quantcli.reports.documents import ASIDE, Line, Look, Part, document
+from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,8 @@ class VerifyReport:
     quantized: int
     findings: list[Finding]
     unchecked: list[str]
-    checks: list[str] = field(metadata=ASIDE)
-    names: list[str] = field(metadata=ASIDE)
+    checks: list[str] = field(metadata=PEOPLE_ONLY)
+    names: list[str] = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `schema_version` first."""
@@ -38,7 +38,7 @@ class VerifyReport:
         for finding in self.findings:
             yield [self.file, *(getattr(finding, name) for name in names)]
 
-    def parts(self, look: Look) -> Iterator[Part]:
+    def parts(self, display: Display) -> Iterator[Part]:
         """The verdict, every check on every tensor shown, and the findings in words."""
         how = f" against {printable(self.source, 200)}" if self.source is not None else ""
         what = f"{self.tensors:,} tensors, {self.quantized:,} quantized"
@@ -47,34 +47,34 @@ class VerifyReport:
         else:
             bad = len({f.tensor for f in self.findings if f.tensor})
             yield Line(f"{printable(self.file, 200)}: FAILED{how}: {what}, {bad:,} wrong")
-        for said in self.unchecked:
-            yield Line(f"not checked: {said}")
+        for check in self.unchecked:
+            yield Line(f"not checked: {check}")
         if self.names:
             yield Line()
-            yield self._table(look)
-            yield from _more(self.names, look)
+            yield self._table(display)
+            yield from _more(self.names, display)
         if self.findings:
             yield Line()
-        for finding in self.findings[: look.limit]:
+        for finding in self.findings[: display.limit]:
             yield Line(finding.line())
-        yield from _more(self.findings, look)
+        yield from _more(self.findings, display)
 
-    def _table(self, look: Look) -> t.Table:
+    def _table(self, display: Display) -> t.Table:
         table = t.Table([t.Column("tensor"), *(t.Column(check) for check in self.checks)])
         failed = {(f.tensor, f.check) for f in self.findings}
-        for name in self.names[: look.limit]:
+        for name in self.names[: display.limit]:
             marks = ["FAILED" if (name, check) in failed else "ok" for check in self.checks]
             table.add(name, *marks, style="red" if "FAILED" in marks else "")
         return table
 
 
-def _more(found: Sequence[object], look: Look) -> Iterator[Line]:
+def _more(found: Sequence[object], display: Display) -> Iterator[Line]:
     """How many are not shown, if any."""
-    if look.limit is not None and len(found) > look.limit:
-        yield Line(f"and {len(found) - look.limit} more; --all shows them")
+    if display.limit is not None and len(found) > display.limit:
+        yield Line(f"and {len(found) - display.limit} more; --all shows them")
 
 
-def made(file: str, found: Verified, names: Sequence[str]) -> VerifyReport:
+def report_of(file: str, found: Verified, names: Sequence[str]) -> VerifyReport:
     """The report on a verification. names: tensors to show even where nothing is wrong, before the others."""
     return VerifyReport(
         file=file,

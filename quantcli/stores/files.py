@@ -10,7 +10,6 @@ import errno
 import os
 import secrets
 import stat
-from types import TracebackType
 
 from quantcli import interrupts
 from quantcli.errors import DataError, QuantcliError, UsageError, os_error
@@ -272,9 +271,7 @@ class OutputFile:
     def __enter__(self) -> OutputFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()
 
     def write(self, offset: int, data: memoryview | bytes) -> None:

@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
-from types import TracebackType
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError, os_error
@@ -66,9 +65,7 @@ class Workspace:
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def clear(self) -> None:

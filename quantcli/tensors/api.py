@@ -14,14 +14,15 @@ import numpy as np
 from quantcli import kernels
 from quantcli import metrics as metric
 from quantcli.asking import given, takes_keywords
-from quantcli.dtypes import DTYPES, from_float32, to_float32
+from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError
 from quantcli.formats import code_grid
 from quantcli.kernels import Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.codebook import joined_codebooks
 from quantcli.notebook import table
-from quantcli.scheme import AUTO, Scheme
+from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.tensors import packing
+from quantcli.tensors.decided import Quantized
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TILE, Grouping, TileSpan, column_repeats, grouping_of
@@ -137,14 +138,14 @@ def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) ->
     scheme = given(scheme, asked)
     raw, dtype = _weights(array)
     info = TensorInfo("array", dtype, tuple(np.asarray(array).shape))
-    plan, loops = grouping_of(info.shape, scheme), kernels.load()
+    grouping = grouping_of(info.shape, scheme)
     if info.numel == 0:
         raise DataError("an empty array cannot be quantized")
     first = default_scale_dtype(scheme, dtype)
     for scale_dtype in (first,) if scheme.scale_dtype != AUTO or first == "F32" else (first, "F32"):
-        trials = Trials(info, scheme, plan, scale_dtype, rival=None)
+        tensor = Quantized(info=info, reason="", scheme=scheme, grouping=grouping, scale_dtype=scale_dtype)
         try:
-            return _encoded(trials, raw, loops)
+            return _encoded(Trials(tensor, rival=None), raw, kernels.load())
         except NotFinite:
             raise DataError(nonfinite(raw, dtype, 0).describe()) from None
         except Misfit:
@@ -172,8 +173,7 @@ def _encoded(trials: Trials, raw: NDArray[np.uint8], kernels: Kernels) -> Quanti
         at = span.row * width + span.col * scheme.bits // 8
         out = packed[at : at + span.rows * row_bytes(span.cols, scheme.bits)]
         found.append(trials.encode(kernels, tile, span, out)[1])
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3"}
-    settled = scheme.with_scale_dtype(names[trials.chosen.scale_dtype])
+    settled = scheme.with_scale_dtype(scale_dtype_of(trials.chosen.scale_dtype))
     return QuantizedTensor(info, settled, plan, trials.chosen.whole or _joined(found, plan), packed)
 
 
@@ -250,8 +250,3 @@ def nonfinite(raw: NDArray[np.uint8], dtype: str, start: int) -> NonFinite:
     count = int(np.count_nonzero(wrong))
     beyond = bool(dtype == "F64" and count and np.isfinite(raw.view("<f8")[wrong]).all())
     return NonFinite(count, start + int(wrong.argmax()) if count else 0, beyond)
-
-
-def to_dtype(values: Floats, dtype: str) -> NDArray[Any]:
-    """Decoded weights in a tensor's own float dtype."""
-    return from_float32(values, dtype)

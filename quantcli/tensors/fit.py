@@ -18,6 +18,7 @@ from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
 from quantcli.metrics import Metrics, ordered_sum, total
+from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
@@ -224,23 +225,16 @@ class Fit:
 
 class Trials:
     """All candidates for a tensor: its scheme, or those of `auto`; and beside them a rival (min-max) whose error is
-    only measured. importance: of every column, where it is known. Methods may be called from several threads.
+    only measured. Methods may be called from several threads.
 
     While `spans` is not empty: `see` each span, then `conclude`. Then `encode` every tile.
     """
 
-    def __init__(
-        self,
-        info: TensorInfo,
-        scheme: Scheme,
-        plan: Grouping,
-        scale_dtype: str,
-        *,
-        rival: Scheme | None,
-        importance: NDArray[np.float64] | None = None,
-    ) -> None:
-        self.info, self.plan, self._importance = info, plan, importance
-        self.fits = [Fit(info, s, plan, scale_dtype) for s in candidates(scheme)]
+    def __init__(self, tensor: Quantized, *, rival: Scheme | None) -> None:
+        info, self.plan = tensor.info, tensor.grouping
+        self.info = info
+        self._importance = tensor.importance.values if tensor.importance is not None else None
+        self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
         self._rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
             self._rival = Fit(info, rival, grouping_of(info.shape, rival), default_scale_dtype(rival, info.dtype))

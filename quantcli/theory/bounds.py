@@ -191,7 +191,7 @@ class Theory:
     saving_bytes: int
 
 
-def beside(
+def predict(
     *,
     bits: int,
     rate: float,

@@ -14,8 +14,8 @@ from quantcli.passes.tiles import Visit, begun, default_threads, walk
 THREADS = [1, 2, 7]
 
 
-def one_round(looks: list[Callable[[], object]], found: list[object] | None = None) -> Visit:
-    results = yield looks
+def one_round(tasks: list[Callable[[], object]], found: list[object] | None = None) -> Visit:
+    results = yield tasks
     if found is not None:
         found += results
 

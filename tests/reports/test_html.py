@@ -18,10 +18,11 @@ import pytest
 
 from quantcli.errors import printable
 from quantcli.passes.examine import Histogram
-from quantcli.reports.documents import Look
+from quantcli.reports.documents import Display
 from quantcli.reports.page import NAME
-from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, RunReport, Summary, TensorReport
+from quantcli.reports.records import Change, Comparison, GateFailure, GateResult, Summary, TensorReport
 from quantcli.reports.renderings.html import PROVIDES
+from quantcli.reports.run import RunReport, RunReports
 from quantcli.theory.bounds import Theory
 
 VOID = {"meta", "wbr", "br", "input", "link", "img", "hr"}
@@ -182,7 +183,7 @@ CASES: dict[str, list[RunReport]] = {
 
 def page(reports: list[RunReport]) -> str:
     stream = io.StringIO()
-    PROVIDES.render(reports, stream, Look())
+    PROVIDES.render(RunReports(reports), stream, Display())
     return stream.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 from making import ROOT, one_line, run, save, strict_json
 
+import quantcli
 from quantcli import registry
+from quantcli.reports import gates
 from quantcli.reports.dequantized import DequantizeReport
+from quantcli.reports.documents import Display
 from quantcli.reports.exported import ExportReport
+from quantcli.reports.gates import Gates
 from quantcli.reports.inspected import InspectReport
 from quantcli.reports.planned import PlanReport
-from quantcli.reports.records import RunReport
 from quantcli.reports.renderings import able
+from quantcli.reports.run import RunReport, RunReports
 from quantcli.reports.swept import SweepReport
 from quantcli.reports.verified import VerifyReport
 
@@ -138,12 +143,23 @@ def test_names_and_recipes_are_printed_alone(place: Path) -> None:
 
 def test_each_rendering_says_what_it_can_show() -> None:
     every = set(registry.names("reports.renderings"))
-    assert set(able(RunReport)) == every
+    assert set(able(RunReports)) == every
     alike = {"html", "json", "markdown", "table"}
     for rows in (SweepReport, InspectReport, VerifyReport):
         assert set(able(rows)) == {*alike, "csv"}
-    for document in (PlanReport, ExportReport, DequantizeReport):
+    for document in (RunReport, PlanReport, ExportReport, DequantizeReport):
         assert set(able(document)) == alike
+
+
+def test_a_report_by_itself_tells_its_verdict_everywhere(place: Path) -> None:
+    """As lines and tables; a page and a comment of their own are for the reports of a command."""
+    report = gates.judged(quantcli.compare("h.safetensors", "q.safetensors"), Gates(min_sqnr=99, max_bpw=9), None)
+    for name in ("html", "markdown", "table"):
+        stream = io.StringIO()
+        registry.get("reports.renderings", name).render(report, stream, Display())
+        lines = [re.sub("<[^>]*>", "", line).replace("\\", "") for line in stream.getvalue().splitlines()]
+        assert any(re.match(r"FAILED +min-sqnr 99.00 dB: \d", line) for line in lines), name
+        assert any(re.match(r"passed +max-bpw 9 bits per weight: \d", line) for line in lines), name
 
 
 def test_documents_are_shown_by_what_they_offer() -> None:
@@ -155,7 +171,7 @@ def test_documents_are_shown_by_what_they_offer() -> None:
             return {"schema_version": 1}
 
     class Readable(Plain):
-        def parts(self, look: Any) -> Any:
+        def parts(self, display: Any) -> Any:
             return iter(())
 
     assert able(Plain) == ("json",) and able(Readable) == ("html", "json", "markdown", "table")

@@ -182,7 +182,7 @@ def test_no_quantizer_of_independent_weights_passes_the_bound(bits: int) -> None
     outliers[:2] = 2e5
     for weights in (normal, normal + 30, outliers, rng.laplace(size=40_000), rng.standard_t(3, 40_000)):
         values, counts = np.unique(weights, return_counts=True)
-        known = bounds.beside(
+        known = bounds.predict(
             bits=bits, rate=bits, power=float((weights**2).sum()), sse=1.0, parts=bounds.Parts(),
             codes=np.ones(1 << bits, np.int64), values=values, counts=counts.astype(np.float64),
         )  # fmt: skip
@@ -293,12 +293,12 @@ def test_histograms_live_only_as_long_as_their_tensor(tmp_path: Path, monkeypatc
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = []
 
-    class Counted(examine._Look):
+    class Counted(examine._Totals):
         def __init__(self, tensor: Any) -> None:
             super().__init__(tensor)
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr(examine, "_Look", Counted)
+    monkeypatch.setattr(examine, "_Totals", Counted)
     assert run("report", target, "--against", source, "--theory", "--threads", "1").code == 0
     assert len(most) == 8 and max(most) <= 2

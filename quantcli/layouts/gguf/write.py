@@ -27,7 +27,7 @@ from quantcli.layouts.gguf.blocks import WEIGHTS, block_type, encode, exact_para
 from quantcli.layouts.gguf.llama import FAMILIES, FILE_TYPES, LlamaModel, llama_model
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
-from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Weight, Write
+from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
 from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
@@ -52,7 +52,7 @@ WIDER = {"BOOL": "I8", "U8": "I16", "U16": "I32", "U32": "I64", "F8_E4M3": "F16"
 RUNS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}
 """The dtype in which llama.cpp runs matrices of a dtype."""
 
-Made = Callable[[Codes, TileSpan], "tuple[Bytes, bool]"]
+Made = Callable[[Any, TileSpan], "tuple[Bytes, bool]"]
 """Bytes (rows, width) of a piece as GGUF stores them, and whether they decode to exactly the same numbers."""
 
 
@@ -94,11 +94,11 @@ def _blocks(weight: Weight) -> Made:
 def _elements(info: TensorInfo, plan: Grouping, target: str) -> Made:
     size = DTYPES[info.dtype].bits // 8
 
-    def made(codes: Codes, span: TileSpan) -> tuple[Bytes, bool]:
+    def made(kept: Raw, span: TileSpan) -> tuple[Bytes, bool]:
         runs = [span] if span.cols == plan.cols else [replace(span, row=span.row + n, rows=1) for n in range(span.rows)]
         rows, exact = [], True
         for run in runs:
-            raw = codes.read_bytes(info.name, (run.row * plan.cols + run.col) * size, run.rows * run.cols * size)
+            raw = kept.read_bytes(info.name, (run.row * plan.cols + run.col) * size, run.rows * run.cols * size)
             found, same = _converted(raw, info, target)
             rows.append(found.reshape(run.rows, -1) if len(runs) == 1 else found.reshape(1, -1).copy())
             exact &= same
@@ -136,10 +136,10 @@ def _pieces(plan: Grouping, bits: int, heads: int, width: tuple[int, int], made:
     size, cols = width
     row_size = plan.cols // cols * size
 
-    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
+    def piece(span: TileSpan, tensor: Codes | Raw, write: Write) -> bool:
         exact = True
         for part in below(span, bits, head):
-            block, same = made(codes, part)
+            block, same = made(tensor, part)
             if heads:
                 block = block.reshape(-1, 2, head // 2, block.shape[1]).swapaxes(1, 2).reshape(part.rows, -1)
             put_columns(write, 0, block, (part.row, part.col // cols * size), row_size)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from quantcli.metrics import DB_PER_BIT
 from quantcli.reports import svg
 from quantcli.reports.page import NAME, escaped, figure, many_tensors
-from quantcli.reports.records import RunReport, TensorReport
+from quantcli.reports.records import TensorReport
+from quantcli.reports.run import RunReport
 
 
 def charts(report: RunReport) -> str:

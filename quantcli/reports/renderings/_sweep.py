@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.reports import svg
-from quantcli.reports.documents import Look
+from quantcli.reports.documents import Display
 from quantcli.reports.page import Column, box, breakable, cell, decibels_cell, escaped, figure, page, row
 from quantcli.reports.swept import Point, SweepReport
 
 
-def render(documents: Sequence[SweepReport], stream: TextIO, look: Look) -> None:
+def render(found: SweepReport, stream: TextIO, display: Display) -> None:
     """Write the page of a sweep."""
-    (found,) = documents
     facts = f"{len(found.points)} settings on {t.count(found.parameters)} parameters, {t.size(found.bytes_in)}"
     body = [
         svg.definitions(),

@@ -5,23 +5,21 @@ An error per tensor that fails a gate, a notice with the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
 from quantcli.errors import printable
-from quantcli.reports.documents import Look
-from quantcli.reports.gates import with_limit
-from quantcli.reports.records import RunReport
+from quantcli.reports.documents import Display
 from quantcli.reports.renderings import Rendering
+from quantcli.reports.run import RunReport, RunReports
 
 MOST = 10
 """Errors per gate: GitHub shows no more than ten of a step."""
 
 
-def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the annotations."""
-    for report in reports:
+    for report in document.reports:
         failed = [g for g in report.gates if not g.passed]
         for gate in failed:
             title = f"quantcli {gate.title}"
@@ -30,7 +28,7 @@ def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
             if len(gate.failures) > MOST:
                 stream.write(_command("error", title, report, f"and {len(gate.failures) - MOST} more tensors"))
             if not gate.failures:
-                stream.write(_command("error", title, report, with_limit(gate)))
+                stream.write(_command("error", title, report, gate.outcome))
         for warning in report.warnings:
             stream.write(_command("warning", "quantcli", report, warning))
         gates = f"{len(report.gates) - len(failed)} of {len(report.gates)} gates passed, " if report.gates else ""
@@ -58,4 +56,4 @@ def _escaped(text: str, more: str = "") -> str:
     return text
 
 
-PROVIDES = Rendering(forms=((RunReport, render),))
+PROVIDES = Rendering(forms=((RunReports, render),))

@@ -1,8 +1,8 @@
 """HTML: one web page with charts and sortable tables.
 
-It needs nothing but itself. Verdict, key figures, charts and every tensor are in the HTML; the script beside it only
-sorts and filters tables and tells what a mark in a chart stands for. Whatever comes from files is escaped, and never
-inside the script, of which the page names the digest, so that no other one runs. The same reports make the same page.
+It loads nothing from elsewhere. Verdict, key figures, charts and every tensor are in the HTML; its script only sorts
+and filters tables and names the tensor of a mark in a chart. Texts from files are escaped, and never part of the
+script; the page allows only the script whose digest it names. The same reports make the same page.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import TextIO
 from quantcli import terminal as t
 from quantcli.passes.examine import Histogram
 from quantcli.reports import svg
-from quantcli.reports.documents import Line, Look, Part, Plot, Readable
-from quantcli.reports.gates import shown
+from quantcli.reports.documents import Display, Line, Part, Plot, Readable
 from quantcli.reports.page import (
     NAME,
     Column,
@@ -28,9 +27,10 @@ from quantcli.reports.page import (
     page,
     row,
 )
-from quantcli.reports.records import Change, Comparison, GateResult, RunReport, TensorReport
-from quantcli.reports.renderings import Rendering, _sweep, verdict
+from quantcli.reports.records import Change, Comparison, GateResult, TensorReport, shown
+from quantcli.reports.renderings import Rendering, _sweep
 from quantcli.reports.renderings._charts import charts
+from quantcli.reports.run import RunReport, RunReports
 from quantcli.reports.swept import SweepReport
 from quantcli.theory.bounds import Theory
 
@@ -48,17 +48,17 @@ LEGEND = (
 )
 
 
-def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the page."""
-    body = [svg.definitions(), "<main>"]
+    body, reports = [svg.definitions(), "<main>"], document.reports
     if len(reports) != 1:
-        body.append(_index(reports))
+        body.append(_index(document))
     body += [
         _report(report, number, len(reports), max(WORST, HISTOGRAMS // len(reports)))
         for number, report in enumerate(reports, 1)
     ]
     body.append("</main>")
-    stream.write(page(_title(reports), "\n".join(body)))
+    stream.write(page(_title(document), "\n".join(body)))
 
 
 # ---- pieces -------------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def _names(what: str, names: Sequence[str]) -> str:
 def _worst_first(tensor: TensorReport) -> tuple[bool, bool, float]:
     """Lowest SQNR, then exact, then not measured, then kept tensors."""
     unknown = tensor.sqnr_db is None and not tensor.exact
-    return tensor.disposition == "kept", unknown, math.inf if tensor.sqnr_db is None else tensor.sqnr_db
+    return tensor.kept, unknown, math.inf if tensor.sqnr_db is None else tensor.sqnr_db
 
 
 # ---- the head of a page and of a report ---------------------------------------------------------------------------
@@ -101,19 +101,19 @@ def _verdict(passed: bool | None, gates: Sequence[GateResult]) -> str:
     )
 
 
-def _title(reports: Sequence[RunReport]) -> str:
+def _title(document: RunReports) -> str:
+    reports, gates = document.reports, document.gates
     what = escaped(reports[0].name, NAME) if len(reports) == 1 else f"{len(reports)} reports"
-    gates = [g for r in reports for g in r.gates]
     return f"{what}: {_judged(gates)}" if gates else f"{what}: quantization report"
 
 
-def _index(reports: Sequence[RunReport]) -> str:
+def _index(document: RunReports) -> str:
     """What the reports are about, each with its verdict and figures."""
     columns = [
         Column("report"), Column("gates"), Column("SQNR dB", True), Column("bits/w", True),
         Column("size", True), Column("times smaller", True),
     ]  # fmt: skip
-    rows = []
+    rows, reports = [], document.reports
     for number, report in enumerate(reports, 1):
         s = report.summary
         judged = "–" if report.passed is None else f"{'✓' if report.passed else '✗'} {_judged(report.gates)}"
@@ -128,7 +128,7 @@ def _index(reports: Sequence[RunReport]) -> str:
                 cell(f"{s.ratio:.2f}"),
             )
         )
-    head = f"<header>\n{_verdict(verdict(reports), [g for r in reports for g in r.gates])}\n"
+    head = f"<header>\n{_verdict(document.passed, document.gates)}\n"
     return f"{head}<h1>{len(reports)} reports</h1>\n{box('reports', columns, rows) if rows else ''}\n</header>"
 
 
@@ -188,7 +188,7 @@ def _gates(gates: Sequence[GateResult]) -> str:
             row(
                 f'<td class="{kind}">{result}</td>',
                 f'<th scope="row">{escaped(g.title)}</th>',
-                cell(shown(g.gate, g.limit)),
+                cell(g.shown_limit),
                 cell(escaped(measured)),
                 f'<td class="failing">{_failing(g)}</td>',
             )
@@ -208,16 +208,16 @@ def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = [f"<li>{escaped(w)}</li>" for w in warnings]
-    said = f"<ul>{''.join(items[:SEEN])}</ul>"
+    listed = f"<ul>{''.join(items[:SEEN])}</ul>"
     if items[SEEN:]:
         rest = "".join(items[SEEN:])
-        said += f"<details><summary>{len(items) - SEEN:,} more</summary><ul>{rest}</ul></details>"
-    return f'<div class="warnings"><h3>Warnings</h3>{said}</div>'
+        listed += f"<details><summary>{len(items) - SEEN:,} more</summary><ul>{rest}</ul></details>"
+    return f'<div class="warnings"><h3>Warnings</h3>{listed}</div>'
 
 
 def _comparison(found: Comparison) -> str:
     """What changed since the baseline, or from one model to the other."""
-    lost = sum(c.delta_db < 0 if c.delta_db is not None else not c.after_exact for c in found.changes)
+    lost = sum(c.lost for c in found.changes)
     lines = [
         "<h3>What changed</h3>",
         f"<p>Against {breakable(found.baseline)}: {len(found.changes):,} changed, {lost:,} of them lost; "
@@ -235,14 +235,13 @@ def _comparison(found: Comparison) -> str:
 def _change(change: Change) -> str:
     before, after = t.decibels(change.before_db, change.before_exact), t.decibels(change.after_db, change.after_exact)
     delta = "-" if change.delta_db is None else f"{change.delta_db:+.2f}"
-    lost = change.delta_db is None or change.delta_db < 0
     return row(
         f'<th scope="row">{breakable(change.tensor)}</th>',
         cell(escaped(change.before, NAME), numeric=False),
         cell(before, value=math.inf if before == "exact" else None),
         cell(escaped(change.after, NAME), numeric=False),
         cell(after, value=math.inf if after == "exact" else None),
-        f'<td class="n {"bad" if lost else "good"}">{"▼" if lost else "▲"} {delta.replace("-", "−")}</td>'
+        f'<td class="n {"bad" if change.lost else "good"}">{"▼" if change.lost else "▲"} {delta.replace("-", "−")}</td>'
         if change.delta_db is not None
         else cell("-"),
     )
@@ -259,31 +258,27 @@ COLUMNS = (
 
 def _all_tensors(report: RunReport) -> str:
     """A row per tensor, worst first."""
-    failed: dict[str, list[str]] = {}
-    for gate in report.gates:
-        for failure in gate.failures:
-            failed.setdefault(failure.tensor, []).append(gate.title)
+    failed = report.failed()
     found = sorted(enumerate(report.tensors, 1), key=lambda pair: _worst_first(pair[1]))
-    rows = [_tensor(number, tensor, failed.get(tensor.name, [])) for number, tensor in found]
+    rows = [_tensor(number, tensor, failed.get(tensor.name, ())) for number, tensor in found]
     head = f"<h3>{many_tensors(len(rows)).capitalize()}</h3>"
     return f"{head}\n{box('tensors', COLUMNS, rows, 'data')}" if rows else f"{head}"
 
 
-def _tensor(number: int, r: TensorReport, failed: Sequence[str]) -> str:
-    kept = r.disposition == "kept"
-    marks = "".join(f' <span class="bad">✗ {escaped(gate)}</span>' for gate in failed)
+def _tensor(number: int, r: TensorReport, failed: Sequence[GateResult]) -> str:
+    marks = "".join(f' <span class="bad">✗ {escaped(gate.title)}</span>' for gate in failed)
     return row(
         cell(str(number)),
         f'<th scope="row">{breakable(r.name)}{marks}</th>',
         cell(t.shape(r.shape), value=math.prod(r.shape)),
-        cell(escaped(f"kept: {r.reason}" if kept else r.scheme or "-", NAME), numeric=False),
-        cell("-") if kept else decibels_cell(r.sqnr_db, r.exact),
+        cell(escaped(f"kept: {r.reason}" if r.kept else r.scheme or "-", NAME), numeric=False),
+        cell("-") if r.kept else decibels_cell(r.sqnr_db, r.exact),
         cell(t.number(r.max_abs_error)),
         cell("-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %"),
         cell(f"{r.bits_per_weight:.3f}"),
         cell(t.size(r.bytes_out), value=r.bytes_out),
         cell(escaped(r.note), numeric=False),
-        kind="kept" if kept else "",
+        kind="kept" if r.kept else "",
     )
 
 
@@ -324,10 +319,10 @@ def _histograms(tensors: Sequence[TensorReport], most: int) -> str:
     if not known:
         return ""
     drawn = [_one_histogram(r, h) for r, h in known[:most]]
-    told = "Weights divided by their scale; thin lines are the levels of the grid. Lowest SQNR first."
+    caption = "Weights divided by their scale; thin lines are the levels of the grid. Lowest SQNR first."
     if len(known) > most:
-        told += f" Only the {most:,} worst of {many_tensors(len(known))} are drawn, to keep the page small."
-    parts = ["<h3>Weights on their grid</h3>", f'<p class="more">{told}</p>', _multiples(drawn[:WORST])]
+        caption += f" Only the {most:,} worst of {many_tensors(len(known))} are drawn, to keep the page small."
+    parts = ["<h3>Weights on their grid</h3>", f'<p class="more">{caption}</p>', _multiples(drawn[:WORST])]
     if drawn[WORST:]:
         summary = f"<summary>{len(drawn) - WORST:,} more, up to the {len(drawn):,} worst</summary>"
         parts.append(f'<details class="multiples-more">{summary}\n{_multiples(drawn[WORST:])}\n</details>')
@@ -351,9 +346,9 @@ def _one_histogram(r: TensorReport, found: Histogram) -> str:
 # ---- other documents ----------------------------------------------------------------------------------------------
 
 
-def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
+def _parts(document: Readable, stream: TextIO, display: Display) -> None:
     """Write the lines and tables of a document that has no page of its own."""
-    found = [part for document in documents for part in document.parts(look)]
+    found = list(document.parts(display))
     title = next((part.text for part in found if isinstance(part, Line)), "quantcli")
     body = ['<main>\n<section class="report">', *(_part(part) for part in found), "</section>\n</main>"]
     stream.write(page(escaped(title, NAME), "\n".join(piece for piece in body if piece)))
@@ -363,7 +358,7 @@ def _part(part: Part) -> str:
     """A line or a table; a plot is for terminals."""
     if isinstance(part, Line):
         level = 'h1 class="file"' if part.strong else 'p class="from"'
-        return f"<{level}>{breakable(part.text)}</{level.split()[0]}>" if part.text else ""
+        return f"<{level}>{breakable(part.words)}</{level.split()[0]}>" if part.words else ""
     if isinstance(part, Plot):
         return ""
     columns = [Column(escaped(c.title), c.right) for c in part.columns]
@@ -378,6 +373,6 @@ def _part(part: Part) -> str:
 
 
 PROVIDES = Rendering(
-    forms=((RunReport, render), (SweepReport, _sweep.render), (Readable, _parts)),
+    forms=((RunReports, render), (SweepReport, _sweep.render), (Readable, _parts)),
     extensions=("htm", "html"),
 )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TextIO
 from xml.sax.saxutils import escape, quoteattr
 
 from quantcli.errors import printable
-from quantcli.reports.documents import Look
-from quantcli.reports.gates import shown
-from quantcli.reports.records import RunReport
+from quantcli.reports.documents import Display
 from quantcli.reports.renderings import Rendering
+from quantcli.reports.run import RunReport, RunReports
 
 
-def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the document."""
-    suites = [(report, list(_cases(report))) for report in reports]
+    suites = [(report, list(_cases(report))) for report in document.reports]
     tests = sum(len(cases) for _, cases in suites)
     failed = sum(message is not None for _, cases in suites for _, message in cases)
     stream.write('<?xml version="1.0" encoding="UTF-8"?>\n')
@@ -46,9 +45,9 @@ def _cases(report: RunReport) -> Iterator[tuple[str, str | None]]:
         yield "report", None
     for gate in report.gates:
         title = gate.title
-        yield f"{title} {shown(gate.gate, gate.limit)}", None if gate.passed else gate.message
+        yield f"{title} {gate.shown_limit}", None if gate.passed else gate.message
         for failure in gate.failures:
             yield f"{title}: {failure.tensor}", failure.message
 
 
-PROVIDES = Rendering(forms=((RunReport, render),), extensions=("xml",))
+PROVIDES = Rendering(forms=((RunReports, render),), extensions=("xml",))

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from quantcli import terminal as t
-from quantcli.reports.documents import Line, Look, Plot, Readable
-from quantcli.reports.gates import shown
+from quantcli.reports.documents import Display, Line, Plot, Readable
+from quantcli.reports.kept import groups
 from quantcli.reports.markup import code, text
-from quantcli.reports.records import Comparison, RunReport, TensorReport
-from quantcli.reports.renderings import Rendering, verdict
-from quantcli.reports.renderings._kept import groups
+from quantcli.reports.records import Comparison, GateResult, TensorReport
+from quantcli.reports.renderings import Rendering
+from quantcli.reports.run import RunReport, RunReports
 
 WORST = 5
 WARNINGS = 10
@@ -23,22 +23,20 @@ ROOM = 60_000
 """Characters: a comment on GitHub may have 65,536."""
 
 
-def render(reports: Sequence[RunReport], stream: TextIO, look: Look) -> None:
+def render(document: RunReports, stream: TextIO, display: Display) -> None:
     """Write the comment."""
-    passed = verdict(reports)
-    parts = [_headline(reports, passed)]
-    parts += [_report(report, ROOM // max(len(reports), 1)) for report in reports]
+    reports = document.reports
+    parts = [_headline(document.gates), *(_report(report, ROOM // len(reports)) for report in reports)]
     stream.write("\n\n".join(parts) + "\n")
 
 
-def _headline(reports: Sequence[RunReport], passed: bool | None) -> str:
-    gates = [g for r in reports for g in r.gates]
-    failed = [g for g in gates if not g.passed]
-    if passed is None:
+def _headline(gates: Sequence[GateResult]) -> str:
+    failed = sum(not g.passed for g in gates)
+    if not gates:
         return "### quantcli"
-    if passed:
+    if not failed:
         return f"### ✅ quantcli: {len(gates)} of {len(gates)} gates passed"
-    return f"### ❌ quantcli: {len(failed)} of {len(gates)} gates failed"
+    return f"### ❌ quantcli: {failed} of {len(gates)} gates failed"
 
 
 def _report(report: RunReport, room: int) -> str:
@@ -52,9 +50,7 @@ def _report(report: RunReport, room: int) -> str:
     if report.gates:
         lines += ["", "| gate | limit | measured | |", "| --- | --- | --- | --- |"]
         for g in report.gates:
-            mark = "✅" if g.passed else "❌"
-            name = g.title
-            lines.append(f"| {name} | {shown(g.gate, g.limit)} | {text(g.message)} | {mark} |")
+            lines.append(f"| {g.title} | {g.shown_limit} | {text(g.message)} | {'✅' if g.passed else '❌'} |")
     if report.comparison is not None:
         lines += ["", *_comparison(report.comparison)]
     quantized = sorted((r for r in report.tensors if r.disposition == "quantized"), key=_sqnr)
@@ -65,14 +61,13 @@ def _report(report: RunReport, room: int) -> str:
         lines += ["", "| kept | reason | tensors | bytes |", "| --- | --- | ---: | ---: |"]
         lines += [f"| {code(g.name)} | {text(g.reason)} | {len(g.tensors)} | {t.size(g.bytes_out)} |" for g in notable]
     head = "\n".join(lines)
-    rest = _folded(report, room - len(head) - 400)
-    return head + ("\n\n" + rest if rest else "")
+    return f"{head}\n\n{_folded(report, room - len(head) - 400)}"
 
 
 def _comparison(found: Comparison) -> list[str]:
-    lost = [c for c in found.changes if (c.delta_db < 0 if c.delta_db is not None else not c.after_exact)]
+    lost = sum(c.lost for c in found.changes)
     lines = [
-        f"Against {code(found.baseline)}: {len(lost)} of {len(found.changes)} changed tensors lost, "
+        f"Against {code(found.baseline)}: {lost} of {len(found.changes)} changed tensors lost, "
         f"{len(found.new)} new, {len(found.vanished)} vanished."
     ]
     if found.changes:
@@ -89,7 +84,7 @@ def _comparison(found: Comparison) -> list[str]:
 
 
 def _folded(report: RunReport, room: int) -> str:
-    rows = _fitting(_table(sorted(report.tensors, key=lambda r: (r.disposition == "kept", _sqnr(r)))), room)
+    rows = _fitting(_table(sorted(report.tensors, key=lambda r: (r.kept, _sqnr(r)))), room)
     return f"<details><summary>All {len(report.tensors)} tensors</summary>\n\n{rows}\n\n</details>"
 
 
@@ -109,7 +104,7 @@ def _fitting(rows: Sequence[str], room: int, what: str = "tensors") -> str:
 def _table(tensors: Sequence[TensorReport]) -> list[str]:
     lines = ["| tensor | shape | scheme | SQNR dB | max error | bits/w |", "| --- | --- | --- | ---: | ---: | ---: |"]
     for r in tensors:
-        sqnr = "-" if r.disposition == "kept" else t.decibels(r.sqnr_db, r.exact)
+        sqnr = "-" if r.kept else t.decibels(r.sqnr_db, r.exact)
         scheme = r.scheme or f"kept: {r.reason}"
         lines.append(
             f"| {code(r.name)} | {t.shape(r.shape)} | {text(scheme)} | {sqnr} | {t.number(r.max_abs_error)} "
@@ -122,19 +117,18 @@ def _sqnr(tensor: TensorReport) -> float:
     return math.inf if tensor.sqnr_db is None else tensor.sqnr_db
 
 
-def _parts(documents: Sequence[Readable], stream: TextIO, look: Look) -> None:
-    """Write the lines and tables of other documents."""
-    blocks, room = [], ROOM // max(len(documents), 1)
-    for document in documents:
-        for part in document.parts(look):
-            if isinstance(part, Line):
-                blocks += [f"### {code(part.text)}" if part.strong else text(part.text)] if part.text else []
-            elif not isinstance(part, Plot):
-                head = "| " + " | ".join(text(c.title) for c in part.columns) + " |"
-                rule = "| " + " | ".join("---:" if c.right else "---" for c in part.columns) + " |"
-                rows = ["| " + " | ".join([code(r[0]), *map(text, r[1:])]) + " |" for r in part.rows]
-                blocks.append(_fitting([head, rule, *rows], room - sum(map(len, blocks)) - 400, "rows"))
+def _parts(document: Readable, stream: TextIO, display: Display) -> None:
+    """Write the lines and tables of another document."""
+    blocks = list[str]()
+    for part in document.parts(display):
+        if isinstance(part, Line):
+            blocks += [f"### {code(part.words)}" if part.strong else text(part.words)] if part.words else []
+        elif not isinstance(part, Plot):
+            head = "| " + " | ".join(text(c.title) for c in part.columns) + " |"
+            rule = "| " + " | ".join("---:" if c.right else "---" for c in part.columns) + " |"
+            rows = ["| " + " | ".join([code(r[0]), *map(text, r[1:])]) + " |" for r in part.rows]
+            blocks.append(_fitting([head, rule, *rows], ROOM - sum(map(len, blocks)) - 400, "rows"))
     stream.write("\n\n".join(blocks) + "\n")
 
 
-PROVIDES = Rendering(forms=((RunReport, render), (Readable, _parts)), extensions=("md",))
+PROVIDES = Rendering(forms=((RunReports, render), (Readable, _parts)), extensions=("md",))

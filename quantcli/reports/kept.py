@@ -41,7 +41,7 @@ class Group:
 
 def is_notable(tensor: TensorReport) -> bool:
     """Whether a reader of the report must see that it was kept."""
-    return tensor.disposition == "kept" and tensor.reason in REASONS and tensor.reason not in _EXPECTED
+    return tensor.kept and tensor.reason in REASONS and tensor.reason not in _EXPECTED
 
 
 def groups(tensors: Sequence[TensorReport]) -> list[Group]:

@@ -1,0 +1,327 @@
+"""The report on a quantized model, and several of them in one document: what was done, and what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from typing import Any
+
+from quantcli import terminal as t
+from quantcli.errors import printable
+from quantcli.notebook import table
+from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
+from quantcli.reports.kept import groups
+from quantcli.reports.records import Comparison, GateResult, Summary, TensorReport
+
+KEPT = 20
+"""Groups of kept tensors that are shown at least beside the rows of a table."""
+
+LEGEND = (
+    "model: step^2/12 and what clipping cuts off, clipping being its share of the error; uniform, Lloyd-Max: the best "
+    "there is with one scale for these weights (N: for normal ones); Shannon, R(D): no coding at the stored rate does "
+    "better, for weights like these and for normal ones; entropy: bits per code; saves: what a lossless coder would."
+)
+"""Of the table of theory."""
+
+COLUMNS = (
+    "name", "dtype", "shape", "disposition", "reason", "note", "scheme", "bits", "format", "granularity", "group_size",
+    "symmetric", "calibration", "rounding", "mse", "nmse", "sqnr_db", "exact", "max_abs_error", "clipped_fraction",
+    "bits_per_weight", "bytes_in", "bytes_out",
+)  # fmt: skip
+"""Figures of a tensor in tables for programs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RunReport:
+    """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
+    original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
+    quantized already."""
+
+    command: str
+    source: str
+    output: str | None
+    decoded_from: str = ""
+    passed: bool | None = None
+    summary: Summary
+    gates: list[GateResult] = field(default_factory=list)
+    tensors: list[TensorReport]
+    comparison: Comparison | None = None
+    warnings: list[str] = field(default_factory=list)
+    equal: list[list[str]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The file it is about."""
+        return self.output or self.source
+
+    def failed(self) -> Mapping[str, Sequence[GateResult]]:
+        """The gates that tensors do not pass, by the names of these."""
+        found: dict[str, list[GateResult]] = {}
+        for gate in self.gates:
+            for failure in gate.failures:
+                found.setdefault(failure.tensor, []).append(gate)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `schema_version` first; all numbers finite."""
+        return {"schema_version": SCHEMA_VERSION, **plain(self)}
+
+    def parts(self, display: Display) -> Iterator[Part]:
+        """The verdict, what changed since a baseline, every tensor with the worst first, and theory where it was asked
+        for; of two models that are compared, what changed and what only one holds comes last."""
+        yield from _head(self)
+        found, compared = self.comparison, self.command == "compare"
+        if found is not None and not compared:
+            yield from _changes(found, display, alone=("new", "vanished"), named=10)
+        yield Line()
+        rows = sorted(self.tensors, key=lambda r: (r.kept, math.inf if r.sqnr_db is None else r.sqnr_db))
+        seen = rows if display.limit is None else rows[: max(1, display.limit)]
+        yield from _tensors(seen, rows[len(seen) :], display)
+        if found is not None and compared and (found.changes or found.new or found.vanished):
+            alone = f"only in {printable(self.name, 200)}", f"only in {printable(self.source, 200)}"
+            yield from _changes(found, display, alone=alone, named=3)
+        if any(r.theory is not None for r in rows):
+            yield Line()
+            yield _theory(seen)
+            yield Line()
+            yield Line(LEGEND, wrapped=True)
+
+    def __repr__(self) -> str:
+        s = self.summary
+        figures = f"{s.tensors} tensors, {s.quantized} quantized, {t.decibels(s.sqnr_db, s.exact)} dB"
+        return f"RunReport({self.command} {printable(self.name)!r}: {figures}, {t.size(s.bytes_out)})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (
+                r.name,
+                "x".join(map(str, r.shape)),
+                r.scheme or r.reason,
+                t.decibels(r.sqnr_db, r.exact),
+                t.size(r.bytes_out),
+            )
+            for r in self.tensors
+        )
+        return f"<p>{escape(repr(self))}</p>{table(('tensor', 'shape', 'scheme', 'SQNR dB', 'bytes'), rows)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunReports:
+    """The reports that one command makes, one for each model, as a document."""
+
+    reports: Sequence[RunReport]
+
+    @property
+    def gates(self) -> list[GateResult]:
+        """The gates of all."""
+        return [gate for report in self.reports for gate in report.gates]
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether all gates were passed; None where there is none."""
+        gates = self.gates
+        return all(gate.passed for gate in gates) if gates else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """One report as it is, several in `reports`."""
+        documents = [report.as_dict() for report in self.reports]
+        if len(documents) == 1:
+            return documents[0]
+        command = self.reports[0].command if self.reports else "report"
+        return {"schema_version": SCHEMA_VERSION, "command": command, "passed": self.passed, "reports": documents}
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """A row per tensor; `failed` names the gates that it does not pass."""
+        yield ["file", *COLUMNS, "failed"]
+        for report in self.reports:
+            failed = report.failed()
+            for tensor in report.tensors:
+                gates = " ".join(gate.gate for gate in failed.get(tensor.name, ()))
+                yield [report.name, *(getattr(tensor, column) for column in COLUMNS), gates]
+
+    def parts(self, display: Display) -> Iterator[Part]:
+        """The reports one after another; together they have as many rows as one would have."""
+        if display.limit is not None and len(self.reports) > 1:
+            display = replace(display, limit=max(3, display.limit // len(self.reports)))
+        for number, report in enumerate(self.reports):
+            yield from [Line(), Line()] if number else []
+            yield from report.parts(display)
+
+
+def equal_line(report: RunReport) -> str | None:
+    """Which tensors are equal, in a line; None when none are."""
+    if not report.equal:
+        return None
+    shown = []
+    for names in report.equal[:3]:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        shown.append(" = ".join(printable(n, 200) for n in names[:4]) + more)
+    more = f"; and {len(report.equal) - 3} more such sets" if len(report.equal) > 3 else ""
+    return f"equal weights: {'; '.join(shown)}{more}"
+
+
+def _head(report: RunReport) -> Iterator[Line]:
+    """What it is about, the figures of the whole model, and every gate."""
+    s = report.summary
+    output = f" -> {printable(report.output, 200)}" if report.output else ""
+    yield Line(printable(report.source, 200) + output, strong=True)
+    if report.decoded_from:
+        yield Line(f"source: {report.decoded_from}")
+    measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else "not measured"
+    covered = f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
+    yield Line(f"{covered}, {s.bits_per_weight:.3f} bits per weight, {measured}")
+    time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
+    yield Line(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller){time}")
+    if s.kept:
+        counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
+        yield Line("kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts))
+    if report.command == "report" and s.sqnr_db is None and not s.exact:
+        yield Line("the file stores no errors: --against ORIGINAL measures them")
+    equal = equal_line(report)
+    if equal is not None:
+        yield Line(equal)
+    if report.gates:
+        yield Line()
+    for gate in report.gates:
+        yield Line(f"{gate.title} {gate.shown_limit}: {gate.message}", passed=gate.passed)
+
+
+def _changes(found: Comparison, display: Display, *, alone: tuple[str, str], named: int) -> Iterator[Part]:
+    """What changed, most lost first. alone: what to call the tensors that one side has alone, of which so many are
+    named."""
+    counts = f"{len(found.changes)} changed, {len(found.new)} new, {len(found.vanished)} vanished"
+    yield Line()
+    yield Line(f"against {printable(found.baseline, 200)}: {counts}")
+    for what, names in zip(alone, (found.new, found.vanished)):
+        if names:
+            seen = names if display.limit is None else names[:named]
+            more = f" and {len(names) - len(seen)} more" if len(seen) < len(names) else ""
+            yield Line(f"{what}: {', '.join(printable(n) for n in seen)}{more}")
+    if not found.changes:
+        return
+    table = t.Table(
+        [
+            t.Column("changed"),
+            t.Column("before", from_width=70),
+            t.Column("dB", right=True),
+            t.Column("now", from_width=70),
+            t.Column("dB", right=True),
+            t.Column("change", right=True),
+        ]
+    )
+    for c in found.changes if display.limit is None else found.changes[: max(5, display.limit // 2)]:
+        delta = "-" if c.delta_db is None else f"{c.delta_db:+.2f}"
+        before, after = t.decibels(c.before_db, c.before_exact), t.decibels(c.after_db, c.after_exact)
+        table.add(c.tensor, c.before, before, c.after, after, delta, style="yellow" if c.lost else "")
+    yield table
+    if len(table.rows) < len(found.changes):
+        yield Line(f"and {len(found.changes) - len(table.rows)} more changes; --all shows them")
+
+
+def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display: Display) -> Iterator[Part]:
+    """Some tensors; of the others those that were kept and must be seen, in groups, and the rest in a line. Where the
+    errors of codes are known that were decoded to make these, they stand beside."""
+    earlier = any(r.source_sqnr_db is not None for r in seen)
+    before = [t.Column("source", from_width=70), t.Column("source dB", right=True)] if earlier else []
+    table = t.Table(
+        [
+            t.Column("tensor"),
+            t.Column("shape", from_width=60),
+            *before,
+            t.Column("scheme"),
+            t.Column("SQNR dB", right=True),
+            t.Column("max error", right=True, from_width=100),
+            t.Column("clipped", right=True, from_width=110),
+            t.Column("bits/w", right=True, from_width=90),
+            t.Column("bytes", right=True, from_width=50),
+            t.Column("note", from_width=130),
+        ]
+    )
+    for r in seen:
+        table.add(
+            r.name,
+            t.shape(r.shape),
+            *([r.source_scheme or "-", t.decibels(r.source_sqnr_db, False)] if earlier else []),
+            r.scheme or f"kept: {r.reason}",
+            "-" if r.kept else t.decibels(r.sqnr_db, r.exact),
+            t.number(r.max_abs_error),
+            "-" if r.clipped_fraction is None else f"{100 * r.clipped_fraction:.2g} %",
+            f"{r.bits_per_weight:.3f}",
+            t.size(r.bytes_out),
+            r.note,
+            style=_style(r),
+        )
+    notable = groups(rest)[: max(KEPT, display.limit or 0)]
+    for g in notable:
+        table.add(
+            g.name,
+            t.shape(g.shape) if g.shape is not None else "",
+            *(["", ""] if earlier else []),
+            f"kept: {g.reason}",
+            *("-", "-", "-"),
+            f"{g.tensors[0].bits_per_weight:.3f}",
+            t.size(g.bytes_out),
+            g.note,
+            style="dim",
+        )
+    yield table
+    named = {tensor.name for g in notable for tensor in g.tensors}
+    left = [r for r in rest if r.name not in named]
+    if left:
+        yield Line(f"and {len(left)} more: {_left_out(left)}; --all shows them")
+
+
+def _style(tensor: TensorReport) -> str:
+    if tensor.kept:
+        return "dim"
+    if tensor.sqnr_db is None:
+        return ""
+    return "red" if tensor.sqnr_db < 10 else "yellow" if tensor.sqnr_db < 15 else ""
+
+
+def _left_out(rows: Sequence[TensorReport]) -> str:
+    """How many tensors there are of each kind, and the range of their SQNR."""
+    known = [r.sqnr_db for r in rows if r.sqnr_db is not None]
+    kept = sum(r.kept for r in rows)
+    parts = []
+    if len(rows) > kept:
+        spread = f" ({min(known):.2f} to {max(known):.2f} dB)" if known else ""
+        parts.append(f"{len(rows) - kept} quantized{spread}")
+    return ", ".join([*parts, *([f"{kept} kept"] if kept else [])])
+
+
+def _theory(rows: Sequence[TensorReport]) -> t.Table:
+    """Theory next to measurement: SQNR in dB, the share of clipping in the error, entropy of the codes in bits."""
+    table = t.Table(
+        [
+            t.Column("tensor"),
+            t.Column("SQNR dB", right=True),
+            t.Column("model", right=True),
+            t.Column("clipping", right=True, from_width=90),
+            t.Column("uniform", right=True),
+            t.Column("Lloyd-Max", right=True),
+            t.Column("N uniform", right=True, from_width=120),
+            t.Column("N Lloyd-Max", right=True, from_width=120),
+            t.Column("Shannon", right=True, from_width=110),
+            t.Column("R(D)", right=True),
+            t.Column("entropy", right=True, from_width=80),
+            t.Column("saves", right=True, from_width=100),
+        ]
+    )
+    for r in rows:
+        if r.theory is None:
+            continue
+        h = r.theory
+        best = h.uniform_sqnr_db, h.lloyd_max_sqnr_db, h.gaussian_uniform_sqnr_db, h.gaussian_lloyd_max_sqnr_db
+        table.add(
+            r.name,
+            t.decibels(r.sqnr_db, r.exact),
+            t.decibels(h.predicted_sqnr_db, False),
+            f"{100 * h.clipping_share:.0f} %",
+            *(t.decibels(v, False) for v in (*best, h.shannon_db, h.rate_distortion_db)),
+            f"{h.code_entropy:.2f}",
+            t.size(h.saving_bytes),
+        )
+    return table
