@@ -14,6 +14,7 @@ from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, op
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.floats import Reading
     from quantcli.folders.job import Job
     from quantcli.passes.quantize import Written
     from quantcli.reports.run import RunReport
@@ -60,7 +61,7 @@ MUCH = 64 << 20
     show_default="refuse",
     group="Selection",
 )
-@_sources.source_layout
+@_sources.reading
 @_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
@@ -90,7 +91,7 @@ MUCH = 64 << 20
 @options.console
 def command(
     src: str,
-    source_layout: str,
+    reading: Reading,
     output: str | None,
     force: bool,
     threads: int | None,
@@ -118,7 +119,7 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, console) as named,
-        _sources.float_source(src, source_layout, console) as source,
+        _sources.float_source(src, reading, console) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quantcli.layouts.origins import Origin
     from quantcli.models import View
     from quantcli.passes.examine import Examined
+    from quantcli.stores import Earlier
 
 
 def of_plan(
@@ -79,6 +80,19 @@ def of_plan(
         equal=_equal(tensors),
         summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
     )
+
+
+def with_earlier(report: RunReport, earlier: Mapping[str, Earlier], decoded_from: str) -> RunReport:
+    """A report that also says what tensors are decoded from, and what that had cost."""
+
+    def recorded(tensor: TensorReport) -> TensorReport:
+        found = earlier.get(tensor.name)
+        if found is None:
+            return tensor
+        sqnr = found.metrics.sqnr_db if found.metrics is not None else None
+        return replace(tensor, source_scheme=found.scheme, source_sqnr_db=sqnr)
+
+    return replace(report, tensors=[recorded(t) for t in report.tensors], decoded_from=decoded_from)
 
 
 def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:

@@ -24,7 +24,8 @@ _OF_METRICS = ("mse", "nmse", "sqnr_db", "max_abs_error", "clipped_fraction")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
     """One tensor. Errors are None for kept tensors (and where nothing was measured); `sqnr_db` is None and `exact`
-    True when every weight is decoded to itself, for JSON has no infinity."""
+    True when every weight is decoded to itself, for JSON has no infinity. source_scheme: of the codes that were decoded
+    to make it; source_sqnr_db: what these had cost, where their file says."""
 
     name: str
     dtype: str
@@ -55,6 +56,8 @@ class TensorReport:
     digest: str | None
     theory: Theory | None = None
     histogram: Histogram | None = None
+    source_scheme: str | None = None
+    source_sqnr_db: float | None = None
 
     @property
     def kept(self) -> bool:

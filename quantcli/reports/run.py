@@ -36,11 +36,13 @@ COLUMNS = (
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
-    original weights are the same, byte for byte, the largest first."""
+    original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
+    quantized already."""
 
     command: str
     source: str
     output: str | None
+    decoded_from: str = ""
     passed: bool | None = None
     summary: Summary
     gates: list[GateResult] = field(default_factory=list)
