@@ -85,14 +85,14 @@ def of_plan(
 def with_earlier(report: RunReport, earlier: Mapping[str, Earlier], decoded_from: str) -> RunReport:
     """A report that also says what tensors are decoded from, and what that had cost."""
 
-    def told(tensor: TensorReport) -> TensorReport:
+    def recorded(tensor: TensorReport) -> TensorReport:
         found = earlier.get(tensor.name)
         if found is None:
             return tensor
         sqnr = found.metrics.sqnr_db if found.metrics is not None else None
         return replace(tensor, source_scheme=found.scheme, source_sqnr_db=sqnr)
 
-    return replace(report, tensors=[told(t) for t in report.tensors], decoded_from=decoded_from)
+    return replace(report, tensors=[recorded(t) for t in report.tensors], decoded_from=decoded_from)
 
 
 def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
