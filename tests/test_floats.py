@@ -132,7 +132,7 @@ def test_codes_of_integers_are_decoded_on_request(folders: tuple[Path, Path], tm
     first = run("quantize", folders[1], "--bits", 8, "--to", "native", "--group-size", 32, "-o", once, "--json").json
     line = one_line(run("quantize", once, "--bits", 4, "-o", twice), 1)
     assert (
-        "this model is quantized already (quantcli: w8g32 (4 tensors, decoded to bfloat16))" in line
+        "this model is quantized already, quantcli: w8g32 (4 tensors, decoded to bfloat16)" in line
         and "--requantize" in line
     )
     ran = run("quantize", once, "--bits", 4, "--group-size", 32, "-o", twice, "--requantize", "--json")
