@@ -31,13 +31,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.architectures import EXPERTS, Architecture
-from quantcli.dtypes import to_float32
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.evidence import COMFYUI
 from quantcli.layouts.loaders import ignored, modules, not_linear
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, quantized, rounded, words
 from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.small import small_floats
 from quantcli.layouts.stored import FLOATS, float_columns, floats, matrix, part, scaled, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
@@ -134,10 +134,12 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
 def _decode_bytewise(stored: _Bytewise, read: Read, first: int, last: int) -> Floats:
     cols = stored.codes.shape[-1]
     raw = read(stored.codes.name, first * cols, (last - first) * cols)
-    codes = raw.view(np.int8).astype(np.float32) if stored.dtype == "I8" else to_float32(raw, stored.dtype)
     at, count = (0, 1) if stored.scale.numel == 1 else (first, last - first)
-    scale = floats(read, stored.scale, stored.name, at, count)
-    return scaled(codes.reshape(last - first, cols), scale[:, None], None, cols)
+    scale = floats(read, stored.scale, stored.name, at, count)[:, None]
+    if stored.dtype != "I8":
+        return small_floats(raw, (last - first, cols), scale, cols, stored.dtype)
+    codes = raw.view(np.int8).astype(np.float32)
+    return scaled(codes.reshape(last - first, cols), scale, None, cols)
 
 
 def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[str, Any]) -> Found:

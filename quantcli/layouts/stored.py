@@ -28,9 +28,6 @@ BLOCK = 1 << 23
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes of scales."""
 
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""The values of the codes of 4-bit floats."""
-
 
 def wrong(name: str, problem: str, hint: str | None = None) -> DataError:
     """The error for a problem with a tensor."""
@@ -98,10 +95,11 @@ def across_outputs(infos: Mapping[str, TensorInfo], stem: str, method: str | Non
 def floats(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> Floats:
     """Parameters as float32, from the first-th on. Raises DataError when one is not finite."""
     size = DTYPES[info.dtype].bits // 8
-    return _finite(to_float32(read(info.name, first * size, count * size), info.dtype), info, whose)
+    return finite(to_float32(read(info.name, first * size, count * size), info.dtype), info, whose)
 
 
-def _finite(values: Floats, info: TensorInfo, whose: str) -> Floats:
+def finite(values: Floats, info: TensorInfo, whose: str) -> Floats:
+    """The values of a part. Raises DataError when one is not finite."""
     if not np.isfinite(values).all():
         raise wrong(whose, f"a number of {printable(info.name)} is not finite")
     return values
@@ -116,26 +114,6 @@ def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None
         return None
     packed = info.dtype == "U8" and name != full and scale.dtype in ("U8", "F8_E4M3")
     return name if packed or (info.dtype == "F8_E4M3" and name == full and scale.dtype == "U8") else None
-
-
-def small_scales(read: Read, info: TensorInfo, kind: str, whose: str, first: int, count: int) -> Floats:
-    """One-byte scales as float32, from the first-th on: kind is `e4m3`, or `e8m0` for powers of 2 from -127 to 127.
-    Raises DataError when one is not a number."""
-    raw = read(info.name, first, count)
-    if kind == "e4m3":
-        return _finite(to_float32(raw, "F8_E4M3"), info, whose)
-    exponents = raw.astype(np.uint32) << np.uint32(23)  # of float32, except the smallest power; 255 is NaN
-    exponents[raw == 0] = 1 << 22
-    return _finite(exponents.view(np.float32), info, whose)
-
-
-def small_floats(raw: NDArray[np.uint8], bits: int) -> Floats:
-    """The values of bytes of E4M3, or of two E2M1 each, the first in the low half."""
-    if bits == 8:
-        return to_float32(raw, "F8_E4M3")
-    found = np.empty((len(raw), 2), np.float32)
-    found[:, 0], found[:, 1] = E2M1[raw & np.uint8(15)], E2M1[raw >> np.uint8(4)]
-    return found.ravel()
 
 
 def strips(read: Read, info: TensorInfo, first: int, last: int, step: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -162,7 +140,7 @@ def float_columns(read: Read, info: TensorInfo, whose: str, first: int, last: in
     """Columns first to last of a matrix of parameters, transposed: (last - first, rows) float32."""
     raw = np.ascontiguousarray(columns(read, info, first, last).T)
     values = to_float32(raw.view(np.uint8).ravel(), info.dtype).reshape(raw.shape)
-    return _finite(values, info, whose)
+    return finite(values, info, whose)
 
 
 def block_rows(cols: int) -> int:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import kernels
-from quantcli.dtypes import to_float32
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.layouts.reader import Read
+from quantcli.layouts.small import small_floats
 from quantcli.layouts.stored import floats, scaled, wrong
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -149,8 +149,10 @@ def decode_packed(stored: Stored, read: Read, first: int, last: int) -> Floats:
 def decode_plain(stored: Stored, read: Read, first: int, last: int) -> Floats:
     rows, cols = last - first, stored.cols
     raw = read(stored.codes.name, first * cols, rows * cols)
-    codes = raw.view(np.int8).astype(np.float32) if stored.codes.dtype == "I8" else to_float32(raw, stored.codes.dtype)
-    out, scale = codes.reshape(rows, cols), _scales(stored, read, first, last)
+    scale = _scales(stored, read, first, last)
+    if stored.codes.dtype != "I8":
+        return small_floats(raw, (rows, cols), scale, stored.group, stored.codes.dtype)
+    out = raw.view(np.int8).astype(np.float32).reshape(rows, cols)
     if stored.granularity != "block":
         zero = None if stored.zero is None else _signed_zeros(stored, stored.zero, read, first, last)
         return scaled(out, scale, zero, stored.group)
