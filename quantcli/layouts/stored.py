@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import kernels
 from quantcli.asking import Scheme
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
+from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.layouts.config import whole
 from quantcli.layouts.reader import Read
 from quantcli.tensors.info import TensorInfo
@@ -17,13 +19,15 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
-PIECE = 1 << 20
-"""Bytes read at once where rows are stored as columns: unpacked they are some ten times as many."""
+    Indices = NDArray[np.intp]
 
-BLOCK = 1 << 23
-"""Weights to decode at once where each call reads a whole part: 32 MiB of float32."""
+PAGE, PIECE = 1 << 12, 1 << 20
+"""Bytes that a disk reads for any of them, and bytes read at once where rows are stored as columns."""
+
+BLOCK = 1 << 21
+"""Weights to decode at once where rows are stored as columns, each with a read of its own: 8 MiB of float32."""
 
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes of scales."""
@@ -116,23 +120,23 @@ def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None
     return name if packed or (info.dtype == "F8_E4M3" and name == full and scale.dtype == "U8") else None
 
 
-def strips(read: Read, info: TensorInfo, first: int, last: int, step: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Columns first to last of a matrix, in pieces of a multiple of `step` rows, each with its first row; unsigned
-    integers of the elements' size."""
-    rows, cols = info.shape
-    size = DTYPES[info.dtype].bits // 8
-    height = max(PIECE // (cols * size * step), 1) * step
-    for row in range(0, rows, height):
-        count = min(height, rows - row)
-        piece = read(info.name, row * cols * size, count * cols * size).view(f"<u{size}")
-        yield row, piece.reshape(count, cols)[:, first:last]
+def columns(read: Read, info: TensorInfo, first: int, last: int, among: tuple[int, int] | None = None) -> NDArray[Any]:
+    """Columns first to last of a matrix, as unsigned integers of the elements' size; among: of which rows.
 
-
-def columns(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
-    """Columns first to last of a matrix."""
-    found = np.empty((info.shape[0], last - first), f"<u{DTYPES[info.dtype].bits // 8}")
-    for row, piece in strips(read, info, first, last):
-        found[row : row + len(piece)] = piece
+    Rows are read one by one where they are apart by more than a page; nearer ones cost as much as all between them, and
+    are read with it, in small pieces.
+    """
+    cols, size = info.shape[1], DTYPES[info.dtype].bits // 8
+    begin, end = among or (0, info.shape[0])
+    found = np.empty((end - begin, last - first), f"<u{size}")
+    height = 1 if (cols - (last - first)) * size > PAGE else max(PIECE // (cols * size), 1)
+    for row in range(begin, end, height):
+        count, at = min(height, end - row), row - begin
+        if height == 1:
+            found[at] = read(info.name, (row * cols + first) * size, (last - first) * size).view(f"<u{size}")
+        else:
+            piece = read(info.name, row * cols * size, count * cols * size).view(f"<u{size}")
+            found[at : at + count] = piece.reshape(count, cols)[:, first:last]
     return found
 
 
@@ -144,8 +148,20 @@ def float_columns(read: Read, info: TensorInfo, whose: str, first: int, last: in
 
 
 def block_rows(cols: int) -> int:
-    """Rows to decode at once where each call reads a whole part: a multiple of 32, whose codes fill whole words."""
+    """Rows to decode at once where they are stored as columns: a multiple of 32, whose codes fill whole words."""
     return max(BLOCK // cols // 32, 1) * 32
+
+
+def by_group(codes: Bytes, shape: tuple[int, int], bits: int, params: QuantParams, group_of: int | Indices) -> Floats:
+    """(code - zero) * scale of rows of packed codes; parameters are (rows, groups). group_of: the size of groups, or
+    the group of every column."""
+    grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1)
+    if not isinstance(group_of, int):
+        assert params.zero is not None
+        own = np.ascontiguousarray(params.scale[:, group_of]), np.ascontiguousarray(params.zero[:, group_of])
+        params, group_of = QuantParams(*own), 1
+    with np.errstate(over="ignore"):
+        return kernels.load().decode(codes, shape, group_of, params, grid)
 
 
 def scaled(out: Floats, scale: Floats, zero: Floats | None, group: int) -> Floats:
