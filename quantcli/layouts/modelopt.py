@@ -98,7 +98,8 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         scale = infos.get(f"{name}_scale")
         if info.dtype != "U8" or scale is None or scale.dtype not in GROUPS or name.endswith("_packed"):
             continue
-        if scale.dtype == "U8" or f"{name}_scale_2" in infos:
+        fits = len(info.shape) == 2 and scale.shape == (info.shape[0], info.shape[1] // 16) and not info.shape[1] % 16
+        if f"{name}_scale_2" in infos or (scale.dtype == "U8" and fits):
             found.append(_found(_stored(infos, name), dtype))
     return found
 

@@ -60,15 +60,17 @@ DECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
                       "l.q.input_scale": ("F32", ())}, {}, "8-bit floats with scales"),
     "ComfyUI scaled": ({"l.q.weight": ("F8_E4M3", (64, 64)), "l.q.scale_weight": ("F32", ()),
                         "scaled_fp8": ("F8_E4M3", (2,))}, {}, "ComfyUI's scaled 8-bit floats"),
-}  # fmt: skip
-"""Layouts that quantcli decodes: their tensors, config.json, and what is said."""
-
-UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "gpt-oss": ({"l.experts.gate_up_proj_blocks": ("U8", (2, 8, 2, 16)), "l.experts.gate_up_proj_scales":
                  ("U8", (2, 8, 2)), "l.experts.gate_up_proj_bias": ("BF16", (2, 8))},
                 {"quantization_config": {"quant_method": "mxfp4"}}, "MXFP4 of gpt-oss"),
     "ModelOpt NVFP4": ({"l.q.weight": ("U8", (64, 32)), "l.q.weight_scale": ("F8_E4M3", (64, 4)),
                         "l.q.weight_scale_2": ("F32", ()), "l.q.input_scale": ("F32", ())}, {}, "NVFP4 of ModelOpt"),
+    "DeepSeek's own names": ({"l.wq.weight": ("F8_E4M3", (64, 64)), "l.wq.scale": ("F8_E8M0", (1, 1))}, {},
+                             "8-bit floats with scales"),
+}  # fmt: skip
+"""Layouts that quantcli decodes: their tensors, config.json, and what is said."""
+
+UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "HQQ": ({"l.q.W_q": ("U8", (64, 64)), **HQQ_META}, {}, "HQQ"),
     "HQQ as floats": ({"l.q.W_q": ("F16", (64, 32)), **HQQ_META}, {}, "HQQ"),
     "quanto int8": ({"0.weight._data": ("I8", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
@@ -80,8 +82,6 @@ UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "torchao float8": ({"0._weight_qdata": ("F8_E4M3", (64, 128)), "0._weight_scale": ("F32", (64, 1))}, {}, "torchao"),
     "AQLM": ({"l.q.codes": ("I8", (64, 16, 1)), "l.q.codebooks": ("F16", (1, 256, 1, 8)),
               "l.q.scales": ("F16", (64, 1, 1, 1))}, {}, "AQLM"),
-    "DeepSeek's own names": ({"l.wq.weight": ("F8_E4M3", (64, 64)), "l.wq.scale": ("F8_E8M0", (1, 1))}, {},
-                             "8-bit floats with scales"),
     "BitNet": ({"l.q.weight": ("U8", (16, 64)), "l.q.weight_scale": ("BF16", (1,))}, {}, "integers with scales"),
     "by config alone": ({"l.q.strange": ("I16", (64, 64))}, {"quantization_config": {"quant_method": "new"}},
                         "quant_method new"),
