@@ -10,6 +10,7 @@ The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either i
     awq_w4a16                      X.weight        I8                 [out, in/2]  codes u, the low half of a byte first
                                    X.weight_scale  F32, F16 or BF16   [in/g, out]
                                    X.weight_zeros  as the scales      [in/g, out]
+    nvfp4, mxfp8                   in layouts.swizzled
 
 The weight is q * scale, or (u - 8) * scale + zeros, here in float32; g is in/g's own quotient, which `group_size` must
 agree with. Older files hold X.scale_weight (a number) beside an 8-bit float X.weight, and no description.
@@ -32,6 +33,7 @@ import numpy as np
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
+from quantcli.layouts import swizzled
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.evidence import COMFYUI
 from quantcli.layouts.loaders import ignored, modules, not_linear
@@ -105,7 +107,7 @@ def _format(name: str, description: Any) -> str:
         raise wrong(name, "its description is not an object")
     more = [key for key, value in description.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
     kind = text(description, "format")
-    if kind is None or (kind not in BYTEWISE and kind != "awq_w4a16"):
+    if kind is None or kind not in (*BYTEWISE, *swizzled.FORMATS, "awq_w4a16"):
         raise wrong(name, f"ComfyUI format {kind} is not supported")
     if more:
         raise wrong(name, f"{kind} with {printable(more[0], 40)} is not supported")
@@ -185,11 +187,14 @@ def _decode_nibbles(stored: _Nibbles, read: Read, first: int, last: int) -> Floa
 def _found(infos: Mapping[str, TensorInfo], path: str, description: Any) -> Found:
     name = f"{path}.weight"
     kind = _format(name, description)
-    found = (
-        _nibbles(infos, name, description)
-        if kind == "awq_w4a16"
-        else _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
-    )
+    if kind in swizzled.FORMATS:
+        found = swizzled.find(infos, name, kind, description)
+    elif kind == "awq_w4a16":
+        found = _nibbles(infos, name, description)
+    else:
+        found = _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
+    if f"{path}.pre_quant_scale" in infos:
+        raise wrong(name, f"{printable(path)}.pre_quant_scale beside it is not supported")
     own = infos.get(f"{path}{DESCRIPTION}")
     return found if own is None else replace(found, parts=(*found.parts, own))
 
@@ -285,7 +290,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 # ---- the layout ------------------------------------------------------------------------------------------------------
 
 
-READS = Reader(summary="ComfyUI: int8_tensorwise, float8 and awq_w4a16", find=find)
+READS = Reader(summary="ComfyUI: int8_tensorwise, float8, nvfp4, mxfp8 and awq_w4a16", find=find)
 
 WRITES = Writer(
     summary="ComfyUI int8_tensorwise: signed bytes and float32 scales, for ComfyUI and compressed-tensors",
