@@ -23,7 +23,7 @@ import numpy as np
 from quantcli.errors import printable
 from quantcli.layouts.config import model_dtype
 from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.small import scales, small_floats
+from quantcli.layouts.small import E2M1, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.patterns import module_of
 from quantcli.tensors.info import TensorInfo
@@ -75,7 +75,8 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
         if not np.isfinite(scale).all():
             raise wrong(stored.name, "a scale times its scale_2 is not finite")
     raw = read(stored.codes.name, first * size, rows * size)
-    return small_floats(raw, (rows, stored.cols), scale, stored.group, "F4")
+    levels = table(E2M1 + np.float32(0) if stored.overall is not None else E2M1)  # one has no negative zero
+    return looked_up(raw, (rows, stored.cols), scale, stored.group, levels)
 
 
 def _found(stored: _Stored, dtype: str) -> Found:

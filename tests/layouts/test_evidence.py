@@ -45,11 +45,6 @@ def model(
 
 NORM: Tensors = {"model.norm.weight": ("BF16", (64,))}
 FLOATS: Tensors = {**NORM, "model.l.q.weight": ("BF16", (64, 64)), "model.l.q.bias": ("BF16", (64,))}
-HQQ_META: Tensors = {
-    **{f"l.q.{n}": ("I32", ()) for n in ("nbits", "group_size", "axis")}, "l.q.shape": ("I64", (2,)),
-    **{f"l.q.{n}": ("U8", ()) for n in ("view_as_float", "quant_scale", "quant_zero", "optimize", "round_zero")},
-    "l.q.packing": ("U8", (7,)), "l.q.scale": ("F16", (128, 1)), "l.q.zero": ("F16", (128, 1)),
-}  # fmt: skip
 QUANTO: Tensors = {"0.weight._scale": ("F32", (64, 1)), "0.input_scale": ("F32", ()), "0.output_scale": ("F32", ()),
                    "0.bias": ("F32", (64,))}  # fmt: skip
 
@@ -67,19 +62,17 @@ DECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
                         "l.q.weight_scale_2": ("F32", ()), "l.q.input_scale": ("F32", ())}, {}, "NVFP4 of ModelOpt"),
     "DeepSeek's own names": ({"l.wq.weight": ("F8_E4M3", (64, 64)), "l.wq.scale": ("F8_E8M0", (1, 1))}, {},
                              "8-bit floats with scales"),
-}  # fmt: skip
-"""Layouts that quantcli decodes: their tensors, config.json, and what is said."""
-
-UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
-    "HQQ": ({"l.q.W_q": ("U8", (64, 64)), **HQQ_META}, {}, "HQQ"),
-    "HQQ as floats": ({"l.q.W_q": ("F16", (64, 32)), **HQQ_META}, {}, "HQQ"),
     "quanto int8": ({"0.weight._data": ("I8", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
-    "quanto int4": ({"0.weight._data._data": ("U8", (32, 128)), "0.weight._shift": ("F32", (64, 1)), **QUANTO}, {},
-                    "optimum-quanto"),
     "quanto float8": ({"0.weight._data": ("F8_E4M3", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
     "torchao int8": ({"0._weight_qdata": ("I8", (64, 128)), "0._weight_scale": ("F32", (64, 1)),
                       "0._weight_zero_point": ("I8", (64, 1))}, {}, "torchao"),
     "torchao float8": ({"0._weight_qdata": ("F8_E4M3", (64, 128)), "0._weight_scale": ("F32", (64, 1))}, {}, "torchao"),
+}  # fmt: skip
+"""Layouts that quantcli decodes: their tensors, config.json, and what is said."""
+
+UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
+    "quanto int4": ({"0.weight._data._data": ("U8", (32, 128)), "0.weight._shift": ("F32", (64, 1)), **QUANTO}, {},
+                    "optimum-quanto"),
     "AQLM": ({"l.q.codes": ("I8", (64, 16, 1)), "l.q.codebooks": ("F16", (1, 256, 1, 8)),
               "l.q.scales": ("F16", (64, 1, 1, 1))}, {}, "AQLM"),
     "BitNet": ({"l.q.weight": ("U8", (16, 64)), "l.q.weight_scale": ("BF16", (1,))}, {}, "integers with scales"),

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from quantcli.errors import printable
-from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, decode_plain, stated_shape, words_of
+from quantcli.layouts import bytewise
+from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, stated_shape, words_of
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import FLOATS, part, scheme_name, small_float_weight, wrong
@@ -257,6 +258,14 @@ def _refuse(infos: Mapping[str, TensorInfo], name: str) -> None:
         raise wrong(name, f"packed bytes{scales} are not supported")
 
 
+def _bytes(stored: Stored) -> bytewise.Bytewise:
+    height = stored.rows if stored.granularity == "tensor" else stored.height
+    return bytewise.Bytewise(
+        name=stored.name, cols=stored.cols, height=height, width=stored.group, codes=stored.codes, scale=stored.scale,
+        zero=stored.zero,
+    )  # fmt: skip
+
+
 def _found(stored: Stored, *, packed: bool) -> Found:
     parts = (stored.codes, stored.scale, stored.zero, stored.index, stored.stated)
     return Found(
@@ -266,7 +275,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
         bits=stored.bits,
         parts=tuple(p for p in parts if p is not None),
         unit=1,
-        decode=partial(decode_packed if packed else decode_plain, stored),
+        decode=partial(decode_packed, stored) if packed else partial(bytewise.decode, _bytes(stored)),
         dtype=stored.scale.dtype,
     )
 
