@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
+
+if TYPE_CHECKING:
+    from quantcli.floats import Reading
 
 
 @_help.command(
@@ -19,7 +22,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
     ),
 )
 @options.source
-@_sources.source_layout
+@_sources.reading
 @_budget.budget
 @_help.option(
     "-o",
@@ -41,7 +44,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 @options.talk
 def command(
     src: str,
-    source_layout: str,
+    reading: Reading,
     output: str | None,
     explain: bool,
     show_all: bool,
@@ -65,7 +68,7 @@ def command(
         _naming.check_recipe(output)
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, source_layout, talk) as source:
+    with _sources.float_source(src, reading, talk) as source:
         to, _ = target_of(source, order, folder=source.folder is not None)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         nbytes = nbytes_of(source, found.plan)

@@ -14,6 +14,7 @@ from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, op
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.floats import Reading
     from quantcli.folders.job import Job
     from quantcli.passes.quantize import Written
     from quantcli.reports.records import RunReport
@@ -77,7 +78,7 @@ MUCH = 64 << 20
     show_default="refuse",
     group="Selection",
 )
-@_sources.source_layout
+@_sources.reading
 @_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
@@ -112,7 +113,7 @@ MUCH = 64 << 20
 @options.talk
 def command(
     src: str,
-    source_layout: str,
+    reading: Reading,
     output: str | None,
     force: bool,
     threads: int | None,
@@ -140,7 +141,7 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, talk) as named,
-        _sources.float_source(src, source_layout, talk) as source,
+        _sources.float_source(src, reading, talk) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]

@@ -17,7 +17,7 @@ from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.layouts.evidence import CONFIGS
 from quantcli.layouts.native.document import KEY
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import INDEX, Checkpoint
+from quantcli.stores.checkpoint import INDEX
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import SafetensorsFile
@@ -108,11 +108,12 @@ def _line(what: str, files: Sequence[SideFile]) -> str:
     return f"{what}: {shown}{more}"
 
 
-def set_aside(source: Checkpoint) -> SideFiles:
+def set_aside(source: Source) -> SideFiles:
     """The weight files of a folder that are not part of the model as it was opened."""
+    folder = source.folder or ""
     return SideFiles(
         tuple(
-            SideFile(name=name, size=_size(os.path.join(source.folder, name)), file=None, reason=reason)
+            SideFile(name=name, size=_size(os.path.join(folder, name)), file=None, reason=reason)
             for name, reason in sorted(source.aside.items())
         )
     )
@@ -121,36 +122,36 @@ def set_aside(source: Checkpoint) -> SideFiles:
 def of(source: Source, output: str, *, folder: bool) -> SideFiles:
     """What becomes of the files of a checkpoint folder where the output is a folder, or one file; beside a file nothing
     is looked for. output: its real path."""
-    if not isinstance(source, Checkpoint):
+    if source.folder is None:
         return SideFiles()
-    return survey(source, output) if folder else set_aside(source)
+    return survey(source, source.folder, output) if folder else set_aside(source)
 
 
-def survey(source: Checkpoint, output: str) -> SideFiles:
-    """The files beside the weights of a folder; `output`, the real path of what is made, is not one of them.
+def survey(source: Source, folder: str, output: str) -> SideFiles:
+    """The files beside the weights of a source in a folder; `output`, the real path of what is made, is none of them.
 
     Raises QuantcliError for a file that cannot be read, and DataError for a part of the model that is a link out of the
     folder. Hidden files are not part of a model, and what is written again is not listed: the index, config.json and
     the model card.
     """
     written = {CONFIG, CARD, INDEX, os.path.basename(source.index or INDEX)}
-    if os.path.lexists(os.path.join(source.folder, CONFIG)) and leads_outside(source.folder, CONFIG):
-        raise DataError("this is a link to a file outside its folder", place=[os.path.join(source.folder, CONFIG)])
-    modules = _modules(source.folder)
+    if os.path.lexists(os.path.join(folder, CONFIG)) and leads_outside(folder, CONFIG):
+        raise DataError("this is a link to a file outside its folder", place=[os.path.join(folder, CONFIG)])
+    modules = _modules(folder)
     found = list(set_aside(source).files)
-    for path, folders, names in os.walk(source.folder):
-        below = os.path.relpath(path, source.folder)
+    for path, folders, names in os.walk(folder):
+        below = os.path.relpath(path, folder)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in folders:
             if os.path.islink(os.path.join(path, name)):
-                found.append(_linked(source.folder, os.path.normpath(os.path.join(below, name)), modules))
+                found.append(_linked(folder, os.path.normpath(os.path.join(below, name)), modules))
         folders[:] = [f for f in folders if os.path.realpath(os.path.join(path, f)) != output]
         for name in sorted(n for n in names if not n.startswith(".")):
             relative = os.path.normpath(os.path.join(below, name))
             if relative in source.shards or relative in source.aside:
                 continue
-            if relative not in written or (relative == CARD and leads_outside(source.folder, CARD)):
-                found.append(_decided(source.folder, relative, names, modules))
+            if relative not in written or (relative == CARD and leads_outside(folder, CARD)):
+                found.append(_decided(folder, relative, names, modules))
     return SideFiles(tuple(sorted(found, key=lambda f: f.name)))
 
 

@@ -28,6 +28,16 @@ OWN = ("gguf", "onnx")
 whatever the names."""
 
 
+PUBLISHED = ("fp8-", "mxfp", "nvfp")
+"""How the schemes begin in which models are published: 8-bit floats, and small floats with one-byte scales."""
+
+
+def is_published(scheme: str) -> bool:
+    """Whether a scheme is one of a format in which models are published, whose weights are what their library decodes;
+    loaders of other codes compute with these."""
+    return scheme.startswith(PUBLISHED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A weight that is stored in a layout.
