@@ -7,6 +7,7 @@ torchao 0.18 and onnxruntime 1.31, and of published checkpoints (DeepSeek's FP8,
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,24 @@ DECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
                         "l.q.weight_scale_2": ("F32", ()), "l.q.input_scale": ("F32", ())}, {}, "NVFP4 of ModelOpt"),
     "DeepSeek's own names": ({"l.wq.weight": ("F8_E4M3", (64, 64)), "l.wq.scale": ("F8_E8M0", (1, 1))}, {},
                              "8-bit floats with scales"),
-    "quanto int8": ({"0.weight._data": ("I8", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
     "quanto float8": ({"0.weight._data": ("F8_E4M3", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
-    "torchao int8": ({"0._weight_qdata": ("I8", (64, 128)), "0._weight_scale": ("F32", (64, 1)),
-                      "0._weight_zero_point": ("I8", (64, 1))}, {}, "torchao"),
     "torchao float8": ({"0._weight_qdata": ("F8_E4M3", (64, 128)), "0._weight_scale": ("F32", (64, 1))}, {}, "torchao"),
 }  # fmt: skip
 """Layouts that quantcli decodes: their tensors, config.json, and what is said."""
+
+CODES: dict[str, tuple[Tensors, dict[str, Any], str]] = {
+    "quanto int8": ({"0.weight._data": ("I8", (64, 128)), **QUANTO}, {}, "w8c"),
+    "torchao int8": (
+        {
+            "0._weight_qdata": ("I8", (64, 128)),
+            "0._weight_scale": ("F32", (64, 1)),
+            "0._weight_zero_point": ("I8", (64, 1)),
+        },
+        {},
+        "w8c-asym",
+    ),
+}
+"""Layouts of whole numbers that quantcli decodes when asked to: the last is their scheme."""
 
 UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "quanto int4": ({"0.weight._data._data": ("U8", (32, 128)), "0.weight._shift": ("F32", (64, 1)), **QUANTO}, {},
@@ -103,7 +115,18 @@ def test_published_formats_are_decoded(case: str, tmp_path: Path) -> None:
     source = model(tmp_path / "source", {**FLOATS, **tensors}, config)
     for command in (["quantize", "-o", tmp_path / "out"], ["plan", "--target-bpw", "5"], ["sweep"]):
         ran = run(command[0], source, *command[1:])
-        assert ran.code == 0 and "source: 1 fp8-e4m3" in ran.err
+        assert ran.code == 0 and re.search(
+            r"source: 1 (fp8-e4m3|mxfp4|nvfp4)\S* decoded to (bfloat16|float32)", ran.err
+        )
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_whole_numbers_are_decoded_when_asked_to(case: str, tmp_path: Path) -> None:
+    tensors, config, scheme = CODES[case]
+    source = model(tmp_path / "source", {**FLOATS, **tensors}, config)
+    line = one_line(run("quantize", source, "-o", tmp_path / "out"), 1)
+    assert f"1 {scheme} decoded to float32" in line and "--requantize" in line
+    assert run("quantize", source, "--requantize", "-o", tmp_path / "out").code == 0
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.safetensors")), ids=lambda p: p.stem)
