@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from layout_parts import Parts, decoded, found_in, only
-from making import GOLDEN_FILES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layout_parts import Parts, changed, decoded, found_in, only
+from making import GOLDEN_FILES, one_line, raw_tensors, run
 
 from quantcli.dtypes import from_float32
+from quantcli.errors import DataError
 
 FOLDER = GOLDEN_FILES / "decoded"
 """Written by peers/write_decoded*.py."""
@@ -45,3 +49,51 @@ def test_weights_are_what_their_tool_makes_of_them(path: Path) -> None:
     np.testing.assert_array_equal(bits(0, len(rows)), rows)
     for first, last in [(0, 1), (1, 2), (len(rows) - 3, len(rows)), (3, 11), (len(rows) // 2 - 5, len(rows) // 2 + 6)]:
         np.testing.assert_array_equal(bits(first, last), rows[first:last])
+
+
+FILES = sorted(FOLDER.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_codes_and_scales_without_each_other_are_refused(path: Path, tmp_path: Path) -> None:
+    """None of them is a weight, with a config.json or without."""
+    parts, config, _ = stored(path)
+    found = only(found_in(parts, config))
+    codes, scale, *_ = found.parts
+    for number, (gone, said) in enumerate(itertools.product((codes, scale), (config, {}))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        left = {name: part for name, part in parts.items() if name != gone.name}
+        (folder / "model.safetensors").write_bytes(raw_tensors(left))
+        (folder / "config.json").write_text(json.dumps(said))
+        if gone is codes and path.stem.startswith(("hqq", "torchao")):
+            continue  # plain numbers under plain names are left
+        line = one_line(run("quantize", folder, "--requantize", "-o", tmp_path / "out"), 1)
+        assert "codes" in line or "missing" in line or "quantized" in line
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_nothing_but_data_errors(data: st.DataObject) -> None:
+    """Any part of another shape, dtype or content: decoded or refused."""
+    parts, config, _ = stored(data.draw(st.sampled_from(FILES)))
+    for name in data.draw(st.lists(st.sampled_from(sorted(parts)), min_size=1, max_size=2, unique=True)):
+        dtype, shape, raw = parts[name]
+        if data.draw(st.booleans()):
+            start = data.draw(st.integers(0, max(len(raw) - 1, 0)))
+            new = raw[:start] + data.draw(st.binary(max_size=8)) + raw[start:]
+            parts[name] = dtype, shape, new[: len(raw)]
+        else:
+            dtype = data.draw(st.sampled_from([dtype, "U8", "I8", "F8_E4M3", "F16", "F32", "I32"]))
+            size = st.integers(0, 4) | st.sampled_from([16, 20, 32, 96])
+            parts = changed(
+                parts, name, dtype=dtype, shape=tuple(data.draw(st.just(shape) | st.lists(size, max_size=4)))
+            )
+    said = config if data.draw(st.booleans()) else {}
+    try:
+        for found in found_in(parts, said):
+            rows = int(np.prod(found.shape[:-1]))
+            assert decoded(found, parts).size == np.prod(found.shape)
+            assert decoded(found, parts, rows // 2).shape[0] == rows - rows // 2
+    except DataError as error:
+        assert error.place

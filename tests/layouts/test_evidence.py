@@ -241,7 +241,7 @@ def test_float_models_with_scales_in_their_names_are_floats(tmp_path: Path) -> N
     """Parameters called scale, a scale beside a float weight, whole numbers that are buffers: none of it is codes."""
     source = model(tmp_path / "source", {
         **FLOATS, "logit_scale": ("F32", ()), "l.layer_scale": ("F32", (64,)), "l.scale": ("F32", (64, 64)),
-        "l.q.scales": ("F32", (64, 2)), "l.q.weight_scale": ("F32", (64, 1)), "l.q.input_scale": ("F32", ()),
+        "l.q.scales": ("F32", (64, 2)), "model.norm.weight_scale": ("F32", (64, 1)), "l.q.input_scale": ("F32", ()),
         "attn.W_q": ("F32", (64, 64)), "attn.W_k": ("F32", (64, 64)), "attn.scale": ("F32", ()),
         "norm_data": ("F32", (64, 64)), "blocks": ("F32", (64, 64)), "scales": ("F32", (64, 64)),
         "position_ids": ("I64", (1, 512)), "bn.num_batches_tracked": ("I64", ()), "tokens": ("I32", (4, 64)),
