@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.intp]
 
-PAGE, PIECE = 1 << 12, 1 << 20
-"""Bytes that a disk reads for any of them, and bytes read at once where rows are stored as columns."""
+GAP, PIECE = 1 << 15, 1 << 20
+"""Bytes that cost less to read and drop than one more read does, and bytes read at once where rows are stored as
+columns."""
 
 BLOCK = 1 << 21
 """Weights to decode at once where rows are stored as columns, each with a read of its own: 8 MiB of float32."""
@@ -123,13 +124,13 @@ def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None
 def columns(read: Read, info: TensorInfo, first: int, last: int, among: tuple[int, int] | None = None) -> NDArray[Any]:
     """Columns first to last of a matrix, as unsigned integers of the elements' size; among: of which rows.
 
-    Rows are read one by one where they are apart by more than a page; nearer ones cost as much as all between them, and
-    are read with it, in small pieces.
+    Rows are read one by one where they are far apart; nearer ones cost more so than all that is between them, and are
+    read with it, in small pieces.
     """
     cols, size = info.shape[1], DTYPES[info.dtype].bits // 8
     begin, end = among or (0, info.shape[0])
     found = np.empty((end - begin, last - first), f"<u{size}")
-    height = 1 if (cols - (last - first)) * size > PAGE else max(PIECE // (cols * size), 1)
+    height = 1 if (cols - (last - first)) * size > GAP else max(PIECE // (cols * size), 1)
     for row in range(begin, end, height):
         count, at = min(height, end - row), row - begin
         if height == 1:
