@@ -51,6 +51,31 @@ def test_weights_are_what_their_tool_makes_of_them(path: Path) -> None:
         np.testing.assert_array_equal(bits(first, last), rows[first:last])
 
 
+def test_scales_of_activations_and_caches_belong_to_the_weights_beside_them() -> None:
+    parts, config, _ = stored(FOLDER / "ct-fp8-channel.safetensors")
+    number = ("F32", (), bytes(4))
+    own = {**{name.replace("m.", "a.k."): part for name, part in parts.items()}, "a.k.input_scale": number,
+           "a.k_scale": number, "a.k.k_scale": number, "b.k_scale": number, "a.logit_scale": number}  # fmt: skip
+    found = only(found_in(own, config))
+    assert {p.name for p in found.unused} == {"a.k.input_scale", "a.k_scale", "a.k.k_scale"}
+    assert {p.name for p in found.parts} == set(own) - {"b.k_scale", "a.logit_scale"}
+
+
+@pytest.mark.parametrize("setting", ["quant_scale", "quant_zero", "view_as_float"])
+def test_what_hqq_quantizes_again_is_refused(setting: str) -> None:
+    parts, _, _ = stored(FOLDER / "hqq-4-axis1-bf16.safetensors")
+    with pytest.raises(DataError, match=f"HQQ with {setting} is not supported"):
+        found_in({**parts, f"m.{setting}": ("U8", (), b"\1")})
+
+
+def test_weights_whose_inputs_are_multiplied_first_are_refused() -> None:
+    for name in ("modelopt-nvfp4", "modelopt-fp8"):
+        parts, config, _ = stored(FOLDER / f"{name}.safetensors")
+        module = next(n for n in parts if n.endswith(".weight")).removesuffix(".weight")
+        with pytest.raises(DataError, match="pre_quant_scale"):
+            found_in({**parts, f"{module}.pre_quant_scale": ("F32", (64,), bytes(256))}, config)
+
+
 FILES = sorted(FOLDER.glob("*.safetensors"))
 
 
