@@ -132,7 +132,7 @@ def test_a_layout(place: Path) -> None:
     save(place / "bad.safetensors", {"a.row_codes": stored["a.row_codes"].array,
                                      "a.row_scales": np.ones(3, np.float32)})  # fmt: skip
     line = one_line(quantcli_of(place, "quantize", "bad.safetensors"), 1)
-    assert "(Rows of 8 bits): a.weight: 64 rows and scales [3]" in line
+    assert "a.weight: 64 rows and scales [3]" in line
 
 
 def test_a_layout_of_a_folder(place: Path) -> None:
