@@ -58,7 +58,8 @@ def reader(parts: Parts) -> Read:
 
 def found_in(parts: Parts, config: Mapping[str, Any] | None = None, *, reading: bool = True) -> list[Found]:
     for dtype, shape, raw in parts.values():
-        assert len(raw) == np.prod(shape, dtype=int) * int(dtype.lstrip("BFIU").split("_")[0]) // 8
+        size = 8 if dtype == "BOOL" else int(dtype.lstrip("BFIU").split("_")[0])
+        assert len(raw) == np.prod(shape, dtype=int) * size // 8
     return layouts.find(infos_of(parts), config or {}, reader(parts) if reading else None)
 
 

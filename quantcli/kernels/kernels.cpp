@@ -340,6 +340,13 @@ void decode_row(const Code* codes, int64_t cols, int64_t group, const RowParams&
   float c[LANES];
   for (int64_t from = 0; from < cols; from += LANES) {
     const int n = int(cols - from < LANES ? cols - from : LANES);
+    if (grid.mode == LEVELS) {
+      const float* levels = params.table.levels;
+      by_group(from, n, group, params, [&](int first, int run, float scale, float) {
+        for (int i = first; i < first + run; ++i) out[from + i] = levels[codes[from + i]] * scale;
+      });
+      continue;
+    }
     for (int i = 0; i < n; ++i) c[i] = float(codes[from + i]);
     by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
       reconstruct(c + first, run, grid, scale, zero, params.table, out + from + first);

@@ -10,7 +10,7 @@ and is (u - z) * scale, here in float32. Nibble j of word c, the lowest first, b
 0 to 7 with the codes 0 to 7 are the word 0x75316420. `quantization_config` of config.json says quant_method awq, 4
 bits, the size of the groups (-1 for whole rows), and the version gemm.
 
-Reading: every call reads all of the codes, piece by piece. Writing: scales are F16, and the zero point of a symmetric
+Writing: scales are F16, and the zero point of a symmetric
 weight is 8. The size of the groups holds for the whole model: parameters are repeated where it has smaller groups than
 the weight, and scales of whole rows where that gives groups that every reader supports.
 """
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.kernels import QuantParams
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
 from quantcli.layouts.pieces import (
@@ -48,6 +49,7 @@ from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
     block_rows,
+    by_group,
     columns,
     float_columns,
     group_size,
@@ -55,11 +57,11 @@ from quantcli.layouts.stored import (
     matrix,
     part,
     scheme_name,
-    strips,
     wrong,
 )
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
+from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 
@@ -116,27 +118,25 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, A
     return _Stored(name, rows, cols, cols // groups, label, codes, zeros, scales)
 
 
-def _nibbles(packed: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Codes (rows, 8 * words) of words (rows, width), in the order of the outputs."""
-    codes = np.empty((*packed.shape, 8), np.uint8)
-    for column, shift in enumerate(SHIFTS):
-        codes[:, :, column] = (packed >> shift) & np.uint32(15)
-    return codes.reshape(len(packed), packed.shape[1] * 8)
+def _outputs(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Codes (8 * width, rows) by output of words (rows, width)."""
+    turned = np.ascontiguousarray(words.T)
+    found, spare = np.empty((words.shape[1], 8, len(words)), np.uint8), np.empty_like(turned)
+    for output, shift in enumerate(SHIFTS):
+        np.right_shift(turned, shift, out=spare)
+        found[:, output] = spare.view(np.uint8)[:, ::4]
+    found &= np.uint8(15)
+    return found.reshape(-1, len(words))
 
 
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     start, end = first // 8, -(-last // 8)
     own = slice(first - start * 8, last - start * 8)
     scale = float_columns(read, stored.scales, stored.name, first, last)
-    zero = _nibbles(columns(read, stored.zeros, start, end))[:, own].T.astype(np.float32)
-    out = np.empty((last - first, stored.cols), np.float32)
-    for row, strip in strips(read, stored.codes, start, end):
-        group = np.arange(row, row + len(strip)) // stored.group
-        piece = out[:, row : row + len(strip)]
-        np.subtract(_nibbles(strip)[:, own].T, zero[:, group], out=piece)
-        with np.errstate(over="ignore"):
-            piece *= scale[:, group]
-    return out
+    zero = _outputs(columns(read, stored.zeros, start, end))[own].astype(np.float32)
+    codes = _outputs(columns(read, stored.codes, start, end))[own]
+    packed = codes if stored.cols % 4 == 0 else packing.pack(codes, 8)
+    return by_group(packed, (last - first, stored.cols), 8, QuantParams(scale, zero), stored.group)
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:

@@ -82,7 +82,7 @@ STATE_LIMIT = 1 << 16
 """Limit of the bytes of the JSON; the library writes some 200."""
 
 _FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
-TABLES: Mapping[str, Floats] = {"nf4": NF4.astype(np.float32), "fp4": np.concatenate([_FP4, -_FP4])}
+TABLES: Mapping[str, Floats] = {"nf4": NF4.astype(np.float32), "fp4": np.concatenate([_FP4, np.float32(0) - _FP4])}
 """Levels by code. FP4 is not E2M1: its smallest magnitude is a 192nd of the largest, and the codes do not rise."""
 
 NAMES = {"nf4": "nf4", "fp4": "bnb-fp4"}

@@ -10,6 +10,7 @@ The description of a module X is JSON, `{"format": "int8_tensorwise"}`, either i
     awq_w4a16                      X.weight        I8                 [out, in/2]  codes u, the low half of a byte first
                                    X.weight_scale  F32, F16 or BF16   [in/g, out]
                                    X.weight_zeros  as the scales      [in/g, out]
+    nvfp4, mxfp8                   in layouts.swizzled
 
 The weight is q * scale, or (u - 8) * scale + zeros, here in float32; g is in/g's own quotient, which `group_size` must
 agree with. Older files hold X.scale_weight (a number) beside an 8-bit float X.weight, and no description.
@@ -31,13 +32,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.architectures import EXPERTS, Architecture
-from quantcli.dtypes import to_float32
 from quantcli.errors import UsageError, printable
+from quantcli.layouts import swizzled
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.evidence import COMFYUI
 from quantcli.layouts.loaders import ignored, modules, not_linear
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, quantized, rounded, words
 from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.small import small_floats
 from quantcli.layouts.stored import FLOATS, float_columns, floats, matrix, part, scaled, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
@@ -105,7 +107,7 @@ def _format(name: str, description: Any) -> str:
         raise wrong(name, "its description is not an object")
     more = [key for key, value in description.items() if key not in HARMLESS and value and key != "convrot_groupsize"]
     kind = text(description, "format")
-    if kind is None or (kind not in BYTEWISE and kind != "awq_w4a16"):
+    if kind is None or kind not in (*BYTEWISE, *swizzled.FORMATS, "awq_w4a16"):
         raise wrong(name, f"ComfyUI format {kind} is not supported")
     if more:
         raise wrong(name, f"{kind} with {printable(more[0], 40)} is not supported")
@@ -134,10 +136,12 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
 def _decode_bytewise(stored: _Bytewise, read: Read, first: int, last: int) -> Floats:
     cols = stored.codes.shape[-1]
     raw = read(stored.codes.name, first * cols, (last - first) * cols)
-    codes = raw.view(np.int8).astype(np.float32) if stored.dtype == "I8" else to_float32(raw, stored.dtype)
     at, count = (0, 1) if stored.scale.numel == 1 else (first, last - first)
-    scale = floats(read, stored.scale, stored.name, at, count)
-    return scaled(codes.reshape(last - first, cols), scale[:, None], None, cols)
+    scale = floats(read, stored.scale, stored.name, at, count)[:, None]
+    if stored.dtype != "I8":
+        return small_floats(raw, (last - first, cols), scale, cols, stored.dtype)
+    codes = raw.view(np.int8).astype(np.float32)
+    return scaled(codes.reshape(last - first, cols), scale, None, cols)
 
 
 def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[str, Any]) -> Found:
@@ -183,11 +187,14 @@ def _decode_nibbles(stored: _Nibbles, read: Read, first: int, last: int) -> Floa
 def _found(infos: Mapping[str, TensorInfo], path: str, description: Any) -> Found:
     name = f"{path}.weight"
     kind = _format(name, description)
-    found = (
-        _nibbles(infos, name, description)
-        if kind == "awq_w4a16"
-        else _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
-    )
+    if kind in swizzled.FORMATS:
+        found = swizzled.find(infos, name, kind, description)
+    elif kind == "awq_w4a16":
+        found = _nibbles(infos, name, description)
+    else:
+        found = _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
+    if f"{path}.pre_quant_scale" in infos:
+        raise wrong(name, f"{printable(path)}.pre_quant_scale beside it is not supported")
     own = infos.get(f"{path}{DESCRIPTION}")
     return found if own is None else replace(found, parts=(*found.parts, own))
 
@@ -283,7 +290,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 # ---- the layout ------------------------------------------------------------------------------------------------------
 
 
-READS = Reader(summary="ComfyUI: int8_tensorwise, float8 and awq_w4a16", find=find)
+READS = Reader(summary="ComfyUI: int8_tensorwise, float8, nvfp4, mxfp8 and awq_w4a16", find=find)
 
 WRITES = Writer(
     summary="ComfyUI int8_tensorwise: signed bytes and float32 scales, for ComfyUI and compressed-tensors",

@@ -45,16 +45,16 @@ def text(values: Mapping[str, Any], key: str) -> str | None:
     raise DataError(f"{printable(repr(value), 40)} is not text", place=["config.json", key])
 
 
-def model_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype a model computes in by its config.json, or that of its text; BF16, which loaders take, when it states
-    none of F32, F16 and BF16."""
+def model_dtype(config: Mapping[str, Any], otherwise: str = "BF16") -> str:
+    """The dtype a model computes in by its config.json, or that of its text; when it states none of F32, F16 and BF16,
+    another, such as BF16, which loaders take."""
     texts = [v for k, v in config.items() if k.endswith("text_config") and isinstance(v, dict)]
     for own in (config, *texts[:4]):
         for key in ("dtype", "torch_dtype"):
             stated = own.get(key)
             if isinstance(stated, str) and LONG_NAMES.get(stated) in ("F32", "F16", "BF16"):
                 return LONG_NAMES[stated]
-    return "BF16"
+    return otherwise
 
 
 def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:

@@ -106,7 +106,7 @@ _OF_ANY_DTYPE = tuple(layout.ending for layout in _LAYOUTS if not layout.dtypes)
 _ONE_ROW = (".comfy_quant", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 """Descriptions, which are codes of one dimension."""
 
-_WEIGHT = ("weight", "_packed", "_blocks", "_qdata", "_quantized")
+_WEIGHT = ("weight", "_packed", "_blocks", "_qdata", "_quantized", "._data", ".W_q")
 """How the names of weights end that are stored as whole numbers."""
 
 
@@ -145,6 +145,23 @@ def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
             beside = _fits(layout, info, infos)
             if beside is not None:
                 return Evidence(layout=layout.name, seen=_described(info, beside))
+    return None
+
+
+_COMPANIONS = (
+    "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "weight_zero_point", "scale_weight",
+    "qscale_weight", "proj_scale_inv", "proj_scales", "qzeros", "wscales", ".SCB", ".absmax", "._scale", "._shift",
+)  # fmt: skip
+"""How the names of tensors end that decode others, and mean nothing by themselves."""
+
+
+def _of_companions(infos: Mapping[str, TensorInfo]) -> Evidence | None:
+    """Tensors that decode others, whose codes are not there: those of a shard that is missing, or of another name.
+    Beside a float weight they are left of its training."""
+    for name in infos:
+        if name.endswith(_COMPANIONS) and f"{name.rpartition('.')[0]}.weight" not in infos:
+            seen = f"{printable(name, 200)} is there, but not the codes that it belongs to"
+            return Evidence(layout="scales without codes", seen=seen, certain=False)
     return None
 
 
@@ -256,7 +273,7 @@ def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
     if known is not None:
         seen = f"{known.seen}, and {claim}" if claim is not None else known.seen
         return Evidence(layout=known.layout, seen=seen)
-    return _of_claim(infos, config) or _of_codes(infos.values())
+    return _of_claim(infos, config) or _of_codes(infos.values()) or _of_companions(infos)
 
 
 def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
@@ -326,4 +343,5 @@ def undecoded(
     supported. others: whether a layout has decoded others: then the configuration refers to those, and only small
     floats that are left are codes, such as those whose scales are in another file."""
     found = _computed_with(source.graph, infos) if source.graph is not None else None
-    return found or of_layout(infos) or _of_claim(infos, config, SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS))
+    dtypes = SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS)
+    return found or of_layout(infos) or _of_claim(infos, config, dtypes) or _of_companions(infos)

@@ -1,10 +1,16 @@
-"""8-bit floats in blocks: transformers' `fp8` and DeepSeek.
+"""Small floats in blocks: transformers' `fp8`, DeepSeek, Kimi and Mistral.
 
-    X             F8_E4M3            [.., out, in]
-    X_scale_inv   F32, F16 or BF16   [.., ceil(out/h), ceil(in/w)]   or one number for the tensor
+    X                F8_E4M3               [.., out, in]
+    X_scale_inv      F32, F16, BF16        [.., ceil(out/h), ceil(in/w)]   or one number for the tensor
+                     U8 or F8_E8M0         as above                        exponents of 2 with a bias of 127
+    M.scale, M.qscale_weight               the same of X = M.weight: DeepSeek from V4 on, Mistral
+    X                I8                    [.., out, in/2]                 with exponents alone: E2M1, the first of two
+                                                                           in the low half, as DeepSeek V4 has experts
 
-The weight is float * scale, whatever `inv` may suggest, here in float32. `weight_block_size` of config.json's
-quantization_config is h and w; without it they are the quotients of the shapes, which must be whole.
+The weight is float * scale, whatever `inv` may suggest, here in float32, and of the dtype the model computes in by
+config.json. `weight_block_size` of config.json's quantization_config is h and w; where the scales do not fit it they
+have rows of 32, as those of 4-bit floats do; without config.json h and w are the quotients of the shapes, which must be
+whole. Scales of activations beside a weight (`activation_scale` and others) belong to it and are not needed.
 """
 
 from __future__ import annotations
@@ -17,20 +23,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.dtypes import to_float32
-from quantcli.errors import DataError
+from quantcli.errors import DataError, printable
 from quantcli.layouts.config import CONFIG_HINT, model_dtype, section
 from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.stored import FLOATS, floats, part, wrong
+from quantcli.layouts.small import E8M0, scales, small_floats
+from quantcli.layouts.stored import FLOATS, part, wrong
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
+MX = (1, 32)
+"""Height and width of the blocks of scales that are exponents, where they are not those of config.json."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stored:
     name: str
+    shape: tuple[int, ...]
+    dtype: str
     codes: TensorInfo
     scale: TensorInfo
     height: int
@@ -47,47 +58,80 @@ def _stated(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return value[0], value[1]
 
 
-def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> _Stored:
-    codes, scale = part(infos, name, name, ("F8_E4M3",)), part(infos, f"{name}_scale_inv", name, FLOATS)
+def _scale_name(infos: Mapping[str, TensorInfo], name: str) -> str | None:
+    """The name of the scales of a weight; None where there are none under a name of this layout."""
+    module = name.removesuffix(".weight")
+    names = [f"{name}_scale_inv", *([f"{module}.scale", f"{module}.qscale_weight"] if module != name else [])]
+    held = [n for n in names if n in infos]
+    if len(held) > 1:
+        raise wrong(name, f"it has scales under two names, {printable(held[0])} and {printable(held[1])}")
+    return held[0] if held else None
+
+
+def _fits(shape: tuple[int, ...], scale: TensorInfo, block: tuple[int, int]) -> bool:
+    return scale.shape[-2:] == (-(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
+
+
+def _block(
+    name: str, shape: tuple[int, ...], dtype: str, scale: TensorInfo, config: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Height and width of the blocks."""
+    rows, cols = shape[-2:]
+    if dtype != "F4" and scale.numel == 1 and len(scale.shape) < 2:
+        return rows, cols
+    if len(scale.shape) != len(shape) or scale.shape[:-2] != shape[:-2]:
+        raise wrong(name, f"scales {list(scale.shape)} do not match {list(shape)}")
+    stated = _stated(config)
+    if stated is not None and dtype != "F4" and _fits(shape, scale, stated):
+        return stated
+    if scale.dtype in E8M0 and cols % MX[1] == 0 and _fits(shape, scale, MX):
+        return MX
+    if stated is not None or dtype == "F4":
+        block = " x ".join(map(str, MX if stated is None or dtype == "F4" else stated))
+        raise wrong(name, f"scales {list(scale.shape)} do not match blocks of {block}")
+    down, across = scale.shape[-2:]
+    if rows % down or cols % across:
+        raise wrong(name, f"{down} x {across} blocks of {rows} x {cols} differ in size", CONFIG_HINT)
+    return rows // down, cols // across
+
+
+def _stored(infos: Mapping[str, TensorInfo], name: str, scale_name: str, config: Mapping[str, Any]) -> _Stored:
+    codes, scale = part(infos, name, name, ("F8_E4M3", "I8")), part(infos, scale_name, name, (*FLOATS, *E8M0))
     if len(codes.shape) < 2:
         raise wrong(name, "codes have 1 dimension" if codes.shape else "it is a single number")
-    rows, cols = codes.shape[-2:]
-    if scale.numel == 1 and len(scale.shape) < 2:
-        return _Stored(name=name, codes=codes, scale=scale, height=rows, width=cols)
-    if len(scale.shape) != len(codes.shape) or scale.shape[:-2] != codes.shape[:-2]:
-        raise wrong(name, f"scales {list(scale.shape)} do not match {list(codes.shape)}")
-    down, across = scale.shape[-2:]
-    if (stated := _stated(config)) is None:
-        if rows % down or cols % across:
-            raise wrong(name, f"{down} x {across} blocks of {rows} x {cols} differ in size", CONFIG_HINT)
-        stated = rows // down, cols // across
-    height, width = stated
-    if (down, across) != (-(-rows // height), -(-cols // width)):
-        raise wrong(name, f"scales {list(scale.shape)} do not match blocks of {height} x {width}")
-    return _Stored(name=name, codes=codes, scale=scale, height=height, width=width)
+    if f"{name}_zero_point" in infos:
+        raise wrong(name, "zero points beside small floats are not supported")
+    dtype = "F4" if codes.dtype == "I8" else codes.dtype
+    shape = (*codes.shape[:-1], codes.shape[-1] * 2) if dtype == "F4" else codes.shape
+    height, width = _block(name, shape, dtype, scale, config)
+    return _Stored(name=name, shape=shape, dtype=dtype, codes=codes, scale=scale, height=height, width=width)
 
 
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
-    rows, cols = stored.codes.shape[-2:]
-    out = to_float32(read(stored.codes.name, first * cols, (last - first) * cols), "F8_E4M3").reshape(-1, cols)
+    rows, cols = stored.shape[-2:]
     down, across = -(-rows // stored.height), -(-cols // stored.width)
-    at = np.arange(first, last)
+    at, held = np.arange(first, last), stored.codes.shape[-1]
     own = np.zeros_like(at) if stored.scale.numel == 1 else at // rows * down + at % rows // stored.height
     low, count = int(own.min()), int(own.max()) + 1 - int(own.min())
-    scale = floats(read, stored.scale, stored.name, low * across, count * across).reshape(count, across)[own - low]
-    with np.errstate(over="ignore"):
-        for block in range(across):
-            out[:, block * stored.width : (block + 1) * stored.width] *= scale[:, block : block + 1]
-    return out
+    scale = scales(read, stored.scale, stored.name, low * across, count * across).reshape(count, across)
+    raw = read(stored.codes.name, first * held, (last - first) * held)
+    return small_floats(raw, (last - first, cols), scale[own - low], stored.width, stored.dtype)
+
+
+def _scheme(stored: _Stored) -> str:
+    kind = "fp8-e4m3" if stored.dtype != "F4" else "fp4"
+    if (stored.height, stored.width) == MX and stored.scale.dtype in E8M0:
+        return f"mx{kind[:3]}"
+    whole = stored.scale.numel == 1 and len(stored.scale.shape) < 2
+    return kind + ("t" if whole else f"b{stored.height}x{stored.width}")
 
 
 def _found(stored: _Stored, dtype: str) -> Found:
-    whole = stored.scale.numel == 1 and len(stored.scale.shape) < 2
     return Found(
         name=stored.name,
-        shape=stored.codes.shape,
-        scheme="fp8-e4m3" + ("t" if whole else f"b{stored.height}x{stored.width}"),
-        bits=8,
+        shape=stored.shape,
+        scheme=_scheme(stored),
+        bits=4 if stored.dtype == "F4" else 8,
         parts=(stored.codes, stored.scale),
         unit=1,
         decode=partial(_decode, stored),
@@ -95,10 +139,22 @@ def _found(stored: _Stored, dtype: str) -> Found:
     )
 
 
+def _is_weight(info: TensorInfo, scale: TensorInfo) -> bool:
+    """Whether codes with these scales are in this layout; integers of 8 bits with float scales are not."""
+    exponents = scale.dtype in E8M0 and (info.dtype != "I8" or scale.numel > 1)
+    return info.numel > 0 and (info.dtype == "F8_E4M3" or (info.dtype == "I8" and exponents))
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
-    """The weights stored as 8-bit floats with a scale_inv beside them."""
-    names = [n for n, info in infos.items() if info.dtype == "F8_E4M3" and f"{n}_scale_inv" in infos]
-    return [_found(_stored(infos, name, config), model_dtype(config)) for name in names if math.prod(infos[name].shape)]
+    """The weights stored as small floats with the scales of blocks beside them."""
+    found, dtype = [], model_dtype(config)
+    for name, info in infos.items():
+        if info.dtype not in ("F8_E4M3", "I8") or not math.prod(info.shape):
+            continue
+        scale = _scale_name(infos, name)
+        if scale is not None and _is_weight(info, infos[scale]):
+            found.append(_found(_stored(infos, name, scale, config), dtype))
+    return found
 
 
-READS = Reader(summary="8-bit floats in blocks: transformers' fp8 and DeepSeek", find=find)
+READS = Reader(summary="small floats in blocks: transformers' fp8, DeepSeek, Kimi and Mistral", find=find)

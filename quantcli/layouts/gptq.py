@@ -12,7 +12,7 @@ stores z; `gptq`, the first version, stores z-1 in b bits, so that 4-bit zero po
 0x88888888 in the second. No tensor tells the two apart: `checkpoint_format` in config.json does, and stands for the
 first where it is missing.
 
-Reading: every call reads all of the codes, piece by piece. Writing: both sides are multiples of 32, scales are F16, and
+Writing: both sides are multiples of 32, scales are F16, and
 parameters are repeated where the model has smaller groups than the weight. Symmetric models are the first version.
 Loaders add the one back to whole words, so that a zero point of 0 would carry into its neighbour: models with zero
 points of their own are the second. Bits, groups and version hold for the whole model; kept layers are listed under
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.architectures import numberless
+from quantcli.kernels import QuantParams
 from quantcli.layouts.config import CONFIG_HINT, architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, not_linear, unknown
 from quantcli.layouts.pieces import (
@@ -54,6 +55,7 @@ from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
     block_rows,
+    by_group,
     columns,
     float_columns,
     group_size,
@@ -61,7 +63,6 @@ from quantcli.layouts.stored import (
     matrix,
     part,
     scheme_name,
-    strips,
     wrong,
 )
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
@@ -143,16 +144,17 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, settings: Mapping[str, A
     return _Stored(name, bits, rows, cols, groups, size, _added(name, settings), codes, zeros, scales, indices)
 
 
-def _group_of(stored: _Stored, read: Read) -> NDArray[np.intp]:
-    """The group of every input."""
+def _group_of(stored: _Stored, read: Read) -> int | NDArray[np.intp]:
+    """The size of the groups, or the group of every input where groups are not runs of inputs."""
     if stored.indices is None:
         size = stored.cols // stored.groups if stored.size is None else stored.size
-        return np.arange(stored.cols) // (stored.cols if size == -1 else size)
+        return stored.cols if size == -1 else size
     raw = read(stored.indices.name, 0, stored.indices.nbytes)
     found = raw.view("<i4" if stored.indices.dtype == "I32" else "<i8").astype(np.intp)
     if found.min() < 0 or found.max() >= stored.groups:
         raise wrong(stored.name, f"g_idx names a group beyond the {stored.groups} there are")
-    return found
+    size = -(-stored.cols // stored.groups)
+    return size if np.array_equal(found, np.arange(stored.cols) // size) else found
 
 
 def _zeros(stored: _Stored, read: Read, first: int, last: int) -> Floats:
@@ -166,18 +168,10 @@ def _zeros(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
-    bits, rows = stored.bits, last - first
     group, zero = _group_of(stored, read), _zeros(stored, read, first, last)
     scale = float_columns(read, stored.scales, stored.name, first, last)
-    out = np.empty((rows, stored.cols), np.float32)
-    for word, strip in strips(read, stored.codes, first, last, bits):
-        start, count = word * 32 // bits, len(strip) * 32 // bits
-        codes = packing.unpack(np.ascontiguousarray(strip.T).view(np.uint8), rows, count, bits)
-        piece, own = out[:, start : start + count], group[start : start + count]
-        np.subtract(codes, zero[:, own], out=piece)
-        with np.errstate(over="ignore"):
-            piece *= scale[:, own]
-    return out
+    words = np.ascontiguousarray(columns(read, stored.codes, first, last).T)
+    return by_group(words.view(np.uint8), (last - first, stored.cols), stored.bits, QuantParams(scale, zero), group)
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.stored import floats, matrix, part, small_float_weight, small_floats, small_scales, wrong
+from quantcli.layouts.small import scales, small_floats
+from quantcli.layouts.stored import floats, matrix, part, small_float_weight, wrong
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -59,18 +60,14 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, codes: TensorInfo) -> _S
 
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     rows, groups, size = last - first, stored.cols // stored.group, stored.codes.shape[1]
-    kind = "e8m0" if stored.scale.dtype == "U8" else "e4m3"
-    scale = small_scales(read, stored.scale, kind, stored.name, first * groups, rows * groups)
+    scale = scales(read, stored.scale, stored.name, first * groups, rows * groups).reshape(rows, groups)
     if stored.overall is not None:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             scale = scale / floats(read, stored.overall, stored.name, 0, 1)
         if not np.isfinite(scale).all():
             raise wrong(stored.name, "a scale over its global_scale is not finite")
-    out = small_floats(read(stored.codes.name, first * size, rows * size), stored.bits)
-    with np.errstate(over="ignore", invalid="ignore"):
-        grouped = out.reshape(rows, groups, stored.group)
-        grouped *= scale.reshape(rows, groups, 1)
-    return out.reshape(rows, stored.cols)
+    raw, dtype = read(stored.codes.name, first * size, rows * size), "F4" if stored.bits == 4 else "F8_E4M3"
+    return small_floats(raw, (rows, stored.cols), scale, stored.group, dtype)
 
 
 def _found(stored: _Stored) -> Found:

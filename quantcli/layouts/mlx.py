@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,8 @@ from quantcli.layouts.pieces import (
     words,
 )
 from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, small_floats, small_scales, wrong
+from quantcli.layouts.small import scales, small_floats
+from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors.info import TensorInfo
@@ -70,7 +71,7 @@ GROUPS = (32, 64, 128)
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-SMALL = {"mxfp4": (4, 32, "e8m0"), "mxfp8": (8, 32, "e8m0"), "nvfp4": (4, 16, "e4m3")}
+SMALL = {"mxfp4": (4, 32, "F8_E8M0"), "mxfp8": (8, 32, "F8_E8M0"), "nvfp4": (4, 16, "F8_E4M3")}
 """Modes of small floats: bits, columns of a group, and what its scale is."""
 
 
@@ -178,20 +179,19 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
         bits=bits,
         parts=(codes, scale),
         unit=1,
-        decode=partial(_decode_small, name, codes, scale, (bits, group, kind)),
+        decode=partial(_decode_small, name, codes, replace(scale, dtype=kind), (bits, group)),
         dtype="BF16",
     )
 
 
 def _decode_small(
-    name: str, codes: TensorInfo, scale: TensorInfo, mode: tuple[int, int, str], read: Read, first: int, last: int
+    name: str, codes: TensorInfo, scale: TensorInfo, mode: tuple[int, int], read: Read, first: int, last: int
 ) -> Floats:
-    bits, group, kind = mode
+    bits, group = mode
     rows, groups, size = last - first, scale.shape[-1], codes.shape[-1] * 4
-    out = small_floats(read(codes.name, first * size, rows * size), bits).reshape(rows, groups, group)
-    with np.errstate(over="ignore", invalid="ignore"):
-        out *= small_scales(read, scale, kind, name, first * groups, rows * groups).reshape(rows, groups, 1)
-    return out.reshape(rows, groups * group)
+    own = scales(read, scale, name, first * groups, rows * groups).reshape(rows, groups)
+    raw = read(codes.name, first * size, rows * size)
+    return small_floats(raw, (rows, groups * group), own, group, "F4" if bits == 4 else "F8_E4M3")
 
 
 def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Found:

@@ -7,11 +7,12 @@ leave open.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli import registry
 from quantcli.errors import DataError, printable
+from quantcli.layouts import companions
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Found:
 
     name, shape: of the original. scheme: in the form of `Scheme.name`. bits: of a code. parts: the tensors that store
     it. decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the
-    last axis of the shape. Ask for multiples of `unit` rows, or up to the end: where rows are stored as columns, every
-    call reads all of the codes, in small pieces. Raises DataError for parameters that are not finite or name missing
+    last axis of the shape. Multiples of `unit` rows are the least work: where rows are stored as columns, one row is as
+    much to read as a unit. Raises DataError for parameters that are not finite or name missing
     groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
-    F32 where the library rounds in between, or has no dtype of its own.
+    F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
+    scales of activations and of caches.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Found:
     unit: int
     decode: Callable[[Read, int, int], NDArray[np.float32]]
     dtype: str = "F32"
+    unused: tuple[TensorInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,4 +92,5 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
             found.append(weight)
         claimed = {part.name for weight in found for part in weight.parts}
         left = {name: info for name, info in left.items() if name not in claimed}
-    return found
+    beside = companions.of([weight.name for weight in found], left)
+    return [replace(w, parts=(*w.parts, *o), unused=tuple(o)) if o else w for w, o in zip(found, beside)]

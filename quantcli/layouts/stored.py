@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import kernels
 from quantcli.asking import Scheme
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
+from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.layouts.config import whole
 from quantcli.layouts.reader import Read
 from quantcli.tensors.info import TensorInfo
@@ -17,19 +19,19 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
-PIECE = 1 << 20
-"""Bytes read at once where rows are stored as columns: unpacked they are some ten times as many."""
+    Indices = NDArray[np.intp]
 
-BLOCK = 1 << 23
-"""Weights to decode at once where each call reads a whole part: 32 MiB of float32."""
+GAP, PIECE = 1 << 15, 1 << 20
+"""Bytes that cost less to read and drop than one more read does, and bytes read at once where rows are stored as
+columns."""
+
+BLOCK = 1 << 21
+"""Weights to decode at once where rows are stored as columns, each with a read of its own: 8 MiB of float32."""
 
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes of scales."""
-
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""The values of the codes of 4-bit floats."""
 
 
 def wrong(name: str, problem: str, hint: str | None = None) -> DataError:
@@ -98,10 +100,11 @@ def across_outputs(infos: Mapping[str, TensorInfo], stem: str, method: str | Non
 def floats(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> Floats:
     """Parameters as float32, from the first-th on. Raises DataError when one is not finite."""
     size = DTYPES[info.dtype].bits // 8
-    return _finite(to_float32(read(info.name, first * size, count * size), info.dtype), info, whose)
+    return finite(to_float32(read(info.name, first * size, count * size), info.dtype), info, whose)
 
 
-def _finite(values: Floats, info: TensorInfo, whose: str) -> Floats:
+def finite(values: Floats, info: TensorInfo, whose: str) -> Floats:
+    """The values of a part. Raises DataError when one is not finite."""
     if not np.isfinite(values).all():
         raise wrong(whose, f"a number of {printable(info.name)} is not finite")
     return values
@@ -118,43 +121,23 @@ def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None
     return name if packed or (info.dtype == "F8_E4M3" and name == full and scale.dtype == "U8") else None
 
 
-def small_scales(read: Read, info: TensorInfo, kind: str, whose: str, first: int, count: int) -> Floats:
-    """One-byte scales as float32, from the first-th on: kind is `e4m3`, or `e8m0` for powers of 2 from -127 to 127.
-    Raises DataError when one is not a number."""
-    raw = read(info.name, first, count)
-    if kind == "e4m3":
-        return _finite(to_float32(raw, "F8_E4M3"), info, whose)
-    exponents = raw.astype(np.uint32) << np.uint32(23)  # of float32, except the smallest power; 255 is NaN
-    exponents[raw == 0] = 1 << 22
-    return _finite(exponents.view(np.float32), info, whose)
+def columns(read: Read, info: TensorInfo, first: int, last: int, among: tuple[int, int] | None = None) -> NDArray[Any]:
+    """Columns first to last of a matrix, as unsigned integers of the elements' size; among: of which rows.
 
-
-def small_floats(raw: NDArray[np.uint8], bits: int) -> Floats:
-    """The values of bytes of E4M3, or of two E2M1 each, the first in the low half."""
-    if bits == 8:
-        return to_float32(raw, "F8_E4M3")
-    found = np.empty((len(raw), 2), np.float32)
-    found[:, 0], found[:, 1] = E2M1[raw & np.uint8(15)], E2M1[raw >> np.uint8(4)]
-    return found.ravel()
-
-
-def strips(read: Read, info: TensorInfo, first: int, last: int, step: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Columns first to last of a matrix, in pieces of a multiple of `step` rows, each with its first row; unsigned
-    integers of the elements' size."""
-    rows, cols = info.shape
-    size = DTYPES[info.dtype].bits // 8
-    height = max(PIECE // (cols * size * step), 1) * step
-    for row in range(0, rows, height):
-        count = min(height, rows - row)
-        piece = read(info.name, row * cols * size, count * cols * size).view(f"<u{size}")
-        yield row, piece.reshape(count, cols)[:, first:last]
-
-
-def columns(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
-    """Columns first to last of a matrix."""
-    found = np.empty((info.shape[0], last - first), f"<u{DTYPES[info.dtype].bits // 8}")
-    for row, piece in strips(read, info, first, last):
-        found[row : row + len(piece)] = piece
+    Rows are read one by one where they are far apart; nearer ones cost more so than all that is between them, and are
+    read with it, in small pieces.
+    """
+    cols, size = info.shape[1], DTYPES[info.dtype].bits // 8
+    begin, end = among or (0, info.shape[0])
+    found = np.empty((end - begin, last - first), f"<u{size}")
+    height = 1 if (cols - (last - first)) * size > GAP else max(PIECE // (cols * size), 1)
+    for row in range(begin, end, height):
+        count, at = min(height, end - row), row - begin
+        if height == 1:
+            found[at] = read(info.name, (row * cols + first) * size, (last - first) * size).view(f"<u{size}")
+        else:
+            piece = read(info.name, row * cols * size, count * cols * size).view(f"<u{size}")
+            found[at : at + count] = piece.reshape(count, cols)[:, first:last]
     return found
 
 
@@ -162,12 +145,24 @@ def float_columns(read: Read, info: TensorInfo, whose: str, first: int, last: in
     """Columns first to last of a matrix of parameters, transposed: (last - first, rows) float32."""
     raw = np.ascontiguousarray(columns(read, info, first, last).T)
     values = to_float32(raw.view(np.uint8).ravel(), info.dtype).reshape(raw.shape)
-    return _finite(values, info, whose)
+    return finite(values, info, whose)
 
 
 def block_rows(cols: int) -> int:
-    """Rows to decode at once where each call reads a whole part: a multiple of 32, whose codes fill whole words."""
+    """Rows to decode at once where they are stored as columns: a multiple of 32, whose codes fill whole words."""
     return max(BLOCK // cols // 32, 1) * 32
+
+
+def by_group(codes: Bytes, shape: tuple[int, int], bits: int, params: QuantParams, group_of: int | Indices) -> Floats:
+    """(code - zero) * scale of rows of packed codes; parameters are (rows, groups). group_of: the size of groups, or
+    the group of every column."""
+    grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1)
+    if not isinstance(group_of, int):
+        assert params.zero is not None
+        own = np.ascontiguousarray(params.scale[:, group_of]), np.ascontiguousarray(params.zero[:, group_of])
+        params, group_of = QuantParams(*own), 1
+    with np.errstate(over="ignore"):
+        return kernels.load().decode(codes, shape, group_of, params, grid)
 
 
 def scaled(out: Floats, scale: Floats, zero: Floats | None, group: int) -> Floats:

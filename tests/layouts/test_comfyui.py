@@ -99,7 +99,7 @@ PLAIN, PACKED = header(format="int8_tensorwise"), header(format="awq_w4a16")
 WRONG: dict[str, tuple[Parts, Any, str]] = {
     "rotated": (INT8, header(format="int8_tensorwise", convrot=True, convrot_groupsize=256), "with convrot"),
     "something new": (INT8, header(format="int8_tensorwise", shuffled="x"), "with shuffled"),
-    "format": (INT8, header(format="nvfp4"), "format nvfp4 is not supported"),
+    "format": (INT8, header(format="convrot_w4a4"), "format convrot_w4a4 is not supported"),
     "no format": (INT8, header(), "format none is not supported".replace("none", "None")),
     "format of a number": (INT8, header(format=3), "is not text"),
     "a word": (INT8, {KEY: {"m": "int8"}}, "not an object"),

@@ -7,6 +7,7 @@ torchao 0.18 and onnxruntime 1.31, and of published checkpoints (DeepSeek's FP8,
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,6 @@ def model(
 
 NORM: Tensors = {"model.norm.weight": ("BF16", (64,))}
 FLOATS: Tensors = {**NORM, "model.l.q.weight": ("BF16", (64, 64)), "model.l.q.bias": ("BF16", (64,))}
-HQQ_META: Tensors = {
-    **{f"l.q.{n}": ("I32", ()) for n in ("nbits", "group_size", "axis")}, "l.q.shape": ("I64", (2,)),
-    **{f"l.q.{n}": ("U8", ()) for n in ("view_as_float", "quant_scale", "quant_zero", "optimize", "round_zero")},
-    "l.q.packing": ("U8", (7,)), "l.q.scale": ("F16", (128, 1)), "l.q.zero": ("F16", (128, 1)),
-}  # fmt: skip
 QUANTO: Tensors = {"0.weight._scale": ("F32", (64, 1)), "0.input_scale": ("F32", ()), "0.output_scale": ("F32", ()),
                    "0.bias": ("F32", (64,))}  # fmt: skip
 
@@ -60,28 +56,37 @@ DECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
                       "l.q.input_scale": ("F32", ())}, {}, "8-bit floats with scales"),
     "ComfyUI scaled": ({"l.q.weight": ("F8_E4M3", (64, 64)), "l.q.scale_weight": ("F32", ()),
                         "scaled_fp8": ("F8_E4M3", (2,))}, {}, "ComfyUI's scaled 8-bit floats"),
-}  # fmt: skip
-"""Layouts that quantcli decodes: their tensors, config.json, and what is said."""
-
-UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "gpt-oss": ({"l.experts.gate_up_proj_blocks": ("U8", (2, 8, 2, 16)), "l.experts.gate_up_proj_scales":
                  ("U8", (2, 8, 2)), "l.experts.gate_up_proj_bias": ("BF16", (2, 8))},
                 {"quantization_config": {"quant_method": "mxfp4"}}, "MXFP4 of gpt-oss"),
     "ModelOpt NVFP4": ({"l.q.weight": ("U8", (64, 32)), "l.q.weight_scale": ("F8_E4M3", (64, 4)),
                         "l.q.weight_scale_2": ("F32", ()), "l.q.input_scale": ("F32", ())}, {}, "NVFP4 of ModelOpt"),
-    "HQQ": ({"l.q.W_q": ("U8", (64, 64)), **HQQ_META}, {}, "HQQ"),
-    "HQQ as floats": ({"l.q.W_q": ("F16", (64, 32)), **HQQ_META}, {}, "HQQ"),
-    "quanto int8": ({"0.weight._data": ("I8", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
-    "quanto int4": ({"0.weight._data._data": ("U8", (32, 128)), "0.weight._shift": ("F32", (64, 1)), **QUANTO}, {},
-                    "optimum-quanto"),
-    "quanto float8": ({"0.weight._data": ("F8_E4M3", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
-    "torchao int8": ({"0._weight_qdata": ("I8", (64, 128)), "0._weight_scale": ("F32", (64, 1)),
-                      "0._weight_zero_point": ("I8", (64, 1))}, {}, "torchao"),
-    "torchao float8": ({"0._weight_qdata": ("F8_E4M3", (64, 128)), "0._weight_scale": ("F32", (64, 1))}, {}, "torchao"),
-    "AQLM": ({"l.q.codes": ("I8", (64, 16, 1)), "l.q.codebooks": ("F16", (1, 256, 1, 8)),
-              "l.q.scales": ("F16", (64, 1, 1, 1))}, {}, "AQLM"),
     "DeepSeek's own names": ({"l.wq.weight": ("F8_E4M3", (64, 64)), "l.wq.scale": ("F8_E8M0", (1, 1))}, {},
                              "8-bit floats with scales"),
+    "quanto float8": ({"0.weight._data": ("F8_E4M3", (64, 128)), **QUANTO}, {}, "optimum-quanto"),
+    "torchao float8": ({"0._weight_qdata": ("F8_E4M3", (64, 128)), "0._weight_scale": ("F32", (64, 1))}, {}, "torchao"),
+}  # fmt: skip
+"""Layouts that quantcli decodes: their tensors, config.json, and what is said."""
+
+CODES: dict[str, tuple[Tensors, dict[str, Any], str]] = {
+    "quanto int8": ({"0.weight._data": ("I8", (64, 128)), **QUANTO}, {}, "w8c"),
+    "torchao int8": (
+        {
+            "0._weight_qdata": ("I8", (64, 128)),
+            "0._weight_scale": ("F32", (64, 1)),
+            "0._weight_zero_point": ("I8", (64, 1)),
+        },
+        {},
+        "w8c-asym",
+    ),
+}
+"""Layouts of whole numbers that quantcli decodes when asked to: the last is their scheme."""
+
+UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
+    "quanto int4": ({"0.weight._data._data": ("U8", (32, 128)), "0.weight._shift": ("F32", (64, 1)), **QUANTO}, {},
+                    "optimum-quanto"),
+    "AQLM": ({"l.q.codes": ("I8", (64, 16, 1)), "l.q.codebooks": ("F16", (1, 256, 1, 8)),
+              "l.q.scales": ("F16", (64, 1, 1, 1))}, {}, "AQLM"),
     "BitNet": ({"l.q.weight": ("U8", (16, 64)), "l.q.weight_scale": ("BF16", (1,))}, {}, "integers with scales"),
     "by config alone": ({"l.q.strange": ("I16", (64, 64))}, {"quantization_config": {"quant_method": "new"}},
                         "quant_method new"),
@@ -108,10 +113,20 @@ def test_quantized_sources_are_refused_before_a_weight_is_read(case: str, tmp_pa
 def test_published_formats_are_decoded(case: str, tmp_path: Path) -> None:
     tensors, config, _ = DECODED[case]
     source = model(tmp_path / "source", {**FLOATS, **tensors}, config)
-    assert "source: FP8 " in run("quantize", source, "-o", tmp_path / "out").out
-    for command in (["plan", "--target-bpw", "5"], ["sweep"]):
+    said = r"source: (FP8|MXFP4|NVFP4)[^(]* \(1 tensor, decoded to (bfloat16|float32)\)"
+    assert re.search(said, run("quantize", source, "-o", tmp_path / "out").out)
+    for command in (["plan", "--target-bpw", "9"], ["sweep"]):
         ran = run(command[0], source, *command[1:])
-        assert ran.code == 0 and "source: FP8 " in ran.err
+        assert ran.code == 0 and re.search(said, ran.err)
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_whole_numbers_are_decoded_when_asked_to(case: str, tmp_path: Path) -> None:
+    tensors, config, scheme = CODES[case]
+    source = model(tmp_path / "source", {**FLOATS, **tensors}, config)
+    line = one_line(run("quantize", source, "-o", tmp_path / "out"), 1)
+    assert f"{scheme} (1 tensor, decoded to float32)" in line and "--requantize" in line
+    assert run("quantize", source, "--requantize", "-o", tmp_path / "out").code == 0
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.safetensors")), ids=lambda p: p.stem)
@@ -226,7 +241,7 @@ def test_float_models_with_scales_in_their_names_are_floats(tmp_path: Path) -> N
     """Parameters called scale, a scale beside a float weight, whole numbers that are buffers: none of it is codes."""
     source = model(tmp_path / "source", {
         **FLOATS, "logit_scale": ("F32", ()), "l.layer_scale": ("F32", (64,)), "l.scale": ("F32", (64, 64)),
-        "l.q.scales": ("F32", (64, 2)), "l.q.weight_scale": ("F32", (64, 1)), "l.q.input_scale": ("F32", ()),
+        "l.q.scales": ("F32", (64, 2)), "model.norm.weight_scale": ("F32", (64, 1)), "l.q.input_scale": ("F32", ()),
         "attn.W_q": ("F32", (64, 64)), "attn.W_k": ("F32", (64, 64)), "attn.scale": ("F32", ()),
         "norm_data": ("F32", (64, 64)), "blocks": ("F32", (64, 64)), "scales": ("F32", (64, 64)),
         "position_ids": ("I64", (1, 512)), "bn.num_batches_tracked": ("I64", ()), "tokens": ("I32", (4, 64)),

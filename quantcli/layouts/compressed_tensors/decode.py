@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import kernels
-from quantcli.dtypes import to_float32
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.layouts.reader import Read
 from quantcli.layouts.stored import floats, scaled, wrong
@@ -144,17 +143,3 @@ def decode_packed(stored: Stored, read: Read, first: int, last: int) -> Floats:
     out = packing.unpack(packed, rows, stored.cols, bits).astype(np.float32)
     own = np.full((1, 1), grid.zero, np.float32) if zero is None else zero
     return scaled(out, scale[:, group_of], np.broadcast_to(own, scale.shape)[:, group_of], 1)
-
-
-def decode_plain(stored: Stored, read: Read, first: int, last: int) -> Floats:
-    rows, cols = last - first, stored.cols
-    raw = read(stored.codes.name, first * cols, rows * cols)
-    codes = raw.view(np.int8).astype(np.float32) if stored.codes.dtype == "I8" else to_float32(raw, stored.codes.dtype)
-    out, scale = codes.reshape(rows, cols), _scales(stored, read, first, last)
-    if stored.granularity != "block":
-        zero = None if stored.zero is None else _signed_zeros(stored, stored.zero, read, first, last)
-        return scaled(out, scale, zero, stored.group)
-    with np.errstate(over="ignore"):
-        for group in range(stored.groups):
-            out[:, group * stored.group : (group + 1) * stored.group] *= scale[:, group : group + 1]
-    return out

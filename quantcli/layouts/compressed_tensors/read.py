@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, decode_plain, stated_shape, words_of
+from quantcli.errors import printable
+from quantcli.layouts import bytewise
+from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, stated_shape, words_of
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import FLOATS, part, scheme_name, small_float_weight, wrong
@@ -83,8 +85,10 @@ def _agrees(own: Mapping[str, Any], bits: int, cols: int, groups: int) -> bool:
 
 def _granularity(name: str, lead: tuple[int, ...], scale: TensorInfo, settings: list[dict[str, Any]]) -> str:
     """The granularity of the scales; blocks are left to a caller that knows their size."""
-    if scale.numel == 1 and len(scale.shape) < 2:
+    if scale.numel == 1 and (len(scale.shape) < 2 or math.prod(lead) > 1):
         return "tensor"
+    if scale.shape == lead and len(lead) == 1:
+        return "channel"
     if scale.shape[:-1] != lead or len(scale.shape) != len(lead) + 1:
         raise wrong(name, f"scales {list(scale.shape)} do not match {list(lead)} rows")
     strategies = {own["strategy"] for own in settings}
@@ -174,10 +178,11 @@ def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
 
 
 def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """Height and width of the blocks that share a scale, where config.json states blocks."""
+    """Height and width of the blocks that share a scale, where config.json states blocks, or, of 8-bit floats, where
+    rows share scales: ModelOpt says nothing of their size."""
     blocks = [own.get("block_structure") for own in settings if own["strategy"] == "block"]
     if not blocks:
-        return None
+        return None if settings or info.dtype == "I8" else _quotient(info, scale)
     if not isinstance(blocks[0], list) or [type(n) for n in blocks[0]] != [int, int] or min(blocks[0]) < 1:
         raise wrong(name, "config.json does not say how large its blocks are")
     height, width = blocks[0]
@@ -187,15 +192,25 @@ def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[s
     return height, width
 
 
+def _quotient(info: TensorInfo, scale: TensorInfo) -> tuple[int, int] | None:
+    """Height and width of blocks by the shapes, which must divide; None where each row has scales of its own."""
+    if len(info.shape) != 2 or len(scale.shape) != 2 or scale.numel == 1 or scale.shape[0] == info.shape[0]:
+        return None
+    (rows, cols), (down, across) = info.shape, scale.shape
+    return None if rows % down or cols % across else (rows // down, cols // across)
+
+
 def _plain(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Stored:
     info, settings = part(infos, name, name, tuple(PLAIN)), _settings(config, name)
+    if (smoothed := f"{module_of(name)}.pre_quant_scale") in infos:
+        raise wrong(name, f"{printable(smoothed)} beside it, with which inputs are multiplied, is not supported")
     scale = part(infos, f"{name}_scale", name, FLOATS)
     if len(info.shape) < 2:
         raise wrong(name, f"codes have {len(info.shape)} dimension")
     block = _block(name, info, scale, settings)
     lead, cols = info.shape[:-1], info.shape[-1]
     granularity = "block" if block else _granularity(name, lead, scale, settings)
-    groups = 1 if granularity == "tensor" else scale.shape[-1]
+    groups = 1 if granularity == "tensor" or scale.shape == lead else scale.shape[-1]
     if block is None and cols % groups:
         raise wrong(name, f"{cols} columns do not divide into {groups} groups of one size")
     widths = {n for own in settings if (n := whole(own, "num_bits", 1, 8)) is not None}
@@ -203,6 +218,8 @@ def _plain(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
     if settings and not any(_agrees({**own, "num_bits": None}, bits, cols, groups) for own in settings):
         raise wrong(name, f"{groups} scales for {cols} columns contradict config.json")
     zero = _zero(infos, name, settings) if info.dtype == "I8" else None
+    if info.dtype != "I8" and f"{name}_zero_point" in infos:
+        raise wrong(name, "zero points beside 8-bit floats are not supported")
     if zero is not None and (zero.dtype != "I8" or zero.shape != scale.shape or block):
         raise wrong(name, f"zero points {zero.dtype} {list(zero.shape)} do not match the scales")
     height, group = block or (1, cols // groups)
@@ -241,6 +258,14 @@ def _refuse(infos: Mapping[str, TensorInfo], name: str) -> None:
         raise wrong(name, f"packed bytes{scales} are not supported")
 
 
+def _bytes(stored: Stored) -> bytewise.Bytewise:
+    height = stored.rows if stored.granularity == "tensor" else stored.height
+    return bytewise.Bytewise(
+        name=stored.name, cols=stored.cols, height=height, width=stored.group, codes=stored.codes, scale=stored.scale,
+        zero=stored.zero,
+    )  # fmt: skip
+
+
 def _found(stored: Stored, *, packed: bool) -> Found:
     parts = (stored.codes, stored.scale, stored.zero, stored.index, stored.stated)
     return Found(
@@ -250,7 +275,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
         bits=stored.bits,
         parts=tuple(p for p in parts if p is not None),
         unit=1,
-        decode=partial(decode_packed if packed else decode_plain, stored),
+        decode=partial(decode_packed, stored) if packed else partial(bytewise.decode, _bytes(stored)),
         dtype=stored.scale.dtype,
     )
 

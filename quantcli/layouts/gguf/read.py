@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.layouts.reader import Found, Read
-from quantcli.layouts.stored import E2M1, wrong
+from quantcli.layouts.small import E2M1
+from quantcli.layouts.stored import wrong
 from quantcli.stores.gguf_types import Block
 from quantcli.tensors.info import TensorInfo
 

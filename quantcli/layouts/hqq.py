@@ -1,0 +1,202 @@
+"""HQQ: whole numbers with float zero points, packed in parts of the whole weight.
+
+    M.W_q          U8; I32 for 3 bits   [A/n, B]         codes u: n rows of a matrix [A, B] in one, see below
+    M.scale        F16, BF16 or F32     [A, 1] or [1, B]
+    M.zero         as the scales        as the scales
+    M.shape        I64                  [2]              out and in
+    M.nbits, M.group_size, M.axis       I32              b, g, and 1 or 0
+    M.packing, M.compute_dtype          U8               text, `4bit_u8` and `torch.float16` for two
+    M.quant_scale, M.view_as_float, ..  U8               settings of HQQ, 0 or 1
+
+The weight [out, in] is laid out as [out*in/g, g] for axis 1, where groups are rows, or as [g, out*in/g] for axis 0,
+where they are columns. Of its rows the first A/n are in the highest bits of W_q, the next in those below, and so on: n
+is 8/b, and ten for 3 bits, of which the last rows may be missing. The weight is (u - zero) * scale, each step rounded
+to compute_dtype, as in the library. Scales that are quantized themselves are not supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.dtypes import LONG_NAMES, from_float32, to_float32
+from quantcli.errors import printable
+from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.stored import FLOATS, floats, matrix, part, scheme_name, wrong
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+
+PACKINGS = {"8bit_u8": (8, 1), "4bit_u8": (4, 2), "3bit_32": (3, 10), "2bit_u8": (2, 4), "1bit_u8": (1, 8)}
+"""Bits of a field, and fields of an element."""
+
+NUMBERS = ("nbits", "group_size", "axis")
+SETTINGS = (
+    "view_as_float", "quant_scale", "quant_zero", "offload_meta", "encoded_state_dict", "stores_quant_config",
+    "channel_wise", "optimize", "round_zero",
+)  # fmt: skip
+TEXTS = ("packing", "unpack_view_dtype", "compute_dtype")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    name: str
+    shape: tuple[int, int]
+    bits: int
+    group: int
+    axis: int
+    packing: str
+    dtype: str
+    codes: TensorInfo
+    scale: TensorInfo
+    zero: TensorInfo
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """A and B."""
+        groups = self.shape[0] * self.shape[1] // self.group
+        return (groups, self.group) if self.axis == 1 else (self.group, groups)
+
+
+def _number(read: Read, info: TensorInfo) -> int:
+    kinds = {"U8": "<u1", "I32": "<i4", "I64": "<i8"}
+    if info.dtype not in kinds or info.numel != 1:
+        raise wrong(info.name, f"{info.dtype} {list(info.shape)} is not a whole number")
+    return int(read(info.name, 0, info.nbytes).view(kinds[info.dtype])[0])
+
+
+def _text(read: Read, info: TensorInfo) -> str:
+    if info.dtype != "U8" or info.numel > 64:
+        raise wrong(info.name, f"{info.dtype} of {info.numel} elements is not a text")
+    return printable(read(info.name, 0, info.nbytes).tobytes().decode("latin-1"), 64)
+
+
+def _shape(read: Read, info: TensorInfo) -> tuple[int, int]:
+    if info.dtype != "I64" or info.numel != 2:
+        raise wrong(info.name, f"{info.dtype} {list(info.shape)} is not a shape of a matrix")
+    rows, cols = (int(n) for n in read(info.name, 0, 16).view("<i8"))
+    if not (0 < rows < 1 << 40 and 0 < cols < 1 << 40):
+        raise wrong(info.name, f"{rows} x {cols} is not a shape of a matrix")
+    return rows, cols
+
+
+def _check_settings(infos: Mapping[str, TensorInfo], module: str, read: Read) -> None:
+    name = f"{module}.weight"
+    for key in ("quant_scale", "quant_zero", "view_as_float"):
+        info = infos.get(f"{module}.{key}")
+        if info is not None and _number(read, info):
+            raise wrong(name, f"HQQ with {key} is not supported")
+    if any(f"{module}.{key}" in infos for key in ("zero_scale", "scale_q", "zero_q", "meta_scale", "meta_zero")):
+        raise wrong(name, "HQQ with quantized scales is not supported")
+
+
+def _stored(infos: Mapping[str, TensorInfo], module: str, read: Read | None) -> _Stored:
+    name = f"{module}.weight"
+    if read is None:
+        raise wrong(name, "its shape is stored in a tensor whose data is not available")
+    _check_settings(infos, module, read)
+    every = ("U8", "I32", "I64")
+    bits, group, axis = (_number(read, part(infos, f"{module}.{key}", name, every)) for key in NUMBERS)
+    packing = _text(read, part(infos, f"{module}.packing", name, ("U8",)))
+    if packing not in PACKINGS or not 1 <= bits <= PACKINGS[packing][0] or axis not in (0, 1) or group < 1:
+        raise wrong(name, f"HQQ of {bits} bits as {packing}, in groups of {group} along {axis}, is not supported")
+    shape = _shape(read, part(infos, f"{module}.shape", name, ("I64",)))
+    compute = infos.get(f"{module}.compute_dtype")
+    long = _text(read, compute).removeprefix("torch.") if compute is not None else "float16"
+    dtype = LONG_NAMES.get(long, "")
+    if dtype not in FLOATS:
+        raise wrong(name, f"HQQ that computes in {long} is not supported")
+    codes = part(infos, f"{module}.W_q", name, ("I32",) if packing == "3bit_32" else ("U8",))
+    scale, zero = (part(infos, f"{module}.{key}", name, FLOATS) for key in ("scale", "zero"))
+    stored = _Stored(name=name, shape=shape, bits=bits, group=group, axis=axis, packing=packing, dtype=dtype,
+                     codes=codes, scale=scale, zero=zero)  # fmt: skip
+    _check_shapes(stored)
+    return stored
+
+
+def _check_shapes(stored: _Stored) -> None:
+    name, (rows, cols), (down, across) = stored.name, stored.shape, stored.sides
+    held, groups = PACKINGS[stored.packing][1], (down, 1) if stored.axis == 1 else (1, across)
+    fits = down % held == 0 or stored.packing == "3bit_32"
+    if rows * cols % stored.group or not fits or matrix(stored.codes, name) != (-(-down // held), across):
+        raise wrong(name, f"codes {list(stored.codes.shape)} do not match {rows} x {cols} in groups of {stored.group}")
+    if stored.scale.shape != groups or stored.zero.shape != groups:
+        shapes = f"{list(stored.scale.shape)} and {list(stored.zero.shape)}"
+        raise wrong(name, f"scales and zero points {shapes} do not match {list(groups)}")
+
+
+def _codes(stored: _Stored, read: Read, first: int, last: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Codes of a run of weights in C order, field by field, each with its place in the run."""
+    bits, held = PACKINGS[stored.packing]
+    size, kind = (4, "<u4") if stored.packing == "3bit_32" else (1, "<u1")
+    field = stored.codes.shape[0] * stored.sides[1]
+    for number in range(first // field, -(-last // field)):
+        start = number * field
+        low, high = max(first, start), min(last, start + field)
+        raw = read(stored.codes.name, (low - start) * size, (high - low) * size).view(kind)
+        shift = raw.dtype.type(bits * (held - 1 - number))
+        yield low - first, ((raw >> shift) & raw.dtype.type((1 << bits) - 1)).astype(np.uint8)
+
+
+def _of_weights(stored: _Stored, info: TensorInfo, read: Read, first: int, last: int) -> Floats:
+    """A parameter of every weight of a run."""
+    groups = info.numel
+    if stored.axis == 1:
+        begin, end = first // stored.group, -(-last // stored.group)
+        own = _in_dtype(floats(read, info, stored.name, begin, end - begin), stored.dtype)
+        return np.repeat(own, stored.group)[first - begin * stored.group :][: last - first]
+    if first // groups == (last - 1) // groups:
+        return _in_dtype(floats(read, info, stored.name, first % groups, last - first), stored.dtype)
+    return _in_dtype(floats(read, info, stored.name, 0, groups), stored.dtype)[np.arange(first, last) % groups]
+
+
+def _in_dtype(values: Floats, dtype: str) -> Floats:
+    """Values rounded to a dtype, as float32."""
+    return values if dtype == "F32" else to_float32(from_float32(values, dtype).view(np.uint8), dtype)
+
+
+def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    cols = stored.shape[1]
+    begin, end = first * cols, last * cols
+    out = np.empty(end - begin, np.float32)
+    for at, codes in _codes(stored, read, begin, end):
+        out[at : at + len(codes)] = codes
+    out -= _of_weights(stored, stored.zero, read, begin, end)
+    out = _in_dtype(out, stored.dtype)
+    with np.errstate(over="ignore"):
+        out = out * _of_weights(stored, stored.scale, read, begin, end)
+    return out.reshape(last - first, cols)
+
+
+def _found(infos: Mapping[str, TensorInfo], stored: _Stored, module: str) -> Found:
+    others = [f"{module}.{key}" for key in ("shape", *NUMBERS, *TEXTS, *SETTINGS)]
+    return Found(
+        name=stored.name,
+        shape=stored.shape,
+        scheme=scheme_name(stored.bits, stored.group, "float") + ("" if stored.axis == 1 else "-axis0"),
+        bits=stored.bits,
+        parts=(stored.codes, stored.scale, stored.zero, *(infos[n] for n in others if n in infos)),
+        unit=1,
+        decode=partial(_decode, stored),
+        dtype=stored.dtype,
+    )
+
+
+def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
+    """The weights stored as W_q with the settings of HQQ beside them."""
+    modules = [
+        name.removesuffix(".W_q")
+        for name in infos
+        if name.endswith(".W_q") and f"{name.removesuffix('.W_q')}.packing" in infos
+    ]
+    return [_found(infos, _stored(infos, module, read), module) for module in modules]
+
+
+READS = Reader(summary="HQQ: W_q, scale and zero, of 1, 2, 3, 4 and 8 bits", find=find)
