@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from quantcli.stores.source import HeaderDocument, Source, is_stream, need_file
+
+if TYPE_CHECKING:
+    from quantcli.stores.files import InputFile
 
 __all__ = ["HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
 
 
 def open_source(path: str) -> Source:
-    """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF by its first bytes, or else a
-    safetensors file; - for one on standard input.
+    """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF or a PyTorch checkpoint by its first
+    bytes, or else a safetensors file; - for one on standard input.
 
     Raises QuantcliError for a missing, unreadable, damaged or unsupported file.
     """
     from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.files import InputFile
-    from quantcli.stores.gguf import GgufFile, is_gguf
     from quantcli.stores.npy import NpyFile, NpzFile
     from quantcli.stores.onnx import OnnxFile
-    from quantcli.stores.safetensors import SafetensorsFile
 
     if path == "-":
+        from quantcli.stores.safetensors import SafetensorsFile
         from quantcli.stores.standard import open_input
 
         return SafetensorsFile(open_input())
@@ -34,6 +37,16 @@ def open_source(path: str) -> Source:
     if lower.endswith(".npz"):
         return NpzFile(path)
     file = InputFile(path)
-    if lower.endswith(".onnx"):
-        return OnnxFile(file)
-    return GgufFile(file) if lower.endswith(".gguf") or is_gguf(file) else SafetensorsFile(file)
+    return OnnxFile(file) if lower.endswith(".onnx") else _by_content(file, lower)
+
+
+def _by_content(file: InputFile, name: str) -> Source:
+    """The source in a file whose name does not tell. A pickle under the name of a safetensors file is not read: that
+    name promises a file without one."""
+    from quantcli.stores.gguf import GgufFile, is_gguf
+    from quantcli.stores.safetensors import SafetensorsFile
+    from quantcli.stores.torch_file import TorchFile, is_torch
+
+    if name.endswith(".gguf") or is_gguf(file):
+        return GgufFile(file)
+    return TorchFile(file) if not name.endswith(".safetensors") and is_torch(file) else SafetensorsFile(file)

@@ -28,10 +28,10 @@ METADATA = "__metadata__"
 _STRANGERS = [
     (b"GGUF", "this is a GGUF file"),
     (b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
-    (b"PK\x03\x04", "this is a zip archive (a PyTorch pickle or .npz), not safetensors"),
+    (b"PK\x03\x04", "this is a zip archive, as torch.save and .npz make them, not safetensors"),
     (b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
-    (b"\x80\x02", "this is a Python pickle, which is never loaded"),
-    (b"\x80\x04", "this is a Python pickle, which is never loaded"),
+    (b"\x80\x02", "this is a Python pickle, not safetensors"),
+    (b"\x80\x04", "this is a Python pickle, not safetensors"),
     (b"<!DOCTYPE", "this is a web page"),
     (b"<html", "this is a web page"),
 ]

@@ -29,8 +29,8 @@ class Source(Protocol):
 
     kind: the format of its files. folder, index: the folder of its shards, and the file that lists their tensors; None
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
-    metadata. graph: of an ONNX file, what its nodes do with tensors. A store inherits the defaults of features it does
-    not have.
+    metadata. graph: of an ONNX file, what its nodes do with tensors. notes: what was left out of its tensors, and where
+    they were found. A store inherits the defaults of features it does not have.
     """
 
     path: str
@@ -41,6 +41,7 @@ class Source(Protocol):
     blocks: Mapping[str, Block] = MappingProxyType({})
     keys: Mapping[str, Any] = MappingProxyType({})
     graph: Graph | None = None
+    notes: Sequence[str] = ()
 
     @property
     def documents(self) -> list[HeaderDocument]:
