@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 
+from quantcli.errors import UsageError
 from quantcli.stores.source import HeaderDocument, Source, is_stream, need_file
 
 __all__ = ["HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, variant: str | None = None) -> Source:
     """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF by its first bytes, or else a
-    safetensors file; - for one on standard input.
+    safetensors file; - for one on standard input. variant: which weights of a folder to take, where it has several.
 
     Raises QuantcliError for a missing, unreadable, damaged or unsupported file.
     """
@@ -22,13 +23,15 @@ def open_source(path: str) -> Source:
     from quantcli.stores.onnx import OnnxFile
     from quantcli.stores.safetensors import SafetensorsFile
 
-    if path == "-":
+    if path == "-" and variant is None:
         from quantcli.stores.standard import open_input
 
         return SafetensorsFile(open_input())
     lower = os.fsdecode(path).lower()
+    if variant is not None and not os.path.isdir(path):
+        raise UsageError("only folders have variants", place=["--variant"], hint="leave it out")
     if os.path.isdir(path) or lower.endswith(".json"):
-        return Checkpoint(path)
+        return Checkpoint(path, variant)
     if lower.endswith(".npy"):
         return NpyFile(path)
     if lower.endswith(".npz"):
