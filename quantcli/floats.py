@@ -14,10 +14,12 @@ from quantcli.stores import Source, is_stream, open_source
 
 
 @contextlib.contextmanager
-def float_source(src: str, layout: str = "auto", *, say: Callable[[str], None]) -> Iterator[Source]:
-    """The source that a path names. layout: `auto`, or `plain` to read every tensor by its dtype alone. Raises
-    DataError when it is quantized, or an adapter."""
-    with contextlib.closing(open_source(src)) as source:
+def float_source(
+    src: str, layout: str = "auto", *, variant: str | None = None, say: Callable[[str], None]
+) -> Iterator[Source]:
+    """The source that a path names. layout: `auto`, or `plain` to read every tensor by its dtype alone. variant: which
+    weights of a folder to take, where it has several. Raises DataError when it is quantized, or an adapter."""
+    with contextlib.closing(open_source(src, variant)) as source:
         _refuse_adapter(source, src)
         _refuse_quantized(source, src, layout, say)
         yield source

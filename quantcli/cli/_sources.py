@@ -28,10 +28,23 @@ def source_layout(command: F) -> F:
     )(command)
 
 
+def variant(command: F) -> F:
+    """--variant."""
+    return _help.option(
+        "--variant",
+        metavar="NAME",
+        default=None,
+        help="Which weights of a folder to take where it has several, such as fp16 for model.fp16.safetensors.",
+        show_default="those without a variant",
+        group="Selection",
+    )(command)
+
+
 @contextlib.contextmanager
-def float_source(src: str, layout: str, talk: options.Talk) -> Iterator[Source]:
-    """The source SRC names. layout: of --source-layout. Raises DataError when it is quantized, or an adapter."""
+def float_source(src: str, layout: str, talk: options.Talk, variant: str | None = None) -> Iterator[Source]:
+    """The source SRC names. layout: of --source-layout; variant: of --variant. Raises DataError when it is quantized,
+    or an adapter."""
     from quantcli.floats import float_source
 
-    with float_source(src, layout, say=talk.say) as source:
+    with float_source(src, layout, variant=variant, say=talk.say) as source:
         yield source

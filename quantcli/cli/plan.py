@@ -20,6 +20,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 )
 @options.source
 @_sources.source_layout
+@_sources.variant
 @_budget.budget
 @_help.option(
     "-o",
@@ -42,6 +43,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 def command(
     src: str,
     source_layout: str,
+    variant: str | None,
     output: str | None,
     explain: bool,
     show_all: bool,
@@ -65,7 +67,7 @@ def command(
         _naming.check_recipe(output)
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, source_layout, talk) as source:
+    with _sources.float_source(src, source_layout, talk, variant) as source:
         to, _ = target_of(source, order, folder=source.folder is not None)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         nbytes = nbytes_of(source, found.plan)

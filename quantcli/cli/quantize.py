@@ -78,6 +78,7 @@ MUCH = 64 << 20
     group="Selection",
 )
 @_sources.source_layout
+@_sources.variant
 @_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
@@ -113,6 +114,7 @@ MUCH = 64 << 20
 def command(
     src: str,
     source_layout: str,
+    variant: str | None,
     output: str | None,
     force: bool,
     threads: int | None,
@@ -140,7 +142,7 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     with (
         options.standard_output(None if dry_run else output, talk) as named,
-        _sources.float_source(src, source_layout, talk) as source,
+        _sources.float_source(src, source_layout, talk, variant) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]

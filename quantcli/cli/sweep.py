@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 )
 @options.source
 @_sources.source_layout
+@_sources.variant
 @_help.option(
     "--bits",
     type=options.Several(int),
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 def command(
     src: str,
     source_layout: str,
+    variant: str | None,
     bits: list[int],
     group_size: list[int],
     calibration: list[str] | None,
@@ -98,7 +100,7 @@ def command(
     file = options.document_file(output, swept.SweepReport, [src])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
-    with _sources.float_source(src, source_layout, talk) as source:
+    with _sources.float_source(src, source_layout, talk, variant) as source:
         need_file(source, "sweeping")
         plans = []
         for scheme in schemes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from quantcli.errors import UsageError
 from quantcli.stores.source import HeaderDocument, Source, is_stream, need_file
 
 if TYPE_CHECKING:
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, variant: str | None = None) -> Source:
     """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF or a PyTorch checkpoint by its first
-    bytes, or else a safetensors file; - for one on standard input.
+    bytes, or else a safetensors file; - for one on standard input. variant: which weights of a folder to take, where it
+    has several.
 
     Raises QuantcliError for a missing, unreadable, damaged or unsupported file.
     """
@@ -24,14 +26,16 @@ def open_source(path: str) -> Source:
     from quantcli.stores.npy import NpyFile, NpzFile
     from quantcli.stores.onnx import OnnxFile
 
-    if path == "-":
+    if path == "-" and variant is None:
         from quantcli.stores.safetensors import SafetensorsFile
         from quantcli.stores.standard import open_input
 
         return SafetensorsFile(open_input())
     lower = os.fsdecode(path).lower()
+    if variant is not None and not os.path.isdir(path):
+        raise UsageError("only folders have variants", place=["--variant"], hint="leave it out")
     if os.path.isdir(path) or lower.endswith(".json"):
-        return Checkpoint(path)
+        return Checkpoint(path, variant)
     if lower.endswith(".npy"):
         return NpyFile(path)
     if lower.endswith(".npz"):

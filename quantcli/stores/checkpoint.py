@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.stores.source import HeaderDocument, Source
@@ -19,9 +20,18 @@ _SMALL = 1 << 26
 """Largest size in bytes of a configuration, a vocabulary or a model card."""
 
 _MISTRAL = "consolidated"
-_VARIANT = re.compile(r"(?:fp|bf|int)\d+\w*|(?:non_)?ema")
-"""Suffixes of diffusers and transformers before the extension for weights in another precision, or without
-averaging."""
+_VARIANT = r"(?:fp|bf|int)\d+\w*|(?:non_)?ema"
+"""What diffusers and transformers write into names for weights in another precision, or without averaging."""
+
+_NUMBER = r"-\d{5}-of-\d{5}"
+
+
+class _Name(NamedTuple):
+    """What the name of a weight file or an index tells: what it has in common with those of the same weights, and the
+    variant, empty where it is none."""
+
+    stem: str
+    variant: str
 
 
 def _shard_name(name: object, index: str) -> str:
@@ -49,37 +59,84 @@ def _listed(folder: str, extension: str) -> list[str]:
         raise DataError(error.strerror or str(error), place=[folder]) from None
 
 
-def _stem(name: str) -> str:
-    """A weight file's or an index's name without number and extension.
+def _parsed(name: str, variant: str | None = None) -> _Name:
+    """What a name tells. variant: one that is asked for, which may have any name.
 
-    >>> _stem("model-00001-of-00002.safetensors"), _stem("model.fp16.safetensors.index.json")
-    ('model', 'model.fp16')
+    >>> _parsed("model-00001-of-00002.safetensors"), _parsed("model.safetensors.index.fp16.json")
+    (_Name(stem='model', variant=''), _Name(stem='model', variant='fp16'))
     """
-    numbered = _NUMBERED.fullmatch(name)
-    return numbered[1] if numbered else name.removesuffix(".index.json").removesuffix(".safetensors")
+    known = f"{re.escape(variant)}|{_VARIANT}" if variant else _VARIANT
+    expression = rf"(.+?)(?:{_NUMBER})?(?:\.({known}))?(?:{_NUMBER})?\.safetensors(?:\.index(?:\.({known}))?\.json)?"
+    match = re.fullmatch(expression, name)
+    return _Name(match[1], match[2] or match[3] or "") if match else _Name(name, "")
 
 
-def _copies(names: Sequence[str]) -> dict[str, str]:
-    """The weight files, or indexes, that duplicate the weights of others among these, each with an explanation."""
-    stems = {_stem(name) for name in names}
+def without_variant(name: str) -> str:
+    """The name of a weight file or an index as loaders look for it when they are not asked for a variant.
+
+    >>> without_variant("model.fp16-00001-of-00002.safetensors"), without_variant("model.safetensors.index.fp16.json")
+    ('model-00001-of-00002.safetensors', 'model.safetensors.index.json')
+    """
+    number = re.search(_NUMBER, name)
+    stem, variant = _parsed(name)
+    if not variant:
+        return name
+    index = ".index.json" if name.endswith(".json") else ""
+    return f"{stem}{number[0] if number else ''}.safetensors{index}"
+
+
+def _copies(names: Sequence[str], variant: str | None = None) -> dict[str, str]:
+    """The weight files, or indexes, that duplicate the weights of others among these, each with an explanation.
+    variant: the one that is to be taken, None for the weights that are none."""
+    told = {name: _parsed(name, variant) for name in names}
+    asked = {n.stem for n in told.values() if n.variant == (variant or "")}
     found = {}
-    for name in names:
-        stem = _stem(name)
-        base, dot, variant = stem.rpartition(".")
-        if stem == _MISTRAL and len(stems) > 1:
+    for name, (stem, own) in told.items():
+        if stem == _MISTRAL and any(n.stem != stem for n in told.values()):
             found[name] = "the same weights under Mistral's names"
-        elif dot and base in stems and _VARIANT.fullmatch(variant):
-            found[name] = f"a variant of {base}.safetensors"
+        elif variant is None and own and stem in asked:
+            found[name] = f"a variant of {stem}.safetensors"
+        elif variant is not None and own != variant and stem in asked:
+            found[name] = f"not the variant {variant}"
     return found
 
 
-def _index_of(folder: str) -> str:
+def variants(folder: str) -> list[str]:
+    """The variants of weights in a folder."""
+    names = [*_listed(folder, ".safetensors"), *_indexes(folder)]
+    return sorted({found for name in names if (found := _parsed(name).variant)})
+
+
+def _check_variant(folder: str, names: Sequence[str], variant: str | None) -> None:
+    """Raise UsageError where a folder does not have the variant that is asked for, DataError where there are several
+    and none is asked for."""
+    if variant is not None and all(_parsed(n, variant).variant != variant for n in names):
+        known = ", ".join(variants(folder))
+        hint = f"there is {known}" if known else "leave it out: there are no variants"
+        raise UsageError("no such variant in this folder", place=[folder, f"--variant {printable(variant)}"], hint=hint)
+    told = [_parsed(n) for n in names if variant is None]
+    several = sorted({n.variant for n in told})
+    if len(several) > 1 and all(several) and len({n.stem for n in told}) == 1:
+        hint = f"choose one with --variant, such as --variant {several[0]}"
+        raise DataError(
+            f"several variants, and none without a suffix: {_named(sorted(names))}", place=[folder], hint=hint
+        )
+
+
+def _indexes(folder: str) -> list[str]:
+    """File names of the indexes of a folder."""
+    found = _listed(folder, ".json")
+    return [name for name in found if re.search(r"\.safetensors\.index(?:\.\w+)?\.json$", name)]
+
+
+def _index_of(folder: str, variant: str | None) -> str:
     """The index of a folder; empty where there is none. Raises DataError where there are several."""
-    names = _listed(folder, ".safetensors.index.json")
+    files, names = _listed(folder, ".safetensors"), _indexes(folder)
+    copies = _copies([*files, *names], variant)
+    names = [n for n in names if n not in copies]
+    _check_variant(folder, [n for n in [*files, *names] if n not in copies], variant)
     if INDEX in names:
         return INDEX
-    copies = _copies([*_listed(folder, ".safetensors"), *names])
-    names = [n for n in names if n not in copies]
     if len(names) > 1:
         raise DataError(f"several indexes: {_named(names)}", place=[folder], hint="name one of them")
     return names[0] if names else ""
@@ -90,13 +147,13 @@ def _named(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(printable(n, 200) for n in names[:most]) + more
 
 
-def _without_index(folder: str) -> list[str]:
+def _without_index(folder: str, variant: str | None) -> list[str]:
     """The .safetensors files of a folder without an index that clearly form one model: a single file, or all shards of
     one numbering."""
     names = _listed(folder, ".safetensors")
     if not names:
         raise DataError("no .safetensors file and no index in this folder", place=[folder], hint=_elsewhere(folder))
-    copies = _copies(names)
+    copies = _copies([*names, *_indexes(folder)], variant)
     names = [name for name in names if name not in copies]
     sets = {match.group(1, 3) if (match := _NUMBERED.fullmatch(name)) else name for name in names}
     if len(sets) > 1:
@@ -136,21 +193,21 @@ def _more(names: Sequence[str]) -> str:
 
 class Checkpoint(Source):
     """A folder of shards (or the path of its index) as one source. aside: weight files of the folder that are not part
-    of the model, and why."""
+    of the model, and why. variant: which weights to take where there are several, such as `fp16`."""
 
     kind = "safetensors"
     folder: str
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, variant: str | None = None) -> None:
+        self.path, self.variant = path, variant
         if os.path.isdir(path):
-            self.folder, name = path, _index_of(path)
+            self.folder, name = path, _index_of(path, variant)
             index = os.path.join(path, name) if name else ""
         else:
             self.folder, index = os.path.dirname(path) or ".", path
         self.index = index
         weight_map = _from_index(index) if index else None
-        names = sorted(set(weight_map.values())) if weight_map else _without_index(self.folder)
+        names = sorted(set(weight_map.values())) if weight_map else _without_index(self.folder, variant)
         self.aside = self._others(names)
         self._shards: dict[str, SafetensorsFile] = {}
         self._home: dict[str, SafetensorsFile] = {}
@@ -179,8 +236,8 @@ class Checkpoint(Source):
 
     def _others(self, names: Sequence[str]) -> dict[str, str]:
         """Weight files of the folder that are not part of the model, and why."""
-        found = _listed(self.folder, ".safetensors") + _listed(self.folder, ".safetensors.index.json")
-        copies = _copies(found)
+        found = _listed(self.folder, ".safetensors") + _indexes(self.folder)
+        copies = _copies(found, self.variant)
         unlisted = f"not named by {printable(os.path.basename(self.index), 120)}"
         ours = {*names, os.path.basename(self.index)}
         return {name: copies.get(name, unlisted) for name in found if name not in ours}
