@@ -39,7 +39,7 @@ def compare(
 
     Both are files or checkpoint folders: float, quantcli's own, or another tool's that quantcli decodes. threads: 0 for
     one on each processor. progress: called with the bytes done so far; say: called with how tensors found each other
-    where their names differ.
+    where their names differ, and with what was left out of a file.
 
     Raises QuantcliError for what cannot be read, DataError where shapes differ or no tensor is in both.
 
@@ -59,6 +59,8 @@ def compare(
         for model in (a, b):
             need_file(model.source, "comparing")
             model.stored.check_headers()
+            for line in model.source.notes:
+                say(f"{model.path}: {line}")
         ours, theirs, note = under_one_name(a, b)
         if note:
             say(note)

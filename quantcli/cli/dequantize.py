@@ -73,7 +73,8 @@ def command(
             real = check_destination(target, force=force, sources=list(source.files()))
         side = sidefiles.of(source, real, folder=folder is not None)
         decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
-        talk.say(*side.warnings())
+        warnings = [*source.notes, *side.warnings()]
+        talk.say(*warnings)
         with talk.bar(os.path.basename(target)) as bar:
             size = decode(
                 model,
@@ -91,7 +92,7 @@ def command(
             decoded=decoded,
             bytes_out=size,
             seconds=time.perf_counter() - began,
-            warnings=side.warnings(),
+            warnings=warnings,
         )
     if output != "-":
         options.show(report, talk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -72,6 +73,7 @@ def command(
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         nbytes = nbytes_of(source, found.plan)
         report = planned.made(found, nbytes, source=src, target=target, explain=explain)
+        report = replace(report, warnings=[*source.notes, *report.warnings])
     for line in () if talk.quiet else report.warnings:
         options.warn(line)
     if output is not None:

@@ -234,6 +234,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         bytes_in = sum(d.source_bytes for d in documents)
         if job.against is not None:
             with open_model(job.against) as original, talk.bar("measuring") as bar:
+                talk.say(*original.source.notes)
                 metrics = measure.against(
                     model.stored, original.stored, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
@@ -276,6 +277,7 @@ def _of_another_tool(
     bytes_in: int | None = None
     if job.against is not None:
         with open_model(job.against) as original, talk.bar("measuring") as bar:
+            talk.say(*original.source.notes)
             before, views, note = under_one_name(original, model)
             if note:
                 talk.say(note)

@@ -102,6 +102,7 @@ def command(
         schemes = _schemes(bits, group_size, calibration, symmetric)
     with _sources.float_source(src, source_layout, talk, variant) as source:
         need_file(source, "sweeping")
+        talk.say(*source.notes)
         plans = []
         for scheme in schemes:
             try:

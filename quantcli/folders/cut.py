@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import Checkpoint, Part, without_variant
+from quantcli.stores.checkpoint import Checkpoint, Part, output_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _shards(source: Source, model: Outgoing) -> Mapping[str, Source]:
     """The files of a source by the names they get."""
     if source.folder is None:
         return {outputs.NAME: source}
-    shards = {without_variant(name): shard for name, shard in source.shards.items()}
+    shards = {output_name(name): shard for name, shard in source.shards.items()}
     if outputs.documented(model.to):
         return shards
     held = [s for s in source.shards.values() if any(i.name in model.conversion.jobs for i in s.infos())]

@@ -182,7 +182,7 @@ class Job:
             seconds=seconds,
             request=self.request,
         )
-        return replace(found, warnings=[*self.side.warnings(), *found.warnings])
+        return replace(found, warnings=[*self.source.notes, *self.side.warnings(), *found.warnings])
 
 
 def prepare(

@@ -17,7 +17,7 @@ from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.layouts.evidence import CONFIGS
 from quantcli.layouts.native.document import KEY
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import INDEX, Checkpoint
+from quantcli.stores.checkpoint import INDEX, TRAINING, Checkpoint
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import SafetensorsFile
@@ -34,7 +34,6 @@ _PICKLED = re.compile(r"\.bin(?:\.index\.json)?$")
 _OTHER_FORMATS = re.compile(
     r"\.(?:pt|pth|ckpt|gguf|ggml|h5|keras|msgpack|ot|pb|tflite|mlmodel|nemo|onnx(?:[._]data\w*)?)$", re.IGNORECASE
 )
-_TRAINING = re.compile(r"(?:training_args\.bin|(?:optimizer|scheduler|scaler|rng_state)\w*\.(?:pt|pth|bin))")
 _RUNTIMES = {"onnx", "openvino", "original", "coreml", "tflite", "tf", "flax", "gguf", "ggml", "mlx", "metal"}
 """Folders in which publishers keep the same weights for other loaders."""
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -183,7 +182,7 @@ def _why_left(path: str, relative: str, names: Sequence[str], modules: Collectio
     if not (safetensors or pickled or other):
         return ""
     steps = folder.lower().split(os.sep)
-    if _TRAINING.fullmatch(name) or any(_CHECKPOINT.fullmatch(step) for step in steps):
+    if TRAINING.fullmatch(name) or any(_CHECKPOINT.fullmatch(step) for step in steps):
         return _TRAINED
     if _RUNTIMES & set(steps):
         return _RUNTIME

@@ -31,7 +31,7 @@ from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
 from quantcli.reports import build
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import INDEX, without_variant
+from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.files import check_space, read_small
 from quantcli.stores.folder import OutputFolder, Part, json_bytes
 from quantcli.stores.workspace import is_own, partial_of
@@ -240,7 +240,7 @@ def _describe(
     source: Source, part: Part, model: Outgoing, files: Sequence[_File], beside: _Around, config: Mapping[str, Any]
 ) -> None:
     """Write index and configuration. config: what is added to config.json."""
-    as_it_was = source.index and [f.name for f in files] == [without_variant(n) for n in source.shards]
+    as_it_was = source.index and [f.name for f in files] == [output_name(n) for n in source.shards]
     if as_it_was or len(files) > 1:
         part.write(_index_name(source, model), _index(source, model, files))
     content = without_quantization(beside.config)
@@ -257,16 +257,16 @@ def _loading(text: bytes, model: Outgoing) -> bytes:
 
 
 def _index_name(source: Source, model: Outgoing) -> str:
-    index = without_variant(os.path.basename(source.index or INDEX))
+    index = output_name(os.path.basename(source.index or INDEX))
     loaded = index.startswith(("model", "diffusion_pytorch_model"))
     return index if loaded or outputs.documented(model.to) else INDEX
 
 
 def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
     """The names of so many files, after the index or the files there were."""
-    stem = without_variant(os.path.basename(source.index or INDEX)).removesuffix(".safetensors.index.json")
+    stem = output_name(os.path.basename(source.index or INDEX)).removesuffix(".safetensors.index.json")
     if not source.index:
-        first = without_variant(next(iter(source.shards)))
+        first = output_name(next(iter(source.shards)))
         stem = re.sub(r"-\d{5}-of-\d{5}$", "", first.removesuffix(".safetensors"))
     names = [f"{stem}.safetensors"]
     if count > 1:

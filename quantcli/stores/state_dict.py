@@ -57,9 +57,7 @@ def _inner(value: Mapping[Any, Any], path: list[str]) -> Any:
     shown = listed([printable(repr(k), 60) for k in nested], _SHOWN)
     hint = "save the one to quantize alone, with torch.save"
     if weights and nested:
-        raise DataError(
-            f"it holds tensors, and more of them under {shown}: which are the model?", place=path, hint=hint
-        )
+        raise DataError(f"it holds tensors, and more under {shown}: either may be the model", place=path, hint=hint)
     if len(nested) > 1:
         raise DataError(f"there are tensors under {shown}, and each may be the model", place=path, hint=hint)
     if not nested and not any(isinstance(v, Tensor) for v in value.values()):

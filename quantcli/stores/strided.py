@@ -17,7 +17,7 @@ from quantcli.stores.files import InputFile
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SLAB = 1 << 23
+SLAB = 1 << 21
 """Bytes that are put in order at a time, and the most that is read at once for them."""
 _CALL = 1 << 14
 """Bytes whose reading takes as long as a call: smaller gaps are read along."""

@@ -88,7 +88,7 @@ def _from_zip(file: InputFile) -> tuple[Any, Places, bool]:
     try:
         members = zipped.open_zip(file).infolist()
     except zipped.PROBLEMS as error:
-        raise DataError(f"a zip archive that cannot be read, perhaps cut short: {printable(str(error), 200)}") from None
+        raise DataError(f"a zip archive that is damaged or cut short: {printable(str(error), 200)}") from None
     roots = [m.filename.removesuffix("data.pkl") for m in members if m.filename.endswith("/data.pkl")]
     if len(roots) != 1:
         raise DataError("this is a zip archive, but none that torch.save wrote: it has no data.pkl of its own")
@@ -206,7 +206,10 @@ class TorchFile(Source):
         elif _START.match(start):
             value, places, swapped = _from_legacy(self.file)
         else:
-            raise DataError("this is a Python pickle that torch.save did not write; such are never loaded")
+            kind = (
+                "a Python pickle that torch.save did not write, which is never loaded" if _PICKLE.match(start) else ""
+            )
+            raise DataError(f"this is {kind or 'not a file of torch.save'}")
         stem = os.path.splitext(os.path.basename(self.path))[0]
         name = stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace") or "tensor"
         found = state_dict.find(value, name)

@@ -31,7 +31,7 @@ class Reader:
     def seek(self, offset: int, whence: int = 0) -> int:
         base = {0: 0, 1: self.position, 2: self.file.size}[whence]
         if base + offset < 0:
-            raise ValueError("negative seek")
+            raise OSError("negative seek")
         self.position = base + offset
         return self.position
 
