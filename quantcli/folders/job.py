@@ -182,7 +182,7 @@ class Job:
             seconds=seconds,
             request=self.request,
         )
-        return replace(found, warnings=[*self.side.warnings(), *found.warnings])
+        return replace(found, warnings=[*self.side.warnings(), *found.warnings], files=self.side.report())
 
 
 def prepare(

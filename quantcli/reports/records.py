@@ -134,10 +134,22 @@ class Comparison:
     vanished: list[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileReport:
+    """A file of a source folder, or a hidden folder in it. disposition: `converted`, to weights or to what describes
+    them; `copied`, or `left out`. reason: why it is left out, or is copied though it holds weights."""
+
+    name: str
+    bytes: int
+    disposition: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
-    original weights are the same, byte for byte, the largest first."""
+    original weights are the same, byte for byte, the largest first. files: of the source, where it is a folder and one
+    is made from it."""
 
     command: str
     source: str
@@ -149,6 +161,7 @@ class RunReport:
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
     equal: list[list[str]] = field(default_factory=list)
+    files: list[FileReport] = field(default_factory=list)
 
     @property
     def name(self) -> str:
