@@ -3,7 +3,8 @@
 Every file is copied, converted, or left out for a reason that the report has. Tokenizers, pooling, images, licences are
 copied. So are weights in subfolders that the model's loader may read, as they are: sentence-transformers lists its
 modules in modules.json, others keep adapters or codecs there. Copies of the same weights for other loaders stay behind,
-because they would double the folder and be loaded instead of the quantized ones. All is decided, and every file to copy opened once, before the first weight is read.
+because they would double the folder and be loaded instead of the quantized ones. All is decided, and every file to copy
+opened once, before the first weight is read.
 """
 
 from __future__ import annotations
