@@ -74,11 +74,13 @@ def card(
     origin: str | None,
     side: SideFiles,
     original: bytes | None,
+    loading: Sequence[str] | None = None,
 ) -> bytes:
     """The card, as bytes: the original one, whatever its encoding, is part of it.
 
     obstacle: why there is no quantization_config, empty when there is one. origin: the name of the model on the hub,
-    where that is known. side: the files beside the weights.
+    where that is known. side: the files beside the weights. loading: what there is to know of loaders, None for what
+    holds for transformers.
     """
     front, text = _front_matter(original or b"")
     if origin is not None and not re.search(rb"(?m)^base_model\s*:", front):
@@ -89,7 +91,7 @@ def card(
         _losses(report),
         _kept(report),
         _beside(side),
-        _loading(plan, obstacle),
+        _loading(plan, obstacle) if loading is None else ["## Loading it", "", *loading],
     ]
     own = "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
     head = b"---\n" + front + b"---\n\n" if front else b""

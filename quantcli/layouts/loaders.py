@@ -34,8 +34,8 @@ def unknown(model: Architecture) -> list[str]:
     named = f"{key} {printable(repr(model.model_type), 60)}" if model.model_type else f"no {key}"
     return [
         f"config.json names {named}, which quantcli does not know from {model.library} "
-        f"{architectures.version_of(model.library)}: every matrix is taken to be a Linear layer of the model, unless its "
-        "name is that of an embedding"
+        f"{architectures.version_of(model.library)}: every matrix is taken to be a Linear layer of the model, unless "
+        "its name is that of an embedding"
     ]
 
 

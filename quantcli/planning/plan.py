@@ -51,6 +51,7 @@ REASONS = {
     "one-dimensional": "keep-list: one dimension",
     "small": f"keep-list: fewer than {SMALL} elements",
     "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
+    "component": "a part of a pipeline that is kept whole",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""

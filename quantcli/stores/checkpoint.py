@@ -59,6 +59,11 @@ def _listed(folder: str, extension: str) -> list[str]:
         raise DataError(error.strerror or str(error), place=[folder]) from None
 
 
+def has_weights(folder: str) -> bool:
+    """Whether a folder itself holds files of weights."""
+    return any(_listed(folder, ending) for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+
+
 def _parsed(name: str, variant: str | None = None) -> _Name:
     """What a name tells. variant: one that is asked for, which may have any name.
 

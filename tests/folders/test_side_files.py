@@ -17,8 +17,9 @@ from strategies import gaussian
 
 NAMES = [
     "tokenizer.json", "notes.txt", "LICENSE", "a b.md", "caf\u00e9.txt", "new\nline.txt", "-o", "config.json",
-    "README.md", "model.safetensors", "model.fp16.safetensors", "model.safetensors.index.json", "consolidated.safetensors",
-    "pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack", "model.onnx", "model.onnx_data",
+    "README.md", "model.safetensors", "model.fp16.safetensors", "model.safetensors.index.json",
+    "consolidated.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack",
+    "model.onnx", "model.onnx_data",
     "optimizer.pt", "training_args.bin", "rng_state_0.pth", "openvino_model.xml", "openvino_model.bin", "adapter.bin",
     ".gitattributes", ".hidden.safetensors", "hf_quant_config.json", "quantize_config.json", "vocab.bin", "x.gguf",
     "adapter_config.json", "modules.json", "empty",
