@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 WORST = 10
 
+OWN_LAYOUT = (
+    "This is quantcli's own layout, which diffusers refuses by the quant_method in config.json. `quantcli dequantize` "
+    "makes floating-point weights of it, and the Python package quantcli reads it."
+)
+"""How a native model of diffusers is loaded."""
+
 
 def hub_name(folder: str) -> str | None:
     """The name of a model in the cache of the Hugging Face hub, such as `org/name`; None elsewhere.

@@ -193,7 +193,7 @@ class PipelineJob:
 def _loaded(planned: Planned) -> str:
     """How a component of the output is loaded."""
     if planned.model.to is None:
-        return "quantcli's own layout; `quantcli dequantize` makes floating-point weights of this subfolder"
+        return card.OWN_LAYOUT
     return f"{planned.model.to}, {named(planned.model.to).summary}"
 
 

@@ -20,8 +20,8 @@ from quantcli.folders import card, resume
 from quantcli.folders.cut import Cutter, Piece
 from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
-from quantcli.layouts.compressed_tensors.write import quantization_config
 from quantcli.layouts.config import json_beside, without_quantization
+from quantcli.layouts.native.config import quantization_config
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
@@ -311,7 +311,12 @@ def _card(source: Source, written: Written, options: Options, beside: _Around) -
         origin=card.hub_name(source.folder or ""),
         side=beside.side,
         original=beside.card,
+        loading=[card.OWN_LAYOUT] if _is_of_diffusers(beside) else None,
     )
+
+
+def _is_of_diffusers(beside: _Around) -> bool:
+    return (architectures.of(beside.config or {}) or UNNAMED).library == "diffusers"
 
 
 def left_over(path: str) -> str | None:

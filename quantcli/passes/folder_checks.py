@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
-from quantcli.layouts.compressed_tensors.write import quantization_config
+from quantcli.layouts.native.config import quantization_config
 from quantcli.layouts.native.document import StoredTensor
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
