@@ -157,7 +157,7 @@ def command(
             say=options.warn,
         ) as ready:
             report = _carried_out(ready, run, talk)
-        _show(report, run, talk)
+        _show(report, ready.notes, run, talk)
         return
     with (
         options.standard_output(None if dry_run else output, talk) as named,
@@ -197,9 +197,7 @@ def command(
         report = _carried_out(single, run, talk)
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
-    if talk.json and to is not None:
-        report = replace(report, warnings=[*single.notes, *report.warnings])
-    _show(report, run, talk)
+    _show(report, single.notes, run, talk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +228,13 @@ def _carried_out(ready: Job | PipelineJob, run: Run, talk: options.Talk) -> RunR
     return report
 
 
-def _show(report: RunReport, run: Run, talk: options.Talk) -> None:
-    """Print a report; where the output is on standard output, a line of it on standard error."""
+def _show(report: RunReport, notes: Sequence[str], run: Run, talk: options.Talk) -> None:
+    """Print a report, for programs with what loaders will and will not do; where the output is on standard output, a
+    line of it on standard error."""
     if not talk.quiet:
         options.say_warnings(report)
+    if talk.json:
+        report = replace(report, warnings=[*notes, *report.warnings])
     if run.output == "-" and not run.dry_run:
         if not talk.quiet:
             _say_summary(report)

@@ -25,7 +25,8 @@ from quantcli.layouts.writer import named
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
 from quantcli.planning.order import Order, target_of
-from quantcli.planning.plan import Plan, Request
+from quantcli.planning.plan import NothingToQuantizeError, Plan, Request
+from quantcli.planning.recipe import NATIVE
 from quantcli.planning.scopes import names_one, of_components
 from quantcli.reports import build
 from quantcli.reports.records import RunReport
@@ -237,12 +238,19 @@ def prepared(
         orders = of_components(order, {n: [i.name for i in s.infos()] for n, s in sources.items()})
         kept = {n: (s, kept_for[n]) for n, s in whole.items() if s is not None}
         kept |= {n: (s, "matched no --include") for n, s in sources.items() if n not in orders}
-        if not orders:
+        parts = {}
+        for n, own in orders.items():
+            try:
+                parts[n] = _part(sources[n], own, found[n], say)
+            except NothingToQuantizeError as error:
+                if len(found) == 1:
+                    raise
+                kept[n] = sources[n], "; ".join(w for w in (error.problem, error.hint) if w)
+        if not parts:
             problem = f"every component of this pipeline is kept: {', '.join(found)}"
             raise DataError(problem, place=[src], hint=f"--include '{next(iter(found))}/*' quantizes one")
-        parts = {n: _part(sources[n], own, found[n], say) for n, own in orders.items()}
         request = next(iter(parts.values())).request
-        told = order.to if order.to is not None else None
+        told = None if order.to == NATIVE else order.to
         target = name or job.default_name(folder, job.label(request, recipe_name), told)
         real = os.path.realpath(target) if dry_run else _checked_output(folder, target, force)
         notes = [f"{n}: {line}" for n, p in parts.items() for line in p.planned.notes]
@@ -263,7 +271,7 @@ def prepared(
 
 def _check_order(order: Order, name: str | None) -> None:
     """Raise UsageError for what several models do not have."""
-    if order.container or (order.to is not None and order.to != "native" and named(order.to).extension):
+    if order.container or (order.to is not None and order.to != NATIVE and named(order.to).extension):
         hint = "name the folder of a component"
         raise UsageError(
             "this writes one file, and a pipeline is a folder of models", place=[f"--to {order.to}"], hint=hint

@@ -187,11 +187,12 @@ def of_folder(folder: str, output: str, known: Weights) -> SideFiles:
         for name in sorted(names):
             relative = os.path.normpath(os.path.join(below, name))
             size = _size(os.path.join(path, name))
-            if relative in known.converted or (relative in known.written and not _is_foreign_card(folder, relative)):
+            if relative in known.aside:
+                found.append(SideFile(name=relative, size=size, file=None, reason=known.aside[relative]))
+            elif relative in known.converted or (relative in known.written and not _is_foreign_card(folder, relative)):
                 converted.append((relative, size))
-            elif relative in known.aside or name.startswith("."):
-                reason = known.aside.get(relative, _HIDDEN)
-                found.append(SideFile(name=relative, size=size, file=None, reason=reason))
+            elif name.startswith("."):
+                found.append(SideFile(name=relative, size=size, file=None, reason=_HIDDEN))
             else:
                 found.append(_decided(folder, relative, names, modules, known.copied))
     return SideFiles(tuple(sorted(found, key=lambda f: f.name)), tuple(converted))

@@ -21,10 +21,10 @@ from quantcli.folders.cut import Cutter, Piece
 from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
-from quantcli.layouts.native.config import quantization_config
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
+from quantcli.passes.configuration import quantization_config
 from quantcli.passes.export import Export
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part

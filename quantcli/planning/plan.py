@@ -71,6 +71,10 @@ _NAMES = [
 ]
 
 
+class NothingToQuantizeError(DataError):
+    """All tensors of a model are kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
@@ -250,8 +254,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     they are the weights, and are quantized. A rule for a module or for many names is not meant for the norms and biases
     among them: these it must name.
 
-    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
-    nothing is left to quantize.
+    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice,
+    NothingToQuantizeError when nothing is left.
     """
     names = [info.name for info in infos]
     excluded = matching(request.exclude, names, request.place("exclude"))
@@ -351,7 +355,7 @@ def check(plan: Plan) -> None:
             if listed
             else "no tensor can be quantized"
         )
-        raise DataError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
+        raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for output in native.outputs(tensor):

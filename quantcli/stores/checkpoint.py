@@ -157,7 +157,7 @@ def _without_index(folder: str, variant: str | None) -> list[str]:
     one numbering."""
     names = _listed(folder, ".safetensors")
     if not names:
-        raise DataError("no .safetensors file and no index in this folder", place=[folder], hint=_elsewhere(folder))
+        raise DataError("no .safetensors file and no index in this folder", place=[folder], hint=elsewhere(folder))
     copies = _copies([*names, *_indexes(folder)], variant)
     names = [name for name in names if name not in copies]
     sets = {match.group(1, 3) if (match := _NUMBERED.fullmatch(name)) else name for name in names}
@@ -176,7 +176,7 @@ def _without_index(folder: str, variant: str | None) -> list[str]:
     return names
 
 
-def _elsewhere(folder: str) -> str | None:
+def elsewhere(folder: str) -> str | None:
     """The hint for a folder without weights: subfolders that hold some, as in a pipeline of several models, or the
     format its weights should be saved in."""
     with os.scandir(folder) as entries:

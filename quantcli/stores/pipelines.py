@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantcli.errors import DataError, printable
-from quantcli.stores.checkpoint import has_weights
+from quantcli.stores.checkpoint import elsewhere, has_weights
 from quantcli.stores.files import leads_outside, read_small
 from quantcli.strict import strict_json
 
@@ -56,7 +56,8 @@ def components(folder: str) -> list[Component]:
             raise DataError("a component that is a link to a folder", place=[place], hint="put the folder there")
         found.append(component)
     if not found:
-        raise DataError("no component of this pipeline has weights here", place=[folder])
+        listed = os.path.basename(DIFFUSERS if source is _diffusers else SENTENCES)
+        raise DataError(f"{listed} names no folder with weights", place=[folder], hint=elsewhere(folder))
     return found
 
 
