@@ -102,8 +102,8 @@ def quantize_file(
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
     recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, variant, resume: as the options of the command. force: whether an existing
-    output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
+    max_shard_size (bytes), digest, on_nonfinite, variant, resume: as the options of the command. force: whether an
+    existing output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
     with what the command says on standard error. Further keywords are those of `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
