@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.asking import given
 from quantcli.errors import UsageError
-from quantcli.floats import float_source
+from quantcli.floats import Reading, float_source
 from quantcli.folders import job, pipeline
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
@@ -90,6 +90,8 @@ def quantize_file(
     max_shard_size: int | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
+    source_layout: str = "auto",
+    requantize: bool = False,
     variant: str | None = None,
     force: bool = False,
     resume: bool = False,
@@ -102,9 +104,10 @@ def quantize_file(
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
     recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, variant, resume: as the options of the command. force: whether an
-    existing output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
-    with what the command says on standard error. Further keywords are those of `Scheme`.
+    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, resume: as the options of the
+    command. force: whether an existing output is replaced. threads: 0 for one on each processor. progress: called with
+    the bytes done so far; say: called with what the command says on standard error. Further keywords are those of
+    `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
@@ -131,7 +134,8 @@ def quantize_file(
         digest=digest,
         on_nonfinite=on_nonfinite,
     )
-    with _ready(asked, src, dst, recipe, variant=variant, force=force, resume=resume, say=say) as ready:
+    reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+    with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
         report, written = ready.run(threads=threads or default_threads(), progress=progress)
@@ -150,6 +154,8 @@ def plan(
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
     max_shard_size: int | None = None,
+    source_layout: str = "auto",
+    requantize: bool = False,
     variant: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     **scheme: Any,
@@ -175,7 +181,8 @@ def plan(
         keep_defaults=keep_defaults,
         max_shard_size=max_shard_size,
     )
-    with _ready(asked, src, None, recipe, variant=variant, dry_run=True, say=say) as ready:
+    reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+    with _ready(asked, src, None, recipe, reading=reading, dry_run=True, say=say) as ready:
         return ready.planned()
 
 
@@ -193,7 +200,7 @@ def _ready(
     dst: Path | None,
     recipe: Path | None,
     *,
-    variant: str | None = None,
+    reading: Reading,
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
@@ -209,7 +216,7 @@ def _ready(
             asked,
             name,
             recipe_name=named,
-            variant=variant,
+            reading=reading,
             force=force,
             resume=resume,
             dry_run=dry_run,
@@ -217,7 +224,7 @@ def _ready(
         ) as ready:
             yield ready
         return
-    with float_source(path, variant=variant, say=say) as source:
+    with float_source(path, reading, say=say) as source:
         to, why = target_of(source, asked, folder=job.as_folder(source, name or "", None))
         if why:
             say(why)

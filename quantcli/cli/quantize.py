@@ -14,6 +14,7 @@ from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, op
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.floats import Reading
     from quantcli.folders.job import Job
     from quantcli.folders.pipeline import PipelineJob
     from quantcli.passes.quantize import Written
@@ -78,8 +79,7 @@ MUCH = 64 << 20
     show_default="refuse",
     group="Selection",
 )
-@_sources.source_layout
-@_sources.variant
+@_sources.reading
 @_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
@@ -114,8 +114,7 @@ MUCH = 64 << 20
 @options.talk
 def command(
     src: str,
-    source_layout: str,
-    variant: str | None,
+    reading: Reading,
     output: str | None,
     force: bool,
     threads: int | None,
@@ -149,8 +148,7 @@ def command(
             order,
             output,
             recipe_name=asked["recipe"],
-            layout=source_layout,
-            variant=variant,
+            reading=reading,
             force=force,
             resume=resume,
             dry_run=dry_run,
@@ -161,7 +159,7 @@ def command(
         return
     with (
         options.standard_output(None if dry_run else output, talk) as named,
-        _sources.float_source(src, source_layout, talk, variant) as source,
+        _sources.float_source(src, reading, talk) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]

@@ -213,6 +213,7 @@ class Job:
             seconds=seconds,
             request=self.request,
         )
+        found = build.with_earlier(found, self.source.earlier, self.source.decoded_from)
         return replace(found, warnings=[*self.side.warnings(), *found.warnings], files=self.side.report())
 
 

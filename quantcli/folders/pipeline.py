@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.floats import float_source
+from quantcli.floats import Reading, float_source
 from quantcli.folders import card, job, resume, sidefiles, write
 from quantcli.folders.job import Planned, Say
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles, Weights
@@ -30,8 +30,8 @@ from quantcli.planning.recipe import NATIVE
 from quantcli.planning.scopes import names_one, of_components
 from quantcli.reports import build
 from quantcli.reports.records import RunReport
-from quantcli.stores import open_source, pipelines
-from quantcli.stores.checkpoint import INDEX, Checkpoint, variants, without_variant
+from quantcli.stores import Source, open_source, pipelines
+from quantcli.stores.checkpoint import INDEX, variants, without_variant
 from quantcli.stores.files import check_space, read_small
 from quantcli.stores.folder import OutputFolder, check_folder
 from quantcli.stores.pipelines import Component
@@ -69,7 +69,7 @@ def why_kept(component: Component) -> str:
 class Part:
     """A component that is quantized, with all that is planned of it."""
 
-    source: Checkpoint
+    source: Source
     request: Request
     planned: Planned
 
@@ -82,7 +82,7 @@ class PipelineJob:
     folder: str
     order: Order
     parts: Mapping[str, Part]
-    kept: Mapping[str, tuple[Checkpoint, str]]
+    kept: Mapping[str, tuple[Source, str]]
     side: SideFiles
     src: str
     shown: str
@@ -131,7 +131,7 @@ class PipelineJob:
         notes = [*ledger.notes, *(f"{name}: {line}" for name, w in written.items() for line in w.notes)]
         return report, self._as_one(written, notes)
 
-    def _sources(self) -> list[Checkpoint]:
+    def _sources(self) -> list[Source]:
         return [*(p.source for p in self.parts.values()), *(source for source, _ in self.kept.values())]
 
     def _as_one(self, written: Mapping[str, Written], notes: Sequence[str]) -> Written:
@@ -175,6 +175,9 @@ class PipelineJob:
             bytes_out=sum(w.size for w in written.values()) + kept,
             seconds=seconds,
         )
+        for name, part in self.parts.items():
+            earlier = {f"{name}/{n}": e for n, e in part.source.earlier.items()}
+            found = build.with_earlier(found, earlier, part.source.decoded_from or found.decoded_from)
         return replace(found, warnings=[*self.side.warnings(), *found.warnings], files=self.side.report())
 
     def _card(self, report: RunReport, written: Mapping[str, Written], original: bytes | None) -> bytes:
@@ -214,30 +217,32 @@ def prepared(
     name: str | None,
     *,
     recipe_name: str | None,
-    layout: str = "auto",
-    variant: str | None = None,
+    reading: Reading,
     force: bool,
     resume: bool,
     dry_run: bool,
     say: Say,
 ) -> Iterator[PipelineJob]:
-    """A run on the pipeline that `src` names, ready to begin. name: of the output, None to make one up. layout,
-    variant: as for `float_source`. Raises UsageError, DataError and QuantcliError for all that can be known before the
-    first weight is read."""
+    """A run on the pipeline that `src` names, ready to begin. name: of the output, None to make one up. reading: as for
+    `float_source`. Raises UsageError, DataError and QuantcliError for all that can be known before the first weight is
+    read."""
     folder = pipelines.folder_of(src)
     _check_order(order, name)
     with contextlib.ExitStack() as stack:
         found = {c.name: c for c in pipelines.components(folder)}
-        chosen = _variants(folder, found, variant)
+        chosen = _variants(folder, found, reading.variant)
         asked = set(order.include) | {r.pattern for r in order.recipe.rules if r.scheme is not None}
         kept_for = {
             n: why for n, c in found.items() if (why := why_kept(c)) and not any(names_one(p, n) for p in asked)
         }
-        sources = {n: _opened(stack, folder, n, chosen[n], layout, say) for n in found if n not in kept_for}
+        sources = {
+            n: _opened(stack, folder, n, replace(reading, variant=chosen[n]), say) for n in found if n not in kept_for
+        }
         whole = {n: _opened_whole(stack, folder, n, chosen[n]) for n in kept_for}
         orders = of_components(order, {n: [i.name for i in s.infos()] for n, s in sources.items()})
+        kept_for |= {n: "matched no --include" for n in sources if n not in orders}
+        whole |= {n: _opened_whole(stack, folder, n, chosen[n]) for n in sources if n not in orders}
         kept = {n: (s, kept_for[n]) for n, s in whole.items() if s is not None}
-        kept |= {n: (s, "matched no --include") for n, s in sources.items() if n not in orders}
         parts = {}
         for n, own in orders.items():
             try:
@@ -253,13 +258,14 @@ def prepared(
         told = None if order.to == NATIVE else order.to
         target = name or job.default_name(folder, job.label(request, recipe_name), told)
         real = os.path.realpath(target) if dry_run else _checked_output(folder, target, force)
-        notes = [f"{n}: {line}" for n, p in parts.items() for line in p.planned.notes]
+        notes = [f"{n}: source: {p.source.decoded_from}" for n, p in parts.items() if p.source.decoded_from]
+        notes += [f"{n}: {line}" for n, p in parts.items() for line in p.planned.notes]
         yield PipelineJob(
             folder=folder,
             order=order,
             parts=parts,
             kept=kept,
-            side=sidefiles.of_folder(folder, real, _weights(parts, kept, kept_for)),
+            side=sidefiles.of_folder(folder, real, _weights(parts, kept)),
             src=src,
             shown=target,
             path=real,
@@ -293,27 +299,21 @@ def _variants(folder: str, found: Mapping[str, Component], variant: str | None) 
     return {name: variant if variant in names else None for name, names in known.items()}
 
 
-def _opened(
-    stack: contextlib.ExitStack, folder: str, name: str, variant: str | None, layout: str, say: Say
-) -> Checkpoint:
+def _opened(stack: contextlib.ExitStack, folder: str, name: str, reading: Reading, say: Say) -> Source:
     """The source of a component to quantize."""
-    path = os.path.join(folder, name)
-    source = stack.enter_context(float_source(path, layout, variant=variant, say=say))
-    assert isinstance(source, Checkpoint)
-    return source
+    return stack.enter_context(float_source(os.path.join(folder, name), reading, say=say))
 
 
-def _opened_whole(stack: contextlib.ExitStack, folder: str, name: str, variant: str | None) -> Checkpoint | None:
+def _opened_whole(stack: contextlib.ExitStack, folder: str, name: str, variant: str | None) -> Source | None:
     """The source of a component that is kept; None where it cannot be read, and its files are copied unread."""
     try:
         source = open_source(os.path.join(folder, name), variant)
     except DataError:
         return None
-    assert isinstance(source, Checkpoint)
     return stack.enter_context(contextlib.closing(source))
 
 
-def _part(source: Checkpoint, order: Order, component: Component, say: Say) -> Part:
+def _part(source: Source, order: Order, component: Component, say: Say) -> Part:
     """What is planned for a component."""
     to, why = target_of(source, order, folder=True)
     try:
@@ -344,9 +344,7 @@ def _checked_output(folder: str, target: str, force: bool) -> str:
     return real
 
 
-def _weights(
-    parts: Mapping[str, Part], kept: Mapping[str, tuple[Checkpoint, str]], kept_for: Mapping[str, str]
-) -> Weights:
+def _weights(parts: Mapping[str, Part], kept: Mapping[str, tuple[Source, str]], kept_for: Mapping[str, str]) -> Weights:
     """The weight files of all components by their names in the pipeline."""
     converted, written, aside = list[str](), [CARD], dict[str, str]()
     copied: dict[str, tuple[str, str]] = {}

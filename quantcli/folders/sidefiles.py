@@ -19,7 +19,7 @@ from quantcli.layouts.evidence import CONFIGS
 from quantcli.layouts.native.document import KEY
 from quantcli.reports.records import FileReport
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import INDEX, Checkpoint
+from quantcli.stores.checkpoint import INDEX
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import SafetensorsFile
@@ -136,11 +136,12 @@ def _line(what: str, files: Sequence[SideFile]) -> str:
     return f"{what}: {shown}{more}"
 
 
-def set_aside(source: Checkpoint) -> SideFiles:
+def set_aside(source: Source) -> SideFiles:
     """The weight files of a folder that are not part of the model as it was opened."""
+    folder = source.folder or ""
     return SideFiles(
         tuple(
-            SideFile(name=name, size=_size(os.path.join(source.folder, name)), file=None, reason=reason)
+            SideFile(name=name, size=_size(os.path.join(folder, name)), file=None, reason=reason)
             for name, reason in sorted(source.aside.items())
         )
     )
@@ -149,17 +150,17 @@ def set_aside(source: Checkpoint) -> SideFiles:
 def of(source: Source, output: str, *, folder: bool) -> SideFiles:
     """What becomes of the files of a checkpoint folder where the output is a folder, or one file; beside a file nothing
     is looked for. output: its real path."""
-    if not isinstance(source, Checkpoint):
+    if source.folder is None:
         return SideFiles()
-    return survey(source, output) if folder else set_aside(source)
+    return survey(source, source.folder, output) if folder else set_aside(source)
 
 
-def survey(source: Checkpoint, output: str) -> SideFiles:
-    """The files beside the weights of a folder; `output`, the real path of what is made, is not one of them. Written
-    again are the index, config.json and the model card. Raises as `of_folder` does."""
+def survey(source: Source, folder: str, output: str) -> SideFiles:
+    """The files beside the weights of a source in a folder; `output`, the real path of what is made, is not one of
+    them. Written again are the index, config.json and the model card. Raises as `of_folder` does."""
     index = os.path.basename(source.index or INDEX)
     known = Weights(converted=source.shards, written={CONFIG, CARD, INDEX, index}, aside=source.aside)
-    return of_folder(source.folder, output, known)
+    return of_folder(folder, output, known)
 
 
 def of_folder(folder: str, output: str, known: Weights) -> SideFiles:

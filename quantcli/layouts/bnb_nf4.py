@@ -112,6 +112,7 @@ class _Stored:
     codes: TensorInfo
     absmax: TensorInfo
     nested: _Nested | None
+    dtype: str
 
 
 def _whole(state: Mapping[str, Any], key: str, place: str) -> int:
@@ -180,7 +181,16 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, kind: str, read: Read | 
         raise wrong(name, f"absmax {list(absmax.shape)} does not match {count} blocks")
     _check_levels(part(infos, f"{name}.quant_map", name, ("F32",)), kind, read, name)
     nested = _nested(infos, name, state, place, count) if absmax.dtype == "U8" else None
-    return _Stored(name=name, kind=kind, shape=shape, block=block, codes=codes, absmax=absmax, nested=nested)
+    return _Stored(
+        name=name,
+        kind=kind,
+        shape=shape,
+        block=block,
+        codes=codes,
+        absmax=absmax,
+        nested=nested,
+        dtype=LONG_NAMES.get(str(state.get("dtype")), "F32"),
+    )
 
 
 def _largest(stored: _Stored, read: Read, first: int, last: int) -> Floats:
@@ -225,6 +235,7 @@ def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> 
         parts=tuple(parts),
         unit=1,
         decode=partial(_decode, stored),
+        dtype=stored.dtype,
     )
 
 

@@ -18,7 +18,7 @@ from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import layout
+from quantcli.tensors.rows import grouping_of
 from quantcli.tensors.settle import default_scale_dtype
 
 SMALL = 1024
@@ -168,7 +168,7 @@ def quantized(
     """The record of a tensor to quantize, all that its shape decides in it. Raises UsageError for what its shape
     forbids."""
     try:
-        plan = layout(info.shape, scheme)
+        plan = grouping_of(info.shape, scheme)
     except QuantcliError as error:
         raise error.within(printable(info.name)) from None
     dtype = scale_dtype or default_scale_dtype(scheme, info.dtype)
@@ -179,7 +179,7 @@ def quantized(
         info=info,
         reason=reason,
         scheme=scheme,
-        layout=plan,
+        grouping=plan,
         scale_dtype=dtype,
         note="; ".join(notes),
         importance=importance,
@@ -190,7 +190,7 @@ def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
     """The plan of a tensor with the importance of its columns. Raises UsageError where they cannot be told apart."""
     if importance is None or tensor.scheme is None:
         return tensor
-    columns = importance.of(tensor.info, tensor.layout)
+    columns = importance.of(tensor.info, tensor.grouping)
     if columns is None:
         return replace(tensor, note="; ".join(n for n in (tensor.note, UNWEIGHTED) if n))
     if not weighs(tensor.scheme):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from quantcli.errors import UsageError
-from quantcli.stores.source import HeaderDocument, Source, is_stream, need_file
+from quantcli.stores.source import Earlier, HeaderDocument, Source, is_stream, need_file
 
-__all__ = ["HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
+__all__ = ["Earlier", "HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
 
 
 def open_source(path: str, variant: str | None = None) -> Source:

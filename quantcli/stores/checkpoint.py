@@ -275,10 +275,6 @@ class Checkpoint(Source):
             raise DataError("this is a link that leads out of its folder", place=[path])
         return read_small(path, _SMALL)
 
-    def shard_of(self, name: str) -> SafetensorsFile:
-        """The shard that holds a tensor."""
-        return self._home[name]
-
     @property
     def documents(self) -> list[HeaderDocument]:
         """The quantcli documents of the shards, each with the tensors of its shard."""
@@ -300,30 +296,3 @@ class Checkpoint(Source):
     def close(self) -> None:
         for shard in self.shards.values():
             shard.close()
-
-
-class Part(Source):
-    """Some tensors of a checkpoint as a source of their own. share: their share of the bytes of its files."""
-
-    kind = "safetensors"
-
-    def __init__(self, whole: Checkpoint, infos: Sequence[TensorInfo], share: int) -> None:
-        self.path, self.metadata, self._share = whole.path, whole.metadata, share
-        self._infos = infos
-        self._home = {info.name: whole.shard_of(info.name) for info in infos}
-
-    @property
-    def share(self) -> int:
-        return self._share
-
-    def infos(self) -> Sequence[TensorInfo]:
-        return self._infos
-
-    def read(self, name: str, start: int, buffer: memoryview) -> None:
-        self._home[name].read(name, start, buffer)
-
-    def files(self) -> Sequence[InputFile]:
-        return [shard.file for shard in dict.fromkeys(self._home.values())]
-
-    def close(self) -> None:
-        pass
