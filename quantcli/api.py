@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.asking import given
 from quantcli.errors import UsageError
-from quantcli.floats import float_source
-from quantcli.folders import job
+from quantcli.floats import Reading, float_source
+from quantcli.folders import job, pipeline
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
 from quantcli.planning.order import Order, order, target_of, with_usual
 from quantcli.reports import build
-from quantcli.stores import need_file
+from quantcli.stores import need_file, pipelines
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -92,6 +92,9 @@ def quantize_file(
     max_shard_size: int | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
+    source_layout: str = "auto",
+    requantize: bool = False,
+    variant: str | None = None,
     force: bool = False,
     resume: bool = False,
     threads: int = 0,
@@ -103,9 +106,10 @@ def quantize_file(
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
     recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, resume: as the options of the command. force: whether an existing
-    output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
-    with what the command says on standard error. Further keywords are those of `Scheme`.
+    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, resume: as the options of the
+    command. force: whether an existing output is replaced. threads: 0 for one on each processor. progress: called with
+    the bytes done so far; say: called with what the command says on standard error. Further keywords are those of
+    `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
@@ -132,7 +136,8 @@ def quantize_file(
         digest=digest,
         on_nonfinite=on_nonfinite,
     )
-    with _ready(asked, src, dst, recipe, force=force, resume=resume, say=say) as ready:
+    reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+    with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
         report, written = ready.run(threads=threads or default_threads(), progress=progress)
@@ -151,6 +156,9 @@ def plan(
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
     max_shard_size: int | None = None,
+    source_layout: str = "auto",
+    requantize: bool = False,
+    variant: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     **scheme: Any,
 ) -> RunReport:
@@ -175,7 +183,8 @@ def plan(
         keep_defaults=keep_defaults,
         max_shard_size=max_shard_size,
     )
-    with _ready(asked, src, None, recipe, dry_run=True, say=say) as ready:
+    reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+    with _ready(asked, src, None, recipe, reading=reading, dry_run=True, say=say) as ready:
         return ready.planned()
 
 
@@ -193,22 +202,38 @@ def _ready(
     dst: Path | None,
     recipe: Path | None,
     *,
+    reading: Reading,
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None],
-) -> Iterator[job.Job]:
+) -> Iterator[job.Job | pipeline.PipelineJob]:
     """The run that is asked for, ready to begin."""
     path = fspath(src)
     name = None if dst is None else fspath(dst)
-    with float_source(path, say=say) as source:
+    named = fspath(recipe) if recipe is not None else None
+    if pipelines.folder_of(path):
+        with pipeline.prepared(
+            path,
+            asked,
+            name,
+            recipe_name=named,
+            reading=reading,
+            force=force,
+            resume=resume,
+            dry_run=dry_run,
+            say=say,
+        ) as ready:
+            yield ready
+        return
+    with float_source(path, reading, say=say) as source:
         to, why = target_of(source, asked, folder=job.as_folder(source, name or "", None))
         if why:
             say(why)
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
         request = job.request(source, asked, to, warn=say)
-        target, folder = job.place(source, path, asked, request, name, fspath(recipe) if recipe is not None else None)
+        target, folder = job.place(source, path, asked, request, name, named)
         yield job.prepare(
             source,
             path,

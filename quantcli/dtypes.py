@@ -59,6 +59,9 @@ FROM_NUMPY = {d.numpy[1:]: d for d in _TABLE if d.numpy}
 LONG_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 """Names of the float dtypes on the command line and in a scheme."""
 
+LONG = {short: name for name, short in LONG_NAMES.items()}
+"""The same names by the dtype."""
+
 
 @lru_cache(maxsize=2)
 def _float8_values(name: str) -> NDArray[np.float32]:

@@ -1,28 +1,43 @@
-"""Sources to quantize: models that are quantized already, in any recognised layout, and adapters are refused."""
+"""Sources to quantize: the floats of any model, decoded as they are read where it is quantized already."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from quantcli.errors import DataError
+from quantcli.dtypes import DTYPES, LONG
+from quantcli.errors import DataError, QuantcliError
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
+from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
-from quantcli.models import Model
-from quantcli.stores import Source, is_stream, open_source
+from quantcli.layouts.reader import is_published
+from quantcli.layouts.writer import KEY as EXPORT_KEY
+from quantcli.models import Model, View, of_checkpoint
+from quantcli.stores import Earlier, Source, is_stream, open_source
+from quantcli.stores.derived import Computed, Derived, unchanged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a source is read. layout: `auto`, or `plain` to read every tensor by its dtype alone. requantize: whether
+    codes may be decoded to be quantized again; those of published formats always are. variant: which weights of a
+    folder to take, where it has several."""
+
+    layout: str = "auto"
+    requantize: bool = False
+    variant: str | None = None
 
 
 @contextlib.contextmanager
-def float_source(
-    src: str, layout: str = "auto", *, variant: str | None = None, say: Callable[[str], None]
-) -> Iterator[Source]:
-    """The source that a path names. layout: `auto`, or `plain` to read every tensor by its dtype alone. variant: which
-    weights of a folder to take, where it has several. Raises DataError when it is quantized, or an adapter."""
-    with contextlib.closing(open_source(src, variant)) as source:
+def float_source(src: str, reading: Reading, *, say: Callable[[str], None]) -> Iterator[Source]:
+    """The source that a path names. say: called with what is noticed on the way. Raises DataError where it is quantized
+    and may not be decoded, or an adapter."""
+    with contextlib.closing(open_source(src, reading.variant)) as source:
         _refuse_adapter(source, src)
-        _refuse_quantized(source, src, layout, say)
-        yield source
+        yield _floats_of(source, src, reading, say)
 
 
 def _refuse_adapter(source: Source, src: str) -> None:
@@ -32,7 +47,8 @@ def _refuse_adapter(source: Source, src: str) -> None:
         raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
 
 
-def _refuse_quantized(source: Source, src: str, layout: str, say: Callable[[str], None]) -> None:
+def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], None]) -> Source:
+    """A source as it is where its tensors are plain, else decoded."""
     try:
         config = evidence.beside(src)
     except DataError:
@@ -47,20 +63,88 @@ def _refuse_quantized(source: Source, src: str, layout: str, say: Callable[[str]
         stale = evidence.out_of_date(source, config)
         if stale is not None:
             say(f"{src}: {stale}: all tensors are read as plain floats")
-    elif layout == "auto" or source.documents or source.blocks:
-        if not found.certain:
-            problem = f"this looks quantized already ({found.layout}): {found.seen}"
-            raise DataError(problem, place=[source.path], hint=evidence.PLAIN_HINT)
-        what = f"({found.layout}): {found.seen}"
-        raise DataError(f"this model is quantized already {what}", place=[source.path], hint=_way_out(source, src))
-
-
-def _way_out(source: Source, src: str) -> str:
-    """The hint for a quantized source: decode it where that is possible."""
+        return source
+    if reading.layout == "plain" and not (source.documents or source.blocks):
+        return source
     try:
-        decoded = not is_stream(source) and bool(Model(Stored(source), src).quantized)
-    except DataError:
-        decoded = False
-    if decoded:
-        return "dequantize it first, or start from the original"
-    return "quantcli does not decode it: start from the original"
+        model = None if is_stream(source) else Model(Stored(source), src)
+        quantized = [] if model is None else list(model.quantized.values())
+    except DataError as error:
+        raise (error if found.certain else _unclear(source, found)) from None
+    if model is None or not quantized:
+        raise (_unclear(source, found) if not found.certain else _undecoded(source, found))
+    model.stored.check_headers()
+    codes = [view for view in quantized if view.scheme is not None and not is_published(view.scheme)]
+    if codes and not reading.requantize:
+        problem = f"this model is quantized already ({found.layout}: {described(codes)})"
+        hint = "start from the original; --requantize decodes it, and adds a second error to that of its codes"
+        raise DataError(problem, place=[source.path], hint=hint)
+    return decoded(source, of_checkpoint(model))
+
+
+def _unclear(source: Source, found: evidence.Evidence) -> DataError:
+    problem = f"this looks quantized already ({found.layout}): {found.seen}"
+    return DataError(problem, place=[source.path], hint=evidence.PLAIN_HINT)
+
+
+def _undecoded(source: Source, found: evidence.Evidence) -> DataError:
+    problem = f"this model is quantized already ({found.layout}): {found.seen}"
+    if is_stream(source):
+        hint = "decoding must seek, and standard input is a pipe: name a file, or redirect one with <"
+    else:
+        hint = "quantcli does not decode it: start from the original"
+    return DataError(problem, place=[source.path], hint=hint)
+
+
+def described(views: Iterable[View]) -> str:
+    """The schemes of quantized tensors, and what they are decoded to, the most frequent first.
+
+    >>> described([])
+    ''
+    """
+    counts = Counter((view.scheme, view.info.dtype) for view in views)
+    shown = [f"{n} {scheme} decoded to {LONG[dtype]}" for (scheme, dtype), n in counts.most_common()]
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return f"{', '.join(shown[:3])}{more}"
+
+
+# ---- a model as a source ----------------------------------------------------------------------------------------
+
+
+def decoded(source: Source, views: Mapping[str, View], dtypes: Mapping[str, str] | None = None) -> Derived:
+    """Tensors of a source as floats. dtypes: of tensors that are to have another one than their own."""
+    tensors = [_computed(source, view, (dtypes or {}).get(name)) for name, view in views.items()]
+    codes = [view for view in views.values() if view.scheme is not None]
+    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes))
+
+
+def _computed(source: Source, view: View, dtype: str | None) -> Computed:
+    """A tensor of a source, decoded where it is stored as codes."""
+    if view.scheme is None and view.stored is not None:
+        return unchanged(source, view.stored.stored.info, view.info.name)
+    wanted = dtype or view.info.dtype
+    size = DTYPES[wanted].bits // 8
+
+    def fill(start: int, buffer: memoryview) -> None:
+        first, last = start // size, -(-(start + len(buffer)) // size)
+        try:
+            raw = view.values(first, last, wanted).data.cast("B")
+        except QuantcliError as error:
+            raise error.within(source.path) from None
+        buffer[:] = raw[start - first * size : start - first * size + len(buffer)]
+
+    cost = view.stored.stored.metrics if view.stored is not None else None
+    return Computed(
+        info=replace(view.info, dtype=wanted),
+        home=view.parts[0].name,
+        fill=fill,
+        parts=tuple(part.name for part in view.parts),
+        earlier=Earlier(view.scheme, cost) if view.scheme is not None else None,
+    )
+
+
+def plain_metadata(source: Source) -> dict[str, str]:
+    """The metadata of a file without what describes its codes."""
+    if source.kind == "gguf":
+        return {"format": "pt"}
+    return {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, evidence.COMFYUI)}

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, to_float32
+from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Found, Read
+from quantcli.layouts.reader import Found, Read, is_published
 from quantcli.notebook import table
 from quantcli.tensors.info import TensorInfo
 
@@ -37,8 +37,8 @@ class View:
     """A tensor as a loader of the file sees it.
 
     scheme, bits: how it is stored, None for a float tensor. bytes_out: its bytes as stored. stored: a native tensor,
-    quantized or kept; None for one that another layout decodes. blocks: runs of weights, first and last
-    in C order, that are decoded together; read(first, last): any run as float32. parts: the tensors that
+    quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
+    first and last in C order, that are decoded together; read(first, last): any run as float32. parts: the tensors that
     store it.
     """
 
@@ -49,12 +49,20 @@ class View:
     stored: Tensor | None
     blocks: tuple[tuple[int, int], ...]
     read: Callable[[int, int], Floats]
-    parts: tuple[TensorInfo, ...] = ()
+    parts: tuple[TensorInfo, ...]
 
     @property
     def numeric(self) -> bool:
         """Whether it has float values."""
         return self.scheme is not None or DTYPES[self.info.dtype].quantizable
+
+    def values(self, first: int, last: int, dtype: str | None = None) -> NDArray[Any]:
+        """A run of weights, rounded to its dtype or another one, as an array whose bytes a file can hold."""
+        wanted, decoded = dtype or self.info.dtype, self.read(first, last)
+        if wanted == "F16" and self.info.dtype == "F16":
+            # The outermost step may reach beyond float16; the original weight cannot have.
+            decoded = np.clip(decoded, -65504, 65504)
+        return from_float32(decoded, wanted)
 
     def __repr__(self) -> str:
         kind = f", scheme={printable(self.scheme)!r}" if self.scheme is not None else ""
@@ -116,7 +124,7 @@ class Model(Mapping[str, View]):
         seen = evidence.undecoded(self.source, left, stated, others=bool(found))
         if seen is not None:
             problem = f"it is quantized in a layout that quantcli does not decode ({seen.layout}): {seen.seen}"
-            raise DataError(problem, place=[self.path])
+            raise DataError(problem, place=[self.path], hint="start from the original")
         shown = {weight.name: _decoded(weight, self._read) for weight in found}
         return shown | {name: _float(tensor) for name, tensor in self.stored.items() if name not in parts}
 
@@ -196,6 +204,7 @@ def _float(tensor: Tensor) -> View:
         stored=tensor,
         blocks=_runs(info.numel, BLOCK),
         read=read,
+        parts=(info,),
     )
 
 
@@ -205,10 +214,10 @@ def view_of(tensor: Tensor) -> View:
 
 
 def _native(tensor: Tensor) -> View:
-    stored, layout = tensor.stored, tensor.stored.layout
-    assert layout is not None and stored.scheme is not None
-    spans = list(layout.tiles())
-    starts = [span.row * layout.cols + span.col for span in spans]
+    stored, grouping = tensor.stored, tensor.stored.grouping
+    assert grouping is not None and stored.scheme is not None
+    spans = list(grouping.tiles())
+    starts = [span.row * grouping.cols + span.col for span in spans]
     ends = [start + span.rows * span.cols for start, span in zip(starts, spans)]
 
     def read(first: int, last: int) -> Floats:
@@ -227,19 +236,22 @@ def _native(tensor: Tensor) -> View:
         stored=tensor,
         blocks=tuple(zip(starts, ends)),
         read=read,
+        parts=stored.outputs,
     )
 
 
 def _decoded(weight: Found, parts: Read) -> View:
     cols = weight.shape[-1]
-    info = TensorInfo(weight.name, "F32", weight.shape)
+    dtype = weight.dtype if is_published(weight.scheme) else "F32"
+    info = TensorInfo(weight.name, dtype, weight.shape)
     rows = info.numel // cols
     step = weight.unit * max(1, BLOCK // (cols * weight.unit))
 
     def read(first: int, last: int) -> Floats:
         low, high = first // cols // weight.unit * weight.unit, -(-last // cols)
         decoded = weight.decode(parts, low, min(-(-high // weight.unit) * weight.unit, rows)).ravel()
-        return decoded[first - low * cols : last - low * cols]
+        run = decoded[first - low * cols : last - low * cols]
+        return run if dtype == "F32" else to_float32(from_float32(run, dtype).view(np.uint8), dtype)
 
     return View(
         info=info,
@@ -337,4 +349,4 @@ def _put_back(view: View, heads: int) -> View:
         pairs = view.read(low, high).reshape(-1, head // cols // 2, 2, cols)
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)[first - low : last - low]
 
-    return replace(view, blocks=_runs(rows * cols, max(BLOCK // head, 1) * head), read=read)
+    return replace(view, blocks=_runs(rows * cols, max(BLOCK // head, 1) * head), read=read, stored=None)

@@ -1,10 +1,11 @@
-"""Models to quantize: those that are quantized already, in any layout that is recognised, are refused, and adapters."""
+"""Models to quantize, and how they are read: as floats, decoded where they are quantized already."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -12,39 +13,60 @@ from quantcli.cli import _help, options
 from quantcli.cli._help import F
 
 if TYPE_CHECKING:
+    from quantcli.floats import Reading
     from quantcli.stores import Source
 
 
-def source_layout(command: F) -> F:
-    """--source-layout."""
-    return _help.option(
-        "--source-layout",
-        type=click.Choice(["auto", "plain"]),
-        default="auto",
-        show_default=True,
-        help="What the tensors of SRC are: auto refuses a model that is quantized already, and 8-bit floats without "
-        "scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit floats.",
-        group="Selection",
-    )(command)
+def reading(command: F) -> F:
+    """--source-layout, --requantize and --variant, as `reading`."""
 
+    @functools.wraps(command)
+    def with_reading(*arguments: Any, source_layout: str, requantize: bool, variant: str | None, **others: Any) -> Any:
+        from quantcli.floats import Reading
 
-def variant(command: F) -> F:
-    """--variant."""
-    return _help.option(
-        "--variant",
-        metavar="NAME",
-        default=None,
-        help="Which weights of a folder to take where it has several, such as fp16 for model.fp16.safetensors.",
-        show_default="those without a variant",
-        group="Selection",
-    )(command)
+        reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+        return command(*arguments, reading=reading, **others)
+
+    found: Any = with_reading
+    for option in reversed(
+        (
+            _help.option(
+                "--source-layout",
+                type=click.Choice(["auto", "plain"]),
+                default="auto",
+                show_default=True,
+                help="What the tensors of SRC are: auto decodes a model that is quantized already, and refuses 8-bit "
+                "floats without scales; plain takes every tensor as what its dtype says, such as weights cast to 8-bit "
+                "floats.",
+                group="Selection",
+            ),
+            _help.option(
+                "--requantize",
+                is_flag=True,
+                help="Decode the codes of a model that is quantized already and quantize it again, which adds a second "
+                "error. 8-bit and 4-bit float formats that models are published in are always decoded.",
+                group="Selection",
+            ),
+            _help.option(
+                "--variant",
+                metavar="NAME",
+                default=None,
+                help="Which weights of a folder to take where it has several, such as fp16 for model.fp16.safetensors.",
+                show_default="those without a variant",
+                group="Selection",
+            ),
+        )
+    ):
+        found = option(found)
+    return cast(F, found)
 
 
 @contextlib.contextmanager
-def float_source(src: str, layout: str, talk: options.Talk, variant: str | None = None) -> Iterator[Source]:
-    """The source SRC names. layout: of --source-layout; variant: of --variant. Raises DataError when it is quantized,
-    or an adapter."""
+def float_source(src: str, reading: Reading, talk: options.Talk) -> Iterator[Source]:
+    """The source SRC names. Raises DataError when it may not be quantized."""
     from quantcli.floats import float_source
 
-    with float_source(src, layout, variant=variant, say=talk.say) as source:
+    with float_source(src, reading, say=talk.say) as source:
+        if source.decoded_from:
+            talk.say(f"source: {source.decoded_from}")
         yield source

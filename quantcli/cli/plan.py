@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
+
+if TYPE_CHECKING:
+    from quantcli.floats import Reading
 
 
 @_help.command(
@@ -20,8 +23,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
     ),
 )
 @options.source
-@_sources.source_layout
-@_sources.variant
+@_sources.reading
 @_budget.budget
 @_help.option(
     "-o",
@@ -43,8 +45,7 @@ from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
 @options.talk
 def command(
     src: str,
-    source_layout: str,
-    variant: str | None,
+    reading: Reading,
     output: str | None,
     explain: bool,
     show_all: bool,
@@ -68,7 +69,7 @@ def command(
         _naming.check_recipe(output)
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, source_layout, talk, variant) as source:
+    with _sources.float_source(src, reading, talk) as source:
         to, _ = target_of(source, order, folder=source.folder is not None)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         nbytes = nbytes_of(source, found.plan)

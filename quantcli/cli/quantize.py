@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +14,9 @@ from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, op
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.floats import Reading
     from quantcli.folders.job import Job
+    from quantcli.folders.pipeline import PipelineJob
     from quantcli.passes.quantize import Written
     from quantcli.reports.records import RunReport
 
@@ -77,8 +79,7 @@ MUCH = 64 << 20
     show_default="refuse",
     group="Selection",
 )
-@_sources.source_layout
-@_sources.variant
+@_sources.reading
 @_help.option(
     "--digest",
     type=click.Choice(["xxh3", "sha256", "none"]),
@@ -113,8 +114,7 @@ MUCH = 64 << 20
 @options.talk
 def command(
     src: str,
-    source_layout: str,
-    variant: str | None,
+    reading: Reading,
     output: str | None,
     force: bool,
     threads: int | None,
@@ -130,19 +130,36 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli import kernels
-    from quantcli.folders import job
+    from quantcli.folders import job, pipeline
     from quantcli.planning import recipe
     from quantcli.planning.order import target_of
+    from quantcli.stores import pipelines
 
     order = _asking.order(asked)
     budget = _budget.of_quantize(asked, order)
     _naming.check_model(output, order.to)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
+    run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
+    if pipelines.folder_of(src):
+        _check_pipeline(output, asked, budget)
+        with pipeline.prepared(
+            src,
+            order,
+            output,
+            recipe_name=asked["recipe"],
+            reading=reading,
+            force=force,
+            resume=resume,
+            dry_run=dry_run,
+            say=options.warn,
+        ) as ready:
+            report = _carried_out(ready, run, talk)
+        _show(report, ready.notes, run, talk)
+        return
     with (
         options.standard_output(None if dry_run else output, talk) as named,
-        _sources.float_source(src, source_layout, talk, variant) as source,
+        _sources.float_source(src, reading, talk) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
@@ -161,7 +178,7 @@ def command(
         target, folder = job.place(source, src, order, request, named, asked["recipe"])
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
-        ready = job.prepare(
+        single = job.prepare(
             source,
             src,
             order,
@@ -173,30 +190,66 @@ def command(
             resume=resume,
             dry_run=dry_run,
         )
-        talk.say(*ready.notes)
-        if dry_run:
-            report = ready.planned()
-        else:
-            count = options.thread_count(threads)
-            if talk.verbose:
-                options.say(f"{kernels.load().name} kernels, {count} threads")
-            if not talk.quiet:
-                _say_held(ready)
-            with talk.bar(os.path.basename(ready.shown)) as bar, _leftovers_told(ready.path):
-                report, written = ready.run(threads=count, progress=bar)
-            talk.say(*written.notes)
-            if talk.verbose:
-                _say_more(written)
+        if not dry_run and not talk.quiet:
+            _say_held(single)
+        report = _carried_out(single, run, talk)
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
+    _show(report, single.notes, run, talk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How a run is carried out, as it was asked for."""
+
+    output: str | None
+    dry_run: bool
+    threads: int | None
+    show_all: bool
+
+
+def _carried_out(ready: Job | PipelineJob, run: Run, talk: options.Talk) -> RunReport:
+    """The report on a run that is carried out, or on its plan."""
+    from quantcli import kernels
+
+    talk.say(*ready.notes)
+    if run.dry_run:
+        return ready.planned()
+    count = options.thread_count(run.threads)
+    if talk.verbose:
+        options.say(f"{kernels.load().name} kernels, {count} threads")
+    with talk.bar(os.path.basename(ready.shown)) as bar, _leftovers_told(ready.path):
+        report, written = ready.run(threads=count, progress=bar)
+    talk.say(*written.notes)
+    if talk.verbose:
+        _say_more(written)
+    return report
+
+
+def _show(report: RunReport, notes: Sequence[str], run: Run, talk: options.Talk) -> None:
+    """Print a report, for programs with what loaders will and will not do; where the output is on standard output, a
+    line of it on standard error."""
     if not talk.quiet:
         options.say_warnings(report)
-    if output == "-" and not dry_run and not talk.quiet:
-        _say_summary(report)
+    if talk.json:
+        report = replace(report, warnings=[*notes, *report.warnings])
+    if run.output == "-" and not run.dry_run:
+        if not talk.quiet:
+            _say_summary(report)
     else:
-        if talk.json and to is not None:
-            report = replace(report, warnings=[*ready.notes, *report.warnings])
-        options.show(report, talk, show_all=show_all)
+        options.show(report, talk, show_all=run.show_all)
+
+
+def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object) -> None:
+    """Raise UsageError for what is asked of a pipeline that only one model has."""
+    if output == "-":
+        raise UsageError("a pipeline is written as a folder", place=["stdout"], hint="name one with -o")
+    if budget is not None:
+        option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
+        raise UsageError("budgets are those of one model", place=[option], hint="name the folder of a component")
+    if asked["save_recipe"] is not None:
+        hint = "name the folder of a component"
+        raise UsageError("a recipe is that of one model", place=["--save-recipe"], hint=hint)
 
 
 def _say_more(written: Written) -> None:

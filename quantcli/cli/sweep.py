@@ -11,6 +11,7 @@ from quantcli.cli import _asking, _help, _sources, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
+    from quantcli.floats import Reading
     from quantcli.planning.plan import Request
     from quantcli.scheme import Scheme
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     ),
 )
 @options.source
-@_sources.source_layout
-@_sources.variant
+@_sources.reading
 @_help.option(
     "--bits",
     type=options.Several(int),
@@ -72,8 +72,7 @@ if TYPE_CHECKING:
 @options.talk
 def command(
     src: str,
-    source_layout: str,
-    variant: str | None,
+    reading: Reading,
     bits: list[int],
     group_size: list[int],
     calibration: list[str] | None,
@@ -100,7 +99,7 @@ def command(
     file = options.document_file(output, swept.SweepReport, [src])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
-    with _sources.float_source(src, source_layout, talk, variant) as source:
+    with _sources.float_source(src, reading, talk) as source:
         need_file(source, "sweeping")
         talk.say(*source.notes)
         plans = []

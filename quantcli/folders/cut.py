@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import Checkpoint, Part, output_name
+from quantcli.stores.checkpoint import output_name
+from quantcli.stores.derived import Selected
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class Cutter:
     def __init__(self, source: Source, model: Outgoing, limit: int | None) -> None:
         self.source, self.model, self.limit = source, model, limit
         self._whole = sum(file.size for file in source.files())
-        self._infos = source.infos()
-        self._data = sum(info.nbytes for info in self._infos)
+        self._infos, self._bytes = source.infos(), source.stored_bytes()
+        self._homes = {info.name: shard for shard in source.shards.values() for info in shard.infos()}
         self._shards: dict[int, tuple[str, Source]] = {}
         at = 0
         for name, shard in _shards(source, model).items():
@@ -53,9 +54,10 @@ class Cutter:
     def _part(self, at: int, number: int, count: int) -> Piece:
         infos = self._infos[at : at + count]
         # The headers of the source count for the first file, so that all shares together are the source.
-        share = sum(info.nbytes for info in infos) + (self._whole - self._data if at == 0 else 0)
-        assert isinstance(self.source, Checkpoint)
-        return self._piece(f"part-{number:05d}.safetensors", Part(self.source, infos, share), share)
+        share = sum(self._bytes[at : at + count]) + (self._whole - sum(self._bytes) if at == 0 else 0)
+        files = [f for shard in dict.fromkeys(self._homes[info.name] for info in infos) for f in shard.files()]
+        part = Selected(self.source, infos, share=share, files=files, metadata=self.source.metadata)
+        return self._piece(f"part-{number:05d}.safetensors", part, share)
 
     def _most(self, at: int) -> int:
         """The most tensors that stay within the limit, one at least."""

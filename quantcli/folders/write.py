@@ -20,11 +20,11 @@ from quantcli.folders import card, resume
 from quantcli.folders.cut import Cutter, Piece
 from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
-from quantcli.layouts.compressed_tensors.write import quantization_config
 from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
+from quantcli.passes.configuration import quantization_config
 from quantcli.passes.export import Export
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
@@ -70,17 +70,17 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """What there is of a folder beside its weights: side files, config.json (empty where there is none), the card."""
+    """What there is of a folder beside its weights: side files, config.json and the card, None where there is none."""
 
     side: SideFiles
-    config: dict[str, Any]
+    config: dict[str, Any] | None
     card: bytes | None
 
 
 def around(source: Source, side: SideFiles) -> _Around:
     """What lies around the weights, read before them: whatever is wrong with it is wrong from the start."""
     original = None if side.leaves_out(CARD) else source.beside(CARD)
-    return _Around(side, json_beside(source.beside, CONFIG) or {}, original)
+    return _Around(side, json_beside(source.beside, CONFIG), original)
 
 
 def quantize(
@@ -221,7 +221,7 @@ def _finished(state: _State, beside: _Around) -> Written:
             file.name = new
     added, why = dict(model.conversion.config), ""
     if model.to is None:
-        content = architectures.of(without_quantization(beside.config)) or UNNAMED
+        content = architectures.of(without_quantization(beside.config or {})) or UNNAMED
         config, why = quantization_config(state.plan.tensors, content)
         added = {"quantization_config": config} if config else {}
     _describe(state.source, state.part, model, files, beside, added)
@@ -243,9 +243,8 @@ def _describe(
     as_it_was = source.index and [f.name for f in files] == [output_name(n) for n in source.shards]
     if as_it_was or len(files) > 1:
         part.write(_index_name(source, model), _index(source, model, files))
-    content = without_quantization(beside.config)
-    if content:
-        part.write(CONFIG, json_bytes({**content, **config}))
+    if beside.config is not None:
+        part.write(CONFIG, json_bytes({**without_quantization(beside.config), **config}))
 
 
 def _loading(text: bytes, model: Outgoing) -> bytes:
@@ -312,7 +311,12 @@ def _card(source: Source, written: Written, options: Options, beside: _Around) -
         origin=card.hub_name(source.folder or ""),
         side=beside.side,
         original=beside.card,
+        loading=[card.OWN_LAYOUT] if _is_of_diffusers(beside) else None,
     )
+
+
+def _is_of_diffusers(beside: _Around) -> bool:
+    return (architectures.of(beside.config or {}) or UNNAMED).library == "diffusers"
 
 
 def left_over(path: str) -> str | None:

@@ -156,6 +156,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 parts=(stored.codes, stored.zeros, stored.scales),
                 unit=block_rows(stored.cols),
                 decode=partial(_decode, stored),
+                dtype=stored.scales.dtype,
             )
         )
     return found

@@ -44,7 +44,7 @@ from quantcli.errors import DataError, printable
 from quantcli.formats import fixed_codebook
 from quantcli.formats.nf4 import LEVELS as NF4
 from quantcli.layouts.config import architecture
-from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, skips_by_name, unknown
+from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, skips, unknown
 from quantcli.layouts.pieces import (
     bands,
     facts,
@@ -112,6 +112,7 @@ class _Stored:
     codes: TensorInfo
     absmax: TensorInfo
     nested: _Nested | None
+    dtype: str
 
 
 def _whole(state: Mapping[str, Any], key: str, place: str) -> int:
@@ -180,7 +181,16 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, kind: str, read: Read | 
         raise wrong(name, f"absmax {list(absmax.shape)} does not match {count} blocks")
     _check_levels(part(infos, f"{name}.quant_map", name, ("F32",)), kind, read, name)
     nested = _nested(infos, name, state, place, count) if absmax.dtype == "U8" else None
-    return _Stored(name=name, kind=kind, shape=shape, block=block, codes=codes, absmax=absmax, nested=nested)
+    return _Stored(
+        name=name,
+        kind=kind,
+        shape=shape,
+        block=block,
+        codes=codes,
+        absmax=absmax,
+        nested=nested,
+        dtype=LONG_NAMES.get(str(state.get("dtype")), "F32"),
+    )
 
 
 def _largest(stored: _Stored, read: Read, first: int, last: int) -> Floats:
@@ -225,6 +235,7 @@ def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> 
         parts=tuple(parts),
         unit=1,
         decode=partial(_decode, stored),
+        dtype=stored.dtype,
     )
 
 
@@ -302,13 +313,13 @@ def shape(weight: Weight) -> str | None:
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why transformers does not load a quantized weight in this module."""
+    """Why transformers or diffusers does not load a quantized weight in this module."""
     own = module_of(weight.info.name)
     name, kind = model.module(own), model.holder(own)
     if kind == EXPERTS:
         return "transformers stacks experts while it loads them, which takes floating-point weights"
-    if any(skips_by_name(kept, name) for kept in model.float32):
-        return "transformers never quantizes this layer of such a model"
+    if any(skips(model)(kept, name) for kept in model.float32):
+        return f"{model.library} never quantizes this layer of such a model"
     return None if kind == INITIALIZED else not_linear(weight, model)
 
 
@@ -356,7 +367,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     dtypes = {w.info.dtype for w in quantized(tensors)}
     model = architecture(beside)
     kept = ignored(tensors, model, linear=True)
-    refuse_skipped(tensors, kept, skips_by_name)
+    refuse_skipped(tensors, kept, skips(model))
     settings = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantcli import architectures
 from quantcli.architectures import UNNAMED, Architecture
+from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, printable
 from quantcli.layouts.writer import Beside
 from quantcli.strict import strict_json
@@ -42,6 +43,18 @@ def text(values: Mapping[str, Any], key: str) -> str | None:
     if value is None or isinstance(value, str):
         return value if value is None else printable(value, 60).lower()
     raise DataError(f"{printable(repr(value), 40)} is not text", place=["config.json", key])
+
+
+def model_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype a model computes in by its config.json, or that of its text; BF16, which loaders take, when it states
+    none of F32, F16 and BF16."""
+    texts = [v for k, v in config.items() if k.endswith("text_config") and isinstance(v, dict)]
+    for own in (config, *texts[:4]):
+        for key in ("dtype", "torch_dtype"):
+            stated = own.get(key)
+            if isinstance(stated, str) and LONG_NAMES.get(stated) in ("F32", "F16", "BF16"):
+                return LONG_NAMES[stated]
+    return "BF16"
 
 
 def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:

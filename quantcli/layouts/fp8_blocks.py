@@ -19,7 +19,7 @@ import numpy as np
 
 from quantcli.dtypes import to_float32
 from quantcli.errors import DataError
-from quantcli.layouts.config import CONFIG_HINT, section
+from quantcli.layouts.config import CONFIG_HINT, model_dtype, section
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.stored import FLOATS, floats, part, wrong
 from quantcli.tensors.info import TensorInfo
@@ -81,7 +81,7 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return out
 
 
-def _found(stored: _Stored) -> Found:
+def _found(stored: _Stored, dtype: str) -> Found:
     whole = stored.scale.numel == 1 and len(stored.scale.shape) < 2
     return Found(
         name=stored.name,
@@ -91,13 +91,14 @@ def _found(stored: _Stored) -> Found:
         parts=(stored.codes, stored.scale),
         unit=1,
         decode=partial(_decode, stored),
+        dtype=dtype,
     )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights stored as 8-bit floats with a scale_inv beside them."""
     names = [n for n, info in infos.items() if info.dtype == "F8_E4M3" and f"{n}_scale_inv" in infos]
-    return [_found(_stored(infos, name, config)) for name in names if math.prod(infos[name].shape)]
+    return [_found(_stored(infos, name, config), model_dtype(config)) for name in names if math.prod(infos[name].shape)]
 
 
 READS = Reader(summary="8-bit floats in blocks: transformers' fp8 and DeepSeek", find=find)

@@ -199,6 +199,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 parts=(stored.codes, stored.zeros, stored.scales, *indices),
                 unit=block_rows(stored.cols),
                 decode=partial(_decode, stored),
+                dtype=stored.scales.dtype,
             )
         )
     return found

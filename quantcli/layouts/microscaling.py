@@ -83,6 +83,7 @@ def _found(stored: _Stored) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
         unit=1,
         decode=partial(_decode, stored),
+        dtype="BF16",
     )
 
 

@@ -179,6 +179,7 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]
         parts=(codes, scale),
         unit=1,
         decode=partial(_decode_small, name, codes, scale, (bits, group, kind)),
+        dtype="BF16",
     )
 
 

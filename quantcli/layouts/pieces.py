@@ -16,7 +16,7 @@ from quantcli.layouts.writer import Codes, Job, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,10 +37,10 @@ NO_OTHER_SCALES = "this target stores no other scales; quantize again with --sca
 """The hint where a scale does not fit."""
 
 
-def facts(weight: Weight) -> tuple[Scheme, Layout]:
+def facts(weight: Weight) -> tuple[Scheme, Grouping]:
     """Scheme and layout of a quantized weight."""
-    assert weight.scheme is not None and weight.layout is not None
-    return weight.scheme, weight.layout
+    assert weight.scheme is not None and weight.grouping is not None
+    return weight.scheme, weight.grouping
 
 
 def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None:
@@ -74,7 +74,7 @@ def plain(info: TensorInfo) -> Job:
     return Job(outputs=(info,), pieces=lambda: (partial(copy, start) for start in range(0, info.nbytes, COPY)))
 
 
-def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
+def bands(plan: Grouping, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
     """Pieces of about BAND bytes (SLAB when they are to be transposed) in file order: whole rows, multiples of `unit`
     of them, or where not even so many are that small, parts of such rows that end between words, native groups and the
     target's groups of `size`; a size above that of a row keeps rows whole."""
@@ -91,7 +91,7 @@ def bands(plan: Layout, bits: int, size: int, *, unit: int = 1, slab: bool = Fal
             yield TileSpan(row, min(unit, plan.rows - row), col, min(width, plan.cols - col))
 
 
-def words(codes: Codes, span: TileSpan, plan: Layout, bits: int) -> Bytes:
+def words(codes: Codes, span: TileSpan, plan: Grouping, bits: int) -> Bytes:
     """Codes of a piece, (rows, bytes). The array may be used until the next call in the same thread."""
     width = row_bytes(span.cols, bits)
     if span.cols == plan.cols or span.rows == 1:
@@ -102,7 +102,7 @@ def words(codes: Codes, span: TileSpan, plan: Layout, bits: int) -> Bytes:
     return found
 
 
-def params(codes: Codes, span: TileSpan, plan: Layout, scheme: Scheme) -> tuple[Floats, Floats]:
+def params(codes: Codes, span: TileSpan, plan: Grouping, scheme: Scheme) -> tuple[Floats, Floats]:
     """Scales and zero points (or float offsets) of a piece, both (rows, groups); for symmetric codes the middle
     code."""
     parts = [codes.params(s) for s in ([span] if span.cols == plan.cols or span.rows == 1 else _rows(span))]
@@ -131,7 +131,7 @@ def rounded(values: Floats, dtype: str, name: str, *, zeros: bool = False) -> tu
     return found, bool(np.array_equal(back, values))
 
 
-def repeated(values: NDArray[Any], span: TileSpan, plan: Layout, size: int) -> NDArray[Any]:
+def repeated(values: NDArray[Any], span: TileSpan, plan: Grouping, size: int) -> NDArray[Any]:
     """Parameters (rows, groups) of a piece, repeated for every one of the target's groups of `size` in it."""
     count = -(-span.cols // size)
     if values.shape[1] == count:

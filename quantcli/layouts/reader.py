@@ -27,6 +27,16 @@ OWN = ("gguf", "onnx")
 whatever the names."""
 
 
+PUBLISHED = ("fp8-", "mxfp", "nvfp")
+"""How the schemes begin in which models are published: 8-bit floats, and small floats with one-byte scales."""
+
+
+def is_published(scheme: str) -> bool:
+    """Whether a scheme is one of a format in which models are published, whose weights are what their library decodes;
+    loaders of other codes compute with these."""
+    return scheme.startswith(PUBLISHED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A weight that is stored in a layout.
@@ -35,7 +45,8 @@ class Found:
     it. decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the
     last axis of the shape. Ask for multiples of `unit` rows, or up to the end: where rows are stored as columns, every
     call reads all of the codes, in small pieces. Raises DataError for parameters that are not finite or name missing
-    groups.
+    groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
+    F32 where the library rounds in between, or has no dtype of its own.
     """
 
     name: str
@@ -45,6 +56,7 @@ class Found:
     parts: tuple[TensorInfo, ...]
     unit: int
     decode: Callable[[Read, int, int], NDArray[np.float32]]
+    dtype: str = "F32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

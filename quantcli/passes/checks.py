@@ -16,7 +16,7 @@ from quantcli.kernels import INTEGER, LEVELS, CodeGrid, Kernels, QuantParams, ro
 from quantcli.kernels.codebook import codebook
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.native.parts import parts, zero_shape
-from quantcli.tensors.rows import Layout, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan
 from quantcli.tensors.settle import improper, improper_levels
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _ONE = np.ones((1, 1), np.float32)
 
 def whole(add: Add, tensor: Tensor) -> None:
     """What is stored once for a tensor: its shape, the end of its zero points, levels for all of it."""
-    stored, plan = tensor.stored, tensor.stored.layout
+    stored, plan = tensor.stored, tensor.stored.grouping
     assert stored.scheme is not None and plan is not None
     shape = tensor.read_bytes(stored.output("shape").name, 0, 8 * len(tensor.shape)).view("<i8").tolist()
     if shape != list(tensor.shape):
@@ -50,7 +50,7 @@ def whole(add: Add, tensor: Tensor) -> None:
 
 def padding(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan) -> None:
     """Padding bits after the last code of each row of a tile."""
-    scheme, plan = tensor.stored.scheme, tensor.stored.layout
+    scheme, plan = tensor.stored.scheme, tensor.stored.grouping
     assert scheme is not None and plan is not None
     width = row_bytes(span.cols, scheme.bits)
     spare = width * 8 - span.cols * scheme.bits
@@ -67,7 +67,7 @@ def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
     """The parameters of a tile, looked at; None where they cannot be used."""
     stored = tensor.stored
     assert stored.scheme is not None
-    scheme, plan, held = stored.scheme, stored.layout, parts(stored.scheme)
+    scheme, plan, held = stored.scheme, stored.grouping, parts(stored.scheme)
     if "scale" in held:
         scale, zero = tensor.scales(span)
         found = improper(scale, zero, scheme, stored.scale_dtype)
@@ -86,7 +86,7 @@ def params(add: Add, tensor: Tensor, span: TileSpan) -> QuantParams | None:
         return None
 
 
-def place_in(add: Add, problem: str, where: NDArray[np.bool_], span: TileSpan, plan: Layout) -> None:
+def place_in(add: Add, problem: str, where: NDArray[np.bool_], span: TileSpan, plan: Grouping) -> None:
     """Report what is wrong with parameters (rows, groups) of a tile, where anything is."""
     if where.any():
         row, group = (int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
@@ -113,7 +113,7 @@ def _levels(add: Add, tensor: Tensor, span: TileSpan, *, own: bool) -> None:
 
 def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantParams, kernels: Kernels) -> None:
     """Codes of a tile that no weight is quantized to."""
-    assert tensor.scheme is not None and tensor.stored.layout is not None
+    assert tensor.scheme is not None and tensor.stored.grouping is not None
     grid = code_grid(tensor.scheme)
     if grid.mode == LEVELS:
         assert found.codebook is not None
@@ -129,7 +129,7 @@ def codes(add: Add, tensor: Tensor, packed: Bytes, span: TileSpan, found: QuantP
         return
     if wrong.any():
         place = int(wrong.argmax())
-        at = flat(place, span, tensor.stored.layout)
+        at = flat(place, span, tensor.stored.grouping)
         code = int(unpacked(kernels, packed, span, grid.bits).ravel()[place])
         index = index_of(at, tensor.shape)
         add("ranges", "no weight is quantized to this code", at, int(wrong.sum()), index=index, stored=code)
@@ -146,7 +146,7 @@ def index_of(place: int, shape: tuple[int, ...]) -> list[int]:
     return [int(i) for i in np.unravel_index(place, shape)] if shape else []
 
 
-def flat(place: int, span: TileSpan, plan: Layout) -> int:
+def flat(place: int, span: TileSpan, plan: Grouping) -> int:
     """The flat place in the tensor of a place in a tile."""
     row, col = divmod(place, span.cols)
     return (span.row + row) * plan.cols + span.col + col

@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from quantcli.dtypes import DTYPES, from_float32
+from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.layouts.writer import KEY as EXPORT_KEY
+from quantcli.floats import plain_metadata
 from quantcli.models import Model, View
 from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
 from quantcli.stores.files import OutputFile, check_space
@@ -33,7 +33,7 @@ def write(
     dtype: the safetensors dtype of decoded tensors instead of their own. Raises QuantcliError.
     """
     infos = {name: _target(view, dtype) for name, view in views.items()}
-    metadata = _metadata(model)
+    metadata = plain_metadata(model.source)
     try:
         places = lay_out(list(infos.values()), metadata)
     except DataError as error:
@@ -43,7 +43,7 @@ def write(
         advance = begun(progress, sum(i.nbytes for i in infos.values()))
 
         def visit(view: View, at: int) -> Visit:
-            if view.scheme is None:
+            if view.scheme is None and view.stored is not None:
                 yield [partial(copy, view, start, at) for start in range(0, view.info.nbytes, COPY)]
             else:
                 yield [partial(decode, view, first, last, at) for first, last in view.blocks]
@@ -56,11 +56,7 @@ def write(
 
         def decode(view: View, first: int, last: int, at: int) -> None:
             target = infos[view.info.name].dtype
-            decoded = view.read(first, last)
-            if target == "F16" and view.info.dtype == "F16":
-                # The outermost step may reach beyond float16; the original weight cannot have.
-                decoded = np.clip(decoded, -65504, 65504)
-            values = from_float32(decoded, target)
+            values = view.values(first, last, target)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise DataError(
                     f"a decoded weight does not fit {target}",
@@ -77,14 +73,6 @@ def write(
         validate(out.temp, path)
         out.publish()
     return places.size
-
-
-def _metadata(model: Model) -> dict[str, str]:
-    """Metadata of the decoded file: that of the model without its quantization."""
-    if model.source.kind == "gguf":
-        return {"format": "pt"}
-    of_codes = ("quantcli", EXPORT_KEY, "_quantization_metadata")
-    return {k: v for k, v in model.source.metadata.items() if k not in of_codes}
 
 
 def _target(view: View, dtype: str | None) -> TensorInfo:

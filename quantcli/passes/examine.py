@@ -75,7 +75,7 @@ def examine(
     advance = begun(progress, sum(model[name].stored.info.nbytes for name in wanted))
 
     def visit(name: str) -> Visit:
-        plan, look, found = model[name].stored.layout, _Look(model[name]), measured[name]
+        plan, look, found = model[name].stored.grouping, _Look(model[name]), measured[name]
         assert plan is not None and found is not None
         parts: list[Parts] = yield [partial(see, name, look, span) for span in plan.tiles()]
         with np.errstate(all="ignore"):  # of damaged parameters
@@ -93,7 +93,7 @@ def examine(
 
 def _see(tensor: Tensor, source: Tensor, original: Model, look: _Look, span: TileSpan) -> tuple[Parts, int]:
     """The parts of the error of a tile, and bytes of its weights; all else is added to `look`."""
-    scheme, plan = tensor.scheme, tensor.stored.layout
+    scheme, plan = tensor.scheme, tensor.stored.grouping
     assert scheme is not None and plan is not None
     raw = np.empty(span.rows * span.cols * (DTYPES[source.dtype].bits // 8), np.uint8)
     tile = read_tile(source.dtype, plan, span, lambda at, part: original.source.read(tensor.name, at, part.data), raw)

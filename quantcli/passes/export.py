@@ -19,7 +19,7 @@ from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
 from quantcli.passes.quantize import check_second, cleared
-from quantcli.passes.requantize import Decoded
+from quantcli.passes.requantize import decoded
 from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning import plan
@@ -84,7 +84,7 @@ class Export:
         self, source: Source, files: list[OneFile], folder: str, *, force: bool, within: str | None = None
     ) -> Outcome:
         """Write some files, and measure what was not moved as it was."""
-        floats = Decoded(self.model, self.wanted)
+        floats = decoded(self.model, self.wanted)
         requantized = from_floats(floats, self.outgoing.by_name, "none")
 
         def produce(name: str) -> Producer:
@@ -121,9 +121,9 @@ class Export:
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
         against = {name: view_of(self.model[name]) for name in changed}
         found = readback.measure(changed, homes, against, model, threads=self.threads)
-        decoded = Model(Decoded(self.model, self.wanted))
+        again = Model(decoded(self.model, self.wanted))
         left = [name for name in changed if name not in found and exact[name]]
-        floats = {n: (against[n], view_of(decoded[n])) for n in left if model.by_name[n].scheme is None}
+        floats = {n: (against[n], view_of(again[n])) for n in left if model.by_name[n].scheme is None}
         self.metrics.update(found)
         self.metrics.update({n: outcome.results[n].metrics for n in left if n not in floats})
         self.metrics.update(compare.measure(floats, threads=self.threads, progress=None))
@@ -131,7 +131,7 @@ class Export:
 
 def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
     """The model that is written. Raises UsageError and DataError as `outputs.convert` does."""
-    floats = {info.name: info for info in Decoded(model, wanted).infos()}
+    floats = {info.name: info for info in decoded(model, wanted).infos()}
     tensors: list[Decided] = []
     for name, tensor in model.items():
         scheme = wanted.get(name)

@@ -38,18 +38,18 @@ def against(
         stored, nbytes = model[name].stored, original[name].stored.info.nbytes
         kind = kind_of(stored.digest) if check_digests else "none"
         weights = Digested(partial(original.source.read, name), nbytes, kind)
-        if stored.layout is None:
+        if stored.grouping is None:
             yield weights.alone(COPY, advance)
         else:
             looks = weights.apart()
-            spans = list(stored.layout.tiles())
+            spans = list(stored.grouping.tiles())
             sums = yield [*looks, *(partial(measure, name, weights, span) for span in spans)]
             metrics[name] = metric.total(sums[len(looks) :])
         digests[name] = weights.found()
 
     def measure(name: str, weights: Digested, span: TileSpan) -> tuple[Sums, int]:
         tensor = model[name]
-        scheme, plan = tensor.stored.scheme, tensor.stored.layout
+        scheme, plan = tensor.stored.scheme, tensor.stored.grouping
         assert scheme is not None and plan is not None
         dtype = original[name].dtype
         size = DTYPES[dtype].bits // 8

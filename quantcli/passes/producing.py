@@ -139,7 +139,7 @@ def trials_of(tensor: Quantized) -> Trials:
     """What is tried on a tensor; min-max is not compared where the plain error is not what counts."""
     importance = tensor.importance.values if tensor.importance else None
     usual = rival(tensor.scheme) if importance is None else None
-    return Trials(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype, rival=usual, importance=importance)
+    return Trials(tensor.info, tensor.scheme, tensor.grouping, tensor.scale_dtype, rival=usual, importance=importance)
 
 
 def searching(trials: Trials, see: Callable[[int], None]) -> Visit:
@@ -156,7 +156,7 @@ class Encoding:
         self.tensor = tensor
         self.table = kernels.load()
         self.trials = trials_of(tensor)
-        self.tiles = list(tensor.layout.tiles())
+        self.tiles = list(tensor.grouping.tiles())
         self.sums: list[Sums | None] = [None] * len(self.tiles)
         self.rivals: list[float | None] = [None] * len(self.tiles)
         self.bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
@@ -180,7 +180,7 @@ class Encoding:
         """The codes. Making them raises NotFinite and Misfit."""
         codes = _Tiles(self)
         yield codes
-        info, cols = self.tensor.info, self.tensor.layout.cols
+        info, cols = self.tensor.info, self.tensor.grouping.cols
         size = DTYPES[info.dtype].bits // 8
         for span in codes.made:
             start = (span.row * cols + span.col) * size
@@ -192,7 +192,7 @@ class Encoding:
         raw = _buffers.take("raw", span_bytes(self.trials.chosen, span, strips=False))
         tile: Tile = read_span(self.trials.chosen, span, self._fill, raw, strips=False)
         sums, params = self.trials.encode(self.table, tile, span, packed)
-        start = (span.row * self.tensor.layout.cols + span.col) * DTYPES[self.tensor.info.dtype].bits // 8
+        start = (span.row * self.tensor.grouping.cols + span.col) * DTYPES[self.tensor.info.dtype].bits // 8
         if self.sums[index] is None:
             self.bytes.see(start, raw.data)
             self.rivals[index] = self.trials.rival_error(self.table, tile, span)
@@ -215,7 +215,7 @@ class _Tiles:
     it are left to take. Parameters are kept until the piece ends, for writers ask for them last."""
 
     def __init__(self, encoding: Encoding) -> None:
-        self._encoding, self._plan = encoding, encoding.tensor.layout
+        self._encoding, self._plan = encoding, encoding.tensor.grouping
         self._bits = encoding.tensor.scheme.bits
         self._packed: dict[int, Bytes] = {}
         self._left: dict[int, int] = {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from quantcli import floats
 from quantcli.asking import changed
-from quantcli.dtypes import DTYPES, from_float32
+from quantcli.dtypes import LONG
 from quantcli.errors import UsageError
 from quantcli.layouts.config import architecture
 from quantcli.layouts.native.model import Model
@@ -15,47 +15,16 @@ from quantcli.layouts.writer import named
 from quantcli.models import view_of
 from quantcli.passes.outputs import obstacle
 from quantcli.scheme import AUTO, Scheme
-from quantcli.stores import Source
+from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Quantized
-from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import layout
-
-if TYPE_CHECKING:
-    from quantcli.stores.files import InputFile
-
-_LONG = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+from quantcli.tensors.rows import grouping_of
 
 
-class Decoded(Source):
+def decoded(model: Model, wanted: Mapping[str, Scheme | None]) -> Derived:
     """Some weights of a model as floats, as a source. Those to be quantized are float32, others as they once were."""
-
-    kind = "safetensors"
-
-    def __init__(self, model: Model, wanted: Mapping[str, Scheme | None]) -> None:
-        self.path, self.metadata = model.source.path, dict[str, str]()
-        self._source = model.source
-        self._views = {name: view_of(model[name]) for name in wanted}
-        own = {name: view.info for name, view in self._views.items()}
-        self._infos = {n: info if wanted[n] is None else replace(info, dtype="F32") for n, info in own.items()}
-
-    def infos(self) -> Sequence[TensorInfo]:
-        return list(self._infos.values())
-
-    def read(self, name: str, start: int, buffer: memoryview) -> None:
-        info = self._infos[name]
-        size = DTYPES[info.dtype].bits // 8
-        first, last = start // size, -(-(start + len(buffer)) // size)
-        raw = from_float32(self._views[name].read(first, last), info.dtype).data.cast("B")
-        buffer[:] = raw[start - first * size : start - first * size + len(buffer)]
-
-    def files(self) -> Sequence[InputFile]:
-        return self._source.files()
-
-    def check_unchanged(self) -> None:
-        self._source.check_unchanged()
-
-    def close(self) -> None:
-        pass
+    views = {name: view_of(model[name]) for name in wanted}
+    exact = {name: "F32" for name, scheme in wanted.items() if scheme is not None}
+    return floats.decoded(model.source, views, exact)
 
 
 def nearest(stored: Quantized, target: str) -> Scheme | None:
@@ -67,12 +36,12 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
         choices += [changed(first, group_size=g) for g in export.accepts.smaller(first.group_size)]
         if "channel" in export.accepts.granularities:
             choices.append(changed(first, granularity="channel", group_size=None))
-    scales = _LONG.get(stored.scale_dtype) if first.family == "int" else None
+    scales = LONG.get(stored.scale_dtype) if first.family == "int" else None
     for scheme in choices:
         asked = export.suited(scheme)
         if asked.scale_dtype == AUTO and scales is not None and scheme.bits <= 8:
             asked = asked.with_scale_dtype(scales)
-        if export.shape(replace(stored, scheme=asked, layout=layout(stored.info.shape, asked))) is None:
+        if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:
             return asked
     return None
 

@@ -64,8 +64,8 @@ def _blocks(tensor: Tensor | View) -> list[Block] | None:
     if isinstance(tensor, View):
         return [partial(tensor.read, first, last) for first, last in tensor.blocks]
     stored = tensor.stored
-    if stored.layout is not None:
-        return [partial(tensor.decoded, span) for span in stored.layout.tiles()]
+    if stored.grouping is not None:
+        return [partial(tensor.decoded, span) for span in stored.grouping.tiles()]
     dtype, nbytes = DTYPES[stored.info.dtype], stored.info.nbytes
     if not dtype.quantizable and (dtype.numpy is None or dtype.name == "C64"):
         return None

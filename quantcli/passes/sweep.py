@@ -49,13 +49,13 @@ class _Try:
     @property
     def spans(self) -> Sequence[TileSpan]:
         """What is seen or encoded next."""
-        assert self.plan.layout is not None
-        return self.trials.spans or list(self.plan.layout.tiles())
+        assert self.plan.grouping is not None
+        return self.trials.spans or list(self.plan.grouping.tiles())
 
 
 def _try(setting: int, plan: Quantized) -> _Try:
     importance = plan.importance.values if plan.importance else None
-    trials = Trials(plan.info, plan.scheme, plan.layout, plan.scale_dtype, rival=None, importance=importance)
+    trials = Trials(plan.info, plan.scheme, plan.grouping, plan.scale_dtype, rival=None, importance=importance)
     return _Try(setting, plan, trials)
 
 
@@ -87,9 +87,9 @@ class _Run:
         shared: dict[Any, list[_Try]] = defaultdict(list)
         for one in tries:
             if not one.done:
-                layout = one.plan.layout
+                grouping = one.plan.grouping
                 strips = one.trials.by_strips and bool(one.trials.spans)
-                shared[layout.rows, layout.cols, tuple(one.spans), one.setting if strips else None].append(one)
+                shared[grouping.rows, grouping.cols, tuple(one.spans), one.setting if strips else None].append(one)
         return list(shared.values())
 
     def _look(self, tries: list[_Try], group: list[_Try], index: int) -> None:
@@ -110,21 +110,21 @@ class _Run:
 
     def _tile(self, one: _Try, span: TileSpan, tiles: dict[int, Tile]) -> Tile:
         """The weights of a span as a setting groups them, read once for all of the same look."""
-        layout, info, fit = one.plan.layout, one.plan.info, one.trials.chosen
-        assert layout is not None
+        grouping, info, fit = one.plan.grouping, one.plan.info, one.trials.chosen
+        assert grouping is not None
 
         def read(at: int, part: NDArray[np.uint8]) -> None:
             self.source.read(info.name, at, part.data)
 
         if one.trials.spans and one.trials.by_strips:
             return read_span(fit, span, read, np.empty(span_bytes(fit, span, strips=True), np.uint8), strips=True)
-        if layout.group not in tiles:
+        if grouping.group not in tiles:
             if tiles:
-                tiles[layout.group] = replace(next(iter(tiles.values())), group=layout.group, seen={})
+                tiles[grouping.group] = replace(next(iter(tiles.values())), group=grouping.group, seen={})
             else:
                 raw = np.empty(span_bytes(fit, span, strips=False), np.uint8)
-                tiles[layout.group] = read_tile(info.dtype, layout, span, read, raw)
-        return tiles[layout.group]
+                tiles[grouping.group] = read_tile(info.dtype, grouping, span, read, raw)
+        return tiles[grouping.group]
 
     def _one(self, one: _Try, index: int, span: TileSpan, tile: Tile, *, whole: bool) -> None:
         """See or encode a tile; only with `whole` the power of the weights is found, which is the same for all."""

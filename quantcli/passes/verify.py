@@ -138,13 +138,13 @@ class _Run:
         stored = tensor.stored
         if stored.digest is None:
             self.unchecked.append("the header has no digests of the original weights")
-        if stored.layout is not None and name not in self._comparable:
+        if stored.grouping is not None and name not in self._comparable:
             yield [partial(checks.whole, partial(self.add, name), tensor), *self._tiles(name, None, None)]
             return
         # The original bytes of a kept tensor are in the file itself.
-        origin = tensor if stored.layout is None else self._source(name)
+        origin = tensor if stored.grouping is None else self._source(name)
         weights = Digested(partial(_read, origin), origin.stored.info.nbytes, kind_of(stored.digest))
-        if stored.layout is None:
+        if stored.grouping is None:
             starts = range(0, stored.info.nbytes, COPY)
             yield weights.apart() + [partial(self._kept, name, start, weights) for start in starts]
         else:
@@ -161,28 +161,28 @@ class _Run:
             if None not in sums:
                 self._metrics(name, metric.total(sums))
         if weights.found() != stored.digest:
-            if stored.layout is None:
+            if stored.grouping is None:
                 self.add(name, "digest", "its bytes do not have the digest in the header")
             else:
                 self.add(name, "source", "the original's bytes do not have the digest in the header")
 
     def _trials(self, stored: StoredTensor) -> Trials | None:
         """What finds the parameters of a tensor again; None where its importances are not known."""
-        assert stored.scheme is not None and stored.layout is not None
+        assert stored.scheme is not None and stored.grouping is not None
         columns = None
         if stored.importance is not None:
             if self.importance is None:
                 self.unchecked.append("scales weighted by importances are not recomputed without --importance")
                 return None
-            columns = self.importance.of(stored.info, stored.layout)
+            columns = self.importance.of(stored.info, stored.grouping)
             if columns is None or columns.digest != stored.importance:
                 self.add(stored.info.name, "scales", "it was weighted by other importances")
                 return None
         values = columns.values if columns is not None else None
-        return Trials(stored.info, stored.scheme, stored.layout, stored.scale_dtype, rival=None, importance=values)
+        return Trials(stored.info, stored.scheme, stored.grouping, stored.scale_dtype, rival=None, importance=values)
 
     def _tiles(self, name: str, weights: Digested | None, again: Trials | None) -> list[Look]:
-        plan = self.model[name].stored.layout
+        plan = self.model[name].stored.grouping
         assert plan is not None
         return [partial(self._tile, name, span, weights, again) for span in plan.tiles()]
 
@@ -223,7 +223,7 @@ class _Run:
     ) -> tuple[Sums, int] | None:
         """A tile; its errors, where it can be compared with its original."""
         tensor, add = self.model[name], partial(self.add, name)
-        plan = tensor.stored.layout
+        plan = tensor.stored.grouping
         assert plan is not None
         packed = tensor.packed(span)
         with np.errstate(all="ignore"):  # of damaged parameters
@@ -269,7 +269,7 @@ class _Run:
     def _codes(self, name: str, tile: Tile, span: TileSpan, params: QuantParams, packed: Bytes) -> Sums:
         """The errors of a tile; its codes are found again with the very rounding they were made with."""
         stored = self.model[name].stored
-        assert stored.scheme is not None and stored.layout is not None
+        assert stored.scheme is not None and stored.grouping is not None
         grid = code_grid(stored.scheme)
         again = np.empty(len(packed), np.uint8)
         sums = self.table.encode(tile, params, grid, again, preserve=stored.scheme.preserves_sums)
@@ -279,7 +279,7 @@ class _Run:
         wrong = expected != found
         if wrong.any():  # else it is the padding
             first = int(wrong.argmax())
-            at = checks.flat(first, span, stored.layout)
+            at = checks.flat(first, span, stored.grouping)
             self.add(
                 name,
                 "codes",

@@ -22,7 +22,7 @@ from quantcli.planning.imatrix import importances
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout
+from quantcli.tensors.rows import Grouping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class Importance:
     entries: Mapping[str, Array]
     digest: str
 
-    def of(self, info: TensorInfo, plan: Layout) -> Columns | None:
+    def of(self, info: TensorInfo, plan: Grouping) -> Columns | None:
         """That of a tensor; None when there is no entry for it. Raises UsageError when the entry has another shape or
         the layout mixes columns."""
         found = self._entry(info.name)

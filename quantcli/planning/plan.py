@@ -18,7 +18,7 @@ from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import layout
+from quantcli.tensors.rows import grouping_of
 from quantcli.tensors.settle import default_scale_dtype
 
 SMALL = 1024
@@ -51,6 +51,7 @@ REASONS = {
     "one-dimensional": "keep-list: one dimension",
     "small": f"keep-list: fewer than {SMALL} elements",
     "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
+    "component": "a part of a pipeline that is kept whole",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
@@ -68,6 +69,10 @@ _NAMES = [
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
     ("embedding", EMBEDDING),
 ]
+
+
+class NothingToQuantizeError(DataError):
+    """All tensors of a model are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ def quantized(
     """The record of a tensor to quantize, all that its shape decides in it. Raises UsageError for what its shape
     forbids."""
     try:
-        plan = layout(info.shape, scheme)
+        plan = grouping_of(info.shape, scheme)
     except QuantcliError as error:
         raise error.within(printable(info.name)) from None
     dtype = scale_dtype or default_scale_dtype(scheme, info.dtype)
@@ -174,7 +179,7 @@ def quantized(
         info=info,
         reason=reason,
         scheme=scheme,
-        layout=plan,
+        grouping=plan,
         scale_dtype=dtype,
         note="; ".join(notes),
         importance=importance,
@@ -185,7 +190,7 @@ def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
     """The plan of a tensor with the importance of its columns. Raises UsageError where they cannot be told apart."""
     if importance is None or tensor.scheme is None:
         return tensor
-    columns = importance.of(tensor.info, tensor.layout)
+    columns = importance.of(tensor.info, tensor.grouping)
     if columns is None:
         return replace(tensor, note="; ".join(n for n in (tensor.note, UNWEIGHTED) if n))
     if not weighs(tensor.scheme):
@@ -249,8 +254,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     they are the weights, and are quantized. A rule for a module or for many names is not meant for the norms and biases
     among them: these it must name.
 
-    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
-    nothing is left to quantize.
+    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice,
+    NothingToQuantizeError when nothing is left.
     """
     names = [info.name for info in infos]
     excluded = matching(request.exclude, names, request.place("exclude"))
@@ -350,7 +355,7 @@ def check(plan: Plan) -> None:
             if listed
             else "no tensor can be quantized"
         )
-        raise DataError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
+        raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for output in native.outputs(tensor):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantcli.layouts.origins import Origin
     from quantcli.models import View
     from quantcli.passes.examine import Examined
+    from quantcli.stores import Earlier
 
 
 def of_plan(
@@ -80,6 +81,19 @@ def of_plan(
     )
 
 
+def with_earlier(report: RunReport, earlier: Mapping[str, Earlier], decoded_from: str) -> RunReport:
+    """A report that also says what tensors are decoded from, and what that had cost."""
+
+    def told(tensor: TensorReport) -> TensorReport:
+        found = earlier.get(tensor.name)
+        if found is None:
+            return tensor
+        sqnr = found.metrics.sqnr_db if found.metrics is not None else None
+        return replace(tensor, source_scheme=found.scheme, source_sqnr_db=sqnr)
+
+    return replace(report, tensors=[told(t) for t in report.tensors], decoded_from=decoded_from)
+
+
 def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
     """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
     found: dict[tuple[Any, ...], list[TensorReport]] = {}
@@ -117,7 +131,7 @@ def _cautions(plan: Sequence[Decided]) -> list[str]:
     for t in plan:
         if t.scheme is not None and t.scheme.calibration != "auto":
             caution = registry.get("calibrators", t.scheme.calibration).caution
-            said = caution(t.scheme, t.info.numel // t.layout.sets) if caution is not None else None
+            said = caution(t.scheme, t.info.numel // t.grouping.sets) if caution is not None else None
             if said is not None:
                 found.setdefault(said, []).append(printable(t.info.name))
     return [line for said, names in found.items() for line in _named(said, names)]

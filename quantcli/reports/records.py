@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
     """One tensor. Errors are None for kept tensors (and where nothing was measured); `sqnr_db` is None and `exact`
-    True when every weight is decoded to itself, for JSON has no infinity."""
+    True when every weight is decoded to itself, for JSON has no infinity. source_scheme: of the codes that were decoded
+    to make it; source_sqnr_db: what these had cost, where their file says."""
 
     name: str
     dtype: str
@@ -55,6 +56,8 @@ class TensorReport:
     digest: str | None
     theory: Theory | None = None
     histogram: Histogram | None = None
+    source_scheme: str | None = None
+    source_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +137,27 @@ class Comparison:
     vanished: list[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileReport:
+    """A file of a source folder, or a hidden folder in it. disposition: `converted`, to weights or to what describes
+    them; `copied`, or `left out`. reason: why it is left out, or is copied though it holds weights."""
+
+    name: str
+    bytes: int
+    disposition: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
-    original weights are the same, byte for byte, the largest first."""
+    original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
+    quantized already. files: of the source, where it is a folder and one is made from it."""
 
     command: str
     source: str
     output: str | None
+    decoded_from: str = ""
     passed: bool | None = None
     summary: Summary
     gates: list[GateResult] = field(default_factory=list)
@@ -149,6 +165,7 @@ class RunReport:
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
     equal: list[list[str]] = field(default_factory=list)
+    files: list[FileReport] = field(default_factory=list)
 
     @property
     def name(self) -> str:

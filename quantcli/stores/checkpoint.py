@@ -87,6 +87,11 @@ def _weights(folder: str) -> list[str]:
     return [n for n in names if _USUAL.fullmatch(n)] or names
 
 
+def has_weights(folder: str) -> bool:
+    """Whether a folder itself holds files of weights."""
+    return any(_listed(folder, ending) for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+
+
 def _parsed(name: str, variant: str | None = None) -> _Name:
     """What a name tells. variant: one that is asked for, which may have any name.
 
@@ -99,21 +104,31 @@ def _parsed(name: str, variant: str | None = None) -> _Name:
     return _Name(match[1], match[2] or match[3] or "") if match else _Name(name, "")
 
 
-def output_name(name: str) -> str:
-    """The name that a weight file or an index gets in the output: that of a safetensors file, as loaders look for it
-    when they are not asked for a variant.
+def without_variant(name: str) -> str:
+    """The name of a weight file or an index as loaders look for it when they are not asked for a variant.
 
-    >>> output_name("model.fp16-00001-of-00002.safetensors"), output_name("pytorch_model.bin.index.json")
+    >>> without_variant("model.fp16-00001-of-00002.safetensors"), without_variant("model.safetensors.index.fp16.json")
     ('model-00001-of-00002.safetensors', 'model.safetensors.index.json')
     """
+    number, ending = re.search(_NUMBER, name), re.search(rf"\.{_ENDING}(?=\.index|$)", name)
     stem, variant = _parsed(name)
-    index = ".index.json" if name.endswith(".json") else ""
-    if name.endswith(_PICKLED) or _PICKLED_INDEX.fullmatch(name):
-        stem = re.sub(r"^pytorch_model\b", "model", stem)
-    elif not variant:
+    if not variant or ending is None:
         return name
-    number = re.search(_NUMBER, name)
-    return f"{stem}{number[0] if number else ''}.safetensors{index}"
+    index = ".index.json" if name.endswith(".json") else ""
+    return f"{stem}{number[0] if number else ''}{ending[0]}{index}"
+
+
+def output_name(name: str) -> str:
+    """The name that a weight file or an index gets when its weights are written: that of a safetensors file, without a
+    variant.
+
+    >>> output_name("pytorch_model.fp16-00001-of-00002.bin"), output_name("pytorch_model.bin.index.json")
+    ('model-00001-of-00002.safetensors', 'model.safetensors.index.json')
+    """
+    name = without_variant(name)
+    if not name.endswith(_PICKLED) and not _PICKLED_INDEX.fullmatch(name):
+        return name
+    return re.sub(rf"\.{_ENDING}(?=\.index|$)", ".safetensors", re.sub(r"^pytorch_model\b", "model", name))
 
 
 def _copies(names: Sequence[str], variant: str | None = None) -> dict[str, str]:
@@ -184,7 +199,7 @@ def _without_index(folder: str, variant: str | None) -> list[str]:
     names = _weights(folder)
     if not names:
         problem = "no .safetensors file, no index and no PyTorch checkpoint in this folder"
-        raise DataError(problem, place=[folder], hint=_elsewhere(folder))
+        raise DataError(problem, place=[folder], hint=elsewhere(folder))
     copies = _copies([*names, *_indexes(folder)], variant)
     names = [name for name in names if name not in copies]
     sets = {match.group(1, 3) if (match := _NUMBERED.fullmatch(name)) else name for name in names}
@@ -203,7 +218,7 @@ def _without_index(folder: str, variant: str | None) -> list[str]:
     return names
 
 
-def _elsewhere(folder: str) -> str | None:
+def elsewhere(folder: str) -> str | None:
     """The hint for a folder without weights: subfolders that hold some, as in a pipeline of several models."""
     with os.scandir(folder) as entries:
         below = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -302,10 +317,6 @@ class Checkpoint(Source):
             raise DataError("this is a link that leads out of its folder", place=[path])
         return read_small(path, _SMALL)
 
-    def shard_of(self, name: str) -> Source:
-        """The shard that holds a tensor."""
-        return self._home[name]
-
     @property
     def documents(self) -> list[HeaderDocument]:
         """The quantcli documents of the shards, each with the tensors of its shard."""
@@ -330,31 +341,3 @@ class Checkpoint(Source):
     def close(self) -> None:
         for shard in self.shards.values():
             shard.close()
-
-
-class Part(Source):
-    """Some tensors of a checkpoint as a source of their own. share: their share of the bytes of its files."""
-
-    def __init__(self, whole: Checkpoint, infos: Sequence[TensorInfo], share: int) -> None:
-        self.path, self.metadata, self.kind, self._share = whole.path, whole.metadata, whole.kind, share
-        self._infos = infos
-        self._home = {info.name: whole.shard_of(info.name) for info in infos}
-
-    @property
-    def share(self) -> int:
-        return self._share
-
-    def infos(self) -> Sequence[TensorInfo]:
-        return self._infos
-
-    def read(self, name: str, start: int, buffer: memoryview) -> None:
-        self._home[name].read(name, start, buffer)
-
-    def release(self, name: str) -> None:
-        self._home[name].release(name)
-
-    def files(self) -> Sequence[InputFile]:
-        return [file for shard in dict.fromkeys(self._home.values()) for file in shard.files()]
-
-    def close(self) -> None:
-        pass

@@ -10,6 +10,7 @@ from quantcli.errors import UsageError
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
+    from quantcli.metrics import Metrics
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf_types import Block
     from quantcli.stores.onnx_tensors import Graph
@@ -24,13 +25,23 @@ class HeaderDocument(NamedTuple):
     seal: bool | None
 
 
+class Earlier(NamedTuple):
+    """How the codes were stored that a tensor is decoded from, in the form of `Scheme.name`, and what they cost against
+    their own original, where their file says."""
+
+    scheme: str
+    metrics: Metrics | None
+
+
 class Source(Protocol):
     """Tensors to read, and the other files of their store. `read` may be called from several threads.
 
     kind: the format of its files. folder, index: the folder of its shards, and the file that lists their tensors; None
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
-    metadata. graph: of an ONNX file, what its nodes do with tensors. notes: what was left out of its tensors, and where
-    they were found. A store inherits the defaults of features it does not have.
+    metadata. graph: of an ONNX file, what its nodes do with tensors. aside: weight files of its folder that are not
+    part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
+    people. notes: what was left out of its tensors, and where they were found. A store inherits the defaults of
+    features it does not have.
     """
 
     path: str
@@ -41,6 +52,9 @@ class Source(Protocol):
     blocks: Mapping[str, Block] = MappingProxyType({})
     keys: Mapping[str, Any] = MappingProxyType({})
     graph: Graph | None = None
+    aside: Mapping[str, str] = MappingProxyType({})
+    earlier: Mapping[str, Earlier] = MappingProxyType({})
+    decoded_from: str = ""
     notes: Sequence[str] = ()
 
     @property
@@ -64,6 +78,10 @@ class Source(Protocol):
 
     def infos(self) -> Sequence[TensorInfo]:
         """Every tensor, in file order."""
+
+    def stored_bytes(self) -> Sequence[int]:
+        """Bytes that every tensor takes in the files, in order of `infos`."""
+        return [info.nbytes for info in self.infos()]
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""

@@ -24,7 +24,7 @@ from quantcli.scheme import AUTO, Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import TILE, Layout, TileSpan, column_repeats, layout
+from quantcli.tensors.rows import TILE, Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class QuantizedTensor:
 
     info: TensorInfo
     scheme: Scheme
-    layout: Layout
+    grouping: Grouping
     params: QuantParams
     packed: Bytes
 
@@ -55,13 +55,13 @@ class QuantizedTensor:
     def codes(self) -> NDArray[Any]:
         """Integers in the tensor's shape: signed for symmetric schemes (int8, or int16 above 8 bits), unsigned for
         asymmetric ones; -1 and +1 for one symmetric bit."""
-        unsigned = packing.unpack(self.packed, self.layout.rows, self.layout.cols, self.scheme.bits)
+        unsigned = packing.unpack(self.packed, self.grouping.rows, self.grouping.cols, self.scheme.bits)
         return packing.signed(unsigned, self.scheme).reshape(self.info.shape)
 
     @property
     def scale(self) -> NDArray[np.float32]:
         """Scale of every group, in the shape the file stores: (rows, groups) for a matrix."""
-        return _stored(self.params.scale, self.info.shape, self.scheme, self.layout)
+        return _stored(self.params.scale, self.info.shape, self.scheme, self.grouping)
 
     @property
     def zero_point(self) -> NDArray[Any] | None:
@@ -69,7 +69,7 @@ class QuantizedTensor:
         `zero_point="float"`); None when symmetric."""
         if self.params.zero is None:
             return None
-        zero = _stored(self.params.zero, self.info.shape, self.scheme, self.layout)
+        zero = _stored(self.params.zero, self.info.shape, self.scheme, self.grouping)
         return (
             zero if self.scheme.zero_point == "float" else zero.astype(np.uint16 if self.scheme.bits > 8 else np.uint8)
         )
@@ -79,7 +79,7 @@ class QuantizedTensor:
         return f"QuantizedTensor({shown}, calibration={self.scheme.calibration!r})"
 
     def _repr_html_(self) -> str:
-        facts = {"shape": self.info.shape, "dtype": self.info.dtype, "scales": self.layout.scale_shape}
+        facts = {"shape": self.info.shape, "dtype": self.info.dtype, "scales": self.grouping.scale_shape}
         return table((self.scheme.name, ""), {**facts, **self.scheme.as_dict()}.items())
 
     def dequantize(self) -> NDArray[np.float32]:
@@ -91,14 +91,14 @@ class QuantizedTensor:
         return measure(self, array)
 
 
-def _stored(params: Floats, shape: tuple[int, ...], scheme: Scheme, layout: Layout) -> Floats:
+def _stored(params: Floats, shape: tuple[int, ...], scheme: Scheme, grouping: Grouping) -> Floats:
     """Group parameters in the shape a file stores them."""
-    if layout.shared == "columns":
+    if grouping.shared == "columns":
         outer, channels, inner = column_repeats(shape, scheme.axis)
         params = params.reshape(outer, channels, inner)[0, :, 0]
-    elif params.shape[0] != layout.rows:
-        params = np.broadcast_to(params, (layout.rows, layout.groups))
-    return np.ascontiguousarray(params).reshape(layout.scale_shape)
+    elif params.shape[0] != grouping.rows:
+        params = np.broadcast_to(params, (grouping.rows, grouping.groups))
+    return np.ascontiguousarray(params).reshape(grouping.scale_shape)
 
 
 def _weights(array: NDArray[Any]) -> tuple[NDArray[np.uint8], str]:
@@ -115,7 +115,7 @@ def _weights(array: NDArray[Any]) -> tuple[NDArray[np.uint8], str]:
     return np.ascontiguousarray(array.astype(DTYPES[name].numpy, copy=False)).reshape(-1).view(np.uint8), name
 
 
-def _tiles(raw: NDArray[np.uint8], dtype: str, plan: Layout) -> Iterator[tuple[TileSpan, Tile]]:
+def _tiles(raw: NDArray[np.uint8], dtype: str, plan: Grouping) -> Iterator[tuple[TileSpan, Tile]]:
     size = DTYPES[dtype].bits // 8
     for span in plan.tiles():
         start = (span.row * plan.cols + span.col) * size
@@ -137,7 +137,7 @@ def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) ->
     scheme = given(scheme, asked)
     raw, dtype = _weights(array)
     info = TensorInfo("array", dtype, tuple(np.asarray(array).shape))
-    plan, loops = layout(info.shape, scheme), kernels.load()
+    plan, loops = grouping_of(info.shape, scheme), kernels.load()
     if info.numel == 0:
         raise DataError("an empty array cannot be quantized")
     first = default_scale_dtype(scheme, dtype)
@@ -177,7 +177,7 @@ def _encoded(trials: Trials, raw: NDArray[np.uint8], kernels: Kernels) -> Quanti
     return QuantizedTensor(info, settled, plan, trials.chosen.whole or _joined(found, plan), packed)
 
 
-def _joined(found: list[QuantParams], plan: Layout) -> QuantParams:
+def _joined(found: list[QuantParams], plan: Grouping) -> QuantParams:
     """Parameters (rows, groups) of an array from those of its tiles, whole rows or runs of groups of one row."""
     axis = 0 if plan.cols <= TILE else 1
     books = [p.codebook for p in found if p.codebook is not None]
@@ -204,7 +204,7 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
     >>> dequantize(quantize(np.array([-1.0, 0.5, 7.0]), bits=4, calibration="minmax")).tolist()
     [-1.0, 0.0, 7.0]
     """
-    plan, params = tensor.layout, tensor.params
+    plan, params = tensor.grouping, tensor.params
     values = kernels.load().decode(tensor.packed, (plan.rows, plan.cols), plan.group, params, code_grid(tensor.scheme))
     return values.reshape(tensor.info.shape)
 
@@ -217,7 +217,7 @@ def measure(tensor: QuantizedTensor, array: NDArray[Any]) -> Metrics:
     if tuple(np.asarray(array).shape) != tensor.info.shape:
         raise DataError(f"an array of shape {np.asarray(array).shape} was not quantized to {tensor.info.shape}")
     raw, dtype = _weights(array)
-    loops, grid, plan, bits = kernels.load(), code_grid(tensor.scheme), tensor.layout, tensor.scheme.bits
+    loops, grid, plan, bits = kernels.load(), code_grid(tensor.scheme), tensor.grouping, tensor.scheme.bits
     sums = []
     for span, tile in _tiles(raw, dtype, plan):
         at = span.row * row_bytes(plan.cols, bits) + span.col * bits // 8

@@ -10,7 +10,7 @@ import numpy as np
 
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout
+from quantcli.tensors.rows import Grouping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Kept:
     note: str = ""
     disposition: ClassVar[str] = "kept"
     scheme: ClassVar[None] = None
-    layout: ClassVar[None] = None
+    grouping: ClassVar[None] = None
     scale_dtype: ClassVar[str] = ""
     importance: ClassVar[None] = None
 
@@ -53,7 +53,7 @@ class Quantized:
     info: TensorInfo
     reason: str
     scheme: Scheme
-    layout: Layout
+    grouping: Grouping
     scale_dtype: str
     note: str = ""
     importance: Columns | None = None

@@ -41,7 +41,7 @@ def fake_quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: An
     ([[-1.0, 0.0, 1.0]], [[1.0, 1.0, 1.0]])
     """
     tensor = quantize(array, given(scheme, asked))
-    plan, params = tensor.layout, tensor.params
+    plan, params = tensor.grouping, tensor.params
     weights = np.ascontiguousarray(array).astype(np.float32).reshape(plan.rows, plan.cols)
     with np.errstate(over="ignore"):
         beyond = clipped(weights, params, code_grid(tensor.scheme), plan.group)

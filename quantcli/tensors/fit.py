@@ -19,7 +19,7 @@ from quantcli.formats import code_grid
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout, TileSpan, column_repeats, layout
+from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> T
     return Tile(weights, kind, span.rows, span.cols, group)
 
 
-def read_tile(dtype: str, plan: Layout, span: TileSpan, read: Read, raw: NDArray[np.uint8]) -> Tile:
+def read_tile(dtype: str, plan: Grouping, span: TileSpan, read: Read, raw: NDArray[np.uint8]) -> Tile:
     """A tile of a tensor; `raw` is filled with its bytes."""
     read((span.row * plan.cols + span.col) * (DTYPES[dtype].bits // 8), raw)
     return as_tile(raw, dtype, span, plan.group)
@@ -60,7 +60,7 @@ class Fit:
     `params` gives the parameters of any tile. Raises NotFinite and Misfit where the weights or a dtype rule it out.
     """
 
-    def __init__(self, info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> None:
+    def __init__(self, info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype: str) -> None:
         self.info, self.scheme, self.plan, self.scale_dtype = info, scheme, plan, scale_dtype
         self.whole: QuantParams | None = None
         self.stored: QuantParams | None = None
@@ -233,7 +233,7 @@ class Trials:
         self,
         info: TensorInfo,
         scheme: Scheme,
-        plan: Layout,
+        plan: Grouping,
         scale_dtype: str,
         *,
         rival: Scheme | None,
@@ -243,7 +243,7 @@ class Trials:
         self.fits = [Fit(info, s, plan, scale_dtype) for s in candidates(scheme)]
         self._rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
-            self._rival = Fit(info, rival, layout(info.shape, rival), default_scale_dtype(rival, info.dtype))
+            self._rival = Fit(info, rival, grouping_of(info.shape, rival), default_scale_dtype(rival, info.dtype))
         self._errors: dict[int, list[Sums]] = {}
         self._totals: list[Metrics] = []
         self._begin()

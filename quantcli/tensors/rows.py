@@ -1,4 +1,4 @@
-"""Array <-> rows that share parameters: how a tensor of any shape is laid out, and cut into tiles."""
+"""Array <-> rows that share parameters: how a tensor of any shape is grouped, and cut into tiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STRIP = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class TileSpan:
-    """Rows [row, row + rows) and columns [col, col + cols) of a layout: one run of weights in the file."""
+    """Rows [row, row + rows) and columns [col, col + cols) of a grouping: one run of weights in the file."""
 
     row: int
     rows: int
@@ -36,7 +36,7 @@ class TileSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Grouping:
     """A tensor seen as a matrix (rows, cols) whose rows are packed one by one.
 
     group: columns that share parameters; the last group of a row may be short.
@@ -106,7 +106,7 @@ class Layout:
                 yield TileSpan(piece * (self.rows - 1) // (pieces - 1), 1, col, width)
 
     def tiles(self) -> Iterator[TileSpan]:
-        """The tiles in file order; the cut depends on the layout alone, never on threads or kernels."""
+        """The tiles in file order; the cut depends on the grouping alone, never on threads or kernels."""
         if self.cols <= TILE or self.shared == "columns":
             step = max(1, TILE // max(self.cols, 1))
             for row in range(0, self.rows, step):
@@ -119,16 +119,16 @@ class Layout:
                 yield TileSpan(row, 1, col, min(step, self.cols - col))
 
 
-def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
-    """The layout of a tensor of this shape under a scheme.
+def grouping_of(shape: tuple[int, ...], scheme: Scheme) -> Grouping:
+    """The grouping of a tensor of this shape under a scheme.
 
     Raises UsageError for an axis the tensor does not have, for a group too large to end inside a row, and for learned
     levels by columns.
 
     >>> from quantcli import Scheme
-    >>> layout((64, 16, 3, 3), Scheme(bits=4)).scale_shape
+    >>> grouping_of((64, 16, 3, 3), Scheme(bits=4)).scale_shape
     (64, 2)
-    >>> layout((8, 10), Scheme(bits=4, granularity="channel", axis=1)).scale_shape
+    >>> grouping_of((8, 10), Scheme(bits=4, granularity="channel", axis=1)).scale_shape
     (1, 10)
     """
     axes = max(len(shape), 1)
@@ -149,10 +149,10 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
         lead, cols = shape[:1], math.prod(shape[1:])
     rows = math.prod(lead)
     if scheme.granularity == "tensor":
-        return Layout(rows, cols, max(cols, 1), "tensor", lead, (*lead, 1))
+        return Grouping(rows, cols, max(cols, 1), "tensor", lead, (*lead, 1))
     if scheme.granularity == "channel":
         if axis == 0:
-            return Layout(rows, cols, max(cols, 1), None, lead, (*lead, 1))
+            return Grouping(rows, cols, max(cols, 1), None, lead, (*lead, 1))
         if scheme.family == "learned":
             problem = f"learned levels are not supported for channels of axis {scheme.axis}"
             raise UsageError(problem, hint="use --axis 0 or groups")
@@ -166,14 +166,14 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> Layout:
                 hint=f"use --axis 0 or groups; up to {STRIP} weights a channel are supported",
             )
         scale_shape = tuple(n if a == axis else 1 for a, n in enumerate(shape))
-        return Layout(rows, cols, 1, "columns", lead, scale_shape)
+        return Grouping(rows, cols, 1, "columns", lead, scale_shape)
     group = max(1, min(scheme.group_size, cols))
     if MAX_GROUP < group < cols:
         raise UsageError(
             f"groups of {group} do not cover a row of {cols}",
             hint=f"use a group size up to {MAX_GROUP}, or -1 for one scale per row",
         )
-    return Layout(rows, cols, group, None, lead, (*lead, -(-cols // group)))
+    return Grouping(rows, cols, group, None, lead, (*lead, -(-cols // group)))
 
 
 def column_repeats(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:

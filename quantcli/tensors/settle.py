@@ -13,7 +13,7 @@ from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
 from quantcli.kernels.codebook import Codebook
 from quantcli.scheme import AUTO, Scheme, scale_dtype_name
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout, TileSpan, column_repeats
+from quantcli.tensors.rows import Grouping, TileSpan, column_repeats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -203,7 +203,7 @@ def _stored(values: NDArray[np.float64], dtype: str) -> Floats:
     return single
 
 
-def spread(params: QuantParams, info: TensorInfo, scheme: Scheme, plan: Layout) -> QuantParams:
+def spread(params: QuantParams, info: TensorInfo, scheme: Scheme, plan: Grouping) -> QuantParams:
     """Parameters per channel as the vector (1, cols) the kernels take; others as they are."""
     if plan.shared != "columns":
         return params
@@ -217,7 +217,7 @@ def spread(params: QuantParams, info: TensorInfo, scheme: Scheme, plan: Layout) 
     return QuantParams(expand(params.scale), None if params.zero is None else expand(params.zero), params.codebook)
 
 
-def stored_params(params: QuantParams, plan: Layout) -> QuantParams:
+def stored_params(params: QuantParams, plan: Grouping) -> QuantParams:
     """Parameters as the file stores them: a tensor's one set is repeated for every row, columns stay one row."""
     rows = plan.rows if plan.shared == "tensor" else params.scale.shape[0]
 
@@ -228,7 +228,7 @@ def stored_params(params: QuantParams, plan: Layout) -> QuantParams:
     return QuantParams(repeat(params.scale), None if params.zero is None else repeat(params.zero), params.codebook)
 
 
-def part(params: QuantParams, span: TileSpan, plan: Layout) -> QuantParams:
+def part(params: QuantParams, span: TileSpan, plan: Grouping) -> QuantParams:
     """The parameters of one tile out of the whole tensor's."""
 
     def cut(values: Floats) -> Floats:

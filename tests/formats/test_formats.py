@@ -76,8 +76,8 @@ def test_awkward_arrays(kind: str, name: str) -> None:
     error = np.abs(x - decoded)
     metrics = found.metrics(array)
     assert metrics.sse == pytest.approx(float((error**2).sum()), rel=1e-6, abs=1e-90)
-    if found.params.codebook is not None and found.layout.shared != "columns":
-        plan = found.layout
+    if found.params.codebook is not None and found.grouping.shared != "columns":
+        plan = found.grouping
         matrix, out = x.reshape(plan.rows, plan.cols), decoded.reshape(plan.rows, plan.cols).astype(np.float64)
         scale = np.broadcast_to(found.params.scale, (plan.rows, plan.groups)).astype(np.float64)
         for row in range(plan.rows):

@@ -45,7 +45,7 @@ from quantcli.models import open_model
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import TileSpan, layout
+from quantcli.tensors.rows import TileSpan, grouping_of
 
 GOLDEN = GOLDEN_FILES
 TARGETS = registry.names("layouts", "WRITES")
@@ -381,8 +381,8 @@ class Held:
 def written(target: str, held: Held, made: Scheme) -> dict[str, bytes]:
     """The bytes an export makes of a weight `m.weight`."""
     info = TensorInfo("m.weight", "F32", held.codes.shape)
-    rows = layout(info.shape, made)
-    weight = Quantized(info=info, reason="default", scheme=made, layout=rows, scale_dtype="F32")
+    rows = grouping_of(info.shape, made)
+    weight = Quantized(info=info, reason="default", scheme=made, grouping=rows, scale_dtype="F32")
     job = named(target).convert([weight], lambda name: None).jobs["m.weight"]
     found = {o.name: bytearray(o.nbytes) for o in job.outputs}
     codes: Codes = held

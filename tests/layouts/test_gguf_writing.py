@@ -25,7 +25,7 @@ from quantcli.stores.gguf import GgufFile
 from quantcli.stores.gguf_types import TYPES, Block
 from quantcli.stores.gguf_writer import GgufTensor, lay_out
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import layout
+from quantcli.tensors.rows import grouping_of
 
 GOLDEN = GOLDEN_FILES / "gguf"
 TINY = ROOT / "sample_models" / "tiny-llama"
@@ -149,7 +149,7 @@ def test_what_quantize_gives_is_what_a_reader_of_the_blocks_gets() -> None:
         found = quantize(weights, scheme)
         codes = (found.codes.astype(np.int16) + (1 << (scheme.bits - 1) if scheme.symmetric else 0)).astype(np.uint8)
         zero = None if found.zero_point is None else found.zero_point.astype(np.float32)
-        raw = encode(scheme, codes, found.scale, zero, found.layout.group)
+        raw = encode(scheme, codes, found.scale, zero, found.grouping.group)
         apart = np.abs(decoded(kind, raw, 256) - found.dequantize()).max()
         assert apart == 0 if scheme.symmetric else apart < 2e-3
 
@@ -196,7 +196,7 @@ def test_offsets_that_float16_does_not_hold_are_refused() -> None:
     ],
 )
 def test_which_schemes_can_be_said(scheme: Scheme, shape: tuple[int, ...], why: str | None) -> None:
-    assert obstacle(scheme, layout(shape, scheme), shape) == why
+    assert obstacle(scheme, grouping_of(shape, scheme), shape) == why
 
 
 # ---- the layout of a file ---------------------------------------------------------------------------------------

@@ -146,8 +146,8 @@ def test_files_hold_what_the_array_api_gives(threads: int, name: str, zoo: Path,
             assert model[tensor].scheme == Scheme(**fields)
 
             # The same from the bytes, without any of our readers.
-            lead = expected.layout.lead
-            codes = stream(stored[f"{tensor}_packed"].array, expected.layout.cols, bits)
+            lead = expected.grouping.lead
+            codes = stream(stored[f"{tensor}_packed"].array, expected.grouping.cols, bits)
             assert stored[f"{tensor}_packed"].shape[:-1] == lead
             offset = np.int64(0 if not expected.scheme.symmetric else 1 << (bits - 1))
             binary = bits == 1 and expected.scheme.symmetric

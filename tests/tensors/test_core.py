@@ -17,7 +17,7 @@ from strategies import AWKWARD, GRANULARITIES, gaussian, weights
 import quantcli
 from quantcli import DataError, QuantizedTensor, Scheme, UsageError, registry
 from quantcli.tensors import api, rows
-from quantcli.tensors.rows import layout
+from quantcli.tensors.rows import grouping_of
 
 BITS = [1, 2, 3, 4, 5, 8, 9, 13, 16]
 
@@ -64,7 +64,7 @@ def test_every_calibrator_takes_part() -> None:
 def per_weight(values: np.ndarray | None, tensor: QuantizedTensor) -> np.ndarray:
     """Stored parameters of every weight, in the tensor's shape."""
     assert values is not None
-    plan, shape = tensor.layout, tensor.info.shape
+    plan, shape = tensor.grouping, tensor.info.shape
     if plan.shared == "columns":
         return np.broadcast_to(values, shape)
     matrix = values.reshape(plan.rows, plan.groups)
@@ -110,7 +110,7 @@ def check(array: np.ndarray, scheme: Scheme) -> QuantizedTensor:
     assert np.isfinite(decoded).all()
     np.testing.assert_array_equal(decoded, decoded_by_hand(tensor))
 
-    plan, bits = layout(array.shape, scheme), scheme.bits
+    plan, bits = grouping_of(array.shape, scheme), scheme.bits
     assert tensor.codes.shape == array.shape
     assert tensor.scale.shape == plan.scale_shape and tensor.scale.dtype == np.float32
     assert np.isfinite(tensor.scale).all()
@@ -143,7 +143,9 @@ def check(array: np.ndarray, scheme: Scheme) -> QuantizedTensor:
         assert (error <= np.maximum(step / 2, beyond) + slack).all(), "a clipped weight takes the end of the grid"
 
     check_metrics(tensor, array)
-    rebuilt = replace(tensor, scheme=Scheme(**tensor.scheme.as_dict()), layout=layout(array.shape, tensor.scheme))
+    rebuilt = replace(
+        tensor, scheme=Scheme(**tensor.scheme.as_dict()), grouping=grouping_of(array.shape, tensor.scheme)
+    )
     np.testing.assert_array_equal(rebuilt.dequantize(), decoded)
     return tensor
 
@@ -247,7 +249,8 @@ def test_smaller_tiles_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch
                 fields = {**KINDS[kind], **where}
                 if not valid(fields, bits):
                     continue
-                if fields["calibration"] in SEARCHING and layout(array.shape, Scheme(bits=bits, **fields)).group > 32:
+                group = grouping_of(array.shape, Scheme(bits=bits, **fields)).group
+                if fields["calibration"] in SEARCHING and group > 32:
                     continue  # what lies in one tile is searched, what lies in several by its histogram
                 whole = quantcli.quantize(array, Scheme(bits=bits, **fields))
                 with monkeypatch.context() as patch:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quantcli import Scheme, UsageError
 from quantcli.tensors import rows as grouping
-from quantcli.tensors.rows import Layout, layout
+from quantcli.tensors.rows import Grouping, grouping_of
 
 CHANNEL, TENSOR = {"granularity": "channel"}, {"granularity": "tensor"}
 
@@ -48,7 +48,7 @@ def test_layouts(
     scale_shape: tuple[int, ...],
     short: int,
 ) -> None:
-    found = layout(shape, Scheme(bits=4, **fields))
+    found = grouping_of(shape, Scheme(bits=4, **fields))
     assert (found.rows, found.cols, found.group, found.scale_shape, found.short_group) == \
         (rows, cols, group, scale_shape, short)  # fmt: skip
     assert found.scales == math.prod(scale_shape)
@@ -65,15 +65,15 @@ def test_layouts(
 ])  # fmt: skip
 def test_what_a_shape_forbids(shape: tuple[int, ...], fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        layout(shape, Scheme(bits=4, **fields))
+        grouping_of(shape, Scheme(bits=4, **fields))
 
 
 def test_a_group_of_any_size_may_cover_a_row() -> None:
-    assert layout((2, 20000), Scheme(bits=4, group_size=20000)).groups == 1
-    assert layout((2, 20000), Scheme(bits=4, group_size=1 << 40)).groups == 1
+    assert grouping_of((2, 20000), Scheme(bits=4, group_size=20000)).groups == 1
+    assert grouping_of((2, 20000), Scheme(bits=4, group_size=1 << 40)).groups == 1
 
 
-def check_tiles(found: Layout) -> None:
+def check_tiles(found: Grouping) -> None:
     """Tiles cover every weight exactly once, in file order; those that do not begin a row begin a 32-bit word of every
     bit width and a group."""
     at = 0
@@ -91,7 +91,7 @@ def check_tiles(found: Layout) -> None:
                                    (3, 2 * grouping.TILE + 77), (grouping.TILE + 5, 1), (5_000_000,)])  # fmt: skip
 @pytest.mark.parametrize("fields", [{}, {"group_size": 100}, {"group_size": 1}, {"group_size": 16383}, CHANNEL, TENSOR])
 def test_tiles_cover_every_weight_once(shape: tuple[int, ...], fields: dict[str, Any]) -> None:
-    check_tiles(layout(shape, Scheme(bits=4, **fields)))
+    check_tiles(grouping_of(shape, Scheme(bits=4, **fields)))
 
 
 @given(
@@ -105,7 +105,7 @@ def test_small_tiles_cover_every_weight_once(shape: list[int], group: int, tile:
     before = grouping.TILE
     grouping.TILE = tile
     try:
-        check_tiles(layout(tuple(shape), Scheme(bits=4, **fields)))
+        check_tiles(grouping_of(tuple(shape), Scheme(bits=4, **fields)))
     finally:
         grouping.TILE = before
 
@@ -113,7 +113,7 @@ def test_small_tiles_cover_every_weight_once(shape: list[int], group: int, tile:
 def test_tiles_are_bounded() -> None:
     for shape in ((100_000, 300), (3, 5_000_000), (1_000_000, 1)):
         for fields in ({}, {"group_size": 16383}, CHANNEL, TENSOR):
-            spans = layout(shape, Scheme(bits=4, **fields)).tiles()
+            spans = grouping_of(shape, Scheme(bits=4, **fields)).tiles()
             assert max(s.rows * s.cols for s in spans) <= grouping.TILE
 
 
@@ -130,5 +130,6 @@ def test_channels_recur_along_a_row() -> None:
 def test_learned_levels_are_of_rows() -> None:
     scheme = Scheme(format="codebook", bits=3, granularity="channel", axis=1)
     with pytest.raises(UsageError, match="learned levels are not supported for channels of axis 1"):
-        layout((64, 96), scheme)
-    assert layout((64, 96), Scheme(format="codebook", bits=3, granularity="channel", axis=-2)).scale_shape == (64, 1)
+        grouping_of((64, 96), scheme)
+    by_rows = Scheme(format="codebook", bits=3, granularity="channel", axis=-2)
+    assert grouping_of((64, 96), by_rows).scale_shape == (64, 1)

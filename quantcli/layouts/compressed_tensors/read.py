@@ -251,6 +251,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
         parts=tuple(p for p in parts if p is not None),
         unit=1,
         decode=partial(decode_packed if packed else decode_plain, stored),
+        dtype=stored.scale.dtype,
     )
 
 

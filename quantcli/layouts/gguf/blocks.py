@@ -15,7 +15,7 @@ import numpy as np
 
 from quantcli.errors import DataError
 from quantcli.scheme import Scheme
-from quantcli.tensors.rows import Layout
+from quantcli.tensors.rows import Grouping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,12 +37,12 @@ _FIELDS: dict[str, list[Any]] = {
 _LOW, _SIGN = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x8080808080808080)
 
 
-def obstacle(scheme: Scheme, plan: Layout, shape: tuple[int, ...]) -> str | None:
+def obstacle(scheme: Scheme, plan: Grouping, shape: tuple[int, ...]) -> str | None:
     """Why the codes of a tensor cannot be stored as blocks, by its scheme and shape; None when they can.
 
-    >>> from quantcli.tensors.rows import layout
+    >>> from quantcli.tensors.rows import grouping_of
     >>> from quantcli import Scheme
-    >>> obstacle(Scheme(bits=3), layout((8, 128), Scheme(bits=3)), (8, 128))
+    >>> obstacle(Scheme(bits=3), grouping_of((8, 128), Scheme(bits=3)), (8, 128))
     '3 bits; GGUF takes codes of 4, 5 and 8 bits'
     """
     if scheme.format != "int":

@@ -33,7 +33,7 @@ from quantcli.stores.gguf_types import TYPES
 from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def _blocks(weight: Weight) -> Made:
     return made
 
 
-def _elements(info: TensorInfo, plan: Layout, target: str) -> Made:
+def _elements(info: TensorInfo, plan: Grouping, target: str) -> Made:
     size = DTYPES[info.dtype].bits // 8
 
     def made(codes: Codes, span: TileSpan) -> tuple[Bytes, bool]:
@@ -127,7 +127,7 @@ def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
     return found.view(np.uint8), exact
 
 
-def _pieces(plan: Layout, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
+def _pieces(plan: Grouping, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
     """The pieces of a tensor of `bits` for a weight or element. width: bytes of a number of columns.
 
     With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is whole heads.
@@ -163,7 +163,7 @@ def _job(weight: Weight, place: Place) -> Job:
         return Job(outputs=outputs, pieces=lambda: iter(()), kind=kind)
     rows_in = info.shape[0] if place.heads else 1
     cols = info.numel // rows_in
-    plan = Layout(rows_in, cols, cols, None, (rows_in,), (rows_in, 1))
+    plan = Grouping(rows_in, cols, cols, None, (rows_in,), (rows_in, 1))
     made = _elements(info, plan, place.type)
     pieces = _pieces(plan, DTYPES[info.dtype].bits, place.heads, (size, 1), made)
     return Job(outputs=outputs, pieces=pieces, kind=kind)

@@ -24,7 +24,7 @@ from quantcli.scheme import Scheme
 from quantcli.stores.seal import UNSEALED
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout, layout
+from quantcli.tensors.rows import Grouping, grouping_of
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class StoredKept:
     note: str = ""
     digest: str | None = None
     scheme: ClassVar[None] = None
-    layout: ClassVar[None] = None
+    grouping: ClassVar[None] = None
     scale_dtype: ClassVar[str] = ""
     metrics: ClassVar[None] = None
     minmax_sse: ClassVar[None] = None
@@ -144,7 +144,7 @@ class StoredQuantized:
     info: TensorInfo
     reason: str
     scheme: Scheme
-    layout: Layout
+    grouping: Grouping
     scale_dtype: str
     metrics: Metrics
     minmax_sse: float | None
@@ -159,7 +159,7 @@ class StoredQuantized:
             info=self.info,
             reason=self.reason,
             scheme=self.scheme,
-            layout=self.layout,
+            grouping=self.grouping,
             scale_dtype=self.scale_dtype,
             note=self.note,
         )
@@ -300,13 +300,15 @@ def _checked(
     info, scheme = TensorInfo(name, dtype, tuple(_of_type(n, int, "dimension") for n in shape)), schemes[index]
     if scheme.calibration == "auto":
         raise DataError("auto is not the scheme of a tensor")
-    plan = layout(info.shape, scheme)
+    plan = grouping_of(info.shape, scheme)
     scale = stored.get(f"{name}_scale")
     if "scale" not in parts(scheme):
         scale = stored.get(f"{name}_codebook")
     known = ("F32", "F16", "BF16", *(["F8_E4M3"] if scheme.shares_levels else []))
     scale_dtype = scale.dtype if scale is not None and scale.dtype in known else "F32"
-    decided = Quantized(info=info, reason=reason, scheme=scheme, layout=plan, scale_dtype=scale_dtype, note=note or "")
+    decided = Quantized(
+        info=info, reason=reason, scheme=scheme, grouping=plan, scale_dtype=scale_dtype, note=note or ""
+    )
     for output in outputs(decided):
         if stored.get(output.name) != output:
             raise DataError(f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}")
@@ -319,7 +321,7 @@ def _checked(
         info=info,
         reason=reason,
         scheme=scheme,
-        layout=plan,
+        grouping=plan,
         scale_dtype=scale_dtype,
         metrics=metrics,
         minmax_sse=minmax,

@@ -88,14 +88,14 @@ class Tensor:
 
     def packed(self, span: TileSpan) -> Bytes:
         """The stored codes of one tile: rows of 32-bit words."""
-        assert self.stored.scheme is not None and self.stored.layout is not None
-        bits, plan = self.stored.scheme.bits, self.stored.layout
+        assert self.stored.scheme is not None and self.stored.grouping is not None
+        bits, plan = self.stored.scheme.bits, self.stored.grouping
         start = span.row * row_bytes(plan.cols, bits) + span.col * bits // 8
         return self.read_bytes(self.stored.outputs[0].name, start, span.rows * row_bytes(span.cols, bits))
 
     def params(self, span: TileSpan) -> QuantParams:
         """The parameters of one tile. Raises DataError where one is not finite."""
-        scheme, plan = self.stored.scheme, self.stored.layout
+        scheme, plan = self.stored.scheme, self.stored.grouping
         assert scheme is not None and plan is not None
         scale, zero = self.scales(span)
         if not np.isfinite(scale).all():
@@ -105,7 +105,7 @@ class Tensor:
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
         """Scales and zero points or offsets of one tile as they are stored: (rows, groups), or (1, channels) where
         the columns share them."""
-        scheme, plan = self.stored.scheme, self.stored.layout
+        scheme, plan = self.stored.scheme, self.stored.grouping
         assert scheme is not None and plan is not None
         if plan.shared == "columns":
             rows, first, groups = 1, 0, plan.scales
@@ -136,7 +136,7 @@ class Tensor:
 
     def _codebook(self, span: TileSpan) -> Codebook | None:
         """The decoded levels for the codes of one tile."""
-        scheme, plan = self.stored.scheme, self.stored.layout
+        scheme, plan = self.stored.scheme, self.stored.grouping
         assert scheme is not None and plan is not None
         if code_grid(scheme).mode != LEVELS:
             return None
@@ -148,11 +148,11 @@ class Tensor:
         return codebook(levels)
 
     def _zero_points(self, row: int, rows: int, group: int, groups: int) -> NDArray[Any]:
-        assert self.stored.scheme is not None and self.stored.layout is not None
+        assert self.stored.scheme is not None and self.stored.grouping is not None
         output = self._output("zero_point")
         bits, width = self.stored.scheme.bits, output.shape[1]
-        total, _ = zero_shape(self.stored.layout)
-        if self.stored.layout.shared == "tensor":
+        total, _ = zero_shape(self.stored.grouping)
+        if self.stored.grouping.shared == "tensor":
             row, rows = row, min(rows, total)
         first = row // 32 * 32
         last = min(-(-(row + rows) // 32) * 32, total)
@@ -163,11 +163,11 @@ class Tensor:
 
     def decoded(self, span: TileSpan) -> Floats:
         """The float32 weights (rows, cols) of one tile."""
-        assert self.stored.scheme is not None and self.stored.layout is not None
+        assert self.stored.scheme is not None and self.stored.grouping is not None
         params = self.params(span)
-        if self.stored.layout.shared == "columns" and span.cols != self.stored.layout.cols:
+        if self.stored.grouping.shared == "columns" and span.cols != self.stored.grouping.cols:
             raise AssertionError("tiles with parameters per column are whole rows")
-        group = min(self.stored.layout.group, span.cols) or 1
+        group = min(self.stored.grouping.group, span.cols) or 1
         return kernels.load().decode(
             self.packed(span),
             (span.rows, span.cols),
@@ -182,10 +182,10 @@ class Tensor:
         Raises DataError for types of less than a byte.
         """
         stored = self.stored
-        if stored.layout is not None:
+        if stored.grouping is not None:
             out = np.empty(stored.info.numel, np.float32)
-            for span in stored.layout.tiles():
-                start = span.row * stored.layout.cols + span.col
+            for span in stored.grouping.tiles():
+                start = span.row * stored.grouping.cols + span.col
                 out[start : start + span.rows * span.cols] = self.decoded(span).ravel()
             return out.reshape(stored.info.shape)
         dtype = DTYPES[stored.info.dtype]
@@ -198,7 +198,7 @@ class Tensor:
 
     def quantized(self) -> QuantizedTensor:
         """The tensor in quantized form, in memory. Raises DataError for a kept tensor."""
-        scheme, plan = self.stored.scheme, self.stored.layout
+        scheme, plan = self.stored.scheme, self.stored.grouping
         if scheme is None or plan is None:
             raise DataError("it is not quantized", place=[self._source.path, printable(self.name)])
         whole = TileSpan(0, plan.rows, 0, plan.cols)

@@ -22,11 +22,11 @@ from quantcli.kernels import row_bytes
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Layout
+from quantcli.tensors.rows import Grouping
 from quantcli.tensors.settle import levels_dtype
 
 
-def zero_shape(plan: Layout) -> tuple[int, int]:
+def zero_shape(plan: Grouping) -> tuple[int, int]:
     """(rows, groups) of a tensor's zero points as a matrix."""
     if plan.shared == "columns":
         return 1, math.prod(plan.scale_shape)
@@ -54,7 +54,7 @@ def outputs(tensor: Decided) -> tuple[TensorInfo, ...]:
     """The tensors that hold a tensor in a native file, in file order."""
     if tensor.scheme is None:
         return (tensor.info,)
-    return _of_quantized(tensor.info, tensor.scheme, tensor.layout, tensor.scale_dtype)
+    return _of_quantized(tensor.info, tensor.scheme, tensor.grouping, tensor.scale_dtype)
 
 
 def nbytes(tensor: Decided) -> int:
@@ -62,7 +62,7 @@ def nbytes(tensor: Decided) -> int:
     return sum(output.nbytes for output in outputs(tensor))
 
 
-def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Layout, scale_dtype: str) -> tuple[TensorInfo, ...]:
+def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype: str) -> tuple[TensorInfo, ...]:
     zero_rows, groups = zero_shape(plan)
     tables = (
         (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)

@@ -16,7 +16,7 @@ from quantcli.layouts.pieces import plain
 from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Write
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Decided, Quantized
-from quantcli.tensors.rows import Layout, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ def job(tensor: Decided) -> Job:
 
 def _pieces(tensor: Quantized) -> Iterator[Piece]:
     """One piece a tile; the shape with the first."""
-    scheme, plan, held = tensor.scheme, tensor.layout, outputs(tensor)
+    scheme, plan, held = tensor.scheme, tensor.grouping, outputs(tensor)
     place = {part: number for number, part in enumerate(parts(scheme))}
     zeros = _ZeroBands(plan, scheme.bits) if "zero_point" in place else None
 
@@ -75,7 +75,7 @@ def _pieces(tensor: Quantized) -> Iterator[Piece]:
 class _ZeroBands:
     """Zero points collected for the stream that runs down 32 rows at a time: b words for each group."""
 
-    def __init__(self, plan: Layout, bits: int) -> None:
+    def __init__(self, plan: Grouping, bits: int) -> None:
         self.rows, self.groups = zero_shape(plan)
         self.bits = bits
         self._bands: dict[int, NDArray[Any]] = {}

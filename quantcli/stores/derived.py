@@ -1,0 +1,158 @@
+"""A source whose tensors are computed from those of another one as they are read, and some tensors of a source alone.
+
+Whatever a model needs before it can be quantized is such a source: codes of another tool as floats, stacked experts one
+by one, a base model with an adapter folded in. Nothing is computed before it is read, and no more than is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from quantcli.errors import DataError, printable
+from quantcli.stores.source import Earlier, Source
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.stores.files import InputFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """A tensor of a derived source.
+
+    info: its name, dtype and shape. home: the stored tensor in whose file it counts. fill(start, buffer): its
+    little-endian C-order bytes from byte `start`; it may be called from several threads. parts: all the stored tensors
+    it is made of; where it is made of part of one only, the others that are must have it among theirs too. earlier: the
+    codes it is decoded from, if it is.
+    """
+
+    info: TensorInfo
+    home: str
+    fill: Callable[[int, memoryview], None]
+    parts: tuple[str, ...]
+    earlier: Earlier | None = None
+
+
+def unchanged(source: Source, info: TensorInfo, name: str | None = None) -> Computed:
+    """A tensor of a source as it is, under another name where one is given."""
+
+    def fill(start: int, buffer: memoryview) -> None:
+        source.read(info.name, start, buffer)
+
+    return Computed(
+        info=info if name is None else replace(info, name=name),
+        home=info.name,
+        fill=fill,
+        parts=(info.name,),
+        earlier=source.earlier.get(info.name),
+    )
+
+
+class Selected(Source):
+    """Some tensors of a source as a source of their own: a shard, or what of it becomes one file. share: their share of
+    the bytes of its files; files: those they are in."""
+
+    def __init__(
+        self,
+        whole: Source,
+        infos: Sequence[TensorInfo],
+        *,
+        share: int,
+        files: Sequence[InputFile],
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.path, self.kind, self.metadata = whole.path, whole.kind, dict(metadata)
+        self._whole, self._infos, self._share, self._files = whole, infos, share, files
+
+    @property
+    def share(self) -> int:
+        return self._share
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return self._infos
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        self._whole.read(name, start, buffer)
+
+    def release(self, name: str) -> None:
+        self._whole.release(name)
+
+    def files(self) -> Sequence[InputFile]:
+        return self._files
+
+    def close(self) -> None:
+        """Nothing: the files belong to the whole."""
+
+
+class Derived(Source):
+    """Tensors that are computed from those of a source, which still says where they come from: its path and files, the
+    files beside them, and the shard that each counts to."""
+
+    kind = "safetensors"
+
+    def __init__(
+        self,
+        base: Source,
+        tensors: Iterable[Computed],
+        *,
+        metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
+        decoded_from: str = "",
+    ) -> None:
+        """metadata: what the header of a file says now. decoded_from: as for every source. Raises DataError where two
+        tensors have one name."""
+        self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
+        self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
+        self.notes = base.notes
+        self._base = base
+        at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
+        held: dict[str, list[Computed]] = {name: [] for name in base.shards}
+        seen = set[str]()
+        for tensor in tensors:
+            if tensor.info.name in seen:
+                raise DataError("two tensors would have this name", place=[base.path, printable(tensor.info.name)])
+            seen.add(tensor.info.name)
+            held[at[tensor.home]].append(tensor)
+        self._tensors = {tensor.info.name: tensor for own in held.values() for tensor in own}
+        self.earlier = {name: t.earlier for name, t in self._tensors.items() if t.earlier is not None}
+        self._shards = {
+            name: Selected(
+                self,
+                [tensor.info for tensor in held[name]],
+                share=shard.share,
+                files=shard.files(),
+                metadata=metadata(shard),
+            )
+            for name, shard in base.shards.items()
+        }
+
+    @property
+    def shards(self) -> Mapping[str, Source]:
+        return self._shards if self.folder is not None else {"": self}
+
+    def beside(self, name: str) -> bytes | None:
+        return self._base.beside(name)
+
+    def infos(self) -> Sequence[TensorInfo]:
+        return [tensor.info for tensor in self._tensors.values()]
+
+    def stored_bytes(self) -> Sequence[int]:
+        left = dict(zip((info.name for info in self._base.infos()), self._base.stored_bytes()))
+        return [sum(left.pop(part, 0) for part in tensor.parts) for tensor in self._tensors.values()]
+
+    def read(self, name: str, start: int, buffer: memoryview) -> None:
+        self._tensors[name].fill(start, buffer)
+
+    def release(self, name: str) -> None:
+        for part in self._tensors[name].parts:
+            self._base.release(part)
+
+    def files(self) -> Sequence[InputFile]:
+        return self._base.files()
+
+    def check_unchanged(self) -> None:
+        self._base.check_unchanged()
+
+    def close(self) -> None:
+        self._base.close()
