@@ -18,7 +18,7 @@ from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
 from quantcli.planning.order import Order, order, target_of, with_usual
 from quantcli.reports import build
-from quantcli.stores import need_file, pipelines
+from quantcli.stores import need_file, pipelines, signals
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -31,15 +31,17 @@ def compare(
     before: Path,
     after: Path,
     *,
+    as_float: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
     """What `after` costs against `before`, tensor by tensor: errors of the decoded weights, bytes of the files.
 
-    Both are files or checkpoint folders: float, quantcli's own, or another tool's that quantcli decodes. threads: 0 for
+    Both are files or checkpoint folders: float, quantcli's own, or another tool's that quantcli decodes. as_float:
+    whether the integers of `before`, a .npy or .npz file, are read as a signal, as by `quantize_file`. threads: 0 for
     one on each processor. progress: called with the bytes done so far; say: called with how tensors found each other
-    where their names differ, and with what was left out of a file.
+    where their names differ, and with what was left out of a file or could not be measured.
 
     Raises QuantcliError for what cannot be read, DataError where shapes differ or no tensor is in both.
 
@@ -55,7 +57,7 @@ def compare(
     began, paths = time.perf_counter(), (fspath(before), fspath(after))
     if paths == ("-", "-"):
         raise UsageError("one model is not two", place=["-"])
-    with open_model(paths[0]) as a, open_model(paths[1]) as b:
+    with open_model(paths[0], as_float=as_float) as a, open_model(paths[1]) as b:
         for model in (a, b):
             need_file(model.source, "comparing")
             model.stored.check_headers()
@@ -64,6 +66,8 @@ def compare(
         ours, theirs, note = under_one_name(a, b)
         if note:
             say(note)
+        if signals.may_hold(a.source) and any(info.dtype in signals.DIVISORS for info in a.source.infos()):
+            say(f"{paths[0]}: its integers are not measured: {signals.OPTION} reads them as a signal")
         pairs, new, vanished = comparing.pairs_of(ours, theirs, paths[1])
         found = comparing.measure(pairs, threads=threads or default_threads(), progress=progress)
         return build.of_pairs(
@@ -94,6 +98,7 @@ def quantize_file(
     on_nonfinite: str | None = None,
     source_layout: str = "auto",
     requantize: bool = False,
+    as_float: bool = False,
     variant: str | None = None,
     force: bool = False,
     resume: bool = False,
@@ -106,10 +111,10 @@ def quantize_file(
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
     recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, resume: as the options of the
-    command. force: whether an existing output is replaced. threads: 0 for one on each processor. progress: called with
-    the bytes done so far; say: called with what the command says on standard error. Further keywords are those of
-    `Scheme`.
+    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, as_float, resume: as the options
+    of the command. force: whether an existing output is replaced. threads: 0 for one on each processor. progress:
+    called with the bytes done so far; say: called with what the command says on standard error. Further keywords are
+    those of `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
@@ -136,7 +141,7 @@ def quantize_file(
         digest=digest,
         on_nonfinite=on_nonfinite,
     )
-    reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+    reading = Reading(layout=source_layout, requantize=requantize, variant=variant, as_float=as_float)
     with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
@@ -158,6 +163,7 @@ def plan(
     max_shard_size: int | None = None,
     source_layout: str = "auto",
     requantize: bool = False,
+    as_float: bool = False,
     variant: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     **scheme: Any,
@@ -183,7 +189,7 @@ def plan(
         keep_defaults=keep_defaults,
         max_shard_size=max_shard_size,
     )
-    reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+    reading = Reading(layout=source_layout, requantize=requantize, variant=variant, as_float=as_float)
     with _ready(asked, src, None, recipe, reading=reading, dry_run=True, say=say) as ready:
         return ready.planned()
 

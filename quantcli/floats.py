@@ -16,7 +16,7 @@ from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, of_checkpoint
-from quantcli.stores import Earlier, Source, is_stream, open_source
+from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, unchanged
 
 
@@ -24,11 +24,12 @@ from quantcli.stores.derived import Computed, Derived, unchanged
 class Reading:
     """How a source is read. layout: `auto`, or `plain` to read every tensor by its dtype alone. requantize: whether
     codes may be decoded to be quantized again; those of published formats always are. variant: which weights of a
-    folder to take, where it has several."""
+    folder to take, where it has several. as_float: whether integers of .npy and .npz files are read as signals."""
 
     layout: str = "auto"
     requantize: bool = False
     variant: str | None = None
+    as_float: bool = False
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def float_source(src: str, reading: Reading, *, say: Callable[[str], None]) -> I
     and may not be decoded, or an adapter."""
     with contextlib.closing(open_source(src, reading.variant)) as source:
         _refuse_adapter(source, src)
-        yield _floats_of(source, src, reading, say)
+        yield signals.as_floats(source) if reading.as_float else _floats_of(source, src, reading, say)
 
 
 def _refuse_adapter(source: Source, src: str) -> None:

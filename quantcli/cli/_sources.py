@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -17,14 +17,27 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
+def _as_float(text: str) -> Callable[[F], F]:
+    return _help.option("--as-float", is_flag=True, help=text, group="Selection")
+
+
+def original_as_float(command: F) -> F:
+    """--as-float of commands that measure."""
+    return _as_float("Read the integers of an original in .npy or .npz as the signal that quantize --as-float read.")(
+        command
+    )
+
+
 def reading(command: F) -> F:
-    """--source-layout, --requantize and --variant, as `reading`."""
+    """--source-layout, --requantize, --variant and --as-float, as `reading`."""
 
     @functools.wraps(command)
-    def with_reading(*arguments: Any, source_layout: str, requantize: bool, variant: str | None, **others: Any) -> Any:
+    def with_reading(
+        *arguments: Any, source_layout: str, requantize: bool, variant: str | None, as_float: bool, **others: Any
+    ) -> Any:
         from quantcli.floats import Reading
 
-        reading = Reading(layout=source_layout, requantize=requantize, variant=variant)
+        reading = Reading(layout=source_layout, requantize=requantize, variant=variant, as_float=as_float)
         return command(*arguments, reading=reading, **others)
 
     found: Any = with_reading
@@ -55,6 +68,7 @@ def reading(command: F) -> F:
                 show_default="those without a variant",
                 group="Selection",
             ),
+            _as_float("Read the integers of a .npy or .npz file as a signal: audio as [-1, 1), pixels as [0, 1]."),
         )
     ):
         found = option(found)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from quantcli.cli import _help, options
+from quantcli.cli import _help, _sources, options
+from quantcli.errors import UsageError
 
 
 @_help.command(
@@ -24,6 +25,7 @@ from quantcli.cli import _help, options
     help="The model it was made from: every code is found again from it, and the errors measured.",
     group="Common",
 )
+@_sources.original_as_float
 @_help.option(
     "--importance",
     metavar="FILE",
@@ -45,6 +47,7 @@ from quantcli.cli import _help, options
 def command(
     src: str,
     original: str | None,
+    as_float: bool,
     importance: str | None,
     show_all: bool,
     output: str | None,
@@ -62,8 +65,10 @@ def command(
 
     file = options.document_file(output, verified.VerifyReport, [src, original, importance])
     count = options.thread_count(threads)
+    if as_float and original is None:
+        raise UsageError("the original is needed", place=["--as-float"], hint="name it with --source")
     with talk.bar("verifying") as bar:
-        found, names = verify_path(src, original, importance=importance, threads=count, progress=bar)
+        found, names = verify_path(src, original, as_float=as_float, importance=importance, threads=count, progress=bar)
     report = verified.made(src, found, names if show_all else ())
     options.show(report, talk, show_all=show_all, file=file)
     if not report.passed:

@@ -16,6 +16,7 @@ from quantcli.layouts.writer import named, refusal
 from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme
+from quantcli.stores import signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import grouping_of
@@ -36,7 +37,7 @@ REASONS = {
     "default": "the scheme of the command line",
     "rule": "a rule of the recipe",
     "embedding-only": "an embedding, and the model has no other weights",
-    "not-float": "integers and booleans pass through",
+    "not-float": "integers and booleans pass through; --as-float reads those of .npy and .npz files as signals",
     "unsupported-dtype": "a float type that is not quantized",
     "unsupported-shape": "more dimensions than numpy has",
     "empty": "no elements",
@@ -355,6 +356,8 @@ def check(plan: Plan) -> None:
             if listed
             else "no tensor can be quantized"
         )
+        if any(t.info.dtype in signals.DIVISORS for t in plan.tensors if t.reason == "not-float"):
+            hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
         raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
