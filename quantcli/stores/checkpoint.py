@@ -14,7 +14,6 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.stores.source import HeaderDocument, Source
-from quantcli.stores.torch_file import TorchFile
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
@@ -229,7 +228,11 @@ def elsewhere(folder: str) -> str | None:
 def _opened(path: str) -> Source:
     """One shard as a source."""
     file = InputFile(path, hold=False)
-    return SafetensorsFile(file) if path.endswith(".safetensors") else TorchFile(file)
+    if path.endswith(".safetensors"):
+        return SafetensorsFile(file)
+    from quantcli.stores.torch_file import TorchFile  # most folders have no pickles
+
+    return TorchFile(file)
 
 
 def _more(names: Sequence[str]) -> str:
