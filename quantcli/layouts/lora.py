@@ -202,6 +202,8 @@ def _checked(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _scale(settings: Mapping[str, Any] | None, module: str, rank: int, alpha: float | None) -> float:
     """The factor before the product of a module's matrices."""
+    if alpha is not None and not math.isfinite(alpha):
+        raise DataError("its alpha is not a number", place=[printable(module)])
     if settings is None:
         return 1.0 if alpha is None else alpha / max(rank, 1)
     r = _by_pattern(settings, "rank_pattern", module, settings.get("r", 8))
