@@ -61,7 +61,7 @@ def compare(
         for model in (a, b):
             need_file(model.source, "comparing")
             model.stored.check_headers()
-            for line in model.source.notes:
+            for line in model.source.warnings:
                 say(f"{model.path}: {line}")
         ours, theirs, note = under_one_name(a, b)
         if note:
@@ -100,6 +100,8 @@ def quantize_file(
     requantize: bool = False,
     as_float: bool = False,
     variant: str | None = None,
+    lora: Sequence[Path] = (),
+    adapter: bool = False,
     force: bool = False,
     resume: bool = False,
     threads: int = 0,
@@ -111,10 +113,10 @@ def quantize_file(
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
     recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, as_float, resume: as the options
-    of the command. force: whether an existing output is replaced. threads: 0 for one on each processor. progress:
-    called with the bytes done so far; say: called with what the command says on standard error. Further keywords are
-    those of `Scheme`.
+    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, lora (paths), adapter, as_float,
+    resume: as the options of the command. force: whether an existing output is replaced. threads: 0 for one on each
+    processor. progress: called with the bytes done so far; say: called with what the command says on standard error.
+    Further keywords are those of `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
@@ -141,7 +143,7 @@ def quantize_file(
         digest=digest,
         on_nonfinite=on_nonfinite,
     )
-    reading = Reading(layout=source_layout, requantize=requantize, variant=variant, as_float=as_float)
+    reading = _reading(source_layout, requantize, variant, lora, adapter, as_float)
     with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
@@ -165,6 +167,8 @@ def plan(
     requantize: bool = False,
     as_float: bool = False,
     variant: str | None = None,
+    lora: Sequence[Path] = (),
+    adapter: bool = False,
     say: Callable[[str], None] = lambda text: None,
     **scheme: Any,
 ) -> RunReport:
@@ -189,9 +193,22 @@ def plan(
         keep_defaults=keep_defaults,
         max_shard_size=max_shard_size,
     )
-    reading = Reading(layout=source_layout, requantize=requantize, variant=variant, as_float=as_float)
+    reading = _reading(source_layout, requantize, variant, lora, adapter, as_float)
     with _ready(asked, src, None, recipe, reading=reading, dry_run=True, say=say) as ready:
         return ready.planned()
+
+
+def _reading(
+    layout: str, requantize: bool, variant: str | None, lora: Sequence[Path], adapter: bool, as_float: bool
+) -> Reading:
+    return Reading(
+        layout=layout,
+        requantize=requantize,
+        variant=variant,
+        loras=tuple(fspath(path) for path in lora),
+        adapter=adapter,
+        as_float=as_float,
+    )
 
 
 def _order(recipe: Path | None, scheme: dict[str, Any], **asked: Any) -> Order:

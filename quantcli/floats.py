@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from quantcli.dtypes import DTYPES, LONG
 from quantcli.errors import DataError, QuantcliError
+from quantcli.folding import folded
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
@@ -24,11 +25,14 @@ from quantcli.stores.derived import Computed, Derived, unchanged
 class Reading:
     """How a source is read. layout: `auto`, or `plain` to read every tensor by its dtype alone. requantize: whether
     codes may be decoded to be quantized again; those of published formats always are. variant: which weights of a
-    folder to take, where it has several. as_float: whether integers of .npy and .npz files are read as signals."""
+    folder to take, where it has several. loras: adapters to fold in, one after the other. adapter: whether the source
+    may be an adapter itself. as_float: whether integers of .npy and .npz files are read as signals."""
 
     layout: str = "auto"
     requantize: bool = False
     variant: str | None = None
+    loras: tuple[str, ...] = ()
+    adapter: bool = False
     as_float: bool = False
 
 
@@ -36,15 +40,25 @@ class Reading:
 def float_source(src: str, reading: Reading, *, say: Callable[[str], None]) -> Iterator[Source]:
     """The source that a path names. say: called with what is noticed on the way. Raises DataError where it is quantized
     and may not be decoded, or an adapter."""
-    with contextlib.closing(open_source(src, reading.variant)) as source:
-        _refuse_adapter(source, src)
-        yield signals.as_floats(source) if reading.as_float else _floats_of(source, src, reading, say)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(open_source(src, reading.variant)))
+        if is_adapter(source):
+            _check_adapter(src, reading)
+        found = signals.as_floats(source) if reading.as_float else _floats_of(source, src, reading, say)
+        for path in reading.loras:
+            before = found
+            found = folded(stack, found, path)
+            changed = [name for name in found.notes if found.notes[name] != before.notes.get(name)]
+            say(f"{path}: folded into {len(changed)} of {len(found.infos())} tensors")
+        yield found
 
 
-def _refuse_adapter(source: Source, src: str) -> None:
-    """Raise DataError for an adapter."""
-    if is_adapter(source):
-        hint = "merge it into its base model first, and quantize that"
+def _check_adapter(src: str, reading: Reading) -> None:
+    """Raise DataError for an adapter that is not to be quantized itself."""
+    if reading.loras:
+        raise DataError("this is an adapter itself", place=[src], hint="name the model, and this with --lora")
+    if not reading.adapter:
+        hint = "name its base model and this with --lora, or give --adapter to quantize its factors themselves"
         raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
 
 

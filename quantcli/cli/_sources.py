@@ -29,16 +29,14 @@ def original_as_float(command: F) -> F:
 
 
 def reading(command: F) -> F:
-    """--source-layout, --requantize, --variant and --as-float, as `reading`."""
+    """--source-layout, --requantize, --variant, --lora, --adapter and --as-float, as `reading`."""
 
     @functools.wraps(command)
-    def with_reading(
-        *arguments: Any, source_layout: str, requantize: bool, variant: str | None, as_float: bool, **others: Any
-    ) -> Any:
+    def with_reading(*arguments: Any, source_layout: str, lora: tuple[str, ...], **others: Any) -> Any:
         from quantcli.floats import Reading
 
-        reading = Reading(layout=source_layout, requantize=requantize, variant=variant, as_float=as_float)
-        return command(*arguments, reading=reading, **others)
+        own = {name: others.pop(name) for name in ("requantize", "variant", "adapter", "as_float")}
+        return command(*arguments, reading=Reading(layout=source_layout, loras=lora, **own), **others)
 
     found: Any = with_reading
     for option in reversed(
@@ -66,6 +64,20 @@ def reading(command: F) -> F:
                 default=None,
                 help="Which weights of a folder to take where it has several, such as fp16 for model.fp16.safetensors.",
                 show_default="those without a variant",
+                group="Selection",
+            ),
+            _help.option(
+                "--lora",
+                metavar="PATH",
+                multiple=True,
+                type=click.Path(path_type=str),
+                help="Fold this adapter into the weights first: a folder of PEFT or a .safetensors file.",
+                group="Selection",
+            ),
+            _help.option(
+                "--adapter",
+                is_flag=True,
+                help="SRC is an adapter (LoRA): quantize its factors themselves.",
                 group="Selection",
             ),
             _as_float("Read the integers of a .npy or .npz file as a signal: audio as [-1, 1), pixels as [0, 1]."),

@@ -73,7 +73,7 @@ def command(
             real = check_destination(target, force=force, sources=list(source.files()))
         side = sidefiles.of(source, real, folder=folder is not None)
         decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
-        warnings = [*source.notes, *side.warnings()]
+        warnings = [*source.warnings, *side.warnings()]
         talk.say(*warnings)
         with talk.bar(os.path.basename(target)) as bar:
             size = decode(

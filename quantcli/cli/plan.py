@@ -74,7 +74,7 @@ def command(
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         nbytes = nbytes_of(source, found.plan)
         report = planned.made(found, nbytes, source=src, target=target, explain=explain)
-        report = replace(report, warnings=[*source.notes, *report.warnings])
+        report = replace(report, warnings=[*source.warnings, *report.warnings])
     for line in () if talk.quiet else report.warnings:
         options.warn(line)
     if output is not None:

@@ -240,7 +240,7 @@ def _report(job: _Job, look: bool, theory: bool, ignore_digest: bool, threads: i
         bytes_in = sum(d.source_bytes for d in documents)
         if job.against is not None:
             with open_model(job.against, as_float=job.as_float) as original, talk.bar("measuring") as bar:
-                talk.say(*original.source.notes)
+                talk.say(*original.source.warnings)
                 metrics = measure.against(
                     model.stored, original.stored, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
@@ -283,7 +283,7 @@ def _of_another_tool(
     bytes_in: int | None = None
     if job.against is not None:
         with open_model(job.against, as_float=job.as_float) as original, talk.bar("measuring") as bar:
-            talk.say(*original.source.notes)
+            talk.say(*original.source.warnings)
             before, views, note = under_one_name(original, model)
             if note:
                 talk.say(note)

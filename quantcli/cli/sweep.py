@@ -101,7 +101,7 @@ def command(
         schemes = _schemes(bits, group_size, calibration, symmetric)
     with _sources.float_source(src, reading, talk) as source:
         need_file(source, "sweeping")
-        talk.say(*source.notes)
+        talk.say(*source.warnings)
         plans = []
         for scheme in schemes:
             try:

@@ -214,8 +214,9 @@ class Job:
             request=self.request,
         )
         found = build.with_earlier(found, self.source.earlier, self.source.decoded_from)
+        found = build.with_notes(found, self.source.notes)
         return replace(
-            found, warnings=[*self.source.notes, *self.side.warnings(), *found.warnings], files=self.side.report()
+            found, warnings=[*self.source.warnings, *self.side.warnings(), *found.warnings], files=self.side.report()
         )
 
 

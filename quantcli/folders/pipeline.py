@@ -178,7 +178,8 @@ class PipelineJob:
         for name, part in self.parts.items():
             earlier = {f"{name}/{n}": e for n, e in part.source.earlier.items()}
             found = build.with_earlier(found, earlier, part.source.decoded_from or found.decoded_from)
-        return replace(found, warnings=[*self.side.warnings(), *found.warnings], files=self.side.report())
+        told = [f"{name}: {line}" for name, part in self.parts.items() for line in part.source.warnings]
+        return replace(found, warnings=[*told, *self.side.warnings(), *found.warnings], files=self.side.report())
 
     def _card(self, report: RunReport, written: Mapping[str, Written], original: bytes | None) -> bytes:
         tensors = tuple(t for w in written.values() for t in w.plan.tensors)
@@ -228,6 +229,9 @@ def prepared(
     read."""
     folder = pipelines.folder_of(src)
     _check_order(order, name)
+    if reading.loras or reading.adapter:
+        option, hint = "--lora" if reading.loras else "--adapter", "name the folder of a component"
+        raise UsageError("this is for one model, and a pipeline has several", place=[option], hint=hint)
     with contextlib.ExitStack() as stack:
         found = {c.name: c for c in pipelines.components(folder)}
         chosen = _variants(folder, found, reading.variant)
@@ -344,7 +348,7 @@ def _checked_output(folder: str, target: str, force: bool) -> str:
     return real
 
 
-def _weights(parts: Mapping[str, Part], kept: Mapping[str, tuple[Source, str]], kept_for: Mapping[str, str]) -> Weights:
+def _weights(parts: Mapping[str, Part], kept: Mapping[str, tuple[Source, str]]) -> Weights:
     """The weight files of all components by their names in the pipeline."""
     converted, written, aside = list[str](), [CARD], dict[str, str]()
     copied: dict[str, tuple[str, str]] = {}

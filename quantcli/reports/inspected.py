@@ -129,8 +129,8 @@ def _values(found: Statistics | None, look: Look) -> list[str]:
 def made(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
     """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored, and on
     what its store leaves out."""
-    for note in model.source.notes:
-        say(note)
+    for line in model.source.warnings:
+        say(line)
     blocks = model.source.kind == "gguf"  # told by the names of its types, which takes no decoding
     decoded = _decoded(model, say) if values or not blocks else {}
     tensors = _of_gguf(model) if blocks else [*_of_views(decoded), *_of_stored(model, decoded)]

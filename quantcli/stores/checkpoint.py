@@ -274,7 +274,7 @@ class Checkpoint(Source):
         if weight_map is not None:
             self._check(weight_map)
         self.kind = next(iter(self._shards.values())).kind
-        self.notes = [f"{name}: {note}" for name, shard in self._shards.items() for note in shard.notes]
+        self.warnings = [f"{name}: {line}" for name, shard in self._shards.items() for line in shard.warnings]
         self.metadata: dict[str, str] = {}
         for shard in self.shards.values():
             self.metadata.update(shard.metadata)

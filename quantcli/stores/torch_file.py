@@ -180,7 +180,7 @@ def _laid_out(file: InputFile, storages: dict[str, Storage], keys: list[str], at
 
 
 class TorchFile(Source):
-    """A file of torch.save as a source. notes: where the tensors were found in it, and what is left out."""
+    """A file of torch.save as a source. warnings: where the tensors were found in it, and what is left out."""
 
     kind = "pytorch"
 
@@ -189,7 +189,7 @@ class TorchFile(Source):
         self.metadata: dict[str, str] = {}
         try:
             found, places, swapped = self._parsed()
-            self.notes = found.notes
+            self.warnings = found.notes
             self._tensors = found.tensors
             self._data = {name: self._strided(t, places[t.storage.key][0], swapped) for name, t in self._items()}
         except DataError as error:
