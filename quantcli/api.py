@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from quantcli.asking import given
 from quantcli.errors import UsageError
 from quantcli.floats import Reading, float_source
-from quantcli.folders import job
+from quantcli.folders import job, pipeline
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
 from quantcli.planning.order import Order, order, target_of, with_usual
 from quantcli.reports import build
-from quantcli.stores import need_file
+from quantcli.stores import need_file, pipelines, signals
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -31,15 +31,17 @@ def compare(
     before: Path,
     after: Path,
     *,
+    as_float: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
     """What `after` costs against `before`, tensor by tensor: errors of the decoded weights, bytes of the files.
 
-    Both are files or checkpoint folders: float, quantcli's own, or another tool's that quantcli decodes. threads: 0 for
+    Both are files or checkpoint folders: float, quantcli's own, or another tool's that quantcli decodes. as_float:
+    whether the integers of `before`, a .npy or .npz file, are read as a signal, as by `quantize_file`. threads: 0 for
     one on each processor. progress: called with the bytes done so far; say: called with how tensors found each other
-    where their names differ.
+    where their names differ, and with what was left out of a file or could not be measured.
 
     Raises QuantcliError for what cannot be read, DataError where shapes differ or no tensor is in both.
 
@@ -55,13 +57,17 @@ def compare(
     began, paths = time.perf_counter(), (fspath(before), fspath(after))
     if paths == ("-", "-"):
         raise UsageError("one model is not two", place=["-"])
-    with open_model(paths[0]) as a, open_model(paths[1]) as b:
+    with open_model(paths[0], as_float=as_float) as a, open_model(paths[1]) as b:
         for model in (a, b):
             need_file(model.source, "comparing")
             model.stored.check_headers()
+            for line in model.source.warnings:
+                say(f"{model.path}: {line}")
         ours, theirs, note = under_one_name(a, b)
         if note:
             say(note)
+        if signals.may_hold(a.source) and any(info.dtype in signals.DIVISORS for info in a.source.infos()):
+            say(f"{paths[0]}: its integers are not measured: {signals.OPTION} reads them as a signal")
         pairs, new, vanished = comparing.pairs_of(ours, theirs, paths[1])
         found = comparing.measure(pairs, threads=threads or default_threads(), progress=progress)
         return build.of_pairs(
@@ -92,6 +98,10 @@ def quantize_file(
     on_nonfinite: str | None = None,
     source_layout: str = "auto",
     requantize: bool = False,
+    as_float: bool = False,
+    variant: str | None = None,
+    lora: Sequence[Path] = (),
+    adapter: bool = False,
     force: bool = False,
     resume: bool = False,
     threads: int = 0,
@@ -103,9 +113,10 @@ def quantize_file(
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
     recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, resume: as the options of the command.
-    force: whether an existing output is replaced. threads: 0 for one on each processor. progress: called with the bytes
-    done so far; say: called with what the command says on standard error. Further keywords are those of `Scheme`.
+    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, lora (paths), adapter, as_float,
+    resume: as the options of the command. force: whether an existing output is replaced. threads: 0 for one on each
+    processor. progress: called with the bytes done so far; say: called with what the command says on standard error.
+    Further keywords are those of `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
@@ -132,7 +143,7 @@ def quantize_file(
         digest=digest,
         on_nonfinite=on_nonfinite,
     )
-    reading = Reading(layout=source_layout, requantize=requantize)
+    reading = _reading(source_layout, requantize, variant, lora, adapter, as_float)
     with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
@@ -154,6 +165,10 @@ def plan(
     max_shard_size: int | None = None,
     source_layout: str = "auto",
     requantize: bool = False,
+    as_float: bool = False,
+    variant: str | None = None,
+    lora: Sequence[Path] = (),
+    adapter: bool = False,
     say: Callable[[str], None] = lambda text: None,
     **scheme: Any,
 ) -> RunReport:
@@ -178,9 +193,22 @@ def plan(
         keep_defaults=keep_defaults,
         max_shard_size=max_shard_size,
     )
-    reading = Reading(layout=source_layout, requantize=requantize)
+    reading = _reading(source_layout, requantize, variant, lora, adapter, as_float)
     with _ready(asked, src, None, recipe, reading=reading, dry_run=True, say=say) as ready:
         return ready.planned()
+
+
+def _reading(
+    layout: str, requantize: bool, variant: str | None, lora: Sequence[Path], adapter: bool, as_float: bool
+) -> Reading:
+    return Reading(
+        layout=layout,
+        requantize=requantize,
+        variant=variant,
+        loras=tuple(fspath(path) for path in lora),
+        adapter=adapter,
+        as_float=as_float,
+    )
 
 
 def _order(recipe: Path | None, scheme: dict[str, Any], **asked: Any) -> Order:
@@ -202,10 +230,25 @@ def _ready(
     resume: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None],
-) -> Iterator[job.Job]:
+) -> Iterator[job.Job | pipeline.PipelineJob]:
     """The run that is asked for, ready to begin."""
     path = fspath(src)
     name = None if dst is None else fspath(dst)
+    named = fspath(recipe) if recipe is not None else None
+    if pipelines.folder_of(path):
+        with pipeline.prepared(
+            path,
+            asked,
+            name,
+            recipe_name=named,
+            reading=reading,
+            force=force,
+            resume=resume,
+            dry_run=dry_run,
+            say=say,
+        ) as ready:
+            yield ready
+        return
     with float_source(path, reading, say=say) as source:
         to, why = target_of(source, asked, folder=job.as_folder(source, name or "", None))
         if why:
@@ -213,7 +256,7 @@ def _ready(
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
         request = job.request(source, asked, to, warn=say)
-        target, folder = job.place(source, path, asked, request, name, fspath(recipe) if recipe is not None else None)
+        target, folder = job.place(source, path, asked, request, name, named)
         yield job.prepare(
             source,
             path,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError
+from quantcli.folding import folded
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
@@ -18,32 +19,48 @@ from quantcli.layouts.reader import is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, of_checkpoint
 from quantcli.scheme import scale_dtype_of
-from quantcli.stores import Earlier, Source, is_stream, open_source
+from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """How a source is read. layout: `auto`, or `plain` to read every tensor by its dtype alone. requantize: whether
-    codes may be decoded to be quantized again; those of published formats always are."""
+    codes may be decoded to be quantized again; those of published formats always are. variant: which weights of a
+    folder to take, where it has several. loras: adapters to fold in, one after the other. adapter: whether the source
+    may be an adapter itself. as_float: whether integers of .npy and .npz files are read as signals."""
 
     layout: str = "auto"
     requantize: bool = False
+    variant: str | None = None
+    loras: tuple[str, ...] = ()
+    adapter: bool = False
+    as_float: bool = False
 
 
 @contextlib.contextmanager
 def float_source(src: str, reading: Reading, *, say: Callable[[str], None]) -> Iterator[Source]:
     """The source that a path names. say: called with what is noticed on the way. Raises DataError where it is quantized
     and may not be decoded, or an adapter."""
-    with contextlib.closing(open_source(src)) as source:
-        _refuse_adapter(source, src)
-        yield _floats_of(source, src, reading, say)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(open_source(src, reading.variant)))
+        if is_adapter(source):
+            _check_adapter(src, reading)
+        found = signals.as_floats(source) if reading.as_float else _floats_of(source, src, reading, say)
+        for path in reading.loras:
+            before = found
+            found = folded(stack, found, path)
+            changed = [name for name in found.notes if found.notes[name] != before.notes.get(name)]
+            say(f"{path}: folded into {len(changed)} of {len(found.infos())} tensors")
+        yield found
 
 
-def _refuse_adapter(source: Source, src: str) -> None:
-    """Raise DataError for an adapter."""
-    if is_adapter(source):
-        hint = "merge it into its base model first, and quantize that"
+def _check_adapter(src: str, reading: Reading) -> None:
+    """Raise DataError for an adapter that is not to be quantized itself."""
+    if reading.loras:
+        raise DataError("this is an adapter itself", place=[src], hint="name the model, and this with --lora")
+    if not reading.adapter:
+        hint = "name its base model and this with --lora, or give --adapter to quantize its factors themselves"
         raise DataError("this is an adapter (LoRA), not a model", place=[src], hint=hint)
 
 

@@ -19,6 +19,7 @@ from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Found, Read, is_published
 from quantcli.notebook import table
+from quantcli.stores import signals
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -150,9 +151,9 @@ class Model(Mapping[str, View]):
         self.stored.close()
 
 
-def open_model(path: str, config: Mapping[str, Any] | None = None) -> Model:
+def open_model(path: str, config: Mapping[str, Any] | None = None, *, as_float: bool = False) -> Model:
     """The model at a path: a file or folder in any store and layout. config: the contents of config.json, where known
-    already.
+    already. as_float: whether its integers are read as the signal they stand for.
 
     Raises QuantcliError when it cannot be read.
 
@@ -163,7 +164,14 @@ def open_model(path: str, config: Mapping[str, Any] | None = None) -> Model:
     ...         {name: view.read(0, 4).tolist() for name, view in model.items()}
     {'a': [1.0, 0.0, 0.0, 1.0]}
     """
-    return Model(native.open(path), path, config)
+    stored = native.open(path)
+    if not as_float:
+        return Model(stored, path, config)
+    try:
+        return Model(native.Model(signals.as_floats(stored.source)), path, config)
+    except BaseException:
+        stored.close()
+        raise
 
 
 def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]:

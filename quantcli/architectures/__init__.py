@@ -4,7 +4,8 @@ A configuration that quantizes Linear layers by their class applies only to modu
 an embedding, of GPT-2's Conv1D or of a router are initialized at random with no more than a line in a report, and a
 head that shares the embedding's tensor must be named though the file does not have it. Names in files are not always
 those of modules. `table.json` has these facts, written from transformers itself by
-tests/peers/write_architectures.py; for model types it does not list, names decide.
+tests/peers/write_architectures.py, `diffusers.json` those of the models of diffusers, which name their class in
+config.json (tests/peers/write_diffusers.py); for model types they do not list, names decide.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Rename:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A model type. known: whether the table lists it.
+    """A model type. known: whether the table lists it. library: the one whose model it is, transformers or diffusers.
 
     prefix: what names of the base model begin with, in models that have more than that. other: kinds of modules that
     hold a matrix but are not plain Linear layers, or DIRECT or INITIALIZED, by name without prefix and with # for
@@ -76,6 +77,7 @@ class Architecture:
 
     model_type: str
     known: bool
+    library: str = "transformers"
     prefix: str = ""
     other: Mapping[str, str] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
@@ -173,6 +175,8 @@ def of(config: Mapping[str, Any]) -> Architecture | None:
 
     Classes of a type may read files in different ways; an unknown class is assumed to read them as most do.
     """
+    if isinstance(config.get("_class_name"), str) and "_diffusers_version" in config:
+        return _of_diffusers(config["_class_name"])
     model_type, classes = config.get("model_type"), config.get("architectures")
     if not isinstance(model_type, str) and not isinstance(classes, list):
         return None
@@ -193,6 +197,27 @@ def of(config: Mapping[str, Any]) -> Architecture | None:
     )
 
 
-def transformers_version() -> str:
-    """The version of transformers that the table was made with."""
-    return str(_facts()["transformers"])
+@cache
+def _classes() -> Any:
+    import json
+    from pathlib import Path
+
+    return json.loads(Path(__file__).with_name("diffusers.json").read_text("ascii"))
+
+
+def _of_diffusers(name: str) -> Architecture:
+    """A model of diffusers, by its class; the names in its files are those of its modules."""
+    facts = _classes()["classes"].get(name)
+    return Architecture(
+        model_type=name,
+        known=facts is not None,
+        library="diffusers",
+        other=facts["other"] if facts else {},
+        shared={},
+        float32=tuple(facts["float32"]) if facts else (),
+    )
+
+
+def version_of(library: str) -> str:
+    """The version of a library that its facts were read from."""
+    return str((_classes() if library == "diffusers" else _facts())[library])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from quantcli.floats import Reading
     from quantcli.stores import Source
 
+
+def _as_float(text: str) -> Callable[[F], F]:
+    return _help.option("--as-float", is_flag=True, help=text, group="Selection")
+
+
+original_as_float = _as_float(
+    "Read the integers of an original in .npy or .npz as the signal that quantize --as-float read."
+)
+"""--as-float of commands that measure."""
 
 _OPTIONS = _help.options(
     _help.option(
@@ -34,17 +43,41 @@ _OPTIONS = _help.options(
         "8-bit and 4-bit float formats that models are published in are always decoded.",
         group="Selection",
     ),
+    _help.option(
+        "--variant",
+        metavar="NAME",
+        default=None,
+        help="Which weights of a folder to take where it has several, such as fp16 for model.fp16.safetensors.",
+        show_default="those without a variant",
+        group="Selection",
+    ),
+    _help.option(
+        "--lora",
+        metavar="PATH",
+        multiple=True,
+        type=_help.FILE,
+        help="Fold this adapter into the weights first: a folder of PEFT or a .safetensors file.",
+        group="Selection",
+    ),
+    _help.option(
+        "--adapter",
+        is_flag=True,
+        help="SRC is an adapter (LoRA): quantize its factors themselves.",
+        group="Selection",
+    ),
+    _as_float("Read the integers of a .npy or .npz file as a signal: audio as [-1, 1), pixels as [0, 1]."),
 )
 
 
 def reading(command: F) -> F:
-    """--source-layout and --requantize, as `reading`."""
+    """--source-layout, --requantize, --variant, --lora, --adapter and --as-float, as `reading`."""
 
     @functools.wraps(command)
-    def with_reading(*arguments: Any, source_layout: str, requantize: bool, **others: Any) -> Any:
+    def with_reading(*arguments: Any, source_layout: str, lora: tuple[str, ...], **others: Any) -> Any:
         from quantcli.floats import Reading
 
-        return command(*arguments, reading=Reading(layout=source_layout, requantize=requantize), **others)
+        own = {name: others.pop(name) for name in ("requantize", "variant", "adapter", "as_float")}
+        return command(*arguments, reading=Reading(layout=source_layout, loras=lora, **own), **others)
 
     return cast(F, _OPTIONS(with_reading))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from quantcli.cli import _gating, _help, options
+from quantcli.cli import _gating, _help, _sources, options
 
 
 @_help.command(
@@ -20,6 +20,7 @@ from quantcli.cli import _gating, _help, options
 @click.argument("before", metavar="A", type=_help.FILE)
 @click.argument("after", metavar="B", type=_help.FILE)
 @_gating.gates
+@_sources.original_as_float
 @options.show_all
 @_gating.renderings
 @options.threads
@@ -29,6 +30,7 @@ def command(
     after: str,
     baseline: str | None,
     config: str | None,
+    as_float: bool,
     show_all: bool,
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
@@ -56,7 +58,8 @@ def command(
         wanted = wanted.over(configuration.load(config).gates)
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
     with console.bar("comparing") as bar:
-        result = api.compare(before, after, threads=options.thread_count(threads), progress=bar, say=console.inform)
+        count = options.thread_count(threads)
+        result = api.compare(before, after, as_float=as_float, threads=count, progress=bar, say=console.inform)
     result = gates.judged(result, wanted, known)
     gates.check_rules([(result, wanted)])
     _gating.finish([result], rendering, outputs, console, show_all=show_all)

@@ -72,7 +72,8 @@ def command(
             real = check_destination(target, force=force, sources=list(source.files()))
         side = sidefiles.of(source, real, folder=folder is not None)
         decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
-        console.inform(*side.warnings())
+        warnings = [*source.warnings, *side.warnings()]
+        console.inform(*warnings)
         with console.bar(os.path.basename(target)) as bar:
             size = decode(
                 model,
@@ -90,7 +91,7 @@ def command(
             decoded=decoded,
             bytes_out=size,
             seconds=time.perf_counter() - began,
-            warnings=side.warnings(),
+            warnings=warnings,
         )
     if output != "-":
         options.show(report, console)

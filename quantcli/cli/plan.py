@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _budget, _help, _naming, _sources, options
@@ -61,6 +62,7 @@ def command(
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)
         report = planned.report_of(found, nbytes, source=src, target=target, explain=explain)
+        report = replace(report, warnings=[*source.warnings, *report.warnings])
     for line in () if console.quiet else report.warnings:
         options.warn(line)
     if output is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,7 @@ from quantcli.errors import UsageError
 if TYPE_CHECKING:
     from quantcli.floats import Reading
     from quantcli.folders.job import Job
+    from quantcli.folders.pipeline import PipelineJob
     from quantcli.passes.quantize import Written
     from quantcli.reports.run import RunReport
 
@@ -101,22 +102,39 @@ def command(
     resume: bool,
     **asked: Any,
 ) -> None:
-    """Quantize SRC: .safetensors, .npy, .npz, a checkpoint folder or its index.json.
+    """Quantize SRC: .safetensors, .npy, .npz, .pt and .bin of PyTorch, a checkpoint folder or its index.json.
 
     Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with that of the scheme or the
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli import kernels
-    from quantcli.folders import job
+    from quantcli.folders import job, pipeline
     from quantcli.planning import recipe
     from quantcli.planning.order import target_of
+    from quantcli.stores import pipelines
 
     order = _asking.order(asked)
     budget = _budget.of_quantize(asked, order)
     _naming.check_model(output, order.to)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
+    run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
+    if pipelines.folder_of(src):
+        _check_pipeline(output, asked, budget)
+        with pipeline.prepared(
+            src,
+            order,
+            output,
+            recipe_name=asked["recipe"],
+            reading=reading,
+            force=force,
+            resume=resume,
+            dry_run=dry_run,
+            say=options.warn,
+        ) as ready:
+            report = _carried_out(ready, run, console)
+        _show(report, ready.notes, run, console)
+        return
     with (
         options.standard_output(None if dry_run else output, console) as named,
         _sources.float_source(src, reading, console) as source,
@@ -138,7 +156,7 @@ def command(
         target, folder = job.place(source, src, order, request, named, asked["recipe"])
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
-        ready = job.prepare(
+        single = job.prepare(
             source,
             src,
             order,
@@ -150,30 +168,66 @@ def command(
             resume=resume,
             dry_run=dry_run,
         )
-        console.inform(*ready.notes)
-        if dry_run:
-            report = ready.planned()
-        else:
-            count = options.thread_count(threads)
-            if console.verbose:
-                options.inform(f"{kernels.load().name} kernels, {count} threads")
-            if not console.quiet:
-                _print_held(ready)
-            with console.bar(os.path.basename(ready.shown)) as bar, _naming_leftovers(ready.path):
-                report, written = ready.run(threads=count, progress=bar)
-            console.inform(*written.notes)
-            if console.verbose:
-                _print_details(written)
+        if not dry_run and not console.quiet:
+            _print_held(single)
+        report = _carried_out(single, run, console)
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
+    _show(report, single.notes, run, console)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How a run is carried out, as it was asked for."""
+
+    output: str | None
+    dry_run: bool
+    threads: int | None
+    show_all: bool
+
+
+def _carried_out(ready: Job | PipelineJob, run: Run, console: options.Console) -> RunReport:
+    """The report on a run that is carried out, or on its plan."""
+    from quantcli import kernels
+
+    console.inform(*ready.notes)
+    if run.dry_run:
+        return ready.planned()
+    count = options.thread_count(run.threads)
+    if console.verbose:
+        options.inform(f"{kernels.load().name} kernels, {count} threads")
+    with console.bar(os.path.basename(ready.shown)) as bar, _naming_leftovers(ready.path):
+        report, written = ready.run(threads=count, progress=bar)
+    console.inform(*written.notes)
+    if console.verbose:
+        _print_details(written)
+    return report
+
+
+def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Console) -> None:
+    """Print a report, for programs with what loaders will and will not do; where the output is on standard output, a
+    line of it on standard error."""
     if not console.quiet:
         options.print_warnings(report)
-    if output == "-" and not dry_run and not console.quiet:
-        _print_summary(report)
+    if console.json:
+        report = replace(report, warnings=[*notes, *report.warnings])
+    if run.output == "-" and not run.dry_run:
+        if not console.quiet:
+            _print_summary(report)
     else:
-        if console.json and to is not None:
-            report = replace(report, warnings=[*ready.notes, *report.warnings])
-        options.show(report, console, show_all=show_all)
+        options.show(report, console, show_all=run.show_all)
+
+
+def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object) -> None:
+    """Raise UsageError for what is asked of a pipeline that only one model has."""
+    if output == "-":
+        raise UsageError("a pipeline is written as a folder", place=["stdout"], hint="name one with -o")
+    if budget is not None:
+        option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
+        raise UsageError("budgets are those of one model", place=[option], hint="name the folder of a component")
+    if asked["save_recipe"] is not None:
+        hint = "name the folder of a component"
+        raise UsageError("a recipe is that of one model", place=["--save-recipe"], hint=hint)
 
 
 def _print_details(written: Written) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantcli.cli import _gating, _help, options
+from quantcli.cli import _gating, _help, _sources, options
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
 @_help.option(
     "--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.", group="Run"
 )
+@_sources.original_as_float
 @options.show_all
 @_gating.renderings
 @options.threads
@@ -72,6 +73,7 @@ def command(
     config: str | None,
     theory: bool,
     ignore_digest: bool,
+    as_float: bool,
     show_all: bool,
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
@@ -91,6 +93,9 @@ def command(
     found = _config(config)
     gates = _gating.gates_of(limits)
     jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
+    jobs = [replace(job, as_float=as_float) for job in jobs]
+    if as_float and any(job.against is None for job in jobs):
+        raise UsageError("the original is needed", place=["--as-float"], hint="name it with --against")
     if theory and any(job.against is None for job in jobs):
         raise UsageError("the original weights are needed", place=["--theory"], hint="name them with --against")
     read = [files0_from, found.path if found is not None else None]
@@ -142,6 +147,7 @@ class _Job:
     against: str | None
     baseline: str | None
     gates: Gates
+    as_float: bool = False
 
 
 def _config(path: str | None) -> Config | None:
@@ -229,7 +235,8 @@ def _report(
         documents = model.stored.documents
         bytes_in = sum(d.source_bytes for d in documents)
         if job.against is not None:
-            with open_model(job.against) as original, console.bar("measuring") as bar:
+            with open_model(job.against, as_float=job.as_float) as original, console.bar("measuring") as bar:
+                console.inform(*original.source.warnings)
                 metrics = measure.against(
                     model.stored, original.stored, threads=threads, check_digests=not ignore_digest, progress=bar
                 )
@@ -271,7 +278,8 @@ def _of_another_tool(
     metrics: dict[str, Metrics | None] | None = None
     bytes_in: int | None = None
     if job.against is not None:
-        with open_model(job.against) as original, console.bar("measuring") as bar:
+        with open_model(job.against, as_float=job.as_float) as original, console.bar("measuring") as bar:
+            console.inform(*original.source.warnings)
             before, views, note = under_one_name(original, model)
             if note:
                 console.inform(note)

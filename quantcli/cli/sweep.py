@@ -67,6 +67,7 @@ def command(
     with _sources.float_source(src, reading, console) as source:
         _sources.inform_of(source, console)
         need_file(source, "sweeping")
+        console.inform(*source.warnings)
         plans = []
         for scheme in schemes:
             try:

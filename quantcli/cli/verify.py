@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from quantcli.cli import _help, options
+from quantcli.cli import _help, _sources, options
+from quantcli.errors import UsageError
 
 
 @_help.command(
@@ -23,6 +24,7 @@ from quantcli.cli import _help, options
     help="The model it was made from: every code is found again from it, and the errors measured.",
     group="Common",
 )
+@_sources.original_as_float
 @_help.option(
     "--importance",
     type=_help.FILE,
@@ -36,6 +38,7 @@ from quantcli.cli import _help, options
 def command(
     src: str,
     original: str | None,
+    as_float: bool,
     importance: str | None,
     show_all: bool,
     output: str | None,
@@ -53,8 +56,10 @@ def command(
 
     file = options.document_file(output, verified.VerifyReport, [src, original, importance])
     count = options.thread_count(threads)
+    if as_float and original is None:
+        raise UsageError("the original is needed", place=["--as-float"], hint="name it with --source")
     with console.bar("verifying") as bar:
-        found, names = verify_path(src, original, importance=importance, threads=count, progress=bar)
+        found, names = verify_path(src, original, as_float=as_float, importance=importance, threads=count, progress=bar)
     report = verified.report_of(src, found, names if show_all else ())
     options.show(report, console, show_all=show_all, file=file)
     if not report.passed:

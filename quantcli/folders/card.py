@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 WORST = 10
 
+OWN_LAYOUT = (
+    "This is quantcli's own layout, which diffusers refuses by the quant_method in config.json. `quantcli dequantize` "
+    "makes floating-point weights of it, and the Python package quantcli reads it."
+)
+"""How a native model of diffusers is loaded."""
+
 
 def hub_name(folder: str) -> str | None:
     """The name of a model in the cache of the Hugging Face hub, such as `org/name`; None elsewhere.
@@ -75,11 +81,13 @@ def card(
     origin: str | None,
     side: SideFiles,
     original: bytes | None,
+    loading: Sequence[str] | None = None,
 ) -> bytes:
     """The card, as bytes: the original one, whatever its encoding, is part of it.
 
     obstacle: why there is no quantization_config, empty when there is one. origin: the name of the model on the hub,
-    where that is known. side: the files beside the weights.
+    where that is known. side: the files beside the weights. loading: what there is to know of loaders, None for what
+    holds for transformers.
     """
     front, text = _front_matter(original or b"")
     if origin is not None and not re.search(rb"(?m)^base_model\s*:", front):
@@ -90,7 +98,7 @@ def card(
         _losses(report),
         _kept(report),
         _beside(side),
-        _loading(plan, obstacle),
+        _loading(plan, obstacle) if loading is None else ["## Loading it", "", *loading],
     ]
     own = "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
     head = b"---\n" + front + b"---\n\n" if front else b""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from quantcli.passes import outputs
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.stores import Source
+from quantcli.stores.checkpoint import output_name
 from quantcli.stores.derived import Selected
 
 
@@ -98,11 +99,12 @@ def _shards(source: Source, model: Outgoing) -> Mapping[str, Source]:
     """The files of a source by the names they get."""
     if source.folder is None:
         return {outputs.NAME: source}
+    shards = {output_name(name): shard for name, shard in source.shards.items()}
     if outputs.documented(model.to):
-        return source.shards
+        return shards
     held = [s for s in source.shards.values() if any(i.name in model.conversion.jobs for i in s.infos())]
-    names = {s: outputs.loadable(n, held.index(s), len(held)) for n, s in source.shards.items() if s in held}
-    return {names.get(shard, name): shard for name, shard in source.shards.items()}
+    names = {s: outputs.loadable(n, held.index(s), len(held)) for n, s in shards.items() if s in held}
+    return {names.get(shard, name): shard for name, shard in shards.items()}
 
 
 def planned_size(source: Source, model: Outgoing, limit: int | None) -> int:

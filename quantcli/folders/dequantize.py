@@ -13,6 +13,8 @@ from quantcli.passes import decode, outputs
 from quantcli.passes.tiles import Progress
 from quantcli.stores.folder import OutputFolder, json_bytes
 
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"
+
 
 def write(
     model: Model,
@@ -34,7 +36,7 @@ def write(
     with OutputFolder(path, force=force) as out:
         out.begin(())
         side.copy_to(out)
-        place = os.path.join(out.temp, outputs.NAME)
+        place = os.path.join(out.temp, _name(model))
         size = decode.write(model, views, place, dtype=dtype, force=True, threads=threads, progress=progress)
         if config is not None:
             out.write(CONFIG, json_bytes(without_quantization(config)))
@@ -42,3 +44,9 @@ def write(
             out.write(CARD, original)
         out.publish()
     return size
+
+
+def _name(model: Model) -> str:
+    """The name that the model's loader looks for."""
+    named = any(name.startswith(_DIFFUSERS.removesuffix(".safetensors")) for name in model.source.shards)
+    return _DIFFUSERS if named else outputs.NAME

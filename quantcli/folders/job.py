@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import output, sidefiles
 from quantcli.folders.sidefiles import SideFiles
+from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
@@ -102,9 +103,22 @@ def check_target(source: Source, to: str, output_name: str | None, *, container:
     output, and for an ONNX model that was to stay one."""
     need_file(source, "--to")
     export.check_standard_output(to, output_name)
+    check_loader(source, to)
     if to == "onnx" and source.kind == "onnx" and not container:
         hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
         raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
+
+
+NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "gptq")
+"""Targets that write into config.json what diffusers refuses to load."""
+
+
+def check_loader(source: Source, to: str) -> None:
+    """Raise UsageError for a model of diffusers in a layout of which diffusers, told by config.json, has no loader."""
+    model = stated(source.beside) if source.folder is not None else None
+    if model is not None and model.library == "diffusers" and to in NOT_OF_DIFFUSERS:
+        hint = "use --to bnb-nf4, or leave out --to for quantcli's own layout"
+        raise UsageError(f"diffusers does not load {to}", place=[source.path, f"--to {to}"], hint=hint)
 
 
 def _check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
@@ -114,6 +128,23 @@ def _check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
             raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
     if resume and asked.digest == "none":
         raise UsageError("resuming needs digests to recognize the source", place=["--resume"], hint="use --digest xxh3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What becomes of a source: its plan, the model that is written, and what loaders of that will and will not do."""
+
+    plan: Plan
+    model: Outgoing
+    notes: tuple[str, ...]
+
+
+def planned(source: Source, order: Order, request: Request, *, folder: bool) -> Planned:
+    """What becomes of a source. Raises UsageError and DataError for what cannot be done."""
+    found = plan.make(source.infos(), request)
+    model = outputs.planned(found, source, digest=order.digest)
+    notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
+    return Planned(plan=found, model=model, notes=tuple(notes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +214,10 @@ class Job:
             request=self.request,
         )
         found = build.with_earlier(found, self.source.earlier, self.source.decoded_from)
-        return replace(found, warnings=[*self.side.warnings(), *found.warnings])
+        found = build.with_notes(found, self.source.notes)
+        return replace(
+            found, warnings=[*self.source.warnings, *self.side.warnings(), *found.warnings], files=self.side.report()
+        )
 
 
 def prepare(
@@ -204,9 +238,7 @@ def prepare(
     _check_folder_options(folder, order, resume=resume)
     real = target if dry_run else export.check_output(source, target, folder=folder, force=force)
     try:
-        planned = plan.make(source.infos(), request)
-        model = outputs.planned(planned, source, digest=order.digest)
-        notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
+        found = planned(source, order, request, folder=folder)
     except (UsageError, DataError) as error:
         raise error.within(src) from None
     side = sidefiles.of(source, os.path.realpath(real), folder=folder)
@@ -214,14 +246,14 @@ def prepare(
         source=source,
         order=order,
         request=request,
-        plan=planned,
-        model=model,
+        plan=found.plan,
+        model=found.model,
         side=side,
         src=src,
         shown=shown,
         path=real,
         folder=folder,
-        notes=tuple(notes),
+        notes=found.notes,
         force=force,
         resume=resume,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli import __version__
 from quantcli.asking import Scheme
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native.document import Result
 from quantcli.metrics import Metrics
 from quantcli.passes.outputs import OneFile
@@ -29,6 +30,7 @@ from quantcli.tensors.digest import Digested
 
 if TYPE_CHECKING:
     from quantcli.stores import Source
+    from quantcli.stores.folder import OutputFolder, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,49 @@ class Journal:
         """The text of the journal."""
         done = {name: [f.tensors, f.digest, f.made] for name, f in self.finished.items()}
         return json.dumps({"asked": self.asked, "finished": done}, indent=1).encode()
+
+
+class Ledger:
+    """What of the models of a folder is finished: by an interrupted run (earlier) and by this one (done), by the name
+    of each file in the folder. notes: what there is to say of it."""
+
+    def __init__(self, out: OutputFolder, asked: Mapping[str, Any], *, resumed: bool) -> None:
+        """Start a folder with the finished files of an interrupted run, where it is to be resumed. Raises UsageError
+        where that run was asked for something else."""
+        self.out, self.asked = out, asked
+        self.done: dict[str, Finished] = {}
+        self.earlier, self.notes = _begun(out, asked, resumed)
+        out.begin(list(self.earlier))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files that an interrupted run has finished."""
+        taken = [os.path.join(self.out.temp, name) for name in self.earlier]
+        return sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
+
+    def restart(self, part: Part) -> None:
+        """Declare that all files of a part are made again."""
+        self.done = {name: f for name, f in self.done.items() if os.path.dirname(name) != part.name}
+
+    def record(self) -> None:
+        """Record what is finished by now."""
+        self.out.record(Journal(self.asked, {**self.done, **self.earlier}).as_bytes())
+
+
+def _begun(out: OutputFolder, asked: Mapping[str, Any], resumed: bool) -> tuple[dict[str, Finished], list[str]]:
+    """What of an interrupted run can be reused, and the notes about it."""
+    journal = read(out.found) if out.found is not None else None
+    if journal is None:
+        return {}, []
+    done = f"{len(journal.finished)} finished file{'' if len(journal.finished) == 1 else 's'}"
+    if not resumed:
+        return {}, [f"an interrupted run had left {done}, written again now; --resume would have kept them"]
+    why = difference(journal.asked, asked)
+    if why is not None:
+        out.hold = True
+        hint = "repeat that request, or leave out --resume to start over"
+        raise UsageError(f"the interrupted run had another request: {why}", place=[out.path], hint=hint)
+    return dict(journal.finished), [f"resumed after {done} of an interrupted run"]
 
 
 def asked(source: Source, plan: Plan, options: Options) -> dict[str, Any]:

@@ -1,23 +1,25 @@
 """The other files of a checkpoint folder, and what happens to each in a folder made from it.
 
-Tokenizers, pooling, images, licences are copied. So are weights in subfolders that the model's loader may read, as they
-are: sentence-transformers lists its modules in modules.json, others keep adapters or codecs there. Copies of the same
-weights for other loaders stay behind, because they would double the folder and be loaded instead of the quantized
-ones. All is decided, and every file to copy opened once, before the first weight is read.
+Every file is copied, converted, or left out for a reason that the report has. Tokenizers, pooling, images, licences are
+copied. So are weights in subfolders that the model's loader may read, as they are: sentence-transformers lists its
+modules in modules.json, others keep adapters or codecs there. Copies of the same weights for other loaders stay behind,
+because they would double the folder and be loaded instead of the quantized ones. All is decided, and every file to copy
+opened once, before the first weight is read.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from quantcli.errors import DataError, QuantcliError, printable
+from quantcli.errors import DataError, QuantcliError, os_error, printable
 from quantcli.layouts.evidence import CONFIGS
 from quantcli.layouts.native.document import KEY
+from quantcli.reports.records import FileReport
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import INDEX
+from quantcli.stores.checkpoint import INDEX, TRAINING
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import SafetensorsFile
@@ -34,7 +36,6 @@ _PICKLED = re.compile(r"\.bin(?:\.index\.json)?$")
 _OTHER_FORMATS = re.compile(
     r"\.(?:pt|pth|ckpt|gguf|ggml|h5|keras|msgpack|ot|pb|tflite|mlmodel|nemo|onnx(?:[._]data\w*)?)$", re.IGNORECASE
 )
-_TRAINING = re.compile(r"(?:training_args\.bin|(?:optimizer|scheduler|scaler|rng_state)\w*\.(?:pt|pth|bin))")
 _RUNTIMES = {"onnx", "openvino", "original", "coreml", "tflite", "tf", "flax", "gguf", "ggml", "mlx", "metal"}
 """Folders in which publishers keep the same weights for other loaders."""
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -44,6 +45,7 @@ _FORMAT = "weights in another format"
 _RUNTIME = "weights for another loader"
 _TRAINED = "state of a training run"
 _OUTSIDE = "links to files outside the folder"
+_HIDDEN = "hidden"
 _LINKED = "links to folders"
 _SPECIAL = "not a regular file"
 _OWN = "already quantized"
@@ -53,19 +55,36 @@ _ANOTHER = "it describes another quantization"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideFile:
     """A file beside the weights. file: open to be copied, None for one that is left out. reason: why it is left out, or
-    for weights that they are copied as they are; empty for any other copy."""
+    for weights that they are copied as they are; empty for any other copy. new: its name in the output."""
 
     name: str
     size: int
     file: InputFile | None
     reason: str = ""
+    new: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The weight files of one or several models, as they are known before the other files are looked at, by name.
+
+    converted: files that are quantized. written: names of files that are written anew. aside: files that are not taken,
+    and why. copied: files that are taken as they are, their names in the output and why; of folders, files below them.
+    """
+
+    converted: Collection[str] = ()
+    written: Collection[str] = ()
+    aside: Mapping[str, str] = field(default_factory=dict)
+    copied: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class SideFiles:
-    """All files beside the weights of a folder, in order of their names."""
+    """All files beside the weights of a folder, in order of their names. converted: names and bytes of files that are
+    quantized or written anew."""
 
     files: tuple[SideFile, ...] = ()
+    converted: tuple[tuple[str, int], ...] = ()
 
     @property
     def copied(self) -> list[SideFile]:
@@ -81,17 +100,25 @@ class SideFiles:
         """Copy what is copied into a folder."""
         for side in self.files:
             if side.file is not None:
-                out.copy(side.name, side.file)
+                out.copy(side.new or side.name, side.file)
+
+    def report(self) -> list[FileReport]:
+        """What becomes of every file of the folder, in order of their names."""
+        found = [FileReport(name=n, bytes=size, disposition="converted", reason="") for n, size in self.converted]
+        for f in self.files:
+            disposition = "copied" if f.file is not None else "left out"
+            found.append(FileReport(name=f.name, bytes=f.size, disposition=disposition, reason=f.reason))
+        return sorted(found, key=lambda f: f.name)
 
     def leaves_out(self, name: str) -> bool:
         """Whether a file is left out."""
         return any(f.name == name and f.file is None for f in self.files)
 
     def groups(self) -> list[tuple[str, list[SideFile]]]:
-        """Files there is something to say of, by what that is."""
+        """Files there is something to say of, by what that is; hidden ones are only in the report."""
         found: dict[str, list[SideFile]] = {}
         for file in self.files:
-            if file.reason:
+            if file.reason and file.reason != _HIDDEN:
                 what = file.reason if file.file is not None else f"left out, {file.reason}"
                 found.setdefault(what, []).append(file)
         return list(found.items())
@@ -128,38 +155,69 @@ def of(source: Source, output: str, *, folder: bool) -> SideFiles:
 
 
 def survey(source: Source, folder: str, output: str) -> SideFiles:
-    """The files beside the weights of a source in a folder; `output`, the real path of what is made, is none of them.
+    """The files beside the weights of a source in a folder; `output`, the real path of what is made, is not one of
+    them. Written again are the index, config.json and the model card. Raises as `of_folder` does."""
+    index = os.path.basename(source.index or INDEX)
+    known = Weights(converted=source.shards, written={CONFIG, CARD, INDEX, index}, aside=source.aside)
+    return of_folder(folder, output, known)
 
-    Raises QuantcliError for a file that cannot be read, and DataError for a part of the model that is a link out of the
-    folder. Hidden files are not part of a model, and what is written again is not listed: the index, config.json and
-    the model card.
+
+def of_folder(folder: str, output: str, known: Weights) -> SideFiles:
+    """What becomes of all files of a folder. output: the real path of what is made, which is not one of them.
+
+    Raises QuantcliError for a file or folder that cannot be read, and DataError for a part of the model that is a link
+    out of the folder.
     """
-    written = {CONFIG, CARD, INDEX, os.path.basename(source.index or INDEX)}
-    if os.path.lexists(os.path.join(folder, CONFIG)) and leads_outside(folder, CONFIG):
-        raise DataError("this is a link to a file outside its folder", place=[os.path.join(folder, CONFIG)])
-    modules = _modules(folder)
-    found = list(set_aside(source).files)
-    for path, folders, names in os.walk(folder):
+    for name in known.written:
+        if os.path.basename(name) == CONFIG and leads_outside(folder, name):
+            raise DataError("this is a link to a file outside its folder", place=[os.path.join(folder, name)])
+    modules = modules_of(folder)
+    found, converted = list[SideFile](), list[tuple[str, int]]()
+    for path, folders, names in os.walk(folder, onerror=_unreadable):
         below = os.path.relpath(path, folder)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(path, f)) != output)
         for name in folders:
-            if os.path.islink(os.path.join(path, name)):
-                found.append(_linked(folder, os.path.normpath(os.path.join(below, name)), modules))
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(path, f)) != output]
-        for name in sorted(n for n in names if not n.startswith(".")):
             relative = os.path.normpath(os.path.join(below, name))
-            if relative in source.shards or relative in source.aside:
-                continue
-            if relative not in written or (relative == CARD and leads_outside(folder, CARD)):
-                found.append(_decided(folder, relative, names, modules))
-    return SideFiles(tuple(sorted(found, key=lambda f: f.name)))
+            linked = os.path.islink(os.path.join(path, name))
+            if name.startswith("."):
+                found.append(SideFile(name=relative + ("" if linked else os.sep), size=0, file=None, reason=_HIDDEN))
+            elif linked:
+                found.append(_linked(folder, relative, modules))
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        for name in sorted(names):
+            relative = os.path.normpath(os.path.join(below, name))
+            size = _size(os.path.join(path, name))
+            if relative in known.aside:
+                found.append(SideFile(name=relative, size=size, file=None, reason=known.aside[relative]))
+            elif relative in known.converted or (relative in known.written and not _is_foreign_card(folder, relative)):
+                converted.append((relative, size))
+            elif name.startswith("."):
+                found.append(SideFile(name=relative, size=size, file=None, reason=_HIDDEN))
+            else:
+                found.append(_decided(folder, relative, names, modules, known.copied))
+    return SideFiles(tuple(sorted(found, key=lambda f: f.name)), tuple(converted))
 
 
-def _decided(folder: str, relative: str, names: Sequence[str], modules: Collection[str]) -> SideFile:
+def _is_foreign_card(folder: str, relative: str) -> bool:
+    return relative == CARD and leads_outside(folder, relative)
+
+
+def _unreadable(error: OSError) -> None:
+    raise os_error(error, str(error.filename))
+
+
+def _decided(
+    folder: str,
+    relative: str,
+    names: Sequence[str],
+    modules: Mapping[str, str],
+    copied: Mapping[str, tuple[str, str]],
+) -> SideFile:
     """What becomes of a file; names: of all files in its folder."""
     path = os.path.join(folder, relative)
-    reason = _why_left(path, relative, names, modules)
-    weights = _SAFETENSORS.search(relative) or _PICKLED.search(relative)
+    new, why = copied.get(relative, ("", ""))
+    reason = "" if why else _why_left(path, relative, names, modules)
+    weights = why or _SAFETENSORS.search(relative) or _PICKLED.search(relative)
     if not reason and os.path.lexists(path) and leads_outside(folder, relative):
         if weights:
             hint = "put the file itself there"
@@ -170,7 +228,11 @@ def _decided(folder: str, relative: str, names: Sequence[str], modules: Collecti
     if reason:
         return SideFile(name=relative, size=_size(path), file=None, reason=reason)
     file = InputFile(path, hold=False)
-    return SideFile(name=relative, size=file.size, file=file, reason="copied unquantized" if weights else "")
+    if weights and not why:
+        kind = modules.get(os.path.dirname(relative))
+        of_kind = f", sentence-transformers loads {kind} in floating point" if kind else ""
+        why = f"copied unquantized{of_kind}"
+    return SideFile(name=relative, size=file.size, file=file, reason=why, new=new)
 
 
 def _why_left(path: str, relative: str, names: Sequence[str], modules: Collection[str]) -> str:
@@ -184,7 +246,7 @@ def _why_left(path: str, relative: str, names: Sequence[str], modules: Collectio
     if not (safetensors or pickled or other):
         return ""
     steps = folder.lower().split(os.sep)
-    if _TRAINING.fullmatch(name) or any(_CHECKPOINT.fullmatch(step) for step in steps):
+    if TRAINING.fullmatch(name) or any(_CHECKPOINT.fullmatch(step) for step in steps):
         return _TRAINED
     if _RUNTIMES & set(steps):
         return _RUNTIME
@@ -217,14 +279,18 @@ def _linked(folder: str, relative: str, modules: Collection[str]) -> SideFile:
     return SideFile(name=relative, size=0, file=None, reason=_LINKED)
 
 
-def _modules(folder: str) -> list[str]:
-    """The subfolders of sentence-transformers' modules, in which parts of the model lie."""
+def modules_of(folder: str) -> dict[str, str]:
+    """The subfolders of sentence-transformers' modules, in which parts of the model lie, and the class of each."""
     path = os.path.join(folder, "modules.json")
     if not os.path.isfile(path):
-        return []
-    found = strict_json(read_small(path, 1 << 24), path)
-    paths = [m.get("path") for m in found if isinstance(m, dict)] if isinstance(found, list) else []
-    return [os.path.normpath(p) for p in paths if isinstance(p, str) and p and os.path.normpath(p) != "."]
+        return {}
+    listed = strict_json(read_small(path, 1 << 24), path)
+    found = {}
+    for module in listed if isinstance(listed, list) else []:
+        place = module.get("path") if isinstance(module, dict) else None
+        if isinstance(place, str) and place and os.path.normpath(place) != ".":
+            found[os.path.normpath(place)] = printable(str(module.get("type", "")).rpartition(".")[2], 60)
+    return found
 
 
 def _size(path: str) -> int:

@@ -15,25 +15,25 @@ from typing import Any
 
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
-from quantcli.errors import UsageError, printable
+from quantcli.errors import printable
 from quantcli.folders import card, resume
 from quantcli.folders.cut import Cutter, Piece
-from quantcli.folders.resume import Finished, Journal
+from quantcli.folders.resume import Finished, Ledger
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
-from quantcli.layouts.compressed_tensors.write import quantization_config
 from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
+from quantcli.passes.configuration import quantization_config
 from quantcli.passes.export import Export
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
 from quantcli.reports import build
 from quantcli.stores import Source
-from quantcli.stores.checkpoint import INDEX
+from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.files import check_space, read_small
-from quantcli.stores.folder import OutputFolder, json_bytes
+from quantcli.stores.folder import OutputFolder, Part, json_bytes
 from quantcli.stores.workspace import is_own, partial_of
 from quantcli.strict import strict_json
 
@@ -55,30 +55,32 @@ class _File:
 
 @dataclass(slots=True)
 class _State:
-    """How far a folder is."""
+    """How far a model is in its part of a folder."""
 
+    source: Source
+    part: Part
     plan: Plan
     model: Outgoing
+    limit: int | None
     files: list[_File] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
-    done: dict[str, Finished] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """What there is of a folder beside its weights: side files, config.json (empty where there is none), the card."""
+    """What there is of a folder beside its weights: side files, config.json and the card, None where there is none."""
 
     side: SideFiles
-    config: dict[str, Any]
+    config: dict[str, Any] | None
     card: bytes | None
 
 
 def around(source: Source, side: SideFiles) -> _Around:
     """What lies around the weights, read before them: whatever is wrong with it is wrong from the start."""
     original = None if side.leaves_out(CARD) else source.beside(CARD)
-    return _Around(side, json_beside(source.beside, CONFIG) or {}, original)
+    return _Around(side, json_beside(source.beside, CONFIG), original)
 
 
 def quantize(
@@ -99,74 +101,66 @@ def quantize(
     """
     beside = around(source, side)
     asked = resume.asked(source, plan, options) if source.folder is not None else {}
-    limit = plan.request.max_shard_size if plan.request is not None else None
     with OutputFolder(path, force=options.force) as out:
-        earlier, notes = _begun(out, asked, resumed)
-        state = _State(plan, model, notes=notes)
-        out.begin(list(earlier))
-        taken = [os.path.join(out.temp, name) for name in earlier]
-        there = sum(os.path.getsize(path) for path in taken if os.path.isfile(path))
-        weights = sum(model.nbytes(t.info.name) for t in plan.tensors)
-        check_space(out.path, side.size + max(weights - there, 0), source.path)
+        ledger = Ledger(out, asked, resumed=resumed)
+        check_space(out.path, side.size + max(weights(model) - ledger.size, 0), source.path)
         side.copy_to(out)
-        _write_files(source, out, options, state, asked, earlier, limit)
-        check(state.plan)
-        return _finished(source, out, options, state, beside, limit)
+        written = fill(source, plan, model, out.part(""), options, ledger, beside)
+        written = replace(written, notes=(*ledger.notes, *written.notes))
+        if source.folder is not None:
+            text = _card(source, written, options, beside)
+            out.write(CARD, _loading(text, written.model))
+        source.check_unchanged()
+        out.publish()
+        return written
 
 
-def _write_files(
-    source: Source,
-    out: OutputFolder,
-    options: Options,
-    state: _State,
-    asked: dict[str, Any],
-    earlier: dict[str, Finished],
-    limit: int | None,
-) -> None:
+def weights(model: Outgoing) -> int:
+    """Bytes of the tensors of a model in its output."""
+    return sum(model.nbytes(t.info.name) for t in model.tensors)
+
+
+def fill(
+    source: Source, plan: Plan, model: Outgoing, part: Part, options: Options, ledger: Ledger, beside: _Around
+) -> Written:
+    """Quantize a model into its part of a folder, all but the model card."""
+    limit = plan.request.max_shard_size if plan.request is not None else None
+    state = _State(source, part, plan, model, limit)
+    _write_files(options, state, ledger)
+    check(state.plan)
+    return _finished(state, beside)
+
+
+def _write_files(options: Options, state: _State, ledger: Ledger) -> None:
     """Write every file of weights, or take it over from an interrupted run, and record each."""
-    cutter = Cutter(source, state.model, limit)
+    cutter = Cutter(state.source, state.model, state.limit)
     while state.at < cutter.count:
         piece = cutter.piece(state.at, len(state.files) + 1)
         if not cutter.holds(piece):
             state.at += piece.count
             continue
-        known = earlier.pop(piece.cut.name, None)
-        if known is None or not _taken_over(out, cutter, known, state, options):
-            out.hold = False
-            _make(source, out, cutter, piece, state, options)
+        known = ledger.earlier.pop(state.part.named(piece.cut.name), None)
+        if known is None or not _taken_over(cutter, known, state, options, ledger):
+            ledger.out.hold = False
+            _make(cutter, piece, state, options, ledger)
             if state.model is not cutter.model:
-                cutter = Cutter(source, state.model, limit)
+                cutter = Cutter(state.source, state.model, state.limit)
                 continue
-        out.record(Journal(asked, {**state.done, **earlier}).as_bytes())
+        ledger.record()
 
 
-def _begun(out: OutputFolder, asked: dict[str, Any], resumed: bool) -> tuple[dict[str, Finished], list[str]]:
-    """What of an interrupted run can be reused, and the notes about it."""
-    journal = resume.read(out.found) if out.found is not None else None
-    if journal is None:
-        return {}, []
-    done = f"{len(journal.finished)} finished file{'' if len(journal.finished) == 1 else 's'}"
-    if not resumed:
-        return {}, [f"an interrupted run had left {done}, written again now; --resume would have kept them"]
-    why = resume.difference(journal.asked, asked)
-    if why is not None:
-        out.hold = True
-        hint = "repeat that request, or leave out --resume to start over"
-        raise UsageError(f"the interrupted run had another request: {why}", place=[out.path], hint=hint)
-    return dict(journal.finished), [f"resumed after {done} of an interrupted run"]
-
-
-def _taken_over(out: OutputFolder, cutter: Cutter, known: Finished, state: _State, options: Options) -> bool:
+def _taken_over(cutter: Cutter, known: Finished, state: _State, options: Options, ledger: Ledger) -> bool:
     """Take over a file of an interrupted run; False where it must be made again.
 
     Raises DataError when the source has been changed since.
     """
-    out.hold = True  # a run that may not go on leaves all to one that may
+    ledger.out.hold = True  # a run that may not go on leaves all to one that may
     piece = cutter.piece(state.at, len(state.files) + 1, known.tensors)
-    path = os.path.join(out.temp, piece.cut.name)
+    path = os.path.join(state.part.temp, piece.cut.name)
     found = resume.made(known, state.model.by_name, piece.source.path)
     if found is None or not resume.is_intact(path, known, options.threads):
-        state.notes.append(f"{piece.cut.name} of the interrupted run is damaged and was written again")
+        name = state.part.named(piece.cut.name)
+        state.notes.append(f"{name} of the interrupted run is damaged and was written again")
         return False
     plan = state.plan.amended({name: m.tensor for name, m in found.items()})
     model = outputs.planned(plan, cutter.source, digest=options.digest)
@@ -174,25 +168,26 @@ def _taken_over(out: OutputFolder, cutter: Cutter, known: Finished, state: _Stat
     resume.check_same(path, file, found, piece.source, options)
     state.plan, state.model = plan, model
     cutter.model = model
-    _add(state, piece, file, {name: m.result for name, m in found.items()}, known)
+    _add(state, piece, file, {name: m.result for name, m in found.items()}, known, ledger)
     return True
 
 
-def _make(source: Source, out: OutputFolder, cutter: Cutter, piece: Piece, state: _State, options: Options) -> None:
+def _make(cutter: Cutter, piece: Piece, state: _State, options: Options, ledger: Ledger) -> None:
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
     file = cutter.file(piece)
-    outcome = write_part(piece.source, state.model, [file], out.temp, replace(options, force=True))
+    outcome = write_part(piece.source, state.model, [file], state.part.temp, replace(options, force=True))
     if not outcome.amendments:
-        path = os.path.join(out.temp, piece.cut.name)
+        path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(state.model.by_name[name], r) for name, r in outcome.results.items()}
         known = Finished(piece.count, resume.file_digest(path, options.threads), made)
-        _add(state, piece, file, outcome.results, known)
+        _add(state, piece, file, outcome.results, known, ledger)
         return
     before = state.model
     state.plan = state.plan.amended(outcome.amendments)
-    state.model = outputs.planned(state.plan, source, digest=options.digest)
+    state.model = outputs.planned(state.plan, state.source, digest=options.digest)
     if any(_differs(before, state.model, name) for f in state.files for name in f.tensors):
-        state.files, state.results, state.done, state.at = [], {}, {}, 0
+        state.files, state.results, state.at = [], {}, 0
+        ledger.restart(state.part)
 
 
 def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
@@ -201,85 +196,76 @@ def _differs(before: Outgoing, after: Outgoing, name: str) -> bool:
     return new is None or (old.outputs, old.kind) != (new.outputs, new.kind)
 
 
-def _add(state: _State, piece: Piece, file: OneFile, results: Mapping[str, Result], known: Finished) -> None:
+def _add(
+    state: _State, piece: Piece, file: OneFile, results: Mapping[str, Result], known: Finished, ledger: Ledger
+) -> None:
     """Take a finished file in."""
     state.files.append(_File(piece.cut.name, file.size, file.tensors))
     state.results |= results
-    state.done[piece.cut.name] = known
+    ledger.done[state.part.named(piece.cut.name)] = known
     state.at += piece.count
 
 
 # ---- what is not weights ----------------------------------------------------------------------------------------
 
 
-def _finished(
-    source: Source, out: OutputFolder, options: Options, state: _State, beside: _Around, limit: int | None
-) -> Written:
-    """The folder with all that is not weights, in its place."""
+def _finished(state: _State, beside: _Around) -> Written:
+    """What was written, once all files have their names, and index and configuration are there."""
     model, files = state.model, state.files
-    if limit is not None:
-        for file, new in zip(files, _numbered(source, model, len(files))):
-            out.rename(file.name, new)
-            if file.size > limit:
+    if state.limit is not None:
+        for file, new in zip(files, _numbered(state.source, model, len(files))):
+            state.part.rename(file.name, new)
+            if file.size > state.limit:
                 alone = printable(file.tensors[0])
                 state.notes.append(f"{new} has {file.size} bytes, more than --max-shard-size: {alone} is alone in it")
             file.name = new
-    written = Written(
+    added, why = dict(model.conversion.config), ""
+    if model.to is None:
+        content = architectures.of(without_quantization(beside.config or {})) or UNNAMED
+        config, why = quantization_config(state.plan.tensors, content)
+        added = {"quantization_config": config} if config else {}
+    _describe(state.source, state.part, model, files, beside, added)
+    return Written(
         plan=state.plan,
         model=model,
         results=state.results,
         size=sum(file.size for file in files),
         copied=tuple(f.name for f in beside.side.copied),
+        obstacle=why,
         notes=tuple(state.notes),
     )
-    added, why = dict(model.conversion.config), ""
-    if model.to is None:
-        content = architectures.of(without_quantization(beside.config)) or UNNAMED
-        config, why = quantization_config(state.plan.tensors, content)
-        added = {"quantization_config": config} if config else {}
-    written = replace(written, obstacle=why)
-    text = _card(source, written, options, beside) if source.folder is not None else None
-    finish(source, out, model, files, beside, added, text)
-    return written
 
 
-def finish(
-    source: Source,
-    out: OutputFolder,
-    model: Outgoing,
-    files: Sequence[_File],
-    beside: _Around,
-    config: Mapping[str, Any],
-    text: bytes | None,
+def _describe(
+    source: Source, part: Part, model: Outgoing, files: Sequence[_File], beside: _Around, config: Mapping[str, Any]
 ) -> None:
-    """Write index, configuration and card, and give the folder its name. config: what is added to config.json; text:
-    the model card."""
-    if text is not None and model.document != "new":
-        assert model.to is not None
-        text = card.exported(text, model.to, named(model.to).summary, model.conversion.notes)
-    as_it_was = source.index and [f.name for f in files] == list(source.shards)
+    """Write index and configuration. config: what is added to config.json."""
+    as_it_was = source.index and [f.name for f in files] == [output_name(n) for n in source.shards]
     if as_it_was or len(files) > 1:
-        out.write(_index_name(source, model), _index(source, model, files))
-    content = without_quantization(beside.config)
-    if content:
-        out.write(CONFIG, json_bytes({**content, **config}))
-    if text is not None:
-        out.write(CARD, text)
-    source.check_unchanged()
-    out.publish()
+        part.write(_index_name(source, model), _index(source, model, files))
+    if beside.config is not None:
+        part.write(CONFIG, json_bytes({**without_quantization(beside.config), **config}))
+
+
+def _loading(text: bytes, model: Outgoing) -> bytes:
+    """A model card with what there is to know of the target's loader."""
+    if model.document == "new":
+        return text
+    assert model.to is not None
+    return card.exported(text, model.to, named(model.to).summary, model.conversion.notes)
 
 
 def _index_name(source: Source, model: Outgoing) -> str:
-    index = os.path.basename(source.index or INDEX)
+    index = output_name(os.path.basename(source.index or INDEX))
     loaded = index.startswith(("model", "diffusion_pytorch_model"))
     return index if loaded or outputs.documented(model.to) else INDEX
 
 
 def _numbered(source: Source, model: Outgoing, count: int) -> list[str]:
     """The names of so many files, after the index or the files there were."""
-    stem = os.path.basename(source.index or INDEX).removesuffix(".safetensors.index.json")
+    stem = output_name(os.path.basename(source.index or INDEX)).removesuffix(".safetensors.index.json")
     if not source.index:
-        first = next(iter(source.shards))
+        first = output_name(next(iter(source.shards)))
         stem = re.sub(r"-\d{5}-of-\d{5}$", "", first.removesuffix(".safetensors"))
     names = [f"{stem}.safetensors"]
     if count > 1:
@@ -325,7 +311,12 @@ def _card(source: Source, written: Written, options: Options, beside: _Around) -
         origin=card.hub_name(source.folder or ""),
         side=beside.side,
         original=beside.card,
+        loading=[card.OWN_LAYOUT] if _is_of_diffusers(beside) else None,
     )
+
+
+def _is_of_diffusers(beside: _Around) -> bool:
+    return (architectures.of(beside.config or {}) or UNNAMED).library == "diffusers"
 
 
 def left_over(path: str) -> str | None:
@@ -358,7 +349,11 @@ def move(export: Export, path: str, side: SideFiles, *, force: bool) -> tuple[in
         for shard, file in planned:
             exact |= export.files(shard, [file], out.temp, force=True).exact
         files = [_File(file.name, file.size, file.tensors) for _, file in planned]
-        finish(source, out, model, files, beside, model.conversion.config, beside.card)
+        _describe(source, out.part(""), model, files, beside, model.conversion.config)
+        if beside.card is not None:
+            out.write(CARD, _loading(beside.card, model))
+        source.check_unchanged()
+        out.publish()
     return size, exact
 
 

@@ -44,7 +44,7 @@ from quantcli.errors import DataError, printable
 from quantcli.formats import fixed_codebook
 from quantcli.formats.nf4 import LEVELS as NF4
 from quantcli.layouts.config import architecture
-from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, skips_by_name, unknown
+from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, skips, unknown
 from quantcli.layouts.pieces import (
     bands,
     facts,
@@ -313,13 +313,13 @@ def shape(weight: Weight) -> str | None:
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
-    """Why transformers does not load a quantized weight in this module."""
+    """Why transformers or diffusers does not load a quantized weight in this module."""
     own = module_of(weight.info.name)
     name, kind = model.module(own), model.holder(own)
     if kind == EXPERTS:
         return "transformers stacks experts while it loads them, which takes floating-point weights"
-    if any(skips_by_name(kept, name) for kept in model.float32):
-        return "transformers never quantizes this layer of such a model"
+    if any(skips(model)(kept, name) for kept in model.float32):
+        return f"{model.library} never quantizes this layer of such a model"
     return None if kind == INITIALIZED else not_linear(weight, model)
 
 
@@ -367,7 +367,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     dtypes = {w.info.dtype for w in quantized(tensors)}
     model = architecture(beside)
     kept = ignored(tensors, model, linear=True)
-    refuse_skipped(tensors, kept, skips_by_name)
+    refuse_skipped(tensors, kept, skips(model))
     settings = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,

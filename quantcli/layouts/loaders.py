@@ -23,18 +23,19 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
         return "transformers reads this weight outside its layer, where it is not decoded"
     if kind in (CHANGED, UNLOADABLE):
         return "transformers splits or merges this tensor while it loads it"
-    return f"transformers holds it in {kind}, and quantized weights are loaded into Linear layers only"
+    return f"{model.library} holds it in {kind}, and quantized weights are loaded into Linear layers only"
 
 
 def unknown(model: Architecture) -> list[str]:
     """A note for a model of unknown type."""
     if model.known or model is UNNAMED:
         return []
-    named = f"model_type {printable(repr(model.model_type), 60)}" if model.model_type else "no model_type"
+    key = "_class_name" if model.library == "diffusers" else "model_type"
+    named = f"{key} {printable(repr(model.model_type), 60)}" if model.model_type else f"no {key}"
     return [
-        f"config.json names {named}, which quantcli does not know from transformers "
-        f"{architectures.transformers_version()}: every matrix is taken to be a Linear layer of the model, unless its "
-        "name is that of an embedding"
+        f"config.json names {named}, which quantcli does not know from {model.library} "
+        f"{architectures.version_of(model.library)}: every matrix is taken to be a Linear layer of the model, unless "
+        "its name is that of an embedding"
     ]
 
 
@@ -52,6 +53,8 @@ def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = Fa
     they share one. linear: only modules that may be Linear layers."""
     kept = modules(tensors, quantized=False)
     layers = (None, DIRECT, INITIALIZED)
+    if not model.known and model.library == "diffusers":  # an embedder may be a Linear layer
+        linear = False
     named = [n for m in kept if not linear or model.holder(m) in layers for n in model.names(m)]
     return list(dict.fromkeys([*named, *model.heads([*kept, *modules(tensors, quantized=True)])]))
 
@@ -64,6 +67,21 @@ def refuse_skipped(tensors: Sequence[Weight], kept: Sequence[str], skips: Callab
         if name is not None:
             problem = f"with {printable(name, 120)} kept, its loader would not decode {printable(module, 120)} either"
             raise UsageError(problem, hint="keep both with --exclude, or quantize both")
+
+
+def skips(model: Architecture) -> Callable[[str, str], bool]:
+    """Whether the library of a model, told to skip a name, leaves a module as it is: a function of both."""
+    return _skipped_by_diffusers if model.library == "diffusers" else skips_by_name
+
+
+def _skipped_by_diffusers(name: str, module: str) -> bool:
+    """Whether diffusers skips a module for this name: where it is the module's own, with or without what it is in, or
+    occurs in its name before a dot.
+
+    >>> _skipped_by_diffusers("proj_out", "blocks.0.proj_out"), _skipped_by_diffusers("blocks.0.ff", "blocks.0.ff1")
+    (True, False)
+    """
+    return name in (module, module.rpartition(".")[2]) or f"{name}." in module
 
 
 def skips_by_name(name: str, module: str) -> bool:

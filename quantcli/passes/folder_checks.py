@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
-from quantcli.layouts.compressed_tensors.write import quantization_config
 from quantcli.layouts.native.document import StoredTensor
+from quantcli.passes.configuration import quantization_config
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
 from quantcli.strict import strict_json

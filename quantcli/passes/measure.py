@@ -16,6 +16,7 @@ from quantcli.layouts import evidence
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.metrics import Metrics
 from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
+from quantcli.stores import signals
 from quantcli.tensors.digest import Digested, kind_of
 from quantcli.tensors.fit import as_tile
 from quantcli.tensors.rows import TileSpan
@@ -90,9 +91,11 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
             found.append(f"{printable(name)} is {original[name].dtype} in the original")
     found += [f"{printable(name)} is only in the original" for name in original if name not in model]
     if found:
+        whole = signals.may_hold(original.source) and any(t.dtype in signals.DIVISORS for t in original.values())
         raise DataError(
             f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not match: {listed(found)}",
             place=[model.source.path, original.source.path],
+            hint=f"{signals.OPTION} reads the integers of the original as a signal" if whole else None,
         )
 
 

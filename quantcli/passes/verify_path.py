@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 
 def verify_path(
-    path: str, original: str | None, *, importance: str | None, threads: int, progress: Progress | None
+    path: str,
+    original: str | None,
+    *,
+    as_float: bool = False,
+    importance: str | None,
+    threads: int,
+    progress: Progress | None,
 ) -> tuple[Verified, Sequence[str]]:
     """What is wrong with a quantized model, and the names of its tensors; a file that cannot be opened is a finding.
 
-    original: the model it was made from, to check it against; importance: a file of what its columns were weighed by.
+    original: the model it was made from, to check it against; as_float: whether the integers of that, a .npy or .npz
+    file, are read as a signal; importance: a file of what its columns were weighed by.
 
     Raises VersionError for a newer version of the format,
     DataError where nothing is quantized or the original cannot be read, UsageError for a pipe.
@@ -35,7 +42,7 @@ def verify_path(
         except DataError as error:
             return _damaged(path, original, error), ()
         need_file(model.source, "verifying")
-        before = stack.enter_context(open_model(original)) if original is not None else None
+        before = stack.enter_context(open_model(original, as_float=as_float)) if original is not None else None
         if before is not None:
             need_file(before.source, "verifying")
         if model.is_native:

@@ -112,8 +112,11 @@ def target_of(source: Source, asked: Order, *, folder: bool) -> tuple[str | None
     """
     if asked.to is not None:
         return None if asked.to == NATIVE else asked.to, ""
-    if not folder or _architecture(source) is None:
+    model = _architecture(source) if folder else None
+    if model is None:
         return None, ""
+    if model.library == "diffusers":
+        return None, "written in quantcli's own layout, which diffusers refuses to load; it loads --to bnb-nf4"
     if embeddings_alone(source.infos()):
         return None, f"config.json gets no quantization_config: loaders of {USUAL} do not quantize embeddings"
     schemes = [s for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None]

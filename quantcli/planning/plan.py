@@ -16,6 +16,7 @@ from quantcli.layouts.writer import named, refusal
 from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme
+from quantcli.stores import signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import grouping_of
@@ -36,7 +37,7 @@ REASONS = {
     "default": "the scheme of the command line",
     "rule": "a rule of the recipe",
     "embedding-only": "an embedding, and the model has no other weights",
-    "not-float": "integers and booleans pass through",
+    "not-float": "integers and booleans pass through; --as-float reads those of .npy and .npz files as signals",
     "unsupported-dtype": "a float type that is not quantized",
     "unsupported-shape": "more dimensions than numpy has",
     "empty": "no elements",
@@ -51,6 +52,7 @@ REASONS = {
     "one-dimensional": "keep-list: one dimension",
     "small": f"keep-list: fewer than {SMALL} elements",
     "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
+    "component": "a part of a pipeline that is kept whole",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
@@ -68,6 +70,10 @@ _NAMES = [
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
     ("embedding", EMBEDDING),
 ]
+
+
+class NothingToQuantizeError(DataError):
+    """All tensors of a model are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +255,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     they are the weights, and are quantized. A rule for a module or for many names is not meant for the norms and biases
     among them: these it must name.
 
-    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice, DataError when
-    nothing is left to quantize.
+    Raises UsageError for a pattern that matches nothing and for a name the output would hold twice,
+    NothingToQuantizeError when nothing is left.
     """
     names = [info.name for info in infos]
     excluded = matching(request.exclude, names, request.place("exclude"))
@@ -350,7 +356,9 @@ def check(plan: Plan) -> None:
             if listed
             else "no tensor can be quantized"
         )
-        raise DataError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
+        if any(t.info.dtype in signals.DIVISORS for t in plan.tensors if t.reason == "not-float"):
+            hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
+        raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for output in native.outputs(tensor):

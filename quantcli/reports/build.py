@@ -95,6 +95,16 @@ def with_earlier(report: RunReport, earlier: Mapping[str, Earlier], decoded_from
     return replace(report, tensors=[recorded(t) for t in report.tensors], decoded_from=decoded_from)
 
 
+def with_notes(report: RunReport, notes: Mapping[str, str]) -> RunReport:
+    """A report that also says what was done to tensors before they were quantized."""
+
+    def told(tensor: TensorReport) -> TensorReport:
+        both = [line for line in (notes.get(tensor.name, ""), tensor.note) if line]
+        return replace(tensor, note="; ".join(both))
+
+    return replace(report, tensors=[told(t) for t in report.tensors]) if notes else report
+
+
 def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
     """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
     found: dict[tuple[Any, ...], list[TensorReport]] = {}

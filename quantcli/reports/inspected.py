@@ -127,7 +127,10 @@ def _values(found: Statistics | None, display: Display) -> list[str]:
 
 
 def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
-    """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored."""
+    """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored, and on
+    what its store leaves out."""
+    for line in model.source.warnings:
+        say(line)
     blocks = model.source.kind == "gguf"  # shown by the names of its types, which needs no decoding
     decoded = _decoded(model, say) if values or not blocks else {}
     tensors = _of_gguf(model) if blocks else [*_of_views(decoded), *_of_stored(model, decoded)]

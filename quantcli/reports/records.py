@@ -174,6 +174,17 @@ class Comparison:
     vanished: list[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileReport:
+    """A file of a source folder, or a hidden folder in it. disposition: `converted`, to weights or to what describes
+    them; `copied`, or `left out`. reason: why it is left out, or is copied though it holds weights."""
+
+    name: str
+    bytes: int
+    disposition: str
+    reason: str
+
+
 def tensor_report(
     info: TensorInfo,
     scheme: Scheme | None,

@@ -13,7 +13,7 @@ from quantcli.errors import printable
 from quantcli.notebook import table
 from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
 from quantcli.reports.kept import groups
-from quantcli.reports.records import Comparison, GateResult, Summary, TensorReport
+from quantcli.reports.records import Comparison, FileReport, GateResult, Summary, TensorReport
 
 KEPT = 20
 """Groups of kept tensors that are shown at least beside the rows of a table."""
@@ -37,7 +37,7 @@ COLUMNS = (
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
     original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
-    quantized already."""
+    quantized already. files: of the source, where it is a folder and one is made from it."""
 
     command: str
     source: str
@@ -50,6 +50,7 @@ class RunReport:
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
     equal: list[list[str]] = field(default_factory=list)
+    files: list[FileReport] = field(default_factory=list)
 
     @property
     def name(self) -> str:

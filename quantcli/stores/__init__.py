@@ -3,37 +3,54 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
+from quantcli.errors import UsageError
 from quantcli.stores.source import Earlier, HeaderDocument, Source, is_stream, need_file
+
+if TYPE_CHECKING:
+    from quantcli.stores.files import InputFile
 
 __all__ = ["Earlier", "HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
 
 
-def open_source(path: str) -> Source:
-    """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF by its first bytes, or else a
-    safetensors file; - for one on standard input.
+def open_source(path: str, variant: str | None = None) -> Source:
+    """The source at a path: a folder or its index.json, .npy, .npz, .onnx, a GGUF or a PyTorch checkpoint by its first
+    bytes, or else a safetensors file; - for one on standard input. variant: which weights of a folder to take, where it
+    has several.
 
     Raises QuantcliError for a missing, unreadable, damaged or unsupported file.
     """
     from quantcli.stores.checkpoint import Checkpoint
     from quantcli.stores.files import InputFile
-    from quantcli.stores.gguf import GgufFile, is_gguf
     from quantcli.stores.npy import NpyFile, NpzFile
     from quantcli.stores.onnx import OnnxFile
-    from quantcli.stores.safetensors import SafetensorsFile
 
-    if path == "-":
+    if path == "-" and variant is None:
+        from quantcli.stores.safetensors import SafetensorsFile
         from quantcli.stores.standard import open_input
 
         return SafetensorsFile(open_input())
     lower = os.fsdecode(path).lower()
+    if variant is not None and not os.path.isdir(path):
+        raise UsageError("only folders have variants", place=["--variant"], hint="leave it out")
     if os.path.isdir(path) or lower.endswith(".json"):
-        return Checkpoint(path)
+        return Checkpoint(path, variant)
     if lower.endswith(".npy"):
         return NpyFile(path)
     if lower.endswith(".npz"):
         return NpzFile(path)
     file = InputFile(path)
-    if lower.endswith(".onnx"):
-        return OnnxFile(file)
-    return GgufFile(file) if lower.endswith(".gguf") or is_gguf(file) else SafetensorsFile(file)
+    return OnnxFile(file) if lower.endswith(".onnx") else _by_content(file, lower)
+
+
+def _by_content(file: InputFile, name: str) -> Source:
+    """The source in a file whose name does not tell. A pickle under the name of a safetensors file is not read: that
+    name promises a file without one."""
+    from quantcli.stores.gguf import GgufFile, is_gguf
+    from quantcli.stores.safetensors import SafetensorsFile
+    from quantcli.stores.torch_file import TorchFile, is_torch
+
+    if name.endswith(".gguf") or is_gguf(file):
+        return GgufFile(file)
+    return TorchFile(file) if not name.endswith(".safetensors") and is_torch(file) else SafetensorsFile(file)

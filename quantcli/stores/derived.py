@@ -25,7 +25,7 @@ class Computed:
     info: its name, dtype and shape. home: the stored tensor in whose file it counts. fill(start, buffer): its
     little-endian C-order bytes from byte `start`; it may be called from several threads. parts: all the stored tensors
     it is made of; where it is made of part of one only, the others that are must have it among theirs too. earlier: the
-    codes it is decoded from, if it is.
+    codes it is decoded from, if it is. note: what was done to it, for people.
     """
 
     info: TensorInfo
@@ -33,6 +33,7 @@ class Computed:
     fill: Callable[[int, memoryview], None]
     parts: tuple[str, ...]
     earlier: Earlier | None = None
+    note: str = ""
 
 
 def unchanged(source: Source, info: TensorInfo, name: str | None = None) -> Computed:
@@ -47,6 +48,7 @@ def unchanged(source: Source, info: TensorInfo, name: str | None = None) -> Comp
         fill=fill,
         parts=(info.name,),
         earlier=source.earlier.get(info.name),
+        note=source.notes.get(info.name, ""),
     )
 
 
@@ -76,6 +78,9 @@ class Selected(Source):
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._whole.read(name, start, buffer)
 
+    def release(self, name: str) -> None:
+        self._whole.release(name)
+
     def files(self) -> Sequence[InputFile]:
         return self._files
 
@@ -96,12 +101,14 @@ class Derived(Source):
         *,
         metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
         decoded_from: str = "",
+        others: Sequence[Source] = (),
     ) -> None:
-        """metadata: what the header of a file says now. decoded_from: as for every source. Raises DataError where two
-        tensors have one name."""
+        """metadata: what the header of a file says now. decoded_from: as for every source. others: further sources that
+        tensors are made of. Raises DataError where two tensors have one name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
-        self._base = base
+        self.warnings = base.warnings
+        self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
         held: dict[str, list[Computed]] = {name: [] for name in base.shards}
         seen = set[str]()
@@ -112,6 +119,7 @@ class Derived(Source):
             held[at[tensor.home]].append(tensor)
         self._tensors = {tensor.info.name: tensor for own in held.values() for tensor in own}
         self.earlier = {name: t.earlier for name, t in self._tensors.items() if t.earlier is not None}
+        self.notes = {name: t.note for name, t in self._tensors.items() if t.note}
         self._shards = {
             name: Selected(
                 self,
@@ -140,11 +148,17 @@ class Derived(Source):
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._tensors[name].fill(start, buffer)
 
+    def release(self, name: str) -> None:
+        for part in self._tensors[name].parts:
+            self._base.release(part)
+
     def files(self) -> Sequence[InputFile]:
         return self._base.files()
 
     def check_unchanged(self) -> None:
-        self._base.check_unchanged()
+        for source in (self._base, *self._others):
+            source.check_unchanged()
 
     def close(self) -> None:
-        self._base.close()
+        for source in (self._base, *self._others):
+            source.close()

@@ -12,6 +12,7 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -65,13 +66,30 @@ class OutputFolder:
             if os.path.lexists(self.temp) and not is_own(self.temp, stat.S_ISDIR):
                 remove(self.temp)
             os.makedirs(self.temp, exist_ok=True)
-            for name in os.listdir(self.temp):
-                path = os.path.join(self.temp, name)
-                if name not in keep or not is_own(path, stat.S_ISREG):
-                    remove(path)
+            self._keep_only(self.temp, keep)
         except OSError as error:
             raise os_error(error, self.path) from None
         self.hold = False
+
+    def _keep_only(self, folder: str, keep: Collection[str]) -> None:
+        """Remove all files below a folder that are not to be kept, and links."""
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if is_own(path, stat.S_ISDIR):
+                self._keep_only(path, keep)
+                with contextlib.suppress(OSError):  # if nothing is left in it
+                    os.rmdir(path)
+            elif os.path.relpath(path, self.temp) not in keep or not is_own(path, stat.S_ISREG):
+                remove(path)
+
+    def part(self, name: str) -> Part:
+        """A subfolder that one of several models fills; of an empty name the folder itself."""
+        part = Part(self, name)
+        try:
+            os.makedirs(part.temp, exist_ok=True)
+        except OSError as error:
+            raise os_error(error, part.path) from None
+        return part
 
     def record(self, journal: bytes) -> None:
         """Record what has been finished: it is kept if the run is interrupted from now on."""
@@ -144,6 +162,36 @@ class OutputFolder:
             with contextlib.suppress(OSError):
                 remove(self._workspace.journal)  # nothing is left to resume
         sync_folder(self.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of an output folder that one model fills: names in it are those of its files."""
+
+    out: OutputFolder
+    name: str = ""
+
+    def named(self, name: str) -> str:
+        """The name in the whole folder of a file of this part."""
+        return os.path.join(self.name, name)
+
+    @property
+    def temp(self) -> str:
+        """Where it is made."""
+        return os.path.normpath(os.path.join(self.out.temp, self.name))
+
+    @property
+    def path(self) -> str:
+        """Where it will be."""
+        return os.path.normpath(os.path.join(self.out.path, self.name))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a side file and sync it to disk."""
+        self.out.write(self.named(name), content)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file."""
+        self.out.rename(self.named(old), self.named(new))
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

@@ -14,21 +14,17 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES, FROM_NUMPY
 from quantcli.errors import DataError, os_error, printable
+from quantcli.stores import zipped
 from quantcli.stores.files import InputFile, OpenFile
 from quantcli.stores.source import Source
+from quantcli.stores.strided import Strided, merged
 from quantcli.tensors.info import TensorInfo
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _HEADER_LIMIT = 10_000
 """Bytes of a header: numpy's own limit."""
-_SLAB = 1 << 22
-"""Weights of a Fortran-ordered array that are transposed at a time."""
 
 _ITEM = re.compile(
     r"""\s*(?:(?P<q>['"])descr(?P=q)\s*:\s*(?P<p>['"])(?P<descr>[^'"]*)(?P=p)
@@ -113,65 +109,13 @@ def _array(fields: dict[str, str], data: int) -> ArrayHeader:
     return ArrayHeader(dtype.name, shape, swapped, fields["fortran"] == "True" and len(shape) > 1, data)
 
 
-class _Array:
-    """Bytes of one array in a file, read in little-endian C order."""
-
-    def __init__(self, file: InputFile, header: ArrayHeader, base: int) -> None:
-        self.file, self.header, self.base = file, header, base
-        self.itemsize = DTYPES[header.dtype].bits // 8
-        self._lock = threading.Lock()
-        self._slabs: dict[tuple[int, int], bytes] = {}
-
-    def read(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start`."""
-        import numpy as np
-
-        if self.header.fortran:
-            self._read_fortran(start, buffer)
-        else:
-            self.file.read_into(self.base + start, buffer)
-            if self.header.swapped:
-                np.frombuffer(buffer, f">u{self.itemsize}").byteswap(inplace=True)
-
-    def _read_fortran(self, start: int, buffer: memoryview) -> None:
-        if not buffer:
-            return
-        row = math.prod(self.header.shape[1:]) * self.itemsize
-        step = max(1, _SLAB * self.itemsize // row)
-        done = 0
-        while done < len(buffer):
-            first = (start + done) // row // step * step
-            slab = self._slab(first, min(first + step, self.header.shape[0]))
-            skip = start + done - first * row
-            take = min(len(buffer) - done, len(slab) - skip)
-            buffer[done : done + take] = slab[skip : skip + take]
-            done += take
-
-    def _slab(self, first: int, last: int) -> bytes:
-        """Rows [first, last) of axis 0 in C order. The last two are kept: threads read neighbouring tiles."""
-        import numpy as np
-
-        with self._lock:
-            if (first, last) in self._slabs:
-                return self._slabs[first, last]
-            length, columns = self.header.shape[0], math.prod(self.header.shape[1:])
-            rows = last - first
-            found: NDArray[Any] = np.empty((columns, rows), f"{'>' if self.header.swapped else '<'}u{self.itemsize}")
-            if rows * 8 >= length:  # whole columns, of which a good part is kept
-                step = max(1, _SLAB // length)
-                for col in range(0, columns, step):
-                    block: NDArray[Any] = np.empty((min(step, columns - col), length), found.dtype)
-                    self.file.read_into(self.base + col * length * self.itemsize, block.data.cast("B"))
-                    found[col : col + step] = block[:, first:last]
-            else:
-                for col in range(columns):
-                    self.file.read_into(self.base + (col * length + first) * self.itemsize, found[col].data.cast("B"))
-            order = (*reversed(self.header.shape[1:]), rows)
-            slab = np.ascontiguousarray(found.reshape(order).T.astype(f"<u{self.itemsize}", copy=False)).tobytes()
-            while len(self._slabs) > 1:
-                del self._slabs[next(iter(self._slabs))]
-            self._slabs[first, last] = slab
-            return slab
+def _array_in(file: InputFile, header: ArrayHeader, base: int) -> Strided:
+    """The elements of an array in a file, whatever their order. base: where the first one begins."""
+    item, shape = DTYPES[header.dtype].bits // 8, header.shape
+    sizes = shape[::-1] if header.fortran else shape
+    strides = tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
+    dims = merged(shape, strides[::-1] if header.fortran else strides) if math.prod(shape) else ()
+    return Strided(file, base, item, dims, swap=item if header.swapped else 0)
 
 
 class NpyFile(Source):
@@ -192,7 +136,7 @@ class NpyFile(Source):
         stem = os.path.splitext(os.path.basename(path))[0]
         name = stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace") or "array"
         self._info = TensorInfo(name, header.dtype, header.shape)
-        self._array = _Array(self.file, header, header.data)
+        self._array = _array_in(self.file, header, header.data)
 
     def infos(self) -> Sequence[TensorInfo]:
         return [self._info]
@@ -201,7 +145,7 @@ class NpyFile(Source):
         self._array.read(start, buffer)
 
     def release(self, name: str) -> None:
-        self._array._slabs.clear()
+        self._array.release()
 
     def files(self) -> Sequence[InputFile]:
         return [self.file]
@@ -224,7 +168,7 @@ class NpzFile(Source):
         self.metadata: dict[str, str] = {}
         self.file = InputFile(path)
         self._lock = threading.Lock()
-        self._arrays: dict[str, _Array] = {}
+        self._arrays: dict[str, Strided] = {}
         try:
             self._members = self._open()
             self._headers = {name: self._header(name, member) for name, member in self._members.items()}
@@ -236,12 +180,12 @@ class NpzFile(Source):
         return DataError(problem, place=[self.path, *([printable(member)] if member is not None else [])])
 
     def _open(self) -> dict[str, zipfile.ZipInfo]:
-        if self.file.size < 4 or self.file.read(0, 4) not in (b"PK\x03\x04", b"PK\x05\x06"):
+        if not zipped.begins(self.file):
             raise self._fail("not a .npz file")
         try:
-            self._zip = zipfile.ZipFile(_Reader(self.file))
+            self._zip = zipped.open_zip(self.file)
             entries = self._zip.infolist()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+        except zipped.PROBLEMS as error:
             raise self._fail(f"not a readable .npz file: {error}") from None
         members: dict[str, zipfile.ZipInfo] = {}
         end = 0
@@ -274,18 +218,18 @@ class NpzFile(Source):
                 return parse_header(stream.read(min(member.file_size, _HEADER_LIMIT + 16)), member.file_size)
         except DataError as error:
             raise error.within(self.path, printable(name)) from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+        except zipped.PROBLEMS as error:
             raise self._fail(f"it cannot be read: {error}", name) from None
 
-    def _array(self, name: str) -> _Array:
+    def _array(self, name: str) -> Strided:
         with self._lock:
             if name not in self._arrays:
                 member, header = self._members[name], self._headers[name]
                 try:
                     if member.compress_type == zipfile.ZIP_STORED:
-                        self._arrays[name] = _Array(self.file, header, self._check(member) + header.data)
+                        self._arrays[name] = _array_in(self.file, header, self._check(member) + header.data)
                     else:
-                        self._arrays[name] = _Array(self._spool(member), header, header.data)
+                        self._arrays[name] = _array_in(self._spool(member), header, header.data)
                 except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                     raise self._fail(f"it is damaged: {error}", name) from None
                 except OSError as error:
@@ -294,14 +238,10 @@ class NpzFile(Source):
 
     def _check(self, member: zipfile.ZipInfo) -> int:
         """The offset of a stored member's bytes, after checking their checksum."""
-        local = self.file.read(member.header_offset, 30)
-        base = (
-            member.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-        )
         with self._zip.open(member) as stream:
             while stream.read(1 << 20):
                 pass
-        return base
+        return zipped.data_of(self.file, member)
 
     def _spool(self, member: zipfile.ZipInfo) -> InputFile:
         with tempfile.TemporaryFile() as spool:
@@ -336,32 +276,3 @@ class NpzFile(Source):
         for name in list(self._arrays):
             self.release(name)
         self.file.close()
-
-
-class _Reader:
-    """The seekable file object that zipfile needs, on top of pread."""
-
-    def __init__(self, file: InputFile) -> None:
-        self.file, self.position = file, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        base = {0: 0, 1: self.position, 2: self.file.size}[whence]
-        if base + offset < 0:
-            raise ValueError("negative seek")
-        self.position = base + offset
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self.file.size - self.position)
-        data = self.file.read(self.position, left if size < 0 else min(size, left))
-        self.position += len(data)
-        return data
-
-    def close(self) -> None:
-        pass

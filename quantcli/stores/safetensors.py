@@ -25,13 +25,14 @@ HEADER_LIMIT = 100_000_000
 METADATA = "__metadata__"
 """The key of a header that is not a tensor."""
 
+_PICKLES = "; a checkpoint of PyTorch is read from a file with its own ending, such as .pt or .bin"
 _STRANGERS = [
     (b"GGUF", "this is a GGUF file"),
     (b"\x93NUMPY", "this is a NumPy array; its name must end in .npy"),
-    (b"PK\x03\x04", "this is a zip archive (a PyTorch pickle or .npz), not safetensors"),
+    (b"PK\x03\x04", f"this is a zip archive (of torch.save or .npz), not safetensors{_PICKLES}"),
     (b"version https://git-lfs", "this is a Git LFS pointer; fetch the file with 'git lfs pull'"),
-    (b"\x80\x02", "this is a Python pickle, which is never loaded"),
-    (b"\x80\x04", "this is a Python pickle, which is never loaded"),
+    (b"\x80\x02", f"this is a Python pickle, not safetensors{_PICKLES}"),
+    (b"\x80\x04", f"this is a Python pickle, not safetensors{_PICKLES}"),
     (b"<!DOCTYPE", "this is a web page"),
     (b"<html", "this is a web page"),
 ]

@@ -40,7 +40,8 @@ class Source(Protocol):
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
     metadata. graph: of an ONNX file, what its nodes do with tensors. aside: weight files of its folder that are not
     part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
-    people. A store inherits the defaults of features it does not have.
+    people. notes: what was done to tensors before they are read, for people. warnings: what was left out of the file,
+    and where in it the tensors were found. A store inherits the defaults of features it does not have.
     """
 
     path: str
@@ -54,6 +55,8 @@ class Source(Protocol):
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
     decoded_from: str = ""
+    notes: Mapping[str, str] = MappingProxyType({})
+    warnings: Sequence[str] = ()
 
     @property
     def documents(self) -> list[HeaderDocument]:

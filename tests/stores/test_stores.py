@@ -22,7 +22,7 @@ from making import BF16, NUMPY_OF, npy_bytes, raw_file, raw_npy, raw_tensors, sa
 
 from quantcli import DataError, QuantcliError
 from quantcli.layouts.native import model as reading
-from quantcli.stores import npy, open_source
+from quantcli.stores import open_source, strided
 
 # ---- reading helpers --------------------------------------------------------------------------------------------
 
@@ -383,7 +383,8 @@ def test_fortran_arrays_beyond_the_slab(
     slab: int, shape: tuple[int, ...], dtype: str, order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """read in tiles whatever their byte order and layout"""
-    monkeypatch.setattr(npy, "_SLAB", slab)
+    monkeypatch.setattr(strided, "SLAB", slab * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(strided, "_CALL", 16)  # else arrays this small are read in one call
     array = np.asfortranarray(np.random.default_rng(0).integers(0, 100, shape).astype(order + dtype))
     path = tmp_path / "a.npy"
     path.write_bytes(npy_bytes(array))
