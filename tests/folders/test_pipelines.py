@@ -315,3 +315,32 @@ def test_sentence_transformers_with_its_model_in_a_subfolder(tmp_path: Path, mon
     assert tensors["0_Transformer/encoder.layer.0.attention.self.query.weight"]["scheme"] == "w8g128"
     assert tensors["2_Dense/linear.weight"]["note"] == "sentence-transformers loads Dense in floating point"
     assert contents(Path("out"))["2_Dense/model.safetensors"] == (source / "2_Dense/model.safetensors").read_bytes()
+
+
+# ---- what diffusers' loader of bitsandbytes does ----------------------------------------------------------------
+
+
+def model(folder: Path, kind: str, **shapes: tuple[int, ...]) -> Path:
+    text(folder / "config.json", {"_class_name": kind, "_diffusers_version": "0.42.1"})
+    names = {name.replace("__", "."): shape for name, shape in shapes.items()}
+    save(folder / "diffusion_pytorch_model.safetensors", weights(names, 7))
+    return folder
+
+
+def test_a_kept_layer_that_would_hide_others_is_refused(tmp_path: Path) -> None:
+    """diffusers skips every module whose own name, without what it is in, is on the list"""
+    shapes = {"proj_out__weight": (64, 64), "blocks__0__proj_out__weight": (64, 64), "blocks__0__ff__weight": (64, 64)}
+    source = model(tmp_path / "m", "FluxTransformer2DModel", **shapes)
+    ran = run("quantize", source, "--to", "bnb-nf4", "--exclude", "proj_out", "--dry-run")
+    assert "with proj_out kept, its loader would not decode blocks.0.proj_out either" in one_line(ran, 2)
+    assert run("quantize", source, "--to", "bnb-nf4", "--exclude", "*proj_out", "--dry-run").code == 0
+
+
+def test_layers_that_diffusers_keeps_in_float32(tmp_path: Path) -> None:
+    shapes = {"condition_embedder__time_embedder__linear_1__weight": (64, 64), "blocks__0__ff__weight": (64, 64)}
+    source = model(tmp_path / "m", "WanTransformer3DModel", **shapes)
+    ran = run("quantize", source, "--to", "bnb-nf4", "--dry-run", "--json", "--include", "*")
+    kept = next(t for t in ran.json["tensors"] if "time_embedder" in t["name"])
+    assert kept["reason"] == "target" and "diffusers never quantizes this layer" in kept["note"]
+    ran = run("quantize", source, "--to", "compressed-tensors", "--dry-run")
+    assert "diffusers does not load compressed-tensors; use --to bnb-nf4" in one_line(ran, 2)

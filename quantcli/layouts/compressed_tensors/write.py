@@ -22,6 +22,13 @@ from quantcli.patterns import module_of
 ACCEPTS = Accepts(bits=tuple(BITS))
 
 
+SENTENCES = (
+    "sentence-transformers encodes with this folder only when it is loaded with "
+    "model_kwargs={'quantization_config': CompressedTensorsConfig(dequantize=True)}; a folder made with --to "
+    "bnb-nf4 needs nothing of the kind"
+)
+"""What there is to know of a folder of sentence-transformers."""
+
 EXPERT = r"re:.*\.experts\.\d+\..*"
 """The target that names stacked experts: transformers looks for their scheme in the group with this target."""
 
@@ -132,10 +139,4 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
 
 def _sentences(beside: Beside) -> list[str]:
     """A note for a folder of sentence-transformers, which has modules.json."""
-    if beside("modules.json") is None:
-        return []
-    return [
-        "sentence-transformers encodes with this folder only when it is loaded with "
-        "model_kwargs={'quantization_config': CompressedTensorsConfig(dequantize=True)}; a folder made with --to "
-        "bnb-nf4 needs nothing of the kind"
-    ]
+    return [SENTENCES] if beside("modules.json") is not None else []
