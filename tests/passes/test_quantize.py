@@ -33,7 +33,7 @@ from quantcli.kernels import native
 from quantcli.passes import outputs
 from quantcli.passes import quantize as pipeline
 from quantcli.planning import plan
-from quantcli.stores import npy, open_source
+from quantcli.stores import open_source, strided
 from quantcli.tensors import api, rows
 
 ZOO: dict[str, np.ndarray] = {
@@ -355,7 +355,7 @@ def test_decoded_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_numpy_files(suffix: str, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy, "_SLAB", 200)  # Fortran arrays are turned around by several threads
+    monkeypatch.setattr(strided, "SLAB", 800)  # Fortran arrays are turned around by several threads
     arrays = {
         "a": np.asfortranarray(gaussian(40, 60)),
         "b": gaussian(50, 50).astype(">f4"),
