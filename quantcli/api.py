@@ -86,6 +86,7 @@ def quantize_file(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
+    keep_embeddings: bool | None = None,
     importance: Path | None = None,
     max_shard_size: int | None = None,
     digest: str | None = None,
@@ -100,8 +101,9 @@ def quantize_file(
     """Quantize a file or checkpoint folder as `quantcli quantize` does; the report on it.
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
-    recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, resume: as the options of the command. force: whether an existing
+    recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults,
+    keep_embeddings, importance, max_shard_size (bytes), digest, on_nonfinite, resume: as the options of the command,
+    None for what it does without them. force: whether an existing
     output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
     with what the command says on standard error. Further keywords are those of `Scheme`.
 
@@ -125,6 +127,7 @@ def quantize_file(
         include=include,
         exclude=exclude,
         keep_defaults=keep_defaults,
+        keep_embeddings=keep_embeddings,
         importance=fspath(importance) if importance is not None else None,
         max_shard_size=max_shard_size,
         digest=digest,
@@ -148,6 +151,7 @@ def plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
+    keep_embeddings: bool | None = None,
     max_shard_size: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     **scheme: Any,
@@ -171,6 +175,7 @@ def plan(
         include=include,
         exclude=exclude,
         keep_defaults=keep_defaults,
+        keep_embeddings=keep_embeddings,
         max_shard_size=max_shard_size,
     )
     with _ready(asked, src, None, recipe, dry_run=True, say=say) as ready:
@@ -205,7 +210,7 @@ def _ready(
             say(why)
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
-        request = job.request(source, asked, to, warn=say)
+        request = job.request(source, asked, to, say=say, warn=say)
         target, folder = job.place(source, path, asked, request, name, fspath(recipe) if recipe is not None else None)
         yield job.prepare(
             source,

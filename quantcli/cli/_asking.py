@@ -49,7 +49,7 @@ def schemes(command: F) -> F:
                 metavar="N",
                 default=None,
                 help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.",
-                show_default="128; --to gguf: 32",
+                show_default="128; --to mlx, bnb-nf4: 64; gguf: 32",
                 group="Common",
             ),
             _help.option(
@@ -201,8 +201,15 @@ class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 def selection(command: F) -> F:
-    """Which tensors: --include, --exclude and --no-default-keep."""
+    """Which tensors: --include, --exclude, --no-default-keep and --keep-embeddings."""
     for option in (
+        _help.option(
+            "--keep-embeddings/--no-keep-embeddings",
+            default=None,
+            help="Keep embeddings and output heads as they are, or quantize them.",
+            show_default="as the target's own tools: --to gguf and mlx quantize them",
+            group="Selection",
+        ),
         _help.option(
             "--no-default-keep",
             is_flag=True,
@@ -332,6 +339,7 @@ def order(asked: Mapping[str, Any], recipe: Recipe | None = None) -> Order:
         include=asked["include"],
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
+        keep_embeddings=asked["keep_embeddings"],
         to=asked.get("to"),
         container=asked.get("container", False),
         max_shard_size=asked.get("max_shard_size"),

@@ -151,7 +151,7 @@ def command(
         if budget is not None:
             request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)[0].request
         else:
-            request = job.request(source, order, to, warn=options.warn)
+            request = job.request(source, order, to, say=talk.say, warn=options.warn)
             request = job.spelt_out(source, request) if saved is not None else request
         if to is not None:
             job.check_target(source, to, output, container=order.container)

@@ -15,7 +15,7 @@ from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import plan, recipe
+from quantcli.planning import kinds, plan, recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 def label(request: Request, recipe_name: str | None) -> str:
     """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is."""
     if recipe_name is None:
-        return request.scheme.name if not request.rules else "recipe"
+        return "recipe" if any(not rule.preset for rule in request.rules) else request.scheme.name
     stem, extension = os.path.splitext(os.path.basename(recipe_name))
     return stem if extension.lower() in (".yaml", ".yml") else stem + extension
 
@@ -79,13 +79,16 @@ def place(
 # ---- what is asked, of this source ------------------------------------------------------------------------------
 
 
-def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
-    """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
-    file of importances that match no tensor."""
+def request(source: Source, asked: Order, to: str | None, *, say: Say, warn: Say) -> Request:
+    """What is asked of the tensors of a source, with scales as the target stores them. say: called with the preset that
+    is chosen; warn: with entries of a file of importances that match no tensor."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    return plan.suited(request_of(source, asked, to, importance))
+    found = plan.suited(request_of(source, asked, to, importance))
+    if line := kinds.said(found.rules):
+        say(line)
+    return found
 
 
 def spelt_out(source: Source, asked: Request) -> Request:

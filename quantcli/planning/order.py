@@ -11,6 +11,7 @@ from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
+from quantcli.planning import kinds
 from quantcli.planning.importance import Importance, load
 from quantcli.planning.plan import Request, embeddings_alone
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
@@ -32,6 +33,7 @@ class Order:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keep_defaults: bool = True
+    keep_embeddings: bool | None = None
     to: str | None = None
     container: bool = False
     max_shard_size: int | None = None
@@ -53,6 +55,7 @@ def order(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
+    keep_embeddings: bool | None = None,
     to: str | None = None,
     container: bool = False,
     max_shard_size: float | None = None,
@@ -71,6 +74,7 @@ def order(
         include=tuple(include or said.get("include", ())),
         exclude=tuple(exclude or said.get("exclude", ())),
         keep_defaults=keep_defaults and said.get("keep_defaults", True),
+        keep_embeddings=keep_embeddings if keep_embeddings is not None else said.get("keep_embeddings"),
         to=to or said.get("to"),
         container=container or said.get("container", False),
         max_shard_size=None if limit is None else int(limit),
@@ -150,14 +154,17 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
 
 
 def request_of(source: Source, asked: Order, to: str | None, importance: Importance | None) -> Request:
-    """What is asked of the tensors of a source, written for a target."""
+    """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
+    says what is quantized, no preset does."""
+    said = asked.recipe.given or asked.include or not asked.keep_defaults
     return Request(
         scheme=asked.recipe.default,
-        rules=asked.recipe.rules,
+        rules=(*(() if said else kinds.rules_for(source)), *asked.recipe.rules),
         ties=asked.recipe.ties,
         include=asked.include,
         exclude=asked.exclude,
         keep_defaults=asked.keep_defaults,
+        keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
         importance=importance,
         to=to,
