@@ -15,8 +15,9 @@ from quantcli.folders import job
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
+from quantcli.planning import kinds
 from quantcli.planning import recipe as recipes
-from quantcli.planning.order import Order, order, target_of, with_usual
+from quantcli.planning.order import Order, named_by, order, target_of, with_usual
 from quantcli.reports import build
 from quantcli.stores import need_file
 
@@ -101,9 +102,9 @@ def quantize_file(
     """Quantize a file or checkpoint folder as `quantcli quantize` does; the report on it.
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
-    recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults,
-    keep_embeddings, importance, max_shard_size (bytes), digest, on_nonfinite, resume: as the options of the command,
-    None for what it does without them. force: whether an existing
+    recipe: a file or a preset. to: the target, such as `gguf`, which the extension of `dst` may tell; container,
+    include, exclude, keep_defaults, keep_embeddings, importance, max_shard_size (bytes), digest, on_nonfinite, resume:
+    as the options of the command, None for what it does without them. force: whether an existing
     output is replaced. threads: 0 for one on each processor. progress: called with the bytes done so far; say: called
     with what the command says on standard error. Further keywords are those of `Scheme`.
 
@@ -122,6 +123,7 @@ def quantize_file(
     asked = _order(
         recipe,
         scheme,
+        dst,
         to=to,
         container=container,
         include=include,
@@ -182,11 +184,13 @@ def plan(
         return ready.planned()
 
 
-def _order(recipe: Path | None, scheme: dict[str, Any], **asked: Any) -> Order:
-    """The order that keywords make. Raises UsageError for those that make no scheme."""
-    fields = scheme if recipe is not None else with_usual(scheme, asked["to"])
+def _order(recipe: Path | None, scheme: dict[str, Any], dst: Path | None = None, **asked: Any) -> Order:
+    """The order that keywords make; dst: the output, whose name may tell the target. Raises UsageError for those
+    that make no scheme."""
+    inferred = named_by(None if dst is None else fspath(dst))
+    fields = scheme if recipe is not None else with_usual(scheme, asked["to"] or inferred)
     given(None, fields)  # refuses keywords that are not those of a scheme
-    return order(recipes.load(None if recipe is None else fspath(recipe), fields), **asked)
+    return order(recipes.load(None if recipe is None else fspath(recipe), fields), inferred=inferred, **asked)
 
 
 @contextlib.contextmanager
@@ -210,9 +214,9 @@ def _ready(
             say(why)
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
-        request = job.request(source, asked, to, say=say, warn=say)
+        request = job.request(source, asked, to, warn=say)
         target, folder = job.place(source, path, asked, request, name, fspath(recipe) if recipe is not None else None)
-        yield job.prepare(
+        ready = job.prepare(
             source,
             path,
             asked,
@@ -224,3 +228,6 @@ def _ready(
             resume=resume,
             dry_run=dry_run,
         )
+        for line in kinds.said(request):
+            say(line)
+        yield ready

@@ -330,17 +330,21 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def order(asked: Mapping[str, Any], recipe: Recipe | None = None) -> Order:
-    """The typed order that options make, those of a recipe behind them; recipe: where it is known already."""
+def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str | None = None) -> Order:
+    """The typed order that options make, those of a recipe behind them; recipe: where it is known already. output: its
+    name, which tells the target where nothing else does."""
+    from quantcli.planning.order import named_by
     from quantcli.planning.order import order as made
 
+    inferred = named_by(output)
     return made(
-        recipe_of(asked) if recipe is None else recipe,
+        recipe_of({**asked, "to": asked["to"] or inferred}) if recipe is None else recipe,
         include=asked["include"],
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
         keep_embeddings=asked["keep_embeddings"],
         to=asked.get("to"),
+        inferred=inferred,
         container=asked.get("container", False),
         max_shard_size=asked.get("max_shard_size"),
         importance=asked.get("importance"),

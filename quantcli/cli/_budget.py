@@ -278,7 +278,7 @@ def planned(
 
     schemes = _schemes(order, budget)
     need_file(source, "planning")
-    request = job.request(source, order, to, say=talk.say, warn=options.warn)
+    request = job.request(source, order, to, warn=options.warn)
     schemes, mixed = _stored_by(to, schemes, talk)
     request = replace(request, scheme=schemes[0])
     first = make(source.infos(), request)

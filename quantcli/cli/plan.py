@@ -55,7 +55,7 @@ def command(
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
     from quantcli.folders.output import nbytes_of
-    from quantcli.planning import recipe
+    from quantcli.planning import kinds, recipe
     from quantcli.planning.order import target_of
     from quantcli.reports import planned
 
@@ -69,6 +69,7 @@ def command(
         to, _ = target_of(source, order, folder=source.folder is not None)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         nbytes = nbytes_of(source, found.plan)
+        talk.say(*kinds.said(found.request))
         report = planned.made(found, nbytes, source=src, target=target, explain=explain)
     for line in () if talk.quiet else report.warnings:
         options.warn(line)

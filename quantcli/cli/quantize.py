@@ -38,7 +38,8 @@ MUCH = 64 << 20
     type=options.targets(native="for quantcli itself: stores every scheme"),
     default=None,
     help="Write what another tool loads; see export.",
-    show_default="native; for folders of transformers compressed-tensors, if it can store the schemes",
+    show_default="by the extension of -o, such as .gguf; else native, and for folders of transformers "
+    "compressed-tensors, if it can store the schemes",
     group="Common",
 )
 @options.output
@@ -130,10 +131,10 @@ def command(
     """
     from quantcli import kernels
     from quantcli.folders import job
-    from quantcli.planning import recipe
+    from quantcli.planning import kinds, recipe
     from quantcli.planning.order import target_of
 
-    order = _asking.order(asked)
+    order = _asking.order(asked, output=output)
     budget = _budget.of_quantize(asked, order)
     _naming.check_model(output, order.to)
     if src == "-" and output is None and not dry_run:
@@ -151,7 +152,7 @@ def command(
         if budget is not None:
             request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)[0].request
         else:
-            request = job.request(source, order, to, say=talk.say, warn=options.warn)
+            request = job.request(source, order, to, warn=options.warn)
             request = job.spelt_out(source, request) if saved is not None else request
         if to is not None:
             job.check_target(source, to, output, container=order.container)
@@ -171,7 +172,7 @@ def command(
             resume=resume,
             dry_run=dry_run,
         )
-        talk.say(*ready.notes)
+        talk.say(*kinds.said(ready.request), *ready.notes)
         if dry_run:
             report = ready.planned()
         else:

@@ -91,7 +91,7 @@ def command(
     from quantcli.folders import job
     from quantcli.folders.output import size_of
     from quantcli.passes import sweep
-    from quantcli.planning import plan
+    from quantcli.planning import kinds, plan
     from quantcli.reports import swept
     from quantcli.stores import need_file
 
@@ -102,7 +102,8 @@ def command(
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
     with _sources.float_source(src, source_layout, talk) as source:
         need_file(source, "sweeping")
-        request = job.request(source, order, None, say=talk.say, warn=options.warn)
+        request = job.request(source, order, None, warn=options.warn)
+        talk.say(*kinds.said(request))
         plans = []
         for scheme in schemes:
             try:

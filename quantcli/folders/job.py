@@ -15,7 +15,7 @@ from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import kinds, plan, recipe
+from quantcli.planning import plan, recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
@@ -79,16 +79,13 @@ def place(
 # ---- what is asked, of this source ------------------------------------------------------------------------------
 
 
-def request(source: Source, asked: Order, to: str | None, *, say: Say, warn: Say) -> Request:
-    """What is asked of the tensors of a source, with scales as the target stores them. say: called with the preset that
-    is chosen; warn: with entries of a file of importances that match no tensor."""
+def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
+    """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
+    file of importances that match no tensor."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    found = plan.suited(request_of(source, asked, to, importance))
-    if line := kinds.said(found.rules):
-        say(line)
-    return found
+    return plan.suited(request_of(source, asked, to, importance))
 
 
 def spelt_out(source: Source, asked: Request) -> Request:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from quantcli import architectures
 from quantcli.errors import QuantcliError
 from quantcli.layouts.config import json_beside, section
-from quantcli.planning.plan import Rule
+from quantcli.patterns import compiled
+from quantcli.planning.plan import Request, Rule
 from quantcli.planning.recipe import load
 
 if TYPE_CHECKING:
@@ -89,15 +90,17 @@ def _config(beside: Beside) -> dict[str, Any]:
         return {}
 
 
-def rules_for(source: Source) -> tuple[Rule, ...]:
-    """What the preset for a model keeps, as rules before all others."""
+def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
+    """The preset for a model, and what it keeps of it, as rules before all others; no name where there is none."""
     name = preset_of(source.beside)
     if name is None:
-        return ()
+        return "", ()
     rules = [rule for rule in load(name).rules if rule.scheme is None]
     if name == "llm":
         rules += _further_tokens(source.infos(), _config(source.beside))
-    return tuple(replace(rule, optional=True, preset=name) for rule in rules)
+    names = [info.name[-1024:] for info in source.infos()]
+    kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]
+    return name, tuple(replace(rule, optional=True, preset=name) for rule in kept)
 
 
 def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[Rule]:
@@ -115,7 +118,6 @@ def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> l
     ]
 
 
-def said(rules: Iterable[Rule]) -> str:
-    """The line about the preset among the rules of a request; empty where there is none."""
-    name = next((rule.preset for rule in rules if rule.preset), "")
-    return f"preset {name}, from config.json" if name else ""
+def said(request: Request) -> list[str]:
+    """The line about the preset that was chosen for a request."""
+    return [f"preset {request.preset}, from config.json"] if request.preset else []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
@@ -57,13 +59,15 @@ def order(
     keep_defaults: bool = True,
     keep_embeddings: bool | None = None,
     to: str | None = None,
+    inferred: str | None = None,
     container: bool = False,
     max_shard_size: float | None = None,
     importance: str | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
 ) -> Order:
-    """What is given, and of the rest what the recipe says. Raises UsageError for what contradicts itself."""
+    """What is given, and of the rest what the recipe says; inferred: the target where neither names one. Raises
+    UsageError for what contradicts itself."""
     said: dict[str, Any] = dict(recipe.options)
     typed = {"include": include, "exclude": exclude, "container": container}
     limit = max_shard_size if max_shard_size is not None else said.get("max_shard_size")
@@ -75,7 +79,7 @@ def order(
         exclude=tuple(exclude or said.get("exclude", ())),
         keep_defaults=keep_defaults and said.get("keep_defaults", True),
         keep_embeddings=keep_embeddings if keep_embeddings is not None else said.get("keep_embeddings"),
-        to=to or said.get("to"),
+        to=to or said.get("to") or inferred,
         container=container or said.get("container", False),
         max_shard_size=None if limit is None else int(limit),
         importance=importance,
@@ -88,6 +92,16 @@ def order(
         place, hint = ("recipe: container", "add the key to") if by_key else ("--container", "use it with --to")
         raise UsageError("only other tools' layouts have containers", place=[place], hint=hint)
     return found
+
+
+def named_by(output: str | None) -> str | None:
+    """The target that the extension of an output stands for; None where it stands for none.
+
+    >>> named_by("out/model.GGUF"), named_by("model.mlx"), named_by("model.safetensors")
+    ('gguf', 'mlx', None)
+    """
+    found = os.path.splitext(os.path.basename(os.path.normpath(output or "")))[1][1:].lower()
+    return found if found in registry.names("layouts", "WRITES") else None
 
 
 def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
@@ -157,9 +171,11 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does."""
     said = asked.recipe.given or asked.include or not asked.keep_defaults
+    preset, kept = ("", ()) if said else kinds.chosen(source)
     return Request(
         scheme=asked.recipe.default,
-        rules=(*(() if said else kinds.rules_for(source)), *asked.recipe.rules),
+        rules=(*kept, *asked.recipe.rules),
+        preset=preset,
         ties=asked.recipe.ties,
         include=asked.include,
         exclude=asked.exclude,

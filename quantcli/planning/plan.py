@@ -112,6 +112,8 @@ class Request:
     container: bool = False
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
+    preset: str = field(default="", compare=False)
+    """The preset that config.json chose, whose rules are among the others."""
 
     def place(self, name: str) -> str:
         """Where an error about include or exclude is: the key of the recipe, or the option."""

@@ -278,6 +278,7 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], a
         architecture=asked.architecture,
         container=asked.container,
         keep_embeddings=asked.keep_embeddings,
+        preset=asked.preset,
         rules=tuple(rule for rule in asked.rules if rule.preset),
     )
     for tensor in make(infos, replace(found, importance=None)).tensors:

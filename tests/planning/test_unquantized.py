@@ -68,7 +68,7 @@ def about(warnings: list[str], words: str) -> str:
 
 def test_an_embedding_that_takes_the_room(llama: Path) -> None:
     """Named with its bytes and its share, in the plan and in the report of it, and what is advised does it."""
-    for words in (["--to", "gguf"], ["--to", "native"]):
+    for words in (["--to", "native"], ["--to", "native", "--bits", "8"]):
         wet = run("quantize", llama, *words, "-o", "out", "--json")
         dry = run("quantize", llama, *words, "-o", "dry", "--dry-run", "--json")
         line = about(wet.json["warnings"], "is not quantized")

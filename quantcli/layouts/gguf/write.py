@@ -55,6 +55,9 @@ WIDER = {"BOOL": "I8", "U8": "I16", "U16": "I32", "U32": "I64", "F8_E4M3": "F16"
 RUNS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}
 """The dtype in which llama.cpp runs matrices of a dtype."""
 
+TABLES = ("token_embd.weight", "output.weight")
+"""llama.cpp's names of the embedding and the output head, which may have another type than all else."""
+
 HEAD_BITS = 8
 """Bits of the output head."""
 
@@ -307,11 +310,12 @@ def _conversion(
 
 
 def _file_type(by_name: Mapping[str, Weight], places: Mapping[str, Place]) -> dict[str, Any]:
-    """The key for the type of most weights in blocks; of equally frequent types the last by name, so that order does
-    not matter."""
+    """The key for the type of most weights in blocks, those of the layers where there are some; of equally frequent
+    types the last by name, so that order does not matter."""
     count: Counter[str] = Counter()
-    for source, place in places.items():
-        if by_name[source].scheme is not None:
-            count[place.type] += by_name[source].info.numel
+    in_blocks = [(by_name[source].info, place) for source, place in places.items() if by_name[source].scheme]
+    layers = [pair for pair in in_blocks if pair[1].name not in TABLES]
+    for info, place in layers or in_blocks:
+        count[place.type] += info.numel
     most = max(count, key=lambda kind: (count[kind], kind), default=None)
     return {} if most is None else {"general.file_type": FILE_TYPES[most]}
