@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MUCH = 0.2
 """The share of the output from which on kept weights are worth a warning."""
 
-FLOOR = 1 << 18
+FLOOR = 1 << 16
 """Bytes of kept weights below which there is nothing to gain."""
 
 WANTED = ("excluded", "not-included", "nonfinite", "not-float", "unsupported-dtype", "empty")
