@@ -16,7 +16,7 @@ from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
-from quantcli.planning.order import Order, order, target_of, with_usual
+from quantcli.planning.order import Order, named_by, order, target_of, with_usual
 from quantcli.reports import build
 from quantcli.stores import need_file, pipelines, signals
 
@@ -92,6 +92,7 @@ def quantize_file(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
+    keep_embeddings: bool | None = None,
     importance: Path | None = None,
     max_shard_size: int | None = None,
     digest: str | None = None,
@@ -112,11 +113,12 @@ def quantize_file(
     """Quantize a file or checkpoint folder as `quantcli quantize` does; the report on it.
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
-    recipe: a file or a preset. to: the target, such as `gguf`; container, include, exclude, keep_defaults, importance,
-    max_shard_size (bytes), digest, on_nonfinite, source_layout, requantize, variant, lora (paths), adapter, as_float,
-    resume: as the options of the command. force: whether an existing output is replaced. threads: 0 for one on each
-    processor. progress: called with the bytes done so far; say: called with what the command says on standard error.
-    Further keywords are those of `Scheme`.
+    recipe: a file or a preset. to: the target, such as `gguf`, which the extension of `dst` may tell; container,
+    include, exclude, keep_defaults, keep_embeddings, importance, max_shard_size (bytes), digest, on_nonfinite,
+    source_layout, requantize, variant, lora (paths), adapter, as_float, resume: as the options of the command, None for
+    what it does without them. force: whether an existing output is replaced. threads: 0 for one on each processor.
+    progress: called with the bytes done so far; say: called with what the command says on standard error. Further
+    keywords are those of `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
@@ -133,11 +135,13 @@ def quantize_file(
     asked = _order(
         recipe,
         scheme,
+        dst,
         to=to,
         container=container,
         include=include,
         exclude=exclude,
         keep_defaults=keep_defaults,
+        keep_embeddings=keep_embeddings,
         importance=fspath(importance) if importance is not None else None,
         max_shard_size=max_shard_size,
         digest=digest,
@@ -162,6 +166,7 @@ def plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
+    keep_embeddings: bool | None = None,
     max_shard_size: int | None = None,
     source_layout: str = "auto",
     requantize: bool = False,
@@ -191,6 +196,7 @@ def plan(
         include=include,
         exclude=exclude,
         keep_defaults=keep_defaults,
+        keep_embeddings=keep_embeddings,
         max_shard_size=max_shard_size,
     )
     reading = _reading(source_layout, requantize, variant, lora, adapter, as_float)
@@ -211,11 +217,13 @@ def _reading(
     )
 
 
-def _order(recipe: Path | None, scheme: dict[str, Any], **asked: Any) -> Order:
-    """The order that keywords make. Raises UsageError for those that make no scheme."""
-    fields = scheme if recipe is not None else with_usual(scheme, asked["to"])
+def _order(recipe: Path | None, scheme: dict[str, Any], dst: Path | None = None, **asked: Any) -> Order:
+    """The order that keywords make; dst: the output, whose name may tell the target. Raises UsageError for those
+    that make no scheme."""
+    inferred = named_by(None if dst is None else fspath(dst))
+    fields = scheme if recipe is not None else with_usual(scheme, asked["to"] or inferred)
     given(None, fields)  # refuses keywords that are not those of a scheme
-    return order(recipes.load(None if recipe is None else fspath(recipe), fields), **asked)
+    return order(recipes.load(None if recipe is None else fspath(recipe), fields), inferred=inferred, **asked)
 
 
 @contextlib.contextmanager

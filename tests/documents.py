@@ -82,7 +82,7 @@ def _run_console(text: str, folder: Path, environment: dict[str, str]) -> None:
         assert not failed, f"it failed: {failed}"
         ran = _shell(command, folder, environment)
         failed = f"{ran.returncode}\n" if ran.returncode else ""
-        assert_shown(ran.stdout + ran.stderr, shown, command)
+        assert_shown(ran.stderr + ran.stdout, shown, command)
     assert not failed, f"it failed: {text}"
 
 

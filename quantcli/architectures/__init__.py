@@ -73,6 +73,7 @@ class Architecture:
     hold a matrix but are not plain Linear layers, or DIRECT or INITIALIZED, by name without prefix and with # for
     numbers. shared: Linear layers that may share the tensor of another module, and their names in files. float32:
     modules that are never quantized while a model is loaded. renames: how names in files become those of modules.
+    tied: whether config.json says that head and embedding are one tensor; None where it does not say.
     """
 
     model_type: str
@@ -83,6 +84,7 @@ class Architecture:
     shared: Mapping[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
     float32: tuple[str, ...] = ()
     renames: tuple[Rename, ...] = ()
+    tied: bool | None = None
     _holders: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -182,7 +184,8 @@ def of(config: Mapping[str, Any]) -> Architecture | None:
         return None
     facts = _facts()["types"].get(model_type) if isinstance(model_type, str) else None
     if facts is None:
-        return Architecture(model_type=model_type if isinstance(model_type, str) else "", known=False)
+        named_type = model_type if isinstance(model_type, str) else ""
+        return Architecture(model_type=named_type, known=False, tied=_tied(config))
     ways: Mapping[str, int | None] = facts["renames"]
     named = [c for c in classes if isinstance(c, str) and c in ways] if isinstance(classes, list) else []
     number = ways[named[0]] if named else Counter(ways.values()).most_common(1)[0][0]
@@ -194,7 +197,28 @@ def of(config: Mapping[str, Any]) -> Architecture | None:
         shared=facts["shared"],
         float32=tuple(facts["float32"]),
         renames=_renames(number) if number is not None else (),
+        tied=_tied(config),
     )
+
+
+def _tied(config: Mapping[str, Any]) -> bool | None:
+    """Whether a config.json says that head and embedding are one tensor; of models of several parts, for the part that
+    reads text."""
+    text = config.get("text_config")
+    for values in (config, text if isinstance(text, dict) else {}):
+        found = values.get("tie_word_embeddings")
+        if isinstance(found, bool):
+            return found
+    return None
+
+
+def classes(model_type: str) -> tuple[str, ...]:
+    """The classes of transformers for a type of model; none for unknown types.
+
+    >>> classes("musicgen")
+    ('MusicgenForConditionalGeneration',)
+    """
+    return tuple(_facts()["types"].get(model_type, {}).get("renames", ()))
 
 
 @cache

@@ -51,7 +51,7 @@ schemes = _help.options(
         "--group-size",
         type=int,
         metavar="N",
-        show_default="128; --to gguf: 32",
+        show_default="128; --to mlx, bnb-nf4: 64; gguf: 32",
         group="Common",
         help="Weights along the last axis that share a scale; -1 per channel, 0 per tensor.",
     ),
@@ -170,8 +170,15 @@ selection = _help.options(
         help="Quantize every float tensor of two or more dimensions.",
         group="Selection",
     ),
+    _help.option(
+        "--keep-embeddings/--no-keep-embeddings",
+        default=None,
+        help="Keep embeddings and output heads as they are, or quantize them.",
+        show_default="as the target's own tools: --to gguf and mlx quantize them",
+        group="Selection",
+    ),
 )
-"""Which tensors: --include, --exclude and --no-default-keep."""
+"""Which tensors: --include, --exclude, --no-default-keep and --keep-embeddings."""
 
 recipe = _help.options(
     _help.option(
@@ -258,16 +265,21 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def order(asked: Mapping[str, Any], recipe: Recipe | None = None) -> Order:
-    """The typed order that options make, those of a recipe behind them; recipe: where it is known already."""
+def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str | None = None) -> Order:
+    """The typed order that options make, those of a recipe behind them; recipe: where it is known already. output: its
+    name, which tells the target where nothing else does."""
+    from quantcli.planning.order import named_by
     from quantcli.planning.order import order as made
 
+    inferred = named_by(output)
     return made(
-        recipe_of(asked) if recipe is None else recipe,
+        recipe_of({**asked, "to": asked["to"] or inferred}) if recipe is None else recipe,
         include=asked["include"],
         exclude=asked["exclude"],
         keep_defaults=not asked["no_default_keep"],
+        keep_embeddings=asked["keep_embeddings"],
         to=asked.get("to"),
+        inferred=inferred,
         container=asked.get("container", False),
         max_shard_size=asked.get("max_shard_size"),
         importance=asked.get("importance"),

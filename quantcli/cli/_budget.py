@@ -33,7 +33,8 @@ TARGETS = (
 
 WITH_A_TARGET = (
     *("target_size", "target_bpw", "recipe", "override", "importance", "save_recipe"),
-    *("include", "exclude", "no_default_keep", "max_shard_size", "on_nonfinite", "digest", "to", "container"),
+    *("include", "exclude", "no_default_keep", "keep_embeddings", "max_shard_size", "on_nonfinite", "digest"),
+    *("to", "container"),
 )
 """Options that are allowed with a target; a plan chooses the rest itself."""
 
@@ -180,12 +181,16 @@ def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], in
 
 def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> str:
     """What makes the smallest file smaller, and else to ask for more."""
-    ways = []
+    from quantcli.planning.plan import TABLES
+
+    ways, kept = [], {t.reason for t in least.plan.tensors if t.scheme is None}
     native = "--to native " if to is not None else ""
-    if any(t.reason in ("embedding", "lm-head", "router", "small") for t in least.plan.tensors) and (
-        native or order.keep_defaults
-    ):
+    if order.keep_embeddings and kept & {*TABLES}:
+        ways.append("leave out --keep-embeddings")
+    elif kept & {"router", "small", "preset"} and (native or order.keep_defaults):
         ways.append(f"quantize such tensors too with {native}--no-default-keep")
+    elif kept & {*TABLES} and (native or order.keep_embeddings is None):
+        ways.append(f"quantize such tensors too with {native}--no-keep-embeddings")
     if min(b or 16 for b in budget.bits) > min(BITS) and not budget.scheme:
         ways.append("allow fewer --bits")
     return ", or ".join([*ways, "ask for more"])

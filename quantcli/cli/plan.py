@@ -46,7 +46,7 @@ def command(
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
     from quantcli.folders.output import nbytes_of
-    from quantcli.planning import recipe
+    from quantcli.planning import kinds, recipe
     from quantcli.planning.order import target_of
     from quantcli.reports import planned
 
@@ -61,6 +61,7 @@ def command(
         to, _ = target_of(source, order, folder=source.folder is not None)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)
+        console.inform(*kinds.said(found.request))
         report = planned.report_of(found, nbytes, source=src, target=target, explain=explain)
         report = replace(report, warnings=[*source.warnings, *report.warnings])
     for line in () if console.quiet else report.warnings:

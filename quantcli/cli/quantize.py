@@ -39,7 +39,8 @@ MUCH = 64 << 20
     "--to",
     type=options.targets(native="for quantcli itself: stores every scheme"),
     help="Write what another tool loads; see export.",
-    show_default="native; for folders of transformers compressed-tensors, if it can store the schemes",
+    show_default="by the extension of -o, such as .gguf; else native, and for folders of transformers "
+    "compressed-tensors, if it can store the schemes",
     group="Common",
 )
 @options.output
@@ -113,7 +114,7 @@ def command(
     from quantcli.planning.order import target_of
     from quantcli.stores import pipelines
 
-    order = _asking.order(asked)
+    order = _asking.order(asked, output=output)
     budget = _budget.of_quantize(asked, order)
     _naming.check_model(output, order.to)
     if src == "-" and output is None and not dry_run:

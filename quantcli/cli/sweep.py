@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _help, _sources, options
@@ -12,7 +12,6 @@ from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
     from quantcli.floats import Reading
-    from quantcli.planning.plan import Request
     from quantcli.scheme import Scheme
 
 
@@ -55,23 +54,28 @@ def command(
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
     as measured.
     """
+    from quantcli.folders import job
     from quantcli.folders.output import size_of
     from quantcli.passes import sweep
-    from quantcli.planning import plan
+    from quantcli.planning import kinds, plan
     from quantcli.reports import swept
     from quantcli.stores import need_file
 
     file = options.document_file(output, swept.SweepReport, [src])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
+    selected |= {"recipe": None, "override": ()}
+    order = _asking.order(selected, _asking.asked_recipe(selected, {}))
     with _sources.float_source(src, reading, console) as source:
         _sources.inform_of(source, console)
         need_file(source, "sweeping")
         console.inform(*source.warnings)
+        request = job.request(source, order, None, warn=options.warn)
+        console.inform(*kinds.said(request))
         plans = []
         for scheme in schemes:
             try:
-                plans.append(plan.make(source.infos(), _request(scheme, selected)))
+                plans.append(plan.make(source.infos(), replace(request, scheme=scheme)))
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         began = time.perf_counter()
@@ -87,18 +91,6 @@ def command(
             plot=plot,
         )
     options.show(report, console, show_all=True, file=file)
-
-
-def _request(scheme: Scheme, selected: Mapping[str, Any]) -> Request:
-    """A scheme for the tensors selected."""
-    from quantcli.planning.plan import Request
-
-    return Request(
-        scheme=scheme,
-        include=selected["include"],
-        exclude=selected["exclude"],
-        keep_defaults=not selected["no_default_keep"],
-    )
 
 
 def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:

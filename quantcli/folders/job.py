@@ -16,7 +16,7 @@ from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import plan, recipe
+from quantcli.planning import kinds, plan, recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 def label(request: Request, recipe_name: str | None) -> str:
     """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is."""
     if recipe_name is None:
-        return request.scheme.name if not request.rules else "recipe"
+        return "recipe" if any(not rule.preset for rule in request.rules) else request.scheme.name
     stem, extension = os.path.splitext(os.path.basename(recipe_name))
     return stem if extension.lower() in (".yaml", ".yml") else stem + extension
 
@@ -144,7 +144,7 @@ def planned(source: Source, order: Order, request: Request, *, folder: bool) -> 
     found = plan.make(source.infos(), request)
     model = outputs.planned(found, source, digest=order.digest)
     notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
-    return Planned(plan=found, model=model, notes=tuple(notes))
+    return Planned(plan=found, model=model, notes=(*kinds.said(request), *notes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

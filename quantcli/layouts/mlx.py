@@ -26,6 +26,7 @@ groups from `quantization`; transformers looks under `quantization_config`, so b
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import kernels
-from quantcli.architectures import Architecture
+from quantcli.architectures import UNNAMED, Architecture
+from quantcli.asking import changed
 from quantcli.errors import DataError, printable
 from quantcli.kernels import OFFSET, CodeGrid, QuantParams, row_bytes
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
@@ -57,6 +59,7 @@ from quantcli.layouts.small import scales, small_floats
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
+from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 
@@ -269,11 +272,46 @@ def _job(weight: Weight) -> Job:
     return Job(outputs=outputs, pieces=pieces)
 
 
+HEAD = re.compile(r"(?:^|\.)lm_head\.weight$")
+
+READ = {"baichuan_m1": "lm_head", "bailing_moe": "lm_head", "bailing_moe_linear": "lm_head", "minicpm": "embed_tokens"}
+"""What mlx-lm normalizes or copies while it loads models of a type."""
+
+OWN = {
+    ("bailing_moe_v3", "embedding"): 0,
+    ("bailing_moe_v3", "lm-head"): 0,
+    ("granite", "lm-head"): 8,
+    ("granitemoe", "lm-head"): 8,
+    ("muse_spark", "embedding"): 0,
+    ("muse_spark", "lm-head"): 0,
+    ("rwkv7", "embedding"): 8,
+}
+"""Bits of the tables that mlx-lm's models have rules for, in groups of 64; 0 where these say to keep them."""
+
+
 def module(weight: Weight, model: Architecture) -> str | None:
     """Why mlx-lm does not load a quantized weight in this module."""
+    path = module_of(weight.info.name)
+    if HEAD.search(weight.info.name) and model is not UNNAMED and model.tied is not False:
+        said = "true" if model.tied else "not there, which mlx-lm may take for true"
+        return f"tie_word_embeddings is {said}: the embedding is the head then, and codes of another one do not load"
+    if path.rpartition(".")[2] == READ.get(model.model_type):
+        return "mlx-lm computes with this matrix while it loads it, which needs floating-point weights"
     if model.holder(module_of(weight.info.name)) == "Conv1D":
         return "mlx-lm transposes this matrix while it loads it, which needs floating-point weights"
     return None
+
+
+def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> Scheme | None:
+    """The scheme of an embedding or output head as mlx-lm's convert has it: that of all weights, apart from a few types
+    of models. Embeddings that have a class of their own in transformers may have one in mlx-lm too, and are kept."""
+    holder = model.holder(module_of(info.name))
+    if holder is not None and holder != "Embedding" and not holder.endswith("ScaledWordEmbedding"):
+        return None
+    bits = OWN.get((model.model_type, "lm-head" if kind == "lm-head" else "embedding"), scheme.bits)
+    if bits in (0, scheme.bits):
+        return scheme if bits else None
+    return changed(scheme, bits=bits, granularity="group", group_size=64, grid=None)
 
 
 def _settings(weight: Weight) -> tuple[int, int]:
@@ -315,4 +353,6 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     module=module,
+    tables=tables,
+    usual={"group_size": 64},
 )

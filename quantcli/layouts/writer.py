@@ -211,15 +211,17 @@ class Writer:
 
     summary: a line for users, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
     store, for users. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
-    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
-    it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
-    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
-    which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
-    of the model. scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are
-    requested. extension: of a target that is always one file, with its dot; two_files: whether it may need a second
-    one. keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
-    schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
-    report reads what was written, before that has its name.
+    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose
+    weights it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
+    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such
+    files, which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in
+    this module of the model. tables(info, kind, scheme, architecture): the scheme of an embedding or output head
+    (kind `embedding`, `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the
+    target's own tools have it; None where they keep it. scale_dtype: the best dtype of scales for it; usual: fields
+    of the scheme to use unless others are requested. extension: of a target that is always one file, with its dot;
+    two_files: whether it may need a second one. keeps_document: whether its files are native files too. mixes:
+    whether weights of one model may have several schemes; tied: a pattern of those that must share one, where a
+    model has stacked experts. read_back: whether the report reads what was written, before that has its name.
     """
 
     summary: str
@@ -229,6 +231,7 @@ class Writer:
     convert: Callable[[Sequence[Weight], Beside], Conversion]
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
     scale_dtype: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
     extension: str = ""

@@ -25,7 +25,7 @@ from quantcli.passes.tiles import Progress
 from quantcli.patterns import matching, tied
 from quantcli.planning import recipe
 from quantcli.planning.allocate import Allocation, allocate, smallest
-from quantcli.planning.plan import FREE, Plan, Request, make
+from quantcli.planning.plan import FREE, Plan, Request, make, quantized
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
@@ -150,12 +150,20 @@ def _plans(source: Source, request: Request, schemes: Sequence[Scheme]) -> list[
     plans, error = list[Plan](), None
     for scheme in schemes:
         try:
-            plans.append(make(source.infos(), replace(request, scheme=scheme)))
+            plans.append(_with(source, request, scheme))
         except DataError as problem:
             error = error or problem
     if error is not None and not plans:
         raise error
     return plans
+
+
+def _with(source: Source, request: Request, scheme: Scheme) -> Plan:
+    """The plan that gives a scheme to all there is to choose for, embeddings and output heads too that the tools of the
+    target would give another one."""
+    plan = make(source.infos(), replace(request, scheme=scheme))
+    own = [t for t in plan.tensors if t.reason == "runtime" and t.scheme != scheme]
+    return plan.amended({t.info.name: quantized(t.info, scheme, t.reason, importance=t.importance) for t in own})
 
 
 def _free(plans: Sequence[Decided]) -> Decided | None:
@@ -300,7 +308,7 @@ def _uniform(
     found: list[tuple[float, str]] = []
     for number, choice in enumerate(units[0].choices):
         if choice.scheme is not None and all(len(u.choices) > number for u in units):
-            plan = make(source.infos(), replace(request, scheme=choice.scheme))
+            plan = _with(source, request, choice.scheme)
             if size_of(plan) <= limit:
                 found.append((sum(u.choices[number].cost for u in units), choice.scheme.name))
     return min(found, default=None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
+from quantcli.planning import kinds
 from quantcli.planning.importance import Importance, load
 from quantcli.planning.plan import Request, embeddings_alone
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
@@ -32,6 +35,7 @@ class Order:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keep_defaults: bool = True
+    keep_embeddings: bool | None = None
     to: str | None = None
     container: bool = False
     max_shard_size: int | None = None
@@ -53,14 +57,17 @@ def order(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep_defaults: bool = True,
+    keep_embeddings: bool | None = None,
     to: str | None = None,
+    inferred: str | None = None,
     container: bool = False,
     max_shard_size: float | None = None,
     importance: str | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
 ) -> Order:
-    """What is given, and of the rest what the recipe says. Raises UsageError for what contradicts itself."""
+    """What is given, and of the rest what the recipe says; inferred: the target where neither names one. Raises
+    UsageError for what contradicts itself."""
     said: dict[str, Any] = dict(recipe.options)
     typed = {"include": include, "exclude": exclude, "container": container}
     limit = max_shard_size if max_shard_size is not None else said.get("max_shard_size")
@@ -71,7 +78,8 @@ def order(
         include=tuple(include or said.get("include", ())),
         exclude=tuple(exclude or said.get("exclude", ())),
         keep_defaults=keep_defaults and said.get("keep_defaults", True),
-        to=to or said.get("to"),
+        keep_embeddings=keep_embeddings if keep_embeddings is not None else said.get("keep_embeddings"),
+        to=to or said.get("to") or inferred,
         container=container or said.get("container", False),
         max_shard_size=None if limit is None else int(limit),
         importance=importance,
@@ -84,6 +92,16 @@ def order(
         place, hint = ("recipe: container", "add the key to") if by_key else ("--container", "use it with --to")
         raise UsageError("only other tools' layouts have containers", place=[place], hint=hint)
     return found
+
+
+def named_by(output: str | None) -> str | None:
+    """The target that the extension of an output stands for; None where it stands for none.
+
+    >>> named_by("out/model.GGUF"), named_by("model.mlx"), named_by("model.safetensors")
+    ('gguf', 'mlx', None)
+    """
+    found = os.path.splitext(os.path.basename(os.path.normpath(output or "")))[1][1:].lower()
+    return found if found in registry.names("layouts", "WRITES") else None
 
 
 def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
@@ -153,14 +171,19 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
 
 
 def request_of(source: Source, asked: Order, to: str | None, importance: Importance | None) -> Request:
-    """What is asked of the tensors of a source, written for a target."""
+    """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
+    says what is quantized, no preset does."""
+    said = asked.recipe.given or asked.include or not asked.keep_defaults
+    preset, kept = ("", ()) if said else kinds.chosen(source)
     return Request(
         scheme=asked.recipe.default,
-        rules=asked.recipe.rules,
+        rules=(*kept, *asked.recipe.rules),
+        preset=preset,
         ties=asked.recipe.ties,
         include=asked.include,
         exclude=asked.exclude,
         keep_defaults=asked.keep_defaults,
+        keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
         importance=importance,
         to=to,

@@ -12,7 +12,7 @@ from quantcli.asking import candidates, weighs
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.native import parts as native
-from quantcli.layouts.writer import named, refusal
+from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme
@@ -37,12 +37,14 @@ REASONS = {
     "default": "the scheme of the command line",
     "rule": "a rule of the recipe",
     "embedding-only": "an embedding, and the model has no other weights",
+    "runtime": "an embedding or output head, quantized as the target's own tools do",
     "not-float": "integers and booleans pass through; --as-float reads those of .npy and .npz files as signals",
     "unsupported-dtype": "a float type that is not quantized",
     "unsupported-shape": "more dimensions than numpy has",
     "empty": "no elements",
     "scalar": "a single number without dimensions",
     "excluded": "matched --exclude or a keep rule",
+    "preset": "the preset for such models keeps it; the note says why",
     "not-included": "matched no --include",
     "norm": "keep-list: normalization",
     "bias": "keep-list: bias",
@@ -57,7 +59,10 @@ REASONS = {
 }
 """Every reason code and what it means."""
 
-FREE = ("default", "embedding-only")
+TABLES = ("embedding", "lm-head")
+"""Reasons to keep what a target's own tools may quantize."""
+
+FREE = ("default", "embedding-only", "runtime")
 """Reasons of tensors with the default scheme, for which a budget may choose another one."""
 
 VECTORS = ("norm", "bias", "one-dimensional")
@@ -79,12 +84,14 @@ class NothingToQuantizeError(DataError):
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
-    place: where it stands."""
+    preset: the preset it comes from, where config.json chose that; empty for what was asked. place: where it stands.
+    """
 
     pattern: str
     scheme: Scheme | None
     reason: str | None = None
     optional: bool = False
+    preset: str = ""
     place: str = field(default="rules", compare=False)
 
 
@@ -94,13 +101,15 @@ class Request:
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
     counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
     able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
-    they are in a model of this architecture, and whether it is to write a container of tensors instead of a model."""
+    they are in a model of this architecture, and whether it is to write a container of tensors instead of a model.
+    keep_embeddings: whether embeddings and output heads are kept; None to do as the target's own tools."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keep_defaults: bool = True
+    keep_embeddings: bool | None = None
     max_shard_size: int | None = None
     importance: Importance | None = None
     ties: tuple[str, ...] = ()
@@ -109,6 +118,8 @@ class Request:
     container: bool = False
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
+    preset: str = field(default="", compare=False)
+    """The preset that config.json chose, whose rules are among the others."""
 
     def place(self, name: str) -> str:
         """Where an error about include or exclude is: the key of the recipe, or the option."""
@@ -116,8 +127,8 @@ class Request:
 
     def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
-        to which they are added; rules as [pattern, number or null, reason or null, whether optional]; importances by
-        their digest; what is usual left out."""
+        to which they are added; rules as [pattern, number or null, reason or null, whether optional, preset];
+        importances by their digest; what is usual left out."""
 
         def number(scheme: Scheme) -> int:
             values = scheme.as_dict()
@@ -129,12 +140,15 @@ class Request:
         rules: list[list[Any]] = []
         for rule in self.rules:
             entry = [rule.pattern, None if rule.scheme is None else number(rule.scheme), rule.reason, rule.optional]
-            rules.append(entry if rule.optional else entry[:3] if rule.reason is not None else entry[:2])
+            more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
+            count = max((n for n, said in enumerate(more, 3) if said), default=2)
+            rules.append([*entry, rule.preset][:count])
         lists = {"rules": rules, "include": self.include, "exclude": self.exclude, "ties": self.ties}
         return {
             "default": default,
             **{name: list(value) for name, value in lists.items() if value},
             **({} if self.keep_defaults else {"keep_defaults": False}),
+            **({} if self.keep_embeddings is None else {"keep_embeddings": self.keep_embeddings}),
             **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
             **({} if self.importance is None else {"importance": self.importance.digest}),
             **({} if self.to is None else {"to": self.to}),
@@ -210,8 +224,9 @@ def _last_module(name: str) -> str:
     return module_of(name).rpartition(".")[2] or name
 
 
-def _why_kept(info: TensorInfo, *, keep_defaults: bool = True) -> str | None:
-    """The reason that lies in the tensor alone, if there is one."""
+def _why_kept(info: TensorInfo, *, keep_defaults: bool = True, keep_embeddings: bool = False) -> str | None:
+    """The reason that lies in the tensor alone, if there is one. keep_embeddings: whether those stay even without the
+    keep-list."""
     dtype = DTYPES[info.dtype]
     if not dtype.quantizable:
         return "unsupported-dtype" if dtype.is_float else "not-float"
@@ -221,8 +236,10 @@ def _why_kept(info: TensorInfo, *, keep_defaults: bool = True) -> str | None:
         return "scalar"
     if len(info.shape) > MAX_DIMENSIONS:
         return "unsupported-shape"
-    if keep_defaults:
+    if keep_defaults or keep_embeddings:
         for reason, expression in _NAMES:
+            if not keep_defaults and reason not in TABLES:
+                continue
             # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
             name = info.name[-1024:] if reason != "norm" or len(info.shape) == 1 else _last_module(info.name[-1024:])
             if expression.search(name):
@@ -262,15 +279,8 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     excluded = matching(request.exclude, names, request.place("exclude"))
     included = matching(request.include, names, request.place("include")) if request.include else set(names)
     ruled = _ruled(request.rules, names)
-    reasons = {info.name: _why_kept(info, keep_defaults=request.keep_defaults) for info in infos}
-    alone = request.keep_defaults and embeddings_alone(infos)
-    if alone:
-        tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
-        reasons = {name: None if name in tables else reason for name, reason in reasons.items()}
-    elif all(reason is not None for reason in reasons.values()):
-        light = {"one-dimensional", "small"}
-        if not any(r in dict(_NAMES) for r in reasons.values()):
-            reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
+    reasons, alone = _reasons(infos, request)
+    own = _as_its_tools(infos, reasons, request)
     tensors: list[Decided] = []
     for info in infos:
         rule = ruled.get(info.name)
@@ -281,13 +291,15 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
         elif rule is not None and quantizable:
             note = rule.reason or ""
             if rule.scheme is None:
-                tensors.append(Kept(info=info, reason="excluded", note=note))
+                tensors.append(Kept(info=info, reason="preset" if rule.preset else "excluded", note=note))
             else:
                 tensors.append(quantized(info, rule.scheme, "rule", note=note))
         elif info.name in excluded and quantizable:
             tensors.append(Kept(info=info, reason="excluded"))
         elif info.name not in included and quantizable:
             tensors.append(Kept(info=info, reason="not-included"))
+        elif info.name in own:
+            tensors.append(own[info.name])
         elif reason is not None:
             tensors.append(Kept(info=info, reason=reason))
         else:
@@ -298,6 +310,60 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     check(plan)
     _check_ties(plan, request.ties)
     return plan
+
+
+def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, str | None], bool]:
+    """By name the reason to keep a tensor that no rule is about, None to quantize it; and whether embeddings are all
+    the weights there are."""
+    kept_tables = request.keep_embeddings is True
+    reasons = {
+        info.name: _why_kept(info, keep_defaults=request.keep_defaults, keep_embeddings=kept_tables) for info in infos
+    }
+    if request.keep_defaults and not kept_tables and embeddings_alone(infos):
+        tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
+        return {name: None if name in tables else reason for name, reason in reasons.items()}, True
+    if all(reason is not None for reason in reasons.values()):
+        light = {"one-dimensional", "small"}
+        if not any(r in dict(_NAMES) for r in reasons.values()):
+            reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
+    return reasons, False
+
+
+def _as_its_tools(
+    infos: Sequence[TensorInfo], reasons: Mapping[str, str | None], request: Request
+) -> dict[str, Quantized]:
+    """Embeddings and output heads that are quantized: as the tools of the target do it, or because that is asked."""
+    found = dict[str, Quantized]()
+    if request.keep_embeddings is True:
+        return found
+    export = named(request.to) if request.to is not None and not request.container else None
+    model = request.architecture or UNNAMED
+    heads = any(reason == "lm-head" for reason in reasons.values())
+    for info in infos:
+        reason = reasons[info.name]
+        if reason not in TABLES or len(info.shape) < 2 or info.numel < SMALL:
+            continue
+        kind = "tied" if reason == "embedding" and (model.tied or not heads) else str(reason)
+        table = _table(info, kind, export, request.scheme, model) if export is not None else None
+        if table is not None:
+            found[info.name] = table
+        elif request.keep_embeddings is False:
+            found[info.name] = quantized(info, request.scheme, "default")
+    return found
+
+
+def _table(info: TensorInfo, kind: str, export: Writer, asked: Scheme, model: Architecture) -> Quantized | None:
+    """An embedding or output head as the tools of a target quantize it in a model of this scheme; None where they do
+    not, or where the target does not store it."""
+    scheme = export.tables(info, kind, asked, model)
+    if scheme is None:
+        return None
+    note = "" if scheme == asked else f"{scheme.bits} bits, as its tools do"
+    try:
+        table = quantized(info, scheme, "runtime", note=note)
+    except UsageError:
+        return None
+    return table if (export.shape(table) or export.module(table, model)) is None else None
 
 
 def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:

@@ -91,6 +91,8 @@ class Recipe:
     ties: tuple[str, ...] = ()
     importance: tuple[str | None, str | None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    given: bool = False
+    """Whether it was read from a file or is a preset that was named."""
 
     def scheme(self, fields: Mapping[str, Any]) -> Scheme:
         """The default scheme with these fields on top."""
@@ -120,7 +122,7 @@ def load(
     except QuantcliError as error:
         raise UsageError(error.problem, place=[path, *_line(error, where), *error.place], hint=error.hint) from None
     placed = (replace(r, place=f"{path}: {where['rules', i]}") for i, r in enumerate(found.rules))
-    return _with_rules(replace(found, rules=tuple(placed)), rules)
+    return _with_rules(replace(found, rules=tuple(placed), given=True), rules)
 
 
 def _line(error: QuantcliError, where: Mapping[tuple[str | int, ...], str]) -> list[str]:
@@ -202,7 +204,7 @@ def _option(name: str, value: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise UsageError(f"{shown} is not a list of patterns", place=[name])
         return tuple(value)
-    if name in ("keep_defaults", "container") and type(value) is not bool:
+    if name in ("keep_defaults", "keep_embeddings", "container") and type(value) is not bool:
         raise UsageError(f"{shown} is neither true nor false", place=[name])
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
@@ -216,7 +218,7 @@ def _option(name: str, value: Any) -> Any:
 def _rule(value: Any, place: str, asked: SchemeRequest) -> Rule:
     fields = mapping(_spelt_out(value, place), place, (*recipe_keys.RULE, *recipe_keys.SCHEME))
     pattern, reason = fields.pop("match", None), fields.pop("reason", None)
-    keep, optional = fields.pop("keep", False), fields.pop("optional", False)
+    keep, optional, preset = fields.pop("keep", False), fields.pop("optional", False), fields.pop("preset", "")
     if not isinstance(pattern, str):
         raise UsageError("it needs a pattern", place=[place, "match"])
     compiled(pattern, f"{place}: match")
@@ -225,10 +227,13 @@ def _rule(value: Any, place: str, asked: SchemeRequest) -> Rule:
             raise UsageError(f"{printable(repr(value), 60)} is neither true nor false", place=[place, key])
     if reason is not None and not isinstance(reason, str):
         raise UsageError("it is not text", place=[place, "reason"])
+    if preset and (preset not in presets() or not keep):
+        problem = f"{printable(repr(preset), 60)} is not a preset" if keep else "presets keep tensors only"
+        raise UsageError(problem, place=[place, "preset"], hint="leave the key out")
     if keep:
         if fields:
             raise UsageError(f"a tensor that is kept has no {next(iter(fields))}", place=[place])
-        return Rule(pattern, None, reason, optional=optional, place=place)
+        return Rule(pattern, None, reason, optional=optional, preset=preset, place=place)
     return Rule(pattern, decided_at(asked.with_rule(fields, place), place), reason, optional=optional, place=place)
 
 
@@ -272,13 +277,16 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], a
         to=asked.to,
         architecture=asked.architecture,
         container=asked.container,
+        keep_embeddings=asked.keep_embeddings,
+        preset=asked.preset,
+        rules=tuple(rule for rule in asked.rules if rule.preset),
     )
     for tensor in make(infos, replace(found, importance=None)).tensors:
         scheme = wanted.get(tensor.info.name)
         if scheme != tensor.scheme:
             others[scheme].append(tensor.info.name)
     rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
-    return replace(found, rules=tuple(rules))
+    return replace(found, rules=(*found.rules, *rules))
 
 
 def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
@@ -293,12 +301,15 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
     try:
         rules = []
         for entry in values.get("rules", []):
-            usual: list[Any] = [None, None, None, False]
-            pattern, number, reason, optional = [*entry, *usual[len(entry) :]] if len(entry) > 1 else []
+            usual: list[Any] = [None, None, None, False, ""]
+            pattern, number, reason, optional, preset = [*entry, *usual[len(entry) :]] if len(entry) > 1 else []
             compiled(pattern, "rules")
             if not (reason is None or isinstance(reason, str)) or optional not in (False, True):
                 raise TypeError
-            rules.append(Rule(pattern, None if number is None else numbered(number), reason, optional=optional))
+            if preset and (preset not in presets() or number is not None):
+                raise TypeError
+            scheme = None if number is None else numbered(number)
+            rules.append(Rule(pattern, scheme, reason, optional=optional, preset=preset))
         known = [name for name in recipe_keys.OPTIONS if name in values and name not in SETTINGS]
         said = {name: _option(name, values[name]) for name in known}
         said["ties"] = _ties(values.get("ties", []))
@@ -335,7 +346,8 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
         fields = shortest(rule.scheme) if rule.scheme is not None else {"keep": True}
         optional = {"optional": True} if rule.optional else {}
         reason = {"reason": rule.reason} if rule.reason is not None else {}
-        lines.append(f"  - {text({'match': rule.pattern, **fields, **optional, **reason})}")
+        preset = {"preset": rule.preset} if rule.preset else {}
+        lines.append(f"  - {text({'match': rule.pattern, **fields, **optional, **reason, **preset})}")
     lists = ("include", "exclude", "ties")
     said: dict[str, Any] = {name: list(getattr(request, name)) for name in lists if getattr(request, name)}
     if request.importance is not None:
@@ -344,6 +356,8 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
             path = os.path.relpath(path, folder or ".")
         said["importance"] = {**({"file": path} if path else {}), "xxh3": digest}
     more: dict[str, Any] = {} if request.keep_defaults else {"keep_defaults": False}
+    if request.keep_embeddings is not None:
+        more["keep_embeddings"] = request.keep_embeddings
     if request.max_shard_size is not None:
         more["max_shard_size"] = request.max_shard_size
     if request.to is not None:

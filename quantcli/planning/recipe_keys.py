@@ -27,6 +27,7 @@ RULE: Mapping[str, tuple[str, str]] = {
     "keep": ("true or false", "leave them as they are"),
     "optional": ("true or false", "it may match nothing"),
     "reason": ("text", "why, as the report shows it"),
+    "preset": ("preset", "the preset for such models that it comes from, in recipes of runs without one"),
 }
 """Of a rule, beside those of its scheme."""
 
@@ -34,6 +35,7 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "include": ("list of patterns", "quantize only these"),
     "exclude": ("list of patterns", "keep these as they are"),
     "keep_defaults": ("true or false", "false is --no-default-keep"),
+    "keep_embeddings": ("true or false", "--keep-embeddings or --no-keep-embeddings"),
     "max_shard_size": ("bytes", "split a checkpoint folder into files of at most this many bytes"),
     "to": ("target", "write what another tool loads"),
     "container": ("true or false", "with the targets gguf and onnx: the quantized tensors alone"),

@@ -13,7 +13,7 @@ from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.writer import named
 from quantcli.patterns import compiled
 from quantcli.planning import recipe
-from quantcli.planning.plan import Request, Rule, make
+from quantcli.planning.plan import TABLES, Request, Rule, make
 from quantcli.tensors.decided import Decided
 from quantcli.terminal import size
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 MUCH = 0.2
 """The share of the output from which on kept weights are worth a warning."""
 
-FLOOR = 1 << 18
+FLOOR = 1 << 16
 """Bytes of kept weights below which there is nothing to gain."""
 
 WANTED = ("excluded", "not-included", "nonfinite", "not-float", "unsupported-dtype", "empty")
 """Reasons that were asked for, or that hold for tensors that are not weights to quantize."""
 
-KEPT_BY_NAME = ("router", "lm-head", "embedding")
+KEPT_BY_NAME = ("router", "lm-head", "embedding", "preset")
 """Reasons of matrices that are kept unless a rule names them."""
 
 PRESET = "llm"
@@ -131,7 +131,7 @@ def grouped(tensors: Iterable[Sized]) -> list[Group]:
     """Sized tensors by what they are called and why they are kept, the largest groups first."""
     found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
-        why = t.note if t.reason == "target" and t.note else t.reason
+        why = t.note if t.reason in ("target", "preset") and t.note else t.reason
         found.setdefault((pattern_of(t.info.name), why), []).append(t)
     groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
@@ -142,7 +142,8 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> lis
 
     request: what was asked of these tensors, where it is known: then the line says what would change it.
     """
-    kept = [t for t in tensors if t.scheme is None and t.reason not in WANTED]
+    wanted = (*WANTED, *(TABLES if request is not None and request.keep_embeddings else ()))
+    kept = [t for t in tensors if t.scheme is None and t.reason not in wanted]
     whole, room = sum(t.bytes_out for t in tensors), sum(t.bytes_out for t in kept)
     if room < FLOOR or room <= MUCH * whole:
         return []
@@ -182,7 +183,10 @@ def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
                 sized = "".join(f",group-size={group_size}" for group_size in changes.values())
                 with_rule = _with_rule(other, group, {"bits": bits, **changes})
                 yield f"{option}--override '{group.pattern}:bits={bits}{sized}'", with_rule
-        yield f"{option}--no-default-keep", replace(other, keep_defaults=False)
+        if reason in TABLES:
+            yield f"{option}--no-keep-embeddings", replace(other, keep_embeddings=False)
+        rules = tuple(rule for rule in other.rules if not rule.preset)
+        yield f"{option}--no-default-keep", replace(other, keep_defaults=False, rules=rules)
 
 
 def _smaller(request: Request) -> list[int]:

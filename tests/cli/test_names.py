@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from making import ROOT, load, one_line, run, to
 
+import quantcli
 from quantcli import registry
 from quantcli.cli import _naming
 
@@ -34,10 +35,32 @@ def test_another_formats_extension_is_refused(extension: str, source: Path) -> N
     """For a file and for a folder, with the target that writes such files where there is one."""
     writes = extension.lower() in registry.names("layouts", "WRITES")
     way = f"use --to {extension.lower()}" if writes else "end the name in .saf"
-    for words in ([], ["--dry-run"], ["--target-bpw", "6"], ["--to", "compressed-tensors"]):
+    Path("r.yaml").write_text("to: native\n")
+    told: list[list[str]] = [["--to", "compressed-tensors"], ["--to", "native"], ["--recipe", "r.yaml"]]
+    for words in told if writes else [[], ["--dry-run"], ["--target-bpw", "6"], *told]:
         line = one_line(run("quantize", source, *words, "-o", f"out.{extension}", "-q"), 2)
         assert line.startswith(f"out.{extension}: the name ends in .{extension.lower()}, and safetensors would be wri")
         assert way in line
+    assert [path.name for path in Path().iterdir()] == ["r.yaml"]
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out.GGUF", "out.mlx"])
+def test_an_extension_tells_the_target(name: str) -> None:
+    """As --to does: the same bytes, with the groups that are usual there; from Python too."""
+    target = name.partition(".")[2].lower()
+    assert run("quantize", LLAMA, "-o", name, "-q").code == 0
+    assert run("quantize", LLAMA, "--to", target, "-o", f"told.{target}", "-q").code == 0
+    quantcli.quantize_file(LLAMA, f"called.{target}")
+    made = [Path(name), Path(f"told.{target}"), Path(f"called.{target}")]
+    files = [sorted(p.glob("*.safetensors")) if p.is_dir() else [p] for p in made]
+    assert len({tuple(f.read_bytes() for f in found) for found in files}) == 1
+    assert run("inspect", name, "--json").json["layout"].lower().startswith(target)
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_target_that_is_told_by_the_name_is_refused_as_any_other() -> None:
+    assert "--container" in one_line(run("quantize", LLAMA, "-o", "out.onnx"), 2)
+    assert "it needs the model's config.json" in one_line(run("quantize", DIGITS, "-o", "out.gguf"), 2)
     assert not list(Path().iterdir())
 
 

@@ -635,7 +635,7 @@ def test_folders(target: str, tmp_path: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "tokenizer.json").write_text("{}")
     name = usual(target)
-    ran = run("quantize", folder, *flags(name), *to(target), "--scale-dtype", "float16", "--json")
+    ran = run("quantize", folder, *flags(name), *to(target), "--keep-embeddings", "--scale-dtype", "float16", "--json")
     assert ran.code == 0, ran.err
     out = Path(ran.json["output"])
     assert out == tmp_path / f"in-{name}-{target}" and not left_behind(tmp_path)
@@ -829,7 +829,8 @@ def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, mon
         },
     )
     contained = ["--container"] if target in ("gguf", "onnx") else []
-    asked = ["--to", target, *flags(SCHEMES[target][2 if target == "awq" else 0]), *contained, "-o"]
+    scheme = flags(SCHEMES[target][2 if target == "awq" else 0])
+    asked = ["--to", target, *scheme, *contained, "--keep-embeddings", "-o"]
     out = tmp_path / f"out{named(target).extension or '.safetensors'}"
     planned = json.loads(run("quantize", model, *asked, out, "--dry-run", "--json").out)
     made = json.loads(run("quantize", model, *asked, out, "--json").out)
@@ -908,7 +909,7 @@ def test_standard_output(model: Path, tmp_path: Path) -> None:
     native, out = tmp_path / "native.safetensors", tmp_path / "out.safetensors"
     run("quantize", model, "-o", native)
     run("export", native, "--to", "mlx", "-o", out)
-    for words in (("export", native), ("quantize", model)):
+    for words in (("export", native), ("quantize", model, "--group-size", 128, "--keep-embeddings")):
         done = subprocess.run(command(*words, "--to", "mlx", "-o", "-", "-q"), capture_output=True, env=environment(),
                               check=True)  # fmt: skip
         assert done.stderr == b"" and done.stdout == out.read_bytes()

@@ -124,7 +124,7 @@ def test_the_bytes_of_the_gguf_package(tmp_path: Path, monkeypatch: pytest.Monke
 def test_export_gives_what_quantize_gives(tmp_path: Path, llama: Path) -> None:
     """From shards, from one file, and from a native folder: the same bytes, with a table and a document that say so."""
     out = tmp_path / "a.gguf"
-    ran = run("quantize", llama, "--bits", 5, "--asymmetric", "--to", "gguf", "-o", out)
+    ran = run("quantize", llama, "--bits", 5, "--asymmetric", "--keep-embeddings", "--to", "gguf", "-o", out)
     assert ran.code == 0, ran.err
     native = tmp_path / "native"
     options = ["--bits", 5, "--asymmetric", "--group-size", 32, "--scale-dtype", "float16"]
@@ -132,7 +132,8 @@ def test_export_gives_what_quantize_gives(tmp_path: Path, llama: Path) -> None:
     ran = run("export", native, "--to", "gguf", "-o", tmp_path / "b.gguf", "--threads", 3)
     assert ran.code == 0 and "dB where it was not lossless" in ran.out
     as_one_file(llama)
-    assert run("quantize", llama, *options, "--to", "gguf", "-o", tmp_path / "c.gguf").code == 0
+    options += ["--keep-embeddings", "--to", "gguf"]
+    assert run("quantize", llama, *options, "-o", tmp_path / "c.gguf").code == 0
     assert len({digest(tmp_path / f"{n}.gguf") for n in "abc"}) == 1
     found = run("export", native, "--to", "gguf", "-o", out, "--force", "--json").json
     stored = {t["name"]: t["stored"] for t in found["tensors"]}
@@ -236,12 +237,13 @@ def test_groups_of_32_where_nothing_is_said(tmp_path: Path) -> None:
         sqnr.append(found["summary"]["sqnr_db"])
         sizes.append(out.stat().st_size)
         schemes = {t["scheme"] for t in found["tensors"] if t["scheme"]}
-        assert schemes == ({"w4g128"} if options else {"w4g32"})
-    assert sqnr[0] > sqnr[1] + 1 and sizes[0] == sizes[1]
+        assert schemes == {"w4g128" if options else "w4g32", "w8g32"}  # 8 bits: the output head
+    assert sqnr[0] > sqnr[1] + 0.9 and sizes[0] == sizes[1]
     (tmp_path / "r.yaml").write_text("default: {bits: 8, group_size: 64}\n")
     found = run("quantize", TINY, "--recipe", tmp_path / "r.yaml", "--to", "gguf", "--dry-run", "--json").json
     assert {t["scheme"] for t in found["tensors"] if t["scheme"]} == {"w8g64"}
     for words, scheme in ((["--group-size", "-1"], "w4c"), (["--granularity", "tensor"], "w4t")):
+        words += ["--keep-embeddings"]
         found = run("quantize", TINY, *words, "--to", "gguf", "--dry-run", "--json").json
         assert {t["scheme"] for t in found["tensors"] if t["scheme"]} == {scheme}
 
@@ -252,7 +254,10 @@ def test_names_of_outputs_and_standard_output(llama: Path, tmp_path: Path) -> No
     assert run("quantize", llama, "--group-size", 32, "-o", tmp_path / "native", "-q").code == 0
     assert run("export", tmp_path / "native", "--to", "gguf", "-q").code == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "llama-w4g32.gguf", "native", "native.gguf"]
-    for words in (("export", tmp_path / "native"), ("quantize", llama, "--scale-dtype", "bfloat16")):
+    for words in (
+        ("export", tmp_path / "native"),
+        ("quantize", llama, "--scale-dtype", "bfloat16", "--keep-embeddings"),
+    ):
         done = subprocess.run(command(*words, "--to", "gguf", "-o", "-", "-q"), capture_output=True, env=environment(),
                               check=True)  # fmt: skip
         assert done.stderr == b"" and done.stdout == (tmp_path / "native.gguf").read_bytes()
@@ -305,7 +310,7 @@ def test_keys_words_and_frequencies(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     ran = run("quantize", TINY, "--bits", 8, "--to", "gguf", "-o", out, "--json")
     why = "the file has no vocabulary, so llama.cpp runs it on token ids only: there is no tokenizer.json"
-    assert ran.err == f"quantcli: {why}\n" and why in ran.json["warnings"]
+    assert ran.err == f"quantcli: preset llm, from config.json\nquantcli: {why}\n" and why in ran.json["warnings"]
     keys = Gguf(out).keys
     assert list(keys)[:3] == ["general.architecture", "general.file_type", "general.quantization_version"]
     assert (keys["general.architecture"], keys["general.file_type"], keys["general.quantization_version"]) == (
@@ -464,7 +469,7 @@ def test_a_folder_of_another_architecture_as_a_container(llama: Path, tmp_path: 
     changed(llama, architectures=["GemmaForCausalLM"])
     out = tmp_path / "out.gguf"
     ran = run("quantize", llama, *to("gguf"), "-o", out)
-    assert ran.code == 0 and ran.err == f"quantcli: {NOT_A_MODEL}\n"
+    assert ran.code == 0 and ran.err == f"quantcli: preset llm, from config.json\nquantcli: {NOT_A_MODEL}\n"
     made = Gguf(out)
     assert made.types["model.layers.0.self_attn.q_proj.weight"] == "Q4_0"
     assert not any(key.startswith(("llama.", "tokenizer.")) for key in made.keys)

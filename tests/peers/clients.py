@@ -71,7 +71,7 @@ class OnlyAWarningError(Exception):
 
 
 def run_modules(model: Any, names: list[str]) -> Weights:
-    """What the modules of a model make of the identity."""
+    """What the modules of a model make of the identity, and embeddings of every word."""
     import torch
 
     with torch.no_grad():
@@ -79,7 +79,10 @@ def run_modules(model: Any, names: list[str]) -> Weights:
         assert bool(torch.isfinite(logits).all()), "logits that are not finite"
         for name in names:
             module = model.get_submodule(module_of(name))
-            yield name, module(torch.eye(module.in_features, dtype=logits.dtype)).T
+            if isinstance(module, torch.nn.Embedding):
+                yield name, module(torch.arange(module.num_embeddings))
+            else:
+                yield name, module(torch.eye(module.in_features, dtype=logits.dtype)).T
 
 
 def transformers(model: Path, original: Path, names: list[str], **settings: Any) -> Weights:
@@ -135,6 +138,9 @@ def mlx_lm(model: Path, original: Path, names: list[str]) -> Weights:
     modules = dict(found.named_modules())
     for name in names:
         module = modules[module_of(name)]
+        if type(module).__name__ == "QuantizedEmbedding":
+            yield name, module(mx.arange(module.weight.shape[0]))
+            continue
         assert type(module).__name__ == "QuantizedLinear", f"{module_of(name)} is {type(module).__name__}"
         cols = module.weight.shape[-1] * 32 // module.bits
         yield name, module(mx.eye(cols)).T

@@ -82,7 +82,10 @@ def prepare(case: Case, model: Path, place: Path) -> Made:
     target = ["--to", case.target, *(["--container"] if case.target == "onnx" else [])]
     report = json.loads(quantcli("quantize", model, *flags, *target, "-o", path, "--json", "-q"))
     half = ["--scale-dtype", "float16"] if case.target in HALF_SCALES else []
-    quantcli("quantize", model, *flags, *half, "-o", native, "-q")
+    tables = ["--no-keep-embeddings"] if case.target in ("gguf", "mlx") else []
+    if case.target == "gguf" and case.option("bits") != "8":
+        tables += ["--override", "lm_head.weight:bits=8,group-size=32,symmetric=true"]
+    quantcli("quantize", model, *flags, *half, *tables, "--to", "native", "-o", native, "-q")
     reported = {t["name"]: t["sqnr_db"] for t in report["tensors"] if t["disposition"] == "quantized"}
     names = list(reported)
     exact = weights(native, model, names)

@@ -33,11 +33,12 @@ KINDS = {
     "Q5_0": ["--bits", "5"],
     "Q5_1": ["--bits", "5", "--group-size", "64", "--asymmetric"],
     "Q8_0": ["--bits", "8", "--group-size", "-1"],
+    "layers": ["--bits", "4", "--keep-embeddings"],
     "mixed": ["--bits", "5", "--no-default-keep", "--override", "*.down_proj:bits=8", "--override",
               "*.v_proj:bits=4,symmetric=false"],
 }  # fmt: skip
 """What quantize is told; `kept` leaves all but one matrix in the dtype of the checkpoint."""
-FEW = ["kept", "Q8_0", "mixed"]
+FEW = ["kept", "Q4_0", "Q8_0", "mixed"]
 """The kinds of most models; one has all."""
 SAME = 1e-5
 """How far the logits of the same weights may be apart, as a share of their standard deviation."""

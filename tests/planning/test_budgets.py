@@ -211,7 +211,7 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
     found = re.fullmatch(
         rf".*: {option}: 1 {name} cannot be met: the smallest file these options allow has ([0-9.]+) {name} \("
         r"kept tensors ([0-9.,]+): embed\.weight ([0-9.,]+) \(embedding\).*; quantized tensors ([0-9.,]+); "
-        r"header ([0-9.,]+)\); quantize such tensors too with --no-default-keep, or ask for more",
+        r"header ([0-9.,]+)\); quantize such tensors too with --no-keep-embeddings, or ask for more",
         line,
     )
     assert found, line

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import __version__
+from quantcli.architectures import Architecture
+from quantcli.asking import changed
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
@@ -28,6 +30,7 @@ from quantcli.layouts.gguf.llama import FAMILIES, FILE_TYPES, LlamaModel, llama_
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
 from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Raw, Weight, Write
+from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
 from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
@@ -52,6 +55,12 @@ WIDER = {"BOOL": "I8", "U8": "I16", "U16": "I32", "U32": "I64", "F8_E4M3": "F16"
 RUNS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}
 """The dtype in which llama.cpp runs matrices of a dtype."""
 
+TABLES = ("token_embd.weight", "output.weight")
+"""llama.cpp's names of the embedding and the output head, which may have another type than all else."""
+
+HEAD_BITS = 8
+"""Bits of the output head."""
+
 Made = Callable[[Any, TileSpan], "tuple[Bytes, bool]"]
 """Bytes (rows, width) of a piece as GGUF stores them, and whether they decode to exactly the same numbers."""
 
@@ -71,6 +80,19 @@ def shape(weight: Weight) -> str | None:
     if len(weight.info.shape) > MAX_DIMENSIONS:
         return f"it has {len(weight.info.shape)} dimensions"
     return obstacle(*facts(weight), weight.info.shape)
+
+
+def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> Scheme | None:
+    """The scheme of an embedding or output head as llama-quantize has it, which gives the embedding the type of the
+    file and the output more: Q6_K, where Q8_0 stands here. An embedding that is the output too gets that one; a head
+    beside it is left out."""
+    if kind == "lm-head" and model.tied:
+        return None
+    if kind == "embedding" or scheme.bits == HEAD_BITS:
+        return scheme
+    return changed(
+        scheme, bits=HEAD_BITS, granularity="group", group_size=WEIGHTS, symmetric=True, zero_point="int", grid=None
+    )
 
 
 # ---- the bytes of a tensor --------------------------------------------------------------------------------------
@@ -288,11 +310,12 @@ def _conversion(
 
 
 def _file_type(by_name: Mapping[str, Weight], places: Mapping[str, Place]) -> dict[str, Any]:
-    """The key for the type of most weights in blocks; of equally frequent types the last by name, so that order does
-    not matter."""
+    """The key for the type of most weights in blocks, those of the layers where there are some; of equally frequent
+    types the last by name, so that order does not matter."""
     count: Counter[str] = Counter()
-    for source, place in places.items():
-        if by_name[source].scheme is not None:
-            count[place.type] += by_name[source].info.numel
+    in_blocks = [(by_name[source].info, place) for source, place in places.items() if by_name[source].scheme]
+    layers = [pair for pair in in_blocks if pair[1].name not in TABLES]
+    for info, place in layers or in_blocks:
+        count[place.type] += info.numel
     most = max(count, key=lambda kind: (count[kind], kind), default=None)
     return {} if most is None else {"general.file_type": FILE_TYPES[most]}

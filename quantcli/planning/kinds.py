@@ -1,0 +1,123 @@
+"""The preset that suits a model, by the config.json beside it: what it keeps is kept, its schemes are not used.
+
+Where no recipe is given, a language model keeps what sees and hears and what predicts further tokens, a network of
+convolutions its first layer and classifier, a diffusion model what carries time and condition. `--recipe` replaces
+that, and --no-default-keep and --include, which say themselves what is quantized, do without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from quantcli import architectures
+from quantcli.errors import QuantcliError
+from quantcli.layouts.config import json_beside, section
+from quantcli.patterns import compiled
+from quantcli.planning.plan import Request, Rule
+from quantcli.planning.recipe import load
+
+if TYPE_CHECKING:
+    from quantcli.layouts.writer import Beside
+    from quantcli.stores import Source
+    from quantcli.tensors.info import TensorInfo
+
+_SENTENCES = ("modules.json", "config_sentence_transformers.json")
+"""Files of sentence-transformers."""
+
+_WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForImageTextToText")
+"""How classes of models that write text are called."""
+
+_SPEAKS = ("bark", "moonshine", "musicgen", "speech_to_text", "speecht5", "whisper")
+"""Model types whose classes are called so, but which hear or sound as a whole."""
+
+_CONVOLVES = (
+    *("bit", "convnext", "convnextv2", "efficientnet", "hgnet_v2", "mobilenet_v1", "mobilenet_v2", "poolformer"),
+    *("pp_lcnet", "regnet", "resnet", "textnet"),
+)
+"""Model types of transformers that are networks of convolutions."""
+
+_TIMM = re.compile(
+    r"(?:wide_|seresne|resne|regne|convnext|mobilenet|efficientnet|tf_efficientnet|densenet|vgg|inception)\w*"
+)
+"""Architectures of timm that are."""
+
+_DIFFUSES = re.compile(r"\w*(?:UNet|Transformer)\w*")
+"""Classes of diffusers that predict noise, in contrast to autoencoders and schedulers."""
+
+_LAYER = re.compile(r"((?:model\.)?(?:language_model\.)?(?:model\.)?layers)\.(\d+)\.")
+
+
+def preset_of(beside: Beside) -> str | None:
+    """The preset for the model that the config.json beside it names; None where there is none for it.
+
+    >>> files = {"config.json": b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'}
+    >>> preset_of(files.get)
+    'llm'
+    """
+    config = _config(beside)
+    if any(beside(name) is not None for name in _SENTENCES):
+        return "embedding"
+    diffusers, timm, model_type = (config.get(key) for key in ("_class_name", "architecture", "model_type"))
+    if isinstance(diffusers, str):
+        return "diffusion" if _DIFFUSES.fullmatch(diffusers) else None
+    if model_type in _CONVOLVES or (isinstance(timm, str) and _TIMM.fullmatch(timm)):
+        return "cnn"
+    return _by_class(config, model_type) if model_type not in _SPEAKS else None
+
+
+def _by_class(config: Mapping[str, Any], model_type: Any) -> str | None:
+    """The preset by the class of transformers that is named, or by those there are for the type of model."""
+    known = architectures.classes(model_type) if isinstance(model_type, str) else ()
+    named = config.get("architectures")
+    own = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    if any(name.endswith(_WRITES) for name in own):
+        return "llm"
+    if own and not all(name.endswith("Model") for name in own):
+        return None
+    if any(name.endswith("ForMaskedLM") for name in known):
+        return "embedding"
+    return "llm" if any(name.endswith(_WRITES) for name in known) else None
+
+
+def _config(beside: Beside) -> dict[str, Any]:
+    """The config.json; empty where it is missing or damaged, which is another one's to say."""
+    try:
+        return json_beside(beside, "config.json") or {}
+    except QuantcliError:
+        return {}
+
+
+def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
+    """The preset for a model, and what it keeps of it, as rules before all others; no name where there is none."""
+    name = preset_of(source.beside)
+    if name is None:
+        return "", ()
+    rules = [rule for rule in load(name).rules if rule.scheme is None]
+    if name == "llm":
+        rules += _further_tokens(source.infos(), _config(source.beside))
+    names = [info.name[-1024:] for info in source.infos()]
+    kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]
+    return name, tuple(replace(rule, optional=True, preset=name) for rule in kept)
+
+
+def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[Rule]:
+    """A rule for layers behind the last one of the model, which predict further tokens (DeepSeek, GLM)."""
+    try:
+        count = config.get("num_hidden_layers", section(config, "text_config").get("num_hidden_layers"))
+    except QuantcliError:
+        return []
+    if type(count) is not int:
+        return []
+    found = [_LAYER.match(info.name[:1024]) for info in infos]
+    behind = sorted({(m[1], int(m[2])) for m in found if m and int(m[2]) >= count})
+    return [
+        Rule(f"re:{re.escape(stack)}\\.{number}\\..*", None, "predicts further tokens") for stack, number in behind[:64]
+    ]
+
+
+def said(request: Request) -> list[str]:
+    """The line about the preset that was chosen for a request."""
+    return [f"preset {request.preset}, from config.json"] if request.preset else []

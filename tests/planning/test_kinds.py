@@ -1,0 +1,160 @@
+"""Presets that config.json chooses: for which models, what they keep, and that they change nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from making import BF16, run, save
+
+import quantcli
+from quantcli.planning.kinds import preset_of
+
+GENERATES = "Qwen3VLForConditionalGeneration"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def weight(*shape: int) -> np.ndarray:
+    return (np.random.default_rng(sum(shape)).standard_normal(shape, np.float32) * 0.02).astype(BF16)
+
+
+def folder(name: str, config: dict[str, Any], names: list[str], **files: str) -> Path:
+    """A model folder whose tensors are matrices of 128 rows and columns."""
+    Path(name).mkdir()
+    save(Path(name) / "model.safetensors", {n: weight(128, 128) for n in names})
+    for file, text in {"config.json": json.dumps(config), **files}.items():
+        (Path(name) / file).write_text(text)
+    return Path(name)
+
+
+def layer(prefix: str) -> list[str]:
+    return [f"{prefix}.self_attn.{n}_proj.weight" for n in "qkvo"]
+
+
+def dispositions(ran: Any) -> dict[str, tuple[str, str]]:
+    return {t["name"]: (t["reason"], t["note"]) for t in ran.json["tensors"]}
+
+
+@pytest.mark.parametrize(("config", "preset"), [
+    ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "llm"),
+    ({"model_type": "unheard_of", "architectures": ["UnheardOfForCausalLM"]}, "llm"),
+    ({"model_type": "qwen3_vl", "architectures": [GENERATES]}, "llm"),
+    ({"model_type": "deepseek_v3"}, "llm"),
+    ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "llm"),
+    ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}, None),
+    ({"model_type": "bert", "architectures": ["BertModel"]}, "embedding"),
+    ({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, None),
+    ({"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}, "cnn"),
+    ({"architecture": "resnet50", "num_classes": 1000}, "cnn"),
+    ({"architecture": "vit_base_patch16_224"}, None),
+    ({"_class_name": "FluxTransformer2DModel"}, "diffusion"),
+    ({"_class_name": "UNet2DConditionModel"}, "diffusion"),
+    ({"_class_name": "AutoencoderKL"}, None),
+    ({"model_type": ["llama"], "architectures": "x", "_class_name": 3}, None),
+    ({}, None),
+])  # fmt: skip
+def test_the_preset_of_a_model(config: dict[str, Any], preset: str | None) -> None:
+    assert preset_of({"config.json": json.dumps(config).encode()}.get) == preset
+
+
+def test_sentence_transformers_and_what_is_damaged() -> None:
+    config = json.dumps({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}).encode()
+    assert preset_of({"config.json": config, "modules.json": b"[]"}.get) == "embedding"
+    assert preset_of({"config.json": b"{"}.get) is None
+    assert preset_of(lambda name: None) is None
+
+
+SEEING = ["visual.blocks.0.attn.qkv.weight", "model.vision_tower.encoder.layers.0.q.weight", "audio_tower.fc.weight",
+          "multi_modal_projector.linear_1.weight", "model.embed_vision.embedding_projection.weight"]  # fmt: skip
+FURTHER = ["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight", "model.layers.2.eh_proj.weight",
+           "model.layers.2.shared_head.head.weight", *layer("model.layers.2")]  # fmt: skip
+
+
+@pytest.fixture
+def model() -> Path:
+    """A language model of two layers that sees and hears, with layers behind the last one (DeepSeek, GLM, Qwen)."""
+    config = {"model_type": "qwen3_vl", "architectures": [GENERATES],
+              "text_config": {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}}  # fmt: skip
+    return folder("model", config, [*layer("model.layers.0"), *layer("model.layers.1"), *SEEING, *FURTHER])
+
+
+@pytest.mark.parametrize("words", [["--to", "native"], ["--to", "native", "--bits", "8"], []])
+def test_what_a_preset_keeps(words: list[str], model: Path) -> None:
+    """Towers, projectors and draft layers, each with the reason; the schemes are those that were asked for."""
+    ran = run("quantize", model, *words, "-o", "out", "--json")
+    assert ran.code == 0 and ran.err.startswith("quantcli: preset llm, from config.json\n")
+    found = dispositions(ran)
+    notes = {n: found[n][1] for n in (*SEEING, *FURTHER)}
+    assert {reason for n, (reason, _) in found.items() if n in notes} == {"preset"}
+    assert {notes[n] for n in FURTHER} == {"predicts further tokens"}
+    assert notes[SEEING[3]] == "joins sight and language" and notes[SEEING[0]] == "sees or hears"
+    schemes = {t["scheme"] for t in ran.json["tensors"] if t["name"].startswith("model.layers.0")}
+    assert schemes == {"w8g128" if "8" in words else "w4g128"}
+    table = run("quantize", model, *words, "-o", "out", "--force").out
+    assert "kept: preset" in table and "preset" in table.splitlines()[3]
+
+
+@pytest.mark.parametrize("words", [["--no-default-keep"], ["--include", "*.weight"], ["--recipe", "r.yaml"]])
+def test_who_says_what_is_quantized_gets_it(words: list[str], model: Path) -> None:
+    Path("r.yaml").write_text("default: {bits: 4, group_size: 128}\n")
+    ran = run("quantize", model, *words, "--to", "native", "-o", "out", "--json")
+    reasons = {reason for reason, _ in dispositions(ran).values()}
+    assert "preset" not in ran.err and not {"preset", "excluded"} & reasons and ran.json["summary"]["coverage"] > 0.95
+
+
+def test_an_override_has_the_last_word(model: Path) -> None:
+    ran = run("quantize", model, "--override", "visual.*:bits=8", "--to", "native", "-o", "out", "--json")
+    reasons = {name: reason for name, (reason, _) in dispositions(ran).items()}
+    assert reasons[SEEING[0]] == "rule" and reasons[SEEING[1]] == "preset"
+
+
+def test_recipes_make_the_same_bytes(model: Path) -> None:
+    """Those that are saved, and those in headers; Python decides as the command does."""
+    words = ["--bits", "3", "--group-size", "64", "--to", "native", "-q"]
+    assert run("quantize", model, *words, "-o", "a").code == 0
+    Path("header.yaml").write_text(run("inspect", "a", "--recipe").out)
+    assert run("quantize", model, "--recipe", "header.yaml", "--to", "native", "-o", "b", "-q").code == 0
+    assert run("quantize", model, *words, "-o", "c", "--save-recipe", "saved.yaml").code == 0
+    assert run("quantize", model, "--recipe", "saved.yaml", "--to", "native", "-o", "d", "-q").code == 0
+    said = list[str]()
+    report = quantcli.quantize_file(model, "e", bits=3, group_size=64, to="native", say=said.append)
+    files = {name: (Path(name) / "model.safetensors").read_bytes() for name in "abcde"}
+    assert files["a"] == files["b"] == files["e"] and files["c"] == files["d"]
+    assert said[0] == "preset llm, from config.json"
+    assert {t.reason for t in report.tensors if t.name in SEEING} == {"preset"}
+    planned = quantcli.plan(model, bits=3, group_size=64, to="native")
+    assert [t.reason for t in planned.tensors] == [t.reason for t in report.tensors]
+
+
+def test_a_budget_keeps_what_the_preset_keeps(model: Path) -> None:
+    ran = run("plan", model, "--target-bpw", "12.5", "-o", "p.yaml", "--json")
+    assert ran.code == 0 and "preset llm, from config.json" in ran.err
+    assert "preset: llm" in Path("p.yaml").read_text()
+    found = dispositions(run("quantize", model, "--recipe", "p.yaml", "-o", "out", "--json"))
+    assert {found[n][0] for n in SEEING} == {"preset"}
+
+
+@pytest.mark.parametrize(("rule", "words"), [
+    ("{match: a, keep: true, preset: x}", "'x' is not a preset"), ("{match: a, bits: 4, preset: llm}", "keep tensors"),
+    ("{match: a, keep: true, preset: [1]}", "is not a preset"),
+])  # fmt: skip
+def test_rules_with_invalid_presets(rule: str, words: str, model: Path) -> None:
+    Path("r.yaml").write_text(f"rules:\n  - {rule}\n")
+    ran = run("quantize", model, "--recipe", "r.yaml", "-o", "out")
+    assert ran.code == 2 and words in ran.err and len(ran.err.splitlines()) == 1
+
+
+def test_a_network_of_convolutions(here: None) -> None:
+    source = folder("in", {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]},
+                    ["resnet.embedder.embedder.convolution.weight", "classifier.1.weight",
+                     "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"])  # fmt: skip
+    ran = run("quantize", source, "--to", "native", "-o", "out", "--json")
+    assert [t["reason"] for t in ran.json["tensors"]].count("preset") == 2
+    assert ran.err.startswith("quantcli: preset cnn, from config.json\n")
