@@ -16,7 +16,7 @@ from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import kinds, plan, recipe
+from quantcli.planning import plan, recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
@@ -144,7 +144,7 @@ def planned(source: Source, order: Order, request: Request, *, folder: bool) -> 
     found = plan.make(source.infos(), request)
     model = outputs.planned(found, source, digest=order.digest)
     notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
-    return Planned(plan=found, model=model, notes=(*kinds.said(request), *notes))
+    return Planned(plan=found, model=model, notes=tuple(notes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +216,10 @@ class Job:
         found = build.with_earlier(found, self.source.earlier, self.source.decoded_from)
         found = build.with_notes(found, self.source.notes)
         return replace(
-            found, warnings=[*self.source.warnings, *self.side.warnings(), *found.warnings], files=self.side.report()
+            found,
+            preset=self.request.preset,
+            warnings=[*self.source.warnings, *self.side.warnings(), *found.warnings],
+            files=self.side.report(),
         )
 
 

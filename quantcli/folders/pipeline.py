@@ -22,6 +22,7 @@ from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
+from quantcli.planning import kinds
 from quantcli.planning.order import Order
 from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
@@ -197,7 +198,7 @@ def prepared(
         real = os.path.realpath(target) if dry_run else _checked_output(folder, target, force)
         parts = chosen.parts
         notes = [f"{n}: source: {p.source.decoded_from}" for n, p in parts.items() if p.source.decoded_from]
-        notes += [f"{n}: {line}" for n, p in parts.items() for line in p.planned.notes]
+        notes += [f"{n}: {line}" for n, p in parts.items() for line in (*kinds.said(p.request), *p.planned.notes)]
         yield PipelineJob(
             folder=folder,
             order=order,

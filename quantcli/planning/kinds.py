@@ -47,6 +47,9 @@ _TIMM = re.compile(
 _DIFFUSES = re.compile(r"\w*(?:UNet|Transformer)\w*")
 """Classes of diffusers that predict noise, in contrast to autoencoders and schedulers."""
 
+LONGEST = 512
+"""Characters of a name for which expressions of presets are quick."""
+
 _LAYER = re.compile(r"((?:model\.)?(?:language_model\.)?(?:model\.)?layers)\.(\d+)\.")
 
 
@@ -91,14 +94,15 @@ def _config(beside: Beside) -> dict[str, Any]:
 
 
 def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
-    """The preset for a model, and what it keeps of it, as rules before all others; no name where there is none."""
+    """The preset for a model, and what it keeps of it, as rules before all others; no name where there is none, and for
+    names of tensors that no model of transformers has."""
+    names = [info.name for info in source.infos()]
     name = preset_of(source.beside)
-    if name is None:
+    if name is None or any(len(n) > LONGEST for n in names):
         return "", ()
     rules = [rule for rule in load(name).rules if rule.scheme is None]
     if name == "llm":
         rules += _further_tokens(source.infos(), _config(source.beside))
-    names = [info.name[-1024:] for info in source.infos()]
     kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]
     return name, tuple(replace(rule, optional=True, preset=name) for rule in kept)
 
@@ -111,7 +115,7 @@ def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> l
         return []
     if type(count) is not int:
         return []
-    found = [_LAYER.match(info.name[:1024]) for info in infos]
+    found = [_LAYER.match(info.name) for info in infos]
     behind = sorted({(m[1], int(m[2])) for m in found if m and int(m[2]) >= count})
     return [
         Rule(f"re:{re.escape(stack)}\\.{number}\\..*", None, "predicts further tokens") for stack, number in behind[:64]

@@ -13,6 +13,7 @@ from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.writer import named
 from quantcli.patterns import compiled
 from quantcli.planning import recipe
+from quantcli.planning.kinds import LONGEST
 from quantcli.planning.plan import TABLES, Request, Rule, make
 from quantcli.tensors.decided import Decided
 from quantcli.terminal import size
@@ -221,7 +222,7 @@ def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list
     rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.load(PRESET).rules if r.scheme is None]
     found: dict[str, list[Sized]] = {}
     for tensor in candidates:
-        rule = next((r for r, test in rules if test(tensor.info.name[-1024:])), None)
+        rule = next((r for r, test in rules if test(tensor.info.name[-LONGEST:])), None)
         if rule is not None:
             found.setdefault(rule.reason or rule.pattern, []).append(tensor)
     parts = sum(t.bytes_out for held in found.values() for t in held)

@@ -1,4 +1,4 @@
-"""Kept tensors that must be seen where a table is cut: all but norms, biases and what is small, grouped by name."""
+"""Kept tensors that must be seen where a table is cut: all but norms, biases and what is no weight, grouped by name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from quantcli.planning.plan import REASONS
 from quantcli.planning.unquantized import pattern_of
 from quantcli.reports.records import TensorReport
 
-_EXPECTED = ("norm", "bias", "one-dimensional", "small", "scalar", "empty", "not-float")
-"""Reasons that need no explanation: such tensors are tiny, or are not weights."""
+_EXPECTED = ("norm", "bias", "scalar", "empty", "not-float")
+"""Reasons that need no explanation: everybody keeps such tensors, or they are not weights."""
 
 
 @dataclass(frozen=True, slots=True)

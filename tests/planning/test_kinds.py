@@ -89,7 +89,7 @@ def model() -> Path:
 def test_what_a_preset_keeps(words: list[str], model: Path) -> None:
     """Towers, projectors and draft layers, each with the reason; the schemes are those that were asked for."""
     ran = run("quantize", model, *words, "-o", "out", "--json")
-    assert ran.code == 0 and ran.err.startswith("quantcli: preset llm, from config.json\n")
+    assert ran.code == 0 and ran.json["preset"] == "llm"
     found = dispositions(ran)
     notes = {n: found[n][1] for n in (*SEEING, *FURTHER)}
     assert {reason for n, (reason, _) in found.items() if n in notes} == {"preset"}
@@ -98,7 +98,7 @@ def test_what_a_preset_keeps(words: list[str], model: Path) -> None:
     schemes = {t["scheme"] for t in ran.json["tensors"] if t["name"].startswith("model.layers.0")}
     assert schemes == {"w8g128" if "8" in words else "w4g128"}
     table = run("quantize", model, *words, "-o", "out", "--force").out
-    assert "kept: preset" in table and "preset" in table.splitlines()[3]
+    assert "kept: preset" in table and "preset" in table.splitlines()[4]
 
 
 @pytest.mark.parametrize("words", [["--no-default-keep"], ["--include", "*.weight"], ["--recipe", "r.yaml"]])
@@ -106,7 +106,8 @@ def test_who_says_what_is_quantized_gets_it(words: list[str], model: Path) -> No
     Path("r.yaml").write_text("default: {bits: 4, group_size: 128}\n")
     ran = run("quantize", model, *words, "--to", "native", "-o", "out", "--json")
     reasons = {reason for reason, _ in dispositions(ran).values()}
-    assert "preset" not in ran.err and not {"preset", "excluded"} & reasons and ran.json["summary"]["coverage"] > 0.95
+    assert ran.json["preset"] == "" and not {"preset", "excluded"} & reasons
+    assert ran.json["summary"]["coverage"] > 0.95
 
 
 def test_an_override_has_the_last_word(model: Path) -> None:
@@ -127,7 +128,7 @@ def test_recipes_make_the_same_bytes(model: Path) -> None:
     report = quantcli.quantize_file(model, "e", bits=3, group_size=64, to="native", say=said.append)
     files = {name: (Path(name) / "model.safetensors").read_bytes() for name in "abcde"}
     assert files["a"] == files["b"] == files["e"] and files["c"] == files["d"]
-    assert said[0] == "preset llm, from config.json"
+    assert said == [] and report.preset == "llm"
     assert {t.reason for t in report.tensors if t.name in SEEING} == {"preset"}
     planned = quantcli.plan(model, bits=3, group_size=64, to="native")
     assert [t.reason for t in planned.tensors] == [t.reason for t in report.tensors]
@@ -157,4 +158,4 @@ def test_a_network_of_convolutions(here: None) -> None:
                      "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"])  # fmt: skip
     ran = run("quantize", source, "--to", "native", "-o", "out", "--json")
     assert [t["reason"] for t in ran.json["tensors"]].count("preset") == 2
-    assert ran.err.startswith("quantcli: preset cnn, from config.json\n")
+    assert ran.json["preset"] == "cnn"

@@ -61,7 +61,7 @@ def test_audio_is_what_the_same_floats_are(tmp_path: Path) -> None:
         outs.append(folder / "out.safetensors")
         option = ["--as-float"] if folder == whole else []
         ran = run("quantize", folder / "audio.npy", *option, "--bits", 8, "-o", outs[-1])
-        assert ran.code == 0 and ("source: 1 I16 scaled to [-1, 1)" in ran.err) == (folder == whole), ran
+        assert ran.code == 0 and ("source: 1 I16 scaled to [-1, 1)" in ran.out) == (folder == whole), ran
     assert load(outs[0]) == load(outs[1])
     original = whole / "audio.npy"
     for command in (
