@@ -52,6 +52,16 @@ def reading(command: F) -> F:
     return cast(F, found)
 
 
+def arranged(source: Source, to: str | None, talk: options.Talk, *, container: bool = False) -> Source:
+    """A source with its experts as the target needs them."""
+    from quantcli import experts
+
+    found = experts.arranged(source, to, container=container)
+    if found.arranged:
+        talk.say(found.arranged)
+    return found
+
+
 @contextlib.contextmanager
 def float_source(src: str, reading: Reading, talk: options.Talk) -> Iterator[Source]:
     """The source SRC names. Raises DataError when it may not be quantized."""

@@ -70,6 +70,7 @@ def command(
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     with _sources.float_source(src, reading, talk) as source:
         to, _ = target_of(source, order, folder=source.folder is not None)
+        source = _sources.arranged(source, to, talk, container=order.container)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)
         nbytes = nbytes_of(source, found.plan)
         report = planned.made(found, nbytes, source=src, target=target, explain=explain)

@@ -149,6 +149,7 @@ def command(
         _check_saved(saved, named, read)
         to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
         talk.say(*[why] if why else [])
+        source = _sources.arranged(source, to, talk, container=order.container)
         if budget is not None:
             request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), talk)[0].request
         else:

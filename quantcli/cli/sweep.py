@@ -101,10 +101,11 @@ def command(
         schemes = _schemes(bits, group_size, calibration, symmetric)
     with _sources.float_source(src, reading, talk) as source:
         need_file(source, "sweeping")
+        source = _sources.arranged(source, None, talk)
         plans = []
         for scheme in schemes:
             try:
-                plans.append(plan.make(source.infos(), _request(scheme, selected)))
+                plans.append(plan.make(source.infos(), _request(scheme, selected, source.unsplit)))
             except QuantcliError as error:
                 raise error.within(src, scheme.name) from None
         began = time.perf_counter()
@@ -122,7 +123,7 @@ def command(
     options.show(report, talk, show_all=True, file=file)
 
 
-def _request(scheme: Scheme, selected: Mapping[str, Any]) -> Request:
+def _request(scheme: Scheme, selected: Mapping[str, Any], unsplit: Mapping[str, str]) -> Request:
     """A scheme for the tensors selected."""
     from quantcli.planning.plan import Request
 
@@ -131,6 +132,7 @@ def _request(scheme: Scheme, selected: Mapping[str, Any]) -> Request:
         include=selected["include"],
         exclude=selected["exclude"],
         keep_defaults=not selected["no_default_keep"],
+        unsplit=unsplit,
     )
 
 

@@ -36,6 +36,7 @@ import numpy as np
 
 from quantcli import kernels
 from quantcli.architectures import Architecture
+from quantcli.architectures.experts import FLAT, Experts, Naming
 from quantcli.errors import DataError, printable
 from quantcli.kernels import OFFSET, CodeGrid, QuantParams, row_bytes
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
@@ -276,6 +277,27 @@ def module(weight: Weight, model: Architecture) -> str | None:
     return None
 
 
+IN_EXPERTS = {"llama4", "llama4_text", "gpt_oss", "afmoe", "dots1"}
+"""Types of models whose experts are stacked in `experts`; those of most are in `switch_mlp`."""
+
+
+def experts(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | str | None:
+    """How mlx-lm wants experts: stacked, which it does itself for floating-point weights only; those of DBRX each by
+    itself."""
+    if "dbrx" in types:
+        return Naming(stacked=False, prefix=layer.prefix.removesuffix(".mlp"), words=FLAT)
+    if "qwen3_next" in types:
+        return "mlx-lm takes a file with stacked experts for one whose norms it has changed before"
+    if IN_EXPERTS.intersection(types):
+        return Naming(stacked=True, prefix=layer.prefix)
+    block = layer.prefix.removesuffix(".experts")
+    own = block.removesuffix(".mlp")
+    if "mixtral" in types and own != block:
+        new = f"{own}.block_sparse_moe"
+        return Naming(stacked=True, prefix=f"{new}.switch_mlp", home=(block, new))
+    return Naming(stacked=True, prefix=f"{block}.switch_mlp")
+
+
 def _settings(weight: Weight) -> tuple[int, int]:
     """Group size and bits of a weight."""
     return _group(weight), facts(weight)[0].bits
@@ -315,4 +337,5 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     module=module,
+    experts=experts,
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantcli import asking, registry
 from quantcli.architectures import Architecture
+from quantcli.architectures.experts import Experts, Naming
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import AUTO, Scheme
 from quantcli.tensors.decided import Decided
@@ -210,7 +211,8 @@ class Writer:
     it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
     architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
     which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
-    of the model. scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are
+    of the model. experts(layer, types, architecture): how its loader wants the experts of a layer, in a model of these
+    types; None as they are stored, a text why it takes none that are quantized. scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are
     requested. extension: of a target that is always one file, with its dot; two_files: whether it may need a second
     one. keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
     schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
@@ -224,6 +226,7 @@ class Writer:
     convert: Callable[[Sequence[Weight], Beside], Conversion]
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = lambda layer, types, model: None
     scale_dtype: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
     extension: str = ""

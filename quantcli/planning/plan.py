@@ -51,6 +51,7 @@ REASONS = {
     "one-dimensional": "keep-list: one dimension",
     "small": f"keep-list: fewer than {SMALL} elements",
     "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
+    "experts": "experts in one tensor, and which of its rows are what cannot be told",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
@@ -88,7 +89,8 @@ class Request:
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
     counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
     able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
-    they are in a model of this architecture, and whether it is to write a container of tensors instead of a model."""
+    they are in a model of this architecture, whether it is to write a container of tensors instead of a model, and tensors of
+    experts that the source cannot arrange as the target needs them, with the reason."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -101,6 +103,7 @@ class Request:
     to: str | None = None
     architecture: Architecture | None = None
     container: bool = False
+    unsplit: Mapping[str, str] = field(default_factory=dict, compare=False)
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
 
@@ -286,12 +289,23 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(Kept(info=info, reason=reason))
         else:
             tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
+    tensors = [_unsplit(tensor, request) for tensor in tensors]
     if request.to is not None:
         tensors = [_for_target(tensor, request.to, request.architecture or UNNAMED) for tensor in tensors]
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
+
+
+def _unsplit(tensor: Decided, request: Request) -> Decided:
+    """The plan of a tensor, kept where it holds experts whose rows are unclear or that no loader of the target takes."""
+    why = request.unsplit.get(tensor.info.name)
+    if why is None or tensor.scheme is None:
+        return tensor
+    if request.to is None:
+        return Kept(info=tensor.info, reason="experts", note=why)
+    return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {why}")
 
 
 def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantcli.layouts.origins import Origin
     from quantcli.models import View
     from quantcli.passes.examine import Examined
-    from quantcli.stores import Earlier
+    from quantcli.stores import Source
 
 
 def of_plan(
@@ -81,8 +81,9 @@ def of_plan(
     )
 
 
-def with_earlier(report: RunReport, earlier: Mapping[str, Earlier], decoded_from: str) -> RunReport:
-    """A report that also says what tensors are decoded from, and what that had cost."""
+def with_source(report: RunReport, source: Source) -> RunReport:
+    """A report that also says what tensors are decoded from, what that had cost, and how experts were arranged."""
+    earlier = source.earlier
 
     def told(tensor: TensorReport) -> TensorReport:
         found = earlier.get(tensor.name)
@@ -91,7 +92,9 @@ def with_earlier(report: RunReport, earlier: Mapping[str, Earlier], decoded_from
         sqnr = found.metrics.sqnr_db if found.metrics is not None else None
         return replace(tensor, source_scheme=found.scheme, source_sqnr_db=sqnr)
 
-    return replace(report, tensors=[told(t) for t in report.tensors], decoded_from=decoded_from)
+    return replace(
+        report, tensors=[told(t) for t in report.tensors], decoded_from=source.decoded_from, arranged=source.arranged
+    )
 
 
 def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:

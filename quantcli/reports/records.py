@@ -141,12 +141,13 @@ class Comparison:
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
     original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
-    quantized already."""
+    quantized already. arranged: what was done to experts that are stored in another arrangement than the target's."""
 
     command: str
     source: str
     output: str | None
     decoded_from: str = ""
+    arranged: str = ""
     passed: bool | None = None
     summary: Summary
     gates: list[GateResult] = field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, printable
 from quantcli.stores.files import InputFile, leads_outside, read_small
@@ -12,6 +13,10 @@ from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.stores.source import HeaderDocument, Source
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
@@ -223,6 +228,9 @@ class Checkpoint(Source):
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._home[name].read(name, start, buffer)
+
+    def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
+        self._home[name].read_runs(name, start, step, runs)
 
     def files(self) -> Sequence[InputFile]:
         return [shard.file for shard in self.shards.values()]

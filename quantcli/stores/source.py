@@ -10,6 +10,9 @@ from quantcli.errors import UsageError
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from quantcli.metrics import Metrics
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf_types import Block
@@ -40,7 +43,8 @@ class Source(Protocol):
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
     metadata. graph: of an ONNX file, what its nodes do with tensors. aside: weight files of its folder that are not
     part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
-    people. A store inherits the defaults of features it does not have.
+    people. unsplit: tensors of experts that cannot be arranged as a target needs them, and why; arranged: how the others
+    were, for people. A store inherits the defaults of features it does not have.
     """
 
     path: str
@@ -54,6 +58,8 @@ class Source(Protocol):
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
     decoded_from: str = ""
+    unsplit: Mapping[str, str] = MappingProxyType({})
+    arranged: str = ""
 
     @property
     def documents(self) -> list[HeaderDocument]:
@@ -83,6 +89,12 @@ class Source(Protocol):
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
+
+    def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
+        """Fill the rows of an array with runs of bytes of a tensor, the first from byte `start`, the next `step` bytes
+        later."""
+        for number, run in enumerate(runs):
+            self.read(name, start + number * step, run.data)
 
     def passed(self, name: str, start: int, size: int) -> None:
         """Declare that these bytes of a tensor will not be read again; those of a pipe are kept until then."""
