@@ -65,7 +65,7 @@ VECTORS = ("norm", "bias", "one-dimensional")
 _NAMES = [
     ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
     ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
-    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
+    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*(?:\.layer)?|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
     ("embedding", EMBEDDING),
 ]
@@ -89,8 +89,8 @@ class Request:
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
     counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
     able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
-    they are in a model of this architecture, whether it is to write a container of tensors instead of a model, and tensors of
-    experts that the source cannot arrange as the target needs them, with the reason."""
+    they are in a model of this architecture, whether it is to write a container of tensors instead of a model, and
+    tensors of experts that the source cannot arrange as the target needs them, with the reason."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -299,7 +299,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
 
 
 def _unsplit(tensor: Decided, request: Request) -> Decided:
-    """The plan of a tensor, kept where it holds experts whose rows are unclear or that no loader of the target takes."""
+    """The plan of a tensor, kept where it holds experts that cannot be arranged for the target."""
     why = request.unsplit.get(tensor.info.name)
     if why is None or tensor.scheme is None:
         return tensor
