@@ -213,10 +213,11 @@ class Writer:
     which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
     of the model. experts(layer, types, architecture): how its loader wants the experts of a layer, in a model of these
     types; None as they are stored, a text why it takes none that are quantized. scale_dtype: the best dtype of scales
-    for it; usual: fields of the scheme to use unless others are requested. extension: of a target that is always one file, with its dot; two_files: whether it may need a second
-    one. keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
-    schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
-    report reads what was written, before that has its name.
+    for it; usual: fields of the scheme to use unless others are requested. extension: of a target that is always one
+    file, with its dot; two_files: whether it may need a second one. keeps_document: whether its files are native
+    files too. mixes: whether weights of one model may have several schemes; tied: a pattern of those that must
+    share one, where a model has stacked experts. read_back: whether the report reads what was written, before that
+    has its name.
     """
 
     summary: str

@@ -43,8 +43,8 @@ class Source(Protocol):
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
     metadata. graph: of an ONNX file, what its nodes do with tensors. aside: weight files of its folder that are not
     part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
-    people. unsplit: tensors of experts that cannot be arranged for a target, and why; arranged: how the others were, for
-    people. A store inherits the defaults of features it does not have.
+    people. unsplit: tensors of experts that cannot be arranged for a target, and why; arranged: how the others were,
+    for people. A store inherits the defaults of features it does not have.
     """
 
     path: str
