@@ -272,7 +272,10 @@ def _job(weight: Weight) -> Job:
 
 def module(weight: Weight, model: Architecture) -> str | None:
     """Why mlx-lm does not load a quantized weight in this module."""
-    if model.holder(module_of(weight.info.name)) == "Conv1D":
+    name = module_of(weight.info.name)
+    if name.endswith(".kv_b_proj"):
+        return "mlx-lm splits this matrix while it loads it, and quantizes the parts again"
+    if model.holder(name) == "Conv1D":
         return "mlx-lm transposes this matrix while it loads it, which needs floating-point weights"
     return None
 
