@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import __version__
+from quantcli.architectures import Architecture
+from quantcli.architectures.experts import Experts, Naming
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
@@ -71,6 +73,15 @@ def shape(weight: Weight) -> str | None:
     if len(weight.info.shape) > MAX_DIMENSIONS:
         return f"it has {len(weight.info.shape)} dimensions"
     return obstacle(*facts(weight), weight.info.shape)
+
+
+def experts(layer: Experts, types: Sequence[str], model: Architecture) -> Naming:
+    """How llama.cpp wants experts: all gates of a layer in one tensor, and so on, here under the names of most
+    checkpoints."""
+    block = layer.prefix.removesuffix(".experts")
+    own = block.removesuffix(".block_sparse_moe")
+    home = (block, f"{own}.mlp") if own != block else None
+    return Naming(stacked=True, prefix=f"{home[1] if home else block}.experts", home=home)
 
 
 # ---- the bytes of a tensor --------------------------------------------------------------------------------------
