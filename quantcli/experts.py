@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from quantcli import architectures
+from quantcli import architectures, registry
 from quantcli.architectures import UNNAMED
 from quantcli.architectures.experts import (
     DOWN,
+    EXPERT,
     GATE,
     UP,
     Experts,
@@ -20,7 +21,7 @@ from quantcli.architectures.experts import (
 from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.native import write as native
-from quantcli.layouts.writer import named
+from quantcli.layouts.writer import as_stored, named
 from quantcli.stores import Source, is_stream
 from quantcli.stores.derived import Computed, Derived, unchanged
 from quantcli.stores.stacked import Bands, Matrix, stacked
@@ -57,6 +58,19 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
         return source
     tensors = _tensors(source, named_layers)
     return Derived(source, tensors, unsplit=unsplit, arranged=_described(list(named_layers.values())))
+
+
+def as_in(source: Source, names: Container[str]) -> Source | None:
+    """A source with its experts arranged as they are among these names; None where they are already, or have none."""
+    infos = source.infos()
+    if not any(EXPERT.search(info.name) and info.name not in names for info in infos):
+        return None
+    own = {info.name for info in infos}
+    for target in (None, *(t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored)):
+        found = arranged(source, target)
+        if any(info.name in names and info.name not in own for info in found.infos()):
+            return found
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ FLAT = ("w1", "v1", "w2")
 SINGLE = re.compile(r"(.*\bexperts)\.(0|[1-9][0-9]{0,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 """Names of experts that are stored one by one."""
 
+EXPERT = re.compile(r"\bexperts\.")
+"""What the names of all experts have in common."""
+
 _STACKED = re.compile(r"(.*\bexperts)\.(gate_up_proj|down_proj)(_bias)?")
 _FLAT = re.compile(r"(.*\bexperts\.mlp)\.(w1|v1|w2)")
 _PARTS = {**dict(zip(ONE_BY_ONE, (GATE, UP, DOWN))), **dict(zip(MIXTRAL, (GATE, UP, DOWN)))}

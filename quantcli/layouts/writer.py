@@ -201,6 +201,10 @@ class Accepts:
         )
 
 
+def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None:
+    """Nothing: experts stay as they are stored."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
     """The writer of a layout that other tools load.
@@ -227,7 +231,7 @@ class Writer:
     convert: Callable[[Sequence[Weight], Beside], Conversion]
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
-    experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = lambda layer, types, model: None
+    experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = as_stored
     scale_dtype: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
     extension: str = ""
