@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.asking import given
 from quantcli.errors import UsageError
+from quantcli.experts import arranged
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job, pipeline
 from quantcli.models import open_model, under_one_name
@@ -261,6 +262,7 @@ def _ready(
         to, why = target_of(source, asked, folder=job.as_folder(source, name or "", None))
         if why:
             say(why)
+        source = arranged(source, to, container=asked.container)
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
         request = job.request(source, asked, to, warn=say)

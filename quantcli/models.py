@@ -14,6 +14,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
+from quantcli.experts import as_in
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
@@ -284,8 +285,23 @@ def of_checkpoint(model: Model) -> Mapping[str, View]:
 def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
     """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
 
-    Names are mapped only where none is in both, and one side is a GGUF of a known architecture and the other is not.
+    Names are mapped where none is in both, and one side is a GGUF of a known architecture and the other is not. Experts
+    of a float model are arranged as they are in the other one.
     """
+    ours, theirs, note = _under_names(a, b)
+    notes = [note] if note else []
+    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
+        found = None if model.source.kind == "gguf" else as_in(model.source, other)
+        if found is None or any(view.scheme is not None for view in own.values()):
+            continue
+        notes.append(f"{model.path}: {found.arranged}")
+        views = Model(native.Model(found), model.path)
+        ours, theirs = (views, theirs) if model is a else (ours, views)
+    return ours, theirs, "; ".join(notes)
+
+
+def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
+    """The same, but for experts."""
     sides = [model.source.kind == "gguf" for model in (a, b)]
     if a.keys() & b.keys() or sides[0] == sides[1]:
         return a, b, ""

@@ -92,6 +92,9 @@ def float_source(src: str, reading: Reading, console: options.Console) -> Iterat
 
 
 def inform_of(source: Source, console: options.Console) -> None:
-    """Print what the weights of a source are decoded from, for documents that do not say it."""
+    """Print what the weights of a source are decoded from, and how experts are arranged, for documents that do not say
+    it."""
     if source.decoded_from:
         console.inform(f"source: {source.decoded_from}")
+    if source.arranged:
+        console.inform(source.arranged)

@@ -45,6 +45,7 @@ def command(
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
+    from quantcli.experts import arranged
     from quantcli.folders.output import nbytes_of
     from quantcli.planning import kinds, recipe
     from quantcli.planning.order import target_of
@@ -57,8 +58,9 @@ def command(
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     with _sources.float_source(src, reading, console) as source:
-        _sources.inform_of(source, console)
         to, _ = target_of(source, order, folder=source.folder is not None)
+        source = arranged(source, to, container=order.container)
+        _sources.inform_of(source, console)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)
         console.inform(*kinds.said(found.request))

@@ -14,6 +14,7 @@ from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, op
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.experts import arranged
     from quantcli.floats import Reading
     from quantcli.folders.job import Job
     from quantcli.folders.pipeline import PipelineJob
@@ -146,6 +147,7 @@ def command(
         _check_saved(saved, named, read)
         to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
+        source = arranged(source, to, container=order.container)
         if budget is not None:
             request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
         else:

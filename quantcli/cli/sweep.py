@@ -54,6 +54,7 @@ def command(
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
     as measured.
     """
+    from quantcli.experts import arranged
     from quantcli.folders import job
     from quantcli.folders.output import size_of
     from quantcli.passes import sweep
@@ -67,9 +68,10 @@ def command(
     selected |= {"recipe": None, "override": ()}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
     with _sources.float_source(src, reading, console) as source:
-        _sources.inform_of(source, console)
         need_file(source, "sweeping")
         console.inform(*source.warnings)
+        source = arranged(source, None)
+        _sources.inform_of(source, console)
         request = job.request(source, order, None, warn=options.warn)
         console.inform(*kinds.said(request))
         plans = []

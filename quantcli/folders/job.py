@@ -213,8 +213,7 @@ class Job:
             seconds=seconds,
             request=self.request,
         )
-        found = build.with_earlier(found, self.source.earlier, self.source.decoded_from)
-        found = build.with_notes(found, self.source.notes)
+        found = build.with_source(found, self.source)
         return replace(
             found,
             preset=self.request.preset,

@@ -136,8 +136,7 @@ class PipelineJob:
             seconds=seconds,
         )
         for name, part in self.parts.items():
-            earlier = {f"{name}/{n}": e for n, e in part.source.earlier.items()}
-            found = build.with_earlier(found, earlier, part.source.decoded_from or found.decoded_from)
+            found = build.with_source(found, part.source, f"{name}/")
         told = [f"{name}: {line}" for name, part in self.parts.items() for line in part.source.warnings]
         return replace(found, warnings=[*told, *self.side.warnings(), *found.warnings], files=self.side.report())
 

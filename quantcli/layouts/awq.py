@@ -27,7 +27,7 @@ import numpy as np
 
 from quantcli.kernels import QuantParams
 from quantcli.layouts.config import architecture, section, text, whole
-from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
+from quantcli.layouts.loaders import ignored, loads_experts, not_linear, one_by_one, refuse_skipped, unknown
 from quantcli.layouts.pieces import (
     bands,
     below,
@@ -274,7 +274,11 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t, group) for t in tensors},
         config={"quantization_config": settings},
         header=lambda names: {"format": "pt"},
-        notes=["transformers needs GPTQModel to run AWQ; vLLM and mlx-lm load it as it is", *unknown(model)],
+        notes=[
+            "transformers needs GPTQModel to run AWQ; vLLM and mlx-lm load it as it is",
+            *unknown(model),
+            *loads_experts(tensors, model),
+        ],
     )
 
 
@@ -290,6 +294,7 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     module=not_linear,
+    experts=one_by_one,
     mixes=False,
     scale_dtype="float16",
 )

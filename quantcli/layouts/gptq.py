@@ -32,7 +32,7 @@ import numpy as np
 from quantcli.architectures import numberless
 from quantcli.kernels import QuantParams
 from quantcli.layouts.config import CONFIG_HINT, architecture, section, text, whole
-from quantcli.layouts.loaders import ignored, not_linear, unknown
+from quantcli.layouts.loaders import ignored, loads_experts, not_linear, one_by_one, unknown
 from quantcli.layouts.pieces import (
     bands,
     below,
@@ -277,6 +277,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     notes = [
         "GPTQModel needs the tokenizer in the folder; mlx-lm does not load the model because of g_idx",
         *unknown(model),
+        *loads_experts(tensors, model),
     ]
     if not symmetric or bits not in (4, 8):
         notes.append("vLLM loads only symmetric weights of 4 or 8 bits")
@@ -300,6 +301,7 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     module=not_linear,
+    experts=one_by_one,
     mixes=False,
     scale_dtype="float16",
 )

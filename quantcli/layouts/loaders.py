@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from quantcli import architectures
 from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
+from quantcli.architectures.experts import MIXTRAL, ONE_BY_ONE, SINGLE, Experts, Naming
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.writer import Weight
 from quantcli.patterns import module_of
@@ -24,6 +25,36 @@ def not_linear(weight: Weight, model: Architecture) -> str | None:
     if kind in (CHANGED, UNLOADABLE):
         return "transformers splits or merges this tensor while it loads it"
     return f"{model.library} holds it in {kind}, and quantized weights are loaded into Linear layers only"
+
+
+VLLM_ONLY = {"llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
+"""Types of models whose experts vLLM loads one by one, though transformers holds them stacked."""
+
+
+def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | str | None:
+    """How loaders of integer codes want experts: each by itself, under the names from which transformers or vLLM stack
+    them."""
+    if layer.single:
+        return None
+    prefix = layer.prefix
+    for words in (ONE_BY_ONE, MIXTRAL):
+        if model.holder(f"{prefix}.0.{words[0]}") == EXPERTS:
+            block, within = prefix.removesuffix(".mlp.experts"), prefix.endswith(".mlp.experts")
+            if words is MIXTRAL and within and "mixtral" in types:  # vLLM knows its published names only
+                new = f"{block}.block_sparse_moe"
+                return Naming(stacked=False, prefix=f"{new}.experts", words=words, home=(f"{block}.mlp", new))
+            return Naming(stacked=False, prefix=prefix, words=words)
+    if VLLM_ONLY.intersection(types):
+        return Naming(stacked=False, prefix=prefix)
+    return f"neither vLLM nor transformers loads integer codes for the experts of {types[-1]}"
+
+
+def loads_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
+    """A note for a model whose experts only vLLM loads."""
+    if model.model_type not in VLLM_ONLY or not any(SINGLE.fullmatch(t.info.name) for t in tensors if t.scheme):
+        return []
+    version = architectures.version_of("transformers")
+    return [f"experts are stored one by one, as vLLM loads them: transformers {version} takes no packed experts there"]
 
 
 def unknown(model: Architecture) -> list[str]:

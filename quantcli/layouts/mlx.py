@@ -37,6 +37,7 @@ import numpy as np
 
 from quantcli import kernels
 from quantcli.architectures import UNNAMED, Architecture
+from quantcli.architectures.experts import FLAT, Experts, Naming
 from quantcli.asking import changed
 from quantcli.errors import DataError, printable
 from quantcli.kernels import OFFSET, CodeGrid, QuantParams, row_bytes
@@ -297,7 +298,9 @@ def module(weight: Weight, model: Architecture) -> str | None:
         return f"tie_word_embeddings is {said}: the embedding is the head then, and codes of another one do not load"
     if path.rpartition(".")[2] == READ.get(model.model_type):
         return "mlx-lm computes with this matrix while it loads it, which needs floating-point weights"
-    if model.holder(module_of(weight.info.name)) == "Conv1D":
+    if path.endswith(".kv_b_proj"):
+        return "mlx-lm splits this matrix while it loads it, and quantizes the parts again"
+    if model.holder(path) == "Conv1D":
         return "mlx-lm transposes this matrix while it loads it, which needs floating-point weights"
     return None
 
@@ -312,6 +315,27 @@ def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> 
     if bits in (0, scheme.bits):
         return scheme if bits else None
     return changed(scheme, bits=bits, granularity="group", group_size=64, grid=None)
+
+
+IN_EXPERTS = {"llama4", "llama4_text", "gpt_oss", "afmoe", "dots1"}
+"""Types of models whose experts are stacked in `experts`; those of most are in `switch_mlp`."""
+
+
+def experts(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | str | None:
+    """How mlx-lm wants experts: stacked, which it does itself for floating-point weights only; those of DBRX each by
+    itself."""
+    if "dbrx" in types:
+        return Naming(stacked=False, prefix=layer.prefix.removesuffix(".mlp"), words=FLAT)
+    if "qwen3_next" in types:
+        return "mlx-lm takes a file with stacked experts for one whose norms it has changed before"
+    if IN_EXPERTS.intersection(types):
+        return Naming(stacked=True, prefix=layer.prefix)
+    block = layer.prefix.removesuffix(".experts")
+    own = block.removesuffix(".mlp")
+    if "mixtral" in types and own != block:
+        new = f"{own}.block_sparse_moe"
+        return Naming(stacked=True, prefix=f"{new}.switch_mlp", home=(block, new))
+    return Naming(stacked=True, prefix=f"{block}.switch_mlp")
 
 
 def _settings(weight: Weight) -> tuple[int, int]:
@@ -355,4 +379,5 @@ WRITES = Writer(
     module=module,
     tables=tables,
     usual={"group_size": 64},
+    experts=experts,
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantcli import asking, registry
 from quantcli.architectures import Architecture
+from quantcli.architectures.experts import Experts, Naming
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import AUTO, Scheme
 from quantcli.tensors.decided import Decided
@@ -205,23 +206,29 @@ class Accepts:
         )
 
 
+def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None:
+    """Nothing: experts stay as they are stored."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
     """The writer of a layout that other tools load.
 
     summary: a line for users, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
     store, for users. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
-    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose
-    weights it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
-    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such
-    files, which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in
-    this module of the model. tables(info, kind, scheme, architecture): the scheme of an embedding or output head
-    (kind `embedding`, `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the
-    target's own tools have it; None where they keep it. scale_dtype: the best dtype of scales for it; usual: fields
-    of the scheme to use unless others are requested. extension: of a target that is always one file, with its dot;
-    two_files: whether it may need a second one. keeps_document: whether its files are native files too. mixes:
-    whether weights of one model may have several schemes; tied: a pattern of those that must share one, where a
-    model has stacked experts. read_back: whether the report reads what was written, before that has its name.
+    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
+    it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
+    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
+    which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
+    of the model. tables(info, kind, scheme, architecture): the scheme of an embedding or output head (kind `embedding`,
+    `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the target's own tools
+    have it; None where they keep it. experts(layer, types, architecture): how its loader wants the experts of a layer,
+    in a model of these types; None as they are stored, a text why it takes none that are quantized. scale_dtype: the
+    best dtype of scales for it; usual: fields of the scheme to use unless others are requested. extension: of a target
+    that is always one file, with its dot; two_files: whether it may need a second one. keeps_document: whether its
+    files are native files too. mixes: whether weights of one model may have several schemes; tied: a pattern of those
+    that must share one, where a model has stacked experts. read_back: whether the report reads what was written,
+    before that has its name.
     """
 
     summary: str
@@ -232,6 +239,7 @@ class Writer:
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
+    experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = as_stored
     scale_dtype: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
     extension: str = ""

@@ -189,5 +189,6 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         to=to,
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
+        unsplit=source.unsplit,
         from_recipe=asked.from_recipe,
     )

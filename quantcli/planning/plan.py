@@ -55,6 +55,7 @@ REASONS = {
     "small": f"keep-list: fewer than {SMALL} elements",
     "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
     "component": "a part of a pipeline that is kept whole",
+    "experts": "experts in one tensor, and which of its rows are what cannot be told",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
@@ -71,7 +72,7 @@ VECTORS = ("norm", "bias", "one-dimensional")
 _NAMES = [
     ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
     ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
-    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
+    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*(?:\.layer)?|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
     ("embedding", EMBEDDING),
 ]
@@ -101,8 +102,9 @@ class Request:
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
     counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
     able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
-    they are in a model of this architecture, and whether it is to write a container of tensors instead of a model.
-    keep_embeddings: whether embeddings and output heads are kept; None to do as the target's own tools."""
+    they are in a model of this architecture, whether it is to write a container of tensors instead of a model, and
+    tensors of experts that the source cannot arrange as the target needs them, with the reason. keep_embeddings:
+    whether embeddings and output heads are kept; None to do as the target's own tools."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -116,6 +118,7 @@ class Request:
     to: str | None = None
     architecture: Architecture | None = None
     container: bool = False
+    unsplit: Mapping[str, str] = field(default_factory=dict, compare=False)
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
     preset: str = field(default="", compare=False)
@@ -304,6 +307,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(Kept(info=info, reason=reason))
         else:
             tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
+    tensors = [_unsplit(tensor, request) for tensor in tensors]
     if request.to is not None:
         tensors = [_for_target(tensor, request.to, request.architecture or UNNAMED) for tensor in tensors]
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
@@ -364,6 +368,16 @@ def _table(info: TensorInfo, kind: str, export: Writer, asked: Scheme, model: Ar
     except UsageError:
         return None
     return table if (export.shape(table) or export.module(table, model)) is None else None
+
+
+def _unsplit(tensor: Decided, request: Request) -> Decided:
+    """The plan of a tensor, kept where it holds experts that cannot be arranged for the target."""
+    why = request.unsplit.get(tensor.info.name)
+    if why is None or tensor.scheme is None:
+        return tensor
+    if request.to is None:
+        return Kept(info=tensor.info, reason="experts", note=why)
+    return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {why}")
 
 
 def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:

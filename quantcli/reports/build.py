@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quantcli.layouts.origins import Origin
     from quantcli.models import View
     from quantcli.passes.examine import Examined
-    from quantcli.stores import Earlier
+    from quantcli.stores import Source
 
 
 def of_plan(
@@ -82,27 +82,27 @@ def of_plan(
     )
 
 
-def with_earlier(report: RunReport, earlier: Mapping[str, Earlier], decoded_from: str) -> RunReport:
-    """A report that also says what tensors are decoded from, and what that had cost."""
+def with_source(report: RunReport, source: Source, prefix: str = "") -> RunReport:
+    """A report that also says what tensors are decoded from, what that had cost, how experts were arranged, and what
+    else was done to tensors before they were quantized. prefix: of their names in the report."""
+    earlier = {prefix + name: found for name, found in source.earlier.items()}
+    notes = {prefix + name: line for name, line in source.notes.items()}
 
     def recorded(tensor: TensorReport) -> TensorReport:
+        if tensor.name in notes:
+            tensor = replace(tensor, note="; ".join(line for line in (notes[tensor.name], tensor.note) if line))
         found = earlier.get(tensor.name)
         if found is None:
             return tensor
         sqnr = found.metrics.sqnr_db if found.metrics is not None else None
         return replace(tensor, source_scheme=found.scheme, source_sqnr_db=sqnr)
 
-    return replace(report, tensors=[recorded(t) for t in report.tensors], decoded_from=decoded_from)
-
-
-def with_notes(report: RunReport, notes: Mapping[str, str]) -> RunReport:
-    """A report that also says what was done to tensors before they were quantized."""
-
-    def told(tensor: TensorReport) -> TensorReport:
-        both = [line for line in (notes.get(tensor.name, ""), tensor.note) if line]
-        return replace(tensor, note="; ".join(both))
-
-    return replace(report, tensors=[told(t) for t in report.tensors]) if notes else report
+    return replace(
+        report,
+        tensors=[recorded(t) for t in report.tensors],
+        decoded_from=source.decoded_from or report.decoded_from,
+        arranged=source.arranged or report.arranged,
+    )
 
 
 def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:

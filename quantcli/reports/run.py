@@ -37,13 +37,15 @@ COLUMNS = (
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
     original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
-    quantized already. preset: the one that config.json chose, if it did. files: of the source, where it is a folder and
+    quantized already. arranged: what was done to experts that are stored in another arrangement than the
+    target's. preset: the one that config.json chose, if it did. files: of the source, where it is a folder and
     one is made from it."""
 
     command: str
     source: str
     output: str | None
     decoded_from: str = ""
+    arranged: str = ""
     preset: str = ""
     passed: bool | None = None
     summary: Summary
@@ -172,6 +174,8 @@ def _head(report: RunReport) -> Iterator[Line]:
     yield Line(printable(report.source, 200) + output, strong=True)
     if report.decoded_from:
         yield Line(f"source: {report.decoded_from}")
+    if report.arranged:
+        yield Line(report.arranged)
     if report.preset:
         yield Line(f"preset {report.preset}, from config.json")
     measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else "not measured"

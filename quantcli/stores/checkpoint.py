@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.stores.files import InputFile, leads_outside, read_small
@@ -16,6 +16,10 @@ from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.stores.source import HeaderDocument, Source
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -333,6 +337,9 @@ class Checkpoint(Source):
 
     def release(self, name: str) -> None:
         self._home[name].release(name)
+
+    def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
+        self._home[name].read_runs(name, start, step, runs)
 
     def files(self) -> Sequence[InputFile]:
         return [file for shard in self.shards.values() for file in shard.files()]

@@ -6,15 +6,21 @@ by one, a base model with an adapter folded in. Nothing is computed before it is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quantcli.errors import DataError, printable
 from quantcli.stores.source import Earlier, Source
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from quantcli.stores.files import InputFile
 
 
@@ -102,12 +108,14 @@ class Derived(Source):
         metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
         decoded_from: str = "",
         others: Sequence[Source] = (),
+        unsplit: Mapping[str, str] = MappingProxyType({}),
+        arranged: str = "",
     ) -> None:
-        """metadata: what the header of a file says now. decoded_from: as for every source. others: further sources that
-        tensors are made of. Raises DataError where two tensors have one name."""
+        """metadata: what the header of a file says now. decoded_from, unsplit, arranged: as for every source. others:
+        further sources that tensors are made of. Raises DataError where two tensors have one name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
-        self.warnings = base.warnings
+        self.warnings, self.unsplit, self.arranged = base.warnings, unsplit, arranged
         self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
         held: dict[str, list[Computed]] = {name: [] for name in base.shards}
@@ -143,7 +151,17 @@ class Derived(Source):
 
     def stored_bytes(self) -> Sequence[int]:
         left = dict(zip((info.name for info in self._base.infos()), self._base.stored_bytes()))
-        return [sum(left.pop(part, 0) for part in tensor.parts) for tensor in self._tensors.values()]
+        rest: Counter[str] = Counter()
+        for tensor in self._tensors.values():
+            rest.update(dict.fromkeys(tensor.parts, tensor.info.numel))
+        found = []
+        for tensor in self._tensors.values():  # each has its share of a part, the last one what is left
+            own, numel = 0, tensor.info.numel
+            for part in tensor.parts:
+                share = left[part] * numel // rest[part] if rest[part] else 0
+                own, left[part], rest[part] = own + share, left[part] - share, rest[part] - numel
+            found.append(own)
+        return found
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._tensors[name].fill(start, buffer)
@@ -151,6 +169,13 @@ class Derived(Source):
     def release(self, name: str) -> None:
         for part in self._tensors[name].parts:
             self._base.release(part)
+
+    def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
+        # What is computed is computed in rows: all between the runs costs less than each run by itself.
+        whole = np.empty((len(runs) - 1) * step + runs.shape[1], np.uint8)
+        self._tensors[name].fill(start, whole.data)
+        for number, run in enumerate(runs):
+            run[:] = whole[number * step : number * step + len(run)]
 
     def files(self) -> Sequence[InputFile]:
         return self._base.files()

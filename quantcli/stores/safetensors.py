@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
@@ -20,6 +20,10 @@ from quantcli.stores.files import InputFile
 from quantcli.stores.source import HeaderDocument, Source
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 HEADER_LIMIT = 100_000_000
 METADATA = "__metadata__"
@@ -137,6 +141,9 @@ class SafetensorsFile(Source):
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self.file.read_into(self.data + self._entries[name].begin + start, buffer)
+
+    def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
+        self.file.read_runs(self.data + self._entries[name].begin + start, step, [run.data for run in runs])
 
     def passed(self, name: str, start: int, size: int) -> None:
         self.file.passed(self.data + self._entries[name].begin + start, size)

@@ -10,6 +10,9 @@ from quantcli.errors import UsageError
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from quantcli.metrics import Metrics
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf_types import Block
@@ -41,7 +44,8 @@ class Source(Protocol):
     metadata. graph: of an ONNX file, what its nodes do with tensors. aside: weight files of its folder that are not
     part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
     people. notes: what was done to tensors before they are read, for people. warnings: what was left out of the file,
-    and where in it the tensors were found. A store inherits the defaults of features it does not have.
+    and where in it the tensors were found. unsplit: tensors of experts that cannot be arranged for a target, and why;
+    arranged: how the others were, for people. A store inherits the defaults of features it does not have.
     """
 
     path: str
@@ -57,6 +61,8 @@ class Source(Protocol):
     decoded_from: str = ""
     notes: Mapping[str, str] = MappingProxyType({})
     warnings: Sequence[str] = ()
+    unsplit: Mapping[str, str] = MappingProxyType({})
+    arranged: str = ""
 
     @property
     def documents(self) -> list[HeaderDocument]:
@@ -86,6 +92,12 @@ class Source(Protocol):
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
+
+    def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
+        """Fill the rows of an array with runs of bytes of a tensor, the first from byte `start`, the next `step` bytes
+        later."""
+        for number, run in enumerate(runs):
+            self.read(name, start + number * step, run.data)
 
     def passed(self, name: str, start: int, size: int) -> None:
         """Declare that these bytes of a tensor will not be read again; those of a pipe are kept until then."""

@@ -270,7 +270,8 @@ def test_names_are_those_of_the_gguf_package() -> None:
                   "model.layers.1.mlp.experts.0.up_proj.weight", "x.model.norm.weight", ""):  # fmt: skip
         assert gguf_name(other) is None and imatrix_name(other) in (None, ("blk.1.ffn_up_exps.weight", 0))
     assert imatrix_name("model.layers.0.block_sparse_moe.experts.3.w2.weight") == ("blk.0.ffn_down_exps.weight", 3)
-    assert hf_name("rope_freqs.weight") is hf_name("blk.0.ffn_up_exps.weight") is None
+    assert hf_name("blk.0.ffn_up_exps.weight") == "model.layers.0.mlp.experts.up_proj.weight"
+    assert hf_name("rope_freqs.weight") is None
 
 
 # ---- compare and inspect ----------------------------------------------------------------------------------------

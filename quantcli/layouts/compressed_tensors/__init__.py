@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from quantcli.layouts.compressed_tensors.read import find
 from quantcli.layouts.compressed_tensors.write import ACCEPTS, EXPERT, convert, module
+from quantcli.layouts.loaders import one_by_one
 from quantcli.layouts.pieces import not_a_matrix
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Writer
@@ -45,6 +46,7 @@ WRITES = Writer(
     shape=not_a_matrix,
     convert=convert,
     module=module,
+    experts=one_by_one,
     keeps_document=True,
     tied=EXPERT,
 )

@@ -13,7 +13,7 @@ from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
-from quantcli.layouts.loaders import ignored, modules, not_linear, unknown
+from quantcli.layouts.loaders import ignored, loads_experts, modules, not_linear, unknown
 from quantcli.layouts.native.write import job
 from quantcli.layouts.pieces import facts, not_a_matrix, quantized
 from quantcli.layouts.writer import Accepts, Beside, Conversion, Weight
@@ -114,7 +114,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     return Conversion(
         jobs={t.info.name: job(t) for t in tensors},
         config={"quantization_config": found},
-        notes=[*_notes(tensors, found), *unknown(model), *_sentences(beside)],
+        notes=[*_notes(tensors, found), *unknown(model), *loads_experts(tensors, model), *_sentences(beside)],
     )
 
 

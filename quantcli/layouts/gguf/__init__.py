@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from quantcli.layouts.gguf.blocks import WEIGHTS
 from quantcli.layouts.gguf.read import find
-from quantcli.layouts.gguf.write import container, convert, shape, tables
+from quantcli.layouts.gguf.write import container, convert, experts, shape, tables
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Accepts, Writer
 
@@ -45,6 +45,7 @@ WRITES = Writer(
     convert=convert,
     container=container,
     tables=tables,
+    experts=experts,
     scale_dtype="float16",
     usual={"group_size": WEIGHTS},
     extension=".gguf",

@@ -1,11 +1,14 @@
 """The Llama family as llama.cpp expects it: keys from config.json, tensor names, order of rows.
 
     LlamaForCausalLM, MistralForCausalLM   architecture llama; the rows of q and k are reordered
+    MixtralForCausalLM                     the same, with experts
     Qwen2ForCausalLM, Qwen3ForCausalLM     architectures qwen2 and qwen3
+    Qwen2MoeForCausalLM, Qwen3Moe..        architectures qwen2moe and qwen3moe
 
 llama.cpp rotates neighbouring rows of a head where the checkpoint rotates a row with the one half a head later, so
 for `llama` the rows of a head go 0, D/2, 1, D/2 + 1, ...; whole rows, so quantized ones too. Tensors of one dimension
-are F32. Without a separate output head there is no output.weight: token_embd.weight serves for both.
+and routers are F32; all experts of a layer are in one tensor, which the source has stacked. Without a separate output
+head there is no output.weight: token_embd.weight serves for both.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ FAMILIES = {
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "MixtralForCausalLM": "llama",
+    "Qwen2MoeForCausalLM": "qwen2moe",
+    "Qwen3MoeForCausalLM": "qwen3moe",
 }
 """llama.cpp's architecture of each class of transformers."""
 
@@ -41,6 +47,7 @@ MAX_LAYERS = 10_000
 
 _SCALED_BY = ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings")
 _FREQUENCIES = "rope_freqs.weight"
+_ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 _USELESS = ".rotary_emb.inv_freq"
 
 
@@ -92,6 +99,16 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None) -
 
 
 @dataclass(frozen=True, slots=True)
+class _Experts:
+    """Experts of every layer: how many there are and are used, rows of each, and of the shared one, 0 without."""
+
+    count: int
+    used: int
+    inner: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Sizes:
     hidden: int
     inner: int
@@ -100,6 +117,7 @@ class _Sizes:
     kv_heads: int
     head: int
     words: int
+    experts: _Experts | None
 
 
 def _sizes(config: Mapping[str, Any], architecture: str) -> _Sizes:
@@ -114,9 +132,26 @@ def _sizes(config: Mapping[str, Any], architecture: str) -> _Sizes:
     head = _whole(config, "head_dim", hidden // heads)
     if head % 2:
         raise _refuse(f"heads of {head} rows cannot be rotated", "head_dim")
-    return _Sizes(
-        hidden, _whole(config, "intermediate_size"), layers, heads, kv_heads, head, _whole(config, "vocab_size")
-    )
+    inner, words = _whole(config, "intermediate_size"), _whole(config, "vocab_size")
+    return _Sizes(hidden, inner, layers, heads, kv_heads, head, words, _experts(config, architecture, inner))
+
+
+def _experts(config: Mapping[str, Any], architecture: str, inner: int) -> _Experts | None:
+    """The experts of a model; None where it has none."""
+    if not architecture.endswith("moe"):
+        if config.get("num_local_experts") is None:
+            return None
+        return _Experts(_whole(config, "num_local_experts"), _whole(config, "num_experts_per_tok", 2), inner, 0)
+    for key, fine in (("decoder_sparse_step", (None, 1)), ("mlp_only_layers", (None, []))):
+        if config.get(key) not in fine:
+            raise _refuse("llama.cpp supports such models only with experts in all layers", key)
+    normed = architecture == "qwen3moe"
+    if bool(config.get("norm_topk_prob", False)) != normed:
+        problem = f"llama.cpp {'always adds' if normed else 'never adds'} the weights of chosen experts up to 1"
+        raise _refuse(problem, "norm_topk_prob")
+    shared = 0 if normed else _whole(config, "shared_expert_intermediate_size")
+    own = _whole(config, "moe_intermediate_size")
+    return _Experts(_whole(config, "num_experts"), _whole(config, "num_experts_per_tok"), own, shared)
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -184,6 +219,12 @@ def _keys(config: Mapping[str, Any], architecture: str, sizes: _Sizes) -> dict[s
         "rope.dimension_count": sizes.head,
         "rope.freq_base": base,
     }
+    if sizes.experts is not None:
+        own |= {"expert_count": sizes.experts.count, "expert_used_count": sizes.experts.used}
+        if architecture != "llama":
+            own["expert_feed_forward_length"] = sizes.experts.inner
+        if sizes.experts.shared:
+            own["expert_shared_feed_forward_length"] = sizes.experts.shared
     return {f"{architecture}.{key}": value for key, value in own.items()} | _scaling(architecture, found)
 
 
@@ -198,13 +239,20 @@ def _shapes(architecture: str, sizes: _Sizes, *, tied: bool) -> dict[str, tuple[
         "self_attn.v_proj.weight": (kv, hidden),
         "self_attn.o_proj.weight": (hidden, q),
         "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
     }
-    if architecture == "qwen2":
+    experts = sizes.experts
+    if experts is None:
+        layer |= _matrices("mlp", hidden, inner)
+    else:
+        layer["mlp.gate.weight"] = (experts.count, hidden)
+        each = _matrices("mlp.experts", hidden, experts.inner)
+        layer |= {name: (experts.count, *shape) for name, shape in each.items()}
+    if experts is not None and experts.shared:
+        layer |= _matrices("mlp.shared_expert", hidden, experts.shared)
+        layer["mlp.shared_expert_gate.weight"] = (1, hidden)
+    if architecture in ("qwen2", "qwen2moe"):
         layer |= {f"self_attn.{n}_proj.bias": (rows,) for n, rows in (("q", q), ("k", kv), ("v", kv))}
-    if architecture == "qwen3":
+    if architecture in ("qwen3", "qwen3moe"):
         layer |= {f"self_attn.{n}_norm.weight": (sizes.head,) for n in "qk"}
     whole = {"model.embed_tokens.weight": (sizes.words, hidden), "model.norm.weight": (hidden,)}
     if not tied:
@@ -212,11 +260,19 @@ def _shapes(architecture: str, sizes: _Sizes, *, tied: bool) -> dict[str, tuple[
     return whole | {f"model.layers.{i}.{n}": shape for i in range(sizes.layers) for n, shape in layer.items()}
 
 
+def _matrices(place: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of gate, up and down."""
+    shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    return {f"{place}.{which}_proj.weight": shape for which, shape in shapes.items()}
+
+
 def _optional(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes of the optional biases: llama.cpp adds them where it finds them."""
     if architecture != "llama":
         return {}
-    return {f"{n.removesuffix('weight')}bias": s[:1] for n, s in shapes.items() if "_proj." in n}
+    return {
+        f"{n.removesuffix('weight')}bias": s[:1] for n, s in shapes.items() if "_proj." in n and ".experts." not in n
+    }
 
 
 def _tensors(
@@ -246,7 +302,13 @@ def _tensors(
         if ARCHITECTURES[architecture] and (".q_proj." in info.name or ".k_proj." in info.name):
             heads = sizes.heads if ".q_proj." in info.name else sizes.kv_heads
         found.append(
-            ModelTensor(name=name, source=info.name, shape=info.shape, heads=heads, float32=len(info.shape) < 2)
+            ModelTensor(
+                name=name,
+                source=info.name,
+                shape=info.shape,
+                heads=heads,
+                float32=len(info.shape) < 2 or info.name.endswith(_ROUTERS),
+            )
         )
     return tuple(found), left
 

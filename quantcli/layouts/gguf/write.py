@@ -21,6 +21,7 @@ import numpy as np
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
+from quantcli.architectures.experts import Experts, Naming
 from quantcli.asking import changed
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
@@ -93,6 +94,15 @@ def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> 
     return changed(
         scheme, bits=HEAD_BITS, granularity="group", group_size=WEIGHTS, symmetric=True, zero_point="int", grid=None
     )
+
+
+def experts(layer: Experts, types: Sequence[str], model: Architecture) -> Naming:
+    """How llama.cpp wants experts: all gates of a layer in one tensor, and so on, here under the names of most
+    checkpoints."""
+    block = layer.prefix.removesuffix(".experts")
+    own = block.removesuffix(".block_sparse_moe")
+    home = (block, f"{own}.mlp") if own != block else None
+    return Naming(stacked=True, prefix=f"{home[1] if home else block}.experts", home=home)
 
 
 # ---- the bytes of a tensor --------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.architectures import Architecture
+from quantcli.architectures.experts import FLAT, ONE_BY_ONE, Experts, Naming
 from quantcli.dtypes import DTYPES, from_float32
 from quantcli.kernels import row_bytes
 from quantcli.layouts.native.parts import outputs, parts, zero_shape
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
 def convert(tensors: Sequence[Decided], beside: Beside) -> Conversion:
     """The native writer: every tensor by itself, whatever its scheme."""
     return Conversion(jobs={t.info.name: job(t) for t in tensors})
+
+
+def experts(layer: Experts, types: Sequence[str], model: Architecture) -> Naming | None:
+    """What becomes of the experts of a layer: stacked ones stay as they are unless groups would run along their
+    outputs, because they are transposed."""
+    if layer.single or not layer.transposed:
+        return None
+    words = FLAT if layer.prefix.endswith(".mlp") and "dbrx" in types else ONE_BY_ONE
+    return Naming(stacked=True, prefix=layer.prefix, words=words)
 
 
 def job(tensor: Decided) -> Job:

@@ -1,0 +1,142 @@
+"""Sources whose experts are arranged as a target needs them: one by one, or all of one kind in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+from quantcli import architectures, registry
+from quantcli.architectures import UNNAMED
+from quantcli.architectures.experts import (
+    DOWN,
+    EXPERT,
+    GATE,
+    UP,
+    Experts,
+    Naming,
+    find,
+    model_types,
+    rows_are_outputs,
+)
+from quantcli.errors import DataError, printable
+from quantcli.layouts.config import json_beside
+from quantcli.layouts.native import write as native
+from quantcli.layouts.writer import as_stored, named
+from quantcli.stores import Source, is_stream
+from quantcli.stores.derived import Computed, Derived, unchanged
+from quantcli.stores.stacked import Bands, Matrix, stacked
+from quantcli.tensors.info import TensorInfo
+
+
+def arranged(source: Source, to: str | None, *, container: bool = False) -> Source:
+    """A source as a target needs it, None for the native layout; the source itself where it already is so.
+
+    container: whether the target is to hold the tensors alone. Raises DataError for a config.json that cannot be read.
+    """
+    try:
+        config = json_beside(source.beside, "config.json") or {}
+    except DataError as error:
+        raise error.within(source.path) from None
+    infos = source.infos()
+    model = architectures.of(config) or UNNAMED
+    layers, unclear = find(infos, config, model)
+    naming = native.experts if to is None or container else named(to).experts
+    types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, str]()
+    for layer in layers:
+        wanted = naming(layer, types, model)
+        if isinstance(wanted, Naming):
+            named_layers[layer.prefix] = _Layer(layer, wanted)
+        elif wanted is not None:
+            unsplit.update(dict.fromkeys(layer.stored, wanted))
+    by_name = {info.name: info for info in infos}
+    for name, why in unclear.items():
+        if not (naming is native.experts and rows_are_outputs(name, by_name)):
+            unsplit[name] = why
+    if is_stream(source):
+        named_layers = {}
+    if not named_layers and not unsplit:
+        return source
+    tensors = _tensors(source, named_layers)
+    return Derived(source, tensors, unsplit=unsplit, arranged=_described(list(named_layers.values())))
+
+
+def as_in(source: Source, names: Container[str]) -> Source | None:
+    """A source with its experts arranged as they are among these names; None where they are already, or have none."""
+    infos = source.infos()
+    if not any(EXPERT.search(info.name) and info.name not in names for info in infos):
+        return None
+    own = {info.name for info in infos}
+    for target in (None, *(t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored)):
+        found = arranged(source, target)
+        if any(info.name in names and info.name not in own for info in found.infos()):
+            return found
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The experts of a layer, and what becomes of them."""
+
+    experts: Experts
+    naming: Naming
+
+    def tensors(self, infos: dict[str, TensorInfo], bands: Bands) -> Iterator[Computed]:
+        """Their tensors under their new names."""
+        for part, word in zip((GATE, UP, DOWN), self.naming.words):
+            if self.naming.stacked:
+                yield from self._named(f"{self.naming.prefix}.{word}", part, slice(None), infos, bands)
+        for number in range(self.experts.count if not self.naming.stacked else 0):
+            for part, word in zip((GATE, UP, DOWN), self.naming.words):
+                name = f"{self.naming.prefix}.{number}.{word}"
+                yield from self._named(name, part, slice(number, number + 1), infos, bands)
+
+    def _named(
+        self, name: str, part: str, which: slice, infos: dict[str, TensorInfo], bands: Bands
+    ) -> Iterator[Computed]:
+        for ending, held in (("weight", self.experts.weights), ("bias", self.experts.biases)):
+            matrices = held.get(part, ())[which]
+            if matrices:
+                dtype = infos[matrices[0].name].dtype
+                yield stacked(bands, TensorInfo(f"{name}.{ending}", dtype, self._shape(matrices, ending)), matrices)
+
+    def _shape(self, matrices: tuple[Matrix, ...], ending: str) -> tuple[int, ...]:
+        one = (matrices[0].rows, matrices[0].cols) if ending == "weight" else (matrices[0].rows,)
+        return (len(matrices), *one) if self.naming.stacked else one
+
+
+def _tensors(source: Source, layers: dict[str, _Layer]) -> Iterator[Computed]:
+    """The tensors of a source with the experts of these layers arranged, where the first of theirs was."""
+    bands, infos = Bands(source), {info.name: info for info in source.infos()}
+    home = {name: layer for layer in layers.values() for name in layer.experts.stored}
+    moved = dict(layer.naming.home for layer in layers.values() if layer.naming.home is not None)
+    done = set[str]()
+    for info in infos.values():
+        layer = home.get(info.name)
+        if layer is None:
+            yield unchanged(source, info, _moved(info.name, moved))
+        elif layer.experts.prefix not in done:
+            done.add(layer.experts.prefix)
+            yield from layer.tensors(infos, bands)
+
+
+def _moved(name: str, moved: dict[str, str]) -> str:
+    """The name of a tensor beside experts that get another home."""
+    own = name.rpartition(".")[0]
+    while own and own not in moved:
+        own = own.rpartition(".")[0]
+    return moved[own] + name.removeprefix(own) if own else name
+
+
+def _described(layers: list[_Layer]) -> str:
+    """What is done to experts, in words; empty where nothing is."""
+    if not layers:
+        return ""
+    first = layers[0]
+    experts, naming = first.experts, first.naming
+    before = [name.removeprefix(f"{experts.prefix}.") for name in experts.stored]
+    what = f"{experts.count} experts of each of {len(layers)} layers" if layers[1:] else f"{experts.count} experts"
+    how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
+    how = f"transposed and {how}" if experts.transposed else how
+    shown = "N.*" if experts.single else ", ".join(n for n in before if "bias" not in n)
+    word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
+    return printable(f"{what} {how}: {experts.prefix}.{{{shown}}} -> {naming.prefix}.{word}", 400)
