@@ -14,7 +14,6 @@ from quantcli.cli import _asking, _budget, _gating, _help, _naming, _sources, op
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from quantcli.experts import arranged
     from quantcli.floats import Reading
     from quantcli.folders.job import Job
     from quantcli.folders.pipeline import PipelineJob
@@ -110,6 +109,7 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
+    from quantcli.experts import arranged
     from quantcli.folders import job, pipeline
     from quantcli.planning import recipe
     from quantcli.planning.order import target_of
