@@ -113,11 +113,13 @@ def round_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Bits of the nearest bfloat16 of finite float32 values, ties to even."""
     import numpy as np
 
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded: NDArray[np.uint16] = (
-        (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    ).astype(np.uint16)
-    return rounded
+    bits = np.ascontiguousarray(values, np.float32).view("<u4")
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    high: NDArray[np.uint16] = rounded.reshape(-1).view("<u2")[1::2].reshape(bits.shape)
+    return np.ascontiguousarray(high)
 
 
 _FLOAT8 = {"F8_E4M3": (7, 3, 126), "F8_E5M2": (15, 2, 123)}

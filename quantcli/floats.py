@@ -160,12 +160,17 @@ def _computed(source: Source, view: View, dtype: str | None) -> Computed:
     size = DTYPES[wanted].bits // 8
 
     def fill(start: int, buffer: memoryview) -> None:
-        first, last = start // size, -(-(start + len(buffer)) // size)
-        try:
-            raw = view.values(first, last, wanted).data.cast("B")
-        except QuantcliError as error:
-            raise error.within(source.path) from None
-        buffer[:] = raw[start - first * size : start - first * size + len(buffer)]
+        end = start + len(buffer)
+        at = start // size // view.step * view.step
+        while at * size < end:
+            first, last = max(at, start // size), min(at + view.step, -(-end // size))
+            try:
+                raw = view.values(first, last, wanted).data.cast("B")
+            except QuantcliError as error:
+                raise error.within(source.path) from None
+            low, high = max(start, first * size), min(end, last * size)
+            buffer[low - start : high - start] = raw[low - first * size : high - first * size]
+            at += view.step
 
     cost = view.stored.stored.metrics if view.stored is not None else None
     return Computed(

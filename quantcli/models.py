@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 BLOCK = 1 << 20
 """Weights of a float tensor compared at a time."""
 
+PIECE = 1 << 16
+"""Weights decoded at a time where rows are stored one after another: float32 of these stay in the cache."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class View:
@@ -39,8 +42,9 @@ class View:
 
     scheme, bits: how it is stored, None for a float tensor. bytes_out: its bytes as stored. stored: a native tensor,
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
-    first and last in C order, that are decoded together; read(first, last): any run as float32. parts: the tensors that
-    store it.
+    first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
+    the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
+    parts: the tensors that store it.
     """
 
     info: TensorInfo
@@ -51,6 +55,8 @@ class View:
     blocks: tuple[tuple[int, int], ...]
     read: Callable[[int, int], Floats]
     parts: tuple[TensorInfo, ...]
+    encoded: Callable[[int, int], NDArray[Any]] | None = None
+    step: int = PIECE
 
     @property
     def numeric(self) -> bool:
@@ -59,7 +65,10 @@ class View:
 
     def values(self, first: int, last: int, dtype: str | None = None) -> NDArray[Any]:
         """A run of weights, rounded to its dtype or another one, as an array whose bytes a file can hold."""
-        wanted, decoded = dtype or self.info.dtype, self.read(first, last)
+        wanted = dtype or self.info.dtype
+        if self.encoded is not None and wanted == self.info.dtype:
+            return self.encoded(first, last)
+        decoded = self.read(first, last)
         if wanted == "F16" and self.info.dtype == "F16":
             # The outermost step may reach beyond float16; the original weight cannot have.
             decoded = np.clip(decoded, -65504, 65504)
@@ -243,6 +252,7 @@ def _native(tensor: Tensor) -> View:
         blocks=tuple(zip(starts, ends)),
         read=read,
         parts=stored.outputs,
+        step=ends[0] - starts[0],
     )
 
 
@@ -253,11 +263,16 @@ def _decoded(weight: Found, parts: Read) -> View:
     rows = info.numel // cols
     step = weight.unit * max(1, BLOCK // (cols * weight.unit))
 
-    def read(first: int, last: int) -> Floats:
+    def exact(first: int, last: int) -> Floats:
         low, high = first // cols // weight.unit * weight.unit, -(-last // cols)
         decoded = weight.decode(parts, low, min(-(-high // weight.unit) * weight.unit, rows)).ravel()
-        run = decoded[first - low * cols : last - low * cols]
-        return run if dtype == "F32" else to_float32(from_float32(run, dtype).view(np.uint8), dtype)
+        return decoded[first - low * cols : last - low * cols]
+
+    def encoded(first: int, last: int) -> NDArray[Any]:
+        return from_float32(exact(first, last), dtype)
+
+    def rounded(first: int, last: int) -> Floats:
+        return to_float32(encoded(first, last).view(np.uint8), dtype)
 
     return View(
         info=info,
@@ -266,8 +281,10 @@ def _decoded(weight: Found, parts: Read) -> View:
         bytes_out=sum(part.nbytes for part in weight.parts),
         stored=None,
         blocks=_runs(info.numel, step * cols),
-        read=read,
+        read=exact if dtype == "F32" else rounded,
         parts=weight.parts,
+        encoded=None if dtype == "F32" else encoded,
+        step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
     )
 
 
@@ -370,4 +387,5 @@ def _put_back(view: View, heads: int) -> View:
         pairs = view.read(low, high).reshape(-1, head // cols // 2, 2, cols)
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)[first - low : last - low]
 
-    return replace(view, blocks=_runs(rows * cols, max(BLOCK // head, 1) * head), read=read, stored=None)
+    step = max(BLOCK // head, 1) * head
+    return replace(view, blocks=_runs(rows * cols, step), read=read, stored=None, encoded=None, step=step)

@@ -395,8 +395,8 @@ def test_damaged_files_beside_the_weights(name: str, content: str, words: str, l
 
 NOT_A_MODEL = "the file is a container of these tensors, not a model that llama.cpp runs"
 SUPPORTED = (
-    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, Qwen2MoeForCausalLM, "
-    "Qwen3MoeForCausalLM"
+    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, "
+    "Qwen2MoeForCausalLM, Qwen3MoeForCausalLM"
 )
 
 
