@@ -65,12 +65,13 @@ def as_in(source: Source, names: Container[str]) -> Source | None:
     infos = source.infos()
     if not any(EXPERT.search(info.name) and info.name not in names for info in infos):
         return None
-    own = {info.name for info in infos}
-    for target in (None, *(t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored)):
-        found = arranged(source, target)
-        if any(info.name in names and info.name not in own for info in found.infos()):
-            return found
-    return None
+    targets = [t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored]
+    best, most = None, sum(info.name in names for info in infos)
+    for found in (arranged(source, target) for target in (None, *targets)):
+        count = sum(info.name in names for info in found.infos())
+        if count > most:
+            best, most = found, count
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,6 @@ def _described(layers: list[_Layer]) -> str:
     what = f"{experts.count} experts of each of {len(layers)} layers" if layers[1:] else f"{experts.count} experts"
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
-    shown = "N.*" if experts.single else ", ".join(n for n in before if "bias" not in n)
+    shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
     word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
-    return printable(f"{what} {how}: {experts.prefix}.{{{shown}}} -> {naming.prefix}.{word}", 400)
+    return printable(f"{what} {how}: {experts.prefix}.{shown} -> {naming.prefix}.{word}", 400)
