@@ -22,7 +22,7 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
-from quantcli.stores import Source, is_stream
+from quantcli.stores import Source, Unsplit, is_stream
 from quantcli.stores.derived import Computed, Derived, unchanged
 from quantcli.stores.stacked import Bands, Matrix, stacked
 from quantcli.tensors.info import TensorInfo
@@ -41,17 +41,17 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     model = architectures.of(config) or UNNAMED
     layers, unclear = find(infos, config, model)
     naming = native.experts if to is None or container else named(to).experts
-    types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, str]()
+    types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, Unsplit]()
     for layer in layers:
         wanted = naming(layer, types, model)
         if isinstance(wanted, Naming):
             named_layers[layer.prefix] = _Layer(layer, wanted)
         elif wanted is not None:
-            unsplit.update(dict.fromkeys(layer.stored, wanted))
+            unsplit.update(dict.fromkeys(layer.stored, Unsplit(wanted, True)))
     by_name = {info.name: info for info in infos}
     for name, why in unclear.items():
         if not (naming is native.experts and rows_are_outputs(name, by_name)):
-            unsplit[name] = why
+            unsplit[name] = Unsplit(why, False)
     if is_stream(source):
         named_layers = {}
     if not named_layers and not unsplit:

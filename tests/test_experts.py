@@ -196,7 +196,7 @@ def test_experts_that_cannot_be_told_apart_are_kept(
     rows = {t.name: t for t in plan(source, bits=4, group_size=32, to=target).tensors}
     for name in tensors:
         assert rows[name].disposition == "kept" and why in rows[name].note
-        assert rows[name].reason == ("experts" if target == "native" else "target")
+        assert rows[name].reason == "experts"
     assert rows["model.layers.0.self_attn.q_proj.weight"].scheme == "w4g32"
 
 
@@ -221,10 +221,12 @@ def test_a_file_without_a_config_keeps_the_rows_it_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt-oss", "dbrx"])
 def test_experts_that_no_loader_takes_are_kept(name: str, tmp_path: Path) -> None:
     source = folder_of(name, tmp_path)
+    why = "neither vLLM nor transformers loads integer codes for the experts"
     ran = run("quantize", source, "--to", "compressed-tensors", "--group-size", "16", "--dry-run")
-    assert ran.code == 1 and "neither vLLM nor transformers loads integer codes for the experts" in " ".join(
-        ran.err.split()
-    )
+    assert ran.code == 1 and why in ran.err
+    ran = run("quantize", source, "--group-size", "16", "--dry-run", "--json")  # so it is written for quantcli itself
+    assert ran.code == 0 and "config.json gets no quantization_config" in ran.err and why in ran.err
+    assert ran.json["summary"]["coverage"] > 0.9
 
 
 def test_the_report_and_the_terminal_say_what_was_done(tmp_path: Path) -> None:
@@ -242,3 +244,81 @@ def test_sweep_and_plan_see_the_same_experts(tmp_path: Path) -> None:
     planned = run("plan", source, "--target-bpw", "6", "--json")
     assert swept.code == 0 and planned.code == 0, swept.err + planned.err
     assert f"{OSS}.gate_proj.weight" in {t["name"] for t in planned.json["tensors"]}
+
+
+def llama_folder(tmp_path: Path, kind: str) -> Path:
+    """A model of one layer that llama.cpp runs, whose experts are stacked as transformers 5 has them."""
+    config: dict[str, Any] = {
+        "architectures": [kind], "model_type": {"Qwen3MoeForCausalLM": "qwen3_moe"}.get(kind, "qwen2_moe"),
+        "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 96, "max_position_embeddings": 64, "num_experts": COUNT,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": kind == "Qwen3MoeForCausalLM",
+        "shared_expert_intermediate_size": 96, "tie_word_embeddings": True,
+    }  # fmt: skip
+    layer = "model.layers.0"
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}.self_attn.{n}_proj.weight": (HIDDEN, HIDDEN) for n in "qkvo"}
+    shapes |= {"model.embed_tokens.weight": (96, HIDDEN), "model.norm.weight": (HIDDEN,), f"{layer}.mlp.gate.weight":
+               (COUNT, HIDDEN), f"{layer}.input_layernorm.weight": (HIDDEN,),
+               f"{layer}.post_attention_layernorm.weight": (HIDDEN,)}  # fmt: skip
+    shapes |= {f"{QWEN}.gate_up_proj": (COUNT, 128, HIDDEN), f"{QWEN}.down_proj": (COUNT, HIDDEN, 64)}
+    if kind == "Qwen3MoeForCausalLM":
+        shapes |= {f"{layer}.self_attn.{n}_norm.weight": (32,) for n in "qk"}
+    else:
+        shapes |= {f"{layer}.self_attn.{n}_proj.bias": (HIDDEN,) for n in "qkv"}
+        shared = {"gate": (96, HIDDEN), "up": (96, HIDDEN), "down": (HIDDEN, 96)}
+        shapes |= {f"{layer}.mlp.shared_expert.{n}_proj.weight": shape for n, shape in shared.items()}
+        shapes |= {f"{layer}.mlp.shared_expert_gate.weight": (1, HIDDEN)}
+    folder = tmp_path / kind
+    folder.mkdir()
+    weights = {n: gaussian(*shape, seed=i).astype(BF16) for i, (n, shape) in enumerate(shapes.items())}
+    save(folder / "model.safetensors", weights)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("Qwen3MoeForCausalLM", False), ("Qwen2MoeForCausalLM", True)])
+def test_a_gguf_of_experts(kind: str, shared: bool, tmp_path: Path) -> None:
+    """Keys, names, shapes and dtypes as convert_hf_to_gguf.py of llama.cpp writes them."""
+    source, out = llama_folder(tmp_path, kind), tmp_path / "out.gguf"
+    quantize_file(source, out, to="gguf", bits=8)
+    with open_model(str(out)) as model:
+        keys, own = model.source.keys, f"qwen{2 if shared else 3}moe"
+        assert keys["general.architecture"] == own
+        assert (keys[f"{own}.expert_count"], keys[f"{own}.expert_used_count"]) == (COUNT, 2)
+        assert keys[f"{own}.expert_feed_forward_length"] == 64
+        assert keys.get(f"{own}.expert_shared_feed_forward_length") == (96 if shared else None)
+        for name, shape in (("gate", (COUNT, 64, HIDDEN)), ("up", (COUNT, 64, HIDDEN)), ("down", (COUNT, HIDDEN, 64))):
+            view = model[f"blk.0.ffn_{name}_exps.weight"]
+            assert view.info.shape == shape and view.scheme is not None
+        assert model["blk.0.ffn_gate_inp.weight"].info.dtype == "F32"
+        assert ("blk.0.ffn_gate_inp_shexp.weight" in model, "blk.0.ffn_up_shexp.weight" in model) == (shared, shared)
+    found = {t.name: t for t in compare(source, out).tensors}
+    assert min(found[f"{QWEN}.{word}.weight"].sqnr_db or 0.0 for word in SPLIT) > 40
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"norm_topk_prob": False}, "norm_topk_prob: llama.cpp always adds the weights of chosen experts up to 1"),
+        ({"mlp_only_layers": [0]}, "llama.cpp supports such models only with experts in all layers"),
+        ({"num_experts": 5}, "but [5, 64, 64] by config.json"),
+    ],
+)
+def test_experts_that_llama_cpp_runs_otherwise_are_refused(change: dict[str, Any], why: str, tmp_path: Path) -> None:
+    source = llama_folder(tmp_path, "Qwen3MoeForCausalLM")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **change}))
+    ran = run("quantize", source, "--to", "gguf", "--dry-run")
+    assert ran.code != 0 and why in ran.err
+
+
+def test_one_importance_matrix_for_all_experts_of_a_tensor(tmp_path: Path) -> None:
+    """llama.cpp gives columns of every expert; a tensor of all of them has one number for each column, their mean."""
+    source, weights = llama_folder(tmp_path, "Qwen3MoeForCausalLM"), tmp_path / "importance.npz"
+    each = np.abs(gaussian(COUNT, HIDDEN, seed=9)) + 0.1
+    for name, values in (("a", each), ("b", each.mean(0))):
+        np.savez(weights, **{f"{QWEN}.gate_proj.weight": values})
+        quantize_file(source, tmp_path / f"{name}.gguf", to="gguf", bits=4, importance=weights, calibration="mse")
+    with open_model(str(tmp_path / "a.gguf")) as a, open_model(str(tmp_path / "b.gguf")) as b:
+        name = "blk.0.ffn_gate_exps.weight"
+        assert np.array_equal(a[name].read(0, 3 * 64 * 64), b[name].read(0, 3 * 64 * 64))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quantcli.floats import Reading
     from quantcli.planning.plan import Request
     from quantcli.scheme import Scheme
+    from quantcli.stores import Unsplit
 
 
 @_help.command(
@@ -123,7 +124,7 @@ def command(
     options.show(report, talk, show_all=True, file=file)
 
 
-def _request(scheme: Scheme, selected: Mapping[str, Any], unsplit: Mapping[str, str]) -> Request:
+def _request(scheme: Scheme, selected: Mapping[str, Any], unsplit: Mapping[str, Unsplit]) -> Request:
     """A scheme for the tensors selected."""
     from quantcli.planning.plan import Request
 

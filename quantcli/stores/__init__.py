@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from quantcli.stores.source import Earlier, HeaderDocument, Source, is_stream, need_file
+from quantcli.stores.source import Earlier, HeaderDocument, Source, Unsplit, is_stream, need_file
 
-__all__ = ["Earlier", "HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
+__all__ = ["Earlier", "HeaderDocument", "Source", "Unsplit", "is_stream", "need_file", "open_source"]
 
 
 def open_source(path: str) -> Source:

@@ -36,6 +36,14 @@ class Earlier(NamedTuple):
     metrics: Metrics | None
 
 
+class Unsplit(NamedTuple):
+    """Why a tensor of experts is not arranged for a target: nothing tells which of its rows are what, or the loader of
+    that target takes none that are quantized."""
+
+    why: str
+    by_loader: bool
+
+
 class Source(Protocol):
     """Tensors to read, and the other files of their store. `read` may be called from several threads.
 
@@ -58,7 +66,7 @@ class Source(Protocol):
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
     decoded_from: str = ""
-    unsplit: Mapping[str, str] = MappingProxyType({})
+    unsplit: Mapping[str, Unsplit] = MappingProxyType({})
     arranged: str = ""
 
     @property
