@@ -22,7 +22,7 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
-from quantcli.stores import Source, is_stream
+from quantcli.stores import Source, Unsplit, is_stream
 from quantcli.stores.derived import Computed, Derived, unchanged
 from quantcli.stores.stacked import Bands, Matrix, stacked
 from quantcli.tensors.info import TensorInfo
@@ -41,17 +41,17 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     model = architectures.of(config) or UNNAMED
     layers, unclear = find(infos, config, model)
     naming = native.experts if to is None or container else named(to).experts
-    types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, str]()
+    types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, Unsplit]()
     for layer in layers:
         wanted = naming(layer, types, model)
         if isinstance(wanted, Naming):
             named_layers[layer.prefix] = _Layer(layer, wanted)
         elif wanted is not None:
-            unsplit.update(dict.fromkeys(layer.stored, wanted))
+            unsplit.update(dict.fromkeys(layer.stored, Unsplit(wanted, True)))
     by_name = {info.name: info for info in infos}
     for name, why in unclear.items():
         if not (naming is native.experts and rows_are_outputs(name, by_name)):
-            unsplit[name] = why
+            unsplit[name] = Unsplit(why, False)
     if is_stream(source):
         named_layers = {}
     if not named_layers and not unsplit:
@@ -65,12 +65,13 @@ def as_in(source: Source, names: Container[str]) -> Source | None:
     infos = source.infos()
     if not any(EXPERT.search(info.name) and info.name not in names for info in infos):
         return None
-    own = {info.name for info in infos}
-    for target in (None, *(t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored)):
-        found = arranged(source, target)
-        if any(info.name in names and info.name not in own for info in found.infos()):
-            return found
-    return None
+    targets = [t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored]
+    best, most = None, sum(info.name in names for info in infos)
+    for found in (arranged(source, target) for target in (None, *targets)):
+        count = sum(info.name in names for info in found.infos())
+        if count > most:
+            best, most = found, count
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,6 @@ def _described(layers: list[_Layer]) -> str:
     what = f"{experts.count} experts of each of {len(layers)} layers" if layers[1:] else f"{experts.count} experts"
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
-    shown = "N.*" if experts.single else ", ".join(n for n in before if "bias" not in n)
+    shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
     word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
-    return printable(f"{what} {how}: {experts.prefix}.{{{shown}}} -> {naming.prefix}.{word}", 400)
+    return printable(f"{what} {how}: {experts.prefix}.{shown} -> {naming.prefix}.{word}", 400)

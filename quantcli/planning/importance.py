@@ -53,6 +53,8 @@ class Importance:
             if values.ndim != 2 or expert >= len(values):
                 raise UsageError(f"the entry has no expert {expert}: its shape is {list(values.shape)}", place=place)
             values = values[expert]
+        elif values.ndim == 2 and len(info.shape) == 3 and values.shape == (info.shape[0], plan.cols):
+            values = values.mean(axis=0)  # of all experts in one tensor: columns count the same in all its rows
         if plan.shared is not None or plan.two_pass:
             problem = "importance needs scales per row or group: with one scale per column or tensor it has no effect"
             raise UsageError(problem, place=place, hint="use groups, or channels of axis 0")

@@ -11,6 +11,7 @@ from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
+from quantcli.experts import arranged
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.planning import kinds
@@ -141,6 +142,10 @@ def target_of(source: Source, asked: Order, *, folder: bool) -> tuple[str | None
     for scheme in (c for s in schemes for c in candidates(s)):
         if (why := named(USUAL).accepts.obstacle(scheme)) is not None:
             return None, f"config.json gets no quantization_config: {USUAL} cannot store {why}"
+    unsplit = arranged(source, USUAL).unsplit
+    if 2 * sum(info.nbytes for info in source.infos() if info.name in unsplit) > source.share:
+        why = next(iter(unsplit.values())).why
+        return None, f"config.json gets no quantization_config, because most weights would be kept: {why}"
     return USUAL, ""
 
 

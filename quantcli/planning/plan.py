@@ -16,7 +16,7 @@ from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
 from quantcli.scheme import Scheme
-from quantcli.stores import signals
+from quantcli.stores import Unsplit, signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import grouping_of
@@ -118,7 +118,7 @@ class Request:
     to: str | None = None
     architecture: Architecture | None = None
     container: bool = False
-    unsplit: Mapping[str, str] = field(default_factory=dict, compare=False)
+    unsplit: Mapping[str, Unsplit] = field(default_factory=dict, compare=False)
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
     preset: str = field(default="", compare=False)
@@ -372,12 +372,12 @@ def _table(info: TensorInfo, kind: str, export: Writer, asked: Scheme, model: Ar
 
 def _unsplit(tensor: Decided, request: Request) -> Decided:
     """The plan of a tensor, kept where it holds experts that cannot be arranged for the target."""
-    why = request.unsplit.get(tensor.info.name)
-    if why is None or tensor.scheme is None:
+    found = request.unsplit.get(tensor.info.name)
+    if found is None or tensor.scheme is None:
         return tensor
-    if request.to is None:
-        return Kept(info=tensor.info, reason="experts", note=why)
-    return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {why}")
+    if not found.by_loader:
+        return Kept(info=tensor.info, reason="experts", note=found.why)
+    return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {found.why}")
 
 
 def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:

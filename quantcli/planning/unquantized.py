@@ -132,7 +132,7 @@ def grouped(tensors: Iterable[Sized]) -> list[Group]:
     """Sized tensors by what they are called and why they are kept, the largest groups first."""
     found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
-        why = t.note if t.reason in ("target", "preset") and t.note else t.reason
+        why = t.note if t.reason in ("target", "preset", "experts") and t.note else t.reason
         found.setdefault((pattern_of(t.info.name), why), []).append(t)
     groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
@@ -171,7 +171,7 @@ def _way(group: Group, request: Request) -> str:
 def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
     """Other requests that might quantize a group, with the options that make them."""
     scheme, reason = request.scheme, group.tensors[0].reason
-    native = replace(request, to=None, container=False)
+    native = replace(request, to=None, container=False, unsplit={})
     if reason == "target" and request.to is not None:
         for group_size in _smaller(request):
             yield f"--group-size {group_size}", replace(request, scheme=changed(scheme, group_size=group_size))

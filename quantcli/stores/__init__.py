@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
-from quantcli.stores.source import Earlier, HeaderDocument, Source, is_stream, need_file
+from quantcli.stores.source import Earlier, HeaderDocument, Source, Unsplit, is_stream, need_file
 
 if TYPE_CHECKING:
     from quantcli.stores.files import InputFile
 
-__all__ = ["Earlier", "HeaderDocument", "Source", "is_stream", "need_file", "open_source"]
+__all__ = ["Earlier", "HeaderDocument", "Source", "Unsplit", "is_stream", "need_file", "open_source"]
 
 
 def open_source(path: str, variant: str | None = None) -> Source:

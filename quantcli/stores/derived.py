@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.errors import DataError, printable
-from quantcli.stores.source import Earlier, Source
+from quantcli.stores.source import Earlier, Source, Unsplit
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Derived(Source):
         metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
         decoded_from: str = "",
         others: Sequence[Source] = (),
-        unsplit: Mapping[str, str] = MappingProxyType({}),
+        unsplit: Mapping[str, Unsplit] = MappingProxyType({}),
         arranged: str = "",
     ) -> None:
         """metadata: what the header of a file says now. decoded_from, unsplit, arranged: as for every source. others:

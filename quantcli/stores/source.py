@@ -36,6 +36,14 @@ class Earlier(NamedTuple):
     metrics: Metrics | None
 
 
+class Unsplit(NamedTuple):
+    """Why a tensor of experts is not arranged for a target: nothing tells which of its rows are what, or the loader of
+    that target takes none that are quantized."""
+
+    why: str
+    by_loader: bool
+
+
 class Source(Protocol):
     """Tensors to read, and the other files of their store. `read` may be called from several threads.
 
@@ -61,7 +69,7 @@ class Source(Protocol):
     decoded_from: str = ""
     notes: Mapping[str, str] = MappingProxyType({})
     warnings: Sequence[str] = ()
-    unsplit: Mapping[str, str] = MappingProxyType({})
+    unsplit: Mapping[str, Unsplit] = MappingProxyType({})
     arranged: str = ""
 
     @property

@@ -394,10 +394,8 @@ def test_damaged_files_beside_the_weights(name: str, content: str, words: str, l
 # ---- containers -------------------------------------------------------------------------------------------------
 
 NOT_A_MODEL = "the file is a container of these tensors, not a model that llama.cpp runs"
-SUPPORTED = (
-    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, "
-    "Qwen2MoeForCausalLM, Qwen3MoeForCausalLM"
-)
+SUPPORTED = ("LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, "
+             "Qwen2MoeForCausalLM, Qwen3MoeForCausalLM")  # fmt: skip
 
 
 def test_a_container_of_anything(tmp_path: Path) -> None:

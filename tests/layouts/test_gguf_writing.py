@@ -19,6 +19,7 @@ from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.layouts import reader as reading
 from quantcli.layouts.gguf.blocks import block_type, encode, obstacle
 from quantcli.layouts.gguf.llama import FAMILIES, architecture_of, llama_model, turned
+from quantcli.layouts.gguf.names import ARCHITECTURES
 from quantcli.layouts.gguf.vocabulary import vocabulary
 from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
@@ -337,7 +338,7 @@ def test_scaled_rotation() -> None:
 
 
 def test_families_and_what_they_need() -> None:
-    assert {architecture_of({"architectures": [name]}) for name in FAMILIES} == {"llama", "qwen2", "qwen3"}
+    assert {architecture_of({"architectures": [name]}) for name in FAMILIES} == set(ARCHITECTURES)
     with pytest.raises(DataError, match=r"self_attn\.q_norm\.weight is missing, and 3 more"):
         llama_model({**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, tiny_infos())
     norms = [TensorInfo(f"model.layers.{i}.self_attn.{n}_norm.weight", "BF16", (16,)) for i in range(2) for n in "qk"]
@@ -351,7 +352,8 @@ def test_families_and_what_they_need() -> None:
 
 @pytest.mark.parametrize(("change", "words", "kind"), [
     ({"architectures": ["GemmaForCausalLM"]}, "config.json: GemmaForCausalLM is not supported by --to gguf; "
-     "supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM", UsageError),
+     "supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, "
+     "Qwen2MoeForCausalLM, Qwen3MoeForCausalLM", UsageError),
     ({"architectures": None}, "config.json: models without architectures are not supported by --to gguf", UsageError),
     ({"architectures": [7]}, "config.json: models without architectures are not supported by --to gguf", UsageError),
     ({"hidden_size": None}, "config.json: hidden_size: is missing", DataError),
