@@ -172,7 +172,7 @@ def command(
             resume=resume,
             dry_run=dry_run,
         )
-        talk.say(*kinds.said(ready.request), *ready.notes)
+        talk.say(*ready.notes)
         if dry_run:
             report = ready.planned()
         else:
@@ -188,6 +188,7 @@ def command(
                 _say_more(written)
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
+    talk.say(*kinds.said(ready.request))  # at the end, for an error is one line
     if not talk.quiet:
         options.say_warnings(report)
     if output == "-" and not dry_run and not talk.quiet:

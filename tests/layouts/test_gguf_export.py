@@ -310,7 +310,7 @@ def test_keys_words_and_frequencies(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     ran = run("quantize", TINY, "--bits", 8, "--to", "gguf", "-o", out, "--json")
     why = "the file has no vocabulary, so llama.cpp runs it on token ids only: there is no tokenizer.json"
-    assert ran.err == f"quantcli: preset llm, from config.json\nquantcli: {why}\n" and why in ran.json["warnings"]
+    assert ran.err == f"quantcli: {why}\nquantcli: preset llm, from config.json\n" and why in ran.json["warnings"]
     keys = Gguf(out).keys
     assert list(keys)[:3] == ["general.architecture", "general.file_type", "general.quantization_version"]
     assert (keys["general.architecture"], keys["general.file_type"], keys["general.quantization_version"]) == (
@@ -469,7 +469,7 @@ def test_a_folder_of_another_architecture_as_a_container(llama: Path, tmp_path: 
     changed(llama, architectures=["GemmaForCausalLM"])
     out = tmp_path / "out.gguf"
     ran = run("quantize", llama, *to("gguf"), "-o", out)
-    assert ran.code == 0 and ran.err == f"quantcli: preset llm, from config.json\nquantcli: {NOT_A_MODEL}\n"
+    assert ran.code == 0 and ran.err == f"quantcli: {NOT_A_MODEL}\nquantcli: preset llm, from config.json\n"
     made = Gguf(out)
     assert made.types["model.layers.0.self_attn.q_proj.weight"] == "Q4_0"
     assert not any(key.startswith(("llama.", "tokenizer.")) for key in made.keys)

@@ -89,7 +89,7 @@ def model() -> Path:
 def test_what_a_preset_keeps(words: list[str], model: Path) -> None:
     """Towers, projectors and draft layers, each with the reason; the schemes are those that were asked for."""
     ran = run("quantize", model, *words, "-o", "out", "--json")
-    assert ran.code == 0 and ran.err.startswith("quantcli: preset llm, from config.json\n")
+    assert ran.code == 0 and "quantcli: preset llm, from config.json\n" in ran.err
     found = dispositions(ran)
     notes = {n: found[n][1] for n in (*SEEING, *FURTHER)}
     assert {reason for n, (reason, _) in found.items() if n in notes} == {"preset"}
@@ -157,4 +157,4 @@ def test_a_network_of_convolutions(here: None) -> None:
                      "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"])  # fmt: skip
     ran = run("quantize", source, "--to", "native", "-o", "out", "--json")
     assert [t["reason"] for t in ran.json["tensors"]].count("preset") == 2
-    assert ran.err.startswith("quantcli: preset cnn, from config.json\n")
+    assert "quantcli: preset cnn, from config.json\n" in ran.err
