@@ -121,9 +121,9 @@ def test_weights_that_the_loader_does_not_take_are_kept(
     """What no Linear layer holds in the model would be initialized at random: it is kept, with the reason."""
     scheme = ["--type", "nf4", "--group-size", "64"] if target == "bnb-nf4" else []
     _, rows = quantized(made(tmp_path / "m", model_type, kind, modules), "--to", target, *scheme)
-    found = {name for name, row in rows.items() if row["reason"] == "target"}
-    assert {n for n in rows if any(n.endswith(f"{k}.weight") for k in kept)} == found
-    assert all(target in rows[name]["note"] for name in found)
+    found = {name: row for name, row in rows.items() if row["reason"] in ("target", "preset")}
+    assert {n for n in rows if any(n.endswith(f"{k}.weight") for k in kept)} == set(found)
+    assert all({"target": target, "preset": "state space"}[row["reason"]] in row["note"] for row in found.values())
 
 
 def test_kept_layers_that_are_read_from_outside_are_named(tmp_path: Path) -> None:
@@ -222,7 +222,8 @@ def test_layers_that_gptq_keeps_are_exempt(tmp_path: Path) -> None:
 
 def test_mlx_keeps_what_its_loader_turns(tmp_path: Path) -> None:
     source = made(tmp_path / "m", "gpt2", "GPT2LMHeadModel", {**GPT2, "lm_head": TABLE})
-    line = one_line(run("quantize", source, "-o", tmp_path / "out", "--group-size", "32", "--to", "mlx"), 1)
+    words = ["--group-size", "32", "--to", "mlx", "--keep-embeddings"]
+    line = one_line(run("quantize", source, "-o", tmp_path / "out", *words), 1)
     assert "mlx-lm transposes this matrix" in line
 
 
