@@ -149,8 +149,8 @@ def _single(prefix: str, held: Mapping[tuple[str, int], TensorInfo]) -> Experts 
 def orientation(both: TensorInfo, down: TensorInfo) -> tuple[bool, int, int] | None:
     """Whether stacked experts are transposed, their inner and outer sizes; None where the shapes do not match.
 
-    >>> orientation(TensorInfo("a", "BF16", (8, 64, 128)), TensorInfo("b", "BF16", (8, 32, 64)))
-    (True, 64, 32)
+    >>> orientation(TensorInfo("a", "BF16", (8, 64, 64)), TensorInfo("b", "BF16", (8, 32, 64)))
+    (True, 32, 64)
     """
     if len(both.shape) != 3 or len(down.shape) != 3 or both.dtype != down.dtype or both.shape[0] != down.shape[0]:
         return None

@@ -35,7 +35,30 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3ForCausalLM", GEMMA),
     "phi3": ("Phi3ForCausalLM", DECODER),
     "qwen2-moe": ("Qwen2MoeForCausalLM", {**EXPERTS, "shared_expert_intermediate_size": 128}),
-    "qwen3-moe": ("Qwen3MoeForCausalLM", {**EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
+    "qwen3-moe": ("Qwen3MoeForCausalLM", {**EXPERTS, "head_dim": 32, "norm_topk_prob": True, "rope_theta": 10000.0}),
+    "mixtral": ("MixtralForCausalLM", {**DECODER, "num_local_experts": 8}),
+    "llama4": ("Llama4ForCausalLM", {
+        **DECODER, "intermediate_size": 64, "intermediate_size_mlp": 256, "head_dim": 32, "num_local_experts": 8,
+        "num_hidden_layers": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1,
+        "attn_temperature_tuning": False, "no_rope_layers": [1, 1, 1, 0]}),
+    "gpt-oss": ("GptOssForCausalLM", {
+        **DECODER, "head_dim": 32, "intermediate_size": 64, "num_local_experts": 8, "num_experts_per_tok": 4}),
+    "dbrx": ("DbrxForCausalLM", {
+        **WORDS, "d_model": 128, "n_heads": 4, "n_layers": 2, "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 8, "moe_top_k": 4, "hidden_size": 128}}),
+    "glm4-moe": ("Glm4MoeForCausalLM", {
+        **DECODER, "head_dim": 32, "moe_intermediate_size": 64, "n_routed_experts": 16, "num_experts_per_tok": 4,
+        "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "rope_theta": 10000.0, "rope_scaling": None,
+        "partial_rotary_factor": 0.5}),
+    "deepseek-v3": ("DeepseekV3ForCausalLM", {
+        **DECODER, "moe_intermediate_size": 64, "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 2,
+        "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 32, "q_lora_rank": 64, "qk_rope_head_dim": 32,
+        "v_head_dim": 32, "qk_nope_head_dim": 32, "num_key_value_heads": 4, "n_shared_experts": 1}),
+    "qwen3-5-moe": ("Qwen3_5MoeForCausalLM", {
+        **EXPERTS, "head_dim": 32, "shared_expert_intermediate_size": 64, "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention"]}),
     "gpt-neox": ("GPTNeoXForCausalLM", {**DECODER}),
     "gpt2": ("GPT2LMHeadModel", {**WORDS, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "t5": ("T5ForConditionalGeneration", {

@@ -2,10 +2,11 @@
 
     python load_zoo.py JOBS.json
 
-JOBS is a list of {"model", "beside", "loader", "options"}: a folder; folders of floats to compare it with; a loader of
-LOADERS, and its options. For each a line of JSON is printed: {"cosines", "finite"} with the cosine of what comes out
-and what comes out of each of the other folders, or {"refused": "Error: words"} in the client's own words. A key that
-is missing, unexpected or of another size is a refusal: transformers only warns of it.
+JOBS is a list of {"model", "beside", "loader", "options", "floats"}: a folder; folders of floats to compare it with; a
+loader of LOADERS, and its options; the loader of the floats, transformers unless it is given. For each a line of JSON
+is printed: {"cosines", "finite"} with the cosine of what comes out and what comes out of each of the other folders, or
+{"refused": "Error: words"} in the client's own words. A key that is missing, unexpected or of another size is a
+refusal: transformers only warns of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).parent))  # behind all packages
@@ -46,6 +48,8 @@ def inputs(config: Any) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def outputs(model: Any) -> list[torch.Tensor]:
     """What comes out of a model: logits, hidden states, or embeddings of words and images."""
+    if isinstance(model, list):
+        return model
     out = model.eval()(**inputs(model.config))
     named = ("logits", "last_hidden_state", "text_embeds", "image_embeds")
     return [out[name].double().flatten() for name in named if name in out]
@@ -70,12 +74,23 @@ def gptqmodel(folder: str) -> Any:
     return gptqmodel_load(Path(folder), torch.float16)
 
 
-LOADERS: dict[str, Callable[..., Any]] = {"transformers": transformers, "gptqmodel": gptqmodel}
+def mlx(folder: str) -> list[torch.Tensor]:
+    """What comes out of the model in mlx-lm, which needs no tokenizer for it."""
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    model, config = load_model(Path(folder))
+    model.set_dtype(mx.float32)
+    words = (torch.arange(48).reshape(2, 24) * 37 + 11) % int(config.get("vocab_size", 512))
+    return [torch.tensor(np.array(model(mx.array(words.numpy())).astype(mx.float32))).double().flatten()]
+
+
+LOADERS: dict[str, Callable[..., Any]] = {"transformers": transformers, "gptqmodel": gptqmodel, "mlx": mlx}
 
 
 @cache
-def floats(folder: str) -> list[torch.Tensor]:
-    return outputs(transformers(folder))
+def floats(folder: str, loader: str) -> list[torch.Tensor]:
+    return outputs(LOADERS[loader](folder))
 
 
 def cosine(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
@@ -89,8 +104,12 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("transformers").addHandler(log)
     try:
         found = outputs(LOADERS[job["loader"]](job["model"], **job["options"]))
+        loader = job.get("floats", "transformers")
         finite = all(bool(torch.isfinite(values).all()) for values in found)
-        said = {"cosines": [cosine(floats(other), found) for other in job["beside"]], "finite": finite}
+        said = {
+            "cosines": [cosine(floats(other, loader), found) for other in job["beside"]],
+            "finite": finite,
+        }
     except Exception as error:
         said = {"refused": words(error, log.lines)}
     logging.getLogger("transformers").removeHandler(log)

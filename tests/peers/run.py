@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import decoding
+import experts
 import families
 import serving
 import text
@@ -36,6 +37,7 @@ NEEDS = {
     "families": ["current", "llamacpp"],
     "zoo": zoo.ENVIRONMENTS,
     "vllm": ["current", "vllm"],
+    "experts": ["current", "llamacpp"],
 }
 """The environments of the parts that are not targets."""
 PARTS = [*CLIENTS, *NEEDS]
@@ -63,6 +65,12 @@ chosen greedily. Both models have a head that is tied to the embedding; rows wit
 a refusal, in the words below."""
 
 
+EXPERTS = """Small random models with experts, in 4 bits and groups of 32 (in 8 as GGUF), stored as transformers saves
+them or stacked as it holds them: 1 less the cosine of what comes out in a client and what comes out of the weights that
+quantcli decodes, put back into the arrangement of the original, in the same client; of llama.cpp's float32 and
+transformers for GGUF. vLLM has no 4-bit experts on x86 processors, so it is not asked."""
+
+
 def fill(said: str, versions: dict[str, str]) -> str:
     """A text with the versions of packages in it."""
     return re.sub("{(.*?)}", lambda found: versions[found[1]], said)
@@ -86,6 +94,7 @@ def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[st
         "families": (FAMILIES, lambda: families.run(pythons, work / "family")),
         "zoo": (ZOO, lambda: zoo.run(pythons, work / "zoo")),
         "vllm": (VLLM, lambda: serving.run(pythons, work / "vllm")),
+        "experts": (EXPERTS, lambda: experts.run(pythons, work / "experts")),
     }
     for part, (said, found) in whole.items():
         if part in parts:
