@@ -21,7 +21,7 @@ from quantcli import registry
 from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, cli
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
-from quantcli.planning.plan import FREE, REASONS
+from quantcli.planning.keeping import FREE, REASONS
 from quantcli.reports import gates
 
 ROOT = Path(__file__).resolve().parent.parent

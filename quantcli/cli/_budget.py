@@ -181,7 +181,7 @@ def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], in
 
 def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> str:
     """What makes the smallest file smaller, and else to ask for more."""
-    from quantcli.planning.plan import TABLES
+    from quantcli.planning.keeping import TABLES
 
     ways, kept = [], {t.reason for t in least.plan.tensors if t.scheme is None}
     native = "--to native " if to is not None else ""

@@ -15,7 +15,8 @@ from quantcli import terminal as t
 from quantcli.errors import UsageError
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.planning import recipe
-from quantcli.planning.plan import REASONS, Plan
+from quantcli.planning.keeping import REASONS
+from quantcli.planning.plan import Plan
 from quantcli.reports import markup
 from quantcli.reports.records import TensorReport
 from quantcli.reports.run import RunReport, equal_line

@@ -25,7 +25,8 @@ from quantcli.passes.tiles import Progress
 from quantcli.patterns import matching, tied
 from quantcli.planning import recipe
 from quantcli.planning.allocate import Allocation, allocate, smallest
-from quantcli.planning.plan import FREE, Plan, Request, make, quantized
+from quantcli.planning.keeping import FREE
+from quantcli.planning.plan import Plan, Request, make, quantized
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.stores.files import read_small

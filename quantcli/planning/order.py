@@ -16,7 +16,8 @@ from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.planning import kinds
 from quantcli.planning.importance import Importance, load
-from quantcli.planning.plan import Request, embeddings_alone
+from quantcli.planning.keeping import embeddings_alone
+from quantcli.planning.plan import Request
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
 from quantcli.stores import Source
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from quantcli.architectures import EMBEDDING, UNNAMED, Architecture
+from quantcli.architectures import UNNAMED, Architecture
 from quantcli.asking import candidates, weighs
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.native import parts as native
 from quantcli.layouts.writer import Writer, named, refusal
-from quantcli.patterns import compiled, matching, module_of, names_it, near_misses, tied
+from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
+from quantcli.planning.keeping import NAMED, SMALL, TABLES, VECTORS, embeddings_alone, why_kept
 from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit, signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
@@ -22,60 +22,11 @@ from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import grouping_of
 from quantcli.tensors.settle import default_scale_dtype
 
-SMALL = 1024
-"""Tensors of fewer elements are kept: their codes would save next to nothing."""
-
 WIDER = "float32 scales"
 """How the note of a tensor begins whose scales did not fit the narrower dtype."""
 
 UNWEIGHTED = "no importance given"
 """The note of a tensor that a file of importances has no entry for."""
-
-MAX_DIMENSIONS = 64
-
-REASONS = {
-    "default": "the scheme of the command line",
-    "rule": "a rule of the recipe",
-    "embedding-only": "an embedding, and the model has no other weights",
-    "runtime": "an embedding or output head, quantized as the target's own tools do",
-    "not-float": "integers and booleans pass through; --as-float reads those of .npy and .npz files as signals",
-    "unsupported-dtype": "a float type that is not quantized",
-    "unsupported-shape": "more dimensions than numpy has",
-    "empty": "no elements",
-    "scalar": "a single number without dimensions",
-    "excluded": "matched --exclude or a keep rule",
-    "preset": "the preset for such models keeps it; the note says why",
-    "not-included": "matched no --include",
-    "norm": "keep-list: normalization",
-    "bias": "keep-list: bias",
-    "router": "keep-list: router or gate",
-    "embedding": "keep-list: embedding",
-    "lm-head": "keep-list: output head",
-    "one-dimensional": "keep-list: one dimension",
-    "small": f"keep-list: fewer than {SMALL} elements",
-    "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
-    "component": "a part of a pipeline that is kept whole",
-    "experts": "experts in one tensor, and which of its rows are what cannot be told",
-    "nonfinite": "NaN or infinite values, left alone on request",
-}
-"""Every reason code and what it means."""
-
-TABLES = ("embedding", "lm-head")
-"""Reasons to keep what a target's own tools may quantize."""
-
-FREE = ("default", "embedding-only", "runtime")
-"""Reasons of tensors with the default scheme, for which a budget may choose another one."""
-
-VECTORS = ("norm", "bias", "one-dimensional")
-"""Reasons to keep what a rule must name to quantize."""
-
-_NAMES = [
-    ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
-    ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
-    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*(?:\.layer)?|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
-    ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
-    ("embedding", EMBEDDING),
-]
 
 
 class NothingToQuantizeError(DataError):
@@ -223,35 +174,6 @@ def with_float32_scales(tensor: Quantized) -> Quantized:
     return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
 
 
-def _last_module(name: str) -> str:
-    return module_of(name).rpartition(".")[2] or name
-
-
-def _why_kept(info: TensorInfo, *, keep_defaults: bool = True, keep_embeddings: bool = False) -> str | None:
-    """The reason that lies in the tensor alone, if there is one. keep_embeddings: whether those stay even without the
-    keep-list."""
-    dtype = DTYPES[info.dtype]
-    if not dtype.quantizable:
-        return "unsupported-dtype" if dtype.is_float else "not-float"
-    if info.numel == 0:
-        return "empty"
-    if not info.shape:
-        return "scalar"
-    if len(info.shape) > MAX_DIMENSIONS:
-        return "unsupported-shape"
-    if keep_defaults or keep_embeddings:
-        for reason, expression in _NAMES:
-            if not keep_defaults and reason not in TABLES:
-                continue
-            # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
-            name = info.name[-1024:] if reason != "norm" or len(info.shape) == 1 else _last_module(info.name[-1024:])
-            if expression.search(name):
-                return reason
-    if len(info.shape) == 1:
-        return "one-dimensional"
-    return "small" if keep_defaults and info.numel < SMALL else None
-
-
 def suited(request: Request) -> Request:
     """A request with scales as its target stores them, so that the codes are made for those."""
     if request.to is None:
@@ -259,12 +181,6 @@ def suited(request: Request) -> Request:
     export = named(request.to)
     rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
     return replace(request, scheme=export.suited(request.scheme), rules=rules)
-
-
-def embeddings_alone(infos: Iterable[TensorInfo]) -> bool:
-    """Whether the only weights among these tensors are embeddings, as in a static embedding model."""
-    reasons = {reason: info for info in infos if (reason := _why_kept(info)) != "embedding" or len(info.shape) > 1}
-    return "embedding" in reasons and not {None, "lm-head", "router"} & reasons.keys()
 
 
 def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
@@ -321,14 +237,14 @@ def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, s
     the weights there are."""
     kept_tables = request.keep_embeddings is True
     reasons = {
-        info.name: _why_kept(info, keep_defaults=request.keep_defaults, keep_embeddings=kept_tables) for info in infos
+        info.name: why_kept(info, keep_defaults=request.keep_defaults, keep_embeddings=kept_tables) for info in infos
     }
     if request.keep_defaults and not kept_tables and embeddings_alone(infos):
         tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
         return {name: None if name in tables else reason for name, reason in reasons.items()}, True
     if all(reason is not None for reason in reasons.values()):
         light = {"one-dimensional", "small"}
-        if not any(r in dict(_NAMES) for r in reasons.values()):
+        if not any(r in NAMED for r in reasons.values()):
             reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
     return reasons, False
 
@@ -427,7 +343,7 @@ def check(plan: Plan) -> None:
         for t in plan.tensors:
             count[t.reason] = count.get(t.reason, 0) + 1
         why = ", ".join(f"{n} {reason}" for reason, n in count.items())
-        listed = set(count) & {*dict(_NAMES), "small"}
+        listed = set(count) & {*NAMED, "small"}
         unsaid = next((f"{printable(t.info.name)}: {t.note}" for t in plan.tensors if t.reason == "target"), None)
         if unsaid is not None:
             unsaid += "; --to native writes quantcli's own layout, which no such loader reads"

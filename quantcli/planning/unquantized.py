@@ -13,8 +13,9 @@ from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.writer import named
 from quantcli.patterns import compiled
 from quantcli.planning import recipe
+from quantcli.planning.keeping import TABLES
 from quantcli.planning.kinds import LONGEST
-from quantcli.planning.plan import TABLES, Request, Rule, make
+from quantcli.planning.plan import Request, Rule, make
 from quantcli.tensors.decided import Decided
 from quantcli.terminal import size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantcli.planning.plan import REASONS
+from quantcli.planning.keeping import REASONS
 from quantcli.planning.unquantized import pattern_of
 from quantcli.reports.records import TensorReport
 
