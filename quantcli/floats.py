@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError
 from quantcli.folding import folded
 from quantcli.layouts import evidence
@@ -20,7 +20,10 @@ from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
-from quantcli.stores.derived import Computed, Derived, unchanged
+from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,26 +160,18 @@ def _computed(source: Source, view: View, dtype: str | None) -> Computed:
     if view.scheme is None and view.stored is not None:
         return unchanged(source, view.stored.stored.info, view.info.name)
     wanted = dtype or view.info.dtype
-    size = DTYPES[wanted].bits // 8
 
-    def fill(start: int, buffer: memoryview) -> None:
-        end = start + len(buffer)
-        at = start // size // view.step * view.step
-        while at * size < end:
-            first, last = max(at, start // size), min(at + view.step, -(-end // size))
-            try:
-                raw = view.values(first, last, wanted).data.cast("B")
-            except QuantcliError as error:
-                raise error.within(source.path) from None
-            low, high = max(start, first * size), min(end, last * size)
-            buffer[low - start : high - start] = raw[low - first * size : high - first * size]
-            at += view.step
+    def values(first: int, last: int) -> NDArray[Any]:
+        try:
+            return view.values(first, last, wanted)
+        except QuantcliError as error:
+            raise error.within(source.path) from None
 
     cost = view.stored.stored.metrics if view.stored is not None else None
     return Computed(
         info=replace(view.info, dtype=wanted),
         home=view.parts[0].name,
-        fill=fill,
+        fill=by_elements(wanted, values, view.step),
         parts=tuple(part.name for part in view.parts),
         earlier=Earlier(view.scheme, cost) if view.scheme is not None else None,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +22,14 @@ from quantcli.layouts import lora
 from quantcli.layouts.config import architecture
 from quantcli.layouts.lora import Adapter, Change
 from quantcli.stores import Source, is_stream, open_source
-from quantcli.stores.derived import Computed, Derived, unchanged
+from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 from quantcli.stores.files import read_small
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from quantcli.kernels import Floats
 
 CONFIG = "adapter_config.json"
@@ -93,14 +95,17 @@ class _Fold:
         plain, change = unchanged(self.source, info), self.found.changes.get(info.name)
         if info.name in self.found.replaced:
             base = _Read(self.adapter, self._infos[self.found.replaced[info.name]])
-            return replace(plain, fill=_Filled(info, base, None).fill, note=f"replaced by {self.shown}")
+            return replace(
+                plain, fill=by_elements(info.dtype, _sum(info.dtype, base, None)), note=f"replaced by {self.shown}"
+            )
         if change is None:
             return plain
         base = _Read(self.adapter, self._infos[change.base]) if change.base else _Read(self.source, info)
         left, right = (_Read(self.adapter, self._infos[name]) for name in (change.left, change.right))
         terms = _Terms(change, info, left, right, self._columns)
+        fill = by_elements(info.dtype, _sum(info.dtype, base, terms))
         note = f"{self.shown} folded in, rank {change.rank}, times {change.scale:.6g}"
-        return replace(plain, fill=_Filled(info, base, terms).fill, note="; ".join(n for n in (plain.note, note) if n))
+        return replace(plain, fill=fill, note="; ".join(n for n in (plain.note, note) if n))
 
 
 class _Read:
@@ -171,21 +176,16 @@ class _Terms:
             done += count
 
 
-class _Filled:
-    """The bytes of a weight that is changed, as they are read."""
+def _sum(dtype: str, base: _Read, terms: _Terms | None) -> Callable[[int, int], NDArray[Any]]:
+    """A weight and what is added to it, in a dtype, by run."""
 
-    def __init__(self, info: TensorInfo, base: _Read, terms: _Terms | None) -> None:
-        self.info, self.base, self.terms = info, base, terms
-
-    def fill(self, start: int, buffer: memoryview) -> None:
-        """Bytes from `start` on."""
-        size = DTYPES[self.info.dtype].bits // 8
-        first, last = start // size, -(-(start + len(buffer)) // size)
-        values = self.base(first, last)
-        if self.terms is not None:
+    def values(first: int, last: int) -> NDArray[Any]:
+        found = base(first, last)
+        if terms is not None:
             with np.errstate(invalid="ignore", over="ignore"):
-                self.terms.add(values, first)
-        values[np.isnan(values)] = np.nan  # whose payload could be rounded to a number
+                terms.add(found, first)
+        found[np.isnan(found)] = np.nan  # whose payload could be rounded to a number
         with np.errstate(over="ignore"):  # what is beyond a float16 becomes infinite, and is refused as such
-            raw = from_float32(values, self.info.dtype).view(np.uint8).data.cast("B")
-        buffer[:] = raw[start - first * size : start - first * size + len(buffer)]
+            return from_float32(found, dtype)
+
+    return values

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.stores.source import Earlier, Source, Unsplit
 from quantcli.tensors.info import TensorInfo
@@ -40,6 +41,25 @@ class Computed:
     parts: tuple[str, ...]
     earlier: Earlier | None = None
     note: str = ""
+
+
+def by_elements(
+    dtype: str, values: Callable[[int, int], NDArray[Any]], step: int = 0
+) -> Callable[[int, memoryview], None]:
+    """A `fill` of elements that are computed by run. values(first, last): elements first to last, as stored in this
+    dtype. step: elements that are best computed at a time, from a multiple of it on; 0 for all that are asked for."""
+    size = DTYPES[dtype].bits // 8
+
+    def fill(start: int, buffer: memoryview) -> None:
+        first, last = start // size, -(-(start + len(buffer)) // size)
+        while first < last:
+            end = min(last, (first // step + 1) * step) if step else last
+            raw = values(first, end).reshape(-1).view(np.uint8)
+            low, high = max(start, first * size), min(start + len(buffer), end * size)
+            buffer[low - start : high - start] = raw[low - first * size : high - first * size].data
+            first = end
+
+    return fill
 
 
 def unchanged(source: Source, info: TensorInfo, name: str | None = None) -> Computed:

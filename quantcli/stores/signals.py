@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import UsageError
-from quantcli.stores.derived import Computed, Derived, unchanged
+from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 from quantcli.stores.source import Source
 from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 OPTION = "--as-float"
 DIVISORS = {"I8": 1 << 7, "I16": 1 << 15, "I32": 1 << 31, "U8": 0xFF, "U16": 0xFFFF, "U32": 0xFFFFFFFF}
@@ -45,15 +51,11 @@ def as_floats(source: Source) -> Source:
 
 
 def _scaled(source: Source, info: TensorInfo) -> Computed:
-    item = DTYPES[info.dtype].bits // 8
-
-    def fill(start: int, buffer: memoryview) -> None:
-        import numpy as np
-
-        first, last = start // 4, -(-(start + len(buffer)) // 4)
+    def values(first: int, last: int) -> NDArray[Any]:
         codes = np.empty(last - first, DTYPES[info.dtype].numpy)
-        source.read(info.name, first * item, codes.view(np.uint8).data)
-        values = (codes / DIVISORS[info.dtype]).astype("<f4").view(np.uint8)
-        buffer[:] = values.data[start - first * 4 : start - first * 4 + len(buffer)]
+        source.read(info.name, first * codes.itemsize, codes.view(np.uint8).data)
+        return (codes / DIVISORS[info.dtype]).astype("<f4")
 
-    return Computed(info=replace(info, dtype="F32"), home=info.name, fill=fill, parts=(info.name,))
+    return Computed(
+        info=replace(info, dtype="F32"), home=info.name, fill=by_elements("F32", values), parts=(info.name,)
+    )
