@@ -47,7 +47,7 @@ def command(
     """
     from quantcli.experts import arranged
     from quantcli.folders.output import nbytes_of
-    from quantcli.planning import kinds, recipe
+    from quantcli.planning import kinds, recipe_writing
     from quantcli.planning.order import target_of
     from quantcli.reports import planned
 
@@ -69,7 +69,7 @@ def command(
     for line in () if console.quiet else report.warnings:
         options.warn(line)
     if output is not None:
-        options.replace_file(output, recipe.dump(found.request, folder=os.path.dirname(output)), read)
+        options.replace_file(output, recipe_writing.dump(found.request, folder=os.path.dirname(output)), read)
     options.show(report, console, show_all=show_all)
 
 

@@ -111,7 +111,7 @@ def command(
     """
     from quantcli.experts import arranged
     from quantcli.folders import job, pipeline
-    from quantcli.planning import recipe
+    from quantcli.planning import recipe_writing
     from quantcli.planning.order import target_of
     from quantcli.stores import pipelines
 
@@ -155,7 +155,7 @@ def command(
             request = job.spelt_out(source, request) if saved is not None else request
         if to is not None:
             job.check_target(source, to, output, container=order.container)
-        text = recipe.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
+        text = recipe_writing.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
         target, folder = job.place(source, src, order, request, named, asked["recipe"])
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)

@@ -14,7 +14,7 @@ from quantcli import __version__
 from quantcli import terminal as t
 from quantcli.errors import UsageError
 from quantcli.folders.sidefiles import SideFiles
-from quantcli.planning import recipe
+from quantcli.planning import recipe_writing
 from quantcli.planning.keeping import REASONS
 from quantcli.planning.plan import Plan
 from quantcli.reports import markup
@@ -154,7 +154,7 @@ def _how(report: RunReport, plan: Plan, settings: Mapping[str, str]) -> list[str
         return lines
     lines += ["", "`quantcli quantize --recipe` with this recipe makes the same files again from the same weights:", ""]
     try:
-        text = recipe.dump(plan.request, settings)
+        text = recipe_writing.dump(plan.request, settings)
     except UsageError:
         return [*lines[:-2], "", "The recipe is long: `quantcli inspect --recipe` prints it from the files."]
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -16,7 +16,7 @@ from quantcli.passes import export, outputs
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import plan, recipe
+from quantcli.planning import plan, recipe_writing
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
@@ -95,7 +95,7 @@ def spelt_out(source: Source, asked: Request) -> Request:
         tensors = plan.make(source.infos(), asked).tensors
     except (UsageError, DataError) as error:
         raise error.within(source.path) from None
-    return recipe.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, asked)
+    return recipe_writing.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, asked)
 
 
 def check_target(source: Source, to: str, output_name: str | None, *, container: bool) -> None:

@@ -23,7 +23,7 @@ from quantcli.metrics import Metrics
 from quantcli.passes.sweep import measure
 from quantcli.passes.tiles import Progress
 from quantcli.patterns import matching, tied
-from quantcli.planning import recipe
+from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, allocate, smallest
 from quantcli.planning.keeping import FREE
 from quantcli.planning.plan import Plan, Request, make, quantized
@@ -334,7 +334,7 @@ def _planned(
     allocation: Allocation,
 ) -> Planned:
     schemes = {t.info.name: unit.choices[c].scheme for unit, c in zip(units, allocation.choice) for t in unit.tensors}
-    resolved = recipe.resolved(source.infos(), {**wanted, **schemes}, request)
+    resolved = recipe_writing.resolved(source.infos(), {**wanted, **schemes}, request)
     plan = make(source.infos(), resolved)
     return Planned(
         units=tuple(units),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, QuantcliError, printable
-from quantcli.planning import recipe
+from quantcli.planning import recipe, recipe_writing
 
 if TYPE_CHECKING:
     from quantcli.models import Model
@@ -25,4 +25,4 @@ def text_of(model: Model, path: str) -> str:
         raise DataError("the files were made with several recipes", place=[path], hint="name one of them")
     keeps = any(tensor.stored.reason == "nonfinite" for tensor in model.stored.values())
     settings = {"digest": document.digest, "on_nonfinite": "keep" if keeps else "refuse"}
-    return f"# {printable(document.tool, 100)}\n{recipe.dump(request, settings)}"
+    return f"# {printable(document.tool, 100)}\n{recipe_writing.dump(request, settings)}"

@@ -22,7 +22,7 @@ from strategies import gaussian
 from quantcli import Scheme
 from quantcli.passes import budget
 from quantcli.patterns import compiled, patterns_of
-from quantcli.planning import recipe
+from quantcli.planning import recipe, recipe_writing
 from quantcli.planning.plan import Request, make
 from quantcli.stores import open_source
 from quantcli.tensors.info import TensorInfo
@@ -303,8 +303,8 @@ def test_a_recipe_of_a_large_model_fits() -> None:
         scheme = Scheme(bits=int(chance.integers(2, 9)), group_size=int(chance.choice([32, 128])))
         wanted[f"model.layers.{i}.{kind}.weight"] = scheme
     infos = [TensorInfo(name, "BF16", (64, 64)) for name in wanted]
-    request = recipe.resolved(infos, wanted, Request(scheme=Scheme()))
-    text = recipe.dump(request)
+    request = recipe_writing.resolved(infos, wanted, Request(scheme=Scheme()))
+    text = recipe_writing.dump(request)
     assert len(text) < 1 << 16
     read = recipe.parse(yaml.safe_load(text), {})
     again = make(infos, Request(scheme=read.default, rules=read.rules))

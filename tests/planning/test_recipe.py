@@ -17,7 +17,7 @@ from strategies import gaussian, schemes
 
 import quantcli
 from quantcli import Scheme
-from quantcli.planning import recipe
+from quantcli.planning import recipe, recipe_writing
 from quantcli.planning.plan import Request, Rule
 
 
@@ -117,7 +117,7 @@ def test_any_request_is_read_from_what_is_written_of_it(some: list[Scheme], data
     assert recipe.request_of(values, [Scheme(**fields) for fields in listed]) == request
     from quantcli.strict import plain
 
-    read = recipe.parse(plain(recipe.dump(request, {"digest": "none"}).encode(), "test"), {})
+    read = recipe.parse(plain(recipe_writing.dump(request, {"digest": "none"}).encode(), "test"), {})
     usual = {"include": (), "exclude": (), "keep_defaults": True, "max_shard_size": None}
     assert {**usual, **read.options} == {**{name: getattr(request, name) for name in usual}, "digest": "none"}
     assert (read.default, read.rules) == (request.scheme, request.rules)

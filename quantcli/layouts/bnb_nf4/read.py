@@ -1,79 +1,28 @@
-"""bitsandbytes: 4-bit levels in blocks of the flat weight, or signed bytes with the largest magnitude of every row.
-
-NF4 and FP4, for a weight X of n elements in blocks of g:
-
-    X                                 U8  [ceil(n/2), 1]   codes in C order, the first of two in the high bits; the same
-                                                           bytes may be called F16, BF16 or F32
-    X.absmax                          F32 [ceil(n/g)]      U8 where it is nested: codes of nested_quant_map
-    X.quant_map                       F32 [16]             the levels
-    X.quant_state.bitsandbytes__nf4   U8  [length]         JSON: quant_type, blocksize, dtype, shape; or __fp4
-    X.nested_absmax                   F32 [blocks]         absmax is nested_quant_map[code] * nested_absmax + offset
-    X.nested_quant_map                F32 [256]            for nested_blocksize codes; it and nested_offset: in the JSON
-
-and is level * absmax, here in float32; the library rounds it to the JSON's dtype. It takes the levels from its own
-tables, whatever quant_map says: a different quant_map is refused, because the library would not decode with it.
-nested_quant_map is taken as it stands. A block may end inside a row, a row inside a byte. Codes 0, 15, 7, 8 are the
-bytes `0f 78`.
-
-int8, for a weight X.weight [out, in]:
-
-    X.weight         I8   [out, in]   q
-    X.SCB            F32  [out]       the largest magnitude of each row
-    X.weight_format  U8   []          0 for rows one after the other; older files have other orders, or leave it out
-
-and is q * SCB / 127, the division a product with float32's 1/127, as the library has it.
-
-Writing: NF4 that is not nested, of weights of the format nf4 whose groups are blocks: absmax is the native scale, for
-the largest level is 1.
-"""
+"""Reading bitsandbytes' weights: codes of 4 bits with their description, and signed bytes."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.architectures import EXPERTS, INITIALIZED, Architecture
 from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, printable
-from quantcli.formats import fixed_codebook
 from quantcli.formats.nf4 import LEVELS as NF4
-from quantcli.layouts.config import architecture
-from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, skips, unknown
-from quantcli.layouts.pieces import (
-    bands,
-    facts,
-    finer,
-    not_a_matrix,
-    params,
-    plain,
-    quantized,
-    repeated,
-    rounded,
-    words,
-)
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
-from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
-from quantcli.patterns import module_of
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 STATE = ".quant_state.bitsandbytes__"
 """The part between the name of a weight and its type in the name of its description."""
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
 
 STORAGE = ("U8", "I8", "F16", "BF16", "F32")
 """Dtypes that codes are stored as; those other than U8 let training wrap them like the weights around them."""
@@ -294,112 +243,3 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         if stem != key and f"{stem}.weight" in infos and infos[f"{stem}.weight"].dtype == "I8":
             found.append(_eight_bits(infos, stem, read))
     return found
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
-
-_DTYPES = {short: long for long, short in LONG_NAMES.items() if short != "F64"}
-
-
-def shape(weight: Weight) -> str | None:
-    """Why bitsandbytes cannot store a weight: its blocks must not run from one row into the next."""
-    why = not_a_matrix(weight)
-    if why is None and finer(facts(weight)[1].group, BLOCKS) is None:
-        return f"rows of {facts(weight)[1].cols} are not a multiple of 64"
-    return why
-
-
-def module(weight: Weight, model: Architecture) -> str | None:
-    """Why transformers or diffusers does not load a quantized weight in this module."""
-    own = module_of(weight.info.name)
-    name, kind = model.module(own), model.holder(own)
-    if kind == EXPERTS:
-        return "transformers stacks experts while it loads them, which takes floating-point weights"
-    if any(skips(model)(kept, name) for kept in model.float32):
-        return f"{model.library} never quantizes this layer of such a model"
-    return None if kind == INITIALIZED else not_linear(weight, model)
-
-
-def _job(weight: Weight) -> Job:
-    scheme, plan = facts(weight)
-    name, block = weight.info.name, finer(plan.group, BLOCKS)
-    assert block is not None
-    state = {
-        "quant_type": "nf4",
-        "blocksize": block,
-        "dtype": _DTYPES.get(weight.info.dtype, "float32"),
-        "shape": list(weight.info.shape),
-    }
-    described = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    outputs = (
-        TensorInfo(name, "U8", (weight.info.numel // 2, 1)),
-        TensorInfo(f"{name}.absmax", "F32", (weight.info.numel // block,)),
-        TensorInfo(f"{name}.quant_map", "F32", (16,)),
-        TensorInfo(f"{name}{STATE}nf4", "U8", (described.size,)),
-    )
-
-    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
-        packed = words(codes, span, plan, 4)
-        at = span.row * plan.cols + span.col
-        write(0, at // 2, (packed >> np.uint8(4)) | (packed << np.uint8(4)))
-        stored, exact = rounded(params(codes, span, plan, scheme)[0], "F32", name)
-        write(1, at // block * 4, np.ascontiguousarray(repeated(stored, span, plan, block)))
-        return exact
-
-    def describe(codes: Codes, write: Write) -> bool:
-        write(2, 0, np.ascontiguousarray(fixed_codebook(scheme).levels[0], "<f4"))
-        write(3, 0, described)
-        return True
-
-    def pieces() -> Iterator[Piece]:
-        yield describe
-        for span in bands(plan, 4, block):
-            yield partial(piece, span)
-
-    return Job(outputs=outputs, pieces=pieces)
-
-
-def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """The model as bitsandbytes stores it."""
-    dtypes = {w.info.dtype for w in quantized(tensors)}
-    model = architecture(beside)
-    kept = ignored(tensors, model, linear=True)
-    refuse_skipped(tensors, kept, skips(model))
-    settings = {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": False,
-        "bnb_4bit_compute_dtype": _DTYPES.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32",
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": kept,
-    }
-    return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
-        config={"quantization_config": settings},
-        header=lambda names: {"format": "pt"},
-        notes=[
-            "bitsandbytes decodes with its own NF4 levels, whatever quant_map says; they are the native ones",
-            *unknown(model),
-        ],
-    )
-
-
-# ---- the layout ------------------------------------------------------------------------------------------------------
-
-
-READS = Reader(summary="bitsandbytes: NF4, FP4 and int8, absmax nested or not", find=find)
-
-WRITES = Writer(
-    summary="bitsandbytes NF4: packed codes, absmax and quant_state, for transformers and diffusers",
-    keeps="rows that are not a multiple of 64, all but matrices named *.weight",
-    accepts=Accepts(formats=("nf4",), bits=(4,), groups=(64,)),
-    shape=shape,
-    convert=convert,
-    module=module,
-    usual={"format": "nf4", "group_size": 64},
-)

@@ -1,0 +1,115 @@
+"""Recipes that are written: the one that names every tensor's scheme, and the YAML of a request."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from quantcli.asking import SchemeRequest
+from quantcli.deciding import FIELDS
+from quantcli.errors import QuantcliError, UsageError
+from quantcli.patterns import patterns_of
+from quantcli.planning.plan import Request, Rule, make
+from quantcli.planning.recipe import SETTINGS
+from quantcli.scheme import Scheme
+from quantcli.strict import LIMIT
+from quantcli.tensors.info import TensorInfo
+
+
+def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], asked: Request) -> Request:
+    """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest.
+
+    Importances, target and sizes of files are those of the request that was asked.
+    """
+    counts = Counter(s for s in wanted.values() if s is not None)
+    if not counts:
+        raise UsageError("nothing would be quantized")
+    default = max(counts, key=lambda s: (counts[s], s.name))
+    others: dict[Scheme | None, list[str]] = defaultdict(list)
+    found = Request(
+        scheme=default,
+        max_shard_size=asked.max_shard_size,
+        importance=asked.importance,
+        to=asked.to,
+        architecture=asked.architecture,
+        container=asked.container,
+        keep_embeddings=asked.keep_embeddings,
+        preset=asked.preset,
+        rules=tuple(rule for rule in asked.rules if rule.preset),
+    )
+    for tensor in make(infos, replace(found, importance=None)).tensors:
+        scheme = wanted.get(tensor.info.name)
+        if scheme != tensor.scheme:
+            others[scheme].append(tensor.info.name)
+    rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
+    return replace(found, rules=(*found.rules, *rules))
+
+
+def dump(request: Request, settings: Mapping[str, str] | None = None, folder: str = "") -> str:
+    """The recipe of a request, as YAML that `load` reads from a file in `folder`; with settings (see SETTINGS) that
+    are not the usual ones."""
+    import yaml
+
+    def text(value: Any) -> str:
+        return str(
+            yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=False)
+        ).strip()
+
+    known: list[tuple[Scheme, dict[str, Any]]] = []
+
+    def shortest(scheme: Scheme) -> dict[str, Any]:
+        found = next((fields for other, fields in known if other == scheme), None)
+        if found is None:
+            found = _shortest(scheme, SchemeRequest.of(default, "default"))
+            known.append((scheme, found))
+        return found
+
+    default = _shortest(request.scheme, SchemeRequest())
+    lines = [f"default: {text(default)}"]
+    lines += ["rules:"] if request.rules else []
+    for rule in request.rules:
+        fields = shortest(rule.scheme) if rule.scheme is not None else {"keep": True}
+        optional = {"optional": True} if rule.optional else {}
+        reason = {"reason": rule.reason} if rule.reason is not None else {}
+        preset = {"preset": rule.preset} if rule.preset else {}
+        lines.append(f"  - {text({'match': rule.pattern, **fields, **optional, **reason, **preset})}")
+    lists = ("include", "exclude", "ties")
+    said: dict[str, Any] = {name: list(getattr(request, name)) for name in lists if getattr(request, name)}
+    if request.importance is not None:
+        path, digest = request.importance.path, request.importance.digest
+        if path and not os.path.isabs(path):
+            path = os.path.relpath(path, folder or ".")
+        said["importance"] = {**({"file": path} if path else {}), "xxh3": digest}
+    more: dict[str, Any] = {} if request.keep_defaults else {"keep_defaults": False}
+    if request.keep_embeddings is not None:
+        more["keep_embeddings"] = request.keep_embeddings
+    if request.max_shard_size is not None:
+        more["max_shard_size"] = request.max_shard_size
+    if request.to is not None:
+        more["to"] = request.to
+    more |= {"container": True} if request.container else {}
+    usual = {name: choices[0] for name, choices in SETTINGS.items()}
+    more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
+    lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]
+    found = "\n".join(lines) + "\n"
+    if len(found) > LIMIT:
+        raise UsageError(f"the recipe has {len(found)} bytes, more than the limit of {LIMIT}")
+    return found
+
+
+def _shortest(scheme: Scheme, asked: SchemeRequest) -> dict[str, Any]:
+    """The fewest fields that make this scheme on top of what is asked for all."""
+    # What is asked for all must be taken back where this scheme does without it.
+    fields = {"scale_dtype": None, "levels": None, "codebook": None, "options": {}, **scheme.as_dict()}
+    order = sorted((n for n in fields if n != "bits"), key=lambda n: (n == "group_size", -FIELDS.index(n)))
+    for name in order * 2:  # some say what another one implies, once that is gone
+        less = {k: v for k, v in fields.items() if k != name}
+        try:
+            if asked.with_rule(less, "rule").decided() == scheme:
+                fields = less
+        except QuantcliError:
+            continue
+    return fields
