@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from making import BF16, run, save
@@ -322,3 +323,19 @@ def test_one_importance_matrix_for_all_experts_of_a_tensor(tmp_path: Path) -> No
     with open_model(str(tmp_path / "a.gguf")) as a, open_model(str(tmp_path / "b.gguf")) as b:
         name = "blk.0.ffn_gate_exps.weight"
         assert np.array_equal(a[name].read(0, 3 * 64 * 64), b[name].read(0, 3 * 64 * 64))
+
+
+def test_codes_that_experts_are_decoded_from_are_reported(tmp_path: Path) -> None:
+    """Of stacked ones the codes of all, where they are of one scheme; and the values are those of the decoded ones."""
+    codes: Arrays = {}
+    for name, values in single(QWEN, experts()).items():
+        codes[name] = values.astype(ml_dtypes.float8_e4m3fn)
+        codes[f"{name}_scale_inv"] = np.full((1, 1), 0.5, np.float32)
+    config = {**STORED["single"][2], "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    source = made(tmp_path / "m", codes, config)
+    ran = run("quantize", source, "--to", "mlx", "--group-size", "32", "--bits", "4", "-o", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    schemes = {t["name"]: t["source_scheme"] for t in ran.json["tensors"] if "switch_mlp" in t["name"]}
+    assert len(schemes) == 3 and set(schemes.values()) == {"fp8-e4m3b128x128"}
+    with open_model(str(source)) as model:
+        assert {model[n].scheme for n in single(QWEN, experts())} == {"fp8-e4m3b128x128"}

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.experts import arranged
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job
 from quantcli.folders.job import Planned, Say
@@ -127,6 +128,7 @@ def _part(source: Source, order: Order, component: Component, say: Say) -> Part:
     try:
         if to is not None:
             _check_target(component, to)
+        source = arranged(source, to, container=order.container)
         request = job.request(source, order, to, warn=say)
         planned = job.planned(source, order, request, folder=True)
     except QuantcliError as error:

@@ -130,6 +130,12 @@ def _check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
         raise UsageError("resuming needs digests to recognize the source", place=["--resume"], hint="use --digest xxh3")
 
 
+def options_of(order: Order, *, force: bool, threads: int, progress: Progress | None) -> Options:
+    """How the passes of a run go."""
+    keep = order.on_nonfinite == "keep"
+    return Options(threads=threads, digest=order.digest, keep_nonfinite=keep, force=force, progress=progress)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """What becomes of a source: its plan, the model that is written, and what loaders of that will and will not do."""
@@ -181,13 +187,7 @@ class Job:
     def run(self, *, threads: int, progress: Progress | None) -> tuple[RunReport, Written]:
         """Do it. Raises QuantcliError."""
         began = time.perf_counter()
-        options = Options(
-            threads=threads,
-            digest=self.order.digest,
-            keep_nonfinite=self.order.on_nonfinite == "keep",
-            force=self.force,
-            progress=progress,
-        )
+        options = options_of(self.order, force=self.force, threads=threads, progress=progress)
         written = output.write(
             self.source,
             self.plan,

@@ -20,7 +20,7 @@ from quantcli.folders.job import Planned, Say
 from quantcli.folders.sidefiles import CARD, SideFiles
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
-from quantcli.passes.quantize import Options, Written
+from quantcli.passes.quantize import Written
 from quantcli.passes.tiles import Progress
 from quantcli.planning import kinds
 from quantcli.planning.order import Order
@@ -62,13 +62,7 @@ class PipelineJob:
     def run(self, *, threads: int, progress: Progress | None) -> tuple[RunReport, Written]:
         """Do it. Raises QuantcliError."""
         began = time.perf_counter()
-        options = Options(
-            threads=threads,
-            digest=self.order.digest,
-            keep_nonfinite=self.order.on_nonfinite == "keep",
-            force=self.force,
-            progress=progress,
-        )
+        options = job.options_of(self.order, force=self.force, threads=threads, progress=progress)
         around = {name: write.around(part.source, SideFiles()) for name, part in self.parts.items()}
         original = self._original_card()
         asked = {n: resume.asked(p.source, p.planned.plan, options) for n, p in self.parts.items()}

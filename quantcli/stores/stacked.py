@@ -21,8 +21,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from quantcli.dtypes import DTYPES
+from quantcli.metrics import NOTHING
 from quantcli.stores.derived import Computed
-from quantcli.stores.source import Source
+from quantcli.stores.source import Earlier, Source
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -119,7 +120,19 @@ def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix], *, share
             done += count
 
     parts = tuple(dict.fromkeys([*(matrix.name for matrix in matrices), *shared]))
-    return Computed(info=info, home=parts[0], fill=fill, parts=parts)
+    return Computed(info=info, home=parts[0], fill=fill, parts=parts, earlier=_earlier(bands.source, parts, info))
+
+
+def _earlier(source: Source, parts: Sequence[str], info: TensorInfo) -> Earlier | None:
+    """The codes that all parts are decoded from, where they are of one scheme; what they had cost is known of the whole
+    parts only."""
+    found = [source.earlier.get(part) for part in parts]
+    schemes = {earlier.scheme if earlier is not None else None for earlier in found}
+    if len(schemes) > 1 or found[0] is None:
+        return None
+    costs = [earlier.metrics for earlier in found if earlier is not None and earlier.metrics is not None]
+    whole = len(costs) == len(parts) and sum(cost.numel for cost in costs) == info.numel
+    return Earlier(found[0].scheme, sum(costs, NOTHING) if whole else None)
 
 
 def _fill(bands: Bands, matrix: Matrix, size: int, start: int, buffer: memoryview) -> None:
