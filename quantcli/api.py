@@ -278,4 +278,5 @@ def _ready(
             force=force,
             resume=resume,
             dry_run=dry_run,
+            read=[named] if named is not None else [],
         )

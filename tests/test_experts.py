@@ -339,3 +339,22 @@ def test_codes_that_experts_are_decoded_from_are_reported(tmp_path: Path) -> Non
     assert len(schemes) == 3 and set(schemes.values()) == {"fp8-e4m3b128x128"}
     with open_model(str(source)) as model:
         assert {model[n].scheme for n in single(QWEN, experts())} == {"fp8-e4m3b128x128"}
+
+
+@pytest.mark.parametrize("words", [["--target-bpw", "15"], ["--save-recipe", "r.yaml"]])
+def test_a_recipe_of_all_schemes_keeps_the_reason_of_experts(
+    words: list[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """They are not what somebody excluded: the warning about kept weights names them."""
+    monkeypatch.chdir(tmp_path)
+    source = folder_of("gpt-oss", tmp_path)
+    more = {"model.layers.0.self_attn.q_proj.weight": gaussian(HIDDEN, HIDDEN).astype(BF16)}
+    save(source / "more.safetensors", more)
+    (source / "model.safetensors").rename(source / "model-00001-of-00002.safetensors")
+    (source / "more.safetensors").rename(source / "model-00002-of-00002.safetensors")
+    group = ["--group-size", "32"] if "--save-recipe" in words else []
+    options = ["--to", "compressed-tensors", *group, "--no-default-keep", "-o", "out", "--json"]
+    ran = run("quantize", source, *options, *words)
+    assert ran.code == 0, ran.err
+    reasons = {t["name"]: t["reason"] for t in ran.json["tensors"] if ".experts.gate_up_proj" in t["name"]}
+    assert "target" in reasons.values() and "excluded" not in reasons.values()

@@ -51,10 +51,9 @@ def command(
     from quantcli.folders import dequantize, sidefiles
     from quantcli.models import open_model
     from quantcli.passes import decode as decoding
+    from quantcli.passes.export import check_output
     from quantcli.reports.dequantized import DequantizeReport
     from quantcli.stores import need_file
-    from quantcli.stores.files import check_destination
-    from quantcli.stores.folder import check_folder
 
     began = time.perf_counter()
     _naming.check_model(output, None)
@@ -66,10 +65,7 @@ def command(
         source = model.source
         target = named or _default_output(src, source)
         folder = None if target.lower().endswith(".safetensors") else source.folder
-        if folder is not None:
-            real = check_folder(target, force=force, source=folder)
-        else:
-            real = check_destination(target, force=force, sources=list(source.files()))
+        real = check_output(source, target, folder=folder is not None, force=force)
         side = sidefiles.of(source, real, folder=folder is not None)
         decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
         warnings = [*source.warnings, *side.warnings()]

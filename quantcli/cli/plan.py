@@ -51,7 +51,7 @@ def command(
     from quantcli.planning.order import target_of
     from quantcli.reports import planned
 
-    read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting"))]
+    read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting")), *reading.loras]
     if output is not None:
         options.check_outputs([output], read)
         _naming.check_recipe(output)

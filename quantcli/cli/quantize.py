@@ -143,7 +143,7 @@ def command(
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
-        read = [src, asked["recipe"], asked["codebook"], importance]
+        read = [src, asked["recipe"], asked["codebook"], importance, *reading.loras]
         _check_saved(saved, named, read)
         to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
@@ -170,6 +170,7 @@ def command(
             force=force,
             resume=resume,
             dry_run=dry_run,
+            read=[path for path in read[1:] if path is not None],
         )
         if not dry_run and not console.quiet:
             _print_held(single)

@@ -62,7 +62,7 @@ def command(
     from quantcli.reports import swept
     from quantcli.stores import need_file
 
-    file = options.document_file(output, swept.SweepReport, [src])
+    file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
     selected |= {"recipe": None, "override": ()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, UsageError
@@ -121,7 +121,7 @@ def check_loader(source: Source, to: str) -> None:
         raise UsageError(f"diffusers does not load {to}", place=[source.path, f"--to {to}"], hint=hint)
 
 
-def _check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
+def check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
     """Raise UsageError for an option of folders where none is written, or whose digests resuming needs."""
     for name, given in (("--max-shard-size", asked.max_shard_size is not None), ("--resume", resume)):
         if given and not folder:
@@ -234,11 +234,14 @@ def prepare(
     force: bool,
     resume: bool = False,
     dry_run: bool = False,
+    read: Sequence[str] = (),
 ) -> Job:
-    """A run on a source that writes to `target`. Raises UsageError, DataError and QuantcliError for all that can be
-    known before the first weight is read."""
-    _check_folder_options(folder, order, resume=resume)
-    real = target if dry_run else export.check_output(source, target, folder=folder, force=force)
+    """A run on a source that writes to `target`. read: files that it reads beside the source. Raises UsageError,
+    DataError and QuantcliError for all that can be known before the first weight is read."""
+    check_folder_options(folder, order, resume=resume)
+    importance = order.importance or (order.recipe.importance or (None,))[0]
+    inputs = [*read, *([importance] if importance else [])]
+    real = target if dry_run else export.check_output(source, target, folder=folder, force=force, read=inputs)
     try:
         found = planned(source, order, request, folder=folder)
     except (UsageError, DataError) as error:

@@ -20,9 +20,9 @@ from quantcli.folders.job import Planned, Say
 from quantcli.folders.sidefiles import CARD, SideFiles
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
+from quantcli.passes import export
 from quantcli.passes.quantize import Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import kinds
 from quantcli.planning.order import Order
 from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
@@ -30,7 +30,7 @@ from quantcli.reports import build
 from quantcli.reports.run import RunReport
 from quantcli.stores import Source, pipelines
 from quantcli.stores.files import check_space, read_small
-from quantcli.stores.folder import OutputFolder, check_folder
+from quantcli.stores.folder import OutputFolder
 from quantcli.tensors.decided import Decided, Kept
 
 
@@ -130,9 +130,15 @@ class PipelineJob:
             seconds=seconds,
         )
         for name, part in self.parts.items():
-            found = build.with_source(found, part.source, f"{name}/")
+            found = build.with_source(found, part.source, name)
         told = [f"{name}: {line}" for name, part in self.parts.items() for line in part.source.warnings]
-        return replace(found, warnings=[*told, *self.side.warnings(), *found.warnings], files=self.side.report())
+        presets = [f"{name}: {part.request.preset}" for name, part in self.parts.items() if part.request.preset]
+        return replace(
+            found,
+            preset="; ".join(presets),
+            warnings=[*told, *self.side.warnings(), *found.warnings],
+            files=self.side.report(),
+        )
 
     def _card(self, report: RunReport, written: Mapping[str, Written], original: bytes | None) -> bytes:
         tensors = tuple(t for w in written.values() for t in w.plan.tensors)
@@ -180,6 +186,7 @@ def prepared(
     read."""
     folder = pipelines.folder_of(src)
     _check_order(order, name)
+    job.check_folder_options(True, order, resume=resume)
     if reading.loras or reading.adapter:
         option, hint = "--lora" if reading.loras else "--adapter", "name the folder of a component"
         raise UsageError("this is for one model, and a pipeline has several", place=[option], hint=hint)
@@ -188,10 +195,10 @@ def prepared(
         request = next(iter(chosen.parts.values())).request
         told = None if order.to == NATIVE else order.to
         target = name or job.default_name(folder, job.label(request, recipe_name), told)
-        real = os.path.realpath(target) if dry_run else _checked_output(folder, target, force)
+        real = target if dry_run else export.check_output_folder(folder, target, [folder], force=force)
+        real = os.path.realpath(real)
         parts = chosen.parts
-        notes = [f"{n}: source: {p.source.decoded_from}" for n, p in parts.items() if p.source.decoded_from]
-        notes += [f"{n}: {line}" for n, p in parts.items() for line in (*kinds.said(p.request), *p.planned.notes)]
+        notes = [f"{n}: {line}" for n, p in parts.items() for line in p.planned.notes]
         yield PipelineJob(
             folder=folder,
             order=order,
@@ -219,11 +226,3 @@ def _check_order(order: Order, name: str | None) -> None:
     if order.importance is not None or order.recipe.importance is not None:
         hint = "name the folder of a component"
         raise UsageError("importances are those of one model", place=["--importance"], hint=hint)
-
-
-def _checked_output(folder: str, target: str, force: bool) -> str:
-    """The real path of the output. Raises UsageError or QuantcliError."""
-    real = check_folder(target, force=force, source=folder)
-    if os.path.realpath(folder).startswith(os.path.join(real, "")):
-        raise UsageError("the input is in this folder, which would be replaced", place=[target])
-    return real

@@ -7,7 +7,8 @@ is measured on the bytes that were written, decoded as their reader decodes them
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning import plan
 from quantcli.stores import Source
-from quantcli.stores.files import check_destination, check_space
+from quantcli.stores.files import InputFile, check_destination, check_space
 from quantcli.stores.folder import check_folder
 from quantcli.tensors.decided import Decided, Kept
 
@@ -54,15 +55,25 @@ def as_folder(source: Source, target: str, output: str | None) -> bool:
     return not output.lower().endswith(".safetensors")
 
 
-def check_output(source: Source, output: str, *, folder: bool, force: bool) -> str:
-    """The real path of the output, or the reason why it may not be written. Raises UsageError or QuantcliError."""
+def check_output(source: Source, output: str, *, folder: bool, force: bool, read: Sequence[str] = ()) -> str:
+    """The real path of the output. read: further files that the run reads. Raises UsageError or QuantcliError for the
+    reason why it may not be written."""
+    inputs = source.inputs()
     if folder:
-        first = source.files()[0].path
-        real = check_folder(output, force=force, source=source.folder or first)
-        if any(os.path.realpath(f.path).startswith(os.path.join(real, "")) for f in source.files()):
-            raise UsageError("the input is in this folder, which would be replaced", place=[output])
-        return real
-    return check_destination(output, force=force, sources=list(source.files()))
+        paths = [*(file.path for file in inputs), *read]
+        return check_output_folder(source.folder or paths[0], output, paths, force=force)
+    with ExitStack() as stack:
+        others = [stack.enter_context(closing(InputFile(path, hold=False))) for path in read if os.path.isfile(path)]
+        return check_destination(output, force=force, sources=[*inputs, *others])
+
+
+def check_output_folder(source: str, output: str, paths: Sequence[str], *, force: bool) -> str:
+    """The real path of a folder to write, in which none of these inputs lies. source: the input. Raises UsageError or
+    QuantcliError."""
+    real = check_folder(output, force=force, source=source)
+    if any(os.path.realpath(path).startswith(os.path.join(real, "")) for path in paths):
+        raise UsageError("the input is in this folder, which would be replaced", place=[output])
+    return real
 
 
 # ---- the pass ---------------------------------------------------------------------------------------------------

@@ -29,16 +29,15 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], a
         raise UsageError("nothing would be quantized")
     default = max(counts, key=lambda s: (counts[s], s.name))
     others: dict[Scheme | None, list[str]] = defaultdict(list)
-    found = Request(
+    found = replace(
+        asked,
         scheme=default,
-        max_shard_size=asked.max_shard_size,
-        importance=asked.importance,
-        to=asked.to,
-        architecture=asked.architecture,
-        container=asked.container,
-        keep_embeddings=asked.keep_embeddings,
-        preset=asked.preset,
         rules=tuple(rule for rule in asked.rules if rule.preset),
+        include=(),
+        exclude=(),
+        ties=(),
+        keep_defaults=True,
+        from_recipe=frozenset(),
     )
     for tensor in make(infos, replace(found, importance=None)).tensors:
         scheme = wanted.get(tensor.info.name)

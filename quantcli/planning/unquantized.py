@@ -133,8 +133,7 @@ def grouped(tensors: Iterable[Sized]) -> list[Group]:
     """Sized tensors by what they are called and why they are kept, the largest groups first."""
     found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
-        why = t.note if t.reason in ("target", "preset", "experts") and t.note else t.reason
-        found.setdefault((pattern_of(t.info.name), why), []).append(t)
+        found.setdefault((pattern_of(t.info.name), t.note or t.reason), []).append(t)
     groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 

@@ -82,11 +82,13 @@ def of_plan(
     )
 
 
-def with_source(report: RunReport, source: Source, prefix: str = "") -> RunReport:
+def with_source(report: RunReport, source: Source, component: str = "") -> RunReport:
     """A report that also says what tensors are decoded from, what that had cost, how experts were arranged, and what
-    else was done to tensors before they were quantized. prefix: of their names in the report."""
-    earlier = {prefix + name: found for name, found in source.earlier.items()}
-    notes = {prefix + name: line for name, line in source.notes.items()}
+    else was done to tensors before they were quantized. component: of a pipeline, where the source is one; the report
+    has its tensors under this name."""
+    folder = f"{component}/" if component else ""
+    earlier = {folder + name: found for name, found in source.earlier.items()}
+    notes = {folder + name: line for name, line in source.notes.items()}
 
     def recorded(tensor: TensorReport) -> TensorReport:
         if tensor.name in notes:
@@ -97,11 +99,14 @@ def with_source(report: RunReport, source: Source, prefix: str = "") -> RunRepor
         sqnr = found.metrics.sqnr_db if found.metrics is not None else None
         return replace(tensor, source_scheme=found.scheme, source_sqnr_db=sqnr)
 
+    def joined(before: str, line: str) -> str:
+        return "; ".join(part for part in (before, f"{component}: {line}" if component and line else line) if part)
+
     return replace(
         report,
         tensors=[recorded(t) for t in report.tensors],
-        decoded_from=source.decoded_from or report.decoded_from,
-        arranged=source.arranged or report.arranged,
+        decoded_from=joined(report.decoded_from, source.decoded_from),
+        arranged=joined(report.arranged, source.arranged),
     )
 
 

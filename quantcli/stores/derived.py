@@ -200,6 +200,9 @@ class Derived(Source):
     def files(self) -> Sequence[InputFile]:
         return self._base.files()
 
+    def inputs(self) -> Sequence[InputFile]:
+        return [file for source in (self._base, *self._others) for file in source.inputs()]
+
     def check_unchanged(self) -> None:
         for source in (self._base, *self._others):
             source.check_unchanged()

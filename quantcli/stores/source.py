@@ -118,6 +118,10 @@ class Source(Protocol):
     def files(self) -> Sequence[InputFile]:
         """The files behind it."""
 
+    def inputs(self) -> Sequence[InputFile]:
+        """Every file that is read: those behind it, and what its tensors are made of besides."""
+        return self.files()
+
     def interrupt(self) -> None:
         """Make reads that wait for data fail, because the run is over."""
         for file in self.files():

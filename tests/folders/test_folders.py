@@ -285,3 +285,42 @@ def test_adapters_are_not_planned_or_swept(arguments: list[str], tmp_path: Path)
     names = [f"base_model.model.layers.0.q_proj.lora_{k}.weight" for k in "AB"]
     model = save(tmp_path / "adapter_model.safetensors", {name: gaussian(64, 64) for name in names})
     assert "adapter (LoRA)" in one_line(run(*[str(model) if a == "M" else a for a in arguments]), 1)
+
+
+# ---- inputs are never replaced ----------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_the_input_is_not_replaced(here: Path) -> None:
+    source = folder("source", config={"model_type": "bert"}, **{"model.safetensors": WEIGHTS})
+    assert run("quantize", source, "-o", "source/w4", "--to", "native", "-q").code == 0
+    before = sorted(path.relative_to(here) for path in here.rglob("*"))
+    for words in (["dequantize", "source/w4"], ["quantize", "source/w4", "--requantize"]):
+        line = one_line(run(*words, "-o", "source", "--force"), 2)
+        assert "the input is in this folder, which would be replaced" in line
+    assert sorted(path.relative_to(here) for path in here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", ["adapter", "importance"])
+def test_what_is_read_beside_the_source_is_not_replaced(case: str, here: Path) -> None:
+    source = save(here / "m.safetensors", WEIGHTS)
+    save(here / "imp.safetensors", {"encoder.query.weight": np.ones(128, np.float32)})
+    factors = {"encoder.query.lora_A.weight": gaussian(4, 128), "encoder.query.lora_B.weight": gaussian(64, 4)}
+    save(here / "a.safetensors", {**factors, "encoder.query.alpha": np.array(4, np.float32)})
+    option, name = ("--lora", "a.safetensors") if case == "adapter" else ("--importance", "imp.safetensors")
+    before = (here / name).read_bytes()
+    ran = run("quantize", source, option, name, "-o", name, "--force")
+    assert ran.code == 2 and "output and input are the same file" in ran.err.splitlines()[-1]
+    assert (here / name).read_bytes() == before
+
+
+def test_a_figure_does_not_replace_the_adapter_it_is_of(here: Path) -> None:
+    source = save(here / "m.safetensors", WEIGHTS)
+    adapter = folder("ada", **{"adapter_model.safetensors": {
+        "base_model.model.encoder.query.lora_A.weight": gaussian(4, 128),
+        "base_model.model.encoder.query.lora_B.weight": gaussian(64, 4)},
+        "adapter_config.json": json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["query"]}),
+    })  # fmt: skip
+    before = (adapter / "adapter_config.json").read_bytes()
+    line = one_line(run("sweep", source, "--lora", adapter, "-o", adapter / "adapter_config.json"), 2)
+    assert "output and input are the same file" in line
+    assert (adapter / "adapter_config.json").read_bytes() == before

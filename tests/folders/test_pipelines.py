@@ -256,6 +256,7 @@ def test_patterns_may_name_a_component(source: Path) -> None:
     (["-o", "out.safetensors"], "a pipeline is written as a folder"),
     (["--override", "vae/norm:keep"], "'vae/norm' matches no tensor"),
     (["--exclude", "*"], "every component of this pipeline is kept"),
+    (["--resume", "--digest", "none"], "resuming needs digests to recognize the source"),
 ])  # fmt: skip
 def test_what_a_pipeline_does_not_take(words: list[str], said: str, source: Path) -> None:
     ran = run("quantize", source, *words)
