@@ -57,7 +57,7 @@ def compare(
     """
     began, paths = time.perf_counter(), (fspath(before), fspath(after))
     if paths == ("-", "-"):
-        raise UsageError("one model is not two", place=["-"])
+        raise UsageError("both models are standard input", place=["-"], hint="name a file for one of them")
     with open_model(paths[0], as_float=as_float) as a, open_model(paths[1]) as b:
         for model in (a, b):
             need_file(model.source, "comparing")

@@ -65,9 +65,9 @@ def as_in(source: Source, names: Container[str]) -> Source | None:
     infos = source.infos()
     if not any(EXPERT.search(info.name) and info.name not in names for info in infos):
         return None
-    targets = [t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored]
+    ways = {named(t).experts: t for t in registry.names("layouts", "WRITES") if named(t).experts is not as_stored}
     best, most = None, sum(info.name in names for info in infos)
-    for found in (arranged(source, target) for target in (None, *targets)):
+    for found in (arranged(source, target) for target in (None, *ways.values())):
         count = sum(info.name in names for info in found.infos())
         if count > most:
             best, most = found, count

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from quantcli.errors import DataError, QuantcliError
+from quantcli.errors import DataError, QuantcliError, listed
 from quantcli.folding import folded
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
@@ -87,7 +87,7 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
     if reading.layout == "plain" and not (source.documents or source.blocks):
         return source
     try:
-        model = None if is_stream(source) else Model(Stored(source), src)
+        model = None if is_stream(source) else Model(Stored(source), src, None if source.documents else config)
         quantized = [] if model is None else list(model.quantized.values())
     except DataError as error:
         raise (error if found.certain else _unclear(source, found)) from None
@@ -123,8 +123,7 @@ def described(views: Iterable[View]) -> str:
         f"{in_words(scheme)} ({n} tensor{'s' if n > 1 else ''}, decoded to {scale_dtype_of(dtype)})"
         for (scheme, dtype), n in counts.most_common()
     ]
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return f"{', '.join(shown[:3])}{more}"
+    return listed(shown)
 
 
 _FP8 = re.compile(r"fp8-(e4m3|e5m2)(?:b([0-9]+x[0-9]+)|g([0-9]+)|([ct]))")

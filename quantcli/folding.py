@@ -64,7 +64,7 @@ def folded(stack: ExitStack, source: Source, path: str) -> Source:
         raise error.within(path) from None
     for name in [*found.changes, *found.replaced]:
         if own[name].dtype not in _FLOATS:
-            problem = f"the model has it as {own[name].dtype}, which nothing is added to"
+            problem = f"adapters are folded into weights of {', '.join(_FLOATS)}, and this one is {own[name].dtype}"
             raise DataError(problem, place=[source.path, printable(name)])
     fold = _Fold(source, adapter, found, printable(os.path.basename(os.path.normpath(path)), 80))
     tensors = [fold.computed(info) for info in source.infos()]
@@ -95,9 +95,8 @@ class _Fold:
         plain, change = unchanged(self.source, info), self.found.changes.get(info.name)
         if info.name in self.found.replaced:
             base = _Read(self.adapter, self._infos[self.found.replaced[info.name]])
-            return replace(
-                plain, fill=by_elements(info.dtype, _sum(info.dtype, base, None)), note=f"replaced by {self.shown}"
-            )
+            fill = by_elements(info.dtype, _sum(info.dtype, base, None))
+            return replace(plain, fill=fill, earlier=None, note=f"replaced by {self.shown}")
         if change is None:
             return plain
         base = _Read(self.adapter, self._infos[change.base]) if change.base else _Read(self.source, info)
@@ -105,7 +104,8 @@ class _Fold:
         terms = _Terms(change, info, left, right, self._columns)
         fill = by_elements(info.dtype, _sum(info.dtype, base, terms))
         note = f"{self.shown} folded in, rank {change.rank}, times {change.scale:.6g}"
-        return replace(plain, fill=fill, note="; ".join(n for n in (plain.note, note) if n))
+        earlier = None if change.base else plain.earlier
+        return replace(plain, fill=fill, earlier=earlier, note="; ".join(n for n in (plain.note, note) if n))
 
 
 class _Read:

@@ -192,7 +192,7 @@ def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapp
     if source.kind == "onnx":
         return {source.kind: source.graph}
     layers = evidence.layers(source)
-    found = config if config is not None else evidence.beside(path) or evidence.in_header(source.metadata)
+    found = evidence.stated(source, evidence.beside(path) if config is None else config)
     return {**found, evidence.COMFYUI: layers} if layers else found
 
 
@@ -308,8 +308,10 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
     ours, theirs, note = _under_names(a, b)
     notes = [note] if note else []
     for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
-        found = None if model.source.kind == "gguf" else as_in(model.source, other)
-        if found is None or any(view.scheme is not None for view in own.values()):
+        if model.source.kind == "gguf" or any(view.scheme is not None for view in own.values()):
+            continue
+        found = as_in(model.source, other)
+        if found is None:
             continue
         notes.append(f"{model.path}: {found.arranged}")
         views = Model(native.Model(found), model.path)

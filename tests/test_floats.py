@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from strategies import gaussian
 
 from quantcli import QuantcliError, quantize_file
 from quantcli.floats import Reading, float_source
+from quantcli.stores import open_source
+from quantcli.stores.derived import Derived, unchanged
 
 BLOCK = 32
 NAMES = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(4)]
@@ -152,3 +155,33 @@ def test_pipes_of_codes_are_refused(folders: tuple[Path, Path], tmp_path: Path) 
     ran = subprocess.run(words, input=shard, capture_output=True, env=environment())
     assert ran.returncode == 1 and b"decoding must seek, and standard input is a pipe" in ran.stderr
     assert not out.exists()
+
+
+def test_a_wrapper_passes_on_what_a_pipe_frees(tmp_path: Path) -> None:
+    """Else the whole of a pipe stays in memory."""
+    passed: list[tuple[str, int, int]] = []
+    with closing(open_source(str(save(tmp_path / "m.safetensors", {"a": np.ones((4, 4), np.float32)})))) as source:
+        source.passed = lambda *call: passed.append(call)  # type: ignore[method-assign]
+        Derived(source, [unchanged(source, source.infos()[0], "b")]).passed("b", 0, 64)
+    assert passed == [("a", 0, 64)]
+    own = {name for name in vars(Derived) if not name.startswith("_")}
+    assert {"read", "read_runs", "passed", "release", "files", "inputs", "beside", "shards", "close"} <= own
+
+
+def test_an_export_is_read_beside_the_config_of_its_model(tmp_path: Path) -> None:
+    """Its header says what that leaves open."""
+    source = save(tmp_path / "m.safetensors", {"a.weight": gaussian(64, 64)})
+    out = tmp_path / "q.safetensors"
+    assert run("quantize", source, "--to", "gptq", "--group-size", 32, "-o", out, "-q").code == 0
+    alone = run("dequantize", out, "-o", tmp_path / "alone.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    beside = run("dequantize", out, "-o", tmp_path / "beside.safetensors")
+    assert alone.code == beside.code == 0, beside.err
+    assert load(tmp_path / "alone.safetensors") == load(tmp_path / "beside.safetensors")
+
+
+def test_a_broken_config_beside_a_single_file_is_not_read(tmp_path: Path) -> None:
+    codes, scale, _ = as_blocks(gaussian(64, 96))
+    source = save(tmp_path / "m.safetensors", {"a.weight": codes, "a.weight_scale_inv": scale})
+    (tmp_path / "config.json").write_text("{")
+    assert run("quantize", source, "-o", tmp_path / "out.safetensors", "--group-size", 32).code == 0

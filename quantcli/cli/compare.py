@@ -40,8 +40,7 @@ def command(
 ) -> None:
     """Decode both models and measure B against A, tensor by tensor.
 
-    A and B are files or checkpoint folders: float, quantcli's own, or compressed-tensors, MLX, GPTQ, AWQ, GGUF, ONNX,
-    bitsandbytes and ComfyUI.
+    A and B are files or checkpoint folders: float, quantcli's own, or in a layout that `quantcli help targets` lists.
     Where both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are
     those of report.
     """

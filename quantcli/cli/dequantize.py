@@ -45,8 +45,8 @@ def command(
 ) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets.
 
-    SRC is a file or folder of quantcli, compressed-tensors, MLX, GPTQ, AWQ or GGUF. A folder gives a folder, with its
-    config.json and what else lies beside the weights, unless a .safetensors file is named.
+    SRC is a file or folder of quantcli, or in a layout that `quantcli help targets` lists. A folder gives a folder with
+    its config.json and what else lies beside the weights, unless a .safetensors file is named.
     """
     from quantcli.folders import dequantize, sidefiles
     from quantcli.models import open_model

@@ -114,8 +114,7 @@ def asked(source: Source, plan: Plan, options: Options) -> dict[str, Any]:
     recipe = plan.request.as_dict(schemes)
     found = {
         "tool": f"quantcli {__version__}",
-        "digest": options.digest,
-        "on_nonfinite": "keep" if options.keep_nonfinite else "refuse",
+        **options.settings,
         **recipe,
         "schemes": schemes,
         "shards": list(source.shards),

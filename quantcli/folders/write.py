@@ -302,11 +302,10 @@ def _card(source: Source, written: Written, options: Options, beside: _Around) -
         bytes_out=written.size,
         seconds=None,
     )
-    settings = {"digest": options.digest, "on_nonfinite": "keep" if options.keep_nonfinite else "refuse"}
     return card.card(
         found,
         written.plan,
-        settings=settings,
+        settings=options.settings,
         obstacle=written.obstacle,
         origin=card.hub_name(source.folder or ""),
         side=beside.side,

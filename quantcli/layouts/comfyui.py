@@ -34,13 +34,13 @@ import numpy as np
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
 from quantcli.layouts import swizzled
+from quantcli.layouts.bytewise import CODES, Bytewise, decode
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.evidence import COMFYUI
 from quantcli.layouts.loaders import ignored, modules, not_linear
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, quantized, rounded, words
 from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.small import small_floats
-from quantcli.layouts.stored import FLOATS, float_columns, floats, matrix, part, scaled, scheme_name, wrong
+from quantcli.layouts.stored import FLOATS, float_columns, matrix, part, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.strict import strict_json
@@ -63,17 +63,8 @@ LIMIT = 1 << 16
 BYTEWISE = {INT8: "I8", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 """Formats with one byte per weight, and the dtype of the bytes."""
 
-KINDS = {"I8": "w8", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
 HARMLESS = ("format", "group_size", "orig_dtype", "orig_shape", "per_row", "full_precision_matrix_mult")
 """Keys of a description that do not change how its weights are decoded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Bytewise:
-    name: str
-    dtype: str
-    codes: TensorInfo
-    scale: TensorInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,27 +112,17 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
     if len(codes.shape) < 2 or (scale.numel != 1 and (scale.shape not in ((rows,), (rows, 1)) or len(codes.shape) > 2)):
         raise wrong(name, f"scales {list(scale.shape)} do not match codes {list(codes.shape)}")
     granularity = "channel" if scale.numel > 1 or len(scale.shape) == 2 else "tensor"
-    stored = _Bytewise(name=name, dtype=dtype, codes=codes, scale=scale)
+    cols = codes.shape[-1]
+    stored = Bytewise(name=name, cols=cols, height=1, width=cols, codes=replace(codes, dtype=dtype), scale=scale)
     return Found(
         name=name,
         shape=codes.shape,
-        scheme=scheme_name(8, granularity).replace("w8", KINDS[dtype], 1),
+        scheme=scheme_name(8, granularity).replace("w8", CODES[dtype], 1),
         bits=8,
         parts=(codes, scale),
         unit=1,
-        decode=partial(_decode_bytewise, stored),
+        decode=partial(decode, stored),
     )
-
-
-def _decode_bytewise(stored: _Bytewise, read: Read, first: int, last: int) -> Floats:
-    cols = stored.codes.shape[-1]
-    raw = read(stored.codes.name, first * cols, (last - first) * cols)
-    at, count = (0, 1) if stored.scale.numel == 1 else (first, last - first)
-    scale = floats(read, stored.scale, stored.name, at, count)[:, None]
-    if stored.dtype != "I8":
-        return small_floats(raw, (last - first, cols), scale, cols, stored.dtype)
-    codes = raw.view(np.int8).astype(np.float32)
-    return scaled(codes.reshape(last - first, cols), scale, None, cols)
 
 
 def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[str, Any]) -> Found:

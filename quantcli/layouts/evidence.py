@@ -210,6 +210,11 @@ def in_header(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     return found
 
 
+def stated(source: Source, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration, and what it leaves open by the record in an export's header. Raises DataError."""
+    return {**in_header(source.metadata), **config}
+
+
 def layers(source: Source) -> dict[str, Any]:
     """ComfyUI's descriptions of modules in the headers of a source. Raises DataError."""
     found: dict[str, Any] = {}
@@ -265,7 +270,7 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
     module = next(iter(layers(source)), None)
     if module is not None:
         return Evidence(layout="ComfyUI", seen=f"{COMFYUI} in its header describes {printable(module, 200)}")
-    return _with_config(infos, {**in_header(source.metadata), **config})
+    return _with_config(infos, stated(source, config))
 
 
 def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:

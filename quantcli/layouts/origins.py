@@ -1,6 +1,6 @@
 """The record in an exported file of the model it was made from: bytes of its tensors, and each one's dtype and reason.
 
-It is part of the document under `exports.KEY`, which all our containers hold: without it a report on the file could
+It is part of the document under `writer.KEY`, which all our containers hold: without it a report on the file could
 only compare its size with that of float32. Bytes are those of tensors, not of files, so that it does not depend on how
 the model was split into shards. Errors are not in it: `report --against` measures them.
 """

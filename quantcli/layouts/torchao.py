@@ -11,7 +11,7 @@ header, and decoded the same. Packed tensors, and those with more parts than the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,11 +26,12 @@ PREFIX = "._weight_"
 PARTS = ("qdata", "scale", "zero_point")
 
 
-def _stored(infos: Mapping[str, TensorInfo], module: str) -> Bytewise:
+def _stored(infos: Mapping[str, TensorInfo], module: str, parts: Sequence[str]) -> Bytewise:
+    """parts: what there is of the weight, by the ends of the names."""
     name, own = f"{module}.weight", f"{module}{PREFIX}"
-    more = next((n for n in infos if n.startswith(own) and n.removeprefix(own) not in PARTS), None)
+    more = next((end for end in parts if end not in PARTS), None)
     if more is not None:
-        raise wrong(name, f"{printable(more)} beside the codes of torchao is not supported")
+        raise wrong(name, f"{printable(own + more)} beside the codes of torchao is not supported")
     codes, scale = part(infos, f"{own}qdata", name, tuple(CODES)), part(infos, f"{own}scale", name, FLOATS)
     zero = part(infos, f"{own}zero_point", name, ("I8",)) if f"{own}zero_point" in infos else None
     rows, cols = matrix(codes, name)
@@ -60,12 +61,13 @@ def _found(stored: Bytewise, config: Mapping[str, Any]) -> Found:
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights stored as bytes under the names of torchao."""
-    modules = [
-        name.removesuffix(f"{PREFIX}qdata")
-        for name, info in infos.items()
-        if name.endswith(f"{PREFIX}qdata") and info.dtype in CODES
-    ]
-    return [_found(_stored(infos, module), config) for module in modules]
+    parts: dict[str, list[str]] = {}
+    for name in infos:
+        module, prefix, end = name.rpartition(PREFIX)
+        if prefix:
+            parts.setdefault(module, []).append(end)
+    modules = [m for m, ends in parts.items() if "qdata" in ends and infos[f"{m}{PREFIX}qdata"].dtype in CODES]
+    return [_found(_stored(infos, module, parts[module]), config) for module in modules]
 
 
 READS = Reader(summary="torchao: int8 and float8, a byte for each weight", find=find)

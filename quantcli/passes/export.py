@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
@@ -25,6 +26,7 @@ from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning import plan
 from quantcli.stores import Source
+from quantcli.stores.derived import Derived
 from quantcli.stores.files import InputFile, check_destination, check_space
 from quantcli.stores.folder import check_folder
 from quantcli.tensors.decided import Decided, Kept
@@ -79,7 +81,7 @@ def check_output_folder(source: str, output: str, paths: Sequence[str], *, force
 # ---- the pass ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """A native model on its way into a target. wanted: the schemes of tensors that are quantized again, None for
     floats."""
@@ -91,12 +93,16 @@ class Export:
     progress: Progress | None
     metrics: dict[str, Metrics | None] = field(default_factory=dict)
 
+    @cached_property
+    def floats(self) -> Derived:
+        """The weights that are quantized again, decoded as they are read."""
+        return decoded(self.model, self.wanted)
+
     def files(
         self, source: Source, files: list[OneFile], folder: str, *, force: bool, within: str | None = None
     ) -> Outcome:
         """Write some files, and measure what was not moved as it was."""
-        floats = decoded(self.model, self.wanted)
-        requantized = from_floats(floats, self.outgoing.by_name, "none")
+        requantized = from_floats(self.floats, self.outgoing.by_name, "none")
 
         def produce(name: str) -> Producer:
             if name in self.wanted:
@@ -131,7 +137,7 @@ class Export:
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
         against = {name: view_of(self.model[name]) for name in changed}
         found = readback.measure(changed, homes, against, model, threads=self.threads)
-        again = Model(decoded(self.model, self.wanted))
+        again = Model(self.floats)
         left = [name for name in changed if name not in found and exact[name]]
         floats = {n: (against[n], view_of(again[n])) for n in left if model.by_name[n].scheme is None}
         self.metrics.update(found)

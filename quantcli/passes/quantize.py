@@ -44,6 +44,11 @@ class Options:
     force: bool = False
     progress: Progress | None = None
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What of it changes the bytes of a file, as recipes say it."""
+        return {"digest": self.digest, "on_nonfinite": "keep" if self.keep_nonfinite else "refuse"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 from quantcli.architectures import EMBEDDING
 from quantcli.dtypes import DTYPES
@@ -37,7 +37,7 @@ REASONS = {
     "small": f"keep-list: fewer than {SMALL} elements",
     "target": "the target of --to does not store its shape, or its loader loads no quantized weight there",
     "component": "a part of a pipeline that is kept whole",
-    "experts": "experts in one tensor, and which of its rows are what cannot be told",
+    "experts": "stacked experts whose axes or order of rows cannot be determined",
     "nonfinite": "NaN or infinite values, left alone on request",
 }
 """Every reason code and what it means."""
@@ -92,7 +92,9 @@ def why_kept(info: TensorInfo, *, keep_defaults: bool = True, keep_embeddings: b
     return "small" if keep_defaults and info.numel < SMALL else None
 
 
-def embeddings_alone(infos: Iterable[TensorInfo]) -> bool:
-    """Whether the only weights among these tensors are embeddings, as in a static embedding model."""
-    reasons = {reason: info for info in infos if (reason := why_kept(info)) != "embedding" or len(info.shape) > 1}
-    return "embedding" in reasons and not {None, "lm-head", "router"} & reasons.keys()
+def embeddings_alone(infos: Sequence[TensorInfo], reasons: Mapping[str, str | None] | None = None) -> bool:
+    """Whether the only weights among these tensors are embeddings, as in a static embedding model. reasons: the results
+    of `why_kept`, by name, where they are known."""
+    known = {info.name: why_kept(info) for info in infos} if reasons is None else reasons
+    found = {reason for info in infos if (reason := known[info.name]) != "embedding" or len(info.shape) > 1}
+    return "embedding" in found and not {None, "lm-head", "router"} & found

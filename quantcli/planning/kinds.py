@@ -17,7 +17,7 @@ from quantcli.errors import QuantcliError
 from quantcli.layouts.config import json_beside, section
 from quantcli.patterns import compiled
 from quantcli.planning.plan import Request, Rule
-from quantcli.planning.recipe import load
+from quantcli.planning.recipe import preset
 
 if TYPE_CHECKING:
     from quantcli.layouts.writer import Beside
@@ -100,7 +100,7 @@ def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
     name = preset_of(source.beside)
     if name is None or any(len(n) > LONGEST for n in names):
         return "", ()
-    rules = [rule for rule in load(name).rules if rule.scheme is None]
+    rules = [rule for rule in preset(name).rules if rule.scheme is None]
     if name == "llm":
         rules += _further_tokens(source.infos(), _config(source.beside))
     kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]

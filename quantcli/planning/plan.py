@@ -121,10 +121,6 @@ class Plan:
         """This plan with some tensors planned again."""
         return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
 
-    def part(self, first: int, last: int) -> Plan:
-        """The plan of a run of tensors alone."""
-        return replace(self, tensors=self.tensors[first:last])
-
 
 def quantized(
     info: TensorInfo,
@@ -239,7 +235,7 @@ def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, s
     reasons = {
         info.name: why_kept(info, keep_defaults=request.keep_defaults, keep_embeddings=kept_tables) for info in infos
     }
-    if request.keep_defaults and not kept_tables and embeddings_alone(infos):
+    if request.keep_defaults and not kept_tables and embeddings_alone(infos, reasons):
         tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
         return {name: None if name in tables else reason for name, reason in reasons.items()}, True
     if all(reason is not None for reason in reasons.values()):

@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ class Recipe:
 def presets() -> list[str]:
     """The names of the presets."""
     return sorted(p.name.removesuffix(".yaml") for p in _PRESETS.iterdir() if p.name.endswith(".yaml"))
+
+
+@cache
+def preset(name: str) -> Recipe:
+    """A preset by its name, as it is."""
+    return load(name)
 
 
 def load(

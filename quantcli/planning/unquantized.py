@@ -219,7 +219,7 @@ def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list
     candidates = [t for t in tensors if t.scheme is not None and (by_rules or t.reason == "default")]
     if sum(t.info.nbytes for t in candidates) < FLOOR:
         return []
-    rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.load(PRESET).rules if r.scheme is None]
+    rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.preset(PRESET).rules if r.scheme is None]
     found: dict[str, list[Sized]] = {}
     for tensor in candidates:
         rule = next((r for r, test in rules if test(tensor.info.name[-LONGEST:])), None)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import DataError, UsageError, listed, printable
 from quantcli.stores.files import InputFile, leads_outside, read_small
 from quantcli.stores.safetensors import SafetensorsFile
 from quantcli.stores.source import HeaderDocument, Source
@@ -92,7 +92,7 @@ def _weights(folder: str) -> list[str]:
 
 def has_weights(folder: str) -> bool:
     """Whether a folder itself holds files of weights."""
-    return any(_listed(folder, ending) for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+    return bool(_weights(folder))
 
 
 def _parsed(name: str, variant: str | None = None) -> _Name:
@@ -192,8 +192,7 @@ def _index_of(folder: str, variant: str | None) -> str:
 
 
 def _named(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(printable(n, 200) for n in names[:most]) + more
+    return listed([printable(n, 200) for n in names], most)
 
 
 def _without_index(folder: str, variant: str | None) -> list[str]:
@@ -209,15 +208,14 @@ def _without_index(folder: str, variant: str | None) -> list[str]:
     if len(sets) > 1:
         hint = "name one of them, or move the others away"
         raise DataError(f"several files that are not shards of one model: {_named(names)}", place=[folder], hint=hint)
-    for name in names:
-        match = _NUMBERED.fullmatch(name)
-        if match:
-            stem, _, count, ending = match.groups()
-            if int(count) > 100_000:
-                raise DataError(f"{count} shards", place=[folder, name])
-            missing = [n for i in range(int(count)) if (n := f"{stem}-{i + 1:05d}-of-{count}.{ending}") not in names]
-            if missing:
-                raise DataError(f"shard {missing[0]} is missing", place=[folder])
+    held = set(names)
+    for stem, count, ending in sorted({m.group(1, 3, 4) for n in names if (m := _NUMBERED.fullmatch(n))}):
+        if int(count) > 100_000:
+            raise DataError(f"{count} shards", place=[folder, names[0]])
+        every = (f"{stem}-{i + 1:05d}-of-{count}.{ending}" for i in range(int(count)))
+        missing = next((name for name in every if name not in held), None)
+        if missing is not None:
+            raise DataError(f"shard {missing} is missing", place=[folder])
     return names
 
 

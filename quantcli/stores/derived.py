@@ -31,8 +31,8 @@ class Computed:
 
     info: its name, dtype and shape. home: the stored tensor in whose file it counts. fill(start, buffer): its
     little-endian C-order bytes from byte `start`; it may be called from several threads. parts: all the stored tensors
-    it is made of; where it is made of part of one only, the others that are must have it among theirs too. earlier: the
-    codes it is decoded from, if it is. note: what was done to it, for people.
+    it is made of, wholly or in part. earlier: the codes it is decoded from, if it is. note: what was done to it, for
+    people.
     """
 
     info: TensorInfo
@@ -185,6 +185,10 @@ class Derived(Source):
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self._tensors[name].fill(start, buffer)
+
+    def passed(self, name: str, start: int, size: int) -> None:
+        # Only of a pipe does this matter, and there every tensor is as it is stored.
+        self._base.passed(self._tensors[name].home, start, size)
 
     def release(self, name: str) -> None:
         for part in self._tensors[name].parts:

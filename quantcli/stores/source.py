@@ -79,7 +79,7 @@ class Source(Protocol):
 
     @property
     def shards(self) -> Mapping[str, Source]:
-        """Its files with tensors by their names in the folder; a single file has none."""
+        """Its files with tensors by their names in the folder; a single file is its only one, under an empty name."""
         return {"": self}
 
     @property

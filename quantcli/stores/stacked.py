@@ -100,9 +100,8 @@ class Bands:
             return found.values
 
 
-def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix], *, shared: Sequence[str] = ()) -> Computed:
-    """A tensor made of matrices of one shape, one after another. shared: other stored tensors that count as parts of
-    it."""
+def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix]) -> Computed:
+    """A tensor made of matrices of one shape, one after another."""
     size = DTYPES[info.dtype].bits // 8
     length = matrices[0].rows * matrices[0].cols * size
     assert length * len(matrices) == info.nbytes
@@ -119,7 +118,7 @@ def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix], *, share
                 bands.source.read(matrix.name, matrix.first * size + at, part)
             done += count
 
-    parts = tuple(dict.fromkeys([*(matrix.name for matrix in matrices), *shared]))
+    parts = tuple(dict.fromkeys(matrix.name for matrix in matrices))
     return Computed(info=info, home=parts[0], fill=fill, parts=parts, earlier=_earlier(bands.source, parts, info))
 
 

@@ -78,7 +78,7 @@ class Workspace:
             raise os_error(error, self.path) from None
 
     def _contents(self) -> list[str]:
-        """Remove everything except the lock, the journal first: files without a journal never count as finished."""
+        """Paths of everything but the lock, the journal first: what is left without it never counts as finished."""
         names = sorted(set(os.listdir(self.folder)) - {"lock"}, key=lambda name: (name != "journal", name))
         return [os.path.join(self.folder, name) for name in names]
 

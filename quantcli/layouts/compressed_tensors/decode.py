@@ -108,9 +108,8 @@ def _scales(stored: Stored, read: Read, first: int, last: int) -> Floats:
     """Scales (last - first, groups), or (1, 1) for the tensor."""
     if stored.granularity == "tensor":
         return floats(read, stored.scale, stored.name, 0, 1).reshape(1, 1)
-    start, end, groups = first // stored.height, -(-last // stored.height), stored.groups
-    found = floats(read, stored.scale, stored.name, start * groups, (end - start) * groups).reshape(-1, groups)
-    return found if stored.height == 1 else found[np.arange(first, last) // stored.height - start]
+    groups = stored.groups
+    return floats(read, stored.scale, stored.name, first * groups, (last - first) * groups).reshape(-1, groups)
 
 
 def _group_of(stored: Stored, read: Read) -> NDArray[np.intp] | None:
