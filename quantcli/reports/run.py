@@ -233,7 +233,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display
     """Some tensors; of the others those that were kept and must be seen, in groups, and the rest in a line. Where the
     errors of codes are known that were decoded to make these, they stand beside."""
     earlier = any(r.source_sqnr_db is not None for r in seen)
-    before = [t.Column("source", from_width=70), t.Column("source dB", right=True)] if earlier else []
+    before = [t.Column("source", from_width=110), t.Column("source dB", right=True, from_width=90)] if earlier else []
     table = t.Table(
         [
             t.Column("tensor"),
@@ -267,7 +267,7 @@ def _tensors(seen: Sequence[TensorReport], rest: Sequence[TensorReport], display
         table.add(
             g.name,
             t.shape(g.shape) if g.shape is not None else "",
-            *(["", ""] if earlier else []),
+            *(["-", "-"] if earlier else []),
             f"kept: {g.reason}",
             *("-", "-", "-"),
             f"{g.tensors[0].bits_per_weight:.3f}",
