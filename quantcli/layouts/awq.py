@@ -44,7 +44,7 @@ from quantcli.layouts.pieces import (
     turned,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
@@ -68,7 +68,7 @@ from quantcli.tensors.rows import TileSpan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """The output, of eight, that each nibble of a word belongs to."""
@@ -139,6 +139,32 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return by_group(packed, (last - first, stored.cols), 8, QuantParams(scale, zero), stored.group)
 
 
+def _held(stored: _Stored, read: Read) -> Held:
+    """The codes and parameters by output."""
+
+    def by_output(info: TensorInfo, first: int, last: int) -> NDArray[np.uint8]:
+        start, end = first // 8, -(-last // 8)
+        return _outputs(columns(read, info, start, end))[first - start * 8 : last - start * 8]
+
+    def packed(first: int, last: int) -> Bytes:
+        return packing.pack(by_output(stored.codes, first, last), 4)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats]:
+        scale = float_columns(read, stored.scales, stored.name, first, last)
+        return scale, by_output(stored.zeros, first, last).astype(np.float32)
+
+    unit = block_rows(stored.cols)
+    return Held(
+        bits=4,
+        group=stored.label,
+        offsets="int",
+        scale_dtype=stored.scales.dtype,
+        packed=packed,
+        params=params,
+        unit=unit,
+    )
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that are stored as eight output columns to a word."""
     settings = section(config, "quantization_config")
@@ -157,6 +183,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 unit=block_rows(stored.cols),
                 decode=partial(_decode, stored),
                 dtype=stored.scales.dtype,
+                held=partial(_held, stored),
             )
         )
     return found

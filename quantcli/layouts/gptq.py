@@ -50,7 +50,7 @@ from quantcli.layouts.pieces import (
     turned,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
@@ -74,7 +74,7 @@ from quantcli.tensors.rows import TileSpan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 BITS = (2, 3, 4, 8)
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
@@ -174,6 +174,28 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return by_group(words.view(np.uint8), (last - first, stored.cols), stored.bits, QuantParams(scale, zero), group)
 
 
+def _held(stored: _Stored, label: int | str, read: Read) -> Held | str:
+    """The codes, whose words become rows as they are, unless the groups are not runs of inputs."""
+    if not isinstance(_group_of(stored, read), int):
+        return "its groups are not runs of inputs (desc_act)"
+
+    def packed(first: int, last: int) -> Bytes:
+        return np.ascontiguousarray(columns(read, stored.codes, first, last).T).view(np.uint8)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats]:
+        return float_columns(read, stored.scales, stored.name, first, last), _zeros(stored, read, first, last)
+
+    return Held(
+        bits=stored.bits,
+        group=label,
+        offsets="int",
+        scale_dtype=stored.scales.dtype,
+        packed=packed,
+        params=params,
+        unit=block_rows(stored.cols),
+    )
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that are stored as codes running down the inputs."""
     settings = section(config, "quantization_config")
@@ -194,6 +216,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 unit=block_rows(stored.cols),
                 decode=partial(_decode, stored),
                 dtype=stored.scales.dtype,
+                held=partial(_held, stored, group),
             )
         )
     return found
