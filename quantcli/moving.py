@@ -28,7 +28,6 @@ from quantcli.layouts.reader import Held, is_published
 from quantcli.layouts.writer import Codes, Raw
 from quantcli.models import Model, View, of_checkpoint, view_of
 from quantcli.stores.derived import Derived
-from quantcli.stores.latest import Latest
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import grouping_of
@@ -36,7 +35,6 @@ from quantcli.tensors.rows import grouping_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes
     from quantcli.metrics import Metrics
     from quantcli.stores import Source
 
@@ -134,7 +132,6 @@ def _found(model: Model, to: str, *, container: bool) -> Movable:
         views=views,
         held=held,
         offsets=_offsets(held, views),
-        latest=Latest(),
         dtype=model_dtype(json_beside(source.beside, "config.json") or {}, "F32"),
     )
     tensors = {info.name: making.tensor(info) for info in source.infos()}
@@ -175,7 +172,6 @@ class _Making:
     views: Mapping[str, View]
     held: Mapping[str, Held | str]
     offsets: Mapping[tuple[int, str], str]
-    latest: Latest[Bytes]
     dtype: str
 
     def tensor(self, info: TensorInfo) -> Moving:
@@ -226,7 +222,7 @@ class _Making:
             return error.problem
         own = replace(info, dtype=held.scale_dtype)
         weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=held.scale_dtype)
-        return weight, Moved(held, scheme, plan, self.latest)
+        return weight, Moved(held, scheme, plan)
 
     def _nearest(self, info: TensorInfo, view: View) -> tuple[Quantized, Raw]:
         """What is nearest to a weight whose codes cannot be moved."""

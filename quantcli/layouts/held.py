@@ -8,7 +8,6 @@ may be less: where every bias is -8 * scale, the codes are those of a symmetric 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +17,12 @@ from quantcli.errors import DataError
 from quantcli.kernels import QuantParams, row_bytes
 from quantcli.layouts.pieces import products_fit
 from quantcli.layouts.reader import Held
-from quantcli.stores.latest import Latest
 from quantcli.tensors.rows import Grouping, TileSpan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes, Floats
-
-BAND = 1 << 22
-"""Bytes of codes that are read at a time where rows are stored as columns."""
 
 SEEN = 1 << 18
 """Parameters that are looked at together."""
@@ -89,31 +84,18 @@ def offsets_of(held: Held, rows: int, cols: int, known: str = "") -> str:
 
 
 class Moved:
-    """The codes of a weight. latest: bands of all weights of the model, for layouts whose rows are columns."""
+    """The codes of a weight."""
 
-    def __init__(self, held: Held, scheme: Scheme, plan: Grouping, latest: Latest[Bytes]) -> None:
-        self._held, self._scheme, self._plan, self._latest = held, scheme, plan, latest
-        size = row_bytes(plan.cols, held.bits) * held.unit
-        self._band = max(1, BAND // size) * held.unit
+    def __init__(self, held: Held, scheme: Scheme, plan: Grouping) -> None:
+        self._held, self._scheme, self._plan = held, scheme, plan
 
     def packed(self, span: TileSpan) -> Bytes:
         """The codes of a tile, rows of 32-bit words."""
-        rows = self._rows(span.row, span.row + span.rows)
+        rows = self._held.packed(span.row, span.row + span.rows).reshape(span.rows, -1)
         if span.cols != self._plan.cols:
             at = span.col * self._held.bits // 8
             rows = rows[:, at : at + row_bytes(span.cols, self._held.bits)]
         return np.ascontiguousarray(rows).reshape(-1)
-
-    def _rows(self, first: int, last: int) -> Bytes:
-        """The codes of whole rows (rows, bytes)."""
-        if self._held.unit == 1:
-            return self._held.packed(first, last).reshape(last - first, -1)
-        found: list[Bytes] = []
-        for start in range(first // self._band * self._band, last, self._band):
-            end = min(start + self._band, self._plan.rows)
-            band = self._latest.take((self, start), partial(self._held.packed, start, end))
-            found.append(band.reshape(end - start, -1)[max(first - start, 0) : last - start])
-        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
         """Scales and zero points of a tile (rows, groups)."""
@@ -169,7 +151,6 @@ def joined(parts: Sequence[tuple[Held, int, int]]) -> Held:
         scale_dtype=one.scale_dtype,
         packed=packed,
         params=params,
-        unit=max(held.unit for held, _, _ in parts),
     )
 
 

@@ -50,6 +50,7 @@ from quantcli.layouts.pieces import (
     not_a_matrix,
     params,
     plain,
+    products_fit,
     quantized,
     repeated,
     rounded,
@@ -281,6 +282,7 @@ def _job(weight: Weight) -> Job:
         exact_bias = zero.astype(np.float64) if scheme.zero_point == "float" else -zero.astype(np.float64) * scale
         bias = exact_bias.astype(np.float32)
         exact = bool(np.array_equal(bias, exact_bias))
+        exact &= scheme.zero_point == "float" or products_fit(scale, scheme.bits)
         place = (span.row * groups + span.col // group) * element(weight.scale_dtype)
         for number, values in ((1, scale), (2, bias)):
             stored, same = rounded(values, weight.scale_dtype, weight.info.name, zeros=number == 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quantcli import registry
 from quantcli.errors import DataError, printable
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
 
-Read = Callable[[str, int, int], "NDArray[np.uint8]"]
-"""Bytes of a stored tensor: its name, the first byte, how many."""
+
+class Read(Protocol):
+    """Reads stored tensors."""
+
+    def __call__(self, name: str, start: int, size: int, count: int = 1, step: int = 0) -> NDArray[np.uint8]:
+        """The bytes of a tensor from `start` on; with a count, so many runs of this size, the first bytes of which are
+        `step` apart, one after another."""
 
 
 OWN = ("gguf", "onnx")
@@ -48,7 +53,7 @@ class Held:
     in float32: `` is (u - 2^(b-1)) * scale, `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float`
     u * scale + zero. scale_dtype: of the stored scales. packed(first, last): the codes of some rows, each in whole
     32-bit words, the low one first. params(first, last): their scales and zeros (rows, groups), no zeros for ``. Both
-    raise DataError as decoding does. unit: multiples of so many rows are the least work.
+    raise DataError as decoding does.
     """
 
     bits: int
@@ -57,7 +62,6 @@ class Held:
     scale_dtype: str
     packed: Callable[[int, int], Bytes]
     params: Callable[[int, int], tuple[Floats, Floats | None]]
-    unit: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

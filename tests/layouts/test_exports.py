@@ -730,8 +730,7 @@ def test_a_dtype_onnx_has_not(tmp_path: Path) -> None:
 
 def test_what_is_not_native(model: Path, tmp_path: Path) -> None:
     assert (
-        one_line(run("export", model, "--to", "mlx"), 1)
-        == f"{model}: it holds no quantized tensor; use quantize --to"
+        one_line(run("export", model, "--to", "mlx"), 1) == f"{model}: it holds no quantized tensor; use quantize --to"
     )
     one_line(run("export", tmp_path / "missing", "--to", "mlx"), 1)
     assert "no-such" in one_line(run("export", model, "--to", "no-such"), 2)
