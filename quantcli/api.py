@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.asking import given
 from quantcli.errors import UsageError
-from quantcli.experts import arranged
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job, pipeline
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
-from quantcli.planning.order import Order, named_by, order, target_of, with_usual
+from quantcli.planning.order import Order, aimed, named_by, order, with_usual
 from quantcli.reports import build
 from quantcli.stores import need_file, pipelines, signals
 
@@ -259,10 +258,9 @@ def _ready(
             yield ready
         return
     with float_source(path, reading, say=say) as source:
-        to, why = target_of(source, asked, folder=job.as_folder(source, name or "", None))
+        source, to, why = aimed(source, asked, folder=job.as_folder(source, name or "", None))
         if why:
             say(why)
-        source = arranged(source, to, container=asked.container)
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
         request = job.request(source, asked, to, warn=say)

@@ -109,10 +109,9 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli.experts import arranged
     from quantcli.folders import job, pipeline
     from quantcli.planning import recipe_writing
-    from quantcli.planning.order import target_of
+    from quantcli.planning.order import aimed
     from quantcli.stores import pipelines
 
     order = _asking.order(asked, output=output)
@@ -145,9 +144,8 @@ def command(
         importance = order.importance or (order.recipe.importance or (None,))[0]
         read = [src, asked["recipe"], asked["codebook"], importance, *reading.loras]
         _check_saved(saved, named, read)
-        to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
+        source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
-        source = arranged(source, to, container=order.container)
         if budget is not None:
             request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
         else:

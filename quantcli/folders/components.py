@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.experts import arranged
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job
 from quantcli.folders.job import Planned, Say
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
 from quantcli.layouts.compressed_tensors.write import SENTENCES
-from quantcli.planning.order import USUAL, Order, target_of
+from quantcli.planning.order import USUAL, Order, aimed
 from quantcli.planning.plan import NothingToQuantizeError, Request
 from quantcli.planning.scopes import names_one, of_components
 from quantcli.stores import Source, open_source, pipelines
@@ -124,11 +123,10 @@ def _opened_whole(stack: contextlib.ExitStack, folder: str, name: str, variant: 
 
 def _part(source: Source, order: Order, component: Component, say: Say) -> Part:
     """What is planned for a component."""
-    to, why = target_of(source, order, folder=True)
+    source, to, why = aimed(source, order, folder=True)
     try:
         if to is not None:
             _check_target(component, to)
-        source = arranged(source, to, container=order.container)
         request = job.request(source, order, to, warn=say)
         planned = job.planned(source, order, request, folder=True)
     except QuantcliError as error:
