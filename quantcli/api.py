@@ -151,10 +151,10 @@ def quantize_file(
     with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
-        report, written = ready.run(threads=threads or default_threads(), progress=progress)
-        for line in written.notes:
+        done = ready.run(threads=threads or default_threads(), progress=progress)
+        for line in done.notes:
             say(line)
-        return report
+        return done.report
 
 
 def plan(
@@ -238,7 +238,7 @@ def _ready(
     resume: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None],
-) -> Iterator[job.Job | pipeline.PipelineJob]:
+) -> Iterator[job.Job]:
     """The run that is asked for, ready to begin."""
     path = fspath(src)
     name = None if dst is None else fspath(dst)
