@@ -57,7 +57,7 @@ def command(
         _naming.check_recipe(output)
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, reading, console) as source:
+    with _sources.float_source(src, replace(reading, to=order.to), console) as source:
         to, _ = target_of(source, order, folder=source.folder is not None)
         source = arranged(source, to, container=order.container)
         _sources.inform_of(source, console)

@@ -54,7 +54,13 @@ VECTORS = ("norm", "bias", "one-dimensional")
 _NAMES = [
     ("norm", re.compile(r"(?:^|[._])(?:\w*norm\w*|bn\d*|ln(?:\d+|_\w+)?)(?:[._]|$)", re.IGNORECASE)),
     ("bias", re.compile(r"(?:^|[._])bias(?:es)?(?:[._]|$)", re.IGNORECASE)),
-    ("router", re.compile(r"(?:^|\.)(?:\w*router\w*(?:\.layer)?|(?:\w+_)?gate|gating)(?:\.weight)?$", re.IGNORECASE)),
+    (
+        "router",
+        re.compile(
+            r"(?:^|\.)(?:\w*router\w*(?:\.layer)?|(?!ffn_)(?:\w+_)?gate|gating|ffn_gate_inp(?:_shexp)?)(?:\.weight)?$",
+            re.IGNORECASE,
+        ),
+    ),
     ("lm-head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.weight)?$|^output\.weight$", re.IGNORECASE)),
     ("embedding", EMBEDDING),
 ]
