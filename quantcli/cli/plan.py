@@ -56,7 +56,7 @@ def command(
         _naming.check_recipe(output)
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, reading, console) as source:
+    with _sources.float_source(src, replace(reading, to=order.to), console) as source:
         source, to, _ = aimed(source, order, folder=source.folder is not None)
         _sources.inform_of(source, console)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)

@@ -136,7 +136,7 @@ def command(
         return
     with (
         options.standard_output(None if dry_run else output, console) as named,
-        _sources.float_source(src, reading, console) as source,
+        _sources.float_source(src, replace(reading, to=order.to), console) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
