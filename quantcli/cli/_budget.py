@@ -13,7 +13,7 @@ from quantcli.cli._gating import Target, limits
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.passes.budget import Planned
+    from quantcli.passes.budget import Menu, Planned
     from quantcli.planning.order import Order
     from quantcli.planning.plan import Plan, Request
     from quantcli.scheme import Scheme
@@ -60,6 +60,8 @@ def of_plan(asked: Mapping[str, Any]) -> Budget:
     targets = [name for name, _, _ in TARGETS if asked.get(name) is not None]
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
+    if asked["uniform_groups"] and targets[0] not in ("target_size", "target_bpw"):
+        raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     return Budget(
         target=targets[0],
         value=asked[targets[0]],
@@ -175,7 +177,11 @@ def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], in
     more = f" and {len(kept) - len(large)} more" if len(kept) > len(large) else ""
     filled = [f"kept tensors {unit.text(of_kept)}: {', '.join(named)}{more}"] if kept else []
     filled += [f"quantized tensors {unit.text(of_all - of_kept)}", f"header {unit.text(least.size - of_all)}"]
-    reached = f"the smallest file these options allow has {unit.least(least.size)}"
+    # Whether float16 holds all scales of wider weights is known only once they are measured.
+    open_ = not least.measured and any(
+        t.scale_dtype == "F16" and t.info.dtype != "F16" for t, _ in tensors.values() if t.scheme
+    )
+    reached = f"the smallest file these options allow has {'at least ' if open_ else ''}{unit.least(least.size)}"
     return f"{unit.asked} cannot be met: {reached} ({'; '.join(filled)})"
 
 
@@ -291,28 +297,26 @@ def planned(
     if weighting not in planning.WEIGHTINGS:
         weighting = planning.factors(weighting, [info.name for info in source.infos()])
 
-    with console.bar("planning") as progress:
-        units = planning.units_of(
-            source,
-            request,
-            schemes,
-            keep=16 in budget.bits,
-            ties=budget.ties,
-            weighting=weighting,
-            nbytes_of=lambda plan: outputs.nbytes_of(source, plan),
-            threads=threads,
-            progress=progress,
-        )
-    variants = [units] if mixed and not budget.uniform else planning.with_one_scheme(units)
-    if target is not None:
-        try:
-            return planning.best_within(variants, source, request, size_of, target), target
-        except planning.OutOfReachError as error:
-            room = outputs.nbytes_of(source, error.least.plan)
-            problem, hint = _what_takes_the_room(error.least, unit, room), _way_out(order, to, budget, error.least)
-            raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
-    if budget.uniform:
-        raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
-    power = sum(unit.choices[0].power for unit in units)
+    def nbytes_of(plan: Plan) -> Callable[[str], int]:
+        return outputs.nbytes_of(source, plan)
+
+    def variants(menu: Menu) -> list[Menu]:
+        return [menu] if mixed and not budget.uniform else planning.with_one_scheme(menu)
+
+    menu = planning.menu_of(source, request, schemes, keep=16 in budget.bits, ties=budget.ties, nbytes_of=nbytes_of)
+    try:
+        if target is not None:
+            planning.check_reach(variants(menu), source, request, size_of, target)
+        with console.bar("planning") as progress:
+            menu = planning.measured(
+                menu, source, weighting=weighting, nbytes_of=nbytes_of, threads=threads, progress=progress
+            )
+        if target is not None:
+            return planning.best_within(variants(menu), source, request, size_of, target), target
+    except planning.OutOfReachError as error:
+        problem = _what_takes_the_room(error.least, unit, nbytes_of(error.least.plan))
+        hint = _way_out(order, to, budget, error.least)
+        raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
+    power = sum(u.choices[0].power for u in menu.units)
     cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)
-    return planning.reaching(units, source, request, size_of, cost), None
+    return planning.reaching(menu, source, request, size_of, cost), None

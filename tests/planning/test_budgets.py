@@ -204,12 +204,13 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
     option: str, unit: str, size: int | None, uniform: list[str], model: Path
 ) -> None:
     """The least that can be reached may be asked for; the tensors that take the room are named with what they take."""
-    save(model, {**load_file(model), "embed.weight": gaussian(32, 128, seed=9)})
+    held = {name: w for name, w in load_file(model).items() if name != "wide.weight"}
+    save(model, {**held, "embed.weight": gaussian(32, 128, seed=9)})
     per = size or sum(v.size for v in load_file(model).values()) / 8
     name = "bits per weight" if size is None else unit or "bytes"
     line = one_line(run("plan", model, option, f"1{unit}", *uniform), 2)
     found = re.fullmatch(
-        rf".*: {option}: 1 {name} cannot be met: the smallest file these options allow has ([0-9.]+) {name} \("
+        rf".*: {option}: 1 {name} cannot be met: the smallest file these options allow has at least ([0-9.]+) {name} \("
         r"kept tensors ([0-9.,]+): embed\.weight ([0-9.,]+) \(embedding\).*; quantized tensors ([0-9.,]+); "
         r"header ([0-9.,]+)\); quantize such tensors too with --no-keep-embeddings, or ask for more",
         line,
@@ -221,6 +222,30 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
     assert run("plan", model, option, f"{least}{unit}", *uniform, "-q").code == 0
     step = 1 if unit == "" and size else 0.001
     assert run("plan", model, option, f"{least - step:.3f}{unit}", *uniform, "-q").code == 2
+
+
+def test_a_target_out_of_reach_is_refused_before_weights_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for scales that do not fit float16, which only the weights tell."""
+    with monkeypatch.context() as patched:
+        patched.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+        line = one_line(run("plan", model, "--target-size", "9kB"), 2)
+    least = re.search(r"has at least ([0-9.]+) kB", line)
+    assert least, line
+    line = one_line(run("plan", model, "--target-size", f"{least[1]}kB"), 2)
+    exact = re.search(r"has ([0-9.]+) kB", line)
+    assert exact, line
+    assert float(exact[1]) > float(least[1])
+    assert run("plan", model, "--target-size", f"{exact[1]}kB", "-q").code == 0
+
+
+def test_an_output_that_is_there_is_refused_before_weights_are_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+    for words in (["-o", "there.safetensors"], []):
+        Path("there.safetensors" if words else "model-recipe.safetensors").write_bytes(b"")
+        line = one_line(run("quantize", model, "--target-size", "60kB", *words), 2)
+        assert "the output exists" in line
 
 
 def test_a_target_leaves_no_choice(model: Path) -> None:
