@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import ascii_letters
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
 """What a plan chooses from by default."""
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ",".join(map(str, values))
+
 
 TARGETS = (
     ("target_size", "SIZE", "Most bytes the file may have, such as 3.9GB."),
@@ -55,18 +60,20 @@ class Budget:
     weighting: str = "balanced"
 
 
-def of_plan(asked: Mapping[str, Any]) -> Budget:
-    """The budget that options of plan make. Raises UsageError where there is not just one target."""
+def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
+    """The budget that options of plan make; what they leave open is usual for the target. Raises UsageError where there
+    is not just one thing to keep within."""
     targets = [name for name, _, _ in TARGETS if asked.get(name) is not None]
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
     if asked["uniform_groups"] and targets[0] not in ("target_size", "target_bpw"):
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
+    typed = {"bits": asked["bits"], "group_sizes": asked["group_size"]}
+    lists = {name: tuple(values) for name, values in typed.items() if values is not None}
     return Budget(
         target=targets[0],
         value=asked[targets[0]],
-        bits=tuple(asked["bits"]),
-        group_sizes=tuple(asked["group_size"]),
+        **{**usual(order.to), **lists},
         calibrations=tuple(asked["calibration"] or ()),
         ties=not asked["no_ties"],
         uniform=asked["uniform_groups"],
@@ -107,9 +114,19 @@ def usual(to: str | None) -> dict[str, Any]:
 
 budget = _help.options(
     limits(TARGETS, "Common", Target),
-    options.numbers("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.", group="Search"),
     options.numbers(
-        "--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.", group="Search"
+        "--bits",
+        None,
+        "Bit widths to choose from; 16 keeps a tensor as it is.",
+        group="Search",
+        shown=f"{_listed(BITS)}; of a --to with one format, that of its own",
+    ),
+    options.numbers(
+        "--group-size",
+        None,
+        "Group sizes to choose from; -1 per channel, 0 per tensor.",
+        group="Search",
+        shown=f"{_listed(GROUP_SIZES)}; --to mlx, bnb-nf4: 64; gguf: 32; comfyui: -1",
     ),
     _asking.calibrations("Calibrations to choose from, rounded to nearest."),
     _asking.selection,
@@ -319,4 +336,4 @@ def planned(
         raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
     power = sum(u.choices[0].power for u in menu.units)
     cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)
-    return planning.reaching(menu, source, request, size_of, cost), None
+    return planning.best_reaching(variants(menu), source, request, size_of, cost), None

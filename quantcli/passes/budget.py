@@ -336,6 +336,22 @@ def within(menu: Menu, source: Source, request: Request, size_of: Callable[[Plan
     return replace(best, uniform=_uniform(menu, size_of, target))
 
 
+def best_reaching(
+    variants: Sequence[Menu], source: Source, request: Request, size_of: Callable[[Plan], int], cost: float
+) -> Planned:
+    """The smallest plan of several menus that costs at most so much. Raises UsageError when none does."""
+    found: list[Planned] = []
+    problem: UsageError | None = None
+    for menu in variants:
+        try:
+            found.append(reaching(menu, source, request, size_of, cost))
+        except UsageError as error:
+            problem = error
+    if not found and problem is not None:
+        raise problem
+    return min(found, key=lambda p: (p.size, p.allocation.cost))
+
+
 def reaching(menu: Menu, source: Source, request: Request, size_of: Callable[[Plan], int], cost: float) -> Planned:
     """The smallest plan that costs at most so much. Raises UsageError when none does."""
     options = _options(menu)

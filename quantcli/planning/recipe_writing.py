@@ -48,8 +48,8 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], a
 
 
 def dump(request: Request, settings: Mapping[str, str] | None = None, folder: str = "") -> str:
-    """The recipe of a request, as YAML that `load` reads from a file in `folder`; with settings (see SETTINGS) that
-    are not the usual ones."""
+    """The recipe of a request, as YAML that `load` reads from a file in `folder`. settings: of the order it is from,
+    which are written where they are not the usual ones."""
     import yaml
 
     def text(value: Any) -> str:
@@ -83,7 +83,7 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
         importance = {**({"file": path} if path else {}), "xxh3": digest}
     more = request.others(importance)
     usual = {name: choices[0] for name, choices in SETTINGS.items()}
-    more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
+    more |= {name: value for name, value in (settings or {}).items() if value != usual.get(name)}
     lines += [text({name: value})[1:-1] for name, value in more.items()]
     found = "\n".join(lines) + "\n"
     if len(found) > LIMIT:

@@ -255,6 +255,37 @@ def test_a_target_leaves_no_choice(model: Path) -> None:
         assert "a size target chooses this itself" in one_line(ran, 2)
 
 
+# ---- targets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["awq", "bnb-nf4", "compressed-tensors", "gguf", "gptq", "mlx", "native"])
+@pytest.mark.parametrize("limit", [["--target-size", "120kB"], ["--min-sqnr", "20"]])
+def test_a_plan_for_a_target_is_what_quantize_writes(
+    target: str, limit: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same embeddings, same schemes, and the bytes to the last one."""
+    monkeypatch.chdir(tmp_path)
+    source, out = ROOT / "sample_models" / "tiny-llama", "out.gguf" if target == "gguf" else "out"
+    found = planned(source, *limit, "--to", target, "-o", "r.yaml", "-q")
+    assert f"\nto: {target}\n" in Path("r.yaml").read_text()
+    ran = run("quantize", source, "--recipe", "r.yaml", "-o", out, "--json", "-q")
+    assert ran.code == 0, ran.err
+    assert ran.json["summary"]["bytes_out"] == found["bytes_out"]
+    written = {t["name"]: t["scheme"] for t in ran.json["tensors"]}
+    assert all(written[t["name"]] == t["scheme"] for t in found["tensors"])
+    if limit[0] == "--target-size":
+        direct = run("quantize", source, *limit, "--to", target, "-o", f"direct-{out}", "--json", "-q")
+        assert {t["name"]: t["scheme"] for t in direct.json["tensors"]} == written
+
+
+def test_a_plan_for_what_a_target_does_not_take_is_refused() -> None:
+    source = ROOT / "sample_models" / "digits.safetensors"
+    for words, why in (("onnx", "without the model's graph"), ("gguf", "--container")):
+        assert why in one_line(run("plan", source, "--target-size", "27kB", "--to", words, "-q"), 2)
+    ran = run("plan", source, "--target-size", "50kB", "--to", "gguf", "--container", "--bits", "4,8", "-q")
+    assert ran.code == 0, ran.err
+
+
 # ---- recipes ----------------------------------------------------------------------------------------------------
 
 
