@@ -96,12 +96,12 @@ class Conversion:
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
-    files: Callable[[str, str], Sequence[Bytewise]] | None = None
+    files: Callable[[str, str], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bytewise:
+class ContainerFile:
     """A file of another container before it is written: its name, its size, the place of every output in it, and the
     bytes between them."""
 

@@ -49,8 +49,9 @@ class Order:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else changes the bytes of a file."""
-        return {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        """What else changes the bytes of a file, beside what a request holds, by the keys of recipes."""
+        found = {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        return {**found, "to": NATIVE} if self.to == NATIVE else found
 
 
 def order(

@@ -98,16 +98,26 @@ class Request:
             more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
             count = max((n for n, said in enumerate(more, 3) if said), default=2)
             rules.append([*entry, rule.preset][:count])
-        lists = {"rules": rules, "include": self.include, "exclude": self.exclude, "ties": self.ties}
+        importance = self.importance.digest if self.importance is not None else None
+        return {"default": default, **({"rules": rules} if rules else {}), **self.others(importance)}
+
+    def others(self, importance: Any) -> dict[str, Any]:
+        """What is asked beside schemes and rules, in plain values by the keys of recipes; what is usual is left out.
+        importance: what stands for the importances, None where there are none."""
+        values = {
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "ties": list(self.ties),
+            "importance": importance,
+            "keep_defaults": self.keep_defaults,
+            "keep_embeddings": self.keep_embeddings,
+            "max_shard_size": self.max_shard_size,
+            "to": self.to,
+            "container": self.container,
+        }
+        usual: dict[str, Any] = {"keep_defaults": True, "container": False}
         return {
-            "default": default,
-            **{name: list(value) for name, value in lists.items() if value},
-            **({} if self.keep_defaults else {"keep_defaults": False}),
-            **({} if self.keep_embeddings is None else {"keep_embeddings": self.keep_embeddings}),
-            **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
-            **({} if self.importance is None else {"importance": self.importance.digest}),
-            **({} if self.to is None else {"to": self.to}),
-            **({"container": True} if self.container else {}),
+            name: value for name, value in values.items() if value not in ([], None) and value is not usual.get(name)
         }
 
 
