@@ -264,7 +264,7 @@ def _ready(
             say(why)
         source = arranged(source, to, container=asked.container)
         if to is not None:
-            job.check_target(source, to, name, container=asked.container)
+            job.check_target(source, to, name)
         request = job.request(source, asked, to, warn=say)
         target, folder = job.place(source, path, asked, request, name, named)
         yield job.prepare(

@@ -154,7 +154,7 @@ def command(
             request = job.request(source, order, to, warn=options.warn)
             request = job.spelt_out(source, request) if saved is not None else request
         if to is not None:
-            job.check_target(source, to, output, container=order.container)
+            job.check_target(source, to, output)
         text = recipe_writing.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
         target, folder = job.place(source, src, order, request, named, asked["recipe"])
         _check_saved(saved, target, read)

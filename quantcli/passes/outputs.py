@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
@@ -24,6 +24,9 @@ from quantcli.stores import Source, open_source, seal
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.decided import Decided
 
+if TYPE_CHECKING:
+    from quantcli.stores.onnx_graph import Graph
+
 NAME = "model.safetensors"
 """The file of a model that is one file in a folder."""
 
@@ -36,16 +39,22 @@ Results = Mapping[str, Result]
 # ---- what can be stored ---------------------------------------------------------------------------------------------
 
 
-def obstacle(weight: Weight, export: Writer, model: Architecture) -> str | None:
+def obstacle(weight: Weight, export: Writer, model: Architecture, graph: Graph | None = None) -> str | None:
     """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
     assert weight.scheme is not None
-    why = export.accepts.obstacle(weight.scheme) or export.shape(weight)
-    return why or export.module(weight, model)
+    return export.accepts.obstacle(weight.scheme) or export.unstored(weight, model, graph)
 
 
-def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, container: bool = False) -> Conversion:
+def convert(
+    tensors: Sequence[Decided],
+    to: str | None,
+    beside: Beside,
+    *,
+    container: bool = False,
+    graph: Graph | None = None,
+) -> Conversion:
     """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
-    nothing runs.
+    nothing runs; graph: of the source, where it is to be written again.
 
     Raises UsageError for what the target does not support, DataError where two tensors would be written under one
     name.
@@ -60,10 +69,11 @@ def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, conta
         raise DataError("it holds no quantized tensor to export")
     model = architecture(beside)
     for tensor in tensors:
-        if tensor.scheme is not None and (why := obstacle(tensor, export, model)) is not None:
+        if tensor.scheme is not None and (why := obstacle(tensor, export, model, graph)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, to)
     try:
-        found = make(tensors, beside)
+        in_graph = export.in_graph if graph is not None else None
+        found = make(tensors, beside) if in_graph is None or graph is None else in_graph.convert(tensors, graph)
     except UsageError as error:
         if error.place:
             raise
@@ -108,9 +118,9 @@ def notes(found: Conversion, *, config: bool) -> list[str]:
 class Outgoing:
     """A model as it will be written: what was decided for its tensors, and where they go.
 
-    to: the target, None for the native layout. request, digest: what the native document says of how it was made.
-    document: whether its files get a native document (`new`), keep the one they have, for codes are only moved
-    (`kept`), or have none.
+    to: the target, None for the native layout. graph: of the source, where the target writes it again. request, digest:
+    what the native document says of how it was made. document: whether its files get a native document (`new`), keep
+    the one they have, for codes are only moved (`kept`), or have none.
     """
 
     tensors: tuple[Decided, ...]
@@ -120,11 +130,12 @@ class Outgoing:
     request: Request | None = None
     digest: str = "none"
     document: Literal["new", "kept", "none"] = "none"
+    graph: Graph | None = None
 
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
-        return convert(self.tensors, self.to, self.beside, container=self.container)
+        return convert(self.tensors, self.to, self.beside, container=self.container, graph=self.graph)
 
     @cached_property
     def by_name(self) -> Mapping[str, Decided]:
@@ -155,6 +166,7 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
         request=request,
         digest=digest,
         document="new" if new else "none",
+        graph=None if request is None else request.graph,
     )
 
 
@@ -214,12 +226,13 @@ def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
     if found.files is None:
         return [safetensors(model, cut, path)]
     names = tuple(name for name in found.jobs if name in model.by_name)
+    first = {name: job.outputs[0].name for name, job in found.jobs.items()}
     own_names = {job.outputs[0].name: model.by_name[name] for name, job in found.jobs.items()}
     text = _said(model, own_names)
     return [
         OneFile(
             name=f.name,
-            tensors=names if f.offsets else (),
+            tensors=tuple(name for name in names if first[name] in f.offsets),
             size=f.size,
             offsets=f.offsets,
             between=_always(f.pieces),

@@ -15,7 +15,8 @@ from quantcli.dtypes import to_float32
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams, row_bytes
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
-from quantcli.stores.onnx_tensors import Graph, Node, Packed
+from quantcli.stores.onnx_graph import Graph, Node
+from quantcli.stores.onnx_tensors import Packed
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
