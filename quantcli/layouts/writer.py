@@ -216,12 +216,13 @@ class InGraph:
     """How a target stores the weights of a source that has a graph: in that graph, each in the place it has there.
 
     transposed(infos, graph): the matrices that are summed over their first axis, which the source is to give
-    transposed. suited(info, scheme, graph): the nearest scheme that a tensor can have in its place, and a note on what
-    was changed. obstacle(weight, graph): why a weight cannot be stored there. convert(tensors, graph): the conversion.
+    transposed. suited(info, scheme, graph, chosen): the nearest scheme that a tensor can have in its place, and a note
+    on what was changed; chosen: whether a rule names the scheme. obstacle(weight, graph): why a weight cannot be stored
+    there. convert(tensors, graph): the conversion.
     """
 
     transposed: Callable[[Sequence[TensorInfo], Graph], Collection[str]]
-    suited: Callable[[TensorInfo, Scheme, Graph], tuple[Scheme, str]]
+    suited: Callable[[TensorInfo, Scheme, Graph, bool], tuple[Scheme, str]]
     obstacle: Callable[[Weight, Graph], str | None]
     convert: Callable[[Sequence[Weight], Graph], Conversion]
 

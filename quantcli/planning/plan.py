@@ -307,7 +307,7 @@ def _in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantiz
     """The plan of a tensor with the nearest scheme that it can have in its place in the graph of the source."""
     if graph is None or export.in_graph is None:
         return tensor
-    scheme, note = export.in_graph.suited(tensor.info, tensor.scheme, graph)
+    scheme, note = export.in_graph.suited(tensor.info, tensor.scheme, graph, tensor.reason == "rule")
     if scheme == tensor.scheme:
         return tensor
     own = [n for n in tensor.note.split("; ") if n and n != _short(tensor.grouping)]

@@ -10,21 +10,16 @@ from itertools import islice
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.stores.files import InputFile
-from quantcli.stores.onnx_graph import CONTRIB, DOMAINS, Call, Graph, Held, Node
+from quantcli.stores.onnx_graph import COMPUTING, CONTRIB, DECODING, DOMAINS, Call, Graph, Held, Node
 from quantcli.stores.onnx_tensors import Elements, Entry, pair, tensor_fields
 from quantcli.stores.protobuf import FOUR, Field, Wire
 
 DEPTH = 8
 """Deepest nesting of graphs: the branches of a condition inside a loop are the third level."""
 
-DECODING = ("MatMulNBits", "DequantizeLinear")
-"""The nodes that decode a stored weight."""
-
-INTEGER_OPERATORS = ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
-                     "DynamicQuantizeLSTM", "QGemm", "QAttention", "QEmbedLayerNormalization", "QMoE", "MatMulBnb4",
-                     "MatMulFpQ4", "GatherBlockQuantized")  # fmt: skip
-"""Nodes of ONNX and onnxruntime that compute with quantized weights, beside those whose names begin with QLinear and
-QOrdered: from their operator lists."""
+OTHERS = ("QEmbedLayerNormalization", "QMoE", "MatMulBnb4", "MatMulFpQ4")
+"""Operators that compute with quantized weights which quantcli does not decode, beside those of COMPUTING and those
+whose names begin with QLinear and QOrdered: from the operator lists of ONNX and of onnxruntime."""
 
 CODES = ("U8", "I8", "U16", "I16", "F8_E4M3", "F8_E5M2")
 """Dtypes of the weights they take; numbers of fewer bits are U8 here."""
@@ -121,6 +116,8 @@ class Reader:
         self._given, self._results, self._names = set[str](), set[str](), set[str]()
         self._versions: dict[str, int] = {}
         self._ir = 0
+        self._reshaped: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._looked_up: dict[str, str] = {}
 
     def _tensor(self, message: Field, scope: _Scope, name: str | None = None) -> None:
         """List a tensor: an initializer, or under the name of a node's output the value of a constant."""
@@ -274,6 +271,7 @@ class Reader:
                 self._function(own)
         if not seen:
             raise DataError("it holds no graph")
+        self._look_behind()
         self._pass_over_operands()
         if not self.entries:
             raise DataError("its graph holds no weights, as initializers or as constants")
@@ -281,8 +279,9 @@ class Reader:
     def _decodes(self) -> Iterator[_Node]:
         """Nodes that decode a weight, or compute with one as codes."""
         for node in self._nodes.values():
-            decodes = node.known in DECODING and (node.known != "MatMulNBits" or node.domain == CONTRIB)
-            if decodes or node.known in INTEGER_OPERATORS or node.known.startswith(("QLinear", "QOrdered")):
+            decodes = node.known in DECODING and (node.known == "DequantizeLinear" or node.domain == CONTRIB)
+            computes = node.known in (*COMPUTING, *OTHERS) or node.known.startswith(("QLinear", "QOrdered"))
+            if decodes or computes:
                 yield node
 
     def _pass_over_operands(self) -> None:
@@ -294,20 +293,56 @@ class Reader:
                 del self.entries[name], self._held[name]
         self._places = {place: name for place, name in self._places.items() if name in self._held}
 
+    def _decoding(self, node: _Node, names: tuple[str, ...]) -> Node:
+        """A node that decodes. Rows of codes that were looked up before it stand for the codes they are rows of."""
+        shape: tuple[int, ...] = ()
+        if node.operator == "DequantizeLinear" and len(names) > 1:
+            scale = self.entries.get(names[1])
+            if scale is not None and scale.info.numel == 1:
+                names = (self._looked_up.get(names[0], names[0]), *names[1:])
+            result, found = self._reshaped.get(node.scope.listed("".join(node.outputs[:1])), ("", ()))
+            shape = found if result and names[0].startswith(f"{result}_quantized") else ()
+        places = DECODING[node.operator]
+        return Node(operator=node.operator, inputs=names, numbers=node.numbers, places=places, shape=shape)
+
+    def _look_behind(self) -> None:
+        """Find what Reshape nodes give a constant shape, and what Gather nodes look up in a stored tensor."""
+        for node in self._nodes.values():
+            if node.domain not in DOMAINS or len(node.inputs) < 2 or not node.outputs:
+                continue
+            first, second = map(node.scope.listed, node.inputs[:2])
+            if node.operator == "Reshape" and second in self.entries:
+                result = node.scope.listed(node.outputs[0])
+                self._reshaped[first] = (result, self._small(self.entries[second]))
+            elif node.operator == "Gather" and first in self.entries and not node.numbers.get("axis", 0):
+                self._looked_up[node.scope.listed(node.outputs[0])] = first
+
+    def _small(self, entry: Entry) -> tuple[int, ...]:
+        """The numbers of a tensor that is a shape; none where it is anything else."""
+        if entry.info.dtype != "I64" or not 0 < entry.info.numel <= _MOST_AXES:
+            return ()
+        raw = entry.held if entry.file is None else entry.file.read(entry.begin, entry.info.nbytes)
+        found = struct.unpack(f"<{entry.info.numel}q", raw)
+        return found if min(found) > 0 else ()
+
     def result(self) -> Graph:
         """The facts about tensors that the nodes give."""
-        nodes, computed = list[Node](), dict[str, str]()
+        nodes, integer, computed = list[Node](), list[Node](), dict[str, str]()
         for node in self._decodes():
             names = tuple(map(node.scope.listed, node.inputs))
             if node.operator in DECODING:
-                nodes.append(Node(node.operator, names, node.numbers))
+                nodes.append(self._decoding(node, names))
                 continue
+            for places in COMPUTING.get(node.operator, ()):
+                found = Node(operator=node.operator, inputs=names, numbers=node.numbers, places=places)
+                integer += [found] if found.weight in self.entries else []
             for name in names:
                 entry = self.entries.get(name)
                 if entry is not None and entry.info.dtype in CODES and len(entry.shape) > 1:
                     computed.setdefault(name, node.operator)
         return Graph(
             nodes=tuple(nodes),
+            integer=tuple(integer),
             packed={name: e.packed for name, e in self.entries.items() if e.packed is not None},
             computed=computed,
             file=self.file,

@@ -34,7 +34,8 @@ name.
 from __future__ import annotations
 
 from quantcli.layouts.onnx import rewrite
-from quantcli.layouts.onnx.read import BITS, find
+from quantcli.layouts.onnx.read import find
+from quantcli.layouts.onnx.read_blocks import BITS
 from quantcli.layouts.onnx.write import container, convert, shape
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Accepts, InGraph, Writer

@@ -90,8 +90,10 @@ def obstacle(weight: Weight, role: Role) -> str | None:
     return None
 
 
-def suited(info: TensorInfo, scheme: Scheme, role: Role) -> tuple[Scheme, str]:
-    """The scheme nearest to another one that the form of a tensor can have, and what was changed for it."""
+def suited(info: TensorInfo, scheme: Scheme, role: Role, *, chosen: bool) -> tuple[Scheme, str]:
+    """The scheme nearest to another one that the form of a tensor can have, and what was changed for it. chosen:
+    whether a rule names the scheme, not the default; else what is no matrix gets the bits of onnxruntime's own
+    quantizers, which have no convolution of fewer: at 4 the networks of rapidocr read nothing any more."""
     form, cols, notes = form_of(info, role), info.shape[-1], list[str]()
     if info.dtype not in SCALES:
         return scheme, ""
@@ -99,9 +101,10 @@ def suited(info: TensorInfo, scheme: Scheme, role: Role) -> tuple[Scheme, str]:
     if scheme.scale_dtype == AUTO or (scheme.scale_dtype != computed and info.dtype != "F32"):
         notes += [f"scales in {computed}, in which the graph computes"] if scheme.scale_dtype != AUTO else []
         scheme = scheme.with_scale_dtype(computed)
-    if form == "linear" and scheme.bits < min(LINEAR_BITS):
-        scheme = changed(scheme, bits=min(LINEAR_BITS))
-        notes.append("4 bits: DequantizeLinear has no fewer")
+    least = min(LINEAR_BITS) if chosen else max(LINEAR_BITS)
+    if form == "linear" and scheme.bits < least:
+        scheme = changed(scheme, bits=least)
+        notes.append(f"{least} bits, as onnxruntime's tools have" if not chosen else "4 bits, the fewest there are")
     if scheme.granularity != "group":
         return scheme, "; ".join(notes)
     size = scheme.group_size

@@ -43,10 +43,10 @@ def obstacle(weight: Weight, graph: Graph) -> str | None:
     return role.why or forms.obstacle(weight, role)
 
 
-def suited(info: TensorInfo, scheme: Scheme, graph: Graph) -> tuple[Scheme, str]:
+def suited(info: TensorInfo, scheme: Scheme, graph: Graph, chosen: bool) -> tuple[Scheme, str]:
     """The scheme nearest to another one that a tensor can have in its place, and what was changed for it."""
     role = roles(graph)[info.name]
-    return (scheme, "") if role.why else forms.suited(info, scheme, role)
+    return (scheme, "") if role.why else forms.suited(info, scheme, role, chosen=chosen)
 
 
 # ---- the files --------------------------------------------------------------------------------------------------
