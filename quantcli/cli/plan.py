@@ -71,7 +71,7 @@ def command(
         source, to, why = aimed(source, order, folder=source.folder is not None)
         console.inform(*[why] if why else [])
         if to is not None:
-            job.check_target(source, to, None, container=order.container)
+            job.check_target(source, to, None)
         _sources.inform_of(source, console)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)

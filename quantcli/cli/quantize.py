@@ -146,7 +146,7 @@ def command(
         source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
         if to is not None:
-            job.check_target(source, to, output, container=order.container)
+            job.check_target(source, to, output)
         request = None
         if budget is None:
             request = job.request(source, order, to, warn=options.warn)

@@ -214,5 +214,6 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
+        graph=source.network if to is not None and not asked.container else None,
         from_recipe=asked.from_recipe,
     )
