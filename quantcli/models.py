@@ -138,8 +138,12 @@ class Model(Mapping[str, View]):
         shown = {weight.name: _decoded(weight, self._read) for weight in found}
         return shown | {name: _float(tensor) for name, tensor in self.stored.items() if name not in parts}
 
-    def _read(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        return self.stored[name].read_bytes(name, start, size)
+    def _read(self, name: str, start: int, size: int, count: int = 1, step: int = 0) -> NDArray[np.uint8]:
+        if count == 1:
+            return self.stored[name].read_bytes(name, start, size)
+        runs = np.empty((count, size), np.uint8)
+        self.source.read_runs(name, start, step, runs)
+        return runs.reshape(-1)
 
     def __getitem__(self, name: str) -> View:
         return self._views[name]

@@ -83,6 +83,7 @@ def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = Fa
     """Modules whose matrix is kept, under all their names, and Linear layers that have no tensor in the file because
     they share one. linear: only modules that may be Linear layers."""
     kept = modules(tensors, quantized=False)
+    model = model.of_file(module_of(tensor.info.name) for tensor in tensors)
     layers = (None, DIRECT, INITIALIZED)
     if not model.known and model.library == "diffusers":  # an embedder may be a Linear layer
         linear = False

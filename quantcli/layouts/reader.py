@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quantcli import registry
 from quantcli.errors import DataError, printable
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Read = Callable[[str, int, int], "NDArray[np.uint8]"]
-"""Bytes of a stored tensor: its name, the first byte, how many."""
+
+class Read(Protocol):
+    """Reads stored tensors."""
+
+    def __call__(self, name: str, start: int, size: int, count: int = 1, step: int = 0) -> NDArray[np.uint8]:
+        """The bytes of a tensor from `start` on; with a count, so many runs of this size, the first bytes of which are
+        `step` apart, one after another."""
 
 
 OWN = ("gguf", "onnx")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 from quantcli import __version__
@@ -43,9 +44,16 @@ def obstacle(weight: Weight, export: Writer, model: Architecture) -> str | None:
     return why or export.module(weight, model)
 
 
-def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, container: bool = False) -> Conversion:
+def convert(
+    tensors: Sequence[Decided],
+    to: str | None,
+    beside: Beside,
+    *,
+    container: bool = False,
+    keys: Mapping[str, bytes] = MappingProxyType({}),
+) -> Conversion:
     """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
-    nothing runs.
+    nothing runs. keys: of a model that is in files of the target already.
 
     Raises UsageError for what the target does not support, DataError where two tensors would be written under one
     name.
@@ -63,7 +71,7 @@ def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, conta
         if tensor.scheme is not None and (why := obstacle(tensor, export, model)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, to)
     try:
-        found = make(tensors, beside)
+        found = export.again(tensors, keys) if export.again and keys and not container else make(tensors, beside)
     except UsageError as error:
         if error.place:
             raise
@@ -110,7 +118,7 @@ class Outgoing:
 
     to: the target, None for the native layout. request, digest: what the native document says of how it was made.
     document: whether its files get a native document (`new`), keep the one they have, for codes are only moved
-    (`kept`), or have none.
+    (`kept`), or have none. keys: those of a source that is in files of the target already.
     """
 
     tensors: tuple[Decided, ...]
@@ -120,11 +128,12 @@ class Outgoing:
     request: Request | None = None
     digest: str = "none"
     document: Literal["new", "kept", "none"] = "none"
+    keys: Mapping[str, bytes] = field(default_factory=dict)
 
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
-        return convert(self.tensors, self.to, self.beside, container=self.container)
+        return convert(self.tensors, self.to, self.beside, container=self.container, keys=self.keys)
 
     @cached_property
     def by_name(self) -> Mapping[str, Decided]:
@@ -155,6 +164,7 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
         request=request,
         digest=digest,
         document="new" if new else "none",
+        keys=source.raw_keys() if to is not None and named(to).again is not None else {},
     )
 
 

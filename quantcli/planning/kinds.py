@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli import architectures
 from quantcli.errors import QuantcliError
-from quantcli.layouts.config import json_beside, section
+from quantcli.layouts.config import json_beside
 from quantcli.patterns import compiled
 from quantcli.planning.plan import Request, Rule
 from quantcli.planning.recipe import preset
@@ -49,8 +49,6 @@ _DIFFUSES = re.compile(r"\w*(?:UNet|Transformer)\w*")
 
 LONGEST = 512
 """Characters of a name for which expressions of presets are quick."""
-
-_LAYER = re.compile(r"((?:model\.)?(?:language_model\.)?(?:model\.)?layers)\.(\d+)\.")
 
 
 def preset_of(beside: Beside) -> str | None:
@@ -109,17 +107,11 @@ def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
 
 def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[Rule]:
     """A rule for layers behind the last one of the model, which predict further tokens (DeepSeek, GLM)."""
-    try:
-        count = config.get("num_hidden_layers", section(config, "text_config").get("num_hidden_layers"))
-    except QuantcliError:
+    model = architectures.of(config)
+    if model is None:
         return []
-    if type(count) is not int:
-        return []
-    found = [_LAYER.match(info.name) for info in infos]
-    behind = sorted({(m[1], int(m[2])) for m in found if m and int(m[2]) >= count})
-    return [
-        Rule(f"re:{re.escape(stack)}\\.{number}\\..*", None, "predicts further tokens") for stack, number in behind[:64]
-    ]
+    found = dict.fromkeys(layer for info in infos if (layer := model.behind(info.name)) is not None)
+    return [Rule(f"re:{re.escape(layer)}\\..*", None, "predicts further tokens") for layer in list(found)[:64]]
 
 
 def said(request: Request) -> list[str]:

@@ -166,6 +166,9 @@ class Derived(Source):
     def beside(self, name: str) -> bytes | None:
         return self._base.beside(name)
 
+    def raw_keys(self) -> Mapping[str, bytes]:
+        return self._base.raw_keys()
+
     def infos(self) -> Sequence[TensorInfo]:
         return [tensor.info for tensor in self._tensors.values()]
 

@@ -91,6 +91,10 @@ class Source(Protocol):
         """A small file of the folder; None when there is none. Raises DataError for a link that leads out of it."""
         return None
 
+    def raw_keys(self) -> Mapping[str, bytes]:
+        """The keys of a GGUF, their values as they are stored; of what is derived from one, too."""
+        return {}
+
     def infos(self) -> Sequence[TensorInfo]:
         """Every tensor, in file order."""
 

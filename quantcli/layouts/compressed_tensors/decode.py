@@ -10,7 +10,7 @@ import numpy as np
 from quantcli import kernels
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
 from quantcli.layouts.reader import Read
-from quantcli.layouts.stored import floats, scaled, wrong
+from quantcli.layouts.stored import by_column, floats, wrong
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
@@ -139,6 +139,7 @@ def decode_packed(stored: Stored, read: Read, first: int, last: int) -> Floats:
     grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1, zero=1 << (bits - 1))
     if group_of is None:
         return kernels.load().decode(packed, (rows, stored.cols), stored.group, QuantParams(scale, zero), grid)
-    out = packing.unpack(packed, rows, stored.cols, bits).astype(np.float32)
     own = np.full((1, 1), grid.zero, np.float32) if zero is None else zero
-    return scaled(out, scale[:, group_of], np.broadcast_to(own, scale.shape)[:, group_of], 1)
+    return by_column(
+        packing.unpack(packed, rows, stored.cols, bits), scale, np.broadcast_to(own, scale.shape), group_of
+    )

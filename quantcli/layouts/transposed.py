@@ -1,0 +1,85 @@
+"""Weights that are stored transposed, decoded row by row: their rows are columns of what is stored, and read in bands.
+
+A tile is a few rows, of which each row of the stored matrix holds a few bytes, so that reading a tile costs as much as
+reading all of it. A band is read once, and put in order; threads that work on its tiles share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.dtypes import DTYPES
+from quantcli.kernels import QuantParams, row_bytes
+from quantcli.layouts.pieces import turned
+from quantcli.layouts.reader import Read
+from quantcli.layouts.stored import by_group, columns
+from quantcli.stores.latest import Latest
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
+    from quantcli.layouts.stored import Indices
+
+BAND = 1 << 21
+"""Bytes of the codes of a band."""
+
+STRIP = 512
+"""Rows of what is stored that are put in order at a time: they stay in the cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Some rows of a weight: packed codes (rows, bytes), scales and zero points (rows, groups), and the size of the
+    groups or the group of every column."""
+
+    codes: Bytes
+    scale: Floats
+    zero: Floats
+    group_of: int | Indices
+
+
+Bands = Latest[Rows]
+"""The bands in use, of all weights of a file."""
+
+
+def strips(read: Read, info: TensorInfo, first: int, last: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Columns first to last of a matrix, as unsigned integers of the elements' size, in strips of its rows: the first
+    row of each, and the strip."""
+    height = info.shape[0]
+    for row in range(0, height, STRIP):
+        yield row, columns(read, info, first, last, (row, min(row + STRIP, height)))
+
+
+def as_rows(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
+    """Columns first to last of a matrix as rows (last - first, rows of the matrix)."""
+    found = np.empty((last - first, info.shape[0]), f"<u{DTYPES[info.dtype].bits // 8}")
+    for row, strip in strips(read, info, first, last):
+        turned(strip, found[:, row : row + len(strip)])
+    return found
+
+
+def decode(
+    bands: Bands, name: str, span: tuple[int, int], shape: tuple[int, int], bits: int, make: Callable[[int, int], Rows]
+) -> Floats:
+    """Some rows of a weight of this shape, by the bands they lie in. make(first, last): a band, which begins with a
+    multiple of 32 rows and ends with one or the last row."""
+    rows, cols = shape
+    height = max(BAND // row_bytes(cols, bits) // 32, 1) * 32
+    first, last = span
+    found: list[Floats] = []
+    for start in range(first // height * height, last, height):
+        end = min(start + height, rows)
+        own = slice(max(first - start, 0), min(last, end) - start)
+        found.append(_decoded(bands.take((name, start), lambda: make(start, end)), own, cols, bits))  # noqa: B023
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _decoded(band: Rows, own: slice, cols: int, bits: int) -> Floats:
+    codes = band.codes[own]
+    return by_group(codes, (len(codes), cols), bits, QuantParams(band.scale[own], band.zero[own]), band.group_of)
