@@ -48,8 +48,11 @@ class Codes(Protocol):
         """Scales and zero points of a tile as the kernels take them."""
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
-        """Scales and zero points as the native layout stores them: (rows, groups), or (1, channels) where the columns
-        share them."""
+        """Scales and zero points of the groups that the native layout stores scales for: (rows, groups), (1, channels)
+        where the columns share them, or (blocks, groups) of the blocks that a tile has rows of."""
+
+    def overall(self) -> float:
+        """The scale of the tensor, which those of `scales` contain; 1 where none is stored."""
 
     def levels(self, span: TileSpan) -> Floats:
         """The levels (tables, 2^b) of codes of a codebook."""
