@@ -263,9 +263,9 @@ def _ready(
         if why:
             say(why)
         if to is not None:
-            job.check_target(source, to, name, container=asked.container)
+            job.check_target(source, to, name)
         request = job.request(source, asked, to, warn=say)
-        target, folder = job.place(source, path, asked, request, name, named)
+        target, folder = job.place(source, path, asked, to, name, job.label(request, named))
         yield job.prepare(
             source,
             path,

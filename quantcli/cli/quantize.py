@@ -101,7 +101,8 @@ def command(
     resume: bool,
     **asked: Any,
 ) -> None:
-    """Quantize SRC: .safetensors, .npy, .npz, .pt and .bin of PyTorch, a checkpoint folder or its index.json.
+    """Quantize SRC: a file (.safetensors, .gguf, .onnx, .npy, .npz, .pt and .bin of PyTorch), a checkpoint folder or
+    its index.json, or a pipeline of diffusers or sentence-transformers, whose components are quantized one by one.
 
     Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with that of the scheme or the
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
@@ -144,17 +145,21 @@ def command(
         _check_saved(saved, named, read)
         source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
-        if budget is not None:
-            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
-        else:
+        if to is not None:
+            job.check_target(source, to, output)
+        request = None
+        if budget is None:
             request = job.request(source, order, to, warn=options.warn)
             request = job.spelt_out(source, request) if saved is not None else request
-        if to is not None:
-            job.check_target(source, to, output, container=order.container)
-        text = recipe_writing.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
-        target, folder = job.place(source, src, order, request, named, asked["recipe"])
+        target, folder = job.place(source, src, order, to, named, job.label(request, asked["recipe"]))
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
+        if request is None:
+            assert budget is not None
+            how = {"folder": folder, "force": force, "resume": resume, "dry_run": dry_run}
+            job.checked(source, order, target, **how, read=[path for path in read[1:] if path is not None])
+            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
+        text = recipe_writing.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
         single = job.prepare(
             source,
             src,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.kernels import QuantParams, row_bytes
 from quantcli.layouts.pieces import turned
 from quantcli.layouts.reader import Held, Read
-from quantcli.layouts.stored import by_group, columns
+from quantcli.layouts.stored import by_group, columns, float_columns
 from quantcli.stores.latest import Latest
 from quantcli.tensors.info import TensorInfo
 
@@ -47,6 +48,9 @@ class Rows:
 Bands = Latest[Rows]
 """The bands in use, of all weights of a file."""
 
+ParamBands = Latest[tuple["Floats", "Floats"]]
+"""The same of parameters alone."""
+
 
 def strips(read: Read, info: TensorInfo, first: int, last: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Columns first to last of a matrix, as unsigned integers of the elements' size, in strips of its rows: the first
@@ -62,6 +66,27 @@ def as_rows(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]
     for row, strip in strips(read, info, first, last):
         turned(strip, found[:, row : row + len(strip)])
     return found
+
+
+def params_of(
+    bands: ParamBands, read: Read, parts: tuple[TensorInfo, TensorInfo], whose: str, first: int, last: int
+) -> tuple[Floats, Floats]:
+    """Scales and zeros (rows, groups) of some rows, which are columns of what is stored."""
+    groups, rows = parts[0].shape
+    height = max((BAND >> 3) // groups, 1)
+
+    def band(start: int) -> tuple[Floats, Floats]:
+        scale, zeros = (float_columns(read, info, whose, start, min(start + height, rows)) for info in parts)
+        return scale, zeros
+
+    found = []
+    for start in range(first // height * height, last, height):
+        scale, zeros = bands.take((whose, start), partial(band, start))
+        own = slice(max(first - start, 0), last - start)
+        found.append((scale[own], zeros[own]))
+    return (
+        found[0] if len(found) == 1 else (np.concatenate([s for s, _ in found]), np.concatenate([z for _, z in found]))
+    )
 
 
 def decode(
@@ -83,7 +108,7 @@ def _among(
     for start in range(first // height * height, last, height):
         end = min(start + height, rows)
         own = slice(max(first - start, 0), min(last, end) - start)
-        yield bands.take((name, start), lambda: make(start, end)), own  # noqa: B023
+        yield bands.take((name, start), partial(make, start, end)), own
 
 
 def held(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quantcli import architectures
 from quantcli.errors import QuantcliError
 from quantcli.layouts.config import json_beside
-from quantcli.patterns import compiled
+from quantcli.patterns import compiled, module_of
 from quantcli.planning.plan import Request, Rule
 from quantcli.planning.recipe import preset
 
@@ -102,6 +102,8 @@ def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
     if name == "llm":
         rules += _further_tokens(source.infos(), _config(source.beside))
     kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]
+    if name == "diffusion":
+        kept = _apart(kept, names)
     return name, tuple(replace(rule, optional=True, preset=name) for rule in kept)
 
 
@@ -112,6 +114,15 @@ def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> l
         return []
     found = dict.fromkeys(layer for info in infos if (layer := model.behind(info.name)) is not None)
     return [Rule(f"re:{re.escape(layer)}\\..*", None, "predicts further tokens") for layer in list(found)[:64]]
+
+
+def _apart(rules: list[Rule], names: list[str]) -> list[Rule]:
+    """The rules but those for a module whose name, where diffusers is told to skip it, makes it skip modules of that
+    name in blocks too: Flux has a proj_out of its own and one in every block, which is a tenth of the model."""
+    tests = [compiled(rule.pattern, "diffusion") for rule in rules]
+    quantized = {module_of(n).rpartition(".")[2] for n in names if "." in module_of(n) and not any(t(n) for t in tests)}
+    alone = [{module_of(n) for n in names if "." not in module_of(n) and test(n)} for test in tests]
+    return [rule for rule, modules in zip(rules, alone) if not modules & quantized]
 
 
 def said(request: Request) -> list[str]:

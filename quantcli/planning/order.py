@@ -49,8 +49,9 @@ class Order:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else changes the bytes of a file."""
-        return {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        """What else changes the bytes of a file, beside what a request holds, by the keys of recipes."""
+        found = {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        return {**found, "to": NATIVE} if self.to == NATIVE else found
 
 
 def order(
@@ -213,5 +214,6 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
+        graph=source.network if to is not None and not asked.container else None,
         from_recipe=asked.from_recipe,
     )

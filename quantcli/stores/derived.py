@@ -139,6 +139,7 @@ class Derived(Source):
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
         self.warnings, self.unsplit, self.arranged = base.warnings, unsplit, arranged
+        self.network = base.network
         self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
         held: dict[str, list[Computed]] = {name: [] for name in base.shards}

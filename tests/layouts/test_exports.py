@@ -374,6 +374,9 @@ class Held:
     def levels(self, span: TileSpan) -> np.ndarray:
         raise AssertionError("there is no codebook")
 
+    def overall(self) -> float:
+        return 1.0
+
     def read_bytes(self, name: str, start: int, size: int) -> np.ndarray:
         raise AssertionError("codes are read as codes")
 

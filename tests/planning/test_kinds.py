@@ -138,6 +138,20 @@ def test_names_of_deepseek_v4() -> None:
     assert "model.layers.0.self_attn.compressor.indexer.q_b_proj" in ignore
 
 
+@pytest.mark.parametrize(("names", "kept"), [
+    (["blocks.0.ff.weight", "proj_out.weight"], {"proj_out.weight"}),
+    (["single_transformer_blocks.0.proj_out.weight", "proj_out.weight", "x_embedder.weight"], {"x_embedder.weight"}),
+    (["down_blocks.0.attentions.1.proj_out.weight", "conv_out.weight"], {"conv_out.weight"}),
+])  # fmt: skip
+def test_outputs_of_diffusion_models(names: list[str], kept: set[str]) -> None:
+    """Those of blocks are quantized. diffusers, told to skip proj_out, skips those of blocks too, so the model's own is
+    quantized beside them."""
+    source = folder("unit", {"_class_name": "FluxTransformer2DModel", "_diffusers_version": "0.42.1"}, names)
+    ran = run("quantize", source, "--to", "bnb-nf4", "-o", "out", "--json")
+    assert ran.code == 0, ran.err
+    assert {name for name, (reason, _) in dispositions(ran).items() if reason == "preset"} == kept
+
+
 @pytest.mark.parametrize("words", [["--no-default-keep"], ["--include", "*.weight"], ["--recipe", "r.yaml"]])
 def test_who_says_what_is_quantized_gets_it(words: list[str], model: Path) -> None:
     Path("r.yaml").write_text("default: {bits: 4, group_size: 128}\n")
