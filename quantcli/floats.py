@@ -201,4 +201,5 @@ def plain_metadata(source: Source) -> dict[str, str]:
     """The metadata of a file without what describes its codes."""
     if source.kind == GGUF:
         return {"format": "pt"}
-    return {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, evidence.COMFYUI)}
+    kept = {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, evidence.COMFYUI)}
+    return {**kept, "format": "pt"} if kept.get("format") == "mlx" else kept

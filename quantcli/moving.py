@@ -253,7 +253,8 @@ class _Making:
         scheme = Scheme(bits=min(view.bits or 8, 8), group_size=max(1, min(group, info.shape[-1])))
         own = replace(info, dtype=view.info.dtype if whole else self.dtype)
         plan = grouping_of(info.shape, scheme)
-        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype="F16")
+        scales = own.dtype if own.dtype == "BF16" else "F16"
+        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=scales)
         return weight, _Plain(self.source)
 
 
