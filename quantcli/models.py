@@ -45,7 +45,8 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it. held: codes of another tool's file, or why no other layout has such codes.
+    parts: the tensors that store it; unused: those among them that its values do not need. held: codes of another
+    tool's file, or why no other layout has such codes.
     """
 
     info: TensorInfo
@@ -59,6 +60,7 @@ class View:
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
     held: Callable[[], Held | str] | None = None
+    unused: tuple[TensorInfo, ...] = ()
 
     @property
     def numeric(self) -> bool:
@@ -292,6 +294,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
         held=partial(weight.held, parts) if weight.held is not None else None,
+        unused=weight.unused,
     )
 
 

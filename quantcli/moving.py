@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.asking import Scheme
-from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.experts import arranged
 from quantcli.floats import decoded
 from quantcli.layouts.config import json_beside, model_dtype
@@ -136,7 +136,12 @@ def _found(views: Mapping[str, View], floats: Source, source: Source) -> Movable
         dtype=model_dtype(json_beside(source.beside, "config.json") or {}, "F32"),
     )
     tensors = {info.name: making.tensor(info) for info in making.source.infos()}
-    return Movable(making.source, tensors, (source.arranged,) if source.arranged else ())
+    unused = [part.name for view in views.values() for part in view.unused]
+    notes = [source.arranged] if source.arranged else []
+    if unused:
+        more = f" and {len(unused) - 1} more" if unused[1:] else ""
+        notes.append(f"scales of activations and caches stay behind: {printable(unused[0], 200)}{more}")
+    return Movable(making.source, tensors, tuple(notes))
 
 
 def _held(view: View) -> Held | str:
