@@ -18,7 +18,7 @@ import numpy as np
 from quantcli.asking import Scheme
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.experts import arranged
-from quantcli.floats import decoded
+from quantcli.floats import decoded, named_for
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, Moved, joined, offsets_of, scheme_of
 from quantcli.layouts.native.document import StoredKept
@@ -26,7 +26,7 @@ from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held, is_published
 from quantcli.layouts.writer import Codes, Raw
-from quantcli.models import Model, View, of_checkpoint, view_of
+from quantcli.models import Model, View, view_of
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
@@ -83,12 +83,13 @@ def movable(model: Model, to: str, *, container: bool = False) -> Movable:
     if not model.is_native and not model.quantized:
         raise DataError("it holds no quantized tensor", place=[model.path], hint="use quantize --to")
     try:
-        views = model if model.is_native else of_checkpoint(model)
+        notes = list[str]()
+        views = model if model.is_native else named_for(model, to, notes.append)
         floats = decoded(model.source, views)
         source = arranged(floats, to, container=container)
         if model.is_native and not source.arranged:
             return _native(model.stored)
-        return _found(views, floats, source)
+        return _found(views, floats, source, notes)
     except QuantcliError as error:
         raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
 
@@ -124,8 +125,9 @@ class _Plain:
         return buffer
 
 
-def _found(views: Mapping[str, View], floats: Source, source: Source) -> Movable:
-    """The tensors of another tool's file. floats: all decoded; source: the same with experts arranged."""
+def _found(views: Mapping[str, View], floats: Source, source: Source, notes: Sequence[str]) -> Movable:
+    """The tensors of another tool's file. floats: all decoded; source: the same with experts arranged. notes: on their
+    names."""
     held = {name: _held(view) for name, view in views.items() if view.scheme is not None}
     making = _Making(
         source=source if source.arranged else floats,
@@ -137,11 +139,11 @@ def _found(views: Mapping[str, View], floats: Source, source: Source) -> Movable
     )
     tensors = {info.name: making.tensor(info) for info in making.source.infos()}
     unused = [part.name for view in views.values() for part in view.unused]
-    notes = [source.arranged] if source.arranged else []
+    said = [*notes, *([source.arranged] if source.arranged else [])]
     if unused:
         more = f" and {len(unused) - 1} more" if unused[1:] else ""
-        notes.append(f"scales of activations and caches stay behind: {printable(unused[0], 200)}{more}")
-    return Movable(making.source, tensors, tuple(notes))
+        said.append(f"scales of activations and caches stay behind: {printable(unused[0], 200)}{more}")
+    return Movable(making.source, tensors, tuple(said))
 
 
 def _held(view: View) -> Held | str:

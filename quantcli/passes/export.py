@@ -176,6 +176,7 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
         beside=model.source.beside,
         container=container,
         document="kept" if not wanted and named(target).keeps_document else "none",
+        keys=model.source.raw_keys() if named(target).again is not None else {},
     )
 
 
