@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it.
+    parts: the tensors that store it; unused: those of them that its values do without, by name.
     """
 
     info: TensorInfo
@@ -57,6 +57,7 @@ class View:
     parts: tuple[TensorInfo, ...]
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
+    unused: tuple[str, ...] = ()
 
     @property
     def numeric(self) -> bool:
@@ -285,7 +286,17 @@ def _decoded(weight: Found, parts: Read) -> View:
         parts=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
+        unused=tuple(part.name for part in weight.unused),
     )
+
+
+def left_out(views: Iterable[View]) -> list[str]:
+    """The line about tensors beside codes that are in no float model: scales of activations and of caches."""
+    names = [name for view in views for name in view.unused]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"left out, scales of activations or caches: {printable(names[0], 200)}{more}"]
 
 
 # ---- names ------------------------------------------------------------------------------------------------------

@@ -151,6 +151,7 @@ def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
 _COMPANIONS = (
     "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "weight_zero_point", "scale_weight",
     "qscale_weight", "proj_scale_inv", "proj_scales", "qzeros", "wscales", ".SCB", ".absmax", "._scale", "._shift",
+    "_scale_and_zero",
 )  # fmt: skip
 """How the names of tensors end that decode others, and mean nothing by themselves."""
 
@@ -158,8 +159,13 @@ _COMPANIONS = (
 def _of_companions(infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """Tensors that decode others, whose codes are not there: those of a shard that is missing, or of another name.
     Beside a float weight they are left of its training."""
-    for name in infos:
-        if name.endswith(_COMPANIONS) and f"{name.rpartition('.')[0]}.weight" not in infos:
+    for name, info in infos.items():
+        module, _, last = name.rpartition(".")
+        if f"{module}.weight" in infos:
+            continue
+        scale = infos.get(f"{module}.scale")  # of HQQ, whose names mean something else elsewhere
+        of_hqq = last == "zero" and scale is not None and scale.shape == info.shape and len(info.shape) == 2
+        if of_hqq or name.endswith(_COMPANIONS):
             seen = f"{printable(name, 200)} is there, but not the codes that it belongs to"
             return Evidence(layout="scales without codes", seen=seen, certain=False)
     return None
