@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -257,12 +258,12 @@ def _ready(
         ) as ready:
             yield ready
         return
-    with float_source(path, reading, say=say) as source:
+    with float_source(path, replace(reading, to=asked.to), say=say) as source:
         source, to, why = aimed(source, asked, folder=job.as_folder(source, name or "", None))
         if why:
             say(why)
         if to is not None:
-            job.check_target(source, to, name, container=asked.container)
+            job.check_target(source, to, name)
         request = job.request(source, asked, to, warn=say)
         target, folder = job.place(source, path, asked, to, name, job.label(request, named))
         yield job.prepare(

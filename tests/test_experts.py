@@ -252,9 +252,10 @@ def llama_folder(tmp_path: Path, kind: str) -> Path:
     config: dict[str, Any] = {
         "architectures": [kind], "model_type": {"Qwen3MoeForCausalLM": "qwen3_moe"}.get(kind, "qwen2_moe"),
         "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 96, "max_position_embeddings": 64, "num_experts": COUNT,
+        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 96, "max_position_embeddings": 64,
         "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": kind == "Qwen3MoeForCausalLM",
         "shared_expert_intermediate_size": 96, "tie_word_embeddings": True,
+        "num_local_experts" if kind == "Qwen3MoeForCausalLM" else "num_experts": COUNT,  # as transformers 5 saves them
     }  # fmt: skip
     layer = "model.layers.0"
     shapes: dict[str, tuple[int, ...]] = {f"{layer}.self_attn.{n}_proj.weight": (HIDDEN, HIDDEN) for n in "qkvo"}

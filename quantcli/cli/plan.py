@@ -67,11 +67,11 @@ def command(
         _naming.check_recipe(output)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     budget = _budget.of_plan(asked, order)
-    with _sources.float_source(src, reading, console) as source:
+    with _sources.float_source(src, replace(reading, to=order.to), console) as source:
         source, to, why = aimed(source, order, folder=source.folder is not None)
         console.inform(*[why] if why else [])
         if to is not None:
-            job.check_target(source, to, None, container=order.container)
+            job.check_target(source, to, None)
         _sources.inform_of(source, console)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)

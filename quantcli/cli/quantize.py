@@ -137,7 +137,7 @@ def command(
         return
     with (
         options.standard_output(None if dry_run else output, console) as named,
-        _sources.float_source(src, reading, console) as source,
+        _sources.float_source(src, replace(reading, to=order.to), console) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
@@ -146,7 +146,7 @@ def command(
         source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
         if to is not None:
-            job.check_target(source, to, output, container=order.container)
+            job.check_target(source, to, output)
         request = None
         if budget is None:
             request = job.request(source, order, to, warn=options.warn)

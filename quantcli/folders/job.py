@@ -103,15 +103,12 @@ def spelt_out(source: Source, asked: Request) -> Request:
     return recipe_writing.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, asked)
 
 
-def check_target(source: Source, to: str, output_name: str | None, *, container: bool) -> None:
-    """Raise UsageError for a pipe, whose weights could not be compared with what was written; for two files on standard
-    output, and for an ONNX model that was to stay one."""
+def check_target(source: Source, to: str, output_name: str | None) -> None:
+    """Raise UsageError for a pipe, whose weights could not be compared with what was written, and for two files on
+    standard output."""
     need_file(source, "--to")
     export.check_standard_output(to, output_name)
     check_loader(source, to)
-    if to == "onnx" and source.kind == "onnx" and not container:
-        hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
-        raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
 
 
 NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "gptq")

@@ -85,7 +85,9 @@ _ALL = (
     Reason(
         name="router",
         says="keep-list: router or gate",
-        named=_expression(r"(?:^|\.)(?:\w*router\w*(?:\.layer)?|(?:\w+_)?gate|gating)(?:\.weight)?$"),
+        named=_expression(
+            r"(?:^|\.)(?:\w*router\w*(?:\.layer)?|(?!ffn_)(?:\w+_)?gate|gating|ffn_gate_inp(?:_shexp)?)(?:\.weight)?$"
+        ),
         ways=(OVERRIDE, ALL),
     ),
     Reason(
