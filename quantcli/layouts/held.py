@@ -116,6 +116,10 @@ class Moved:
         """The same."""
         return QuantParams(*self.scales(span))
 
+    def overall(self) -> float:
+        """1: whole scales are stored."""
+        return 1.0
+
     def levels(self, span: TileSpan) -> Floats:
         """None: codes are whole numbers."""
         raise AssertionError("codes of whole numbers have no levels")
