@@ -268,8 +268,7 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
 def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str | None = None) -> Order:
     """The typed order that options make, those of a recipe behind them; recipe: where it is known already. output: its
     name, which tells the target where nothing else does."""
-    from quantcli.planning.order import named_by
-    from quantcli.planning.order import order as made
+    from quantcli.planning.order import made, named_by
 
     inferred = named_by(output)
     return made(

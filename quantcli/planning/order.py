@@ -54,7 +54,7 @@ class Order:
         return {**found, "to": NATIVE} if self.to == NATIVE else found
 
 
-def order(
+def made(
     recipe: Recipe,
     *,
     include: Sequence[str] = (),
