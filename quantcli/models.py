@@ -44,7 +44,8 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it.
+    parts: the tensors that store it. turned(first, last, step): of one that is stored with its last two axes exchanged,
+    every step-th row of that in its own dtype.
     """
 
     info: TensorInfo
@@ -57,6 +58,7 @@ class View:
     parts: tuple[TensorInfo, ...]
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
+    turned: Callable[[int, int, int], NDArray[Any]] | None = None
 
     @property
     def numeric(self) -> bool:
@@ -278,6 +280,10 @@ def _decoded(weight: Found, parts: Read) -> View:
     def rounded(first: int, last: int) -> Floats:
         return to_float32(encoded(first, last).view(np.uint8), dtype)
 
+    def turned(first: int, last: int, step: int) -> NDArray[Any]:
+        assert weight.turned is not None
+        return from_float32(weight.turned(parts, first, last, step), dtype)
+
     return View(
         info=info,
         scheme=weight.scheme,
@@ -289,6 +295,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         parts=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
+        turned=turned if weight.turned is not None else None,
     )
 
 

@@ -53,7 +53,8 @@ class Found:
     much to read as a unit. Raises DataError for parameters that are not finite or name missing
     groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
     F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
-    scales of activations and of caches.
+    scales of activations and of caches. turned(read, first, last, step): of a weight that is stored with its last two
+    axes exchanged, every step-th row of that, from first to last.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Found:
     decode: Callable[[Read, int, int], NDArray[np.float32]]
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
+    turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
