@@ -202,6 +202,7 @@ def _computed(source: Source, view: View, dtype: str | None) -> Computed:
         fill=by_elements(wanted, values, view.step),
         parts=tuple(part.name for part in view.parts),
         earlier=Earlier(view.scheme, cost) if view.scheme is not None else None,
+        turned=view.turned if wanted == view.info.dtype else None,
     )
 
 

@@ -46,7 +46,8 @@ class View:
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
     parts: the tensors that store it; unused: those of them that its values do without, by name. held: codes of another
-    tool's file, or why no other layout has such codes.
+    tool's file, or why no other layout has such codes. turned(first, last, step): of one that is stored with its last
+    two axes exchanged, every step-th row of that in its own dtype.
     """
 
     info: TensorInfo
@@ -61,6 +62,7 @@ class View:
     step: int = PIECE
     unused: tuple[str, ...] = ()
     held: Callable[[], Held | str] | None = None
+    turned: Callable[[int, int, int], NDArray[Any]] | None = None
 
     @property
     def numeric(self) -> bool:
@@ -282,6 +284,10 @@ def _decoded(weight: Found, parts: Read) -> View:
     def rounded(first: int, last: int) -> Floats:
         return to_float32(encoded(first, last).view(np.uint8), dtype)
 
+    def turned(first: int, last: int, step: int) -> NDArray[Any]:
+        assert weight.turned is not None
+        return from_float32(weight.turned(parts, first, last, step), dtype)
+
     return View(
         info=info,
         scheme=weight.scheme,
@@ -295,6 +301,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
         unused=tuple(part.name for part in weight.unused),
         held=partial(weight.held, parts) if weight.held is not None else None,
+        turned=turned if weight.turned is not None else None,
     )
 
 
