@@ -48,7 +48,8 @@ class Found:
     much to read as a unit. Raises DataError for parameters that are not finite or name missing
     groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
     F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
-    scales of activations and of caches.
+    scales of activations and of caches. outputs_first: of a matrix that nodes multiply with, whether its shape
+    is [out, in] and not [in, out]; None where nothing tells.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Found:
     decode: Callable[[Read, int, int], NDArray[np.float32]]
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
+    outputs_first: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
