@@ -36,7 +36,8 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     """
     in_graph = named(to).in_graph if to is not None and not container else None
     if in_graph is not None and source.network is not None:
-        return transposed(source, in_graph.transposed(source.infos(), source.network))
+        found = in_graph.matrices(source.infos(), source.network)
+        return transposed(source, {name for name, outputs_first in found.items() if not outputs_first})
     try:
         config = json_beside(source.beside, "config.json") or {}
     except DataError as error:
@@ -66,7 +67,7 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
 
 
 def transposed(source: Source, names: Collection[str]) -> Source:
-    """A source with some of its matrices transposed: those of a graph that are stored [in, out]."""
+    """A source with some of its matrices transposed."""
     if not names:
         return source
     bands = Bands(source)
@@ -80,7 +81,7 @@ def transposed(source: Source, names: Collection[str]) -> Source:
 
     first = next(iter(sorted(names)))
     more = f" and {len(names) - 1} more matrices" if len(names) > 1 else ""
-    said = f"{printable(first, 200)}{more} read transposed: groups run along the inputs, and shapes are [out, in]"
+    said = f"{printable(first, 200)}{more} read transposed"
     return Derived(source, map(computed, source.infos()), arranged=said)
 
 

@@ -14,12 +14,13 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
-from quantcli.experts import as_in
+from quantcli.experts import as_in, transposed
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.held import put_back
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Found, Held, Read, is_published
+from quantcli.layouts.writer import named
 from quantcli.notebook import table
 from quantcli.stores import signals
 from quantcli.tensors.info import TensorInfo
@@ -47,7 +48,8 @@ class View:
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
     parts: the tensors that store it; unused: those of them that its values do without, by name. held: codes of another
     tool's file, or why no other layout has such codes. turned(first, last, step): of one that is stored with its last
-    two axes exchanged, every step-th row of that in its own dtype.
+    two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where
+    that is known.
     """
 
     info: TensorInfo
@@ -63,6 +65,7 @@ class View:
     unused: tuple[str, ...] = ()
     held: Callable[[], Held | str] | None = None
     turned: Callable[[int, int, int], NDArray[Any]] | None = None
+    outputs_first: bool | None = None
 
     @property
     def numeric(self) -> bool:
@@ -302,6 +305,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         unused=tuple(part.name for part in weight.unused),
         held=partial(weight.held, parts) if weight.held is not None else None,
         turned=turned if weight.turned is not None else None,
+        outputs_first=weight.outputs_first,
     )
 
 
@@ -329,20 +333,35 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
     """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
 
     Names are mapped where none is in both, and one side is a GGUF of a known architecture and the other is not. Experts
-    of a float model are arranged as they are in the other one.
+    of a float model are arranged as they are in the other one, and the matrices of an ONNX model transposed.
     """
     ours, theirs, note = _under_names(a, b)
     notes = [note] if note else []
     for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
         if model.source.kind == "gguf" or any(view.scheme is not None for view in own.values()):
             continue
-        found = as_in(model.source, other)
+        found = as_in(model.source, other) or _turned_as(model.source, own, other)
         if found is None:
             continue
         notes.append(f"{model.path}: {found.arranged}")
         views = Model(native.Model(found), model.path)
         ours, theirs = (views, theirs) if model is a else (ours, views)
     return ours, theirs, "; ".join(notes)
+
+
+def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View]) -> Source | None:
+    """A float model with a graph, its matrices transposed where those of the other one are; None where none is. Of a
+    float model without a graph, square ones are taken to be as those are that can be told apart."""
+    in_graph = named("onnx").in_graph
+    if source.network is None or in_graph is None:
+        return None
+    mine = in_graph.matrices([v.info for v in own.values()], source.network)
+    both = [n for n in mine if n in other]
+    plain = [n for n in both if not mine[n] and other[n].scheme is None]
+    shapes = {n: (own[n].info.shape, other[n].info.shape) for n in plain}
+    other_way = any(ours != theirs and ours == theirs[::-1] for ours, theirs in shapes.values())
+    turned = {n for n in both if other[n].outputs_first not in (None, mine[n])} | set(plain if other_way else ())
+    return transposed(source, turned) if turned else None
 
 
 def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:

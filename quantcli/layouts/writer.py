@@ -7,7 +7,7 @@ conversion, rename, permute or cast them: a target may be a container format (`f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -218,13 +218,13 @@ def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None
 class InGraph:
     """How a target stores the weights of a source that has a graph: in that graph, each in the place it has there.
 
-    transposed(infos, graph): the matrices that are summed over their first axis, which the source is to give
-    transposed. suited(info, scheme, graph, chosen): the nearest scheme that a tensor can have in its place, and a note
-    on what was changed; chosen: whether a rule names the scheme. obstacle(weight, graph): why a weight cannot be stored
-    there. convert(tensors, graph): the conversion.
+    matrices(infos, graph): the matrices that are multiplied with, and whether each is stored [out, in]; the source is
+    to give the others transposed, so that groups run along what is summed over. suited(info, scheme, graph, chosen):
+    the nearest scheme that a tensor can have in its place, and a note on what was changed; chosen: whether a rule names
+    the scheme. obstacle(weight, graph): why a weight cannot be stored there. convert(tensors, graph): the conversion.
     """
 
-    transposed: Callable[[Sequence[TensorInfo], Graph], Collection[str]]
+    matrices: Callable[[Sequence[TensorInfo], Graph], Mapping[str, bool]]
     suited: Callable[[TensorInfo, Scheme, Graph, bool], tuple[Scheme, str]]
     obstacle: Callable[[Weight, Graph], str | None]
     convert: Callable[[Sequence[Weight], Graph], Conversion]
