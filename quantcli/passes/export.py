@@ -148,6 +148,7 @@ class Export:
 def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
     """The model that is written. Raises UsageError and DataError as `outputs.convert` does."""
     floats = {info.name: info for info in decoded(model, wanted).infos()}
+    export = named(target)
     tensors: list[Decided] = []
     for name, tensor in model.items():
         scheme = wanted.get(name)
@@ -162,7 +163,7 @@ def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, 
         to=target,
         beside=model.source.beside,
         container=container,
-        document="kept" if not wanted and named(target).keeps_document else "none",
+        document="kept" if not wanted and export.keeps_document and export.documents(tensors) else "none",
     )
 
 
