@@ -268,6 +268,8 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
             if asked.get(parameter) not in (None, ()):
                 option = option_name(parameter, asked[parameter])
                 raise UsageError(error.problem, place=[option], hint=error.hint) from None
+        if asked.get("scheme") is not None:
+            raise UsageError(error.problem, place=["--scheme", *place[-1:]], hint=error.hint) from None
         raise
 
 
@@ -324,7 +326,7 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     ):
         if asked[option] is not None:
             fields[name] = asked[option]
-    if asked["recipe"] is None:
+    if asked["recipe"] is None and asked["scheme"] is None:
         from quantcli.planning.order import with_usual
 
         fields = with_usual(fields, asked["to"])

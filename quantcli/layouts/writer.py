@@ -90,14 +90,15 @@ class Job:
 class Conversion:
     """The conversion of a model.
 
-    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
-    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container format, its
-    files, the one that refers to the others first; base is the name of the output, text goes into its metadata under
-    KEY. notes: limits of the loaders, for the user.
+    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. beside: further
+    small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
+    files(base, text): for a container format, its files, the one that refers to the others first; base is the name of
+    the output, text goes into its metadata under KEY. notes: limits of the loaders, for the user.
     """
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
     files: Callable[[str, str], Sequence[Bytewise]] | None = None
     notes: Sequence[str] = ()
@@ -185,7 +186,7 @@ class Accepts:
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:
-            return f"one scale per {scheme.granularity}" if scheme.granularity != "group" else "groups"
+            return f"one scale per {scheme.granularity}"
         if scheme.granularity == "channel" and scheme.axis != 0:
             return f"channels of axis {scheme.axis}"
         if scheme.symmetric not in self.symmetric:
@@ -196,6 +197,8 @@ class Accepts:
             return f"{scheme.zero_point} offsets"
         if scheme.granularity == "group" and not self._holds(scheme.group_size):
             return f"groups of {scheme.group_size}"
+        if scheme.granularity == "block" and scheme.group_size not in (self.groups or (scheme.group_size,)):
+            return f"blocks of {scheme.group_size} x {scheme.group_size}"
         return None
 
     def _holds(self, group: int) -> bool:
