@@ -1,9 +1,10 @@
-"""Sources whose experts are arranged as a target needs them: one by one, or all of one kind in one tensor."""
+"""Sources arranged as a target needs them: experts one by one, or all of one kind in one tensor; the matrices of a
+graph as its products sum over them."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterator
+from dataclasses import dataclass, replace
 
 from quantcli import architectures, registry
 from quantcli.architectures import UNNAMED
@@ -33,6 +34,9 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
 
     container: whether the target is to hold the tensors alone. Raises DataError for a config.json that cannot be read.
     """
+    in_graph = named(to).in_graph if to is not None and not container else None
+    if in_graph is not None and source.network is not None:
+        return transposed(source, in_graph.transposed(source.infos(), source.network))
     try:
         config = json_beside(source.beside, "config.json") or {}
     except DataError as error:
@@ -58,6 +62,25 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
         return source
     tensors = _tensors(source, named_layers)
     return Derived(source, tensors, unsplit=unsplit, arranged=_described(list(named_layers.values())))
+
+
+def transposed(source: Source, names: Collection[str]) -> Source:
+    """A source with some of its matrices transposed: those of a graph that are stored [in, out]."""
+    if not names:
+        return source
+    bands = Bands(source)
+
+    def computed(info: TensorInfo) -> Computed:
+        if info.name not in names:
+            return unchanged(source, info)
+        cols, rows = info.shape
+        matrix = Matrix(name=info.name, rows=rows, cols=cols, width=rows)
+        return stacked(bands, replace(info, shape=(rows, cols)), [matrix])
+
+    first = next(iter(sorted(names)))
+    more = f" and {len(names) - 1} more matrices" if len(names) > 1 else ""
+    said = f"{printable(first, 200)}{more} read transposed: groups run along the inputs, and shapes are [out, in]"
+    return Derived(source, map(computed, source.infos()), arranged=said)
 
 
 def as_in(source: Source, names: Container[str]) -> Source | None:

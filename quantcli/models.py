@@ -7,7 +7,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.experts import as_in
 from quantcli.layouts import evidence, reader
+from quantcli.layouts.held import put_back
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Found, Read, is_published
+from quantcli.layouts.reader import Found, Held, Read, is_published
 from quantcli.notebook import table
 from quantcli.stores import signals
 from quantcli.tensors.info import TensorInfo
@@ -44,7 +45,7 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it.
+    parts: the tensors that store it. held: codes of another tool's file, or why no other layout has such codes.
     """
 
     info: TensorInfo
@@ -57,6 +58,7 @@ class View:
     parts: tuple[TensorInfo, ...]
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
+    held: Callable[[], Held | str] | None = None
 
     @property
     def numeric(self) -> bool:
@@ -138,8 +140,12 @@ class Model(Mapping[str, View]):
         shown = {weight.name: _decoded(weight, self._read) for weight in found}
         return shown | {name: _float(tensor) for name, tensor in self.stored.items() if name not in parts}
 
-    def _read(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        return self.stored[name].read_bytes(name, start, size)
+    def _read(self, name: str, start: int, size: int, count: int = 1, step: int = 0) -> NDArray[np.uint8]:
+        if count == 1:
+            return self.stored[name].read_bytes(name, start, size)
+        runs = np.empty((count, size), np.uint8)
+        self.source.read_runs(name, start, step, runs)
+        return runs.reshape(-1)
 
     def __getitem__(self, name: str) -> View:
         return self._views[name]
@@ -285,6 +291,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         parts=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
+        held=partial(weight.held, parts) if weight.held is not None else None,
     )
 
 
@@ -389,5 +396,9 @@ def _put_back(view: View, heads: int) -> View:
         pairs = view.read(low, high).reshape(-1, head // cols // 2, 2, cols)
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)[first - low : last - low]
 
+    def held() -> Held | str:
+        found = view.held() if view.held is not None else "no other layout has such codes"
+        return found if isinstance(found, str) else put_back(found, head // cols)
+
     step = max(BLOCK // head, 1) * head
-    return replace(view, blocks=_runs(rows * cols, step), read=read, stored=None, encoded=None, step=step)
+    return replace(view, blocks=_runs(rows * cols, step), read=read, stored=None, encoded=None, step=step, held=held)

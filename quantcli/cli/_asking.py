@@ -333,9 +333,9 @@ def _method(asked: Mapping[str, Any]) -> dict[str, Any]:
     if asked["calibration"] is None and ("norm" in given or "percentile" in given):
         fields["calibration"] = "mse" if "norm" in given else "percentile"
     if asked["codebook"] is not None:
-        from quantcli.planning import recipe
+        from quantcli.stores.levels import levels
 
-        fields["codebook"] = recipe.levels(asked["codebook"])
+        fields["codebook"] = levels(asked["codebook"])
     learned = asked["levels"] is not None or asked["codebook"] is not None or asked["calibration"] == "lloyd-max"
     if asked["format_"] is None and learned:
         fields["format"] = "codebook"

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
+from quantcli.kernels.codebook import Small
 from quantcli.kernels.table import (
     BF16,
     BINARY,
@@ -59,6 +60,7 @@ __all__ = [
     "Kind",
     "QuantParams",
     "Ranges",
+    "Small",
     "Sums",
     "Tile",
     "load",

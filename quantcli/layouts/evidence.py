@@ -23,7 +23,7 @@ from quantcli.layouts.reader import OWN
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
-from quantcli.stores.onnx_tensors import Graph
+from quantcli.stores.onnx_graph import Graph
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 

@@ -7,7 +7,7 @@ conversion, rename, permute or cast them: a target may be a container format (`f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes, Floats, QuantParams
+    from quantcli.stores.onnx_graph import Graph
 
 
 KEY = "quantcli_export"
@@ -47,8 +48,11 @@ class Codes(Protocol):
         """Scales and zero points of a tile as the kernels take them."""
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
-        """Scales and zero points as the native layout stores them: (rows, groups), or (1, channels) where the columns
-        share them."""
+        """Scales and zero points of the groups that the native layout stores scales for: (rows, groups), (1, channels)
+        where the columns share them, or (blocks, groups) of the blocks that a tile has rows of."""
+
+    def overall(self) -> float:
+        """The scale of the tensor, which those of `scales` contain; 1 where none is stored."""
 
     def levels(self, span: TileSpan) -> Floats:
         """The levels (tables, 2^b) of codes of a codebook."""
@@ -96,12 +100,12 @@ class Conversion:
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
-    files: Callable[[str, str], Sequence[Bytewise]] | None = None
+    files: Callable[[str, str], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bytewise:
+class ContainerFile:
     """A file of another container before it is written: its name, its size, the place of every output in it, and the
     bytes between them."""
 
@@ -211,6 +215,22 @@ def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InGraph:
+    """How a target stores the weights of a source that has a graph: in that graph, each in the place it has there.
+
+    transposed(infos, graph): the matrices that are summed over their first axis, which the source is to give
+    transposed. suited(info, scheme, graph, chosen): the nearest scheme that a tensor can have in its place, and a note
+    on what was changed; chosen: whether a rule names the scheme. obstacle(weight, graph): why a weight cannot be stored
+    there. convert(tensors, graph): the conversion.
+    """
+
+    transposed: Callable[[Sequence[TensorInfo], Graph], Collection[str]]
+    suited: Callable[[TensorInfo, Scheme, Graph, bool], tuple[Scheme, str]]
+    obstacle: Callable[[Weight, Graph], str | None]
+    convert: Callable[[Sequence[Weight], Graph], Conversion]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
     """The writer of a layout that other tools load.
 
@@ -219,16 +239,18 @@ class Writer:
     scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
     it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
     architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
-    which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
-    of the model. tables(info, kind, scheme, architecture): the scheme of an embedding or output head (kind `embedding`,
-    `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the target's own tools
-    have it; None where they keep it. experts(layer, types, architecture): how its loader wants the experts of a layer,
-    in a model of these types; None as they are stored, a text why it takes none that are quantized. scale_dtype: the
-    best dtype of scales for it; usual: fields of the scheme to use unless others are requested. extension: of a target
-    that is always one file, with its dot; two_files: whether it may need a second one. keeps_document: whether its
-    files are native files too. mixes: whether weights of one model may have several schemes; tied: a pattern of those
-    that must share one, where a model has stacked experts. read_back: whether the report reads what was written,
-    before that has its name.
+    which nothing runs. again(tensors, keys): the conversion of a model that is in files of this target already, under
+    its own names and with its own keys, as they are stored. module(weight, architecture): why the loader does not
+    support a quantized weight in this module of the model. in_graph: how it stores a model that has a graph, in place
+    of shape, convert and module. tables(info, kind, scheme, architecture): the scheme of an embedding or output head
+    (kind `embedding`, `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the
+    target's own tools have it; None where they keep it. experts(layer, types, architecture): how its loader wants the
+    experts of a layer, in a model of these types; None as they are stored, a text why it takes none that are quantized.
+    scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are requested.
+    extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
+    keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
+    schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
+    report reads what was written, before that has its name.
     """
 
     summary: str
@@ -237,7 +259,9 @@ class Writer:
     shape: Callable[[Weight], str | None]
     convert: Callable[[Sequence[Weight], Beside], Conversion]
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
+    again: Callable[[Sequence[Weight], Mapping[str, bytes]], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    in_graph: InGraph | None = None
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
     experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = as_stored
     scale_dtype: str | None = None
@@ -248,6 +272,13 @@ class Writer:
     mixes: bool = True
     tied: str | None = None
     read_back: bool = True
+
+    def unstored(self, weight: Weight, model: Architecture, graph: Graph | None) -> str | None:
+        """Why it cannot store a weight of an accepted scheme, or its loader takes none in its place; None when it does.
+        graph: of the source, if it has one."""
+        if self.in_graph is not None and graph is not None:
+            return self.in_graph.obstacle(weight, graph)
+        return self.shape(weight) or self.module(weight, model)
 
     def suited(self, scheme: Scheme) -> Scheme:
         """A scheme with the scale dtype of the target, unless another was requested."""

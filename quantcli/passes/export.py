@@ -1,4 +1,4 @@
-"""The codes of a native model as another tool loads them: moved, and quantized again only where that is asked for.
+"""The codes of a model as another tool loads them: moved, and quantized again only where that is asked for.
 
 Everything is refused and every size is known before the first weight is read. Where parameters were rounded the cost
 is measured on the bytes that were written, decoded as their reader decodes them.
@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
+from quantcli.moving import Movable
 from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
@@ -83,10 +84,9 @@ def check_output_folder(source: str, output: str, paths: Sequence[str], *, force
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A native model on its way into a target. wanted: the schemes of tensors that are quantized again, None for
-    floats."""
+    """A model on its way into a target. wanted: the schemes of tensors that are quantized again, None for floats."""
 
-    model: Model
+    model: Movable
     outgoing: Outgoing
     wanted: Mapping[str, Scheme | None]
     threads: int
@@ -107,7 +107,7 @@ class Export:
         def produce(name: str) -> Producer:
             if name in self.wanted:
                 return requantized(name)
-            return Taking(self.outgoing.by_name[name], self.model[name])
+            return Taking(self.outgoing.by_name[name], self.model[name].codes)
 
         def never(tensor: Decided, found: Exception) -> Decided:
             raise AssertionError(f"{tensor.info.name}: {found!r}")
@@ -135,7 +135,7 @@ class Export:
         them."""
         model, exact = self.outgoing, outcome.exact
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
-        against = {name: view_of(self.model[name]) for name in changed}
+        against = {name: self.model[name].view for name in changed}
         found = readback.measure(changed, homes, against, model, threads=self.threads)
         again = Model(self.floats)
         left = [name for name in changed if name not in found and exact[name]]
@@ -145,14 +145,17 @@ class Export:
         self.metrics.update(compare.measure(floats, threads=self.threads, progress=None))
 
 
-def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
-    """The model that is written. Raises UsageError and DataError as `outputs.convert` does."""
+def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
+    """The model that is written. Raises UsageError for codes that no other layout has."""
     floats = {info.name: info for info in decoded(model, wanted).infos()}
     tensors: list[Decided] = []
     for name, tensor in model.items():
         scheme = wanted.get(name)
         if name not in wanted:
-            tensors.append(tensor.stored.decided)
+            if tensor.obstacle:
+                problem = f"{target} cannot store its codes ({tensor.scheme}): {tensor.obstacle}"
+                raise UsageError(problem, place=[printable(name)])
+            tensors.append(tensor.decided)
         elif scheme is None:
             tensors.append(Kept(info=floats[name], reason="target"))
         else:

@@ -47,10 +47,11 @@ def open_source(path: str, variant: str | None = None) -> Source:
 def _by_content(file: InputFile, name: str) -> Source:
     """The source in a file whose name does not tell. A pickle under the name of a safetensors file is not read: that
     name promises a file without one."""
-    from quantcli.stores.gguf import GgufFile, is_gguf
+    from quantcli.stores.gguf import is_gguf
+    from quantcli.stores.gguf_shards import open_gguf
     from quantcli.stores.safetensors import SafetensorsFile
     from quantcli.stores.torch_file import TorchFile, is_torch
 
     if name.endswith(".gguf") or is_gguf(file):
-        return GgufFile(file)
+        return open_gguf(file)
     return TorchFile(file) if not name.endswith(".safetensors") and is_torch(file) else SafetensorsFile(file)

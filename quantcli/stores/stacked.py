@@ -11,18 +11,17 @@ result, never on the size of the stored tensor.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 
 from quantcli.dtypes import DTYPES
 from quantcli.metrics import NOTHING
 from quantcli.stores.derived import Computed
+from quantcli.stores.latest import Latest
 from quantcli.stores.source import Earlier, Source
 from quantcli.tensors.info import TensorInfo
 
@@ -61,26 +60,13 @@ class Matrix:
         return self.width > 0
 
 
-class _Band:
-    """Columns of a stored matrix as rows, once they are read."""
-
-    __slots__ = ("__weakref__", "lock", "values")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.values: NDArray[Any] | None = None
-
-
 class Bands:
-    """The bands of transposed matrices of a source that are in use: each thread holds the one it read from last. Each
-    is read once, by the thread that needs it first; others wait for it."""
+    """The bands of transposed matrices of a source that are in use."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self._size = DECODED if source.decoded_from else BAND
-        self._known: WeakValueDictionary[tuple[str, int, int], _Band] = WeakValueDictionary()
-        self._lock = threading.Lock()
-        self._own = threading.local()
+        self._latest: Latest[NDArray[Any]] = Latest()
 
     def height(self, cols: int, size: int) -> int:
         """Rows of a band of so many elements of `size` bytes."""
@@ -88,16 +74,7 @@ class Bands:
 
     def band(self, key: tuple[str, int, int], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """A band by tensor, element and column."""
-        with self._lock:
-            found = self._known.get(key)
-            if found is None:
-                self._own.band = None  # before another one is read, not after
-                found = self._known[key] = _Band()
-            self._own.band = found
-        with found.lock:
-            if found.values is None:
-                found.values = make()
-            return found.values
+        return self._latest.take(key, make)
 
 
 def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix]) -> Computed:
@@ -119,7 +96,15 @@ def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix]) -> Compu
             done += count
 
     parts = tuple(dict.fromkeys(matrix.name for matrix in matrices))
-    return Computed(info=info, home=parts[0], fill=fill, parts=parts, earlier=_earlier(bands.source, parts, info))
+    plain = not any(matrix.transposed for matrix in matrices)
+    return Computed(
+        info=info,
+        home=parts[0],
+        fill=fill,
+        parts=parts,
+        earlier=_earlier(bands.source, parts, info),
+        runs=tuple((m.name, m.first, m.rows * m.cols) for m in matrices) if plain else (),
+    )
 
 
 def _earlier(source: Source, parts: Sequence[str], info: TensorInfo) -> Earlier | None:

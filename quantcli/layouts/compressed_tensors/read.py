@@ -10,7 +10,7 @@ from typing import Any
 
 from quantcli.errors import printable
 from quantcli.layouts import bytewise
-from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, stated_shape, words_of
+from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, held, stated_shape, words_of
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import FLOATS, part, scheme_name, small_float_weight, wrong
@@ -277,6 +277,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
         unit=1,
         decode=partial(decode_packed, stored) if packed else partial(bytewise.decode, _bytes(stored)),
         dtype=stored.scale.dtype,
+        held=partial(held, stored) if packed else partial(bytewise.held, _bytes(stored)),
     )
 
 
