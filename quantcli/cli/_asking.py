@@ -46,6 +46,12 @@ symmetric = _help.option(
 """--symmetric and --asymmetric."""
 
 schemes = _help.options(
+    _help.option(
+        "--scheme",
+        metavar="NAME",
+        group="Common",
+        help="A scheme by name: W4A16, W8A8, FP8_DYNAMIC, FP8_BLOCK, NVFP4A16, MXFP4 and others; see formats.",
+    ),
     _help.option("--bits", type=int, metavar="N", help="Bits per code, 1 to 16.", show_default="4", group="Common"),
     _help.option(
         "--group-size",
@@ -300,6 +306,11 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     where = {name: asked[name] for name in ("granularity", "group_size", "axis")}
     is_given = any(value is not None for value in where.values())
     fields: dict[str, Any] = granularity(**where) if is_given else {}
+    if asked["scheme"] is not None:
+        from quantcli.planning.named import named
+        from quantcli.planning.recipe import over
+
+        fields = over(named(asked["scheme"], "--scheme"), fields)
     for option, name in (
         ("bits", "bits"),
         ("symmetric", "symmetric"),

@@ -15,7 +15,7 @@ from quantcli import asking, registry
 from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
 from quantcli.errors import UsageError, printable
-from quantcli.scheme import AUTO, Scheme
+from quantcli.scheme import AUTO, PUBLISHED, Scheme
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
@@ -120,8 +120,9 @@ class Accepts:
     """The schemes a target can store.
 
     groups: every group size must be a multiple of one of these, None for any. granularities: those supported.
-    symmetric, zero_points: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have, None for
-    all.
+    symmetric, zero_points, storage: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have,
+    None for all. activations: those a configuration may ask for. others: further schemes that it can store; of storages
+    of one byte, groups have just one of the sizes.
 
     >>> Accepts(bits=(4,), groups=(32, 64)).describe()
     'int of 4 bits, symmetric or asymmetric, in groups of a multiple of 32, per channel or per tensor'
@@ -134,9 +135,17 @@ class Accepts:
     symmetric: tuple[bool, ...] = (True, False)
     zero_points: tuple[str, ...] = ("int",)
     asymmetric_bits: tuple[int, ...] | None = None
+    storage: str = "plain"
+    activations: tuple[str, ...] = ("none",)
+    others: tuple[Accepts, ...] = ()
 
     def describe(self) -> str:
         """The schemes in words."""
+        return "; ".join([self._described(), *(other.describe() for other in self.others)])
+
+    def _described(self) -> str:
+        if self.storage != "plain":
+            return _listed([self._published(form) for form in self.formats])
         parts = [f"{' or '.join(self.formats)} of {_listed(self.bits)} bits"]
         if self.formats == ("int",):
             kinds = ["symmetric"] if True in self.symmetric else []
@@ -147,17 +156,37 @@ class Accepts:
         where = []
         if "group" in self.granularities:
             where.append("in groups" + (f" of a multiple of {min(self.groups)}" if self.groups else ""))
-        where += [f"per {g}" for g in self.granularities if g != "group"]
+        where += ["in blocks"] if "block" in self.granularities else []
+        where += [f"per {g}" for g in self.granularities if g not in ("group", "block")]
         return ", ".join([*parts, _listed(where)])
+
+    def _published(self, form: str) -> str:
+        return PUBLISHED[form, self.storage, "group", (self.groups or (0,))[0]]
 
     def obstacle(self, scheme: Scheme) -> str | None:
         """The property of a scheme that the target cannot store; None when it can store the scheme."""
+        found = [kind._obstacle(scheme) for kind in (self, *self.others)]
+        if None in found:
+            return None
+        like = [why for kind, why in zip((self, *self.others), found) if scheme.format in kind.formats]
+        stored = [
+            why for kind, why in zip((self, *self.others), found)
+            if scheme.format in kind.formats and kind.storage == scheme.storage
+        ]  # fmt: skip
+        return [*stored, *like, *found][0]
+
+    def _obstacle(self, scheme: Scheme) -> str | None:
         if scheme.format not in self.formats:
             return f"the format {scheme.format}"
+        if scheme.storage != self.storage:
+            stored = {"plain": "scales that are floats", "e8m0": "scales that are powers of two", "e4m3": "E4M3 scales"}
+            return f"{scheme.format} with {stored[scheme.storage]}"
+        if scheme.activations not in self.activations:
+            return f"inputs quantized to {scheme.activations}"
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:
-            return f"one scale per {scheme.granularity}"
+            return f"one scale per {scheme.granularity}" if scheme.granularity != "group" else "groups"
         if scheme.granularity == "channel" and scheme.axis != 0:
             return f"channels of axis {scheme.axis}"
         if scheme.symmetric not in self.symmetric:
@@ -171,6 +200,8 @@ class Accepts:
         return None
 
     def _holds(self, group: int) -> bool:
+        if self.storage != "plain":
+            return self.groups is None or group in self.groups
         return self.groups is None or any(group % g == 0 for g in self.groups)
 
     def _asymmetric(self, bits: int) -> bool:
@@ -248,9 +279,9 @@ class Writer:
     experts of a layer, in a model of these types; None as they are stored, a text why it takes none that are quantized.
     scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are requested.
     extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
-    keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
-    schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
-    report reads what was written, before that has its name.
+    keeps_document: whether its files are native files too, documents(tensors): where all these are what native files
+    hold. mixes: whether weights of one model may have several schemes; tied: a pattern of those that must share one,
+    where a model has stacked experts. read_back: whether the report reads what was written, before that has its name.
     """
 
     summary: str
@@ -269,6 +300,7 @@ class Writer:
     extension: str = ""
     two_files: bool = False
     keeps_document: bool = False
+    documents: Callable[[Sequence[Weight]], bool] = lambda tensors: True
     mixes: bool = True
     tied: str | None = None
     read_back: bool = True

@@ -148,6 +148,7 @@ class Export:
 def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
     """The model that is written. Raises UsageError for codes that no other layout has."""
     floats = {info.name: info for info in decoded(model, wanted).infos()}
+    export = named(target)
     tensors: list[Decided] = []
     for name, tensor in model.items():
         scheme = wanted.get(name)
@@ -165,7 +166,7 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
         to=target,
         beside=model.source.beside,
         container=container,
-        document="kept" if not wanted and named(target).keeps_document else "none",
+        document="kept" if not wanted and export.keeps_document and export.documents(tensors) else "none",
     )
 
 
