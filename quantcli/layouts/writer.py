@@ -283,8 +283,8 @@ class Writer:
     scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are requested.
     extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
     keeps_document: whether its files are native files too; documents(tensors): where all these are what native files
-    hold. mixes: whether weights of one model may have several schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
-    report reads what was written, before that has its name.
+    hold. mixes: whether weights of one model may have several schemes; tied: a pattern of those that must share one,
+    where a model has stacked experts. read_back: whether the report reads what was written, before that has its name.
     """
 
     summary: str
