@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.asking import given
 from quantcli.errors import UsageError
-from quantcli.experts import arranged
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job, pipeline
 from quantcli.models import open_model, under_one_name
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
-from quantcli.planning.order import Order, named_by, order, target_of, with_usual
+from quantcli.planning.order import Order, aimed, named_by, order, with_usual
 from quantcli.reports import build
 from quantcli.stores import need_file, pipelines, signals
 
@@ -153,10 +152,10 @@ def quantize_file(
     with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
-        report, written = ready.run(threads=threads or default_threads(), progress=progress)
-        for line in written.notes:
+        done = ready.run(threads=threads or default_threads(), progress=progress)
+        for line in done.notes:
             say(line)
-        return report
+        return done.report
 
 
 def plan(
@@ -240,7 +239,7 @@ def _ready(
     resume: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None],
-) -> Iterator[job.Job | pipeline.PipelineJob]:
+) -> Iterator[job.Job]:
     """The run that is asked for, ready to begin."""
     path = fspath(src)
     name = None if dst is None else fspath(dst)
@@ -260,10 +259,9 @@ def _ready(
             yield ready
         return
     with float_source(path, replace(reading, to=asked.to), say=say) as source:
-        to, why = target_of(source, asked, folder=job.as_folder(source, name or "", None))
+        source, to, why = aimed(source, asked, folder=job.as_folder(source, name or "", None))
         if why:
             say(why)
-        source = arranged(source, to, container=asked.container)
         if to is not None:
             job.check_target(source, to, name, container=asked.container)
         request = job.request(source, asked, to, warn=say)

@@ -181,16 +181,16 @@ def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], in
 
 def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> str:
     """What makes the smallest file smaller, and else to ask for more."""
-    from quantcli.planning.keeping import TABLES
+    from quantcli.planning.reasons import ALL, TABLES, TABLES_TOO, VECTORS, which
 
     ways, kept = [], {t.reason for t in least.plan.tensors if t.scheme is None}
     native = "--to native " if to is not None else ""
-    if order.keep_embeddings and kept & {*TABLES}:
+    if order.keep_embeddings and kept & TABLES:
         ways.append("leave out --keep-embeddings")
-    elif kept & {"router", "small", "preset"} and (native or order.keep_defaults):
-        ways.append(f"quantize such tensors too with {native}--no-default-keep")
-    elif kept & {*TABLES} and (native or order.keep_embeddings is None):
-        ways.append(f"quantize such tensors too with {native}--no-keep-embeddings")
+    elif kept & which(lambda reason: ALL in reason.ways) - TABLES - VECTORS and (native or order.keep_defaults):
+        ways.append(f"quantize such tensors too with {native}{ALL}")
+    elif kept & TABLES and (native or order.keep_embeddings is None):
+        ways.append(f"quantize such tensors too with {native}{TABLES_TOO}")
     if min(b or 16 for b in budget.bits) > min(BITS) and not budget.scheme:
         ways.append("allow fewer --bits")
     return ", or ".join([*ways, "ask for more"])

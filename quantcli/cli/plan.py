@@ -45,10 +45,9 @@ def command(
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
     """
-    from quantcli.experts import arranged
     from quantcli.folders.output import nbytes_of
     from quantcli.planning import kinds, recipe_writing
-    from quantcli.planning.order import target_of
+    from quantcli.planning.order import aimed
     from quantcli.reports import planned
 
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting")), *reading.loras]
@@ -58,8 +57,7 @@ def command(
     budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     with _sources.float_source(src, replace(reading, to=order.to), console) as source:
-        to, _ = target_of(source, order, folder=source.folder is not None)
-        source = arranged(source, to, container=order.container)
+        source, to, _ = aimed(source, order, folder=source.folder is not None)
         _sources.inform_of(source, console)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)

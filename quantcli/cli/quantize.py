@@ -15,9 +15,7 @@ from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.floats import Reading
-    from quantcli.folders.job import Job
-    from quantcli.folders.pipeline import PipelineJob
-    from quantcli.passes.quantize import Written
+    from quantcli.folders.job import Job, Outcome
     from quantcli.reports.run import RunReport
 
 MUCH = 64 << 20
@@ -109,10 +107,9 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli.experts import arranged
     from quantcli.folders import job, pipeline
     from quantcli.planning import recipe_writing
-    from quantcli.planning.order import target_of
+    from quantcli.planning.order import aimed
     from quantcli.stores import pipelines
 
     order = _asking.order(asked, output=output)
@@ -145,9 +142,8 @@ def command(
         importance = order.importance or (order.recipe.importance or (None,))[0]
         read = [src, asked["recipe"], asked["codebook"], importance, *reading.loras]
         _check_saved(saved, named, read)
-        to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
+        source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
-        source = arranged(source, to, container=order.container)
         if budget is not None:
             request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
         else:
@@ -172,8 +168,6 @@ def command(
             dry_run=dry_run,
             read=[path for path in read[1:] if path is not None],
         )
-        if not dry_run and not console.quiet:
-            _print_held(single)
         report = _carried_out(single, run, console)
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
@@ -190,10 +184,12 @@ class Run:
     show_all: bool
 
 
-def _carried_out(ready: Job | PipelineJob, run: Run, console: options.Console) -> RunReport:
+def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     """The report on a run that is carried out, or on its plan."""
     from quantcli import kernels
 
+    if not run.dry_run and not console.quiet:
+        _print_held(ready)
     console.inform(*ready.notes)
     if run.dry_run:
         return ready.planned()
@@ -201,11 +197,11 @@ def _carried_out(ready: Job | PipelineJob, run: Run, console: options.Console) -
     if console.verbose:
         options.inform(f"{kernels.load().name} kernels, {count} threads")
     with console.bar(os.path.basename(ready.shown)) as bar, _naming_leftovers(ready.path):
-        report, written = ready.run(threads=count, progress=bar)
-    console.inform(*written.notes)
+        done = ready.run(threads=count, progress=bar)
+    console.inform(*done.notes)
     if console.verbose:
-        _print_details(written)
-    return report
+        _print_details(done)
+    return done.report
 
 
 def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Console) -> None:
@@ -234,12 +230,12 @@ def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object
         raise UsageError("a recipe is that of one model", place=["--save-recipe"], hint=hint)
 
 
-def _print_details(written: Written) -> None:
+def _print_details(done: Outcome) -> None:
     """Say what was copied, and why a folder has no quantization_config."""
-    if written.copied:
-        options.inform(f"copied {', '.join(written.copied)}")
-    if written.obstacle:
-        why = f"compressed-tensors does not support {written.obstacle}"
+    if done.copied:
+        options.inform(f"copied {', '.join(done.copied)}")
+    if done.obstacle:
+        why = f"compressed-tensors does not support {done.obstacle}"
         options.inform(f"config.json has no quantization_config: {why}")
 
 
@@ -268,7 +264,7 @@ def _print_held(ready: Job) -> None:
     from quantcli.passes import quantize
     from quantcli.terminal import size
 
-    held = quantize.held_whole(ready.source, ready.plan, ready.order.digest)
+    held = [t for p in ready.parts.values() for t in quantize.held_whole(p.source, p.plan, ready.order.digest)]
     largest = max(held, key=lambda t: t.info.nbytes, default=None)
     if largest is not None and largest.info.nbytes >= MUCH:
         why = "SHA-256" if ready.order.digest == "sha256" else "this method"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from quantcli.errors import DataError, UsageError
-from quantcli.folders import output, sidefiles
-from quantcli.folders.sidefiles import SideFiles
+from quantcli.folders import card, output, sidefiles, write
+from quantcli.folders.sidefiles import CARD, SideFiles
+from quantcli.folders.write import Planned
 from quantcli.layouts.config import stated
+from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
-from quantcli.passes import export, outputs
+from quantcli.passes import export, outputs, quantize
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
@@ -22,6 +25,7 @@ from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
 from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file
+from quantcli.tensors.decided import Decided, Kept
 
 Say = Callable[[str], None]
 
@@ -136,38 +140,43 @@ def options_of(order: Order, *, force: bool, threads: int, progress: Progress | 
     return Options(threads=threads, digest=order.digest, keep_nonfinite=keep, force=force, progress=progress)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """What becomes of a source: its plan, the model that is written, and what loaders of that will and will not do."""
-
-    plan: Plan
-    model: Outgoing
-    notes: tuple[str, ...]
-
-
 def planned(source: Source, order: Order, request: Request, *, folder: bool) -> Planned:
     """What becomes of a source. Raises UsageError and DataError for what cannot be done."""
     found = plan.make(source.infos(), request)
     model = outputs.planned(found, source, digest=order.digest)
     notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
-    return Planned(plan=found, model=model, notes=tuple(notes))
+    return Planned(source=source, request=request, plan=found, model=model, notes=tuple(notes))
+
+
+# ---- a run ------------------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What a run has done: the report, notes for whoever asked for it, the side files of a folder that were copied, and
+    why it has no quantization_config, if it has none."""
+
+    report: RunReport
+    notes: tuple[str, ...]
+    copied: tuple[str, ...] = ()
+    obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A run that may begin: all sizes are known, and all that can be refused is allowed.
 
-    src, shown: source and output as they are shown; path: the output's real path. notes: what loaders of the output
-    will and will not do.
+    parts: the models that are quantized, by their subfolders: a single one under an empty name, else components of a
+    pipeline. kept: components that are not quantized, and why, as far as their tensors are read. home: the folder they
+    are all in, None for a file. folder: whether the output is one. src, shown: source and output as they are shown;
+    path: the output's real path. notes: what loaders of the output will and will not do.
     """
 
-    source: Source
     order: Order
-    request: Request
-    plan: Plan
-    model: Outgoing
+    parts: Mapping[str, Planned]
+    kept: Mapping[str, tuple[Source, str]] = field(default_factory=dict)
     side: SideFiles
     src: str
+    home: str | None
     shown: str
     path: str
     folder: bool
@@ -175,51 +184,101 @@ class Job:
     force: bool
     resume: bool = False
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files of weights, exactly."""
-        return output.size_of_model(self.source, self.model, folder=self.folder, base=os.path.basename(self.path))
-
     def planned(self) -> RunReport:
         """The report on the plan."""
-        return self._report(Written(plan=self.plan, model=self.model, results={}, size=self.size), None)
+        base = os.path.basename(self.path)
+        written = {}
+        for name, part in self.parts.items():
+            size = output.size_of_model(part.source, part.model, folder=self.folder, base=base)
+            written[name] = Written(plan=part.plan, model=part.model, results={}, size=size)
+        return self._report(written, None)
 
-    def run(self, *, threads: int, progress: Progress | None) -> tuple[RunReport, Written]:
+    def run(self, *, threads: int, progress: Progress | None) -> Outcome:
         """Do it. Raises QuantcliError."""
         began = time.perf_counter()
         options = options_of(self.order, force=self.force, threads=threads, progress=progress)
-        written = output.write(
-            self.source,
-            self.plan,
-            self.model,
-            self.path,
-            options,
-            side=self.side,
-            folder=self.folder,
-            resumed=self.resume,
+        if not self.folder:
+            part = self.parts[""]
+            one = quantize.write(part.source, part.plan, part.model, self.path, options)
+            return Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
+        original, loading = card.beside(self.home, self.side), self._loading()
+        kept = [source for source, _ in self.kept.values()]
+        folder = write.quantized(
+            self.parts, self.path, options, src=self.src, side=self.side, others=kept, resumed=self.resume
         )
-        return self._report(written, time.perf_counter() - began), written
+        with folder as filled:
+            report = self._report(filled.written, time.perf_counter() - began)
+            if self.home is not None:
+                filled.out.write(CARD, self._card(report, filled.written, original, loading))
+        copied = tuple(f.name for f in self.side.copied)
+        alone = filled.written.get("")
+        return Outcome(report, filled.notes, copied, alone.obstacle if alone is not None else "")
 
-    def _report(self, written: Written, seconds: float | None) -> RunReport:
+    def _report(self, written: Mapping[str, Written], seconds: float | None) -> RunReport:
+        tensors, results, sizes = list[Decided](), dict[str, Result](), dict[str, int]()
+        for name, one in written.items():
+            folder = f"{name}/" if name else ""
+            for tensor in one.plan.tensors:
+                own = folder + tensor.info.name
+                tensors.append(replace(tensor, info=replace(tensor.info, name=own)) if folder else tensor)
+                sizes[own] = one.model.nbytes(tensor.info.name)
+            results |= {folder + n: result for n, result in one.results.items()}
+        for name, (source, why) in self.kept.items():
+            for info in source.infos():
+                tensors.append(Kept(info=replace(info, name=f"{name}/{info.name}"), reason="component", note=why))
+                sizes[tensors[-1].info.name] = info.nbytes
+        kept = sum(source.share for source, _ in self.kept.values())
         found = build.of_plan(
-            written.plan.tensors,
-            written.results,
-            written.model.nbytes,
+            tensors,
+            results,
+            sizes.__getitem__,
             command="plan" if seconds is None else "quantize",
             source=self.src,
             output=self.shown,
-            bytes_in=sum(f.size for f in self.source.files()),
-            bytes_out=written.size,
+            bytes_in=sum(part.source.share for part in self.parts.values()) + kept,
+            bytes_out=sum(one.size for one in written.values()) + kept,
             seconds=seconds,
-            request=self.request,
+            request=self.parts[""].request if "" in self.parts else None,
         )
-        found = build.with_source(found, self.source)
+        for name, part in self.parts.items():
+            found = build.with_source(found, part.source, name)
+        told = [write.prefixed(n, line) for n, part in self.parts.items() for line in part.source.warnings]
+        presets = [write.prefixed(n, p.request.preset) for n, p in self.parts.items() if p.request.preset]
         return replace(
             found,
-            preset=self.request.preset,
-            warnings=[*self.source.warnings, *self.side.warnings(), *found.warnings],
+            preset="; ".join(presets),
+            warnings=[*told, *self.side.warnings(), *found.warnings],
             files=self.side.report(),
         )
+
+    def _loading(self) -> list[str] | None:
+        """How the output is loaded, for the model card; None for what holds for transformers."""
+        if "" not in self.parts:
+            return [f"- `{name}`: {_loader(part.model)}" for name, part in self.parts.items()]
+        model = stated(self.parts[""].source.beside)
+        return [card.OWN_LAYOUT] if model is not None and model.library == "diffusers" else None
+
+    def _card(
+        self, report: RunReport, written: Mapping[str, Written], original: bytes | None, loading: list[str] | None
+    ) -> bytes:
+        """The model card, with the original one in it."""
+        alone = written.get("")
+        text = card.card(
+            report,
+            alone.plan if alone is not None else Plan(tuple(t for one in written.values() for t in one.plan.tensors)),
+            settings=self.order.settings,
+            obstacle=alone.obstacle if alone is not None else "",
+            origin=card.hub_name(self.home or ""),
+            side=self.side,
+            original=original,
+            loading=loading,
+        )
+        return write.with_loading(text, alone.model) if alone is not None else text
+
+
+def _loader(model: Outgoing) -> str:
+    """How a component of the output is loaded."""
+    return card.OWN_LAYOUT if model.to is None else f"{model.to}, {named(model.to).summary}"
 
 
 def prepare(
@@ -248,13 +307,11 @@ def prepare(
         raise error.within(src) from None
     side = sidefiles.of(source, os.path.realpath(real), folder=folder)
     return Job(
-        source=source,
         order=order,
-        request=request,
-        plan=found.plan,
-        model=found.model,
+        parts={"": found},
         side=side,
         src=src,
+        home=source.folder,
         shown=shown,
         path=real,
         folder=folder,

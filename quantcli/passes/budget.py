@@ -25,8 +25,8 @@ from quantcli.passes.tiles import Progress
 from quantcli.patterns import matching, tied
 from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, allocate, smallest
-from quantcli.planning.keeping import FREE
 from quantcli.planning.plan import Plan, Request, make, quantized
+from quantcli.planning.reasons import REASONS
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
@@ -169,7 +169,7 @@ def _with(source: Source, request: Request, scheme: Scheme) -> Plan:
 
 def _free(plans: Sequence[Decided]) -> Decided | None:
     """The plan of a tensor under the first candidate that may quantize it; None where there is nothing to choose."""
-    return next((t for t in plans if t.scheme is not None and t.reason in FREE), None)
+    return next((t for t in plans if t.scheme is not None and REASONS[t.reason].free), None)
 
 
 def _kept(members: Sequence[Decided], other: Choice) -> Choice:

@@ -53,14 +53,13 @@ class Options:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """An output that was written: the plan as it turned out, the model it leads to, what is known of each tensor, and
-    bytes of all its weights; for a folder the side files that were copied, why it has no quantization_config, if it
-    has none, and what else whoever asked for it must know."""
+    bytes of all its weights; for a folder why it has no quantization_config, if it has none, and what else whoever
+    asked for it must know."""
 
     plan: Plan
     model: Outgoing
     results: Mapping[str, Result]
     size: int
-    copied: tuple[str, ...] = ()
     obstacle: str = ""
     notes: tuple[str, ...] = ()
 

@@ -14,7 +14,8 @@ from quantcli.layouts.native import parts as native
 from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
-from quantcli.planning.keeping import NAMED, SMALL, TABLES, VECTORS, embeddings_alone, why_kept
+from quantcli.planning.keeping import embeddings_alone, why_kept
+from quantcli.planning.reasons import ALL, NAMED, SMALL, TABLES, VECTORS, which
 from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit, signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
@@ -239,7 +240,7 @@ def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, s
         tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
         return {name: None if name in tables else reason for name, reason in reasons.items()}, True
     if all(reason is not None for reason in reasons.values()):
-        light = {"one-dimensional", "small"}
+        light = which(lambda reason: reason.light)
         if not any(r in NAMED for r in reasons.values()):
             reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
     return reasons, False
@@ -339,14 +340,12 @@ def check(plan: Plan) -> None:
         for t in plan.tensors:
             count[t.reason] = count.get(t.reason, 0) + 1
         why = ", ".join(f"{n} {reason}" for reason, n in count.items())
-        listed = set(count) & {*NAMED, "small"}
+        listed = which(lambda reason: ALL in reason.ways) & set(count)
         unsaid = next((f"{printable(t.info.name)}: {t.note}" for t in plan.tensors if t.reason == "target"), None)
         if unsaid is not None:
             unsaid += "; --to native writes quantcli's own layout, which no such loader reads"
         hint = unsaid or (
-            "--no-default-keep quantizes every float tensor of two or more dimensions"
-            if listed
-            else "no tensor can be quantized"
+            f"{ALL} quantizes every float tensor of two or more dimensions" if listed else "no tensor can be quantized"
         )
         if any(t.info.dtype in signals.DIVISORS for t in plan.tensors if t.reason == "not-float"):
             hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
