@@ -16,6 +16,7 @@ from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import AUTO, Scheme
+from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
@@ -210,6 +211,11 @@ def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None
     """Nothing: experts stay as they are stored."""
 
 
+def as_they_are(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str, Sequence[Rebuilt]]:
+    """Nothing: all tensors are wanted in the form in which they are stored."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
     """The writer of a layout that other tools load.
@@ -225,11 +231,12 @@ class Writer:
     embedding or output head (kind `embedding`, `lm-head`, or `tied` for an embedding that is the head too) in a model
     of this scheme, as the target's own tools have it; None where they keep it. experts(layer, types, architecture): how
     its loader wants the experts of a layer, in a model of these types; None as they are stored, a text why it takes
-    none that are quantized. scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless
-    others are requested. extension: of a target that is always one file, with its dot; two_files: whether it may need a
-    second one. keeps_document: whether its files are native files too. mixes: whether weights of one model may have
-    several schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether
-    the report reads what was written, before that has its name.
+    none that are quantized. rebuilt(infos, config): tensors that its loader wants in another form, by name, and what
+    takes their place. scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others
+    are requested. extension: of a target that is always one file, with its dot; two_files: whether it may need a second
+    one. keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
+    schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
+    report reads what was written, before that has its name.
     """
 
     summary: str
@@ -242,6 +249,7 @@ class Writer:
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
     experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = as_stored
+    rebuilt: Callable[[Sequence[TensorInfo], Mapping[str, Any]], Mapping[str, Sequence[Rebuilt]]] = as_they_are
     scale_dtype: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
     extension: str = ""

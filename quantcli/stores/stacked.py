@@ -61,6 +61,15 @@ class Matrix:
         return self.width > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A tensor that takes the place of a stored one: its name, its shape, and the matrices it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    matrices: tuple[Matrix, ...]
+
+
 class _Band:
     """Columns of a stored matrix as rows, once they are read."""
 
