@@ -469,6 +469,13 @@ def test_words_of_bytes(tmp_path: Path) -> None:
     lay_out(found.keys, [GgufTensor("t", "F32", (1,))])
 
 
+def falcon(behavior: str = "Contiguous") -> dict[str, Any]:
+    """How Falcon splits text."""
+    threes = {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False}
+    steps = [{"type": "Punctuation", "behavior": behavior}, BYTE_LEVEL, {"type": "Digits"}, threes]
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
 @pytest.mark.parametrize(
     ("pre", "normalizer", "ignore", "name"),
     [
@@ -483,7 +490,9 @@ def test_words_of_bytes(tmp_path: Path) -> None:
         ),
         (split(ENGLISH + r"\p{N}|" + TAIL), None, True, None),
         (split(ENGLISH + r"\p{N}{1,2}|" + TAIL), None, False, None),
-        (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), {"type": "NFC"}, True, None),
+        (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), {"type": "NFC"}, True, "llama-bpe"),
+        (falcon(), None, False, "falcon"),
+        (falcon(behavior="Isolated"), None, False, None),
         (split(ENGLISH + r"\p{N}|" + TAIL), {"type": "Lowercase"}, False, None),
         ({**BYTE_LEVEL, "add_prefix_space": True}, None, False, None),
         ({"type": "Whitespace"}, None, False, None),
@@ -495,6 +504,8 @@ def test_how_text_is_cut(pre: Any, normalizer: Any, ignore: bool, name: str | No
     tokenizer["model"]["ignore_merges"] = ignore
     found = words_of(tmp_path, tokenizer)
     assert found.keys.get("tokenizer.ggml.pre") == name
+    composed = name is not None and name != "qwen2" and normalizer is not None
+    assert ("does not compose characters" in found.note) == composed
     if name is None:
         assert found.keys == {"tokenizer.ggml.model": "no_vocab"} and found.obstacle.startswith("tokenizer.json: it")
 
@@ -525,10 +536,42 @@ def without_a_byte() -> dict[str, Any]:
     return tokenizer
 
 
+def bert(**normal: Any) -> dict[str, Any]:
+    """A tokenizer of BERT's."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "cd"]
+    usual = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True}
+    return {
+        "model": {
+            "type": "WordPiece",
+            "vocab": {word: i for i, word in enumerate(words)},
+            "continuing_subword_prefix": "##",
+            "unk_token": "[UNK]",
+        },
+        "added_tokens": [{"id": i, "content": word, "special": True} for i, word in enumerate(words[:5])],
+        "normalizer": usual | normal,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "[SEP]"}}],
+        },
+    }
+
+
+def test_word_pieces_are_marked_where_words_begin(tmp_path: Path) -> None:
+    found = words_of(tmp_path, bert(), size=9)
+    keys = {name.removeprefix("tokenizer.ggml."): value for name, value in found.keys.items()}
+    assert keys["model"] == "bert" and found.obstacle == ""
+    assert keys["tokens"] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\u2581a", "b", "\u2581cd", "[PAD8]"]
+    assert [keys[f"{n}_token_id"] for n in ("bos", "cls", "eos", "seperator", "mask")] == [2, 2, 3, 3, 4]
+    assert keys["add_bos_token"] and keys["add_sep_token"] and not keys["add_eos_token"]
+    for odd in ({"lowercase": False}, {"strip_accents": False}, {"type": "Lowercase"}):
+        assert words_of(tmp_path, bert(**odd)).keys == {"tokenizer.ggml.model": "no_vocab"}
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "size", "why"),
     [
-        (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE"),
+        (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE or WordPiece"),
         (byte_tokenizer(), 7, "token id 7 is beyond the 7 rows of the embedding"),
         (piece_tokenizer(normalizer=None), 264, "its way of treating spaces is not supported"),
         (without_a_byte(), 264, "not every byte has a token"),

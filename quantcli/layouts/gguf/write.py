@@ -305,6 +305,9 @@ def _model(tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any
     special = {key: value for key, value in config.items() if key.endswith("_token_id")}
     found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
     notes = [*model.notes, *([found.note] if found.note else [])]
+    if found.obstacle and beside("tokenizer.json") is not None:
+        hint = "move tokenizer.json away for a model that llama.cpp runs on token ids only"
+        raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
     if changed:
