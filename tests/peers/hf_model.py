@@ -86,6 +86,9 @@ CASES = {
     "gpt2": ("GPT2", GPT2),
     "gptneox": ("GPTNeoX", BERT),
     "bert": ("Bert", BERT),
+    "nomic": ("NomicBert", BERT),
+    "deepseek3-yarn": ("DeepseekV3", MLA | {"n_group": 1, "topk_group": 1, "rope_parameters": YARN | {
+        "mscale": 1.0, "mscale_all_dim": 1.0}}),
     "deepseek2": ("DeepseekV2", MLA | {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "head_dim": 16}),
     "deepseek3": ("DeepseekV3", MLA | {"n_group": 2, "topk_group": 1, "norm_topk_prob": True}),
     "gpt-oss": ("GptOss", SMALL | {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
@@ -102,7 +105,9 @@ def make(family: str, folder: str, dtype: str = "float32") -> None:
     torch.manual_seed(0)
     stem, settings = CASES[family]
     config = getattr(transformers, OTHERWISE.get(stem, f"{stem}Config"))(**settings)
-    kind = {"Bert": "BertModel", "GPT2": "GPT2LMHeadModel"}.get(stem, f"{stem}ForCausalLM")
+    kind = {"Bert": "BertModel", "NomicBert": "NomicBertModel", "GPT2": "GPT2LMHeadModel"}.get(
+        stem, f"{stem}ForCausalLM"
+    )
     made = getattr(transformers, kind)(config)
     with torch.no_grad():  # transformers starts biases at 0 and norms at 1, which would hide mistakes
         for name, weight in made.named_parameters():
