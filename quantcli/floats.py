@@ -17,7 +17,8 @@ from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
-from quantcli.models import Model, View, left_out, of_checkpoint
+from quantcli.models import Model, View, left_out
+from quantcli.naming import of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, VersionError
-from quantcli.models import open_model, under_one_name
+from quantcli.models import open_model
+from quantcli.naming import under_one_name
 from quantcli.passes import verify
 from quantcli.passes.findings import Finding, Verified
 from quantcli.planning.importance import load
