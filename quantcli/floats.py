@@ -17,7 +17,8 @@ from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
-from quantcli.models import Model, View, of_checkpoint
+from quantcli.models import Model, View, left_out
+from quantcli.naming import of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
@@ -179,7 +180,8 @@ def decoded(source: Source, views: Mapping[str, View], dtypes: Mapping[str, str]
     """Tensors of a source as floats. dtypes: of tensors that are to have another one than their own."""
     tensors = [_computed(source, view, (dtypes or {}).get(name)) for name, view in views.items()]
     codes = [view for view in views.values() if view.scheme is not None]
-    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes))
+    warnings = [*source.warnings, *left_out(codes)]
+    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes), warnings=warnings)
 
 
 def _computed(source: Source, view: View, dtype: str | None) -> Computed:
@@ -201,6 +203,7 @@ def _computed(source: Source, view: View, dtype: str | None) -> Computed:
         fill=by_elements(wanted, values, view.step),
         parts=tuple(part.name for part in view.parts),
         earlier=Earlier(view.scheme, cost) if view.scheme is not None else None,
+        turned=view.turned if wanted == view.info.dtype else None,
     )
 
 

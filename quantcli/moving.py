@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.asking import Scheme
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.experts import arranged
 from quantcli.floats import decoded, named_for
 from quantcli.layouts.config import json_beside, model_dtype
@@ -26,7 +26,7 @@ from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held, is_published
 from quantcli.layouts.writer import Codes, Raw
-from quantcli.models import Model, View, view_of
+from quantcli.models import Model, View, left_out, view_of
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
@@ -138,11 +138,7 @@ def _found(views: Mapping[str, View], floats: Source, source: Source, notes: Seq
         dtype=model_dtype(json_beside(source.beside, "config.json") or {}, "F32"),
     )
     tensors = {info.name: making.tensor(info) for info in making.source.infos()}
-    unused = [part.name for view in views.values() for part in view.unused]
-    said = [*notes, *([source.arranged] if source.arranged else [])]
-    if unused:
-        more = f" and {len(unused) - 1} more" if unused[1:] else ""
-        said.append(f"scales of activations and caches stay behind: {printable(unused[0], 200)}{more}")
+    said = [*notes, *([source.arranged] if source.arranged else []), *left_out(views.values())]
     return Movable(making.source, tensors, tuple(said))
 
 

@@ -264,7 +264,8 @@ def _of_another_tool(
 ) -> RunReport:
     """The report on a file that another tool quantized."""
     from quantcli.layouts import origins
-    from quantcli.models import open_model, under_one_name
+    from quantcli.models import open_model
+    from quantcli.naming import under_one_name
     from quantcli.passes import compare
     from quantcli.reports import build
     from quantcli.stores import need_file

@@ -103,7 +103,7 @@ def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
         return general
     if not isinstance(own, dict):
         raise DataError("it is not an object", place=["config.json", printable(path)])
-    return {**general, **own}
+    return {"mode": "affine", **own}  # mlx takes nothing from the others: mlx-lm's gpt-oss has 8 bits beside MXFP4
 
 
 def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: int) -> tuple[int, int]:

@@ -75,7 +75,9 @@ class Found:
     groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
     F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
     scales of activations and of caches. held(read): its codes, where other layouts have such codes; a text says why
-    they do not. Raises DataError.
+    they do not. turned(read, first, last, step): of a weight that is stored with its last two axes exchanged, every
+    step-th row of that, from first to last. Raises DataError. outputs_first: of a matrix that nodes multiply with,
+    whether its shape is [out, in] and not [in, out]; None where nothing tells.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Found:
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
     held: Callable[[Read], Held | str] | None = None
+    turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
+    outputs_first: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,3 +210,13 @@ def test_a_network_of_convolutions(here: None) -> None:
     ran = run("quantize", source, "--to", "native", "-o", "out", "--json")
     assert [t["reason"] for t in ran.json["tensors"]].count("preset") == 2
     assert ran.json["preset"] == "cnn"
+
+
+def test_a_preset_that_is_not_chosen_is_said() -> None:
+    """Expressions of presets are slow on names as long as these, which no model of transformers has."""
+    long = "m." + "a" * 600 + ".weight"
+    source = folder("long", {"model_type": "qwen3_vl", "architectures": [GENERATES]}, ["visual.q.weight", long])
+    said = "no preset is chosen, because the name m.aaa"
+    ran = run("quantize", source, "--dry-run", "--json")
+    assert said in ran.err and "has 609 characters, more than 512; --recipe llm takes" in ran.err
+    assert ran.json["preset"] == "" and said not in run("quantize", source, "--dry-run", "--recipe", "llm").err

@@ -50,7 +50,7 @@ WRITES = Writer(
     convert=convert,
     container=container,
     in_graph=InGraph(
-        transposed=rewrite.transposed, suited=rewrite.suited, obstacle=rewrite.obstacle, convert=rewrite.convert
+        matrices=rewrite.matrices, suited=rewrite.suited, obstacle=rewrite.obstacle, convert=rewrite.convert
     ),
     tables=lambda info, kind, scheme, model: scheme,
     read_back=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,13 +27,13 @@ LIMIT = (1 << 31) - (1 << 20)
 _CHUNK = 1 << 20
 
 
-def transposed(infos: Sequence[TensorInfo], graph: Graph) -> Collection[str]:
-    """The matrices of a model that are stored [in, out] and summed over their first axis."""
+def matrices(infos: Sequence[TensorInfo], graph: Graph) -> Mapping[str, bool]:
+    """The matrices of a model that nodes multiply with, and whether each is stored [out, in]."""
     known = roles(graph)
     return {
-        info.name
+        info.name: not known[info.name].turned
         for info in infos
-        if len(info.shape) == 2 and info.name in known and known[info.name].turned and info.dtype in forms.SCALES
+        if len(info.shape) == 2 and info.dtype in forms.SCALES and info.name in known and known[info.name].multiplied
     }
 
 
@@ -144,7 +144,7 @@ def _notes(graph: Graph, weights: Mapping[str, tuple[Stored, Role]]) -> list[str
 
 def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
     """The model with its weights quantized; nothing else in it changes."""
-    known, shapes = roles(graph), transposed([t.info for t in tensors], graph)
+    known, outputs_first = roles(graph), matrices([t.info for t in tensors], graph)
     weights = {
         t.info.name: (forms.stored(t, known[t.info.name]), known[t.info.name]) for t in tensors if t.scheme is not None
     }
@@ -154,6 +154,6 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
         if tensor.scheme is not None:
             jobs[name] = weights[name][0].job
         else:
-            jobs[name] = _turned_back(tensor.info) if name in shapes else plain(tensor.info)
+            jobs[name] = plain(tensor.info) if outputs_first.get(name, True) else _turned_back(tensor.info)
             kept[name] = tensor.info.nbytes
     return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(graph, weights))
