@@ -14,7 +14,6 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
-from quantcli.experts import as_in
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
@@ -296,46 +295,10 @@ _TURNED = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.(?:weight|bias)")
 def of_checkpoint(model: Model) -> Mapping[str, View]:
     """The tensors of a model under the names of the checkpoint it was made from: for a GGUF of a known architecture,
     with its rows back in order; for anything else as they are."""
-    return _renamed(model) if _architecture(model) is not None else model
+    return _renamed(model) if llama_cpp_architecture(model) is not None else model
 
 
-def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
-
-    Names are mapped where none is in both, and one side is a GGUF of a known architecture and the other is not. Experts
-    of a float model are arranged as they are in the other one.
-    """
-    ours, theirs, note = _under_names(a, b)
-    notes = [note] if note else []
-    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
-        if model.source.kind == "gguf" or any(view.scheme is not None for view in own.values()):
-            continue
-        found = as_in(model.source, other)
-        if found is None:
-            continue
-        notes.append(f"{model.path}: {found.arranged}")
-        views = Model(native.Model(found), model.path)
-        ours, theirs = (views, theirs) if model is a else (ours, views)
-    return ours, theirs, "; ".join(notes)
-
-
-def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The same, but for experts."""
-    sides = [model.source.kind == "gguf" for model in (a, b)]
-    if a.keys() & b.keys() or sides[0] == sides[1]:
-        return a, b, ""
-    gguf = a if sides[0] else b
-    architecture = _architecture(gguf)
-    if architecture is None:
-        return a, b, ""
-    from quantcli.layouts.gguf.names import ARCHITECTURES
-
-    order = ", and rows of attn_q and attn_k are reordered" if ARCHITECTURES[architecture] else ""
-    note = f"{gguf.path}: names of llama.cpp ({architecture}) are mapped to those of the checkpoint{order}"
-    return (_renamed(a), b, note) if sides[0] else (a, _renamed(b), note)
-
-
-def _architecture(model: Model) -> str | None:
+def llama_cpp_architecture(model: Model) -> str | None:
     """llama.cpp's architecture of a GGUF whose names can be mapped to a checkpoint's; None for anything else."""
     if model.source.kind != "gguf":
         return None
@@ -349,7 +312,7 @@ def _renamed(model: Model) -> dict[str, View]:
     """The tensors of a GGUF under the names of a checkpoint; those without one keep their own."""
     from quantcli.layouts.gguf.names import ARCHITECTURES, hf_name
 
-    architecture, found = str(_architecture(model)), {}
+    architecture, found = str(llama_cpp_architecture(model)), {}
     for name, view in model.items():
         turned = _TURNED.fullmatch(name)
         if turned and ARCHITECTURES[architecture]:
