@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 BAND = 1 << 21
 """Bytes of the codes of a band."""
 
+MOVED = 1 << 22
+"""The same where codes are moved, and nothing is decoded: half as many reads, each twice as long."""
+
 STRIP = 512
 """Rows of what is stored that are put in order at a time: they stay in the cache."""
 
@@ -99,16 +102,22 @@ def decode(
 
 
 def _among(
-    bands: Bands, name: str, span: tuple[int, int], shape: tuple[int, int], bits: int, make: Callable[[int, int], Rows]
+    bands: Bands,
+    name: str,
+    span: tuple[int, int],
+    shape: tuple[int, int],
+    bits: int,
+    make: Callable[[int, int], Rows],
+    size: int = BAND,
 ) -> Iterator[tuple[Rows, slice]]:
-    """The bands that some rows lie in, one after another, each with the rows in it."""
+    """The bands of this size that some rows lie in, one after another, each with the rows in it."""
     rows, cols = shape
-    height = max(BAND // row_bytes(cols, bits) // 32, 1) * 32
+    height = max(size // row_bytes(cols, bits) // 32, 1) * 32
     first, last = span
     for start in range(first // height * height, last, height):
         end = min(start + height, rows)
         own = slice(max(first - start, 0), min(last, end) - start)
-        yield bands.take((name, start), partial(make, start, end)), own
+        yield bands.take((name, start, height), partial(make, start, end)), own
 
 
 def held(
@@ -126,7 +135,7 @@ def held(
     any rows."""
 
     def packed(first: int, last: int) -> Bytes:
-        found = _among(bands, name, (first, last), shape, bits, make)
+        found = _among(bands, name, (first, last), shape, bits, make, MOVED)
         return np.concatenate([band.codes[own] for band, own in found])
 
     return Held(bits=bits, group=group, offsets="int", scale_dtype=scale_dtype, packed=packed, params=params)
