@@ -15,7 +15,7 @@ from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
-from quantcli.layouts.reader import is_published
+from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, of_checkpoint
 from quantcli.scheme import scale_dtype_of
@@ -181,4 +181,4 @@ def plain_metadata(source: Source) -> dict[str, str]:
     """The metadata of a file without what describes its codes."""
     if source.kind == "gguf":
         return {"format": "pt"}
-    return {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, evidence.COMFYUI)}
+    return {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, COMFYUI)}
