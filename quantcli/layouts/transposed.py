@@ -19,6 +19,7 @@ from quantcli.layouts.pieces import turned
 from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.stored import by_group, columns, float_columns
 from quantcli.stores.latest import Latest
+from quantcli.stores.pages import paged
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
     from quantcli.layouts.stored import Indices
 
-BAND = 1 << 21
+BAND = 3 << 19
 """Bytes of the codes of a band."""
 
 MOVED = 1 << 22
@@ -65,7 +66,8 @@ def strips(read: Read, info: TensorInfo, first: int, last: int) -> Iterator[tupl
 
 def as_rows(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
     """Columns first to last of a matrix as rows (last - first, rows of the matrix)."""
-    found = np.empty((last - first, info.shape[0]), f"<u{DTYPES[info.dtype].bits // 8}")
+    size = DTYPES[info.dtype].bits // 8
+    found = paged((last - first) * info.shape[0] * size).view(f"<u{size}").reshape(last - first, -1)
     for row, strip in strips(read, info, first, last):
         turned(strip, found[:, row : row + len(strip)])
     return found
