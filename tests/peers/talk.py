@@ -146,7 +146,8 @@ def main() -> None:
     for job in jobs:
         follow, logits = client(job["model"])
         found = [logits(row) for row in job["rows"]]
-        nats = [cross_entropy(values, row) for values, row in zip(found, job["rows"])]
+        written = [(values, row) for values, row in zip(found, job["rows"]) if max(row) < values.shape[1]]
+        nats = [cross_entropy(values, row) for values, row in written] or [0.0]
         texts = [follow(prompt, job["words"]) for prompt in job["prompts"]]
         print(json.dumps({"texts": texts, "nats": float(np.mean(nats))}), file=answers, flush=True)
         if job["logits"] is not None:
