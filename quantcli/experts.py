@@ -1,9 +1,10 @@
-"""Sources whose experts are arranged as a target needs them: one by one, or all of one kind in one tensor."""
+"""Sources arranged as a target needs them: experts one by one, or all of one kind in one tensor; the matrices of a
+graph as its products sum over them."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from quantcli import architectures, registry
 from quantcli.architectures import UNNAMED
@@ -33,6 +34,10 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
 
     container: whether the target is to hold the tensors alone. Raises DataError for a config.json that cannot be read.
     """
+    in_graph = named(to).in_graph if to is not None and not container else None
+    if in_graph is not None and source.network is not None:
+        found = in_graph.matrices(source.infos(), source.network)
+        return transposed(source, {name for name, outputs_first in found.items() if not outputs_first})
     try:
         config = json_beside(source.beside, "config.json") or {}
     except DataError as error:
@@ -45,7 +50,8 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     for layer in layers:
         wanted = naming(layer, types, model)
         if isinstance(wanted, Naming):
-            named_layers[layer.prefix] = _Layer(layer, wanted)
+            if not wanted.same(layer):
+                named_layers[layer.prefix] = _Layer(layer, wanted)
         elif wanted is not None:
             unsplit.update(dict.fromkeys(layer.stored, Unsplit(wanted, True)))
     by_name = {info.name: info for info in infos}
@@ -60,6 +66,25 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     tensors = _tensors(source, named_layers, others)
     said = [_described(list(named_layers.values())), _rebuilt_in_words(others)]
     return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)))
+
+
+def transposed(source: Source, names: Collection[str]) -> Source:
+    """A source with some of its matrices transposed."""
+    if not names:
+        return source
+    bands = Bands(source)
+
+    def computed(info: TensorInfo) -> Computed:
+        if info.name not in names:
+            return unchanged(source, info)
+        cols, rows = info.shape
+        matrix = Matrix(name=info.name, rows=rows, cols=cols, width=rows)
+        return stacked(bands, replace(info, shape=(rows, cols)), [matrix])
+
+    first = next(iter(sorted(names)))
+    more = f" and {len(names) - 1} more matrices" if len(names) > 1 else ""
+    said = f"{printable(first, 200)}{more} read transposed"
+    return Derived(source, map(computed, source.infos()), arranged=said)
 
 
 def as_in(source: Source, names: Container[str]) -> Source | None:
@@ -149,10 +174,13 @@ def _described(layers: list[_Layer]) -> str:
         return ""
     first = layers[0]
     experts, naming = first.experts, first.naming
-    before = [name.removeprefix(f"{experts.prefix}.") for name in experts.stored]
+    prefix = experts.prefix
+    if not experts.stored[0].startswith(f"{prefix}."):
+        prefix = experts.stored[0].rsplit(".", 2)[0]
+    before = [name.removeprefix(f"{prefix}.") for name in experts.stored]
     what = f"{experts.count} experts of each of {len(layers)} layers" if layers[1:] else f"{experts.count} experts"
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
     shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
     word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
-    return printable(f"{what} {how}: {experts.prefix}.{shown} -> {naming.prefix}.{word}", 400)
+    return printable(f"{what} {how}: {prefix}.{shown} -> {naming.prefix}.{word}", 400)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Found, Read, is_published
+from quantcli.layouts.reader import Found, Held, Read, is_published
 from quantcli.notebook import table
 from quantcli.stores import signals
 from quantcli.tensors.info import TensorInfo
@@ -41,7 +41,10 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it.
+    parts: the tensors that store it; unused: those of them that its values do without, by name. held: codes of another
+    tool's file, or why no other layout has such codes. turned(first, last, step): of one that is stored with its last
+    two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where
+    that is known.
     """
 
     info: TensorInfo
@@ -54,6 +57,10 @@ class View:
     parts: tuple[TensorInfo, ...]
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
+    unused: tuple[str, ...] = ()
+    held: Callable[[], Held | str] | None = None
+    turned: Callable[[int, int, int], NDArray[Any]] | None = None
+    outputs_first: bool | None = None
 
     @property
     def numeric(self) -> bool:
@@ -135,8 +142,12 @@ class Model(Mapping[str, View]):
         shown = {weight.name: _decoded(weight, self._read) for weight in found}
         return shown | {name: _float(tensor) for name, tensor in self.stored.items() if name not in parts}
 
-    def _read(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        return self.stored[name].read_bytes(name, start, size)
+    def _read(self, name: str, start: int, size: int, count: int = 1, step: int = 0) -> NDArray[np.uint8]:
+        if count == 1:
+            return self.stored[name].read_bytes(name, start, size)
+        runs = np.empty((count, size), np.uint8)
+        self.source.read_runs(name, start, step, runs)
+        return runs.reshape(-1)
 
     def __getitem__(self, name: str) -> View:
         return self._views[name]
@@ -271,6 +282,10 @@ def _decoded(weight: Found, parts: Read) -> View:
     def rounded(first: int, last: int) -> Floats:
         return to_float32(encoded(first, last).view(np.uint8), dtype)
 
+    def turned(first: int, last: int, step: int) -> NDArray[Any]:
+        assert weight.turned is not None
+        return from_float32(weight.turned(parts, first, last, step), dtype)
+
     return View(
         info=info,
         scheme=weight.scheme,
@@ -282,4 +297,17 @@ def _decoded(weight: Found, parts: Read) -> View:
         parts=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
+        unused=tuple(part.name for part in weight.unused),
+        held=partial(weight.held, parts) if weight.held is not None else None,
+        turned=turned if weight.turned is not None else None,
+        outputs_first=weight.outputs_first,
     )
+
+
+def left_out(views: Iterable[View]) -> list[str]:
+    """The line about tensors beside codes that are in no float model: scales of activations and of caches."""
+    names = [name for view in views for name in view.unused]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"left out, scales of activations or caches: {printable(names[0], 200)}{more}"]

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.errors import DataError, printable
-from quantcli.experts import arranged, as_in
+from quantcli.experts import arranged, as_in, transposed
+from quantcli.layouts.held import in_order
 from quantcli.layouts.native import model as native
+from quantcli.layouts.writer import named
 from quantcli.models import BLOCK, Model, View, runs_of
+from quantcli.tensors.rows import runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
     from quantcli.layouts.gguf.family import Family
     from quantcli.layouts.gguf.rows import Order
+    from quantcli.layouts.reader import Held
     from quantcli.stores import Source
 
 _MODULE = re.compile(r"(?:blk\.([0-9]{1,6})\.)?(\w+)\.(?:weight|bias)")
@@ -37,20 +41,35 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
     """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
 
     Names are mapped where none is in both, and one side is a GGUF of a known architecture and the other is not. Experts
-    of a float model are arranged as they are in the other one.
+    of a float model are arranged as they are in the other one, and the matrices of an ONNX model transposed.
     """
     ours, theirs, note = _under_names(a, b)
     notes = [note] if note else []
     for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
         if model.source.kind == "gguf" or any(view.scheme is not None for view in own.values()):
             continue
-        found = as_in(model.source, other)
+        found = as_in(model.source, other) or _turned_as(model.source, own, other)
         if found is None:
             continue
         notes.append(f"{model.path}: {found.arranged}")
         views = Model(native.Model(found), model.path)
         ours, theirs = (views, theirs) if model is a else (ours, views)
     return ours, theirs, "; ".join(notes)
+
+
+def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View]) -> Source | None:
+    """A float model with a graph, its matrices transposed where those of the other one are; None where none is. Of a
+    float model without a graph, square ones are taken to be as those are that can be told apart."""
+    in_graph = named("onnx").in_graph
+    if source.network is None or in_graph is None:
+        return None
+    mine = in_graph.matrices([v.info for v in own.values()], source.network)
+    both = [n for n in mine if n in other]
+    plain = [n for n in both if not mine[n] and other[n].scheme is None]
+    shapes = {n: (own[n].info.shape, other[n].info.shape) for n in plain}
+    other_way = any(ours != theirs and ours == theirs[::-1] for ours, theirs in shapes.values())
+    turned = {n for n in both if other[n].outputs_first not in (None, mine[n])} | set(plain if other_way else ())
+    return transposed(source, turned) if turned else None
 
 
 def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
@@ -138,8 +157,6 @@ def _heads(source: Source, architecture: str, layer: int, which: str) -> int:
 
 def _put_back(view: View, order: Order, heads: int, kv_heads: int) -> View:
     """A tensor with its rows in the order of a checkpoint."""
-    from quantcli.layouts.gguf.rows import runs
-
     rows = view.info.shape[0] if view.info.shape else 1
     cols = math.prod(view.info.shape[1:])
     units = order.units(heads, kv_heads)
@@ -160,8 +177,12 @@ def _put_back(view: View, order: Order, heads: int, kv_heads: int) -> View:
             out[which] = view.read(row * cols, (row + len(which)) * cols).reshape(-1, cols)
         return out.reshape(-1)[first - low * cols : last - low * cols]
 
+    def held() -> Held | str:
+        found = view.held() if view.held is not None else "no other layout has such codes"
+        return found if isinstance(found, str) else in_order(found, places, unit)
+
     step = max(BLOCK // (unit * cols), 1) * unit * cols
-    return replace(view, blocks=runs_of(rows * cols, step), read=read, stored=None, encoded=None, step=step)
+    return replace(view, blocks=runs_of(rows * cols, step), read=read, stored=None, encoded=None, step=step, held=held)
 
 
 def _lowered(view: View, by: float) -> View:
@@ -171,4 +192,4 @@ def _lowered(view: View, by: float) -> View:
         found: Floats = view.read(first, last) - np.float32(by)
         return found
 
-    return replace(view, read=read, stored=None, encoded=None)
+    return replace(view, read=read, stored=None, encoded=None, held=None)

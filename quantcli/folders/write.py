@@ -183,7 +183,8 @@ def _taken_over(cutter: Cutter, known: Finished, state: _State, options: Options
 def _make(cutter: Cutter, piece: Piece, state: _State, options: Options, ledger: Ledger) -> None:
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
     file = cutter.file(piece)
-    outcome = write_part(piece.source, state.model, [file], state.part.temp, replace(options, force=True))
+    own = replace(options, force=True)
+    outcome = write_part(piece.source, state.model, [file], state.part.temp, own, whole=state.source)
     if not outcome.amendments:
         path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(state.model.by_name[name], r) for name, r in outcome.results.items()}
@@ -257,6 +258,8 @@ def _describe(
         part.write(_index_name(source, model), _index(source, model, files))
     if config is not None:
         part.write(CONFIG, json_bytes({**without_quantization(config), **added}))
+    for name, content in model.conversion.beside.items():
+        part.write(name, content)
 
 
 def with_loading(text: bytes, model: Outgoing) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,11 +49,12 @@ class Order:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else changes the bytes of a file."""
-        return {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        """What else changes the bytes of a file, beside what a request holds, by the keys of recipes."""
+        found = {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        return {**found, "to": NATIVE} if self.to == NATIVE else found
 
 
-def order(
+def made(
     recipe: Recipe,
     *,
     include: Sequence[str] = (),
@@ -113,7 +114,10 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     ({'bits': 8, 'group_size': 32}, {'group_size': 64})
     """
     found = dict(fields)
-    for name, value in {} if to in (None, NATIVE) else named(to).usual.items():
+    usual = {} if to in (None, NATIVE) else named(to).usual
+    if usual.get("format", "int") != fields.get("format", usual.get("format", "int")):
+        return found  # what is usual for another format does not suit this one
+    for name, value in usual.items():
         if name == "granularity":
             is_open = not {"granularity", "group_size", "axis"} & fields.keys()
         elif name == "group_size":
@@ -193,11 +197,15 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
     return found, f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}"
 
 
-def request_of(source: Source, asked: Order, to: str | None, importance: Importance | None) -> Request:
+def request_of(
+    source: Source, asked: Order, to: str | None, importance: Importance | None, warn: Callable[[str], None]
+) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
-    says what is quantized, no preset does."""
+    says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
     said = asked.recipe.given or asked.include or not asked.keep_defaults
-    preset, kept = ("", ()) if said else kinds.chosen(source)
+    preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
+    if note:
+        warn(note)
     return Request(
         scheme=asked.recipe.default,
         rules=(*kept, *asked.recipe.rules),
@@ -213,5 +221,6 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
+        graph=source.network if to is not None and not asked.container else None,
         from_recipe=asked.from_recipe,
     )

@@ -85,7 +85,8 @@ def found_in(source: GgufFile) -> dict[str, reading.Found]:
 
 
 def reader(source: GgufFile) -> reading.Read:
-    def read(name: str, start: int, size: int) -> np.ndarray:
+    def read(name: str, start: int, size: int, count: int = 1, step: int = 0) -> np.ndarray:
+        assert count == 1
         buffer = np.empty(size, np.uint8)
         source.read(name, start, buffer.data)
         return buffer

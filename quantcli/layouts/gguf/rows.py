@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,19 +42,6 @@ def apart(rows: int, heads: int, kv_heads: int) -> NDArray[np.intp]:
     queries, rest = groups[:, :-2], groups[:, -2:]
     order: NDArray[np.intp] = np.concatenate([queries.reshape(-1), rest[:, 0].reshape(-1), rest[:, 1].reshape(-1)])
     return order
-
-
-def runs(places: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Places that follow each other: the first of them, and which of all they are.
-
-    >>> [(first, which.tolist()) for first, which in runs(np.array([4, 7, 5, 6, 0]))]
-    [(0, [4]), (4, [0, 2, 3, 1])]
-    """
-    order: NDArray[np.intp] = np.argsort(places, kind="stable")
-    ordered = places[order]
-    ends = [0, *(np.flatnonzero(np.diff(ordered) != 1) + 1).tolist(), len(ordered)]
-    for low, high in pairwise(ends):
-        yield int(ordered[low]), order[low:high]
 
 
 QUERIES = Order(lambda rows, heads, kv_heads: turned(rows, heads), lambda heads, kv_heads: heads)

@@ -30,17 +30,16 @@ from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf.blocks import WEIGHTS, block_type, encode, exact_params, obstacle
 from quantcli.layouts.gguf.model import FILE_TYPES, GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
-from quantcli.layouts.gguf.rows import runs
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
-from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Raw, Weight, Write
+from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
 from quantcli.stores.gguf_writer import LONGEST_NAME, GgufTensor, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan, runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -375,10 +374,10 @@ def conversion(
     own = {**general, **keys, "quantcli.version": __version__}
     lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
 
-    def files(base: str, record: str) -> list[Bytewise]:
+    def files(base: str, record: str) -> list[ContainerFile]:
         found = lay_out({**own, KEY: record}, shapes)
         pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
-        return [Bytewise(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
+        return [ContainerFile(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
 
     jobs = {source: _job(by_name[source], place) for source, place in places.items()}
     return Conversion(jobs=jobs, files=files, notes=notes)

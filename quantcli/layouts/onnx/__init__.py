@@ -33,10 +33,12 @@ name.
 
 from __future__ import annotations
 
-from quantcli.layouts.onnx.read import BITS, find
+from quantcli.layouts.onnx import rewrite
+from quantcli.layouts.onnx.read import find
+from quantcli.layouts.onnx.read_blocks import BITS
 from quantcli.layouts.onnx.write import container, convert, shape
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Accepts, Writer
+from quantcli.layouts.writer import Accepts, InGraph, Writer
 
 READS = Reader(summary="ONNX: MatMulNBits and DequantizeLinear of initializers", find=find)
 
@@ -47,6 +49,10 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     container=container,
+    in_graph=InGraph(
+        matrices=rewrite.matrices, suited=rewrite.suited, obstacle=rewrite.obstacle, convert=rewrite.convert
+    ),
+    tables=lambda info, kind, scheme, model: scheme,
     read_back=False,
     extension=".onnx",
     two_files=True,
