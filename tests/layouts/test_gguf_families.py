@@ -312,5 +312,5 @@ def test_long_names_are_shortened_in_containers(tmp_path: Path) -> None:
     ran = run("quantize", tmp_path / "m.safetensors", "--to", "gguf", "--container", "-o", tmp_path / "out.gguf")
     assert ran.code == 0 and f"names of 63 bytes: {long[1]} is " in ran.err and "1 more" in ran.err
     with open_model(str(tmp_path / "out.gguf")) as model:
-        assert [name[-12:] for name in model] == [name[-12:] for name in long]
+        assert {name[-12:] for name in model} == {name[-12:] for name in long}
         assert all(len(name.encode()) == 63 for name in model)
