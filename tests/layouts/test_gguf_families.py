@@ -285,3 +285,32 @@ def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(tmp_path: Path) -> 
     line = one_line(run("quantize", tmp_path / "m", "--to", "gguf", "-o", tmp_path / "out.gguf"), 1)
     assert "llama.cpp has no such tokenizer: tokenizer.json: its model is Unigram" in line and "move" in line
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_models_have_names(tmp_path: Path) -> None:
+    neox(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+
+    def name() -> Any:
+        out = tmp_path / "out.gguf"
+        assert run("quantize", tmp_path / "m", "--to", "gguf", "-o", out, "-q", "--force").code == 0
+        with open_model(str(out)) as model:
+            return model.source.keys.get("general.name")
+
+    assert name() is None
+    (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\n---\n\n# Small Model 7B \n\n## Use\n")
+    assert name() == "Small Model 7B"
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "_name_or_path": "someone/small-7b/"}))
+    assert name() == "small-7b"
+
+
+def test_long_names_are_shortened_in_containers(tmp_path: Path) -> None:
+    long = [
+        "model.language_model.encoder.layers.0.self_attention.output." + end for end in ("gate.weight", "up.weight")
+    ]
+    save(tmp_path / "m.safetensors", {name: gaussian(64, 64, seed=i) for i, name in enumerate(long)})
+    ran = run("quantize", tmp_path / "m.safetensors", "--to", "gguf", "--container", "-o", tmp_path / "out.gguf")
+    assert ran.code == 0 and f"names of 63 bytes: {long[1]} is " in ran.err and "1 more" in ran.err
+    with open_model(str(tmp_path / "out.gguf")) as model:
+        assert {name[-12:] for name in model} == {name[-12:] for name in long}
+        assert all(len(name.encode()) == 63 for name in model)

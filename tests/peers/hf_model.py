@@ -5,6 +5,7 @@ python hf_model.py FAMILY FOLDER [DTYPE]     FAMILY is one of CASES
 
 from __future__ import annotations
 
+import re
 import sys
 
 import torch
@@ -92,11 +93,14 @@ CASES = {
     "deepseek2": ("DeepseekV2", MLA | {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "head_dim": 16}),
     "deepseek3": ("DeepseekV3", MLA | {"n_group": 2, "topk_group": 1, "norm_topk_prob": True}),
     "gpt-oss": ("GptOss", SMALL | {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
-                                   "intermediate_size": 96, "sliding_window": 32, "num_hidden_layers": 4}),
+                                   "intermediate_size": 96, "sliding_window": 32, "num_hidden_layers": 4,
+                                   "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}),
     "llama4": ("Llama4", SMALL | {"num_hidden_layers": 4, "num_local_experts": 4, "intermediate_size": 96,
                                   "intermediate_size_mlp": 192, "head_dim": 32}),
 }  # fmt: skip
 """The stem of the classes, and the settings of a small one."""
+EXACT = re.compile(r"\b(?:o_proj|out_proj|c_proj|dense)\.weight$")
+"""The first matrix of such a name is made so that Q8_0 holds it exactly, whichever way its blocks go."""
 OTHERWISE = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
 """Configurations that are called otherwise."""
 
@@ -115,6 +119,11 @@ def make(family: str, folder: str, dtype: str = "float32") -> None:
                 weight.normal_(0, 0.1)
             elif "norm" in name:
                 weight.uniform_(0.5, 1.5)
+        exactly = next(w for name, w in made.named_parameters() if w.ndim == 2 and EXACT.search(name))
+        rows, cols = (torch.arange(size) for size in exactly.shape)
+        codes = (rows[:, None] * 7 + cols * 5) % 255 - 127
+        codes[(rows[:, None] + cols) % 32 == 0] = 127
+        exactly.copy_(codes / 1024)
     made.to(getattr(torch, dtype)).save_pretrained(folder)
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
@@ -35,7 +36,7 @@ from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversio
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
-from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
+from quantcli.stores.gguf_writer import LONGEST_NAME, GgufTensor, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, runs
@@ -267,12 +268,39 @@ def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
             raise DataError(
                 f"GGUF has no {info.dtype}", place=[printable(info.name)], hint="start from a file without it"
             )
-        places[info.name] = Place(name=info.name, type=kind)
+        places[info.name] = Place(name=shortened(info.name), type=kind)
     notes = ["the file is a container of these tensors, not a model that llama.cpp runs"]
+    long = [(name, place.name) for name, place in places.items() if place.name != name]
+    if long:
+        shown = " is ".join(printable(name, 120) for name in long[0])
+        notes.append(f"llama.cpp has room for names of {LONGEST_NAME} bytes: {shown}{_more(len(long))}")
     widened = [t.info for t in tensors if t.scheme is None and t.info.dtype in WIDER]
     for dtype in dict.fromkeys(info.dtype for info in widened):
         notes.append(f"GGUF has no {dtype}: {_some(widened, dtype)} written as {WIDER[dtype]}")
     return conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes)
+
+
+def shortened(name: str) -> str:
+    """A name that llama.cpp has room for: of a longer one the end, behind a number made of all of it."""
+    raw = name.encode()
+    if len(raw) <= LONGEST_NAME:
+        return name
+    end = raw[len(raw) - (LONGEST_NAME - 17) :].decode(errors="ignore")
+    return f"{xxhash.xxh3_64_hexdigest(raw)}.{end}"
+
+
+def _more(count: int) -> str:
+    return f", and {count - 1} more are shortened too" if count > 1 else ""
+
+
+def _title(config: Mapping[str, Any], beside: Beside) -> dict[str, str]:
+    """The key for the name of a model, from its config.json or the heading of its README.md; none without."""
+    named = config.get("_name_or_path")
+    card = beside("README.md") or b""
+    heading = re.search(r"^# +(\S.*?) *$", card[:20_000].decode(errors="replace"), re.MULTILINE)
+    found = named.rstrip("/").rpartition("/")[2] if isinstance(named, str) else ""
+    found = found or (heading[1] if heading and b"quantcli" not in card else "")  # our cards are of the output
+    return {"general.name": found[:200]} if found else {}
 
 
 def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
@@ -311,7 +339,7 @@ def _model(tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
     if changed:
         notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
-    keys = {"general.architecture": model.architecture}
+    keys = {"general.architecture": model.architecture, **_title(config, beside)}
     return conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
 
 

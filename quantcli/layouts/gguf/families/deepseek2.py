@@ -1,5 +1,7 @@
-"""DeepSeek V2 and V3: attention through small matrices, of which llama.cpp wants the one behind keys and values as two,
-that of keys transposed; experts from some layer on, with experts that all tokens share."""
+"""DeepSeek V2 and V3: attention through small matrices; experts from some layer on, and some that all tokens share.
+
+llama.cpp wants the matrix behind keys and values as two, that of keys transposed.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""GPT-NeoX and Pythia: queries, keys and values in one matrix, in llama.cpp all queries before all keys before all
-values."""
+"""GPT-NeoX and Pythia: queries, keys and values in one matrix, in llama.cpp all of one kind together."""
 
 from __future__ import annotations
 
