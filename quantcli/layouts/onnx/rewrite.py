@@ -46,7 +46,9 @@ def obstacle(weight: Weight, graph: Graph) -> str | None:
 def suited(info: TensorInfo, scheme: Scheme, graph: Graph, chosen: bool) -> tuple[Scheme, str]:
     """The scheme nearest to another one that a tensor can have in its place, and what was changed for it."""
     role = roles(graph)[info.name]
-    return (scheme, "") if role.why else forms.suited(info, scheme, role, chosen=chosen)
+    if role.why:
+        return scheme, ""
+    return forms.suited(info, scheme, role, chosen=chosen, in_function=graph.held[info.name].in_function)
 
 
 # ---- the files --------------------------------------------------------------------------------------------------
