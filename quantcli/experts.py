@@ -56,7 +56,8 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     for layer in layers:
         wanted = naming(layer, types, model)
         if isinstance(wanted, Naming):
-            named_layers[layer.prefix] = _Layer(layer, wanted)
+            if not wanted.same(layer):
+                named_layers[layer.prefix] = _Layer(layer, wanted)
         elif wanted is not None:
             unsplit.update(dict.fromkeys(layer.stored, Unsplit(wanted, True)))
     by_name = {info.name: info for info in infos}
@@ -164,10 +165,13 @@ def _described(layers: list[_Layer]) -> str:
         return ""
     first = layers[0]
     experts, naming = first.experts, first.naming
-    before = [name.removeprefix(f"{experts.prefix}.") for name in experts.stored]
+    prefix = experts.prefix
+    if not experts.stored[0].startswith(f"{prefix}."):
+        prefix = experts.stored[0].rsplit(".", 2)[0]
+    before = [name.removeprefix(f"{prefix}.") for name in experts.stored]
     what = f"{experts.count} experts of each of {len(layers)} layers" if layers[1:] else f"{experts.count} experts"
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
     shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
     word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
-    return printable(f"{what} {how}: {experts.prefix}.{shown} -> {naming.prefix}.{word}", 400)
+    return printable(f"{what} {how}: {prefix}.{shown} -> {naming.prefix}.{word}", 400)

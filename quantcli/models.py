@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.experts import as_in, transposed
 from quantcli.layouts import evidence, reader
+from quantcli.layouts.held import put_back
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Found, Read, is_published
+from quantcli.layouts.reader import Found, Held, Read, is_published
 from quantcli.layouts.writer import named
 from quantcli.notebook import table
 from quantcli.stores import signals
@@ -45,7 +46,10 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it. outputs_first: whether a matrix is [out, in], where that is known.
+    parts: the tensors that store it; unused: those of them that its values do without, by name. held: codes of another
+    tool's file, or why no other layout has such codes. turned(first, last, step): of one that is stored with its last
+    two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where
+    that is known.
     """
 
     info: TensorInfo
@@ -58,6 +62,9 @@ class View:
     parts: tuple[TensorInfo, ...]
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
+    unused: tuple[str, ...] = ()
+    held: Callable[[], Held | str] | None = None
+    turned: Callable[[int, int, int], NDArray[Any]] | None = None
     outputs_first: bool | None = None
 
     @property
@@ -140,8 +147,12 @@ class Model(Mapping[str, View]):
         shown = {weight.name: _decoded(weight, self._read) for weight in found}
         return shown | {name: _float(tensor) for name, tensor in self.stored.items() if name not in parts}
 
-    def _read(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
-        return self.stored[name].read_bytes(name, start, size)
+    def _read(self, name: str, start: int, size: int, count: int = 1, step: int = 0) -> NDArray[np.uint8]:
+        if count == 1:
+            return self.stored[name].read_bytes(name, start, size)
+        runs = np.empty((count, size), np.uint8)
+        self.source.read_runs(name, start, step, runs)
+        return runs.reshape(-1)
 
     def __getitem__(self, name: str) -> View:
         return self._views[name]
@@ -276,6 +287,10 @@ def _decoded(weight: Found, parts: Read) -> View:
     def rounded(first: int, last: int) -> Floats:
         return to_float32(encoded(first, last).view(np.uint8), dtype)
 
+    def turned(first: int, last: int, step: int) -> NDArray[Any]:
+        assert weight.turned is not None
+        return from_float32(weight.turned(parts, first, last, step), dtype)
+
     return View(
         info=info,
         scheme=weight.scheme,
@@ -287,8 +302,20 @@ def _decoded(weight: Found, parts: Read) -> View:
         parts=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
+        unused=tuple(part.name for part in weight.unused),
+        held=partial(weight.held, parts) if weight.held is not None else None,
+        turned=turned if weight.turned is not None else None,
         outputs_first=weight.outputs_first,
     )
+
+
+def left_out(views: Iterable[View]) -> list[str]:
+    """The line about tensors beside codes that are in no float model: scales of activations and of caches."""
+    names = [name for view in views for name in view.unused]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"left out, scales of activations or caches: {printable(names[0], 200)}{more}"]
 
 
 # ---- names ------------------------------------------------------------------------------------------------------
@@ -407,5 +434,9 @@ def _put_back(view: View, heads: int) -> View:
         pairs = view.read(low, high).reshape(-1, head // cols // 2, 2, cols)
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)[first - low : last - low]
 
+    def held() -> Held | str:
+        found = view.held() if view.held is not None else "no other layout has such codes"
+        return found if isinstance(found, str) else put_back(found, head // cols)
+
     step = max(BLOCK // head, 1) * head
-    return replace(view, blocks=_runs(rows * cols, step), read=read, stored=None, encoded=None, step=step)
+    return replace(view, blocks=_runs(rows * cols, step), read=read, stored=None, encoded=None, step=step, held=held)

@@ -47,10 +47,11 @@ def infos_of(parts: Parts) -> dict[str, TensorInfo]:
 def reader(parts: Parts) -> Read:
     """Reads as a file does: only what is there."""
 
-    def read(name: str, start: int, size: int) -> np.ndarray:
-        raw = parts[name][2]
-        assert start >= 0 and size >= 0 and start + size <= len(raw), (name, start, size, len(raw))
-        found: np.ndarray = np.frombuffer(raw[start : start + size], np.uint8).copy()
+    def read(name: str, start: int, size: int, count: int = 1, step: int = 0) -> np.ndarray:
+        raw, end = parts[name][2], start + (count - 1) * step + size
+        assert start >= 0 and size >= 0 and count > 0 and end <= len(raw), (name, start, size, count, step, len(raw))
+        runs = (raw[start + run * step :][:size] for run in range(count))
+        found: np.ndarray = np.frombuffer(b"".join(runs), np.uint8).copy()
         return found
 
     return read

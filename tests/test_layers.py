@@ -19,8 +19,9 @@ PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
     "errors", "notebook", "interrupts", "dtypes", "registry", "strict", "patterns", "terminal", "kernels", "metrics",
-    "scheme", "formats", "calibrators", "deciding", "asking", "tensors", "theory", "stores", "architectures", "layouts",
-    "experts", "models", "folding", "floats", "planning", "passes", "reports", "folders", "api", "cli", "__main__",
+    "scheme", "formats", "scales", "calibrators", "deciding", "asking", "tensors", "theory", "stores", "architectures",
+    "layouts", "experts", "models", "folding", "floats", "moving", "planning", "passes", "reports", "folders", "api",
+    "cli", "__main__",
 ]  # fmt: skip
 """Packages and the modules beside them; each may import those that stand before it. Arithmetic comes before files,
 files before plans, plans before the passes that carry them out, and what is printed comes last."""

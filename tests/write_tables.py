@@ -21,7 +21,7 @@ from quantcli import registry
 from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, cli
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
-from quantcli.planning.keeping import FREE, REASONS
+from quantcli.planning.reasons import REASONS
 from quantcli.reports import gates
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,8 +97,7 @@ def layouts_read() -> str:
 
 def reasons() -> str:
     """Why a tensor was quantized or kept."""
-    done = {*FREE, "rule"}
-    rows = [[f"`{code}`", "quantized" if code in done else "kept", text] for code, text in REASONS.items()]
+    rows = [[f"`{r.name}`", "quantized" if r.quantized else "kept", r.says] for r in REASONS.values()]
     return table(["reason", "the tensor is", "because"], rows)
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
+from quantcli.kernels.codebook import Small
 from quantcli.kernels.table import (
     BF16,
     BINARY,
@@ -51,6 +52,7 @@ __all__ = [
     "Kind",
     "QuantParams",
     "Ranges",
+    "Small",
     "Sums",
     "Tile",
     "load",
@@ -64,7 +66,7 @@ def load() -> Kernels:
 
     Raises UsageError when the forced one is unknown or not available.
     """
-    from quantcli.kernels import native, numpy_kernels
+    from quantcli.kernels import native
 
     wanted = os.environ.get("QUANTCLI_KERNELS", "")
     if wanted not in ("", "native", "numpy"):
@@ -76,4 +78,8 @@ def load() -> Kernels:
             place=["QUANTCLI_KERNELS"],
             hint="install with a C++ compiler available, or use numpy",
         )
-    return table if table is not None else numpy_kernels.NumpyKernels()
+    if table is not None:
+        return table
+    from quantcli.kernels.numpy_kernels import NumpyKernels  # most machines need none of it
+
+    return NumpyKernels()

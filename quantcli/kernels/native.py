@@ -28,7 +28,7 @@ from quantcli.kernels.table import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
 
 _LEVELS = {3: "v3", 2: "v2"}
@@ -56,6 +56,14 @@ class _Grid(Structure):
     ]
 
 
+class _Small(Structure):
+    _fields_ = [
+        ("mantissa", c_int32),
+        ("lowest", c_int32),
+        ("top", c_float),
+    ]
+
+
 class _Codebook(Structure):
     _fields_ = [
         ("levels", c_void_p),
@@ -66,6 +74,7 @@ class _Codebook(Structure):
         ("tables", c_int64),
         ("size", c_int32),
         ("count", c_int32),
+        ("small", _Small),
     ]
 
 
@@ -88,6 +97,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "search_offsets": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
+    "trial_floats": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
@@ -123,7 +133,11 @@ def _grid(grid: CodeGrid) -> _Grid:
 def _codebook(book: Codebook) -> _Codebook:
     assert all(getattr(book, n).flags.c_contiguous for n in ("levels", "sorted", "thresholds", "limits", "order"))
     addresses = [_at(a) for a in (book.levels, book.sorted, book.thresholds, book.limits, book.order)]
-    return _Codebook(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1])
+    return _Codebook(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1], _small(book.small))
+
+
+def _small(small: Small | None) -> _Small:
+    return _Small(-1, 0, 0) if small is None else _Small(small.mantissa, small.lowest, small.top)
 
 
 def _params(params: QuantParams, rows: int) -> _Params:
@@ -244,6 +258,31 @@ class NativeKernels:
             _at(best),
             _at(cross),
             _at(square),
+        )
+        return best
+
+    def trial_floats(
+        self,
+        tile: Tile,
+        small: Small,
+        trial: Floats,
+        first: NDArray[np.int32] | None,
+        count: int,
+        plain: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
+        assert count <= MOST_TRIALS and trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
+        self._call(
+            "trial_floats",
+            byref(_tile(tile)),
+            byref(_small(small)),
+            _at(trial),
+            _at(first),
+            count,
+            plain,
+            _at(importance),
+            _at(best),
         )
         return best
 

@@ -29,7 +29,7 @@ from quantcli.kernels.table import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats
 
 T = TypeVar("T")
@@ -276,6 +276,20 @@ class NumpyKernels:
         from quantcli.kernels.numpy_levels import trial_levels
 
         return trial_levels(tile, book, trial, cross, square)
+
+    def trial_floats(
+        self,
+        tile: Tile,
+        small: Small,
+        trial: Floats,
+        first: NDArray[np.int32] | None,
+        count: int,
+        plain: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        from quantcli.kernels.numpy_floats import trial_floats
+
+        return trial_floats(tile, small, trial, first, count, plain, importance)
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.codebook import Codebook, Small
 
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
@@ -170,6 +170,20 @@ class Kernels(Protocol):
     ) -> NDArray[np.int32]:
         """Which of the trial scales (rows, groups, trials) of every group leaves the least error with the levels of a
         shared codebook; for every level sums of scale * x and scale^2 are added to `cross` and `square`."""
+
+    def trial_floats(
+        self,
+        tile: Tile,
+        small: Small,
+        trial: Floats,
+        first: NDArray[np.int32] | None,
+        count: int,
+        plain: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        """Which of `count` trial scales of every group leaves the least error when its weights are small floats: its
+        own in (rows, groups, count), or those of a list from the group's `first` (rows, groups) on. Of equal ones it is
+        the `plain` one, else the first; see floats.h."""
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False

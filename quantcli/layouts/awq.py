@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import QuantParams
+from quantcli.kernels import row_bytes
+from quantcli.layouts import transposed
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, loads_experts, not_linear, one_by_one, refuse_skipped, unknown
 from quantcli.layouts.pieces import (
@@ -44,12 +45,10 @@ from quantcli.layouts.pieces import (
     turned,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
-    block_rows,
-    by_group,
     columns,
     float_columns,
     group_size,
@@ -59,6 +58,7 @@ from quantcli.layouts.stored import (
     scheme_name,
     wrong,
 )
+from quantcli.layouts.transposed import Bands, Rows, strips
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors import packing
@@ -129,20 +129,46 @@ def _outputs(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
     return found.reshape(-1, len(words))
 
 
-def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
-    start, end = first // 8, -(-last // 8)
-    own = slice(first - start * 8, last - start * 8)
-    scale = float_columns(read, stored.scales, stored.name, first, last)
-    zero = _outputs(columns(read, stored.zeros, start, end))[own].astype(np.float32)
-    codes = _outputs(columns(read, stored.codes, start, end))[own]
-    packed = codes if stored.cols % 4 == 0 else packing.pack(codes, 8)
-    return by_group(packed, (last - first, stored.cols), 8, QuantParams(scale, zero), stored.group)
+def _params(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, Floats]:
+    """Scales and zero points of outputs first to last (last - first, groups)."""
+    start = first // 8
+    zero = _outputs(columns(read, stored.zeros, start, -(-last // 8)))[first - start * 8 : last - start * 8]
+    return float_columns(read, stored.scales, stored.name, first, last), zero.astype(np.float32)
+
+
+def _rows(stored: _Stored, read: Read, first: int, last: int) -> Rows:
+    """Outputs first to last, the first of which is a multiple of 8."""
+    start, end, count = first // 8, -(-last // 8), last - first
+    codes = np.empty((count, row_bytes(stored.cols, 4)), np.uint8)
+    for row, strip in strips(read, stored.codes, start, end):
+        codes[:, row // 2 : row // 2 + row_bytes(len(strip), 4)] = packing.pack(_outputs(strip)[:count], 4)
+    scale, zero = _params(stored, read, first, last)
+    return Rows(codes=codes, scale=scale, zero=zero, group_of=stored.group)
+
+
+def _decode(stored: _Stored, bands: Bands, read: Read, first: int, last: int) -> Floats:
+    shape = stored.rows, stored.cols
+    return transposed.decode(bands, stored.name, (first, last), shape, 4, partial(_rows, stored, read))
+
+
+def _held(stored: _Stored, bands: Bands, read: Read) -> Held:
+    """The codes and parameters by output."""
+    return transposed.held(
+        bands,
+        stored.name,
+        (stored.rows, stored.cols),
+        4,
+        partial(_rows, stored, read),
+        partial(_params, stored, read),
+        group=stored.label,
+        scale_dtype=stored.scales.dtype,
+    )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that are stored as eight output columns to a word."""
     settings = section(config, "quantization_config")
-    method, found = text(settings, "quant_method"), []
+    method, bands, found = text(settings, "quant_method"), Bands(), []
     for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
         if not across_outputs(infos, stem, method):
             continue
@@ -154,9 +180,10 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 scheme=scheme_name(4, stored.label, "" if settings.get("zero_point") is False else "int"),
                 bits=4,
                 parts=(stored.codes, stored.zeros, stored.scales),
-                unit=block_rows(stored.cols),
-                decode=partial(_decode, stored),
+                unit=1,
+                decode=partial(_decode, stored, bands),
                 dtype=stored.scales.dtype,
+                held=partial(_held, stored, bands),
             )
         )
     return found

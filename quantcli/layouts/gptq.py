@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.architectures import numberless
-from quantcli.kernels import QuantParams
+from quantcli.layouts import transposed
 from quantcli.layouts.config import CONFIG_HINT, architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, loads_experts, not_linear, one_by_one, unknown
 from quantcli.layouts.pieces import (
@@ -50,12 +50,10 @@ from quantcli.layouts.pieces import (
     turned,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
-    block_rows,
-    by_group,
     columns,
     float_columns,
     group_size,
@@ -65,6 +63,7 @@ from quantcli.layouts.stored import (
     scheme_name,
     wrong,
 )
+from quantcli.layouts.transposed import Bands, Rows, as_rows
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors import packing
@@ -167,17 +166,43 @@ def _zeros(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return np.array(zeros, np.float32, order="C")
 
 
-def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
-    group, zero = _group_of(stored, read), _zeros(stored, read, first, last)
-    scale = float_columns(read, stored.scales, stored.name, first, last)
-    words = np.ascontiguousarray(columns(read, stored.codes, first, last).T)
-    return by_group(words.view(np.uint8), (last - first, stored.cols), stored.bits, QuantParams(scale, zero), group)
+def _params(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, Floats]:
+    """Scales and zero points of outputs first to last (last - first, groups)."""
+    return float_columns(read, stored.scales, stored.name, first, last), _zeros(stored, read, first, last)
+
+
+def _rows(stored: _Stored, read: Read, first: int, last: int) -> Rows:
+    """Outputs first to last."""
+    scale, zero = _params(stored, read, first, last)
+    codes = as_rows(read, stored.codes, first, last).view(np.uint8)
+    return Rows(codes=codes, scale=scale, zero=zero, group_of=_group_of(stored, read))
+
+
+def _decode(stored: _Stored, bands: Bands, read: Read, first: int, last: int) -> Floats:
+    shape = stored.rows, stored.cols
+    return transposed.decode(bands, stored.name, (first, last), shape, stored.bits, partial(_rows, stored, read))
+
+
+def _held(stored: _Stored, label: int | str, bands: Bands, read: Read) -> Held | str:
+    """The codes, whose words become rows as they are, unless the groups are not runs of inputs."""
+    if not isinstance(_group_of(stored, read), int):
+        return "its groups are not runs of inputs (desc_act)"
+    return transposed.held(
+        bands,
+        stored.name,
+        (stored.rows, stored.cols),
+        stored.bits,
+        partial(_rows, stored, read),
+        partial(_params, stored, read),
+        group=label,
+        scale_dtype=stored.scales.dtype,
+    )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that are stored as codes running down the inputs."""
     settings = section(config, "quantization_config")
-    found = []
+    bands, found = Bands(), []
     for stem in [n.removesuffix(".qweight") for n in infos if n.endswith(".qweight")]:
         if across_outputs(infos, stem, text(settings, "quant_method")):
             continue
@@ -191,9 +216,10 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 scheme=scheme_name(stored.bits, group, "" if settings.get("sym") is True else "int"),
                 bits=stored.bits,
                 parts=(stored.codes, stored.zeros, stored.scales, *indices),
-                unit=block_rows(stored.cols),
-                decode=partial(_decode, stored),
+                unit=1,
+                decode=partial(_decode, stored, bands),
                 dtype=stored.scales.dtype,
+                held=partial(_held, stored, group, bands),
             )
         )
     return found

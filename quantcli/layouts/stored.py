@@ -11,9 +11,10 @@ from quantcli import kernels
 from quantcli.asking import Scheme
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
-from quantcli.kernels import INTEGER, CodeGrid, QuantParams
+from quantcli.kernels import INTEGER, CodeGrid, QuantParams, row_bytes
 from quantcli.layouts.config import whole
 from quantcli.layouts.reader import Read
+from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.intp]
 
-GAP, PIECE = 1 << 15, 1 << 20
-"""Bytes that cost less to read and drop than one more read does, and bytes read at once where rows are stored as
+GAP, PIECE = 1 << 13, 1 << 19
+"""Bytes that cost less to read and drop than one more run does, and bytes read at once where rows are stored as
 columns."""
 
 BLOCK = 1 << 21
@@ -124,20 +125,19 @@ def small_float_weight(infos: Mapping[str, TensorInfo], full: str) -> str | None
 def columns(read: Read, info: TensorInfo, first: int, last: int, among: tuple[int, int] | None = None) -> NDArray[Any]:
     """Columns first to last of a matrix, as unsigned integers of the elements' size; among: of which rows.
 
-    Rows are read one by one where they are far apart; nearer ones cost more so than all that is between them, and are
-    read with it, in small pieces.
+    Only these are read where they are far apart; nearer ones cost more so than all that is between them, and are read
+    with it, in small pieces.
     """
     cols, size = info.shape[1], DTYPES[info.dtype].bits // 8
     begin, end = among or (0, info.shape[0])
-    found = np.empty((end - begin, last - first), f"<u{size}")
-    height = 1 if (cols - (last - first)) * size > GAP else max(PIECE // (cols * size), 1)
+    if (cols - (last - first)) * size > GAP:
+        raw = read(info.name, (begin * cols + first) * size, (last - first) * size, end - begin, cols * size)
+        return raw.view(f"<u{size}").reshape(end - begin, last - first)
+    found, height = np.empty((end - begin, last - first), f"<u{size}"), max(PIECE // (cols * size), 1)
     for row in range(begin, end, height):
         count, at = min(height, end - row), row - begin
-        if height == 1:
-            found[at] = read(info.name, (row * cols + first) * size, (last - first) * size).view(f"<u{size}")
-        else:
-            piece = read(info.name, row * cols * size, count * cols * size).view(f"<u{size}")
-            found[at : at + count] = piece.reshape(count, cols)[:, first:last]
+        piece = read(info.name, row * cols * size, count * cols * size).view(f"<u{size}")
+        found[at : at + count] = piece.reshape(count, cols)[:, first:last]
     return found
 
 
@@ -156,13 +156,33 @@ def block_rows(cols: int) -> int:
 def by_group(codes: Bytes, shape: tuple[int, int], bits: int, params: QuantParams, group_of: int | Indices) -> Floats:
     """(code - zero) * scale of rows of packed codes; parameters are (rows, groups). group_of: the size of groups, or
     the group of every column."""
-    grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1)
     if not isinstance(group_of, int):
         assert params.zero is not None
-        own = np.ascontiguousarray(params.scale[:, group_of]), np.ascontiguousarray(params.zero[:, group_of])
-        params, group_of = QuantParams(*own), 1
+        return by_column(packing.unpack(codes, *shape, bits), params.scale, params.zero, group_of)
+    grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1)
     with np.errstate(over="ignore"):
         return kernels.load().decode(codes, shape, group_of, params, grid)
+
+
+def filled_up(raw: Bytes, shape: tuple[int, int], bits: int) -> Bytes:
+    """Rows of packed codes, each filled up to whole 32-bit words."""
+    rows, cols = shape
+    held, width = cols * bits // 8, row_bytes(cols, bits)
+    if width == held:
+        return raw
+    found = np.zeros((rows, width), np.uint8)
+    found[:, :held] = raw.reshape(rows, held)
+    return found
+
+
+def by_column(codes: NDArray[Any], scale: Floats, zero: Floats, group_of: Indices) -> Floats:
+    """(code - zero) * scale of codes (rows, cols) where each column has a group; parameters are (rows, groups), or of
+    one row for all."""
+    out: Floats = codes.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out -= np.take(zero, group_of, axis=1)
+        out *= np.take(scale, group_of, axis=1)
+    return out
 
 
 def scaled(out: Floats, scale: Floats, zero: Floats | None, group: int) -> Floats:

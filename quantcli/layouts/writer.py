@@ -48,8 +48,11 @@ class Codes(Protocol):
         """Scales and zero points of a tile as the kernels take them."""
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
-        """Scales and zero points as the native layout stores them: (rows, groups), or (1, channels) where the columns
-        share them."""
+        """Scales and zero points of the groups that the native layout stores scales for: (rows, groups), (1, channels)
+        where the columns share them, or (blocks, groups) of the blocks that a tile has rows of."""
+
+    def overall(self) -> float:
+        """The scale of the tensor, which those of `scales` contain; 1 where none is stored."""
 
     def levels(self, span: TileSpan) -> Floats:
         """The levels (tables, 2^b) of codes of a codebook."""
@@ -97,12 +100,12 @@ class Conversion:
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
-    files: Callable[[str, str], Sequence[Bytewise]] | None = None
+    files: Callable[[str, str], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bytewise:
+class ContainerFile:
     """A file of another container before it is written: its name, its size, the place of every output in it, and the
     bytes between them."""
 
@@ -236,17 +239,18 @@ class Writer:
     scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
     it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
     architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
-    which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
-    of the model. in_graph: how it stores a model that has a graph, in place of shape, convert and module.
-    tables(info, kind, scheme, architecture): the scheme of an embedding or output head (kind `embedding`, `lm-head`,
-    or `tied` for an embedding that is the head too) in a model of this scheme, as the target's own tools have it; None
-    where they keep it. experts(layer, types, architecture): how its loader wants the experts of a layer,
-    in a model of these types; None as they are stored, a text why it takes none that are quantized. scale_dtype: the
-    best dtype of scales for it; usual: fields of the scheme to use unless others are requested. extension: of a target
-    that is always one file, with its dot; two_files: whether it may need a second one. keeps_document: whether its
-    files are native files too. mixes: whether weights of one model may have several schemes; tied: a pattern of those
-    that must share one, where a model has stacked experts. read_back: whether the report reads what was written,
-    before that has its name.
+    which nothing runs. again(tensors, keys): the conversion of a model that is in files of this target already, under
+    its own names and with its own keys, as they are stored. module(weight, architecture): why the loader does not
+    support a quantized weight in this module of the model. in_graph: how it stores a model that has a graph, in place
+    of shape, convert and module. tables(info, kind, scheme, architecture): the scheme of an embedding or output head
+    (kind `embedding`, `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the
+    target's own tools have it; None where they keep it. experts(layer, types, architecture): how its loader wants the
+    experts of a layer, in a model of these types; None as they are stored, a text why it takes none that are quantized.
+    scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are requested.
+    extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
+    keeps_document: whether its files are native files too. mixes: whether weights of one model may have several
+    schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether the
+    report reads what was written, before that has its name.
     """
 
     summary: str
@@ -255,6 +259,7 @@ class Writer:
     shape: Callable[[Weight], str | None]
     convert: Callable[[Sequence[Weight], Beside], Conversion]
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
+    again: Callable[[Sequence[Weight], Mapping[str, bytes]], Conversion] | None = None
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
     in_graph: InGraph | None = None
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None

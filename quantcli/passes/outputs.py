@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantcli import __version__
@@ -51,10 +52,12 @@ def convert(
     beside: Beside,
     *,
     container: bool = False,
+    keys: Mapping[str, bytes] = MappingProxyType({}),
     graph: Graph | None = None,
 ) -> Conversion:
     """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
-    nothing runs; graph: of the source, where it is to be written again.
+    nothing runs. keys: of a model that is in files of the target already; graph: of the source, where it is to be
+    written again.
 
     Raises UsageError for what the target does not support, DataError where two tensors would be written under one
     name.
@@ -72,8 +75,12 @@ def convert(
         if tensor.scheme is not None and (why := obstacle(tensor, export, model, graph)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, to)
     try:
-        in_graph = export.in_graph if graph is not None else None
-        found = make(tensors, beside) if in_graph is None or graph is None else in_graph.convert(tensors, graph)
+        if graph is not None and export.in_graph is not None:
+            found = export.in_graph.convert(tensors, graph)
+        elif export.again is not None and keys and not container:
+            found = export.again(tensors, keys)
+        else:
+            found = make(tensors, beside)
     except UsageError as error:
         if error.place:
             raise
@@ -118,9 +125,10 @@ def notes(found: Conversion, *, config: bool) -> list[str]:
 class Outgoing:
     """A model as it will be written: what was decided for its tensors, and where they go.
 
-    to: the target, None for the native layout. graph: of the source, where the target writes it again. request, digest:
-    what the native document says of how it was made. document: whether its files get a native document (`new`), keep
-    the one they have, for codes are only moved (`kept`), or have none.
+    to: the target, None for the native layout. request, digest: what the native document says of how it was made.
+    document: whether its files get a native document (`new`), keep the one they have, for codes are only moved
+    (`kept`), or have none. keys: those of a source that is in files of the target already; graph: of the source, where
+    the target writes it again.
     """
 
     tensors: tuple[Decided, ...]
@@ -130,12 +138,13 @@ class Outgoing:
     request: Request | None = None
     digest: str = "none"
     document: Literal["new", "kept", "none"] = "none"
+    keys: Mapping[str, bytes] = field(default_factory=dict)
     graph: Graph | None = None
 
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
-        return convert(self.tensors, self.to, self.beside, container=self.container, graph=self.graph)
+        return convert(self.tensors, self.to, self.beside, container=self.container, keys=self.keys, graph=self.graph)
 
     @cached_property
     def by_name(self) -> Mapping[str, Decided]:
@@ -166,6 +175,7 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
         request=request,
         digest=digest,
         document="new" if new else "none",
+        keys=source.raw_keys() if to is not None and named(to).again is not None else {},
         graph=None if request is None else request.graph,
     )
 

@@ -26,6 +26,7 @@ def measure(
     with ExitStack() as stack:
         read = dict[str, View]()
         for path in dict.fromkeys(homes[name] for name in wanted):
-            read |= of_checkpoint(stack.enter_context(open_model(path, model.conversion.config)))
+            opened = stack.enter_context(open_model(path, model.conversion.config))
+            read |= {**of_checkpoint(opened), **opened}
         pairs = {n: (against[n], read[n]) for n in wanted if n in read and read[n].scheme is not None}
         return compare.measure(pairs, threads=threads, progress=None)

@@ -14,7 +14,8 @@ from quantcli.layouts.native import parts as native
 from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
-from quantcli.planning.keeping import NAMED, SMALL, TABLES, VECTORS, embeddings_alone, why_kept
+from quantcli.planning.keeping import embeddings_alone, why_kept
+from quantcli.planning.reasons import ALL, NAMED, SMALL, TABLES, VECTORS, which
 from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit, signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
@@ -102,16 +103,26 @@ class Request:
             more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
             count = max((n for n, said in enumerate(more, 3) if said), default=2)
             rules.append([*entry, rule.preset][:count])
-        lists = {"rules": rules, "include": self.include, "exclude": self.exclude, "ties": self.ties}
+        importance = self.importance.digest if self.importance is not None else None
+        return {"default": default, **({"rules": rules} if rules else {}), **self.others(importance)}
+
+    def others(self, importance: Any) -> dict[str, Any]:
+        """What is asked beside schemes and rules, in plain values by the keys of recipes; what is usual is left out.
+        importance: what stands for the importances, None where there are none."""
+        values = {
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "ties": list(self.ties),
+            "importance": importance,
+            "keep_defaults": self.keep_defaults,
+            "keep_embeddings": self.keep_embeddings,
+            "max_shard_size": self.max_shard_size,
+            "to": self.to,
+            "container": self.container,
+        }
+        usual: dict[str, Any] = {"keep_defaults": True, "container": False}
         return {
-            "default": default,
-            **{name: list(value) for name, value in lists.items() if value},
-            **({} if self.keep_defaults else {"keep_defaults": False}),
-            **({} if self.keep_embeddings is None else {"keep_embeddings": self.keep_embeddings}),
-            **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
-            **({} if self.importance is None else {"importance": self.importance.digest}),
-            **({} if self.to is None else {"to": self.to}),
-            **({"container": True} if self.container else {}),
+            name: value for name, value in values.items() if value not in ([], None) and value is not usual.get(name)
         }
 
 
@@ -249,7 +260,7 @@ def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, s
         tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
         return {name: None if name in tables else reason for name, reason in reasons.items()}, True
     if all(reason is not None for reason in reasons.values()):
-        light = {"one-dimensional", "small"}
+        light = which(lambda reason: reason.light)
         if not any(r in NAMED for r in reasons.values()):
             reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
     return reasons, False
@@ -362,14 +373,12 @@ def check(plan: Plan) -> None:
         for t in plan.tensors:
             count[t.reason] = count.get(t.reason, 0) + 1
         why = ", ".join(f"{n} {reason}" for reason, n in count.items())
-        listed = set(count) & {*NAMED, "small"}
+        listed = which(lambda reason: ALL in reason.ways) & set(count)
         unsaid = next((f"{printable(t.info.name)}: {t.note}" for t in plan.tensors if t.reason == "target"), None)
         if unsaid is not None:
             unsaid += "; --to native writes quantcli's own layout, which no such loader reads"
         hint = unsaid or (
-            "--no-default-keep quantizes every float tensor of two or more dimensions"
-            if listed
-            else "no tensor can be quantized"
+            f"{ALL} quantizes every float tensor of two or more dimensions" if listed else "no tensor can be quantized"
         )
         if any(t.info.dtype in signals.DIVISORS for t in plan.tensors if t.reason == "not-float"):
             hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"

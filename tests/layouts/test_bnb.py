@@ -115,7 +115,8 @@ def test_only_the_bytes_of_these_rows_are_read() -> None:
     parts, _ = four_bits("nf4", (64, 128), 32)
     found, sizes = only(found_in(parts)), []
 
-    def counted(name: str, start: int, size: int) -> np.ndarray:
+    def counted(name: str, start: int, size: int, count: int = 1, step: int = 0) -> np.ndarray:
+        assert count == 1
         sizes.append(size)
         return np.frombuffer(parts[name][2][start : start + size], np.uint8)
 

@@ -374,6 +374,9 @@ class Held:
     def levels(self, span: TileSpan) -> np.ndarray:
         raise AssertionError("there is no codebook")
 
+    def overall(self) -> float:
+        return 1.0
+
     def read_bytes(self, name: str, start: int, size: int) -> np.ndarray:
         raise AssertionError("codes are read as codes")
 
@@ -730,8 +733,7 @@ def test_a_dtype_onnx_has_not(tmp_path: Path) -> None:
 
 def test_what_is_not_native(model: Path, tmp_path: Path) -> None:
     assert (
-        one_line(run("export", model, "--to", "mlx"), 1)
-        == f"{model}: this file was not quantized by quantcli; use quantize --to"
+        one_line(run("export", model, "--to", "mlx"), 1) == f"{model}: it holds no quantized tensor; use quantize --to"
     )
     one_line(run("export", tmp_path / "missing", "--to", "mlx"), 1)
     assert "no-such" in one_line(run("export", model, "--to", "no-such"), 2)

@@ -42,7 +42,12 @@ def decoded(kind: str, raw: np.ndarray, cols: int) -> np.ndarray:
     block = Block(next(t for t in TYPES.values() if t.name == kind), (len(raw), cols))
     info = TensorInfo("w", "U8", raw.shape)
     (found,) = reading.find({"w": info}, {"gguf": {"w": block}})
-    return found.decode(lambda name, start, size: raw.reshape(-1)[start : start + size], 0, len(raw))
+
+    def read(name: str, start: int, size: int, count: int = 1, step: int = 0) -> np.ndarray:
+        assert count == 1
+        return raw.reshape(-1)[start : start + size]
+
+    return found.decode(read, 0, len(raw))
 
 
 def taken_apart(kind: str, block: bytes) -> tuple[float, float, list[int]]:

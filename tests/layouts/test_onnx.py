@@ -47,8 +47,8 @@ def found_in(source: OnnxFile) -> dict[str, reading.Found]:
 def reader(source: OnnxFile) -> reading.Read:
     sizes = {i.name: i.nbytes for i in source.infos()}
 
-    def read(name: str, start: int, size: int) -> np.ndarray:
-        assert start >= 0 and size >= 0 and start + size <= sizes[name]
+    def read(name: str, start: int, size: int, count: int = 1, step: int = 0) -> np.ndarray:
+        assert count == 1 and start >= 0 and size >= 0 and start + size <= sizes[name]
         buffer = np.empty(size, np.uint8)
         source.read(name, start, buffer.data)
         return buffer

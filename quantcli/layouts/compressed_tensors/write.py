@@ -69,6 +69,7 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
     loader that takes the first for all then fails loudly instead of decoding wrongly.
     """
     own = quantized(tensors)
+    model = model.of_file(module_of(tensor.info.name) for tensor in tensors)
     for tensor in own:
         why = obstacle(tensor, model)
         if why is not None:

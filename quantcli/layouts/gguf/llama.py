@@ -151,7 +151,8 @@ def _experts(config: Mapping[str, Any], architecture: str, inner: int) -> _Exper
         raise _refuse(problem, "norm_topk_prob")
     shared = 0 if normed else _whole(config, "shared_expert_intermediate_size")
     own = _whole(config, "moe_intermediate_size")
-    return _Experts(_whole(config, "num_experts"), _whole(config, "num_experts_per_tok"), own, shared)
+    count = "num_experts" if "num_experts" in config else "num_local_experts"  # transformers 5 saves the latter
+    return _Experts(_whole(config, count), _whole(config, "num_experts_per_tok"), own, shared)
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:

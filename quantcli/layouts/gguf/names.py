@@ -1,4 +1,4 @@
-"""Tensor names of the Llama family, Hugging Face's and llama.cpp's."""
+"""Tensor names of the Llama family, Hugging Face's and llama.cpp's, and those of tensors that are always floats."""
 
 from __future__ import annotations
 
@@ -104,3 +104,26 @@ def imatrix_name(name: str) -> tuple[str, int | None] | None:
         return f"blk.{layer[1]}.{_EXPERT[expert[2]]}{end}", int(expert[1])
     found = gguf_name(name)
     return None if found is None else (found, None)
+
+
+_OWN = re.compile(r"(?:blk|enc|dec|v|a|mm)\..+|[a-z_]+\.(?:weight|bias)")
+"""Names of llama.cpp; those of checkpoints begin otherwise."""
+
+_FLOAT = re.compile(
+    r"""blk\.\d+\.(?:attn|ffn|ssm|time_mix|channel_mix)_\w+
+    |.*(?:_norm|ffn_gate_inp|ffn_gate_inp_shexp|shortconv\.conv|attn_rel_b)\.weight
+    |.*(?:altup|laurel|per_layer_model_proj|ssm_conv1d).*
+    |.*time_mix_(?:first|w[012]|a[012]|v[012]|g[12]|decay_w[12]|lerp_fused)\.weight
+    |(?:.+\.)?(?:position_embd|token_types|patch_embd|patch_merger|rel_pos|sam\.pos_embd|sam\.neck|sam\.net_\w*)\..+""",
+    re.VERBOSE,
+)
+"""Names of llama.cpp's of the tensors that llama-quantize leaves as they are."""
+
+
+def float_only(name: str) -> bool:
+    """Whether llama.cpp takes a tensor of this name of its own in floating point only, or is small there.
+
+    >>> float_only("blk.0.ffn_gate_inp.weight"), float_only("blk.0.ffn_gate.weight"), float_only("model.rel_pos.x")
+    (True, False, False)
+    """
+    return _OWN.fullmatch(name) is not None and _FLOAT.fullmatch(name) is not None

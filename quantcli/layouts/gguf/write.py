@@ -28,9 +28,10 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf.blocks import WEIGHTS, block_type, encode, exact_params, obstacle
 from quantcli.layouts.gguf.llama import FAMILIES, FILE_TYPES, LlamaModel, llama_model
+from quantcli.layouts.gguf.names import float_only
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
-from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Raw, Weight, Write
+from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
@@ -77,7 +78,10 @@ class Place:
 
 
 def shape(weight: Weight) -> str | None:
-    """Why GGUF cannot store a weight: rows are whole blocks, and there are up to four dimensions."""
+    """Why GGUF cannot store a weight: rows are whole blocks, there are up to four dimensions, and some tensors of
+    llama.cpp are floats."""
+    if float_only(weight.info.name):
+        return "llama.cpp takes it in floating point only"
     if len(weight.info.shape) > MAX_DIMENSIONS:
         return f"it has {len(weight.info.shape)} dimensions"
     return obstacle(*facts(weight), weight.info.shape)
@@ -242,7 +246,7 @@ def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     widened = [t.info for t in tensors if t.scheme is None and t.info.dtype in WIDER]
     for dtype in dict.fromkeys(info.dtype for info in widened):
         notes.append(f"GGUF has no {dtype}: {_some(widened, dtype)} written as {WIDER[dtype]}")
-    return _conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes)
+    return conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes)
 
 
 def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
@@ -255,7 +259,7 @@ def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, An
     """The model as llama.cpp runs it."""
     by_name = {t.info.name: t for t in tensors}
     places, changed = {}, []
-    for tensor in sorted(model.tensors, key=lambda t: _order(t.name)):
+    for tensor in sorted(model.tensors, key=lambda t: in_order(t.name)):
         weight = by_name[tensor.source]
         info = weight.info
         if weight.scheme is not None:
@@ -277,7 +281,7 @@ def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, An
     if changed:
         notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture}
-    return _conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
+    return conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
 
 
 @lru_cache(maxsize=1)
@@ -288,13 +292,13 @@ def _words(files: tuple[bytes | None, ...], special: str, size: int) -> Vocabula
     return replace(found, keys={key: value_bytes(value) for key, value in found.keys.items()})
 
 
-def _order(name: str) -> tuple[int, str]:
+def in_order(name: str) -> tuple[int, str]:
     """llama.cpp's order: the embedding, layer by layer, the head."""
     layer = re.match(r"blk\.(\d+)\.", name)
     return (int(layer[1]) if layer else -1 if name.startswith("token_embd.") else 1 << 30), name
 
 
-def _conversion(
+def conversion(
     tensors: Sequence[Weight],
     places: Mapping[str, Place],
     first: Mapping[str, Any],
@@ -302,7 +306,8 @@ def _conversion(
     made: Mapping[str, NDArray[Any]],
     notes: Sequence[str],
 ) -> Conversion:
-    """first, keys: of the file, before and behind those of its types. made: F32 tensors that are computed."""
+    """What becomes of tensors at these places. first, keys: of the file, before and behind those of its types. made:
+    F32 tensors that are computed."""
     by_name = {t.info.name: t for t in tensors}
     shapes = [GgufTensor(name, "F32", values.shape) for name, values in made.items()]
     shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
@@ -310,10 +315,10 @@ def _conversion(
     own = {**general, **keys, "quantcli.version": __version__}
     lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
 
-    def files(base: str, record: str) -> list[Bytewise]:
+    def files(base: str, record: str) -> list[ContainerFile]:
         found = lay_out({**own, KEY: record}, shapes)
         pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
-        return [Bytewise(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
+        return [ContainerFile(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
 
     jobs = {source: _job(by_name[source], place) for source, place in places.items()}
     return Conversion(jobs=jobs, files=files, notes=notes)

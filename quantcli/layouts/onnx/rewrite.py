@@ -13,7 +13,7 @@ from quantcli.layouts.onnx.forms import Stored
 from quantcli.layouts.onnx.model import Changes, Hole, Laid, Range, Segment, laid_out, size_of
 from quantcli.layouts.onnx.roles import Role, roles
 from quantcli.layouts.pieces import COPY, plain, put_columns, turned
-from quantcli.layouts.writer import Bytewise, Conversion, Job, Piece, Raw, Weight, Write
+from quantcli.layouts.writer import ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class _Pieces(Sequence[tuple[int, bytes]]):
         return offset, part if isinstance(part, bytes) else self._source.read(part.begin, part.size)
 
 
-def _file(name: str, segments: Sequence[Segment], source: InputFile) -> Bytewise:
+def _file(name: str, segments: Sequence[Segment], source: InputFile) -> ContainerFile:
     """A file of segments."""
     at, offsets, found, run = 0, dict[str, int](), list[tuple[int, bytes | Range]](), list[bytes]()
 
@@ -93,12 +93,12 @@ def _file(name: str, segments: Sequence[Segment], source: InputFile) -> Bytewise
             found += [(at + s, Range(segment.begin + s, min(_CHUNK, segment.size - s))) for s in steps]
         at += segment.size
     flush()
-    return Bytewise(name=name, size=at, offsets=offsets, pieces=_Pieces(source, found))
+    return ContainerFile(name=name, size=at, offsets=offsets, pieces=_Pieces(source, found))
 
 
 def _files(
     graph: Graph, weights: Mapping[str, tuple[Stored, Role]], kept: Mapping[str, int], base: str, record: str
-) -> list[Bytewise]:
+) -> list[ContainerFile]:
     def laid(location: str) -> Laid:
         return laid_out(graph, Changes(weights=weights, kept=kept, location=location), record)
 
@@ -106,7 +106,7 @@ def _files(
     if size_of(one.segments) <= LIMIT:
         return [_file(base, one.segments, graph.file)]
     two = laid(f"{base}.data")
-    beside = Bytewise(name=f"{base}.data", size=two.beside, offsets=two.offsets, pieces=[])
+    beside = ContainerFile(name=f"{base}.data", size=two.beside, offsets=two.offsets, pieces=[])
     return [_file(base, two.segments, graph.file), beside]
 
 

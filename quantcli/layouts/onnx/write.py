@@ -10,7 +10,7 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.onnx.forms import BLOCKS, block_job, block_of
 from quantcli.layouts.onnx.nodes import whole
 from quantcli.layouts.pieces import facts, plain, quantized
-from quantcli.layouts.writer import KEY, Beside, Bytewise, Conversion, Job, Weight
+from quantcli.layouts.writer import KEY, Beside, ContainerFile, Conversion, Job, Weight
 from quantcli.patterns import module_of
 from quantcli.stores.protobuf_writer import message, number, opened, text
 from quantcli.tensors.info import TensorInfo
@@ -69,7 +69,7 @@ def _tensor(info: TensorInfo) -> bytes:
     return dims + number(2, _TYPES[info.dtype]) + text(8, info.name)
 
 
-def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
+def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[ContainerFile]:
     """One file that holds the tensors itself."""
     heads = []
     for info in outputs:
@@ -82,10 +82,10 @@ def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str)
         pieces.append((at, head))
         offsets[info.name] = at + len(head)
         at += len(head) + info.nbytes
-    return [Bytewise(name=base, size=at, offsets=offsets, pieces=pieces)]
+    return [ContainerFile(name=base, size=at, offsets=offsets, pieces=pieces)]
 
 
-def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
+def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[ContainerFile]:
     """A file that refers to the tensors in a second one, each starting on a new page."""
     at, offsets, tensors = 0, {}, b""
     for info in outputs:
@@ -97,8 +97,8 @@ def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str)
         at += info.nbytes
     whole = _model(record) + message(7, nodes + tensors)
     return [
-        Bytewise(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
-        Bytewise(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
+        ContainerFile(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
+        ContainerFile(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
     ]
 
 
@@ -109,7 +109,7 @@ def _model(record: str) -> bytes:
     return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets + metadata
 
 
-def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
+def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str) -> list[ContainerFile]:
     parts = [_node(w) for w in weights]
     nodes = b"".join(own for number in range(3) for own in (part[number] for part in parts)) + text(2, "weights")
     files = _inside(nodes, outputs, base, record)
