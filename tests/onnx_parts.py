@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,9 +165,7 @@ def _node(data: bytes, folder: Path) -> Node:
                 7: lambda parts=parts: [n for key, n in parts if key == 8],
             }[held[20]]()
     operator = last[4] if not last.get(7) else f"{last[7]}.{last[4]}"
-    return Node(
-        operator, [v.decode() for k, v in own if k == 1], [v.decode() for k, v in own if k == 2], attributes
-    )
+    return Node(operator, [v.decode() for k, v in own if k == 1], [v.decode() for k, v in own if k == 2], attributes)
 
 
 def graph_of(data: bytes, folder: Path) -> Graph:
@@ -223,32 +221,47 @@ def _gemm(node: Node, a: np.ndarray, b: np.ndarray, c: np.ndarray | float = 0.0)
     return found
 
 
+def _multiply(node: Node, x: list[Any]) -> np.ndarray:
+    a, codes, scales, *zeros = x
+    found: np.ndarray = a @ _in_blocks(node, codes, scales, zeros[0] if zeros else None, node.attributes["K"]).T
+    return found
+
+
+def _look_up(node: Node, x: list[Any]) -> np.ndarray:
+    codes, rows, scales, *zeros = x
+    cols = codes.shape[1] * 8 // node.attributes["bits"]
+    return _in_blocks(node, codes, scales, zeros[0] if zeros else None, cols)[rows]
+
+
+def _decode(node: Node, x: list[Any]) -> np.ndarray:
+    return _linear(x[0], x[1], x[2] if x[2:] else None, node.attributes.get("axis", 1))
+
+
+OPERATORS: dict[str, Callable[[Node, list[Any]], np.ndarray]] = {
+    "MatMul": lambda node, x: x[0] @ x[1],
+    "Add": lambda node, x: x[0] + x[1],
+    "Identity": lambda node, x: x[0],
+    "Transpose": lambda node, x: x[0].transpose(node.attributes.get("perm")),
+    "Gemm": lambda node, x: _gemm(node, *x),
+    "Gather": lambda node, x: np.take(x[0], x[1], axis=node.attributes.get("axis", 0)),
+    "Reshape": lambda node, x: x[0].reshape(x[1]),
+    "Constant": lambda node, x: node.attributes["value"],
+    "Conv": lambda node, x: _conv(x[0], x[1]),
+    "DequantizeLinear": _decode,
+    "com.microsoft.DequantizeLinear": _decode,
+    "com.microsoft.MatMulNBits": _multiply,
+    "com.microsoft.GatherBlockQuantized": _look_up,
+}
+
+
 def run_graph(graph: Graph, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Everything that a graph computes, by name."""
-    known = {**given, **graph.tensors}
+    known: dict[str, Any] = {**given, **graph.tensors}
     for node in graph.nodes:
         x = [known[name] if name else None for name in node.inputs]
-        a = node.attributes
-        known[node.outputs[0]] = {
-            "MatMul": lambda: x[0] @ x[1],
-            "Add": lambda: x[0] + x[1],
-            "Identity": lambda: x[0],
-            "Transpose": lambda: x[0].transpose(a.get("perm")),
-            "Gemm": lambda: _gemm(node, *x),
-            "Gather": lambda: np.take(x[0], x[1], axis=a.get("axis", 0)),
-            "Reshape": lambda: x[0].reshape(x[1]),
-            "Constant": lambda: a["value"],
-            "Conv": lambda: _conv(x[0], x[1]),
-            "If": lambda: _branch(a["then_branch" if x[0] else "else_branch"], known),
-            "DequantizeLinear": lambda: _linear(x[0], x[1], x[2] if x[2:] else None, a.get("axis", 1)),
-            "com.microsoft.DequantizeLinear": lambda: _linear(x[0], x[1], x[2] if x[2:] else None, a["axis"]),
-            "com.microsoft.MatMulNBits": lambda: x[0] @ _in_blocks(node, *x[1:], *[None] * (4 - len(x)), a["K"]).T,
-            "com.microsoft.GatherBlockQuantized": lambda: _in_blocks(
-                node, x[0], x[2], x[3] if x[3:] else None, x[0].shape[1] * 8 // a["bits"]
-            )[x[1]],
-        }[node.operator]()
+        if node.operator == "If":
+            branch = node.attributes["then_branch" if x[0] else "else_branch"]
+            known[node.outputs[0]] = run_graph(branch, known)[branch.outputs[0]]
+        else:
+            known[node.outputs[0]] = OPERATORS[node.operator](node, x)
     return known
-
-
-def _branch(graph: Graph, known: dict[str, np.ndarray]) -> np.ndarray:
-    return run_graph(graph, known)[graph.outputs[0]]
