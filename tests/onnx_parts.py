@@ -149,6 +149,17 @@ class Graph:
         return [node.operator for node in self.nodes]
 
 
+def _attribute(parts: list[tuple[int, Any]], folder: Path) -> Any:
+    held = dict(parts)
+    if held[20] == 1:
+        return np.frombuffer(held[2], "<f4")[0]
+    if held[20] == 4:
+        return _array(held[5], folder)[1]
+    if held[20] == 5:
+        return graph_of(held[6], folder)
+    return held[3] if held[20] == 2 else [n for key, n in parts if key == 8]
+
+
 def _node(data: bytes, folder: Path) -> Node:
     own = [*fields(data)]
     last = {k: v.decode() for k, v in own if k in (4, 7)}
@@ -156,14 +167,7 @@ def _node(data: bytes, folder: Path) -> Node:
     for k, v in own:
         if k == 5:
             parts = [*fields(v)]
-            held, name = dict(parts), dict(parts)[1].decode()
-            attributes[name] = {
-                1: lambda held=held: np.frombuffer(held[2], "<f4")[0],
-                2: lambda held=held: held[3],
-                4: lambda held=held: _array(held[5], folder)[1],
-                5: lambda held=held: graph_of(held[6], folder),
-                7: lambda parts=parts: [n for key, n in parts if key == 8],
-            }[held[20]]()
+            attributes[dict(parts)[1].decode()] = _attribute(parts, folder)
     operator = last[4] if not last.get(7) else f"{last[7]}.{last[4]}"
     return Node(operator, [v.decode() for k, v in own if k == 1], [v.decode() for k, v in own if k == 2], attributes)
 
@@ -197,13 +201,15 @@ def _in_blocks(node: Node, codes: np.ndarray, scales: np.ndarray, zeros: np.ndar
     u = _stream(codes, bits, cols)
     z = np.full((len(codes), blocks), 1 << (bits - 1)) if zeros is None else _stream(zeros, bits, blocks)
     spread = [np.repeat(a.reshape(len(codes), blocks), block, axis=1)[:, :cols] for a in (z, scales)]
-    return ((u - spread[0]) * spread[1]).astype(scales.dtype)
+    found: np.ndarray = ((u - spread[0]) * spread[1]).astype(scales.dtype)
+    return found
 
 
 def _linear(x: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, axis: int) -> np.ndarray:
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     around = x.astype(np.float32) - (0 if zero is None else zero.astype(np.float32).reshape(shape))
-    return (around * scale.astype(np.float32).reshape(shape)).astype(scale.dtype)
+    found: np.ndarray = (around * scale.astype(np.float32).reshape(shape)).astype(scale.dtype)
+    return found
 
 
 def _conv(x: np.ndarray, k: np.ndarray) -> np.ndarray:
@@ -230,7 +236,8 @@ def _multiply(node: Node, x: list[Any]) -> np.ndarray:
 def _look_up(node: Node, x: list[Any]) -> np.ndarray:
     codes, rows, scales, *zeros = x
     cols = codes.shape[1] * 8 // node.attributes["bits"]
-    return _in_blocks(node, codes, scales, zeros[0] if zeros else None, cols)[rows]
+    found: np.ndarray = _in_blocks(node, codes, scales, zeros[0] if zeros else None, cols)[rows]
+    return found
 
 
 def _decode(node: Node, x: list[Any]) -> np.ndarray:
