@@ -181,8 +181,6 @@ class Accepts:
         if scheme.storage != self.storage:
             stored = {"plain": "scales that are floats", "e8m0": "scales that are powers of two", "e4m3": "E4M3 scales"}
             return f"{scheme.format} with {stored[scheme.storage]}"
-        if scheme.activations not in self.activations:
-            return f"inputs quantized to {scheme.activations}"
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:
@@ -199,6 +197,8 @@ class Accepts:
             return f"groups of {scheme.group_size}"
         if scheme.granularity == "block" and scheme.group_size not in (self.groups or (scheme.group_size,)):
             return f"blocks of {scheme.group_size} x {scheme.group_size}"
+        if scheme.activations not in self.activations:
+            return f"inputs quantized to {scheme.activations}"
         return None
 
     def _holds(self, group: int) -> bool:
