@@ -86,6 +86,7 @@ def command(
     from quantcli.folders import sidefiles
     from quantcli.folders.job import default_name
     from quantcli.layouts.native import model as reading
+    from quantcli.layouts.writer import KEY
     from quantcli.passes import export, requantize
     from quantcli.passes.outputs import notes as conversion_notes
     from quantcli.reports import exported
@@ -97,7 +98,10 @@ def command(
         source = model.source
         need_file(source, "exporting")
         if not model.is_quantized:
-            raise DataError("this file was not quantized by quantcli", place=[src], hint="use quantize --to")
+            made = KEY in source.metadata
+            problem = "it is in another tool's layout already" if made else "this file was not quantized by quantcli"
+            hint = f"use quantize --to {target} on the original" if made else "use quantize --to"
+            raise DataError(problem, place=[src], hint=hint)
         folder = export.as_folder(source, target, named)
         place = named or default_name(src, "", target)
         real = export.check_output(source, place, folder=folder, force=force)

@@ -136,7 +136,7 @@ def test_importance_counts() -> None:
 # ---- blocks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(40, 72), (32, 64), (7, 5), (33, 31), (200,), (3, 16, 40), (8, 4, 3, 3)])
+@pytest.mark.parametrize("shape", [(40, 72), (32, 64), (7, 5), (33, 31), (200,), (3, 16, 40), (3, 5, 40), (8, 4, 3, 3)])
 @pytest.mark.parametrize("fields", [
     {"format": "fp8-e4m3", "calibration": "minmax", "scale_dtype": "float32"},
     {"format": "int", "bits": 8, "calibration": "minmax", "scale_dtype": "float32"},
