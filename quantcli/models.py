@@ -201,7 +201,7 @@ def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapp
         return {source.kind: source.graph}
     layers = evidence.layers(source)
     found = evidence.stated(source, evidence.beside(path) if config is None else config)
-    return {**found, evidence.COMFYUI: layers} if layers else found
+    return {**found, reader.COMFYUI: layers} if layers else found
 
 
 # ---- a tensor as floats -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Models under matching names: a GGUF under those of the checkpoint it was made from."""
+"""The tensors of a GGUF under the names, and in the order of rows, of the checkpoint it was made from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.errors import DataError, printable
-from quantcli.experts import arranged, as_in, transposed
 from quantcli.layouts.held import in_order
-from quantcli.layouts.native import model as native
-from quantcli.layouts.writer import named
 from quantcli.models import BLOCK, Model, View, runs_of
 from quantcli.tensors.rows import runs
 
@@ -33,86 +30,11 @@ _MODULE = re.compile(r"(?:blk\.([0-9]{1,6})\.)?(\w+)\.(?:weight|bias)")
 def of_checkpoint(model: Model) -> Mapping[str, View]:
     """The tensors of a model under the names of the checkpoint it was made from: for a GGUF of a known architecture,
     with its rows back in order; as they are for anything else, and for one whose matrices have other shapes there."""
-    family = _family(model)
-    return model if family is None or family.rebuilt is not None else _renamed(model, family)
+    family = family_of(model)
+    return model if family is None or family.rebuilt is not None else renamed(model, family)
 
 
-def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
-
-    Names are mapped where none is in both, and one side is a GGUF of a known architecture and the other is not. Experts
-    of a float model are arranged as they are in the other one, and the matrices of an ONNX model transposed.
-    """
-    ours, theirs, note = _under_names(a, b)
-    notes = [note] if note else []
-    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
-        if model.source.kind == "gguf" or any(view.scheme is not None for view in own.values()):
-            continue
-        found = as_in(model.source, other) or _turned_as(model.source, own, other)
-        if found is None:
-            continue
-        notes.append(f"{model.path}: {found.arranged}")
-        views = Model(native.Model(found), model.path)
-        ours, theirs = (views, theirs) if model is a else (ours, views)
-    return ours, theirs, "; ".join(notes)
-
-
-def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View]) -> Source | None:
-    """A float model with a graph, its matrices transposed where those of the other one are; None where none is. Of a
-    float model without a graph, square ones are taken to be as those are that can be told apart."""
-    in_graph = named("onnx").in_graph
-    if source.network is None or in_graph is None:
-        return None
-    mine = in_graph.matrices([v.info for v in own.values()], source.network)
-    both = [n for n in mine if n in other]
-    plain = [n for n in both if not mine[n] and other[n].scheme is None]
-    shapes = {n: (own[n].info.shape, other[n].info.shape) for n in plain}
-    other_way = any(ours != theirs and ours == theirs[::-1] for ours, theirs in shapes.values())
-    turned = {n for n in both if other[n].outputs_first not in (None, mine[n])} | set(plain if other_way else ())
-    return transposed(source, turned) if turned else None
-
-
-def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The same, but for experts."""
-    sides = [model.source.kind == "gguf" for model in (a, b)]
-    if a.keys() & b.keys() or sides[0] == sides[1]:
-        return a, b, ""
-    gguf, other = (a, b) if sides[0] else (b, a)
-    family = _family(gguf)
-    if family is None:
-        return a, b, ""
-    shown = " and ".join(family.orders)
-    order = f", and rows of {shown} are reordered" if shown else ""
-    note = f"{gguf.path}: names of llama.cpp ({family.architecture}) are mapped to those of the checkpoint{order}"
-    floats: Mapping[str, View] = other
-    if family.rebuilt is not None:
-        found = arranged(other.source, "gguf")
-        floats = Model(native.Model(found), other.path) if found.arranged else other
-        note += f"; {other.path}: {found.arranged}" if found.arranged else ""
-    views = _with_prefix(_renamed(gguf, family), floats, family)
-    return (views, floats, note) if sides[0] else (floats, views, note)
-
-
-def _with_prefix(views: dict[str, View], other: Mapping[str, View], family: Family) -> dict[str, View]:
-    """Tensors under the names that another model has for them, which may begin with something more."""
-    from quantcli.layouts.gguf.model import text_name
-    from quantcli.layouts.gguf.names import gguf_name, hf_names
-
-    theirs = {text_name(name): name for name in other}
-    found = {}
-    for name, view in views.items():
-        ours = gguf_name(name, family)
-        choices = [
-            prefix + n
-            for prefix in ("", *family.prefixes)
-            for n in ([name] if ours is None else hf_names(ours, family))
-        ]
-        named = next((theirs[choice] for choice in choices if choice in theirs), name)
-        found[named] = replace(view, info=replace(view.info, name=named))
-    return found
-
-
-def _family(model: Model) -> Family | None:
+def family_of(model: Model) -> Family | None:
     """The family of a GGUF whose names can be mapped to a checkpoint's; None for anything else."""
     if model.source.kind != "gguf":
         return None
@@ -121,7 +43,7 @@ def _family(model: Model) -> Family | None:
     return of_architecture(str(model.source.keys.get("general.architecture")))
 
 
-def _renamed(model: Model, family: Family) -> dict[str, View]:
+def renamed(model: Model, family: Family) -> dict[str, View]:
     """The tensors of a GGUF under the names of a checkpoint; those without one keep their own."""
     from quantcli.layouts.gguf.names import hf_name
 

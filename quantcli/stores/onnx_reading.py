@@ -334,7 +334,7 @@ class Reader:
     def result(self) -> Graph:
         """The facts about tensors that the nodes give."""
         nodes, integer, computed = list[Node](), list[Node](), dict[str, str]()
-        for node in self._decodes():
+        for node in sorted(self._decodes(), key=lambda node: node.operator == "Gather"):  # which tells the least
             names = tuple(map(node.scope.listed, node.inputs))
             if node.operator in DECODING:
                 nodes.append(self._decoding(node, names))

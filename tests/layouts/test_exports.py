@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from making import (
     sparse_model,
     to,
 )
+from onnx_parts import fields
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
@@ -142,33 +142,6 @@ def nf4(path: Path) -> dict[str, np.ndarray]:
         levels = tensors[f"{name}.quant_map"].array
         found[name] = (levels[codes] * np.repeat(absmax, state["blocksize"])).reshape(state["shape"])
     return found
-
-
-def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message: numbers, and bytes of anything else."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-        else:
-            assert key & 7 == 2
-            size = varint()
-            assert at + size <= len(data)
-            yield key >> 3, data[at : at + size]
-            at += size
 
 
 def graph(path: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

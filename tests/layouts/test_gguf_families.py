@@ -20,8 +20,8 @@ from quantcli.layouts.gguf.general import pooling
 from quantcli.layouts.gguf.model import GgufModel, model_of
 from quantcli.layouts.gguf.names import gguf_name, hf_names
 from quantcli.layouts.gguf.rows import APART, KEYS, QUERIES
+from quantcli.matching import under_one_name
 from quantcli.models import open_model
-from quantcli.naming import under_one_name
 from quantcli.stores.files import InputFile
 from quantcli.stores.source import Source
 from quantcli.tensors.info import TensorInfo

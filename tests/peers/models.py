@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from quantcli.matching import under_one_name
 from quantcli.models import open_model
-from quantcli.naming import under_one_name
 
 HERE = Path(__file__).resolve().parent
 Weights = dict[str, np.ndarray]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.errors import DataError
 from quantcli.layouts.onnx import forms
 from quantcli.layouts.onnx.forms import Stored
 from quantcli.layouts.onnx.model import Changes, Hole, Laid, Range, Segment, laid_out, size_of
@@ -46,7 +47,9 @@ def obstacle(weight: Weight, graph: Graph) -> str | None:
 def suited(info: TensorInfo, scheme: Scheme, graph: Graph, chosen: bool) -> tuple[Scheme, str]:
     """The scheme nearest to another one that a tensor can have in its place, and what was changed for it."""
     role = roles(graph)[info.name]
-    return (scheme, "") if role.why else forms.suited(info, scheme, role, chosen=chosen)
+    if role.why:
+        return scheme, ""
+    return forms.suited(info, scheme, role, chosen=chosen, in_function=graph.held[info.name].in_function)
 
 
 # ---- the files --------------------------------------------------------------------------------------------------
@@ -104,6 +107,8 @@ def _files(
     if size_of(one.segments) <= LIMIT:
         return [_file(base, one.segments, graph.file)]
     two = laid(f"{base}.data")
+    if size_of(two.segments) > LIMIT:
+        raise DataError("its graph alone, with the constants in it, takes more than the 2 GiB that protobuf reads")
     beside = ContainerFile(name=f"{base}.data", size=two.beside, offsets=two.offsets, pieces=[])
     return [_file(base, two.segments, graph.file), beside]
 
@@ -143,7 +148,8 @@ def _notes(graph: Graph, weights: Mapping[str, tuple[Stored, Role]]) -> list[str
 
 
 def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
-    """The model with its weights quantized; nothing else in it changes."""
+    """The model with its weights quantized; nothing else in it changes. Raises DataError where no protobuf holds its
+    graph."""
     known, outputs_first = roles(graph), matrices([t.info for t in tensors], graph)
     weights = {
         t.info.name: (forms.stored(t, known[t.info.name]), known[t.info.name]) for t in tensors if t.scheme is not None
@@ -156,4 +162,6 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
         else:
             jobs[name] = plain(tensor.info) if outputs_first.get(name, True) else _turned_back(tensor.info)
             kept[name] = tensor.info.nbytes
+    if graph.file.size + sum(o.nbytes for job in jobs.values() for o in job.outputs) > LIMIT:
+        _files(graph, weights, kept, "", "")  # refused before a weight is read
     return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(graph, weights))
