@@ -93,8 +93,10 @@ def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, V
 
 def _with_prefix(views: dict[str, View], other: Mapping[str, View], family: Family) -> dict[str, View]:
     """Tensors under the names that another model has for them, which may begin with something more."""
+    from quantcli.layouts.gguf.model import text_name
     from quantcli.layouts.gguf.names import gguf_name, hf_names
 
+    theirs = {text_name(name): name for name in other}
     found = {}
     for name, view in views.items():
         ours = gguf_name(name, family)
@@ -103,6 +105,6 @@ def _with_prefix(views: dict[str, View], other: Mapping[str, View], family: Fami
             for prefix in ("", *family.prefixes)
             for n in ([name] if ours is None else hf_names(ours, family))
         ]
-        named = next((choice for choice in choices if choice in other), name)
+        named = next((theirs[choice] for choice in choices if choice in theirs), name)
         found[named] = replace(view, info=replace(view.info, name=named))
     return found

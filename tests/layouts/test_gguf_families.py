@@ -16,6 +16,7 @@ from strategies import gaussian
 from quantcli.errors import DataError
 from quantcli.experts import arranged
 from quantcli.layouts.gguf.families import families
+from quantcli.layouts.gguf.general import pooling
 from quantcli.layouts.gguf.model import GgufModel, model_of
 from quantcli.layouts.gguf.names import gguf_name, hf_names
 from quantcli.layouts.gguf.rows import APART, KEYS, QUERIES
@@ -314,3 +315,17 @@ def test_long_names_are_shortened_in_containers(tmp_path: Path) -> None:
     with open_model(str(tmp_path / "out.gguf")) as model:
         assert {name[-12:] for name in model} == {name[-12:] for name in long}
         assert all(len(name.encode()) == 63 for name in model)
+
+
+def test_how_sentence_transformers_pools_goes_into_the_file() -> None:
+    files = {"1_Pooling/config.json": {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True}}
+
+    def beside(name: str) -> bytes | None:
+        return json.dumps(files[name]).encode() if name in files else None
+
+    assert pooling(made("bert"), beside) == {"bert.pooling_type": 1}
+    assert pooling(made("qwen3"), beside) == {}
+    files["1_Pooling/config.json"] |= {"pooling_mode_cls_token": True}
+    assert pooling(made("nomic"), beside) == {}
+    files.clear()
+    assert pooling(made("nomic"), beside) == {}

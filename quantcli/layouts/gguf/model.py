@@ -24,8 +24,8 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q
 """general.file_type: the type of most matrices of a file."""
 
 _SAME = (
-    (re.compile(r"model\.language_model\."), "model."),
-    (re.compile(r"language_model\.(model\.|lm_head\.)"), r"\1"),
+    (re.compile(r"^model\.language_model\."), "model."),
+    (re.compile(r"^language_model\.(model\.|lm_head\.)"), r"\1"),
 )
 """Names in models that see or hear, too, and those of the part that reads text by itself."""
 
@@ -80,9 +80,16 @@ def supported() -> str:
     return f"supported: {', '.join(sorted({family.architecture for family in classes().values()}))}"
 
 
-def _settings(config: Mapping[str, Any]) -> Config:
+def _settings(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Config:
+    """The config.json of the part that reads text. Where it says otherwise than the whole whether the embedding is the
+    head too, the tensors tell."""
     text = config.get("text_config")
-    return Config({**config, **text} if isinstance(text, dict) else config)
+    if not isinstance(text, dict):
+        return Config(config)
+    merged, key = {**config, **text}, "tie_word_embeddings"
+    if config.get(key) is not text.get(key):
+        merged[key] = not any(info.name.endswith("lm_head.weight") for info in infos)
+    return Config(merged)
 
 
 def model_of(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> GgufModel:
@@ -92,7 +99,7 @@ def model_of(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> GgufMode
     not at all, and where tensors and config.json do not match.
     """
     family = family_of(config)
-    parts = family.parts(_settings(config))
+    parts = family.parts(_settings(config, infos))
     tensors, left = _tensors(infos, family, parts)
     notes = [_described(left)] if left else []
     towers = [name for name in left if _TOWER.fullmatch(name)]
@@ -115,7 +122,8 @@ def rebuilt(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str,
     family = classes().get(named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else None
     if family is None or family.rebuilt is None:
         return {}
-    found = {info.name: family.rebuilt(info, _settings(config)) for info in infos}
+    settings = _settings(config, infos)
+    found = {info.name: family.rebuilt(info, settings) for info in infos}
     return {name: tensors for name, tensors in found.items() if tensors is not None}
 
 
@@ -124,15 +132,24 @@ def _described(left: Sequence[str]) -> str:
     return f"{printable(left[0], 120)}{more} left out: llama.cpp does not use it"
 
 
+def text_name(name: str) -> str:
+    """The name of a tensor of the part that reads text in a model of that alone.
+
+    >>> text_name("model.language_model.norm.weight"), text_name("language_model.model.norm.weight")
+    ('model.norm.weight', 'model.norm.weight')
+    """
+    for pattern, becomes in _SAME:
+        name = pattern.sub(becomes, name, count=1)
+    return name
+
+
 def _tensors(infos: Sequence[TensorInfo], family: Family, parts: Parts) -> tuple[tuple[ModelTensor, ...], list[str]]:
     """The tensors of the GGUF, and the names of those left out."""
     known = {**parts.optional, **parts.needed}
     unused = [re.compile(expression) for expression in family.unused]
     found, left = [], []
     for info in infos:
-        same = info.name
-        for pattern, becomes in _SAME:
-            same = pattern.sub(becomes, same, count=1)
+        same = text_name(info.name)
         name = gguf_name(same, family)
         useless = any(expression.fullmatch(same) for expression in unused) or _TOWER.fullmatch(same)
         if useless or (parts.tied and name == "output.weight"):

@@ -28,6 +28,7 @@ from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf.blocks import WEIGHTS, block_type, encode, exact_params, obstacle
+from quantcli.layouts.gguf.general import pooling, title
 from quantcli.layouts.gguf.model import FILE_TYPES, GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
@@ -293,16 +294,6 @@ def _more(count: int) -> str:
     return f", and {count - 1} more are shortened too" if count > 1 else ""
 
 
-def _title(config: Mapping[str, Any], beside: Beside) -> dict[str, str]:
-    """The key for the name of a model, from its config.json or the heading of its README.md; none without."""
-    named = config.get("_name_or_path")
-    card = beside("README.md") or b""
-    heading = re.search(r"^# +(\S.*?) *$", card[:20_000].decode(errors="replace"), re.MULTILINE)
-    found = named.rstrip("/").rpartition("/")[2] if isinstance(named, str) else ""
-    found = found or (heading[1] if heading and b"quantcli" not in card else "")  # our cards are of the output
-    return {"general.name": found[:200]} if found else {}
-
-
 def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
     """A short description of the tensors of a dtype."""
     names = [info.name for info in infos if info.dtype == dtype]
@@ -339,8 +330,8 @@ def _model(tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
     if changed:
         notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
-    keys = {"general.architecture": model.architecture, **_title(config, beside)}
-    return conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
+    keys = {"general.architecture": model.architecture, **title(config, beside)}
+    return conversion(tensors, places, keys, {**model.keys, **pooling(model, beside), **found.keys}, model.made, notes)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral and Mixtral."""
+"""Llama 1 to 3, Mistral, of those that see too the part that reads text, and Mixtral."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from quantcli.layouts.gguf.settings import Config
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
+    if config.get("text_config") is not None:
+        config.only("model_type", "llama", "mistral")  # those of the text, in a model that sees too
     s = sizes(config, kv_heads=config.whole("num_attention_heads"))
     rope = config.rope()
     if rope.part != 1:
@@ -58,7 +60,7 @@ def parts(config: Config) -> Parts:
 
 FAMILY = Family(
     architecture="llama",
-    classes=("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
+    classes=("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Mistral3ForConditionalGeneration"),
     parts=parts,
     modules=OUTER,
     layer={**DENSE, **EXPERTS, "block_sparse_moe.gate": "ffn_gate_inp"},
