@@ -14,7 +14,8 @@ from quantcli.asking import Scheme, given, with_keywords
 from quantcli.errors import UsageError
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job, pipeline
-from quantcli.models import open_model, under_one_name
+from quantcli.matching import under_one_name
+from quantcli.models import open_model
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes

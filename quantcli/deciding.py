@@ -11,6 +11,7 @@ from quantcli import registry
 from quantcli import scheme as record
 from quantcli.errors import UsageError
 from quantcli.scheme import (
+    ACTIVATIONS,
     AUTO,
     GRANULARITIES,
     MAX_BITS,
@@ -45,6 +46,7 @@ class Asked:
     levels: int | None = None
     codebook: Sequence[float] | None = None
     scale_dtype: str | None = None
+    activations: str = "none"
 
 
 ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e8m0": "e8m0"}
@@ -62,6 +64,7 @@ def decide(asked: Asked) -> dict[str, Any]:
     _check_zero_point(asked, what.form, what.name)
     rounding = _rounding(asked, what)
     storage = _storage(asked, what)
+    _one_of("activations", asked.activations, ACTIVATIONS)
     calibration, options = _calibration(asked, what)
     method = calibrator(calibration) if calibration != AUTO else None
     usual = method.grid if method is not None else "full"
@@ -84,6 +87,7 @@ def decide(asked: Asked) -> dict[str, Any]:
         "codebook": tuple(float(v) for v in asked.codebook or ()),
         "scale_dtype": asked.scale_dtype or AUTO,
         "storage": storage,
+        "activations": asked.activations,
     }
     if method is not None:
         _check_method(record.Scheme(**found), method, one_grid=what.one_grid)
@@ -238,6 +242,8 @@ def _storage(asked: Asked, what: _Codes) -> str:
 def _calibration(asked: Asked, what: _Codes) -> tuple[str, dict[str, Any]]:
     """The calibration and all its options."""
     usual = "mean-abs" if what.binary else what.form.calibration if asked.codebook is None else "minmax"
+    if what.form.small is not None and (asked.scale_dtype in ONE_BYTE or asked.granularity == "block"):
+        usual = "mse"
     name = usual if asked.calibration is None else _dashed(asked.calibration)
     if name == AUTO:
         if asked.options:

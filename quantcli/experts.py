@@ -3,7 +3,7 @@ graph as its products sum over them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantcli import architectures, registry
@@ -25,7 +25,7 @@ from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
 from quantcli.stores import Source, Unsplit, is_stream
 from quantcli.stores.derived import Computed, Derived, unchanged
-from quantcli.stores.stacked import Bands, Matrix, stacked
+from quantcli.stores.stacked import Bands, Matrix, Rebuilt, stacked
 from quantcli.tensors.info import TensorInfo
 
 
@@ -64,12 +64,14 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     for name, why in unclear.items():
         if not (naming is native.experts and rows_are_outputs(name, by_name)):
             unsplit[name] = Unsplit(why, False)
+    others = {} if to is None or container else dict(named(to).rebuilt(infos, config))
     if is_stream(source):
-        named_layers = {}
-    if not named_layers and not unsplit:
+        named_layers, others = {}, {}
+    if not named_layers and not unsplit and not others:
         return source
-    tensors = _tensors(source, named_layers)
-    return Derived(source, tensors, unsplit=unsplit, arranged=_described(list(named_layers.values())))
+    tensors = _tensors(source, named_layers, others)
+    said = [_described(list(named_layers.values())), _rebuilt_in_words(others)]
+    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)))
 
 
 def transposed(source: Source, names: Collection[str]) -> Source:
@@ -136,19 +138,32 @@ class _Layer:
         return (len(matrices), *one) if self.naming.stacked else one
 
 
-def _tensors(source: Source, layers: dict[str, _Layer]) -> Iterator[Computed]:
-    """The tensors of a source with the experts of these layers arranged, where the first of theirs was."""
+def _tensors(source: Source, layers: dict[str, _Layer], others: Mapping[str, Sequence[Rebuilt]]) -> Iterator[Computed]:
+    """The tensors of a source with the experts of these layers arranged, where the first of theirs was, and with what
+    takes the place of others."""
     bands, infos = Bands(source), {info.name: info for info in source.infos()}
     home = {name: layer for layer in layers.values() for name in layer.experts.stored}
     moved = dict(layer.naming.home for layer in layers.values() if layer.naming.home is not None)
     done = set[str]()
     for info in infos.values():
         layer = home.get(info.name)
-        if layer is None:
+        if info.name in others:
+            for tensor in others[info.name]:
+                yield stacked(bands, TensorInfo(tensor.name, info.dtype, tensor.shape), tensor.matrices)
+        elif layer is None:
             yield unchanged(source, info, _moved(info.name, moved))
         elif layer.experts.prefix not in done:
             done.add(layer.experts.prefix)
             yield from layer.tensors(infos, bands)
+
+
+def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
+    """What takes the place of tensors, in words; empty where nothing does."""
+    if not others:
+        return ""
+    name, tensors = next(iter(others.items()))
+    becomes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+    return printable(f"{len(others)} matrices put in order: {name} -> {becomes}", 400)
 
 
 def _moved(name: str, moved: dict[str, str]) -> str:

@@ -15,9 +15,10 @@ from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
-from quantcli.layouts.reader import is_published
+from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
-from quantcli.models import Model, View, left_out, of_checkpoint
+from quantcli.models import Model, View, left_out
+from quantcli.naming import of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
@@ -210,5 +211,5 @@ def plain_metadata(source: Source) -> dict[str, str]:
     """The metadata of a file without what describes its codes."""
     if source.kind == GGUF:
         return {"format": "pt"}
-    kept = {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, evidence.COMFYUI)}
+    kept = {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, COMFYUI)}
     return {**kept, "format": "pt"} if kept.get("format") == "mlx" else kept

@@ -13,6 +13,7 @@ Granularity = Literal["tensor", "channel", "group", "block"]
 Family = Literal["int", "midrise", "levels", "learned"]
 GRANULARITIES = ("tensor", "channel", "group", "block")
 SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0")
+ACTIVATIONS = ("none", "int8", "fp8", "fp8-group", "mxfp8", "mxfp4")
 ROUNDINGS = ("nearest", "sum-preserving")
 AUTO = "auto"
 """As calibration: the best of several, for each tensor. As scale dtype: the one that suits the tensor."""
@@ -53,6 +54,8 @@ class Scheme:
         `auto` where the weights of the tensor decide.
     storage
         How scales are stored: a variant of `scales`.
+    activations
+        How a runtime quantizes the inputs of the layer as they come, for layouts that say so: one of ACTIVATIONS.
     """
 
     format: str
@@ -73,6 +76,7 @@ class Scheme:
     codebook: tuple[float, ...]
     scale_dtype: str
     storage: str
+    activations: str
 
     @property
     def binary(self) -> bool:
@@ -131,6 +135,7 @@ class Scheme:
             **({"levels": self.levels} if self.levels else {}),
             **({"codebook": self.codebook} if self.codebook else {}),
             **({} if self.scale_dtype == AUTO else {"scale_dtype": self.scale_dtype}),
+            **({} if self.activations == "none" else {"activations": self.activations}),
         }
 
     def __repr__(self) -> str:

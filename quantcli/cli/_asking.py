@@ -46,6 +46,12 @@ symmetric = _help.option(
 """--symmetric and --asymmetric."""
 
 schemes = _help.options(
+    _help.option(
+        "--scheme",
+        metavar="NAME",
+        group="Common",
+        help="A scheme by name: W4A16, W8A8, FP8_DYNAMIC, FP8_BLOCK, NVFP4A16, MXFP4 and others; see formats.",
+    ),
     _help.option("--bits", type=int, metavar="N", help="Bits per code, 1 to 16.", show_default="4", group="Common"),
     _help.option(
         "--group-size",
@@ -262,6 +268,8 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
             if asked.get(parameter) not in (None, ()):
                 option = option_name(parameter, asked[parameter])
                 raise UsageError(error.problem, place=[option], hint=error.hint) from None
+        if asked.get("scheme") is not None:
+            raise UsageError(error.problem, place=["--scheme", *place[-1:]], hint=error.hint) from None
         raise
 
 
@@ -299,6 +307,11 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     where = {name: asked[name] for name in ("granularity", "group_size", "axis")}
     is_given = any(value is not None for value in where.values())
     fields: dict[str, Any] = granularity(**where) if is_given else {}
+    if asked["scheme"] is not None:
+        from quantcli.planning.named import named
+        from quantcli.planning.recipe import over
+
+        fields = over(named(asked["scheme"], "--scheme"), fields)
     for option, name in (
         ("bits", "bits"),
         ("symmetric", "symmetric"),
@@ -312,7 +325,7 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     ):
         if asked[option] is not None:
             fields[name] = asked[option]
-    if asked["recipe"] is None:
+    if asked["recipe"] is None and asked["scheme"] is None:
         from quantcli.planning.order import with_usual
 
         fields = with_usual(fields, asked["to"])

@@ -40,7 +40,6 @@ def of(
         levels=levels,
         bits=bits,
         ties_to_even=small is not None,
-        calibration="minmax" if small is None else "mse",
         small=small,
     )
 

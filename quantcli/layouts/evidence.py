@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli import registry
-from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.layouts.reader import OWN
+from quantcli.layouts import reader
+from quantcli.layouts.reader import CODES, COMFYUI, OWN, SMALL_FLOATS, WHOLE
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
@@ -29,13 +29,6 @@ from quantcli.tensors.info import TensorInfo
 
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ and ModelOpt."""
-
-COMFYUI = "_quantization_metadata"
-"""The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
-
-SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
-WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
-"""Dtypes of codes; I64 is left to indices."""
 
 PLAIN_HINT = "--source-layout plain reads every tensor by its dtype"
 
@@ -113,7 +106,7 @@ _WEIGHT = ("weight", "_packed", "_blocks", "_qdata", "_quantized", "._data", ".W
 
 
 def _can_be_codes(info: TensorInfo) -> bool:
-    return info.dtype in (*WHOLE, *SMALL_FLOATS) and len(info.shape) > 1 and info.numel > 0
+    return info.dtype in CODES and len(info.shape) > 1 and info.numel > 0
 
 
 def _fits(layout: _Layout, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:
@@ -141,7 +134,7 @@ def _described(info: TensorInfo, beside: str) -> str:
 def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """The layout some of these tensors are in, codes and what decodes them."""
     for info in infos.values():
-        if info.dtype not in (*WHOLE, *SMALL_FLOATS, "I64") and not info.name.endswith(_OF_ANY_DTYPE):
+        if info.dtype not in (*CODES, "I64") and not info.name.endswith(_OF_ANY_DTYPE):
             continue
         for layout in _LAYOUTS:
             beside = _fits(layout, info, infos)
@@ -291,11 +284,8 @@ def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
 
 def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
     """Evidence from the reader of a layout that decodes these tensors, or finds a problem in them: a layout that
-    quantcli reads needs no line in the table above. Most models have no tensor of such a dtype, and import no
-    reader."""
-    if not any(info.dtype in (*WHOLE, *SMALL_FLOATS) for info in infos.values()):
-        return None
-    for name in registry.names("layouts", "READS"):
+    quantcli reads needs no line in the table above."""
+    for name in reader.possible(infos, config):
         layout = registry.headline("layouts", name, "READS").partition(": ")[0]
         try:
             found = registry.get("layouts", name, "READS").find(infos, config, None)
@@ -308,7 +298,7 @@ def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Ev
 
 
 def _of_claim(
-    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = (*WHOLE, *SMALL_FLOATS)
+    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = CODES
 ) -> Evidence | None:
     """Evidence from a configuration, where a tensor of one of these dtypes can be codes."""
     claim = claimed(config)
@@ -356,5 +346,5 @@ def undecoded(
     supported. others: whether a layout has decoded others: then the configuration refers to those, and only small
     floats that are left are codes, such as those whose scales are in another file."""
     found = _computed_with(source.graph, infos) if source.graph is not None else None
-    dtypes = SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS)
+    dtypes = SMALL_FLOATS if others else CODES
     return found or of_layout(infos) or _of_claim(infos, config, dtypes) or _of_companions(infos)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantcli import registry
+from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.layouts import companions
 from quantcli.tensors.info import TensorInfo
@@ -33,6 +34,18 @@ class Read(Protocol):
 OWN = ("gguf", "onnx")
 """Layouts, and kinds of stores, of files that state their layout themselves: no other layout is looked for in them,
 whatever the names."""
+
+
+WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
+"""Dtypes of codes that are whole numbers; I64 is left to indices."""
+
+SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
+
+CODES = (*WHOLE, *SMALL_FLOATS)
+"""Dtypes one of which every layout has among the parts of a weight."""
+
+COMFYUI = "_quantization_metadata"
+"""The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
 
 
 PUBLISHED = ("fp8-", "mxfp", "nvfp")
@@ -108,6 +121,16 @@ class Reader:
     find: Callable[[Mapping[str, TensorInfo], Mapping[str, Any], Read | None], list[Found]]
 
 
+def possible(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[str]:
+    """Layouts that can store some of these tensors. Of others not even the modules are imported: most models have none
+    of these dtypes."""
+    names = registry.names("layouts", "READS")
+    own = [name for name in names if name in OWN and set(config) == {name}]
+    if own or (not config.get(COMFYUI) and not any(info.dtype in CODES for info in infos.values())):
+        return own
+    return [name for name in names if name not in OWN]
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """Every weight that is stored in some layout among these tensors, each of which belongs to one weight only.
 
@@ -115,8 +138,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     Raises DataError as the layouts do, and for a weight that is stored twice.
     """
     left, found, seen = dict(infos), list[Found](), set[str]()
-    names = registry.names("layouts", "READS")
-    for layout in [n for n in names if n in OWN and set(config) == {n}] or names:
+    for layout in possible(infos, config):
         for weight in registry.get("layouts", layout, "READS").find(left, config, read):
             if weight.name in seen or (weight.name in infos and weight.name not in {p.name for p in weight.parts}):
                 raise DataError("it is stored in two ways", place=[printable(weight.name)])

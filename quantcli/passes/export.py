@@ -158,6 +158,7 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
     if wanted and not any(wanted.values()) and all(name in wanted for name, t in model.items() if t.scheme is not None):
         hint = "dequantize writes it in floating point"
         raise UsageError(f"{target} can store none of its weights quantized", hint=hint)
+    export = named(target)
     tensors: list[Decided] = []
     for name, tensor in model.items():
         scheme = wanted.get(name)
@@ -175,8 +176,8 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
         to=target,
         beside=model.source.beside,
         container=container,
-        document="kept" if not wanted and named(target).keeps_document else "none",
-        keys=model.source.raw_keys() if named(target).again is not None else {},
+        document="kept" if not wanted and export.keeps_document and export.documents(tensors) else "none",
+        keys=model.source.raw_keys() if export.again is not None else {},
     )
 
 

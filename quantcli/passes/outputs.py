@@ -166,7 +166,7 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
     """The model a plan leads to, in the target of its request."""
     request = plan.request
     to, container = (None, False) if request is None else (request.to, request.container)
-    new = documented(to)
+    new = documented(to) and (to is None or named(to).documents(plan.tensors))
     return Outgoing(
         tensors=plan.tensors if new else tuple(_listed(plan, source)),
         to=to,

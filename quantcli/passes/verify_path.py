@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, VersionError
-from quantcli.models import open_model, under_one_name
+from quantcli.matching import open_original, under_one_name
+from quantcli.models import open_model
 from quantcli.passes import verify
 from quantcli.passes.findings import Finding, Verified
 from quantcli.planning.importance import load
@@ -44,8 +45,10 @@ def verify_path(
         except DataError as error:
             return _damaged(path, original, error), ()
         need_file(model.source, "verifying")
-        before = stack.enter_context(open_model(original, as_float=as_float)) if original is not None else None
-        if before is not None:
+        before = None
+        if original is not None:
+            names = model.stored if model.is_native else ()
+            before = stack.enter_context(open_original(original, names, as_float=as_float))
             need_file(before.source, "verifying")
         for one in (model, *([before] if before is not None else [])):
             for line in one.source.warnings:

@@ -114,7 +114,10 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     ({'bits': 8, 'group_size': 32}, {'group_size': 64})
     """
     found = dict(fields)
-    for name, value in {} if to in (None, NATIVE) else named(to).usual.items():
+    usual = {} if to in (None, NATIVE) else named(to).usual
+    if usual.get("format", "int") != fields.get("format", usual.get("format", "int")):
+        return found  # what is usual for another format does not suit this one
+    for name, value in usual.items():
         if name == "granularity":
             is_open = not {"granularity", "group_size", "axis"} & fields.keys()
         elif name == "group_size":

@@ -340,12 +340,13 @@ def _for_target(tensor: Decided, target: str, request: Request) -> Decided:
 
 
 def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
-    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself."""
+    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself. What a preset
+    keeps does not count: draft layers have experts too."""
     first: dict[str, Decided] = {}
     keys = tied(ties, [t.info.name for t in plan.tensors], "ties")
     for tensor in plan.tensors:
         key = keys.get(tensor.info.name)
-        if key is not None:
+        if key is not None and tensor.reason != "preset":
             other = first.setdefault(key, tensor)
             if other.scheme != tensor.scheme:
                 names = [t.scheme.name if t.scheme else "kept" for t in (other, tensor)]

@@ -69,6 +69,15 @@ Key = tuple[str, int, int]
 """A band by its tensor, the element its matrix begins with, and its first column."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A tensor that takes the place of a stored one: its name, its shape, and the matrices it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    matrices: tuple[Matrix, ...]
+
+
 class Bands:
     """The band of transposed matrices of a source that was read last.
 

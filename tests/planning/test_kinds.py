@@ -120,6 +120,8 @@ def test_draft_layers_with_experts() -> None:
     assert {found[n] for n in names[6:]} == {("preset", "predicts further tokens")}
     ignore = json.loads(Path("out/config.json").read_text())["quantization_config"]["ignore"]
     assert {n.removesuffix(".weight") for n in names[6:]} <= set(ignore)
+    planned = run("plan", source, "--target-bpw", "11", "--json")
+    assert planned.code == 0, planned.err
 
 
 def test_names_of_deepseek_v4() -> None:
