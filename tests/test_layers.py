@@ -222,7 +222,11 @@ def test_every_layout_offers_what_its_text_says() -> None:
             module = importlib.import_module(f"quantcli.layouts.{name.replace('-', '_')}")
             assert registry.get("layouts", name, offer) is getattr(module, offer)
     with pytest.raises(KeyError):
+<<<<<<< HEAD
         registry.get("layouts", "hqq", "WRITES")
+=======
+        registry.get("layouts", "torchao", "WRITES")
+>>>>>>> scales
     assert {"reader", "writer", "config", "evidence"}.isdisjoint(LAYOUTS)
 
 

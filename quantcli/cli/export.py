@@ -86,8 +86,13 @@ def command(
     from quantcli.folders import output as outputs
     from quantcli.folders import sidefiles
     from quantcli.folders.job import default_name
+<<<<<<< HEAD
     from quantcli.models import open_model
     from quantcli.moving import movable
+=======
+    from quantcli.layouts.native import model as reading
+    from quantcli.layouts.writer import KEY
+>>>>>>> scales
     from quantcli.passes import export, requantize
     from quantcli.passes.outputs import notes as conversion_notes
     from quantcli.reports import exported
@@ -99,6 +104,15 @@ def command(
         need_file(opened.source, "exporting")
         model = movable(opened, target, container=container)
         source = model.source
+<<<<<<< HEAD
+=======
+        need_file(source, "exporting")
+        if not model.is_quantized:
+            made = KEY in source.metadata
+            problem = "it is in another tool's layout already" if made else "this file was not quantized by quantcli"
+            hint = f"use quantize --to {target} on the original" if made else "use quantize --to"
+            raise DataError(problem, place=[src], hint=hint)
+>>>>>>> scales
         folder = export.as_folder(source, target, named)
         place = named or default_name(src, "", target)
         real = export.check_output(source, place, folder=folder, force=force)

@@ -111,7 +111,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "search_blocks": (None, [_P, _P, _P, _P, _P, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
-    "trial_floats": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P]),
+    "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
@@ -314,11 +314,13 @@ class NativeKernels:
     ) -> NDArray[np.int32]:
         best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
         assert count <= MOST_TRIALS and trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
+        reciprocal = np.float32(1) / trial
         self._call(
             "trial_floats",
             byref(_tile(tile)),
             byref(_small(small)),
             _at(trial),
+            _at(reciprocal),
             _at(first),
             count,
             plain,

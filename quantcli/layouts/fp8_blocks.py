@@ -228,7 +228,7 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 
 
 WRITES = Writer(
-    summary="8-bit floats in blocks of 128 x 128, as DeepSeek has them, for transformers, vLLM and SGLang",
+    summary="FP8 in blocks: 8-bit floats and a scale for 128 x 128 of them, for transformers, vLLM and SGLang",
     keeps="all but matrices named *.weight of whole blocks",
     accepts=Accepts(
         formats=("fp8-e4m3",),

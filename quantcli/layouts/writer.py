@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from quantcli import asking, registry
 from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
+from quantcli.deciding import ONE_BYTE
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import AUTO, PUBLISHED, Scheme
 from quantcli.stores.stacked import Rebuilt
@@ -183,8 +184,6 @@ class Accepts:
         if scheme.storage != self.storage:
             stored = {"plain": "scales that are floats", "e8m0": "scales that are powers of two", "e4m3": "E4M3 scales"}
             return f"{scheme.format} with {stored[scheme.storage]}"
-        if scheme.activations not in self.activations:
-            return f"inputs quantized to {scheme.activations}"
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:
@@ -201,6 +200,8 @@ class Accepts:
             return f"groups of {scheme.group_size}"
         if scheme.granularity == "block" and scheme.group_size not in (self.groups or (scheme.group_size,)):
             return f"blocks of {scheme.group_size} x {scheme.group_size}"
+        if scheme.activations not in self.activations:
+            return f"inputs quantized to {scheme.activations}"
         return None
 
     def _holds(self, group: int) -> bool:
@@ -223,15 +224,20 @@ class Accepts:
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
         'w8g32'
         """
+        like = next((kind for kind in (self, *self.others) if scheme.format in kind.formats), self)
+        if like is not self:
+            return like.nearest(scheme)
         bits = next((b for b in self.bits if b >= scheme.bits), self.bits[-1])
         form = scheme.format if scheme.format in self.formats else self.formats[0]
         symmetric = scheme.symmetric if scheme.symmetric in self.symmetric else self.symmetric[0]
         symmetric = symmetric or form != "int" or not self._asymmetric(bits)
         granularity: Any = scheme.granularity
         if granularity not in self.granularities:
-            granularity = "group" if "group" in self.granularities else "channel"
-        group = (scheme.group_size or 128) if granularity == "group" else None
-        if group is not None and not self._holds(group):
+            granularity = "group" if "group" in self.granularities else self.granularities[0]
+        group = (scheme.group_size or 128) if granularity in ("group", "block") else None
+        if group is not None and self.groups and (self.storage != "plain" or granularity == "block"):
+            group = self.groups[0]
+        elif group is not None and not self._holds(group):
             group = next(iter(self.smaller(group)), min(self.groups or (group,)))
         offset = scheme.zero_point if not symmetric and scheme.zero_point in self.zero_points else "int"
         own = asking.Scheme(format=form)
@@ -242,6 +248,7 @@ class Accepts:
             group_size=group,
             symmetric=symmetric,
             zero_point=offset,
+            scale_dtype=next((dtype for dtype, storage in ONE_BYTE.items() if storage == self.storage), None),
         )
 
 

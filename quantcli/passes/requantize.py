@@ -37,7 +37,8 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
             choices.append(changed(first, granularity="channel", group_size=None))
     for scheme in choices:
         asked = export.suited(scheme)
-        same_scales = first.family == "int" and stored.scale_dtype != "F8_E4M3"  # which only learned levels may have
+        floats = stored.scheme.storage == "plain" and stored.scale_dtype != "F8_E4M3"
+        same_scales = first.family == "int" and floats
         if asked.scale_dtype == AUTO and same_scales and scheme.bits <= 8:
             asked = asked.with_scale_dtype(scale_dtype_of(stored.scale_dtype))
         if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:

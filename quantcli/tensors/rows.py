@@ -196,11 +196,13 @@ def _blocks(rows: int, cols: int, lead: tuple[int, ...], side: int) -> Grouping:
     """The grouping of a matrix, or of a stack of them, in blocks of `side` rows and columns."""
     if cols > WIDEST_BLOCKS:
         raise UsageError(f"blocks of {side} rows of {cols} weights are not supported", hint="use groups")
+    across = -(-cols // side)
+    if len(lead) > 1 and 0 < lead[-1] < side:  # a row of blocks for each matrix, however low
+        return Grouping(rows, cols, max(1, min(side, cols)), None, lead, (lead[0], 1, across), lead[-1])
     if len(lead) > 1 and lead[-1] % side:
         hint = "use groups, or a block size that divides it"
         raise UsageError(f"blocks of {side} rows would cross matrices of {lead[-1]} rows", hint=hint)
-    down, across = -(-rows // side), -(-cols // side)
-    shape = (down, across) if len(lead) == 1 else (lead[0], lead[1] // side, across)
+    shape = (-(-rows // side), across) if len(lead) == 1 else (lead[0], lead[1] // side, across)
     return Grouping(rows, cols, max(1, min(side, cols)), None, lead, shape, side)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError
-from quantcli.layouts.compressed_tensors.formats import PACKED, format_of, inputs, job, weights
+from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, format_of, inputs, job, weights
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
 from quantcli.layouts.loaders import ignored, loads_experts, modules, not_linear, unknown
@@ -119,7 +119,13 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     return Conversion(
         jobs={t.info.name: job(t) for t in tensors},
         config={"quantization_config": found},
-        notes=[*_notes(tensors, found), *unknown(model), *loads_experts(tensors, model), *_sentences(beside)],
+        notes=[
+            *_notes(tensors, found),
+            *_of_experts(tensors, model),
+            *unknown(model),
+            *loads_experts(tensors, model),
+            *_sentences(beside),
+        ],
     )
 
 
@@ -140,6 +146,19 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
             "for q, k and v and for gate and up"
         )
     return notes
+
+
+def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
+    """A note for experts that vLLM loads, but transformers does not decode."""
+    own = [w for w in quantized(tensors) if model.holder(module_of(w.info.name)) == EXPERTS]
+    stored = {(format_of(scheme), scheme.granularity, scheme.name) for scheme in (facts(w)[0] for w in own)}
+    for form, granularity, name in sorted(stored):
+        if form == BYTES:
+            return [f"transformers 5.23 loads no experts that are {form}; vLLM does"]
+        decoded = form in (PACKED, "mxfp4-pack-quantized") or (form == FLOATS and granularity in ("channel", "tensor"))
+        if not decoded:
+            return [f"transformers 5.23 decodes experts in {name} to wrong numbers; vLLM loads them"]
+    return []
 
 
 def _sentences(beside: Beside) -> list[str]:
