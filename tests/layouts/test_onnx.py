@@ -83,7 +83,7 @@ def test_onnxruntime_decodes_the_same(path: Path) -> None:
 
 
 def test_there_are_files_of_onnxruntime() -> None:
-    assert len(list(GOLDEN.glob("[nl][bi]*.onnx"))) == 8
+    assert len(list(GOLDEN.glob("[nl][bi]*.onnx"))) == 9
 
 
 def test_schemes_and_bits() -> None:
@@ -343,6 +343,27 @@ def test_nodes_that_compute_with_codes(file: str, operator: str, tmp_path: Path)
     line = one_line(run("quantize", path, "--requantize", "-o", tmp_path / "out.onnx"), 2)
     assert "nodes of this graph take codes" in line and "start from the float model" in line
     assert [p.name for p in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+@pytest.mark.parametrize("scales", ["channels", "whole"])
+def test_the_weights_of_an_lstm_are_turned_back(scales: str) -> None:
+    """onnxruntime's quantizer stores them as [directions, in, out]."""
+    path, original = GOLDEN / f"recurrent-{scales}.onnx", GOLDEN / "recurrent.onnx"
+    source = open_source(str(path))
+    assert isinstance(source, OnnxFile)
+    infos, found = {i.name: i for i in source.infos()}, found_in(source)
+    for name, cols in (("W", 12), ("R", 8)):
+        codes = np.frombuffer(read_all(source, f"{name}_quantized"), "i1").reshape(1, cols, 32).astype(np.float32)
+        zero = np.frombuffer(read_all(source, f"{name}_zero_point"), "i1").astype(np.float32)
+        scale = np.frombuffer(read_all(source, f"{name}_scale"), np.float32)
+        assert scale.size == infos[f"{name}_zero_point"].numel == (32 if scales == "channels" else 1)
+        check_every_piece(source, found[name], ((codes - zero) * scale).transpose(0, 2, 1))
+    source.close()
+    rows = run("compare", original, path, "--json").json["tensors"]
+    assert {r["name"]: r["scheme"] for r in rows if r["disposition"] == "quantized"} == dict.fromkeys(
+        "WR", "w8c-asym" if scales == "channels" else "w8t-asym"
+    )
+    assert all(35 < r["sqnr_db"] < 50 for r in rows if r["disposition"] == "quantized")
 
 
 @pytest.mark.parametrize("file", ["dynamic.onnx", "qoperator.onnx"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from making import one_line, run
 from onnx_parts import Graph, f32, field, model, op, opset, read_model, run_graph, tensor, value, varint
 
@@ -261,6 +264,41 @@ def test_half_precision_has_scales_of_its_own(tmp_path: Path) -> None:
     assert "scales in float16" in report["tensors"][0]["note"]
     done = run("compare", path, out, "--json")
     assert done.json["tensors"][0]["sqnr_db"] == pytest.approx(report["tensors"][0]["sqnr_db"], rel=1e-7)
+
+
+def test_a_tensor_is_not_followed_for_ever(tmp_path: Path) -> None:
+    """Each pair of nodes doubles the ways through the graph."""
+    nodes = [f32("w0", weights(32, 64))]
+    for i in range(30):
+        nodes += [op("Identity", [f"w{i}"], [f"a{i}"]), op("Concat", [f"w{i}", f"a{i}"], [f"w{i + 1}"], axis=0)]
+    nodes += [op("MatMul", ["x", "w30"], ["y"]), op("MatMul", ["x", "v"], ["z"]), f32("v", weights(32, 64))]
+    path = written(tmp_path / "in.onnx", *nodes)
+    _, report = quantized(path)
+    assert {t["name"]: t["reason"] for t in report["tensors"]} == {"w0": "target", "v": "default"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_graphs_are_written_or_refused(data: st.DataObject) -> None:
+    """Any bytes of a good file changed, cut or added: no error that is not ours."""
+    make, *_ = CASES[data.draw(st.sampled_from(sorted(CASES)))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder) / "in.onnx", *make(), value(11, "x"), value(12, "y"))
+        raw = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, min(len(raw) - 1, 200)))
+            how = data.draw(st.sampled_from(["change", "cut", "add"]))
+            if how == "change":
+                raw[at] = data.draw(st.integers(0, 255))
+            elif how == "cut":
+                del raw[at : at + data.draw(st.integers(1, 5))]
+            else:
+                raw[at:at] = data.draw(st.binary(max_size=4))
+        path.write_bytes(raw)
+        done = run("quantize", path, "-o", Path(folder) / "out.onnx", "--no-default-keep", "-q")
+        assert done.code in (0, 1, 2) and "internal error" not in done.err, done
+        if done.code == 0:
+            assert run("inspect", Path(folder) / "out.onnx").code == 0
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
