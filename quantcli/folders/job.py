@@ -113,7 +113,7 @@ def check_target(source: Source, to: str, output_name: str | None, *, container:
         raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
 
 
-NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "gptq")
+NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "fp8-blocks", "gptq", "modelopt")
 """Targets that write into config.json what diffusers refuses to load."""
 
 
