@@ -161,3 +161,26 @@ def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
         return _round_float8(values, dtype)
     with np.errstate(over="ignore"):
         return values.astype(DTYPES[dtype].numpy)
+
+
+def rounded(values: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+    """Finite float32 values rounded to nearest in F32, F16 or BF16, as float32 again. They may be rounded in place.
+
+    >>> import numpy as np
+    >>> rounded(np.array([1.0, 1.00390625, 1.01171875], np.float32), "BF16").tolist()
+    [1.0, 1.0, 1.015625]
+    """
+    import numpy as np
+
+    if dtype == "BF16":
+        bits = values.view(np.uint32)
+        odd = bits >> np.uint32(16)
+        odd &= np.uint32(1)
+        odd += np.uint32(0x7FFF)
+        bits += odd
+        bits &= np.uint32(0xFFFF0000)
+        return values
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    return values

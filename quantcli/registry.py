@@ -23,7 +23,7 @@ def names(package: str, offer: str | None = None) -> tuple[str, ...]:
 
     >>> "minmax" in names("calibrators")
     True
-    >>> "torchao" in names("layouts", "READS"), "torchao" in names("layouts", "WRITES")
+    >>> "hqq" in names("layouts", "READS"), "hqq" in names("layouts", "WRITES")
     (True, False)
     """
     files = _files(package).items()

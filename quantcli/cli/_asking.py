@@ -282,8 +282,7 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
 def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str | None = None) -> Order:
     """The typed order that options make, those of a recipe behind them; recipe: where it is known already. output: its
     name, which tells the target where nothing else does."""
-    from quantcli.planning.order import named_by
-    from quantcli.planning.order import order as made
+    from quantcli.planning.order import made, named_by
 
     inferred = named_by(output)
     return made(
@@ -353,9 +352,9 @@ def _method(asked: Mapping[str, Any]) -> dict[str, Any]:
     if asked["calibration"] is None and ("norm" in given or "percentile" in given):
         fields["calibration"] = "mse" if "norm" in given else "percentile"
     if asked["codebook"] is not None:
-        from quantcli.planning import recipe
+        from quantcli.stores.levels import levels
 
-        fields["codebook"] = recipe.levels(asked["codebook"])
+        fields["codebook"] = levels(asked["codebook"])
     learned = asked["levels"] is not None or asked["codebook"] is not None or asked["calibration"] == "lloyd-max"
     if asked["format_"] is None and learned:
         fields["format"] = "codebook"

@@ -33,9 +33,12 @@ Say = Callable[[str], None]
 # ---- names ------------------------------------------------------------------------------------------------------
 
 
-def label(request: Request, recipe_name: str | None) -> str:
-    """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is."""
+def label(request: Request | None, recipe_name: str | None) -> str:
+    """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is. request:
+    None where it is not known before the weights are measured."""
     if recipe_name is None:
+        if request is None:
+            return "recipe"
         return "recipe" if any(not rule.preset for rule in request.rules) else request.scheme.name
     stem, extension = os.path.splitext(os.path.basename(recipe_name))
     return stem if extension.lower() in (".yaml", ".yml") else stem + extension
@@ -71,14 +74,12 @@ def as_folder(source: Source, target: str | None, to: str | None) -> bool:
     return source.folder is not None and not (target or "").lower().endswith(".safetensors")
 
 
-def place(
-    source: Source, src: str, asked: Order, request: Request, name: str | None, recipe_name: str | None
-) -> tuple[str, bool]:
+def place(source: Source, src: str, asked: Order, to: str | None, name: str | None, schemes: str) -> tuple[str, bool]:
     """The output of a run and whether it is a folder: as it was named, or beside `src` by a name that tells the
     schemes, and the target where one was asked for."""
-    told = request.to if asked.to is not None else None
-    target = name or default_name(src, label(request, recipe_name), told)
-    return target, as_folder(source, target if name or told is None else None, request.to)
+    told = to if asked.to is not None else None
+    target = name or default_name(src, schemes, told)
+    return target, as_folder(source, target if name or told is None else None, to)
 
 
 # ---- what is asked, of this source ------------------------------------------------------------------------------
@@ -86,11 +87,11 @@ def place(
 
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
     """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
-    file of importances that match no tensor."""
+    file of importances that match no tensor, and with why no preset is chosen."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    return plan.suited(request_of(source, asked, to, importance))
+    return plan.suited(request_of(source, asked, to, importance, warn))
 
 
 def spelt_out(source: Source, asked: Request) -> Request:
@@ -102,15 +103,12 @@ def spelt_out(source: Source, asked: Request) -> Request:
     return recipe_writing.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, asked)
 
 
-def check_target(source: Source, to: str, output_name: str | None, *, container: bool) -> None:
-    """Raise UsageError for a pipe, whose weights could not be compared with what was written; for two files on standard
-    output, and for an ONNX model that was to stay one."""
+def check_target(source: Source, to: str, output_name: str | None) -> None:
+    """Raise UsageError for a pipe, whose weights could not be compared with what was written, and for two files on
+    standard output."""
     need_file(source, "--to")
     export.check_standard_output(to, output_name)
     check_loader(source, to)
-    if to == "onnx" and source.kind == "onnx" and not container:
-        hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
-        raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
 
 
 NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "fp8-blocks", "gptq", "modelopt")
@@ -281,6 +279,26 @@ def _loader(model: Outgoing) -> str:
     return card.OWN_LAYOUT if model.to is None else f"{model.to}, {named(model.to).summary}"
 
 
+def checked(
+    source: Source,
+    order: Order,
+    target: str,
+    *,
+    folder: bool,
+    force: bool,
+    resume: bool = False,
+    dry_run: bool = False,
+    read: Sequence[str] = (),
+) -> tuple[str, SideFiles]:
+    """The real path of an output that may be written, and what becomes of the files beside the source. read: files that
+    are read beside the source. Raises UsageError, DataError and QuantcliError."""
+    check_folder_options(folder, order, resume=resume)
+    importance = order.importance or (order.recipe.importance or (None,))[0]
+    inputs = [*read, *([importance] if importance else [])]
+    real = target if dry_run else export.check_output(source, target, folder=folder, force=force, read=inputs)
+    return real, sidefiles.of(source, os.path.realpath(real), folder=folder)
+
+
 def prepare(
     source: Source,
     src: str,
@@ -297,15 +315,11 @@ def prepare(
 ) -> Job:
     """A run on a source that writes to `target`. read: files that it reads beside the source. Raises UsageError,
     DataError and QuantcliError for all that can be known before the first weight is read."""
-    check_folder_options(folder, order, resume=resume)
-    importance = order.importance or (order.recipe.importance or (None,))[0]
-    inputs = [*read, *([importance] if importance else [])]
-    real = target if dry_run else export.check_output(source, target, folder=folder, force=force, read=inputs)
+    real, side = checked(source, order, target, folder=folder, force=force, resume=resume, dry_run=dry_run, read=read)
     try:
         found = planned(source, order, request, folder=folder)
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    side = sidefiles.of(source, os.path.realpath(real), folder=folder)
     return Job(
         order=order,
         parts={"": found},

@@ -16,12 +16,16 @@ from quantcli.kernels.table import (
     MOST_ENDS,
     MOST_IMPORTANCE,
     MOST_TRIALS,
+    SUPER,
+    BlockScales,
+    BlockType,
     CodeGrid,
     Grids,
     QuantParams,
     Ranges,
     Sums,
     Tile,
+    empty_blocks,
     row_bytes,
 )
 
@@ -87,6 +91,15 @@ class _Params(Structure):
     ]
 
 
+class _BlockType(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("form", "bits", "sub", "low", "high", "deepest", "range_bits")),
+        *((name, c_int32) for name in ("refits", "rounds", "ratio_count", "factor_count")),
+        ("ratios", POINTER(c_double)),
+        ("factors", POINTER(c_double)),
+    ]
+
+
 _P = c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ranges": (c_int32, [_P, _P, _P, _P]),
@@ -95,6 +108,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bins": (c_int32, [_P, c_int64, _P, _P]),
     "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, _P, _P, _P]),
     "search_offsets": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P, _P]),
+    "search_blocks": (None, [_P, _P, _P, _P, _P, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
@@ -147,6 +161,14 @@ def _params(params: QuantParams, rows: int) -> _Params:
     if book is not None:
         found.codebook = pointer(_codebook(book))
     return found
+
+
+def _block_type(kind: BlockType) -> _BlockType:
+    assert len(kind.ratios) <= MOST_ENDS
+    whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
+    counts = (kind.refits, kind.rounds, len(kind.ratios), len(kind.factors))
+    ratios, factors = ((c_double * len(values))(*values) for values in (kind.ratios, kind.factors))
+    return _BlockType(*whole, *counts, ratios, factors)
 
 
 class NativeKernels:
@@ -236,6 +258,25 @@ class NativeKernels:
             _at(offset),
         )
         return scale, offset
+
+    def search_blocks(
+        self, tile: Tile, kind: BlockType, importance: tuple[NDArray[np.int16], Doubles] | None = None
+    ) -> BlockScales:
+        found = empty_blocks(tile, kind)
+        columns, much = (None, None) if importance is None else importance
+        assert tile.cols % SUPER == 0
+        self._call(
+            "search_blocks",
+            byref(_tile(tile)),
+            byref(_block_type(kind)),
+            _at(columns),
+            _at(much),
+            _at(found.d),
+            _at(found.m),
+            _at(found.scales),
+            _at(found.minima),
+        )
+        return found
 
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         n = len(weight) - 1

@@ -17,6 +17,8 @@ from quantcli.kernels.table import (
     F32,
     LEVELS,
     OFFSET,
+    BlockScales,
+    BlockType,
     CodeGrid,
     Grids,
     QuantParams,
@@ -118,12 +120,13 @@ def _codes(x: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArray[An
     zero = params.zero
     assert zero is not None
     turn = np.floor if grid.midrise else np.rint
+    divisor = np.where(params.scale == 0, np.float32(np.inf), params.scale)  # sub-blocks of super-blocks may have none
     if grid.mode == OFFSET:
         np.subtract(x, zero, out=out)
-        np.divide(out, params.scale, out=out)
+        np.divide(out, divisor, out=out)
         turn(out, out=out)
     else:
-        np.divide(x, params.scale, out=out)
+        np.divide(x, divisor, out=out)
         turn(out, out=out)
         np.add(out, zero, out=out)
     low, high = np.float32(grid.umin), np.float32(grid.umax)
@@ -264,6 +267,13 @@ class NumpyKernels:
         from quantcli.kernels.numpy_offsets import search_offsets
 
         return search_offsets(tile, middle, reciprocal, start, ratios, top, importance)
+
+    def search_blocks(
+        self, tile: Tile, kind: BlockType, importance: tuple[NDArray[np.int16], Doubles] | None = None
+    ) -> BlockScales:
+        from quantcli.kernels.numpy_blocks import search_blocks
+
+        return search_blocks(tile, kind, importance)
 
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         from quantcli.kernels.numpy_kmeans import kmeans

@@ -33,14 +33,15 @@ import numpy as np
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
+from quantcli.kernels import QuantParams
 from quantcli.layouts import swizzled
-from quantcli.layouts.bytewise import CODES, Bytewise, decode
+from quantcli.layouts.bytewise import CODES, Bytewise, decode, held
 from quantcli.layouts.config import architecture, section, text, whole
-from quantcli.layouts.evidence import COMFYUI
 from quantcli.layouts.loaders import ignored, modules, not_linear
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, quantized, rounded, words
-from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.stored import FLOATS, float_columns, matrix, part, scheme_name, wrong
+from quantcli.layouts.reader import COMFYUI, Found, Read, Reader
+from quantcli.layouts.stored import FLOATS, by_group, filled_up, matrix, part, scheme_name, wrong
+from quantcli.layouts.transposed import ParamBands, params_of
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.strict import strict_json
@@ -122,10 +123,11 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
         parts=(codes, scale),
         unit=1,
         decode=partial(decode, stored),
+        held=partial(held, stored),
     )
 
 
-def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[str, Any]) -> Found:
+def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[str, Any], bands: ParamBands) -> Found:
     codes = part(infos, name, name, ("I8", "U8"))
     scale, zeros = (part(infos, f"{name}_{which}", name, FLOATS) for which in ("scale", "zeros"))
     (rows, held), (groups, outputs) = matrix(codes, name), matrix(scale, name)
@@ -145,33 +147,28 @@ def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[st
         bits=4,
         parts=(codes, scale, zeros),
         unit=1,
-        decode=partial(_decode_nibbles, stored),
+        decode=partial(_decode_nibbles, stored, bands),
     )
 
 
-def _decode_nibbles(stored: _Nibbles, read: Read, first: int, last: int) -> Floats:
-    held = stored.cols // 2
-    packed = read(stored.codes.name, first * held, (last - first) * held)
-    out = np.empty((len(packed), 2), np.float32)
-    out[:, 0], out[:, 1] = packed & np.uint8(15), packed >> np.uint8(4)
-    out -= np.float32(8)
-    scale, zeros = (
-        float_columns(read, info, stored.name, first, last)[:, :, None] for info in (stored.scale, stored.zeros)
-    )
-    grouped = out.reshape(last - first, -1, stored.group)
+def _decode_nibbles(stored: _Nibbles, bands: ParamBands, read: Read, first: int, last: int) -> Floats:
+    shape, held = (last - first, stored.cols), stored.cols // 2
+    packed = filled_up(read(stored.codes.name, first * held, shape[0] * held), shape, 4)
+    scale, zeros = params_of(bands, read, (stored.scale, stored.zeros), stored.name, first, last)
+    out = by_group(packed, shape, 4, QuantParams(scale, np.full_like(scale, 8)), stored.group)
     with np.errstate(over="ignore", invalid="ignore"):
-        grouped *= scale
-        grouped += zeros
-    return out.reshape(last - first, stored.cols)
+        grouped = out.reshape(shape[0], -1, stored.group)
+        grouped += zeros[:, :, None]
+    return out
 
 
-def _found(infos: Mapping[str, TensorInfo], path: str, description: Any) -> Found:
+def _found(infos: Mapping[str, TensorInfo], path: str, description: Any, bands: ParamBands) -> Found:
     name = f"{path}.weight"
     kind = _format(name, description)
     if kind in swizzled.FORMATS:
         found = swizzled.find(infos, name, kind, description)
     elif kind == "awq_w4a16":
-        found = _nibbles(infos, name, description)
+        found = _nibbles(infos, name, description, bands)
     else:
         found = _bytewise(infos, name, BYTEWISE[kind], f"{name}_scale")
     if f"{path}.pre_quant_scale" in infos:
@@ -184,8 +181,8 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     """The weights that ComfyUI's descriptions name, and 8-bit floats with a scale_weight beside them."""
     layers = section(config, COMFYUI)
     described = [name.removesuffix(DESCRIPTION) for name in infos if name.endswith(DESCRIPTION)]
-    paths = list(dict.fromkeys([*described, *layers]))
-    found = [_found(infos, path, _described(infos, path, layers, read)) for path in paths]
+    paths, bands = list(dict.fromkeys([*described, *layers])), ParamBands()
+    found = [_found(infos, path, _described(infos, path, layers, read), bands) for path in paths]
     known = {weight.name for weight in found}
     for name, info in infos.items():
         if name in known or name.removesuffix(".weight") == name:
@@ -245,7 +242,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     names = [w.info.name for w in quantized(tensors)]
 
     def header(held: Sequence[str]) -> dict[str, str]:
-        layers = {module_of(n): {"format": INT8} for n in names if n in set(held)}
+        among = set(held)
+        layers = {module_of(n): {"format": INT8} for n in names if n in among}
         return {COMFYUI: json.dumps({"format_version": "1.0", "layers": layers})}
 
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}

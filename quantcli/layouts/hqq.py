@@ -23,19 +23,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.dtypes import LONG_NAMES, from_float32, to_float32
+from quantcli.dtypes import LONG_NAMES, rounded
 from quantcli.errors import printable
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.stored import FLOATS, floats, matrix, part, scheme_name, wrong
+from quantcli.stores.latest import Latest
+from quantcli.stores.pages import paged
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from quantcli.kernels import Floats
 
 PACKINGS = {"8bit_u8": (8, 1), "4bit_u8": (4, 2), "3bit_32": (3, 10), "2bit_u8": (2, 4), "1bit_u8": (1, 8)}
 """Bits of a field, and fields of an element."""
+
+HELD = 1 << 20
+"""Groups of a weight whose parameters are kept, where each is needed once for every row of groups: 8 MiB."""
+
+PIECE = 1 << 16
+"""Groups whose parameters are read at a time to be kept."""
 
 NUMBERS = ("nbits", "group_size", "axis")
 SETTINGS = (
@@ -132,50 +138,77 @@ def _check_shapes(stored: _Stored) -> None:
         raise wrong(name, f"scales and zero points {shapes} do not match {list(groups)}")
 
 
-def _codes(stored: _Stored, read: Read, first: int, last: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Codes of a run of weights in C order, field by field, each with its place in the run."""
+def _put_codes(stored: _Stored, read: Read, first: int, out: Floats) -> None:
+    """Put the codes of a run of weights in C order into `out`, field by field."""
     bits, held = PACKINGS[stored.packing]
     size, kind = (4, "<u4") if stored.packing == "3bit_32" else (1, "<u1")
-    field = stored.codes.shape[0] * stored.sides[1]
+    field, last = stored.codes.shape[0] * stored.sides[1], first + len(out)
     for number in range(first // field, -(-last // field)):
         start = number * field
         low, high = max(first, start), min(last, start + field)
         raw = read(stored.codes.name, (low - start) * size, (high - low) * size).view(kind)
-        shift = raw.dtype.type(bits * (held - 1 - number))
-        yield low - first, ((raw >> shift) & raw.dtype.type((1 << bits) - 1)).astype(np.uint8)
+        codes = raw >> raw.dtype.type(bits * (held - 1 - number))
+        codes &= raw.dtype.type((1 << bits) - 1)
+        out[low - first : high - first] = codes
 
 
-def _of_weights(stored: _Stored, info: TensorInfo, read: Read, first: int, last: int) -> Floats:
-    """A parameter of every weight of a run."""
-    groups = info.numel
-    if stored.axis == 1:
-        begin, end = first // stored.group, -(-last // stored.group)
-        own = _in_dtype(floats(read, info, stored.name, begin, end - begin), stored.dtype)
-        return np.repeat(own, stored.group)[first - begin * stored.group :][: last - first]
-    if first // groups == (last - 1) // groups:
-        return _in_dtype(floats(read, info, stored.name, first % groups, last - first), stored.dtype)
-    return _in_dtype(floats(read, info, stored.name, 0, groups), stored.dtype)[np.arange(first, last) % groups]
+def _params(stored: _Stored, info: TensorInfo, read: Read, first: int, last: int) -> Floats:
+    """Parameters first to last in the dtype that the library computes in."""
+    found = floats(read, info, stored.name, first, last - first)
+    return found if info.dtype == stored.dtype else rounded(found, stored.dtype)
 
 
-def _in_dtype(values: Floats, dtype: str) -> Floats:
-    """Values rounded to a dtype, as float32."""
-    return values if dtype == "F32" else to_float32(from_float32(values, dtype).view(np.uint8), dtype)
+def _both(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, Floats]:
+    """Zero points and scales of groups first to last."""
+    return _params(stored, stored.zero, read, first, last), _params(stored, stored.scale, read, first, last)
 
 
-def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
-    cols = stored.shape[1]
+def _all(stored: _Stored, read: Read) -> tuple[Floats, Floats]:
+    """Those of all groups."""
+    groups = stored.sides[1]
+    zero, scale = (paged(4 * groups).view(np.float32) for _ in range(2))
+    for first in range(0, groups, PIECE):
+        last = min(first + PIECE, groups)
+        zero[first:last], scale[first:last] = _both(stored, read, first, last)
+    return zero, scale
+
+
+def _down(
+    stored: _Stored, latest: Latest[tuple[Floats, Floats]], read: Read, first: int, last: int
+) -> Iterator[Floats]:
+    """Zero points and scales of every weight of a run, where groups go down the columns: the same again in each row of
+    the matrix, and therefore kept."""
+    groups = stored.sides[1]
+    at = first // groups * groups
+    if groups <= HELD or last - at > groups:
+        held, base = latest.take(stored.name, lambda: _all(stored, read)), 0
+    else:
+        held, base = _both(stored, read, first - at, last - at), first - at
+    for values in held:
+        yield (
+            values[first - at - base : last - at - base]
+            if last - at <= groups
+            else values[np.arange(first, last) % groups]
+        )
+
+
+def _decode(stored: _Stored, latest: Latest[tuple[Floats, Floats]], read: Read, first: int, last: int) -> Floats:
+    cols, group = stored.shape[1], stored.group if stored.axis == 1 else 1
     begin, end = first * cols, last * cols
-    out = np.empty(end - begin, np.float32)
-    for at, codes in _codes(stored, read, begin, end):
-        out[at : at + len(codes)] = codes
-    out -= _of_weights(stored, stored.zero, read, begin, end)
-    out = _in_dtype(out, stored.dtype)
+    low, high = begin // group, -(-end // group)
+    out = np.empty((high - low, group), np.float32)
+    _put_codes(stored, read, low * group, out.reshape(-1))
+    zero, scale = _both(stored, read, low, high) if stored.axis == 1 else _down(stored, latest, read, low, high)
+    out -= zero[:, None]
+    out = rounded(out, stored.dtype)
     with np.errstate(over="ignore"):
-        out = out * _of_weights(stored, stored.scale, read, begin, end)
-    return out.reshape(last - first, cols)
+        out *= scale[:, None]
+    return out.reshape(-1)[begin - low * group :][: end - begin].reshape(last - first, cols)
 
 
-def _found(infos: Mapping[str, TensorInfo], stored: _Stored, module: str) -> Found:
+def _found(
+    infos: Mapping[str, TensorInfo], stored: _Stored, module: str, latest: Latest[tuple[Floats, Floats]]
+) -> Found:
     others = [f"{module}.{key}" for key in ("shape", *NUMBERS, *TEXTS, *SETTINGS)]
     return Found(
         name=stored.name,
@@ -184,7 +217,7 @@ def _found(infos: Mapping[str, TensorInfo], stored: _Stored, module: str) -> Fou
         bits=stored.bits,
         parts=(stored.codes, stored.scale, stored.zero, *(infos[n] for n in others if n in infos)),
         unit=1,
-        decode=partial(_decode, stored),
+        decode=partial(_decode, stored, latest),
         dtype=stored.dtype,
     )
 
@@ -196,7 +229,8 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         for name in infos
         if name.endswith(".W_q") and f"{name.removesuffix('.W_q')}.packing" in infos
     ]
-    return [_found(infos, _stored(infos, module, read), module) for module in modules]
+    latest: Latest[tuple[Floats, Floats]] = Latest()
+    return [_found(infos, _stored(infos, module, read), module, latest) for module in modules]
 
 
 READS = Reader(summary="HQQ: W_q, scale and zero, of 1, 2, 3, 4 and 8 bits", find=find)

@@ -44,7 +44,7 @@ def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Nam
                 new = f"{block}.block_sparse_moe"
                 return Naming(stacked=False, prefix=f"{new}.experts", words=words, home=(f"{block}.mlp", new))
             return Naming(stacked=False, prefix=prefix, words=words)
-    if VLLM_ONLY.intersection(types):
+    if VLLM_ONLY.intersection(types) or not model.known:
         return Naming(stacked=False, prefix=prefix)
     return f"neither vLLM nor transformers loads integer codes for the experts of {types[-1]}"
 

@@ -50,12 +50,13 @@ from quantcli.layouts.pieces import (
     not_a_matrix,
     params,
     plain,
+    products_fit,
     quantized,
     repeated,
     rounded,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import scales, small_floats
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
@@ -65,7 +66,7 @@ from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -90,19 +91,24 @@ class _Stored:
     biases: TensorInfo
 
 
-def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
-    """The settings of config.json for a module."""
-    general = section(config, "quantization") or section(config, "quantization_config")
-    if text(general, "quant_method") not in (None, "metal"):
-        return {}
-    own = general.get(path)
-    if own is False:
-        raise wrong(name, "it is quantized, but config.json says it is not")
-    if own is None or own is True:
-        return general
-    if not isinstance(own, dict):
-        raise DataError("it is not an object", place=["config.json", printable(path)])
-    return {**general, **own}
+class _Config:
+    """What config.json says of modules."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        whole = section(config, "quantization") or section(config, "quantization_config")
+        self._modules = whole if text(whole, "quant_method") in (None, "metal") else {}
+        self._general = {key: value for key, value in self._modules.items() if not isinstance(value, dict)}
+
+    def settings(self, name: str, path: str) -> dict[str, Any]:
+        """The settings of a module."""
+        own = self._modules.get(path)
+        if own is False:
+            raise wrong(name, "it is quantized, but config.json says it is not")
+        if own is None or own is True:
+            return self._general
+        if not isinstance(own, dict):
+            raise DataError("it is not an object", place=["config.json", printable(path)])
+        return {"mode": "affine", **own}  # mlx takes nothing from the others: mlx-lm's gpt-oss has 8 bits beside MXFP4
 
 
 def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: int) -> tuple[int, int]:
@@ -125,9 +131,9 @@ def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: 
     return fitting[0]
 
 
-def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> _Stored:
+def _stored(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> _Stored:
     stem = name.removesuffix(".weight")
-    settings, scales = _stated(config, name, stem), f"{stem}.scales"
+    settings, scales = config.settings(name, stem), f"{stem}.scales"
     biases = next((n for n in (f"{stem}.biases", f"{stem}.qbiases") if n in infos), f"{stem}.biases")
     mode = text(settings, "mode") or "affine"
     if mode != "affine":
@@ -142,22 +148,43 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
     return _Stored(name, bits, group, group * scale.shape[-1], codes, scale, bias)
 
 
-def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
-    rows, groups = last - first, stored.cols // stored.group
+def _packed(stored: _Stored, read: Read, first: int, last: int) -> Bytes:
     size = stored.codes.shape[-1] * 4
-    packed = read(stored.codes.name, first * size, rows * size)
+    return read(stored.codes.name, first * size, (last - first) * size)
+
+
+def _params(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, Floats]:
+    """Scales and biases (last - first, groups)."""
+    rows, groups = last - first, stored.cols // stored.group
     scale, bias = (
         floats(read, info, stored.name, first * groups, rows * groups).reshape(rows, groups)
         for info in (stored.scales, stored.biases)
     )
+    return scale, bias
+
+
+def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    params = QuantParams(*_params(stored, read, first, last))
+    shape = last - first, stored.cols
     grid = CodeGrid(mode=OFFSET, bits=stored.bits, umin=0, umax=(1 << stored.bits) - 1)
-    return kernels.load().decode(packed, (rows, stored.cols), stored.group, QuantParams(scale, bias), grid)
+    return kernels.load().decode(_packed(stored, read, first, last), shape, stored.group, params, grid)
 
 
-def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Found:
+def _held(stored: _Stored, read: Read) -> Held:
+    return Held(
+        bits=stored.bits,
+        group=stored.group,
+        offsets="float",
+        scale_dtype=stored.scales.dtype,
+        packed=partial(_packed, stored, read),
+        params=partial(_params, stored, read),
+    )
+
+
+def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found:
     """A weight of small floats."""
     stem = name.removesuffix(".weight")
-    settings = _stated(config, name, stem)
+    settings = config.settings(name, stem)
     codes, scale = part(infos, name, name, ("U32",)), part(infos, f"{stem}.scales", name, ("U8",))
     for other in ("biases", "qbiases", "global_scale"):
         if f"{stem}.{other}" in infos:
@@ -198,7 +225,7 @@ def _decode_small(
     return small_floats(raw, (rows, groups * group), own, group, "F4" if bits == 4 else "F8_E4M3")
 
 
-def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Found:
+def _affine(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found:
     stored = _stored(infos, name, config)
     return Found(
         name=name,
@@ -208,19 +235,21 @@ def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
         parts=(stored.codes, stored.scales, stored.biases),
         unit=1,
         decode=partial(_decode, stored),
+        held=partial(_held, stored),
     )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights stored as codes in 32-bit words with scales beside them, and biases where those are floats."""
-    found = []
-    for name, info in infos.items():
-        stem = name.removesuffix(".weight")
-        if info.dtype != "U32" or stem == name or not {f"{stem}.scales", f"{stem}.biases"} & infos.keys():
-            continue
+    stems = [name.removesuffix(".weight") for name, i in infos.items() if i.dtype == "U32" and name.endswith(".weight")]
+    stems = [stem for stem in stems if f"{stem}.scales" in infos or f"{stem}.biases" in infos]
+    if not stems:
+        return []
+    found, stated = [], _Config(config)
+    for stem in stems:
         scale = infos.get(f"{stem}.scales")
         small = scale is not None and scale.dtype == "U8"
-        found.append((_small if small else _affine)(infos, name, config))
+        found.append((_small if small else _affine)(infos, f"{stem}.weight", stated))
     return found
 
 
@@ -259,6 +288,7 @@ def _job(weight: Weight) -> Job:
         exact_bias = zero.astype(np.float64) if scheme.zero_point == "float" else -zero.astype(np.float64) * scale
         bias = exact_bias.astype(np.float32)
         exact = bool(np.array_equal(bias, exact_bias))
+        exact &= scheme.zero_point == "float" or products_fit(scale, scheme.bits)
         place = (span.row * groups + span.col // group) * element(weight.scale_dtype)
         for number, values in ((1, scale), (2, bias)):
             stored, same = rounded(values, weight.scale_dtype, weight.info.name, zeros=number == 2)

@@ -133,6 +133,14 @@ def rounded(values: Floats, dtype: str, name: str, *, zeros: bool = False) -> tu
     return found, bool(np.array_equal(back, values))
 
 
+def products_fit(scale: Floats, bits: int) -> bool:
+    """Whether float32 holds u * scale for every code u of so many bits, so that adding an offset rounds once: scales of
+    16 bits do, those of float32 need as many zero bits at their end."""
+    low = np.uint32((1 << min(bits, 23)) - 1)
+    narrow = not (np.ascontiguousarray(scale, np.float32).view(np.uint32) & low).any()
+    return narrow and bool((np.abs(scale) < 2.0 ** (127 - bits)).all())
+
+
 def repeated(values: NDArray[Any], span: TileSpan, plan: Grouping, size: int) -> NDArray[Any]:
     """Parameters (rows, groups) of a piece, repeated for every one of the target's groups of `size` in it."""
     count = -(-span.cols // size)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantcli import registry
+from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.layouts import companions
 from quantcli.tensors.info import TensorInfo
@@ -18,6 +19,8 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from quantcli.kernels import Bytes, Floats
 
 
 class Read(Protocol):
@@ -33,6 +36,18 @@ OWN = ("gguf", "onnx")
 whatever the names."""
 
 
+WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
+"""Dtypes of codes that are whole numbers; I64 is left to indices."""
+
+SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
+
+CODES = (*WHOLE, *SMALL_FLOATS)
+"""Dtypes one of which every layout has among the parts of a weight."""
+
+COMFYUI = "_quantization_metadata"
+"""The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
+
+
 PUBLISHED = ("fp8-", "mxfp", "nvfp")
 """How the schemes begin in which models are published: 8-bit floats, and small floats with one-byte scales."""
 
@@ -41,6 +56,25 @@ def is_published(scheme: str) -> bool:
     """Whether a scheme is one of a format in which models are published, whose weights are what their library decodes;
     loaders of other codes compute with these."""
     return scheme.startswith(PUBLISHED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The whole-number codes of a weight, in a form that other layouts may store as it is.
+
+    bits: of a code. group: columns that share parameters, or `channel` for a row. offsets: what a code u stands for,
+    in float32: `` is (u - 2^(b-1)) * scale, `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float`
+    u * scale + zero. scale_dtype: of the stored scales. packed(first, last): the codes of some rows, each in whole
+    32-bit words, the low one first. params(first, last): their scales and zeros (rows, groups), no zeros for ``. Both
+    raise DataError as decoding does.
+    """
+
+    bits: int
+    group: int | str
+    offsets: str
+    scale_dtype: str
+    packed: Callable[[int, int], Bytes]
+    params: Callable[[int, int], tuple[Floats, Floats | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +87,10 @@ class Found:
     much to read as a unit. Raises DataError for parameters that are not finite or name missing
     groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
     F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
-    scales of activations and of caches.
+    scales of activations and of caches. held(read): its codes, where other layouts have such codes; a text says why
+    they do not. turned(read, first, last, step): of a weight that is stored with its last two axes exchanged, every
+    step-th row of that, from first to last. Raises DataError. outputs_first: of a matrix that nodes multiply with,
+    whether its shape is [out, in] and not [in, out]; None where nothing tells.
     """
 
     name: str
@@ -65,6 +102,9 @@ class Found:
     decode: Callable[[Read, int, int], NDArray[np.float32]]
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
+    held: Callable[[Read], Held | str] | None = None
+    turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
+    outputs_first: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +121,16 @@ class Reader:
     find: Callable[[Mapping[str, TensorInfo], Mapping[str, Any], Read | None], list[Found]]
 
 
+def possible(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[str]:
+    """Layouts that can store some of these tensors. Of others not even the modules are imported: most models have none
+    of these dtypes."""
+    names = registry.names("layouts", "READS")
+    own = [name for name in names if name in OWN and set(config) == {name}]
+    if own or (not config.get(COMFYUI) and not any(info.dtype in CODES for info in infos.values())):
+        return own
+    return [name for name in names if name not in OWN]
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """Every weight that is stored in some layout among these tensors, each of which belongs to one weight only.
 
@@ -88,8 +138,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     Raises DataError as the layouts do, and for a weight that is stored twice.
     """
     left, found, seen = dict(infos), list[Found](), set[str]()
-    names = registry.names("layouts", "READS")
-    for layout in [n for n in names if n in OWN and set(config) == {n}] or names:
+    for layout in possible(infos, config):
         for weight in registry.get("layouts", layout, "READS").find(left, config, read):
             if weight.name in seen or (weight.name in infos and weight.name not in {p.name for p in weight.parts}):
                 raise DataError("it is stored in two ways", place=[printable(weight.name)])

@@ -9,10 +9,10 @@ import numpy as np
 
 from quantcli import kernels
 from quantcli.dtypes import DTYPES, to_float32
-from quantcli.kernels import LEVELS, CodeGrid, QuantParams, row_bytes
+from quantcli.kernels import LEVELS, CodeGrid, QuantParams
 from quantcli.kernels.codebook import Codebook
 from quantcli.layouts.reader import Read
-from quantcli.layouts.stored import finite, floats
+from quantcli.layouts.stored import filled_up, finite, floats
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -46,16 +46,10 @@ def small_floats(raw: Bytes, shape: tuple[int, int], scale: Floats, group: int, 
 
 def looked_up(raw: Bytes, shape: tuple[int, int], scale: Floats, group: int, levels: Codebook, bits: int = 4) -> Floats:
     """The same by any table of 2^bits levels."""
-    rows, cols = shape
-    held, width = cols * bits // 8, row_bytes(cols, bits)
-    if width != held:
-        whole = np.zeros((rows, width), np.uint8)
-        whole[:, :held] = raw.reshape(rows, held)
-        raw = whole
     grid = CodeGrid(mode=LEVELS, bits=bits, umin=0, umax=(1 << bits) - 1)
     params = QuantParams(np.ascontiguousarray(scale), None, levels)
     with np.errstate(over="ignore", invalid="ignore"):
-        return kernels.load().decode(raw, shape, group, params, grid)
+        return kernels.load().decode(filled_up(raw, shape, bits), shape, group, params, grid)
 
 
 def scales(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> Floats:

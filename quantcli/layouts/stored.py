@@ -11,7 +11,7 @@ from quantcli import kernels
 from quantcli.asking import Scheme
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
-from quantcli.kernels import INTEGER, CodeGrid, QuantParams
+from quantcli.kernels import INTEGER, CodeGrid, QuantParams, row_bytes
 from quantcli.layouts.config import whole
 from quantcli.layouts.reader import Read
 from quantcli.tensors import packing
@@ -162,6 +162,17 @@ def by_group(codes: Bytes, shape: tuple[int, int], bits: int, params: QuantParam
     grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1)
     with np.errstate(over="ignore"):
         return kernels.load().decode(codes, shape, group_of, params, grid)
+
+
+def filled_up(raw: Bytes, shape: tuple[int, int], bits: int) -> Bytes:
+    """Rows of packed codes, each filled up to whole 32-bit words."""
+    rows, cols = shape
+    held, width = cols * bits // 8, row_bytes(cols, bits)
+    if width == held:
+        return raw
+    found = np.zeros((rows, width), np.uint8)
+    found[:, :held] = raw.reshape(rows, held)
+    return found
 
 
 def by_column(codes: NDArray[Any], scale: Floats, zero: Floats, group_of: Indices) -> Floats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import numpy as np
 from quantcli.dtypes import DTYPES
 from quantcli.kernels import QuantParams, row_bytes
 from quantcli.layouts.pieces import turned
-from quantcli.layouts.reader import Read
-from quantcli.layouts.stored import by_group, columns
+from quantcli.layouts.reader import Held, Read
+from quantcli.layouts.stored import by_group, columns, float_columns
 from quantcli.stores.latest import Latest
+from quantcli.stores.pages import paged
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
     from quantcli.layouts.stored import Indices
 
-BAND = 1 << 21
+BAND = 3 << 19
 """Bytes of the codes of a band."""
+
+MOVED = 1 << 22
+"""The same where codes are moved, and nothing is decoded: half as many reads, each twice as long."""
 
 STRIP = 512
 """Rows of what is stored that are put in order at a time: they stay in the cache."""
@@ -47,6 +52,9 @@ class Rows:
 Bands = Latest[Rows]
 """The bands in use, of all weights of a file."""
 
+ParamBands = Latest[tuple["Floats", "Floats"]]
+"""The same of parameters alone."""
+
 
 def strips(read: Read, info: TensorInfo, first: int, last: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Columns first to last of a matrix, as unsigned integers of the elements' size, in strips of its rows: the first
@@ -58,10 +66,32 @@ def strips(read: Read, info: TensorInfo, first: int, last: int) -> Iterator[tupl
 
 def as_rows(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
     """Columns first to last of a matrix as rows (last - first, rows of the matrix)."""
-    found = np.empty((last - first, info.shape[0]), f"<u{DTYPES[info.dtype].bits // 8}")
+    size = DTYPES[info.dtype].bits // 8
+    found = paged((last - first) * info.shape[0] * size).view(f"<u{size}").reshape(last - first, -1)
     for row, strip in strips(read, info, first, last):
         turned(strip, found[:, row : row + len(strip)])
     return found
+
+
+def params_of(
+    bands: ParamBands, read: Read, parts: tuple[TensorInfo, TensorInfo], whose: str, first: int, last: int
+) -> tuple[Floats, Floats]:
+    """Scales and zeros (rows, groups) of some rows, which are columns of what is stored."""
+    groups, rows = parts[0].shape
+    height = max((BAND >> 3) // groups, 1)
+
+    def band(start: int) -> tuple[Floats, Floats]:
+        scale, zeros = (float_columns(read, info, whose, start, min(start + height, rows)) for info in parts)
+        return scale, zeros
+
+    found = []
+    for start in range(first // height * height, last, height):
+        scale, zeros = bands.take((whose, start), partial(band, start))
+        own = slice(max(first - start, 0), last - start)
+        found.append((scale[own], zeros[own]))
+    return (
+        found[0] if len(found) == 1 else (np.concatenate([s for s, _ in found]), np.concatenate([z for _, z in found]))
+    )
 
 
 def decode(
@@ -69,15 +99,48 @@ def decode(
 ) -> Floats:
     """Some rows of a weight of this shape, by the bands they lie in. make(first, last): a band, which begins with a
     multiple of 32 rows and ends with one or the last row."""
+    found = [_decoded(band, own, shape[1], bits) for band, own in _among(bands, name, span, shape, bits, make)]
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _among(
+    bands: Bands,
+    name: str,
+    span: tuple[int, int],
+    shape: tuple[int, int],
+    bits: int,
+    make: Callable[[int, int], Rows],
+    size: int = BAND,
+) -> Iterator[tuple[Rows, slice]]:
+    """The bands of this size that some rows lie in, one after another, each with the rows in it."""
     rows, cols = shape
-    height = max(BAND // row_bytes(cols, bits) // 32, 1) * 32
+    height = max(size // row_bytes(cols, bits) // 32, 1) * 32
     first, last = span
-    found: list[Floats] = []
     for start in range(first // height * height, last, height):
         end = min(start + height, rows)
         own = slice(max(first - start, 0), min(last, end) - start)
-        found.append(_decoded(bands.take((name, start), lambda: make(start, end)), own, cols, bits))  # noqa: B023
-    return found[0] if len(found) == 1 else np.concatenate(found)
+        yield bands.take((name, start, height), partial(make, start, end)), own
+
+
+def held(
+    bands: Bands,
+    name: str,
+    shape: tuple[int, int],
+    bits: int,
+    make: Callable[[int, int], Rows],
+    params: Callable[[int, int], tuple[Floats, Floats]],
+    *,
+    group: int | str,
+    scale_dtype: str,
+) -> Held:
+    """The codes of a weight of this shape with zero points, as `decode` gets them; params: scales and zero points of
+    any rows."""
+
+    def packed(first: int, last: int) -> Bytes:
+        found = _among(bands, name, (first, last), shape, bits, make, MOVED)
+        return np.concatenate([band.codes[own] for band, own in found])
+
+    return Held(bits=bits, group=group, offsets="int", scale_dtype=scale_dtype, packed=packed, params=params)
 
 
 def _decoded(band: Rows, own: slice, cols: int, bits: int) -> Floats:

@@ -17,6 +17,7 @@ from quantcli.architectures.experts import Experts, Naming
 from quantcli.deciding import ONE_BYTE
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import AUTO, PUBLISHED, Scheme
+from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes, Floats, QuantParams
+    from quantcli.stores.onnx_graph import Graph
 
 
 KEY = "quantcli_export"
@@ -101,12 +103,12 @@ class Conversion:
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
-    files: Callable[[str, str], Sequence[Bytewise]] | None = None
+    files: Callable[[str, str], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bytewise:
+class ContainerFile:
     """A file of another container before it is written: its name, its size, the place of every output in it, and the
     bytes between them."""
 
@@ -254,48 +256,84 @@ def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None
     """Nothing: experts stay as they are stored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
-    """The writer of a layout that other tools load.
+def as_they_are(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str, Sequence[Rebuilt]]:
+    """Nothing: all tensors are wanted in the form in which they are stored."""
+    return {}
 
-    summary: a line for users, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
-    store, for users. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
-    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
-    it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
-    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
-    which nothing runs. again(tensors, keys): the conversion of a model that is in files of this target already, under
-    its own names and with its own keys, as they are stored. module(weight, architecture): why the loader does not
-    support a quantized weight in this module of the model. tables(info, kind, scheme, architecture): the scheme of an
-    embedding or output head (kind `embedding`, `lm-head`, or `tied` for an embedding that is the head too) in a model
-    of this scheme, as the target's own tools have it; None where they keep it. experts(layer, types, architecture): how
-    its loader wants the experts of a layer, in a model of these types; None as they are stored, a text why it takes
-    none that are quantized. scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless
-    others are requested. extension: of a target that is always one file, with its dot; two_files: whether it may need a
-    second one. keeps_document: whether its files are native files too, documents(tensors): where all these are what
-    native files hold. mixes: whether weights of one model may have
-    several schemes; tied: a pattern of those that must share one, where a model has stacked experts. read_back: whether
-    the report reads what was written, before that has its name.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InGraph:
+    """How a target stores the weights of a source that has a graph: in that graph, each in the place it has there.
+
+    matrices(infos, graph): the matrices that are multiplied with, and whether each is stored [out, in]; the source is
+    to give the others transposed, so that groups run along what is summed over. suited(info, scheme, graph, chosen):
+    the nearest scheme that a tensor can have in its place, and a note on what was changed; chosen: whether a rule names
+    the scheme. obstacle(weight, graph): why a weight cannot be stored there. convert(tensors, graph): the conversion.
     """
 
+    matrices: Callable[[Sequence[TensorInfo], Graph], Mapping[str, bool]]
+    suited: Callable[[TensorInfo, Scheme, Graph, bool], tuple[Scheme, str]]
+    obstacle: Callable[[Weight, Graph], str | None]
+    convert: Callable[[Sequence[Weight], Graph], Conversion]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """The writer of a layout that other tools load."""
+
     summary: str
+    """A line for users, TITLE: WHAT, for the programs that load it."""
     keeps: str
+    """The weights whose shape it cannot store, for users."""
     accepts: Accepts
+    """The schemes it can store."""
     shape: Callable[[Weight], str | None]
+    """Why it cannot store a weight of an accepted scheme, for its shape or name; None when it can."""
     convert: Callable[[Sequence[Weight], Beside], Conversion]
+    """The conversion of a model whose weights it can all store. Raises UsageError for weights it cannot store together,
+    and for a model whose graph or architecture it does not support."""
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
+    """The tensors alone, for targets that have such files, which nothing runs."""
     again: Callable[[Sequence[Weight], Mapping[str, bytes]], Conversion] | None = None
+    """The conversion of a model that is in files of this target already, under its own names and with its own keys, as
+    they are stored."""
+    in_graph: InGraph | None = None
+    """How it stores a model that has a graph, in place of shape, convert and module."""
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    """Why the loader does not support a quantized weight in this module of the model."""
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
+    """The scheme of an embedding or output head (`embedding`, `lm-head`, or `tied` for an embedding that is the head
+    too) in a model of this scheme, as the target's own tools have it; None where they keep it."""
     experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = as_stored
+    """How its loader wants the experts of a layer, in a model of these types; None as they are stored, a text why it
+    takes none that are quantized."""
+    rebuilt: Callable[[Sequence[TensorInfo], Mapping[str, Any]], Mapping[str, Sequence[Rebuilt]]] = as_they_are
+    """Tensors that its loader wants in another form, by name, and what takes their place; config.json is given."""
     scale_dtype: str | None = None
+    """The best dtype of scales for it."""
     usual: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scheme to use unless others are requested."""
     extension: str = ""
+    """Of a target that is always one file, with its dot."""
     two_files: bool = False
+    """Whether it may need a second file."""
     keeps_document: bool = False
+    """Whether its files are native files too,"""
     documents: Callable[[Sequence[Weight]], bool] = lambda tensors: True
+    """where all these are what native files hold."""
     mixes: bool = True
+    """Whether weights of one model may have several schemes."""
     tied: str | None = None
+    """A pattern of weights that must share one, where a model has stacked experts."""
     read_back: bool = True
+    """Whether the report reads what was written, before that has its name."""
+
+    def unstored(self, weight: Weight, model: Architecture, graph: Graph | None) -> str | None:
+        """Why it cannot store a weight of an accepted scheme, or its loader takes none in its place; None when it does.
+        graph: of the source, if it has one."""
+        if self.in_graph is not None and graph is not None:
+            return self.in_graph.obstacle(weight, graph)
+        return self.shape(weight) or self.module(weight, model)
 
     def suited(self, scheme: Scheme) -> Scheme:
         """A scheme with the scale dtype of the target, unless another was requested."""

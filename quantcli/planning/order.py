@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,11 +50,12 @@ class Order:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else changes the bytes of a file."""
-        return {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        """What else changes the bytes of a file, beside what a request holds, by the keys of recipes."""
+        found = {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        return {**found, "to": NATIVE} if self.to == NATIVE else found
 
 
-def order(
+def made(
     recipe: Recipe,
     *,
     include: Sequence[str] = (),
@@ -199,11 +200,15 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
     return found, f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}"
 
 
-def request_of(source: Source, asked: Order, to: str | None, importance: Importance | None) -> Request:
+def request_of(
+    source: Source, asked: Order, to: str | None, importance: Importance | None, warn: Callable[[str], None]
+) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
-    says what is quantized, no preset does."""
+    says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
     said = asked.recipe.given or asked.include or not asked.keep_defaults
-    preset, kept = ("", ()) if said else kinds.chosen(source)
+    preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
+    if note:
+        warn(note)
     return Request(
         scheme=asked.recipe.default,
         rules=(*kept, *asked.recipe.rules),
@@ -220,5 +225,6 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
+        graph=source.network if to is not None and not asked.container else None,
         from_recipe=asked.from_recipe,
     )

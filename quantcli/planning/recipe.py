@@ -279,23 +279,3 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
         return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
     except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):
         raise DataError("the recipe in its header is damaged") from None
-
-
-def levels(path: str) -> tuple[float, ...]:
-    """The levels of a codebook in a file, ascending: numbers in text, apart by blanks or commas, or a .npy array.
-
-    Raises UsageError for anything but numbers.
-    """
-    raw = read_small(path, LIMIT)
-    try:
-        if raw[:6] == b"\x93NUMPY":
-            import io
-
-            import numpy as np
-
-            found = [float(v) for v in np.load(io.BytesIO(raw), allow_pickle=False).ravel()]
-        else:
-            found = [float(word) for word in raw.decode("ascii").replace(",", " ").split()]
-    except (ValueError, TypeError, EOFError, OverflowError):
-        raise UsageError("it is not a list of numbers", place=[path]) from None
-    return tuple(sorted(found))

@@ -16,7 +16,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.stores.source import Earlier, Source, Unsplit
+from quantcli.stores.source import Earlier, Source, Turned, Unsplit
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class Computed:
     info: its name, dtype and shape. home: the stored tensor in whose file it counts. fill(start, buffer): its
     little-endian C-order bytes from byte `start`; it may be called from several threads. parts: all the stored tensors
     it is made of, wholly or in part. earlier: the codes it is decoded from, if it is. note: what was done to it, for
-    people.
+    people. runs: of a tensor that is runs of elements of stored ones, one after another, each by its tensor, its first
+    element and how many; empty for any other. turned: as of every source.
     """
 
     info: TensorInfo
@@ -41,6 +42,8 @@ class Computed:
     parts: tuple[str, ...]
     earlier: Earlier | None = None
     note: str = ""
+    runs: tuple[tuple[str, int, int], ...] = ()
+    turned: Turned | None = None
 
 
 def by_elements(
@@ -75,6 +78,7 @@ def unchanged(source: Source, info: TensorInfo, name: str | None = None) -> Comp
         parts=(info.name,),
         earlier=source.earlier.get(info.name),
         note=source.notes.get(info.name, ""),
+        runs=((info.name, 0, info.numel),),
     )
 
 
@@ -128,14 +132,17 @@ class Derived(Source):
         metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
         decoded_from: str = "",
         others: Sequence[Source] = (),
+        warnings: Sequence[str] | None = None,
         unsplit: Mapping[str, Unsplit] = MappingProxyType({}),
         arranged: str = "",
     ) -> None:
-        """metadata: what the header of a file says now. decoded_from, unsplit, arranged: as for every source. others:
-        further sources that tensors are made of. Raises DataError where two tensors have one name."""
+        """metadata: what the header of a file says now. decoded_from, warnings, unsplit, arranged: as for every source.
+        others: further sources that tensors are made of. Raises DataError where two tensors have one name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
-        self.warnings, self.unsplit, self.arranged = base.warnings, unsplit, arranged
+        self.warnings = base.warnings if warnings is None else warnings
+        self.unsplit, self.arranged = unsplit, arranged
+        self.network = base.network
         self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
         held: dict[str, list[Computed]] = {name: [] for name in base.shards}
@@ -172,6 +179,10 @@ class Derived(Source):
     def infos(self) -> Sequence[TensorInfo]:
         return [tensor.info for tensor in self._tensors.values()]
 
+    def computed(self, name: str) -> Computed:
+        """What a tensor is made of."""
+        return self._tensors[name]
+
     def stored_bytes(self) -> Sequence[int]:
         left = dict(zip((info.name for info in self._base.infos()), self._base.stored_bytes()))
         rest: Counter[str] = Counter()
@@ -192,6 +203,9 @@ class Derived(Source):
     def passed(self, name: str, start: int, size: int) -> None:
         # Only of a pipe does this matter, and there every tensor is as it is stored.
         self._base.passed(self._tensors[name].home, start, size)
+
+    def turned(self, name: str) -> Turned | None:
+        return self._tensors[name].turned
 
     def release(self, name: str) -> None:
         for part in self._tensors[name].parts:

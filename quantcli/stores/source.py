@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from quantcli.metrics import Metrics
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf_types import Block
-    from quantcli.stores.onnx_tensors import Graph
+    from quantcli.stores.onnx_graph import Graph
+
+
+Turned = Callable[[int, int, int], "NDArray[Any]"]
+"""Every so many of the rows first to last: (first, last, step)."""
 
 
 class HeaderDocument(NamedTuple):
@@ -49,7 +53,8 @@ class Source(Protocol):
 
     kind: the format of its files. folder, index: the folder of its shards, and the file that lists their tensors; None
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
-    metadata. graph: of an ONNX file, what its nodes do with tensors. aside: weight files of its folder that are not
+    metadata. graph: of an ONNX file, what its nodes do with tensors; network: the same of whatever its tensors are made
+    of, where a target may write that graph again. aside: weight files of its folder that are not
     part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
     people. notes: what was done to tensors before they are read, for people. warnings: what was left out of the file,
     and where in it the tensors were found. unsplit: tensors of experts that cannot be arranged for a target, and why;
@@ -64,6 +69,7 @@ class Source(Protocol):
     blocks: Mapping[str, Block] = MappingProxyType({})
     keys: Mapping[str, Any] = MappingProxyType({})
     graph: Graph | None = None
+    network: Graph | None = None
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
     decoded_from: str = ""
@@ -110,6 +116,10 @@ class Source(Protocol):
         later."""
         for number, run in enumerate(runs):
             self.read(name, start + number * step, run.data)
+
+    def turned(self, name: str) -> Turned | None:
+        """What reads a tensor with its last two axes exchanged, where it is stored so and decoded as it is read."""
+        return None
 
     def passed(self, name: str, start: int, size: int) -> None:
         """Declare that these bytes of a tensor will not be read again; those of a pipe are kept until then."""

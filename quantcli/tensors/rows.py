@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quantcli.asking import sees_channels_whole
 from quantcli.errors import UsageError
 from quantcli.kernels import row_bytes
 from quantcli.scheme import MAX_GROUP, Scheme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WIDEST_COLUMNS = 1 << 22
 """Longest row whose columns may have separate parameters: those are vectors as long as the row."""
@@ -207,3 +214,16 @@ def column_repeats(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     """
     axis %= len(shape)
     return math.prod(shape[1:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def runs(places: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Places that follow each other: the first of them, and which of all they are.
+
+    >>> [(first, which.tolist()) for first, which in runs(np.array([4, 7, 5, 6, 0]))]
+    [(0, [4]), (4, [0, 2, 3, 1])]
+    """
+    order: NDArray[np.intp] = np.argsort(places, kind="stable")
+    ordered = places[order]
+    ends = [0, *(np.flatnonzero(np.diff(ordered) != 1) + 1).tolist(), len(ordered)]
+    for low, high in pairwise(ends):
+        yield int(ordered[low]), order[low:high]

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from making import (
     sparse_model,
     to,
 )
+from onnx_parts import fields
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
@@ -152,33 +152,6 @@ def nf4(path: Path) -> dict[str, np.ndarray]:
         levels = tensors[f"{name}.quant_map"].array
         found[name] = (levels[codes] * np.repeat(absmax, state["blocksize"])).reshape(state["shape"])
     return found
-
-
-def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message: numbers, and bytes of anything else."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-        else:
-            assert key & 7 == 2
-            size = varint()
-            assert at + size <= len(data)
-            yield key >> 3, data[at : at + size]
-            at += size
 
 
 def graph(path: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
@@ -749,8 +722,7 @@ def test_a_dtype_onnx_has_not(tmp_path: Path) -> None:
 
 def test_what_is_not_native(model: Path, tmp_path: Path) -> None:
     assert (
-        one_line(run("export", model, "--to", "mlx"), 1)
-        == f"{model}: this file was not quantized by quantcli; use quantize --to"
+        one_line(run("export", model, "--to", "mlx"), 1) == f"{model}: it holds no quantized tensor; use quantize --to"
     )
     one_line(run("export", tmp_path / "missing", "--to", "mlx"), 1)
     assert "no-such" in one_line(run("export", model, "--to", "no-such"), 2)

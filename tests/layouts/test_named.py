@@ -15,7 +15,8 @@ from strategies import gaussian
 
 import quantcli
 from quantcli import Scheme
-from quantcli.models import of_checkpoint, open_model
+from quantcli.models import open_model
+from quantcli.naming import of_checkpoint
 from quantcli.planning.named import NAMES, fields
 
 LLAMA = ROOT / "sample_models" / "tiny-llama"

@@ -120,6 +120,8 @@ def test_draft_layers_with_experts() -> None:
     assert {found[n] for n in names[6:]} == {("preset", "predicts further tokens")}
     ignore = json.loads(Path("out/config.json").read_text())["quantization_config"]["ignore"]
     assert {n.removesuffix(".weight") for n in names[6:]} <= set(ignore)
+    planned = run("plan", source, "--target-bpw", "11", "--json")
+    assert planned.code == 0, planned.err
 
 
 def test_names_of_deepseek_v4() -> None:
@@ -136,6 +138,20 @@ def test_names_of_deepseek_v4() -> None:
     ignore = json.loads(Path("out/config.json").read_text())["quantization_config"]["ignore"]
     assert {"lm_head", "model.layers.0.self_attn.o_a_proj"} <= set(ignore)
     assert "model.layers.0.self_attn.compressor.indexer.q_b_proj" in ignore
+
+
+@pytest.mark.parametrize(("names", "kept"), [
+    (["blocks.0.ff.weight", "proj_out.weight"], {"proj_out.weight"}),
+    (["single_transformer_blocks.0.proj_out.weight", "proj_out.weight", "x_embedder.weight"], {"x_embedder.weight"}),
+    (["down_blocks.0.attentions.1.proj_out.weight", "conv_out.weight"], {"conv_out.weight"}),
+])  # fmt: skip
+def test_outputs_of_diffusion_models(names: list[str], kept: set[str]) -> None:
+    """Those of blocks are quantized. diffusers, told to skip proj_out, skips those of blocks too, so the model's own is
+    quantized beside them."""
+    source = folder("unit", {"_class_name": "FluxTransformer2DModel", "_diffusers_version": "0.42.1"}, names)
+    ran = run("quantize", source, "--to", "bnb-nf4", "-o", "out", "--json")
+    assert ran.code == 0, ran.err
+    assert {name for name, (reason, _) in dispositions(ran).items() if reason == "preset"} == kept
 
 
 @pytest.mark.parametrize("words", [["--no-default-keep"], ["--include", "*.weight"], ["--recipe", "r.yaml"]])
@@ -196,3 +212,13 @@ def test_a_network_of_convolutions(here: None) -> None:
     ran = run("quantize", source, "--to", "native", "-o", "out", "--json")
     assert [t["reason"] for t in ran.json["tensors"]].count("preset") == 2
     assert ran.json["preset"] == "cnn"
+
+
+def test_a_preset_that_is_not_chosen_is_said() -> None:
+    """Expressions of presets are slow on names as long as these, which no model of transformers has."""
+    long = "m." + "a" * 600 + ".weight"
+    source = folder("long", {"model_type": "qwen3_vl", "architectures": [GENERATES]}, ["visual.q.weight", long])
+    said = "no preset is chosen, because the name m.aaa"
+    ran = run("quantize", source, "--dry-run", "--json")
+    assert said in ran.err and "has 609 characters, more than 512; --recipe llm takes" in ran.err
+    assert ran.json["preset"] == "" and said not in run("quantize", source, "--dry-run", "--recipe", "llm").err
