@@ -207,6 +207,12 @@ recipe = _help.options(
         help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
         ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
     ),
+    _help.option(
+        "--activation-scales",
+        type=_help.FILE,
+        group="Scheme",
+        help="Measured scales of inputs for the schemes FP8 and NVFP4: MODULE.input_scale in .safetensors or a folder.",
+    ),
 )
 """--recipe, --override and --importance."""
 
@@ -290,6 +296,7 @@ def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str
         container=asked.get("container", False),
         max_shard_size=asked.get("max_shard_size"),
         importance=asked.get("importance"),
+        activation_scales=asked.get("activation_scales"),
         digest=asked.get("digest"),
         on_nonfinite=asked.get("on_nonfinite"),
     )

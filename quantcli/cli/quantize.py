@@ -140,7 +140,7 @@ def command(
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
-        read = [src, asked["recipe"], asked["codebook"], importance, *reading.loras]
+        read = [src, asked["recipe"], asked["codebook"], importance, order.activation_scales, *reading.loras]
         _check_saved(saved, named, read)
         source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])

@@ -111,7 +111,7 @@ def check_target(source: Source, to: str, output_name: str | None) -> None:
     check_loader(source, to)
 
 
-NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "gptq")
+NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "fp8-blocks", "gptq", "modelopt")
 """Targets that write into config.json what diffusers refuses to load."""
 
 

@@ -34,6 +34,7 @@ from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Accepts, Beside, Conversion, Job, Weight, Writer
 from quantcli.patterns import module_of
+from quantcli.scheme import STATIC
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -118,14 +119,24 @@ READS = Reader(summary="ModelOpt: NVFP4 and MXFP4", find=find)
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
-ALGORITHMS = {"nvfp4": "W4A16_NVFP4", "mxfp8": "MXFP8", "fp8-e4m3c": "FP8_PER_CHANNEL_PER_TOKEN"}
-"""What ModelOpt calls schemes whose inputs need no scales that were measured."""
+ALGORITHMS = {
+    ("nvfp4", "none"): "W4A16_NVFP4",
+    ("nvfp4", "nvfp4"): "NVFP4",
+    ("mxfp8", "none"): "MXFP8",
+    ("mxfp8", "mxfp8"): "MXFP8",
+    ("fp8-e4m3c", "none"): "FP8_PER_CHANNEL_PER_TOKEN",
+    ("fp8-e4m3c", "fp8"): "FP8_PER_CHANNEL_PER_TOKEN",
+    ("fp8-e4m3t", "fp8-static"): "FP8",
+}
+"""What ModelOpt calls schemes, by their names and how inputs are quantized."""
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
     """Why its loaders do not take a quantized weight in this module."""
     if model.holder(module_of(weight.info.name)) == EXPERTS:
-        return "vLLM loads experts of ModelOpt only with measured scales of their inputs"
+        if facts(weight)[0].activations not in STATIC:
+            return "vLLM loads experts of ModelOpt only with measured scales of their inputs"
+        return None
     return not_linear(weight, model)
 
 
@@ -135,23 +146,28 @@ def _job(weight: Weight) -> Job:
     four = scheme.bits == 4
     codes = TensorInfo(name, "U8", (*lead, cols // 2)) if four else TensorInfo(name, "F8_E4M3", weight.info.shape)
     dtype = {"e4m3": "F8_E4M3", "e8m0": "U8", "plain": "F32"}[scheme.storage]
-    scale = TensorInfo(f"{name}_scale", dtype, lead if scheme.storage == "plain" else plan.scale_shape)
+    shape = () if scheme.granularity == "tensor" else lead if scheme.storage == "plain" else plan.scale_shape
+    scale = TensorInfo(f"{name}_scale", dtype, shape)
     overall = TensorInfo(f"{name}_scale_2", "F32", ()) if scheme.storage == "e4m3" else None
-    return whole_bytes.job(weight, Places(codes=codes, scale=scale, store=dtype, overall=overall))
+    places = Places(codes=codes, scale=scale, store=dtype, overall=overall)
+    if (measured := weight.input_scale) is not None:
+        info = TensorInfo(f"{module_of(name)}.input_scale", "F32", ())
+        places = replace(places, input=info, input_scale=measured)
+    return whole_bytes.job(weight, places)
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as ModelOpt stores it. Raises UsageError for several schemes, and for kept weights whose names hide
     quantized ones."""
     model = architecture(beside)
-    schemes = {facts(w)[0].name: w.info.name for w in quantized(tensors)}
+    schemes = {(s.name, s.activations): w.info.name for w in quantized(tensors) for s in (facts(w)[0],)}
     if len(schemes) > 1:
-        shown = " and ".join(f"{scheme} ({printable(name, 80)})" for scheme, name in list(schemes.items())[:2])
+        shown = " and ".join(f"{scheme} ({printable(name, 80)})" for (scheme, _), name in list(schemes.items())[:2])
         raise UsageError(f"{shown} in one model, but its configuration names one for all", hint="use one scheme")
     kept = ignored(tensors, model)
     refuse_skipped(tensors, kept, lambda name, module: name in module)
     algorithm = ALGORITHMS[next(iter(schemes))]
-    size = {"group_size": facts(quantized(tensors)[0])[0].group_size} if algorithm != ALGORITHMS["fp8-e4m3c"] else {}
+    size = {} if algorithm.startswith("FP8") else {"group_size": facts(quantized(tensors)[0])[0].group_size}
     producer = {"name": "quantcli", "version": __version__}
     own = {"quant_algo": algorithm, "kv_cache_quant_algo": None, **size, "exclude_modules": kept}
     settings = {"quant_method": "modelopt", "quant_algo": algorithm, **size, "ignore": kept, "producer": producer}
@@ -170,13 +186,14 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 _FP8 = Accepts(
     formats=("fp8-e4m3",), bits=(8,), granularities=("channel",), symmetric=(True,), activations=("none", "fp8")
 )
+_STATIC = replace(_FP8, granularities=("tensor",), activations=("fp8-static",))
 _MXFP8 = replace(_FP8, granularities=("group",), groups=(32,), storage="e8m0", activations=("none", "mxfp8"))
-_NVFP4 = replace(_MXFP8, formats=("fp4",), bits=(4,), groups=(16,), storage="e4m3", activations=("none",))
+_NVFP4 = replace(_MXFP8, formats=("fp4",), bits=(4,), groups=(16,), storage="e4m3", activations=("none", "nvfp4"))
 
 WRITES = Writer(
     summary="ModelOpt: NVFP4, MXFP8 and FP8 per channel with hf_quant_config.json, for vLLM, SGLang and TensorRT-LLM",
     keeps="rows that are not a multiple of 16 or 32, experts, all but matrices named *.weight",
-    accepts=replace(_NVFP4, others=(_MXFP8, _FP8)),
+    accepts=replace(_NVFP4, others=(_MXFP8, _FP8, _STATIC)),
     shape=not_a_matrix,
     convert=convert,
     module=module,

@@ -25,20 +25,23 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
     """The tensors a weight is stored as: codes, scales, and where there is one the scale of the tensor. inverse:
-    whether that is what scales are divided by. store: the dtype in which scales are stored."""
+    whether that is what scales are divided by. store: the dtype in which scales are stored. input: where the
+    measured scale of the inputs of the layer goes."""
 
     codes: TensorInfo
     scale: TensorInfo
     store: str
     overall: TensorInfo | None = None
     inverse: bool = False
+    input: TensorInfo | None = None
+    input_scale: float = 1.0
 
 
 def job(tensor: Weight, places: Places) -> Job:
     """The work that stores a weight. Codes are bytes of floats or signed integers; of 4-bit floats two to a byte, the
     first in the low half."""
     scheme, plan = facts(tensor)
-    outputs = (places.codes, places.scale, *([places.overall] if places.overall is not None else []))
+    outputs = tuple(o for o in (places.codes, places.scale, places.overall, places.input) if o is not None)
 
     def pieces() -> Iterator[Piece]:
         width = plan.cols + 1 if plan.height > 1 else plan.group
@@ -64,6 +67,8 @@ def _piece(scheme: Scheme, plan: Grouping, places: Places, span: TileSpan, codes
     if places.overall is not None and begins:
         overall = codes.overall()
         write(2, 0, np.array([1 / overall if places.inverse else overall], "<f4"))
+    if places.input is not None and begins:
+        write(2 if places.overall is None else 3, 0, np.array([places.input_scale], "<f4"))
     return True
 
 

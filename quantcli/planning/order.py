@@ -14,7 +14,7 @@ from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.experts import arranged
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
-from quantcli.planning import kinds
+from quantcli.planning import inputs, kinds
 from quantcli.planning.importance import Importance, load
 from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.plan import Request
@@ -42,6 +42,7 @@ class Order:
     container: bool = False
     max_shard_size: int | None = None
     importance: str | None = None
+    activation_scales: str | None = None
     digest: str = SETTINGS["digest"][0]
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
     from_recipe: frozenset[str] = frozenset()
@@ -66,6 +67,7 @@ def made(
     container: bool = False,
     max_shard_size: float | None = None,
     importance: str | None = None,
+    activation_scales: str | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
 ) -> Order:
@@ -86,6 +88,7 @@ def made(
         container=container or said.get("container", False),
         max_shard_size=None if limit is None else int(limit),
         importance=importance,
+        activation_scales=activation_scales,
         digest=digest or said.get("digest") or SETTINGS["digest"][0],
         on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
         from_recipe=frozenset(name for name, value in typed.items() if name in said and not value),
@@ -217,6 +220,7 @@ def request_of(
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
         importance=importance,
+        inputs=inputs.load(asked.activation_scales) if asked.activation_scales is not None else None,
         to=to,
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,

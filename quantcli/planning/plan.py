@@ -14,6 +14,7 @@ from quantcli.layouts.native import parts as native
 from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
+from quantcli.planning.inputs import InputScales, with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
 from quantcli.planning.reasons import ALL, NAMED, SMALL, TABLES, VECTORS, which
 from quantcli.scheme import Scheme
@@ -55,12 +56,12 @@ class Rule:
 class Request:
     """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
-    counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
-    able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
-    they are in a model of this architecture, whether it is to write a container of tensors instead of a model, and
-    tensors of experts that the source cannot arrange as the target needs them, with the reason, and the graph of the
-    source, where the target writes it again. keep_embeddings:
-    whether embeddings and output heads are kept; None to do as the target's own tools."""
+    counts, the measured scales of inputs, expressions for tensors that must have one scheme (see patterns.tied), the
+    target (see exports) that must be able to say it all, so that weights whose shape it cannot store are kept, and
+    those its loader does not take where they are in a model of this architecture, whether it is to write a container
+    of tensors instead of a model, and tensors of experts that the source cannot arrange as the target needs them, with
+    the reason, and the graph of the source, where the target writes it again. keep_embeddings: whether embeddings and
+    output heads are kept; None to do as the target's own tools."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -70,6 +71,7 @@ class Request:
     keep_embeddings: bool | None = None
     max_shard_size: int | None = None
     importance: Importance | None = None
+    inputs: InputScales | None = None
     ties: tuple[str, ...] = ()
     to: str | None = None
     architecture: Architecture | None = None
@@ -188,7 +190,8 @@ def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
 def with_float32_scales(tensor: Quantized) -> Quantized:
     """The record of a tensor whose scales turned out not to fit the narrower dtype."""
     note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
-    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
+    found = quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
+    return replace(found, input_scale=tensor.input_scale)
 
 
 def suited(request: Request) -> Request:
@@ -243,6 +246,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     tensors = [_unsplit(tensor, request) for tensor in tensors]
     if request.to is not None:
         tensors = [_for_target(tensor, request.to, request) for tensor in tensors]
+    tensors = with_scales(tensors, request.inputs, request.to)
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)

@@ -650,6 +650,7 @@ def test_folders(target: str, tmp_path: Path) -> None:
     elif target != "bnb-nf4":
         assert run("compare", folder, out, "--min-sqnr", 15).code == 0
     own = ["--to", "native"] if target in DERIVED else []
+    own += [w for t in ran.json["tensors"] if t["reason"] == "target" for w in ("--exclude", t["name"])]
     again = run("quantize", folder, *in_float16(name), *own, "-o", tmp_path / "native")
     assert again.code == 0
     assert run("export", tmp_path / "native", *to(target), "-o", tmp_path / "second", "--threads", 1).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantcli.layouts import whole_bytes
@@ -9,6 +10,7 @@ from quantcli.layouts.native.write import job as native
 from quantcli.layouts.pieces import facts, plain
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Job, Weight
+from quantcli.patterns import module_of
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 
@@ -21,10 +23,19 @@ _INPUTS: dict[str, dict[str, Any]] = {
     "int8": {"num_bits": 8, "type": "int", "strategy": "token"},
     "fp8": {"num_bits": 8, "type": "float", "strategy": "token"},
     "fp8-group": {"num_bits": 8, "type": "float", "group_size": 128, "strategy": "group"},
+    "fp8-static": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False},
+    "nvfp4": {
+        "num_bits": 4,
+        "type": "float",
+        "group_size": 16,
+        "strategy": "tensor_group",
+        "dynamic": "local",
+        "scale_dtype": "torch.float8_e4m3fn",
+    },
     "mxfp8": {"num_bits": 8, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
     "mxfp4": {"num_bits": 4, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
 }
-"""How inputs of layers are quantized as they come, by `Scheme.activations`."""
+"""How inputs of layers are quantized, by `Scheme.activations`."""
 
 
 def format_of(scheme: Scheme) -> str:
@@ -81,4 +92,7 @@ def job(tensor: Weight) -> Job:
     scale = TensorInfo(f"{name}_scale", dtype, (1,) if scheme.granularity == "tensor" else plan.scale_shape)
     overall = TensorInfo(f"{name}_global_scale", "F32", (1,)) if scheme.storage == "e4m3" else None
     places = Places(codes=codes, scale=scale, store=tensor.scale_dtype, overall=overall, inverse=True)
+    if (measured := tensor.input_scale) is not None:  # of NVFP4 the inverse
+        end, value = ("input_global_scale", 1 / measured) if overall is not None else ("input_scale", measured)
+        places = replace(places, input=TensorInfo(f"{module_of(name)}.{end}", "F32", (1,)), input_scale=value)
     return whole_bytes.job(tensor, places)

@@ -25,11 +25,11 @@ _FP8 = Accepts(
     bits=(8,),
     granularities=("channel", "block", "tensor", "group"),
     symmetric=(True,),
-    activations=("none", "fp8", "fp8-group"),
+    activations=("none", "fp8", "fp8-group", "fp8-static"),
 )
 _MXFP8 = replace(_FP8, groups=(32,), granularities=("group",), storage="e8m0", activations=("none", "mxfp8"))
 _MXFP4 = replace(_MXFP8, formats=("fp4",), bits=(4,), activations=("none", "mxfp4"))
-_NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3", activations=("none",))
+_NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3", activations=("none", "nvfp4"))
 
 ACCEPTS = Accepts(bits=tuple(BITS), activations=("none", "int8", "fp8"), others=(_FP8, _MXFP8, _MXFP4, _NVFP4))
 
