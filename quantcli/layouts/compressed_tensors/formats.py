@@ -19,7 +19,6 @@ from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan
 
 if TYPE_CHECKING:
-
     from quantcli.kernels import Bytes
 
 PACKED, BYTES, FLOATS = "pack-quantized", "int-quantized", "float-quantized"
