@@ -205,7 +205,7 @@ def candidates(scheme: record.Scheme) -> tuple[record.Scheme, ...]:
 @functools.lru_cache(maxsize=256)
 def rival(scheme: record.Scheme) -> Scheme | None:
     """The min-max scheme of the same size, to compare with; None when the scheme is that one itself."""
-    if scheme.calibration == "minmax" or scheme.binary:
+    if scheme.calibration == "minmax" or scheme.binary or scheme.storage == "super-blocks":
         return None
     if scheme.family != "learned":
         return changed(scheme, calibration="minmax", options={}, grid=None, rounding="nearest")

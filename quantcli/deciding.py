@@ -19,6 +19,7 @@ from quantcli.scheme import (
     MAX_LEVELS,
     ROUNDINGS,
     SCALE_DTYPES,
+    SUPER_BLOCKS,
     Family,
     Granularity,
 )
@@ -51,6 +52,9 @@ class Asked:
 
 ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e8m0": "e8m0"}
 """Dtypes of scales of one byte, and the variant of `scales` that stores them."""
+
+IN_SUPER_BLOCKS = "super-blocks"
+"""The dtype of scales that GGUF's types store together, and the variant of `scales` that does."""
 
 FIELDS = tuple(f.name for f in fields(Asked))
 """Names of the fields that may be asked, as in recipes."""
@@ -177,6 +181,8 @@ def _check_codebook(name: str, codebook: Any) -> None:
 def _group_size(asked: Asked) -> int:
     """Weights of a group; 0 where weights do not share scales by groups."""
     _one_of("granularity", asked.granularity, GRANULARITIES)
+    if asked.scale_dtype == IN_SUPER_BLOCKS and asked.granularity == "group" and asked.group_size is None:
+        return next((n for key, (_, n) in SUPER_BLOCKS.items() if key[1:] == (asked.bits, asked.symmetric)), 32)
     if asked.granularity in ("group", "block"):
         size = 128 if asked.group_size is None else asked.group_size
         _whole("group_size", size, 1, None if asked.granularity == "group" else MAX_BLOCK)
@@ -206,7 +212,12 @@ def _check_zero_point(asked: Asked, form: Format, name: str) -> None:
 
 
 def _rounding(asked: Asked, what: _Codes) -> str:
-    plain = asked.calibration is not None or what.family != "int" or not 2 <= what.bits <= 8
+    plain = (
+        asked.calibration is not None
+        or asked.scale_dtype == IN_SUPER_BLOCKS
+        or what.family != "int"
+        or not 2 <= what.bits <= 8
+    )
     rounding = ("nearest" if plain else "sum-preserving") if asked.rounding is None else asked.rounding
     _one_of("rounding", rounding, ROUNDINGS)
     if rounding != "nearest" and (what.family != "int" or what.binary):
@@ -222,6 +233,9 @@ def _storage(asked: Asked, what: _Codes) -> str:
     if asked.scale_dtype is None:
         return "plain"
     _one_of("scale_dtype", asked.scale_dtype, SCALE_DTYPES)
+    if asked.scale_dtype == IN_SUPER_BLOCKS:
+        _check_super_blocks(asked, what)
+        return IN_SUPER_BLOCKS
     if what.family == "learned" and asked.granularity == "group" and asked.scale_dtype != "float8_e8m0":
         return "plain"
     if asked.scale_dtype not in ONE_BYTE:
@@ -237,6 +251,18 @@ def _storage(asked: Asked, what: _Codes) -> str:
             f"{asked.scale_dtype} is for scales of {kinds}", place=["scale_dtype"], hint="use --group-size 16"
         )
     return ONE_BYTE[asked.scale_dtype]
+
+
+def _check_super_blocks(asked: Asked, what: _Codes) -> None:
+    """Raise UsageError for codes that have no super-blocks."""
+    found = SUPER_BLOCKS.get((what.name, what.bits, what.symmetric))
+    usual = found is not None and _group_size(asked) == found[1] and asked.granularity == "group"
+    if not usual or (not what.symmetric and asked.zero_point != "float") or asked.calibration not in (None, "mse"):
+        names = ", ".join(name.upper() for name, _ in SUPER_BLOCKS.values())
+        raise UsageError("no type of GGUF has such super-blocks", place=["scale_dtype"], hint=f"use --scheme {names}")
+    if asked.rounding not in (None, "nearest") or asked.options.get("norm", 2) != 2:
+        name = "rounding" if asked.rounding not in (None, "nearest") else "norm"
+        raise UsageError("super-blocks are found by their squared error, rounded to nearest", place=[name])
 
 
 def _calibration(asked: Asked, what: _Codes) -> tuple[str, dict[str, Any]]:

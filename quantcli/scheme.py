@@ -12,7 +12,7 @@ from quantcli.dtypes import LONG_NAMES
 Granularity = Literal["tensor", "channel", "group", "block"]
 Family = Literal["int", "midrise", "levels", "learned"]
 GRANULARITIES = ("tensor", "channel", "group", "block")
-SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0")
+SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0", "super-blocks")
 ACTIVATIONS = ("none", "int8", "fp8", "fp8-group", "mxfp8", "mxfp4", "fp8-static", "nvfp4")
 STATIC = {"fp8-static": "FP8_DYNAMIC", "nvfp4": "NVFP4A16"}
 """Kinds of activations whose scales are measured on data, and the nearest schemes by name that need none."""
@@ -25,6 +25,16 @@ PUBLISHED = {
     ("fp4", "e4m3", "group", 16): "nvfp4",
 }
 """Names of the formats that a number format, a storage of scales and groups of a size make."""
+SUPER_BLOCKS = {
+    ("int", 2, False): ("q2_k", 16),
+    ("int", 3, True): ("q3_k", 16),
+    ("int", 4, False): ("q4_k", 32),
+    ("int", 5, False): ("q5_k", 32),
+    ("int", 6, True): ("q6_k", 16),
+    ("iq4", 4, True): ("iq4_xs", 32),
+}
+"""Codes whose scales may be in super-blocks, by format, bits and whether they are symmetric: ggml's name, and the size
+of the groups."""
 MAX_BITS = 16
 MAX_GROUP = 16384
 """Largest group that may end inside a row: a tile holds whole groups of whole words."""
@@ -106,6 +116,8 @@ class Scheme:
         where = {"tensor": "t", "channel": "c" if self.axis == 0 else f"c{self.axis}"}
         kind = "" if self.symmetric else "-asym" if self.zero_point == "int" else "-float"
         size = self.group_size
+        if self.storage == "super-blocks":
+            return SUPER_BLOCKS[self.format, self.bits, self.symmetric][0]
         published = PUBLISHED.get((self.format, self.storage, self.granularity, size))
         if published is not None:
             return published
@@ -149,7 +161,7 @@ class Scheme:
         return table((self.name, ""), self.as_dict().items())
 
 
-_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3", "float8_e8m0": "F8_E8M0"}
+_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3", "float8_e8m0": "F8_E8M0", "super-blocks": "F16"}
 
 
 def scale_dtype_name(name: str) -> str:

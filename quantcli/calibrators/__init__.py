@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Kernels, Tile
+    from quantcli.kernels import BlockScales, Kernels, Tile
     from quantcli.scales import Store
     from quantcli.scheme import Scheme
 
@@ -32,11 +32,13 @@ Sharing = Literal["tensor", "columns"]
 @dataclass(frozen=True, slots=True)
 class Ideal:
     """Parameters before rounding, float64. zero: for integer zero points the (not yet rounded) code of value 0, for
-    float ones the offset; None for symmetric codes. levels: (tables, count) ascending, for learned codebooks."""
+    float ones the offset; None for symmetric codes. levels: (tables, count) ascending, for learned codebooks. blocks:
+    the stored parts of scales that are rounded already, because they are stored together."""
 
     scale: Array
     zero: Array | None = None
     levels: Array | None = None
+    blocks: BlockScales | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,14 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store = EXACT) ->
     ranges = tile.ranges(kernels)
     if not ranges.finite:
         return None
+    together = scales.of(scheme).search
+    if together is not None:
+        found = together(kernels, tile, scheme)
+        if found is None:
+            return Ideal(np.full((1, 1), np.nan))
+        scale, offset, blocks = found
+        offsets = None if offset is None else offset.astype(np.float64)
+        return Ideal(scale.astype(np.float64), offsets, None, blocks)
     effort = scheme.options["effort"]
     searched = scheme.family == "int" and scheme.options["norm"] == 2 and effort != "exact"
     if searched and scheme.symmetric:
@@ -49,7 +57,7 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store = EXACT) ->
     if form.small is not None and scheme.options["norm"] == 2:
         return _floats(kernels, tile, scheme, store, form.small)
     if scheme.family == "levels" and scheme.options["norm"] == 2 and tile.importance is None:
-        return _levels(kernels, tile, scheme, ranges.extreme, effort)
+        return _levels(kernels, tile, scheme, ranges.extreme, effort, store)
     lo, hi = (v.astype(np.float64) for v in (ranges.lo, ranges.hi))
     if searched and scheme.zero_point == "int":
         return _affine(kernels, tile, scheme, lo, hi, effort)
@@ -137,7 +145,7 @@ def _floats(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store, small: S
     return Ideal(np.where(found.extreme != 0, scales.chosen(choices, best), plain))
 
 
-def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str) -> Ideal:
+def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str, store: Store) -> Ideal:
     """Scales for fixed levels: as tried, without a refit; of either sign where the levels are not symmetric."""
     book = fixed_codebook(scheme)
     count = {"fast": 8, "default": 16, "best": 31, "exact": 31}[effort]
@@ -149,7 +157,8 @@ def _levels(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any],
     trials = np.ascontiguousarray(trials.astype(np.float32))
     best = kernels.trial_levels(tile, book, trials, None, None)
     found = np.take_along_axis(trials, best[..., None].astype(np.intp), 2)[..., 0]
-    return Ideal(np.where(extreme != 0, found, np.float32(1)).astype(np.float64))
+    zeros = 1.0 if (book.sorted == 0).any() else 2.0**-24 if store.dtype == "F16" else 2.0**-126
+    return Ideal(np.where(extreme != 0, found, np.float32(zeros)).astype(np.float64))
 
 
 def _of(weights: Array, counts: Array | None, scheme: Scheme) -> tuple[Array, Array | None]:

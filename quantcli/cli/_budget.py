@@ -47,13 +47,15 @@ WITH_A_TARGET = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """What a plan must keep, and what it may choose from. target: one of TARGETS; value: what was typed for it.
-    scheme: fields that all choices have; bits: None for the format's own, 16 to keep a tensor."""
+    scheme: fields that all choices have; bits: None for the format's own, 16 to keep a tensor. menu: the choices, where
+    the target has types of its own."""
 
     target: str
     value: Any
     bits: tuple[int | None, ...]
     group_sizes: tuple[int, ...]
     scheme: Mapping[str, Any] = field(default_factory=dict)
+    menu: tuple[Mapping[str, Any], ...] = ()
     calibrations: tuple[str, ...] = ()
     ties: bool = True
     uniform: bool = False
@@ -73,7 +75,7 @@ def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
     return Budget(
         target=targets[0],
         value=asked[targets[0]],
-        **{**usual(order.to), **lists},
+        **{**usual(order.to), **lists, **({"menu": ()} if lists else {})},
         calibrations=tuple(asked["calibration"] or ()),
         ties=not asked["no_ties"],
         uniform=asked["uniform_groups"],
@@ -102,7 +104,14 @@ def usual(to: str | None) -> dict[str, Any]:
         return found
     from quantcli.layouts.writer import named
 
-    fields = named(str(to)).usual
+    export = named(str(to))
+    if ":" in str(to):
+        name, _, kind = str(to).partition(":")
+        hint = f"use --to {name}, or leave the size out"
+        raise UsageError(f"{kind} decides the types of all tensors itself", place=[f"--to {to}"], hint=hint)
+    if export.menu:
+        found["menu"] = export.menu
+    fields = export.usual
     if "format" in fields:
         found |= {"scheme": {"format": fields["format"]}, "bits": (None, 16)}
     if "group_size" in fields:
@@ -259,14 +268,16 @@ def _where(size: int) -> dict[str, Any]:
 def _schemes(order: Order, budget: Budget) -> list[Scheme]:
     """The schemes to choose from. Raises UsageError where there are none."""
     asked = {"bits": budget.bits, "group_size": budget.group_sizes, "calibration": budget.calibrations}
+    methods: list[dict[str, Any]] = [{"calibration": name} for name in budget.calibrations] or [{}]
     with _asking.naming_options(asked):
         schemes = [
             order.recipe.scheme({**budget.scheme, **({"bits": bits} if bits else {}), **_where(size), **method})
-            for method in [{"calibration": name} for name in budget.calibrations] or [{}]
+            for method in methods
             for size in budget.group_sizes
             for bits in budget.bits
-            if bits != 16
+            if bits != 16 and not budget.menu
         ]
+        schemes += [order.recipe.scheme({**fields, **method}) for method in methods for fields in budget.menu]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     return schemes

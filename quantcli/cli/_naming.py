@@ -33,7 +33,8 @@ def check_model(output: str | None, to: str | None) -> None:
     from quantcli.layouts.writer import named
 
     targets = registry.names("layouts", "WRITES")
-    target = to if to in targets else None
+    plain = (to or "").partition(":")[0]
+    target = plain if plain in targets else None
     own = named(target).extension[1:] if target is not None else ""
     kind = own or _SAFETENSORS
     found = extension(output)

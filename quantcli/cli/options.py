@@ -267,7 +267,19 @@ def replace_file(path: str, text: str, inputs: Sequence[str | None]) -> None:
 def targets(**more: str) -> _help.Names:
     """The targets of an export, each with the programs that load it."""
     names = registry.names("layouts", "WRITES")
-    return _help.Names(names, lambda name: f"for {registry.purpose('layouts', name, 'WRITES')}", **more)
+    return _Targets(names, lambda name: f"for {registry.purpose('layouts', name, 'WRITES')}", **more)
+
+
+class _Targets(_help.Names):
+    """Names of targets, some with the name of a kind of file after a colon."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name, with that of the kind as it is called."""
+        if not isinstance(value, str) or ":" not in value:
+            return super().convert(value, param, ctx)
+        from quantcli.layouts.writer import checked
+
+        return checked(value, "--to")
 
 
 class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]

@@ -39,7 +39,8 @@ def label(request: Request | None, recipe_name: str | None) -> str:
     if recipe_name is None:
         if request is None:
             return "recipe"
-        return "recipe" if any(not rule.preset for rule in request.rules) else request.scheme.name
+        kind = (request.to or "").partition(":")[2]
+        return "recipe" if any(not rule.preset for rule in request.rules) else kind or request.scheme.name
     stem, extension = os.path.splitext(os.path.basename(recipe_name))
     return stem if extension.lower() in (".yaml", ".yml") else stem + extension
 

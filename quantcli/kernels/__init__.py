@@ -31,6 +31,7 @@ from quantcli.kernels.table import (
     Ranges,
     Sums,
     Tile,
+    joined_blocks,
     row_bytes,
 )
 
@@ -63,6 +64,7 @@ __all__ = [
     "Small",
     "Sums",
     "Tile",
+    "joined_blocks",
     "load",
     "row_bytes",
 ]

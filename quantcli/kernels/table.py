@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -67,7 +68,8 @@ class CodeGrid:
 
 @dataclass(frozen=True, slots=True)
 class QuantParams:
-    """Parameters of every group: scale, zero point or offset (None when there is none), and the codebook.
+    """Parameters of every group: scale, zero point or offset (None when there is none), the codebook, and the stored
+    parts of scales in super-blocks.
 
     Arrays of float32, (rows, groups) or (1, groups) where all rows share them. Zero points are whole numbers in
     0 .. 2^b-1. The scale has already been rounded to its storage dtype.
@@ -76,6 +78,7 @@ class QuantParams:
     scale: Floats
     zero: Floats | None = None
     codebook: Codebook | None = None
+    blocks: BlockScales | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,18 @@ class BlockScales:
     m: NDArray[np.uint16]
     scales: NDArray[np.int8]
     minima: NDArray[np.uint8]
+
+    def cut(self, rows: slice, groups: slice) -> BlockScales:
+        """Those of some rows and whole super-blocks, given as a range of groups."""
+        each = self.scales.shape[1] // self.d.shape[1]
+        own = slice(groups.start // each, -(-groups.stop // each))
+        return BlockScales(self.d[rows, own], self.m[rows, own], self.scales[rows, groups], self.minima[rows, groups])
+
+
+def joined_blocks(parts: Sequence[BlockScales], join: Callable[[list[Any]], Any]) -> BlockScales | None:
+    """The scales of several parts of a tensor, arrays joined by a function; None where there are none."""
+    names = ("d", "m", "scales", "minima")
+    return BlockScales(*(join([getattr(part, name) for part in parts]) for name in names)) if parts else None
 
 
 class Kernels(Protocol):

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.kernels import row_bytes
+from quantcli.kernels import BlockScales, joined_blocks, row_bytes
 from quantcli.layouts.writer import Codes, Job, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
@@ -112,6 +112,14 @@ def params(codes: Codes, span: TileSpan, plan: Grouping, scheme: Scheme) -> tupl
     if scheme.symmetric:
         return scale, np.full_like(scale, 1 << (scheme.bits - 1))
     return scale, np.concatenate([p.zero for p in parts if p.zero is not None])
+
+
+def stored_blocks(codes: Codes, span: TileSpan, plan: Grouping) -> BlockScales:
+    """The stored scales of the super-blocks of a piece."""
+    spans = [span] if span.cols == plan.cols or span.rows == 1 else _rows(span)
+    found = joined_blocks([b for s in spans if (b := codes.params(s).blocks) is not None], np.concatenate)
+    assert found is not None
+    return found
 
 
 def _rows(span: TileSpan) -> list[TileSpan]:

@@ -7,6 +7,7 @@ conversion, rename, permute or cast them: a target may be a container format (`f
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -16,7 +17,7 @@ from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
 from quantcli.deciding import ONE_BYTE
 from quantcli.errors import UsageError, printable
-from quantcli.scheme import AUTO, PUBLISHED, Scheme
+from quantcli.scheme import AUTO, PUBLISHED, SUPER_BLOCKS, Scheme
 from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
@@ -118,6 +119,14 @@ class ContainerFile:
     pieces: Sequence[tuple[int, bytes]]
 
 
+_STORED = {
+    "plain": "scales that are floats",
+    "e8m0": "scales that are powers of two",
+    "e4m3": "E4M3 scales",
+    "super-blocks": "scales in super-blocks, which only GGUF has",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepts:
     """The schemes a target can store.
@@ -147,6 +156,8 @@ class Accepts:
         return "; ".join([self._described(), *(other.describe() for other in self.others)])
 
     def _described(self) -> str:
+        if self.storage == "super-blocks":
+            return _listed([name.upper() for (form, _, _), (name, _) in SUPER_BLOCKS.items() if form in self.formats])
         if self.storage != "plain":
             return _listed([self._published(form) for form in self.formats])
         parts = [f"{' or '.join(self.formats)} of {_listed(self.bits)} bits"]
@@ -182,8 +193,9 @@ class Accepts:
         if scheme.format not in self.formats:
             return f"the format {scheme.format}"
         if scheme.storage != self.storage:
-            stored = {"plain": "scales that are floats", "e8m0": "scales that are powers of two", "e4m3": "E4M3 scales"}
-            return f"{scheme.format} with {stored[scheme.storage]}"
+            return f"{scheme.format} with {_STORED[scheme.storage]}"
+        if scheme.activations not in self.activations:
+            return f"inputs quantized to {scheme.activations}"
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:
@@ -327,6 +339,21 @@ class Writer:
     """A pattern of weights that must share one, where a model has stacked experts."""
     read_back: bool = True
     """Whether the report reads what was written, before that has its name."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Files of this target that have types of their own for every tensor, by name, and what they are for. A target may
+    be asked for with one, TARGET:KIND."""
+    of_kind: Callable[[str], Writer] | None = None
+    """The writer of such files."""
+    base: Callable[[Scheme], Scheme] | None = None
+    """Of such a writer, the scheme of most tensors, searched as long as a given one."""
+    mix: Callable[[Sequence[TensorInfo], Scheme, Architecture, bool], Mapping[str, Scheme]] | None = None
+    """Of such a writer, the schemes of all tensors by name; whether columns are weighted is given."""
+    fitting: Callable[[int, Scheme], tuple[Scheme, str]] | None = None
+    """The scheme for rows of so many weights, and a note where it is another one."""
+    by_bits: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields of the scheme for a width that the usual ones do not suit."""
+    menu: tuple[Mapping[str, Any], ...] = ()
+    """Schemes that a size target chooses from."""
 
     def unstored(self, weight: Weight, model: Architecture, graph: Graph | None) -> str | None:
         """Why it cannot store a weight of an accepted scheme, or its loader takes none in its place; None when it does.
@@ -343,8 +370,28 @@ class Writer:
 
 
 def named(target: str) -> Writer:
-    """The writer of a target."""
-    return cast(Writer, registry.get("layouts", target, "WRITES"))
+    """The writer of a target, TARGET or TARGET:KIND."""
+    name, _, kind = target.partition(":")
+    writer = cast(Writer, registry.get("layouts", name, "WRITES"))
+    return writer.of_kind(kind) if kind and writer.of_kind is not None else writer
+
+
+def checked(target: str, place: str) -> str:
+    """A target as it is to be called, TARGET or TARGET:KIND. Raises UsageError, with the place, where there is none."""
+    name, colon, kind = target.partition(":")
+    known = registry.names("layouts", "WRITES")
+    if name.replace("_", "-") not in known:
+        raise UsageError(
+            f"{printable(repr(target), 60)} is not a target", place=[place], hint=f"use {', '.join(known)}"
+        )
+    name = name.replace("_", "-")
+    kinds = named(name).kinds
+    if colon and kind.upper().replace("-", "_") not in kinds:
+        near = difflib.get_close_matches(kind.upper(), kinds, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? there are {', '.join(kinds)}" if near else f"there are {', '.join(kinds)}"
+        problem = f"{name} has no file type {printable(repr(kind), 40)}"
+        raise UsageError(problem, place=[place], hint=hint if kinds else f"write --to {name}")
+    return f"{name}:{kind.upper().replace('-', '_')}" if colon else name
 
 
 def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, UsageError
+from quantcli.layouts.writer import named
 from quantcli.metrics import Metrics
 from quantcli.passes.sweep import Measured, measure
 from quantcli.passes.tiles import Progress
@@ -21,7 +22,7 @@ from quantcli.passes.weighting import weight
 from quantcli.patterns import tied
 from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, allocate, smallest
-from quantcli.planning.plan import Plan, Request, make, quantized
+from quantcli.planning.plan import Plan, Request, in_place, make, quantized
 from quantcli.planning.reasons import REASONS
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
@@ -200,7 +201,11 @@ def _with(source: Source, request: Request, scheme: Scheme) -> Plan:
     target would give another one."""
     plan = make(source.infos(), replace(request, scheme=scheme))
     own = [t for t in plan.tensors if t.reason == "runtime" and t.scheme != scheme]
-    return plan.amended({t.info.name: quantized(t.info, scheme, t.reason, importance=t.importance) for t in own})
+    like = {t.info.name: quantized(t.info, scheme, t.reason, importance=t.importance) for t in own}
+    if request.to is not None:
+        export = named(request.to)
+        like = {name: in_place(tensor, export, request.graph) for name, tensor in like.items()}
+    return plan.amended(like)
 
 
 def _free(plans: Sequence[Decided]) -> Decided | None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from quantcli import metrics as metric
 from quantcli.asking import rival
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
+from quantcli.kernels import QuantParams, Sums, Tile, joined_blocks, row_bytes
 from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Codes, Raw
@@ -272,7 +272,7 @@ class _Tiles:
             return found[0]
         wide = self._encoding.tiles[0].cols != self._plan.cols
 
-        def joined(values: list[Floats]) -> Floats:
+        def joined(values: list[Any]) -> Any:
             across = len(found) // span.rows if wide else 1
             rows = [np.concatenate(values[at : at + across], axis=1) for at in range(0, len(values), across)]
             return np.concatenate(rows)
@@ -281,7 +281,8 @@ class _Tiles:
         books = [p.codebook for p in found if p.codebook is not None]
         own_rows = bool(books) and books[0].tables > 1
         book = sorted_levels(np.concatenate([b.levels for b in books])) if own_rows else books[0] if books else None
-        return QuantParams(joined([p.scale for p in found]), joined(zeros) if zeros else None, book)
+        blocks = joined_blocks([p.blocks for p in found if p.blocks is not None], joined)
+        return QuantParams(joined([p.scale for p in found]), joined(zeros) if zeros else None, book, blocks)
 
     def _of_tile(self, index: int, tile: TileSpan, span: TileSpan) -> QuantParams:
         """The parameters of what a tile and a span have in common."""
@@ -302,7 +303,8 @@ class _Tiles:
         book = params.codebook
         if book is not None and book.tables > 1:
             book = book.rows(rows.start, rows.stop)
-        return QuantParams(cut(params.scale), None if params.zero is None else cut(params.zero), book)
+        blocks = None if params.blocks is None else params.blocks.cut(rows, groups)
+        return QuantParams(cut(params.scale), None if params.zero is None else cut(params.zero), book, blocks)
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
         stored = self._encoding.trials.chosen.stored

@@ -1,6 +1,7 @@
 """Schemes by the names that the field has for them, such as W4A16 or FP8_DYNAMIC: weights, and inputs of their layers.
 
-The names and what they stand for are those of compressed-tensors' presets, and so of llm-compressor's.
+The names and what they stand for are those of compressed-tensors' presets, and so of llm-compressor's, and the types of
+GGUF.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcli.errors import UsageError, printable
+from quantcli.layouts.gguf.types import FIELDS as TYPES
 
 _INT = re.compile(r"W([2-8])A16(_ASYM)?|W([2-7])A8")
 
@@ -35,7 +37,13 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "NVFP4": {**_FP4, **_NV, "activations": "nvfp4"},
 }
 
-NAMES = (*(f"W{bits}A16" for bits in range(2, 9)), "W4A16_ASYM", "W4A8", *_NAMED)
+NAMES = (
+    *(f"W{bits}A16" for bits in range(2, 9)),
+    "W4A16_ASYM",
+    "W4A8",
+    *_NAMED,
+    *(t for t in TYPES if t not in _NAMED),
+)
 """The names that help lists; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
 
 
@@ -46,6 +54,8 @@ def fields(name: str) -> dict[str, Any] | None:
     (False, 'channel', None)
     """
     usual: dict[str, Any] = {"symmetric": True, "activations": "none"}
+    if name in TYPES and name not in _NAMED:
+        return {**usual, **TYPES[name]}
     match = _INT.fullmatch(name)
     if match is not None:
         own: Mapping[str, Any] = {"format": "int", "bits": int(match[1] or match[3]), "granularity": "group"}

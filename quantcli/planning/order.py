@@ -117,14 +117,25 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     ({'bits': 8, 'group_size': 32}, {'group_size': 64})
     """
     found = dict(fields)
-    usual = {} if to in (None, NATIVE) else named(to).usual
-    if usual.get("format", "int") != fields.get("format", usual.get("format", "int")):
+    if to in (None, NATIVE):
+        return found
+    assert to is not None
+    if ":" in to:
+        codes = [name for name in fields if name not in ("options",) and (name, fields[name]) != ("calibration", "mse")]
+        if codes:
+            raise UsageError(f"{to} has types of its own", place=[codes[0]], hint="leave it out, or use --override")
+        return found
+    export = named(to)
+    if not fields.keys() - {"bits", "options"}:
+        found = {**export.by_bits.get(fields.get("bits", 0), {}), **found}
+    usual = export.usual
+    if usual.get("format", "int") != found.get("format", usual.get("format", "int")):
         return found  # what is usual for another format does not suit this one
     for name, value in usual.items():
         if name == "granularity":
             is_open = not {"granularity", "group_size", "axis"} & fields.keys()
         elif name == "group_size":
-            is_open = "group_size" not in fields and fields.get("granularity", "group") == "group"
+            is_open = "group_size" not in found and fields.get("granularity", "group") == "group"
         else:
             is_open = name not in fields
         if is_open:

@@ -16,7 +16,7 @@ from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
 from quantcli.planning.inputs import InputScales, with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
-from quantcli.planning.reasons import ALL, NAMED, SMALL, TABLES, VECTORS, which
+from quantcli.planning.reasons import ALL, NAMED, REASONS, SMALL, TABLES, VECTORS, which
 from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit, signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
@@ -200,7 +200,8 @@ def suited(request: Request) -> Request:
         return request
     export = named(request.to)
     rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
-    return replace(request, scheme=export.suited(request.scheme), rules=rules)
+    scheme = export.suited(request.scheme) if export.base is None else export.base(request.scheme)
+    return replace(request, scheme=scheme, rules=rules)
 
 
 def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
@@ -245,12 +246,31 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
     tensors = [_unsplit(tensor, request) for tensor in tensors]
     if request.to is not None:
+        tensors = _mixed(tensors, request)
         tensors = [_for_target(tensor, request.to, request) for tensor in tensors]
     tensors = with_scales(tensors, request.inputs, request.to)
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
+
+
+def _mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
+    """The plan of all tensors with the types that the kind of file gives them, where nothing else is asked."""
+    export = named(request.to) if request.to is not None and not request.container else None
+    if export is None or export.mix is None:
+        return list(tensors)
+    model, weighted = request.architecture or UNNAMED, request.importance is not None
+    schemes = export.mix([t.info for t in tensors], request.scheme, model, weighted)
+    found = list[Decided]()
+    for tensor in tensors:
+        scheme = schemes.get(tensor.info.name)
+        if tensor.scheme is None or not REASONS[tensor.reason].free or scheme in (None, tensor.scheme):
+            found.append(tensor)
+        else:
+            assert scheme is not None
+            found.append(quantized(tensor.info, scheme, tensor.reason, note=f"{scheme.name} in such a mix"))
+    return found
 
 
 def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, str | None], bool]:
@@ -302,7 +322,7 @@ def _table(info: TensorInfo, kind: str, export: Writer, request: Request, model:
         return None
     note = "" if scheme == asked else f"{scheme.bits} bits, as its tools do"
     try:
-        table = _in_place(quantized(info, scheme, "runtime", note=note), export, graph)
+        table = in_place(quantized(info, scheme, "runtime", note=note), export, graph)
     except UsageError:
         return None
     return table if export.unstored(table, model, graph) is None else None
@@ -318,8 +338,16 @@ def _unsplit(tensor: Decided, request: Request) -> Decided:
     return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {found.why}")
 
 
-def _in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantized:
-    """The plan of a tensor with the nearest scheme that it can have in its place in the graph of the source."""
+def in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantized:
+    """The plan of a tensor with the nearest scheme that its target has for its rows, or that it can have in its place
+    in the graph of the source."""
+    if export.fitting is not None:
+        scheme, note = export.fitting(tensor.grouping.cols, tensor.scheme)
+        own = [n for n in tensor.note.split("; ") if n and n != _short(tensor.grouping)]
+        note = "; ".join([*own, note])
+        if scheme == tensor.scheme:
+            return tensor
+        return quantized(tensor.info, scheme, tensor.reason, note=note, importance=tensor.importance)
     if graph is None or export.in_graph is None:
         return tensor
     scheme, note = export.in_graph.suited(tensor.info, tensor.scheme, graph, tensor.reason == "rule")
@@ -338,7 +366,7 @@ def _for_target(tensor: Decided, target: str, request: Request) -> Decided:
     for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-    tensor = _in_place(tensor, export, request.graph)
+    tensor = in_place(tensor, export, request.graph)
     why = export.unstored(tensor, request.architecture or UNNAMED, request.graph)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
 

@@ -25,9 +25,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantcli import registry
 from quantcli.asking import SchemeRequest, decided_at
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.layouts.writer import checked
 from quantcli.patterns import compiled
 from quantcli.planning import recipe_keys
 from quantcli.planning.importance import Importance
@@ -198,8 +198,10 @@ def _option(name: str, value: Any) -> Any:
         raise UsageError(f"{shown} is neither true nor false", place=[name])
     if name == "max_shard_size" and (type(value) is not int or value < 1):
         raise UsageError(f"{shown} is not a number of bytes", place=[name])
-    if name == "to" and value not in (NATIVE, *registry.names("layouts", "WRITES")):
-        raise UsageError(f"{shown} is not a target", place=[name], hint="export --list names them")
+    if name == "to" and value != NATIVE:
+        if not isinstance(value, str):
+            raise UsageError(f"{shown} is not a target", place=[name], hint="export --list names them")
+        return checked(value, name)
     if name in SETTINGS and value not in SETTINGS[name]:
         raise UsageError(f"{shown} is not one of {', '.join(SETTINGS[name])}", place=[name])
     return value

@@ -136,7 +136,8 @@ def _named(what: str, names: list[str]) -> list[str]:
 
 
 def _offset_warning(plan: Sequence[Decided]) -> list[str]:
-    if any(t.scheme is not None and t.scheme.zero_point == "float" for t in plan):
+    own = [t.scheme for t in plan if t.scheme is not None and t.scheme.storage != "super-blocks"]  # which has no others
+    if any(scheme.zero_point == "float" for scheme in own):
         return ["float offsets: 0 is not representable, and the constant error adds up over a row"]
     return []
 

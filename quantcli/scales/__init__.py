@@ -3,8 +3,8 @@
 A storage rounds scales to what a file can hold, lists the stored scales a search may choose among, and turns them into
 the bytes of a file and back. What it gives are effective scales, in float32: what codes are multiplied by.
 
-Groups whose scales are stored together (super-blocks) are settled together: `settle` sees all groups of a piece of
-whole rows. Blocks are no storage, but a granularity: their scales may be floats as well as powers of two.
+Groups whose scales are stored together (super-blocks) are searched together. Blocks are no storage, but a granularity:
+their scales may be floats as well as powers of two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quantcli import registry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import BlockScales, Floats, Kernels, Tile
     from quantcli.scheme import Scheme
 
     Array = NDArray[np.float64]
@@ -57,7 +57,9 @@ class Storage:
     settle(scale, scheme, store): the effective scales of those that a calibrator found, float64 (rows, groups). choices
     (scale, scheme, store, effort): those to try around the scales that clip nothing. stored(scale, store): effective
     scales as the file holds them; effective(raw, store): its bytes as float32. overall(largest, scheme): the scale of a
-    tensor with this largest magnitude; None where a tensor has none.
+    tensor with this largest magnitude; None where a tensor has none. search(kernels, tile, scheme): where the scales of
+    many groups are stored together, all parameters of a tile as they will be stored, scales and offsets (rows, groups)
+    and their parts; None where they do not fit. The other functions are not called then, but settle.
     """
 
     settle: Callable[[Array, Scheme, Store], Floats]
@@ -65,6 +67,7 @@ class Storage:
     stored: Callable[[Floats, Store], NDArray[Any]]
     effective: Callable[[NDArray[np.uint8], Store], Floats]
     overall: Callable[[float, Scheme], float] | None = None
+    search: Callable[[Kernels, Tile, Scheme], tuple[Floats, Floats | None, BlockScales] | None] | None = None
 
 
 def of(scheme: Scheme) -> Storage:

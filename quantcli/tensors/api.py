@@ -17,7 +17,7 @@ from quantcli.asking import given, takes_keywords
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError
 from quantcli.formats import code_grid
-from quantcli.kernels import Kernels, QuantParams, Tile, row_bytes
+from quantcli.kernels import SUPER, Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.codebook import joined_codebooks
 from quantcli.notebook import table
 from quantcli.scheme import AUTO, Scheme, scale_dtype_of
@@ -143,6 +143,8 @@ def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) ->
     grouping = grouping_of(info.shape, scheme)
     if info.numel == 0:
         raise DataError("an empty array cannot be quantized")
+    if scheme.storage == "super-blocks" and grouping.cols % SUPER:
+        raise DataError(f"rows of {grouping.cols} are not whole super-blocks of {SUPER}")
     first = default_scale_dtype(scheme, dtype)
     for scale_dtype in (first,) if scheme.scale_dtype != AUTO or first == "F32" else (first, "F32"):
         tensor = Quantized(info=info, reason="", scheme=scheme, grouping=grouping, scale_dtype=scale_dtype)
@@ -193,6 +195,8 @@ def _joined(found: list[QuantParams], plan: Grouping) -> QuantParams:
 
 def scale_misfit(scheme: Scheme) -> DataError:
     """The error for a scale that its dtype cannot hold."""
+    if scheme.storage == "super-blocks":
+        return DataError("float16 does not hold the scale of a super-block", hint="keep the tensor with --exclude")
     return DataError(
         f"a scale does not fit {'float32' if scheme.scale_dtype == AUTO else scheme.scale_dtype}",
         hint="use --scale-dtype float32" if scheme.scale_dtype not in (AUTO, "float32") else "its range is too wide",

@@ -49,6 +49,10 @@ def settle(ideal: Ideal, scheme: Scheme, store: Store) -> QuantParams | None:
     Where the outermost code would decode beyond the scale's dtype (readers multiply in it) the scale is the next
     smaller one.
     """
+    if scales.of(scheme).search is not None:
+        book = fixed_codebook(scheme) if code_grid(scheme).mode == LEVELS else None
+        zero = None if ideal.zero is None else ideal.zero.astype(np.float32)
+        return QuantParams(ideal.scale.astype(np.float32), zero, book, ideal.blocks) if ideal.blocks else None
     if scheme.storage != "plain":
         return QuantParams(scales.of(scheme).settle(ideal.scale, scheme, store), None, fixed_codebook(scheme))
     scale_dtype = store.dtype

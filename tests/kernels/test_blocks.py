@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from kernel_parts import KINDS, TABLES, float_of, needs_native, tile_of, variants
 
 import quantcli.kernels
-from quantcli.calibrators.searches import super_blocks
-from quantcli.calibrators.searches.super_blocks import TYPES
 from quantcli.kernels import BF16, F32, BlockScales, BlockType, Form, Kernels, Tile
 from quantcli.kernels.numpy_kernels import NumpyKernels
+from quantcli.scales import super_blocks
+from quantcli.scales.super_blocks import TYPES
 
 IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
 

@@ -30,20 +30,62 @@ vocabulary, or with those of the GGUF it is made of (rewrite).
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.blocks import WEIGHTS
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+
+from quantcli.architectures import Architecture
+from quantcli.layouts.gguf.mixes import FILE_TYPES, mix
 from quantcli.layouts.gguf.model import rebuilt
 from quantcli.layouts.gguf.read import find
 from quantcli.layouts.gguf.rewrite import again
+from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like
 from quantcli.layouts.gguf.write import container, convert, experts, shape, tables
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Accepts, Writer
+from quantcli.scheme import Scheme
+from quantcli.tensors.info import TensorInfo
 
 READS = Reader(summary="GGUF blocks: Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0 and TQ2_0", find=find)
+
+
+@cache
+def _of_kind(kind: str) -> Writer:
+    """The writer of a file type of llama.cpp."""
+    found = FILE_TYPES[kind]
+
+    def base(scheme: Scheme) -> Scheme:
+        return like(found.base, scheme)
+
+    def mixed(infos: Sequence[TensorInfo], scheme: Scheme, model: Architecture, weighted: bool) -> dict[str, Scheme]:
+        types = mix(kind, infos, tied=bool(model.tied), weighted=weighted)
+        return {name: like(own, scheme) for name, own in types.items()}
+
+    return replace(
+        WRITES,
+        convert=partial(convert, file_type=found.number),
+        container=partial(container, file_type=found.number),
+        again=partial(again, file_type=found.number),
+        base=base,
+        mix=mixed,
+    )
+
 
 WRITES = Writer(
     summary="GGUF: blocks of 32 weights; of a Llama, Mistral or Qwen folder a model for llama.cpp",
     keeps="rows that are not a multiple of 32, tensors of more than 4 dimensions",
-    accepts=Accepts(bits=(4, 5, 8), groups=(WEIGHTS,), zero_points=("int", "float"), asymmetric_bits=(4, 5)),
+    accepts=Accepts(
+        bits=(4, 5, 8),
+        groups=(WEIGHTS,),
+        zero_points=("int", "float"),
+        asymmetric_bits=(4, 5),
+        others=(
+            Accepts(formats=("int",), bits=(2, 3, 4, 5, 6), zero_points=("float",), storage="super-blocks"),
+            Accepts(formats=("iq4",), bits=(4,), storage="super-blocks"),
+            Accepts(formats=("iq4",), bits=(4,), groups=(WEIGHTS,), granularities=("group",)),
+            Accepts(formats=("fp4",), bits=(4,), groups=(WEIGHTS,), granularities=("group",), storage="e8m0"),
+        ),
+    ),
     shape=shape,
     convert=convert,
     container=container,
@@ -54,4 +96,9 @@ WRITES = Writer(
     scale_dtype="float16",
     usual={"group_size": WEIGHTS},
     extension=".gguf",
+    kinds={name: kind.summary for name, kind in FILE_TYPES.items()},
+    of_kind=_of_kind,
+    fitting=fitting,
+    by_bits={bits: FIELDS[name] for bits, name in ((2, "Q2_K"), (3, "Q3_K"), (6, "Q6_K"))},
+    menu=tuple(FIELDS[name] for name in ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")),
 )

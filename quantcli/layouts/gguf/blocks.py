@@ -1,6 +1,8 @@
 """GGUF blocks made from native codes, without quantizing again.
 
     scheme, symmetric     4 bits Q4_0, 5 bits Q5_0, 8 bits Q8_0; asymmetric 4 bits Q4_1, 5 bits Q5_1
+    iq4                   IQ4_NL
+    mxfp4                 MXFP4
 
 A block of 32 weights has its own scale d in float16, so that a scale of a larger group is repeated. Q4_1 and
 Q5_1 add a float16 m: -z * d for zero points z, with the rounded d, so that 0 stays as near to 0 as m allows.
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.errors import DataError
+from quantcli.kernels import SUPER
+from quantcli.layouts.gguf.types import WEIGHTS, type_of
 from quantcli.scheme import Scheme
 from quantcli.tensors.rows import Grouping
 
@@ -22,17 +26,14 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
 
-WEIGHTS = 32
-"""Weights of a block."""
-
-_TYPES = {(4, True): "Q4_0", (4, False): "Q4_1", (5, True): "Q5_0", (5, False): "Q5_1", (8, True): "Q8_0"}
-
 _FIELDS: dict[str, list[Any]] = {
     "Q4_0": [("d", "<u2"), ("qs", "<u8", 2)],
     "Q4_1": [("d", "<u2"), ("m", "<u2"), ("qs", "<u8", 2)],
     "Q5_0": [("d", "<u2"), ("qh", "<u4"), ("qs", "<u8", 2)],
     "Q5_1": [("d", "<u2"), ("m", "<u2"), ("qh", "<u4"), ("qs", "<u8", 2)],
     "Q8_0": [("d", "<u2"), ("qs", "<u8", 4)],
+    "IQ4_NL": [("d", "<u2"), ("qs", "<u8", 2)],
+    "MXFP4": [("d", "u1"), ("qs", "<u8", 2)],
 }
 _LOW, _SIGN = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x8080808080808080)
 
@@ -43,18 +44,16 @@ def obstacle(scheme: Scheme, plan: Grouping, shape: tuple[int, ...]) -> str | No
     >>> from quantcli.tensors.rows import grouping_of
     >>> from quantcli import Scheme
     >>> obstacle(Scheme(bits=3), grouping_of((8, 128), Scheme(bits=3)), (8, 128))
-    '3 bits; GGUF takes codes of 4, 5 and 8 bits'
+    '3 bits in plain groups; GGUF has 3 bits as Q3_K'
     """
-    if scheme.format != "int":
-        return f"the format {scheme.format}; GGUF takes codes of int"
-    if scheme.bits not in {bits for bits, _ in _TYPES}:
-        return f"{scheme.bits} bits; GGUF takes codes of 4, 5 and 8 bits"
-    if (scheme.bits, scheme.symmetric) not in _TYPES:
-        return f"{scheme.bits} bits with zero points; GGUF takes them with 4 and 5 bits"
+    if type_of(scheme) is None:
+        return _without_type(scheme)
     if plan.shared == "columns":
         return "one scale per column"
     if not shape or plan.cols != shape[-1]:
         return "its groups would cross row ends"
+    if scheme.storage == "super-blocks":
+        return f"rows of {plan.cols}; super-blocks are of {SUPER}" if plan.cols % SUPER else None
     if plan.cols % WEIGHTS:
         return f"rows of {plan.cols}; blocks are of {WEIGHTS}"
     if plan.groups > 1 and plan.group % WEIGHTS:
@@ -62,9 +61,23 @@ def obstacle(scheme: Scheme, plan: Grouping, shape: tuple[int, ...]) -> str | No
     return None
 
 
+def _without_type(scheme: Scheme) -> str:
+    """Why no type of GGUF has the codes of a scheme."""
+    if scheme.format != "int":
+        return f"the format {scheme.format}; GGUF takes codes of int, iq4 and mxfp4"
+    if scheme.bits in (4, 5, 8):
+        return f"{scheme.bits} bits with zero points; GGUF takes them with 4 and 5 bits"
+    named = {2: "Q2_K", 3: "Q3_K", 6: "Q6_K"}
+    if scheme.bits in named:
+        return f"{scheme.bits} bits in plain groups; GGUF has {scheme.bits} bits as {named[scheme.bits]}"
+    return f"{scheme.bits} bits; GGUF takes codes of 2 to 6 and of 8 bits"
+
+
 def block_type(scheme: Scheme) -> str:
     """The block type of a scheme without an obstacle."""
-    return _TYPES[scheme.bits, scheme.symmetric]
+    found = type_of(scheme)
+    assert found is not None
+    return found
 
 
 def _float16(values: Floats, bits: int) -> NDArray[np.float16]:
@@ -96,6 +109,8 @@ def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np
 
 def exact_params(scheme: Scheme, scale: Floats, zero: Floats | None) -> bool:
     """Whether blocks, whose parameters are float16, decode to exactly the same numbers."""
+    if scheme.storage != "plain":
+        return True
     d = _float16(scale, scheme.bits)
     if not np.array_equal(d.astype(np.float32), scale):
         return False
@@ -122,9 +137,12 @@ def encode(scheme: Scheme, codes: NDArray[np.uint8], scale: Floats, zero: Floats
     """
     rows, cols = codes.shape
     kind = block_type(scheme)
-    d = _float16(scale, scheme.bits)
     out = np.empty(rows * cols // WEIGHTS, np.dtype(_FIELDS[kind]))
-    out["d"] = _of_blocks(d, rows, cols, group)
+    if scheme.storage == "e8m0":
+        out["d"] = np.ascontiguousarray(scale).view(np.uint32).reshape(-1) >> np.uint32(23)
+    else:
+        d = _float16(scale, scheme.bits)
+        out["d"] = _of_blocks(d, rows, cols, group)
     if zero is not None:
         out["m"] = _of_blocks(_offsets(scheme, d, zero), rows, cols, group)
     words = np.ascontiguousarray(codes).view("<u8").reshape(-1, 4)

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
     from quantcli.stores.stacked import Rebuilt
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-"""general.file_type: the type of most matrices of a file."""
-
 _SAME = (
     (re.compile(r"^model\.language_model\."), "model."),
     (re.compile(r"^language_model\.(model\.|lm_head\.)"), r"\1"),

@@ -19,9 +19,12 @@ _RENEWED = re.compile(r"general\.(?:alignment|file_type|quantization_version)|sp
 """Keys that are not those of the model: of the types of its tensors, of their files, and of how those were made."""
 
 
-def again(tensors: Sequence[Weight], keys: Mapping[str, bytes]) -> Conversion:
-    """The model of a GGUF with these tensors. keys: its own, as they are stored. Raises DataError where it names no
-    architecture, which llama.cpp does not load, and for a dtype that GGUF does not have."""
+def again(tensors: Sequence[Weight], keys: Mapping[str, bytes], *, file_type: int | None = None) -> Conversion:
+    """The model of a GGUF with these tensors. keys: its own, as they are stored; file_type: as in `conversion`.
+
+    Raises DataError where it names no architecture, which llama.cpp does not load, and for a dtype that GGUF does not
+    have.
+    """
     if NAME not in keys:
         raise DataError("it is missing, so llama.cpp would not load the file", place=[NAME])
     places = {}
@@ -31,4 +34,4 @@ def again(tensors: Sequence[Weight], keys: Mapping[str, bytes]) -> Conversion:
             raise DataError(f"GGUF has no {kind}", place=[printable(tensor.info.name)])
         places[tensor.info.name] = Place(name=tensor.info.name, type=kind)
     kept = {name: value for name, value in keys.items() if name != NAME and not _RENEWED.fullmatch(name)}
-    return conversion(tensors, places, {NAME: keys[NAME]}, kept, {}, [])
+    return conversion(tensors, places, {NAME: keys[NAME]}, kept, {}, [], file_type)

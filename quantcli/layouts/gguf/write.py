@@ -27,12 +27,14 @@ from quantcli.asking import changed
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
-from quantcli.layouts.gguf.blocks import WEIGHTS, block_type, encode, exact_params, obstacle
+from quantcli.layouts.gguf import super_blocks
+from quantcli.layouts.gguf.blocks import block_type, encode, exact_params, obstacle
 from quantcli.layouts.gguf.general import pooling, title
-from quantcli.layouts.gguf.model import FILE_TYPES, GgufModel, model_of, supported
+from quantcli.layouts.gguf.model import GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
+from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, like
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
-from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
+from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, stored_blocks, words
 from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
@@ -51,7 +53,8 @@ ARCHITECTURE = "quantcli"
 """The architecture key of a container."""
 
 SIZES = {t.name: t.bytes for t in TYPES.values()}
-"""Bytes of a block, or of an element of the types without blocks."""
+LENGTHS = {t.name: t.weights for t in TYPES.values()}
+"""Bytes of a block, or of an element of the types without blocks, and its weights."""
 
 WIDER = {"BOOL": "I8", "U8": "I16", "U16": "I32", "U32": "I64", "F8_E4M3": "F16", "F8_E5M2": "F16"}
 """A dtype that holds all values of each dtype that GGUF does not have."""
@@ -96,12 +99,14 @@ def shape(weight: Weight) -> str | None:
 
 def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> Scheme | None:
     """The scheme of an embedding or output head as llama-quantize has it, which gives the embedding the type of the
-    file and the output more: Q6_K, where Q8_0 stands here. An embedding that is the output too gets that one; a head
-    beside it is left out."""
+    file and the output more: Q6_K, and beside plain integers Q8_0 here. An embedding that is the output too gets that
+    one; a head beside it is left out."""
     if (kind == "lm-head" and model.tied) or POSITIONS.search(info.name):
         return None
     if kind == "embedding" or scheme.bits == HEAD_BITS:
         return scheme
+    if scheme.storage != "plain" or scheme.format != "int":
+        return like("Q6_K", scheme)
     return changed(
         scheme, bits=HEAD_BITS, granularity="group", group_size=WEIGHTS, symmetric=True, zero_point="int", grid=None
     )
@@ -121,9 +126,12 @@ def experts(layer: Experts, types: Sequence[str], model: Architecture) -> Naming
 
 def _blocks(weight: Weight) -> Made:
     scheme, plan = facts(weight)
+    kind = block_type(scheme)
 
     def made(codes: Codes, span: TileSpan) -> tuple[Bytes, bool]:
         unsigned = packing.unpack(words(codes, span, plan, scheme.bits), span.rows, span.cols, scheme.bits)
+        if scheme.storage == "super-blocks":
+            return super_blocks.encode(kind, unsigned, stored_blocks(codes, span, plan)), True
         scale, zero = params(codes, span, plan, scheme)
         own = None if scheme.symmetric else zero
         try:
@@ -200,7 +208,7 @@ def _pieces(
             exact &= same
         return exact
 
-    return lambda: (partial(piece, span) for span in bands(plan, bits, WEIGHTS, unit=unit))
+    return lambda: (partial(piece, span) for span in bands(plan, bits, max(cols, WEIGHTS), unit=unit))
 
 
 def _written(block: Bytes, first: int, goes: NDArray[Any] | None) -> Iterator[tuple[int, Bytes]]:
@@ -218,8 +226,9 @@ def _job(weight: Weight, place: Place) -> Job:
     size = SIZES[place.type]
     if weight.scheme is not None:
         scheme, plan = facts(weight)
-        rows = (*info.shape[:-1], plan.cols // WEIGHTS * size)
-        pieces = _pieces(plan, scheme.bits, place, (size, WEIGHTS), _blocks(weight))
+        weights = LENGTHS[place.type]
+        rows = (*info.shape[:-1], plan.cols // weights * size)
+        pieces = _pieces(plan, scheme.bits, place, (size, weights), _blocks(weight))
         return Job(outputs=(TensorInfo(place.name, "U8", rows),), pieces=pieces, kind=kind)
     outputs = (TensorInfo(place.name, place.type, info.shape),)
     if not info.numel:
@@ -239,8 +248,8 @@ def _job(weight: Weight, place: Place) -> Job:
 INSIST = "--container writes a GGUF of the tensors alone, which llama.cpp does not run"
 
 
-def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """The model that config.json beside the weights names.
+def convert(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None = None) -> Conversion:
+    """The model that config.json beside the weights names. file_type: its number, None for that of most weights.
 
     Raises UsageError for a model of another architecture, or without config.json, and for weights that llama.cpp does
     not support in blocks; DataError for a model of the family that llama.cpp would run differently or not at all, and
@@ -256,10 +265,10 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         raise UsageError(error.problem, place=error.place, hint=f"{error.hint}; {INSIST}") from None
     except DataError as error:
         raise DataError(error.problem, place=error.place, hint=error.hint or INSIST) from None
-    return _model(tensors, model, config, beside)
+    return _model(tensors, model, config, beside, file_type)
 
 
-def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+def container(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None = None) -> Conversion:
     """The tensors under their own names. Raises DataError for a dtype that GGUF does not have."""
     places = {}
     for tensor in tensors:
@@ -278,7 +287,7 @@ def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     widened = [t.info for t in tensors if t.scheme is None and t.info.dtype in WIDER]
     for dtype in dict.fromkeys(info.dtype for info in widened):
         notes.append(f"GGUF has no {dtype}: {_some(widened, dtype)} written as {WIDER[dtype]}")
-    return conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes)
+    return conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes, file_type)
 
 
 def shortened(name: str) -> str:
@@ -300,7 +309,9 @@ def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
     return printable(names[0], 120) + (" is" if len(names) == 1 else f" and {len(names) - 1} more are")
 
 
-def _model(tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any], beside: Beside) -> Conversion:
+def _model(
+    tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any], beside: Beside, file_type: int | None
+) -> Conversion:
     """The model as llama.cpp runs it."""
     by_name = {t.info.name: t for t in tensors}
     places, changed = {}, []
@@ -331,7 +342,8 @@ def _model(tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any
     if changed:
         notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture, **title(config, beside)}
-    return conversion(tensors, places, keys, {**model.keys, **pooling(model, beside), **found.keys}, model.made, notes)
+    own = {**model.keys, **pooling(model, beside), **found.keys}
+    return conversion(tensors, places, keys, own, model.made, notes, file_type)
 
 
 @lru_cache(maxsize=1)
@@ -355,13 +367,15 @@ def conversion(
     keys: Mapping[str, Any],
     made: Mapping[str, NDArray[Any]],
     notes: Sequence[str],
+    file_type: int | None = None,
 ) -> Conversion:
     """What becomes of tensors at these places. first, keys: of the file, before and behind those of its types. made:
-    F32 tensors that are computed."""
+    F32 tensors that are computed. file_type: its number, None for that of most weights."""
     by_name = {t.info.name: t for t in tensors}
     shapes = [GgufTensor(name, "F32", values.shape) for name, values in made.items()]
     shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
-    general = {**first, **_file_type(by_name, places), "general.quantization_version": 2}
+    kind = _file_type(by_name, places) if file_type is None else {"general.file_type": file_type}
+    general = {**first, **kind, "general.quantization_version": 2}
     own = {**general, **keys, "quantcli.version": __version__}
     lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
 
@@ -383,4 +397,4 @@ def _file_type(by_name: Mapping[str, Weight], places: Mapping[str, Place]) -> di
     for info, place in layers or in_blocks:
         count[place.type] += info.numel
     most = max(count, key=lambda kind: (count[kind], kind), default=None)
-    return {} if most is None else {"general.file_type": FILE_TYPES[most]}
+    return {} if most is None else {"general.file_type": NUMBERS[most]}

@@ -13,6 +13,7 @@ from quantcli import scales
 from quantcli.architectures import Architecture
 from quantcli.architectures.experts import FLAT, ONE_BY_ONE, Experts, Naming
 from quantcli.dtypes import DTYPES, from_float32
+from quantcli.errors import UsageError, printable
 from quantcli.kernels import row_bytes
 from quantcli.layouts.native.parts import outputs, parts, zero_shape
 from quantcli.layouts.pieces import plain
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 
 def convert(tensors: Sequence[Decided], beside: Beside) -> Conversion:
-    """The native writer: every tensor by itself, whatever its scheme."""
+    """The native writer: every tensor by itself, whatever its scheme. Raises UsageError for super-blocks."""
+    for tensor in tensors:
+        if tensor.scheme is not None and tensor.scheme.storage == "super-blocks":
+            problem = f"super-blocks ({tensor.scheme.name}) are stored in GGUF only"
+            raise UsageError(problem, place=[printable(tensor.info.name)], hint="add --to gguf")
     return Conversion(jobs={t.info.name: job(t) for t in tensors})
 
 

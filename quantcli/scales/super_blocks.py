@@ -1,23 +1,28 @@
-"""Scales of super-blocks: the types that GGUF has, and what their stored scales stand for.
+"""Super-blocks: 256 weights with one float16 scale, or two, under which groups have whole scales of few bits.
 
-A super-block is 256 weights with one float16 scale d, or two, d and m; its sub-blocks have whole scales and minima of
-few bits. See kernels/blocks.h for the search, which chooses all of them by the error of the codes.
+As in the K types of GGUF and IQ4_XS. All scales of a super-block are chosen together, by the error of the codes they
+give (see kernels/blocks.h): on normal, Laplace and t weights each type leaves less error than llama-quantize does with
+an importance matrix of ones. Zero points are minima, whole numbers of few bits as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantcli.kernels import SUPER, BlockScales, BlockType, Form, Kernels, Tile
+from quantcli.scales import Choices, Storage, Store
+from quantcli.scheme import SUPER_BLOCKS, Scheme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Doubles, Floats
+
+    Array = NDArray[np.float64]
 
 
 def _row(first: float, last: float, count: int) -> tuple[float, ...]:
@@ -57,6 +62,11 @@ EFFORT = {"fast": 0.7, "default": 1.0, "best": 2.0, "exact": 2.9}
 """How many candidates each effort tries of those that `default` does."""
 
 
+def type_of(scheme: Scheme) -> str:
+    """ggml's name of the type of a scheme in super-blocks."""
+    return SUPER_BLOCKS[scheme.format, scheme.bits, scheme.symmetric][0].upper()
+
+
 def suited(name: str, effort: str) -> BlockType:
     """A type with the candidates of an effort."""
     kind = TYPES[name]
@@ -81,7 +91,7 @@ def counts(tile: Tile, kind: BlockType) -> tuple[NDArray[np.int16], Doubles] | N
 
 
 def search(kernels: Kernels, tile: Tile, name: str, effort: str) -> BlockScales:
-    """The stored scales of a tile of whole super-blocks with the least error of their codes."""
+    """The stored scales of a tile of whole super-blocks of finite weights with the least error of their codes."""
     kind = suited(name, effort)
     return kernels.search_blocks(tile, kind, counts(tile, kind))
 
@@ -92,3 +102,31 @@ def parameters(found: BlockScales, kind: BlockType) -> tuple[Floats, Floats | No
     d, m = (np.repeat(v.view(np.float16).astype(np.float32), each, axis=1) for v in (found.d, found.m))
     scale: Floats = d * found.scales
     return scale, -(m * found.minima) + np.float32(0) if kind.form == Form.AFFINE else None
+
+
+def chosen(kernels: Kernels, tile: Tile, scheme: Scheme) -> tuple[Floats, Floats | None, BlockScales] | None:
+    """Scales and offsets (rows, groups) of a tile of finite weights as they will be stored; None where float16 does not
+    hold d or m of a super-block."""
+    name = type_of(scheme)
+    found = search(kernels, tile, name, scheme.options["effort"])
+    largest = np.abs(tile.ranges(kernels).extreme).reshape(*found.d.shape, -1).max(axis=2)
+    if ((largest > 0) & (found.d == 0) & (found.m == 0)).any():
+        return None
+    return *parameters(found, TYPES[name]), found
+
+
+def _settle(scale: Array, scheme: Scheme, store: Store) -> Floats:
+    """The scales that were chosen, which are as they will be stored."""
+    return scale.astype(np.float32)
+
+
+def _none(*arguments: Any) -> Any:
+    raise AssertionError("scales of super-blocks are chosen together, and stored in blocks of GGUF")
+
+
+def _choices(scale: Array, scheme: Scheme, store: Store, effort: str) -> Choices:
+    found: Choices = _none()
+    return found
+
+
+PROVIDES = Storage(settle=_settle, choices=_choices, stored=_none, effective=_none, search=chosen)

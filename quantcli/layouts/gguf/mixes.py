@@ -1,0 +1,161 @@
+"""File types of llama.cpp: the type of each tensor of a model, as llama-quantize mixes them.
+
+The values of attention, the second matrix of a feed-forward network, in some of the layers, and the output have more
+bits than the rest, because models suffer most from errors there. An embedding that is the output too is stored as one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantcli.layouts.gguf.names import gguf_name
+from quantcli.tensors.info import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class FileType:
+    """A file type: the type of most tensors, the number of general.file_type, and what it is for, for users."""
+
+    base: str
+    number: int
+    summary: str
+
+
+FILE_TYPES: Mapping[str, FileType] = {
+    "Q2_K": FileType("Q2_K", 10, "3.0 bits per weight"),
+    "Q3_K_S": FileType("Q3_K", 11, "3.5 bits"),
+    "Q3_K_M": FileType("Q3_K", 12, "3.9 bits"),
+    "Q3_K_L": FileType("Q3_K", 13, "4.2 bits"),
+    "IQ4_XS": FileType("IQ4_XS", 30, "4.3 bits"),
+    "IQ4_NL": FileType("IQ4_NL", 25, "4.5 bits"),
+    "Q4_0": FileType("Q4_0", 2, "4.5 bits, for old programs"),
+    "Q4_1": FileType("Q4_1", 3, "5.0 bits, for old programs"),
+    "Q4_K_S": FileType("Q4_K", 14, "4.6 bits"),
+    "Q4_K_M": FileType("Q4_K", 15, "4.9 bits, the usual choice"),
+    "Q5_0": FileType("Q5_0", 8, "5.5 bits, for old programs"),
+    "Q5_1": FileType("Q5_1", 9, "6.0 bits, for old programs"),
+    "Q5_K_S": FileType("Q5_K", 16, "5.5 bits"),
+    "Q5_K_M": FileType("Q5_K", 17, "5.7 bits"),
+    "Q6_K": FileType("Q6_K", 18, "6.6 bits"),
+    "Q8_0": FileType("Q8_0", 7, "8.5 bits"),
+    "MXFP4_MOE": FileType("MXFP4", 38, "experts in MXFP4, the rest in Q8_0"),
+}
+"""The file types by llama.cpp's names, with about the size they give a model of some billions of weights."""
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_VALUES = ("attn_v.weight", "attn_qkv.weight", "attn_kv_b.weight")
+_EXPERTS = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
+LARGE = 80
+"""Layers of a model of 70 billion weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    """What a mix depends on: how many tensors there are of values and of second matrices, queries per key, experts of a
+    layer, layers, whether the embedding is the output too, and whether importances are given."""
+
+    values: int
+    downs: int
+    sharing: int
+    experts: int
+    layers: int
+    tied: bool
+    weighted: bool
+
+
+def _model(shapes: Mapping[str, tuple[int, ...]], *, tied: bool, weighted: bool) -> _Model:
+    """What a mix depends on, of the shapes of a model by llama.cpp's names."""
+    rows = {end: shape[0] for name, shape in shapes.items() for end in ("attn_q", "attn_v") if f".{end}.w" in name}
+    experts = [shape[0] for name, shape in shapes.items() if _EXPERTS.fullmatch(name) and len(shape) == 3]
+    layers = {match[1] for name in shapes if (match := _LAYER.match(name))}
+    return _Model(
+        values=sum(name.endswith(_VALUES) for name in shapes),
+        downs=sum("ffn_down" in name and name.endswith("weight") for name in shapes),
+        sharing=rows["attn_q"] // rows["attn_v"] if len(rows) == 2 and rows["attn_v"] else 1,
+        experts=max(experts, default=0),
+        layers=len(layers),
+        tied=tied or "output.weight" not in shapes,
+        weighted=weighted,
+    )
+
+
+def _more(number: int, count: int) -> bool:
+    """Whether a tensor, one of so many, is among those with more bits: the first and last eighth, and each third of the
+    others."""
+    return number < count // 8 or number >= 7 * count // 8 or (number - count // 8) % 3 == 2
+
+
+def _of_values(kind: str, base: str, number: int, model: _Model) -> str:
+    shared = model.sharing >= 4
+    found = {
+        "Q2_K": "Q4_K" if shared else "Q3_K",
+        "Q3_K_M": "Q5_K" if number < 2 else "Q4_K",
+        "Q3_K_L": "Q5_K",
+        "IQ4_NL": "Q5_K" if shared else base,
+        "IQ4_XS": "Q5_K" if shared else base,
+        "Q4_K_S": "Q5_K" if number < 4 else base,
+        "Q4_K_M": "Q6_K" if _more(number, model.values) else base,
+        "Q5_K_M": "Q6_K" if _more(number, model.values) else base,
+    }.get(kind, base)
+    if model.layers == LARGE and model.sharing > 1 and found in ("Q3_K", "Q4_K"):
+        found = "Q5_K"
+    return "Q8_0" if model.experts == 8 else found
+
+
+def _of_downs(kind: str, base: str, number: int, model: _Model) -> str:
+    first = number < model.downs // 8
+    return {
+        "Q2_K": "Q3_K",
+        "Q3_K_M": "Q5_K" if number < model.downs // 16 else "Q4_K",
+        "Q3_K_L": "Q5_K",
+        "Q4_K_S": "Q5_K" if first else base,
+        "Q4_K_M": "Q6_K" if _more(number, model.downs) else base,
+        "Q5_K_M": "Q6_K" if _more(number, model.downs) else base,
+        "IQ4_NL": "Q5_K" if first and not model.weighted else base,
+        "IQ4_XS": "Q5_K" if first and not model.weighted else base,
+        "Q4_0": "Q4_1" if first and model.weighted else base,
+        "Q5_0": "Q5_1" if first and model.weighted else base,
+    }.get(kind, base)
+
+
+def _of_outputs(kind: str, base: str, model: _Model) -> str:
+    """Of the matrices behind attention."""
+    if model.experts == 8:
+        few = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ4_XS")
+        return "Q5_K" if kind in few else base
+    return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(kind, base)
+
+
+def mix(kind: str, infos: Sequence[TensorInfo], *, tied: bool, weighted: bool) -> dict[str, str]:
+    """The type of every tensor of a model that a file type quantizes, by its name in the source. tied: whether the
+    embedding is the output too; weighted: whether importances are given."""
+    named = {gguf_name(info.name) or info.name: info for info in infos}
+    shapes = {name: info.shape for name, info in named.items() if len(info.shape) > 1}
+    model, found = _model(shapes, tied=tied, weighted=weighted), dict[str, str]()
+    base = FILE_TYPES[kind].base
+    values = downs = 0
+    for name in sorted(shapes, key=_order):
+        layer, own = _LAYER.match(name), base
+        head = name == "output.weight" or (model.tied and name == "token_embd.weight")
+        if kind == "MXFP4_MOE":
+            own = "MXFP4" if _EXPERTS.fullmatch(name) else "Q8_0"
+        elif head:
+            own = "Q8_0" if base == "Q8_0" else "Q6_K"
+        elif name.endswith(_VALUES):
+            own, values = _of_values(kind, base, values, model), values + 1
+        elif name.endswith("attn_k.weight"):
+            own = "Q8_0" if model.experts == 8 else base
+        elif "ffn_down" in name and name.endswith("weight"):
+            number = int(layer[1]) if layer and model.experts > 1 else downs
+            own, downs = _of_downs(kind, base, number, model), downs + 1
+        elif name.endswith("attn_output.weight"):
+            own = _of_outputs(kind, base, model)
+        found[named[name].name] = own
+    return found
+
+
+def _order(name: str) -> tuple[int, str]:
+    layer = _LAYER.match(name)
+    return (int(layer[1]) if layer else -1, name)
