@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -47,7 +47,7 @@ class SchemeRequest(Asked):
             moot |= {"granularity", "group_size", "axis"}
         if "format" in own and own["format"] != self.format:
             moot |= {"bits", "levels", "codebook", "rounding", "scale_dtype", "grid", "calibration", "options"}
-            moot |= {"symmetric", "zero_point"}
+            moot |= {"symmetric", "zero_point", "activations"}
         if "calibration" in own:
             moot |= {"options", "grid"}
         if "symmetric" in own:
@@ -85,8 +85,9 @@ class Scheme(record.Scheme):
         1 to 16 bits for `int` (one symmetric bit is the sign times the mean absolute value of the group); other
         formats have their own range and default.
     granularity, group_size, axis
-        One scale for the tensor, for each index of `axis`, or for each run of `group_size` weights along the last
-        axis. Where the last axis is shorter than a group, trailing axes are joined (a convolution's kernel).
+        One scale for the tensor, for each index of `axis`, for each run of `group_size` weights along the last axis,
+        or for each block of `group_size` rows and columns. Where the last axis is shorter than a group, trailing axes
+        are joined (a convolution's kernel).
     symmetric, grid
         Symmetric codes run over -(2^(b-1)-1) .. 2^(b-1)-1 (`restricted`) or down to -2^(b-1) (`full`). Affine codes
         run over 0 .. 2^b-1, their range widened to contain 0.
@@ -104,8 +105,12 @@ class Scheme(record.Scheme):
         For the format `codebook`: how many levels to learn (default 2^bits), or the levels, ascending.
     scale_dtype
         `float32`, `float16`, `bfloat16`, or None: the weight's own dtype if that has 16 bits, else float16 unless
-        it would overflow or lose precision, then float32; above 8 bits always float32. Codebooks learned for groups
-        may have `float8_e4m3`, which is their default.
+        it would overflow or lose precision, then float32; above 8 bits always float32. 4- and 8-bit floats may have
+        `float8_e8m0`, powers of two (MXFP4, MXFP8 in groups of 32), and in groups `float8_e4m3` times a float32 scale
+        of the tensor (NVFP4 in groups of 16); codebooks learned for groups `float8_e4m3`, which is their default.
+    activations
+        How a runtime quantizes the inputs of the layer as they come, for layouts that say so: `int8` or `fp8` per
+        token, `fp8-group` in groups of 128, `mxfp8`, `mxfp4`, or `none`.
 
     Raises UsageError for an invalid combination.
 
@@ -135,6 +140,7 @@ class Scheme(record.Scheme):
         levels: int | None = None,
         codebook: Sequence[float] | None = None,
         scale_dtype: str | None = None,
+        activations: str = "none",
     ) -> None:
         asked = Asked(
             bits=bits,
@@ -151,6 +157,7 @@ class Scheme(record.Scheme):
             levels=levels,
             codebook=codebook,
             scale_dtype=scale_dtype,
+            activations=activations,
         )
         super().__init__(**decide(asked))
 
@@ -166,9 +173,13 @@ def given(scheme: record.Scheme | None, asked: Mapping[str, Any]) -> record.Sche
 
 def takes_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """The function, its signature with the keywords of `Scheme` for **asked: what help shows and Tab completes."""
+    return with_keywords(function, inspect.signature(Scheme).parameters.values())
+
+
+def with_keywords(function: Callable[P, R], keywords: Iterable[inspect.Parameter]) -> Callable[P, R]:
+    """The function, its signature with these keywords for **asked."""
     own = inspect.signature(function)
     fixed = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    keywords = inspect.signature(Scheme).parameters.values()
     function.__signature__ = own.replace(parameters=[*fixed, *keywords])  # type: ignore[attr-defined]
     return function
 

@@ -11,9 +11,11 @@ from quantcli import registry
 from quantcli import scheme as record
 from quantcli.errors import UsageError
 from quantcli.scheme import (
+    ACTIVATIONS,
     AUTO,
     GRANULARITIES,
     MAX_BITS,
+    MAX_BLOCK,
     MAX_LEVELS,
     ROUNDINGS,
     SCALE_DTYPES,
@@ -44,7 +46,11 @@ class Asked:
     levels: int | None = None
     codebook: Sequence[float] | None = None
     scale_dtype: str | None = None
+    activations: str = "none"
 
+
+ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e8m0": "e8m0"}
+"""Dtypes of scales of one byte, and the variant of `scales` that stores them."""
 
 FIELDS = tuple(f.name for f in fields(Asked))
 """Names of the fields that may be asked, as in recipes."""
@@ -57,7 +63,8 @@ def decide(asked: Asked) -> dict[str, Any]:
     _check_axis(asked)
     _check_zero_point(asked, what.form, what.name)
     rounding = _rounding(asked, what)
-    _check_scale_dtype(asked, shares_levels=what.family == "learned" and asked.granularity == "group")
+    storage = _storage(asked, what)
+    _one_of("activations", asked.activations, ACTIVATIONS)
     calibration, options = _calibration(asked, what)
     method = calibrator(calibration) if calibration != AUTO else None
     usual = method.grid if method is not None else "full"
@@ -79,6 +86,8 @@ def decide(asked: Asked) -> dict[str, Any]:
         "levels": asked.levels or 0,
         "codebook": tuple(float(v) for v in asked.codebook or ()),
         "scale_dtype": asked.scale_dtype or AUTO,
+        "storage": storage,
+        "activations": asked.activations,
     }
     if method is not None:
         _check_method(record.Scheme(**found), method, one_grid=what.one_grid)
@@ -168,12 +177,12 @@ def _check_codebook(name: str, codebook: Any) -> None:
 def _group_size(asked: Asked) -> int:
     """Weights of a group; 0 where weights do not share scales by groups."""
     _one_of("granularity", asked.granularity, GRANULARITIES)
-    if asked.granularity == "group":
+    if asked.granularity in ("group", "block"):
         size = 128 if asked.group_size is None else asked.group_size
-        _whole("group_size", size, 1, None)
+        _whole("group_size", size, 1, None if asked.granularity == "group" else MAX_BLOCK)
         return size
     if asked.group_size is not None:
-        raise UsageError("only group granularity takes a group size", place=["group_size"])
+        raise UsageError("only groups and blocks take a group size", place=["group_size"])
     return 0
 
 
@@ -205,17 +214,36 @@ def _rounding(asked: Asked, what: _Codes) -> str:
     return rounding
 
 
-def _check_scale_dtype(asked: Asked, *, shares_levels: bool) -> None:
+def _storage(asked: Asked, what: _Codes) -> str:
+    """How scales are stored: a variant of `scales`."""
+    if asked.granularity == "block" and (not what.symmetric or what.family == "learned" or what.binary):
+        refused = "zero points" if not what.symmetric else "learned levels" if what.family == "learned" else "one bit"
+        raise UsageError(f"{refused} are not supported for blocks", place=["granularity"], hint="use groups")
     if asked.scale_dtype is None:
-        return
+        return "plain"
     _one_of("scale_dtype", asked.scale_dtype, SCALE_DTYPES)
-    if asked.scale_dtype == "float8_e4m3" and not shares_levels:
-        raise UsageError("float8_e4m3 is only for codebooks learned for groups", place=["scale_dtype"])
+    if what.family == "learned" and asked.granularity == "group" and asked.scale_dtype != "float8_e8m0":
+        return "plain"
+    if asked.scale_dtype not in ONE_BYTE:
+        return "plain"
+    if what.form.small is None:
+        hint = "use --scale-dtype float16, or --type fp4, fp8-e4m3 or fp8-e5m2"
+        raise UsageError(
+            f"{asked.scale_dtype} is for 4- and 8-bit floats, not {what.name}", place=["scale_dtype"], hint=hint
+        )
+    if asked.axis != 0 or (asked.scale_dtype == "float8_e4m3" and asked.granularity != "group"):
+        kinds = "groups" if asked.scale_dtype == "float8_e4m3" else "groups, rows and blocks"
+        raise UsageError(
+            f"{asked.scale_dtype} is for scales of {kinds}", place=["scale_dtype"], hint="use --group-size 16"
+        )
+    return ONE_BYTE[asked.scale_dtype]
 
 
 def _calibration(asked: Asked, what: _Codes) -> tuple[str, dict[str, Any]]:
     """The calibration and all its options."""
     usual = "mean-abs" if what.binary else what.form.calibration if asked.codebook is None else "minmax"
+    if what.form.small is not None and (asked.scale_dtype in ONE_BYTE or asked.granularity == "block"):
+        usual = "mse"
     name = usual if asked.calibration is None else _dashed(asked.calibration)
     if name == AUTO:
         if asked.options:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from quantcli.errors import DataError, QuantcliError, listed
+from quantcli.errors import DataError, QuantcliError, UsageError, listed, printable
 from quantcli.folding import folded
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
@@ -17,7 +17,8 @@ from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
-from quantcli.models import Model, View, of_checkpoint
+from quantcli.models import Model, View, left_out
+from quantcli.naming import of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
@@ -25,13 +26,17 @@ from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+GGUF = "gguf"
+"""A kind of source, and the target of the same files."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """How a source is read. layout: `auto`, or `plain` to read every tensor by its dtype alone. requantize: whether
     codes may be decoded to be quantized again; those of published formats always are. variant: which weights of a
     folder to take, where it has several. loras: adapters to fold in, one after the other. adapter: whether the source
-    may be an adapter itself. as_float: whether integers of .npy and .npz files are read as signals."""
+    may be an adapter itself. as_float: whether integers of .npy and .npz files are read as signals. to: the target that
+    is asked for, by which the tensors of a GGUF are named."""
 
     layout: str = "auto"
     requantize: bool = False
@@ -39,6 +44,7 @@ class Reading:
     loras: tuple[str, ...] = ()
     adapter: bool = False
     as_float: bool = False
+    to: str | None = None
 
 
 @contextlib.contextmanager
@@ -83,7 +89,7 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
         stale = evidence.out_of_date(source, config)
         if stale is not None:
             say(f"{src}: {stale}: all tensors are read as plain floats")
-        return source
+        return _named_for(source, Model(Stored(source), src, config), reading, say) if source.kind == GGUF else source
     if reading.layout == "plain" and not (source.documents or source.blocks):
         return source
     try:
@@ -99,7 +105,30 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
         problem = f"this model is quantized already, {found.layout}: {described(codes)}"
         hint = "start from the original; --requantize decodes it, and adds a second error to that of its codes"
         raise DataError(problem, place=[source.path], hint=hint)
-    return decoded(source, of_checkpoint(model))
+    return _named_for(source, model, reading, say)
+
+
+def _named_for(source: Source, model: Model, reading: Reading, say: Callable[[str], None]) -> Source:
+    """The tensors of a model as floats, as `named_for` names them."""
+    views = named_for(model, reading.to, say)
+    return decoded(source, views) if model.quantized or views is not model else source
+
+
+def named_for(model: Model, to: str | None, say: Callable[[str], None]) -> Mapping[str, View]:
+    """The tensors of a model: those of a GGUF that becomes one again as they are called there, others under the names
+    of the checkpoint. Raises UsageError for a target whose loaders know these, where they are not known."""
+    source = model.source
+    if source.kind != GGUF or to == GGUF:
+        return model
+    views = of_checkpoint(model)
+    kind = printable(str(source.keys.get("general.architecture")), 60)
+    if views is not model:
+        say(f"{source.path}: tensors of {kind} under the names and in the order of rows of a checkpoint")
+    elif to not in (None, "native", "onnx") and any(name.startswith("blk.") for name in model):
+        hint = "--to gguf keeps them, and what llama.cpp needs; --to native writes quantcli's own layout"
+        problem = f"its tensors have llama.cpp's names for {kind}, which loaders of {to} do not know"
+        raise UsageError(problem, place=[source.path, f"--to {to}"], hint=hint)
+    return views
 
 
 def _unclear(source: Source, found: evidence.Evidence) -> DataError:
@@ -151,7 +180,8 @@ def decoded(source: Source, views: Mapping[str, View], dtypes: Mapping[str, str]
     """Tensors of a source as floats. dtypes: of tensors that are to have another one than their own."""
     tensors = [_computed(source, view, (dtypes or {}).get(name)) for name, view in views.items()]
     codes = [view for view in views.values() if view.scheme is not None]
-    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes))
+    warnings = [*source.warnings, *left_out(codes)]
+    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes), warnings=warnings)
 
 
 def _computed(source: Source, view: View, dtype: str | None) -> Computed:
@@ -179,6 +209,7 @@ def _computed(source: Source, view: View, dtype: str | None) -> Computed:
 
 def plain_metadata(source: Source) -> dict[str, str]:
     """The metadata of a file without what describes its codes."""
-    if source.kind == "gguf":
+    if source.kind == GGUF:
         return {"format": "pt"}
-    return {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, COMFYUI)}
+    kept = {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, COMFYUI)}
+    return {**kept, "format": "pt"} if kept.get("format") == "mlx" else kept

@@ -21,10 +21,14 @@ from typing import Any
 def names(package: str, offer: str | None = None) -> tuple[str, ...]:
     """Sorted names of the variants in `quantcli.<package>`; with `offer`, of those that offer it.
 
-    >>> "minmax" in names("calibrators")
-    True
-    >>> "fp8-blocks" in names("layouts", "READS"), "fp8-blocks" in names("layouts", "WRITES")
-    (True, False)
+        >>> "minmax" in names("calibrators")
+        True
+    <<<<<<< HEAD
+        >>> "hqq" in names("layouts", "READS"), "hqq" in names("layouts", "WRITES")
+    =======
+        >>> "torchao" in names("layouts", "READS"), "torchao" in names("layouts", "WRITES")
+    >>>>>>> scales
+        (True, False)
     """
     files = _files(package).items()
     found = [name for name, path in files if (f"\n{offer} = " in _text(package, name) if offer else _is_module(path))]

@@ -9,16 +9,25 @@ from typing import Any, Literal
 
 from quantcli.dtypes import LONG_NAMES
 
-Granularity = Literal["tensor", "channel", "group"]
+Granularity = Literal["tensor", "channel", "group", "block"]
 Family = Literal["int", "midrise", "levels", "learned"]
-GRANULARITIES = ("tensor", "channel", "group")
-SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3")
+GRANULARITIES = ("tensor", "channel", "group", "block")
+SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0")
+ACTIVATIONS = ("none", "int8", "fp8", "fp8-group", "mxfp8", "mxfp4")
 ROUNDINGS = ("nearest", "sum-preserving")
 AUTO = "auto"
 """As calibration: the best of several, for each tensor. As scale dtype: the one that suits the tensor."""
+PUBLISHED = {
+    ("fp4", "e8m0", "group", 32): "mxfp4",
+    ("fp8-e4m3", "e8m0", "group", 32): "mxfp8",
+    ("fp4", "e4m3", "group", 16): "nvfp4",
+}
+"""Names of the formats that a number format, a storage of scales and groups of a size make."""
 MAX_BITS = 16
 MAX_GROUP = 16384
 """Largest group that may end inside a row: a tile holds whole groups of whole words."""
+MAX_BLOCK = 1024
+"""Most rows and columns of a block: a tile holds whole rows of blocks."""
 MAX_LEVELS = 256
 
 
@@ -34,7 +43,7 @@ class Scheme:
     label
         The start of its name: `w4`, `nf4`, `midrise-6`.
     group_size
-        0 where the granularity is not `group`.
+        Weights of a group; of blocks their rows and columns. 0 for other granularities.
     options, given
         All options of the calibrator, and the names of those that were requested.
     levels
@@ -43,6 +52,10 @@ class Scheme:
         The given levels, ascending; empty where none were given.
     scale_dtype
         `auto` where the weights of the tensor decide.
+    storage
+        How scales are stored: a variant of `scales`.
+    activations
+        How a runtime quantizes the inputs of the layer as they come, for layouts that say so: one of ACTIVATIONS.
     """
 
     format: str
@@ -62,6 +75,8 @@ class Scheme:
     levels: int
     codebook: tuple[float, ...]
     scale_dtype: str
+    storage: str
+    activations: str
 
     @property
     def binary(self) -> bool:
@@ -88,7 +103,13 @@ class Scheme:
         """A short name for file names and tables, such as `w4g128`."""
         where = {"tensor": "t", "channel": "c" if self.axis == 0 else f"c{self.axis}"}
         kind = "" if self.symmetric else "-asym" if self.zero_point == "int" else "-float"
-        return f"{self.label}{where.get(self.granularity, f'g{self.group_size}')}{kind}"
+        size = self.group_size
+        published = PUBLISHED.get((self.format, self.storage, self.granularity, size))
+        if published is not None:
+            return published
+        where["block"] = f"b{size}x{size}"
+        stored = "" if self.storage == "plain" else f"-{self.storage}"
+        return f"{self.label}{where.get(self.granularity, f'g{size}')}{kind}{stored}"
 
     def with_scale_dtype(self, scale_dtype: str) -> Scheme:
         """This scheme with the scale dtype settled."""
@@ -98,7 +119,7 @@ class Scheme:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values from which `asking.Scheme(**values)` makes this scheme again, as native files store them."""
-        grouped, automatic = self.granularity == "group", self.calibration == AUTO  # which chooses the grid
+        grouped, automatic = bool(self.group_size), self.calibration == AUTO  # which chooses the grid
         return {
             "bits": self.bits,
             "format": self.format,
@@ -114,6 +135,7 @@ class Scheme:
             **({"levels": self.levels} if self.levels else {}),
             **({"codebook": self.codebook} if self.codebook else {}),
             **({} if self.scale_dtype == AUTO else {"scale_dtype": self.scale_dtype}),
+            **({} if self.activations == "none" else {"activations": self.activations}),
         }
 
     def __repr__(self) -> str:
@@ -125,7 +147,7 @@ class Scheme:
         return table((self.name, ""), self.as_dict().items())
 
 
-_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3"}
+_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3", "float8_e8m0": "F8_E8M0"}
 
 
 def scale_dtype_name(name: str) -> str:

@@ -252,9 +252,10 @@ def llama_folder(tmp_path: Path, kind: str) -> Path:
     config: dict[str, Any] = {
         "architectures": [kind], "model_type": {"Qwen3MoeForCausalLM": "qwen3_moe"}.get(kind, "qwen2_moe"),
         "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 96, "max_position_embeddings": 64, "num_experts": COUNT,
+        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 96, "max_position_embeddings": 64,
         "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": kind == "Qwen3MoeForCausalLM",
         "shared_expert_intermediate_size": 96, "tie_word_embeddings": True,
+        "num_local_experts" if kind == "Qwen3MoeForCausalLM" else "num_experts": COUNT,  # as transformers 5 saves them
     }  # fmt: skip
     layer = "model.layers.0"
     shapes: dict[str, tuple[int, ...]] = {f"{layer}.self_attn.{n}_proj.weight": (HIDDEN, HIDDEN) for n in "qkvo"}
@@ -341,6 +342,33 @@ def test_codes_that_experts_are_decoded_from_are_reported(tmp_path: Path) -> Non
         assert {model[n].scheme for n in single(QWEN, experts())} == {"fp8-e4m3b128x128"}
 
 
+@pytest.mark.parametrize(("name", "target"), [
+    *((name, target) for name in ("single", "llama4") for target in ("native", "compressed-tensors", "mlx")),
+    ("gpt-oss", "native"), ("gpt-oss", "mlx"),
+])  # fmt: skip
+def test_the_original_is_decoded_and_arranged_as_it_was_for_the_target(name: str, target: str, tmp_path: Path) -> None:
+    """report --against, verify --source and compare measure what quantize did; of a published model (`single`, in FP8)
+    too."""
+    source = folder_of(name, tmp_path)
+    if name == "single":
+        codes: Arrays = {}
+        for key, values in STORED[name][1].items():
+            codes |= {key: values.astype(ml_dtypes.float8_e4m3fn), f"{key}_scale_inv": np.full((1, 1), 0.5, np.float32)}
+        config = {**STORED[name][2], "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+        source = made(tmp_path / "fp8", codes, config)
+    out, words = tmp_path / "out", ["--bits", "4", "--group-size", "32" if target == "mlx" else "16"]
+    made_of = run("quantize", source, *words, "--to", target, "-o", out, "--json")
+    assert made_of.code == 0, made_of.err
+    cost = made_of.json["summary"]["sqnr_db"]
+    reported, compared = run("report", out, "--against", source, "--json"), run("compare", source, out, "--json")
+    assert reported.code == 0 and compared.code == 0, reported.err + compared.err
+    assert reported.json["summary"]["sqnr_db"] == pytest.approx(cost)
+    assert compared.json["summary"]["sqnr_db"] == pytest.approx(cost)
+    assert not compared.json["comparison"]["new"] and not compared.json["comparison"]["vanished"]
+    verified = run("verify", out, "--source", source)
+    assert verified.code == 0, verified.out
+
+
 @pytest.mark.parametrize("words", [["--target-bpw", "15"], ["--save-recipe", "r.yaml"]])
 def test_a_recipe_of_all_schemes_keeps_the_reason_of_experts(
     words: list[str], tmp_path: Path, monkeypatch: Any
@@ -358,3 +386,22 @@ def test_a_recipe_of_all_schemes_keeps_the_reason_of_experts(
     assert ran.code == 0, ran.err
     reasons = {t["name"]: t["reason"] for t in ran.json["tensors"] if ".experts.gate_up_proj" in t["name"]}
     assert "target" in reasons.values() and "excluded" not in reasons.values()
+
+
+@pytest.mark.parametrize("target", ["mlx", "compressed-tensors", "native"])
+def test_a_plan_for_a_target_names_its_experts(target: str, tmp_path: Path) -> None:
+    """The recipe has the names, the sizes and the target of what quantize then writes with it."""
+    source, recipe = folder_of("mixtral", tmp_path), tmp_path / "recipe.yaml"
+    groups = "32" if target == "mlx" else "16"
+    ran = run("plan", source, "--to", target, "--target-bpw", "11.5", "--bits", "4,8", "--group-size", groups,
+              "-o", recipe, "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    found, text = ran.json, recipe.read_text()
+    assert f"\nto: {target}\n" in text
+    names = {t["name"] for t in found["tensors"]}
+    assert names <= set(wanted("mixtral", None if target == "native" else target)), names
+    done = run("quantize", source, "--recipe", recipe, "-o", tmp_path / "out", "--json", "-q")
+    assert done.code == 0, done.err
+    written = {t["name"]: t["scheme"] for t in done.json["tensors"]}
+    assert {t["name"]: t["scheme"] for t in found["tensors"]} == {n: written[n] for n in names}
+    assert done.json["summary"]["bytes_out"] == found["bytes_out"]

@@ -19,6 +19,7 @@ from golden.write_native import NATIVE, Case, cases, decoded_of, digests_of, ind
 from making import ROOT, Ran, change_header, environment, load, one_line, run
 
 import quantcli
+from quantcli.layouts.native.document import VERSION
 
 RAISE = (
     "quantcli writes other bytes than before. The same version gives the same bytes: undo it, or raise the version in "
@@ -105,7 +106,7 @@ def test_codes_are_found_again_from_the_original(made: dict[str, tuple[Case, Pat
 
 def newer(document: dict[str, Any]) -> None:
     """A document of the next version, which need not be arranged as this one is."""
-    following = document["version"] + 1
+    following = VERSION + 1
     document.clear()
     document.update(check="0" * 32, version=following, contents=["something else"])
 
@@ -135,9 +136,9 @@ def test_newer_versions_are_refused(
         line = one_line(run(command[0], path, *words), code)
         assert line.startswith(str(path)) and ("use a newer quantcli" in line or "start from the original" in line)
         if command[0] not in ("quantize", "plan", "sweep"):
-            assert "quantcli header: format version 2 is unknown, this quantcli reads version 1; " in line
+            assert "quantcli header: format version 3 is unknown, this quantcli reads versions up to 2; " in line
         assert not (tmp_path / "out").exists()
-        with pytest.raises(quantcli.DataError, match="format version 2 is unknown"):
+        with pytest.raises(quantcli.DataError, match="format version 3 is unknown"):
             quantcli.open(str(path))
 
 

@@ -19,9 +19,10 @@ import click
 import quantcli
 from quantcli import registry
 from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, cli
+from quantcli.layouts.gguf.families import families
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
-from quantcli.planning.keeping import FREE, REASONS
+from quantcli.planning.reasons import REASONS
 from quantcli.reports import gates
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +87,16 @@ def targets() -> str:
     return table(["`--to`", "loaded by", "writes", "accepts", "keeps in floating point"], rows)
 
 
+def architectures() -> str:
+    """The architectures of llama.cpp that --to gguf writes."""
+    rows = []
+    for family in families():
+        module = family.architecture.replace("-", "_")
+        models = registry.headline("layouts.gguf.families", module).partition(":")[0]
+        rows.append([f"`{family.architecture}`", models, ", ".join(f"`{name}`" for name in family.classes)])
+    return table(["architecture", "models", "classes of transformers"], rows)
+
+
 def layouts_read() -> str:
     """The layouts of other tools that are decoded."""
     rows = []
@@ -97,8 +108,7 @@ def layouts_read() -> str:
 
 def reasons() -> str:
     """Why a tensor was quantized or kept."""
-    done = {*FREE, "rule"}
-    rows = [[f"`{code}`", "quantized" if code in done else "kept", text] for code, text in REASONS.items()]
+    rows = [[f"`{r.name}`", "quantized" if r.quantized else "kept", r.says] for r in REASONS.values()]
     return table(["reason", "the tensor is", "because"], rows)
 
 
@@ -173,6 +183,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "formats": formats,
     "targets": targets,
+    "architectures": architectures,
     "layouts-read": layouts_read,
     "reasons": reasons,
     "exit-codes": exit_codes,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,10 @@ it is loaded."""
 EXPERTS, CHANGED, UNLOADABLE = "experts", "changed", "unloadable"
 """Kinds of matrices that are stacked with those of other experts, or split or merged, when loaded; and of those that
 transformers cannot prepare for packed weights: it then loads no packed weights anywhere in the model."""
+
+
+_LAYER = re.compile(r"((?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d{1,6}))\.")
+_DRAFT = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ class Architecture:
     hold a matrix but are not plain Linear layers, or DIRECT or INITIALIZED, by name without prefix and with # for
     numbers. shared: Linear layers that may share the tensor of another module, and their names in files. float32:
     modules that are never quantized while a model is loaded. renames: how names in files become those of modules.
-    tied: whether config.json says that head and embedding are one tensor; None where it does not say.
+    tied: whether config.json says that head and embedding are one tensor; None where it does not say. layers: how many
+    it says the model has. bare: whether names in the file are without the prefix.
     """
 
     model_type: str
@@ -85,6 +90,8 @@ class Architecture:
     float32: tuple[str, ...] = ()
     renames: tuple[Rename, ...] = ()
     tied: bool | None = None
+    layers: int | None = None
+    bare: bool = False
     _holders: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -113,7 +120,7 @@ class Architecture:
         >>> of({"model_type": "llama"}).holder("model.layers.3.mlp.up_proj") is None
         True
         """
-        if not self.known:
+        if not self.known or self.drafts(name):
             return "Embedding" if EMBEDDING.search(name) else None
         one = numberless(name).replace("#", "0")  # one entry stands for all layers of its kind
         if one not in self._holders:
@@ -127,9 +134,36 @@ class Architecture:
                 return rename.kind
         return self.other.get(numberless(module.removeprefix(self.prefix)))
 
+    def behind(self, name: str) -> str | None:
+        """The layer behind the last one of the model that has a module or tensor; None for all others.
+
+        >>> of({"model_type": "deepseek_v3", "num_hidden_layers": 61}).behind("model.layers.61.eh_proj.weight")
+        'model.layers.61'
+        """
+        found = _LAYER.match(name) if self.layers is not None else None
+        return found[1] if found and self.layers is not None and int(found[2]) >= self.layers else None
+
+    def drafts(self, name: str) -> bool:
+        """Whether a module or tensor predicts further tokens: transformers does not load it.
+
+        >>> of({"model_type": "qwen3_next"}).drafts("mtp.layers.0.mlp.up_proj")
+        True
+        """
+        return _DRAFT.search(name) is not None or self.behind(name) is not None
+
     def names(self, name: str) -> list[str]:
         """The names of a module: in the file, and in the model where that differs."""
-        return list(dict.fromkeys([name, self.module(name)]))
+        module = self.module(name)
+        return list(dict.fromkeys([name, module, *([self.prefix + module] if self.bare else [])]))
+
+    def of_file(self, modules: Iterable[str]) -> Architecture:
+        """This architecture for a file with these modules, which may lack the prefix of the base model.
+
+        >>> of({"model_type": "deepseek_v4"}).of_file(["layers.0.attn.wo_b"]).names("layers.0.attn.wo_b")
+        ['layers.0.attn.wo_b', 'layers.0.self_attn.o_b_proj', 'model.layers.0.self_attn.o_b_proj']
+        """
+        bare = self.known and bool(self.prefix) and not any(name.startswith(self.prefix) for name in modules)
+        return replace(self, bare=bare) if bare else self
 
     def heads(self, modules: Iterable[str]) -> list[str]:
         """Names of the Linear layers that share a tensor with these modules of the file instead of having their own.
@@ -185,7 +219,7 @@ def of(config: Mapping[str, Any]) -> Architecture | None:
     facts = _facts()["types"].get(model_type) if isinstance(model_type, str) else None
     if facts is None:
         named_type = model_type if isinstance(model_type, str) else ""
-        return Architecture(model_type=named_type, known=False, tied=_tied(config))
+        return Architecture(model_type=named_type, known=False, tied=_tied(config), layers=_layers(config))
     ways: Mapping[str, int | None] = facts["renames"]
     named = [c for c in classes if isinstance(c, str) and c in ways] if isinstance(classes, list) else []
     number = ways[named[0]] if named else Counter(ways.values()).most_common(1)[0][0]
@@ -198,18 +232,25 @@ def of(config: Mapping[str, Any]) -> Architecture | None:
         float32=tuple(facts["float32"]),
         renames=_renames(number) if number is not None else (),
         tied=_tied(config),
+        layers=_layers(config),
     )
 
 
 def _tied(config: Mapping[str, Any]) -> bool | None:
     """Whether a config.json says that head and embedding are one tensor; of models of several parts, for the part that
     reads text."""
+    return next((found for found in _stated(config, "tie_word_embeddings") if isinstance(found, bool)), None)
+
+
+def _layers(config: Mapping[str, Any]) -> int | None:
+    """The number of layers that a config.json states, likewise."""
+    return next((found for found in _stated(config, "num_hidden_layers") if type(found) is int), None)
+
+
+def _stated(config: Mapping[str, Any], key: str) -> list[Any]:
+    """What a config.json has under a key, and what its part for text has."""
     text = config.get("text_config")
-    for values in (config, text if isinstance(text, dict) else {}):
-        found = values.get("tie_word_embeddings")
-        if isinstance(found, bool):
-            return found
-    return None
+    return [values.get(key) for values in (config, text if isinstance(text, dict) else {})]
 
 
 def classes(model_type: str) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ Gate, up and down of the experts of a layer are stored
     transposed    X.experts.gate_up_proj [E, H, 2I], X.experts.down_proj [E, I, H]      Llama 4, Aria: gate beside up
                                                               gpt-oss: their columns alternate; a bias beside each
     flat          X.experts.mlp.w1, v1, w2, all [E * I, H]                              DBRX: down is transposed
+    apart         X.experts.gate_proj.weight [E, I, H], up_proj [E, I, H], down_proj [E, H, I]; a bias beside each
+                  X.switch_mlp.gate_proj.weight and so on                               MLX
 
 Shapes of both tensors tell stacked from transposed; which columns are the gate's only the type of model can tell, so
 that it must be one whose code is known.
@@ -47,6 +49,7 @@ EXPERT = re.compile(r"\bexperts\.")
 
 _STACKED = re.compile(r"(.*\bexperts)\.(gate_up_proj|down_proj)(_bias)?")
 _FLAT = re.compile(r"(.*\bexperts\.mlp)\.(w1|v1|w2)")
+_APART = re.compile(r"(.*\b)(?:experts|switch_mlp)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
 _PARTS = {**dict(zip(ONE_BY_ONE, (GATE, UP, DOWN))), **dict(zip(MIXTRAL, (GATE, UP, DOWN)))}
 
 
@@ -87,6 +90,12 @@ class Naming:
     words: tuple[str, str, str] = ONE_BY_ONE
     home: tuple[str, str] | None = None
 
+    def same(self, layer: Experts) -> bool:
+        """Whether the experts of a layer are stored like that already."""
+        words = dict(zip((GATE, UP, DOWN), self.words))
+        held = [(part, "weight") for part in layer.weights] + [(part, "bias") for part in layer.biases]
+        return self.stacked and {f"{self.prefix}.{words[part]}.{end}" for part, end in held} == set(layer.stored)
+
 
 def model_types(config: Mapping[str, Any]) -> list[str]:
     """The type of a model and that of its text part, which has the experts."""
@@ -103,6 +112,7 @@ def find(
     stacks: dict[str, dict[str, TensorInfo]] = {}
     flat: dict[str, dict[str, TensorInfo]] = {}
     single: dict[str, dict[tuple[str, int], TensorInfo]] = {}
+    apart: dict[str, dict[tuple[str, str], TensorInfo]] = {}
     for info in infos:
         if (match := SINGLE.fullmatch(info.name)) and len(info.shape) == 2:
             single.setdefault(match[1], {})[_PARTS[match[3]], int(match[2])] = info
@@ -110,9 +120,13 @@ def find(
             stacks.setdefault(match[1], {})[f"{match[2]}{match[3] or ''}"] = info
         elif match := _FLAT.fullmatch(info.name):
             flat.setdefault(match[1], {})[match[2]] = info
+        elif (match := _APART.fullmatch(info.name)) and len(info.shape) == (3 if match[3] == "weight" else 2):
+            apart.setdefault(f"{match[1]}experts", {})[_PARTS[match[2]], match[3]] = info
     types = model_types(config)
     for prefix, held in single.items():
         layers += [found] if (found := _single(prefix, held)) else []
+    for prefix, parts in apart.items():
+        layers += [found] if (found := _apart(prefix, parts)) else []
     for prefix, named in stacks.items():
         either = _stacked(prefix, named, types, known=model.known)
         if isinstance(either, Experts):
@@ -144,6 +158,33 @@ def _single(prefix: str, held: Mapping[tuple[str, int], TensorInfo]) -> Experts 
         return None
     names = tuple(info.name for info in held.values())
     return Experts(prefix=prefix, stored=names, weights=weights, dtype=dtypes.pop(), single=True)
+
+
+def _apart(prefix: str, held: Mapping[tuple[str, str], TensorInfo]) -> Experts | None:
+    """Experts of which gate, up and down are a tensor each; None where one is missing or their shapes do not match."""
+    weights = [held.get((part, "weight")) for part in (GATE, UP, DOWN)]
+    infos = [info for info in weights if info is not None]
+    if len(infos) < 3 or len({info.dtype for info in infos}) > 1:
+        return None
+    (count, inner, hidden), up, down = (info.shape for info in infos)
+    if up != (count, inner, hidden) or down != (count, hidden, inner):
+        return None
+    biases = {part: held[part, "bias"] for part in (GATE, UP, DOWN) if (part, "bias") in held}
+    if any(bias.shape != held[part, "weight"].shape[:2] for part, bias in biases.items()):
+        return None
+    return Experts(
+        prefix=prefix,
+        stored=tuple(info.name for info in held.values()),
+        weights={part: _each(held[part, "weight"]) for part in (GATE, UP, DOWN)},
+        biases={part: _each(bias) for part, bias in biases.items()},
+        dtype=infos[0].dtype,
+    )
+
+
+def _each(info: TensorInfo) -> tuple[Matrix, ...]:
+    """The matrices of all experts in a tensor, vectors as one column."""
+    count, rows, cols = (*info.shape, 1)[:3]
+    return tuple(Matrix(name=info.name, rows=rows, cols=cols, first=number * rows * cols) for number in range(count))
 
 
 def orientation(both: TensorInfo, down: TensorInfo) -> tuple[bool, int, int] | None:

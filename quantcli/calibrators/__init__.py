@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Kernels, Tile
+    from quantcli.scales import Store
     from quantcli.scheme import Scheme
 
     Array = NDArray[np.float64]
@@ -100,8 +101,9 @@ class Calibrator:
     """A way to find parameters.
 
     gather: how statistics of weights in several tiles are gathered. solve(observed, scheme): their parameters.
-    local(kernels, tile, scheme): parameters (rows, groups) of a tile; None when a weight is not finite. Without one,
-    the statistics that `gather` takes of the tile are solved. families: families of formats it supports (see formats).
+    local(kernels, tile, scheme, store): parameters (rows, groups) of a tile; None when a weight is not finite. store:
+    how its scales will be stored, where it chooses among those. Without one, the statistics that `gather` takes of the
+    tile are solved. families: families of formats it supports (see formats).
     grid: its default symmetric grid, and any_grid: whether another one may be requested. binary: whether it is for one
     symmetric bit; affine: whether it supports asymmetric schemes. auto: whether `--calibration auto` tries it. shared:
     for learned levels shared by groups. caution(scheme, n): why it is doubtful for groups of n weights, if it is.
@@ -111,7 +113,7 @@ class Calibrator:
 
     gather: Gather
     solve: Callable[[Observed, Scheme], Ideal]
-    local: Callable[[Kernels, Tile, Scheme], Ideal | None] | None = None
+    local: Callable[[Kernels, Tile, Scheme, Store], Ideal | None] | None = None
     families: tuple[str, ...] = ("int",)
     grid: Literal["restricted", "full"] = "restricted"
     any_grid: bool = True

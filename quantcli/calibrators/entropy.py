@@ -23,6 +23,7 @@ import numpy as np
 from quantcli.calibrators import Calibrator, Ideal, Observed
 from quantcli.calibrators.searches import arithmetic, histogram, ranges, trials
 from quantcli.metrics import ordered_sum
+from quantcli.scales import EXACT, Store
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _least_squares(weights: Array, counts: Array | None, scheme: Scheme) -> tupl
     return trials.affine(weights, counts, scheme, norm=2.0, effort="default")
 
 
-def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
+def local(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store = EXACT) -> Ideal | None:
     """Parameters of the groups of a tile."""
     if not tile.ranges(kernels).finite:
         return None

@@ -27,6 +27,7 @@ from quantcli.calibrators.searches import histogram, kmeans
 from quantcli.dtypes import from_float32, to_float32
 from quantcli.kernels import numpy_tiles
 from quantcli.kernels.codebook import Codebook, codebook
+from quantcli.scales import EXACT, Store
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def solve(seen: Observed, scheme: Scheme) -> Ideal:
     return Ideal(np.ones((1, 1)), None, _levels(*histogram.distinct(seen), scheme))
 
 
-def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
+def local(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store = EXACT) -> Ideal | None:
     """Levels of every row of a tile."""
     if not tile.ranges(kernels).finite:
         return None

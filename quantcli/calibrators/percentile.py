@@ -15,6 +15,7 @@ import numpy as np
 
 from quantcli.calibrators import Calibrator, Ideal, Observed, Option
 from quantcli.calibrators.searches import histogram, ranges, trials
+from quantcli.scales import EXACT, Store
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _share(scheme: Scheme) -> float:
     return float(scheme.options["percentile"]) / 100
 
 
-def local(kernels: Kernels, tile: Tile, scheme: Scheme) -> Ideal | None:
+def local(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store = EXACT) -> Ideal | None:
     """Parameters of the groups of a tile."""
     if not tile.ranges(kernels).finite:
         return None

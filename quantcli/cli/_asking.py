@@ -46,6 +46,12 @@ symmetric = _help.option(
 """--symmetric and --asymmetric."""
 
 schemes = _help.options(
+    _help.option(
+        "--scheme",
+        metavar="NAME",
+        group="Common",
+        help="A scheme by name: W4A16, W8A8, FP8_DYNAMIC, FP8_BLOCK, NVFP4A16, MXFP4 and others; see formats.",
+    ),
     _help.option("--bits", type=int, metavar="N", help="Bits per code, 1 to 16.", show_default="4", group="Common"),
     _help.option(
         "--group-size",
@@ -262,14 +268,15 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
             if asked.get(parameter) not in (None, ()):
                 option = option_name(parameter, asked[parameter])
                 raise UsageError(error.problem, place=[option], hint=error.hint) from None
+        if asked.get("scheme") is not None:
+            raise UsageError(error.problem, place=["--scheme", *place[-1:]], hint=error.hint) from None
         raise
 
 
 def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str | None = None) -> Order:
     """The typed order that options make, those of a recipe behind them; recipe: where it is known already. output: its
     name, which tells the target where nothing else does."""
-    from quantcli.planning.order import named_by
-    from quantcli.planning.order import order as made
+    from quantcli.planning.order import made, named_by
 
     inferred = named_by(output)
     return made(
@@ -300,6 +307,11 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     where = {name: asked[name] for name in ("granularity", "group_size", "axis")}
     is_given = any(value is not None for value in where.values())
     fields: dict[str, Any] = granularity(**where) if is_given else {}
+    if asked["scheme"] is not None:
+        from quantcli.planning.named import named
+        from quantcli.planning.recipe import over
+
+        fields = over(named(asked["scheme"], "--scheme"), fields)
     for option, name in (
         ("bits", "bits"),
         ("symmetric", "symmetric"),
@@ -313,7 +325,7 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     ):
         if asked[option] is not None:
             fields[name] = asked[option]
-    if asked["recipe"] is None:
+    if asked["recipe"] is None and asked["scheme"] is None:
         from quantcli.planning.order import with_usual
 
         fields = with_usual(fields, asked["to"])
@@ -333,9 +345,9 @@ def _method(asked: Mapping[str, Any]) -> dict[str, Any]:
     if asked["calibration"] is None and ("norm" in given or "percentile" in given):
         fields["calibration"] = "mse" if "norm" in given else "percentile"
     if asked["codebook"] is not None:
-        from quantcli.planning import recipe
+        from quantcli.stores.levels import levels
 
-        fields["codebook"] = recipe.levels(asked["codebook"])
+        fields["codebook"] = levels(asked["codebook"])
     learned = asked["levels"] is not None or asked["codebook"] is not None or asked["calibration"] == "lloyd-max"
     if asked["format_"] is None and learned:
         fields["format"] = "codebook"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import ascii_letters
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from quantcli.cli._gating import Target, limits
 from quantcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from quantcli.passes.budget import Planned
+    from quantcli.passes.budget import Menu, Planned
     from quantcli.planning.order import Order
     from quantcli.planning.plan import Plan, Request
     from quantcli.scheme import Scheme
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
 """What a plan chooses from by default."""
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ",".join(map(str, values))
+
 
 TARGETS = (
     ("target_size", "SIZE", "Most bytes the file may have, such as 3.9GB."),
@@ -55,16 +60,20 @@ class Budget:
     weighting: str = "balanced"
 
 
-def of_plan(asked: Mapping[str, Any]) -> Budget:
-    """The budget that options of plan make. Raises UsageError where there is not just one target."""
+def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
+    """The budget that options of plan make; what they leave open is usual for the target. Raises UsageError where there
+    is not just one thing to keep within."""
     targets = [name for name, _, _ in TARGETS if asked.get(name) is not None]
     if len(targets) != 1:
         raise UsageError("one target is needed", hint="give --target-size, --target-bpw, --min-sqnr or --max-nmse")
+    if asked["uniform_groups"] and targets[0] not in ("target_size", "target_bpw"):
+        raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
+    typed = {"bits": asked["bits"], "group_sizes": asked["group_size"]}
+    lists = {name: tuple(values) for name, values in typed.items() if values is not None}
     return Budget(
         target=targets[0],
         value=asked[targets[0]],
-        bits=tuple(asked["bits"]),
-        group_sizes=tuple(asked["group_size"]),
+        **{**usual(order.to), **lists},
         calibrations=tuple(asked["calibration"] or ()),
         ties=not asked["no_ties"],
         uniform=asked["uniform_groups"],
@@ -105,9 +114,19 @@ def usual(to: str | None) -> dict[str, Any]:
 
 budget = _help.options(
     limits(TARGETS, "Common", Target),
-    options.numbers("--bits", BITS, "Bit widths to choose from; 16 keeps a tensor as it is.", group="Search"),
     options.numbers(
-        "--group-size", GROUP_SIZES, "Group sizes to choose from; -1 per channel, 0 per tensor.", group="Search"
+        "--bits",
+        None,
+        "Bit widths to choose from; 16 keeps a tensor as it is.",
+        group="Search",
+        shown=f"{_listed(BITS)}; of a --to with one format, that of its own",
+    ),
+    options.numbers(
+        "--group-size",
+        None,
+        "Group sizes to choose from; -1 per channel, 0 per tensor.",
+        group="Search",
+        shown=f"{_listed(GROUP_SIZES)}; --to mlx, bnb-nf4: 64; gguf: 32; comfyui: -1",
     ),
     _asking.calibrations("Calibrations to choose from, rounded to nearest."),
     _asking.selection,
@@ -175,22 +194,26 @@ def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], in
     more = f" and {len(kept) - len(large)} more" if len(kept) > len(large) else ""
     filled = [f"kept tensors {unit.text(of_kept)}: {', '.join(named)}{more}"] if kept else []
     filled += [f"quantized tensors {unit.text(of_all - of_kept)}", f"header {unit.text(least.size - of_all)}"]
-    reached = f"the smallest file these options allow has {unit.least(least.size)}"
+    # Whether float16 holds all scales of wider weights is known only once they are measured.
+    open_ = not least.measured and any(
+        t.scale_dtype == "F16" and t.info.dtype != "F16" for t, _ in tensors.values() if t.scheme
+    )
+    reached = f"the smallest file these options allow has {'at least ' if open_ else ''}{unit.least(least.size)}"
     return f"{unit.asked} cannot be met: {reached} ({'; '.join(filled)})"
 
 
 def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> str:
     """What makes the smallest file smaller, and else to ask for more."""
-    from quantcli.planning.keeping import TABLES
+    from quantcli.planning.reasons import ALL, TABLES, TABLES_TOO, VECTORS, which
 
     ways, kept = [], {t.reason for t in least.plan.tensors if t.scheme is None}
     native = "--to native " if to is not None else ""
-    if order.keep_embeddings and kept & {*TABLES}:
+    if order.keep_embeddings and kept & TABLES:
         ways.append("leave out --keep-embeddings")
-    elif kept & {"router", "small", "preset"} and (native or order.keep_defaults):
-        ways.append(f"quantize such tensors too with {native}--no-default-keep")
-    elif kept & {*TABLES} and (native or order.keep_embeddings is None):
-        ways.append(f"quantize such tensors too with {native}--no-keep-embeddings")
+    elif kept & which(lambda reason: ALL in reason.ways) - TABLES - VECTORS and (native or order.keep_defaults):
+        ways.append(f"quantize such tensors too with {native}{ALL}")
+    elif kept & TABLES and (native or order.keep_embeddings is None):
+        ways.append(f"quantize such tensors too with {native}{TABLES_TOO}")
     if min(b or 16 for b in budget.bits) > min(BITS) and not budget.scheme:
         ways.append("allow fewer --bits")
     return ", or ".join([*ways, "ask for more"])
@@ -256,6 +279,7 @@ def planned(
     from quantcli.folders import job
     from quantcli.folders import output as outputs
     from quantcli.passes import budget as planning
+    from quantcli.passes.weighting import WEIGHTINGS, factors
     from quantcli.planning.plan import make
     from quantcli.reports.build import unweighted
     from quantcli.stores import need_file
@@ -288,31 +312,29 @@ def planned(
             problem = f"{unit.asked} are enough for all of it as it is"
             raise UsageError(problem, place=[src, _asking.option_name(name)], hint="quantizing is not needed")
     weighting: Any = "absolute" if target is None else budget.weighting
-    if weighting not in planning.WEIGHTINGS:
-        weighting = planning.factors(weighting, [info.name for info in source.infos()])
+    if weighting not in WEIGHTINGS:
+        weighting = factors(weighting, [info.name for info in source.infos()])
 
-    with console.bar("planning") as progress:
-        units = planning.units_of(
-            source,
-            request,
-            schemes,
-            keep=16 in budget.bits,
-            ties=budget.ties,
-            weighting=weighting,
-            nbytes_of=lambda plan: outputs.nbytes_of(source, plan),
-            threads=threads,
-            progress=progress,
-        )
-    variants = [units] if mixed and not budget.uniform else planning.with_one_scheme(units)
-    if target is not None:
-        try:
-            return planning.best_within(variants, source, request, size_of, target), target
-        except planning.OutOfReachError as error:
-            room = outputs.nbytes_of(source, error.least.plan)
-            problem, hint = _what_takes_the_room(error.least, unit, room), _way_out(order, to, budget, error.least)
-            raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
-    if budget.uniform:
-        raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
-    power = sum(unit.choices[0].power for unit in units)
+    def nbytes_of(plan: Plan) -> Callable[[str], int]:
+        return outputs.nbytes_of(source, plan)
+
+    def variants(menu: Menu) -> list[Menu]:
+        return [menu] if mixed and not budget.uniform else planning.with_one_scheme(menu)
+
+    menu = planning.menu_of(source, request, schemes, keep=16 in budget.bits, ties=budget.ties, nbytes_of=nbytes_of)
+    try:
+        if target is not None:
+            planning.check_reach(variants(menu), source, request, size_of, target)
+        with console.bar("planning") as progress:
+            menu = planning.measured(
+                menu, source, weighting=weighting, nbytes_of=nbytes_of, threads=threads, progress=progress
+            )
+        if target is not None:
+            return planning.best_within(variants(menu), source, request, size_of, target), target
+    except planning.OutOfReachError as error:
+        problem = _what_takes_the_room(error.least, unit, nbytes_of(error.least.plan))
+        hint = _way_out(order, to, budget, error.least)
+        raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
+    power = sum(u.choices[0].power for u in menu.units)
     cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)
-    return planning.reaching(units, source, request, size_of, cost), None
+    return planning.best_reaching(variants(menu), source, request, size_of, cost), None

@@ -76,16 +76,18 @@ def command(
     threads: int | None,
     console: options.Console,
 ) -> None:
-    """Move the codes of SRC, a file or folder that quantcli quantized, to where another tool looks for them.
+    """Move the codes of SRC, a quantized file or folder, to where another tool looks for them.
 
-    Nothing is quantized again: a scheme the target cannot store is refused, unless --requantize is given. A folder
+    SRC may be of quantcli, AWQ, GPTQ, compressed-tensors, MLX, GGUF and others that `quantcli help targets` lists.
+    Nothing is quantized again: what the target cannot store is refused, unless --requantize is given. A folder
     gives a folder, with config.json as the loader wants it; a file gives a file, or a folder where -o is a name without
     .safetensors. The report says what was lossless, and what rounding the parameters cost elsewhere.
     """
     from quantcli.folders import output as outputs
     from quantcli.folders import sidefiles
     from quantcli.folders.job import default_name
-    from quantcli.layouts.native import model as reading
+    from quantcli.models import open_model
+    from quantcli.moving import movable
     from quantcli.passes import export, requantize
     from quantcli.passes.outputs import notes as conversion_notes
     from quantcli.reports import exported
@@ -93,38 +95,37 @@ def command(
 
     _naming.check_model(output, target)
     export.check_standard_output(target, output)
-    with options.standard_output(output, console) as named, reading.open(src) as model:
+    with options.standard_output(output, console) as named, open_model(src) as opened:
+        need_file(opened.source, "exporting")
+        model = movable(opened, target, container=container)
         source = model.source
-        need_file(source, "exporting")
-        if not model.is_quantized:
-            raise DataError("this file was not quantized by quantcli", place=[src], hint="use quantize --to")
         folder = export.as_folder(source, target, named)
         place = named or default_name(src, "", target)
         real = export.check_output(source, place, folder=folder, force=force)
         wanted = requantize.changes(model, target) if requantizing else {}
         began = time.perf_counter()
-        outgoing = export.outgoing(model, wanted, target, container=container)
         try:
+            outgoing = export.outgoing(model, wanted, target, container=container)
             notes = conversion_notes(outgoing.conversion, config=folder and outgoing.beside("config.json") is not None)
         except UsageError as error:
             raise (error.within(source.path) if wanted else requantize.refused(model, target, error)) from None
         except DataError as error:
             raise error.within(source.path) from None
         side = sidefiles.of(source, real, folder=folder)
-        console.inform(*notes, *side.warnings())
+        warnings = [*source.warnings, *side.warnings()]
+        console.inform(*model.notes, *notes, *warnings)
         with console.bar(os.path.basename(output or place)) as bar:
             count = options.thread_count(threads)
             moved = export.Export(model=model, outgoing=outgoing, wanted=wanted, threads=count, progress=bar)
             size, exact = outputs.move(moved, real, folder=folder, force=force, side=side)
         report = exported.report_of(
-            [t.stored for t in model.values()],
             moved,
             size,
             exact,
             source=src,
             output=output or place,
             target=target,
-            warnings=side.warnings(),
+            warnings=warnings,
             copied=[f.name for f in side.copied] if folder else [],
             bytes_in=sum(f.size for f in source.files()),
             seconds=time.perf_counter() - began,

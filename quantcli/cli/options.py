@@ -301,11 +301,18 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return list(dict.fromkeys(found))
 
 
-def numbers(name: str, default: Sequence[int], text: str, *, group: str) -> Callable[[F], F]:
-    """An option that takes whole numbers."""
-    shown = ",".join(map(str, default))
-    kind = Several(int)
-    return _help.option(name, type=kind, metavar="LIST", default=shown, show_default=True, help=text, group=group)
+def numbers(name: str, default: Sequence[int] | None, text: str, *, group: str, shown: str = "") -> Callable[[F], F]:
+    """An option that takes whole numbers; shown: in help, of one without a default of its own."""
+    value = ",".join(map(str, default)) if default is not None else None
+    return _help.option(
+        name,
+        type=Several(int),
+        metavar="LIST",
+        default=value,
+        show_default=shown or True,
+        help=text,
+        group=group,
+    )
 
 
 def warn(message: str) -> None:

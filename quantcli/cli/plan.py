@@ -18,11 +18,20 @@ if TYPE_CHECKING:
         ("quantcli plan model.safetensors --target-size 3.9GB -o recipe.yaml", "a recipe for quantize"),
         ("quantcli plan model.safetensors --target-bpw 4.5 --bits 3,4,6", "of three widths"),
         ("quantcli plan model.safetensors --min-sqnr 25", "the smallest file that is good enough"),
+        ("quantcli plan Llama-3.2-1B --target-bpw 4.5 --to mlx -o recipe.yaml", "in the bytes of a target"),
     ),
 )
 @options.source
 @_sources.reading
 @_budget.budget
+@_help.option(
+    "--to",
+    type=options.targets(native="for quantcli itself: stores every scheme"),
+    help="Plan for what another tool loads, as quantize --to writes it.",
+    show_default="native, and for folders of transformers compressed-tensors, if it can store the schemes",
+    group="Common",
+)
+@options.container
 @_help.option("-o", "--output", metavar="RECIPE", type=_help.FILE, help="Write the recipe.", group="Common")
 @_help.option(
     "--explain", is_flag=True, help="Price what would be bought or sold next around the budget.", group="Output"
@@ -43,23 +52,26 @@ def command(
     """Measure every candidate on every tensor of SRC and choose the schemes that lose least within a budget.
 
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
-    the recipe never has a byte more than the target. Beside the cost stands a bound that no choice undercuts.
+    the recipe never has a byte more than the target, in the layout of --to, which the recipe names. Beside the cost
+    stands a bound that no choice undercuts.
     """
-    from quantcli.experts import arranged
+    from quantcli.folders import job
     from quantcli.folders.output import nbytes_of
     from quantcli.planning import kinds, recipe_writing
-    from quantcli.planning.order import target_of
+    from quantcli.planning.order import aimed
     from quantcli.reports import planned
 
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting")), *reading.loras]
     if output is not None:
         options.check_outputs([output], read)
         _naming.check_recipe(output)
-    budget = _budget.of_plan(asked)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
-    with _sources.float_source(src, reading, console) as source:
-        to, _ = target_of(source, order, folder=source.folder is not None)
-        source = arranged(source, to, container=order.container)
+    budget = _budget.of_plan(asked, order)
+    with _sources.float_source(src, replace(reading, to=order.to), console) as source:
+        source, to, why = aimed(source, order, folder=source.folder is not None)
+        console.inform(*[why] if why else [])
+        if to is not None:
+            job.check_target(source, to, None)
         _sources.inform_of(source, console)
         found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
         nbytes = nbytes_of(source, found.plan)
@@ -69,7 +81,7 @@ def command(
     for line in () if console.quiet else report.warnings:
         options.warn(line)
     if output is not None:
-        options.replace_file(output, recipe_writing.dump(found.request, folder=os.path.dirname(output)), read)
+        options.replace_file(output, recipe_writing.dump(found.request, order.settings, os.path.dirname(output)), read)
     options.show(report, console, show_all=show_all)
 
 

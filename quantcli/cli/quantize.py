@@ -15,9 +15,7 @@ from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.floats import Reading
-    from quantcli.folders.job import Job
-    from quantcli.folders.pipeline import PipelineJob
-    from quantcli.passes.quantize import Written
+    from quantcli.folders.job import Job, Outcome
     from quantcli.reports.run import RunReport
 
 MUCH = 64 << 20
@@ -103,16 +101,16 @@ def command(
     resume: bool,
     **asked: Any,
 ) -> None:
-    """Quantize SRC: .safetensors, .npy, .npz, .pt and .bin of PyTorch, a checkpoint folder or its index.json.
+    """Quantize SRC: a file (.safetensors, .gguf, .onnx, .npy, .npz, .pt and .bin of PyTorch), a checkpoint folder or
+    its index.json, or a pipeline of diffusers or sentence-transformers, whose components are quantized one by one.
 
     Writes a safetensors file, or for a checkpoint folder a folder (by default SRC's name with that of the scheme or the
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli.experts import arranged
     from quantcli.folders import job, pipeline
     from quantcli.planning import recipe_writing
-    from quantcli.planning.order import target_of
+    from quantcli.planning.order import aimed
     from quantcli.stores import pipelines
 
     order = _asking.order(asked, output=output)
@@ -122,7 +120,7 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
     if pipelines.folder_of(src):
-        _check_pipeline(output, asked, budget)
+        _check_pipeline(output, asked, budget, pipelines.folder_of(src))
         with pipeline.prepared(
             src,
             order,
@@ -134,31 +132,33 @@ def command(
             dry_run=dry_run,
             say=options.warn,
         ) as ready:
-            report = _carried_out(ready, run, console)
-        _show(report, ready.notes, run, console)
+            _run_pipeline(ready, src, asked, run, console)
         return
     with (
         options.standard_output(None if dry_run else output, console) as named,
-        _sources.float_source(src, reading, console) as source,
+        _sources.float_source(src, replace(reading, to=order.to), console) as source,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
         read = [src, asked["recipe"], asked["codebook"], importance, *reading.loras]
         _check_saved(saved, named, read)
-        to, why = target_of(source, order, folder=job.as_folder(source, named or "", None))
+        source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
-        source = arranged(source, to, container=order.container)
-        if budget is not None:
-            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
-        else:
+        if to is not None:
+            job.check_target(source, to, output)
+        request = None
+        if budget is None:
             request = job.request(source, order, to, warn=options.warn)
             request = job.spelt_out(source, request) if saved is not None else request
-        if to is not None:
-            job.check_target(source, to, output, container=order.container)
-        text = recipe_writing.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
-        target, folder = job.place(source, src, order, request, named, asked["recipe"])
+        target, folder = job.place(source, src, order, to, named, job.label(request, asked["recipe"]))
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
+        if request is None:
+            assert budget is not None
+            how = {"folder": folder, "force": force, "resume": resume, "dry_run": dry_run}
+            job.checked(source, order, target, **how, read=[path for path in read[1:] if path is not None])
+            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
+        text = recipe_writing.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
         single = job.prepare(
             source,
             src,
@@ -172,12 +172,26 @@ def command(
             dry_run=dry_run,
             read=[path for path in read[1:] if path is not None],
         )
-        if not dry_run and not console.quiet:
-            _print_held(single)
         report = _carried_out(single, run, console)
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
     _show(report, single.notes, run, console)
+
+
+def _run_pipeline(ready: Job, src: str, asked: Mapping[str, Any], run: Run, console: options.Console) -> None:
+    """Carry out a run on a pipeline, and save its recipe where that is asked for."""
+    from quantcli.folders import pipeline
+    from quantcli.planning import recipe_writing
+
+    saved, text, read = None if run.dry_run else asked["save_recipe"], "", [src, asked["recipe"], asked["codebook"]]
+    if saved is not None:
+        _check_saved(saved, ready.path, read)
+        _naming.check_recipe(saved)
+        text = recipe_writing.dump(pipeline.spelt_out(ready), ready.order.settings, os.path.dirname(saved))
+    report = _carried_out(ready, run, console)
+    if saved is not None:
+        options.replace_file(saved, text, [*read, ready.path])
+    _show(report, ready.notes, run, console)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,10 +204,12 @@ class Run:
     show_all: bool
 
 
-def _carried_out(ready: Job | PipelineJob, run: Run, console: options.Console) -> RunReport:
+def _carried_out(ready: Job, run: Run, console: options.Console) -> RunReport:
     """The report on a run that is carried out, or on its plan."""
     from quantcli import kernels
 
+    if not run.dry_run and not console.quiet:
+        _print_held(ready)
     console.inform(*ready.notes)
     if run.dry_run:
         return ready.planned()
@@ -201,11 +217,11 @@ def _carried_out(ready: Job | PipelineJob, run: Run, console: options.Console) -
     if console.verbose:
         options.inform(f"{kernels.load().name} kernels, {count} threads")
     with console.bar(os.path.basename(ready.shown)) as bar, _naming_leftovers(ready.path):
-        report, written = ready.run(threads=count, progress=bar)
-    console.inform(*written.notes)
+        done = ready.run(threads=count, progress=bar)
+    console.inform(*done.notes)
     if console.verbose:
-        _print_details(written)
-    return report
+        _print_details(done)
+    return done.report
 
 
 def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Console) -> None:
@@ -222,24 +238,28 @@ def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Co
         options.show(report, console, show_all=run.show_all)
 
 
-def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object) -> None:
+def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object, folder: str) -> None:
     """Raise UsageError for what is asked of a pipeline that only one model has."""
     if output == "-":
         raise UsageError("a pipeline is written as a folder", place=["stdout"], hint="name one with -o")
     if budget is not None:
         option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
-        raise UsageError("budgets are those of one model", place=[option], hint="name the folder of a component")
-    if asked["save_recipe"] is not None:
-        hint = "name the folder of a component"
-        raise UsageError("a recipe is that of one model", place=["--save-recipe"], hint=hint)
+        from quantcli.stores import pipelines
+
+        name = pipelines.components(folder)[0].name
+        hint = (
+            f"quantcli plan {os.path.join(folder, name)} makes a recipe; with {name}/ before its patterns it is one of "
+            "the pipeline"
+        )
+        raise UsageError("budgets are those of one model", place=[option], hint=hint)
 
 
-def _print_details(written: Written) -> None:
+def _print_details(done: Outcome) -> None:
     """Say what was copied, and why a folder has no quantization_config."""
-    if written.copied:
-        options.inform(f"copied {', '.join(written.copied)}")
-    if written.obstacle:
-        why = f"compressed-tensors does not support {written.obstacle}"
+    if done.copied:
+        options.inform(f"copied {', '.join(done.copied)}")
+    if done.obstacle:
+        why = f"compressed-tensors does not support {done.obstacle}"
         options.inform(f"config.json has no quantization_config: {why}")
 
 
@@ -268,7 +288,7 @@ def _print_held(ready: Job) -> None:
     from quantcli.passes import quantize
     from quantcli.terminal import size
 
-    held = quantize.held_whole(ready.source, ready.plan, ready.order.digest)
+    held = [t for p in ready.parts.values() for t in quantize.held_whole(p.source, p.plan, ready.order.digest)]
     largest = max(held, key=lambda t: t.info.nbytes, default=None)
     if largest is not None and largest.info.nbytes >= MUCH:
         why = "SHA-256" if ready.order.digest == "sha256" else "this method"

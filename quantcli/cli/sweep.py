@@ -54,23 +54,23 @@ def command(
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
     as measured.
     """
-    from quantcli.experts import arranged
     from quantcli.folders import job
     from quantcli.folders.output import size_of
     from quantcli.passes import sweep
     from quantcli.planning import kinds, plan
+    from quantcli.planning.order import aimed
     from quantcli.reports import swept
     from quantcli.stores import need_file
 
     file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
-    selected |= {"recipe": None, "override": ()}
+    selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
     with _sources.float_source(src, reading, console) as source:
         need_file(source, "sweeping")
         console.inform(*source.warnings)
-        source = arranged(source, None)
+        source = aimed(source, order, folder=False).source
         _sources.inform_of(source, console)
         request = job.request(source, order, None, warn=options.warn)
         console.inform(*kinds.said(request))

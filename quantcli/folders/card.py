@@ -13,24 +13,36 @@ from typing import TYPE_CHECKING
 from quantcli import __version__
 from quantcli import terminal as t
 from quantcli.errors import UsageError
-from quantcli.folders.sidefiles import SideFiles
+from quantcli.folders.sidefiles import CARD, SideFiles
 from quantcli.planning import recipe_writing
-from quantcli.planning.keeping import REASONS
 from quantcli.planning.plan import Plan
+from quantcli.planning.reasons import REASONS
 from quantcli.reports import markup
 from quantcli.reports.records import TensorReport
 from quantcli.reports.run import RunReport, equal_line
+from quantcli.stores.files import read_small
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
 
 WORST = 10
 
+_LIMIT = 1 << 26
+"""Most bytes of a model card."""
+
 OWN_LAYOUT = (
     "This is quantcli's own layout, which diffusers refuses by the quant_method in config.json. `quantcli dequantize` "
     "makes floating-point weights of it, and the Python package quantcli reads it."
 )
 """How a native model of diffusers is loaded."""
+
+
+def beside(folder: str | None, side: SideFiles) -> bytes | None:
+    """The model card in a folder; None where there is none, and where it is left out."""
+    path = os.path.join(folder or "", CARD)
+    if folder is None or side.leaves_out(CARD) or not os.path.lexists(path):
+        return None
+    return read_small(path, _LIMIT)
 
 
 def hub_name(folder: str) -> str | None:
@@ -63,6 +75,7 @@ def words(scheme: Scheme) -> str:
         else f"asymmetric ({'zero points' if scheme.zero_point == 'int' else 'offsets'})"
     )
     rounding = " with sum-preserving rounding" if scheme.preserves_sums else ""
+    many["block"] = f"in blocks of {scheme.group_size} x {scheme.group_size}"
     where = many.get(scheme.granularity, f"in groups of {scheme.group_size}")
     parts = [
         kind,
@@ -188,7 +201,8 @@ def _kept(report: RunReport) -> list[str]:
         lines += ["| reason | tensors | bytes | meaning | such as |", "| --- | ---: | ---: | --- | --- |"]
     for reason, found in sorted(kept.items(), key=lambda item: (-len(item[1]), item[0])):
         size, name = t.size(sum(r.bytes_in for r in found)), markup.code(found[0].name)
-        lines.append(f"| {reason} | {len(found)} | {size} | {REASONS.get(reason, '')} | {name} |")
+        says = REASONS[reason].says if reason in REASONS else ""
+        lines.append(f"| {reason} | {len(found)} | {size} | {says} | {name} |")
     if equal is not None:
         lines += [*([""] if kept else []), markup.text(equal[0].upper() + equal[1:]) + "."]
     return lines

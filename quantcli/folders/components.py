@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.experts import arranged
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job
-from quantcli.folders.job import Planned, Say
+from quantcli.folders.job import Say
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
+from quantcli.folders.write import Planned
 from quantcli.layouts.compressed_tensors.write import SENTENCES
-from quantcli.planning.order import USUAL, Order, target_of
-from quantcli.planning.plan import NothingToQuantizeError, Request
+from quantcli.planning.order import USUAL, Order, aimed
+from quantcli.planning.plan import NothingToQuantizeError
 from quantcli.planning.scopes import names_one, of_components
 from quantcli.stores import Source, open_source, pipelines
 from quantcli.stores.checkpoint import INDEX, variants, without_variant
@@ -55,21 +55,12 @@ def why_kept(component: Component) -> str:
     return f"{printable(component.kind, 80)}: neither denoises nor reads text"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A component that is quantized, with all that is planned of it."""
-
-    source: Source
-    request: Request
-    planned: Planned
-
-
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """The components of a pipeline. parts: those that are quantized. kept: those that are not, and why, as far as their
     tensors are read: files of others are copied unread."""
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Planned]
     kept: Mapping[str, tuple[Source, str]]
 
 
@@ -122,20 +113,18 @@ def _opened_whole(stack: contextlib.ExitStack, folder: str, name: str, variant: 
     return stack.enter_context(contextlib.closing(source))
 
 
-def _part(source: Source, order: Order, component: Component, say: Say) -> Part:
+def _part(source: Source, order: Order, component: Component, say: Say) -> Planned:
     """What is planned for a component."""
-    to, why = target_of(source, order, folder=True)
+    source, to, why = aimed(source, order, folder=True)
     try:
         if to is not None:
             _check_target(component, to)
-        source = arranged(source, to, container=order.container)
         request = job.request(source, order, to, warn=say)
         planned = job.planned(source, order, request, folder=True)
     except QuantcliError as error:
         raise error if error.place[:1] == [source.path] else error.within(source.path) from None
     said = [SENTENCES] if to == USUAL and component.library == "sentence-transformers" else []
-    planned = replace(planned, notes=(*([why] if why else []), *said, *planned.notes))
-    return Part(source=source, request=request, planned=planned)
+    return replace(planned, notes=(*([why] if why else []), *said, *planned.notes))
 
 
 def _check_target(component: Component, to: str) -> None:

@@ -31,7 +31,7 @@ def write(
     a config.json that tells of no quantization; the bytes of the weights. Raises QuantcliError."""
     source = model.source
     config = json_beside(source.beside, CONFIG)
-    told = None if side.leaves_out(CARD) else source.beside(CARD)
+    told = card.beside(source.folder, side)
     original = card.original(told) if told is not None else None
     with OutputFolder(path, force=force) as out:
         out.begin(())

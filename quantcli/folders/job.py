@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from quantcli.errors import DataError, UsageError
-from quantcli.folders import output, sidefiles
-from quantcli.folders.sidefiles import SideFiles
+from quantcli.folders import card, output, sidefiles, write
+from quantcli.folders.sidefiles import CARD, SideFiles
+from quantcli.folders.write import Planned
 from quantcli.layouts.config import stated
+from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
-from quantcli.passes import export, outputs
+from quantcli.passes import export, outputs, quantize
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
@@ -22,6 +25,7 @@ from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
 from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file
+from quantcli.tensors.decided import Decided, Kept
 
 Say = Callable[[str], None]
 
@@ -29,9 +33,12 @@ Say = Callable[[str], None]
 # ---- names ------------------------------------------------------------------------------------------------------
 
 
-def label(request: Request, recipe_name: str | None) -> str:
-    """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is."""
+def label(request: Request | None, recipe_name: str | None) -> str:
+    """What the name of an output tells of its schemes: the recipe by its name, or the one scheme there is. request:
+    None where it is not known before the weights are measured."""
     if recipe_name is None:
+        if request is None:
+            return "recipe"
         return "recipe" if any(not rule.preset for rule in request.rules) else request.scheme.name
     stem, extension = os.path.splitext(os.path.basename(recipe_name))
     return stem if extension.lower() in (".yaml", ".yml") else stem + extension
@@ -67,14 +74,12 @@ def as_folder(source: Source, target: str | None, to: str | None) -> bool:
     return source.folder is not None and not (target or "").lower().endswith(".safetensors")
 
 
-def place(
-    source: Source, src: str, asked: Order, request: Request, name: str | None, recipe_name: str | None
-) -> tuple[str, bool]:
+def place(source: Source, src: str, asked: Order, to: str | None, name: str | None, schemes: str) -> tuple[str, bool]:
     """The output of a run and whether it is a folder: as it was named, or beside `src` by a name that tells the
     schemes, and the target where one was asked for."""
-    told = request.to if asked.to is not None else None
-    target = name or default_name(src, label(request, recipe_name), told)
-    return target, as_folder(source, target if name or told is None else None, request.to)
+    told = to if asked.to is not None else None
+    target = name or default_name(src, schemes, told)
+    return target, as_folder(source, target if name or told is None else None, to)
 
 
 # ---- what is asked, of this source ------------------------------------------------------------------------------
@@ -82,11 +87,11 @@ def place(
 
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
     """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
-    file of importances that match no tensor."""
+    file of importances that match no tensor, and with why no preset is chosen."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    return plan.suited(request_of(source, asked, to, importance))
+    return plan.suited(request_of(source, asked, to, importance, warn))
 
 
 def spelt_out(source: Source, asked: Request) -> Request:
@@ -98,15 +103,12 @@ def spelt_out(source: Source, asked: Request) -> Request:
     return recipe_writing.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, asked)
 
 
-def check_target(source: Source, to: str, output_name: str | None, *, container: bool) -> None:
-    """Raise UsageError for a pipe, whose weights could not be compared with what was written; for two files on standard
-    output, and for an ONNX model that was to stay one."""
+def check_target(source: Source, to: str, output_name: str | None) -> None:
+    """Raise UsageError for a pipe, whose weights could not be compared with what was written, and for two files on
+    standard output."""
     need_file(source, "--to")
     export.check_standard_output(to, output_name)
     check_loader(source, to)
-    if to == "onnx" and source.kind == "onnx" and not container:
-        hint = "leave out --to for its weights in a .safetensors file; --container writes MatMulNBits nodes alone"
-        raise UsageError("quantizing the graph of an ONNX model is not supported yet", place=["--to onnx"], hint=hint)
 
 
 NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "gptq")
@@ -136,38 +138,43 @@ def options_of(order: Order, *, force: bool, threads: int, progress: Progress | 
     return Options(threads=threads, digest=order.digest, keep_nonfinite=keep, force=force, progress=progress)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """What becomes of a source: its plan, the model that is written, and what loaders of that will and will not do."""
-
-    plan: Plan
-    model: Outgoing
-    notes: tuple[str, ...]
-
-
 def planned(source: Source, order: Order, request: Request, *, folder: bool) -> Planned:
     """What becomes of a source. Raises UsageError and DataError for what cannot be done."""
     found = plan.make(source.infos(), request)
     model = outputs.planned(found, source, digest=order.digest)
     notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
-    return Planned(plan=found, model=model, notes=tuple(notes))
+    return Planned(source=source, request=request, plan=found, model=model, notes=tuple(notes))
+
+
+# ---- a run ------------------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What a run has done: the report, notes for whoever asked for it, the side files of a folder that were copied, and
+    why it has no quantization_config, if it has none."""
+
+    report: RunReport
+    notes: tuple[str, ...]
+    copied: tuple[str, ...] = ()
+    obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A run that may begin: all sizes are known, and all that can be refused is allowed.
 
-    src, shown: source and output as they are shown; path: the output's real path. notes: what loaders of the output
-    will and will not do.
+    parts: the models that are quantized, by their subfolders: a single one under an empty name, else components of a
+    pipeline. kept: components that are not quantized, and why, as far as their tensors are read. home: the folder they
+    are all in, None for a file. folder: whether the output is one. src, shown: source and output as they are shown;
+    path: the output's real path. notes: what loaders of the output will and will not do.
     """
 
-    source: Source
     order: Order
-    request: Request
-    plan: Plan
-    model: Outgoing
+    parts: Mapping[str, Planned]
+    kept: Mapping[str, tuple[Source, str]] = field(default_factory=dict)
     side: SideFiles
     src: str
+    home: str | None
     shown: str
     path: str
     folder: bool
@@ -175,51 +182,121 @@ class Job:
     force: bool
     resume: bool = False
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files of weights, exactly."""
-        return output.size_of_model(self.source, self.model, folder=self.folder, base=os.path.basename(self.path))
-
     def planned(self) -> RunReport:
         """The report on the plan."""
-        return self._report(Written(plan=self.plan, model=self.model, results={}, size=self.size), None)
+        base = os.path.basename(self.path)
+        written = {}
+        for name, part in self.parts.items():
+            size = output.size_of_model(part.source, part.model, folder=self.folder, base=base)
+            written[name] = Written(plan=part.plan, model=part.model, results={}, size=size)
+        return self._report(written, None)
 
-    def run(self, *, threads: int, progress: Progress | None) -> tuple[RunReport, Written]:
+    def run(self, *, threads: int, progress: Progress | None) -> Outcome:
         """Do it. Raises QuantcliError."""
         began = time.perf_counter()
         options = options_of(self.order, force=self.force, threads=threads, progress=progress)
-        written = output.write(
-            self.source,
-            self.plan,
-            self.model,
-            self.path,
-            options,
-            side=self.side,
-            folder=self.folder,
-            resumed=self.resume,
+        if not self.folder:
+            part = self.parts[""]
+            one = quantize.write(part.source, part.plan, part.model, self.path, options)
+            return Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
+        original, loading = card.beside(self.home, self.side), self._loading()
+        kept = [source for source, _ in self.kept.values()]
+        folder = write.quantized(
+            self.parts, self.path, options, src=self.src, side=self.side, others=kept, resumed=self.resume
         )
-        return self._report(written, time.perf_counter() - began), written
+        with folder as filled:
+            report = self._report(filled.written, time.perf_counter() - began)
+            if self.home is not None:
+                filled.out.write(CARD, self._card(report, filled.written, original, loading))
+        copied = tuple(f.name for f in self.side.copied)
+        alone = filled.written.get("")
+        return Outcome(report, filled.notes, copied, alone.obstacle if alone is not None else "")
 
-    def _report(self, written: Written, seconds: float | None) -> RunReport:
+    def _report(self, written: Mapping[str, Written], seconds: float | None) -> RunReport:
+        tensors, results, sizes = list[Decided](), dict[str, Result](), dict[str, int]()
+        for name, one in written.items():
+            folder = f"{name}/" if name else ""
+            for tensor in one.plan.tensors:
+                own = folder + tensor.info.name
+                tensors.append(replace(tensor, info=replace(tensor.info, name=own)) if folder else tensor)
+                sizes[own] = one.model.nbytes(tensor.info.name)
+            results |= {folder + n: result for n, result in one.results.items()}
+        for name, (source, why) in self.kept.items():
+            for info in source.infos():
+                tensors.append(Kept(info=replace(info, name=f"{name}/{info.name}"), reason="component", note=why))
+                sizes[tensors[-1].info.name] = info.nbytes
+        kept = sum(source.share for source, _ in self.kept.values())
         found = build.of_plan(
-            written.plan.tensors,
-            written.results,
-            written.model.nbytes,
+            tensors,
+            results,
+            sizes.__getitem__,
             command="plan" if seconds is None else "quantize",
             source=self.src,
             output=self.shown,
-            bytes_in=sum(f.size for f in self.source.files()),
-            bytes_out=written.size,
+            bytes_in=sum(part.source.share for part in self.parts.values()) + kept,
+            bytes_out=sum(one.size for one in written.values()) + kept,
             seconds=seconds,
-            request=self.request,
+            request=self.parts[""].request if "" in self.parts else None,
         )
-        found = build.with_source(found, self.source)
+        for name, part in self.parts.items():
+            found = build.with_source(found, part.source, name)
+        told = [write.prefixed(n, line) for n, part in self.parts.items() for line in part.source.warnings]
+        presets = [write.prefixed(n, p.request.preset) for n, p in self.parts.items() if p.request.preset]
         return replace(
             found,
-            preset=self.request.preset,
-            warnings=[*self.source.warnings, *self.side.warnings(), *found.warnings],
+            preset="; ".join(presets),
+            warnings=[*told, *self.side.warnings(), *found.warnings],
             files=self.side.report(),
         )
+
+    def _loading(self) -> list[str] | None:
+        """How the output is loaded, for the model card; None for what holds for transformers."""
+        if "" not in self.parts:
+            return [f"- `{name}`: {_loader(part.model)}" for name, part in self.parts.items()]
+        model = stated(self.parts[""].source.beside)
+        return [card.OWN_LAYOUT] if model is not None and model.library == "diffusers" else None
+
+    def _card(
+        self, report: RunReport, written: Mapping[str, Written], original: bytes | None, loading: list[str] | None
+    ) -> bytes:
+        """The model card, with the original one in it."""
+        alone = written.get("")
+        text = card.card(
+            report,
+            alone.plan if alone is not None else Plan(tuple(t for one in written.values() for t in one.plan.tensors)),
+            settings=self.order.settings,
+            obstacle=alone.obstacle if alone is not None else "",
+            origin=card.hub_name(self.home or ""),
+            side=self.side,
+            original=original,
+            loading=loading,
+        )
+        return write.with_loading(text, alone.model) if alone is not None else text
+
+
+def _loader(model: Outgoing) -> str:
+    """How a component of the output is loaded."""
+    return card.OWN_LAYOUT if model.to is None else f"{model.to}, {named(model.to).summary}"
+
+
+def checked(
+    source: Source,
+    order: Order,
+    target: str,
+    *,
+    folder: bool,
+    force: bool,
+    resume: bool = False,
+    dry_run: bool = False,
+    read: Sequence[str] = (),
+) -> tuple[str, SideFiles]:
+    """The real path of an output that may be written, and what becomes of the files beside the source. read: files that
+    are read beside the source. Raises UsageError, DataError and QuantcliError."""
+    check_folder_options(folder, order, resume=resume)
+    importance = order.importance or (order.recipe.importance or (None,))[0]
+    inputs = [*read, *([importance] if importance else [])]
+    real = target if dry_run else export.check_output(source, target, folder=folder, force=force, read=inputs)
+    return real, sidefiles.of(source, os.path.realpath(real), folder=folder)
 
 
 def prepare(
@@ -238,23 +315,17 @@ def prepare(
 ) -> Job:
     """A run on a source that writes to `target`. read: files that it reads beside the source. Raises UsageError,
     DataError and QuantcliError for all that can be known before the first weight is read."""
-    check_folder_options(folder, order, resume=resume)
-    importance = order.importance or (order.recipe.importance or (None,))[0]
-    inputs = [*read, *([importance] if importance else [])]
-    real = target if dry_run else export.check_output(source, target, folder=folder, force=force, read=inputs)
+    real, side = checked(source, order, target, folder=folder, force=force, resume=resume, dry_run=dry_run, read=read)
     try:
         found = planned(source, order, request, folder=folder)
     except (UsageError, DataError) as error:
         raise error.within(src) from None
-    side = sidefiles.of(source, os.path.realpath(real), folder=folder)
     return Job(
-        source=source,
         order=order,
-        request=request,
-        plan=found.plan,
-        model=found.model,
+        parts={"": found},
         side=side,
         src=src,
+        home=source.folder,
         shown=shown,
         path=real,
         folder=folder,

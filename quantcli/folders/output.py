@@ -10,10 +10,9 @@ from quantcli.folders import write as folders
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.layouts.native import parts
 from quantcli.layouts.writer import named
-from quantcli.passes import outputs, quantize
+from quantcli.passes import outputs
 from quantcli.passes.export import Export, to_file
 from quantcli.passes.outputs import Outgoing
-from quantcli.passes.quantize import Options, Written
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
 
@@ -44,23 +43,6 @@ def nbytes_of(source: Source, plan: Plan) -> Callable[[str], int]:
         own = {t.info.name: parts.nbytes(t) for t in plan.tensors}
         return own.__getitem__
     return model.nbytes
-
-
-def write(
-    source: Source,
-    plan: Plan,
-    model: Outgoing,
-    path: str,
-    options: Options,
-    *,
-    side: SideFiles,
-    folder: bool,
-    resumed: bool = False,
-) -> Written:
-    """Quantize a source into a file or folder at its real path. model: what the plan leads to. Raises QuantcliError."""
-    if folder:
-        return folders.quantize(source, plan, model, path, options, side=side, resumed=resumed)
-    return quantize.write(source, plan, model, path, options)
 
 
 def move(export: Export, path: str, *, folder: bool, force: bool, side: SideFiles) -> tuple[int, dict[str, bool]]:

@@ -18,12 +18,11 @@ from quantcli.errors import DataError, QuantcliError, os_error, printable
 from quantcli.layouts.evidence import CONFIGS
 from quantcli.layouts.native.document import KEY
 from quantcli.reports.records import FileReport
-from quantcli.stores import Source
+from quantcli.stores import Source, pipelines
 from quantcli.stores.checkpoint import INDEX, TRAINING
-from quantcli.stores.files import InputFile, leads_outside, read_small
+from quantcli.stores.files import InputFile, leads_outside
 from quantcli.stores.folder import OutputFolder
 from quantcli.stores.safetensors import SafetensorsFile
-from quantcli.strict import strict_json
 from quantcli.terminal import size as shown_size
 
 CONFIG, CARD = "config.json", "README.md"
@@ -171,7 +170,8 @@ def of_folder(folder: str, output: str, known: Weights) -> SideFiles:
     for name in known.written:
         if os.path.basename(name) == CONFIG and leads_outside(folder, name):
             raise DataError("this is a link to a file outside its folder", place=[os.path.join(folder, name)])
-    modules = modules_of(folder)
+    steps = [(os.path.normpath(place), kind) for place, kind in pipelines.modules(folder)]
+    modules = {place: printable(kind, 60) for place, kind in steps if place != "."}
     found, converted = list[SideFile](), list[tuple[str, int]]()
     for path, folders, names in os.walk(folder, onerror=_unreadable):
         below = os.path.relpath(path, folder)
@@ -277,20 +277,6 @@ def _linked(folder: str, relative: str, modules: Collection[str]) -> SideFile:
         place = [os.path.join(folder, relative)]
         raise DataError("modules.json names it, and it is a link to a folder", place=place, hint="put the folder there")
     return SideFile(name=relative, size=0, file=None, reason=_LINKED)
-
-
-def modules_of(folder: str) -> dict[str, str]:
-    """The subfolders of sentence-transformers' modules, in which parts of the model lie, and the class of each."""
-    path = os.path.join(folder, "modules.json")
-    if not os.path.isfile(path):
-        return {}
-    listed = strict_json(read_small(path, 1 << 24), path)
-    found = {}
-    for module in listed if isinstance(listed, list) else []:
-        place = module.get("path") if isinstance(module, dict) else None
-        if isinstance(place, str) and place and os.path.normpath(place) != ".":
-            found[os.path.normpath(place)] = printable(str(module.get("type", "")).rpartition(".")[2], 60)
-    return found
 
 
 def _size(path: str) -> int:

@@ -6,10 +6,11 @@ same as without the interruption.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,8 +29,7 @@ from quantcli.passes.configuration import quantization_config
 from quantcli.passes.export import Export
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
-from quantcli.planning.plan import Plan, check
-from quantcli.reports import build
+from quantcli.planning.plan import Plan, Request, check
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.files import check_space, read_small
@@ -44,6 +44,18 @@ _INDEX_LIMIT = 100_000_000
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What becomes of a source: the request, its plan, the model that is written, and what loaders of that will and
+    will not do."""
+
+    source: Source
+    request: Request
+    plan: Plan
+    model: Outgoing
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class _File:
     """A file that is written: its name while the work is going on, and what it holds."""
@@ -55,12 +67,13 @@ class _File:
 
 @dataclass(slots=True)
 class _State:
-    """How far a model is in its part of a folder."""
+    """How far a model is in its part of a folder. config: its config.json, None where it has none."""
 
     source: Source
     part: Part
     plan: Plan
     model: Outgoing
+    config: Mapping[str, Any] | None
     limit: int | None
     files: list[_File] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
@@ -69,66 +82,61 @@ class _State:
 
 
 @dataclass(frozen=True, slots=True)
-class _Around:
-    """What there is of a folder beside its weights: side files, config.json and the card, None where there is none."""
+class Filled:
+    """A folder that holds all its models, but has not its name: what was written of each, and notes on them all."""
 
-    side: SideFiles
-    config: dict[str, Any] | None
-    card: bytes | None
-
-
-def around(source: Source, side: SideFiles) -> _Around:
-    """What lies around the weights, read before them: whatever is wrong with it is wrong from the start."""
-    original = None if side.leaves_out(CARD) else source.beside(CARD)
-    return _Around(side, json_beside(source.beside, CONFIG), original)
+    out: OutputFolder
+    written: Mapping[str, Written]
+    notes: tuple[str, ...]
 
 
-def quantize(
-    source: Source,
-    plan: Plan,
-    model: Outgoing,
+@contextlib.contextmanager
+def quantized(
+    parts: Mapping[str, Planned],
     path: str,
     options: Options,
     *,
+    src: str,
     side: SideFiles,
+    others: Sequence[Source] = (),
     resumed: bool = False,
-) -> Written:
-    """Quantize a model into a folder at `path`, which appears only when it is complete.
+) -> Iterator[Filled]:
+    """A folder in which models are quantized, all but its model card; it appears at `path` at the end of the block.
 
-    model: what the plan leads to. side: what lies beside the weights. resumed: reuse what an interrupted run has
-    finished. Raises UsageError where that run was asked for something else, DataError where the source was changed
-    since.
+    parts: the models by the subfolder of each, a single one under an empty name. src: where they are from. side: what
+    lies beside the weights. others: further sources that must not change meanwhile. resumed: reuse what an interrupted
+    run has finished. Raises UsageError where that run was asked for something else, DataError where a source was
+    changed since.
     """
-    beside = around(source, side)
-    asked = resume.asked(source, plan, options) if source.folder is not None else {}
+    configs = {name: json_beside(part.source.beside, CONFIG) for name, part in parts.items()}
+    asked = {name: resume.asked(part.source, part.plan, options) for name, part in parts.items()}
     with OutputFolder(path, force=options.force) as out:
-        ledger = Ledger(out, asked, resumed=resumed)
-        check_space(out.path, side.size + max(weights(model) - ledger.size, 0), source.path)
+        ledger = Ledger(out, asked.get("", {"components": asked}), resumed=resumed)
+        size = sum(part.model.nbytes(t.info.name) for part in parts.values() for t in part.model.tensors)
+        check_space(out.path, side.size + max(size - ledger.size, 0), src)
         side.copy_to(out)
-        written = fill(source, plan, model, out.part(""), options, ledger, beside)
-        written = replace(written, notes=(*ledger.notes, *written.notes))
-        if source.folder is not None:
-            text = _card(source, written, options, beside)
-            out.write(CARD, _loading(text, written.model))
-        source.check_unchanged()
+        written = {name: _filled(part, out.part(name), options, ledger, configs[name]) for name, part in parts.items()}
+        notes = [prefixed(name, line) for name, part in written.items() for line in part.notes]
+        yield Filled(out, written, (*ledger.notes, *notes))
+        for source in [*(part.source for part in parts.values()), *others]:
+            source.check_unchanged()
         out.publish()
-        return written
 
 
-def weights(model: Outgoing) -> int:
-    """Bytes of the tensors of a model in its output."""
-    return sum(model.nbytes(t.info.name) for t in model.tensors)
+def prefixed(name: str, line: str) -> str:
+    """A line about a model of a folder, which names it where there are several."""
+    return f"{name}: {line}" if name else line
 
 
-def fill(
-    source: Source, plan: Plan, model: Outgoing, part: Part, options: Options, ledger: Ledger, beside: _Around
+def _filled(
+    planned: Planned, part: Part, options: Options, ledger: Ledger, config: Mapping[str, Any] | None
 ) -> Written:
-    """Quantize a model into its part of a folder, all but the model card."""
-    limit = plan.request.max_shard_size if plan.request is not None else None
-    state = _State(source, part, plan, model, limit)
+    """Quantize a model into its part of a folder."""
+    limit = planned.request.max_shard_size
+    state = _State(planned.source, part, planned.plan, planned.model, config, limit)
     _write_files(options, state, ledger)
     check(state.plan)
-    return _finished(state, beside)
+    return _finished(state)
 
 
 def _write_files(options: Options, state: _State, ledger: Ledger) -> None:
@@ -175,7 +183,8 @@ def _taken_over(cutter: Cutter, known: Finished, state: _State, options: Options
 def _make(cutter: Cutter, piece: Piece, state: _State, options: Options, ledger: Ledger) -> None:
     """Write the file of a piece; where tensors turned out otherwise than planned, plan them again instead."""
     file = cutter.file(piece)
-    outcome = write_part(piece.source, state.model, [file], state.part.temp, replace(options, force=True))
+    own = replace(options, force=True)
+    outcome = write_part(piece.source, state.model, [file], state.part.temp, own, whole=state.source)
     if not outcome.amendments:
         path = os.path.join(state.part.temp, piece.cut.name)
         made = {name: resume.as_values(state.model.by_name[name], r) for name, r in outcome.results.items()}
@@ -209,7 +218,7 @@ def _add(
 # ---- what is not weights ----------------------------------------------------------------------------------------
 
 
-def _finished(state: _State, beside: _Around) -> Written:
+def _finished(state: _State) -> Written:
     """What was written, once all files have their names, and index and configuration are there."""
     model, files = state.model, state.files
     if state.limit is not None:
@@ -221,33 +230,39 @@ def _finished(state: _State, beside: _Around) -> Written:
             file.name = new
     added, why = dict(model.conversion.config), ""
     if model.to is None:
-        content = architectures.of(without_quantization(beside.config or {})) or UNNAMED
+        content = architectures.of(without_quantization(state.config or {})) or UNNAMED
         config, why = quantization_config(state.plan.tensors, content)
         added = {"quantization_config": config} if config else {}
-    _describe(state.source, state.part, model, files, beside, added)
+    _describe(state.source, state.part, model, files, state.config, added)
     return Written(
         plan=state.plan,
         model=model,
         results=state.results,
         size=sum(file.size for file in files),
-        copied=tuple(f.name for f in beside.side.copied),
         obstacle=why,
         notes=tuple(state.notes),
     )
 
 
 def _describe(
-    source: Source, part: Part, model: Outgoing, files: Sequence[_File], beside: _Around, config: Mapping[str, Any]
+    source: Source,
+    part: Part,
+    model: Outgoing,
+    files: Sequence[_File],
+    config: Mapping[str, Any] | None,
+    added: Mapping[str, Any],
 ) -> None:
-    """Write index and configuration. config: what is added to config.json."""
+    """Write index and configuration. added: to config.json."""
     as_it_was = source.index and [f.name for f in files] == [output_name(n) for n in source.shards]
     if as_it_was or len(files) > 1:
         part.write(_index_name(source, model), _index(source, model, files))
-    if beside.config is not None:
-        part.write(CONFIG, json_bytes({**without_quantization(beside.config), **config}))
+    if config is not None:
+        part.write(CONFIG, json_bytes({**without_quantization(config), **added}))
+    for name, content in model.conversion.beside.items():
+        part.write(name, content)
 
 
-def _loading(text: bytes, model: Outgoing) -> bytes:
+def with_loading(text: bytes, model: Outgoing) -> bytes:
     """A model card with what there is to know of the target's loader."""
     if model.document == "new":
         return text
@@ -289,35 +304,6 @@ def _index(source: Source, model: Outgoing, files: Sequence[_File]) -> bytes:
     return json_bytes({**found, "metadata": metadata, "weight_map": dict(sorted(homes.items()))})
 
 
-def _card(source: Source, written: Written, options: Options, beside: _Around) -> bytes:
-    """The model card, with the original one in it."""
-    found = build.of_plan(
-        written.plan.tensors,
-        written.results,
-        written.model.nbytes,
-        command="quantize",
-        source=source.path,
-        output=None,
-        bytes_in=sum(f.size for f in source.files()),
-        bytes_out=written.size,
-        seconds=None,
-    )
-    return card.card(
-        found,
-        written.plan,
-        settings=options.settings,
-        obstacle=written.obstacle,
-        origin=card.hub_name(source.folder or ""),
-        side=beside.side,
-        original=beside.card,
-        loading=[card.OWN_LAYOUT] if _is_of_diffusers(beside) else None,
-    )
-
-
-def _is_of_diffusers(beside: _Around) -> bool:
-    return (architectures.of(beside.config or {}) or UNNAMED).library == "diffusers"
-
-
 def left_over(path: str) -> str | None:
     """The hidden folder that an interrupted run on a destination has left, if there is one to go on with."""
     partial = partial_of(path)
@@ -331,7 +317,7 @@ def move(export: Export, path: str, side: SideFiles, *, force: bool) -> tuple[in
     """Write a native model in another layout into a folder: bytes of its weights, and which tensors stand for just the
     same numbers."""
     source, model = export.model.source, export.outgoing
-    beside = around(source, side)
+    config, original = json_beside(source.beside, CONFIG), card.beside(source.folder, side)
     shards: Mapping[str, Source] = source.shards if source.folder is not None else {outputs.NAME: source}
     cuts = [(shard, _cut_of(name, shard, model)) for name, shard in shards.items()]
     cuts = [(shard, cut) for shard, cut in cuts if cut.tensors]
@@ -348,9 +334,9 @@ def move(export: Export, path: str, side: SideFiles, *, force: bool) -> tuple[in
         for shard, file in planned:
             exact |= export.files(shard, [file], out.temp, force=True).exact
         files = [_File(file.name, file.size, file.tensors) for _, file in planned]
-        _describe(source, out.part(""), model, files, beside, model.conversion.config)
-        if beside.card is not None:
-            out.write(CARD, _loading(beside.card, model))
+        _describe(source, out.part(""), model, files, config, model.conversion.config)
+        if original is not None:
+            out.write(CARD, with_loading(original, model))
         source.check_unchanged()
         out.publish()
     return size, exact

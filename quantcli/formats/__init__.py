@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from quantcli import registry
-from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
+from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams, Small
 from quantcli.kernels.codebook import Codebook
 from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.scheme import Family, Scheme
@@ -33,7 +33,7 @@ class Format:
     largest weight is divided by to get the scale that clips nothing; for asymmetric schemes the whole range is.
     levels(scheme): for codebooks float64 (2^b,) by code, NaN where a code stands for nothing.
     bits: the least, the most, and the default; ties_to_even: as a cast rounds; zero_points: kinds of asymmetric
-    schemes it supports; calibration: the default one.
+    schemes it supports; calibration: the default one. small: of small floats, how their codes are made.
     """
 
     family: Family
@@ -44,6 +44,7 @@ class Format:
     ties_to_even: bool = False
     zero_points: tuple[str, ...] = ()
     calibration: str = "minmax"
+    small: Small | None = None
 
 
 def _format(scheme: Scheme) -> Format:
@@ -70,7 +71,7 @@ def fixed_codebook(scheme: Scheme) -> Codebook:
     """The codebook of a format whose levels are not learned."""
     form = _format(scheme)
     assert form.levels is not None
-    return sorted_levels(form.levels(scheme)[None], ties_to_even=form.ties_to_even)
+    return sorted_levels(form.levels(scheme)[None], ties_to_even=form.ties_to_even, small=form.small)
 
 
 def padded_codebook(levels: Floats, scheme: Scheme) -> Codebook:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.formats import Format
-from quantcli.kernels import LEVELS, CodeGrid
+from quantcli.kernels import LEVELS, CodeGrid, Small
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,9 +25,10 @@ def of(
     levels: Callable[[Scheme], NDArray[np.float64]],
     bits: tuple[int, int, int],
     *,
-    ties_to_even: bool = False,
+    small: Small | None = None,
 ) -> Format:
-    """A format of fixed levels; the largest weight is scaled to its largest magnitude."""
+    """A format of fixed levels; the largest weight is scaled to its largest magnitude. small: of small floats, whose
+    scales are searched, and which round as a cast does."""
 
     def reach(scheme: Scheme) -> float:
         return float(np.nanmax(np.abs(levels(scheme))))
@@ -38,7 +39,8 @@ def of(
         reach=reach,
         levels=levels,
         bits=bits,
-        ties_to_even=ties_to_even,
+        ties_to_even=small is not None,
+        small=small,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.formats import _levels
+from quantcli.kernels import Small
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,4 +26,4 @@ def levels(scheme: Scheme) -> NDArray[np.float64]:
     return values
 
 
-PROVIDES = _levels.of(levels, (8, 8, 8), ties_to_even=True)
+PROVIDES = _levels.of(levels, (8, 8, 8), small=Small(mantissa=3, lowest=-6, top=448.0))

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quantcli.errors import UsageError
+from quantcli.kernels.codebook import Small
 from quantcli.kernels.table import (
     BF16,
     BINARY,
@@ -18,7 +19,11 @@ from quantcli.kernels.table import (
     INTEGER,
     LEVELS,
     OFFSET,
+    SUPER,
+    BlockScales,
+    BlockType,
     CodeGrid,
+    Form,
     Grids,
     Kernels,
     Kind,
@@ -40,17 +45,22 @@ __all__ = [
     "INTEGER",
     "LEVELS",
     "OFFSET",
+    "SUPER",
+    "BlockScales",
+    "BlockType",
     "Bytes",
     "CodeGrid",
     "Codes",
     "Counts",
     "Doubles",
     "Floats",
+    "Form",
     "Grids",
     "Kernels",
     "Kind",
     "QuantParams",
     "Ranges",
+    "Small",
     "Sums",
     "Tile",
     "load",

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Small:
+    """A small float, sign bit first: bits of its mantissa, the exponent of its smallest normal number, and its largest
+    number. Its codes are those of its bits; ties go to the even code."""
+
+    mantissa: int
+    lowest: int
+    top: float
+
+
 @dataclass(frozen=True, slots=True)
 class Codebook:
     """Levels of `tables` codebooks: one shared by all rows, or one per row. A code u stands for levels[u] * scale.
@@ -20,7 +30,8 @@ class Codebook:
     levels: float32 (tables, 2^b) by code. sorted, order: the `count` levels in use in ascending order and their
     codes, (tables, count). thresholds: float32 (tables, 2^m - 1), between neighbours, filled up with infinity; a
     quotient t = x / scale belongs to the level after all thresholds smaller than t. limits: float32 (tables, 2),
-    beyond which a quotient counts as clipped: half a step outside the outermost levels.
+    beyond which a quotient counts as clipped: half a step outside the outermost levels. small: of small floats, whose
+    codes need no looking up.
     """
 
     levels: Floats
@@ -28,6 +39,7 @@ class Codebook:
     order: NDArray[np.uint16]
     thresholds: Floats
     limits: Floats
+    small: Small | None = None
 
     @property
     def tables(self) -> int:
@@ -38,11 +50,16 @@ class Codebook:
         """The codebooks of some rows; a shared one is returned as it is."""
         if self.tables == 1:
             return self
-        return Codebook(*(getattr(self, name)[first:last] for name in self.__slots__))
+        arrays = [getattr(self, name)[first:last] for name in _ARRAYS]
+        return Codebook(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4])
 
 
-def codebook(levels: NDArray[Any], *, ties_to_even: bool = False) -> Codebook:
-    """The codebook of levels (tables, 2^b) by code; NaN where a code stands for nothing.
+_ARRAYS = ("levels", "sorted", "order", "thresholds", "limits")
+
+
+def codebook(levels: NDArray[Any], *, ties_to_even: bool = False, small: Small | None = None) -> Codebook:
+    """The codebook of levels (tables, 2^b) by code; NaN where a code stands for nothing. small: the small float whose
+    numbers they are.
 
     A value halfway between two levels goes to the lower one, or with `ties_to_even` to the one of even code, which is
     how a cast to an 8-bit float rounds. Of equal levels the first code is used (for -0 and 0: that of 0).
@@ -69,7 +86,7 @@ def codebook(levels: NDArray[Any], *, ties_to_even: bool = False) -> Codebook:
     filled[:, : count - 1] = thresholds
     with np.errstate(over="ignore"):  # half a step beyond the largest float32
         limits = _limits(ordered.astype(np.float64)).astype(np.float32)
-    return Codebook(levels, ordered, order.astype(np.uint16), filled, limits)
+    return Codebook(levels, ordered, order.astype(np.uint16), filled, limits, small)
 
 
 def _limits(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,6 +101,7 @@ def _limits(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def joined_codebooks(books: list[Codebook], rows: int) -> Codebook:
     """The codebooks of all rows from those of parts; a shared one is returned as it is."""
-    if len(books) == 1 or sum(b.tables for b in books) != rows:
+    if len(books) == 1 or books[0].small is not None or sum(b.tables for b in books) != rows:
         return books[0]
-    return Codebook(*(np.concatenate([getattr(b, name) for b in books]) for name in Codebook.__slots__))
+    levels, ordered, order, thresholds, limits = (np.concatenate([getattr(b, name) for b in books]) for name in _ARRAYS)
+    return Codebook(levels, ordered, order, thresholds, limits)

@@ -65,6 +65,12 @@ struct Grid {
   float umin, umax, zero;  // limits of the unsigned code; the zero every group shares when none is given
 };
 
+// A small float: bits of its mantissa (-1: none), the exponent of its smallest normal number, its largest number.
+struct Small {
+  int32_t mantissa, lowest;
+  float top;
+};
+
 // Levels of the codes of `tables` codebooks (1: shared by all rows), 2^bits floats each, and the lookup of codes:
 // `count` codes in ascending order of their levels, the thresholds between them, and where clipping begins.
 struct Codebook {
@@ -72,6 +78,7 @@ struct Codebook {
   const uint16_t* order;
   int64_t tables;
   int32_t size, count;
+  Small small;
 };
 
 // Floats from one row's parameters to the next: 0 where all rows share them.

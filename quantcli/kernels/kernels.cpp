@@ -7,6 +7,7 @@
 // With 256 lanes the additions of neighbouring columns are independent, so the loop vectorises without
 // re-association, and numpy gets the same order from one reduction along axis 0.
 
+#include "blocks.h"
 #include "common.h"
 #include "kmeans.h"
 #include "levels.h"
@@ -150,13 +151,17 @@ inline void account(const float* x, const float* e, int n, Lanes& lanes) {
   }
 }
 
+// What weights are divided by: sub-blocks of super-blocks may have the scale 0, and then all codes are the same.
+inline float divisor_of(float scale) { return scale == 0 ? INFINITY : scale; }
+
 // n <= LANES weights of one group: stored code, error of its decoded value, and which codes were out of range.
 template <bool MIDRISE>
 inline void quantize_integer(const float* x, int n, const Grid& grid, float scale, float zero, float* code,
                              float* error, int32_t* clipped) {
   const float umin = grid.umin, umax = grid.umax, centre = zero - (MIDRISE ? 0.5f : 0.0f);
+  const float divisor = divisor_of(scale);
   for (int i = 0; i < n; ++i) {
-    const float t = x[i] / scale;
+    const float t = x[i] / divisor;
     float r = (MIDRISE ? std::floor(t) : std::nearbyintf(t)) + zero;
     float c = r < umin ? umin : r;
     c = c > umax ? umax : c;
@@ -170,8 +175,9 @@ template <bool MIDRISE>
 inline void quantize_offset(const float* x, int n, const Grid& grid, float scale, float zero, float* code,
                             float* error, int32_t* clipped) {
   const float umin = grid.umin, umax = grid.umax, half = MIDRISE ? 0.5f : 0.0f;
+  const float divisor = divisor_of(scale);
   for (int i = 0; i < n; ++i) {
-    const float t = (x[i] - zero) / scale;
+    const float t = (x[i] - zero) / divisor;
     float r = MIDRISE ? std::floor(t) : std::nearbyintf(t);
     float c = r < umin ? umin : r;
     c = c > umax ? umax : c;

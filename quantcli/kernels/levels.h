@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common.h"
+#include "floats.h"
 
 namespace {
 
@@ -15,15 +16,17 @@ struct Table {
   const uint16_t* order;
   float low, high;
   int count;
+  Small small;
 };
 
 inline Table table_of(const Codebook* book, int64_t row) {
-  if (!book) return {};
+  if (!book) return {nullptr, nullptr, nullptr, nullptr, 0, 0, 0, {-1, 0, 0}};
   const int64_t at = book->tables > 1 ? row : 0;
   int64_t width = 1;  // thresholds are filled up to 2^m - 1 by infinity, for the binary search
   while (width < book->count) width *= 2;
   return {book->levels + at * book->size, book->sorted + at * book->count, book->thresholds + at * (width - 1),
-          book->order + at * book->count, book->limits[2 * at],     book->limits[2 * at + 1], book->count};
+          book->order + at * book->count, book->limits[2 * at],     book->limits[2 * at + 1], book->count,
+          book->small};
 }
 
 // Places of n <= LANES values among the thresholds: how many are smaller.
@@ -44,6 +47,10 @@ inline void place(const float* t, int n, const float* thresholds, int count, int
 
 inline void quantize_levels(const float* x, int n, float scale, const Table& table, float* code, float* error,
                             int32_t* clipped) {
+  if (table.small.mantissa >= 0) {
+    quantize_floats(x, n, scale, table.small, table.low, table.high, code, error, clipped);
+    return;
+  }
   float t[LANES];
   int32_t at[LANES];
   const float divisor = scale == 0 ? 1.0f : scale;  // only groups of zeros have no scale

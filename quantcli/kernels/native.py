@@ -16,19 +16,23 @@ from quantcli.kernels.table import (
     MOST_ENDS,
     MOST_IMPORTANCE,
     MOST_TRIALS,
+    SUPER,
+    BlockScales,
+    BlockType,
     CodeGrid,
     Grids,
     QuantParams,
     Ranges,
     Sums,
     Tile,
+    empty_blocks,
     row_bytes,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
 
 _LEVELS = {3: "v3", 2: "v2"}
@@ -56,6 +60,14 @@ class _Grid(Structure):
     ]
 
 
+class _Small(Structure):
+    _fields_ = [
+        ("mantissa", c_int32),
+        ("lowest", c_int32),
+        ("top", c_float),
+    ]
+
+
 class _Codebook(Structure):
     _fields_ = [
         ("levels", c_void_p),
@@ -66,6 +78,7 @@ class _Codebook(Structure):
         ("tables", c_int64),
         ("size", c_int32),
         ("count", c_int32),
+        ("small", _Small),
     ]
 
 
@@ -78,6 +91,15 @@ class _Params(Structure):
     ]
 
 
+class _BlockType(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("form", "bits", "sub", "low", "high", "deepest", "range_bits")),
+        *((name, c_int32) for name in ("refits", "rounds", "ratio_count", "factor_count")),
+        ("ratios", POINTER(c_double)),
+        ("factors", POINTER(c_double)),
+    ]
+
+
 _P = c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ranges": (c_int32, [_P, _P, _P, _P]),
@@ -86,8 +108,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bins": (c_int32, [_P, c_int64, _P, _P]),
     "search": (None, [_P, _P, _P, _P, c_int32, c_float, c_int32, _P, _P, _P]),
     "search_offsets": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P, _P]),
+    "search_blocks": (None, [_P, _P, _P, _P, _P, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
+    "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
@@ -131,7 +155,11 @@ def _grid(grid: CodeGrid) -> _Grid:
 def _codebook(book: Codebook) -> _Codebook:
     assert all(getattr(book, n).flags.c_contiguous for n in ("levels", "sorted", "thresholds", "limits", "order"))
     addresses = [_at(a) for a in (book.levels, book.sorted, book.thresholds, book.limits, book.order)]
-    return _Codebook(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1])
+    return _Codebook(*addresses, book.tables, book.levels.shape[1], book.sorted.shape[1], _small(book.small))
+
+
+def _small(small: Small | None) -> _Small:
+    return _Small(-1, 0, 0) if small is None else _Small(small.mantissa, small.lowest, small.top)
 
 
 def _params(params: QuantParams, rows: int) -> _Params:
@@ -141,6 +169,14 @@ def _params(params: QuantParams, rows: int) -> _Params:
     if book is not None:
         found.codebook = pointer(_codebook(book))
     return found
+
+
+def _block_type(kind: BlockType) -> _BlockType:
+    assert len(kind.ratios) <= MOST_ENDS
+    whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
+    counts = (kind.refits, kind.rounds, len(kind.ratios), len(kind.factors))
+    ratios, factors = ((c_double * len(values))(*values) for values in (kind.ratios, kind.factors))
+    return _BlockType(*whole, *counts, ratios, factors)
 
 
 class NativeKernels:
@@ -231,6 +267,25 @@ class NativeKernels:
         )
         return scale, offset
 
+    def search_blocks(
+        self, tile: Tile, kind: BlockType, importance: tuple[NDArray[np.int16], Doubles] | None = None
+    ) -> BlockScales:
+        found = empty_blocks(tile, kind)
+        columns, much = (None, None) if importance is None else importance
+        assert tile.cols % SUPER == 0
+        self._call(
+            "search_blocks",
+            byref(_tile(tile)),
+            byref(_block_type(kind)),
+            _at(columns),
+            _at(much),
+            _at(found.d),
+            _at(found.m),
+            _at(found.scales),
+            _at(found.minima),
+        )
+        return found
+
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         n = len(weight) - 1
         start = np.zeros((k, n + 1), np.int32)
@@ -252,6 +307,33 @@ class NativeKernels:
             _at(best),
             _at(cross),
             _at(square),
+        )
+        return best
+
+    def trial_floats(
+        self,
+        tile: Tile,
+        small: Small,
+        trial: Floats,
+        first: NDArray[np.int32] | None,
+        count: int,
+        plain: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
+        assert count <= MOST_TRIALS and trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
+        reciprocal = np.float32(1) / trial
+        self._call(
+            "trial_floats",
+            byref(_tile(tile)),
+            byref(_small(small)),
+            _at(trial),
+            _at(reciprocal),
+            _at(first),
+            count,
+            plain,
+            _at(importance),
+            _at(best),
         )
         return best
 

@@ -17,6 +17,8 @@ from quantcli.kernels.table import (
     F32,
     LEVELS,
     OFFSET,
+    BlockScales,
+    BlockType,
     CodeGrid,
     Grids,
     QuantParams,
@@ -29,7 +31,7 @@ from quantcli.kernels.table import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats
 
 T = TypeVar("T")
@@ -118,12 +120,13 @@ def _codes(x: NDArray[Any], params: QuantParams, grid: CodeGrid, out: NDArray[An
     zero = params.zero
     assert zero is not None
     turn = np.floor if grid.midrise else np.rint
+    divisor = np.where(params.scale == 0, np.float32(np.inf), params.scale)  # sub-blocks of super-blocks may have none
     if grid.mode == OFFSET:
         np.subtract(x, zero, out=out)
-        np.divide(out, params.scale, out=out)
+        np.divide(out, divisor, out=out)
         turn(out, out=out)
     else:
-        np.divide(x, params.scale, out=out)
+        np.divide(x, divisor, out=out)
         turn(out, out=out)
         np.add(out, zero, out=out)
     low, high = np.float32(grid.umin), np.float32(grid.umax)
@@ -265,6 +268,13 @@ class NumpyKernels:
 
         return search_offsets(tile, middle, reciprocal, start, ratios, top, importance)
 
+    def search_blocks(
+        self, tile: Tile, kind: BlockType, importance: tuple[NDArray[np.int16], Doubles] | None = None
+    ) -> BlockScales:
+        from quantcli.kernels.numpy_blocks import search_blocks
+
+        return search_blocks(tile, kind, importance)
+
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         from quantcli.kernels.numpy_kmeans import kmeans
 
@@ -276,6 +286,20 @@ class NumpyKernels:
         from quantcli.kernels.numpy_levels import trial_levels
 
         return trial_levels(tile, book, trial, cross, square)
+
+    def trial_floats(
+        self,
+        tile: Tile,
+        small: Small,
+        trial: Floats,
+        first: NDArray[np.int32] | None,
+        count: int,
+        plain: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        from quantcli.kernels.numpy_floats import trial_floats
+
+        return trial_floats(tile, small, trial, first, count, plain, importance)
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False

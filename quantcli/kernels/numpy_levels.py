@@ -52,7 +52,7 @@ def _best(weights: NDArray[Any], trial: Floats, ordered: Floats, thresholds: Flo
             levels = ordered[np.searchsorted(thresholds, part * reciprocal, side="left")]
             whole = len(part) // WIDTH * WIDTH
             for total, products in ((cross, part * levels), (square, levels * levels)):
-                total += _fold(products[:whole])
+                total += fold(products[:whole])
                 for row in products[whole:]:
                     total += row
         scale = trial[:, k].astype(np.float64)
@@ -61,7 +61,7 @@ def _best(weights: NDArray[Any], trial: Floats, ordered: Floats, thresholds: Flo
     return least
 
 
-def _fold(products: NDArray[Any]) -> NDArray[np.float64]:
+def fold(products: NDArray[Any]) -> NDArray[np.float64]:
     """Sums over the weights, lane by lane and then by halves."""
     lanes = np.add.reduce(products.reshape(-1, WIDTH, products.shape[1]), axis=0)
     half = lanes[:4] + lanes[4:]

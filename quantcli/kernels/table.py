@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from quantcli.kernels.codebook import Codebook
+    from quantcli.kernels.codebook import Codebook, Small
 
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
@@ -121,6 +122,56 @@ class Tile:
         return self.seen["ranges"]
 
 
+class Form(IntEnum):
+    """The value of a code e of a super-block with scales d and m, in a sub-block with the whole scale s and minimum t;
+    blocks.h names them the same."""
+
+    AFFINE = 0
+    """d s e - m t."""
+    SIGNED = 1
+    """d s e, e from -2^(b-1) on."""
+    TABLE = 2
+    """d s level[e], with the levels of ggml's IQ4."""
+
+
+SUPER = 256
+"""Weights of a super-block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockType:
+    """A type of super-block and how its scales are searched.
+
+    sub: weights of a sub-block. low, high: limits of its scale; deepest: of its minimum. range_bits: how finely weights
+    are rounded for the search. ratios: candidates of a sub-block: of the range, or of either end's distance from the
+    mean. factors: candidates of d and m, relative to those that the largest scale and minimum need. refits: of the best
+    candidate; rounds: in which the parts of sub-blocks are chosen.
+    """
+
+    form: Form
+    bits: int
+    sub: int
+    low: int
+    high: int
+    deepest: int = 0
+    range_bits: int
+    ratios: tuple[float, ...]
+    factors: tuple[float, ...]
+    refits: int = 0
+    rounds: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScales:
+    """The stored scales of super-blocks: float16 bits of d and m (rows, super-blocks), whole scales and minima of
+    sub-blocks (rows, groups). m and minima are 0 but for AFFINE."""
+
+    d: NDArray[np.uint16]
+    m: NDArray[np.uint16]
+    scales: NDArray[np.int8]
+    minima: NDArray[np.uint8]
+
+
 class Kernels(Protocol):
     """The interface of both tables. Packed codes are rows of whole 32-bit words, low code first."""
 
@@ -161,6 +212,12 @@ class Kernels(Protocol):
         """Scale and offset with the least squared error of every group (rows, groups), never worse than the start; see
         offsets.h. Offsets are relative to `middle`."""
 
+    def search_blocks(
+        self, tile: Tile, kind: BlockType, importance: tuple[NDArray[np.int16], Doubles] | None = None
+    ) -> BlockScales:
+        """The stored scales of super-blocks with the least squared error; see blocks.h. importance: of every column of
+        the tile, 0 to 256 in its sub-block, and how much each sub-block counts."""
+
     def kmeans(self, weight: Doubles, total: Doubles, square: Doubles, k: int) -> NDArray[np.int32]:
         """Starts (k, n + 1) of the cells of optimal 1-D k-means, from sums over the values before each place (n + 1);
         see kmeans.h."""
@@ -170,6 +227,20 @@ class Kernels(Protocol):
     ) -> NDArray[np.int32]:
         """Which of the trial scales (rows, groups, trials) of every group leaves the least error with the levels of a
         shared codebook; for every level sums of scale * x and scale^2 are added to `cross` and `square`."""
+
+    def trial_floats(
+        self,
+        tile: Tile,
+        small: Small,
+        trial: Floats,
+        first: NDArray[np.int32] | None,
+        count: int,
+        plain: int,
+        importance: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        """Which of `count` trial scales of every group leaves the least error when its weights are small floats: its
+        own in (rows, groups, count), or those of a list from the group's `first` (rows, groups) on. Of equal ones it is
+        the `plain` one, else the first; see floats.h."""
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
@@ -184,6 +255,14 @@ class Kernels(Protocol):
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
+
+
+def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:
+    """Room for the scales of a tile, all 0."""
+    supers, groups = (tile.rows, tile.cols // SUPER), (tile.rows, tile.cols // kind.sub)
+    return BlockScales(
+        np.zeros(supers, np.uint16), np.zeros(supers, np.uint16), np.zeros(groups, np.int8), np.zeros(groups, np.uint8)
+    )
 
 
 def row_bytes(cols: int, bits: int) -> int:

@@ -45,7 +45,7 @@ from quantcli.layouts.pieces import (
     turned,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
@@ -130,20 +130,40 @@ def _outputs(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
     return found.reshape(-1, len(words))
 
 
+def _params(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, Floats]:
+    """Scales and zero points of outputs first to last (last - first, groups)."""
+    start = first // 8
+    zero = _outputs(columns(read, stored.zeros, start, -(-last // 8)))[first - start * 8 : last - start * 8]
+    return float_columns(read, stored.scales, stored.name, first, last), zero.astype(np.float32)
+
+
 def _rows(stored: _Stored, read: Read, first: int, last: int) -> Rows:
     """Outputs first to last, the first of which is a multiple of 8."""
     start, end, count = first // 8, -(-last // 8), last - first
     codes = paged(count * row_bytes(stored.cols, 4)).reshape(count, -1)
     for row, strip in strips(read, stored.codes, start, end):
         codes[:, row // 2 : row // 2 + row_bytes(len(strip), 4)] = packing.pack(_outputs(strip)[:count], 4)
-    zero = _outputs(columns(read, stored.zeros, start, end))[:count].astype(np.float32)
-    scale = float_columns(read, stored.scales, stored.name, first, last)
+    scale, zero = _params(stored, read, first, last)
     return Rows(codes=codes, scale=scale, zero=zero, group_of=stored.group)
 
 
 def _decode(stored: _Stored, bands: Bands, read: Read, first: int, last: int) -> Floats:
     shape = stored.rows, stored.cols
     return transposed.decode(bands, stored.name, (first, last), shape, 4, partial(_rows, stored, read))
+
+
+def _held(stored: _Stored, bands: Bands, read: Read) -> Held:
+    """The codes and parameters by output."""
+    return transposed.held(
+        bands,
+        stored.name,
+        (stored.rows, stored.cols),
+        4,
+        partial(_rows, stored, read),
+        partial(_params, stored, read),
+        group=stored.label,
+        scale_dtype=stored.scales.dtype,
+    )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
@@ -164,6 +184,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 unit=1,
                 decode=partial(_decode, stored, bands),
                 dtype=stored.scales.dtype,
+                held=partial(_held, stored, bands),
             )
         )
     return found

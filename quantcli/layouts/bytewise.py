@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.layouts.reader import Read
+from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.small import small_floats
 from quantcli.layouts.stored import floats, scaled, scheme_name
+from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 CODES = {"I8": "w8", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
 """Dtypes of codes, and how the names of their schemes begin."""
@@ -59,6 +60,39 @@ def _spread(stored: Bytewise, values: Floats, first: int, last: int) -> Floats:
         values
         if stored.scale.numel == 1 or stored.height == 1
         else values[np.arange(first, last) // stored.height - start]
+    )
+
+
+def held(stored: Bytewise, read: Read) -> Held | str:
+    """Signed bytes as unsigned codes, with a scale for every row or group."""
+    if stored.codes.dtype != "I8":
+        return "its codes are 8-bit floats"
+    if stored.cols % stored.width:
+        return "its last group is short"
+
+    def packed(first: int, last: int) -> Bytes:
+        raw = read(stored.codes.name, first * stored.cols, (last - first) * stored.cols)
+        return packing.pack(raw.reshape(-1, stored.cols) ^ np.uint8(128), 8)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        start, end = stored.rows_of(first, last)
+        at, count = start * stored.across, (end - start) * stored.across
+
+        def of_rows(values: Floats) -> Floats:
+            return np.broadcast_to(_spread(stored, values, first, last), (last - first, stored.across))
+
+        scale = of_rows(floats(read, stored.scale, stored.name, at, count))
+        if stored.zero is None:
+            return scale, None
+        return scale, of_rows(read(stored.zero.name, at, count).view(np.int8).astype(np.float32) + np.float32(128))
+
+    return Held(
+        bits=8,
+        group="channel" if stored.across == 1 else stored.width,
+        offsets="" if stored.zero is None else "int",
+        scale_dtype=stored.scale.dtype,
+        packed=packed,
+        params=params,
     )
 
 

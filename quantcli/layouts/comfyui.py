@@ -35,7 +35,7 @@ from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
 from quantcli.kernels import QuantParams
 from quantcli.layouts import swizzled
-from quantcli.layouts.bytewise import CODES, Bytewise, decode
+from quantcli.layouts.bytewise import CODES, Bytewise, decode, held
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, modules, not_linear
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, quantized, rounded, words
@@ -123,6 +123,7 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
         parts=(codes, scale),
         unit=1,
         decode=partial(decode, stored),
+        held=partial(held, stored),
     )
 
 

@@ -90,5 +90,13 @@ def architecture(beside: Beside) -> Architecture:
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rest of a config.json."""
-    return {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    """The rest of a config.json, of the models in it too: those of several parts may state it for one."""
+    own = {k: v for k, v in config.items() if k not in (*_QUANTIZATION, "quantization")}
+    return {k: _plain(v) if isinstance(v, dict) else v for k, v in own.items()}
+
+
+_QUANTIZATION = ("quantization_config", "compression_config")
+
+
+def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in part.items() if k not in _QUANTIZATION}

@@ -23,7 +23,7 @@ from quantcli.layouts.reader import CODES, COMFYUI, OWN, SMALL_FLOATS, WHOLE
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
-from quantcli.stores.onnx_tensors import Graph
+from quantcli.stores.onnx_graph import Graph
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
@@ -71,6 +71,7 @@ _LAYOUTS = (
     _Layout("torchao", "_qdata", (), ("{s}_scale", "{s}_scale_and_zero")),
     _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__nf4", ("U8",)),
     _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__fp4", ("U8",)),
+    _Layout("bitsandbytes in 4 bits", "", ("U8",), ("{n}.absmax",)),
     _Layout("bitsandbytes in 8 bits", ".weight", ("I8",), ("{m}.SCB",)),
     _Layout("ComfyUI", ".comfy_quant", ("U8",)),
     _Layout("ComfyUI's scaled 8-bit floats", ".weight", (*_FP8, "U8"), ("{m}.scale_weight",)),
@@ -83,6 +84,7 @@ _LAYOUTS = (
     _Layout("QuIP#", ".Qidxs", (*WHOLE, "I64")),
     _Layout("Marlin", ".B", ("I32",), ("{s}.s",)),
     _Layout("MLX", ".weight", ("U32",), ("{m}.scales",)),
+    _Layout("ModelOpt with scaled inputs", ".weight", ("U8", "I8", *_FP8), ("{m}.pre_quant_scale",)),
     _Layout("MXFP4 of gpt-oss", "_blocks", ("U8",), ("{s}_scales",)),
     _Layout("NVFP4 of ModelOpt", "", ("U8",), ("{n}_scale_2",)),
     _Layout("compressed-tensors", "_packed", ("I32", "U8"), ("{s}_scale",)),
@@ -144,6 +146,7 @@ def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
 _COMPANIONS = (
     "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "weight_zero_point", "scale_weight",
     "qscale_weight", "proj_scale_inv", "proj_scales", "qzeros", "wscales", ".SCB", ".absmax", "._scale", "._shift",
+    "_scale_and_zero",
 )  # fmt: skip
 """How the names of tensors end that decode others, and mean nothing by themselves."""
 
@@ -151,8 +154,13 @@ _COMPANIONS = (
 def _of_companions(infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """Tensors that decode others, whose codes are not there: those of a shard that is missing, or of another name.
     Beside a float weight they are left of its training."""
-    for name in infos:
-        if name.endswith(_COMPANIONS) and f"{name.rpartition('.')[0]}.weight" not in infos:
+    for name, info in infos.items():
+        module, _, last = name.rpartition(".")
+        if f"{module}.weight" in infos:
+            continue
+        scale = infos.get(f"{module}.scale")  # of HQQ, whose names mean something else elsewhere
+        of_hqq = last == "zero" and scale is not None and scale.shape == info.shape and len(info.shape) == 2
+        if of_hqq or name.endswith(_COMPANIONS):
             seen = f"{printable(name, 200)} is there, but not the codes that it belongs to"
             return Evidence(layout="scales without codes", seen=seen, certain=False)
     return None

@@ -50,7 +50,7 @@ from quantcli.layouts.pieces import (
     turned,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import (
     FLOATS,
     across_outputs,
@@ -166,19 +166,37 @@ def _zeros(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return np.array(zeros, np.float32, order="C")
 
 
+def _params(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, Floats]:
+    """Scales and zero points of outputs first to last (last - first, groups)."""
+    return float_columns(read, stored.scales, stored.name, first, last), _zeros(stored, read, first, last)
+
+
 def _rows(stored: _Stored, read: Read, first: int, last: int) -> Rows:
     """Outputs first to last."""
-    return Rows(
-        codes=as_rows(read, stored.codes, first, last).view(np.uint8),
-        scale=float_columns(read, stored.scales, stored.name, first, last),
-        zero=_zeros(stored, read, first, last),
-        group_of=_group_of(stored, read),
-    )
+    scale, zero = _params(stored, read, first, last)
+    codes = as_rows(read, stored.codes, first, last).view(np.uint8)
+    return Rows(codes=codes, scale=scale, zero=zero, group_of=_group_of(stored, read))
 
 
 def _decode(stored: _Stored, bands: Bands, read: Read, first: int, last: int) -> Floats:
     shape = stored.rows, stored.cols
     return transposed.decode(bands, stored.name, (first, last), shape, stored.bits, partial(_rows, stored, read))
+
+
+def _held(stored: _Stored, label: int | str, bands: Bands, read: Read) -> Held | str:
+    """The codes, whose words become rows as they are, unless the groups are not runs of inputs."""
+    if not isinstance(_group_of(stored, read), int):
+        return "its groups are not runs of inputs (desc_act)"
+    return transposed.held(
+        bands,
+        stored.name,
+        (stored.rows, stored.cols),
+        stored.bits,
+        partial(_rows, stored, read),
+        partial(_params, stored, read),
+        group=label,
+        scale_dtype=stored.scales.dtype,
+    )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
@@ -201,6 +219,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 unit=1,
                 decode=partial(_decode, stored, bands),
                 dtype=stored.scales.dtype,
+                held=partial(_held, stored, group, bands),
             )
         )
     return found

@@ -44,7 +44,7 @@ def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Nam
                 new = f"{block}.block_sparse_moe"
                 return Naming(stacked=False, prefix=f"{new}.experts", words=words, home=(f"{block}.mlp", new))
             return Naming(stacked=False, prefix=prefix, words=words)
-    if VLLM_ONLY.intersection(types):
+    if VLLM_ONLY.intersection(types) or not model.known:
         return Naming(stacked=False, prefix=prefix)
     return f"neither vLLM nor transformers loads integer codes for the experts of {types[-1]}"
 
@@ -83,6 +83,7 @@ def ignored(tensors: Sequence[Weight], model: Architecture, *, linear: bool = Fa
     """Modules whose matrix is kept, under all their names, and Linear layers that have no tensor in the file because
     they share one. linear: only modules that may be Linear layers."""
     kept = modules(tensors, quantized=False)
+    model = model.of_file(module_of(tensor.info.name) for tensor in tensors)
     layers = (None, DIRECT, INITIALIZED)
     if not model.known and model.library == "diffusers":  # an embedder may be a Linear layer
         linear = False

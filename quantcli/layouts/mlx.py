@@ -50,12 +50,13 @@ from quantcli.layouts.pieces import (
     not_a_matrix,
     params,
     plain,
+    products_fit,
     quantized,
     repeated,
     rounded,
     words,
 )
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import scales, small_floats
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
@@ -65,7 +66,7 @@ from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -107,7 +108,7 @@ class _Config:
             return self._general
         if not isinstance(own, dict):
             raise DataError("it is not an object", place=["config.json", printable(path)])
-        return {**self._general, **own}
+        return {"mode": "affine", **own}  # mlx takes nothing from the others: mlx-lm's gpt-oss has 8 bits beside MXFP4
 
 
 def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: int) -> tuple[int, int]:
@@ -147,16 +148,37 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> _Sto
     return _Stored(name, bits, group, group * scale.shape[-1], codes, scale, bias)
 
 
-def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
-    rows, groups = last - first, stored.cols // stored.group
+def _packed(stored: _Stored, read: Read, first: int, last: int) -> Bytes:
     size = stored.codes.shape[-1] * 4
-    packed = read(stored.codes.name, first * size, rows * size)
+    return read(stored.codes.name, first * size, (last - first) * size)
+
+
+def _params(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, Floats]:
+    """Scales and biases (last - first, groups)."""
+    rows, groups = last - first, stored.cols // stored.group
     scale, bias = (
         floats(read, info, stored.name, first * groups, rows * groups).reshape(rows, groups)
         for info in (stored.scales, stored.biases)
     )
+    return scale, bias
+
+
+def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    params = QuantParams(*_params(stored, read, first, last))
+    shape = last - first, stored.cols
     grid = CodeGrid(mode=OFFSET, bits=stored.bits, umin=0, umax=(1 << stored.bits) - 1)
-    return kernels.load().decode(packed, (rows, stored.cols), stored.group, QuantParams(scale, bias), grid)
+    return kernels.load().decode(_packed(stored, read, first, last), shape, stored.group, params, grid)
+
+
+def _held(stored: _Stored, read: Read) -> Held:
+    return Held(
+        bits=stored.bits,
+        group=stored.group,
+        offsets="float",
+        scale_dtype=stored.scales.dtype,
+        packed=partial(_packed, stored, read),
+        params=partial(_params, stored, read),
+    )
 
 
 def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found:
@@ -213,6 +235,7 @@ def _affine(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Foun
         parts=(stored.codes, stored.scales, stored.biases),
         unit=1,
         decode=partial(_decode, stored),
+        held=partial(_held, stored),
     )
 
 
@@ -265,6 +288,7 @@ def _job(weight: Weight) -> Job:
         exact_bias = zero.astype(np.float64) if scheme.zero_point == "float" else -zero.astype(np.float64) * scale
         bias = exact_bias.astype(np.float32)
         exact = bool(np.array_equal(bias, exact_bias))
+        exact &= scheme.zero_point == "float" or products_fit(scale, scheme.bits)
         place = (span.row * groups + span.col // group) * element(weight.scale_dtype)
         for number, values in ((1, scale), (2, bias)):
             stored, same = rounded(values, weight.scale_dtype, weight.info.name, zeros=number == 2)

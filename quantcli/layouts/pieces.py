@@ -45,7 +45,7 @@ def facts(weight: Weight) -> tuple[Scheme, Grouping]:
 
 def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None:
     """Why a weight is not the `.weight` of a module, a matrix whose groups end inside its rows; None when it is."""
-    _, plan = facts(weight)
+    scheme, plan = facts(weight)
     shape = weight.info.shape
     if not least <= len(shape) <= most:
         dimensions = f"it has {len(shape)} dimension{'s' if len(shape) != 1 else ''}"
@@ -56,6 +56,8 @@ def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None
         return "its rows run over several axes"
     if plan.short_group:
         return f"a short last group of {plan.short_group}"
+    if scheme.storage != "plain" and scheme.granularity == "group" and plan.group < scheme.group_size:
+        return f"rows of {plan.cols}, shorter than a group of {scheme.group_size}"
     return None
 
 
@@ -129,6 +131,14 @@ def rounded(values: Floats, dtype: str, name: str, *, zeros: bool = False) -> tu
             hint=NO_OTHER_SCALES,
         )
     return found, bool(np.array_equal(back, values))
+
+
+def products_fit(scale: Floats, bits: int) -> bool:
+    """Whether float32 holds u * scale for every code u of so many bits, so that adding an offset rounds once: scales of
+    16 bits do, those of float32 need as many zero bits at their end."""
+    low = np.uint32((1 << min(bits, 23)) - 1)
+    narrow = not (np.ascontiguousarray(scale, np.float32).view(np.uint32) & low).any()
+    return narrow and bool((np.abs(scale) < 2.0 ** (127 - bits)).all())
 
 
 def repeated(values: NDArray[Any], span: TileSpan, plan: Grouping, size: int) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from quantcli.layouts.bytewise import CODES, Bytewise, decode
+from quantcli.layouts.bytewise import CODES, Bytewise, decode, held
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.stored import FLOATS, part, wrong
 from quantcli.tensors.info import TensorInfo
@@ -41,6 +41,7 @@ def _found(stored: Bytewise) -> Found:
         parts=(stored.codes, stored.scale),
         unit=1,
         decode=partial(decode, stored),
+        held=partial(held, stored),
         dtype=stored.scale.dtype,
     )
 

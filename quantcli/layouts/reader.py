@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from quantcli.kernels import Bytes, Floats
+
 
 class Read(Protocol):
     """Reads stored tensors."""
@@ -57,6 +59,25 @@ def is_published(scheme: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The whole-number codes of a weight, in a form that other layouts may store as it is.
+
+    bits: of a code. group: columns that share parameters, or `channel` for a row. offsets: what a code u stands for,
+    in float32: `` is (u - 2^(b-1)) * scale, `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float`
+    u * scale + zero. scale_dtype: of the stored scales. packed(first, last): the codes of some rows, each in whole
+    32-bit words, the low one first. params(first, last): their scales and zeros (rows, groups), no zeros for ``. Both
+    raise DataError as decoding does.
+    """
+
+    bits: int
+    group: int | str
+    offsets: str
+    scale_dtype: str
+    packed: Callable[[int, int], Bytes]
+    params: Callable[[int, int], tuple[Floats, Floats | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A weight that is stored in a layout.
 
@@ -66,8 +87,10 @@ class Found:
     much to read as a unit. Raises DataError for parameters that are not finite or name missing
     groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
     F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
-    scales of activations and of caches. turned(read, first, last, step): of a weight that is stored with its last two
-    axes exchanged, every step-th row of that, from first to last.
+    scales of activations and of caches. held(read): its codes, where other layouts have such codes; a text says why
+    they do not. turned(read, first, last, step): of a weight that is stored with its last two axes exchanged, every
+    step-th row of that, from first to last. Raises DataError. outputs_first: of a matrix that nodes multiply with,
+    whether its shape is [out, in] and not [in, out]; None where nothing tells.
     """
 
     name: str
@@ -79,7 +102,9 @@ class Found:
     decode: Callable[[Read, int, int], NDArray[np.float32]]
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
+    held: Callable[[Read], Held | str] | None = None
     turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
+    outputs_first: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from quantcli.errors import printable
-from quantcli.layouts.bytewise import CODES, Bytewise, decode
+from quantcli.layouts.bytewise import CODES, Bytewise, decode, held
 from quantcli.layouts.config import model_dtype
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.stored import FLOATS, matrix, part, wrong
@@ -55,6 +55,7 @@ def _found(stored: Bytewise, config: Mapping[str, Any]) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         unit=1,
         decode=partial(decode, stored),
+        held=partial(held, stored),
         dtype=model_dtype(config, "F32") if dtype == "F32" else dtype,
     )
 

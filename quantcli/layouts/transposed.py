@@ -16,7 +16,7 @@ import numpy as np
 from quantcli.dtypes import DTYPES
 from quantcli.kernels import QuantParams, row_bytes
 from quantcli.layouts.pieces import turned
-from quantcli.layouts.reader import Read
+from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.stored import by_group, columns, float_columns
 from quantcli.stores.latest import Latest
 from quantcli.stores.pages import paged
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 BAND = 3 << 19
 """Bytes of the codes of a band."""
+
+MOVED = 1 << 22
+"""The same where codes are moved, and nothing is decoded: half as many reads, each twice as long."""
 
 STRIP = 512
 """Rows of what is stored that are put in order at a time: they stay in the cache."""
@@ -96,15 +99,48 @@ def decode(
 ) -> Floats:
     """Some rows of a weight of this shape, by the bands they lie in. make(first, last): a band, which begins with a
     multiple of 32 rows and ends with one or the last row."""
+    found = [_decoded(band, own, shape[1], bits) for band, own in _among(bands, name, span, shape, bits, make)]
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _among(
+    bands: Bands,
+    name: str,
+    span: tuple[int, int],
+    shape: tuple[int, int],
+    bits: int,
+    make: Callable[[int, int], Rows],
+    size: int = BAND,
+) -> Iterator[tuple[Rows, slice]]:
+    """The bands of this size that some rows lie in, one after another, each with the rows in it."""
     rows, cols = shape
-    height = max(BAND // row_bytes(cols, bits) // 32, 1) * 32
+    height = max(size // row_bytes(cols, bits) // 32, 1) * 32
     first, last = span
-    found: list[Floats] = []
     for start in range(first // height * height, last, height):
         end = min(start + height, rows)
         own = slice(max(first - start, 0), min(last, end) - start)
-        found.append(_decoded(bands.take((name, start), partial(make, start, end)), own, cols, bits))
-    return found[0] if len(found) == 1 else np.concatenate(found)
+        yield bands.take((name, start, height), partial(make, start, end)), own
+
+
+def held(
+    bands: Bands,
+    name: str,
+    shape: tuple[int, int],
+    bits: int,
+    make: Callable[[int, int], Rows],
+    params: Callable[[int, int], tuple[Floats, Floats]],
+    *,
+    group: int | str,
+    scale_dtype: str,
+) -> Held:
+    """The codes of a weight of this shape with zero points, as `decode` gets them; params: scales and zero points of
+    any rows."""
+
+    def packed(first: int, last: int) -> Bytes:
+        found = _among(bands, name, (first, last), shape, bits, make, MOVED)
+        return np.concatenate([band.codes[own] for band, own in found])
+
+    return Held(bits=bits, group=group, offsets="int", scale_dtype=scale_dtype, packed=packed, params=params)
 
 
 def _decoded(band: Rows, own: slice, cols: int, bits: int) -> Floats:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from quantcli import asking, registry
 from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
+from quantcli.deciding import ONE_BYTE
 from quantcli.errors import UsageError, printable
-from quantcli.scheme import AUTO, Scheme
+from quantcli.scheme import AUTO, PUBLISHED, Scheme
+from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes, Floats, QuantParams
+    from quantcli.stores.onnx_graph import Graph
 
 
 KEY = "quantcli_export"
@@ -47,8 +50,11 @@ class Codes(Protocol):
         """Scales and zero points of a tile as the kernels take them."""
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
-        """Scales and zero points as the native layout stores them: (rows, groups), or (1, channels) where the columns
-        share them."""
+        """Scales and zero points of the groups that the native layout stores scales for: (rows, groups), (1, channels)
+        where the columns share them, or (blocks, groups) of the blocks that a tile has rows of."""
+
+    def overall(self) -> float:
+        """The scale of the tensor, which those of `scales` contain; 1 where none is stored."""
 
     def levels(self, span: TileSpan) -> Floats:
         """The levels (tables, 2^b) of codes of a codebook."""
@@ -87,21 +93,22 @@ class Job:
 class Conversion:
     """The conversion of a model.
 
-    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
-    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container format, its
-    files, the one that refers to the others first; base is the name of the output, text goes into its metadata under
-    KEY. notes: limits of the loaders, for the user.
+    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. beside: further
+    small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
+    files(base, text): for a container format, its files, the one that refers to the others first; base is the name of
+    the output, text goes into its metadata under KEY. notes: limits of the loaders, for the user.
     """
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
-    files: Callable[[str, str], Sequence[Bytewise]] | None = None
+    files: Callable[[str, str], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bytewise:
+class ContainerFile:
     """A file of another container before it is written: its name, its size, the place of every output in it, and the
     bytes between them."""
 
@@ -116,8 +123,9 @@ class Accepts:
     """The schemes a target can store.
 
     groups: every group size must be a multiple of one of these, None for any. granularities: those supported.
-    symmetric, zero_points: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have, None for
-    all.
+    symmetric, zero_points, storage: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have,
+    None for all. activations: those a configuration may ask for. others: further schemes that it can store; of storages
+    of one byte, groups have just one of the sizes.
 
     >>> Accepts(bits=(4,), groups=(32, 64)).describe()
     'int of 4 bits, symmetric or asymmetric, in groups of a multiple of 32, per channel or per tensor'
@@ -130,9 +138,17 @@ class Accepts:
     symmetric: tuple[bool, ...] = (True, False)
     zero_points: tuple[str, ...] = ("int",)
     asymmetric_bits: tuple[int, ...] | None = None
+    storage: str = "plain"
+    activations: tuple[str, ...] = ("none",)
+    others: tuple[Accepts, ...] = ()
 
     def describe(self) -> str:
         """The schemes in words."""
+        return "; ".join([self._described(), *(other.describe() for other in self.others)])
+
+    def _described(self) -> str:
+        if self.storage != "plain":
+            return _listed([self._published(form) for form in self.formats])
         parts = [f"{' or '.join(self.formats)} of {_listed(self.bits)} bits"]
         if self.formats == ("int",):
             kinds = ["symmetric"] if True in self.symmetric else []
@@ -143,13 +159,31 @@ class Accepts:
         where = []
         if "group" in self.granularities:
             where.append("in groups" + (f" of a multiple of {min(self.groups)}" if self.groups else ""))
-        where += [f"per {g}" for g in self.granularities if g != "group"]
+        where += ["in blocks"] if "block" in self.granularities else []
+        where += [f"per {g}" for g in self.granularities if g not in ("group", "block")]
         return ", ".join([*parts, _listed(where)])
+
+    def _published(self, form: str) -> str:
+        return PUBLISHED[form, self.storage, "group", (self.groups or (0,))[0]]
 
     def obstacle(self, scheme: Scheme) -> str | None:
         """The property of a scheme that the target cannot store; None when it can store the scheme."""
+        found = [kind._obstacle(scheme) for kind in (self, *self.others)]
+        if None in found:
+            return None
+        like = [why for kind, why in zip((self, *self.others), found) if scheme.format in kind.formats]
+        stored = [
+            why for kind, why in zip((self, *self.others), found)
+            if scheme.format in kind.formats and kind.storage == scheme.storage
+        ]  # fmt: skip
+        return [*stored, *like, *found][0]
+
+    def _obstacle(self, scheme: Scheme) -> str | None:
         if scheme.format not in self.formats:
             return f"the format {scheme.format}"
+        if scheme.storage != self.storage:
+            stored = {"plain": "scales that are floats", "e8m0": "scales that are powers of two", "e4m3": "E4M3 scales"}
+            return f"{scheme.format} with {stored[scheme.storage]}"
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:
@@ -164,9 +198,15 @@ class Accepts:
             return f"{scheme.zero_point} offsets"
         if scheme.granularity == "group" and not self._holds(scheme.group_size):
             return f"groups of {scheme.group_size}"
+        if scheme.granularity == "block" and scheme.group_size not in (self.groups or (scheme.group_size,)):
+            return f"blocks of {scheme.group_size} x {scheme.group_size}"
+        if scheme.activations not in self.activations:
+            return f"inputs quantized to {scheme.activations}"
         return None
 
     def _holds(self, group: int) -> bool:
+        if self.storage != "plain":
+            return self.groups is None or group in self.groups
         return self.groups is None or any(group % g == 0 for g in self.groups)
 
     def _asymmetric(self, bits: int) -> bool:
@@ -184,15 +224,20 @@ class Accepts:
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
         'w8g32'
         """
+        like = next((kind for kind in (self, *self.others) if scheme.format in kind.formats), self)
+        if like is not self:
+            return like.nearest(scheme)
         bits = next((b for b in self.bits if b >= scheme.bits), self.bits[-1])
         form = scheme.format if scheme.format in self.formats else self.formats[0]
         symmetric = scheme.symmetric if scheme.symmetric in self.symmetric else self.symmetric[0]
         symmetric = symmetric or form != "int" or not self._asymmetric(bits)
         granularity: Any = scheme.granularity
         if granularity not in self.granularities:
-            granularity = "group" if "group" in self.granularities else "channel"
-        group = (scheme.group_size or 128) if granularity == "group" else None
-        if group is not None and not self._holds(group):
+            granularity = "group" if "group" in self.granularities else self.granularities[0]
+        group = (scheme.group_size or 128) if granularity in ("group", "block") else None
+        if group is not None and self.groups and (self.storage != "plain" or granularity == "block"):
+            group = self.groups[0]
+        elif group is not None and not self._holds(group):
             group = next(iter(self.smaller(group)), min(self.groups or (group,)))
         offset = scheme.zero_point if not symmetric and scheme.zero_point in self.zero_points else "int"
         own = asking.Scheme(format=form)
@@ -203,6 +248,7 @@ class Accepts:
             group_size=group,
             symmetric=symmetric,
             zero_point=offset,
+            scale_dtype=next((dtype for dtype, storage in ONE_BYTE.items() if storage == self.storage), None),
         )
 
 
@@ -210,44 +256,84 @@ def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None
     """Nothing: experts stay as they are stored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
-    """The writer of a layout that other tools load.
+def as_they_are(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str, Sequence[Rebuilt]]:
+    """Nothing: all tensors are wanted in the form in which they are stored."""
+    return {}
 
-    summary: a line for users, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
-    store, for users. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
-    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
-    it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
-    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
-    which nothing runs. module(weight, architecture): why the loader does not support a quantized weight in this module
-    of the model. tables(info, kind, scheme, architecture): the scheme of an embedding or output head (kind `embedding`,
-    `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the target's own tools
-    have it; None where they keep it. experts(layer, types, architecture): how its loader wants the experts of a layer,
-    in a model of these types; None as they are stored, a text why it takes none that are quantized. scale_dtype: the
-    best dtype of scales for it; usual: fields of the scheme to use unless others are requested. extension: of a target
-    that is always one file, with its dot; two_files: whether it may need a second one. keeps_document: whether its
-    files are native files too. mixes: whether weights of one model may have several schemes; tied: a pattern of those
-    that must share one, where a model has stacked experts. read_back: whether the report reads what was written,
-    before that has its name.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InGraph:
+    """How a target stores the weights of a source that has a graph: in that graph, each in the place it has there.
+
+    matrices(infos, graph): the matrices that are multiplied with, and whether each is stored [out, in]; the source is
+    to give the others transposed, so that groups run along what is summed over. suited(info, scheme, graph, chosen):
+    the nearest scheme that a tensor can have in its place, and a note on what was changed; chosen: whether a rule names
+    the scheme. obstacle(weight, graph): why a weight cannot be stored there. convert(tensors, graph): the conversion.
     """
 
+    matrices: Callable[[Sequence[TensorInfo], Graph], Mapping[str, bool]]
+    suited: Callable[[TensorInfo, Scheme, Graph, bool], tuple[Scheme, str]]
+    obstacle: Callable[[Weight, Graph], str | None]
+    convert: Callable[[Sequence[Weight], Graph], Conversion]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """The writer of a layout that other tools load."""
+
     summary: str
+    """A line for users, TITLE: WHAT, for the programs that load it."""
     keeps: str
+    """The weights whose shape it cannot store, for users."""
     accepts: Accepts
+    """The schemes it can store."""
     shape: Callable[[Weight], str | None]
+    """Why it cannot store a weight of an accepted scheme, for its shape or name; None when it can."""
     convert: Callable[[Sequence[Weight], Beside], Conversion]
+    """The conversion of a model whose weights it can all store. Raises UsageError for weights it cannot store together,
+    and for a model whose graph or architecture it does not support."""
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
+    """The tensors alone, for targets that have such files, which nothing runs."""
+    again: Callable[[Sequence[Weight], Mapping[str, bytes]], Conversion] | None = None
+    """The conversion of a model that is in files of this target already, under its own names and with its own keys, as
+    they are stored."""
+    in_graph: InGraph | None = None
+    """How it stores a model that has a graph, in place of shape, convert and module."""
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    """Why the loader does not support a quantized weight in this module of the model."""
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
+    """The scheme of an embedding or output head (`embedding`, `lm-head`, or `tied` for an embedding that is the head
+    too) in a model of this scheme, as the target's own tools have it; None where they keep it."""
     experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = as_stored
+    """How its loader wants the experts of a layer, in a model of these types; None as they are stored, a text why it
+    takes none that are quantized."""
+    rebuilt: Callable[[Sequence[TensorInfo], Mapping[str, Any]], Mapping[str, Sequence[Rebuilt]]] = as_they_are
+    """Tensors that its loader wants in another form, by name, and what takes their place; config.json is given."""
     scale_dtype: str | None = None
+    """The best dtype of scales for it."""
     usual: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scheme to use unless others are requested."""
     extension: str = ""
+    """Of a target that is always one file, with its dot."""
     two_files: bool = False
+    """Whether it may need a second file."""
     keeps_document: bool = False
+    """Whether its files are native files too,"""
+    documents: Callable[[Sequence[Weight]], bool] = lambda tensors: True
+    """where all these are what native files hold."""
     mixes: bool = True
+    """Whether weights of one model may have several schemes."""
     tied: str | None = None
+    """A pattern of weights that must share one, where a model has stacked experts."""
     read_back: bool = True
+    """Whether the report reads what was written, before that has its name."""
+
+    def unstored(self, weight: Weight, model: Architecture, graph: Graph | None) -> str | None:
+        """Why it cannot store a weight of an accepted scheme, or its loader takes none in its place; None when it does.
+        graph: of the source, if it has one."""
+        if self.in_graph is not None and graph is not None:
+            return self.in_graph.obstacle(weight, graph)
+        return self.shape(weight) or self.module(weight, model)
 
     def suited(self, scheme: Scheme) -> Scheme:
         """A scheme with the scale dtype of the target, unless another was requested."""

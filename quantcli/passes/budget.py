@@ -1,13 +1,8 @@
 """Which scheme for which tensor, so that a file stays within a budget and loses as little as can be.
 
 Every candidate is measured on every tensor, as `quantize` would make it, in one look at the weights. The choice is a
-multiple-choice knapsack over exact bytes; the header, which grows with what it must say, is found by trying. What is
-minimised is the sum of weighted squared errors: `relative` divides each tensor's by its power, so that a layer counts
-by what its output loses for white input; `absolute` adds them as they are; `balanced`, the default, is `relative`
-times the number of weights to the power of 5/8. On ResNet-20, Silero VAD and MiniLM, at the sizes of 3 and 4 bits in
-groups of 64 and 128, `balanced` was end to end as good as that single scheme or better in 10 of 12 cases, often by
-far, and within 0.006 in the others; `relative` and `absolute` starve the large matrices of a transformer, the power of
-3/4 and 1 lost on ResNet-20.
+multiple-choice knapsack over exact bytes; the header, which grows with what it must say, is found by trying. The sum of
+weighted squared errors is what is minimised; see `weighting`.
 """
 
 from __future__ import annotations
@@ -18,22 +13,19 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import DataError, UsageError
 from quantcli.metrics import Metrics
-from quantcli.passes.sweep import measure
+from quantcli.passes.sweep import Measured, measure
 from quantcli.passes.tiles import Progress
-from quantcli.patterns import matching, tied
+from quantcli.passes.weighting import weight
+from quantcli.patterns import tied
 from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, allocate, smallest
-from quantcli.planning.keeping import FREE
 from quantcli.planning.plan import Plan, Request, make, quantized
+from quantcli.planning.reasons import REASONS
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
-from quantcli.stores.files import read_small
-from quantcli.strict import LIMIT, plain
 from quantcli.tensors.decided import Decided
-
-WEIGHTINGS = ("balanced", "relative", "absolute")
 
 TIES = (
     r"(.*)\b(?:q_proj|k_proj|v_proj)\.weight",
@@ -74,10 +66,28 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Menu:
+    """What there is to choose from: units, and for every scheme the plan that gives it to all of them. The choices of a
+    unit are in the order of these plans; behind them comes the one to keep it, where that is allowed. wanted: the
+    scheme of every tensor by the request, budget or not."""
+
+    units: tuple[Unit, ...]
+    plans: tuple[Plan, ...]
+    wanted: Mapping[str, Scheme | None]
+    measured: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether units may stay as they are."""
+        return len(self.units[0].choices) > len(self.plans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """The outcome: the choice for each unit, the plan and the request (rules) that leads to it, the exact size of the
     file, and the certificate: cost, a bound no choice within the same bytes of data undercuts, whether it is optimal.
-    uniform: cost and name of the best single scheme that stays within the same size, None where none does."""
+    uniform: cost and name of the best single scheme that stays within the same size, None where none does. measured:
+    whether costs are known, and scales that do not fit the narrower dtype."""
 
     units: tuple[Unit, ...]
     chosen: tuple[int, ...]
@@ -86,6 +96,7 @@ class Planned:
     size: int
     allocation: Allocation
     uniform: tuple[float, str] | None
+    measured: bool = True
 
 
 class OutOfReachError(UsageError):
@@ -96,54 +107,79 @@ class OutOfReachError(UsageError):
         self.least = least
 
 
-def units_of(
+def menu_of(
     source: Source,
     request: Request,
     schemes: Sequence[Scheme],
     *,
     keep: bool,
     ties: bool,
-    weighting: str | Mapping[str, float],
     nbytes_of: Callable[[Plan], Callable[[str], int]],
-    threads: int,
-    progress: Progress | None = None,
-) -> list[Unit]:
-    """What there is to choose from: tensors that neither a rule nor their kind decides on. keep: whether one may stay
-    as it is. weighting: one of WEIGHTINGS, or how much each tensor's relative error counts. nbytes_of: what each
-    tensor of a plan takes in the output.
+) -> Menu:
+    """What there is to choose from, before it is known what it costs: tensors that neither a rule nor their kind
+    decides on. keep: whether one may stay as it is. nbytes_of: what each tensor of a plan takes in the output.
 
     Raises UsageError when nothing is left to choose.
     """
+    wanted = {t.info.name: t.scheme for t in make(source.infos(), request).tensors}
     plans = _plans(source, request, schemes)
-    found = measure(source, plans, threads=threads, progress=progress)
-    by_name = [{t.info.name: t for t in m.plan.tensors} for m in found]
-    nbytes = [nbytes_of(m.plan) for m in found]
-    units = []
     free = [t for same in zip(*(p.tensors for p in plans)) if (t := _free(same)) is not None]
     if not free:
         problem = "rules decide on every tensor, so nothing is left to choose"
         raise UsageError(problem, place=["--recipe"], hint="make their patterns narrower")
-    for members in _tied(free, request.ties, ties):
+    ways = [_Way(plan, nbytes_of(plan), plan) for plan in plans]
+    units = [_unit(members, ways, "absolute", keep) for members in _tied(free, request.ties, ties)]
+    return Menu(units=tuple(units), plans=tuple(plans), wanted=wanted)
+
+
+def measured(
+    menu: Menu,
+    source: Source,
+    *,
+    weighting: str | Mapping[str, float],
+    nbytes_of: Callable[[Plan], Callable[[str], int]],
+    threads: int,
+    progress: Progress | None = None,
+) -> Menu:
+    """The same choices with what they cost. weighting: one of WEIGHTINGS, or how much each tensor's relative error
+    counts. Scales that do not fit the narrower dtype make some choices larger than they were."""
+    found = measure(source, menu.plans, threads=threads, progress=progress)
+    ways = [_Way(one.plan, nbytes_of(one.plan), was, one) for one, was in zip(found, menu.plans)]
+    units = [_unit(unit.tensors, ways, weighting, menu.keeps) for unit in menu.units]
+    return replace(menu, units=tuple(units), plans=tuple(one.plan for one in found), measured=True)
+
+
+class _Way:
+    """A plan that gives one scheme to all, what tensors take in its output, how it was before anything was measured,
+    and what it costs where that is known."""
+
+    def __init__(self, plan: Plan, nbytes: Callable[[str], int], was: Plan, found: Measured | None = None) -> None:
+        self.tensors, self.nbytes, self.found = {t.info.name: t for t in plan.tensors}, nbytes, found
+        self._was = {t.info.name: t.scale_dtype for t in was.tensors}
+
+    def choice(self, members: Sequence[Decided], weighting: str | Mapping[str, float]) -> Choice | None:
+        """The choice to store tensors so; None where one of them is then kept."""
         names = [t.info.name for t in members]
-        said: list[Choice | None] = []
-        for one, planned, size_of in zip(found, by_name, nbytes):
-            if any(planned[name].scheme is None for name in names):
-                said.append(None)
-                continue
-            metrics = {name: one.metrics[name] for name in names}
-            sums = {name: one.weighted.get(name, (m.sse, m.power)) for name, m in metrics.items()}
-            scheme = planned[names[0]].scheme
-            assert scheme is not None
-            if any(planned[n].scale_dtype != default.scale_dtype for n, default in zip(names, members)):
-                scheme = scheme.with_scale_dtype("float32")
-            size = sum(size_of(name) for name in names)
-            cost = sum(_weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
-            power = sum(p for _, p in sums.values())
-            said.append(Choice(scheme=scheme, size=size, cost=cost, power=power, metrics=metrics))
-        exact = _kept(members, next(choice for choice in said if choice is not None))
-        # With groups the target cannot store, a tensor stays as it is.
-        units.append(Unit(tensors=tuple(members), choices=(*(c or exact for c in said), *([exact] if keep else []))))
-    return units
+        scheme = self.tensors[names[0]].scheme
+        if scheme is None or any(self.tensors[name].scheme is None for name in names):
+            return None
+        if any(self.tensors[name].scale_dtype != self._was[name] for name in names):
+            scheme = scheme.with_scale_dtype("float32")
+        size = sum(self.nbytes(name) for name in names)
+        if self.found is None:
+            return Choice(scheme=scheme, size=size, cost=0.0, power=0.0, metrics={})
+        metrics = {name: self.found.metrics[name] for name in names}
+        sums = {name: self.found.weighted.get(name, (m.sse, m.power)) for name, m in metrics.items()}
+        cost = sum(weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
+        return Choice(scheme=scheme, size=size, cost=cost, power=sum(p for _, p in sums.values()), metrics=metrics)
+
+
+def _unit(members: Sequence[Decided], ways: Sequence[_Way], weighting: str | Mapping[str, float], keep: bool) -> Unit:
+    """Tensors with the ways to store them. With groups the target cannot store, a tensor stays as it is."""
+    found = [way.choice(members, weighting) for way in ways]
+    exact = _kept(members, next(choice for choice in found if choice is not None))
+    choices = (*(choice or exact for choice in found), *([exact] if keep else []))
+    return Unit(tensors=tuple(members), choices=choices)
 
 
 def _plans(source: Source, request: Request, schemes: Sequence[Scheme]) -> list[Plan]:
@@ -169,7 +205,7 @@ def _with(source: Source, request: Request, scheme: Scheme) -> Plan:
 
 def _free(plans: Sequence[Decided]) -> Decided | None:
     """The plan of a tensor under the first candidate that may quantize it; None where there is nothing to choose."""
-    return next((t for t in plans if t.scheme is not None and t.reason in FREE), None)
+    return next((t for t in plans if t.scheme is not None and REASONS[t.reason].free), None)
 
 
 def _kept(members: Sequence[Decided], other: Choice) -> Choice:
@@ -177,36 +213,6 @@ def _kept(members: Sequence[Decided], other: Choice) -> Choice:
     exact = {name: replace(m, sse=0.0, max_abs_error=0.0, clipped=0) for name, m in other.metrics.items()}
     size = sum(t.info.nbytes for t in members)
     return Choice(scheme=None, size=size, cost=0.0, power=other.power, metrics=exact)
-
-
-def factors(path: str, names: Sequence[str]) -> dict[str, float]:
-    """How much each tensor's relative error counts, from a YAML map of patterns to numbers; 1 where none matches, the
-    last that matches decides. Raises UsageError for patterns without a match and for a file that is not such a map."""
-    document = plain(read_small(path, LIMIT), path)
-    if not isinstance(document, dict) or not document:
-        raise UsageError("it is not a map of patterns to numbers", place=[path])
-    found = dict.fromkeys(names, 1.0)
-    for pattern, value in document.items():
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise UsageError(f"{printable(repr(value), 60)} is not a number of 0 or more", place=[path, str(pattern)])
-        found |= dict.fromkeys(matching([str(pattern)], names, path), float(value))
-    return found
-
-
-def _weight(tensor: Decided, metrics: Metrics, weighting: str | Mapping[str, float]) -> float:
-    """How much the squared error of a tensor counts. Where the importance of columns is known, relative means: to the
-    power all columns would have with the median importance. Relative to the power they do have, a few columns that
-    are used a thousand times as strongly made MiniLM's layers look good at 2 bits (cosine 0.948 instead of 0.962)."""
-    if weighting == "absolute":
-        return 1.0
-    power, numel = metrics.power, metrics.numel
-    if tensor.importance is not None:
-        power *= tensor.importance.typical
-    factor = weighting[tensor.info.name] if not isinstance(weighting, str) else 1.0
-    if weighting == "balanced":
-        eighth = math.sqrt(math.sqrt(math.sqrt(numel)))
-        factor = eighth * eighth * eighth * eighth * eighth  # pow differs between machines, square roots do not
-    return factor / power if power > 0 else 0.0
 
 
 def _tied(tensors: Sequence[Decided], asked: Sequence[str], usual: bool) -> list[list[Decided]]:
@@ -224,26 +230,35 @@ def _tied(tensors: Sequence[Decided], asked: Sequence[str], usual: bool) -> list
     return list(groups.values())
 
 
-def with_one_scheme(units: Sequence[Unit]) -> list[list[Unit]]:
-    """The units as they are when all that is quantized has one scheme: for each scheme in turn."""
-    numbers = [n for n, choice in enumerate(units[0].choices) if choice.scheme is not None]
-    return [[_only(unit, number) for unit in units] for number in numbers]
+def with_one_scheme(menu: Menu) -> list[Menu]:
+    """The choices that are left when all that is quantized has one scheme: for each scheme in turn."""
+    count, found = len(menu.plans), list[Menu]()
+    for number, plan in enumerate(menu.plans):
+        units = tuple(replace(u, choices=(u.choices[number], *u.choices[count:])) for u in menu.units)
+        if any(unit.choices[0].scheme is not None for unit in units):
+            found.append(replace(menu, units=units, plans=(plan,)))
+    return found
 
 
-def _only(unit: Unit, number: int) -> Unit:
-    """The unit with this choice and the one to keep it."""
-    return replace(unit, choices=tuple(c for i, c in enumerate(unit.choices) if c.scheme is None or i == number))
+def check_reach(
+    variants: Sequence[Menu], source: Source, request: Request, size_of: Callable[[Plan], int], target: int
+) -> None:
+    """Raise OutOfReachError when no plan stays within the target, as far as that is known before anything is
+    measured."""
+    least = min((_least(menu, source, request, size_of) for menu in variants), key=lambda planned: planned.size)
+    if least.size > target:
+        raise OutOfReachError(least)
 
 
 def best_within(
-    variants: Sequence[Sequence[Unit]], source: Source, request: Request, size_of: Callable[[Plan], int], target: int
+    variants: Sequence[Menu], source: Source, request: Request, size_of: Callable[[Plan], int], target: int
 ) -> Planned:
-    """The best plan of several sets of units. Raises OutOfReachError when none stays within the target."""
+    """The best plan of several menus. Raises OutOfReachError when none stays within the target."""
     found: list[Planned] = []
     problems: list[OutOfReachError] = []
-    for units in variants:
+    for menu in variants:
         try:
-            found.append(within(units, source, request, size_of, target))
+            found.append(within(menu, source, request, size_of, target))
         except OutOfReachError as error:
             problems.append(error)
     if not found:
@@ -251,43 +266,58 @@ def best_within(
     return min(found, key=lambda p: (p.allocation.cost, p.size))
 
 
-def within(
-    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], target: int
-) -> Planned:
+def _least(menu: Menu, source: Source, request: Request, size_of: Callable[[Plan], int]) -> Planned:
+    """The smallest plan there is."""
+    options = _options(menu)
+    allocation = allocate(options, smallest(options))
+    assert allocation is not None
+    return _planned(menu, source, request, size_of, allocation)
+
+
+def within(menu: Menu, source: Source, request: Request, size_of: Callable[[Plan], int], target: int) -> Planned:
     """The best plan whose file has at most `target` bytes.
 
     Raises OutOfReachError when even the smallest one has more.
     """
-    options = _options(units)
-    wanted = _wanted(request, source)
-
-    def attempt(budget: int) -> Planned:
-        allocation = allocate(options, budget)
-        assert allocation is not None
-        return _planned(units, source, wanted, request, size_of, allocation)
-
-    data = smallest(options)
-    best = found = attempt(data)
+    options = _options(menu)
+    best = found = _least(menu, source, request, size_of)
     if best.size > target:
         raise OutOfReachError(best)
+    data = smallest(options)
     tried = {data}
     while len(tried) <= ROUNDS:
         budget = target - (found.size - found.allocation.size)  # what the last header leaves for data
         if budget in tried or budget < data:
             break
         tried.add(budget)
-        found = attempt(budget)
+        allocation = allocate(options, budget)
+        assert allocation is not None
+        found = _planned(menu, source, request, size_of, allocation)
         if found.size <= target and found.allocation.cost <= best.allocation.cost:
             best = found
-    return replace(best, uniform=_uniform(units, source, request, size_of, target))
+    return replace(best, uniform=_uniform(menu, size_of, target))
 
 
-def reaching(
-    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], cost: float
+def best_reaching(
+    variants: Sequence[Menu], source: Source, request: Request, size_of: Callable[[Plan], int], cost: float
 ) -> Planned:
+    """The smallest plan of several menus that costs at most so much. Raises UsageError when none does."""
+    found: list[Planned] = []
+    problem: UsageError | None = None
+    for menu in variants:
+        try:
+            found.append(reaching(menu, source, request, size_of, cost))
+        except UsageError as error:
+            problem = error
+    if not found and problem is not None:
+        raise problem
+    return min(found, key=lambda p: (p.size, p.allocation.cost))
+
+
+def reaching(menu: Menu, source: Source, request: Request, size_of: Callable[[Plan], int], cost: float) -> Planned:
     """The smallest plan that costs at most so much. Raises UsageError when none does."""
-    options = _options(units)
-    low, high = smallest(options), sum(max(c.size for c in unit.choices) for unit in units)
+    options = _options(menu)
+    low, high = smallest(options), sum(max(c.size for c in unit.choices) for unit in menu.units)
     best = allocate(options, high)
     if best is None or best.cost > cost:
         raise UsageError("these options cannot reach the target", hint="allow more bits")
@@ -298,50 +328,40 @@ def reaching(
             best, high = found, min(middle, found.size)
         else:
             low = middle + 1
-    planned = _planned(units, source, _wanted(request, source), request, size_of, best)
-    return replace(planned, uniform=_uniform(units, source, request, size_of, planned.size))
+    planned = _planned(menu, source, request, size_of, best)
+    return replace(planned, uniform=_uniform(menu, size_of, planned.size))
 
 
-def _uniform(
-    units: Sequence[Unit], source: Source, request: Request, size_of: Callable[[Plan], int], limit: int
-) -> tuple[float, str] | None:
+def _uniform(menu: Menu, size_of: Callable[[Plan], int], limit: int) -> tuple[float, str] | None:
     """The cheapest scheme that all could have in a file of at most so many bytes."""
     found: list[tuple[float, str]] = []
-    for number, choice in enumerate(units[0].choices):
-        if choice.scheme is not None and all(len(u.choices) > number for u in units):
-            plan = _with(source, request, choice.scheme)
-            if size_of(plan) <= limit:
-                found.append((sum(u.choices[number].cost for u in units), choice.scheme.name))
+    for number, plan in enumerate(menu.plans):
+        choices = [unit.choices[number] for unit in menu.units]
+        name = next((choice.scheme.name for choice in choices if choice.scheme is not None), None)
+        if name is not None and size_of(plan) <= limit:
+            found.append((sum(choice.cost for choice in choices), name))
     return min(found, default=None)
 
 
-def _options(units: Sequence[Unit]) -> list[list[tuple[int, float]]]:
+def _options(menu: Menu) -> list[list[tuple[int, float]]]:
     """What there is to allocate."""
-    return [[(c.size, c.cost) for c in unit.choices] for unit in units]
-
-
-def _wanted(request: Request, source: Source) -> dict[str, Scheme | None]:
-    """What the request says of every tensor, budget or not."""
-    return {t.info.name: t.scheme for t in make(source.infos(), request).tensors}
+    return [[(c.size, c.cost) for c in unit.choices] for unit in menu.units]
 
 
 def _planned(
-    units: Sequence[Unit],
-    source: Source,
-    wanted: Mapping[str, Scheme | None],
-    request: Request,
-    size_of: Callable[[Plan], int],
-    allocation: Allocation,
+    menu: Menu, source: Source, request: Request, size_of: Callable[[Plan], int], allocation: Allocation
 ) -> Planned:
-    schemes = {t.info.name: unit.choices[c].scheme for unit, c in zip(units, allocation.choice) for t in unit.tensors}
-    resolved = recipe_writing.resolved(source.infos(), {**wanted, **schemes}, request)
+    """The plan of an allocation."""
+    chosen = {t.info.name: u.choices[c].scheme for u, c in zip(menu.units, allocation.choice) for t in u.tensors}
+    resolved = recipe_writing.resolved(source.infos(), {**menu.wanted, **chosen}, request)
     plan = make(source.infos(), resolved)
     return Planned(
-        units=tuple(units),
+        units=menu.units,
         chosen=allocation.choice,
         plan=plan,
         request=resolved,
         size=size_of(plan),
         allocation=allocation,
         uniform=None,
+        measured=menu.measured,
     )

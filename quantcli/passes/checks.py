@@ -90,7 +90,8 @@ def place_in(add: Add, problem: str, where: NDArray[np.bool_], span: TileSpan, p
     """Report what is wrong with parameters (rows, groups) of a tile, where anything is."""
     if where.any():
         row, group = (int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
-        place = [group] if plan.shared == "columns" else [span.row + row, span.col // plan.group + group]
+        first = span.row // plan.height
+        place = [group] if plan.shared == "columns" else [first + row, span.col // plan.group + group]
         add("scales", problem, place[0] * plan.groups + place[-1], int(where.sum()), index=place)
 
 

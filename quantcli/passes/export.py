@@ -1,4 +1,4 @@
-"""The codes of a native model as another tool loads them: moved, and quantized again only where that is asked for.
+"""The codes of a model as another tool loads them: moved, and quantized again only where that is asked for.
 
 Everything is refused and every size is known before the first weight is read. Where parameters were rounded the cost
 is measured on the bytes that were written, decoded as their reader decodes them.
@@ -10,13 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from quantcli.errors import UsageError
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
+from quantcli.moving import Movable
 from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
@@ -25,11 +26,13 @@ from quantcli.passes.requantize import decoded
 from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning import plan
+from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Source
 from quantcli.stores.derived import Derived
 from quantcli.stores.files import InputFile, check_destination, check_space
 from quantcli.stores.folder import check_folder
 from quantcli.tensors.decided import Decided, Kept
+from quantcli.tensors.fit import Misfit
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
@@ -83,10 +86,9 @@ def check_output_folder(source: str, output: str, paths: Sequence[str], *, force
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A native model on its way into a target. wanted: the schemes of tensors that are quantized again, None for
-    floats."""
+    """A model on its way into a target. wanted: the schemes of tensors that are quantized again, None for floats."""
 
-    model: Model
+    model: Movable
     outgoing: Outgoing
     wanted: Mapping[str, Scheme | None]
     threads: int
@@ -107,16 +109,13 @@ class Export:
         def produce(name: str) -> Producer:
             if name in self.wanted:
                 return requantized(name)
-            return Taking(self.outgoing.by_name[name], self.model[name])
-
-        def never(tensor: Decided, found: Exception) -> Decided:
-            raise AssertionError(f"{tensor.info.name}: {found!r}")
+            return Taking(self.outgoing.by_name[name], self.model[name].codes)
 
         work = Work(
             source=self.model.source.path,
             jobs=self.outgoing.conversion.jobs,
             produce=produce,
-            amend=never,
+            amend=partial(_unsuited, self.model.source.path),
             finished=source.check_unchanged,
         )
         return write(
@@ -135,7 +134,7 @@ class Export:
         them."""
         model, exact = self.outgoing, outcome.exact
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
-        against = {name: view_of(self.model[name]) for name in changed}
+        against = {name: self.model[name].view for name in changed}
         found = readback.measure(changed, homes, against, model, threads=self.threads)
         again = Model(self.floats)
         left = [name for name in changed if name not in found and exact[name]]
@@ -145,14 +144,29 @@ class Export:
         self.metrics.update(compare.measure(floats, threads=self.threads, progress=None))
 
 
-def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
-    """The model that is written. Raises UsageError and DataError as `outputs.convert` does."""
+def _unsuited(path: str, tensor: Decided, found: Exception) -> Decided:
+    """Raise DataError for a weight that cannot be quantized again as planned."""
+    what = "its scales do not fit" if isinstance(found, Misfit) else "its weights are not finite"
+    into = f" {scale_dtype_of(tensor.scale_dtype)}" if isinstance(found, Misfit) else ""
+    hint = "dequantize it, and quantize what that gives with --scale-dtype float32 or --exclude"
+    raise DataError(f"decoded, {what}{into}", place=[path, printable(tensor.info.name)], hint=hint)
+
+
+def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
+    """The model that is written. Raises UsageError for codes that no other layout has."""
     floats = {info.name: info for info in decoded(model, wanted).infos()}
+    if wanted and not any(wanted.values()) and all(name in wanted for name, t in model.items() if t.scheme is not None):
+        hint = "dequantize writes it in floating point"
+        raise UsageError(f"{target} can store none of its weights quantized", hint=hint)
+    export = named(target)
     tensors: list[Decided] = []
     for name, tensor in model.items():
         scheme = wanted.get(name)
         if name not in wanted:
-            tensors.append(tensor.stored.decided)
+            if tensor.obstacle:
+                problem = f"{target} cannot store its codes ({tensor.scheme}): {tensor.obstacle}"
+                raise UsageError(problem, place=[printable(name)])
+            tensors.append(tensor.decided)
         elif scheme is None:
             tensors.append(Kept(info=floats[name], reason="target"))
         else:
@@ -162,7 +176,8 @@ def outgoing(model: Model, wanted: Mapping[str, Scheme | None], target: str, *, 
         to=target,
         beside=model.source.beside,
         container=container,
-        document="kept" if not wanted and named(target).keeps_document else "none",
+        document="kept" if not wanted and export.keeps_document and export.documents(tensors) else "none",
+        keys=model.source.raw_keys() if export.again is not None else {},
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
@@ -24,6 +25,9 @@ from quantcli.stores import Source, open_source, seal
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.decided import Decided
 
+if TYPE_CHECKING:
+    from quantcli.stores.onnx_graph import Graph
+
 NAME = "model.safetensors"
 """The file of a model that is one file in a folder."""
 
@@ -36,16 +40,24 @@ Results = Mapping[str, Result]
 # ---- what can be stored ---------------------------------------------------------------------------------------------
 
 
-def obstacle(weight: Weight, export: Writer, model: Architecture) -> str | None:
+def obstacle(weight: Weight, export: Writer, model: Architecture, graph: Graph | None = None) -> str | None:
     """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
     assert weight.scheme is not None
-    why = export.accepts.obstacle(weight.scheme) or export.shape(weight)
-    return why or export.module(weight, model)
+    return export.accepts.obstacle(weight.scheme) or export.unstored(weight, model, graph)
 
 
-def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, container: bool = False) -> Conversion:
+def convert(
+    tensors: Sequence[Decided],
+    to: str | None,
+    beside: Beside,
+    *,
+    container: bool = False,
+    keys: Mapping[str, bytes] = MappingProxyType({}),
+    graph: Graph | None = None,
+) -> Conversion:
     """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
-    nothing runs.
+    nothing runs. keys: of a model that is in files of the target already; graph: of the source, where it is to be
+    written again.
 
     Raises UsageError for what the target does not support, DataError where two tensors would be written under one
     name.
@@ -60,10 +72,15 @@ def convert(tensors: Sequence[Decided], to: str | None, beside: Beside, *, conta
         raise DataError("it holds no quantized tensor to export")
     model = architecture(beside)
     for tensor in tensors:
-        if tensor.scheme is not None and (why := obstacle(tensor, export, model)) is not None:
+        if tensor.scheme is not None and (why := obstacle(tensor, export, model, graph)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, to)
     try:
-        found = make(tensors, beside)
+        if graph is not None and export.in_graph is not None:
+            found = export.in_graph.convert(tensors, graph)
+        elif export.again is not None and keys and not container:
+            found = export.again(tensors, keys)
+        else:
+            found = make(tensors, beside)
     except UsageError as error:
         if error.place:
             raise
@@ -110,7 +127,8 @@ class Outgoing:
 
     to: the target, None for the native layout. request, digest: what the native document says of how it was made.
     document: whether its files get a native document (`new`), keep the one they have, for codes are only moved
-    (`kept`), or have none.
+    (`kept`), or have none. keys: those of a source that is in files of the target already; graph: of the source, where
+    the target writes it again.
     """
 
     tensors: tuple[Decided, ...]
@@ -120,11 +138,13 @@ class Outgoing:
     request: Request | None = None
     digest: str = "none"
     document: Literal["new", "kept", "none"] = "none"
+    keys: Mapping[str, bytes] = field(default_factory=dict)
+    graph: Graph | None = None
 
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
-        return convert(self.tensors, self.to, self.beside, container=self.container)
+        return convert(self.tensors, self.to, self.beside, container=self.container, keys=self.keys, graph=self.graph)
 
     @cached_property
     def by_name(self) -> Mapping[str, Decided]:
@@ -146,7 +166,7 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
     """The model a plan leads to, in the target of its request."""
     request = plan.request
     to, container = (None, False) if request is None else (request.to, request.container)
-    new = documented(to)
+    new = documented(to) and (to is None or named(to).documents(plan.tensors))
     return Outgoing(
         tensors=plan.tensors if new else tuple(_listed(plan, source)),
         to=to,
@@ -155,6 +175,8 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
         request=request,
         digest=digest,
         document="new" if new else "none",
+        keys=source.raw_keys() if to is not None and named(to).again is not None else {},
+        graph=None if request is None else request.graph,
     )
 
 
@@ -214,12 +236,13 @@ def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
     if found.files is None:
         return [safetensors(model, cut, path)]
     names = tuple(name for name in found.jobs if name in model.by_name)
+    first = {name: job.outputs[0].name for name, job in found.jobs.items()}
     own_names = {job.outputs[0].name: model.by_name[name] for name, job in found.jobs.items()}
     text = _said(model, own_names)
     return [
         OneFile(
             name=f.name,
-            tensors=names if f.offsets else (),
+            tensors=tuple(name for name in names if first[name] in f.offsets),
             size=f.size,
             offsets=f.offsets,
             between=_always(f.pieces),

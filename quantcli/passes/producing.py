@@ -20,12 +20,14 @@ from quantcli import kernels
 from quantcli import metrics as metric
 from quantcli.asking import rival
 from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, printable
 from quantcli.kernels import QuantParams, Sums, Tile, row_bytes
 from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Codes, Raw
+from quantcli.passes.largest import Largest, sharing
 from quantcli.passes.tiles import Visit, once
-from quantcli.stores import Source
+from quantcli.stores import Source, is_stream
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.digest import Digested
 from quantcli.tensors.fit import Trials, read_span, span_bytes
@@ -138,7 +140,7 @@ def searching(trials: Trials, see: Callable[[int], None]) -> Visit:
 class Encoding:
     """A tensor that is quantized from the floats of a source, tile by tile as its layout cuts it."""
 
-    def __init__(self, source: Source, tensor: Quantized, digest_kind: str) -> None:
+    def __init__(self, source: Source, tensor: Quantized, digest_kind: str, largest: Largest) -> None:
         self.tensor = tensor
         self.table = kernels.load()
         self.trials = trials_of(tensor)
@@ -146,11 +148,12 @@ class Encoding:
         self.sums: list[Sums | None] = [None] * len(self.tiles)
         self.rivals: list[float | None] = [None] * len(self.tiles)
         self.bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
-        self._source = source
+        self._source, self._largest = source, largest
 
     def prepare(self) -> Visit:
         """The passes that find parameters, one after another."""
-        return searching(self.trials, self._see)
+        yield from self._largest.tell(self.trials)
+        yield from searching(self.trials, self._see)
 
     def _see(self, index: int) -> None:
         """One span of a pass."""
@@ -304,12 +307,16 @@ class _Tiles:
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
         stored = self._encoding.trials.chosen.stored
         if stored is None:
-            params = self.params(span)
-            return params.scale, params.zero
+            params, height = self.params(span), self._plan.height
+            assert span.row % height == 0, "spans that write scales begin with a block"
+            return params.scale[::height], params.zero
         if self._plan.shared == "columns":
             return stored.scale, stored.zero
         rows = slice(span.row, span.row + span.rows)
         return stored.scale[rows], None if stored.zero is None else stored.zero[rows]
+
+    def overall(self) -> float:
+        return self._encoding.trials.chosen.store.overall
 
     def levels(self, span: TileSpan) -> Floats:
         book = self.params(span).codebook
@@ -335,11 +342,25 @@ class Taking:
         """Nothing was measured."""
 
 
-def from_floats(source: Source, tensors: Mapping[str, Decided], digest_kind: str) -> Callable[[str], Producer]:
-    """Producers of the tensors of a source, by name, as it was decided for them."""
+def from_floats(
+    source: Source, tensors: Mapping[str, Decided], digest_kind: str, whole: Source | None = None
+) -> Callable[[str], Producer]:
+    """Producers of the tensors of a source, by name, as it was decided for them. whole: the source of all tensors,
+    where this one is a part of it. Raises DataError where a pipe would have to be read twice."""
+
+    def read(name: str, start: int, block: NDArray[np.uint8]) -> None:
+        (whole or source).read(name, start, block.data)
+
+    if is_stream(source) and (shared := next(filter(None, (sharing(n, tensors) for n in tensors)), None)):
+        problem = f"the scale of {printable(shared[0])} is shared with {printable(shared[1])}"
+        hint = "name a file: from a pipe tensors are read one after another"
+        raise DataError(problem, place=[source.path], hint=hint)
+    largest = Largest(tensors, read)
 
     def produce(name: str) -> Producer:
         tensor = tensors[name]
-        return Copying(source, tensor, digest_kind) if tensor.scheme is None else Encoding(source, tensor, digest_kind)
+        if tensor.scheme is None:
+            return Copying(source, tensor, digest_kind)
+        return Encoding(source, tensor, digest_kind, largest)
 
     return produce

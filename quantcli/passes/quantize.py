@@ -53,14 +53,13 @@ class Options:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """An output that was written: the plan as it turned out, the model it leads to, what is known of each tensor, and
-    bytes of all its weights; for a folder the side files that were copied, why it has no quantization_config, if it
-    has none, and what else whoever asked for it must know."""
+    bytes of all its weights; for a folder why it has no quantization_config, if it has none, and what else whoever
+    asked for it must know."""
 
     plan: Plan
     model: Outgoing
     results: Mapping[str, Result]
     size: int
-    copied: tuple[str, ...] = ()
     obstacle: str = ""
     notes: tuple[str, ...] = ()
 
@@ -101,9 +100,16 @@ def check_second(files: list[OneFile], folder: str, source: Source, *, force: bo
 
 
 def write_part(
-    source: Source, model: Outgoing, files: list[OneFile], folder: str, options: Options, *, within: str | None = None
+    source: Source,
+    model: Outgoing,
+    files: list[OneFile],
+    folder: str,
+    options: Options,
+    *,
+    within: str | None = None,
+    whole: Source | None = None,
 ) -> Outcome:
-    """Quantize the tensors of some files into a folder.
+    """Quantize the tensors of some files into a folder. whole: the source of all tensors, where this one is a part.
 
     The results are those of the stored codes; of parameters that were rounded on their way into the layout they are
     measured on the files, before these have their names.
@@ -111,7 +117,7 @@ def write_part(
     work = Work(
         source=source.path,
         jobs=model.conversion.jobs,
-        produce=from_floats(source, model.by_name, options.digest),
+        produce=from_floats(source, model.by_name, options.digest, whole),
         amend=_amend_for(source, options),
         stopped=source.interrupt,
         finished=source.check_unchanged,

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from quantcli.layouts.writer import named
-from quantcli.models import View, of_checkpoint, open_model
+from quantcli.models import View, open_model
+from quantcli.naming import of_checkpoint
 from quantcli.passes import compare
 from quantcli.passes.outputs import Outgoing
 
@@ -26,6 +27,7 @@ def measure(
     with ExitStack() as stack:
         read = dict[str, View]()
         for path in dict.fromkeys(homes[name] for name in wanted):
-            read |= of_checkpoint(stack.enter_context(open_model(path, model.conversion.config)))
+            opened = stack.enter_context(open_model(path, model.conversion.config))
+            read |= {**of_checkpoint(opened), **opened}
         pairs = {n: (against[n], read[n]) for n in wanted if n in read and read[n].scheme is not None}
         return compare.measure(pairs, threads=threads, progress=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,9 +10,8 @@ from quantcli import floats
 from quantcli.asking import changed
 from quantcli.errors import UsageError
 from quantcli.layouts.config import architecture
-from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
-from quantcli.models import view_of
+from quantcli.moving import Movable
 from quantcli.passes.outputs import obstacle
 from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.stores.derived import Derived
@@ -19,9 +19,9 @@ from quantcli.tensors.decided import Quantized
 from quantcli.tensors.rows import grouping_of
 
 
-def decoded(model: Model, wanted: Mapping[str, Scheme | None]) -> Derived:
+def decoded(model: Movable, wanted: Mapping[str, Scheme | None]) -> Derived:
     """Some weights of a model as floats, as a source. Those to be quantized are float32, others as they once were."""
-    views = {name: view_of(model[name]) for name in wanted}
+    views = {name: model[name].view for name in wanted}
     exact = {name: "F32" for name, scheme in wanted.items() if scheme is not None}
     return floats.decoded(model.source, views, exact)
 
@@ -37,7 +37,8 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
             choices.append(changed(first, granularity="channel", group_size=None))
     for scheme in choices:
         asked = export.suited(scheme)
-        same_scales = first.family == "int" and stored.scale_dtype != "F8_E4M3"  # which only learned levels may have
+        floats = stored.scheme.storage == "plain" and stored.scale_dtype != "F8_E4M3"
+        same_scales = first.family == "int" and floats
         if asked.scale_dtype == AUTO and same_scales and scheme.bits <= 8:
             asked = asked.with_scale_dtype(scale_dtype_of(stored.scale_dtype))
         if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:
@@ -45,26 +46,40 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
     return None
 
 
-def changes(model: Model, target: str) -> dict[str, Scheme | None]:
+def changes(model: Movable, target: str) -> dict[str, Scheme | None]:
     """For every weight the target cannot store, or its loader does not take, the scheme it does; None for floating
     point."""
     export, kind = named(target), architecture(model.source.beside)
     found: dict[str, Scheme | None] = {}
     for name, tensor in model.items():
-        stored = tensor.stored.decided
-        if stored.scheme is not None and obstacle(stored, export, kind) is not None:
+        stored = tensor.decided
+        if stored.scheme is not None and (tensor.obstacle or obstacle(stored, export, kind) is not None):
             unloaded = export.module(stored, kind) is not None
             found[name] = None if unloaded else nearest(stored, target)
-    return found
+    return found if export.mixes else found | _of_one_width(model, found, target)
 
 
-def offered(model: Model, target: str) -> str | None:
+def _of_one_width(model: Movable, found: Mapping[str, Scheme | None], target: str) -> dict[str, Scheme | None]:
+    """The schemes of weights that have other bits than most, for a target that has one width in a model. found: the
+    schemes of those that are quantized again anyway."""
+    stored = {n: t.decided for n, t in model.items() if t.decided.scheme is not None}
+    bits = {n: scheme.bits for n, t in stored.items() if (scheme := found.get(n, t.scheme)) is not None}
+    count: Counter[int] = Counter()
+    for name, width in bits.items():
+        count[width] += stored[name].info.numel
+    most = max(count, key=lambda width: (count[width], width), default=0)
+    others = [name for name, width in bits.items() if width != most]
+    return {n: nearest(replace(t, scheme=changed(t.scheme, bits=most, grid=None)), target)
+            for n in others if isinstance(t := stored[n], Quantized)}  # fmt: skip
+
+
+def offered(model: Movable, target: str) -> str | None:
     """What --requantize would do to the first weight the target cannot store; None when it can store all."""
     for scheme in changes(model, target).values():
         return f"--requantize makes it {scheme.name}" if scheme else "--requantize leaves it in floating point"
     return None
 
 
-def refused(model: Model, target: str, error: UsageError) -> UsageError:
+def refused(model: Movable, target: str, error: UsageError) -> UsageError:
     """A refusal with the way out."""
     return UsageError(error.problem, place=[model.source.path, *error.place], hint=error.hint or offered(model, target))

@@ -27,6 +27,7 @@ from quantcli.layouts.native.model import Model, Tensor
 from quantcli.models import View
 from quantcli.passes import checks, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
+from quantcli.passes.largest import Largest
 from quantcli.passes.producing import searching
 from quantcli.passes.tiles import COPY, Progress, Task, Visit, begun, once, walk
 from quantcli.tensors.digest import Digested, kind_of
@@ -84,6 +85,7 @@ class _Run:
         self.unchecked: list[str] = []
         self._again = all(d.tool == f"quantcli {__version__}" for d in model.documents)
         self._comparable: set[str] = set()
+        self._largest = Largest({}, self._original)
         self._advance = begun(None, 0)
 
     # -- before any weight
@@ -108,8 +110,6 @@ class _Run:
 
     def compare(self, original: Model) -> None:
         """Whether names, types and shapes are those of the original."""
-        if original.is_quantized:
-            raise DataError("the original is quantized itself", place=[original.source.path])
         for name, tensor in self.model.items():
             if name not in original:
                 self.add(name, "source", "it is not in the original")
@@ -132,6 +132,8 @@ class _Run:
         """Check every tensor."""
         side = self.model if self.original is None else self.original
         self._advance = begun(progress, sum(f.size for f in side.source.files()))
+        decided = {name: tensor.stored.decided for name, tensor in self.model.items() if name in self._comparable}
+        self._largest = Largest(decided, self._original)
         walk((self._visit(name) for name in self.model), threads=threads)
 
     def _visit(self, name: str) -> Visit:
@@ -152,6 +154,7 @@ class _Run:
             again = self._trials(stored) if self._again else None
             if again is not None:
                 try:
+                    yield from self._largest.tell(again)
                     yield from searching(again, partial(self._see, name, again))
                 except (NotFinite, Misfit):
                     self.add(name, "scales", "its method finds no scales for the weights of the original")
@@ -184,6 +187,9 @@ class _Run:
         plan = self.model[name].stored.grouping
         assert plan is not None
         return [partial(self._tile, name, span, weights, again) for span in plan.tiles()]
+
+    def _original(self, name: str, start: int, block: NDArray[np.uint8]) -> None:
+        _read(self._source(name), start, block.data)
 
     def _source(self, name: str) -> Tensor:
         assert self.original is not None
@@ -257,7 +263,8 @@ class _Run:
         zero = wanted.zero
         if zero is not None and scheme.zero_point == "int":
             zero = zero + np.float32(0)  # no -0
-        pairs = [("a scale", params.scale, wanted.scale), ("a zero point", params.zero, zero)]
+        own, found_again = (p.scale[:: plan.height] for p in (params, wanted))
+        pairs = [("a scale", own, found_again), ("a zero point", params.zero, zero)]
         if params.codebook is not None and wanted.codebook is not None:
             pairs.append(("a level", params.codebook.levels, wanted.codebook.levels))
         for what, stored, found in pairs:

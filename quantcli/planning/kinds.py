@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli import architectures
-from quantcli.errors import QuantcliError
-from quantcli.layouts.config import json_beside, section
-from quantcli.patterns import compiled
+from quantcli.errors import QuantcliError, printable
+from quantcli.layouts.config import json_beside
+from quantcli.patterns import compiled, module_of
 from quantcli.planning.plan import Request, Rule
 from quantcli.planning.recipe import preset
 
@@ -49,8 +49,6 @@ _DIFFUSES = re.compile(r"\w*(?:UNet|Transformer)\w*")
 
 LONGEST = 512
 """Characters of a name for which expressions of presets are quick."""
-
-_LAYER = re.compile(r"((?:model\.)?(?:language_model\.)?(?:model\.)?layers)\.(\d+)\.")
 
 
 def preset_of(beside: Beside) -> str | None:
@@ -93,33 +91,50 @@ def _config(beside: Beside) -> dict[str, Any]:
         return {}
 
 
-def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
-    """The preset for a model, and what it keeps of it, as rules before all others; no name where there is none, and for
-    names of tensors that no model of transformers has."""
+class Chosen(NamedTuple):
+    """The preset for a model, empty where there is none, what it keeps of it, as rules before all others, and what
+    there is to say of one that is not chosen."""
+
+    preset: str = ""
+    rules: tuple[Rule, ...] = ()
+    note: str = ""
+
+
+def chosen(source: Source) -> Chosen:
+    """The preset for a model; none for names of tensors that no model of transformers has."""
     names = [info.name for info in source.infos()]
     name = preset_of(source.beside)
-    if name is None or any(len(n) > LONGEST for n in names):
-        return "", ()
+    if name is None:
+        return Chosen()
+    long = next((n for n in names if len(n) > LONGEST), None)
+    if long is not None:
+        why = f"the name {printable(long, 60)} has {len(long)} characters, more than {LONGEST}"
+        return Chosen(note=f"no preset is chosen, because {why}; --recipe {name} takes that of such models")
     rules = [rule for rule in preset(name).rules if rule.scheme is None]
     if name == "llm":
         rules += _further_tokens(source.infos(), _config(source.beside))
     kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]
-    return name, tuple(replace(rule, optional=True, preset=name) for rule in kept)
+    if name == "diffusion":
+        kept = _apart(kept, names)
+    return Chosen(name, tuple(replace(rule, optional=True, preset=name) for rule in kept))
 
 
 def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[Rule]:
     """A rule for layers behind the last one of the model, which predict further tokens (DeepSeek, GLM)."""
-    try:
-        count = config.get("num_hidden_layers", section(config, "text_config").get("num_hidden_layers"))
-    except QuantcliError:
+    model = architectures.of(config)
+    if model is None:
         return []
-    if type(count) is not int:
-        return []
-    found = [_LAYER.match(info.name) for info in infos]
-    behind = sorted({(m[1], int(m[2])) for m in found if m and int(m[2]) >= count})
-    return [
-        Rule(f"re:{re.escape(stack)}\\.{number}\\..*", None, "predicts further tokens") for stack, number in behind[:64]
-    ]
+    found = dict.fromkeys(layer for info in infos if (layer := model.behind(info.name)) is not None)
+    return [Rule(f"re:{re.escape(layer)}\\..*", None, "predicts further tokens") for layer in list(found)[:64]]
+
+
+def _apart(rules: list[Rule], names: list[str]) -> list[Rule]:
+    """The rules but those for a module whose name, where diffusers is told to skip it, makes it skip modules of that
+    name in blocks too: Flux has a proj_out of its own and one in every block, which is a tenth of the model."""
+    tests = [compiled(rule.pattern, "diffusion") for rule in rules]
+    quantized = {module_of(n).rpartition(".")[2] for n in names if "." in module_of(n) and not any(t(n) for t in tests)}
+    alone = [{module_of(n) for n in names if "." not in module_of(n) and test(n)} for test in tests]
+    return [rule for rule, modules in zip(rules, alone) if not modules & quantized]
 
 
 def said(request: Request) -> list[str]:

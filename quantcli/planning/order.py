@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantcli import registry
 from quantcli.architectures import Architecture
@@ -49,11 +49,12 @@ class Order:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else changes the bytes of a file."""
-        return {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        """What else changes the bytes of a file, beside what a request holds, by the keys of recipes."""
+        found = {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
+        return {**found, "to": NATIVE} if self.to == NATIVE else found
 
 
-def order(
+def made(
     recipe: Recipe,
     *,
     include: Sequence[str] = (),
@@ -113,7 +114,10 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     ({'bits': 8, 'group_size': 32}, {'group_size': 64})
     """
     found = dict(fields)
-    for name, value in {} if to in (None, NATIVE) else named(to).usual.items():
+    usual = {} if to in (None, NATIVE) else named(to).usual
+    if usual.get("format", "int") != fields.get("format", usual.get("format", "int")):
+        return found  # what is usual for another format does not suit this one
+    for name, value in usual.items():
         if name == "granularity":
             is_open = not {"granularity", "group_size", "axis"} & fields.keys()
         elif name == "group_size":
@@ -125,29 +129,46 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     return found
 
 
-def target_of(source: Source, asked: Order, *, folder: bool) -> tuple[str | None, str]:
-    """The target of what is written, None for the native layout, and the note about it.
+class Aimed(NamedTuple):
+    """A source with its experts arranged for what is written: a target, or None for the native layout. note: what there
+    is to say of the target where none was asked for."""
 
-    Where none is asked for, a folder that transformers loads is written so that it still does.
+    source: Source
+    to: str | None
+    note: str
+
+
+def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
+    """A source as the target of what is written needs it. folder: whether that is a checkpoint folder.
+
+    Where no target is asked for, a folder that transformers loads is written so that it still does. Raises DataError
+    for a config.json that cannot be read.
     """
     if asked.to is not None:
-        return None if asked.to == NATIVE else asked.to, ""
+        to = None if asked.to == NATIVE else asked.to
+        return Aimed(arranged(source, to, container=asked.container), to, "")
     model = _architecture(source) if folder else None
-    if model is None:
-        return None, ""
+    note = _unsuited(source, asked, model) if model is not None else ""
+    if model is not None and not note:
+        usual = arranged(source, USUAL)
+        if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
+            return Aimed(usual, USUAL, "")
+        why = next(iter(usual.unsplit.values())).why
+        note = f"config.json gets no quantization_config, because most weights would be kept: {why}"
+    return Aimed(arranged(source, None), None, note)
+
+
+def _unsuited(source: Source, asked: Order, model: Architecture) -> str:
+    """Why a model that is to stay loadable is not written for the usual target; empty where it may be."""
     if model.library == "diffusers":
-        return None, "written in quantcli's own layout, which diffusers refuses to load; it loads --to bnb-nf4"
+        return "written in quantcli's own layout, which diffusers refuses to load; it loads --to bnb-nf4"
     if embeddings_alone(source.infos()):
-        return None, f"config.json gets no quantization_config: loaders of {USUAL} do not quantize embeddings"
+        return f"config.json gets no quantization_config: loaders of {USUAL} do not quantize embeddings"
     schemes = [s for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None]
     for scheme in (c for s in schemes for c in candidates(s)):
         if (why := named(USUAL).accepts.obstacle(scheme)) is not None:
-            return None, f"config.json gets no quantization_config: {USUAL} cannot store {why}"
-    unsplit = arranged(source, USUAL).unsplit
-    if 2 * sum(info.nbytes for info in source.infos() if info.name in unsplit) > source.share:
-        why = next(iter(unsplit.values())).why
-        return None, f"config.json gets no quantization_config, because most weights would be kept: {why}"
-    return USUAL, ""
+            return f"config.json gets no quantization_config: {USUAL} cannot store {why}"
+    return ""
 
 
 def _architecture(source: Source) -> Architecture | None:
@@ -176,11 +197,15 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
     return found, f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}"
 
 
-def request_of(source: Source, asked: Order, to: str | None, importance: Importance | None) -> Request:
+def request_of(
+    source: Source, asked: Order, to: str | None, importance: Importance | None, warn: Callable[[str], None]
+) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
-    says what is quantized, no preset does."""
+    says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
     said = asked.recipe.given or asked.include or not asked.keep_defaults
-    preset, kept = ("", ()) if said else kinds.chosen(source)
+    preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
+    if note:
+        warn(note)
     return Request(
         scheme=asked.recipe.default,
         rules=(*kept, *asked.recipe.rules),
@@ -196,5 +221,6 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
+        graph=source.network if to is not None and not asked.container else None,
         from_recipe=asked.from_recipe,
     )

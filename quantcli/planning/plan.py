@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantcli.architectures import UNNAMED, Architecture
 from quantcli.asking import candidates, weighs
@@ -14,13 +14,17 @@ from quantcli.layouts.native import parts as native
 from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
-from quantcli.planning.keeping import NAMED, SMALL, TABLES, VECTORS, embeddings_alone, why_kept
+from quantcli.planning.keeping import embeddings_alone, why_kept
+from quantcli.planning.reasons import ALL, NAMED, SMALL, TABLES, VECTORS, which
 from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit, signals
 from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import grouping_of
+from quantcli.tensors.rows import Grouping, grouping_of
 from quantcli.tensors.settle import default_scale_dtype
+
+if TYPE_CHECKING:
+    from quantcli.stores.onnx_graph import Graph
 
 WIDER = "float32 scales"
 """How the note of a tensor begins whose scales did not fit the narrower dtype."""
@@ -54,7 +58,8 @@ class Request:
     counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
     able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
     they are in a model of this architecture, whether it is to write a container of tensors instead of a model, and
-    tensors of experts that the source cannot arrange as the target needs them, with the reason. keep_embeddings:
+    tensors of experts that the source cannot arrange as the target needs them, with the reason, and the graph of the
+    source, where the target writes it again. keep_embeddings:
     whether embeddings and output heads are kept; None to do as the target's own tools."""
 
     scheme: Scheme
@@ -70,6 +75,7 @@ class Request:
     architecture: Architecture | None = None
     container: bool = False
     unsplit: Mapping[str, Unsplit] = field(default_factory=dict, compare=False)
+    graph: Graph | None = field(default=None, compare=False)
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
     preset: str = field(default="", compare=False)
@@ -97,16 +103,26 @@ class Request:
             more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
             count = max((n for n, said in enumerate(more, 3) if said), default=2)
             rules.append([*entry, rule.preset][:count])
-        lists = {"rules": rules, "include": self.include, "exclude": self.exclude, "ties": self.ties}
+        importance = self.importance.digest if self.importance is not None else None
+        return {"default": default, **({"rules": rules} if rules else {}), **self.others(importance)}
+
+    def others(self, importance: Any) -> dict[str, Any]:
+        """What is asked beside schemes and rules, in plain values by the keys of recipes; what is usual is left out.
+        importance: what stands for the importances, None where there are none."""
+        values = {
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "ties": list(self.ties),
+            "importance": importance,
+            "keep_defaults": self.keep_defaults,
+            "keep_embeddings": self.keep_embeddings,
+            "max_shard_size": self.max_shard_size,
+            "to": self.to,
+            "container": self.container,
+        }
+        usual: dict[str, Any] = {"keep_defaults": True, "container": False}
         return {
-            "default": default,
-            **{name: list(value) for name, value in lists.items() if value},
-            **({} if self.keep_defaults else {"keep_defaults": False}),
-            **({} if self.keep_embeddings is None else {"keep_embeddings": self.keep_embeddings}),
-            **({} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}),
-            **({} if self.importance is None else {"importance": self.importance.digest}),
-            **({} if self.to is None else {"to": self.to}),
-            **({"container": True} if self.container else {}),
+            name: value for name, value in values.items() if value not in ([], None) and value is not usual.get(name)
         }
 
 
@@ -139,7 +155,7 @@ def quantized(
     dtype = scale_dtype or default_scale_dtype(scheme, info.dtype)
     notes = [note] if note else []
     if plan.short_group and plan.shared is None:
-        notes.append(f"short last group of {plan.short_group}")
+        notes.append(_short(plan))
     return Quantized(
         info=info,
         reason=reason,
@@ -149,6 +165,11 @@ def quantized(
         note="; ".join(notes),
         importance=importance,
     )
+
+
+def _short(plan: Grouping) -> str:
+    """The note of a tensor whose groups do not end with its rows."""
+    return f"short last group of {plan.short_group}"
 
 
 def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
@@ -221,7 +242,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
     tensors = [_unsplit(tensor, request) for tensor in tensors]
     if request.to is not None:
-        tensors = [_for_target(tensor, request.to, request.architecture or UNNAMED) for tensor in tensors]
+        tensors = [_for_target(tensor, request.to, request) for tensor in tensors]
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
@@ -239,7 +260,7 @@ def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, s
         tables = {info.name for info in infos if reasons[info.name] == "embedding" and len(info.shape) > 1}
         return {name: None if name in tables else reason for name, reason in reasons.items()}, True
     if all(reason is not None for reason in reasons.values()):
-        light = {"one-dimensional", "small"}
+        light = which(lambda reason: reason.light)
         if not any(r in NAMED for r in reasons.values()):
             reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
     return reasons, False
@@ -260,7 +281,7 @@ def _as_its_tools(
         if reason not in TABLES or len(info.shape) < 2 or info.numel < SMALL:
             continue
         kind = "tied" if reason == "embedding" and (model.tied or not heads) else str(reason)
-        table = _table(info, kind, export, request.scheme, model) if export is not None else None
+        table = _table(info, kind, export, request, model) if export is not None else None
         if table is not None:
             found[info.name] = table
         elif request.keep_embeddings is False:
@@ -268,18 +289,19 @@ def _as_its_tools(
     return found
 
 
-def _table(info: TensorInfo, kind: str, export: Writer, asked: Scheme, model: Architecture) -> Quantized | None:
+def _table(info: TensorInfo, kind: str, export: Writer, request: Request, model: Architecture) -> Quantized | None:
     """An embedding or output head as the tools of a target quantize it in a model of this scheme; None where they do
     not, or where the target does not store it."""
+    asked, graph = request.scheme, request.graph
     scheme = export.tables(info, kind, asked, model)
     if scheme is None:
         return None
     note = "" if scheme == asked else f"{scheme.bits} bits, as its tools do"
     try:
-        table = quantized(info, scheme, "runtime", note=note)
+        table = _in_place(quantized(info, scheme, "runtime", note=note), export, graph)
     except UsageError:
         return None
-    return table if (export.shape(table) or export.module(table, model)) is None else None
+    return table if export.unstored(table, model, graph) is None else None
 
 
 def _unsplit(tensor: Decided, request: Request) -> Decided:
@@ -292,7 +314,18 @@ def _unsplit(tensor: Decided, request: Request) -> Decided:
     return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {found.why}")
 
 
-def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:
+def _in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantized:
+    """The plan of a tensor with the nearest scheme that it can have in its place in the graph of the source."""
+    if graph is None or export.in_graph is None:
+        return tensor
+    scheme, note = export.in_graph.suited(tensor.info, tensor.scheme, graph, tensor.reason == "rule")
+    if scheme == tensor.scheme:
+        return tensor
+    own = [n for n in tensor.note.split("; ") if n and n != _short(tensor.grouping)]
+    return quantized(tensor.info, scheme, tensor.reason, note="; ".join([*own, *([note] if note else [])]))
+
+
+def _for_target(tensor: Decided, target: str, request: Request) -> Decided:
     """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
     place in the model. Raises UsageError where it cannot store the scheme."""
     if tensor.scheme is None:
@@ -301,17 +334,19 @@ def _for_target(tensor: Decided, target: str, model: Architecture) -> Decided:
     for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-    why = export.shape(tensor) or export.module(tensor, model)
+    tensor = _in_place(tensor, export, request.graph)
+    why = export.unstored(tensor, request.architecture or UNNAMED, request.graph)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
 
 
 def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
-    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself."""
+    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself. What a preset
+    keeps does not count: draft layers have experts too."""
     first: dict[str, Decided] = {}
     keys = tied(ties, [t.info.name for t in plan.tensors], "ties")
     for tensor in plan.tensors:
         key = keys.get(tensor.info.name)
-        if key is not None:
+        if key is not None and tensor.reason != "preset":
             other = first.setdefault(key, tensor)
             if other.scheme != tensor.scheme:
                 names = [t.scheme.name if t.scheme else "kept" for t in (other, tensor)]
@@ -339,19 +374,19 @@ def check(plan: Plan) -> None:
         for t in plan.tensors:
             count[t.reason] = count.get(t.reason, 0) + 1
         why = ", ".join(f"{n} {reason}" for reason, n in count.items())
-        listed = set(count) & {*NAMED, "small"}
+        listed = which(lambda reason: ALL in reason.ways) & set(count)
         unsaid = next((f"{printable(t.info.name)}: {t.note}" for t in plan.tensors if t.reason == "target"), None)
         if unsaid is not None:
             unsaid += "; --to native writes quantcli's own layout, which no such loader reads"
         hint = unsaid or (
-            "--no-default-keep quantizes every float tensor of two or more dimensions"
-            if listed
-            else "no tensor can be quantized"
+            f"{ALL} quantizes every float tensor of two or more dimensions" if listed else "no tensor can be quantized"
         )
         if any(t.info.dtype in signals.DIVISORS for t in plan.tensors if t.reason == "not-float"):
             hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
         raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
+    if plan.request is not None and plan.request.graph is not None:
+        return  # a graph has names of its own
     for tensor in plan.tensors:
         for output in native.outputs(tensor):
             if output.name in owner:

@@ -31,6 +31,8 @@ from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.patterns import compiled
 from quantcli.planning import recipe_keys
 from quantcli.planning.importance import Importance
+from quantcli.planning.named import fields as named_fields
+from quantcli.planning.named import named
 from quantcli.planning.plan import Request, Rule
 from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
@@ -38,37 +40,21 @@ from quantcli.strict import LIMIT, lines, mapping, plain
 
 _PRESETS = Path(__file__).parent / "presets"
 
-_SHORT = re.compile(r"W([2-8])A16(_ASYM)?")
-"""Schemes as the field names them: weights of so many bits, activations as they are."""
-
-
-def shorthand(name: str) -> dict[str, Any] | None:
-    """The fields that a shorthand such as W4A16, W8A16 or W4A16_ASYM stands for; None for other names. As elsewhere,
-    8 bits are per channel, fewer in groups of 128.
-
-    >>> shorthand("W4A16_ASYM")
-    {'bits': 4, 'group_size': 128, 'symmetric': False}
-    """
-    match = _SHORT.fullmatch(name)
-    if match is None:
-        return None
-    bits = int(match[1])
-    fields: dict[str, Any] = {"bits": bits, **({"granularity": "channel"} if bits == 8 else {"group_size": 128})}
-    return {**fields, "symmetric": False} if match[2] else fields
-
 
 def _spelt_out(value: Any, place: str) -> Any:
     """A map in which `scheme: W4A16`, or a shorthand instead of a map, is replaced by what it stands for."""
     name = value if isinstance(value, str) else value.get("scheme") if isinstance(value, dict) else None
     if name is None:
         return value
-    fields = shorthand(name) if isinstance(name, str) else None
-    if fields is None:
-        hint = "such as W4A16, W8A16 or W4A16_ASYM"
-        raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
+    fields = named(name, place)
     if isinstance(value, str):
         return fields
-    return {**fields, **{k: v for k, v in value.items() if k != "scheme"}}
+    return over(fields, {k: v for k, v in value.items() if k != "scheme"})
+
+
+def over(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with some of them replaced; another granularity takes its size along."""
+    return {k: v for k, v in fields.items() if k != "group_size" or "granularity" not in own} | dict(own)
 
 
 NATIVE = "native"
@@ -160,7 +146,7 @@ def parse(document: Any, overrides: Mapping[str, Any], folder: str = "") -> Reci
     if not top:
         raise UsageError("the recipe is empty", hint="give it a default scheme, rules or both")
     given = mapping(_spelt_out(top.get("default", {}), "default"), "default", recipe_keys.SCHEME)
-    asked = SchemeRequest.of({**given, **overrides}, "default")
+    asked = SchemeRequest.of(over(given, overrides), "default")
     default = decided_at(asked, "default")
     rules = top.get("rules", [])
     if not isinstance(rules, list):
@@ -255,7 +241,7 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
     for part in fields.split(","):
         key, equals, value = part.partition("=")
         name = key.strip().replace("-", "_")
-        if not equals and (name == "keep" or shorthand(key.strip()) is not None):
+        if not equals and (name == "keep" or named_fields(key.strip()) is not None):
             rule |= {"keep": True} if name == "keep" else {"scheme": key.strip()}
             continue
         if not equals or not name or name in rule:
@@ -293,23 +279,3 @@ def request_of(values: Mapping[str, Any], schemes: Sequence[Scheme]) -> Request:
         return Request(scheme=numbered(values["default"]), rules=tuple(rules), **said)
     except (QuantcliError, TypeError, ValueError, KeyError, AttributeError):
         raise DataError("the recipe in its header is damaged") from None
-
-
-def levels(path: str) -> tuple[float, ...]:
-    """The levels of a codebook in a file, ascending: numbers in text, apart by blanks or commas, or a .npy array.
-
-    Raises UsageError for anything but numbers.
-    """
-    raw = read_small(path, LIMIT)
-    try:
-        if raw[:6] == b"\x93NUMPY":
-            import io
-
-            import numpy as np
-
-            found = [float(v) for v in np.load(io.BytesIO(raw), allow_pickle=False).ravel()]
-        else:
-            found = [float(word) for word in raw.decode("ascii").replace(",", " ").split()]
-    except (ValueError, TypeError, EOFError, OverflowError):
-        raise UsageError("it is not a list of numbers", place=[path]) from None
-    return tuple(sorted(found))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 SCHEME: Mapping[str, tuple[str, str]] = {
     "bits": ("1 to 16", "bits per code"),
     "format": ("name", "number format, as for --type"),
-    "granularity": ("tensor, channel or group", "what shares a scale"),
-    "group_size": ("1 or more", "weights along the last axis that share a scale"),
+    "granularity": ("tensor, channel, group or block", "what shares a scale"),
+    "group_size": ("1 or more", "weights along the last axis that share a scale, or rows and columns of a block"),
     "axis": ("whole number", "the channel axis"),
     "symmetric": ("true or false", "codes around 0, or with a zero point"),
     "grid": ("restricted or full", "symmetric codes without or with the lowest"),
@@ -19,6 +19,7 @@ SCHEME: Mapping[str, tuple[str, str]] = {
     "levels": ("2 to 256", "how many levels a codebook learns"),
     "codebook": ("list of numbers", "the levels of a codebook, ascending"),
     "scale_dtype": ("dtype", "how scales are stored"),
+    "activations": ("none, int8, fp8, fp8-group, mxfp8 or mxfp4", "how a runtime quantizes the inputs of the layer"),
 }
 """Of a scheme: in `default` and in a rule."""
 
@@ -45,7 +46,7 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
 """Of a recipe: what else is an option of the command line."""
 
 RECIPE: Mapping[str, tuple[str, str]] = {
-    "default": ("map, or a name such as W4A16", "the scheme of tensors that no rule matches"),
+    "default": ("map, or a name such as W4A16 or FP8_DYNAMIC", "the scheme of tensors that no rule matches"),
     "rules": ("list of maps", "schemes by pattern; the last that matches decides"),
     "ties": ("list of expressions after re:", "tensors that agree in the first group get one scheme"),
     "importance": ("file", "how much the error of each column counts"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,28 @@ from quantcli.strict import LIMIT
 from quantcli.tensors.info import TensorInfo
 
 
-def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], asked: Request) -> Request:
-    """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest.
+def commonest(wanted: Iterable[Scheme | None]) -> Scheme:
+    """The scheme that most tensors are wanted in. Raises UsageError where all are kept."""
+    counts = Counter(s for s in wanted if s is not None)
+    if not counts:
+        raise UsageError("nothing would be quantized")
+    return max(counts, key=lambda s: (counts[s], s.name))
+
+
+def resolved(
+    infos: Sequence[TensorInfo],
+    wanted: Mapping[str, Scheme | None],
+    asked: Request,
+    *,
+    default: Scheme | None = None,
+    named: bool = False,
+) -> Request:
+    """The request that gives every tensor the scheme it is wanted in: a default for all, by default the commonest one,
+    rules for the rest. named: whether rules have every tensor that is quantized.
 
     Importances, target and sizes of files are those of the request that was asked.
     """
-    counts = Counter(s for s in wanted.values() if s is not None)
-    if not counts:
-        raise UsageError("nothing would be quantized")
-    default = max(counts, key=lambda s: (counts[s], s.name))
+    default = commonest(wanted.values()) if default is None else default
     others: dict[Scheme | None, list[str]] = defaultdict(list)
     found = replace(
         asked,
@@ -41,15 +54,15 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], a
     )
     for tensor in make(infos, replace(found, importance=None)).tensors:
         scheme = wanted.get(tensor.info.name)
-        if scheme != tensor.scheme:
+        if scheme != tensor.scheme or (named and scheme is not None):
             others[scheme].append(tensor.info.name)
     rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
     return replace(found, rules=(*found.rules, *rules))
 
 
 def dump(request: Request, settings: Mapping[str, str] | None = None, folder: str = "") -> str:
-    """The recipe of a request, as YAML that `load` reads from a file in `folder`; with settings (see SETTINGS) that
-    are not the usual ones."""
+    """The recipe of a request, as YAML that `load` reads from a file in `folder`. settings: of the order it is from,
+    which are written where they are not the usual ones."""
     import yaml
 
     def text(value: Any) -> str:
@@ -75,24 +88,16 @@ def dump(request: Request, settings: Mapping[str, str] | None = None, folder: st
         reason = {"reason": rule.reason} if rule.reason is not None else {}
         preset = {"preset": rule.preset} if rule.preset else {}
         lines.append(f"  - {text({'match': rule.pattern, **fields, **optional, **reason, **preset})}")
-    lists = ("include", "exclude", "ties")
-    said: dict[str, Any] = {name: list(getattr(request, name)) for name in lists if getattr(request, name)}
+    importance: dict[str, Any] | None = None
     if request.importance is not None:
         path, digest = request.importance.path, request.importance.digest
         if path and not os.path.isabs(path):
             path = os.path.relpath(path, folder or ".")
-        said["importance"] = {**({"file": path} if path else {}), "xxh3": digest}
-    more: dict[str, Any] = {} if request.keep_defaults else {"keep_defaults": False}
-    if request.keep_embeddings is not None:
-        more["keep_embeddings"] = request.keep_embeddings
-    if request.max_shard_size is not None:
-        more["max_shard_size"] = request.max_shard_size
-    if request.to is not None:
-        more["to"] = request.to
-    more |= {"container": True} if request.container else {}
+        importance = {**({"file": path} if path else {}), "xxh3": digest}
+    more = request.others(importance)
     usual = {name: choices[0] for name, choices in SETTINGS.items()}
-    more |= {name: value for name, value in (settings or {}).items() if value != usual[name]}
-    lines += [text({name: value})[1:-1] for name, value in {**said, **more}.items()]
+    more |= {name: value for name, value in (settings or {}).items() if value != usual.get(name)}
+    lines += [text({name: value})[1:-1] for name, value in more.items()]
     found = "\n".join(lines) + "\n"
     if len(found) > LIMIT:
         raise UsageError(f"the recipe has {len(found)} bytes, more than the limit of {LIMIT}")

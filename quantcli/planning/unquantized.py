@@ -13,9 +13,9 @@ from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.writer import named
 from quantcli.patterns import compiled
 from quantcli.planning import recipe
-from quantcli.planning.keeping import TABLES
 from quantcli.planning.kinds import LONGEST
 from quantcli.planning.plan import Request, Rule, make
+from quantcli.planning.reasons import ALL, OVERRIDE, REASONS, TABLES, TABLES_TOO, which
 from quantcli.tensors.decided import Decided
 from quantcli.terminal import size
 
@@ -28,12 +28,6 @@ MUCH = 0.2
 
 FLOOR = 1 << 16
 """Bytes of kept weights below which there is nothing to gain."""
-
-WANTED = ("excluded", "not-included", "nonfinite", "not-float", "unsupported-dtype", "empty")
-"""Reasons that were asked for, or that hold for tensors that are not weights to quantize."""
-
-KEPT_BY_NAME = ("router", "lm-head", "embedding", "preset")
-"""Reasons of matrices that are kept unless a rule names them."""
 
 PRESET = "llm"
 
@@ -143,7 +137,8 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> lis
 
     request: what was asked of these tensors, where it is known: then the line says what would change it.
     """
-    wanted = (*WANTED, *(TABLES if request is not None and request.keep_embeddings else ()))
+    wanted = which(lambda reason: reason.wanted)
+    wanted |= TABLES if request is not None and request.keep_embeddings else frozenset()
     kept = [t for t in tensors if t.scheme is None and t.reason not in wanted]
     whole, room = sum(t.bytes_out for t in tensors), sum(t.bytes_out for t in kept)
     if room < FLOOR or room <= MUCH * whole:
@@ -176,18 +171,19 @@ def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
         for group_size in _smaller(request):
             yield f"--group-size {group_size}", replace(request, scheme=changed(scheme, group_size=group_size))
         yield "--to native", native
-    if reason not in KEPT_BY_NAME:
+    ways = REASONS[reason].ways
+    if OVERRIDE not in ways:
         return
     for option, other in [("", request), *([("--to native ", native)] if request.to is not None else [])]:
         for bits in dict.fromkeys((8, scheme.bits)) if _PLAIN.fullmatch(group.pattern) else ():
             for changes in ({}, *({"group_size": group_size} for group_size in _smaller(other))):
                 sized = "".join(f",group-size={group_size}" for group_size in changes.values())
                 with_rule = _with_rule(other, group, {"bits": bits, **changes})
-                yield f"{option}--override '{group.pattern}:bits={bits}{sized}'", with_rule
-        if reason in TABLES:
-            yield f"{option}--no-keep-embeddings", replace(other, keep_embeddings=False)
+                yield f"{option}{OVERRIDE} '{group.pattern}:bits={bits}{sized}'", with_rule
+        if TABLES_TOO in ways:
+            yield f"{option}{TABLES_TOO}", replace(other, keep_embeddings=False)
         rules = tuple(rule for rule in other.rules if not rule.preset)
-        yield f"{option}--no-default-keep", replace(other, keep_defaults=False, rules=rules)
+        yield f"{option}{ALL}", replace(other, keep_defaults=False, rules=rules)
 
 
 def _smaller(request: Request) -> list[int]:

@@ -15,7 +15,7 @@ from quantcli.reports.documents import Display, Line, Part, document
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from quantcli.layouts.native.document import StoredTensor
+    from quantcli.moving import Moving
     from quantcli.passes.export import Export
 
 
@@ -89,7 +89,6 @@ class ExportReport:
 
 
 def report_of(
-    native: Sequence[StoredTensor],
     export: Export,
     size: int,
     exact: Mapping[str, bool],
@@ -102,10 +101,9 @@ def report_of(
     bytes_in: int,
     seconds: float,
 ) -> ExportReport:
-    """The report. native: the tensors of the source; size: bytes of the weights that were written; exact: which of them
-    stand for just the same numbers."""
+    """The report. size: bytes of the weights that were written; exact: which of them stand for the same numbers."""
     found = export.outgoing.conversion
-    tensors = [_tensor(n, export, exact) for n in native]
+    tensors = [_tensor(moving, export, exact) for moving in export.model.values()]
     errors = [m for m in export.metrics.values() if m is not None and not m.exact]
     return ExportReport(
         source=source,
@@ -124,30 +122,30 @@ def report_of(
     )
 
 
-def _tensor(native: StoredTensor, export: Export, exact: Mapping[str, bool]) -> ExportedTensor:
-    name = native.info.name
+def _tensor(moving: Moving, export: Export, exact: Mapping[str, bool]) -> ExportedTensor:
+    name = moving.decided.info.name
     job = export.outgoing.conversion.jobs.get(name)
     outputs = job.outputs if job is not None else ()
     error: Metrics | None = export.metrics.get(name)
     final, requantized = export.outgoing.by_name[name], name in export.wanted
-    disposition = "kept" if native.scheme is None else "exported"
+    disposition = "kept" if moving.scheme is None else "exported"
     if requantized:
         disposition = "decoded" if final.scheme is None else "requantized"
     if job is None:
         disposition = "left out"
     return ExportedTensor(
         name=name,
-        shape=list(native.info.shape),
+        shape=list(moving.decided.info.shape),
         disposition=disposition,
-        scheme=native.scheme.name if native.scheme else None,
+        scheme=moving.scheme,
         exported_scheme=final.scheme.name if final.scheme else None,
         stored=(job.kind if job else "") or stored(name, outputs),
         lossless=bool(error and error.exact) if requantized else exact.get(name, True),
-        native_sqnr_db=native.metrics.sqnr_db if native.metrics else None,
-        native_exact=native.scheme is None or bool(native.metrics and native.metrics.exact),
+        native_sqnr_db=moving.metrics.sqnr_db if moving.metrics else None,
+        native_exact=moving.scheme is None or bool(moving.metrics and moving.metrics.exact),
         sqnr_db=error.sqnr_db if error else None,
         max_abs_error=error.max_abs_error if error else None,
-        bytes_in=native.bytes_out,
+        bytes_in=moving.bytes_in,
         bytes_out=sum(o.nbytes for o in outputs),
     )
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantcli.planning.keeping import REASONS
+from quantcli.planning.reasons import REASONS
 from quantcli.planning.unquantized import pattern_of
 from quantcli.reports.records import TensorReport
-
-_EXPECTED = ("norm", "bias", "scalar", "empty", "not-float")
-"""Reasons that need no explanation: everybody keeps such tensors, or they are not weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Group:
 
 def is_notable(tensor: TensorReport) -> bool:
     """Whether a reader of the report must see that it was kept."""
-    return tensor.kept and tensor.reason in REASONS and tensor.reason not in _EXPECTED
+    return tensor.kept and tensor.reason in REASONS and not REASONS[tensor.reason].expected
 
 
 def groups(tensors: Sequence[TensorReport]) -> list[Group]:

@@ -32,6 +32,12 @@ COLUMNS = (
 )  # fmt: skip
 """Figures of a tensor in tables for programs."""
 
+BEFORE = ("source_scheme", "source_sqnr_db")
+"""What is known of a tensor that was decoded before it was quantized."""
+
+OF_SOURCE = ("decoded_from", "arranged", "preset")
+"""What was done to the whole source, and the preset."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunReport:
@@ -138,13 +144,14 @@ class RunReports:
         return {"schema_version": SCHEMA_VERSION, "command": command, "passed": self.passed, "reports": documents}
 
     def rows(self) -> Iterator[Sequence[object]]:
-        """A row per tensor; `failed` names the gates that it does not pass."""
-        yield ["file", *COLUMNS, "failed"]
+        """A row per tensor; `failed` names the gates that it does not pass. Behind it is what it was made from."""
+        yield ["file", *COLUMNS, "failed", *BEFORE, *OF_SOURCE]
         for report in self.reports:
-            failed = report.failed()
+            failed, whole = report.failed(), [getattr(report, column) for column in OF_SOURCE]
             for tensor in report.tensors:
                 gates = " ".join(gate.gate for gate in failed.get(tensor.name, ()))
-                yield [report.name, *(getattr(tensor, column) for column in COLUMNS), gates]
+                figures, before = ([getattr(tensor, column) for column in names] for names in (COLUMNS, BEFORE))
+                yield [report.name, *figures, gates, *before, *whole]
 
     def parts(self, display: Display) -> Iterator[Part]:
         """The reports one after another; together they have as many rows as one would have."""
@@ -167,17 +174,21 @@ def equal_line(report: RunReport) -> str | None:
     return f"equal weights: {'; '.join(shown)}{more}"
 
 
+def origin_lines(report: RunReport) -> list[str]:
+    """What was done to the source before it was quantized, and which preset was chosen for it."""
+    return [
+        *([f"source: {report.decoded_from}"] if report.decoded_from else []),
+        *([report.arranged] if report.arranged else []),
+        *([f"preset {report.preset}, from config.json"] if report.preset else []),
+    ]
+
+
 def _head(report: RunReport) -> Iterator[Line]:
     """What it is about, the figures of the whole model, and every gate."""
     s = report.summary
     output = f" -> {printable(report.output, 200)}" if report.output else ""
     yield Line(printable(report.source, 200) + output, strong=True)
-    if report.decoded_from:
-        yield Line(f"source: {report.decoded_from}")
-    if report.arranged:
-        yield Line(report.arranged)
-    if report.preset:
-        yield Line(f"preset {report.preset}, from config.json")
+    yield from map(Line, origin_lines(report))
     measured = "exact" if s.exact else f"SQNR {s.sqnr_db:.2f} dB" if s.sqnr_db is not None else "not measured"
     covered = f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
     yield Line(f"{covered}, {s.bits_per_weight:.3f} bits per weight, {measured}")

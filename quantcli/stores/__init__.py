@@ -51,9 +51,9 @@ def _by_content(file: InputFile, name: str) -> Source:
 
         return OnnxFile(file)
     if name.endswith(".gguf") or (file.size >= 8 and file.read(0, 4) == b"GGUF"):
-        from quantcli.stores.gguf import GgufFile
+        from quantcli.stores.gguf_shards import open_gguf
 
-        return GgufFile(file)
+        return open_gguf(file)
     if not name.endswith(".safetensors"):
         from quantcli.stores.torch_file import TorchFile, is_torch
 

@@ -32,7 +32,8 @@ class Computed:
     info: its name, dtype and shape. home: the stored tensor in whose file it counts. fill(start, buffer): its
     little-endian C-order bytes from byte `start`; it may be called from several threads. parts: all the stored tensors
     it is made of, wholly or in part. earlier: the codes it is decoded from, if it is. note: what was done to it, for
-    people. turned: as of every source.
+    people. runs: of a tensor that is runs of elements of stored ones, one after another, each by its tensor, its first
+    element and how many; empty for any other. turned: as of every source.
     """
 
     info: TensorInfo
@@ -41,6 +42,7 @@ class Computed:
     parts: tuple[str, ...]
     earlier: Earlier | None = None
     note: str = ""
+    runs: tuple[tuple[str, int, int], ...] = ()
     turned: Turned | None = None
 
 
@@ -76,6 +78,7 @@ def unchanged(source: Source, info: TensorInfo, name: str | None = None) -> Comp
         parts=(info.name,),
         earlier=source.earlier.get(info.name),
         note=source.notes.get(info.name, ""),
+        runs=((info.name, 0, info.numel),),
     )
 
 
@@ -129,14 +132,17 @@ class Derived(Source):
         metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
         decoded_from: str = "",
         others: Sequence[Source] = (),
+        warnings: Sequence[str] | None = None,
         unsplit: Mapping[str, Unsplit] = MappingProxyType({}),
         arranged: str = "",
     ) -> None:
-        """metadata: what the header of a file says now. decoded_from, unsplit, arranged: as for every source. others:
-        further sources that tensors are made of. Raises DataError where two tensors have one name."""
+        """metadata: what the header of a file says now. decoded_from, warnings, unsplit, arranged: as for every source.
+        others: further sources that tensors are made of. Raises DataError where two tensors have one name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
-        self.warnings, self.unsplit, self.arranged = base.warnings, unsplit, arranged
+        self.warnings = base.warnings if warnings is None else warnings
+        self.unsplit, self.arranged = unsplit, arranged
+        self.network = base.network
         self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
         held: dict[str, list[Computed]] = {name: [] for name in base.shards}
@@ -167,8 +173,15 @@ class Derived(Source):
     def beside(self, name: str) -> bytes | None:
         return self._base.beside(name)
 
+    def raw_keys(self) -> Mapping[str, bytes]:
+        return self._base.raw_keys()
+
     def infos(self) -> Sequence[TensorInfo]:
         return [tensor.info for tensor in self._tensors.values()]
+
+    def computed(self, name: str) -> Computed:
+        """What a tensor is made of."""
+        return self._tensors[name]
 
     def stored_bytes(self) -> Sequence[int]:
         left = dict(zip((info.name for info in self._base.infos()), self._base.stored_bytes()))

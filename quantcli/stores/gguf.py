@@ -153,8 +153,9 @@ def _value(header: _Header) -> Any:
 class Keys(Mapping[str, Any]):
     """The keys of a file by name, as numbers, texts, booleans and lists; lists are read on demand."""
 
-    def __init__(self, file: InputFile, values: Mapping[str, Any]) -> None:
-        self._file, self._values = file, values
+    def __init__(self, file: InputFile, values: Mapping[str, Any], places: Mapping[str, tuple[int, int]]) -> None:
+        """places: where the value of a key begins, with its kind, and where it ends."""
+        self._file, self._values, self._places = file, values, places
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
@@ -177,6 +178,10 @@ class Keys(Mapping[str, Any]):
         value = self._values[name]
         return str(value).lower() if isinstance(value, bool) else str(value)
 
+    def raw(self) -> dict[str, bytes]:
+        """Every value as it is stored, with its kind."""
+        return {name: self._file.read(begin, end - begin) for name, (begin, end) in self._places.items()}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -184,19 +189,23 @@ class Keys(Mapping[str, Any]):
         return len(self._values)
 
 
-def _parse_keys(header: _Header, count: int) -> dict[str, Any]:
+def _parse_keys(header: _Header, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """The values of keys, and where they are."""
     if count * 13 > header.end - header.at:  # an empty name, a kind and a byte
         raise DataError(f"it claims {count} keys, more than it can hold")
     found: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(count):
         name = header.name()
         if name in found:
             raise DataError("duplicate key", place=[printable(name)])
+        begin = header.at
         try:
             found[name] = _value(header)
         except DataError as error:
             raise error.within(printable(name)) from None
-    return found
+        places[name] = begin, header.at
+    return found, places
 
 
 def _alignment(keys: Mapping[str, Any]) -> int:
@@ -246,8 +255,6 @@ def _parse_tensors(header: _Header, count: int, alignment: int) -> dict[str, Ent
             found[name] = _entry(name, header, alignment)
         except DataError as error:
             raise error.within(printable(name)) from None
-    if not found:
-        raise DataError("the file holds no tensors")
     return found
 
 
@@ -280,14 +287,16 @@ def _parse(file: InputFile) -> tuple[int, Keys, list[Entry], int]:
         what = "a big-endian GGUF file is" if swapped in VERSIONS else f"GGUF of version {version} is"
         raise DataError(f"{what} not supported")
     tensors, count = header.number(8), header.number(8)
-    values = _parse_keys(header, count)
+    values, places = _parse_keys(header, count)
     alignment = _alignment(values)
     found = _parse_tensors(header, tensors, alignment)
+    if not found and "split.count" not in values:  # the first of several files may hold keys alone
+        raise DataError("the file holds no tensors")
     # A tensor without elements begins where the next one does.
     entries = sorted(found.values(), key=lambda e: (e.begin, e.info.nbytes))
     start = _aligned(header.at, alignment)
     _check_places(entries, start, file.size, alignment)
-    return version, Keys(file, values), entries, start
+    return version, Keys(file, values, places), entries, start
 
 
 class GgufFile(Source):
@@ -315,6 +324,9 @@ class GgufFile(Source):
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]
+
+    def raw_keys(self) -> Mapping[str, bytes]:
+        return self.keys.raw()
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self.file.read_into(self.data + self._entries[name].begin + start, buffer)

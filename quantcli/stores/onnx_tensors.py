@@ -223,30 +223,3 @@ class Elements:
         if len(held) != nbytes:
             raise DataError(f"its elements take {nbytes} bytes, but it holds {len(held)}")
         return Entry(info, packed, None, 0, held)
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node that decodes: its operator, inputs by name, and the attributes that are whole numbers."""
-
-    operator: str
-    inputs: tuple[str, ...]
-    numbers: Mapping[str, int]
-
-    @property
-    def weight(self) -> str:
-        """The input that is decoded; empty when there is none."""
-        at = 1 if self.operator == "MatMulNBits" else 0
-        return self.inputs[at] if at < len(self.inputs) else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """The facts about the tensors of a file: the nodes that decode some, and the real types of packed U8 tensors.
-
-    computed: weights that nodes compute with as codes, which quantcli does not decode, by name with the operator.
-    """
-
-    nodes: tuple[Node, ...]
-    packed: Mapping[str, Packed]
-    computed: Mapping[str, str]

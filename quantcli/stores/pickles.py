@@ -12,7 +12,7 @@ Reference: Lib/pickletools.py of CPython, which documents the instructions.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -36,10 +36,11 @@ class Function:
 class _Machine:
     """The stack of one pickle and the values that it refers back to.
 
-    names: what the names it may refer to stand for. outside(id): the value that is kept elsewhere under an id.
+    names(name): what a name stands for, None for one it may not refer to. outside(id): the value that is kept elsewhere
+    under an id.
     """
 
-    def __init__(self, names: Mapping[str, Any], outside: Callable[[Any], Any]) -> None:
+    def __init__(self, names: Callable[[str], Any], outside: Callable[[Any], Any]) -> None:
         self.names, self.outside = names, outside
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -68,9 +69,9 @@ class _Machine:
         self.since_mark()
 
     def name(self, name: str) -> None:
-        if name not in self.names:
+        found = self.names(name)
+        if found is None:
             raise DataError(f"it refers to {printable(name, 200)}, which is not part of a state dict")
-        found = self.names[name]
         if isinstance(found, DataError):
             raise DataError(found.problem, hint=found.hint)
         self.stack.append(found)
@@ -222,14 +223,14 @@ def _handlers(machine: _Machine) -> dict[str, Callable[[Any], None]]:
     )
 
 
-def load(stream: IO[bytes], names: Mapping[str, Any], outside: Callable[[Any], Any]) -> Any:
+def load(stream: IO[bytes], names: Callable[[str], Any], outside: Callable[[Any], Any]) -> Any:
     """The value of the pickle that begins where a stream in memory is, which is left behind its end.
 
-    names: what the names it may refer to stand for: values, Functions, and DataErrors for names that are refused with
-    another message. outside(id): the value that is kept elsewhere under an id. Raises DataError.
+    names(name): what a name stands for: a value, a Function, a DataError for one that is refused with another message,
+    or None for one it may not refer to. outside(id): the value that is kept elsewhere under an id. Raises DataError.
 
     >>> import io, pickle
-    >>> load(io.BytesIO(pickle.dumps({"a": (1, [None])}, 2)), {}, lambda id: None)
+    >>> load(io.BytesIO(pickle.dumps({"a": (1, [None])}, 2)), lambda name: None, lambda id: None)
     {'a': (1, [None])}
     """
     machine = _Machine(names, outside)

@@ -73,11 +73,22 @@ def _diffusers(folder: str) -> Iterator[Component]:
 
 def _sentences(folder: str) -> Iterator[Component]:
     path = os.path.join(folder, SENTENCES)
+    for place, kind in modules(folder):
+        if kind:
+            yield Component(_checked(place, path), "sentence-transformers", kind)
+
+
+def modules(folder: str) -> Iterator[tuple[str, str]]:
+    """The modules of sentence-transformers in a folder: path and class of each, empty where none is named. Raises
+    DataError where their list is not JSON."""
+    path = os.path.join(folder, SENTENCES)
+    if not os.path.isfile(path):
+        return
     listed = strict_json(read_small(path, _LIMIT), path)
     for module in listed if isinstance(listed, list) else []:
         place, kind = (module.get("path"), module.get("type")) if isinstance(module, dict) else (None, None)
-        if isinstance(place, str) and place and isinstance(kind, str):
-            yield Component(_checked(place, path), "sentence-transformers", kind.rpartition(".")[2])
+        if isinstance(place, str) and place:
+            yield place, kind.rpartition(".")[2] if isinstance(kind, str) else ""
 
 
 def _checked(name: str, path: str) -> str:

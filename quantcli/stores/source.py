@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quantcli.metrics import Metrics
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf_types import Block
-    from quantcli.stores.onnx_tensors import Graph
+    from quantcli.stores.onnx_graph import Graph
 
 
 Turned = Callable[[int, int, int], "NDArray[Any]"]
@@ -53,7 +53,8 @@ class Source(Protocol):
 
     kind: the format of its files. folder, index: the folder of its shards, and the file that lists their tensors; None
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
-    metadata. graph: of an ONNX file, what its nodes do with tensors. aside: weight files of its folder that are not
+    metadata. graph: of an ONNX file, what its nodes do with tensors; network: the same of whatever its tensors are made
+    of, where a target may write that graph again. aside: weight files of its folder that are not
     part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
     people. notes: what was done to tensors before they are read, for people. warnings: what was left out of the file,
     and where in it the tensors were found. unsplit: tensors of experts that cannot be arranged for a target, and why;
@@ -68,6 +69,7 @@ class Source(Protocol):
     blocks: Mapping[str, Block] = MappingProxyType({})
     keys: Mapping[str, Any] = MappingProxyType({})
     graph: Graph | None = None
+    network: Graph | None = None
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
     decoded_from: str = ""
@@ -94,6 +96,10 @@ class Source(Protocol):
     def beside(self, name: str) -> bytes | None:
         """A small file of the folder; None when there is none. Raises DataError for a link that leads out of it."""
         return None
+
+    def raw_keys(self) -> Mapping[str, bytes]:
+        """The keys of a GGUF, their values as they are stored; of what is derived from one, too."""
+        return {}
 
     def infos(self) -> Sequence[TensorInfo]:
         """Every tensor, in file order."""

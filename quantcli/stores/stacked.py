@@ -69,6 +69,15 @@ Key = tuple[str, int, int]
 """A band by its tensor, the element its matrix begins with, and its first column."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A tensor that takes the place of a stored one: its name, its shape, and the matrices it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    matrices: tuple[Matrix, ...]
+
+
 class Bands:
     """The band of transposed matrices of a source that was read last.
 
@@ -133,7 +142,15 @@ def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix]) -> Compu
             done += count
 
     parts = tuple(dict.fromkeys(matrix.name for matrix in matrices))
-    return Computed(info=info, home=parts[0], fill=fill, parts=parts, earlier=_earlier(bands.source, parts, info))
+    plain = not any(matrix.transposed for matrix in matrices)
+    return Computed(
+        info=info,
+        home=parts[0],
+        fill=fill,
+        parts=parts,
+        earlier=_earlier(bands.source, parts, info),
+        runs=tuple((m.name, m.first, m.rows * m.cols) for m in matrices) if plain else (),
+    )
 
 
 def _earlier(source: Source, parts: Sequence[str], info: TensorInfo) -> Earlier | None:

@@ -29,7 +29,7 @@ from quantcli.stores.files import InputFile
 from quantcli.stores.pickles import load
 from quantcli.stores.source import Source
 from quantcli.stores.strided import Strided, merged
-from quantcli.stores.torch_names import Names, Storage, Tensor, storage_of
+from quantcli.stores.torch_names import Storage, Tensor, named, storage_of
 from quantcli.tensors.info import TensorInfo
 
 PICKLE_LIMIT = 1 << 25
@@ -109,7 +109,7 @@ def _from_zip(file: InputFile) -> tuple[Any, Places, bool]:
     if size > PICKLE_LIMIT:
         raise DataError(f"it has {size} bytes, more than {PICKLE_LIMIT}", place=["data.pkl"])
     order = _byteorder(file, found, f"{root}byteorder")
-    return load(io.BytesIO(file.read(begin, size)), Names(), _Storages(check)), places, order == b"big"
+    return load(io.BytesIO(file.read(begin, size)), named, _Storages(check)), places, order == b"big"
 
 
 def _byteorder(file: InputFile, members: Places, name: str) -> bytes:
@@ -137,17 +137,21 @@ def _from_legacy(file: InputFile) -> tuple[Any, Places, bool]:
 
 def _pickles(start: bytes) -> tuple[Any, dict[str, Storage], list[str], int]:
     """The value, the storages, their keys in order, and where the pickles end."""
-    stream, names, storages = io.BytesIO(start), Names(), _Storages(lambda storage: None)
-    magic, version, system = (load(stream, {}, _nothing) for _ in range(3))
+    stream, storages = io.BytesIO(start), _Storages(lambda storage: None)
+    magic, version, system = (load(stream, _no_name, _nothing) for _ in range(3))
     if magic != _MAGIC or version != _VERSION or not isinstance(system, dict):
         raise DataError(f"unknown version {printable(repr(version), 40)} of torch.save")
     if system.get("little_endian") is not True:
         raise DataError("it was written by a big-endian machine, which is not supported")
-    value = load(stream, names, storages)
-    keys = load(stream, {}, _nothing)
+    value = load(stream, named, storages)
+    keys = load(stream, _no_name, _nothing)
     if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or len(set(keys)) != len(keys):
         raise DataError("the list of its storages is not one of different keys")
     return value, storages.seen, keys, stream.tell()
+
+
+def _no_name(name: str) -> None:
+    return None
 
 
 def _nothing(id: Any) -> Any:

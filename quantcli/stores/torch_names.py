@@ -185,36 +185,22 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Names(Mapping[str, Any]):
-    """What each name of a state dict stands for; for names that are something else of torch, the DataError with the
-    reason."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Any] = {name: Function(name, call) for name, call in _FUNCTIONS.items()}
-        self._known |= {f"torch.{name}": _DType(dtype) for name, dtype in _DTYPES.items()}
-        self._known |= {f"torch.{name}Storage": _Class(dtype) for name, dtype in _STORAGES.items()}
-        self._known |= dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), _Class(UNTYPED))
-        self._known |= {name: DataError(f"{what} are not supported ({name})") for name, what in _REFUSED.items()}
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._known or _module(name) is not None
-
-    def __getitem__(self, name: str) -> Any:
-        return self._known[name] if name in self._known else _module(name)
-
-    def __iter__(self) -> Any:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
+_KNOWN: Mapping[str, Any] = {
+    **{name: Function(name, call) for name, call in _FUNCTIONS.items()},
+    **{f"torch.{name}": _DType(dtype) for name, dtype in _DTYPES.items()},
+    **{f"torch.{name}Storage": _Class(dtype) for name, dtype in _STORAGES.items()},
+    **dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), _Class(UNTYPED)),
+    **{name: DataError(f"{what} are not supported ({name})") for name, what in _REFUSED.items()},
+}
 
 
-def _module(name: object) -> DataError | None:
-    """The refusal of a whole module, whose classes a program would be needed for."""
-    if not isinstance(name, str) or not name.startswith("torch.nn."):
-        return None
-    problem = f"it refers to {printable(name, 200)}: it holds a whole module, not a state dict"
-    return DataError(problem, hint=_SAVE)
+def named(name: str) -> Any:
+    """What a name of a state dict stands for; for a name that is something else of torch, the DataError with the
+    reason; None for any other."""
+    if name not in _KNOWN and name.startswith("torch.nn."):
+        problem = f"it refers to {printable(name, 200)}: it holds a whole module, not a state dict"
+        return DataError(problem, hint=_SAVE)
+    return _KNOWN.get(name)
 
 
 def storage_of(id: Any) -> Storage:

@@ -97,6 +97,8 @@ def _stored(params: Floats, shape: tuple[int, ...], scheme: Scheme, grouping: Gr
     if grouping.shared == "columns":
         outer, channels, inner = column_repeats(shape, scheme.axis)
         params = params.reshape(outer, channels, inner)[0, :, 0]
+    elif grouping.height > 1:
+        params = params[:: grouping.height]
     elif params.shape[0] != grouping.rows:
         params = np.broadcast_to(params, (grouping.rows, grouping.groups))
     return np.ascontiguousarray(params).reshape(grouping.scale_shape)

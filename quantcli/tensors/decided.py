@@ -31,7 +31,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A kept tensor, and why it is kept. reason: a key of `planning.keeping.REASONS`."""
+    """A kept tensor, and why it is kept. reason: a key of `planning.reasons.REASONS`."""
 
     info: TensorInfo
     reason: str

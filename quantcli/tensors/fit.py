@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from quantcli import registry
+from quantcli import registry, scales
 from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
@@ -18,6 +18,9 @@ from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
 from quantcli.metrics import Metrics, ordered_sum, total
+from quantcli.scales import Store
+from quantcli.scheme import scale_dtype_of
+from quantcli.tensors.blocks import as_rows, by_rows
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
@@ -63,6 +66,10 @@ class Fit:
 
     def __init__(self, info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype: str) -> None:
         self.info, self.scheme, self.plan, self.scale_dtype = info, scheme, plan, scale_dtype
+        self._stored_as = scheme.with_scale_dtype(scale_dtype_of(scale_dtype))
+        self._overall = scales.of(scheme).overall
+        self._largest = np.float32(0)
+        self.store = Store(scale_dtype)
         self.whole: QuantParams | None = None
         self.stored: QuantParams | None = None
         self._calibrator = cast(Calibrator, registry.get("calibrators", scheme.calibration))
@@ -77,7 +84,9 @@ class Fit:
 
     def _begin(self) -> None:
         self.spans: list[TileSpan] = []
-        if self.scheme.shares_levels:
+        if self._overall is not None:
+            self.spans = list(self.plan.tiles())
+        elif self.scheme.shares_levels:
             if self._shared is None or not self._shared.done:
                 self.spans = list(self.plan.tiles() if self._shared is None else self.plan.sample())
         elif self.plan.two_pass and self.whole is None:
@@ -101,6 +110,11 @@ class Fit:
 
     def see(self, kernels: Kernels, tile: Tile, index: int) -> None:
         """Process a span of the pass."""
+        if self._overall is not None:
+            found = largest(kernels, tile)
+            with self._lock:
+                self._largest = max(self._largest, found)
+            return
         key = self._set_of(self.spans[index])
         if self.by_strips:
             ideal = self._local(kernels, replace(tile, group=max(tile.cols, 1), seen={}))
@@ -176,13 +190,22 @@ class Fit:
 
     def conclude(self) -> None:
         """End the pass: all spans have been seen."""
-        if not self.scheme.shares_levels:
-            params = settle(self._joined(), self.scheme, self.scale_dtype)
+        if self._overall is not None:
+            self.take_largest(float(self._largest))
+        elif not self.scheme.shares_levels:
+            params = settle(self._joined(), self.scheme, self.store)
             if params is None:
                 raise Misfit
             self.stored = stored_params(params, self.plan)
             self.whole = spread(params, self.info, self.scheme, self.plan)
         self._begin()
+
+    def take_largest(self, largest: float) -> None:
+        """Settle the scale of the tensor, given the largest magnitude."""
+        if self._overall is not None:
+            self.store = Store(self.scale_dtype, self._overall(largest, self.scheme))
+            self._overall = None
+            self._begin()
 
     def _joined(self) -> Ideal:
         ideals = [self._ideals[key] for key in sorted(self._ideals)]
@@ -203,10 +226,16 @@ class Fit:
         """The parameters of a tile."""
         if self.whole is not None:
             return part(self.whole, span, self.plan)
-        found = settle(self._local(kernels, tile), self.scheme, self.scale_dtype)
+        found = settle(self._of_blocks(kernels, tile), self.scheme, self.store)
         if found is None:
             raise Misfit
-        return found
+        return replace(found, scale=by_rows(found.scale, self.plan, span.row, span.rows))
+
+    def _of_blocks(self, kernels: Kernels, tile: Tile) -> Ideal:
+        if self.plan.height == 1:
+            return self._local(kernels, tile)
+        found = [self._local(kernels, rows) for rows in as_rows(tile, self.plan.height)]
+        return Ideal(np.concatenate([ideal.scale for ideal in found]))
 
     def _local(self, kernels: Kernels, tile: Tile) -> Ideal:
         calibrator = self._calibrator
@@ -214,13 +243,21 @@ class Fit:
             assert calibrator.shared is not None and self._shared is not None
             ideal = calibrator.shared.local(kernels, tile, self.scheme, self._shared, self.scale_dtype)
         elif calibrator.local is not None:
-            ideal = calibrator.local(kernels, tile, self.scheme)
+            ideal = calibrator.local(kernels, tile, self._stored_as, self.store)
         else:
             seen = calibrator.gather.observe(kernels, tile, None, None)
             ideal = None if seen is None else calibrator.solve(seen, self.scheme)
         if ideal is None:
             raise NotFinite
         return ideal
+
+
+def largest(kernels: Kernels, tile: Tile) -> Any:
+    """The largest magnitude of a tile. Raises NotFinite."""
+    found = kernels.ranges(replace(tile, group=max(tile.cols, 1), seen={}))
+    if not found.finite:
+        raise NotFinite
+    return np.abs(found.extreme).max(initial=np.float32(0))
 
 
 class Trials:
@@ -246,6 +283,13 @@ class Trials:
     def chosen(self) -> Fit:
         """The fit that is encoded: after the last pass the best of the candidates."""
         return self.fits[0]
+
+    def take_largest(self, largest: float) -> None:
+        """Settle the scale of the tensor, given the largest magnitude of all weights that share it."""
+        for fit in (*self.fits, self._rival):
+            if fit is not None:
+                fit.take_largest(largest)
+        self._begin()
 
     def _begin(self) -> None:
         pending = [f for f in (*self.fits, self._rival) if f is not None and f.spans]

@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quantcli.asking import sees_channels_whole
 from quantcli.errors import UsageError
 from quantcli.kernels import row_bytes
 from quantcli.scheme import MAX_GROUP, Scheme
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 WIDEST_COLUMNS = 1 << 22
 """Longest row whose columns may have separate parameters: those are vectors as long as the row."""
+
+WIDEST_BLOCKS = 1 << 16
+"""Longest row of blocks: a tile holds as many rows as a block has."""
 
 TILE = 1 << 19
 """Weights that are read, quantized and written at a time: 1 MiB of bfloat16 stays in the cache."""
@@ -44,6 +54,7 @@ class Grouping:
     the rows share one set per column.
     lead: the leading part of the tensor's shape that the rows stand for.
     scale_shape: shape of the stored scales.
+    height: rows that share parameters, of blocks; the last ones may be fewer.
     """
 
     rows: int
@@ -52,6 +63,7 @@ class Grouping:
     shared: str | None
     lead: tuple[int, ...]
     scale_shape: tuple[int, ...]
+    height: int = 1
 
     @property
     def groups(self) -> int:
@@ -108,7 +120,7 @@ class Grouping:
     def tiles(self) -> Iterator[TileSpan]:
         """The tiles in file order; the cut depends on the grouping alone, never on threads or kernels."""
         if self.cols <= TILE or self.shared == "columns":
-            step = max(1, TILE // max(self.cols, 1))
+            step = max(1, TILE // max(self.cols * self.height, 1)) * self.height
             for row in range(0, self.rows, step):
                 yield TileSpan(row, min(step, self.rows - row), 0, self.cols)
             return
@@ -140,6 +152,8 @@ def grouping_of(shape: tuple[int, ...], scheme: Scheme) -> Grouping:
     lead: tuple[int, ...]
     if len(shape) < 2:  # a vector is one row
         lead, cols = (1,), math.prod(shape)
+    elif scheme.granularity == "block" and len(shape) == 3:
+        lead, cols = shape[:2], shape[2]
     elif scheme.granularity == "group":
         split = len(shape) - 1
         while split > 1 and math.prod(shape[split:]) < scheme.group_size:
@@ -168,12 +182,28 @@ def grouping_of(shape: tuple[int, ...], scheme: Scheme) -> Grouping:
         scale_shape = tuple(n if a == axis else 1 for a, n in enumerate(shape))
         return Grouping(rows, cols, 1, "columns", lead, scale_shape)
     group = max(1, min(scheme.group_size, cols))
+    if scheme.granularity == "block":
+        return _blocks(rows, cols, lead, scheme.group_size)
     if MAX_GROUP < group < cols:
         raise UsageError(
             f"groups of {group} do not cover a row of {cols}",
             hint=f"use a group size up to {MAX_GROUP}, or -1 for one scale per row",
         )
     return Grouping(rows, cols, group, None, lead, (*lead, -(-cols // group)))
+
+
+def _blocks(rows: int, cols: int, lead: tuple[int, ...], side: int) -> Grouping:
+    """The grouping of a matrix, or of a stack of them, in blocks of `side` rows and columns."""
+    if cols > WIDEST_BLOCKS:
+        raise UsageError(f"blocks of {side} rows of {cols} weights are not supported", hint="use groups")
+    across = -(-cols // side)
+    if len(lead) > 1 and 0 < lead[-1] < side:  # a row of blocks for each matrix, however low
+        return Grouping(rows, cols, max(1, min(side, cols)), None, lead, (lead[0], 1, across), lead[-1])
+    if len(lead) > 1 and lead[-1] % side:
+        hint = "use groups, or a block size that divides it"
+        raise UsageError(f"blocks of {side} rows would cross matrices of {lead[-1]} rows", hint=hint)
+    shape = (-(-rows // side), across) if len(lead) == 1 else (lead[0], lead[1] // side, across)
+    return Grouping(rows, cols, max(1, min(side, cols)), None, lead, shape, side)
 
 
 def column_repeats(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
@@ -184,3 +214,16 @@ def column_repeats(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     """
     axis %= len(shape)
     return math.prod(shape[1:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def runs(places: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Places that follow each other: the first of them, and which of all they are.
+
+    >>> [(first, which.tolist()) for first, which in runs(np.array([4, 7, 5, 6, 0]))]
+    [(0, [4]), (4, [0, 2, 3, 1])]
+    """
+    order: NDArray[np.intp] = np.argsort(places, kind="stable")
+    ordered = places[order]
+    ends = [0, *(np.flatnonzero(np.diff(ordered) != 1) + 1).tolist(), len(ordered)]
+    for low, high in pairwise(ends):
+        yield int(ordered[low]), order[low:high]

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import scales
 from quantcli.calibrators import Ideal
-from quantcli.dtypes import from_float32, round_bfloat16, to_float32
 from quantcli.formats import code_grid, fixed_codebook, padded_codebook
 from quantcli.kernels import BINARY, LEVELS, OFFSET, CodeGrid, QuantParams
 from quantcli.kernels.codebook import Codebook
+from quantcli.scales import Store
+from quantcli.scales.plain import LARGEST, next_smaller, rounded
 from quantcli.scheme import AUTO, Scheme, scale_dtype_name
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, column_repeats
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
-
-_LARGEST = {"F32": 2.0**128 - 2.0**104, "BF16": 2.0**128 - 2.0**120, "F16": 65504.0, "F8_E4M3": 448.0}
 
 
 def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
@@ -42,13 +42,16 @@ def default_scale_dtype(scheme: Scheme, dtype: str) -> str:
     return dtype if dtype in ("BF16", "F16") else "F16"
 
 
-def settle(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> QuantParams | None:
+def settle(ideal: Ideal, scheme: Scheme, store: Store) -> QuantParams | None:
     """Parameters of the groups, rounded to what the file stores; None when its dtype does not hold them.
 
     A scale below the normal range of float32 is raised to it: such groups decode to multiples of 2^-126, most to 0.
     Where the outermost code would decode beyond the scale's dtype (readers multiply in it) the scale is the next
     smaller one.
     """
+    if scheme.storage != "plain":
+        return QuantParams(scales.of(scheme).settle(ideal.scale, scheme, store), None, fixed_codebook(scheme))
+    scale_dtype = store.dtype
     book = _codebook(ideal, scheme, scale_dtype)
     if scheme.family == "learned" and not scheme.shares_levels:
         return None if book is None else QuantParams(ideal.scale.astype(np.float32), None, book)
@@ -56,14 +59,14 @@ def settle(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> QuantParams | None
     zero = _settled_zero(ideal, scheme, scale_dtype)
     if wanted is None or (zero is None and ideal.zero is not None):
         return None
-    scale, grid = _stored(wanted, scale_dtype), code_grid(scheme)
-    limit = _LARGEST["F32" if scheme.shares_levels else scale_dtype]
+    scale, grid = rounded(wanted, scale_dtype), code_grid(scheme)
+    limit = LARGEST["F32" if scheme.shares_levels else scale_dtype]
     top = grid.umax if book is None else float(np.abs(book.sorted).max())
     farthest = float(np.abs(wanted).max()) * top * 1.01 + (float(np.abs(zero).max()) if zero is not None else 0.0)
     if not farthest < limit:
         if (_outermost(wanted, zero, grid, top) > limit * 1.001).any():
             return None
-        scale = np.where(_outermost(scale, zero, grid, top) > limit, _next_smaller(scale, scale_dtype), scale)
+        scale = np.where(_outermost(scale, zero, grid, top) > limit, next_smaller(scale, scale_dtype), scale)
         if not (_outermost(scale, zero, grid, top) <= limit).all():
             return None
     if grid.mode != BINARY and not scheme.shares_levels and not scale.all():
@@ -80,7 +83,7 @@ def _codebook(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> Codebook | None
     """The levels of the codes, rounded to what the file stores; None for integers, and where they do not fit."""
     if ideal.levels is None:
         return fixed_codebook(scheme) if code_grid(scheme).mode == LEVELS else None
-    levels = _stored(ideal.levels, levels_dtype(scheme, scale_dtype))
+    levels = rounded(ideal.levels, levels_dtype(scheme, scale_dtype))
     if not np.isfinite(levels).all():
         return None
     return padded_codebook(levels, scheme)
@@ -116,8 +119,11 @@ def improper(scale: Floats, zero: Floats | None, scheme: Scheme, scale_dtype: st
 
     scale: as stored, of groups that have one. For levels see `improper_levels`.
     """
-    grid, limit = code_grid(scheme), _LARGEST["F32" if scheme.shares_levels else scale_dtype]
     found = [("the scale is not finite", ~np.isfinite(scale))]
+    if scheme.storage != "plain":
+        found += [("the scale is negative", np.signbit(scale)), ("the scale is 0", scale == 0)]
+        return [(what, where) for what, where in found if where.any()]
+    grid, limit = code_grid(scheme), LARGEST["F32" if scheme.shares_levels else scale_dtype]
     if zero is not None:
         found.append(("the zero point is not finite", ~np.isfinite(zero)))
     if grid.mode == BINARY or scheme.grid == "restricted" or not scheme.symmetric:
@@ -154,7 +160,7 @@ def _settled_zero(ideal: Ideal, scheme: Scheme, scale_dtype: str) -> Floats | No
         return None
     if scheme.zero_point == "int":
         return np.clip(np.rint(ideal.zero), 0, (1 << scheme.bits) - 1).astype(np.float32)
-    zero = _stored(ideal.zero, scale_dtype)
+    zero = rounded(ideal.zero, scale_dtype)
     moved = bool(np.any(np.abs(zero - ideal.zero) > np.abs(ideal.scale) / 4))
     return None if moved and scheme.scale_dtype == AUTO and scale_dtype != "F32" else zero
 
@@ -172,35 +178,6 @@ def _outermost(scale: NDArray[Any], zero: Floats | None, grid: CodeGrid, top: fl
     else:
         far = np.maximum(np.abs(grid.umin - z), np.abs(grid.umax - z)) * far
     return far
-
-
-def _next_smaller(scale: Floats, dtype: str) -> Floats:
-    """The neighbours towards 0 in a scale dtype; the largest finite value where there is no finite one."""
-    finite = np.clip(scale, -_LARGEST[dtype], _LARGEST[dtype])
-    if dtype == "F16":
-        smaller: Floats = np.nextafter(finite.astype(np.float16), np.float16(0)).astype(np.float32)
-    elif dtype == "BF16":
-        smaller = (finite.view(np.uint32) - np.uint32(0x10000)).view(np.float32)
-    elif dtype == "F8_E4M3":
-        smaller = to_float32(from_float32(finite * np.float32(15 / 16), dtype).view(np.uint8).reshape(-1), dtype)
-        smaller = smaller.reshape(finite.shape)
-    else:
-        smaller = np.nextafter(finite, np.float32(0))
-    return smaller
-
-
-def _stored(values: NDArray[np.float64], dtype: str) -> Floats:
-    """Values rounded to a storage dtype, as float32; values too large for it become infinite."""
-    with np.errstate(over="ignore"):
-        if dtype == "F16":
-            single: Floats = values.astype(np.float16).astype(np.float32)
-        else:
-            single = values.astype(np.float32)
-    if dtype == "F8_E4M3":
-        single = to_float32(from_float32(single, dtype).reshape(-1), dtype).reshape(values.shape)
-    if dtype == "BF16":
-        single = (round_bfloat16(single).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return single
 
 
 def spread(params: QuantParams, info: TensorInfo, scheme: Scheme, plan: Grouping) -> QuantParams:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_parts import NATIVE, TABLES, needs_native, variants
 from making import BF16 as BFLOAT16
 from making import raw_tensors, run, save
 
@@ -21,26 +21,9 @@ from quantcli import Scheme
 from quantcli.calibrators import mse
 from quantcli.calibrators.searches import candidates, trials
 from quantcli.formats import reach
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, Tile, native
+from quantcli.kernels import BF16, F16, F32, Kernels, Kind, Tile
 from quantcli.kernels.numpy_kernels import NumpyKernels
 from quantcli.kernels.table import MOST_ENDS
-
-NATIVE = native.find()
-needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built (no _kernels library)")
-TABLES = [pytest.param(NumpyKernels(), id="numpy"), pytest.param(NATIVE, id="native", marks=needs_native)]
-
-
-def variants() -> list[Kernels]:
-    """Every variant of the native kernels this machine can run."""
-    path = next(p for folder in quantcli.kernels.__path__ for p in Path(folder).glob("_kernels.*"))
-    library = ctypes.CDLL(str(path))
-    level = library.qk_cpu_level()
-    tables: list[Kernels] = []
-    for wanted in sorted({0, min(level, 2), level}):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(native._LEVELS, level, native._LEVELS.get(wanted, "base"))
-            tables.append(native.NativeKernels(library))
-    return tables
 
 
 def scheme_of(bits: int, n: int, **fields: Any) -> Scheme:

@@ -204,12 +204,13 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
     option: str, unit: str, size: int | None, uniform: list[str], model: Path
 ) -> None:
     """The least that can be reached may be asked for; the tensors that take the room are named with what they take."""
-    save(model, {**load_file(model), "embed.weight": gaussian(32, 128, seed=9)})
+    held = {name: w for name, w in load_file(model).items() if name != "wide.weight"}
+    save(model, {**held, "embed.weight": gaussian(32, 128, seed=9)})
     per = size or sum(v.size for v in load_file(model).values()) / 8
     name = "bits per weight" if size is None else unit or "bytes"
     line = one_line(run("plan", model, option, f"1{unit}", *uniform), 2)
     found = re.fullmatch(
-        rf".*: {option}: 1 {name} cannot be met: the smallest file these options allow has ([0-9.]+) {name} \("
+        rf".*: {option}: 1 {name} cannot be met: the smallest file these options allow has at least ([0-9.]+) {name} \("
         r"kept tensors ([0-9.,]+): embed\.weight ([0-9.,]+) \(embedding\).*; quantized tensors ([0-9.,]+); "
         r"header ([0-9.,]+)\); quantize such tensors too with --no-keep-embeddings, or ask for more",
         line,
@@ -223,11 +224,66 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
     assert run("plan", model, option, f"{least - step:.3f}{unit}", *uniform, "-q").code == 2
 
 
+def test_a_target_out_of_reach_is_refused_before_weights_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for scales that do not fit float16, which only the weights tell."""
+    with monkeypatch.context() as patched:
+        patched.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+        line = one_line(run("plan", model, "--target-size", "9kB"), 2)
+    least = re.search(r"has at least ([0-9.]+) kB", line)
+    assert least, line
+    line = one_line(run("plan", model, "--target-size", f"{least[1]}kB"), 2)
+    exact = re.search(r"has ([0-9.]+) kB", line)
+    assert exact, line
+    assert float(exact[1]) > float(least[1])
+    assert run("plan", model, "--target-size", f"{exact[1]}kB", "-q").code == 0
+
+
+def test_an_output_that_is_there_is_refused_before_weights_are_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+    for words in (["-o", "there.safetensors"], []):
+        Path("there.safetensors" if words else "model-recipe.safetensors").write_bytes(b"")
+        line = one_line(run("quantize", model, "--target-size", "60kB", *words), 2)
+        assert "the output exists" in line
+
+
 def test_a_target_leaves_no_choice(model: Path) -> None:
     for extra in (["--bits", "4"], ["--group-size", "32"], ["--type", "nf4"], ["--calibration", "mse"],
                   ["--percentile", "99"], ["--mse-norm", "3"]):  # fmt: skip
         ran = run("quantize", model, "--target-size", "44kB", *extra)
         assert "a size target chooses this itself" in one_line(ran, 2)
+
+
+# ---- targets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["awq", "bnb-nf4", "compressed-tensors", "gguf", "gptq", "mlx", "native"])
+@pytest.mark.parametrize("limit", [["--target-size", "120kB"], ["--min-sqnr", "20"]])
+def test_a_plan_for_a_target_is_what_quantize_writes(
+    target: str, limit: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same embeddings, same schemes, and the bytes to the last one."""
+    monkeypatch.chdir(tmp_path)
+    source, out = ROOT / "sample_models" / "tiny-llama", "out.gguf" if target == "gguf" else "out"
+    found = planned(source, *limit, "--to", target, "-o", "r.yaml", "-q")
+    assert f"\nto: {target}\n" in Path("r.yaml").read_text()
+    ran = run("quantize", source, "--recipe", "r.yaml", "-o", out, "--json", "-q")
+    assert ran.code == 0, ran.err
+    assert ran.json["summary"]["bytes_out"] == found["bytes_out"]
+    written = {t["name"]: t["scheme"] for t in ran.json["tensors"]}
+    assert all(written[t["name"]] == t["scheme"] for t in found["tensors"])
+    if limit[0] == "--target-size":
+        direct = run("quantize", source, *limit, "--to", target, "-o", f"direct-{out}", "--json", "-q")
+        assert {t["name"]: t["scheme"] for t in direct.json["tensors"]} == written
+
+
+def test_a_plan_for_what_a_target_does_not_take_is_refused() -> None:
+    source = ROOT / "sample_models" / "digits.safetensors"
+    for words, why in (("onnx", "without the model's graph"), ("gguf", "--container")):
+        assert why in one_line(run("plan", source, "--target-size", "27kB", "--to", words, "-q"), 2)
+    ran = run("plan", source, "--target-size", "50kB", "--to", "gguf", "--container", "--bits", "4,8", "-q")
+    assert ran.code == 0, ran.err
 
 
 # ---- recipes ----------------------------------------------------------------------------------------------------
@@ -257,7 +313,7 @@ def test_shorthands_of_the_field(model: Path) -> None:
     )
     ran = run("quantize", model, "-o", "a.safetensors", "--recipe", "r.yaml", "--override", "wide*:W3A16", "--json")
     schemes = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
-    assert schemes["layers.0.q_proj.weight"] == "w4g128" and schemes["layers.0.down_proj.weight"] == "w8c"
+    assert schemes["layers.0.q_proj.weight"] == "w4g128" and schemes["layers.0.down_proj.weight"] == "w8g128"
     assert schemes["layers.1.down_proj.weight"] == "w4g32-asym" and schemes["wide.weight"] == "w3g128"
     for wrong in ("default: W4A4", "default: W9A16", "rules: [{match: '*', scheme: 4}]", "default: {scheme: w4}"):
         Path("r.yaml").write_text(wrong)

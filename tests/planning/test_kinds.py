@@ -101,6 +101,59 @@ def test_what_a_preset_keeps(words: list[str], model: Path) -> None:
     assert "kept: preset" in table and "preset" in table.splitlines()[4]
 
 
+EXPERTS = [f"experts.{n}.{word}.weight" for n in range(2) for word in ("gate_proj", "up_proj", "down_proj")]
+PUBLISHED = ["embed.weight", "head.weight", "layers.0.attn.wq_a.weight", "layers.0.attn.wo_a.weight",
+             "layers.0.attn.indexer.wq_b.weight", *(f"layers.0.ffn.experts.{n}.w{i}.weight" for n in (0, 1)
+             for i in (1, 2, 3)), *(f"mtp.0.ffn.experts.0.w{i}.weight" for i in (1, 2, 3))]  # fmt: skip
+
+
+def test_draft_layers_with_experts() -> None:
+    """DeepSeek V3: the layer behind the last is no layer of the model in transformers, so that its experts stay while
+    those of the model are packed."""
+    names = [f"model.layers.{n}.mlp.{expert}" for n in (0, 1) for expert in EXPERTS]
+    config = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": 1}
+    source = folder("model", config, names)
+    ran = run("quantize", source, "--to", "compressed-tensors", "-o", "out", "--json")
+    assert ran.code == 0, ran.err
+    found = dispositions(ran)
+    assert {found[n] for n in names[:6]} == {("default", "")}
+    assert {found[n] for n in names[6:]} == {("preset", "predicts further tokens")}
+    ignore = json.loads(Path("out/config.json").read_text())["quantization_config"]["ignore"]
+    assert {n.removesuffix(".weight") for n in names[6:]} <= set(ignore)
+    planned = run("plan", source, "--target-bpw", "11", "--json")
+    assert planned.code == 0, planned.err
+
+
+def test_names_of_deepseek_v4() -> None:
+    """As they are published, without the prefix of transformers: what is kept is ignored under the names there too."""
+    config = {"model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausalLM"], "num_hidden_layers": 1}
+    ran = run("quantize", folder("model", config, PUBLISHED), "--to", "compressed-tensors", "-o", "out", "--json")
+    assert ran.code == 0, ran.err
+    notes = {name: note for name, (reason, note) in dispositions(ran).items() if reason == "preset"}
+    assert notes == {
+        "head.weight": "output head",
+        "layers.0.attn.indexer.wq_b.weight": "selects what is attended to",
+        **dict.fromkeys(PUBLISHED[-3:], "predicts further tokens"),
+    }
+    ignore = json.loads(Path("out/config.json").read_text())["quantization_config"]["ignore"]
+    assert {"lm_head", "model.layers.0.self_attn.o_a_proj"} <= set(ignore)
+    assert "model.layers.0.self_attn.compressor.indexer.q_b_proj" in ignore
+
+
+@pytest.mark.parametrize(("names", "kept"), [
+    (["blocks.0.ff.weight", "proj_out.weight"], {"proj_out.weight"}),
+    (["single_transformer_blocks.0.proj_out.weight", "proj_out.weight", "x_embedder.weight"], {"x_embedder.weight"}),
+    (["down_blocks.0.attentions.1.proj_out.weight", "conv_out.weight"], {"conv_out.weight"}),
+])  # fmt: skip
+def test_outputs_of_diffusion_models(names: list[str], kept: set[str]) -> None:
+    """Those of blocks are quantized. diffusers, told to skip proj_out, skips those of blocks too, so the model's own is
+    quantized beside them."""
+    source = folder("unit", {"_class_name": "FluxTransformer2DModel", "_diffusers_version": "0.42.1"}, names)
+    ran = run("quantize", source, "--to", "bnb-nf4", "-o", "out", "--json")
+    assert ran.code == 0, ran.err
+    assert {name for name, (reason, _) in dispositions(ran).items() if reason == "preset"} == kept
+
+
 @pytest.mark.parametrize("words", [["--no-default-keep"], ["--include", "*.weight"], ["--recipe", "r.yaml"]])
 def test_who_says_what_is_quantized_gets_it(words: list[str], model: Path) -> None:
     Path("r.yaml").write_text("default: {bits: 4, group_size: 128}\n")
@@ -159,3 +212,13 @@ def test_a_network_of_convolutions(here: None) -> None:
     ran = run("quantize", source, "--to", "native", "-o", "out", "--json")
     assert [t["reason"] for t in ran.json["tensors"]].count("preset") == 2
     assert ran.json["preset"] == "cnn"
+
+
+def test_a_preset_that_is_not_chosen_is_said() -> None:
+    """Expressions of presets are slow on names as long as these, which no model of transformers has."""
+    long = "m." + "a" * 600 + ".weight"
+    source = folder("long", {"model_type": "qwen3_vl", "architectures": [GENERATES]}, ["visual.q.weight", long])
+    said = "no preset is chosen, because the name m.aaa"
+    ran = run("quantize", source, "--dry-run", "--json")
+    assert said in ran.err and "has 609 characters, more than 512; --recipe llm takes" in ran.err
+    assert ran.json["preset"] == "" and said not in run("quantize", source, "--dry-run", "--recipe", "llm").err

@@ -8,8 +8,8 @@ import pytest
 
 from quantcli import DataError, Scheme, UsageError
 from quantcli.layouts.native.parts import nbytes, outputs
-from quantcli.planning.keeping import REASONS
 from quantcli.planning.plan import Plan, Request, Rule, make
+from quantcli.planning.reasons import REASONS
 from quantcli.tensors.info import TensorInfo
 
 SCHEME = Scheme(bits=4)

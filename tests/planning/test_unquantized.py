@@ -117,7 +117,7 @@ def test_fused_experts_give_a_warning(moe: Path) -> None:
 
 
 def test_shapes_and_the_groups_that_fit(here: None) -> None:
-    source = folder("in", {"model_type": "llama"}, layers("model.layers", 2, 544) | {"head.weight": weight(256, 256)})
+    source = folder("in", {"model_type": "llama"}, layers("model.layers", 2, 544) | {"fits.weight": weight(256, 256)})
     line = about(run("quantize", source, "-o", "out", "--json").json["warnings"], "is not quantized")
     assert "a short last group of 32" in line and line.endswith("; use --group-size 32")
     assert run("quantize", source, "--group-size", 32, "-o", "out", "--force", "--json").json["warnings"] == []

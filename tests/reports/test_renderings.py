@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -175,3 +176,29 @@ def test_documents_are_shown_by_what_they_offer() -> None:
             return iter(())
 
     assert able(Plain) == ("json",) and able(Readable) == ("html", "json", "markdown", "table")
+
+
+def test_what_was_done_to_the_source_is_in_every_rendering(place: Path) -> None:
+    found = quantcli.plan("h.safetensors", group_size=64)
+    first = dataclasses.replace(found.tensors[0], source_scheme="fp8-e4m3", source_sqnr_db=31.25)
+    told = dataclasses.replace(
+        found,
+        tensors=[first, *found.tensors[1:]],
+        decoded_from=f"FP8 {HOSTILE}",
+        arranged="8 experts split",
+        preset="llm",
+    )
+    for name, before in (("html", found), ("markdown", found), ("table", found)):
+        texts = []
+        for report in (before, told):
+            stream = io.StringIO()
+            registry.get("reports.renderings", name).render(RunReports([report]), stream, Display())
+            texts.append(html.unescape(stream.getvalue()).replace("\\", "").replace("<wbr>", ""))
+        for words in ("source: FP8 w", "8 experts split", "preset llm, from config.json"):
+            assert words in texts[1] and words not in texts[0], name
+        assert name == "table" or "<script>alert" not in stream.getvalue()
+    stream = io.StringIO()
+    registry.get("reports.renderings", "csv").render(RunReports([told]), stream, Display())
+    row = next(csv.DictReader(io.StringIO(stream.getvalue())))
+    assert (row["source_scheme"], row["source_sqnr_db"], row["preset"]) == ("fp8-e4m3", "31.25", "llm")
+    assert row["decoded_from"].startswith("FP8 w") and row["arranged"] == "8 experts split"

@@ -31,7 +31,7 @@ packed zero points included; only `quantization_config` in config.json is missin
 from __future__ import annotations
 
 from quantcli.layouts.compressed_tensors.read import find
-from quantcli.layouts.compressed_tensors.write import ACCEPTS, EXPERT, convert, module
+from quantcli.layouts.compressed_tensors.write import ACCEPTS, EXPERT, convert, documents, module
 from quantcli.layouts.loaders import one_by_one
 from quantcli.layouts.pieces import not_a_matrix
 from quantcli.layouts.reader import Reader
@@ -40,7 +40,7 @@ from quantcli.layouts.writer import Writer
 READS = Reader(summary="compressed-tensors: pack-, int-, naive- and float-quantized", find=find)
 
 WRITES = Writer(
-    summary="compressed-tensors pack-quantized: the native tensors and a configuration, for transformers and vLLM",
+    summary="compressed-tensors: integers, FP8, MXFP4, MXFP8 and NVFP4 with a configuration, for transformers and vLLM",
     keeps="rows with a short last group, all but matrices named *.weight",
     accepts=ACCEPTS,
     shape=not_a_matrix,
@@ -48,5 +48,6 @@ WRITES = Writer(
     module=module,
     experts=one_by_one,
     keeps_document=True,
+    documents=documents,
     tied=EXPERT,
 )

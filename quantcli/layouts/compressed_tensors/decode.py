@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantcli import kernels
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams
-from quantcli.layouts.reader import Read
+from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.stored import by_column, floats, wrong
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -125,17 +126,50 @@ def _group_of(stored: Stored, read: Read) -> NDArray[np.intp] | None:
     return found
 
 
-def decode_packed(stored: Stored, read: Read, first: int, last: int) -> Floats:
+def _check_shape(stored: Stored, read: Read) -> None:
+    """Raise DataError where the stored shape is another one."""
     if not stored.checked and stored.stated is not None:
         shape = stated_shape(stored.stated, stored.name, stored.codes, read)
         if shape != stored.shape:
             raise wrong(stored.name, f"its shape is {list(shape)[:8]}, not {list(stored.shape)}")
+
+
+def _packed(stored: Stored, read: Read, first: int, last: int) -> Bytes:
+    """Codes that cross words."""
     rows, size, bits = last - first, stored.codes.shape[-1] * 4, stored.bits
-    packed: Bytes = read(stored.codes.name, first * size, rows * size)
+    packed = read(stored.codes.name, first * size, rows * size)
+    if stored.dense:
+        return packed
+    return packing.pack(whole_words(packed.view("<u4").reshape(rows, size // 4), stored.cols, bits), bits)
+
+
+def held(stored: Stored, read: Read) -> Held | str:
+    """The packed codes; one scale for the tensor becomes one for every row."""
+    _check_shape(stored, read)
+    if _group_of(stored, read) is not None:
+        return "its groups are not runs of columns (g_idx)"
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        shape = last - first, stored.groups
+        scale, zero = _scales(stored, read, first, last), _zeros(stored, read, first, last)
+        return np.broadcast_to(scale, shape), zero if zero is None else np.broadcast_to(zero, shape)
+
+    return Held(
+        bits=stored.bits,
+        group=stored.group if stored.granularity == "group" else "channel",
+        offsets="" if stored.zero is None else "int",
+        scale_dtype=stored.scale.dtype,
+        packed=partial(_packed, stored, read),
+        params=params,
+    )
+
+
+def decode_packed(stored: Stored, read: Read, first: int, last: int) -> Floats:
+    _check_shape(stored, read)
+    rows, bits = last - first, stored.bits
+    packed = _packed(stored, read, first, last)
     scale, zero = _scales(stored, read, first, last), _zeros(stored, read, first, last)
     group_of = _group_of(stored, read)
-    if not stored.dense:
-        packed = packing.pack(whole_words(packed.view("<u4").reshape(rows, size // 4), stored.cols, bits), bits)
     grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1, zero=1 << (bits - 1))
     if group_of is None:
         return kernels.load().decode(packed, (rows, stored.cols), stored.group, QuantParams(scale, zero), grid)

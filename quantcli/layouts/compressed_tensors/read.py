@@ -10,7 +10,7 @@ from typing import Any
 
 from quantcli.errors import printable
 from quantcli.layouts import bytewise
-from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, stated_shape, words_of
+from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, held, stated_shape, words_of
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import FLOATS, part, scheme_name, small_float_weight, wrong
@@ -203,10 +203,12 @@ def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[s
 
 
 def _quotient(info: TensorInfo, scale: TensorInfo) -> tuple[int, int] | None:
-    """Height and width of blocks by the shapes, which must divide; None where each row has scales of its own."""
-    if len(info.shape) != 2 or len(scale.shape) != 2 or scale.numel == 1 or scale.shape[0] == info.shape[0]:
+    """Height and width of blocks by the shapes, which must divide; None where each row has scales of its own. ModelOpt
+    stores the scales of blocks as [down, 1, across, 1] too."""
+    shape = scale.shape[::2] if len(scale.shape) == 4 and scale.shape[1] == scale.shape[3] == 1 else scale.shape
+    if len(info.shape) != 2 or len(shape) != 2 or scale.numel == 1 or shape[0] == info.shape[0]:
         return None
-    (rows, cols), (down, across) = info.shape, scale.shape
+    (rows, cols), (down, across) = info.shape, shape
     return None if rows % down or cols % across else (rows // down, cols // across)
 
 
@@ -287,6 +289,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
         unit=1,
         decode=partial(decode_packed, stored) if packed else partial(bytewise.decode, _bytes(stored)),
         dtype=stored.scale.dtype,
+        held=partial(held, stored) if packed else partial(bytewise.held, _bytes(stored)),
     )
 
 

@@ -7,19 +7,31 @@ widths) gets no configuration: with one, the folder would load with random weigh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError
+from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, format_of, inputs, job, weights
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
 from quantcli.layouts.loaders import ignored, loads_experts, modules, not_linear, unknown
-from quantcli.layouts.native.write import job
 from quantcli.layouts.pieces import facts, not_a_matrix, quantized
 from quantcli.layouts.writer import Accepts, Beside, Conversion, Weight
 from quantcli.patterns import module_of
 
-ACCEPTS = Accepts(bits=tuple(BITS))
+_FP8 = Accepts(
+    formats=("fp8-e4m3",),
+    bits=(8,),
+    granularities=("channel", "block", "tensor", "group"),
+    symmetric=(True,),
+    activations=("none", "fp8", "fp8-group"),
+)
+_MXFP8 = replace(_FP8, groups=(32,), granularities=("group",), storage="e8m0", activations=("none", "mxfp8"))
+_MXFP4 = replace(_MXFP8, formats=("fp4",), bits=(4,), activations=("none", "mxfp4"))
+_NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3", activations=("none",))
+
+ACCEPTS = Accepts(bits=tuple(BITS), activations=("none", "int8", "fp8"), others=(_FP8, _MXFP8, _MXFP4, _NVFP4))
 
 
 SENTENCES = (
@@ -49,19 +61,6 @@ def module(weight: Weight, model: Architecture) -> str | None:
     return not_linear(weight, model)
 
 
-def _weights(tensor: Weight) -> dict[str, Any]:
-    scheme, plan = facts(tensor)
-    grouped = scheme.granularity == "group" and plan.group == scheme.group_size
-    return {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": "group" if grouped else "channel",
-        "group_size": plan.group if grouped else None,
-        "dynamic": False,
-    }
-
-
 def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple[dict[str, Any] | None, str]:
     """The quantization_config of a model, or the reason why there is none.
 
@@ -69,43 +68,49 @@ def quantization_config(tensors: Sequence[Weight], model: Architecture) -> tuple
     loader that takes the first for all then fails loudly instead of decoding wrongly.
     """
     own = quantized(tensors)
+    model = model.of_file(module_of(tensor.info.name) for tensor in tensors)
     for tensor in own:
         why = obstacle(tensor, model)
         if why is not None:
             return None, f"{tensor.info.name}: {why}"
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for tensor in own:
-        weights = _weights(tensor)
+        scheme = facts(tensor)[0]
+        settings = {"format": format_of(scheme), "weights": weights(tensor), "input_activations": inputs(scheme)}
         name = module_of(tensor.info.name)
         names = [EXPERT] if model.holder(name) == EXPERTS else model.names(name)
-        groups.setdefault(repr(weights), (weights, []))[1].extend(names)
+        groups.setdefault(repr(settings), (settings, []))[1].extend(names)
     if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)):
-        experts = [w for w, names in groups.values() if EXPERT in names]
+        experts = [s for s, names in groups.values() if EXPERT in names]
         return None, f"{'some experts' if experts else 'experts'} are kept, but loaders need all of them packed or none"
     if sum(EXPERT in names for _, names in groups.values()) > 1:
         return None, "experts have several schemes, but loaders take one for all"
-    ordered = sorted(groups.values(), key=lambda g: -g[0]["num_bits"])
+    ordered = sorted(groups.values(), key=lambda g: -g[0]["weights"]["num_bits"])
+    formats = {settings["format"] for settings, _ in ordered}
     config = {
         f"group_{i}": {
             "targets": ["Linear"] if len(ordered) == 1 else list(dict.fromkeys(names)),
-            "format": "pack-quantized",
-            "weights": weights,
-            "input_activations": None,
+            **settings,
             "output_activations": None,
         }
-        for i, (weights, names) in enumerate(ordered)
+        for i, (settings, names) in enumerate(ordered)
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "ignore": ignored(tensors, model),
         "config_groups": config,
     }, ""
 
 
+def documents(tensors: Sequence[Weight]) -> bool:
+    """Whether these are stored as native files store them."""
+    return all(format_of(facts(tensor)[0]) == PACKED for tensor in quantized(tensors))
+
+
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """The native tensors as they are, and the configuration."""
+    """The tensors, which are those of native files where they are packed integers, and the configuration."""
     model = architecture(beside)
     found, why = quantization_config(tensors, model)
     if found is None:
@@ -114,7 +119,13 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     return Conversion(
         jobs={t.info.name: job(t) for t in tensors},
         config={"quantization_config": found},
-        notes=[*_notes(tensors, found), *unknown(model), *loads_experts(tensors, model), *_sentences(beside)],
+        notes=[
+            *_notes(tensors, found),
+            *_of_experts(tensors, model),
+            *unknown(model),
+            *loads_experts(tensors, model),
+            *_sentences(beside),
+        ],
     )
 
 
@@ -135,6 +146,19 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
             "for q, k and v and for gate and up"
         )
     return notes
+
+
+def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
+    """A note for experts that vLLM loads, but transformers does not decode."""
+    own = [w for w in quantized(tensors) if model.holder(module_of(w.info.name)) == EXPERTS]
+    stored = {(format_of(scheme), scheme.granularity, scheme.name) for scheme in (facts(w)[0] for w in own)}
+    for form, granularity, name in sorted(stored):
+        if form == BYTES:
+            return [f"transformers 5.23 loads no experts that are {form}; vLLM does"]
+        decoded = form in (PACKED, "mxfp4-pack-quantized") or (form == FLOATS and granularity in ("channel", "tensor"))
+        if not decoded:
+            return [f"transformers 5.23 decodes experts in {name} to wrong numbers; vLLM loads them"]
+    return []
 
 
 def _sentences(beside: Beside) -> list[str]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.layouts.reader import Found, Read
+from quantcli.layouts.reader import Found, Held, Read
 from quantcli.layouts.small import E2M1
 from quantcli.layouts.stored import wrong
 from quantcli.stores.gguf_types import Block
+from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -41,26 +42,43 @@ def _fifth_bits(four: Bytes) -> NDArray[np.uint8]:
     return bits
 
 
+def _low_codes(blocks: Bytes, at: int, fifth: int | None = None) -> NDArray[np.uint8]:
+    """Codes (B, 32) of 4 bits from a byte on, or of 5 with the fifth bits from another."""
+    codes = _fields(blocks[:, at : at + 16], 4, 16).reshape(-1, 32)
+    return codes if fifth is None else codes | _fifth_bits(blocks[:, fifth : fifth + 4])
+
+
+def _bytes(blocks: Bytes) -> NDArray[np.uint8]:
+    unsigned: NDArray[np.uint8] = blocks[:, 2:] ^ np.uint8(128)
+    return unsigned
+
+
+UNIFORM: Mapping[str, tuple[Callable[[Bytes], NDArray[np.uint8]], int | None]] = {
+    "Q4_0": (lambda blocks: _low_codes(blocks, 2), None),
+    "Q4_1": (lambda blocks: _low_codes(blocks, 4), 2),
+    "Q5_0": (lambda blocks: _low_codes(blocks, 6, 2), None),
+    "Q5_1": (lambda blocks: _low_codes(blocks, 8, 4), 2),
+    "Q8_0": (_bytes, None),
+}
+"""Unsigned codes (B, 32) of the blocks with a scale, and the place of a smallest value, if they have one."""
+
+
 def _q4_0(blocks: Bytes) -> Floats:
-    codes = _fields(blocks[:, 2:], 4, 16).reshape(-1, 32)
-    signed: NDArray[np.int8] = codes.astype(np.int8) - np.int8(8)
+    signed: NDArray[np.int8] = _low_codes(blocks, 2).astype(np.int8) - np.int8(8)
     return signed.astype(np.float32) * _half(blocks, 0)
 
 
 def _q4_1(blocks: Bytes) -> Floats:
-    codes = _fields(blocks[:, 4:], 4, 16).reshape(-1, 32)
-    return codes.astype(np.float32) * _half(blocks, 0) + _half(blocks, 2)
+    return _low_codes(blocks, 4).astype(np.float32) * _half(blocks, 0) + _half(blocks, 2)
 
 
 def _q5_0(blocks: Bytes) -> Floats:
-    codes = _fields(blocks[:, 6:], 4, 16).reshape(-1, 32) | _fifth_bits(blocks[:, 2:6])
-    signed: NDArray[np.int8] = codes.astype(np.int8) - np.int8(16)
+    signed: NDArray[np.int8] = _low_codes(blocks, 6, 2).astype(np.int8) - np.int8(16)
     return signed.astype(np.float32) * _half(blocks, 0)
 
 
 def _q5_1(blocks: Bytes) -> Floats:
-    codes = _fields(blocks[:, 8:], 4, 16).reshape(-1, 32) | _fifth_bits(blocks[:, 4:8])
-    return codes.astype(np.float32) * _half(blocks, 0) + _half(blocks, 2)
+    return _low_codes(blocks, 8, 4).astype(np.float32) * _half(blocks, 0) + _half(blocks, 2)
 
 
 def _q8_0(blocks: Bytes) -> Floats:
@@ -184,15 +202,45 @@ DECODERS: Mapping[str, tuple[int, Callable[[Bytes], Floats], tuple[int, ...]]] =
 """Bits of a code, float32 (B, weights) of blocks (B, bytes), and the positions of the float16s in a block."""
 
 
-def _decode(name: str, block: Block, read: Read, first: int, last: int) -> Floats:
-    cols, size = block.shape[-1], block.type.bytes
-    _, decoder, halves = DECODERS[block.type.name]
-    row = cols // block.type.weights * size
+def _blocks(name: str, block: Block, read: Read, first: int, last: int) -> Bytes:
+    """The blocks (B, bytes) of some rows. Raises DataError where a scale is not finite."""
+    size = block.type.bytes
+    row = block.shape[-1] // block.type.weights * size
     blocks = read(name, first * row, (last - first) * row).reshape(-1, size)
     no_number = block.type.name == "MXFP4" and (blocks[:, 0] == 255).any()
-    if no_number or not all(np.isfinite(_half(blocks, at)).all() for at in halves):
+    if no_number or not all(np.isfinite(_half(blocks, at)).all() for at in DECODERS[block.type.name][2]):
         raise wrong(name, "a scale is not finite")
-    return decoder(blocks).reshape(last - first, cols)
+    return blocks
+
+
+def _decode(name: str, block: Block, read: Read, first: int, last: int) -> Floats:
+    blocks = _blocks(name, block, read, first, last)
+    return DECODERS[block.type.name][1](blocks).reshape(last - first, block.shape[-1])
+
+
+def _held(name: str, block: Block, read: Read) -> Held:
+    """The codes of blocks with one scale."""
+    bits = DECODERS[block.type.name][0]
+    codes_of, smallest = UNIFORM[block.type.name]
+    row = block.type.bytes * (block.shape[-1] // block.type.weights)
+
+    def packed(first: int, last: int) -> Bytes:
+        blocks = read(name, first * row, (last - first) * row).reshape(-1, block.type.bytes)
+        return packing.pack(np.ascontiguousarray(codes_of(blocks)).reshape(last - first, -1), bits)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        blocks = _blocks(name, block, read, first, last)
+        scale = _half(blocks, 0).reshape(last - first, -1)
+        return scale, None if smallest is None else _half(blocks, smallest).reshape(last - first, -1)
+
+    return Held(
+        bits=bits,
+        group=block.type.weights,
+        offsets="" if smallest is None else "float",
+        scale_dtype="F16",
+        packed=packed,
+        params=params,
+    )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
@@ -215,6 +263,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 parts=(info,),
                 unit=1,
                 decode=partial(_decode, name, block),
+                held=partial(_held, name, block) if block.type.name in UNIFORM else None,
             )
         )
     return found

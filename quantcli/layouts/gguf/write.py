@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
@@ -27,17 +28,18 @@ from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf.blocks import WEIGHTS, block_type, encode, exact_params, obstacle
-from quantcli.layouts.gguf.llama import FAMILIES, FILE_TYPES, LlamaModel, llama_model
+from quantcli.layouts.gguf.model import FILE_TYPES, GgufModel, model_of, supported
+from quantcli.layouts.gguf.names import float_only
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, words
-from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Raw, Weight, Write
+from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
-from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
+from quantcli.stores.gguf_writer import LONGEST_NAME, GgufTensor, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan, runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,22 +64,30 @@ TABLES = ("token_embd.weight", "output.weight")
 HEAD_BITS = 8
 """Bits of the output head."""
 
+POSITIONS = re.compile(r"(?:^|\.)(?:position_embeddings|token_type_embeddings|embed_positions|wpe)\.weight$")
+"""Names of embeddings that llama.cpp takes in floating point only."""
+
 Made = Callable[[Any, TileSpan], "tuple[Bytes, bool]"]
 """Bytes (rows, width) of a piece as GGUF stores them, and whether they decode to exactly the same numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The place of a tensor: its name, its type, and the number of heads whose halves alternate there, 0 where rows
-    stay."""
+    """The place of a tensor: its name, its type, the row of the source for every row, None where they stay, and how
+    many runs of rows are best read at a time; raised: what is added to its elements, which are F32."""
 
     name: str
     type: str
-    heads: int = 0
+    order: NDArray[Any] | None = None
+    units: int = 1
+    raised: float = 0.0
 
 
 def shape(weight: Weight) -> str | None:
-    """Why GGUF cannot store a weight: rows are whole blocks, and there are up to four dimensions."""
+    """Why GGUF cannot store a weight: rows are whole blocks, there are up to four dimensions, and some tensors of
+    llama.cpp are floats."""
+    if float_only(weight.info.name):
+        return "llama.cpp takes it in floating point only"
     if len(weight.info.shape) > MAX_DIMENSIONS:
         return f"it has {len(weight.info.shape)} dimensions"
     return obstacle(*facts(weight), weight.info.shape)
@@ -87,7 +97,7 @@ def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> 
     """The scheme of an embedding or output head as llama-quantize has it, which gives the embedding the type of the
     file and the output more: Q6_K, where Q8_0 stands here. An embedding that is the output too gets that one; a head
     beside it is left out."""
-    if kind == "lm-head" and model.tied:
+    if (kind == "lm-head" and model.tied) or POSITIONS.search(info.name):
         return None
     if kind == "embedding" or scheme.bits == HEAD_BITS:
         return scheme
@@ -139,6 +149,17 @@ def _elements(info: TensorInfo, plan: Grouping, target: str) -> Made:
     return made
 
 
+def _raised(made: Made, by: float) -> Made:
+    """The same for F32 elements that are larger by a number."""
+
+    def larger(kept: Raw, span: TileSpan) -> tuple[Bytes, bool]:
+        block, exact = made(kept, span)
+        found: NDArray[np.float32] = np.ascontiguousarray(block).view("<f4") + np.float32(by)
+        return found.view(np.uint8), exact
+
+    return larger
+
+
 def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
     """Elements in another dtype that holds their values, for F64 except the last bits. Raises DataError where it
     cannot."""
@@ -159,26 +180,35 @@ def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
     return found.view(np.uint8), exact
 
 
-def _pieces(plan: Grouping, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
-    """The pieces of a tensor of `bits` for a weight or element. width: bytes of a number of columns.
-
-    With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is whole heads.
-    """
-    head = plan.rows // heads if heads else 1
+def _pieces(
+    plan: Grouping, bits: int, place: Place, width: tuple[int, int], made: Made
+) -> Callable[[], Iterator[Piece]]:
+    """The pieces of a tensor of `bits` for a weight or element. width: bytes of a number of columns. In another order
+    of rows a piece is whole units of them, most of which stay together."""
+    unit = plan.rows // place.units if place.order is not None else 1
     size, cols = width
     row_size = plan.cols // cols * size
+    goes = None if place.order is None else np.argsort(place.order, kind="stable")
 
     def piece(span: TileSpan, tensor: Codes | Raw, write: Write) -> bool:
         exact = True
-        for part in below(span, bits, head):
+        for part in below(span, bits, unit):
             block, same = made(tensor, part)
-            if heads:
-                block = block.reshape(-1, 2, head // 2, block.shape[1]).swapaxes(1, 2).reshape(part.rows, -1)
-            put_columns(write, 0, block, (part.row, part.col // cols * size), row_size)
+            for row, rows in _written(block, part.row, goes):
+                put_columns(write, 0, rows, (row, part.col // cols * size), row_size)
             exact &= same
         return exact
 
-    return lambda: (partial(piece, span) for span in bands(plan, bits, WEIGHTS, unit=head))
+    return lambda: (partial(piece, span) for span in bands(plan, bits, WEIGHTS, unit=unit))
+
+
+def _written(block: Bytes, first: int, goes: NDArray[Any] | None) -> Iterator[tuple[int, Bytes]]:
+    """Rows of the output that follow each other, and the first of them. goes: where each row of the source goes."""
+    if goes is None:
+        yield first, block
+        return
+    for row, which in runs(goes[first : first + len(block)]):
+        yield row, np.ascontiguousarray(block[which])
 
 
 def _job(weight: Weight, place: Place) -> Job:
@@ -188,16 +218,17 @@ def _job(weight: Weight, place: Place) -> Job:
     if weight.scheme is not None:
         scheme, plan = facts(weight)
         rows = (*info.shape[:-1], plan.cols // WEIGHTS * size)
-        pieces = _pieces(plan, scheme.bits, place.heads, (size, WEIGHTS), _blocks(weight))
+        pieces = _pieces(plan, scheme.bits, place, (size, WEIGHTS), _blocks(weight))
         return Job(outputs=(TensorInfo(place.name, "U8", rows),), pieces=pieces, kind=kind)
     outputs = (TensorInfo(place.name, place.type, info.shape),)
     if not info.numel:
         return Job(outputs=outputs, pieces=lambda: iter(()), kind=kind)
-    rows_in = info.shape[0] if place.heads else 1
+    rows_in = info.shape[0] if place.order is not None else 1
     cols = info.numel // rows_in
     plan = Grouping(rows_in, cols, cols, None, (rows_in,), (rows_in, 1))
     made = _elements(info, plan, place.type)
-    pieces = _pieces(plan, DTYPES[info.dtype].bits, place.heads, (size, 1), made)
+    made = _raised(made, place.raised) if place.raised else made
+    pieces = _pieces(plan, DTYPES[info.dtype].bits, place, (size, 1), made)
     return Job(outputs=outputs, pieces=pieces, kind=kind)
 
 
@@ -216,10 +247,10 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """
     config = json_beside(beside, "config.json")
     if config is None:
-        hint = f"name the checkpoint folder of one of {', '.join(FAMILIES)}; {INSIST}"
+        hint = f"name the checkpoint folder of a model ({supported()}); {INSIST}"
         raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
     try:
-        model = llama_model(config, [t.info for t in tensors])
+        model = model_of(config, [t.info for t in tensors])
     except UsageError as error:
         raise UsageError(error.problem, place=error.place, hint=f"{error.hint}; {INSIST}") from None
     except DataError as error:
@@ -237,12 +268,39 @@ def container(tensors: Sequence[Weight], beside: Beside) -> Conversion:
             raise DataError(
                 f"GGUF has no {info.dtype}", place=[printable(info.name)], hint="start from a file without it"
             )
-        places[info.name] = Place(name=info.name, type=kind)
+        places[info.name] = Place(name=shortened(info.name), type=kind)
     notes = ["the file is a container of these tensors, not a model that llama.cpp runs"]
+    long = [(name, place.name) for name, place in places.items() if place.name != name]
+    if long:
+        shown = " is ".join(printable(name, 120) for name in long[0])
+        notes.append(f"llama.cpp has room for names of {LONGEST_NAME} bytes: {shown}{_more(len(long))}")
     widened = [t.info for t in tensors if t.scheme is None and t.info.dtype in WIDER]
     for dtype in dict.fromkeys(info.dtype for info in widened):
         notes.append(f"GGUF has no {dtype}: {_some(widened, dtype)} written as {WIDER[dtype]}")
-    return _conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes)
+    return conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes)
+
+
+def shortened(name: str) -> str:
+    """A name that llama.cpp has room for: of a longer one the end, behind a number made of all of it."""
+    raw = name.encode()
+    if len(raw) <= LONGEST_NAME:
+        return name
+    end = raw[len(raw) - (LONGEST_NAME - 17) :].decode(errors="ignore")
+    return f"{xxhash.xxh3_64_hexdigest(raw)}.{end}"
+
+
+def _more(count: int) -> str:
+    return f", and {count - 1} more are shortened too" if count > 1 else ""
+
+
+def _title(config: Mapping[str, Any], beside: Beside) -> dict[str, str]:
+    """The key for the name of a model, from its config.json or the heading of its README.md; none without."""
+    named = config.get("_name_or_path")
+    card = beside("README.md") or b""
+    heading = re.search(r"^# +(\S.*?) *$", card[:20_000].decode(errors="replace"), re.MULTILINE)
+    found = named.rstrip("/").rpartition("/")[2] if isinstance(named, str) else ""
+    found = found or (heading[1] if heading and b"quantcli" not in card else "")  # our cards are of the output
+    return {"general.name": found[:200]} if found else {}
 
 
 def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
@@ -251,11 +309,11 @@ def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
     return printable(names[0], 120) + (" is" if len(names) == 1 else f" and {len(names) - 1} more are")
 
 
-def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, Any], beside: Beside) -> Conversion:
+def _model(tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any], beside: Beside) -> Conversion:
     """The model as llama.cpp runs it."""
     by_name = {t.info.name: t for t in tensors}
     places, changed = {}, []
-    for tensor in sorted(model.tensors, key=lambda t: _order(t.name)):
+    for tensor in sorted(model.tensors, key=lambda t: in_order(t.name)):
         weight = by_name[tensor.source]
         info = weight.info
         if weight.scheme is not None:
@@ -268,16 +326,21 @@ def _model(tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, An
         else:
             kind = "F32" if tensor.float32 else RUNS[info.dtype]
             changed += [info] if info.dtype == "F64" else []
-        places[info.name] = Place(name=tensor.name, type=kind, heads=tensor.heads)
+        places[info.name] = Place(
+            name=tensor.name, type=kind, order=tensor.order, units=tensor.units, raised=tensor.raised
+        )
     special = {key: value for key, value in config.items() if key.endswith("_token_id")}
     found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
     notes = [*model.notes, *([found.note] if found.note else [])]
+    if found.obstacle and beside("tokenizer.json") is not None:
+        hint = "move tokenizer.json away for a model that llama.cpp runs on token ids only"
+        raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
     if changed:
         notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
-    keys = {"general.architecture": model.architecture}
-    return _conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
+    keys = {"general.architecture": model.architecture, **_title(config, beside)}
+    return conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes)
 
 
 @lru_cache(maxsize=1)
@@ -288,13 +351,13 @@ def _words(files: tuple[bytes | None, ...], special: str, size: int) -> Vocabula
     return replace(found, keys={key: value_bytes(value) for key, value in found.keys.items()})
 
 
-def _order(name: str) -> tuple[int, str]:
+def in_order(name: str) -> tuple[int, str]:
     """llama.cpp's order: the embedding, layer by layer, the head."""
     layer = re.match(r"blk\.(\d+)\.", name)
     return (int(layer[1]) if layer else -1 if name.startswith("token_embd.") else 1 << 30), name
 
 
-def _conversion(
+def conversion(
     tensors: Sequence[Weight],
     places: Mapping[str, Place],
     first: Mapping[str, Any],
@@ -302,7 +365,8 @@ def _conversion(
     made: Mapping[str, NDArray[Any]],
     notes: Sequence[str],
 ) -> Conversion:
-    """first, keys: of the file, before and behind those of its types. made: F32 tensors that are computed."""
+    """What becomes of tensors at these places. first, keys: of the file, before and behind those of its types. made:
+    F32 tensors that are computed."""
     by_name = {t.info.name: t for t in tensors}
     shapes = [GgufTensor(name, "F32", values.shape) for name, values in made.items()]
     shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
@@ -310,10 +374,10 @@ def _conversion(
     own = {**general, **keys, "quantcli.version": __version__}
     lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
 
-    def files(base: str, record: str) -> list[Bytewise]:
+    def files(base: str, record: str) -> list[ContainerFile]:
         found = lay_out({**own, KEY: record}, shapes)
         pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
-        return [Bytewise(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
+        return [ContainerFile(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
 
     jobs = {source: _job(by_name[source], place) for source, place in places.items()}
     return Conversion(jobs=jobs, files=files, notes=notes)

@@ -20,7 +20,7 @@ from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, VersionError, printable
 from quantcli.layouts.native.parts import outputs, parts
 from quantcli.metrics import Metrics
-from quantcli.scheme import Scheme
+from quantcli.scheme import Scheme, scale_dtype_name
 from quantcli.stores.seal import UNSEALED
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
@@ -29,7 +29,8 @@ from quantcli.tensors.rows import Grouping, grouping_of
 T = TypeVar("T")
 
 KEY = "quantcli"
-VERSION = 1
+VERSION = 2
+"""The newest version of the format. 2 added scales of one byte for floats, blocks, and how inputs are quantized."""
 _WIDEST = 1.7976931348623157e308
 """The longest text of a float: a placeholder for the sums that are known only at the end."""
 
@@ -72,6 +73,12 @@ def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None
     return entry
 
 
+def _version(scheme: Scheme) -> int:
+    """The first version of the format that has a scheme."""
+    older = scheme.storage == "plain" and scheme.granularity != "block" and scheme.activations == "none"
+    return 1 if older else 2
+
+
 class Request(Protocol):
     """The request for a model, as stored in a file."""
 
@@ -92,7 +99,7 @@ def document(
     entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in tensors}
     whole = {
         "check": UNSEALED,
-        "version": VERSION,
+        "version": max((_version(asking.Scheme(**values)) for values in schemes), default=1),
         "tool": f"quantcli {__version__}",
         "digest": digest,
         "source_bytes": source_bytes,
@@ -207,9 +214,10 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
     try:
         whole = _of_type(whole, dict, "document")
         version = _field(whole, "version", int)
-        if version != VERSION:  # before anything else of the document, which another version may arrange differently
+        if not 1 <= version <= VERSION:  # before anything else: another version may arrange the document differently
+            shown = printable(str(version), 20)
             raise (DataError if seal is False else VersionError)(
-                f"format version {printable(str(version), 20)} is unknown, this quantcli reads version {VERSION}",
+                f"format version {shown} is unknown, this quantcli reads versions up to {VERSION}",
                 hint="use a newer quantcli",
             )
         kind = _field(whole, "digest", str)
@@ -306,6 +314,8 @@ def _checked(
         scale = stored.get(f"{name}_codebook")
     known = ("F32", "F16", "BF16", *(["F8_E4M3"] if scheme.shares_levels else []))
     scale_dtype = scale.dtype if scale is not None and scale.dtype in known else "F32"
+    if scheme.storage != "plain":
+        scale_dtype = scale_dtype_name(scheme.scale_dtype)
     decided = Quantized(
         info=info, reason=reason, scheme=scheme, grouping=plan, scale_dtype=scale_dtype, note=note or ""
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import kernels
+from quantcli import kernels, scales
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.formats import code_grid, fixed_codebook
@@ -17,9 +17,11 @@ from quantcli.layouts.native import document
 from quantcli.layouts.native.document import StoredKept, StoredTensor
 from quantcli.layouts.native.parts import parts, zero_shape
 from quantcli.notebook import table
+from quantcli.scales import Store
 from quantcli.stores import Source, open_source
 from quantcli.tensors import packing
 from quantcli.tensors.api import QuantizedTensor
+from quantcli.tensors.blocks import by_rows
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
 from quantcli.tensors.settle import spread
@@ -41,6 +43,7 @@ class Tensor:
     def __init__(self, source: Source, stored: StoredTensor) -> None:
         self._source = source
         self.stored = stored
+        self._overall: float | None = None
 
     def __repr__(self) -> str:
         kind = "" if self.scheme is None else f", scheme={self.scheme.name!r}"
@@ -99,31 +102,49 @@ class Tensor:
         scale, zero = self.scales(span)
         if not np.isfinite(scale).all():
             raise DataError("a stored scale is not finite", place=[self._source.path, printable(self.name)])
+        scale = by_rows(scale, plan, span.row, span.rows)
         return spread(QuantParams(scale, zero, self._codebook(span)), self.stored.info, scheme, plan)
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
-        """Scales and zero points or offsets of one tile as they are stored: (rows, groups), or (1, channels) where
-        the columns share them."""
+        """Scales and zero points or offsets of one tile for which some are stored: (rows, groups), (1, channels) where
+        the columns share them, or (blocks, groups) of the blocks that it has rows of."""
         scheme, plan = self.stored.scheme, self.stored.grouping
         assert scheme is not None and plan is not None
         if plan.shared == "columns":
             rows, first, groups = 1, 0, plan.scales
             start = 0
         else:
-            rows, first, groups = span.rows, span.col // plan.group, -(-span.cols // plan.group)
-            start = span.row * plan.groups + first
+            row, first, groups = span.row // plan.height, span.col // plan.group, -(-span.cols // plan.group)
+            rows = -(-(span.row + span.rows) // plan.height) - row
+            start = row * plan.groups + first
 
         def row_params(part: str) -> Floats:
             return self._floats(self._output(part), start, rows * groups).reshape(rows, groups)
 
         held = parts(scheme)
-        scale = row_params("scale") if "scale" in held else np.ones((1, 1), np.float32)
+        scale = np.ones((1, 1), np.float32)
+        if "scale" in held:
+            output = self._output("scale")
+            size = DTYPES[output.dtype].bits // 8
+            raw = self.read_bytes(output.name, start * size, rows * groups * size)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = scales.of(scheme).effective(raw, Store(output.dtype, self.overall()))
+            scale = found.reshape(rows, groups)
         if "offset" in held:
             return scale, row_params("offset")
         if "zero_point" in held:
             zero = self._zero_points(0 if plan.shared else span.row, rows, first, groups)
             return scale, zero.astype(np.float32)
         return scale, None
+
+    def overall(self) -> float:
+        """The scale of the tensor, with which its stored scales are multiplied; 1 where none is stored."""
+        if self.scheme is None or "global_scale" not in parts(self.scheme):
+            return 1.0
+        if self._overall is None:
+            with np.errstate(all="ignore"):
+                self._overall = float(np.float32(1) / self._floats(self._output("global_scale"), 0, 1)[0])
+        return self._overall
 
     def levels(self, span: TileSpan) -> Floats:
         """The stored levels (tables, 2^b) of the codes of one tile of a codebook."""

@@ -3,7 +3,11 @@
 For a tensor X (shape [rows, cols] or more) of b bits the file holds
 
     X_packed      I32  [rows.., ceil(cols*b/32)]   codes, low one first; u = q + 2^(b-1) when symmetric
-    X_scale       F32, F16, BF16 or F8_E4M3        [rows.., groups]; [rows, 1] per channel and per tensor
+    X_scale       F32, F16, BF16 or F8_E4M3        [rows.., groups]; [rows, 1] per channel and per tensor; of blocks a
+                                                   scale for each of them
+                  F8_E8M0                          powers of two
+    X_global_scale  F32  [1]                       where scales of groups are E4M3 and those of floats: the number they
+                                                   are divided by
     X_zero_point  I32  [ceil(rows*b/32), groups]   asymmetric: zero points, the stream running down each column
     X_offset      as X_scale                       asymmetric with a float offset
     X_codebook    F32  [2^b]                       format `codebook`: the levels by code. Learned per channel they are
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import math
 
+from quantcli import scales
 from quantcli.kernels import row_bytes
 from quantcli.scheme import Scheme
 from quantcli.tensors.decided import Decided
@@ -43,6 +48,8 @@ def parts(scheme: Scheme) -> list[str]:
     found = ["packed"]
     if scheme.family != "learned" or scheme.shares_levels:
         found.append("scale")
+    if scales.of(scheme).overall is not None:
+        found.append("global_scale")
     if not scheme.symmetric:
         found.append("offset" if scheme.zero_point == "float" else "zero_point")
     if scheme.format == "codebook":
@@ -70,6 +77,7 @@ def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype:
     own = {
         "packed": ("I32", plan.packed_shape(scheme.bits)),
         "scale": (scale_dtype, plan.scale_shape),
+        "global_scale": ("F32", (1,)),
         "offset": (scale_dtype, plan.scale_shape),
         "zero_point": ("I32", (row_bytes(zero_rows, scheme.bits) // 4, groups)),
         "codebook": (levels_dtype(scheme, scale_dtype), (1 << scheme.bits,) if scheme.shares_levels else tables),

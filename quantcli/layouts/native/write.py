@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import scales
 from quantcli.architectures import Architecture
 from quantcli.architectures.experts import FLAT, ONE_BY_ONE, Experts, Naming
 from quantcli.dtypes import DTYPES, from_float32
@@ -16,6 +17,7 @@ from quantcli.kernels import row_bytes
 from quantcli.layouts.native.parts import outputs, parts, zero_shape
 from quantcli.layouts.pieces import plain
 from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Write
+from quantcli.scales import Store
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.rows import Grouping, TileSpan
@@ -58,10 +60,12 @@ def _pieces(tensor: Quantized) -> Iterator[Piece]:
 
     def parameters(span: TileSpan, codes: Codes, write: Write) -> None:
         scale, zero = codes.scales(span)
-        row, group = (0, 0) if plan.shared == "columns" else (span.row, span.col // plan.group)
+        row, group = (0, 0) if plan.shared == "columns" else (span.row // plan.height, span.col // plan.group)
         first = row * plan.groups + group
         if "scale" in place:
-            put(write, "scale", first, scale)
+            store = Store(held[place["scale"]].dtype, codes.overall())
+            stored = scales.of(scheme).stored(scale, store)
+            write(place["scale"], first * DTYPES[store.dtype].bits // 8, np.ascontiguousarray(stored))
         if zeros is not None and zero is not None:
             zeros.add(zero, row, group, partial(write, place["zero_point"]))
         elif zero is not None:
@@ -76,6 +80,8 @@ def _pieces(tensor: Quantized) -> Iterator[Piece]:
         begins = span.row == span.col == 0
         if begins:
             write(len(held) - 1, 0, np.array(tensor.info.shape, "<i8"))
+            if "global_scale" in place:
+                write(place["global_scale"], 0, np.array([1 / codes.overall()], "<f4"))
         if begins if plan.shared == "columns" else span.col % plan.group == 0:
             parameters(span, codes, write)
         return True

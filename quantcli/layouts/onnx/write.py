@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-
-import numpy as np
 
 from quantcli import __version__
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.layouts.pieces import (
-    bands,
-    facts,
-    finer,
-    pack_rows,
-    params,
-    plain,
-    put_columns,
-    quantized,
-    repeated,
-    rounded,
-    words,
-)
-from quantcli.layouts.writer import KEY, Beside, Bytewise, Codes, Conversion, Job, Piece, Weight, Write
+from quantcli.layouts.onnx.forms import BLOCKS, block_job, block_of
+from quantcli.layouts.onnx.nodes import whole
+from quantcli.layouts.pieces import facts, plain, quantized
+from quantcli.layouts.writer import KEY, Beside, ContainerFile, Conversion, Job, Weight
 from quantcli.patterns import module_of
 from quantcli.stores.protobuf_writer import message, number, opened, text
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import TileSpan
-
-BLOCKS = (16, 32, 64, 128, 256)
-RAGGED = 128
-"""The block size of rows with one scale that none of these divides."""
 
 LIMIT = (1 << 31) - (1 << 20)
 """Largest file that holds its tensors itself: protobuf reads less than 2 GiB."""
@@ -53,42 +36,8 @@ def shape(weight: Weight) -> str | None:
     return None
 
 
-def _block(weight: Weight) -> int:
-    return finer(facts(weight)[1].group, BLOCKS) or RAGGED
-
-
 def _job(weight: Weight) -> Job:
-    scheme, plan = facts(weight)
-    name, bits, block = weight.info.name, scheme.bits, _block(weight)
-    blocks, held = -(-plan.cols // block), block * bits // 8
-    zeros = -(-blocks * bits // 8)
-    outputs = [
-        TensorInfo(name, "U8", (plan.rows, blocks, held)),
-        TensorInfo(f"{name}_scale", "F32", (plan.rows, blocks)),
-    ]
-    if not scheme.symmetric:
-        outputs.append(TensorInfo(f"{name}_zero_point", "U8", (plan.rows, zeros)))
-
-    def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
-        packed = words(codes, span, plan, bits)
-        if span.cols == plan.cols and packed.shape[1] != blocks * held:
-            packed = np.pad(packed, ((0, 0), (0, blocks * held - packed.shape[1])))
-        put_columns(write, 0, packed, (span.row, span.col * bits // 8), blocks * held)
-        scale, zero = params(codes, span, plan, scheme)
-        stored, exact = rounded(scale, "F32", name)
-        put_columns(write, 1, repeated(stored, span, plan, block), (span.row, span.col // block), blocks)
-        if not scheme.symmetric:
-            across = repeated(zero.astype(np.uint8), span, plan, block)
-            packed = pack_rows(across, bits).view(np.uint8)[:, : -(-across.shape[1] * bits // 8)]
-            put_columns(write, 2, np.ascontiguousarray(packed), (span.row, span.col // block * bits // 8), zeros)
-        return exact
-
-    def pieces() -> Iterator[Piece]:
-        unit = block * (1 if scheme.symmetric else 8 // bits)  # a part of a row ends between bytes of its zero points
-        indivisible = not scheme.symmetric and unit >= plan.cols
-        return (partial(piece, span) for span in bands(plan, bits, plan.cols + 1 if indivisible else unit))
-
-    return Job(outputs=tuple(outputs), pieces=pieces)
+    return block_job(weight, block_of(facts(weight)[1]), "F32")
 
 
 # ---- the file ---------------------------------------------------------------------------------------------------
@@ -100,10 +49,6 @@ def _value(name: str, cols: int) -> bytes:
     return text(1, name) + message(2, message(1, number(1, _TYPES["F32"]) + message(2, dims)))
 
 
-def _attribute(name: str, value: int) -> bytes:
-    return message(5, text(1, name) + number(3, value) + number(20, 2))
-
-
 def _node(weight: Weight) -> tuple[bytes, bytes, bytes]:
     """A node, its input and its output, as fields of a graph."""
     scheme, plan = facts(weight)
@@ -111,8 +56,9 @@ def _node(weight: Weight) -> tuple[bytes, bytes, bytes]:
     stem = module_of(name) if name.endswith(".weight") else name
     inputs = [f"{stem}.input", name, f"{name}_scale", *([] if scheme.symmetric else [f"{name}_zero_point"])]
     own = b"".join(text(1, i) for i in inputs) + text(2, f"{stem}.output") + text(3, stem) + text(4, "MatMulNBits")
-    for key, value in {"K": plan.cols, "N": plan.rows, "bits": scheme.bits, "block_size": _block(weight)}.items():
-        own += _attribute(key, value)
+    numbers = {"K": plan.cols, "N": plan.rows, "bits": scheme.bits, "block_size": block_of(plan)}
+    for key, value in numbers.items():
+        own += whole(key, value)
     own += text(7, "com.microsoft")
     return message(1, own), message(11, _value(inputs[0], plan.cols)), message(12, _value(f"{stem}.output", plan.rows))
 
@@ -123,7 +69,7 @@ def _tensor(info: TensorInfo) -> bytes:
     return dims + number(2, _TYPES[info.dtype]) + text(8, info.name)
 
 
-def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
+def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[ContainerFile]:
     """One file that holds the tensors itself."""
     heads = []
     for info in outputs:
@@ -136,10 +82,10 @@ def _inside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str)
         pieces.append((at, head))
         offsets[info.name] = at + len(head)
         at += len(head) + info.nbytes
-    return [Bytewise(name=base, size=at, offsets=offsets, pieces=pieces)]
+    return [ContainerFile(name=base, size=at, offsets=offsets, pieces=pieces)]
 
 
-def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
+def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str) -> list[ContainerFile]:
     """A file that refers to the tensors in a second one, each starting on a new page."""
     at, offsets, tensors = 0, {}, b""
     for info in outputs:
@@ -151,8 +97,8 @@ def _beside(nodes: bytes, outputs: Sequence[TensorInfo], base: str, record: str)
         at += info.nbytes
     whole = _model(record) + message(7, nodes + tensors)
     return [
-        Bytewise(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
-        Bytewise(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
+        ContainerFile(name=base, size=len(whole), offsets={}, pieces=[(0, whole)]),
+        ContainerFile(name=f"{base}.data", size=at, offsets=offsets, pieces=[]),
     ]
 
 
@@ -163,7 +109,7 @@ def _model(record: str) -> bytes:
     return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets + metadata
 
 
-def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str) -> list[Bytewise]:
+def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str) -> list[ContainerFile]:
     parts = [_node(w) for w in weights]
     nodes = b"".join(own for number in range(3) for own in (part[number] for part in parts)) + text(2, "weights")
     files = _inside(nodes, outputs, base, record)
@@ -171,8 +117,8 @@ def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, 
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
-    """Always raises UsageError, with a hint on how to write the weights alone: the graph of a model is not written."""
-    hint = "--container writes that file, a MatMulNBits node for each weight"
+    """Always raises UsageError, with a hint on how to write the weights alone: there is no graph to put them in."""
+    hint = "name the .onnx file of the model; --container writes a MatMulNBits node for each weight, which is no model"
     raise UsageError("the file would hold the weights without the model's graph", place=["--to onnx"], hint=hint)
 
 

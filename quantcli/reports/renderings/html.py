@@ -30,7 +30,7 @@ from quantcli.reports.page import (
 from quantcli.reports.records import Change, Comparison, GateResult, TensorReport, shown
 from quantcli.reports.renderings import Rendering, _sweep
 from quantcli.reports.renderings._charts import charts
-from quantcli.reports.run import RunReport, RunReports
+from quantcli.reports.run import RunReport, RunReports, origin_lines
 from quantcli.reports.swept import SweepReport
 from quantcli.theory.bounds import Theory
 
@@ -139,6 +139,7 @@ def _report(report: RunReport, number: int, reports: int, histograms: int) -> st
         _verdict(report.passed, report.gates),
         f'<{level} class="file">{breakable(report.name)}</{level}>',
         f'<p class="from">from {breakable(report.source)}</p>' if report.output else "",
+        *(f'<p class="from">{breakable(line)}</p>' for line in origin_lines(report)),
         _figures(report),
         _gates(report.gates),
         _warnings(report.warnings),

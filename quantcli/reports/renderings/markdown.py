@@ -15,7 +15,7 @@ from quantcli.reports.kept import groups
 from quantcli.reports.markup import code, text
 from quantcli.reports.records import Comparison, GateResult, TensorReport
 from quantcli.reports.renderings import Rendering
-from quantcli.reports.run import RunReport, RunReports
+from quantcli.reports.run import RunReport, RunReports, origin_lines
 
 WORST = 5
 WARNINGS = 10
@@ -46,6 +46,7 @@ def _report(report: RunReport, room: int) -> str:
         f"{s.bits_per_weight:.3f} bits per weight, {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller), "
         f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
     ]
+    lines += ["", *(f"- {text(line)}" for line in origin_lines(report))] if origin_lines(report) else []
     lines += ["", *(f"- warning: {text(w)}" for w in report.warnings[:WARNINGS])] if report.warnings else []
     if report.gates:
         lines += ["", "| gate | limit | measured | |", "| --- | --- | --- | --- |"]

@@ -1,0 +1,84 @@
+"""How compressed-tensors stores weights of each scheme: the name of the format, its settings, and the tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantcli.layouts import whole_bytes
+from quantcli.layouts.native.write import job as native
+from quantcli.layouts.pieces import facts, plain
+from quantcli.layouts.whole_bytes import Places
+from quantcli.layouts.writer import Job, Weight
+from quantcli.scheme import Scheme
+from quantcli.tensors.info import TensorInfo
+
+PACKED, BYTES, FLOATS = "pack-quantized", "int-quantized", "float-quantized"
+
+_SMALL = {"mxfp4": "mxfp4-pack-quantized", "mxfp8": "mxfp8-quantized", "nvfp4": "nvfp4-pack-quantized"}
+"""Formats of floats with scales of one byte, by the names of their schemes."""
+
+_INPUTS: dict[str, dict[str, Any]] = {
+    "int8": {"num_bits": 8, "type": "int", "strategy": "token"},
+    "fp8": {"num_bits": 8, "type": "float", "strategy": "token"},
+    "fp8-group": {"num_bits": 8, "type": "float", "group_size": 128, "strategy": "group"},
+    "mxfp8": {"num_bits": 8, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
+    "mxfp4": {"num_bits": 4, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
+}
+"""How inputs of layers are quantized as they come, by `Scheme.activations`."""
+
+
+def format_of(scheme: Scheme) -> str:
+    """The name of the format that stores a scheme."""
+    if scheme.family == "int":
+        return BYTES if scheme.activations == "int8" else PACKED
+    return FLOATS if scheme.storage == "plain" else _SMALL[scheme.name]
+
+
+def inputs(scheme: Scheme) -> dict[str, Any] | None:
+    """The settings of the inputs of a layer; None where they stay floats."""
+    if scheme.activations == "none":
+        return None
+    return {"symmetric": True, "group_size": None, "dynamic": True, **_INPUTS[scheme.activations]}
+
+
+def weights(tensor: Weight) -> dict[str, Any]:
+    """The settings of the weights of a layer."""
+    scheme, plan = facts(tensor)
+    found: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": "int" if scheme.family == "int" else "float",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel",
+        "group_size": None,
+        "dynamic": False,
+    }
+    if scheme.granularity == "block":
+        found |= {"strategy": "block", "block_structure": [scheme.group_size, scheme.group_size]}
+    elif scheme.granularity == "group" and plan.group == scheme.group_size:
+        found |= {"strategy": "group", "group_size": plan.group}
+    elif scheme.granularity == "tensor" and format_of(scheme) != PACKED:
+        found["strategy"] = "tensor"
+    if scheme.storage == "e8m0":
+        found["scale_dtype"] = "torch.uint8"
+    elif scheme.storage == "e4m3":
+        found |= {"strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"}
+    return found
+
+
+def job(tensor: Weight) -> Job:
+    """The tensors that store a weight, or that keep it."""
+    if tensor.scheme is None:
+        return plain(tensor.info)
+    scheme, plan = facts(tensor)
+    form = format_of(scheme)
+    if form == PACKED:
+        return native(tensor)
+    name, shape = tensor.info.name, tensor.info.shape
+    codes = TensorInfo(name, "I8" if form == BYTES else "F8_E4M3", shape)
+    if scheme.bits == 4 and form != BYTES:
+        codes = TensorInfo(f"{name}_packed", "U8", (*shape[:-1], shape[-1] // 2))
+    dtype = "U8" if scheme.storage == "e8m0" else tensor.scale_dtype
+    scale = TensorInfo(f"{name}_scale", dtype, (1,) if scheme.granularity == "tensor" else plan.scale_shape)
+    overall = TensorInfo(f"{name}_global_scale", "F32", (1,)) if scheme.storage == "e4m3" else None
+    places = Places(codes=codes, scale=scale, store=tensor.scale_dtype, overall=overall, inverse=True)
+    return whole_bytes.job(tensor, places)

@@ -1,0 +1,34 @@
+"""A GGUF made of another one: its keys, its tokenizer, its names, and other types of tensors.
+
+What a model needs in llama.cpp, whatever its architecture, its file has already. Keys are copied as they are stored,
+except those about the types and the number of the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from quantcli.errors import DataError, printable
+from quantcli.layouts.gguf.blocks import block_type
+from quantcli.layouts.gguf.write import SIZES, Place, conversion, in_order
+from quantcli.layouts.writer import Conversion, Weight
+
+NAME = "general.architecture"
+_RENEWED = re.compile(r"general\.(?:alignment|file_type|quantization_version)|split\..*|quantize\..*|quantcli.*")
+"""Keys that are not those of the model: of the types of its tensors, of their files, and of how those were made."""
+
+
+def again(tensors: Sequence[Weight], keys: Mapping[str, bytes]) -> Conversion:
+    """The model of a GGUF with these tensors. keys: its own, as they are stored. Raises DataError where it names no
+    architecture, which llama.cpp does not load, and for a dtype that GGUF does not have."""
+    if NAME not in keys:
+        raise DataError("it is missing, so llama.cpp would not load the file", place=[NAME])
+    places = {}
+    for tensor in sorted(tensors, key=lambda t: in_order(t.info.name)):
+        kind = block_type(tensor.scheme) if tensor.scheme else tensor.info.dtype
+        if kind not in SIZES:
+            raise DataError(f"GGUF has no {kind}", place=[printable(tensor.info.name)])
+        places[tensor.info.name] = Place(name=tensor.info.name, type=kind)
+    kept = {name: value for name, value in keys.items() if name != NAME and not _RENEWED.fullmatch(name)}
+    return conversion(tensors, places, {NAME: keys[NAME]}, kept, {}, [])

@@ -1,0 +1,265 @@
+"""Models whose codes can be moved to another layout: those of quantcli, and those of other tools that have such codes.
+
+Of another tool's file the parameters are looked at first: which zero points there are decides which targets can store
+the codes. What no other layout has (blocks with scales of scales, small floats, groups that are not runs of columns) is
+named, and can be decoded and quantized again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantcli.asking import Scheme
+from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.experts import arranged
+from quantcli.floats import decoded, named_for
+from quantcli.layouts.config import json_beside, model_dtype
+from quantcli.layouts.held import OFFSETS, Moved, joined, offsets_of, scheme_of
+from quantcli.layouts.native.document import StoredKept
+from quantcli.layouts.native.model import Model as Native
+from quantcli.layouts.native.model import Tensor
+from quantcli.layouts.reader import Held, is_published
+from quantcli.layouts.writer import Codes, Raw
+from quantcli.models import Model, View, left_out, view_of
+from quantcli.stores.derived import Derived
+from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.tensors.info import TensorInfo
+from quantcli.tensors.rows import TileSpan, grouping_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.metrics import Metrics
+    from quantcli.stores import Source
+
+MOVED, PLAIN = "moved", "plain"
+"""Why tensors of another tool's file are quantized and kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moving:
+    """A tensor on its way into another layout.
+
+    decided: what it is there, of a weight whose codes cannot be moved what is nearest to it. codes: what a writer
+    takes. view: the tensor as floats. scheme: as its file has it, None for floats. obstacle: why no layout can have its
+    codes. metrics: what its file says the codes cost.
+    """
+
+    decided: Decided
+    codes: Codes | Raw
+    view: View
+    scheme: str | None
+    bytes_in: int
+    obstacle: str = ""
+    metrics: Metrics | None = None
+
+
+class Movable(Mapping[str, Moving]):
+    """The tensors of a model by the names they are moved under. source: where they are; notes: what there is to say of
+    them, for people."""
+
+    def __init__(self, source: Source, tensors: Mapping[str, Moving], notes: tuple[str, ...] = ()) -> None:
+        self.source, self._tensors, self.notes = source, tensors, notes
+
+    def __getitem__(self, name: str) -> Moving:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def movable(model: Model, to: str, *, container: bool = False) -> Movable:
+    """A model as it can be moved to a target, experts arranged as that needs them. container: whether the target is to
+    hold the tensors alone. Raises DataError for a model that holds no codes, and as reading it does."""
+    if not model.is_native and not model.quantized:
+        raise DataError("it holds no quantized tensor", place=[model.path], hint="use quantize --to")
+    try:
+        notes = list[str]()
+        views = model if model.is_native else named_for(model, to, notes.append)
+        floats = decoded(model.source, views)
+        source = arranged(floats, to, container=container)
+        if model.is_native and not source.arranged:
+            return _native(model.stored)
+        return _found(views, floats, source, notes)
+    except QuantcliError as error:
+        raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
+
+
+def _native(model: Native) -> Movable:
+    """The tensors of quantcli's own file, with all there is to know of them."""
+    tensors = {
+        name: Moving(
+            decided=tensor.stored.decided,
+            codes=tensor,
+            view=view_of(tensor),
+            scheme=tensor.scheme.name if tensor.scheme is not None else None,
+            bytes_in=tensor.stored.bytes_out,
+            metrics=tensor.stored.metrics,
+        )
+        for name, tensor in model.items()
+    }
+    return Movable(model.source, tensors)
+
+
+# ---- of other tools -----------------------------------------------------------------------------------------------
+
+
+class _Plain:
+    """The bytes of tensors that are kept."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def read_bytes(self, name: str, start: int, size: int) -> NDArray[np.uint8]:
+        buffer = np.empty(size, np.uint8)
+        self._source.read(name, start, buffer.data)
+        return buffer
+
+
+def _found(views: Mapping[str, View], floats: Source, source: Source, notes: Sequence[str]) -> Movable:
+    """The tensors of another tool's file. floats: all decoded; source: the same with experts arranged. notes: on their
+    names."""
+    held = {name: _held(view) for name, view in views.items() if view.scheme is not None}
+    making = _Making(
+        source=source if source.arranged else floats,
+        before=source if isinstance(source, Derived) and source.arranged else None,
+        views=views,
+        held=held,
+        offsets=_offsets(held, views),
+        dtype=model_dtype(json_beside(source.beside, "config.json") or {}, "F32"),
+    )
+    tensors = {info.name: making.tensor(info) for info in making.source.infos()}
+    said = [*notes, *([source.arranged] if source.arranged else []), *left_out(views.values())]
+    return Movable(making.source, tensors, tuple(said))
+
+
+def _held(view: View) -> Held | str:
+    """The codes of a quantized tensor, or why no other layout has such."""
+    if view.stored is not None:
+        return _of_native(view.stored)
+    return view.held() if view.held is not None else "no other layout has such codes"
+
+
+def _of_native(tensor: Tensor) -> Held | str:
+    """The codes of a tensor that quantcli quantized."""
+    scheme, plan = tensor.stored.scheme, tensor.stored.grouping
+    assert scheme is not None and plan is not None
+    if scheme.family != "int" or scheme.binary or plan.cols != tensor.shape[-1] or plan.shared == "columns":
+        return f"experts of {scheme.name} are not arranged"
+
+    def rows(first: int, last: int) -> TileSpan:
+        return TileSpan(first, last - first, 0, plan.cols)
+
+    return Held(
+        bits=scheme.bits,
+        group=plan.group if scheme.granularity == "group" else "channel",
+        offsets="" if scheme.symmetric else scheme.zero_point,
+        scale_dtype=tensor.stored.scale_dtype,
+        packed=lambda first, last: tensor.packed(rows(first, last)),
+        params=lambda first, last: tensor.scales(rows(first, last)),
+    )
+
+
+def _offsets(held: Mapping[str, Held | str], views: Mapping[str, View]) -> dict[tuple[int, str], str]:
+    """What codes have as offsets in this model, by their bits and what their layout has: all of one kind have the same,
+    so that a model stays of one scheme."""
+    known: dict[tuple[int, str], str] = {}
+    for name, codes in held.items():
+        if not isinstance(codes, str):
+            key, shape = (codes.bits, codes.offsets), views[name].info.shape
+            known[key] = offsets_of(codes, math.prod(shape[:-1]), shape[-1], known.get(key, OFFSETS[0]))
+    return known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Making:
+    """What tensors are made of.
+
+    source: of their floats. before: the same where experts were arranged, which tells of what; views, held: by the
+    names before. offsets: by bits and what the layout has. dtype: of what is decoded to stay in floating point, where
+    its layout tells none.
+    """
+
+    source: Source
+    before: Derived | None
+    views: Mapping[str, View]
+    held: Mapping[str, Held | str]
+    offsets: Mapping[tuple[int, str], str]
+    dtype: str
+
+    def tensor(self, info: TensorInfo) -> Moving:
+        """A tensor of the source."""
+        made = self.before.computed(info.name) if self.before is not None else None
+        runs = made.runs if made is not None else ((info.name, 0, info.numel),)
+        views = [self.views[part] for part in (made.parts if made is not None else (info.name,))]
+        whole = len(views) == 1 and views[0].info.shape == info.shape
+        view = views[0] if whole else view_of(Tensor(self.source, StoredKept(info=info, reason=PLAIN)))
+        coded = [v for v in views if v.scheme is not None]
+        if not coded:
+            kept = Kept(info=info, reason=PLAIN)
+            return Moving(decided=kept, codes=_Plain(self.source), view=view, scheme=None, bytes_in=info.nbytes)
+        held = self._held(info, runs, views)
+        found = held if isinstance(held, str) else self._codes(info, held)
+        why = found if isinstance(found, str) else ""
+        weight, codes = self._nearest(info, coded[0]) if isinstance(found, str) else found
+        view = replace(view, info=weight.info, scheme=coded[0].scheme, parts=(info,), stored=None)
+        stored = sum(v.bytes_out for v in coded)
+        share = stored * info.numel // sum(v.info.numel for v in coded)
+        return Moving(
+            decided=weight, codes=codes, view=view, scheme=coded[0].scheme, bytes_in=share, obstacle=why
+        )  # fmt: skip
+
+    def _held(self, info: TensorInfo, runs: Sequence[tuple[str, int, int]], views: Sequence[View]) -> Held | str:
+        """The codes of a tensor, put together where experts were arranged."""
+        found, cols = list[tuple[Held, int, int]](), info.shape[-1]
+        if not runs:
+            return "its experts are stored transposed"
+        for name, first, count in runs:
+            held = self.held.get(name, "parts of it are in floating point")
+            if isinstance(held, str):
+                return held
+            if self.views[name].info.shape[-1] != cols or first % cols:
+                return "its rows are parts of rows"
+            found.append((held, first // cols, count // cols))
+        if len({(h.bits, h.group, h.offsets, h.scale_dtype) for h, _, _ in found}) > 1:
+            return "its parts are of several schemes"
+        alone = len(views) == 1 and views[0].info.numel == info.numel
+        return found[0][0] if alone else joined(found)
+
+    def _codes(self, info: TensorInfo, held: Held) -> tuple[Quantized, Codes] | str:
+        """A weight whose codes can be moved; or why they cannot."""
+        try:
+            scheme = scheme_of(held, self.offsets[held.bits, held.offsets])
+            plan = grouping_of(info.shape, scheme)
+        except UsageError as error:
+            return error.problem
+        if plan.cols != info.shape[-1]:
+            return f"every row has a scale, in a tensor of {len(info.shape)} dimensions"
+        own = replace(info, dtype=held.scale_dtype)
+        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=held.scale_dtype)
+        return weight, Moved(held, scheme, plan)
+
+    def _nearest(self, info: TensorInfo, view: View) -> tuple[Quantized, Raw]:
+        """What is nearest to a weight whose codes cannot be moved."""
+        size = _GROUP.search(view.scheme or "")
+        whole = is_published(view.scheme or "")
+        group = int(size[1]) if size else 128 if whole else 32
+        scheme = Scheme(bits=min(view.bits or 8, 8), group_size=max(1, min(group, info.shape[-1])))
+        own = replace(info, dtype=view.info.dtype if whole else self.dtype)
+        plan = grouping_of(info.shape, scheme)
+        scales = own.dtype if own.dtype == "BF16" else "F16"
+        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=scales)
+        return weight, _Plain(self.source)
+
+
+_GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
+"""The size of groups in the name of a scheme."""
