@@ -46,7 +46,7 @@ def differences(out: Path, back: Path) -> tuple[int, list[str]]:
         parts = {key.removeprefix(module): value for key, value in stored.items() if key.startswith(module)}
         found = library.decompress(parts, group)["weight"]
         count += 1
-        if not torch.equal(found.to(expected.dtype), expected):
+        if not torch.equal(found.to(torch.bfloat16), expected.to(torch.bfloat16)):
             wrong.append(name)
     return count, wrong
 
@@ -57,7 +57,7 @@ def loaded(name: str, out: Path, back: Path) -> bool:
     own = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16, quantization_config=settings)
     other = AutoModelForCausalLM.from_pretrained(back, dtype=torch.bfloat16)
     words = torch.arange(16)[None]
-    if "ASYM" not in name:  # which it loads with dequantize=True only
+    if "ASYM" not in name and name != "FP8_BLOCK":  # rows of 64 are too short for inputs in groups of 128
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
         model.generate(words, max_new_tokens=2, do_sample=False)
     return torch.equal(own(words).logits, other(words).logits)
