@@ -34,8 +34,8 @@ def verify_path(
     file, are read as a signal; importance: a file of what its columns were weighed by. say: called with what was left
     out of either, and with how tensors found each other where their names differ.
 
-    Raises VersionError for a newer version of the format, DataError where nothing is quantized or the original cannot be
-    read, UsageError for a pipe and for a folder of several models.
+    Raises VersionError for a newer version of the format, DataError where nothing is quantized or the original cannot
+    be read, UsageError for a pipe and for a folder of several models.
     """
     if folder := pipelines.folder_of(path):  # which is sound, unlike a folder without weights
         parts = ", ".join(component.name for component in pipelines.components(folder))
