@@ -93,6 +93,9 @@ def command(
     from quantcli.reports import exported
     from quantcli.stores import need_file
 
+    if ":" in target:
+        hint = f"use quantize --to {target}"
+        raise UsageError("types are chosen where weights are quantized", place=[f"--to {target}"], hint=hint)
     _naming.check_model(output, target)
     export.check_standard_output(target, output)
     with options.standard_output(output, console) as named, open_model(src) as opened:
