@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from inspect import signature
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from quantcli.asking import given
+from quantcli.asking import Scheme, given, with_keywords
 from quantcli.errors import UsageError
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job, pipeline
-from quantcli.models import open_model, under_one_name
+from quantcli.matching import under_one_name
+from quantcli.models import open_model
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
-from quantcli.planning.order import Order, aimed, named_by, order, with_usual
+from quantcli.planning.order import Order, aimed, made, named_by, with_usual
 from quantcli.reports import build
 from quantcli.stores import need_file, pipelines, signals
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from quantcli.reports.run import RunReport
 
     Path = str | PathLike[str]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def compare(
@@ -83,43 +88,102 @@ def compare(
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What may be asked of one model: the keywords of `quantize_file` and `plan`, and in `scheme` those of `Scheme`."""
+
+    recipe: Path | None = None
+    to: str | None = None
+    container: bool = False
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    keep_defaults: bool = True
+    keep_embeddings: bool | None = None
+    importance: Path | None = None
+    max_shard_size: int | None = None
+    digest: str | None = None
+    on_nonfinite: str | None = None
+    source_layout: str = "auto"
+    requantize: bool = False
+    as_float: bool = False
+    variant: str | None = None
+    lora: Sequence[Path] = ()
+    adapter: bool = False
+    scheme: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> Asked:
+        """What these keywords ask. Raises TypeError for one there is not."""
+        own = {f.name for f in fields(cls)} - {"scheme"}
+        scheme = {name: value for name, value in keywords.items() if name not in own}
+        return cls(**{name: value for name, value in keywords.items() if name in own}, scheme=scheme)
+
+    def order(self, dst: str | None) -> Order:
+        """The order it makes; dst: the output, whose name may tell the target. Raises UsageError for what contradicts
+        itself, TypeError for a keyword that makes no scheme."""
+        inferred, recipe = named_by(dst), _path(self.recipe)
+        asked = dict(self.scheme) if recipe is not None else with_usual(self.scheme, self.to or inferred)
+        given(None, asked)  # refuses keywords that are not those of a scheme
+        return made(
+            recipes.load(recipe, asked),
+            include=self.include,
+            exclude=self.exclude,
+            keep_defaults=self.keep_defaults,
+            keep_embeddings=self.keep_embeddings,
+            to=self.to,
+            inferred=inferred,
+            container=self.container,
+            max_shard_size=self.max_shard_size,
+            importance=_path(self.importance),
+            digest=self.digest,
+            on_nonfinite=self.on_nonfinite,
+        )
+
+    @property
+    def reading(self) -> Reading:
+        """How the source is read."""
+        return Reading(
+            layout=self.source_layout,
+            requantize=self.requantize,
+            variant=self.variant,
+            loras=tuple(fspath(path) for path in self.lora),
+            adapter=self.adapter,
+            as_float=self.as_float,
+        )
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else fspath(path)
+
+
+def _takes_asked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, its signature with all that may be asked for **asked."""
+    own = [p for p in signature(Asked).parameters.values() if p.name != "scheme"]
+    return with_keywords(function, [*own, *signature(Scheme).parameters.values()])
+
+
+@_takes_asked
 def quantize_file(
     src: Path,
     dst: Path | None = None,
     *,
-    recipe: Path | None = None,
-    to: str | None = None,
-    container: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    keep_defaults: bool = True,
-    keep_embeddings: bool | None = None,
-    importance: Path | None = None,
-    max_shard_size: int | None = None,
-    digest: str | None = None,
-    on_nonfinite: str | None = None,
-    source_layout: str = "auto",
-    requantize: bool = False,
-    as_float: bool = False,
-    variant: str | None = None,
-    lora: Sequence[Path] = (),
-    adapter: bool = False,
     force: bool = False,
     resume: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
-    **scheme: Any,
+    **asked: Any,
 ) -> RunReport:
     """Quantize a file or checkpoint folder as `quantcli quantize` does; the report on it.
 
     dst: the file or folder to write; without it the name beside `src` that tells the scheme, which the report has.
-    recipe: a file or a preset. to: the target, such as `gguf`, which the extension of `dst` may tell; container,
-    include, exclude, keep_defaults, keep_embeddings, importance, max_shard_size (bytes), digest, on_nonfinite,
-    source_layout, requantize, variant, lora (paths), adapter, as_float, resume: as the options of the command, None for
-    what it does without them. force: whether an existing output is replaced. threads: 0 for one on each processor.
-    progress: called with the bytes done so far; say: called with what the command says on standard error. Further
-    keywords are those of `Scheme`.
+    force: whether an existing output is replaced; resume: as the option. threads: 0 for one on each processor.
+    progress: called with the bytes done so far; say: called with what the command says on standard error.
+
+    Asked may be, by keyword, recipe: a file or a preset; to: the target, such as `gguf`, which the extension of `dst`
+    may tell; container, include, exclude, keep_defaults, keep_embeddings, importance, max_shard_size (bytes), digest,
+    on_nonfinite, source_layout, requantize, variant, lora (paths), adapter, as_float: as the options of the command,
+    None for what it does without them; and all that makes a `Scheme`.
 
     Raises UsageError for what contradicts itself or is not supported, DataError for what the weights forbid,
     QuantcliError for what cannot be read or written, and TypeError for a keyword there is not.
@@ -133,23 +197,7 @@ def quantize_file(
     ...     report.tensors[0].scheme, os.path.exists(dst)
     ('w8g128', True)
     """
-    asked = _order(
-        recipe,
-        scheme,
-        dst,
-        to=to,
-        container=container,
-        include=include,
-        exclude=exclude,
-        keep_defaults=keep_defaults,
-        keep_embeddings=keep_embeddings,
-        importance=fspath(importance) if importance is not None else None,
-        max_shard_size=max_shard_size,
-        digest=digest,
-        on_nonfinite=on_nonfinite,
-    )
-    reading = _reading(source_layout, requantize, variant, lora, adapter, as_float)
-    with _ready(asked, src, dst, recipe, reading=reading, force=force, resume=resume, say=say) as ready:
+    with _ready(Asked.of(asked), src, dst, force=force, resume=resume, say=say) as ready:
         for line in ready.notes:
             say(line)
         done = ready.run(threads=threads or default_threads(), progress=progress)
@@ -158,26 +206,8 @@ def quantize_file(
         return done.report
 
 
-def plan(
-    src: Path,
-    *,
-    recipe: Path | None = None,
-    to: str | None = None,
-    container: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    keep_defaults: bool = True,
-    keep_embeddings: bool | None = None,
-    max_shard_size: int | None = None,
-    source_layout: str = "auto",
-    requantize: bool = False,
-    as_float: bool = False,
-    variant: str | None = None,
-    lora: Sequence[Path] = (),
-    adapter: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    **scheme: Any,
-) -> RunReport:
+@_takes_asked
+def plan(src: Path, *, say: Callable[[str], None] = lambda text: None, **asked: Any) -> RunReport:
     """What `quantize_file` would do with every tensor, and the exact bytes of its output; no weight is read.
 
     The keywords are those of `quantize_file`, and raise what they do there.
@@ -189,68 +219,31 @@ def plan(
     ...     plan(os.path.join(folder, "a.npy"), bits=4).tensors[0].bytes_out
     2128
     """
-    asked = _order(
-        recipe,
-        scheme,
-        to=to,
-        container=container,
-        include=include,
-        exclude=exclude,
-        keep_defaults=keep_defaults,
-        keep_embeddings=keep_embeddings,
-        max_shard_size=max_shard_size,
-    )
-    reading = _reading(source_layout, requantize, variant, lora, adapter, as_float)
-    with _ready(asked, src, None, recipe, reading=reading, dry_run=True, say=say) as ready:
+    with _ready(Asked.of(asked), src, None, dry_run=True, say=say) as ready:
         return ready.planned()
-
-
-def _reading(
-    layout: str, requantize: bool, variant: str | None, lora: Sequence[Path], adapter: bool, as_float: bool
-) -> Reading:
-    return Reading(
-        layout=layout,
-        requantize=requantize,
-        variant=variant,
-        loras=tuple(fspath(path) for path in lora),
-        adapter=adapter,
-        as_float=as_float,
-    )
-
-
-def _order(recipe: Path | None, scheme: dict[str, Any], dst: Path | None = None, **asked: Any) -> Order:
-    """The order that keywords make; dst: the output, whose name may tell the target. Raises UsageError for those
-    that make no scheme."""
-    inferred = named_by(None if dst is None else fspath(dst))
-    fields = scheme if recipe is not None else with_usual(scheme, asked["to"] or inferred)
-    given(None, fields)  # refuses keywords that are not those of a scheme
-    return order(recipes.load(None if recipe is None else fspath(recipe), fields), inferred=inferred, **asked)
 
 
 @contextlib.contextmanager
 def _ready(
-    asked: Order,
+    asked: Asked,
     src: Path,
     dst: Path | None,
-    recipe: Path | None,
     *,
-    reading: Reading,
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None],
 ) -> Iterator[job.Job]:
     """The run that is asked for, ready to begin."""
-    path = fspath(src)
-    name = None if dst is None else fspath(dst)
-    named = fspath(recipe) if recipe is not None else None
+    path, name, named = fspath(src), _path(dst), _path(asked.recipe)
+    order = asked.order(name)
     if pipelines.folder_of(path):
         with pipeline.prepared(
             path,
-            asked,
+            order,
             name,
             recipe_name=named,
-            reading=reading,
+            reading=asked.reading,
             force=force,
             resume=resume,
             dry_run=dry_run,
@@ -258,18 +251,18 @@ def _ready(
         ) as ready:
             yield ready
         return
-    with float_source(path, replace(reading, to=asked.to), say=say) as source:
-        source, to, why = aimed(source, asked, folder=job.as_folder(source, name or "", None))
+    with float_source(path, replace(asked.reading, to=order.to), say=say) as source:
+        source, to, why = aimed(source, order, folder=job.as_folder(source, name or "", None))
         if why:
             say(why)
         if to is not None:
             job.check_target(source, to, name)
-        request = job.request(source, asked, to, warn=say)
-        target, folder = job.place(source, path, asked, to, name, job.label(request, named))
+        request = job.request(source, order, to, warn=say)
+        target, folder = job.place(source, path, order, to, name, job.label(request, named))
         yield job.prepare(
             source,
             path,
-            asked,
+            order,
             request,
             target,
             shown=target,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -173,9 +173,13 @@ def given(scheme: record.Scheme | None, asked: Mapping[str, Any]) -> record.Sche
 
 def takes_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """The function, its signature with the keywords of `Scheme` for **asked: what help shows and Tab completes."""
+    return with_keywords(function, inspect.signature(Scheme).parameters.values())
+
+
+def with_keywords(function: Callable[P, R], keywords: Iterable[inspect.Parameter]) -> Callable[P, R]:
+    """The function, its signature with these keywords for **asked."""
     own = inspect.signature(function)
     fixed = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    keywords = inspect.signature(Scheme).parameters.values()
     function.__signature__ = own.replace(parameters=[*fixed, *keywords])  # type: ignore[attr-defined]
     return function
 

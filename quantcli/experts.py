@@ -3,7 +3,7 @@ graph as its products sum over them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantcli import architectures, registry
@@ -19,24 +19,31 @@ from quantcli.architectures.experts import (
     model_types,
     rows_are_outputs,
 )
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
 from quantcli.stores import Source, Unsplit, is_stream
 from quantcli.stores.derived import Computed, Derived, unchanged
-from quantcli.stores.stacked import Bands, Matrix, stacked
+from quantcli.stores.stacked import Bands, Matrix, Rebuilt, stacked
 from quantcli.tensors.info import TensorInfo
 
 
 def arranged(source: Source, to: str | None, *, container: bool = False) -> Source:
     """A source as a target needs it, None for the native layout; the source itself where it already is so.
 
-    container: whether the target is to hold the tensors alone. Raises DataError for a config.json that cannot be read.
+    container: whether the target is to hold the tensors alone. Raises DataError for a config.json that cannot be read,
+    UsageError for a graph that the target cannot write again.
     """
     in_graph = named(to).in_graph if to is not None and not container else None
     if in_graph is not None and source.network is not None:
-        return transposed(source, in_graph.transposed(source.infos(), source.network))
+        if source.decoded_from:
+            hint = "start from the float model, or leave out --to and name a .safetensors file for the weights alone"
+            raise UsageError(
+                "nodes of this graph take codes, which --to onnx does not replace", place=[source.path], hint=hint
+            )
+        found = in_graph.matrices(source.infos(), source.network)
+        return transposed(source, {name for name, outputs_first in found.items() if not outputs_first})
     try:
         config = json_beside(source.beside, "config.json") or {}
     except DataError as error:
@@ -49,23 +56,26 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     for layer in layers:
         wanted = naming(layer, types, model)
         if isinstance(wanted, Naming):
-            named_layers[layer.prefix] = _Layer(layer, wanted)
+            if not wanted.same(layer):
+                named_layers[layer.prefix] = _Layer(layer, wanted)
         elif wanted is not None:
             unsplit.update(dict.fromkeys(layer.stored, Unsplit(wanted, True)))
     by_name = {info.name: info for info in infos}
     for name, why in unclear.items():
         if not (naming is native.experts and rows_are_outputs(name, by_name)):
             unsplit[name] = Unsplit(why, False)
+    others = {} if to is None or container else dict(named(to).rebuilt(infos, config))
     if is_stream(source):
-        named_layers = {}
-    if not named_layers and not unsplit:
+        named_layers, others = {}, {}
+    if not named_layers and not unsplit and not others:
         return source
-    tensors = _tensors(source, named_layers)
-    return Derived(source, tensors, unsplit=unsplit, arranged=_described(list(named_layers.values())))
+    tensors = _tensors(source, named_layers, others)
+    said = [_described(list(named_layers.values())), _rebuilt_in_words(others)]
+    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)))
 
 
 def transposed(source: Source, names: Collection[str]) -> Source:
-    """A source with some of its matrices transposed: those of a graph that are stored [in, out]."""
+    """A source with some of its matrices transposed."""
     if not names:
         return source
     bands = Bands(source)
@@ -79,7 +89,7 @@ def transposed(source: Source, names: Collection[str]) -> Source:
 
     first = next(iter(sorted(names)))
     more = f" and {len(names) - 1} more matrices" if len(names) > 1 else ""
-    said = f"{printable(first, 200)}{more} read transposed: groups run along the inputs, and shapes are [out, in]"
+    said = f"{printable(first, 200)}{more} read transposed"
     return Derived(source, map(computed, source.infos()), arranged=said)
 
 
@@ -128,19 +138,32 @@ class _Layer:
         return (len(matrices), *one) if self.naming.stacked else one
 
 
-def _tensors(source: Source, layers: dict[str, _Layer]) -> Iterator[Computed]:
-    """The tensors of a source with the experts of these layers arranged, where the first of theirs was."""
+def _tensors(source: Source, layers: dict[str, _Layer], others: Mapping[str, Sequence[Rebuilt]]) -> Iterator[Computed]:
+    """The tensors of a source with the experts of these layers arranged, where the first of theirs was, and with what
+    takes the place of others."""
     bands, infos = Bands(source), {info.name: info for info in source.infos()}
     home = {name: layer for layer in layers.values() for name in layer.experts.stored}
     moved = dict(layer.naming.home for layer in layers.values() if layer.naming.home is not None)
     done = set[str]()
     for info in infos.values():
         layer = home.get(info.name)
-        if layer is None:
+        if info.name in others:
+            for tensor in others[info.name]:
+                yield stacked(bands, TensorInfo(tensor.name, info.dtype, tensor.shape), tensor.matrices)
+        elif layer is None:
             yield unchanged(source, info, _moved(info.name, moved))
         elif layer.experts.prefix not in done:
             done.add(layer.experts.prefix)
             yield from layer.tensors(infos, bands)
+
+
+def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
+    """What takes the place of tensors, in words; empty where nothing does."""
+    if not others:
+        return ""
+    name, tensors = next(iter(others.items()))
+    becomes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+    return printable(f"{len(others)} matrices put in order: {name} -> {becomes}", 400)
 
 
 def _moved(name: str, moved: dict[str, str]) -> str:
@@ -157,10 +180,13 @@ def _described(layers: list[_Layer]) -> str:
         return ""
     first = layers[0]
     experts, naming = first.experts, first.naming
-    before = [name.removeprefix(f"{experts.prefix}.") for name in experts.stored]
+    prefix = experts.prefix
+    if not experts.stored[0].startswith(f"{prefix}."):
+        prefix = experts.stored[0].rsplit(".", 2)[0]
+    before = [name.removeprefix(f"{prefix}.") for name in experts.stored]
     what = f"{experts.count} experts of each of {len(layers)} layers" if layers[1:] else f"{experts.count} experts"
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
     shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
     word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
-    return printable(f"{what} {how}: {experts.prefix}.{shown} -> {naming.prefix}.{word}", 400)
+    return printable(f"{what} {how}: {prefix}.{shown} -> {naming.prefix}.{word}", 400)

@@ -15,9 +15,10 @@ from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
 from quantcli.layouts.native.model import Model as Stored
-from quantcli.layouts.reader import is_published
+from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
-from quantcli.models import Model, View, of_checkpoint
+from quantcli.models import Model, View, left_out
+from quantcli.naming import of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
@@ -108,19 +109,26 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
 
 
 def _named_for(source: Source, model: Model, reading: Reading, say: Callable[[str], None]) -> Source:
-    """The tensors of a model as floats: those of a GGUF that becomes one again as they are called there, others under
-    the names of the checkpoint. Raises UsageError for a target whose loaders know these, where they are not known."""
-    if source.kind != GGUF or reading.to == GGUF:
-        return decoded(source, model) if model.quantized else source
+    """The tensors of a model as floats, as `named_for` names them."""
+    views = named_for(model, reading.to, say)
+    return decoded(source, views) if model.quantized or views is not model else source
+
+
+def named_for(model: Model, to: str | None, say: Callable[[str], None]) -> Mapping[str, View]:
+    """The tensors of a model: those of a GGUF that becomes one again as they are called there, others under the names
+    of the checkpoint. Raises UsageError for a target whose loaders know these, where they are not known."""
+    source = model.source
+    if source.kind != GGUF or to == GGUF:
+        return model
     views = of_checkpoint(model)
     kind = printable(str(source.keys.get("general.architecture")), 60)
     if views is not model:
         say(f"{source.path}: tensors of {kind} under the names and in the order of rows of a checkpoint")
-    elif reading.to not in (None, "native", "onnx") and any(name.startswith("blk.") for name in model):
+    elif to not in (None, "native", "onnx") and any(name.startswith("blk.") for name in model):
         hint = "--to gguf keeps them, and what llama.cpp needs; --to native writes quantcli's own layout"
-        problem = f"its tensors have llama.cpp's names for {kind}, which loaders of {reading.to} do not know"
-        raise UsageError(problem, place=[source.path, f"--to {reading.to}"], hint=hint)
-    return decoded(source, views) if model.quantized or views is not model else source
+        problem = f"its tensors have llama.cpp's names for {kind}, which loaders of {to} do not know"
+        raise UsageError(problem, place=[source.path, f"--to {to}"], hint=hint)
+    return views
 
 
 def _unclear(source: Source, found: evidence.Evidence) -> DataError:
@@ -172,7 +180,8 @@ def decoded(source: Source, views: Mapping[str, View], dtypes: Mapping[str, str]
     """Tensors of a source as floats. dtypes: of tensors that are to have another one than their own."""
     tensors = [_computed(source, view, (dtypes or {}).get(name)) for name, view in views.items()]
     codes = [view for view in views.values() if view.scheme is not None]
-    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes))
+    warnings = [*source.warnings, *left_out(codes)]
+    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes), warnings=warnings)
 
 
 def _computed(source: Source, view: View, dtype: str | None) -> Computed:
@@ -194,6 +203,7 @@ def _computed(source: Source, view: View, dtype: str | None) -> Computed:
         fill=by_elements(wanted, values, view.step),
         parts=tuple(part.name for part in view.parts),
         earlier=Earlier(view.scheme, cost) if view.scheme is not None else None,
+        turned=view.turned if wanted == view.info.dtype else None,
     )
 
 
@@ -201,4 +211,5 @@ def plain_metadata(source: Source) -> dict[str, str]:
     """The metadata of a file without what describes its codes."""
     if source.kind == GGUF:
         return {"format": "pt"}
-    return {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, evidence.COMFYUI)}
+    kept = {k: v for k, v in source.metadata.items() if k not in (KEY, EXPORT_KEY, COMFYUI)}
+    return {**kept, "format": "pt"} if kept.get("format") == "mlx" else kept

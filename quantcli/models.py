@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +12,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
-from quantcli.experts import as_in
 from quantcli.layouts import evidence, reader
-from quantcli.layouts.held import put_back
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Found, Held, Read, is_published
@@ -45,7 +41,10 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it. held: codes of another tool's file, or why no other layout has such codes.
+    parts: the tensors that store it; unused: those of them that its values do without, by name. held: codes of another
+    tool's file, or why no other layout has such codes. turned(first, last, step): of one that is stored with its last
+    two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where
+    that is known.
     """
 
     info: TensorInfo
@@ -58,7 +57,10 @@ class View:
     parts: tuple[TensorInfo, ...]
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
+    unused: tuple[str, ...] = ()
     held: Callable[[], Held | str] | None = None
+    turned: Callable[[int, int, int], NDArray[Any]] | None = None
+    outputs_first: bool | None = None
 
     @property
     def numeric(self) -> bool:
@@ -199,13 +201,13 @@ def _stated(source: Source, path: str, config: Mapping[str, Any] | None) -> Mapp
         return {source.kind: source.graph}
     layers = evidence.layers(source)
     found = evidence.stated(source, evidence.beside(path) if config is None else config)
-    return {**found, evidence.COMFYUI: layers} if layers else found
+    return {**found, reader.COMFYUI: layers} if layers else found
 
 
 # ---- a tensor as floats -----------------------------------------------------------------------------------------
 
 
-def _runs(total: int, step: int) -> tuple[tuple[int, int], ...]:
+def runs_of(total: int, step: int) -> tuple[tuple[int, int], ...]:
     """Runs of up to `step` weights, first and last."""
     return tuple((first, min(first + step, total)) for first in range(0, total, step))
 
@@ -223,7 +225,7 @@ def _float(tensor: Tensor) -> View:
         bits=None,
         bytes_out=info.nbytes,
         stored=tensor,
-        blocks=_runs(info.numel, BLOCK),
+        blocks=runs_of(info.numel, BLOCK),
         read=read,
         parts=(info,),
     )
@@ -280,125 +282,32 @@ def _decoded(weight: Found, parts: Read) -> View:
     def rounded(first: int, last: int) -> Floats:
         return to_float32(encoded(first, last).view(np.uint8), dtype)
 
+    def turned(first: int, last: int, step: int) -> NDArray[Any]:
+        assert weight.turned is not None
+        return from_float32(weight.turned(parts, first, last, step), dtype)
+
     return View(
         info=info,
         scheme=weight.scheme,
         bits=weight.bits,
         bytes_out=sum(part.nbytes for part in weight.parts),
         stored=None,
-        blocks=_runs(info.numel, step * cols),
+        blocks=runs_of(info.numel, step * cols),
         read=exact if dtype == "F32" else rounded,
         parts=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
+        unused=tuple(part.name for part in weight.unused),
         held=partial(weight.held, parts) if weight.held is not None else None,
+        turned=turned if weight.turned is not None else None,
+        outputs_first=weight.outputs_first,
     )
 
 
-# ---- names ------------------------------------------------------------------------------------------------------
-
-_TURNED = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.(?:weight|bias)")
-
-
-def of_checkpoint(model: Model) -> Mapping[str, View]:
-    """The tensors of a model under the names of the checkpoint it was made from: for a GGUF of a known architecture,
-    with its rows back in order; for anything else as they are."""
-    return _renamed(model) if _architecture(model) is not None else model
-
-
-def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
-
-    Names are mapped where none is in both, and one side is a GGUF of a known architecture and the other is not. Experts
-    of a float model are arranged as they are in the other one.
-    """
-    ours, theirs, note = _under_names(a, b)
-    notes = [note] if note else []
-    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
-        if model.source.kind == "gguf" or any(view.scheme is not None for view in own.values()):
-            continue
-        found = as_in(model.source, other)
-        if found is None:
-            continue
-        notes.append(f"{model.path}: {found.arranged}")
-        views = Model(native.Model(found), model.path)
-        ours, theirs = (views, theirs) if model is a else (ours, views)
-    return ours, theirs, "; ".join(notes)
-
-
-def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
-    """The same, but for experts."""
-    sides = [model.source.kind == "gguf" for model in (a, b)]
-    if a.keys() & b.keys() or sides[0] == sides[1]:
-        return a, b, ""
-    gguf = a if sides[0] else b
-    architecture = _architecture(gguf)
-    if architecture is None:
-        return a, b, ""
-    from quantcli.layouts.gguf.names import ARCHITECTURES
-
-    order = ", and rows of attn_q and attn_k are reordered" if ARCHITECTURES[architecture] else ""
-    note = f"{gguf.path}: names of llama.cpp ({architecture}) are mapped to those of the checkpoint{order}"
-    return (_renamed(a), b, note) if sides[0] else (a, _renamed(b), note)
-
-
-def _architecture(model: Model) -> str | None:
-    """llama.cpp's architecture of a GGUF whose names can be mapped to a checkpoint's; None for anything else."""
-    if model.source.kind != "gguf":
-        return None
-    from quantcli.layouts.gguf.names import ARCHITECTURES
-
-    found = str(model.source.keys.get("general.architecture"))
-    return found if found in ARCHITECTURES else None
-
-
-def _renamed(model: Model) -> dict[str, View]:
-    """The tensors of a GGUF under the names of a checkpoint; those without one keep their own."""
-    from quantcli.layouts.gguf.names import ARCHITECTURES, hf_name
-
-    architecture, found = str(_architecture(model)), {}
-    for name, view in model.items():
-        turned = _TURNED.fullmatch(name)
-        if turned and ARCHITECTURES[architecture]:
-            try:
-                view = _put_back(view, _heads(model.source, architecture, int(turned[1]), turned[2]))
-            except DataError as error:
-                raise error.within(model.source.path) from None
-        new = hf_name(name) or name
-        new = name if new in model else new
-        found[new] = replace(view, info=replace(view.info, name=new))
-    return found
-
-
-def _heads(source: Source, architecture: str, layer: int, which: str) -> int:
-    """Attention heads of the rows of attn_q or attn_k."""
-    key = f"{architecture}.attention.head_count"
-    value: Any = source.keys.get(key)
-    if which == "k":
-        value = source.keys.get(f"{key}_kv", value)
-    if isinstance(value, list):
-        value = value[layer] if layer < len(value) else None
-    if type(value) is not int or value < 1:
-        raise DataError("it does not give the number of heads of this layer", place=[key])
-    return value
-
-
-def _put_back(view: View, heads: int) -> View:
-    """A tensor with the rows of each head back in two halves, as in a checkpoint, instead of in pairs."""
-    rows = view.info.shape[0] if view.info.shape else 1
-    cols = math.prod(view.info.shape[1:])
-    if rows % (2 * heads) or not rows * cols:
-        raise DataError(f"{rows} rows do not divide into {heads} heads", place=[printable(view.info.name)])
-    head = rows // heads * cols
-
-    def read(first: int, last: int) -> Floats:
-        low, high = first // head * head, -(-last // head) * head
-        pairs = view.read(low, high).reshape(-1, head // cols // 2, 2, cols)
-        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)[first - low : last - low]
-
-    def held() -> Held | str:
-        found = view.held() if view.held is not None else "no other layout has such codes"
-        return found if isinstance(found, str) else put_back(found, head // cols)
-
-    step = max(BLOCK // head, 1) * head
-    return replace(view, blocks=_runs(rows * cols, step), read=read, stored=None, encoded=None, step=step, held=held)
+def left_out(views: Iterable[View]) -> list[str]:
+    """The line about tensors beside codes that are in no float model: scales of activations and of caches."""
+    names = [name for view in views for name in view.unused]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"left out, scales of activations or caches: {printable(names[0], 200)}{more}"]

@@ -18,7 +18,7 @@ import numpy as np
 from quantcli.asking import Scheme
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.experts import arranged
-from quantcli.floats import decoded
+from quantcli.floats import decoded, named_for
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, Moved, joined, offsets_of, scheme_of
 from quantcli.layouts.native.document import StoredKept
@@ -26,11 +26,11 @@ from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held, is_published
 from quantcli.layouts.writer import Codes, Raw
-from quantcli.models import Model, View, of_checkpoint, view_of
+from quantcli.models import Model, View, left_out, view_of
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import grouping_of
+from quantcli.tensors.rows import TileSpan, grouping_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,17 +80,22 @@ class Movable(Mapping[str, Moving]):
 def movable(model: Model, to: str, *, container: bool = False) -> Movable:
     """A model as it can be moved to a target, experts arranged as that needs them. container: whether the target is to
     hold the tensors alone. Raises DataError for a model that holds no codes, and as reading it does."""
-    if model.is_native:
-        return _native(model.stored)
-    if not model.quantized:
+    if not model.is_native and not model.quantized:
         raise DataError("it holds no quantized tensor", place=[model.path], hint="use quantize --to")
     try:
-        return _found(model, to, container=container)
+        notes = list[str]()
+        views = model if model.is_native else named_for(model, to, notes.append)
+        floats = decoded(model.source, views)
+        source = arranged(floats, to, container=container)
+        if model.is_native and not source.arranged:
+            return _native(model.stored)
+        return _found(views, floats, source, notes)
     except QuantcliError as error:
         raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
 
 
 def _native(model: Native) -> Movable:
+    """The tensors of quantcli's own file, with all there is to know of them."""
     tensors = {
         name: Moving(
             decided=tensor.stored.decided,
@@ -120,31 +125,48 @@ class _Plain:
         return buffer
 
 
-def _found(model: Model, to: str, *, container: bool) -> Movable:
-    """The tensors of another tool's file."""
-    views = of_checkpoint(model)
-    floats = decoded(model.source, views)
-    source = arranged(floats, to, container=container)
-    held = _held(views)
+def _found(views: Mapping[str, View], floats: Source, source: Source, notes: Sequence[str]) -> Movable:
+    """The tensors of another tool's file. floats: all decoded; source: the same with experts arranged. notes: on their
+    names."""
+    held = {name: _held(view) for name, view in views.items() if view.scheme is not None}
     making = _Making(
-        source=source,
-        before=source if isinstance(source, Derived) and source is not floats else None,
+        source=source if source.arranged else floats,
+        before=source if isinstance(source, Derived) and source.arranged else None,
         views=views,
         held=held,
         offsets=_offsets(held, views),
         dtype=model_dtype(json_beside(source.beside, "config.json") or {}, "F32"),
     )
-    tensors = {info.name: making.tensor(info) for info in source.infos()}
-    return Movable(source, tensors, (source.arranged,) if source.arranged else ())
+    tensors = {info.name: making.tensor(info) for info in making.source.infos()}
+    said = [*notes, *([source.arranged] if source.arranged else []), *left_out(views.values())]
+    return Movable(making.source, tensors, tuple(said))
 
 
-def _held(views: Mapping[str, View]) -> dict[str, Held | str]:
-    """The codes of every quantized tensor, or why no other layout has such."""
-    return {
-        name: view.held() if view.held is not None else "no other layout has such codes"
-        for name, view in views.items()
-        if view.scheme is not None
-    }
+def _held(view: View) -> Held | str:
+    """The codes of a quantized tensor, or why no other layout has such."""
+    if view.stored is not None:
+        return _of_native(view.stored)
+    return view.held() if view.held is not None else "no other layout has such codes"
+
+
+def _of_native(tensor: Tensor) -> Held | str:
+    """The codes of a tensor that quantcli quantized."""
+    scheme, plan = tensor.stored.scheme, tensor.stored.grouping
+    assert scheme is not None and plan is not None
+    if scheme.family != "int" or scheme.binary or plan.cols != tensor.shape[-1] or plan.shared == "columns":
+        return f"experts of {scheme.name} are not arranged"
+
+    def rows(first: int, last: int) -> TileSpan:
+        return TileSpan(first, last - first, 0, plan.cols)
+
+    return Held(
+        bits=scheme.bits,
+        group=plan.group if scheme.granularity == "group" else "channel",
+        offsets="" if scheme.symmetric else scheme.zero_point,
+        scale_dtype=tensor.stored.scale_dtype,
+        packed=lambda first, last: tensor.packed(rows(first, last)),
+        params=lambda first, last: tensor.scales(rows(first, last)),
+    )
 
 
 def _offsets(held: Mapping[str, Held | str], views: Mapping[str, View]) -> dict[tuple[int, str], str]:
@@ -220,6 +242,8 @@ class _Making:
             plan = grouping_of(info.shape, scheme)
         except UsageError as error:
             return error.problem
+        if plan.cols != info.shape[-1]:
+            return f"every row has a scale, in a tensor of {len(info.shape)} dimensions"
         own = replace(info, dtype=held.scale_dtype)
         weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=held.scale_dtype)
         return weight, Moved(held, scheme, plan)
@@ -232,7 +256,8 @@ class _Making:
         scheme = Scheme(bits=min(view.bits or 8, 8), group_size=max(1, min(group, info.shape[-1])))
         own = replace(info, dtype=view.info.dtype if whole else self.dtype)
         plan = grouping_of(info.shape, scheme)
-        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype="F16")
+        scales = own.dtype if own.dtype == "BF16" else "F16"
+        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=scales)
         return weight, _Plain(self.source)
 
 

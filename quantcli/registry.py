@@ -23,7 +23,7 @@ def names(package: str, offer: str | None = None) -> tuple[str, ...]:
 
     >>> "minmax" in names("calibrators")
     True
-    >>> "fp8-blocks" in names("layouts", "READS"), "fp8-blocks" in names("layouts", "WRITES")
+    >>> "hqq" in names("layouts", "READS"), "hqq" in names("layouts", "WRITES")
     (True, False)
     """
     files = _files(package).items()

@@ -13,7 +13,9 @@ Granularity = Literal["tensor", "channel", "group", "block"]
 Family = Literal["int", "midrise", "levels", "learned"]
 GRANULARITIES = ("tensor", "channel", "group", "block")
 SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0", "super-blocks")
-ACTIVATIONS = ("none", "int8", "fp8", "fp8-group", "mxfp8", "mxfp4")
+ACTIVATIONS = ("none", "int8", "fp8", "fp8-group", "mxfp8", "mxfp4", "fp8-static", "nvfp4")
+STATIC = {"fp8-static": "FP8_DYNAMIC", "nvfp4": "NVFP4A16"}
+"""Kinds of activations whose scales are measured on data, and the nearest schemes by name that need none."""
 ROUNDINGS = ("nearest", "sum-preserving")
 AUTO = "auto"
 """As calibration: the best of several, for each tensor. As scale dtype: the one that suits the tensor."""

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from quantcli import Scheme, UsageError, registry
+from quantcli.deciding import ONE_BYTE
 from quantcli.layouts.writer import named
 
 ASYMMETRIC: tuple[dict[str, Any], ...] = ({"symmetric": False}, {"symmetric": False, "zero_point": "float"})
@@ -43,20 +44,22 @@ def schemes_of_calibrator(name: str) -> dict[str, dict[str, Any]]:
 
 def schemes_of_target(name: str) -> list[Scheme]:
     """Schemes that a target stores: each format and width, granularity and kind of zero point is in one of them."""
-    accepts = named(name).accepts
-    sizes = sorted(accepts.groups or (32, 48))
-    places: list[dict[str, Any]] = [{"group_size": size} for size in (*sizes, 3 * sizes[0])]
-    places += [{"granularity": "channel"}, {"granularity": "tensor"}]
-    kinds: list[dict[str, Any]] = [{}, *ASYMMETRIC]
     found, seen = list[Scheme](), set[tuple[str, object]]()
-    for form, bits, place, kind in itertools.product(accepts.formats, accepts.bits, places, kinds):
-        scheme = _scheme(format=form, bits=bits, **place, **kind)
-        if scheme is None or accepts.obstacle(scheme) is not None:
-            continue
-        facts = {("what", (form, bits)), ("where", str(place)), ("kind", str(kind))}
-        if facts - seen:
-            found.append(scheme)
-            seen |= facts
+    for accepts in (named(name).accepts, *named(name).accepts.others):
+        sizes = sorted(accepts.groups or (32, 48))
+        places: list[dict[str, Any]] = [{"group_size": size} for size in (*sizes, 3 * sizes[0])]
+        places += [{"granularity": "channel"}, {"granularity": "tensor"}, {"granularity": "block"}]
+        kinds: list[dict[str, Any]] = [{}, *ASYMMETRIC]
+        if accepts.storage != "plain":
+            kinds = [{"scale_dtype": next(d for d, storage in ONE_BYTE.items() if storage == accepts.storage)}]
+        for form, bits, place, kind in itertools.product(accepts.formats, accepts.bits, places, kinds):
+            scheme = _scheme(format=form, bits=bits, **place, **kind)
+            if scheme is None or accepts.obstacle(scheme) is not None:
+                continue
+            facts = {("what", (form, bits)), ("where", (form, str(place))), ("kind", (form, str(kind)))}
+            if facts - seen:
+                found.append(scheme)
+                seen |= facts
     return found
 
 
@@ -64,4 +67,5 @@ def options_of(scheme: Scheme) -> list[str]:
     """The command line that asks for format, width, places and zero points of a scheme."""
     found = ["--type", scheme.format, "--bits", str(scheme.bits), "--granularity", scheme.granularity]
     found += ["--group-size", str(scheme.group_size)] if scheme.group_size else []
+    found += ["--scale-dtype", scheme.scale_dtype] if scheme.storage != "plain" else []
     return found + ([] if scheme.symmetric else ["--asymmetric", "--zero-point", scheme.zero_point])

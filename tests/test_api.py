@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ def test_what_the_command_refuses_is_refused(asked: dict[str, Any], words: str, 
     with pytest.raises(UsageError) as caught:
         quantcli.quantize_file(TINY, tmp_path / "out", **asked)
     assert words in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_plan_takes_what_quantize_file_takes() -> None:
+    names = [list(inspect.signature(call).parameters) for call in (quantcli.quantize_file, quantcli.plan)]
+    assert set(names[0]) - set(names[1]) == {"dst", "force", "resume", "threads", "progress"}
+    assert {"include", "lora", "bits", "scale_dtype"} <= set(names[1]) and "asked" not in names[0]
+    assert quantcli.plan(TINY, digest="none", on_nonfinite="keep").summary.quantized > 0
 
 
 def test_a_misspelt_keyword_is_an_error_of_the_call(tmp_path: Path) -> None:

@@ -342,6 +342,33 @@ def test_codes_that_experts_are_decoded_from_are_reported(tmp_path: Path) -> Non
         assert {model[n].scheme for n in single(QWEN, experts())} == {"fp8-e4m3b128x128"}
 
 
+@pytest.mark.parametrize(("name", "target"), [
+    *((name, target) for name in ("single", "llama4") for target in ("native", "compressed-tensors", "mlx")),
+    ("gpt-oss", "native"), ("gpt-oss", "mlx"),
+])  # fmt: skip
+def test_the_original_is_decoded_and_arranged_as_it_was_for_the_target(name: str, target: str, tmp_path: Path) -> None:
+    """report --against, verify --source and compare measure what quantize did; of a published model (`single`, in FP8)
+    too."""
+    source = folder_of(name, tmp_path)
+    if name == "single":
+        codes: Arrays = {}
+        for key, values in STORED[name][1].items():
+            codes |= {key: values.astype(ml_dtypes.float8_e4m3fn), f"{key}_scale_inv": np.full((1, 1), 0.5, np.float32)}
+        config = {**STORED[name][2], "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+        source = made(tmp_path / "fp8", codes, config)
+    out, words = tmp_path / "out", ["--bits", "4", "--group-size", "32" if target == "mlx" else "16"]
+    made_of = run("quantize", source, *words, "--to", target, "-o", out, "--json")
+    assert made_of.code == 0, made_of.err
+    cost = made_of.json["summary"]["sqnr_db"]
+    reported, compared = run("report", out, "--against", source, "--json"), run("compare", source, out, "--json")
+    assert reported.code == 0 and compared.code == 0, reported.err + compared.err
+    assert reported.json["summary"]["sqnr_db"] == pytest.approx(cost)
+    assert compared.json["summary"]["sqnr_db"] == pytest.approx(cost)
+    assert not compared.json["comparison"]["new"] and not compared.json["comparison"]["vanished"]
+    verified = run("verify", out, "--source", source)
+    assert verified.code == 0, verified.out
+
+
 @pytest.mark.parametrize("words", [["--target-bpw", "15"], ["--save-recipe", "r.yaml"]])
 def test_a_recipe_of_all_schemes_keeps_the_reason_of_experts(
     words: list[str], tmp_path: Path, monkeypatch: Any

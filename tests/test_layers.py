@@ -20,8 +20,8 @@ PACKAGE = Path(quantcli.__file__).parent
 ORDER = [
     "errors", "notebook", "interrupts", "dtypes", "registry", "strict", "patterns", "terminal", "kernels", "metrics",
     "scheme", "formats", "scales", "calibrators", "deciding", "asking", "tensors", "theory", "stores", "architectures",
-    "layouts", "experts", "models", "folding", "floats", "moving", "planning", "passes", "reports", "folders", "api",
-    "cli", "__main__",
+    "layouts", "experts", "models", "naming", "folding", "floats", "matching", "moving", "planning", "passes",
+    "reports", "folders", "api", "cli", "__main__",
 ]  # fmt: skip
 """Packages and the modules beside them; each may import those that stand before it. Arithmetic comes before files,
 files before plans, plans before the passes that carry them out, and what is printed comes last."""
@@ -222,7 +222,7 @@ def test_every_layout_offers_what_its_text_says() -> None:
             module = importlib.import_module(f"quantcli.layouts.{name.replace('-', '_')}")
             assert registry.get("layouts", name, offer) is getattr(module, offer)
     with pytest.raises(KeyError):
-        registry.get("layouts", "fp8-blocks", "WRITES")
+        registry.get("layouts", "hqq", "WRITES")
     assert {"reader", "writer", "config", "evidence"}.isdisjoint(LAYOUTS)
 
 

@@ -10,7 +10,8 @@ import pytest
 from making import ROOT, one_line, run, save, to
 
 from quantcli import DataError
-from quantcli.models import open_model, under_one_name
+from quantcli.matching import under_one_name
+from quantcli.models import open_model
 from quantcli.stores import open_source
 
 WEIGHTS = {"layers.0.up_proj.weight": np.linspace(-1, 1, 32 * 64, dtype=np.float32).reshape(32, 64),

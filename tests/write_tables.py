@@ -19,6 +19,7 @@ import click
 import quantcli
 from quantcli import registry
 from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, cli
+from quantcli.layouts.gguf.families import families
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
 from quantcli.planning.reasons import REASONS
@@ -84,6 +85,16 @@ def targets() -> str:
         loaded = registry.purpose("layouts", name, "WRITES")
         rows.append([f"`{name}`", loaded, output, export.accepts.describe(), escaped(export.keeps)])
     return table(["`--to`", "loaded by", "writes", "accepts", "keeps in floating point"], rows)
+
+
+def architectures() -> str:
+    """The architectures of llama.cpp that --to gguf writes."""
+    rows = []
+    for family in families():
+        module = family.architecture.replace("-", "_")
+        models = registry.headline("layouts.gguf.families", module).partition(":")[0]
+        rows.append([f"`{family.architecture}`", models, ", ".join(f"`{name}`" for name in family.classes)])
+    return table(["architecture", "models", "classes of transformers"], rows)
 
 
 def layouts_read() -> str:
@@ -172,6 +183,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "formats": formats,
     "targets": targets,
+    "architectures": architectures,
     "layouts-read": layouts_read,
     "reasons": reasons,
     "exit-codes": exit_codes,

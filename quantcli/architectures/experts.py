@@ -90,6 +90,12 @@ class Naming:
     words: tuple[str, str, str] = ONE_BY_ONE
     home: tuple[str, str] | None = None
 
+    def same(self, layer: Experts) -> bool:
+        """Whether the experts of a layer are stored like that already."""
+        words = dict(zip((GATE, UP, DOWN), self.words))
+        held = [(part, "weight") for part in layer.weights] + [(part, "bias") for part in layer.biases]
+        return self.stacked and {f"{self.prefix}.{words[part]}.{end}" for part, end in held} == set(layer.stored)
+
 
 def model_types(config: Mapping[str, Any]) -> list[str]:
     """The type of a model and that of its text part, which has the experts."""

@@ -207,6 +207,12 @@ recipe = _help.options(
         help="How much the error of each column counts: mean squared activations by tensor name in .safetensors, "
         ".npy or .npz, or an importance matrix of llama.cpp (GGUF).",
     ),
+    _help.option(
+        "--activation-scales",
+        type=_help.FILE,
+        group="Scheme",
+        help="Measured scales of inputs for the schemes FP8 and NVFP4: MODULE.input_scale in .safetensors or a folder.",
+    ),
 )
 """--recipe, --override and --importance."""
 
@@ -268,14 +274,15 @@ def naming_options(asked: Mapping[str, Any]) -> Iterator[None]:
             if asked.get(parameter) not in (None, ()):
                 option = option_name(parameter, asked[parameter])
                 raise UsageError(error.problem, place=[option], hint=error.hint) from None
+        if asked.get("scheme") is not None:
+            raise UsageError(error.problem, place=["--scheme", *place[-1:]], hint=error.hint) from None
         raise
 
 
 def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str | None = None) -> Order:
     """The typed order that options make, those of a recipe behind them; recipe: where it is known already. output: its
     name, which tells the target where nothing else does."""
-    from quantcli.planning.order import named_by
-    from quantcli.planning.order import order as made
+    from quantcli.planning.order import made, named_by
 
     inferred = named_by(output)
     return made(
@@ -289,6 +296,7 @@ def order(asked: Mapping[str, Any], recipe: Recipe | None = None, *, output: str
         container=asked.get("container", False),
         max_shard_size=asked.get("max_shard_size"),
         importance=asked.get("importance"),
+        activation_scales=asked.get("activation_scales"),
         digest=asked.get("digest"),
         on_nonfinite=asked.get("on_nonfinite"),
     )
@@ -324,7 +332,7 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     ):
         if asked[option] is not None:
             fields[name] = asked[option]
-    if asked["recipe"] is None:
+    if asked["recipe"] is None and asked["scheme"] is None:
         from quantcli.planning.order import with_usual
 
         with naming_options(asked):

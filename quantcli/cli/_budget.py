@@ -290,6 +290,7 @@ def planned(
     from quantcli.folders import job
     from quantcli.folders import output as outputs
     from quantcli.passes import budget as planning
+    from quantcli.passes.weighting import WEIGHTINGS, factors
     from quantcli.planning.plan import make
     from quantcli.reports.build import unweighted
     from quantcli.stores import need_file
@@ -322,8 +323,8 @@ def planned(
             problem = f"{unit.asked} are enough for all of it as it is"
             raise UsageError(problem, place=[src, _asking.option_name(name)], hint="quantizing is not needed")
     weighting: Any = "absolute" if target is None else budget.weighting
-    if weighting not in planning.WEIGHTINGS:
-        weighting = planning.factors(weighting, [info.name for info in source.infos()])
+    if weighting not in WEIGHTINGS:
+        weighting = factors(weighting, [info.name for info in source.infos()])
 
     def nbytes_of(plan: Plan) -> Callable[[str], int]:
         return outputs.nbytes_of(source, plan)

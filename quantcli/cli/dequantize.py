@@ -49,7 +49,7 @@ def command(
     its config.json and what else lies beside the weights, unless a .safetensors file is named.
     """
     from quantcli.folders import dequantize, sidefiles
-    from quantcli.models import open_model
+    from quantcli.models import left_out, open_model
     from quantcli.passes import decode as decoding
     from quantcli.passes.export import check_output
     from quantcli.reports.dequantized import DequantizeReport
@@ -68,7 +68,7 @@ def command(
         real = check_output(source, target, folder=folder is not None, force=force)
         side = sidefiles.of(source, real, folder=folder is not None)
         decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
-        warnings = [*source.warnings, *side.warnings()]
+        warnings = [*source.warnings, *left_out(model.values()), *side.warnings()]
         console.inform(*warnings)
         with console.bar(os.path.basename(target)) as bar:
             size = decode(

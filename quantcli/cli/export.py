@@ -115,7 +115,8 @@ def command(
         except DataError as error:
             raise error.within(source.path) from None
         side = sidefiles.of(source, real, folder=folder)
-        console.inform(*model.notes, *notes, *side.warnings())
+        warnings = [*source.warnings, *side.warnings()]
+        console.inform(*model.notes, *notes, *warnings)
         with console.bar(os.path.basename(output or place)) as bar:
             count = options.thread_count(threads)
             moved = export.Export(model=model, outgoing=outgoing, wanted=wanted, threads=count, progress=bar)
@@ -127,7 +128,7 @@ def command(
             source=src,
             output=output or place,
             target=target,
-            warnings=side.warnings(),
+            warnings=warnings,
             copied=[f.name for f in side.copied] if folder else [],
             bytes_in=sum(f.size for f in source.files()),
             seconds=time.perf_counter() - began,

@@ -120,7 +120,7 @@ def command(
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
     run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
     if pipelines.folder_of(src):
-        _check_pipeline(output, asked, budget)
+        _check_pipeline(output, asked, budget, pipelines.folder_of(src))
         with pipeline.prepared(
             src,
             order,
@@ -132,8 +132,7 @@ def command(
             dry_run=dry_run,
             say=options.warn,
         ) as ready:
-            report = _carried_out(ready, run, console)
-        _show(report, ready.notes, run, console)
+            _run_pipeline(ready, src, asked, run, console)
         return
     with (
         options.standard_output(None if dry_run else output, console) as named,
@@ -141,7 +140,7 @@ def command(
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
-        read = [src, asked["recipe"], asked["codebook"], importance, *reading.loras]
+        read = [src, asked["recipe"], asked["codebook"], importance, order.activation_scales, *reading.loras]
         _check_saved(saved, named, read)
         source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
         console.inform(*[why] if why else [])
@@ -177,6 +176,22 @@ def command(
     if saved is not None and text is not None:
         options.replace_file(saved, text, [*read, target])
     _show(report, single.notes, run, console)
+
+
+def _run_pipeline(ready: Job, src: str, asked: Mapping[str, Any], run: Run, console: options.Console) -> None:
+    """Carry out a run on a pipeline, and save its recipe where that is asked for."""
+    from quantcli.folders import pipeline
+    from quantcli.planning import recipe_writing
+
+    saved, text, read = None if run.dry_run else asked["save_recipe"], "", [src, asked["recipe"], asked["codebook"]]
+    if saved is not None:
+        _check_saved(saved, ready.path, read)
+        _naming.check_recipe(saved)
+        text = recipe_writing.dump(pipeline.spelt_out(ready), ready.order.settings, os.path.dirname(saved))
+    report = _carried_out(ready, run, console)
+    if saved is not None:
+        options.replace_file(saved, text, [*read, ready.path])
+    _show(report, ready.notes, run, console)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,16 +238,20 @@ def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Co
         options.show(report, console, show_all=run.show_all)
 
 
-def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object) -> None:
+def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object, folder: str) -> None:
     """Raise UsageError for what is asked of a pipeline that only one model has."""
     if output == "-":
         raise UsageError("a pipeline is written as a folder", place=["stdout"], hint="name one with -o")
     if budget is not None:
         option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
-        raise UsageError("budgets are those of one model", place=[option], hint="name the folder of a component")
-    if asked["save_recipe"] is not None:
-        hint = "name the folder of a component"
-        raise UsageError("a recipe is that of one model", place=["--save-recipe"], hint=hint)
+        from quantcli.stores import pipelines
+
+        name = pipelines.components(folder)[0].name
+        hint = (
+            f"quantcli plan {os.path.join(folder, name)} makes a recipe; with {name}/ before its patterns it is one of "
+            "the pipeline"
+        )
+        raise UsageError("budgets are those of one model", place=[option], hint=hint)
 
 
 def _print_details(done: Outcome) -> None:

@@ -213,6 +213,7 @@ def _report(
 ) -> RunReport:
     """The report on one file, judged; in_detail: with theory and histograms, where there is an original."""
     from quantcli.layouts.native.model import stored_tensors
+    from quantcli.matching import open_original
     from quantcli.models import open_model
     from quantcli.passes import measure
     from quantcli.reports import baseline, build, gates
@@ -235,7 +236,8 @@ def _report(
         documents = model.stored.documents
         bytes_in = sum(d.source_bytes for d in documents)
         if job.against is not None:
-            with open_model(job.against, as_float=job.as_float) as original, console.bar("measuring") as bar:
+            floats = open_original(job.against, model, as_float=job.as_float)
+            with floats as original, console.bar("measuring") as bar:
                 console.inform(*original.source.warnings)
                 metrics = measure.against(
                     model.stored, original.stored, threads=threads, check_digests=not ignore_digest, progress=bar
@@ -264,7 +266,7 @@ def _of_another_tool(
 ) -> RunReport:
     """The report on a file that another tool quantized."""
     from quantcli.layouts import origins
-    from quantcli.models import open_model, under_one_name
+    from quantcli.matching import open_original, under_one_name
     from quantcli.passes import compare
     from quantcli.reports import build
     from quantcli.stores import need_file
@@ -278,7 +280,8 @@ def _of_another_tool(
     metrics: dict[str, Metrics | None] | None = None
     bytes_in: int | None = None
     if job.against is not None:
-        with open_model(job.against, as_float=job.as_float) as original, console.bar("measuring") as bar:
+        floats = open_original(job.against, (), as_float=job.as_float)
+        with floats as original, console.bar("measuring") as bar:
             console.inform(*original.source.warnings)
             before, views, note = under_one_name(original, model)
             if note:

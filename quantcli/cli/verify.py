@@ -59,7 +59,15 @@ def command(
     if as_float and original is None:
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --source")
     with console.bar("verifying") as bar:
-        found, names = verify_path(src, original, as_float=as_float, importance=importance, threads=count, progress=bar)
+        found, names = verify_path(
+            src,
+            original,
+            as_float=as_float,
+            importance=importance,
+            threads=count,
+            progress=bar,
+            say=console.inform,
+        )
     report = verified.report_of(src, found, names if show_all else ())
     options.show(report, console, show_all=show_all, file=file)
     if not report.passed:

@@ -75,6 +75,7 @@ def words(scheme: Scheme) -> str:
         else f"asymmetric ({'zero points' if scheme.zero_point == 'int' else 'offsets'})"
     )
     rounding = " with sum-preserving rounding" if scheme.preserves_sums else ""
+    many["block"] = f"in blocks of {scheme.group_size} x {scheme.group_size}"
     where = many.get(scheme.granularity, f"in groups of {scheme.group_size}")
     parts = [
         kind,

@@ -88,11 +88,11 @@ def place(source: Source, src: str, asked: Order, to: str | None, name: str | No
 
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
     """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
-    file of importances that match no tensor."""
+    file of importances that match no tensor, and with why no preset is chosen."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    return plan.suited(request_of(source, asked, to, importance))
+    return plan.suited(request_of(source, asked, to, importance, warn))
 
 
 def spelt_out(source: Source, asked: Request) -> Request:
@@ -112,7 +112,7 @@ def check_target(source: Source, to: str, output_name: str | None) -> None:
     check_loader(source, to)
 
 
-NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "gptq")
+NOT_OF_DIFFUSERS = ("awq", "compressed-tensors", "fp8-blocks", "gptq", "modelopt")
 """Targets that write into config.json what diffusers refuses to load."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 from quantcli.errors import UsageError
 from quantcli.floats import Reading
@@ -17,8 +18,11 @@ from quantcli.folders.job import Job, Say
 from quantcli.folders.write import prefixed
 from quantcli.layouts.writer import named
 from quantcli.passes import export
+from quantcli.planning import recipe_writing
 from quantcli.planning.order import Order
+from quantcli.planning.plan import Request, Rule
 from quantcli.planning.recipe import NATIVE
+from quantcli.planning.scopes import scope
 from quantcli.stores import pipelines
 
 
@@ -65,6 +69,26 @@ def prepared(
             force=force,
             resume=resume,
         )
+
+
+def spelt_out(ready: Job) -> Request:
+    """The request that names every tensor's scheme in the components of a pipeline, as a recipe that is saved says
+    it."""
+    usual = {c.name: not components.why_kept(c) for c in pipelines.components(ready.home or "")}
+    parts = ready.parts
+    wanted = {n: {t.info.name: t.scheme for t in part.plan.tensors} for n, part in parts.items()}
+    default = recipe_writing.commonest(scheme for own in wanted.values() for scheme in own.values())
+    rules = list[Rule]()
+    for name, part in parts.items():
+        found = recipe_writing.resolved(
+            part.source.infos(), wanted[name], part.request, default=default, named=not usual[name]
+        )
+        rules += [replace(rule, pattern=scope(rule.pattern, name)) for rule in found.rules]
+    rules += [Rule(f"{name}/*", None, optional=True) for name in ready.kept if usual[name]]
+    to = None if ready.order.to == NATIVE else ready.order.to
+    first = next(iter(parts.values())).request
+    asked = replace(first, scheme=default, rules=tuple(rules), preset="", to=to, ties=(), include=(), exclude=())
+    return replace(asked, keep_defaults=True, from_recipe=frozenset())
 
 
 def _check_order(order: Order, name: str | None) -> None:

@@ -61,7 +61,7 @@ class Journal:
     def as_bytes(self) -> bytes:
         """The text of the journal."""
         done = {name: [f.tensors, f.digest, f.made] for name, f in self.finished.items()}
-        return json.dumps({"asked": self.asked, "finished": done}, indent=1).encode()
+        return json.dumps({"asked": self.asked, "finished": done}).encode()
 
 
 class Ledger:

@@ -258,6 +258,8 @@ def _describe(
         part.write(_index_name(source, model), _index(source, model, files))
     if config is not None:
         part.write(CONFIG, json_bytes({**without_quantization(config), **added}))
+    for name, content in model.conversion.beside.items():
+        part.write(name, content)
 
 
 def with_loading(text: bytes, model: Outgoing) -> bytes:

@@ -76,7 +76,7 @@ def load() -> Kernels:
 
     Raises UsageError when the forced one is unknown or not available.
     """
-    from quantcli.kernels import native, numpy_kernels
+    from quantcli.kernels import native
 
     wanted = os.environ.get("QUANTCLI_KERNELS", "")
     if wanted not in ("", "native", "numpy"):
@@ -88,4 +88,8 @@ def load() -> Kernels:
             place=["QUANTCLI_KERNELS"],
             hint="install with a C++ compiler available, or use numpy",
         )
-    return table if table is not None else numpy_kernels.NumpyKernels()
+    if table is not None:
+        return table
+    from quantcli.kernels.numpy_kernels import NumpyKernels  # most machines need none of it
+
+    return NumpyKernels()

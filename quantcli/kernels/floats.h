@@ -68,9 +68,10 @@ inline float rounding_error(float magnitude, float reciprocal, const Rounding& t
 // For every group the trial scale that leaves the least squared error when its weights are rounded to small floats:
 // the `plain` one of equal ones, else the first. `count` of them begin at trial + first[group], or, without first, at
 // trial + group * count. Errors are summed in steps of the scale, in vectors of 8 by blocks of 1024.
-// importance: that of each of the tile's columns, or null.
-QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const float* trial, const int32_t* first,
-                                     int32_t count, int32_t plain, const int32_t* importance, int32_t* best) {
+// reciprocal: those of all trial scales. importance: that of each of the tile's columns, or null.
+QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const float* trial, const float* reciprocal,
+                                     const int32_t* first, int32_t count, int32_t plain, const int32_t* importance,
+                                     int32_t* best) {
   const Rounding to(*small);
   const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
   float x[BLOCK], counts[BLOCK];
@@ -78,7 +79,8 @@ QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t begin = g * tile->group, here = row * groups + g;
       const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
-      const float* own = trial + (first ? first[here] : here * count);
+      const int64_t begins = first ? first[here] : here * count;
+      const float *own = trial + begins, *times = reciprocal + begins;
       double sums[LIMITS.trials] = {};
       for (int64_t from = 0; from < n; from += BLOCK) {
         const int m = int(n - from < BLOCK ? n - from : BLOCK), whole = m / W;
@@ -87,26 +89,31 @@ QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const
         for (int i = 0; i < m; ++i) x[i] = std::fabs(x[i]);
         if (importance)
           for (int i = 0; i < m; ++i) counts[i] = float(importance[begin + from + i]);
-        for (int k = 0; k < count; ++k) {
-          const float reciprocal = 1.0f / own[k];
-          Eight sum = {};
+        for (int k = 0; k < count; k += 2) {  // two at a time: their operations need not wait for each other
+          const int l = k + 1 < count ? k + 1 : k;
+          Eight sum = {}, other = {};
           for (int i = 0; i < whole; ++i) {
             Eight v;
             std::memcpy(&v, x + i * W, sizeof v);
-            const Eight e = rounding_errors(v, reciprocal, to);
-            Eight square = e * e;
+            const Eight e = rounding_errors(v, times[k], to), f = rounding_errors(v, times[l], to);
             if (importance) {
               std::memcpy(&v, counts + i * W, sizeof v);
-              square *= v;
+              sum += e * e * v;
+              other += f * f * v;
+            } else {
+              sum += e * e;
+              other += f * f;
             }
-            sum += square;
           }
-          sums[k] += double(fold(sum));
+          const Pair found = fold(sum, other);
+          sums[k] += double(found.first);
+          if (l > k) sums[l] += double(found.second);
+        }
+        for (int k = 0; k < count; ++k)
           for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector
-            const float e = rounding_error(x[i], reciprocal, to);
+            const float e = rounding_error(x[i], times[k], to);
             sums[k] += double(importance ? e * e * counts[i] : e * e);
           }
-        }
       }
       int at = plain;
       double least = double(own[plain]) * double(own[plain]) * sums[plain];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p, pointer
+from ctypes import POINTER, Structure, byref, c_char, c_double, c_float, c_int32, c_int64, c_void_p, pointer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "search_blocks": (None, [_P, _P, _P, _P, _P, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
-    "trial_floats": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P]),
+    "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
@@ -132,8 +132,16 @@ def find() -> Kernels | None:
     return None
 
 
+_first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
+
+
 def _at(array: NDArray[Any] | None) -> int | None:
-    return None if array is None else array.ctypes.data
+    if array is None:
+        return None
+    try:
+        return ctypes.addressof(_first_byte(array))  # a third of the time, which counts for small tensors
+    except (TypeError, ValueError, BufferError):  # read-only, empty, or not contiguous
+        return array.ctypes.data
 
 
 def _tile(tile: Tile) -> _Tile:
@@ -314,11 +322,13 @@ class NativeKernels:
     ) -> NDArray[np.int32]:
         best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
         assert count <= MOST_TRIALS and trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
+        reciprocal = np.float32(1) / trial
         self._call(
             "trial_floats",
             byref(_tile(tile)),
             byref(_small(small)),
             _at(trial),
+            _at(reciprocal),
             _at(first),
             count,
             plain,

@@ -6,7 +6,8 @@ Reading and writing share facts such as the order of bits, but no code, so that 
 layout is a file: `registry` finds it by its name, which is the name that --to takes.
 
 Shared modules: reader and writer (what a layout offers), config and loaders (the configuration of a model, and what
-the tools can load), stored (parts of a stored weight as float32), pieces (codes converted piece by piece), small,
-bytewise and swizzled (small floats and bytes as several tools store them), companions (scales that are not of weights),
-and for a model as a whole: evidence, origins, adapters, lora. native is quantcli's own layout.
+the tools can load), stored (parts of a stored weight as float32), transposed (rows that are stored as columns), pieces
+(codes converted piece by piece), small, bytewise and swizzled (small floats and bytes as several tools store them),
+companions (scales that are not of weights), and for a model as a whole: evidence, origins, adapters, lora. native is
+quantcli's own layout.
 """

@@ -61,6 +61,7 @@ from quantcli.layouts.stored import (
 from quantcli.layouts.transposed import Bands, Rows, strips
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
+from quantcli.stores.pages import paged
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
@@ -139,7 +140,7 @@ def _params(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats,
 def _rows(stored: _Stored, read: Read, first: int, last: int) -> Rows:
     """Outputs first to last, the first of which is a multiple of 8."""
     start, end, count = first // 8, -(-last // 8), last - first
-    codes = np.empty((count, row_bytes(stored.cols, 4)), np.uint8)
+    codes = paged(count * row_bytes(stored.cols, 4)).reshape(count, -1)
     for row, strip in strips(read, stored.codes, start, end):
         codes[:, row // 2 : row // 2 + row_bytes(len(strip), 4)] = packing.pack(_outputs(strip)[:count], 4)
     scale, zero = _params(stored, read, first, last)

@@ -35,12 +35,11 @@ from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
 from quantcli.kernels import QuantParams
 from quantcli.layouts import swizzled
-from quantcli.layouts.bytewise import CODES, Bytewise, decode
+from quantcli.layouts.bytewise import CODES, Bytewise, decode, held
 from quantcli.layouts.config import architecture, section, text, whole
-from quantcli.layouts.evidence import COMFYUI
 from quantcli.layouts.loaders import ignored, modules, not_linear
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, quantized, rounded, words
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import COMFYUI, Found, Read, Reader
 from quantcli.layouts.stored import FLOATS, by_group, filled_up, matrix, part, scheme_name, wrong
 from quantcli.layouts.transposed import ParamBands, params_of
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
@@ -124,6 +123,7 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
         parts=(codes, scale),
         unit=1,
         decode=partial(decode, stored),
+        held=partial(held, stored),
     )
 
 
@@ -242,7 +242,8 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     names = [w.info.name for w in quantized(tensors)]
 
     def header(held: Sequence[str]) -> dict[str, str]:
-        layers = {module_of(n): {"format": INT8} for n in names if n in set(held)}
+        among = set(held)
+        layers = {module_of(n): {"format": INT8} for n in names if n in among}
         return {COMFYUI: json.dumps({"format_version": "1.0", "layers": layers})}
 
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}

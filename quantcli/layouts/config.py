@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from quantcli import architectures
@@ -60,8 +61,11 @@ def model_dtype(config: Mapping[str, Any], otherwise: str = "BF16") -> str:
 def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
     """A JSON object beside the weights; None when there is no such file. Raises DataError when it is not an object."""
     raw = beside(name)
-    if raw is None:
-        return None
+    return None if raw is None else _object(raw, name)
+
+
+def _object(raw: bytes, name: str) -> dict[str, Any]:
+    """The JSON object of a file. Raises DataError when it is not one."""
     found = strict_json(raw, name)
     if not isinstance(found, dict):
         raise DataError("it is not an object", place=[name])
@@ -70,7 +74,14 @@ def json_beside(beside: Beside, name: str) -> dict[str, Any] | None:
 
 def stated(beside: Beside) -> Architecture | None:
     """The architecture that the config.json beside a model names; None where it names none. Raises DataError."""
-    return architectures.of(json_beside(beside, "config.json") or {})
+    raw = beside("config.json")
+    return None if raw is None else _stated_by(raw)
+
+
+@lru_cache(maxsize=4)
+def _stated_by(raw: bytes) -> Architecture | None:
+    """The same by the bytes of a config.json, which one run asks for many times."""
+    return architectures.of(_object(raw, "config.json"))
 
 
 def architecture(beside: Beside) -> Architecture:

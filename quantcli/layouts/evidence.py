@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli import registry
-from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.layouts.reader import OWN
+from quantcli.layouts import reader
+from quantcli.layouts.reader import CODES, COMFYUI, OWN, SMALL_FLOATS, WHOLE
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
@@ -29,13 +29,6 @@ from quantcli.tensors.info import TensorInfo
 
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ and ModelOpt."""
-
-COMFYUI = "_quantization_metadata"
-"""The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
-
-SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
-WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
-"""Dtypes of codes; I64 is left to indices."""
 
 PLAIN_HINT = "--source-layout plain reads every tensor by its dtype"
 
@@ -78,6 +71,7 @@ _LAYOUTS = (
     _Layout("torchao", "_qdata", (), ("{s}_scale", "{s}_scale_and_zero")),
     _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__nf4", ("U8",)),
     _Layout("bitsandbytes in 4 bits", ".quant_state.bitsandbytes__fp4", ("U8",)),
+    _Layout("bitsandbytes in 4 bits", "", ("U8",), ("{n}.absmax",)),
     _Layout("bitsandbytes in 8 bits", ".weight", ("I8",), ("{m}.SCB",)),
     _Layout("ComfyUI", ".comfy_quant", ("U8",)),
     _Layout("ComfyUI's scaled 8-bit floats", ".weight", (*_FP8, "U8"), ("{m}.scale_weight",)),
@@ -90,6 +84,7 @@ _LAYOUTS = (
     _Layout("QuIP#", ".Qidxs", (*WHOLE, "I64")),
     _Layout("Marlin", ".B", ("I32",), ("{s}.s",)),
     _Layout("MLX", ".weight", ("U32",), ("{m}.scales",)),
+    _Layout("ModelOpt with scaled inputs", ".weight", ("U8", "I8", *_FP8), ("{m}.pre_quant_scale",)),
     _Layout("MXFP4 of gpt-oss", "_blocks", ("U8",), ("{s}_scales",)),
     _Layout("NVFP4 of ModelOpt", "", ("U8",), ("{n}_scale_2",)),
     _Layout("compressed-tensors", "_packed", ("I32", "U8"), ("{s}_scale",)),
@@ -111,7 +106,7 @@ _WEIGHT = ("weight", "_packed", "_blocks", "_qdata", "_quantized", "._data", ".W
 
 
 def _can_be_codes(info: TensorInfo) -> bool:
-    return info.dtype in (*WHOLE, *SMALL_FLOATS) and len(info.shape) > 1 and info.numel > 0
+    return info.dtype in CODES and len(info.shape) > 1 and info.numel > 0
 
 
 def _fits(layout: _Layout, info: TensorInfo, infos: Mapping[str, TensorInfo]) -> str | None:
@@ -139,7 +134,7 @@ def _described(info: TensorInfo, beside: str) -> str:
 def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """The layout some of these tensors are in, codes and what decodes them."""
     for info in infos.values():
-        if info.dtype not in (*WHOLE, *SMALL_FLOATS, "I64") and not info.name.endswith(_OF_ANY_DTYPE):
+        if info.dtype not in (*CODES, "I64") and not info.name.endswith(_OF_ANY_DTYPE):
             continue
         for layout in _LAYOUTS:
             beside = _fits(layout, info, infos)
@@ -151,6 +146,7 @@ def of_layout(infos: Mapping[str, TensorInfo]) -> Evidence | None:
 _COMPANIONS = (
     "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "weight_zero_point", "scale_weight",
     "qscale_weight", "proj_scale_inv", "proj_scales", "qzeros", "wscales", ".SCB", ".absmax", "._scale", "._shift",
+    "_scale_and_zero",
 )  # fmt: skip
 """How the names of tensors end that decode others, and mean nothing by themselves."""
 
@@ -158,8 +154,13 @@ _COMPANIONS = (
 def _of_companions(infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """Tensors that decode others, whose codes are not there: those of a shard that is missing, or of another name.
     Beside a float weight they are left of its training."""
-    for name in infos:
-        if name.endswith(_COMPANIONS) and f"{name.rpartition('.')[0]}.weight" not in infos:
+    for name, info in infos.items():
+        module, _, last = name.rpartition(".")
+        if f"{module}.weight" in infos:
+            continue
+        scale = infos.get(f"{module}.scale")  # of HQQ, whose names mean something else elsewhere
+        of_hqq = last == "zero" and scale is not None and scale.shape == info.shape and len(info.shape) == 2
+        if of_hqq or name.endswith(_COMPANIONS):
             seen = f"{printable(name, 200)} is there, but not the codes that it belongs to"
             return Evidence(layout="scales without codes", seen=seen, certain=False)
     return None
@@ -283,11 +284,8 @@ def _with_config(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
 
 def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Evidence | None:
     """Evidence from the reader of a layout that decodes these tensors, or finds a problem in them: a layout that
-    quantcli reads needs no line in the table above. Most models have no tensor of such a dtype, and import no
-    reader."""
-    if not any(info.dtype in (*WHOLE, *SMALL_FLOATS) for info in infos.values()):
-        return None
-    for name in registry.names("layouts", "READS"):
+    quantcli reads needs no line in the table above."""
+    for name in reader.possible(infos, config):
         layout = registry.headline("layouts", name, "READS").partition(": ")[0]
         try:
             found = registry.get("layouts", name, "READS").find(infos, config, None)
@@ -300,7 +298,7 @@ def _of_reader(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Ev
 
 
 def _of_claim(
-    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = (*WHOLE, *SMALL_FLOATS)
+    infos: Mapping[str, TensorInfo], config: Mapping[str, Any], dtypes: tuple[str, ...] = CODES
 ) -> Evidence | None:
     """Evidence from a configuration, where a tensor of one of these dtypes can be codes."""
     claim = claimed(config)
@@ -348,5 +346,5 @@ def undecoded(
     supported. others: whether a layout has decoded others: then the configuration refers to those, and only small
     floats that are left are codes, such as those whose scales are in another file."""
     found = _computed_with(source.graph, infos) if source.graph is not None else None
-    dtypes = SMALL_FLOATS if others else (*WHOLE, *SMALL_FLOATS)
+    dtypes = SMALL_FLOATS if others else CODES
     return found or of_layout(infos) or _of_claim(infos, config, dtypes) or _of_companions(infos)

@@ -16,18 +16,34 @@ whole. Scales of activations beside a weight (`activation_scale` and others) bel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.errors import DataError, printable
-from quantcli.layouts.config import CONFIG_HINT, model_dtype, section
+from quantcli.architectures import EXPERTS, Architecture
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts import whole_bytes
+from quantcli.layouts.config import CONFIG_HINT, architecture, model_dtype, section
+from quantcli.layouts.loaders import (
+    ignored,
+    loads_experts,
+    modules,
+    not_linear,
+    one_by_one,
+    refuse_skipped,
+    skips,
+    unknown,
+)
+from quantcli.layouts.pieces import facts, not_a_matrix, plain
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.small import E8M0, scales, small_floats
 from quantcli.layouts.stored import FLOATS, part, wrong
+from quantcli.layouts.whole_bytes import Places
+from quantcli.layouts.writer import Accepts, Beside, Conversion, Job, Weight, Writer
+from quantcli.patterns import module_of
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -158,3 +174,74 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 READS = Reader(summary="small floats in blocks: transformers' fp8, DeepSeek, Kimi and Mistral", find=find)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+SIDE = 128
+"""Rows and columns of a block that kernels of FP8 have."""
+
+
+def shape(weight: Weight) -> str | None:
+    """Why a weight cannot be stored: transformers divides its rows and columns evenly among the scales."""
+    rows, cols = weight.info.shape[-2:] if len(weight.info.shape) > 1 else (1, 1)
+    if any(n > SIDE and n % SIDE for n in (rows, cols)):
+        return f"{rows} x {cols} is not a whole number of blocks of {SIDE} x {SIDE}"
+    return not_a_matrix(weight)
+
+
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why its loaders do not take a quantized weight in this module."""
+    if model.holder(module_of(weight.info.name)) == EXPERTS:
+        return None
+    return not_linear(weight, model)
+
+
+def _job(weight: Weight) -> Job:
+    plan = facts(weight)[1]
+    codes = TensorInfo(weight.info.name, "F8_E4M3", weight.info.shape)
+    scale = TensorInfo(f"{weight.info.name}_scale_inv", "F32", plan.scale_shape)
+    return whole_bytes.job(weight, Places(codes=codes, scale=scale, store="F32"))
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The model as transformers' fp8 stores it. Raises UsageError for kept weights whose names hide quantized ones."""
+    model = architecture(beside)
+    kept = ignored(tensors, model)
+    refuse_skipped(tensors, kept, skips(model))
+    if any(model.holder(name) == EXPERTS for name in modules(tensors, quantized=False)) and any(
+        model.holder(name) == EXPERTS for name in modules(tensors, quantized=True)
+    ):
+        raise UsageError("some experts are kept, but loaders need all of them in 8 bits or none", hint="keep all")
+    settings = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [SIDE, SIDE],
+        "modules_to_not_convert": kept,
+    }
+    return Conversion(
+        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
+        config={"quantization_config": settings},
+        notes=[*unknown(model), *loads_experts(tensors, model)],
+    )
+
+
+WRITES = Writer(
+    summary="FP8 in blocks: 8-bit floats and a scale for 128 x 128 of them, for transformers, vLLM and SGLang",
+    keeps="all but matrices named *.weight of whole blocks",
+    accepts=Accepts(
+        formats=("fp8-e4m3",),
+        bits=(8,),
+        groups=(SIDE,),
+        granularities=("block",),
+        symmetric=(True,),
+        activations=("none", "fp8-group"),
+    ),
+    shape=shape,
+    convert=convert,
+    module=module,
+    experts=one_by_one,
+    scale_dtype="float32",
+    usual={"format": "fp8-e4m3", "granularity": "block", "calibration": "mse", "activations": "fp8-group"},
+)

@@ -7,7 +7,7 @@ may be less: where every bias is -8 * scale, the codes are those of a symmetric 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from quantcli.errors import DataError
 from quantcli.kernels import QuantParams, row_bytes
 from quantcli.layouts.pieces import products_fit
 from quantcli.layouts.reader import Held
-from quantcli.tensors.rows import Grouping, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan, runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -158,24 +158,25 @@ def joined(parts: Sequence[tuple[Held, int, int]]) -> Held:
     )
 
 
-def put_back(held: Held, head: int) -> Held:
-    """The rows of each head of `head` rows in two halves, where they are in pairs."""
-    order = np.arange(head).reshape(head // 2, 2).T.reshape(-1)
+def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held:
+    """The rows of a weight in another order. places: the row that stands at each place; unit: as many places at a time
+    are best read together."""
 
-    def around(first: int, last: int) -> tuple[int, int]:
-        return first // head * head, -(-last // head) * head
-
-    def ordered(rows: NDArray[Any], first: int, last: int) -> NDArray[Any]:
-        whole = rows.reshape(-1, head, rows.shape[-1])[:, order].reshape(-1, rows.shape[-1])
-        return whole[first % head : first % head + last - first]
+    def rows(first: int, last: int, read: Callable[[int, int], NDArray[Any]]) -> NDArray[Any]:
+        low, high = first // unit * unit, min(-(-last // unit) * unit, len(places))
+        found = [(which, read(row, row + len(which))) for row, which in runs(places[low:high])]
+        out = np.empty((high - low, found[0][1].shape[-1]), found[0][1].dtype)
+        for which, part in found:
+            out[which] = part
+        return out[first - low : last - low]
 
     def packed(first: int, last: int) -> Bytes:
-        low, high = around(first, last)
-        return ordered(held.packed(low, high).reshape(high - low, -1), first, last)
+        return rows(first, last, lambda low, high: held.packed(low, high).reshape(high - low, -1))
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        scale, zero = held.params(*around(first, last))
-        return ordered(scale, first, last), None if zero is None else ordered(zero, first, last)
+        both = rows(first, last, lambda low, high: _side_by_side(*held.params(low, high)))
+        groups = held.params(0, 1)[0].shape[-1]
+        return both[:, :groups], both[:, groups:] if both.shape[-1] > groups else None
 
     return Held(
         bits=held.bits,
@@ -185,3 +186,8 @@ def put_back(held: Held, head: int) -> Held:
         packed=packed,
         params=params,
     )
+
+
+def _side_by_side(scale: Floats, zero: Floats | None) -> Floats:
+    """Scales and, where there are any, zero points of rows, in one matrix."""
+    return scale if zero is None else np.concatenate([scale, zero], axis=1)

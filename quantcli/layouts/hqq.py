@@ -28,6 +28,7 @@ from quantcli.errors import printable
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.stored import FLOATS, floats, matrix, part, scheme_name, wrong
 from quantcli.stores.latest import Latest
+from quantcli.stores.pages import paged
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ PACKINGS = {"8bit_u8": (8, 1), "4bit_u8": (4, 2), "3bit_32": (3, 10), "2bit_u8":
 
 HELD = 1 << 20
 """Groups of a weight whose parameters are kept, where each is needed once for every row of groups: 8 MiB."""
+
+PIECE = 1 << 16
+"""Groups whose parameters are read at a time to be kept."""
 
 NUMBERS = ("nbits", "group_size", "axis")
 SETTINGS = (
@@ -159,6 +163,16 @@ def _both(stored: _Stored, read: Read, first: int, last: int) -> tuple[Floats, F
     return _params(stored, stored.zero, read, first, last), _params(stored, stored.scale, read, first, last)
 
 
+def _all(stored: _Stored, read: Read) -> tuple[Floats, Floats]:
+    """Those of all groups."""
+    groups = stored.sides[1]
+    zero, scale = (paged(4 * groups).view(np.float32) for _ in range(2))
+    for first in range(0, groups, PIECE):
+        last = min(first + PIECE, groups)
+        zero[first:last], scale[first:last] = _both(stored, read, first, last)
+    return zero, scale
+
+
 def _down(
     stored: _Stored, latest: Latest[tuple[Floats, Floats]], read: Read, first: int, last: int
 ) -> Iterator[Floats]:
@@ -167,7 +181,7 @@ def _down(
     groups = stored.sides[1]
     at = first // groups * groups
     if groups <= HELD or last - at > groups:
-        held, base = latest.take(stored.name, lambda: _both(stored, read, 0, groups)), 0
+        held, base = latest.take(stored.name, lambda: _all(stored, read)), 0
     else:
         held, base = _both(stored, read, first - at, last - at), first - at
     for values in held:

@@ -91,19 +91,24 @@ class _Stored:
     biases: TensorInfo
 
 
-def _stated(config: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
-    """The settings of config.json for a module."""
-    general = section(config, "quantization") or section(config, "quantization_config")
-    if text(general, "quant_method") not in (None, "metal"):
-        return {}
-    own = general.get(path)
-    if own is False:
-        raise wrong(name, "it is quantized, but config.json says it is not")
-    if own is None or own is True:
-        return general
-    if not isinstance(own, dict):
-        raise DataError("it is not an object", place=["config.json", printable(path)])
-    return {**general, **own}
+class _Config:
+    """What config.json says of modules."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        whole = section(config, "quantization") or section(config, "quantization_config")
+        self._modules = whole if text(whole, "quant_method") in (None, "metal") else {}
+        self._general = {key: value for key, value in self._modules.items() if not isinstance(value, dict)}
+
+    def settings(self, name: str, path: str) -> dict[str, Any]:
+        """The settings of a module."""
+        own = self._modules.get(path)
+        if own is False:
+            raise wrong(name, "it is quantized, but config.json says it is not")
+        if own is None or own is True:
+            return self._general
+        if not isinstance(own, dict):
+            raise DataError("it is not an object", place=["config.json", printable(path)])
+        return {"mode": "affine", **own}  # mlx takes nothing from the others: mlx-lm's gpt-oss has 8 bits beside MXFP4
 
 
 def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: int) -> tuple[int, int]:
@@ -126,9 +131,9 @@ def _bits_and_group(name: str, settings: Mapping[str, Any], width: int, groups: 
     return fitting[0]
 
 
-def _stored(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> _Stored:
+def _stored(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> _Stored:
     stem = name.removesuffix(".weight")
-    settings, scales = _stated(config, name, stem), f"{stem}.scales"
+    settings, scales = config.settings(name, stem), f"{stem}.scales"
     biases = next((n for n in (f"{stem}.biases", f"{stem}.qbiases") if n in infos), f"{stem}.biases")
     mode = text(settings, "mode") or "affine"
     if mode != "affine":
@@ -176,10 +181,10 @@ def _held(stored: _Stored, read: Read) -> Held:
     )
 
 
-def _small(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Found:
+def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found:
     """A weight of small floats."""
     stem = name.removesuffix(".weight")
-    settings = _stated(config, name, stem)
+    settings = config.settings(name, stem)
     codes, scale = part(infos, name, name, ("U32",)), part(infos, f"{stem}.scales", name, ("U8",))
     for other in ("biases", "qbiases", "global_scale"):
         if f"{stem}.{other}" in infos:
@@ -220,7 +225,7 @@ def _decode_small(
     return small_floats(raw, (rows, groups * group), own, group, "F4" if bits == 4 else "F8_E4M3")
 
 
-def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Found:
+def _affine(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found:
     stored = _stored(infos, name, config)
     return Found(
         name=name,
@@ -236,14 +241,15 @@ def _affine(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights stored as codes in 32-bit words with scales beside them, and biases where those are floats."""
-    found = []
-    for name, info in infos.items():
-        stem = name.removesuffix(".weight")
-        if info.dtype != "U32" or stem == name or not {f"{stem}.scales", f"{stem}.biases"} & infos.keys():
-            continue
+    stems = [name.removesuffix(".weight") for name, i in infos.items() if i.dtype == "U32" and name.endswith(".weight")]
+    stems = [stem for stem in stems if f"{stem}.scales" in infos or f"{stem}.biases" in infos]
+    if not stems:
+        return []
+    found, stated = [], _Config(config)
+    for stem in stems:
         scale = infos.get(f"{stem}.scales")
         small = scale is not None and scale.dtype == "U8"
-        found.append((_small if small else _affine)(infos, name, config))
+        found.append((_small if small else _affine)(infos, f"{stem}.weight", stated))
     return found
 
 

@@ -13,19 +13,28 @@ those. A pre_quant_scale stands for inputs that are multiplied before the weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.errors import printable
-from quantcli.layouts.config import model_dtype
+from quantcli import __version__
+from quantcli.architectures import EXPERTS, Architecture
+from quantcli.errors import UsageError, printable
+from quantcli.layouts import whole_bytes
+from quantcli.layouts.config import architecture, model_dtype
+from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
+from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.small import E2M1, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
+from quantcli.layouts.whole_bytes import Places
+from quantcli.layouts.writer import Accepts, Beside, Conversion, Job, Weight, Writer
 from quantcli.patterns import module_of
+from quantcli.scheme import STATIC
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -106,3 +115,94 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 
 READS = Reader(summary="ModelOpt: NVFP4 and MXFP4", find=find)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+ALGORITHMS = {
+    ("nvfp4", "none"): "W4A16_NVFP4",
+    ("nvfp4", "nvfp4"): "NVFP4",
+    ("mxfp8", "none"): "MXFP8",
+    ("mxfp8", "mxfp8"): "MXFP8",
+    ("fp8-e4m3c", "none"): "FP8_PER_CHANNEL_PER_TOKEN",
+    ("fp8-e4m3c", "fp8"): "FP8_PER_CHANNEL_PER_TOKEN",
+    ("fp8-e4m3t", "fp8-static"): "FP8",
+}
+"""What ModelOpt calls schemes, by their names and how inputs are quantized."""
+
+
+def module(weight: Weight, model: Architecture) -> str | None:
+    """Why its loaders do not take a quantized weight in this module."""
+    if model.holder(module_of(weight.info.name)) == EXPERTS:
+        if facts(weight)[0].activations not in STATIC:
+            return "vLLM loads experts of ModelOpt only with measured scales of their inputs"
+        return None
+    return not_linear(weight, model)
+
+
+def _job(weight: Weight) -> Job:
+    scheme, plan = facts(weight)
+    name, lead, cols = weight.info.name, weight.info.shape[:-1], weight.info.shape[-1]
+    four = scheme.bits == 4
+    codes = TensorInfo(name, "U8", (*lead, cols // 2)) if four else TensorInfo(name, "F8_E4M3", weight.info.shape)
+    dtype = {"e4m3": "F8_E4M3", "e8m0": "U8", "plain": "F32"}[scheme.storage]
+    shape = () if scheme.granularity == "tensor" else lead if scheme.storage == "plain" else plan.scale_shape
+    scale = TensorInfo(f"{name}_scale", dtype, shape)
+    overall = TensorInfo(f"{name}_scale_2", "F32", ()) if scheme.storage == "e4m3" else None
+    places = Places(codes=codes, scale=scale, store=dtype, overall=overall)
+    if (measured := weight.input_scale) is not None:
+        info = TensorInfo(f"{module_of(name)}.input_scale", "F32", ())
+        places = replace(places, input=info, input_scale=measured)
+    return whole_bytes.job(weight, places)
+
+
+def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
+    """The model as ModelOpt stores it. Raises UsageError for several schemes, and for kept weights whose names hide
+    quantized ones."""
+    model = architecture(beside)
+    schemes = {(s.name, s.activations): w.info.name for w in quantized(tensors) for s in (facts(w)[0],)}
+    if len(schemes) > 1:
+        shown = " and ".join(f"{scheme} ({printable(name, 80)})" for (scheme, _), name in list(schemes.items())[:2])
+        raise UsageError(f"{shown} in one model, but its configuration names one for all", hint="use one scheme")
+    kept = ignored(tensors, model)
+    refuse_skipped(tensors, kept, lambda name, module: name in module)
+    algorithm = ALGORITHMS[next(iter(schemes))]
+    size = {} if algorithm.startswith("FP8") else {"group_size": facts(quantized(tensors)[0])[0].group_size}
+    producer = {"name": "quantcli", "version": __version__}
+    own = {"quant_algo": algorithm, "kv_cache_quant_algo": None, **size, "exclude_modules": kept}
+    settings = {"quant_method": "modelopt", "quant_algo": algorithm, **size, "ignore": kept, "producer": producer}
+    document = json.dumps({"producer": producer, "quantization": own}, indent=2) + "\n"
+    return Conversion(
+        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
+        config={"quantization_config": settings},
+        beside={"hf_quant_config.json": document.encode()},
+        notes=[
+            "transformers does not load models of ModelOpt, which are for vLLM, SGLang and TensorRT-LLM",
+            *unknown(model),
+        ],
+    )
+
+
+_FP8 = Accepts(
+    formats=("fp8-e4m3",), bits=(8,), granularities=("channel",), symmetric=(True,), activations=("none", "fp8")
+)
+_STATIC = replace(_FP8, granularities=("tensor",), activations=("fp8-static",))
+_MXFP8 = replace(_FP8, granularities=("group",), groups=(32,), storage="e8m0", activations=("none", "mxfp8"))
+_NVFP4 = replace(_MXFP8, formats=("fp4",), bits=(4,), groups=(16,), storage="e4m3", activations=("none", "nvfp4"))
+
+WRITES = Writer(
+    summary="ModelOpt: NVFP4, MXFP8 and FP8 per channel with hf_quant_config.json, for vLLM, SGLang and TensorRT-LLM",
+    keeps="rows that are not a multiple of 16 or 32, experts, all but matrices named *.weight",
+    accepts=replace(_NVFP4, others=(_MXFP8, _FP8, _STATIC)),
+    shape=not_a_matrix,
+    convert=convert,
+    module=module,
+    scale_dtype="float32",
+    usual={
+        "format": "fp4",
+        "group_size": 16,
+        "scale_dtype": "float8_e4m3",
+        "calibration": "mse",
+    },
+    mixes=False,
+)

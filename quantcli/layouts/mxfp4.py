@@ -18,20 +18,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.layouts.config import model_dtype
+from quantcli.layouts.pieces import turned
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.small import E8M0, powers, scales, small_floats
 from quantcli.layouts.stored import columns, finite, part, wrong
+from quantcli.stores.latest import Latest
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 GROUP = 32
 NAMES = {"_blocks": ("_scales", True), ".blocks": (".scales", False)}
 """Endings of the names of codes: those of scales, and whether the weight is what is stored transposed."""
 
-STRIP, NARROW = 256, 16
-"""Outputs decoded at once, while they are in the cache, and transposed at once: four times as fast as 64."""
+STRIP = 256
+"""Outputs decoded at once, while they are in the cache."""
+
+BAND = 1 << 21
+"""Bytes of codes that are read at once where the weight is what is stored transposed."""
+
+Bands = Latest[tuple["Bytes", "Floats"]]
+"""Codes and scales that were read last, of all weights of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,63 +62,75 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, codes: TensorInfo, scale
     return _Stored(name=name, codes=codes, scale=scale)
 
 
-def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+def _decode(stored: _Stored, read: Read, first: int, last: int, step: int = 1) -> Floats:
+    """Rows of what is stored (experts * outputs, inputs), from first to last every so many."""
     groups, size = stored.codes.shape[2], stored.sides[2] // 2
     scale = scales(read, stored.scale, stored.name, first * groups, (last - first) * groups).reshape(-1, groups)
-    raw = read(stored.codes.name, first * size, (last - first) * size)
-    return small_floats(raw, (last - first, groups * GROUP), scale, GROUP, "F4")
+    raw = read(stored.codes.name, first * size, (last - first) * size).reshape(-1, size)[::step]
+    return small_floats(np.ascontiguousarray(raw), (len(raw), groups * GROUP), scale[::step], GROUP, "F4")
 
 
-def _decode_turned(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+def _decode_turned(stored: _Stored, bands: Bands, read: Read, first: int, last: int) -> Floats:
     _, outputs, inputs = stored.sides
-    found = np.empty((last - first, outputs), np.float32)
-    for expert in range(first // inputs, -(-last // inputs)):
-        start = expert * inputs
-        low, high = max(first, start), min(last, start + inputs)
-        _put_inputs(stored, read, expert, (low - start, high - start), found[low - first : high - first])
+    found, height = np.empty((last - first, outputs), np.float32), max(BAND // (outputs * GROUP // 2), 1) * GROUP
+    while first < last:
+        expert, at = divmod(first, inputs)
+        start = at // height * height
+        end = min(start + height, inputs, at + last - first)
+        band = bands.take(
+            (stored.name, expert, start),
+            partial(_inputs, stored, read, expert, start // GROUP, min(start + height, inputs) // GROUP),
+        )
+        _put_inputs(*band, (at - start, end - start), found[len(found) - (last - first) :][: end - at])
+        first += end - at
     return found
 
 
-def _put_inputs(stored: _Stored, read: Read, expert: int, span: tuple[int, int], out: Floats) -> None:
-    """Put the weights of some inputs of an expert into a matrix (inputs, outputs)."""
+def _inputs(stored: _Stored, read: Read, expert: int, begin: int, end: int) -> tuple[Bytes, Floats]:
+    """The codes and scales of some groups of the inputs of an expert, by outputs."""
     experts, outputs, inputs = stored.sides
-    begin, end = span[0] // GROUP, -(-span[1] // GROUP)
     own = (expert * outputs, (expert + 1) * outputs)
     codes = TensorInfo(stored.codes.name, "U8", (experts * outputs, inputs // 2))
     exponents = TensorInfo(stored.scale.name, "U8", (experts * outputs, inputs // GROUP))
     scale = finite(powers(columns(read, exponents, begin, end, own)), stored.scale, stored.name)
-    raw = columns(read, codes, begin * GROUP // 2, end * GROUP // 2, own)
-    for at in range(0, outputs, STRIP):
-        strip = slice(at, min(at + STRIP, outputs))
-        shape = (strip.stop - at, (end - begin) * GROUP)
-        values = small_floats(raw[strip], shape, scale[strip], GROUP, "F4")
+    return columns(read, codes, begin * GROUP // 2, end * GROUP // 2, own), scale
+
+
+def _put_inputs(codes: Bytes, scale: Floats, span: tuple[int, int], out: Floats) -> None:
+    """Put the weights of some inputs, of codes by outputs, into a matrix (inputs, outputs)."""
+    begin, end = span[0] // GROUP, -(-span[1] // GROUP)
+    for at in range(0, len(codes), STRIP):
+        raw, own = codes[at : at + STRIP, begin * GROUP // 2 : end * GROUP // 2], scale[at : at + STRIP, begin:end]
+        values = small_floats(np.ascontiguousarray(raw), (len(raw), (end - begin) * GROUP), own, GROUP, "F4")
         values = values[:, span[0] - begin * GROUP : span[1] - begin * GROUP]
-        for row in range(0, len(values), NARROW):
-            out[:, at + row : at + row + NARROW] = values[row : row + NARROW].T
+        turned(values, out[:, at : at + STRIP])
 
 
-def _found(stored: _Stored, dtype: str, *, turned: bool) -> Found:
+def _found(stored: _Stored, dtype: str, bands: Bands | None) -> Found:
+    """bands: where the weight is what is stored transposed."""
     experts, outputs, inputs = stored.sides
     return Found(
         name=stored.name,
-        shape=(experts, inputs, outputs) if turned else (experts, outputs, inputs),
+        shape=(experts, outputs, inputs) if bands is None else (experts, inputs, outputs),
         scheme="mxfp4",
         bits=4,
         parts=(stored.codes, stored.scale),
-        unit=GROUP if turned else 1,
-        decode=partial(_decode_turned if turned else _decode, stored),
+        unit=1 if bands is None else GROUP,
+        decode=partial(_decode, stored) if bands is None else partial(_decode_turned, stored, bands),
         dtype=dtype,
+        turned=None if bands is None else partial(_decode, stored),
     )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights stored as blocks with exponents beside them."""
-    found, dtype = [], model_dtype(config)
+    found, dtype, bands = [], model_dtype(config), Bands()
     for name, info in infos.items():
-        for ending, (of_scales, turned) in NAMES.items():
+        for ending, (of_scales, exchanged) in NAMES.items():
             stem = name.removesuffix(ending)
             if stem != name and info.dtype == "U8" and f"{stem}{of_scales}" in infos:
-                found.append(_found(_stored(infos, stem, info, f"{stem}{of_scales}"), dtype, turned=turned))
+                stored = _stored(infos, stem, info, f"{stem}{of_scales}")
+                found.append(_found(stored, dtype, bands if exchanged else None))
     return found
 
 

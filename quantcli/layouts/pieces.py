@@ -45,7 +45,7 @@ def facts(weight: Weight) -> tuple[Scheme, Grouping]:
 
 def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None:
     """Why a weight is not the `.weight` of a module, a matrix whose groups end inside its rows; None when it is."""
-    _, plan = facts(weight)
+    scheme, plan = facts(weight)
     shape = weight.info.shape
     if not least <= len(shape) <= most:
         dimensions = f"it has {len(shape)} dimension{'s' if len(shape) != 1 else ''}"
@@ -56,6 +56,8 @@ def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None
         return "its rows run over several axes"
     if plan.short_group:
         return f"a short last group of {plan.short_group}"
+    if scheme.storage != "plain" and scheme.granularity == "group" and plan.group < scheme.group_size:
+        return f"rows of {plan.cols}, shorter than a group of {scheme.group_size}"
     return None
 
 

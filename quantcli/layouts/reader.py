@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantcli import registry
+from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
 from quantcli.layouts import companions
 from quantcli.tensors.info import TensorInfo
@@ -33,6 +34,18 @@ class Read(Protocol):
 OWN = ("gguf", "onnx")
 """Layouts, and kinds of stores, of files that state their layout themselves: no other layout is looked for in them,
 whatever the names."""
+
+
+WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32")
+"""Dtypes of codes that are whole numbers; I64 is left to indices."""
+
+SMALL_FLOATS = tuple(d.name for d in DTYPES.values() if d.is_float and d.bits <= 8)
+
+CODES = (*WHOLE, *SMALL_FLOATS)
+"""Dtypes one of which every layout has among the parts of a weight."""
+
+COMFYUI = "_quantization_metadata"
+"""The key of a header under which ComfyUI describes modules; its reader gets it beside config.json."""
 
 
 PUBLISHED = ("fp8-", "mxfp", "nvfp")
@@ -75,7 +88,9 @@ class Found:
     groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
     F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
     scales of activations and of caches. held(read): its codes, where other layouts have such codes; a text says why
-    they do not. Raises DataError.
+    they do not. turned(read, first, last, step): of a weight that is stored with its last two axes exchanged, every
+    step-th row of that, from first to last. Raises DataError. outputs_first: of a matrix that nodes multiply with,
+    whether its shape is [out, in] and not [in, out]; None where nothing tells.
     """
 
     name: str
@@ -88,6 +103,8 @@ class Found:
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
     held: Callable[[Read], Held | str] | None = None
+    turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
+    outputs_first: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +121,16 @@ class Reader:
     find: Callable[[Mapping[str, TensorInfo], Mapping[str, Any], Read | None], list[Found]]
 
 
+def possible(infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[str]:
+    """Layouts that can store some of these tensors. Of others not even the modules are imported: most models have none
+    of these dtypes."""
+    names = registry.names("layouts", "READS")
+    own = [name for name in names if name in OWN and set(config) == {name}]
+    if own or (not config.get(COMFYUI) and not any(info.dtype in CODES for info in infos.values())):
+        return own
+    return [name for name in names if name not in OWN]
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """Every weight that is stored in some layout among these tensors, each of which belongs to one weight only.
 
@@ -111,8 +138,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     Raises DataError as the layouts do, and for a weight that is stored twice.
     """
     left, found, seen = dict(infos), list[Found](), set[str]()
-    names = registry.names("layouts", "READS")
-    for layout in [n for n in names if n in OWN and set(config) == {n}] or names:
+    for layout in possible(infos, config):
         for weight in registry.get("layouts", layout, "READS").find(left, config, read):
             if weight.name in seen or (weight.name in infos and weight.name not in {p.name for p in weight.parts}):
                 raise DataError("it is stored in two ways", place=[printable(weight.name)])

@@ -19,6 +19,7 @@ from quantcli.layouts.pieces import turned
 from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.stored import by_group, columns, float_columns
 from quantcli.stores.latest import Latest
+from quantcli.stores.pages import paged
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
     from quantcli.layouts.stored import Indices
 
-BAND = 1 << 21
+BAND = 3 << 19
 """Bytes of the codes of a band."""
+
+MOVED = 1 << 22
+"""The same where codes are moved, and nothing is decoded: half as many reads, each twice as long."""
 
 STRIP = 512
 """Rows of what is stored that are put in order at a time: they stay in the cache."""
@@ -62,7 +66,8 @@ def strips(read: Read, info: TensorInfo, first: int, last: int) -> Iterator[tupl
 
 def as_rows(read: Read, info: TensorInfo, first: int, last: int) -> NDArray[Any]:
     """Columns first to last of a matrix as rows (last - first, rows of the matrix)."""
-    found = np.empty((last - first, info.shape[0]), f"<u{DTYPES[info.dtype].bits // 8}")
+    size = DTYPES[info.dtype].bits // 8
+    found = paged((last - first) * info.shape[0] * size).view(f"<u{size}").reshape(last - first, -1)
     for row, strip in strips(read, info, first, last):
         turned(strip, found[:, row : row + len(strip)])
     return found
@@ -99,16 +104,22 @@ def decode(
 
 
 def _among(
-    bands: Bands, name: str, span: tuple[int, int], shape: tuple[int, int], bits: int, make: Callable[[int, int], Rows]
+    bands: Bands,
+    name: str,
+    span: tuple[int, int],
+    shape: tuple[int, int],
+    bits: int,
+    make: Callable[[int, int], Rows],
+    size: int = BAND,
 ) -> Iterator[tuple[Rows, slice]]:
-    """The bands that some rows lie in, one after another, each with the rows in it."""
+    """The bands of this size that some rows lie in, one after another, each with the rows in it."""
     rows, cols = shape
-    height = max(BAND // row_bytes(cols, bits) // 32, 1) * 32
+    height = max(size // row_bytes(cols, bits) // 32, 1) * 32
     first, last = span
     for start in range(first // height * height, last, height):
         end = min(start + height, rows)
         own = slice(max(first - start, 0), min(last, end) - start)
-        yield bands.take((name, start), partial(make, start, end)), own
+        yield bands.take((name, start, height), partial(make, start, end)), own
 
 
 def held(
@@ -126,7 +137,7 @@ def held(
     any rows."""
 
     def packed(first: int, last: int) -> Bytes:
-        found = _among(bands, name, (first, last), shape, bits, make)
+        found = _among(bands, name, (first, last), shape, bits, make, MOVED)
         return np.concatenate([band.codes[own] for band, own in found])
 
     return Held(bits=bits, group=group, offsets="int", scale_dtype=scale_dtype, packed=packed, params=params)

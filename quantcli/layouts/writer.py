@@ -8,15 +8,17 @@ conversion, rename, permute or cast them: a target may be a container format (`f
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantcli import asking, registry
 from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
+from quantcli.deciding import ONE_BYTE
 from quantcli.errors import UsageError, printable
 from quantcli.scheme import AUTO, PUBLISHED, SUPER_BLOCKS, Scheme
+from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
@@ -92,14 +94,15 @@ class Job:
 class Conversion:
     """The conversion of a model.
 
-    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. header(names): for
-    safetensors, the metadata of a file that holds these tensors. files(base, text): for a container format, its
-    files, the one that refers to the others first; base is the name of the output, text goes into its metadata under
-    KEY. notes: limits of the loaders, for the user.
+    jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. beside: further
+    small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
+    files(base, text): for a container format, its files, the one that refers to the others first; base is the name of
+    the output, text goes into its metadata under KEY. notes: limits of the loaders, for the user.
     """
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
     files: Callable[[str, str], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
@@ -196,7 +199,7 @@ class Accepts:
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:
-            return f"one scale per {scheme.granularity}" if scheme.granularity != "group" else "groups"
+            return f"one scale per {scheme.granularity}"
         if scheme.granularity == "channel" and scheme.axis != 0:
             return f"channels of axis {scheme.axis}"
         if scheme.symmetric not in self.symmetric:
@@ -207,6 +210,10 @@ class Accepts:
             return f"{scheme.zero_point} offsets"
         if scheme.granularity == "group" and not self._holds(scheme.group_size):
             return f"groups of {scheme.group_size}"
+        if scheme.granularity == "block" and scheme.group_size not in (self.groups or (scheme.group_size,)):
+            return f"blocks of {scheme.group_size} x {scheme.group_size}"
+        if scheme.activations not in self.activations:
+            return f"inputs quantized to {scheme.activations}"
         return None
 
     def _holds(self, group: int) -> bool:
@@ -229,15 +236,20 @@ class Accepts:
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
         'w8g32'
         """
+        like = next((kind for kind in (self, *self.others) if scheme.format in kind.formats), self)
+        if like is not self:
+            return like.nearest(scheme)
         bits = next((b for b in self.bits if b >= scheme.bits), self.bits[-1])
         form = scheme.format if scheme.format in self.formats else self.formats[0]
         symmetric = scheme.symmetric if scheme.symmetric in self.symmetric else self.symmetric[0]
         symmetric = symmetric or form != "int" or not self._asymmetric(bits)
         granularity: Any = scheme.granularity
         if granularity not in self.granularities:
-            granularity = "group" if "group" in self.granularities else "channel"
-        group = (scheme.group_size or 128) if granularity == "group" else None
-        if group is not None and not self._holds(group):
+            granularity = "group" if "group" in self.granularities else self.granularities[0]
+        group = (scheme.group_size or 128) if granularity in ("group", "block") else None
+        if group is not None and self.groups and (self.storage != "plain" or granularity == "block"):
+            group = self.groups[0]
+        elif group is not None and not self._holds(group):
             group = next(iter(self.smaller(group)), min(self.groups or (group,)))
         offset = scheme.zero_point if not symmetric and scheme.zero_point in self.zero_points else "int"
         own = asking.Scheme(format=form)
@@ -248,6 +260,7 @@ class Accepts:
             group_size=group,
             symmetric=symmetric,
             zero_point=offset,
+            scale_dtype=next((dtype for dtype, storage in ONE_BYTE.items() if storage == self.storage), None),
         )
 
 
@@ -255,17 +268,22 @@ def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None
     """Nothing: experts stay as they are stored."""
 
 
+def as_they_are(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str, Sequence[Rebuilt]]:
+    """Nothing: all tensors are wanted in the form in which they are stored."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InGraph:
     """How a target stores the weights of a source that has a graph: in that graph, each in the place it has there.
 
-    transposed(infos, graph): the matrices that are summed over their first axis, which the source is to give
-    transposed. suited(info, scheme, graph, chosen): the nearest scheme that a tensor can have in its place, and a note
-    on what was changed; chosen: whether a rule names the scheme. obstacle(weight, graph): why a weight cannot be stored
-    there. convert(tensors, graph): the conversion.
+    matrices(infos, graph): the matrices that are multiplied with, and whether each is stored [out, in]; the source is
+    to give the others transposed, so that groups run along what is summed over. suited(info, scheme, graph, chosen):
+    the nearest scheme that a tensor can have in its place, and a note on what was changed; chosen: whether a rule names
+    the scheme. obstacle(weight, graph): why a weight cannot be stored there. convert(tensors, graph): the conversion.
     """
 
-    transposed: Callable[[Sequence[TensorInfo], Graph], Collection[str]]
+    matrices: Callable[[Sequence[TensorInfo], Graph], Mapping[str, bool]]
     suited: Callable[[TensorInfo, Scheme, Graph, bool], tuple[Scheme, str]]
     obstacle: Callable[[Weight, Graph], str | None]
     convert: Callable[[Sequence[Weight], Graph], Conversion]
@@ -273,60 +291,69 @@ class InGraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """The writer of a layout that other tools load.
-
-    summary: a line for users, TITLE: WHAT, for the programs that load it. keeps: the weights whose shape it cannot
-    store, for users. accepts: the schemes it can store. shape(weight): why it cannot store a weight of an accepted
-    scheme, for its shape or name; None when it can. convert(tensors, beside): the conversion of a model whose weights
-    it can all store. Raises UsageError for weights it cannot store together, and for a model whose graph or
-    architecture it does not support. container(tensors, beside): the tensors alone, for targets that have such files,
-    which nothing runs. again(tensors, keys): the conversion of a model that is in files of this target already, under
-    its own names and with its own keys, as they are stored. module(weight, architecture): why the loader does not
-    support a quantized weight in this module of the model. in_graph: how it stores a model that has a graph, in place
-    of shape, convert and module. tables(info, kind, scheme, architecture): the scheme of an embedding or output head
-    (kind `embedding`, `lm-head`, or `tied` for an embedding that is the head too) in a model of this scheme, as the
-    target's own tools have it; None where they keep it. experts(layer, types, architecture): how its loader wants the
-    experts of a layer, in a model of these types; None as they are stored, a text why it takes none that are quantized.
-    scale_dtype: the best dtype of scales for it; usual: fields of the scheme to use unless others are requested.
-    extension: of a target that is always one file, with its dot; two_files: whether it may need a second one.
-    keeps_document: whether its files are native files too, documents(tensors): where all these are what native files
-    hold. mixes: whether weights of one model may have several schemes; tied: a pattern of those that must share one,
-    where a model has stacked experts. read_back: whether the report reads what was written, before that has its name.
-
-    kinds: files of this target that have types of their own for every tensor, by name, and what they are for; a target
-    may be asked for with one, TARGET:KIND, which is of_kind(kind). Of such a writer base(scheme) is the scheme of most
-    tensors, searched as long as a given one, and mix(infos, scheme, model, weighted) those of all, by name.
-    fitting(cols, scheme): the scheme for rows of so many weights, and a note where it is another one. by_bits: fields
-    of the scheme for a width that the usual ones do not suit; menu: those a size target chooses from.
-    """
+    """The writer of a layout that other tools load."""
 
     summary: str
+    """A line for users, TITLE: WHAT, for the programs that load it."""
     keeps: str
+    """The weights whose shape it cannot store, for users."""
     accepts: Accepts
+    """The schemes it can store."""
     shape: Callable[[Weight], str | None]
+    """Why it cannot store a weight of an accepted scheme, for its shape or name; None when it can."""
     convert: Callable[[Sequence[Weight], Beside], Conversion]
+    """The conversion of a model whose weights it can all store. Raises UsageError for weights it cannot store together,
+    and for a model whose graph or architecture it does not support."""
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
+    """The tensors alone, for targets that have such files, which nothing runs."""
     again: Callable[[Sequence[Weight], Mapping[str, bytes]], Conversion] | None = None
-    module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    """The conversion of a model that is in files of this target already, under its own names and with its own keys, as
+    they are stored."""
     in_graph: InGraph | None = None
+    """How it stores a model that has a graph, in place of shape, convert and module."""
+    module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
+    """Why the loader does not support a quantized weight in this module of the model."""
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
+    """The scheme of an embedding or output head (`embedding`, `lm-head`, or `tied` for an embedding that is the head
+    too) in a model of this scheme, as the target's own tools have it; None where they keep it."""
     experts: Callable[[Experts, Sequence[str], Architecture], Naming | str | None] = as_stored
+    """How its loader wants the experts of a layer, in a model of these types; None as they are stored, a text why it
+    takes none that are quantized."""
+    rebuilt: Callable[[Sequence[TensorInfo], Mapping[str, Any]], Mapping[str, Sequence[Rebuilt]]] = as_they_are
+    """Tensors that its loader wants in another form, by name, and what takes their place; config.json is given."""
     scale_dtype: str | None = None
+    """The best dtype of scales for it."""
     usual: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scheme to use unless others are requested."""
     extension: str = ""
+    """Of a target that is always one file, with its dot."""
     two_files: bool = False
+    """Whether it may need a second file."""
     keeps_document: bool = False
+    """Whether its files are native files too,"""
     documents: Callable[[Sequence[Weight]], bool] = lambda tensors: True
+    """where all these are what native files hold."""
     mixes: bool = True
+    """Whether weights of one model may have several schemes."""
     tied: str | None = None
+    """A pattern of weights that must share one, where a model has stacked experts."""
     read_back: bool = True
+    """Whether the report reads what was written, before that has its name."""
     kinds: Mapping[str, str] = field(default_factory=dict)
+    """Files of this target that have types of their own for every tensor, by name, and what they are for. A target may
+    be asked for with one, TARGET:KIND."""
     of_kind: Callable[[str], Writer] | None = None
+    """The writer of such files."""
     base: Callable[[Scheme], Scheme] | None = None
+    """Of such a writer, the scheme of most tensors, searched as long as a given one."""
     mix: Callable[[Sequence[TensorInfo], Scheme, Architecture, bool], Mapping[str, Scheme]] | None = None
+    """Of such a writer, the schemes of all tensors by name; whether columns are weighted is given."""
     fitting: Callable[[int, Scheme], tuple[Scheme, str]] | None = None
+    """The scheme for rows of so many weights, and a note where it is another one."""
     by_bits: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields of the scheme for a width that the usual ones do not suit."""
     menu: tuple[Mapping[str, Any], ...] = ()
+    """Schemes that a size target chooses from."""
 
     def unstored(self, weight: Weight, model: Architecture, graph: Graph | None) -> str | None:
         """Why it cannot store a weight of an accepted scheme, or its loader takes none in its place; None when it does.

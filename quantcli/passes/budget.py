@@ -1,13 +1,8 @@
 """Which scheme for which tensor, so that a file stays within a budget and loses as little as can be.
 
 Every candidate is measured on every tensor, as `quantize` would make it, in one look at the weights. The choice is a
-multiple-choice knapsack over exact bytes; the header, which grows with what it must say, is found by trying. What is
-minimised is the sum of weighted squared errors: `relative` divides each tensor's by its power, so that a layer counts
-by what its output loses for white input; `absolute` adds them as they are; `balanced`, the default, is `relative`
-times the number of weights to the power of 5/8. On ResNet-20, Silero VAD and MiniLM, at the sizes of 3 and 4 bits in
-groups of 64 and 128, `balanced` was end to end as good as that single scheme or better in 10 of 12 cases, often by
-far, and within 0.006 in the others; `relative` and `absolute` starve the large matrices of a transformer, the power of
-3/4 and 1 lost on ResNet-20.
+multiple-choice knapsack over exact bytes; the header, which grows with what it must say, is found by trying. The sum of
+weighted squared errors is what is minimised; see `weighting`.
 """
 
 from __future__ import annotations
@@ -18,23 +13,20 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import DataError, UsageError
 from quantcli.layouts.writer import named
 from quantcli.metrics import Metrics
 from quantcli.passes.sweep import Measured, measure
 from quantcli.passes.tiles import Progress
-from quantcli.patterns import matching, tied
+from quantcli.passes.weighting import weight
+from quantcli.patterns import tied
 from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, allocate, smallest
 from quantcli.planning.plan import Plan, Request, in_place, make, quantized
 from quantcli.planning.reasons import REASONS
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
-from quantcli.stores.files import read_small
-from quantcli.strict import LIMIT, plain
 from quantcli.tensors.decided import Decided
-
-WEIGHTINGS = ("balanced", "relative", "absolute")
 
 TIES = (
     r"(.*)\b(?:q_proj|k_proj|v_proj)\.weight",
@@ -179,7 +171,7 @@ class _Way:
             return Choice(scheme=scheme, size=size, cost=0.0, power=0.0, metrics={})
         metrics = {name: self.found.metrics[name] for name in names}
         sums = {name: self.found.weighted.get(name, (m.sse, m.power)) for name, m in metrics.items()}
-        cost = sum(_weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
+        cost = sum(weight(t, metrics[t.info.name], weighting) * sums[t.info.name][0] for t in members)
         return Choice(scheme=scheme, size=size, cost=cost, power=sum(p for _, p in sums.values()), metrics=metrics)
 
 
@@ -226,36 +218,6 @@ def _kept(members: Sequence[Decided], other: Choice) -> Choice:
     exact = {name: replace(m, sse=0.0, max_abs_error=0.0, clipped=0) for name, m in other.metrics.items()}
     size = sum(t.info.nbytes for t in members)
     return Choice(scheme=None, size=size, cost=0.0, power=other.power, metrics=exact)
-
-
-def factors(path: str, names: Sequence[str]) -> dict[str, float]:
-    """How much each tensor's relative error counts, from a YAML map of patterns to numbers; 1 where none matches, the
-    last that matches decides. Raises UsageError for patterns without a match and for a file that is not such a map."""
-    document = plain(read_small(path, LIMIT), path)
-    if not isinstance(document, dict) or not document:
-        raise UsageError("it is not a map of patterns to numbers", place=[path])
-    found = dict.fromkeys(names, 1.0)
-    for pattern, value in document.items():
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise UsageError(f"{printable(repr(value), 60)} is not a number of 0 or more", place=[path, str(pattern)])
-        found |= dict.fromkeys(matching([str(pattern)], names, path), float(value))
-    return found
-
-
-def _weight(tensor: Decided, metrics: Metrics, weighting: str | Mapping[str, float]) -> float:
-    """How much the squared error of a tensor counts. Where the importance of columns is known, relative means: to the
-    power all columns would have with the median importance. Relative to the power they do have, a few columns that
-    are used a thousand times as strongly made MiniLM's layers look good at 2 bits (cosine 0.948 instead of 0.962)."""
-    if weighting == "absolute":
-        return 1.0
-    power, numel = metrics.power, metrics.numel
-    if tensor.importance is not None:
-        power *= tensor.importance.typical
-    factor = weighting[tensor.info.name] if not isinstance(weighting, str) else 1.0
-    if weighting == "balanced":
-        eighth = math.sqrt(math.sqrt(math.sqrt(numel)))
-        factor = eighth * eighth * eighth * eighth * eighth  # pow differs between machines, square roots do not
-    return factor / power if power > 0 else 0.0
 
 
 def _tied(tensors: Sequence[Decided], asked: Sequence[str], usual: bool) -> list[list[Decided]]:

@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from quantcli.errors import UsageError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
@@ -26,11 +26,13 @@ from quantcli.passes.requantize import decoded
 from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
 from quantcli.planning import plan
+from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Source
 from quantcli.stores.derived import Derived
 from quantcli.stores.files import InputFile, check_destination, check_space
 from quantcli.stores.folder import check_folder
 from quantcli.tensors.decided import Decided, Kept
+from quantcli.tensors.fit import Misfit
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
@@ -109,14 +111,11 @@ class Export:
                 return requantized(name)
             return Taking(self.outgoing.by_name[name], self.model[name].codes)
 
-        def never(tensor: Decided, found: Exception) -> Decided:
-            raise AssertionError(f"{tensor.info.name}: {found!r}")
-
         work = Work(
             source=self.model.source.path,
             jobs=self.outgoing.conversion.jobs,
             produce=produce,
-            amend=never,
+            amend=partial(_unsuited, self.model.source.path),
             finished=source.check_unchanged,
         )
         return write(
@@ -145,9 +144,20 @@ class Export:
         self.metrics.update(compare.measure(floats, threads=self.threads, progress=None))
 
 
+def _unsuited(path: str, tensor: Decided, found: Exception) -> Decided:
+    """Raise DataError for a weight that cannot be quantized again as planned."""
+    what = "its scales do not fit" if isinstance(found, Misfit) else "its weights are not finite"
+    into = f" {scale_dtype_of(tensor.scale_dtype)}" if isinstance(found, Misfit) else ""
+    hint = "dequantize it, and quantize what that gives with --scale-dtype float32 or --exclude"
+    raise DataError(f"decoded, {what}{into}", place=[path, printable(tensor.info.name)], hint=hint)
+
+
 def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *, container: bool = False) -> Outgoing:
     """The model that is written. Raises UsageError for codes that no other layout has."""
     floats = {info.name: info for info in decoded(model, wanted).infos()}
+    if wanted and not any(wanted.values()) and all(name in wanted for name, t in model.items() if t.scheme is not None):
+        hint = "dequantize writes it in floating point"
+        raise UsageError(f"{target} can store none of its weights quantized", hint=hint)
     export = named(target)
     tensors: list[Decided] = []
     for name, tensor in model.items():
@@ -167,6 +177,7 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
         beside=model.source.beside,
         container=container,
         document="kept" if not wanted and export.keeps_document and export.documents(tensors) else "none",
+        keys=model.source.raw_keys() if export.again is not None else {},
     )
 
 

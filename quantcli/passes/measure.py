@@ -72,8 +72,12 @@ def against(
 def _check(model: Model, original: Model, *, known: bool) -> None:
     """Raise DataError with all that does not match: nothing is measured then. known: whether digests tell that these
     are the weights the model was made from; others that are quantized are not floats to measure against."""
-    if original.is_quantized:
-        raise DataError("the original is quantized itself", place=[original.source.path])
+    if original.source.decoded_from and not known:
+        raise DataError(
+            f"the original is quantized itself: {original.source.decoded_from}",
+            place=[original.source.path],
+            hint="name the floats it was made from, or use compare",
+        )
     seen = None if known else evidence.found_in(original.source, evidence.beside(original.source.path))
     if seen is not None and seen.certain:
         raise DataError(
@@ -99,10 +103,15 @@ def _check(model: Model, original: Model, *, known: bool) -> None:
         )
 
 
+def _itself(original: Model) -> str:
+    decoded = original.source.decoded_from
+    return f"; the original is quantized itself: {decoded}" if decoded else ""
+
+
 def _same_digest(tensor: Tensor, found: str | None, original: Model) -> None:
     if tensor.stored.digest != found:
         raise DataError(
-            "these are not the weights the file was made from (digests differ)",
+            f"these are not the weights the file was made from (digests differ){_itself(original)}",
             place=[original.source.path, printable(tensor.name)],
             hint="use --ignore-digest to measure anyway",
         )

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from quantcli.layouts.writer import named
-from quantcli.models import View, of_checkpoint, open_model
+from quantcli.models import View, open_model
+from quantcli.naming import of_checkpoint
 from quantcli.passes import compare
 from quantcli.passes.outputs import Outgoing
 

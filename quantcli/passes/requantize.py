@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -36,7 +37,8 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
             choices.append(changed(first, granularity="channel", group_size=None))
     for scheme in choices:
         asked = export.suited(scheme)
-        same_scales = first.family == "int" and stored.scale_dtype != "F8_E4M3"  # which only learned levels may have
+        floats = stored.scheme.storage == "plain" and stored.scale_dtype != "F8_E4M3"
+        same_scales = first.family == "int" and floats
         if asked.scale_dtype == AUTO and same_scales and scheme.bits <= 8:
             asked = asked.with_scale_dtype(scale_dtype_of(stored.scale_dtype))
         if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:
@@ -54,7 +56,21 @@ def changes(model: Movable, target: str) -> dict[str, Scheme | None]:
         if stored.scheme is not None and (tensor.obstacle or obstacle(stored, export, kind) is not None):
             unloaded = export.module(stored, kind) is not None
             found[name] = None if unloaded else nearest(stored, target)
-    return found
+    return found if export.mixes else found | _of_one_width(model, found, target)
+
+
+def _of_one_width(model: Movable, found: Mapping[str, Scheme | None], target: str) -> dict[str, Scheme | None]:
+    """The schemes of weights that have other bits than most, for a target that has one width in a model. found: the
+    schemes of those that are quantized again anyway."""
+    stored = {n: t.decided for n, t in model.items() if t.decided.scheme is not None}
+    bits = {n: scheme.bits for n, t in stored.items() if (scheme := found.get(n, t.scheme)) is not None}
+    count: Counter[int] = Counter()
+    for name, width in bits.items():
+        count[width] += stored[name].info.numel
+    most = max(count, key=lambda width: (count[width], width), default=0)
+    others = [name for name, width in bits.items() if width != most]
+    return {n: nearest(replace(t, scheme=changed(t.scheme, bits=most, grid=None)), target)
+            for n in others if isinstance(t := stored[n], Quantized)}  # fmt: skip
 
 
 def offered(model: Movable, target: str) -> str | None:

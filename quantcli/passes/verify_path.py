@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, VersionError
-from quantcli.models import open_model, under_one_name
+from quantcli.matching import open_original, under_one_name
+from quantcli.models import open_model
 from quantcli.passes import verify
 from quantcli.passes.findings import Finding, Verified
 from quantcli.planning.importance import load
@@ -25,11 +26,13 @@ def verify_path(
     importance: str | None,
     threads: int,
     progress: Progress | None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Verified, Sequence[str]]:
     """What is wrong with a quantized model, and the names of its tensors; a file that cannot be opened is a finding.
 
     original: the model it was made from, to check it against; as_float: whether the integers of that, a .npy or .npz
-    file, are read as a signal; importance: a file of what its columns were weighed by.
+    file, are read as a signal; importance: a file of what its columns were weighed by. say: called with what was left
+    out of either, and with how tensors found each other where their names differ.
 
     Raises VersionError for a newer version of the format,
     DataError where nothing is quantized or the original cannot be read, UsageError for a pipe.
@@ -42,9 +45,14 @@ def verify_path(
         except DataError as error:
             return _damaged(path, original, error), ()
         need_file(model.source, "verifying")
-        before = stack.enter_context(open_model(original, as_float=as_float)) if original is not None else None
-        if before is not None:
+        before = None
+        if original is not None:
+            names = model.stored if model.is_native else ()
+            before = stack.enter_context(open_original(original, names, as_float=as_float))
             need_file(before.source, "verifying")
+        for one in (model, *([before] if before is not None else [])):
+            for line in one.source.warnings:
+                say(f"{one.path}: {line}")
         if model.is_native:
             weighed = load(importance) if importance is not None else None
             known = before.stored if before is not None else None
@@ -52,7 +60,9 @@ def verify_path(
         else:
             if not model.quantized:
                 raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file")
-            ours, theirs = under_one_name(before, model)[:2] if before is not None else (None, model)
+            ours, theirs, note = under_one_name(before, model) if before is not None else (None, model, "")
+            if note:
+                say(note)
             found = verify.decodable(theirs, ours, original, threads=threads)
         return found, list(model.stored) if found.tensors else ()
 

@@ -7,8 +7,10 @@ anew: sizes are always known before the first byte is written.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +22,18 @@ from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.producing import Producer
-from quantcli.passes.tiles import Progress, Visit, begun, walk
+from quantcli.passes.tiles import Progress, Visit, begun, finish, once, walk
 from quantcli.stores.files import OutputFile
 from quantcli.stores.workspace import remove
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fit import Misfit, NotFinite
+
+SMALL = 1 << 14
+"""Bytes of outputs up to which a tensor takes longer to think about than to compute: of such tensors one thread at a
+time takes some, for two would wait for each other at every call of a kernel."""
+
+TOGETHER = 64
+"""Small tensors that a thread takes at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +111,29 @@ class _Pass:
     """One pass over the tensors of some files."""
 
     def __init__(self, files: Sequence[tuple[OneFile, OutputFile]], work: Work, progress: Progress | None) -> None:
-        self.work, self.outcome = work, Outcome()
+        self.work, self.outcome, self._turn = work, Outcome(), threading.Lock()
         self._places = {name: (out, at) for file, out in files for name, at in file.offsets.items()}
         self._names = [name for file, _ in files for name in file.tensors]
         self._advance = begun(progress, sum(self._weight(name) for name in self._names))
 
     def run(self, threads: int) -> Outcome:
         """Write every tensor."""
-        walk((self._visit(name) for name in self._names), threads=threads, stopped=self.work.stopped)
+        walk(self._visits(), threads=threads, stopped=self.work.stopped)
         return self.outcome
+
+    def _visits(self) -> Iterator[Visit]:
+        """The visits of all tensors; small ones that follow each other are one."""
+        for small, names in itertools.groupby(self._names, lambda name: self._weight(name) <= SMALL):
+            if not small:
+                yield from (self._visit(name) for name in names)
+                continue
+            while together := list(itertools.islice(names, TOGETHER)):
+                yield once([partial(self._small, together)])
+
+    def _small(self, names: Sequence[str]) -> None:
+        with self._turn:
+            for name in names:
+                finish(self._visit(name))
 
     def _weight(self, name: str) -> int:
         """Bytes that a tensor counts for in the progress."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantcli import architectures
-from quantcli.errors import QuantcliError
+from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.patterns import compiled, module_of
 from quantcli.planning.plan import Request, Rule
@@ -91,20 +91,32 @@ def _config(beside: Beside) -> dict[str, Any]:
         return {}
 
 
-def chosen(source: Source) -> tuple[str, tuple[Rule, ...]]:
-    """The preset for a model, and what it keeps of it, as rules before all others; no name where there is none, and for
-    names of tensors that no model of transformers has."""
+class Chosen(NamedTuple):
+    """The preset for a model, empty where there is none, what it keeps of it, as rules before all others, and what
+    there is to say of one that is not chosen."""
+
+    preset: str = ""
+    rules: tuple[Rule, ...] = ()
+    note: str = ""
+
+
+def chosen(source: Source) -> Chosen:
+    """The preset for a model; none for names of tensors that no model of transformers has."""
     names = [info.name for info in source.infos()]
     name = preset_of(source.beside)
-    if name is None or any(len(n) > LONGEST for n in names):
-        return "", ()
+    if name is None:
+        return Chosen()
+    long = next((n for n in names if len(n) > LONGEST), None)
+    if long is not None:
+        why = f"the name {printable(long, 60)} has {len(long)} characters, more than {LONGEST}"
+        return Chosen(note=f"no preset is chosen, because {why}; --recipe {name} takes that of such models")
     rules = [rule for rule in preset(name).rules if rule.scheme is None]
     if name == "llm":
         rules += _further_tokens(source.infos(), _config(source.beside))
     kept = [rule for rule in rules if any(map(compiled(rule.pattern, name), names))]
     if name == "diffusion":
         kept = _apart(kept, names)
-    return name, tuple(replace(rule, optional=True, preset=name) for rule in kept)
+    return Chosen(name, tuple(replace(rule, optional=True, preset=name) for rule in kept))
 
 
 def _further_tokens(infos: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[Rule]:

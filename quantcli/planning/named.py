@@ -33,6 +33,8 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "MXFP4A16": {**_FP4, **_MX},
     "MXFP4": {**_FP4, **_MX, "activations": "mxfp4"},
     "NVFP4A16": {**_FP4, **_NV},
+    "FP8": {**_FP8, "granularity": "tensor", "activations": "fp8-static"},
+    "NVFP4": {**_FP4, **_NV, "activations": "nvfp4"},
 }
 
 NAMES = (
@@ -43,9 +45,6 @@ NAMES = (
     *(t for t in TYPES if t not in _NAMED),
 )
 """The names that help lists; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
-
-STATIC = {"FP8": "FP8_DYNAMIC", "NVFP4": "NVFP4A16"}
-"""Names of schemes whose inputs are scaled by what was measured on data, and the nearest that need none."""
 
 
 def fields(name: str) -> dict[str, Any] | None:
@@ -71,10 +70,6 @@ def named(name: Any, place: str) -> dict[str, Any]:
         found = fields(name.upper().replace("-", "_"))
         if found is not None:
             return found
-        near = STATIC.get(name.upper())
-        if near is not None:
-            problem = f"{name.upper()} has scales of inputs that are measured on data"
-            raise UsageError(problem, place=[place], hint=f"{near} needs none")
-    close = difflib.get_close_matches(str(name).upper(), [*NAMES, *STATIC], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).upper(), NAMES, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "such as W4A16, W8A8, FP8_DYNAMIC or NVFP4A16"
     raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.experts import arranged
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
-from quantcli.planning import kinds
+from quantcli.planning import inputs, kinds
 from quantcli.planning.importance import Importance, load
 from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.plan import Request
@@ -42,6 +42,7 @@ class Order:
     container: bool = False
     max_shard_size: int | None = None
     importance: str | None = None
+    activation_scales: str | None = None
     digest: str = SETTINGS["digest"][0]
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
     from_recipe: frozenset[str] = frozenset()
@@ -54,7 +55,7 @@ class Order:
         return {**found, "to": NATIVE} if self.to == NATIVE else found
 
 
-def order(
+def made(
     recipe: Recipe,
     *,
     include: Sequence[str] = (),
@@ -66,6 +67,7 @@ def order(
     container: bool = False,
     max_shard_size: float | None = None,
     importance: str | None = None,
+    activation_scales: str | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
 ) -> Order:
@@ -86,6 +88,7 @@ def order(
         container=container or said.get("container", False),
         max_shard_size=None if limit is None else int(limit),
         importance=importance,
+        activation_scales=activation_scales,
         digest=digest or said.get("digest") or SETTINGS["digest"][0],
         on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
         from_recipe=frozenset(name for name, value in typed.items() if name in said and not value),
@@ -125,7 +128,10 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     export = named(to)
     if not fields.keys() - {"bits", "options"}:
         found = {**export.by_bits.get(fields.get("bits", 0), {}), **found}
-    for name, value in export.usual.items():
+    usual = export.usual
+    if usual.get("format", "int") != found.get("format", usual.get("format", "int")):
+        return found  # what is usual for another format does not suit this one
+    for name, value in usual.items():
         if name == "granularity":
             is_open = not {"granularity", "group_size", "axis"} & fields.keys()
         elif name == "group_size":
@@ -205,11 +211,15 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
     return found, f"{path}: {printable(unused[0], 200)}{more} belongs to no tensor of {source.path}"
 
 
-def request_of(source: Source, asked: Order, to: str | None, importance: Importance | None) -> Request:
+def request_of(
+    source: Source, asked: Order, to: str | None, importance: Importance | None, warn: Callable[[str], None]
+) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
-    says what is quantized, no preset does."""
+    says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
     said = asked.recipe.given or asked.include or not asked.keep_defaults
-    preset, kept = ("", ()) if said else kinds.chosen(source)
+    preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
+    if note:
+        warn(note)
     return Request(
         scheme=asked.recipe.default,
         rules=(*kept, *asked.recipe.rules),
@@ -221,6 +231,7 @@ def request_of(source: Source, asked: Order, to: str | None, importance: Importa
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
         importance=importance,
+        inputs=inputs.load(asked.activation_scales) if asked.activation_scales is not None else None,
         to=to,
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,

@@ -14,6 +14,7 @@ from quantcli.layouts.native import parts as native
 from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
+from quantcli.planning.inputs import InputScales, with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
 from quantcli.planning.reasons import ALL, NAMED, REASONS, SMALL, TABLES, VECTORS, which
 from quantcli.scheme import Scheme
@@ -55,12 +56,12 @@ class Rule:
 class Request:
     """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
-    counts, expressions for tensors that must have one scheme (see patterns.tied), the target (see exports) that must be
-    able to say it all, so that weights whose shape it cannot store are kept, and those its loader does not take where
-    they are in a model of this architecture, whether it is to write a container of tensors instead of a model, and
-    tensors of experts that the source cannot arrange as the target needs them, with the reason, and the graph of the
-    source, where the target writes it again. keep_embeddings:
-    whether embeddings and output heads are kept; None to do as the target's own tools."""
+    counts, the measured scales of inputs, expressions for tensors that must have one scheme (see patterns.tied), the
+    target (see exports) that must be able to say it all, so that weights whose shape it cannot store are kept, and
+    those its loader does not take where they are in a model of this architecture, whether it is to write a container
+    of tensors instead of a model, and tensors of experts that the source cannot arrange as the target needs them, with
+    the reason, and the graph of the source, where the target writes it again. keep_embeddings: whether embeddings and
+    output heads are kept; None to do as the target's own tools."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -70,6 +71,7 @@ class Request:
     keep_embeddings: bool | None = None
     max_shard_size: int | None = None
     importance: Importance | None = None
+    inputs: InputScales | None = None
     ties: tuple[str, ...] = ()
     to: str | None = None
     architecture: Architecture | None = None
@@ -188,7 +190,8 @@ def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
 def with_float32_scales(tensor: Quantized) -> Quantized:
     """The record of a tensor whose scales turned out not to fit the narrower dtype."""
     note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
-    return quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
+    found = quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
+    return replace(found, input_scale=tensor.input_scale)
 
 
 def suited(request: Request) -> Request:
@@ -245,6 +248,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     if request.to is not None:
         tensors = _mixed(tensors, request)
         tensors = [_for_target(tensor, request.to, request) for tensor in tensors]
+    tensors = with_scales(tensors, request.inputs, request.to)
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
@@ -368,12 +372,13 @@ def _for_target(tensor: Decided, target: str, request: Request) -> Decided:
 
 
 def _check_ties(plan: Plan, ties: Sequence[str]) -> None:
-    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself."""
+    """Raise UsageError when tensors that are tied have different schemes: the request contradicts itself. What a preset
+    keeps does not count: draft layers have experts too."""
     first: dict[str, Decided] = {}
     keys = tied(ties, [t.info.name for t in plan.tensors], "ties")
     for tensor in plan.tensors:
         key = keys.get(tensor.info.name)
-        if key is not None:
+        if key is not None and tensor.reason != "preset":
             other = first.setdefault(key, tensor)
             if other.scheme != tensor.scheme:
                 names = [t.scheme.name if t.scheme else "kept" for t in (other, tensor)]
@@ -412,6 +417,8 @@ def check(plan: Plan) -> None:
             hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
         raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
+    if plan.request is not None and plan.request.graph is not None:
+        return  # a graph has names of its own
     for tensor in plan.tensors:
         for output in native.outputs(tensor):
             if output.name in owner:

@@ -111,6 +111,8 @@ _ALL = (
     Reason(name="component", says="a part of a pipeline that is kept whole"),
     Reason(name="experts", says="stacked experts whose axes or order of rows cannot be determined"),
     Reason(name="nonfinite", says="NaN or infinite values, left alone on request", wanted=True),
+    Reason(name="moved", says="the codes of another tool's file, as export moved them", quantized=True),
+    Reason(name="plain", says="in floating point in the file that export took the codes from", wanted=True),
 )
 
 REASONS = {reason.name: reason for reason in _ALL}

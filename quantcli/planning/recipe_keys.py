@@ -19,7 +19,10 @@ SCHEME: Mapping[str, tuple[str, str]] = {
     "levels": ("2 to 256", "how many levels a codebook learns"),
     "codebook": ("list of numbers", "the levels of a codebook, ascending"),
     "scale_dtype": ("dtype", "how scales are stored"),
-    "activations": ("none, int8, fp8, fp8-group, mxfp8 or mxfp4", "how a runtime quantizes the inputs of the layer"),
+    "activations": (
+        "none, int8, fp8, fp8-group, fp8-static, mxfp8, mxfp4 or nvfp4",
+        "how the inputs of the layer are quantized",
+    ),
 }
 """Of a scheme: in `default` and in a rule."""
 

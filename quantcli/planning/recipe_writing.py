@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,28 @@ from quantcli.strict import LIMIT
 from quantcli.tensors.info import TensorInfo
 
 
-def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], asked: Request) -> Request:
-    """The request that gives every tensor the scheme it is wanted in: the commonest one for all, rules for the rest.
+def commonest(wanted: Iterable[Scheme | None]) -> Scheme:
+    """The scheme that most tensors are wanted in. Raises UsageError where all are kept."""
+    counts = Counter(s for s in wanted if s is not None)
+    if not counts:
+        raise UsageError("nothing would be quantized")
+    return max(counts, key=lambda s: (counts[s], s.name))
+
+
+def resolved(
+    infos: Sequence[TensorInfo],
+    wanted: Mapping[str, Scheme | None],
+    asked: Request,
+    *,
+    default: Scheme | None = None,
+    named: bool = False,
+) -> Request:
+    """The request that gives every tensor the scheme it is wanted in: a default for all, by default the commonest one,
+    rules for the rest. named: whether rules have every tensor that is quantized.
 
     Importances, target and sizes of files are those of the request that was asked.
     """
-    counts = Counter(s for s in wanted.values() if s is not None)
-    if not counts:
-        raise UsageError("nothing would be quantized")
-    default = max(counts, key=lambda s: (counts[s], s.name))
+    default = commonest(wanted.values()) if default is None else default
     others: dict[Scheme | None, list[str]] = defaultdict(list)
     found = replace(
         asked,
@@ -41,7 +54,7 @@ def resolved(infos: Sequence[TensorInfo], wanted: Mapping[str, Scheme | None], a
     )
     for tensor in make(infos, replace(found, importance=None)).tensors:
         scheme = wanted.get(tensor.info.name)
-        if scheme != tensor.scheme:
+        if scheme != tensor.scheme or (named and scheme is not None):
             others[scheme].append(tensor.info.name)
     rules = [Rule(p, scheme) for scheme, names in others.items() for p in patterns_of(names)]
     return replace(found, rules=(*found.rules, *rules))

@@ -6,6 +6,7 @@ those, as in `unet/*.to_q` or `re:text_encoder.*/.*mlp.*`; any other is for all 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -30,6 +31,17 @@ def scoped(pattern: str, component: str, components: Sequence[str]) -> str | Non
     if not any(test(name) for name in components):
         return pattern
     return head + rest if test(component) else None
+
+
+def scope(pattern: str, component: str) -> str:
+    """A pattern for the tensors of one component as it is for those of a pipeline.
+
+    >>> scope("*.to_q", "unet"), scope("re:conv.*", "text_encoder.2")
+    ('unet/*.to_q', 're:text_encoder\\.2/conv.*')
+    """
+    if pattern.startswith("re:"):
+        return f"re:{re.escape(component)}/{pattern.removeprefix('re:')}"
+    return f"{component}/{pattern}"
 
 
 def names_one(pattern: str, component: str) -> bool:

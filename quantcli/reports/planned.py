@@ -204,6 +204,8 @@ def _signed(difference: int) -> str:
 
 
 def _grouping(scheme: Scheme) -> str:
+    if scheme.granularity == "block":
+        return f"blocks of {scheme.group_size} x {scheme.group_size}"
     return f"groups of {scheme.group_size}" if scheme.group_size else f"per {scheme.granularity}"
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TOP = 256.0
 """The most that the scale of the group with the largest weight becomes."""
 
-AROUND = {"fast": (3, 3), "default": (6, 6), "best": (8, 8), "exact": (10, 10)}
+AROUND = {"fast": (1, 5), "default": (3, 6), "best": (6, 8), "exact": (10, 10)}
 """How many smaller and larger neighbours are tried: there are eight to a binade."""
 
 

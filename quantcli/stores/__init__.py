@@ -21,11 +21,7 @@ def open_source(path: str, variant: str | None = None) -> Source:
 
     Raises QuantcliError for a missing, unreadable, damaged or unsupported file.
     """
-    from quantcli.stores.checkpoint import Checkpoint
-    from quantcli.stores.files import InputFile
-    from quantcli.stores.npy import NpyFile, NpzFile
-    from quantcli.stores.onnx import OnnxFile
-
+    # Each store is imported where it is needed: most runs need one.
     if path == "-" and variant is None:
         from quantcli.stores.safetensors import SafetensorsFile
         from quantcli.stores.standard import open_input
@@ -35,23 +31,34 @@ def open_source(path: str, variant: str | None = None) -> Source:
     if variant is not None and not os.path.isdir(path):
         raise UsageError("only folders have variants", place=["--variant"], hint="leave it out")
     if os.path.isdir(path) or lower.endswith(".json"):
+        from quantcli.stores.checkpoint import Checkpoint
+
         return Checkpoint(path, variant)
-    if lower.endswith(".npy"):
-        return NpyFile(path)
-    if lower.endswith(".npz"):
-        return NpzFile(path)
-    file = InputFile(path)
-    return OnnxFile(file) if lower.endswith(".onnx") else _by_content(file, lower)
+    if lower.endswith((".npy", ".npz")):
+        from quantcli.stores.npy import NpyFile, NpzFile
+
+        return NpyFile(path) if lower.endswith(".npy") else NpzFile(path)
+    from quantcli.stores.files import InputFile
+
+    return _by_content(InputFile(path), lower)
 
 
 def _by_content(file: InputFile, name: str) -> Source:
-    """The source in a file whose name does not tell. A pickle under the name of a safetensors file is not read: that
-    name promises a file without one."""
-    from quantcli.stores.gguf import is_gguf
-    from quantcli.stores.gguf_shards import open_gguf
-    from quantcli.stores.safetensors import SafetensorsFile
-    from quantcli.stores.torch_file import TorchFile, is_torch
+    """The source in a file that is not an array. A pickle under the name of a safetensors file is not read: that name
+    promises a file without one."""
+    if name.endswith(".onnx"):
+        from quantcli.stores.onnx import OnnxFile
 
-    if name.endswith(".gguf") or is_gguf(file):
+        return OnnxFile(file)
+    if name.endswith(".gguf") or (file.size >= 8 and file.read(0, 4) == b"GGUF"):
+        from quantcli.stores.gguf_shards import open_gguf
+
         return open_gguf(file)
-    return TorchFile(file) if not name.endswith(".safetensors") and is_torch(file) else SafetensorsFile(file)
+    if not name.endswith(".safetensors"):
+        from quantcli.stores.torch_file import TorchFile, is_torch
+
+        if is_torch(file):
+            return TorchFile(file)
+    from quantcli.stores.safetensors import SafetensorsFile
+
+    return SafetensorsFile(file)

@@ -16,7 +16,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.stores.source import Earlier, Source, Unsplit
+from quantcli.stores.source import Earlier, Source, Turned, Unsplit
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Computed:
     little-endian C-order bytes from byte `start`; it may be called from several threads. parts: all the stored tensors
     it is made of, wholly or in part. earlier: the codes it is decoded from, if it is. note: what was done to it, for
     people. runs: of a tensor that is runs of elements of stored ones, one after another, each by its tensor, its first
-    element and how many; empty for any other.
+    element and how many; empty for any other. turned: as of every source.
     """
 
     info: TensorInfo
@@ -43,6 +43,7 @@ class Computed:
     earlier: Earlier | None = None
     note: str = ""
     runs: tuple[tuple[str, int, int], ...] = ()
+    turned: Turned | None = None
 
 
 def by_elements(
@@ -131,14 +132,16 @@ class Derived(Source):
         metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
         decoded_from: str = "",
         others: Sequence[Source] = (),
+        warnings: Sequence[str] | None = None,
         unsplit: Mapping[str, Unsplit] = MappingProxyType({}),
         arranged: str = "",
     ) -> None:
-        """metadata: what the header of a file says now. decoded_from, unsplit, arranged: as for every source. others:
-        further sources that tensors are made of. Raises DataError where two tensors have one name."""
+        """metadata: what the header of a file says now. decoded_from, warnings, unsplit, arranged: as for every source.
+        others: further sources that tensors are made of. Raises DataError where two tensors have one name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
-        self.warnings, self.unsplit, self.arranged = base.warnings, unsplit, arranged
+        self.warnings = base.warnings if warnings is None else warnings
+        self.unsplit, self.arranged = unsplit, arranged
         self.network = base.network
         self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
@@ -200,6 +203,9 @@ class Derived(Source):
     def passed(self, name: str, start: int, size: int) -> None:
         # Only of a pipe does this matter, and there every tensor is as it is stored.
         self._base.passed(self._tensors[name].home, start, size)
+
+    def turned(self, name: str) -> Turned | None:
+        return self._tensors[name].turned
 
     def release(self, name: str) -> None:
         for part in self._tensors[name].parts:

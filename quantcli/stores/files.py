@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Sequence
 
@@ -257,7 +256,7 @@ class OutputFile:
         folder, base = os.path.split(path)
         self.folder = folder or "."
         short = base.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
-        name = f".{short}.quantcli-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        name = f".{short}.quantcli-{os.getpid()}-{os.urandom(4).hex()}.tmp"
         self.temp = os.path.join(within or self.folder, name)
         self._fd = -1
         try:

@@ -299,11 +299,6 @@ def _parse(file: InputFile) -> tuple[int, Keys, list[Entry], int]:
     return version, Keys(file, values, places), entries, start
 
 
-def is_gguf(file: InputFile) -> bool:
-    """Whether a file begins like a GGUF."""
-    return file.size >= 8 and file.read(0, 4) == MAGIC
-
-
 class GgufFile(Source):
     """A GGUF file as a source.
 

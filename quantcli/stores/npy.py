@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
 import threading
 import zipfile
 import zlib
@@ -244,6 +243,8 @@ class NpzFile(Source):
         return zipped.data_of(self.file, member)
 
     def _spool(self, member: zipfile.ZipInfo) -> InputFile:
+        import tempfile
+
         with tempfile.TemporaryFile() as spool:
             with self._zip.open(member) as stream:
                 size = 0

@@ -28,7 +28,7 @@ COMPUTING = {
     "MatMulInteger": ((1, -1, 3),), "ConvInteger": ((1, -1, 3),), "QLinearMatMul": ((3, 4, 5), (0, 1, 2)),
     "QLinearConv": ((3, 4, 5),), "QGemm": ((3, 4, 5),), "QAttention": ((1, 4, 7),),
     "MatMulIntegerToFloat": ((1, 3, 5),),
-    "DynamicQuantizeMatMul": ((1, 2, 3),), "DynamicQuantizeLSTM": ((1, 8, 9), (2, 10, 11)),
+    "DynamicQuantizeMatMul": ((1, 2, 3),), "DynamicQuantizeLSTM": ((1, 8, 9), (2, 10, 11)), "Gather": ((0, -1, -1),),
 }  # fmt: skip
 """The same of operators that compute with codes; -1 for scales that come in later, behind the product."""
 

@@ -281,8 +281,14 @@ class Reader:
         for node in self._nodes.values():
             decodes = node.known in DECODING and (node.known == "DequantizeLinear" or node.domain == CONTRIB)
             computes = node.known in (*COMPUTING, *OTHERS) or node.known.startswith(("QLinear", "QOrdered"))
-            if decodes or computes:
+            if decodes or (computes and (node.known != "Gather" or self._takes_codes(node))):
                 yield node
+
+    def _takes_codes(self, node: _Node) -> bool:
+        """Whether a node looks up rows of codes, by the names that onnxruntime's quantizers give these."""
+        name = node.scope.listed(node.inputs[0]) if node.inputs else ""
+        stem = name.removesuffix("_quantized")
+        return stem != name and name in self.entries and f"{stem}_scale" in self.entries
 
     def _pass_over_operands(self) -> None:
         """Drop constants that are shapes, axes, indices or single numbers, unless a node decodes with them."""
@@ -328,7 +334,7 @@ class Reader:
     def result(self) -> Graph:
         """The facts about tensors that the nodes give."""
         nodes, integer, computed = list[Node](), list[Node](), dict[str, str]()
-        for node in self._decodes():
+        for node in sorted(self._decodes(), key=lambda node: node.operator == "Gather"):  # which tells the least
             names = tuple(map(node.scope.listed, node.inputs))
             if node.operator in DECODING:
                 nodes.append(self._decoding(node, names))

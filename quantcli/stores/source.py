@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from quantcli.stores.files import InputFile
     from quantcli.stores.gguf_types import Block
     from quantcli.stores.onnx_graph import Graph
+
+
+Turned = Callable[[int, int, int], "NDArray[Any]"]
+"""Every so many of the rows first to last: (first, last, step)."""
 
 
 class HeaderDocument(NamedTuple):
@@ -112,6 +116,10 @@ class Source(Protocol):
         later."""
         for number, run in enumerate(runs):
             self.read(name, start + number * step, run.data)
+
+    def turned(self, name: str) -> Turned | None:
+        """What reads a tensor with its last two axes exchanged, where it is stored so and decoded as it is read."""
+        return None
 
     def passed(self, name: str, start: int, size: int) -> None:
         """Declare that these bytes of a tensor will not be read again; those of a pipe are kept until then."""

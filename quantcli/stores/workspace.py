@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import stat
@@ -28,6 +27,8 @@ def partial_of(path: str) -> str:
     parent, base = os.path.split(path)
     raw = os.fsencode(base)
     if len(raw) > 200:
+        import hashlib  # most of the time OpenSSL is 3 MiB for nothing
+
         short = raw[:160].decode("utf-8", "ignore")
         base = f"{short}-{hashlib.sha256(raw).hexdigest()[:16]}"
     return os.path.join(parent, f".{base}.quantcli-partial")

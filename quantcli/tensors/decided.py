@@ -41,13 +41,14 @@ class Kept:
     grouping: ClassVar[None] = None
     scale_dtype: ClassVar[str] = ""
     importance: ClassVar[None] = None
+    input_scale: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:
     """A tensor that is quantized: its scheme, the rows that are packed, and the safetensors dtype of its scales.
 
-    importance: of its columns, where errors are weighted.
+    importance: of its columns, where errors are weighted. input_scale: the measured scale of the inputs of its layer.
     """
 
     info: TensorInfo
@@ -57,6 +58,7 @@ class Quantized:
     scale_dtype: str
     note: str = ""
     importance: Columns | None = None
+    input_scale: float | None = None
     disposition: ClassVar[str] = "quantized"
 
 

@@ -7,9 +7,13 @@ little-endian C-order bytes, whatever the file they came from.
 
 from __future__ import annotations
 
-import hashlib
+import threading
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xxhash import xxh3_128
 
 Read = Callable[[int, memoryview], None]
 """Fills a buffer with the bytes of a tensor from an offset on."""
@@ -18,36 +22,63 @@ CHUNK = 1 << 18
 
 
 class Chunks:
-    """The digests of a tensor's chunks, filled in from several threads."""
+    """The digests of a tensor's chunks, filled in from several threads.
+
+    Of a chunk that blocks cut, a beginning is kept as the state of its hash until the block after it is added, and a
+    block that is added before the one ahead of it as its bytes: of these there are no more than threads.
+    """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self._digests = bytearray(16 * -(-nbytes // CHUNK))
         self._seen = bytearray(-(-nbytes // CHUNK))
+        self._lock = threading.Lock()
+        self._begun: dict[int, tuple[xxh3_128, int]] = {}
+        self._ahead: dict[int, bytes] = {}
 
-    def add(self, start: int, block: memoryview, read: Read) -> None:
-        """Add the chunks that begin inside the `block` of bytes from `start`; `read` fetches the bytes of the last one
-        that lie beyond it."""
+    def add(self, start: int, block: memoryview) -> None:
+        """Add the `block` of bytes from `start`."""
         from xxhash import xxh3_128
 
         end = start + len(block)
-        for at in range(-(-start // CHUNK) * CHUNK, end, CHUNK):
-            stop = min(at + CHUNK, self.nbytes)
-            hasher = xxh3_128(block[at - start : stop - start])
-            if stop > end:
-                rest = bytearray(stop - end)
-                read(end, memoryview(rest))
-                hasher.update(rest)
-            self._digests[at // CHUNK * 16 : at // CHUNK * 16 + 16] = hasher.digest()
-            self._seen[at // CHUNK] = 1
+        first = min(-(-start // CHUNK) * CHUNK, end)
+        for at in range(first, end, CHUNK):
+            part = block[at - start : at - start + CHUNK]
+            self._continue(xxh3_128(part), at // CHUNK, at + len(part))
+        if start < first:
+            self._append(start, block[: first - start])
+
+    def _append(self, start: int, part: memoryview) -> None:
+        """Add bytes of a chunk that begins before them."""
+        with self._lock:
+            begun = self._begun.pop(start, None)
+            if begun is None:
+                self._ahead[start] = bytes(part)
+                return
+        hasher, chunk = begun
+        hasher.update(part)
+        self._continue(hasher, chunk, start + len(part))
+
+    def _continue(self, hasher: xxh3_128, chunk: int, end: int) -> None:
+        """Finish a chunk that is hashed up to `end`, or keep it until more of it is added."""
+        with self._lock:
+            while end < min((chunk + 1) * CHUNK, self.nbytes):
+                part = self._ahead.pop(end, None)
+                if part is None:
+                    self._begun[end] = hasher, chunk
+                    return
+                hasher.update(part)
+                end += len(part)
+            self._digests[chunk * 16 : chunk * 16 + 16] = hasher.digest()
+            self._seen[chunk] = 1
 
     def complete(self, read: Read) -> None:
-        """Read and add the chunks that do not begin in any block."""
+        """Read and add the chunks of which a part was not added."""
         at = self._seen.find(0)
         while at >= 0:
             block = memoryview(bytearray(min(CHUNK, self.nbytes - at * CHUNK)))
             read(at * CHUNK, block)
-            self.add(at * CHUNK, block, read)
+            self.add(at * CHUNK, block)
             at = self._seen.find(0, at)
 
     def hexdigest(self) -> str:
@@ -59,6 +90,8 @@ class Chunks:
 
 def sha256(nbytes: int, read: Read) -> str:
     """The SHA-256 of a tensor, read in order."""
+    import hashlib  # OpenSSL is 3 MiB that few runs need
+
     hasher, buffer = hashlib.sha256(), memoryview(bytearray(min(nbytes, 1 << 20)))
     for start in range(0, nbytes, 1 << 20):
         block = buffer[: min(1 << 20, nbytes - start)]
@@ -92,7 +125,7 @@ class Digested:
     def see(self, start: int, block: memoryview) -> None:
         """Add a block that was read."""
         if self._chunks is not None:
-            self._chunks.add(start, block, self._read)
+            self._chunks.add(start, block)
 
     def apart(self) -> list[Callable[[], None]]:
         """The extra pass of SHA-256, which reads the tensor in order."""
@@ -112,7 +145,7 @@ class Digested:
         self._sha256 = sha256(self._nbytes, self._read)
 
     def found(self) -> str | None:
-        """The digest; reads the chunks that begin in no block, and everything for a SHA-256 without `apart`."""
+        """The digest; reads the chunks of which a part was not seen, and everything for a SHA-256 without `apart`."""
         if self._chunks is not None:
             self._chunks.complete(self._read)
             return self._chunks.hexdigest()

@@ -254,7 +254,7 @@ class Fit:
 
 def largest(kernels: Kernels, tile: Tile) -> Any:
     """The largest magnitude of a tile. Raises NotFinite."""
-    found = tile.ranges(kernels)
+    found = kernels.ranges(replace(tile, group=max(tile.cols, 1), seen={}))
     if not found.finite:
         raise NotFinite
     return np.abs(found.extreme).max(initial=np.float32(0))

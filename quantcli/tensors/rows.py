@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quantcli.asking import sees_channels_whole
 from quantcli.errors import UsageError
 from quantcli.kernels import row_bytes
 from quantcli.scheme import MAX_GROUP, Scheme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WIDEST_COLUMNS = 1 << 22
 """Longest row whose columns may have separate parameters: those are vectors as long as the row."""
@@ -189,11 +196,13 @@ def _blocks(rows: int, cols: int, lead: tuple[int, ...], side: int) -> Grouping:
     """The grouping of a matrix, or of a stack of them, in blocks of `side` rows and columns."""
     if cols > WIDEST_BLOCKS:
         raise UsageError(f"blocks of {side} rows of {cols} weights are not supported", hint="use groups")
+    across = -(-cols // side)
+    if len(lead) > 1 and 0 < lead[-1] < side:  # a row of blocks for each matrix, however low
+        return Grouping(rows, cols, max(1, min(side, cols)), None, lead, (lead[0], 1, across), lead[-1])
     if len(lead) > 1 and lead[-1] % side:
         hint = "use groups, or a block size that divides it"
         raise UsageError(f"blocks of {side} rows would cross matrices of {lead[-1]} rows", hint=hint)
-    down, across = -(-rows // side), -(-cols // side)
-    shape = (down, across) if len(lead) == 1 else (lead[0], lead[1] // side, across)
+    shape = (-(-rows // side), across) if len(lead) == 1 else (lead[0], lead[1] // side, across)
     return Grouping(rows, cols, max(1, min(side, cols)), None, lead, shape, side)
 
 
@@ -205,3 +214,16 @@ def column_repeats(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     """
     axis %= len(shape)
     return math.prod(shape[1:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def runs(places: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Places that follow each other: the first of them, and which of all they are.
+
+    >>> [(first, which.tolist()) for first, which in runs(np.array([4, 7, 5, 6, 0]))]
+    [(0, [4]), (4, [0, 2, 3, 1])]
+    """
+    order: NDArray[np.intp] = np.argsort(places, kind="stable")
+    ordered = places[order]
+    ends = [0, *(np.flatnonzero(np.diff(ordered) != 1) + 1).tolist(), len(ordered)]
+    for low, high in pairwise(ends):
+        yield int(ordered[low]), order[low:high]

@@ -94,8 +94,8 @@ def test_dequantize_writes_safetensors_only() -> None:
 def test_onnx_would_be_no_model() -> None:
     line = one_line(run("quantize", DIGITS, "--to", "onnx"), 2)
     assert (
-        line == f"{DIGITS}: --to onnx: the file would hold the weights without the model's graph; --container "
-        "writes that file, a MatMulNBits node for each weight"
+        line == f"{DIGITS}: --to onnx: the file would hold the weights without the model's graph; name the "
+        ".onnx file of the model; --container writes a MatMulNBits node for each weight, which is no model"
     )
 
 

@@ -244,6 +244,26 @@ def test_patterns_may_name_a_component(source: Path) -> None:
     assert found["vae/decoder.attention.to_q.weight"] == "w8g128" and found[q] == "w4g128"
 
 
+@pytest.mark.parametrize("words", [
+    [], ["--to", "native", "--override", "unet/*.to_q:bits=8", "--override", "re:text_encoder/.*fc1:keep"],
+    ["--include", "vae/*", "--include", "*fc1*"], ["--to", "bnb-nf4"], ["--no-default-keep", "--bits", "3"],
+])  # fmt: skip
+def test_a_saved_recipe_makes_the_same_again(words: list[str], source: Path) -> None:
+    """Schemes of every component, those that are kept whole and those that are named too; same bytes but for headers,
+    which hold the request."""
+    ran = run("quantize", source, *words, "--save-recipe", "r.yaml", "-o", "out", "--json")
+    assert ran.code == 0, ran.err
+    again = run("quantize", source, "--recipe", "r.yaml", "-o", "again", "--json")
+    assert again.code == 0, again.err
+    schemes = [{t["name"]: t["scheme"] for t in one.json["tensors"]} for one in (ran, again)]
+    assert schemes[0] == schemes[1]
+    for path in Path("out").rglob("*.safetensors"):
+        ours, theirs = load(path), load(Path("again") / path.relative_to("out"))
+        assert {n: t.data for n, t in ours.items()} == {n: t.data for n, t in theirs.items()}
+    if not words:
+        assert "match: 're:unet/" in Path("r.yaml").read_text()  # what the preset keeps
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["--include", "unet/nothing"], "'unet/nothing' matches no tensor; near it: unet/"),
     (["--exclude", "*.to_p"], "'*.to_p' matches no tensor"),
@@ -251,7 +271,7 @@ def test_patterns_may_name_a_component(source: Path) -> None:
     (["--to", "compressed-tensors"], "diffusers does not load compressed-tensors; use --to bnb-nf4"),
     (["--to", "mlx"], "does not load mlx"),
     (["--target-bpw", "5"], "budgets are those of one model"),
-    (["--save-recipe", "r.yaml"], "a recipe is that of one model"),
+    (["--save-recipe", "pipe/model_index.json"], "pipe/model_index.json"),
     (["-o", "-"], "a pipeline is written as a folder"),
     (["-o", "out.safetensors"], "a pipeline is written as a folder"),
     (["--override", "vae/norm:keep"], "'vae/norm' matches no tensor"),

@@ -234,6 +234,29 @@ def test_a_broken_configuration_beside_a_single_file_is_not_its_own(tmp_path: Pa
     assert "not valid JSON" in one_line(run("quantize", source, "-o", tmp_path / "out"), 1)
 
 
+@pytest.mark.parametrize(("name", "others"), [
+    ("l.k.zero", {"l.k.scale": ("F16", (64, 1)), "l.k.zero": ("F16", (64, 1)), "l.k.nbits": ("I32", ())}),
+    ("l.k._weight_scale", {"l.k._weight_scale": ("F32", (64, 1))}),
+    ("l.k._weight_scale_and_zero", {"l.k._weight_scale_and_zero": ("BF16", (2, 64, 2))}),
+])  # fmt: skip
+def test_scales_without_their_codes_are_refused(name: str, others: Tensors, tmp_path: Path) -> None:
+    """As of a shard whose codes are in another file: of HQQ and torchao, whose scales have common names."""
+    source = model(tmp_path / "source", {**FLOATS, **others})
+    line = one_line(run("quantize", source, "-o", tmp_path / "out"), 1)
+    assert f"{name} is there, but not the codes that it belongs to" in line
+    assert run("quantize", source, "-o", tmp_path / "out", "--source-layout", "plain").code == 0
+
+
+def test_scales_of_activations_are_said_to_be_left_out(tmp_path: Path) -> None:
+    tensors, config, _ = DECODED["ModelOpt FP8"]
+    source = model(tmp_path / "source", {**FLOATS, **tensors, "l.q.output_scale": ("F32", ())}, config)
+    said = "left out, scales of activations or caches: l.q.input_scale and 1 more"
+    assert said in run("quantize", source, "-o", tmp_path / "out", "--json").json["warnings"]
+    assert said in run("dequantize", source, "-o", tmp_path / "floats", "--json").json["warnings"]
+    for words in (["plan", source, "--target-bpw", "9"], ["sweep", source]):
+        assert said in run(*words).err
+
+
 # ---- floats that only look like it ------------------------------------------------------------------------------
 
 

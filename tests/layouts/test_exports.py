@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from making import (
     sparse_model,
     to,
 )
+from onnx_parts import fields
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
@@ -40,6 +40,7 @@ from quantcli import Scheme, registry
 from quantcli.kernels import QuantParams
 from quantcli.layouts import awq, pieces
 from quantcli.layouts.onnx import write as onnx
+from quantcli.layouts.reader import is_published
 from quantcli.layouts.writer import Codes, named
 from quantcli.models import open_model
 from quantcli.tensors import packing
@@ -90,8 +91,17 @@ def flags(name: str) -> list[str]:
     return found
 
 
+def in_float16(name: str) -> list[str]:
+    """The options for a scheme by its name, with scales in float16 where these are floats."""
+    found = flags(name)
+    return found if "--scale-dtype" in found else [*found, "--scale-dtype", "float16"]
+
+
 def scheme(name: str) -> Scheme:
     """The scheme of a name."""
+    for schemes in DERIVED.values():
+        if name in schemes:
+            return schemes[name]
     options = dict(zip(flags(name)[::2], flags(name)[1::2])) if "asym" not in name and "float" not in name else {}
     fields: dict[str, Any] = {
         "format": options.get("--type", "int"), "bits": int(options.get("--bits", 4)),
@@ -142,33 +152,6 @@ def nf4(path: Path) -> dict[str, np.ndarray]:
         levels = tensors[f"{name}.quant_map"].array
         found[name] = (levels[codes] * np.repeat(absmax, state["blocksize"])).reshape(state["shape"])
     return found
-
-
-def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message: numbers, and bytes of anything else."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-        else:
-            assert key & 7 == 2
-            size = varint()
-            assert at + size <= len(data)
-            yield key >> 3, data[at : at + size]
-            at += size
 
 
 def graph(path: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
@@ -289,7 +272,7 @@ def test_awkward_shapes(target: str, name: str, shapes: Path, tmp_path: Path) ->
     reason, bit for bit; and export says the same of the native file."""
     extension = named(target).extension or ".safetensors"
     out, native = tmp_path / f"out{extension}", tmp_path / "native.safetensors"
-    options = [*flags(name), "--no-default-keep", "--exclude", "plain", "--scale-dtype", "float16"]
+    options = [*in_float16(name), "--no-default-keep", "--exclude", "plain"]
     ran = run("quantize", shapes, *options, *to(target), "-o", out, "--json")
     assert ran.code == 0, ran.err
     assert not left_behind(tmp_path)
@@ -303,7 +286,8 @@ def test_awkward_shapes(target: str, name: str, shapes: Path, tmp_path: Path) ->
     assert seen.keys() == {t["name"] for t in ran.json["tensors"] if t["disposition"] == "quantized"}
     lossy = target in ("mlx", "gguf") and name.endswith("-asym")
     for weight, values in seen.items():
-        np.testing.assert_allclose(values, expected[weight], rtol=0, atol=0.02 * np.abs(expected[weight]).max() * lossy)
+        apart = 0.02 if lossy else 0.004 if is_published(name) else 0  # these are read rounded to a dtype of 16 bits
+        np.testing.assert_allclose(values, expected[weight], rtol=0, atol=apart * np.abs(expected[weight]).max())
     again = tmp_path / f"again{extension}"
     ran = run("export", native, *to(target), "-o", again, "--json")
     assert ran.code == 0, ran.err
@@ -523,7 +507,7 @@ def test_requantize(target: str, tmp_path: Path) -> None:
         tmp_path / "model.safetensors",
         {
             "a.weight": gaussian(64, 128),
-            "b.weight": gaussian(64, 192, seed=1),
+            "b.weight": gaussian(64, 256, seed=1),
             "conv.weight": gaussian(16, 8, 3, 3),
             "c.bias": gaussian(64),
         },
@@ -638,13 +622,14 @@ def test_folders(target: str, tmp_path: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "tokenizer.json").write_text("{}")
     name = usual(target)
-    ran = run("quantize", folder, *flags(name), *to(target), "--keep-embeddings", "--scale-dtype", "float16", "--json")
+    ran = run("quantize", folder, *in_float16(name), *to(target), "--keep-embeddings", "--json")
     assert ran.code == 0, ran.err
     out = Path(ran.json["output"])
     assert out == tmp_path / f"in-{name}-{target}" and not left_behind(tmp_path)
     names = {p.name for p in out.iterdir()}
     shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
-    assert names == {*shards, "model.safetensors.index.json", "config.json", "tokenizer.json", "README.md"}
+    more = {"hf_quant_config.json"} if target == "modelopt" else set()
+    assert names == {*shards, *more, "model.safetensors.index.json", "config.json", "tokenizer.json", "README.md"}
     index = json.loads((out / "model.safetensors.index.json").read_text())
     held = {n: s for s in shards for n in load(out / s)}
     assert index["weight_map"] == held
@@ -653,7 +638,9 @@ def test_folders(target: str, tmp_path: Path) -> None:
     before = json.loads((LLAMA / "config.json").read_text())
     assert {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")} == before
     method = config["quantization_config"].get("quant_method", "mlx")
-    assert method == {"bnb-nf4": "bitsandbytes", "comfyui": "compressed-tensors"}.get(target, target)
+    assert method == {
+        "bnb-nf4": "bitsandbytes", "comfyui": "compressed-tensors", "fp8-blocks": "fp8",
+    }.get(target, target)  # fmt: skip
     if target == "comfyui":
         for shard in shards:
             layers = json.loads(metadata_of(out / shard)["_quantization_metadata"])["layers"]
@@ -662,7 +649,9 @@ def test_folders(target: str, tmp_path: Path) -> None:
         assert run("report", out).code == 0
     elif target != "bnb-nf4":
         assert run("compare", folder, out, "--min-sqnr", 15).code == 0
-    again = run("quantize", folder, *flags(name), "--scale-dtype", "float16", "-o", tmp_path / "native")
+    own = ["--to", "native"] if target in DERIVED else []
+    own += [w for t in ran.json["tensors"] if t["reason"] == "target" for w in ("--exclude", t["name"])]
+    again = run("quantize", folder, *in_float16(name), *own, "-o", tmp_path / "native")
     assert again.code == 0
     assert run("export", tmp_path / "native", *to(target), "-o", tmp_path / "second", "--threads", 1).code == 0
     assert {n: t for s in shards for n, t in load(tmp_path / "second" / s).items()} == {
@@ -851,7 +840,9 @@ def test_a_report_on_an_export_knows_its_source(target: str, tmp_path: Path, mon
     if found["summary"]["sqnr_db"] is None:
         assert "the file stores no errors: --against ORIGINAL measures them\n" in run("report", out).out
     again = json.loads(run("report", out, "--against", model, "--json").out)
-    assert again["summary"]["sqnr_db"] == pytest.approx(made["summary"]["sqnr_db"], abs=1e-6)
+    # What is published in small floats is read rounded to the dtype that the library decodes it to.
+    published = any(is_published(t["scheme"] or "") for t in made["tensors"])
+    assert again["summary"]["sqnr_db"] == pytest.approx(made["summary"]["sqnr_db"], abs=0.05 if published else 1e-6)
     assert again["summary"]["kept"] == made["summary"]["kept"]
     assert b"secret" not in out.read_bytes()
     other = save(tmp_path / "other.safetensors", load_file(model))

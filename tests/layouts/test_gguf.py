@@ -19,6 +19,7 @@ from making import BF16, GOLDEN_FILES, ROOT, load, one_line, run, save
 
 from quantcli.errors import DataError, QuantcliError
 from quantcli.layouts import reader as reading
+from quantcli.layouts.gguf.families import of_architecture
 from quantcli.layouts.gguf.names import gguf_name, hf_name, imatrix_name
 from quantcli.planning.imatrix import importances
 from quantcli.stores import open_source
@@ -264,8 +265,9 @@ def test_opening_costs_no_memory_for_a_vocabulary(tmp_path: Path) -> None:
 
 def test_names_are_those_of_the_gguf_package() -> None:
     table = json.loads((GOLDEN / "names.json").read_text())
-    assert {name: gguf_name(name) for name in table} == table
-    assert {hf_name(name) for name in table.values()} == set(table)
+    qwen = of_architecture("qwen3")
+    assert {name: gguf_name(name, qwen) for name in table} == table
+    assert {hf_name(name, qwen) for name in table.values()} == set(table)
     assert gguf_name("model.layers.12.self_attn.k_proj.bias") == "blk.12.attn_k.bias"
     for other in ("model.layers.01.mlp.up_proj.weight", "model.layers.1.mlp.up_proj", "lm_head", "lm_head.scale",
                   "model.layers.1.mlp.experts.0.up_proj.weight", "x.model.norm.weight", ""):  # fmt: skip

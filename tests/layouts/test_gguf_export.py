@@ -32,6 +32,7 @@ from strategies import gaussian
 import quantcli
 from quantcli.layouts import pieces
 from quantcli.layouts.gguf import write as gguf
+from quantcli.layouts.gguf.families import families
 from quantcli.passes import outputs
 from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
@@ -394,8 +395,7 @@ def test_damaged_files_beside_the_weights(name: str, content: str, words: str, l
 # ---- containers -------------------------------------------------------------------------------------------------
 
 NOT_A_MODEL = "the file is a container of these tensors, not a model that llama.cpp runs"
-SUPPORTED = ("LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, "
-             "Qwen2MoeForCausalLM, Qwen3MoeForCausalLM")  # fmt: skip
+SUPPORTED = f"supported: {', '.join(sorted(family.architecture for family in families()))}"
 
 
 def test_a_container_of_anything(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_a_container_of_anything(tmp_path: Path) -> None:
     assert {t["name"] for t in compared["tensors"] if not t["exact"]} == {"w"}
 
 
-@pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "BertModel", "Phi3ForCausalLM", None])
+@pytest.mark.parametrize("name", ["MambaForCausalLM", "T5Model", "LlamaModel", None])
 def test_other_architectures_are_refused(name: str | None, llama: Path, tmp_path: Path) -> None:
     """llama.cpp would not load the file, so there is none, and no weight is read; --container insists."""
     native, out = tmp_path / "native", tmp_path / "out.gguf"
@@ -452,7 +452,7 @@ def test_other_architectures_are_refused(name: str | None, llama: Path, tmp_path
         changed(folder, architectures=[name] if name else None)
         line = one_line(run(*words, folder, "--to", "gguf", "-o", out, "-q"), 2)
         assert line == (f"{folder}: config.json: {f'{name} is' if name else 'models without architectures are'} not "
-                        f"supported by --to gguf; supported: {SUPPORTED}; --container writes a GGUF of the tensors "
+                        f"supported by --to gguf; {SUPPORTED}; --container writes a GGUF of the tensors "
                         "alone, which llama.cpp does not run")  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "native"]
 
@@ -467,7 +467,7 @@ def test_a_file_without_its_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_architecture_as_a_container(llama: Path, tmp_path: Path) -> None:
-    changed(llama, architectures=["GemmaForCausalLM"])
+    changed(llama, architectures=["MambaForCausalLM"])
     out = tmp_path / "out.gguf"
     ran = run("quantize", llama, *to("gguf"), "-o", out)
     assert ran.code == 0 and ran.err == f"quantcli: {NOT_A_MODEL}\n"
@@ -480,8 +480,6 @@ def test_a_folder_of_another_architecture_as_a_container(llama: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"n" * 64: ("F32", (4,), bytes(16))}, "its name is longer than the 63 bytes llama.cpp has room for"),
-        ({"\u00e9" * 32: ("F32", (4,), bytes(16))}, "its name is longer than the 63 bytes"),
         ({"five": ("F32", (1, 1, 1, 1, 4), bytes(16))}, "five: 5 dimensions, and GGUF has up to 4"),
         ({"e": ("F8_E8M0", (4,), b"\1\2\3\4")}, "e: GGUF has no F8_E8M0"),
         ({"u": ("U64", (1,), bytes(8))}, "u: GGUF has no U64"),

@@ -18,8 +18,9 @@ from quantcli import Scheme, quantize
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.layouts import reader as reading
 from quantcli.layouts.gguf.blocks import block_type, encode, obstacle
-from quantcli.layouts.gguf.llama import FAMILIES, architecture_of, llama_model, turned
-from quantcli.layouts.gguf.names import ARCHITECTURES
+from quantcli.layouts.gguf.families import families
+from quantcli.layouts.gguf.model import family_of, model_of
+from quantcli.layouts.gguf.rows import turned
 from quantcli.layouts.gguf.vocabulary import vocabulary
 from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
@@ -296,7 +297,7 @@ def test_rows_go_in_pairs() -> None:
 
 
 def test_the_keys_of_a_llama() -> None:
-    model = llama_model(CONFIG, tiny_infos())
+    model = model_of(CONFIG, tiny_infos())
     assert model.architecture == "llama" and model.vocabulary == 128 and model.made == {} and model.notes == ()
     assert model.keys == {
         "llama.vocab_size": 128, "llama.context_length": 256, "llama.embedding_length": 64, "llama.block_count": 2,
@@ -306,7 +307,7 @@ def test_the_keys_of_a_llama() -> None:
         "llama.rope.freq_base": 10000.0}  # fmt: skip
     by_name = {t.name: t for t in model.tensors}
     assert len(by_name) == 21
-    assert {n: t.heads for n, t in by_name.items() if t.heads} == {
+    assert {n: t.units for n, t in by_name.items() if t.order is not None} == {
         f"blk.{i}.attn_{n}.weight": heads for i in range(2) for n, heads in (("q", 4), ("k", 2))
     }
     assert {n for n, t in by_name.items() if t.float32} == {
@@ -319,7 +320,7 @@ def test_the_keys_of_a_llama() -> None:
 def test_a_tied_head_is_left_out() -> None:
     infos = tiny_infos()
     tied = {**CONFIG, "tie_word_embeddings": True}
-    with_head, without = (llama_model(tied, i) for i in (infos, [i for i in infos if i.name != "lm_head.weight"]))
+    with_head, without = (model_of(tied, i) for i in (infos, [i for i in infos if i.name != "lm_head.weight"]))
     assert with_head.tensors == without.tensors and not any(t.name == "output.weight" for t in without.tensors)
     assert with_head.notes == ("lm_head.weight left out: llama.cpp does not use it",) and without.notes == ()
 
@@ -327,8 +328,8 @@ def test_a_tied_head_is_left_out() -> None:
 def test_scaled_rotation() -> None:
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 8192}  # fmt: skip
-    old = llama_model({**CONFIG, "rope_theta": 500000.0, "rope_scaling": llama3}, tiny_infos())
-    new = llama_model({**CONFIG, "rope_parameters": {**llama3, "rope_theta": 500000.0}}, tiny_infos())
+    old = model_of({**CONFIG, "rope_theta": 500000.0, "rope_scaling": llama3}, tiny_infos())
+    new = model_of({**CONFIG, "rope_parameters": {**llama3, "rope_theta": 500000.0}}, tiny_infos())
     divisors = old.made["rope_freqs.weight"]
     assert divisors.tolist() == new.made["rope_freqs.weight"].tolist() and old.keys == new.keys
     # Waves of 2 pi 500000^(i/8) words: up to 2048 they stay, beyond 8192 they are stretched by 8.
@@ -338,27 +339,25 @@ def test_scaled_rotation() -> None:
     assert [float(d) for d, w in zip(divisors, waves) if w > 8192] == [8.0] * 3
     between = (8192 / waves[4] - 1) / 3
     assert divisors[4] == pytest.approx(1 / ((1 - between) / 8 + between))
-    linear = llama_model({**CONFIG, "rope_scaling": {"type": "linear", "factor": 2}}, tiny_infos())
+    linear = model_of({**CONFIG, "rope_scaling": {"type": "linear", "factor": 2}}, tiny_infos())
     assert linear.keys["llama.rope.scaling.type"] == "linear" and linear.keys["llama.rope.scaling.factor"] == 2.0
 
 
 def test_families_and_what_they_need() -> None:
-    assert {architecture_of({"architectures": [name]}) for name in FAMILIES} == set(ARCHITECTURES)
+    assert all(family_of({"architectures": [name]}) is family for family in families() for name in family.classes)
     with pytest.raises(DataError, match=r"self_attn\.q_norm\.weight is missing, and 3 more"):
-        llama_model({**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, tiny_infos())
+        model_of({**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, tiny_infos())
     norms = [TensorInfo(f"model.layers.{i}.self_attn.{n}_norm.weight", "BF16", (16,)) for i in range(2) for n in "qk"]
-    qwen = llama_model({**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, tiny_infos() + norms)
-    assert not any(t.heads for t in qwen.tensors) and sum(t.float32 for t in qwen.tensors) == 9
+    qwen = model_of({**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, tiny_infos() + norms)
+    assert not any(t.order is not None for t in qwen.tensors) and sum(t.float32 for t in qwen.tensors) == 9
     bias = TensorInfo("model.layers.0.self_attn.q_proj.bias", "BF16", (64,))
-    assert llama_model(CONFIG, [*tiny_infos(), bias]).tensors[-1].heads == 4
-    mistral = llama_model({**CONFIG, "architectures": ["MistralForCausalLM"], "sliding_window": 128}, tiny_infos())
+    assert model_of(CONFIG, [*tiny_infos(), bias]).tensors[-1].units == 4
+    mistral = model_of({**CONFIG, "architectures": ["MistralForCausalLM"], "sliding_window": 128}, tiny_infos())
     assert "sliding_window" in mistral.notes[0]
 
 
 @pytest.mark.parametrize(("change", "words", "kind"), [
-    ({"architectures": ["GemmaForCausalLM"]}, "config.json: GemmaForCausalLM is not supported by --to gguf; "
-     "supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, "
-     "Qwen2MoeForCausalLM, Qwen3MoeForCausalLM", UsageError),
+    ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported by --to gguf", UsageError),
     ({"architectures": None}, "config.json: models without architectures are not supported by --to gguf", UsageError),
     ({"architectures": [7]}, "config.json: models without architectures are not supported by --to gguf", UsageError),
     ({"hidden_size": None}, "config.json: hidden_size: is missing", DataError),
@@ -382,15 +381,15 @@ def test_families_and_what_they_need() -> None:
 ])  # fmt: skip
 def test_models_that_llama_cpp_would_not_run(change: dict[str, Any], words: str, kind: type[QuantcliError]) -> None:
     with pytest.raises(kind) as caught:
-        llama_model({**CONFIG, **change}, tiny_infos())
+        model_of({**CONFIG, **change}, tiny_infos())
     assert words in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_tensors_that_llama_cpp_has_no_name_for() -> None:
     with pytest.raises(DataError, match=r"model\.layers\.0\.self_attn\.gate\.weight: llama of llama\.cpp has no such"):
-        llama_model(CONFIG, [*tiny_infos(), TensorInfo("model.layers.0.self_attn.gate.weight", "F32", (4,))])
+        model_of(CONFIG, [*tiny_infos(), TensorInfo("model.layers.0.self_attn.gate.weight", "F32", (4,))])
     useless = TensorInfo("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", (8,))
-    assert len(llama_model(CONFIG, [*tiny_infos(), useless]).tensors) == 21
+    assert len(model_of(CONFIG, [*tiny_infos(), useless]).tensors) == 21
 
 
 # ---- words ------------------------------------------------------------------------------------------------------
@@ -475,6 +474,13 @@ def test_words_of_bytes(tmp_path: Path) -> None:
     lay_out(found.keys, [GgufTensor("t", "F32", (1,))])
 
 
+def falcon(behavior: str = "Contiguous") -> dict[str, Any]:
+    """How Falcon splits text."""
+    threes = {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False}
+    steps = [{"type": "Punctuation", "behavior": behavior}, BYTE_LEVEL, {"type": "Digits"}, threes]
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
 @pytest.mark.parametrize(
     ("pre", "normalizer", "ignore", "name"),
     [
@@ -489,7 +495,9 @@ def test_words_of_bytes(tmp_path: Path) -> None:
         ),
         (split(ENGLISH + r"\p{N}|" + TAIL), None, True, None),
         (split(ENGLISH + r"\p{N}{1,2}|" + TAIL), None, False, None),
-        (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), {"type": "NFC"}, True, None),
+        (split(ENGLISH + r"\p{N}{1,3}|" + TAIL), {"type": "NFC"}, True, "llama-bpe"),
+        (falcon(), None, False, "falcon"),
+        (falcon(behavior="Isolated"), None, False, None),
         (split(ENGLISH + r"\p{N}|" + TAIL), {"type": "Lowercase"}, False, None),
         ({**BYTE_LEVEL, "add_prefix_space": True}, None, False, None),
         ({"type": "Whitespace"}, None, False, None),
@@ -501,6 +509,8 @@ def test_how_text_is_cut(pre: Any, normalizer: Any, ignore: bool, name: str | No
     tokenizer["model"]["ignore_merges"] = ignore
     found = words_of(tmp_path, tokenizer)
     assert found.keys.get("tokenizer.ggml.pre") == name
+    composed = name is not None and name != "qwen2" and normalizer is not None
+    assert ("does not compose characters" in found.note) == composed
     if name is None:
         assert found.keys == {"tokenizer.ggml.model": "no_vocab"} and found.obstacle.startswith("tokenizer.json: it")
 
@@ -531,10 +541,42 @@ def without_a_byte() -> dict[str, Any]:
     return tokenizer
 
 
+def bert(**normal: Any) -> dict[str, Any]:
+    """A tokenizer of BERT's."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "cd"]
+    usual = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True}
+    return {
+        "model": {
+            "type": "WordPiece",
+            "vocab": {word: i for i, word in enumerate(words)},
+            "continuing_subword_prefix": "##",
+            "unk_token": "[UNK]",
+        },
+        "added_tokens": [{"id": i, "content": word, "special": True} for i, word in enumerate(words[:5])],
+        "normalizer": usual | normal,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "[SEP]"}}],
+        },
+    }
+
+
+def test_word_pieces_are_marked_where_words_begin(tmp_path: Path) -> None:
+    found = words_of(tmp_path, bert(), size=9)
+    keys = {name.removeprefix("tokenizer.ggml."): value for name, value in found.keys.items()}
+    assert keys["model"] == "bert" and found.obstacle == ""
+    assert keys["tokens"] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\u2581a", "b", "\u2581cd", "[PAD8]"]
+    assert [keys[f"{n}_token_id"] for n in ("bos", "cls", "eos", "seperator", "mask")] == [2, 2, 3, 3, 4]
+    assert keys["add_bos_token"] and keys["add_sep_token"] and not keys["add_eos_token"]
+    for odd in ({"lowercase": False}, {"strip_accents": False}, {"type": "Lowercase"}):
+        assert words_of(tmp_path, bert(**odd)).keys == {"tokenizer.ggml.model": "no_vocab"}
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "size", "why"),
     [
-        (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE"),
+        (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE or WordPiece"),
         (byte_tokenizer(), 7, "token id 7 is beyond the 7 rows of the embedding"),
         (piece_tokenizer(normalizer=None), 264, "its way of treating spaces is not supported"),
         (without_a_byte(), 264, "not every byte has a token"),

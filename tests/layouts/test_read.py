@@ -315,8 +315,9 @@ def test_mlx(bits: int, group: int) -> None:
         assert (found.name, found.shape, found.bits) == ("m.weight", (11, 256), bits)
         assert found.scheme == f"w{bits}g{group}-float"
         check_every_piece(found, parts, expected)
-    own = {"bits": 8, "group_size": 16, "mode": "affine", "m": {"bits": bits, "group_size": group}}
-    check_every_piece(only(found_in(parts, {"quantization": own})), parts, expected)
+    for mode in ("affine", "mxfp4"):  # mlx-lm's gpt-oss: what a module does not say is the default, not that of others
+        own = {"bits": 8, "group_size": 16, "mode": mode, "m": {"bits": bits, "group_size": group}}
+        check_every_piece(only(found_in(parts, {"quantization": own})), parts, expected)
     check_every_piece(only(found_in(parts, {"quantization": {"group_size": group}})), parts, expected)
     alone = [(b, g) for b in (2, 3, 4, 5, 6, 8) for g in (32, 64, 128) if b * g == bits * group]
     if len(alone) == 1:

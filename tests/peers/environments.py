@@ -45,6 +45,11 @@ ENVIRONMENTS = {
         pins=("torch==2.13.0", "compressed-tensors==0.13.0", "transformers==4.57.3", "accelerate==1.15.0"),
         extras=("numpy", "safetensors"),
     ),
+    "onnx": Environment(
+        pins=("onnx==1.23.2", "onnxruntime==1.31.1", "torch==2.13.0", "transformers==5.23.0"),
+        extras=("numpy", "safetensors", "onnxscript", "pillow"),
+        alone=("silero-vad==6.2.3", "rapidocr-onnxruntime==1.4.4", "magika==1.0.3", "chython-rxnmap==2.0"),
+    ),
     "llamacpp": Environment(pins=("llama-cpp-python==0.3.36", "gguf==0.19.0"), extras=("numpy",)),
     "gptqmodel": Environment(
         pins=("torch==2.13.0", "gptqmodel==7.2.0", "transformers==5.23.0"),

@@ -19,7 +19,8 @@ import numpy as np
 from models import Weights, answered, quantcli, script, talk
 from safetensors.numpy import load_file, save_file
 
-from quantcli.models import of_checkpoint, open_model
+from quantcli.models import open_model
+from quantcli.naming import of_checkpoint
 
 PLAIN = ["mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe", "deepseek-v3", "qwen3-5-moe", "dbrx"]
 STACKED = ["mixtral", "qwen3-moe", "glm4-moe", "deepseek-v3", "qwen3-5-moe"]

@@ -18,11 +18,20 @@ from typing import Any
 import numpy as np
 from models import answered, decoded, quantcli, script, talk
 
+from quantcli.models import open_model
+
 FAMILIES = ["llama", "llama-larger", "llama-tied", "llama3", "llama-linear", "llama-bias", "llama-heads", "mistral",
             "qwen2", "qwen2-yarn", "qwen3"]  # fmt: skip
+OTHERS = ["mixtral", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "phi3-long", "phi4-mini", "smollm3",
+          "olmo2", "olmo3", "granite", "glm4", "starcoder2", "falcon", "falcon-40b", "gpt2", "gptneox", "bert", "nomic",
+          "deepseek2", "deepseek3", "deepseek3-yarn", "gpt-oss", "llama4"]  # fmt: skip
+"""Families of which one matrix alone is quantized, without an error."""
+TABLE = ("gemma", "starcoder2", "falcon", "gpt2", "gptneox", "bert")
+"""Those with GELU, which ggml has a table of: a value at the border of two float16s may be the next one there."""
 DTYPES = {"llama": "float16", "llama-tied": "bfloat16", "qwen2": "bfloat16", "llama-bias": "float16"}
 """Of checkpoints that are not float32."""
-TOKENIZERS = ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm", "spaces", "metaspace", "bare"]
+TOKENIZERS = ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm", "gpt-4o", "qwen35", "deepseek-v3", "falcon",
+              "spaces", "metaspace", "bare", "gemma"]  # fmt: skip
 """Kinds that hf_words.py makes."""
 WORDS = 100
 """So many are in the row that is read."""
@@ -40,6 +49,8 @@ KINDS = {
 """What quantize is told; `kept` leaves all but one matrix in the dtype of the checkpoint."""
 FEW = ["kept", "Q4_0", "Q8_0", "mixed"]
 """The kinds of most models; one has all."""
+NEAR = 1e-3
+"""How far logits may be apart that went through ggml's table of GELU."""
 SAME = 1e-5
 """How far the logits of the same weights may be apart, as a share of their standard deviation."""
 RUNS = 1e-1
@@ -85,6 +96,25 @@ def check(name: str, kinds: list[str], pythons: Mapping[str, Path], work: Path) 
             f"{' | '.join(spans)} |"), wrong  # fmt: skip
 
 
+def check_exact(name: str, pythons: Mapping[str, Path], work: Path) -> tuple[str, int]:
+    """The same for a model of which one matrix alone is quantized, without an error."""
+    folder, path = work / "model", work / "exact.gguf"
+    answered(script(pythons["current"], "hf_model.py", name, folder, "float32"))
+    config = json.loads((folder / "config.json").read_text())
+    row = [(i * 11 + 3) % config["vocab_size"] for i in range(WORDS)]
+    with open_model(str(folder)) as model:
+        chosen = next(n for n in model if re.search(r"\.0\..*att.*\b(?:o_proj|out_proj|c_proj|dense)\.weight$", n))
+    options = ["--bits", "8", "--include", chosen, "--to", "gguf", "-o", path, "--json", "-q"]
+    report = json.loads(quantcli("quantize", folder, *options))
+    exact = {t["name"] for t in report["tensors"] if t["disposition"] == "quantized" and t["max_abs_error"] == 0}
+    (one,) = logits("transformers", pythons["current"], [folder], row, work)
+    (other,) = logits("llamacpp-floats", pythons["llamacpp"], [path], row, work)
+    least, limit = apart(one, other), NEAR if name.startswith(TABLE) else SAME
+    right = least <= limit and bool(exact)
+    print(f"{'ok' if right else 'FAILED':6s} {name}: in float32 {least:.1e}", file=sys.stderr, flush=True)
+    return f"| {name} | {config['architectures'][0]} | {least:.0e} |", not right
+
+
 def check_words(kind: str, pythons: Mapping[str, Path], work: Path) -> tuple[str, int]:
     """Whether llama.cpp reads texts as the tokenizers library does, the vocabulary being ours."""
     texts, path, folder = work / "texts.json", work / "words.gguf", work / "model"
@@ -107,6 +137,7 @@ def run(pythons: Mapping[str, Path], work: Path) -> tuple[list[str], int]:
         "| model | dtype | gguf | in float32 | as it runs | quantization | in llama.cpp |": [
             (lambda name=name: check(name, list(KINDS) if name == "llama-larger" else FEW, pythons, work))
             for name in FAMILIES],
+        "| model | class | in float32 |": [(lambda name=name: check_exact(name, pythons, work)) for name in OTHERS],
         "| tokenizer | texts read the same | said |": [
             (lambda kind=kind: check_words(kind, pythons, work)) for kind in TOKENIZERS],
     }  # fmt: skip

@@ -5,19 +5,11 @@ python hf_model.py FAMILY FOLDER [DTYPE]     FAMILY is one of CASES
 
 from __future__ import annotations
 
+import re
 import sys
 
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
 
 WORDS = 100
 PROMPT, LENGTH = "\nfifty nine plus forty eight is", 24
@@ -45,33 +37,93 @@ LARGER = {
     "max_position_embeddings": 512,
     "initializer_range": 0.03,
 }
+NOROPE = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
+        "long_factor": [1.0 + i / 4 for i in range(16)], "short_factor": [1.0 + i / 16 for i in range(16)]}  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+GEMMA = {**SMALL, "head_dim": 64, "num_hidden_layers": 7, "sliding_window": 32, "query_pre_attn_scalar": 64}
+GPT2 = {"n_embd": 256, "n_layer": 3, "n_head": 8, "n_positions": 512, "vocab_size": 320, "initializer_range": 0.06}
+BERT = {**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, "type_vocab_size": 2}
+MOE = {"moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
+MLA = {**SMALL, "num_key_value_heads": 8, "q_lora_rank": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
+       "qk_rope_head_dim": 16, "v_head_dim": 32, "moe_intermediate_size": 96, "n_routed_experts": 8,
+       "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1}  # fmt: skip
 CASES = {
-    "llama": (LlamaConfig, LlamaForCausalLM, SMALL),
-    "llama-larger": (LlamaConfig, LlamaForCausalLM, LARGER),
-    "llama-tied": (LlamaConfig, LlamaForCausalLM, SMALL | {"tie_word_embeddings": True}),
-    "llama3": (LlamaConfig, LlamaForCausalLM, SMALL | {"rope_parameters": LLAMA3}),
-    "llama-linear": (LlamaConfig, LlamaForCausalLM, SMALL | {"rope_parameters": {
-        "rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
-    "llama-bias": (LlamaConfig, LlamaForCausalLM, SMALL | {"attention_bias": True, "mlp_bias": True}),
-    "llama-heads": (LlamaConfig, LlamaForCausalLM, SMALL | {"head_dim": 64}),
-    "mistral": (MistralConfig, MistralForCausalLM, SMALL | {"sliding_window": None}),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, SMALL),
-    "qwen2-yarn": (Qwen2Config, Qwen2ForCausalLM, SMALL | {"rope_parameters": YARN}),
-    "words": (LlamaConfig, LlamaForCausalLM, SMALL | {"vocab_size": 1600}),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, SMALL | {"head_dim": 64}),
+    "llama": ("Llama", SMALL),
+    "llama-larger": ("Llama", LARGER),
+    "llama-tied": ("Llama", SMALL | {"tie_word_embeddings": True}),
+    "llama3": ("Llama", SMALL | {"rope_parameters": LLAMA3}),
+    "llama-linear": ("Llama", SMALL | {"rope_parameters": LINEAR}),
+    "llama-bias": ("Llama", SMALL | {"attention_bias": True, "mlp_bias": True}),
+    "llama-heads": ("Llama", SMALL | {"head_dim": 64}),
+    "mistral": ("Mistral", SMALL | {"sliding_window": None}),
+    "mixtral": ("Mixtral", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen2": ("Qwen2", SMALL),
+    "qwen2-yarn": ("Qwen2", SMALL | {"rope_parameters": YARN}),
+    "qwen2moe": ("Qwen2Moe", SMALL | MOE | {"shared_expert_intermediate_size": 160, "decoder_sparse_step": 1}),
+    "words": ("Llama", SMALL | {"vocab_size": 1600}),
+    "qwen3": ("Qwen3", SMALL | {"head_dim": 64}),
+    "qwen3moe": ("Qwen3Moe", SMALL | MOE | {"head_dim": 64, "norm_topk_prob": True}),
+    "gemma": ("Gemma", SMALL | {"head_dim": 64}),
+    "gemma2": ("Gemma2", GEMMA),
+    "gemma3": ("Gemma3", GEMMA),
+    "phi3": ("Phi3", SMALL | {"pad_token_id": 0, "sliding_window": None}),
+    "phi3-long": ("Phi3", SMALL | {"pad_token_id": 0, "rope_parameters": LONG, "sliding_window": None,
+                                   "original_max_position_embeddings": 256}),
+    "phi4-mini": ("Phi3", SMALL | {"pad_token_id": 0, "tie_word_embeddings": True, "sliding_window": None,
+                                   "rope_parameters": PARTIAL}),
+    "smollm3": ("SmolLM3", SMALL | {"num_hidden_layers": 5, **NOROPE}),
+    "olmo2": ("Olmo2", SMALL),
+    "olmo3": ("Olmo3", SMALL | {"num_hidden_layers": 5, "sliding_window": 32}),
+    "granite": ("Granite", SMALL | {"embedding_multiplier": 6.0, "attention_multiplier": 0.1, "logits_scaling": 4.0,
+                                    "residual_multiplier": 0.3}),
+    "glm4": ("Glm4", SMALL | {"head_dim": 32, "attention_bias": True, "pad_token_id": 0}),
+    "starcoder2": ("Starcoder2", SMALL | {"sliding_window": None}),
+    "falcon": ("Falcon", {**BERT, "new_decoder_architecture": False, "multi_query": True, "alibi": False,
+                          "bias": False}),
+    "falcon-40b": ("Falcon", {**BERT, "new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False,
+                              "bias": False}),
+    "gpt2": ("GPT2", GPT2),
+    "gptneox": ("GPTNeoX", BERT),
+    "bert": ("Bert", BERT),
+    "nomic": ("NomicBert", BERT),
+    "deepseek3-yarn": ("DeepseekV3", MLA | {"n_group": 1, "topk_group": 1, "rope_parameters": YARN | {
+        "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "deepseek2": ("DeepseekV2", MLA | {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "head_dim": 16}),
+    "deepseek3": ("DeepseekV3", MLA | {"n_group": 2, "topk_group": 1, "norm_topk_prob": True}),
+    "gpt-oss": ("GptOss", SMALL | {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
+                                   "intermediate_size": 96, "sliding_window": 32, "num_hidden_layers": 4,
+                                   "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}),
+    "llama4": ("Llama4", SMALL | {"num_hidden_layers": 4, "num_local_experts": 4, "intermediate_size": 96,
+                                  "intermediate_size_mlp": 192, "head_dim": 32}),
 }  # fmt: skip
+"""The stem of the classes, and the settings of a small one."""
+EXACT = re.compile(r"\b(?:o_proj|out_proj|c_proj|dense)\.weight$")
+"""The first matrix of such a name is made so that Q8_0 holds it exactly, whichever way its blocks go."""
+OTHERWISE = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
+"""Configurations that are called otherwise."""
 
 
 def make(family: str, folder: str, dtype: str = "float32") -> None:
     torch.manual_seed(0)
-    config, model, settings = CASES[family]
-    made = model(config(**settings))
+    stem, settings = CASES[family]
+    config = getattr(transformers, OTHERWISE.get(stem, f"{stem}Config"))(**settings)
+    kind = {"Bert": "BertModel", "NomicBert": "NomicBertModel", "GPT2": "GPT2LMHeadModel"}.get(
+        stem, f"{stem}ForCausalLM"
+    )
+    made = getattr(transformers, kind)(config)
     with torch.no_grad():  # transformers starts biases at 0 and norms at 1, which would hide mistakes
         for name, weight in made.named_parameters():
             if name.endswith("bias"):
                 weight.normal_(0, 0.1)
             elif "norm" in name:
                 weight.uniform_(0.5, 1.5)
+        exactly = next(w for name, w in made.named_parameters() if w.ndim == 2 and EXACT.search(name))
+        rows, cols = (torch.arange(size) for size in exactly.shape)
+        codes = (rows[:, None] * 7 + cols * 5) % 255 - 127
+        codes[(rows[:, None] + cols) % 32 == 0] = 127
+        exactly.copy_(codes / 1024)
     made.to(getattr(torch, dtype)).save_pretrained(folder)
 
 

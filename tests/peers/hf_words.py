@@ -21,7 +21,18 @@ PATTERNS = {
     "qwen2": WORDS + r"\p{N}|" + TAIL,
     "tekken": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}|"
               r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "gpt-4o": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+              rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{{N}}{{1,3}}|"
+              r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+              r"\s*[\r\n]+|\s+(?!\S)|\s+",
 }  # fmt: skip
+SEVERAL = {
+    "deepseek-v3": [r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+                    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+                    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
+}  # fmt: skip
+"""Patterns that are applied one after the other."""
 TEXTS = [
     "Hello world", " two  spaces   three", "", "a", "I'm sure they'll say WE'VE 12345 things; won't they?",
     "def f(x):\n\treturn x**2  # comment\n\n\n", "Füße über Straßen, naïve café", "日本語のテキスト and English",
@@ -39,6 +50,20 @@ def byte_level(kind: str) -> Tokenizer:
     made = Tokenizer(models.BPE(ignore_merges=kind in ("llama-bpe", "tekken")))
     if kind == "gpt-2":
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif kind == "falcon":
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Punctuation("contiguous"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                pre_tokenizers.Digits(individual_digits=False),
+                pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+            ]
+        )
+    elif kind in SEVERAL:
+        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SEVERAL[kind]]
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
     elif kind == "smollm":
         made.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -61,7 +86,7 @@ def byte_level(kind: str) -> Tokenizer:
 
 def falling_back(kind: str) -> Tokenizer:
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    bare = kind == "bare"
+    bare = kind in ("bare", "gemma")
     made.normalizer = normalizers.Sequence(
         [*([] if bare else [normalizers.Prepend("▁")]), normalizers.Replace(" ", "▁")]
     )
@@ -71,25 +96,43 @@ def falling_back(kind: str) -> Tokenizer:
     if kind == "metaspace":
         made.normalizer = None
         made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    if kind == "gemma":
+        made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    return made
+
+
+def word_pieces() -> Tokenizer:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.train_from_iterator(corpus(), trainers.WordPieceTrainer(
+        vocab_size=1500, show_progress=False,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))  # fmt: skip
+    ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return made
 
 
 def main() -> None:
     kind, folder, texts = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    made = byte_level(kind) if kind in (*PATTERNS, "gpt-2", "smollm") else falling_back(kind)
-    made.add_tokens([AddedToken("[user]", special=False, normalized=False)])
+    byte_levels = (*PATTERNS, *SEVERAL, "gpt-2", "smollm", "falcon")
+    made = byte_level(kind) if kind in byte_levels else word_pieces() if kind == "bert" else falling_back(kind)
+    if kind != "bert":
+        made.add_tokens([AddedToken("[user]", special=False, normalized=False)])
     begin = kind in ("llama-bpe", "spaces", "metaspace")
     if begin:
         made.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))]
         )
     made.save(str(folder / "tokenizer.json"))
-    if kind in ("spaces", "metaspace", "bare"):  # the bytes are no special tokens in what is found in the wild
+    if kind in ("spaces", "metaspace", "bare", "gemma"):  # the bytes are no special tokens in what is found in the wild
         document = json.loads((folder / "tokenizer.json").read_text())
         document["added_tokens"] = [t for t in document["added_tokens"] if not t["content"].startswith("<0x")]
         (folder / "tokenizer.json").write_text(json.dumps(document))
         made = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({} if kind == "bert" else {"bos_token": "<s>", "eos_token": "</s>"})
+    )
     Path(texts).write_text(json.dumps([[text, made.encode(text).ids] for text in TEXTS]))
 
 

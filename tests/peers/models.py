@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from quantcli.models import open_model, under_one_name
+from quantcli.matching import under_one_name
+from quantcli.models import open_model
 
 HERE = Path(__file__).resolve().parent
 Weights = dict[str, np.ndarray]

@@ -18,6 +18,7 @@ from pathlib import Path
 import decoding
 import experts
 import families
+import graphs
 import serving
 import text
 import zoo
@@ -38,6 +39,7 @@ NEEDS = {
     "zoo": zoo.ENVIRONMENTS,
     "vllm": ["current", "vllm"],
     "experts": ["current", "llamacpp"],
+    "onnx-graphs": ["onnx"],
 }
 """The environments of the parts that are not targets."""
 PARTS = [*CLIENTS, *NEEDS]
@@ -71,6 +73,11 @@ quantcli decodes, put back into the arrangement of the original, in the same cli
 transformers for GGUF. vLLM has no 4-bit experts on x86 processors, so it is not asked."""
 
 
+GRAPHS = """ONNX models out of packages and a small random BERT, quantized with their graph, in onnxruntime
+{onnxruntime}: SQNR of the weights as quantcli reports it, and of what comes out beside the float model; and the largest
+difference from the float model with the weights that quantcli decodes, as a share of the largest output."""
+
+
 def fill(said: str, versions: dict[str, str]) -> str:
     """A text with the versions of packages in it."""
     return re.sub("{(.*?)}", lambda found: versions[found[1]], said)
@@ -95,6 +102,7 @@ def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[st
         "zoo": (ZOO, lambda: zoo.run(pythons, work / "zoo")),
         "vllm": (VLLM, lambda: serving.run(pythons, work / "vllm")),
         "experts": (EXPERTS, lambda: experts.run(pythons, work / "experts")),
+        "onnx-graphs": (GRAPHS, lambda: graphs.run(pythons, work / "graphs")),
     }
     for part, (said, found) in whole.items():
         if part in parts:

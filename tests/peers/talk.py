@@ -13,19 +13,40 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+EMBED = ("bert", "nomic_bert")
+"""Model types that embed words and write none."""
 
 Client = tuple[Callable[[str, int], str], Callable[[list[int]], np.ndarray]]
 """What follows a prompt in so many words; the logits (words, vocabulary) of a row. In float32, if they can be."""
 
 
+def with_ggmls_gelu(model: Any) -> Any:
+    """A model whose GELU is that of ggml's table: of float16, by the tanh formula, to float16."""
+    import torch
+
+    def rounded(values: Any) -> Any:
+        return torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+
+    for module in model.modules():
+        if "GELU" in type(module).__name__.upper():
+            module.forward = rounded
+    return model
+
+
 def transformers(model: str) -> Client:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-    found = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    embeds = AutoConfig.from_pretrained(model).model_type in EMBED
+    kind = AutoModel if embeds else AutoModelForCausalLM
+    found = kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    found = with_ggmls_gelu(found).eval()
     tokenizer = None  # some models have none
 
     def follow(prompt: str, words: int) -> str:
@@ -37,7 +58,8 @@ def transformers(model: str) -> Client:
 
     def logits(row: list[int]) -> np.ndarray:
         with torch.no_grad():
-            return np.array(found(torch.tensor([row])).logits[0].float())
+            said = found(torch.tensor([row]))
+            return np.array((said.last_hidden_state if embeds else said.logits)[0].float())
 
     return follow, logits
 
@@ -59,9 +81,11 @@ def mlx_lm(model: str) -> Client:
 
 
 def llamacpp(model: str) -> Client:
-    """Keys and values are kept in float32 too."""
+    """Keys and values are kept in float32 too. Of models that embed the vectors of all words."""
     import llama_cpp
 
+    if any(f"{name}.context_length".encode() in Path(model).read_bytes()[:4096] for name in ("bert", "nomic-bert")):
+        return (lambda prompt, words: ""), partial(embedded, model)
     found = llama_cpp.Llama(model, n_ctx=256, n_batch=256, logits_all=True, verbose=False, n_threads=1, type_k=0,
                             type_v=0, flash_attn=False)  # fmt: skip
 
@@ -74,6 +98,22 @@ def llamacpp(model: str) -> Client:
         return np.array(found.scores[: len(row)], np.float32)
 
     return follow, logits
+
+
+def embedded(model: str, row: list[int]) -> np.ndarray:
+    """What llama.cpp's last layer says of the words of a row."""
+    import llama_cpp
+
+    found = llama_cpp.Llama(model, n_ctx=256, n_batch=256, embedding=True, verbose=False, n_threads=1, pooling_type=0)
+    batch = llama_cpp.llama_batch_init(len(row), 0, 1)
+    batch.n_tokens = len(row)
+    for i, word in enumerate(row):
+        batch.token[i], batch.pos[i], batch.logits[i] = word, i, 1
+        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+    assert llama_cpp.llama_decode(found._ctx.ctx, batch) == 0
+    width = found.n_embd()
+    vectors = [llama_cpp.llama_get_embeddings_ith(found._ctx.ctx, i)[:width] for i in range(len(row))]
+    return np.array(vectors, np.float32)
 
 
 def llamacpp_floats(model: str) -> Client:
@@ -106,7 +146,8 @@ def main() -> None:
     for job in jobs:
         follow, logits = client(job["model"])
         found = [logits(row) for row in job["rows"]]
-        nats = [cross_entropy(values, row) for values, row in zip(found, job["rows"])]
+        written = [(values, row) for values, row in zip(found, job["rows"]) if max(row) < values.shape[1]]
+        nats = [cross_entropy(values, row) for values, row in written] or [0.0]
         texts = [follow(prompt, job["words"]) for prompt in job["prompts"]]
         print(json.dumps({"texts": texts, "nats": float(np.mean(nats))}), file=answers, flush=True)
         if job["logits"] is not None:

@@ -105,7 +105,24 @@ def modelopt() -> None:
         save(f"modelopt-{name}", parts, expected, {"dtype": "bfloat16"})
 
 
+def modelopt_blocks() -> None:
+    """FP8 in blocks, whose scales ModelOpt's own export leaves in four dimensions."""
+    from modelopt.torch.quantization.qtensor import FP8QTensor
+
+    blocks = {-1: 16, -2: 16}
+    made, scale = FP8QTensor.quantize(layer(32, 48).weight.data, block_sizes=blocks)
+    expected = made.dequantize(torch.float32, scale=scale, block_sizes=blocks)
+    codes = {"m.weight": made._quantized_data, "m.weight_scale": scale[:, None, :, None]}
+    save("modelopt-fp8-blocks", codes, expected, {"dtype": "bfloat16"})
+
+
 if __name__ == "__main__":
-    for package, write in [("hqq", hqq), ("torchao", torchao), ("optimum", quanto), ("modelopt", modelopt)]:
+    for package, write in [
+        ("hqq", hqq),
+        ("torchao", torchao),
+        ("optimum", quanto),
+        ("modelopt", modelopt),
+        ("modelopt", modelopt_blocks),
+    ]:
         if find_spec(package):
             write()

@@ -153,6 +153,38 @@ def integers() -> None:
     quantize_static(source, str(FOLDER / "qoperator.onnx"), Inputs(), quant_format=QuantFormat.QOperator)
 
 
+def looked_up() -> None:
+    """What onnxruntime's quantizer makes of an embedding; asked for every row it shows its weight."""
+    table = np.random.default_rng(5).normal(size=(20, 72)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["W", "x"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 72])],
+        [numpy_helper.from_array(table, "W")])  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    made = MatMulNBitsQuantizer(model, block_size=16, is_symmetric=False, op_types_to_quantize=("Gather",))
+    made.process()
+    (seen,) = session(made.model.model).run(None, {"x": np.arange(20)})
+    expected(made.model.model, {"W_Q4": seen})
+    onnx.save(made.model.model, FOLDER / "nbits-gather.onnx")
+
+
+def recurrent() -> None:
+    """What onnxruntime's dynamic quantizer makes of an LSTM, with scales for channels and for the whole."""
+    rng = np.random.default_rng(13)
+    shapes = {"W": (1, 32, 12), "R": (1, 32, 8), "B": (1, 64)}
+    parts = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=8)], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 1, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 1, 1, 8])], parts)  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, FOLDER / "recurrent.onnx")
+    for name, each in (("channels", True), ("whole", False)):
+        quantize_dynamic(str(FOLDER / "recurrent.onnx"), str(FOLDER / f"recurrent-{name}.onnx"),
+                         weight_type=QuantType.QInt8, per_channel=each)  # fmt: skip
+
+
 def numbers() -> None:
     """A tensor of every type in the field for it and as bytes, and the bytes alone in a file beside."""
     kinds = {
@@ -198,6 +230,8 @@ def main() -> None:
     linear("linear-typed", zeros=True, raw=False)
     numbers()
     integers()
+    looked_up()
+    recurrent()
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ def test_shorthands_of_the_field(model: Path) -> None:
     )
     ran = run("quantize", model, "-o", "a.safetensors", "--recipe", "r.yaml", "--override", "wide*:W3A16", "--json")
     schemes = {t["name"]: t["scheme"] for t in json.loads(ran.out)["tensors"]}
-    assert schemes["layers.0.q_proj.weight"] == "w4g128" and schemes["layers.0.down_proj.weight"] == "w8c"
+    assert schemes["layers.0.q_proj.weight"] == "w4g128" and schemes["layers.0.down_proj.weight"] == "w8g128"
     assert schemes["layers.1.down_proj.weight"] == "w4g32-asym" and schemes["wide.weight"] == "w3g128"
     for wrong in ("default: W4A4", "default: W9A16", "rules: [{match: '*', scheme: 4}]", "default: {scheme: w4}"):
         Path("r.yaml").write_text(wrong)

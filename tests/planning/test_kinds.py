@@ -120,6 +120,8 @@ def test_draft_layers_with_experts() -> None:
     assert {found[n] for n in names[6:]} == {("preset", "predicts further tokens")}
     ignore = json.loads(Path("out/config.json").read_text())["quantization_config"]["ignore"]
     assert {n.removesuffix(".weight") for n in names[6:]} <= set(ignore)
+    planned = run("plan", source, "--target-bpw", "11", "--json")
+    assert planned.code == 0, planned.err
 
 
 def test_names_of_deepseek_v4() -> None:
@@ -210,3 +212,13 @@ def test_a_network_of_convolutions(here: None) -> None:
     ran = run("quantize", source, "--to", "native", "-o", "out", "--json")
     assert [t["reason"] for t in ran.json["tensors"]].count("preset") == 2
     assert ran.json["preset"] == "cnn"
+
+
+def test_a_preset_that_is_not_chosen_is_said() -> None:
+    """Expressions of presets are slow on names as long as these, which no model of transformers has."""
+    long = "m." + "a" * 600 + ".weight"
+    source = folder("long", {"model_type": "qwen3_vl", "architectures": [GENERATES]}, ["visual.q.weight", long])
+    said = "no preset is chosen, because the name m.aaa"
+    ran = run("quantize", source, "--dry-run", "--json")
+    assert said in ran.err and "has 609 characters, more than 512; --recipe llm takes" in ran.err
+    assert ran.json["preset"] == "" and said not in run("quantize", source, "--dry-run", "--recipe", "llm").err

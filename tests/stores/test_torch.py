@@ -122,6 +122,9 @@ def test_the_model_of_a_training_run_is_found(tmp_path: Path) -> None:
     assert "left out, state of a training run: optimizer\n" in ran.err
     report = run("quantize", GOLDEN / "training.ckpt", "-o", tmp_path / "out.safetensors", "--json").json
     assert "left out, state of a training run: optimizer" in report["warnings"]
+    ran = run("verify", tmp_path / "out.safetensors", "--source", GOLDEN / "training.ckpt")
+    assert ran.code == 0
+    assert f"quantcli: {GOLDEN / 'training.ckpt'}: left out, state of a training run: optimizer\n" in ran.err
 
 
 def test_tied_weights_are_told_and_written_twice(tmp_path: Path) -> None:

@@ -13,17 +13,18 @@ from quantcli.tensors import digest
 
 
 def in_pieces(data: bytes, cuts: list[int], seed: int) -> str:
-    """The digest from pieces that arrive in any order."""
+    """The digest from pieces that arrive in any order, none of which is read again."""
 
     def read(start: int, buffer: memoryview) -> None:
-        buffer[:] = data[start : start + len(buffer)]
+        raise AssertionError("read again")
 
     chunks = digest.Chunks(len(data))
     edges = [0, *cuts, len(data)]
     pieces = list(itertools.pairwise(edges))
     random.Random(seed).shuffle(pieces)
     for start, end in pieces:
-        chunks.add(start, memoryview(data)[start:end], read)
+        chunks.add(start, memoryview(data)[start:end])
+    chunks.complete(read)
     return chunks.hexdigest()
 
 
@@ -35,6 +36,18 @@ def test_the_digest_does_not_depend_on_the_cuts(size: int) -> None:
     for seed, cuts in enumerate([[], [size // 2], list(range(CHUNK, size, CHUNK)), list(range(100_000, size, 100_000)),
                                  list(range(700_000, size, 700_000)), random_cuts]):  # fmt: skip
         assert in_pieces(data, cuts, seed) == expected, cuts
+
+
+def test_what_was_not_seen_is_read() -> None:
+    data = random.Random(0).randbytes(3 * CHUNK + 5)
+
+    def read(start: int, buffer: memoryview) -> None:
+        buffer[:] = data[start : start + len(buffer)]
+
+    chunks = digest.Chunks(len(data))
+    chunks.add(CHUNK // 2, memoryview(data)[CHUNK // 2 : 2 * CHUNK + 1])
+    chunks.complete(read)
+    assert chunks.hexdigest() == digest_by_definition(data)
 
 
 def test_a_constant_that_files_depend_on() -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-
-from quantcli import scales
+from quantcli.layouts import whole_bytes
 from quantcli.layouts.native.write import job as native
-from quantcli.layouts.pieces import bands, facts, plain, put_columns, words
-from quantcli.layouts.writer import Codes, Job, Piece, Weight, Write
-from quantcli.scales import Store
+from quantcli.layouts.pieces import facts, plain
+from quantcli.layouts.whole_bytes import Places
+from quantcli.layouts.writer import Job, Weight
+from quantcli.patterns import module_of
 from quantcli.scheme import Scheme
-from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping, TileSpan
-
-if TYPE_CHECKING:
-    from quantcli.kernels import Bytes
 
 PACKED, BYTES, FLOATS = "pack-quantized", "int-quantized", "float-quantized"
 
@@ -30,10 +23,19 @@ _INPUTS: dict[str, dict[str, Any]] = {
     "int8": {"num_bits": 8, "type": "int", "strategy": "token"},
     "fp8": {"num_bits": 8, "type": "float", "strategy": "token"},
     "fp8-group": {"num_bits": 8, "type": "float", "group_size": 128, "strategy": "group"},
+    "fp8-static": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False},
+    "nvfp4": {
+        "num_bits": 4,
+        "type": "float",
+        "group_size": 16,
+        "strategy": "tensor_group",
+        "dynamic": "local",
+        "scale_dtype": "torch.float8_e4m3fn",
+    },
     "mxfp8": {"num_bits": 8, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
     "mxfp4": {"num_bits": 4, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
 }
-"""How inputs of layers are quantized as they come, by `Scheme.activations`."""
+"""How inputs of layers are quantized, by `Scheme.activations`."""
 
 
 def format_of(scheme: Scheme) -> str:
@@ -83,56 +85,14 @@ def job(tensor: Weight) -> Job:
     if form == PACKED:
         return native(tensor)
     name, shape = tensor.info.name, tensor.info.shape
-    two = scheme.family != "int" and scheme.bits == 4
-    codes = TensorInfo(f"{name}_packed", "U8", (*shape[:-1], shape[-1] // 2)) if two else TensorInfo(
-        name, "I8" if form == BYTES else "F8_E4M3", shape)  # fmt: skip
-    stored = "U8" if scheme.storage == "e8m0" else tensor.scale_dtype
-    outputs = [codes, TensorInfo(f"{name}_scale", stored, (1,) if scheme.granularity == "tensor" else plan.scale_shape)]
-    if scheme.storage == "e4m3":
-        outputs.append(TensorInfo(f"{name}_global_scale", "F32", (1,)))
-
-    def pieces() -> Iterator[Piece]:
-        width = plan.cols + 1 if plan.height > 1 else plan.group
-        spans = bands(plan, scheme.bits, width, unit=plan.height)
-        return (partial(_piece, scheme, plan, tuple(outputs), span) for span in spans)
-
-    return Job(outputs=tuple(outputs), pieces=pieces)
-
-
-def _piece(
-    scheme: Scheme, plan: Grouping, outputs: tuple[TensorInfo, ...], span: TileSpan, codes: Codes, write: Write
-) -> bool:
-    """Codes and scales of a piece of a weight."""
-    put_columns(write, 0, _codes(scheme, plan, span, codes), _place(span, scheme, outputs[0]), outputs[0].shape[-1])
-    store = Store(_dtype(outputs[1], scheme), codes.overall())
-    if span.col % plan.group == 0:
-        scale = codes.scales(span)[0]
-        stored = np.ascontiguousarray(scales.of(scheme).stored(scale, store))
-        if scheme.granularity != "tensor":
-            at = span.row // plan.height, span.col // plan.group
-            put_columns(write, 1, stored, at, plan.groups)
-        elif span.row == span.col == 0:
-            write(1, 0, stored[:1, :1].copy())
-    if len(outputs) > 2 and span.row == span.col == 0:
-        write(2, 0, np.array([1 / store.overall], "<f4"))
-    return True
-
-
-def _dtype(output: TensorInfo, scheme: Scheme) -> str:
-    """The dtype of the scales of a weight."""
-    return "F8_E8M0" if scheme.storage == "e8m0" else output.dtype
-
-
-def _place(span: TileSpan, scheme: Scheme, output: TensorInfo) -> tuple[int, int]:
-    """Row and column of a piece in the tensor of its codes."""
-    return span.row, span.col * scheme.bits // 8 if output.dtype == "U8" else span.col
-
-
-def _codes(scheme: Scheme, plan: Grouping, span: TileSpan, codes: Codes) -> Bytes:
-    """The codes of a piece as bytes: two to a byte, floats, or signed integers."""
-    packed = words(codes, span, plan, scheme.bits)
-    if scheme.family != "int":
-        return packed[:, : span.cols * scheme.bits // 8]
-    found = packing.unpack(np.ascontiguousarray(packed), span.rows, span.cols, scheme.bits)
-    signed: Bytes = found - np.uint8(1 << (scheme.bits - 1))
-    return signed
+    codes = TensorInfo(name, "I8" if form == BYTES else "F8_E4M3", shape)
+    if scheme.bits == 4 and form != BYTES:
+        codes = TensorInfo(f"{name}_packed", "U8", (*shape[:-1], shape[-1] // 2))
+    dtype = "U8" if scheme.storage == "e8m0" else tensor.scale_dtype
+    scale = TensorInfo(f"{name}_scale", dtype, (1,) if scheme.granularity == "tensor" else plan.scale_shape)
+    overall = TensorInfo(f"{name}_global_scale", "F32", (1,)) if scheme.storage == "e4m3" else None
+    places = Places(codes=codes, scale=scale, store=tensor.scale_dtype, overall=overall, inverse=True)
+    if (measured := tensor.input_scale) is not None:  # of NVFP4 the inverse
+        end, value = ("input_global_scale", 1 / measured) if overall is not None else ("input_scale", measured)
+        places = replace(places, input=TensorInfo(f"{module_of(name)}.{end}", "F32", (1,)), input_scale=value)
+    return whole_bytes.job(tensor, places)

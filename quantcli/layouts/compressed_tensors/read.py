@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from quantcli.errors import printable
@@ -24,33 +24,49 @@ PLAIN = {"I8": "int", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
 KNOWN = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", "dense")
 
 
-def _settings(config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The settings of config.json that apply to a weight: the groups that name its module, else those that name classes
-    or patterns. Raises DataError for an unknown format."""
-    whole_model = section(config, "quantization_config")
-    if text(whole_model, "quant_method") not in (None, "compressed-tensors"):
-        return []
-    groups = section(whole_model, "config_groups")
-    named, general = [], []
-    for key in groups:
-        group = section(groups, key)
-        targets = group.get("targets")
-        targets = targets if isinstance(targets, list) else []
-        weights = section(group, "weights")
-        own = {
-            **weights,
-            "strategy": text(weights, "strategy"),
-            "format": text(group, "format") or text(whole_model, "format"),
-        }
-        if module_of(name) in targets:
-            named.append(own)
-        elif any(isinstance(t, str) and (t.startswith("re:") or "." not in t) for t in targets):
-            general.append(own)
-    found = named or general
-    formats = [f for own in found if (f := own["format"]) is not None]
-    if formats and not any(f in KNOWN for f in formats):
-        raise wrong(name, f"compressed-tensors format {formats[0]} is not supported")
-    return [own for own in found if own["format"] is None or own["format"] in KNOWN]
+class _Config:
+    """What config.json says of weights."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    @cached_property
+    def _whole(self) -> dict[str, Any]:
+        found = section(self._config, "quantization_config")
+        return found if text(found, "quant_method") in (None, "compressed-tensors") else {}
+
+    @cached_property
+    def older(self) -> bool:
+        """Whether it is of a release before 0.18, whose codes did not cross words."""
+        found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", text(self._whole, "version") or "")
+        return found is not None and (int(found[1]), int(found[2])) < (0, 18)
+
+    @cached_property
+    def _groups(self) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+        """The settings of groups that name modules, by module, and of those that name classes or patterns."""
+        groups = section(self._whole, "config_groups")
+        named, general = dict[str, list[dict[str, Any]]](), list[dict[str, Any]]()
+        for key in groups:
+            group = section(groups, key)
+            targets, weights = group.get("targets"), section(group, "weights")
+            texts = [t for t in targets if isinstance(t, str)] if isinstance(targets, list) else []
+            stated = text(group, "format") or text(self._whole, "format")
+            own = {**weights, "strategy": text(weights, "strategy"), "format": stated}
+            for target in dict.fromkeys(texts):
+                named.setdefault(target, []).append(own)
+            if any(t.startswith("re:") or "." not in t for t in texts):
+                general.append(own)
+        return named, general
+
+    def settings(self, name: str) -> list[dict[str, Any]]:
+        """The settings that apply to a weight: those of the groups that name its module, else of those that name
+        classes or patterns. Raises DataError for an unknown format."""
+        named, general = self._groups
+        found = named.get(module_of(name)) or general
+        formats = [f for own in found if (f := own["format"]) is not None]
+        if formats and not any(f in KNOWN for f in formats):
+            raise wrong(name, f"compressed-tensors format {formats[0]} is not supported")
+        return [own for own in found if own["format"] is None or own["format"] in KNOWN]
 
 
 def _packings(cols: int, words: int) -> list[tuple[int, bool]]:
@@ -113,12 +129,6 @@ def _check_zero(stored: Stored) -> None:
         raise wrong(stored.name, f"zero points {zero.dtype} {list(zero.shape)} do not match the scales")
 
 
-def _older(config: Mapping[str, Any]) -> bool:
-    """Whether config.json is of a release before 0.18, whose codes did not cross words."""
-    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", text(section(config, "quantization_config"), "version") or "")
-    return found is not None and (int(found[1]), int(found[2])) < (0, 18)
-
-
 def _one_bits(
     name: str, words: int, cols: int, groups: int, settings: list[dict[str, Any]], *, older: bool
 ) -> tuple[int, bool]:
@@ -134,8 +144,8 @@ def _one_bits(
     return usual[0]
 
 
-def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any], read: Read | None) -> Stored:
-    settings = _settings(config, name)
+def _packed(infos: Mapping[str, TensorInfo], name: str, config: _Config, read: Read | None) -> Stored:
+    settings = config.settings(name)
     for other in ("offset", "codebook", "global_scale"):
         if f"{name}_{other}" in infos:
             raise wrong(name, f"a {other} beside packed codes is not supported")
@@ -151,7 +161,7 @@ def _packed(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any
     else:
         shape = (*lead, _columns(name, words, groups, settings))
     cols = shape[-1]
-    bits, dense = _one_bits(name, words, cols, groups, settings, older=_older(config))
+    bits, dense = _one_bits(name, words, cols, groups, settings, older=config.older)
     if cols % groups:
         raise wrong(name, f"{cols} columns do not divide into {groups} groups of one size")
     index = part(infos, f"{name}_g_idx", name, ("I32", "I64")) if f"{name}_g_idx" in infos else None
@@ -193,15 +203,17 @@ def _block(name: str, info: TensorInfo, scale: TensorInfo, settings: list[dict[s
 
 
 def _quotient(info: TensorInfo, scale: TensorInfo) -> tuple[int, int] | None:
-    """Height and width of blocks by the shapes, which must divide; None where each row has scales of its own."""
-    if len(info.shape) != 2 or len(scale.shape) != 2 or scale.numel == 1 or scale.shape[0] == info.shape[0]:
+    """Height and width of blocks by the shapes, which must divide; None where each row has scales of its own. ModelOpt
+    stores the scales of blocks as [down, 1, across, 1] too."""
+    shape = scale.shape[::2] if len(scale.shape) == 4 and scale.shape[1] == scale.shape[3] == 1 else scale.shape
+    if len(info.shape) != 2 or len(shape) != 2 or scale.numel == 1 or shape[0] == info.shape[0]:
         return None
-    (rows, cols), (down, across) = info.shape, scale.shape
+    (rows, cols), (down, across) = info.shape, shape
     return None if rows % down or cols % across else (rows // down, cols // across)
 
 
-def _plain(infos: Mapping[str, TensorInfo], name: str, config: Mapping[str, Any]) -> Stored:
-    info, settings = part(infos, name, name, tuple(PLAIN)), _settings(config, name)
+def _plain(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Stored:
+    info, settings = part(infos, name, name, tuple(PLAIN)), config.settings(name)
     if (smoothed := f"{module_of(name)}.pre_quant_scale") in infos:
         raise wrong(name, f"{printable(smoothed)} beside it, with which inputs are multiplied, is not supported")
     scale = part(infos, f"{name}_scale", name, FLOATS)
@@ -283,7 +295,7 @@ def _found(stored: Stored, *, packed: bool) -> Found:
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that are stored as packed integers with a scale, or as bytes with one."""
-    found = []
+    found, stated = [], _Config(config)
     for full in infos:
         name = full.removesuffix("_packed")
         scale = infos.get(f"{name}_scale")
@@ -291,7 +303,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
             continue
         if name != full and (name.endswith(".weight") or scale is not None):
             _refuse(infos, name)
-            found.append(_found(_packed(infos, name, config, read), packed=True))
+            found.append(_found(_packed(infos, name, stated, read), packed=True))
         elif infos[full].dtype in PLAIN and f"{full}_scale" in infos and f"{full}_packed" not in infos:
-            found.append(_found(_plain(infos, full, config), packed=False))
+            found.append(_found(_plain(infos, full, stated), packed=False))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError
-from quantcli.layouts.compressed_tensors.formats import PACKED, format_of, inputs, job, weights
+from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, format_of, inputs, job, weights
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
 from quantcli.layouts.loaders import ignored, loads_experts, modules, not_linear, unknown
@@ -25,11 +25,11 @@ _FP8 = Accepts(
     bits=(8,),
     granularities=("channel", "block", "tensor", "group"),
     symmetric=(True,),
-    activations=("none", "fp8", "fp8-group"),
+    activations=("none", "fp8", "fp8-group", "fp8-static"),
 )
 _MXFP8 = replace(_FP8, groups=(32,), granularities=("group",), storage="e8m0", activations=("none", "mxfp8"))
 _MXFP4 = replace(_MXFP8, formats=("fp4",), bits=(4,), activations=("none", "mxfp4"))
-_NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3", activations=("none",))
+_NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3", activations=("none", "nvfp4"))
 
 ACCEPTS = Accepts(bits=tuple(BITS), activations=("none", "int8", "fp8"), others=(_FP8, _MXFP8, _MXFP4, _NVFP4))
 
@@ -119,7 +119,13 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     return Conversion(
         jobs={t.info.name: job(t) for t in tensors},
         config={"quantization_config": found},
-        notes=[*_notes(tensors, found), *unknown(model), *loads_experts(tensors, model), *_sentences(beside)],
+        notes=[
+            *_notes(tensors, found),
+            *_of_experts(tensors, model),
+            *unknown(model),
+            *loads_experts(tensors, model),
+            *_sentences(beside),
+        ],
     )
 
 
@@ -140,6 +146,19 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
             "for q, k and v and for gate and up"
         )
     return notes
+
+
+def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
+    """A note for experts that vLLM loads, but transformers does not decode."""
+    own = [w for w in quantized(tensors) if model.holder(module_of(w.info.name)) == EXPERTS]
+    stored = {(format_of(scheme), scheme.granularity, scheme.name) for scheme in (facts(w)[0] for w in own)}
+    for form, granularity, name in sorted(stored):
+        if form == BYTES:
+            return [f"transformers 5.23 loads no experts that are {form}; vLLM does"]
+        decoded = form in (PACKED, "mxfp4-pack-quantized") or (form == FLOATS and granularity in ("channel", "tensor"))
+        if not decoded:
+            return [f"transformers 5.23 decodes experts in {name} to wrong numbers; vLLM loads them"]
+    return []
 
 
 def _sentences(beside: Beside) -> list[str]:

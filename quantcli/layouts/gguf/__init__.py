@@ -24,8 +24,8 @@ all in float32, from left to right. In the larger blocks bit fields of a run of 
 qs of Q4_K is 32 bytes for 64 weights, of Q2_K 32 bytes for 128, and so on.
 
 Reading (read): the blocks above, of any GGUF. Writing: the codes of a native file as blocks of 32 (blocks), in one file
-(write) with the keys (llama), the vocabulary and the names (names) that llama.cpp uses for a model, or those of the
-GGUF it is made of (rewrite).
+(write) with the keys, names and order of rows that llama.cpp has for a family of models (model, families) and the
+vocabulary, or with those of the GGUF it is made of (rewrite).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from functools import cache, partial
 
 from quantcli.architectures import Architecture
 from quantcli.layouts.gguf.mixes import FILE_TYPES, mix
+from quantcli.layouts.gguf.model import rebuilt
 from quantcli.layouts.gguf.read import find
 from quantcli.layouts.gguf.rewrite import again
 from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like
@@ -91,6 +92,7 @@ WRITES = Writer(
     again=again,
     tables=tables,
     experts=experts,
+    rebuilt=rebuilt,
     scale_dtype="float16",
     usual={"group_size": WEIGHTS},
     extension=".gguf",

@@ -1,41 +1,19 @@
-"""Tensor names of the Llama family, Hugging Face's and llama.cpp's, and those of tensors that are always floats."""
+"""Names of tensors in checkpoints and in llama.cpp, and those of tensors that are always floats there."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
-ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False, "qwen2moe": False, "qwen3moe": False}
-"""Architectures of llama.cpp whose tensors have these names, and whether the rows of attn_q and attn_k are reordered:
-the two halves of a head's rows alternate there, because llama.cpp rotates neighbours."""
+from quantcli.layouts.gguf.families import families
+from quantcli.layouts.gguf.family import Family
 
-_WHOLE = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-    "mlp.experts.gate_proj": "ffn_gate_exps",
-    "mlp.experts.up_proj": "ffn_up_exps",
-    "mlp.experts.down_proj": "ffn_down_exps",
-    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
-    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_expert.up_proj": "ffn_up_shexp",
-    "mlp.shared_expert.down_proj": "ffn_down_shexp",
-}
+_NUMBER = r"(0|[1-9][0-9]{0,5})"
+_LAYER = re.compile(rf"{_NUMBER}\.(.+)")
+_GGUF_LAYER = re.compile(rf"blk\.{_NUMBER}\.(.+)")
+_HF_EXPERT = re.compile(
+    rf"model\.layers\.{_NUMBER}\.(?:mlp|block_sparse_moe)\.experts\.{_NUMBER}\.(\w+)(\.weight|\.bias)"
+)
 
 _EXPERT = {
     "gate_proj": "ffn_gate_exps",
@@ -46,13 +24,6 @@ _EXPERT = {
     "w2": "ffn_down_exps",
 }
 
-_NUMBER = r"(0|[1-9][0-9]{0,5})"
-_HF_LAYER = re.compile(rf"model\.layers\.{_NUMBER}\.(.+)")
-_HF_EXPERT = re.compile(rf"(?:mlp|block_sparse_moe)\.experts\.{_NUMBER}\.(.+)")
-_GGUF_LAYER = re.compile(rf"blk\.{_NUMBER}\.(.+)")
-_WHOLE_BACK = {ours: theirs for theirs, ours in _WHOLE.items()}
-_LAYER_BACK = {ours: theirs for theirs, ours in reversed(_LAYER.items())}
-
 
 def _ending(name: str) -> tuple[str, str]:
     """A module and the end of the name, `.weight` or `.bias`; an empty end for other names."""
@@ -60,32 +31,51 @@ def _ending(name: str) -> tuple[str, str]:
     return (stem, f".{last}") if dot and last in ("weight", "bias") else (name, "")
 
 
-def gguf_name(name: str) -> str | None:
-    """llama.cpp's name of a tensor; None where it has none, and for single experts.
+def _looked_up(name: str, table: dict[str, str]) -> str | None:
+    """The name of a tensor by that of its module, or by its own where the table has that with an ending."""
+    module, end = _ending(name)
+    if name in table and _ending(table[name])[1]:
+        return table[name]
+    return table[module] + end if module in table and end else None
+
+
+def _back(name: str, table: Mapping[str, str]) -> list[str]:
+    """The names that a checkpoint may have for a tensor."""
+    module, end = _ending(name)
+    found = [theirs for theirs, ours in table.items() if ours == name]
+    return found or [theirs + end for theirs, ours in table.items() if ours == module and end]
+
+
+def gguf_name(name: str, family: Family | None = None) -> str | None:
+    """llama.cpp's name of a tensor of a family, Llama if none is given; None where it has none.
 
     >>> gguf_name("model.layers.3.self_attn.q_proj.weight"), gguf_name("lm_head.weight"), gguf_name("visual.weight")
     ('blk.3.attn_q.weight', 'output.weight', None)
     """
-    module, end = _ending(name)
-    layer = _HF_LAYER.fullmatch(module)
-    found = _LAYER.get(layer[2]) if layer else _WHOLE.get(module)
-    if found is None or not end:
-        return None
-    return f"blk.{layer[1]}.{found}{end}" if layer else found + end
+    family = families()[0] if family is None else family
+    name = next((name.removeprefix(p) for p in family.prefixes if name.startswith(p)), name)
+    layer = _LAYER.fullmatch(name.removeprefix(f"{family.layers}.")) if name.startswith(f"{family.layers}.") else None
+    if layer is None:
+        return _looked_up(name, dict(family.modules))
+    found = _looked_up(layer[2], dict(family.layer))
+    return None if found is None else f"blk.{layer[1]}.{found}"
 
 
-def hf_name(name: str) -> str | None:
-    """Hugging Face's name of a tensor of llama.cpp; None where it has none.
+def hf_name(name: str, family: Family | None = None) -> str | None:
+    """A checkpoint's name of a tensor of llama.cpp, of Llama if no family is given; None where it has none.
 
     >>> hf_name("blk.3.attn_q.weight"), hf_name("rope_freqs.weight")
     ('model.layers.3.self_attn.q_proj.weight', None)
     """
-    module, end = _ending(name)
-    layer = _GGUF_LAYER.fullmatch(module)
-    found = _LAYER_BACK.get(layer[2]) if layer else _WHOLE_BACK.get(module)
-    if found is None or not end:
-        return None
-    return f"model.layers.{layer[1]}.{found}{end}" if layer else found + end
+    return _first(hf_names(name, families()[0] if family is None else family))
+
+
+def hf_names(name: str, family: Family) -> list[str]:
+    """The names that a checkpoint of a family may have for a tensor of llama.cpp, the most usual first."""
+    layer = _GGUF_LAYER.fullmatch(name)
+    if layer is None:
+        return _back(name, family.modules)
+    return [f"{family.layers}.{layer[1]}.{found}" for found in _back(layer[2], family.layer)]
 
 
 def imatrix_name(name: str) -> tuple[str, int | None] | None:
@@ -97,13 +87,15 @@ def imatrix_name(name: str) -> tuple[str, int | None] | None:
     >>> imatrix_name("model.layers.0.mlp.up_proj.weight")
     ('blk.0.ffn_up.weight', None)
     """
-    module, end = _ending(name)
-    layer = _HF_LAYER.fullmatch(module)
-    expert = _HF_EXPERT.fullmatch(layer[2]) if layer else None
-    if layer and expert and end and expert[2] in _EXPERT:
-        return f"blk.{layer[1]}.{_EXPERT[expert[2]]}{end}", int(expert[1])
-    found = gguf_name(name)
+    expert = _HF_EXPERT.fullmatch(name)
+    if expert and expert[3] in _EXPERT:
+        return f"blk.{expert[1]}.{_EXPERT[expert[3]]}{expert[4]}", int(expert[2])
+    found = _first(gguf_name(name, family) for family in families())
     return None if found is None else (found, None)
+
+
+def _first(names: Iterable[str | None]) -> str | None:
+    return next((name for name in names if name is not None), None)
 
 
 _OWN = re.compile(r"(?:blk|enc|dec|v|a|mm)\..+|[a-z_]+\.(?:weight|bias)")

@@ -1,11 +1,9 @@
 """The vocabulary of a model in llama.cpp's keys, from tokenizer.json and tokenizer_config.json.
 
-    byte-level BPE                      tokenizer.ggml.model gpt2, with merges, where llama.cpp splits text the same way
-    BPE that falls back to bytes        tokenizer.ggml.model llama, with scores in the order of the merges
-    anything else                       no_vocab, and a line that says why: the model runs on token ids
-
-How text is split into pieces before BPE is code in llama.cpp, chosen by a name (tokenizer.ggml.pre); here that name
-is found by the exact pattern in tokenizer.json: with a similar pattern the model would run, but split text wrongly.
+byte-level BPE                      tokenizer.ggml.model gpt2, with merges, where llama.cpp splits text the same way
+BPE that falls back to bytes        tokenizer.ggml.model llama, with scores in the order of the merges
+WordPiece of lower case (BERT)      tokenizer.ggml.model bert
+anything else                       is refused; without a tokenizer.json no_vocab: the model runs on token ids
 """
 
 from __future__ import annotations
@@ -17,29 +15,19 @@ from typing import Any
 
 from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
+from quantcli.layouts.gguf.splitting import split_name
 from quantcli.layouts.writer import Beside
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 
-_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-
-_PATTERNS = {
-    (_WORDS + r"\p{N}{1,3}|" + _TAIL, True): "llama-bpe",
-    (_WORDS + r"\p{N}{1,3}|" + _TAIL, False): "dbrx",
-    (_WORDS + r"\p{N}|" + _TAIL, False): "qwen2",
-    (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
-        + _TAIL.replace(r"[\r\n]*", r"[\r\n/]*", 1),
-        True,
-    ): "tekken",
-}
-"""llama.cpp's name of a pattern that splits text, and whether a piece that is a token itself skips the merges."""
-
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
+_COMPOSED = "llama.cpp does not compose characters (NFC) before it splits text"
 _SPACES = "llama.cpp adds a space before text that already begins with one, or that follows a special token"
+
+
+_NO_SPACES_LEFT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+"""A step of Gemma's, which splits at spaces after all of them have been replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +71,18 @@ def _is(step: Mapping[str, Any], **fields: Any) -> bool:
     return all(step.get(key) == value for key, value in fields.items())
 
 
-def _cutting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """llama.cpp's name of the way byte-level text is split. Raises _OtherwiseError."""
+def _splitting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[str, str]:
+    """llama.cpp's name of the way byte-level text is split, and what it does differently. Raises _OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
-    whole = bool(model.get("ignore_merges"))
-    if not steps or not _is(steps[-1], type="ByteLevel", add_prefix_space=False):
+    if not any(_is(step, type="ByteLevel", add_prefix_space=False) for step in steps):
         raise _OtherwiseError("its tokens are not byte-level")
     if any(step.get("type") != "NFC" for step in normal):
         raise _OtherwiseError(f"it normalizes text first ({printable(str(normal[0].get('type')), 40)})")
-    own_pattern = steps[-1].get("use_regex", True) is not False
-    if len(steps) == 1 and own_pattern and not whole and not normal:
-        return "gpt-2"
-    digits = _is(steps[0], type="Digits", individual_digits=True)
-    if len(steps) == 2 and digits and own_pattern and not whole and not normal:
-        return "smollm"
-    if len(steps) == 2 and not own_pattern and _is(steps[0], type="Split", behavior="Isolated", invert=False):
-        pattern = steps[0].get("pattern")
-        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        name = _PATTERNS.get((regex, whole)) if isinstance(regex, str) else None
-        if name is not None and (not normal or name == "qwen2"):
-            return name
-    raise _OtherwiseError("it splits text by a pattern that is not supported")
+    name = split_name(steps, whole=bool(model.get("ignore_merges")))
+    if not name:
+        raise _OtherwiseError("it splits text by a pattern that is not supported")
+    return name, _COMPOSED if normal and name != "qwen2" else ""
 
 
 def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
@@ -117,6 +95,8 @@ def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
         return scheme != "never", _SPACES if scheme != "never" else ""
     replaces = [s for s in normal if _is(s, type="Replace", pattern={"String": " "}, content=_SPACE)]
     before = [s for s in normal if _is(s, type="Prepend", prepend=_SPACE)]
+    if steps == [_NO_SPACES_LEFT]:
+        steps = []
     if steps or len(replaces) != 1 or len(before) + 1 != len(normal) or len(before) > 1:
         raise _OtherwiseError("its way of treating spaces is not supported")
     return bool(before), ""
@@ -162,7 +142,7 @@ def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _byte_level(
     tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    pre = _cutting(tokenizer, model)
+    pre, _ = _splitting(tokenizer, model)
     words, types, numbers = _words(tokenizer, model, size)
     merges = [f"{a} {b}" for a, b in _merges(model)]
     if not merges or any(merge.count(" ") > 1 for merge in merges):
@@ -194,6 +174,37 @@ def _falling_back(
             scores[i] = 0.0
     keys: dict[str, Any] = {"model": "llama", "pre": "default", "tokens": words, "scores": scores}
     return keys | {"token_type": types, "add_space_prefix": prefix}, numbers
+
+
+def _word_pieces(
+    tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Keys of WordPiece: pieces that begin a word have a mark there, instead of those that go on. Raises
+    _OtherwiseError."""
+    normal = _steps(tokenizer.get("normalizer"), "normalizers")
+    if len(normal) != 1 or not _is(normal[0], type="BertNormalizer", lowercase=True, handle_chinese_chars=True):
+        raise _OtherwiseError("it keeps upper case, or normalizes text otherwise than BERT")
+    if normal[0].get("strip_accents") is False:
+        raise _OtherwiseError("it keeps accents, which llama.cpp strips")
+    if not _is(model, continuing_subword_prefix="##"):
+        raise _OtherwiseError("its pieces that go on are not marked by ##")
+    words, types, numbers = _words(tokenizer, model, size)
+    marked = [
+        word if kind in (CONTROL, UNUSED) else word[2:] if word.startswith("##") else _SPACE + word
+        for word, kind in zip(words, types)
+    ]
+    keys: dict[str, Any] = {"model": "bert", "pre": "default", "tokens": marked, "token_type": types}
+    for name, token in (
+        ("bos", "[CLS]"),
+        ("eos", "[SEP]"),
+        ("cls", "[CLS]"),
+        ("seperator", "[SEP]"),
+        ("mask", "[MASK]"),
+    ):
+        if token in numbers:
+            keys[f"{name}_token_id"] = numbers[token]
+    around = _begins(tokenizer, end=False) == "[CLS]"
+    return keys | {"add_bos_token": around, "add_eos_token": False, "add_sep_token": around}, numbers
 
 
 def _begins(tokenizer: Mapping[str, Any], end: bool) -> str | None:
@@ -258,15 +269,22 @@ def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabula
     settings = json_beside(beside, "tokenizer_config.json") or {}
     try:
         model = _object(tokenizer.get("model"), "model")
-        if model.get("type") != "BPE":
-            raise _OtherwiseError(f"its model is {printable(str(model.get('type')), 40)}, not BPE")
-        make = _falling_back if model.get("byte_fallback") is True else _byte_level
+        kind = model.get("type")
+        if kind not in ("BPE", "WordPiece"):
+            raise _OtherwiseError(f"its model is {printable(str(kind), 40)}, not BPE or WordPiece")
+        falls_back = model.get("byte_fallback") is True
+        make = _word_pieces if kind == "WordPiece" else _falling_back if falls_back else _byte_level
         keys, numbers = make(tokenizer, model, size)
     except _OtherwiseError as reason:
         return Vocabulary(none, f"tokenizer.json: {reason}")
-    keys |= _special(tokenizer, settings, config, numbers, size)
+    keys = (
+        {**_special(tokenizer, settings, config, numbers, size), **keys}
+        if kind == "WordPiece"
+        else {**keys, **_special(tokenizer, settings, config, numbers, size)}
+    )
     found = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     template = _template(beside, settings)
     if template is not None:
         found["tokenizer.chat_template"] = template
-    return Vocabulary(found, note=_prefix(tokenizer)[1] if keys["model"] == "llama" else "")
+    notes = {"llama": lambda: _prefix(tokenizer)[1], "gpt2": lambda: _splitting(tokenizer, model)[1]}
+    return Vocabulary(found, note=notes.get(keys["model"], str)())

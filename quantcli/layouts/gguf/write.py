@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
@@ -28,7 +29,8 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf import super_blocks
 from quantcli.layouts.gguf.blocks import block_type, encode, exact_params, obstacle
-from quantcli.layouts.gguf.llama import FAMILIES, LlamaModel, llama_model
+from quantcli.layouts.gguf.general import pooling, title
+from quantcli.layouts.gguf.model import GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
 from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, like
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
@@ -37,10 +39,10 @@ from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversio
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
-from quantcli.stores.gguf_writer import GgufTensor, lay_out, value_bytes
+from quantcli.stores.gguf_writer import LONGEST_NAME, GgufTensor, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping, TileSpan
+from quantcli.tensors.rows import Grouping, TileSpan, runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,18 +68,23 @@ TABLES = ("token_embd.weight", "output.weight")
 HEAD_BITS = 8
 """Bits of the output head."""
 
+POSITIONS = re.compile(r"(?:^|\.)(?:position_embeddings|token_type_embeddings|embed_positions|wpe)\.weight$")
+"""Names of embeddings that llama.cpp takes in floating point only."""
+
 Made = Callable[[Any, TileSpan], "tuple[Bytes, bool]"]
 """Bytes (rows, width) of a piece as GGUF stores them, and whether they decode to exactly the same numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The place of a tensor: its name, its type, and the number of heads whose halves alternate there, 0 where rows
-    stay."""
+    """The place of a tensor: its name, its type, the row of the source for every row, None where they stay, and how
+    many runs of rows are best read at a time; raised: what is added to its elements, which are F32."""
 
     name: str
     type: str
-    heads: int = 0
+    order: NDArray[Any] | None = None
+    units: int = 1
+    raised: float = 0.0
 
 
 def shape(weight: Weight) -> str | None:
@@ -94,7 +101,7 @@ def tables(info: TensorInfo, kind: str, scheme: Scheme, model: Architecture) -> 
     """The scheme of an embedding or output head as llama-quantize has it, which gives the embedding the type of the
     file and the output more: Q6_K, and beside plain integers Q8_0 here. An embedding that is the output too gets that
     one; a head beside it is left out."""
-    if kind == "lm-head" and model.tied:
+    if (kind == "lm-head" and model.tied) or POSITIONS.search(info.name):
         return None
     if kind == "embedding" or scheme.bits == HEAD_BITS:
         return scheme
@@ -151,6 +158,17 @@ def _elements(info: TensorInfo, plan: Grouping, target: str) -> Made:
     return made
 
 
+def _raised(made: Made, by: float) -> Made:
+    """The same for F32 elements that are larger by a number."""
+
+    def larger(kept: Raw, span: TileSpan) -> tuple[Bytes, bool]:
+        block, exact = made(kept, span)
+        found: NDArray[np.float32] = np.ascontiguousarray(block).view("<f4") + np.float32(by)
+        return found.view(np.uint8), exact
+
+    return larger
+
+
 def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
     """Elements in another dtype that holds their values, for F64 except the last bits. Raises DataError where it
     cannot."""
@@ -171,26 +189,35 @@ def _converted(raw: Bytes, info: TensorInfo, target: str) -> tuple[Bytes, bool]:
     return found.view(np.uint8), exact
 
 
-def _pieces(plan: Grouping, bits: int, heads: int, width: tuple[int, int], made: Made) -> Callable[[], Iterator[Piece]]:
-    """The pieces of a tensor of `bits` for a weight or element. width: bytes of a number of columns.
-
-    With heads, row 2i of a head is its row i, and row 2i + 1 the one half a head later: a piece is whole heads.
-    """
-    head = plan.rows // heads if heads else 1
+def _pieces(
+    plan: Grouping, bits: int, place: Place, width: tuple[int, int], made: Made
+) -> Callable[[], Iterator[Piece]]:
+    """The pieces of a tensor of `bits` for a weight or element. width: bytes of a number of columns. In another order
+    of rows a piece is whole units of them, most of which stay together."""
+    unit = plan.rows // place.units if place.order is not None else 1
     size, cols = width
     row_size = plan.cols // cols * size
+    goes = None if place.order is None else np.argsort(place.order, kind="stable")
 
     def piece(span: TileSpan, tensor: Codes | Raw, write: Write) -> bool:
         exact = True
-        for part in below(span, bits, head):
+        for part in below(span, bits, unit):
             block, same = made(tensor, part)
-            if heads:
-                block = block.reshape(-1, 2, head // 2, block.shape[1]).swapaxes(1, 2).reshape(part.rows, -1)
-            put_columns(write, 0, block, (part.row, part.col // cols * size), row_size)
+            for row, rows in _written(block, part.row, goes):
+                put_columns(write, 0, rows, (row, part.col // cols * size), row_size)
             exact &= same
         return exact
 
-    return lambda: (partial(piece, span) for span in bands(plan, bits, max(cols, WEIGHTS), unit=head))
+    return lambda: (partial(piece, span) for span in bands(plan, bits, max(cols, WEIGHTS), unit=unit))
+
+
+def _written(block: Bytes, first: int, goes: NDArray[Any] | None) -> Iterator[tuple[int, Bytes]]:
+    """Rows of the output that follow each other, and the first of them. goes: where each row of the source goes."""
+    if goes is None:
+        yield first, block
+        return
+    for row, which in runs(goes[first : first + len(block)]):
+        yield row, np.ascontiguousarray(block[which])
 
 
 def _job(weight: Weight, place: Place) -> Job:
@@ -201,16 +228,17 @@ def _job(weight: Weight, place: Place) -> Job:
         scheme, plan = facts(weight)
         weights = LENGTHS[place.type]
         rows = (*info.shape[:-1], plan.cols // weights * size)
-        pieces = _pieces(plan, scheme.bits, place.heads, (size, weights), _blocks(weight))
+        pieces = _pieces(plan, scheme.bits, place, (size, weights), _blocks(weight))
         return Job(outputs=(TensorInfo(place.name, "U8", rows),), pieces=pieces, kind=kind)
     outputs = (TensorInfo(place.name, place.type, info.shape),)
     if not info.numel:
         return Job(outputs=outputs, pieces=lambda: iter(()), kind=kind)
-    rows_in = info.shape[0] if place.heads else 1
+    rows_in = info.shape[0] if place.order is not None else 1
     cols = info.numel // rows_in
     plan = Grouping(rows_in, cols, cols, None, (rows_in,), (rows_in, 1))
     made = _elements(info, plan, place.type)
-    pieces = _pieces(plan, DTYPES[info.dtype].bits, place.heads, (size, 1), made)
+    made = _raised(made, place.raised) if place.raised else made
+    pieces = _pieces(plan, DTYPES[info.dtype].bits, place, (size, 1), made)
     return Job(outputs=outputs, pieces=pieces, kind=kind)
 
 
@@ -229,10 +257,10 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None 
     """
     config = json_beside(beside, "config.json")
     if config is None:
-        hint = f"name the checkpoint folder of one of {', '.join(FAMILIES)}; {INSIST}"
+        hint = f"name the checkpoint folder of a model ({supported()}); {INSIST}"
         raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
     try:
-        model = llama_model(config, [t.info for t in tensors])
+        model = model_of(config, [t.info for t in tensors])
     except UsageError as error:
         raise UsageError(error.problem, place=error.place, hint=f"{error.hint}; {INSIST}") from None
     except DataError as error:
@@ -250,12 +278,29 @@ def container(tensors: Sequence[Weight], beside: Beside, *, file_type: int | Non
             raise DataError(
                 f"GGUF has no {info.dtype}", place=[printable(info.name)], hint="start from a file without it"
             )
-        places[info.name] = Place(name=info.name, type=kind)
+        places[info.name] = Place(name=shortened(info.name), type=kind)
     notes = ["the file is a container of these tensors, not a model that llama.cpp runs"]
+    long = [(name, place.name) for name, place in places.items() if place.name != name]
+    if long:
+        shown = " is ".join(printable(name, 120) for name in long[0])
+        notes.append(f"llama.cpp has room for names of {LONGEST_NAME} bytes: {shown}{_more(len(long))}")
     widened = [t.info for t in tensors if t.scheme is None and t.info.dtype in WIDER]
     for dtype in dict.fromkeys(info.dtype for info in widened):
         notes.append(f"GGUF has no {dtype}: {_some(widened, dtype)} written as {WIDER[dtype]}")
     return conversion(tensors, places, {"general.architecture": ARCHITECTURE}, {}, {}, notes, file_type)
+
+
+def shortened(name: str) -> str:
+    """A name that llama.cpp has room for: of a longer one the end, behind a number made of all of it."""
+    raw = name.encode()
+    if len(raw) <= LONGEST_NAME:
+        return name
+    end = raw[len(raw) - (LONGEST_NAME - 17) :].decode(errors="ignore")
+    return f"{xxhash.xxh3_64_hexdigest(raw)}.{end}"
+
+
+def _more(count: int) -> str:
+    return f", and {count - 1} more are shortened too" if count > 1 else ""
 
 
 def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
@@ -265,7 +310,7 @@ def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
 
 
 def _model(
-    tensors: Sequence[Weight], model: LlamaModel, config: Mapping[str, Any], beside: Beside, file_type: int | None
+    tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any], beside: Beside, file_type: int | None
 ) -> Conversion:
     """The model as llama.cpp runs it."""
     by_name = {t.info.name: t for t in tensors}
@@ -283,16 +328,22 @@ def _model(
         else:
             kind = "F32" if tensor.float32 else RUNS[info.dtype]
             changed += [info] if info.dtype == "F64" else []
-        places[info.name] = Place(name=tensor.name, type=kind, heads=tensor.heads)
+        places[info.name] = Place(
+            name=tensor.name, type=kind, order=tensor.order, units=tensor.units, raised=tensor.raised
+        )
     special = {key: value for key, value in config.items() if key.endswith("_token_id")}
     found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
     notes = [*model.notes, *([found.note] if found.note else [])]
+    if found.obstacle and beside("tokenizer.json") is not None:
+        hint = "move tokenizer.json away for a model that llama.cpp runs on token ids only"
+        raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
     if changed:
         notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
-    keys = {"general.architecture": model.architecture}
-    return conversion(tensors, places, keys, {**model.keys, **found.keys}, model.made, notes, file_type)
+    keys = {"general.architecture": model.architecture, **title(config, beside)}
+    own = {**model.keys, **pooling(model, beside), **found.keys}
+    return conversion(tensors, places, keys, own, model.made, notes, file_type)
 
 
 @lru_cache(maxsize=1)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 KEY = "quantcli"
 VERSION = 2
-"""The newest version of the format. 2 added scales of one byte for floats, and blocks."""
+"""The newest version of the format. 2 added scales of one byte for floats, blocks, and how inputs are quantized."""
 _WIDEST = 1.7976931348623157e308
 """The longest text of a float: a placeholder for the sums that are known only at the end."""
 
@@ -75,7 +75,8 @@ def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None
 
 def _version(scheme: Scheme) -> int:
     """The first version of the format that has a scheme."""
-    return 1 if scheme.storage == "plain" and scheme.granularity != "block" else 2
+    older = scheme.storage == "plain" and scheme.granularity != "block" and scheme.activations == "none"
+    return 1 if older else 2
 
 
 class Request(Protocol):

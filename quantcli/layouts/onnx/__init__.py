@@ -22,13 +22,32 @@ DequantizeLinear, a weight x of any shape, axis (1 where left out) and block_siz
 and is (x - zero point) * scale. A weight has the name and the shape of the initializer, so a matrix that was transposed
 for a MatMul stays transposed. All products here are float32.
 
-Reading (read): nodes on activations, or on a single number, are ignored. Writing (write): with --container one file
-with a MatMulNBits node for every weight, as onnxruntime runs it. A weight X becomes the initializers X, X_scale (F32)
-and, where it is not symmetric, X_zero_point (U8), and the node goes from its own input `module.input` [rows, K] to an
-output `module.output` [rows, N]. B is the largest of 16 to 256 that divides the groups; rows may end inside a block.
-The nodes are not a model: they are the weights in the form in which a graph uses them. Kept tensors are initializers
-that no node uses. From 2 GiB on, which protobuf cannot hold, the tensors are in a second file with `.data` after its
-name.
+GatherBlockQuantized (com.microsoft), a table [rows, K] in blocks of block_size along K, of `bits`:
+
+    data         U8  [rows, K*b/8]                 codes as in MatMulNBits, rows without padding; or 4-bit integers
+    scales       F32 or F16  [rows, ceil(K/B)]
+    zero_points  U8  [rows, ceil(ceil(K/B)*b/8)]
+
+Reading (read, read_blocks, read_linear, read_integer): nodes on activations, or on a single number, are ignored. Codes
+that nodes compute with, as onnxruntime's dynamic and static quantizers write them, are decoded too. A weight has the
+name of its codes without _quantized, _Q4 and the like.
+
+Writing (rewrite): the model of the source again, message by message (model), with other nodes (nodes) for what takes a
+weight. A weight X becomes the initializers X_quantized, X_scale (of X's dtype) and, where it is not symmetric,
+X_zero_point; which nodes take them depends on what takes X (roles):
+
+    MatMul, or Gemm with alpha 1, on X as right-hand matrix    MatMulNBits in its place, and Add for a bias
+    Gather of rows of X                                        GatherBlockQuantized in its place
+    both                                                       both, of the same codes
+    anything else that multiplies with X                       DequantizeLinear in front, along axis 0: of rows of codes
+                                                               that are channels, or groups, which a Reshape joins to X
+
+DequantizeLinear is ONNX's where the model's version of that has the types, else com.microsoft's, so that no version
+changes. From 2 GiB on, which protobuf cannot hold, tensors are in a second file with `.data` after its name.
+
+With --container (write) one file with a MatMulNBits node for every weight. A weight X becomes the initializers X,
+X_scale (F32) and X_zero_point (U8), and the node goes from its own input `module.input` [rows, K] to an output
+`module.output` [rows, N]. The nodes are not a model; kept tensors are initializers that no node uses.
 """
 
 from __future__ import annotations
@@ -40,17 +59,17 @@ from quantcli.layouts.onnx.write import container, convert, shape
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Accepts, InGraph, Writer
 
-READS = Reader(summary="ONNX: MatMulNBits and DequantizeLinear of initializers", find=find)
+READS = Reader(summary="ONNX: MatMulNBits, DequantizeLinear, and codes that nodes compute with", find=find)
 
 WRITES = Writer(
-    summary="ONNX: a MatMulNBits node of com.microsoft for every weight, for onnxruntime",
-    keeps="rows with a short last group of a size it does not have, all but matrices",
+    summary="ONNX: the model with MatMulNBits, GatherBlockQuantized and DequantizeLinear, for onnxruntime",
+    keeps="what the graph does not multiply with, F64; of --container all but matrices",
     accepts=Accepts(bits=BITS, groups=(16,)),
     shape=shape,
     convert=convert,
     container=container,
     in_graph=InGraph(
-        transposed=rewrite.transposed, suited=rewrite.suited, obstacle=rewrite.obstacle, convert=rewrite.convert
+        matrices=rewrite.matrices, suited=rewrite.suited, obstacle=rewrite.obstacle, convert=rewrite.convert
     ),
     tables=lambda info, kind, scheme, model: scheme,
     read_back=False,

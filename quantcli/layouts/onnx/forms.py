@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,7 +64,7 @@ class Stored:
 def form_of(info: TensorInfo, role: Role) -> Form:
     """The form that suits a tensor of a graph."""
     if len(info.shape) == 2 and role.multiplied and role.rows:
-        return "both"
+        return "both" if info.shape[1] % min(BLOCKS) == 0 else "linear"
     if len(info.shape) == 2 and (role.multiplied or role.rows):
         return "blocks" if role.multiplied else "rows"
     return "linear"
@@ -90,10 +90,15 @@ def obstacle(weight: Weight, role: Role) -> str | None:
     return None
 
 
-def suited(info: TensorInfo, scheme: Scheme, role: Role, *, chosen: bool) -> tuple[Scheme, str]:
-    """The scheme nearest to another one that the form of a tensor can have, and what was changed for it. chosen:
-    whether a rule names the scheme, not the default; else what is no matrix gets the bits of onnxruntime's own
-    quantizers, which have no convolution of fewer: at 4 the networks of rapidocr read nothing any more."""
+def suited(
+    info: TensorInfo, scheme: Scheme, role: Role, *, chosen: bool, in_function: bool = False
+) -> tuple[Scheme, str]:
+    """The scheme nearest to another one that the form of a tensor can have, and what was changed for it.
+
+    chosen: whether a rule names the scheme, not the default; else what is no matrix gets the bits of onnxruntime's own
+    quantizers, which have no convolution of fewer: at 4 the networks of rapidocr read nothing any more. in_function:
+    whether it is in a function, where a Constant node holds it, which in most versions has no type of 4 bits.
+    """
     form, cols, notes = form_of(info, role), info.shape[-1], list[str]()
     if info.dtype not in SCALES:
         return scheme, ""
@@ -101,10 +106,13 @@ def suited(info: TensorInfo, scheme: Scheme, role: Role, *, chosen: bool) -> tup
     if scheme.scale_dtype == AUTO or (scheme.scale_dtype != computed and info.dtype != "F32"):
         notes += [f"scales in {computed}, in which the graph computes"] if scheme.scale_dtype != AUTO else []
         scheme = scheme.with_scale_dtype(computed)
-    least = min(LINEAR_BITS) if chosen else max(LINEAR_BITS)
+    least = min(LINEAR_BITS) if chosen and not in_function else max(LINEAR_BITS)
     if form == "linear" and scheme.bits < least:
         scheme = changed(scheme, bits=least)
-        notes.append(f"{least} bits, as onnxruntime's tools have" if not chosen else "4 bits, the fewest there are")
+        notes.append(f"{least} bits, as onnxruntime's tools have" if not chosen else f"{least} bits, the fewest there")
+    elif form == "rows" and cols * scheme.bits % 8:
+        scheme = changed(scheme, bits=8)
+        notes.append(f"8 bits: rows of {cols} would not end between bytes")
     if scheme.granularity != "group":
         return scheme, "; ".join(notes)
     size = scheme.group_size
@@ -141,9 +149,10 @@ def stored(weight: Weight, role: Role) -> Stored:
     return _linear(weight) if form == "linear" else _blocks(weight, form)
 
 
-def names_of(name: str, count: int) -> Iterator[str]:
-    """The names of the parts of a weight."""
-    return iter((name, f"{name}_scale", f"{name}_zero_point")[:count])
+def _in_graph(job: Job, name: str) -> Job:
+    """A job whose outputs have names that no tensor of a graph has; in the file they have others."""
+    keys = (name, f"{name}\0scale", f"{name}\0zero point")
+    return replace(job, outputs=tuple(replace(o, name=key) for o, key in zip(job.outputs, keys)))
 
 
 # ---- blocks along the rows --------------------------------------------------------------------------------------
@@ -154,7 +163,7 @@ def _blocks(weight: Weight, form: Form) -> Stored:
     dtype = weight.info.dtype
     block = block_of(plan)
     padded = form != "rows"
-    job = block_job(weight, block, dtype, padded=padded)
+    job = _in_graph(block_job(weight, block, dtype, padded=padded), weight.info.name)
     bits = facts(weight)[0].bits
     blocks = -(-plan.cols // block)
     codes = (plan.rows, blocks, block * bits // 8) if padded else (plan.rows, plan.cols * bits // 8)
@@ -177,7 +186,8 @@ def block_job(weight: Weight, block: int, scale_dtype: str, *, padded: bool = Tr
         (scale_dtype, (plan.rows, blocks)),
         *([] if scheme.symmetric else [("U8", (plan.rows, zeros))]),
     ]
-    outputs = tuple(TensorInfo(n, d, s) for n, (d, s) in zip(names_of(name, len(shapes)), shapes))
+    names = (name, f"{name}_scale", f"{name}_zero_point")
+    outputs = tuple(TensorInfo(n, d, s) for n, (d, s) in zip(names, shapes))
 
     def piece(span: TileSpan, codes: Codes, write: Write) -> bool:
         packed = words(codes, span, plan, bits)
@@ -228,7 +238,7 @@ def _linear(weight: Weight) -> Stored:
     if not symmetric:
         parts.append(Part(kind=kind, shape=(count,)))
         outputs.append(_bytes(f"{info.name}_zero_point", count, bits))
-    job = Job(outputs=tuple(outputs), pieces=partial(_linear_pieces, weight))
+    job = _in_graph(Job(outputs=tuple(outputs), pieces=partial(_linear_pieces, weight)), info.name)
     return Stored(form="linear", shape=info.shape, bits=bits, block=plan.group, parts=tuple(parts), job=job)
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.layouts.onnx.read_blocks import matrix
+from quantcli.layouts.onnx.read_integer import integer
 from quantcli.layouts.onnx.read_linear import linear
 from quantcli.layouts.reader import Found, Read
 from quantcli.layouts.stored import wrong
-from quantcli.stores.onnx_graph import Graph, Node
+from quantcli.stores.onnx_graph import DECODING, Graph, Node
 from quantcli.stores.onnx_tensors import Packed
 from quantcli.tensors.info import TensorInfo
 
@@ -37,8 +38,8 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
     if not isinstance(graph, Graph):
         return []
     found, users, taken, names = list[Found](), dict[str, Any](), set[str](), set(infos)
-    for node in (*graph.nodes, *(_as_decoding(infos, node) for node in graph.integer)):
-        if not _is_weight(node, infos, graph.packed):
+    for node in (*graph.nodes, *graph.integer):
+        if not _is_weight(node, infos, graph.packed) or (node.operator == "Gather" and node.weight in users):
             continue
         way = (node.operator, node.input(1), node.input(2), [node.numbers.get(key) for key in _DECIDING], node.shape)
         earlier = users.setdefault(node.weight, way)
@@ -56,22 +57,10 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
 
 def _weight(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Packed]) -> Found:
     """The weight that a node decodes. Raises DataError for parts that do not match."""
+    if node.operator not in DECODING:
+        return integer(infos, node, packed)
     in_blocks = node.operator == "MatMulNBits" or (node.operator != "DequantizeLinear" and node.weight not in packed)
     return matrix(infos, node) if in_blocks else linear(infos, node, packed)
-
-
-def _as_decoding(infos: Mapping[str, TensorInfo], node: Node) -> Node:
-    """A DequantizeLinear that would decode what a node computes with as codes. Where scales come in behind the node,
-    they are found by the name that onnxruntime's quantizers give them."""
-    info = infos.get(node.weight)
-    if info is None or not info.shape:
-        return node
-    stem = re.sub("_quantized$", "", info.name)
-    scale = node.input(1) or f"{stem}_scale"
-    first = "Conv" in node.operator or "LSTM" in node.operator
-    axis = 0 if first else len(info.shape) - 1
-    inputs = (info.name, scale, node.input(2))
-    return Node(operator="DequantizeLinear", inputs=inputs, numbers={"axis": axis}, places=(0, 1, 2))
 
 
 def _with_parts(weight: Found, taken: set[str]) -> Found:

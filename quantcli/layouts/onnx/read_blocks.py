@@ -139,4 +139,5 @@ def matrix(infos: Mapping[str, TensorInfo], node: Node) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         unit=1,
         decode=partial(_decode_matrix, stored),
+        outputs_first=True if stored.padded else None,
     )

@@ -124,7 +124,7 @@ def _linear(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Pa
     return _Linear(name=name, shape=shape, axis=axis, block=block, codes=codes, scale=scale, zero=zero, packed=packed)
 
 
-def _elements(read: Read, info: TensorInfo, packed: Packed | None, first: int, count: int) -> Floats:
+def integers(read: Read, info: TensorInfo, packed: Packed | None, first: int, count: int) -> Floats:
     """Elements of a tensor in C order, as float32."""
     if packed is None:
         size = np.dtype(INTEGERS.get(info.dtype, "<u1")).itemsize
@@ -148,7 +148,7 @@ def _elements(read: Read, info: TensorInfo, packed: Packed | None, first: int, c
 
 def _decode_linear(stored: _Linear, read: Read, first: int, last: int) -> Floats:
     cols, width, rows = stored.cols, stored.width, last - first
-    out = _elements(read, stored.codes, stored.packed.get(stored.name), first * cols, rows * cols).reshape(rows, cols)
+    out = integers(read, stored.codes, stored.packed.get(stored.name), first * cols, rows * cols).reshape(rows, cols)
     own = stored.rows_of_scales(first, last)
     low, count = int(own.min()), int(own.max()) + 1 - int(own.min())
 
@@ -161,7 +161,7 @@ def _decode_linear(stored: _Linear, read: Read, first: int, last: int) -> Floats
     with np.errstate(over="ignore", invalid="ignore"):
         if stored.zero is not None:
             zero = stored.zero
-            out -= spread(_elements(read, zero, stored.packed.get(zero.name), low * width, count * width))
+            out -= spread(integers(read, zero, stored.packed.get(zero.name), low * width, count * width))
         out *= spread(floats(read, stored.scale, stored.name, low * width, count * width))
     return out
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.errors import DataError
 from quantcli.layouts.onnx import forms
 from quantcli.layouts.onnx.forms import Stored
 from quantcli.layouts.onnx.model import Changes, Hole, Laid, Range, Segment, laid_out, size_of
@@ -27,13 +28,13 @@ LIMIT = (1 << 31) - (1 << 20)
 _CHUNK = 1 << 20
 
 
-def transposed(infos: Sequence[TensorInfo], graph: Graph) -> Collection[str]:
-    """The matrices of a model that are stored [in, out] and summed over their first axis."""
+def matrices(infos: Sequence[TensorInfo], graph: Graph) -> Mapping[str, bool]:
+    """The matrices of a model that nodes multiply with, and whether each is stored [out, in]."""
     known = roles(graph)
     return {
-        info.name
+        info.name: not known[info.name].turned
         for info in infos
-        if len(info.shape) == 2 and info.name in known and known[info.name].turned and info.dtype in forms.SCALES
+        if len(info.shape) == 2 and info.dtype in forms.SCALES and info.name in known and known[info.name].multiplied
     }
 
 
@@ -46,7 +47,9 @@ def obstacle(weight: Weight, graph: Graph) -> str | None:
 def suited(info: TensorInfo, scheme: Scheme, graph: Graph, chosen: bool) -> tuple[Scheme, str]:
     """The scheme nearest to another one that a tensor can have in its place, and what was changed for it."""
     role = roles(graph)[info.name]
-    return (scheme, "") if role.why else forms.suited(info, scheme, role, chosen=chosen)
+    if role.why:
+        return scheme, ""
+    return forms.suited(info, scheme, role, chosen=chosen, in_function=graph.held[info.name].in_function)
 
 
 # ---- the files --------------------------------------------------------------------------------------------------
@@ -104,6 +107,8 @@ def _files(
     if size_of(one.segments) <= LIMIT:
         return [_file(base, one.segments, graph.file)]
     two = laid(f"{base}.data")
+    if size_of(two.segments) > LIMIT:
+        raise DataError("its graph alone, with the constants in it, takes more than the 2 GiB that protobuf reads")
     beside = ContainerFile(name=f"{base}.data", size=two.beside, offsets=two.offsets, pieces=[])
     return [_file(base, two.segments, graph.file), beside]
 
@@ -143,8 +148,9 @@ def _notes(graph: Graph, weights: Mapping[str, tuple[Stored, Role]]) -> list[str
 
 
 def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
-    """The model with its weights quantized; nothing else in it changes."""
-    known, shapes = roles(graph), transposed([t.info for t in tensors], graph)
+    """The model with its weights quantized; nothing else in it changes. Raises DataError where no protobuf holds its
+    graph."""
+    known, outputs_first = roles(graph), matrices([t.info for t in tensors], graph)
     weights = {
         t.info.name: (forms.stored(t, known[t.info.name]), known[t.info.name]) for t in tensors if t.scheme is not None
     }
@@ -154,6 +160,8 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
         if tensor.scheme is not None:
             jobs[name] = weights[name][0].job
         else:
-            jobs[name] = _turned_back(tensor.info) if name in shapes else plain(tensor.info)
+            jobs[name] = plain(tensor.info) if outputs_first.get(name, True) else _turned_back(tensor.info)
             kept[name] = tensor.info.nbytes
+    if graph.file.size + sum(o.nbytes for job in jobs.values() for o in job.outputs) > LIMIT:
+        _files(graph, weights, kept, "", "")  # refused before a weight is read
     return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(graph, weights))

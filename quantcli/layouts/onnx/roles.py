@@ -31,8 +31,8 @@ _MOVING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Cast
 _LOOKING = ("Shape", "Size")
 """Operators that take the shape alone: whoever else there is, the tensor keeps its name."""
 
-_LONGEST = 64
-"""Nodes that a tensor is followed through."""
+_LONGEST, _MOST = 64, 10_000
+"""Nodes that a tensor is followed through, one after another and in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class _Uses:
     """The nodes that take each name."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.graph, self.left = graph, _MOST
         self.takers: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for place, call in graph.calls.items():
             for at, name in enumerate(call.inputs):
@@ -76,8 +76,10 @@ class _Uses:
 
     def of(self, name: str, turned: bool = False, changed: bool = False, way: tuple[int, ...] = ()) -> Iterator[_Use]:
         """The nodes that compute with a tensor; one of place -1 stands for what is outside."""
-        if name in self.graph.results or len(way) > _LONGEST:
+        self.left -= 1
+        if name in self.graph.results or len(way) > _LONGEST or self.left < 0:
             yield _Use(-1, 0, turned, changed, way)
+            return
         for place, at in self.takers.get(name, ()):
             call = self.graph.calls[place]
             onward = (*way, place)
@@ -98,7 +100,7 @@ class _Uses:
 
 def _multiplies(call: Call, use: _Use) -> bool:
     """Whether a node is a product with a tensor as its right-hand matrix, and nothing more than a sum behind it."""
-    if use.changed or use.at != 1 or call.inputs[0] == call.inputs[1]:
+    if use.changed or use.at != 1 or call.inputs[0] in ("", call.inputs[1]) or len(call.makes) != 1:
         return False
     if call.operator == "MatMul":
         return True
@@ -109,7 +111,8 @@ def _multiplies(call: Call, use: _Use) -> bool:
 
 def _looks_up(call: Call, use: _Use) -> bool:
     """Whether a node looks up rows of a tensor."""
-    return call.operator == "Gather" and use.at == 0 and not (use.changed or use.turned) and _axis(call) == 0
+    whole = len(call.takes) == 2 and use.at == 0 and not (use.changed or use.turned)
+    return call.operator == "Gather" and whole and _axis(call) == 0
 
 
 def _axis(call: Call) -> int:
@@ -126,9 +129,10 @@ def _role(uses: _Uses, name: str) -> Role:
     graph = uses.graph
     if name in graph.given and graph.ir >= 4:
         return Role(why="it is an input of the graph, and this is its default")
+    uses.left = _MOST
     found = list(uses.of(name))
     if any(use.place < 0 for use in found):
-        return Role(why="the graph gives it out")
+        return Role(why="the graph gives it out" if uses.left >= 0 else "too many nodes hand it on")
     computing = [use for use in found if graph.calls[use.place].operator not in _LOOKING]
     if not computing:
         return Role(why="no node computes with it")

@@ -1,0 +1,41 @@
+"""What the generations of Gemma have in common."""
+
+from __future__ import annotations
+
+from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, Sizes, sizes
+from quantcli.layouts.gguf.settings import Config, refuse
+
+ACTIVATION = "gelu_pytorch_tanh"
+
+LAYER = {
+    **ATTENTION,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    **GATED,
+}
+"""Names of Gemma 2 and 3."""
+
+
+def gemma_sizes(config: Config) -> Sizes:
+    """The sizes of a Gemma, whose heads have 256 rows where it does not say. Raises DataError where the output head is
+    a tensor of its own."""
+    if config.get("tie_word_embeddings", True) is not True:
+        raise refuse("llama.cpp supports such models only with the embedding as head", "tie_word_embeddings")
+    return sizes(config, kv_heads=config.whole("num_attention_heads"), head=256)
+
+
+def check_scale(config: Config, s: Sizes, odd: int) -> None:
+    """Raise DataError where llama.cpp would scale scores of attention differently. odd: the number of layers of the
+    size for which it divides by the share of a head in the hidden size."""
+    wanted = s.hidden // s.heads if s.layers == odd else s.head
+    found = config.get("query_pre_attn_scalar", wanted)
+    if found != wanted:
+        raise refuse(f"llama.cpp would take {wanted}, not {found}", "query_pre_attn_scalar")
+
+
+def check_windows(config: Config, s: Sizes, period: int) -> None:
+    """Raise DataError where other layers than each last of `period` attend to all tokens."""
+    kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(s.layers)]
+    if config.get("layer_types", kinds) != kinds or config.get("sliding_window_pattern", period) != period:
+        raise refuse(f"llama.cpp supports such models only with each {period}th layer attending to all", "layer_types")

@@ -1,0 +1,45 @@
+"""Gemma 2: a window in every other layer, norms behind attention and behind the layer's end, capped scores."""
+
+from __future__ import annotations
+
+from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, check_scale, check_windows, gemma_sizes
+from quantcli.layouts.gguf.families._parts import (
+    OUTER,
+    attention,
+    decoder_keys,
+    gated,
+    layers,
+    norms,
+    outer,
+    scaling,
+)
+from quantcli.layouts.gguf.family import Family, Parts
+from quantcli.layouts.gguf.settings import Config
+
+
+def parts(config: Config) -> Parts:
+    """What a config.json makes of it."""
+    config.only("hidden_activation", ACTIVATION)
+    s, rope = gemma_sizes(config), config.rope()
+    check_scale(config, s, 46)
+    check_windows(config, s, 2)
+    keys = {
+        "attention.sliding_window": config.whole("sliding_window", 4096),
+        "attn_logit_softcapping": config.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": config.number("final_logit_softcapping", 30.0),
+    }
+    behind = norms(s.hidden, "post_attention_norm", "ffn_norm", "post_ffw_norm")
+    return Parts(
+        keys=decoder_keys(config, s, rope) | keys | scaling(rope),
+        needed={
+            **outer(s.words, s.hidden, tied=True),
+            **layers(s.layers, {**attention(s), **behind, **gated(s.hidden, s.inner)}),
+        },
+        tied=True,
+        vocabulary=s.words,
+    )
+
+
+FAMILY = Family(
+    architecture="gemma2", classes=("Gemma2ForCausalLM",), parts=parts, modules=OUTER, layer=LAYER, raised=1.0
+)

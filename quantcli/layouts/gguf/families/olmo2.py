@@ -1,0 +1,66 @@
+"""OLMo 2 and 3: norms behind attention and feed-forward, and of all queries and all keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantcli.layouts.gguf.families._parts import (
+    ATTENTION,
+    GATED,
+    HEAD_NORMS,
+    OUTER,
+    attention,
+    decoder_keys,
+    gated,
+    layers,
+    norms,
+    outer,
+    scaling,
+    sizes,
+    tied,
+)
+from quantcli.layouts.gguf.family import Family, Parts
+from quantcli.layouts.gguf.settings import Config, refuse
+
+
+def parts(config: Config) -> Parts:
+    """What a config.json makes of it."""
+    config.only("hidden_act", "silu")
+    config.only("attention_bias", False)
+    s, rope = sizes(config, kv_heads=config.whole("num_attention_heads")), config.rope("full_attention", 5e5)
+    keys: dict[str, Any] = {}
+    if config.get("sliding_window") is not None:
+        kinds = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(s.layers)]
+        if config.get("layer_types", kinds) != kinds:
+            raise refuse("llama.cpp supports such models only with each 4th layer attending to all", "layer_types")
+        keys["attention.sliding_window"] = config.whole("sliding_window")
+        keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
+    own = {name: shape for name, shape in attention(s).items() if name != "attn_norm.weight"}
+    layer = {
+        **own,
+        "attn_q_norm.weight": (s.queries,),
+        "attn_k_norm.weight": (s.keys,),
+        **norms(s.hidden, "post_attention_norm", "post_ffw_norm"),
+        **gated(s.hidden, s.inner),
+    }
+    return Parts(
+        keys=decoder_keys(config, s, rope) | keys | scaling(rope),
+        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
+        tied=tied(config),
+        vocabulary=s.words,
+    )
+
+
+FAMILY = Family(
+    architecture="olmo2",
+    classes=("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
+    parts=parts,
+    modules=OUTER,
+    layer={
+        **{name: ours for name, ours in ATTENTION.items() if name != "input_layernorm"},
+        **HEAD_NORMS,
+        "post_attention_layernorm": "post_attention_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+        **GATED,
+    },
+)

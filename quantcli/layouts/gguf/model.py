@@ -1,0 +1,191 @@
+"""A checkpoint as a model of llama.cpp: its tensors matched with those of its family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts.gguf.families import classes
+from quantcli.layouts.gguf.family import Family, Parts
+from quantcli.layouts.gguf.names import gguf_name, hf_name
+from quantcli.layouts.gguf.settings import Config
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+    from quantcli.stores.stacked import Rebuilt
+
+_SAME = (
+    (re.compile(r"^model\.language_model\."), "model."),
+    (re.compile(r"^language_model\.(model\.|lm_head\.)"), r"\1"),
+)
+"""Names in models that see or hear, too, and those of the part that reads text by itself."""
+
+_TOWER = re.compile(
+    r"(?:model\.)?(?:vision|visual|audio|multi_modal_projector|mm_projector|embed_vision|embed_audio)\w*\..+"
+)
+"""Names of what sees and hears."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTensor:
+    """A tensor of the GGUF. source: its name in the checkpoint. shape: in both. order: the row of the checkpoint for
+    every row, None where they stay; units: runs of rows that are best read at a time. float32: whether llama.cpp takes
+    it as F32 only; raised: what is added to it."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    float32: bool
+    order: NDArray[Any] | None = field(default=None, compare=False)
+    units: int = 1
+    raised: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufModel:
+    """A model as llama.cpp loads it. keys: those of the architecture. tensors: in the checkpoint's order. made: F32
+    tensors that are computed. vocabulary: number of its tokens. notes: what llama.cpp does differently, a line each."""
+
+    architecture: str
+    keys: Mapping[str, Any]
+    tensors: tuple[ModelTensor, ...]
+    made: Mapping[str, Floats]
+    vocabulary: int
+    notes: tuple[str, ...]
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a model. Raises UsageError for other models, with a list of those supported."""
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    known = classes()
+    if not isinstance(name, str) or name not in known:
+        what = f"{printable(name, 60)} is" if isinstance(name, str) else "models without architectures are"
+        problem = f"{what} not supported by --to gguf"
+        raise UsageError(problem, place=["config.json"], hint=supported())
+    return known[name]
+
+
+def supported() -> str:
+    """The families, for hints."""
+    return f"supported: {', '.join(sorted({family.architecture for family in classes().values()}))}"
+
+
+def _settings(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> Config:
+    """The config.json of the part that reads text. Where it says otherwise than the whole whether the embedding is the
+    head too, the tensors tell."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return Config(config)
+    merged, key = {**config, **text}, "tie_word_embeddings"
+    if config.get(key) is not text.get(key):
+        merged[key] = not any(info.name.endswith("lm_head.weight") for info in infos)
+    return Config(merged)
+
+
+def model_of(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> GgufModel:
+    """The model of the config.json and the tensors of a checkpoint.
+
+    Raises UsageError for another family, DataError for a model of the family that llama.cpp would run differently or
+    not at all, and where tensors and config.json do not match.
+    """
+    family = family_of(config)
+    parts = family.parts(_settings(config, infos))
+    tensors, left = _tensors(infos, family, parts)
+    notes = [_described(left)] if left else []
+    towers = [name for name in left if _TOWER.fullmatch(name)]
+    if towers:
+        notes.append("what sees or hears is not in this file: llama.cpp wants it in a second one (mmproj)")
+    return GgufModel(
+        architecture=family.architecture,
+        keys={f"{family.architecture}.{key}": value for key, value in parts.keys.items()} | dict(parts.general),
+        tensors=tensors,
+        made=parts.made,
+        vocabulary=parts.vocabulary,
+        notes=(*notes, *parts.notes),
+    )
+
+
+def rebuilt(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str, Sequence[Rebuilt]]:
+    """The tensors of a checkpoint that llama.cpp wants in another form, and what takes their place; none of a model
+    that is not supported, which is refused later."""
+    named = config.get("architectures")
+    family = classes().get(named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else None
+    if family is None or family.rebuilt is None:
+        return {}
+    settings = _settings(config, infos)
+    found = {info.name: family.rebuilt(info, settings) for info in infos}
+    return {name: tensors for name, tensors in found.items() if tensors is not None}
+
+
+def _described(left: Sequence[str]) -> str:
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return f"{printable(left[0], 120)}{more} left out: llama.cpp does not use it"
+
+
+def text_name(name: str) -> str:
+    """The name of a tensor of the part that reads text in a model of that alone.
+
+    >>> text_name("model.language_model.norm.weight"), text_name("language_model.model.norm.weight")
+    ('model.norm.weight', 'model.norm.weight')
+    """
+    for pattern, becomes in _SAME:
+        name = pattern.sub(becomes, name, count=1)
+    return name
+
+
+def _tensors(infos: Sequence[TensorInfo], family: Family, parts: Parts) -> tuple[tuple[ModelTensor, ...], list[str]]:
+    """The tensors of the GGUF, and the names of those left out."""
+    known = {**parts.optional, **parts.needed}
+    unused = [re.compile(expression) for expression in family.unused]
+    found, left = [], []
+    for info in infos:
+        same = text_name(info.name)
+        name = gguf_name(same, family)
+        useless = any(expression.fullmatch(same) for expression in unused) or _TOWER.fullmatch(same)
+        if useless or (parts.tied and name == "output.weight"):
+            left.append(info.name)
+        elif name is None or name not in known:
+            raise DataError(f"{family.architecture} of llama.cpp has no such tensor", place=[printable(info.name)])
+        elif info.shape != known[name]:
+            problem = f"it is {list(info.shape)}, but {list(known[name])} by config.json"
+            raise DataError(problem, place=[printable(info.name)])
+        else:
+            found.append(_tensor(info, name, family, parts))
+    _check_all(found, family, parts)
+    return tuple(found), left
+
+
+def _check_all(found: Sequence[ModelTensor], family: Family, parts: Parts) -> None:
+    """Raise DataError where a tensor is missing, or two would have one name."""
+    names = [tensor.name for tensor in found]
+    missing = [name for name in parts.needed if name not in set(names)]
+    if missing:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{hf_name(missing[0], family) or missing[0]} is missing{more}")
+
+
+def _tensor(info: TensorInfo, name: str, family: Family, parts: Parts) -> ModelTensor:
+    module = re.sub(r"^blk\.\d+\.", "", name).rpartition(".")[0]
+    heads = parts.keys.get("attention.head_count", 1)
+    kv_heads = parts.keys.get("attention.head_count_kv", heads)
+    order = family.orders.get(module)
+    return ModelTensor(
+        name=name,
+        source=info.name,
+        shape=info.shape,
+        float32=len(info.shape) < 2 or name.endswith(FLOATS),
+        order=None if order is None else order.source(info.shape[0], heads, kv_heads),
+        units=1 if order is None else order.units(heads, kv_heads),
+        raised=family.raised if name.endswith("norm.weight") else 0.0,
+    )
+
+
+FLOATS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight", ".bias")
+"""Ends of the names of tensors that llama.cpp takes as F32 only."""

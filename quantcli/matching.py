@@ -1,0 +1,110 @@
+"""Two models, one made from the other or not, with their tensors under matching names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantcli.experts import arranged, as_in, transposed
+from quantcli.floats import decoded
+from quantcli.layouts.native import model as native
+from quantcli.layouts.writer import named
+from quantcli.models import Model, View, open_model
+from quantcli.naming import family_of, renamed
+
+if TYPE_CHECKING:
+    from quantcli.layouts.gguf.family import Family
+    from quantcli.stores import Source
+
+
+@contextlib.contextmanager
+def open_original(path: str, names: Container[str], *, as_float: bool = False) -> Iterator[Model]:
+    """The floats that a model with tensors of these names was made from: decoded where they are codes themselves, and
+    with experts arranged as they are there. Where the names are those of codes and scales too, each was taken by its
+    dtype. as_float: whether the integers of a .npy or .npz file are a signal."""
+    with open_model(path, as_float=as_float) as model:
+        source = model.source
+        plain = not model.is_native and all(name in names for name in model.stored)
+        if source.kind != "gguf" and not plain and model.quantized:
+            source = decoded(source, model)
+        source = as_in(source, names) or source
+        yield model if source is model.source else Model(native.Model(source), path, {})
+
+
+def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
+    """The tensors of both under matching names, and a note on how they were matched; empty when they matched already.
+
+    Names are mapped where none is in both, and one side is a GGUF of a known architecture and the other is not. Experts
+    of a model that quantcli did not quantize are arranged as they are in the other one, and the matrices of an ONNX
+    model transposed.
+    """
+    ours, theirs, note = _under_names(a, b)
+    notes = [note] if note else []
+    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
+        if model.source.kind == "gguf" or model.is_native:
+            continue
+        floats = decoded(model.source, model) if model.quantized else model.source
+        found = as_in(floats, other) or (None if model.quantized else _turned_as(floats, own, other))
+        if found is None:
+            continue
+        notes.append(f"{model.path}: {found.arranged}")
+        views = Model(native.Model(found), model.path, {})
+        ours, theirs = (views, theirs) if model is a else (ours, views)
+    return ours, theirs, "; ".join(notes)
+
+
+def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View]) -> Source | None:
+    """A float model with a graph, its matrices transposed where those of the other one are; None where none is. Of a
+    float model without a graph, square ones are taken to be as those are that can be told apart."""
+    in_graph = named("onnx").in_graph
+    if source.network is None or in_graph is None:
+        return None
+    mine = in_graph.matrices([v.info for v in own.values()], source.network)
+    both = [n for n in mine if n in other]
+    plain = [n for n in both if not mine[n] and other[n].scheme is None]
+    shapes = {n: (own[n].info.shape, other[n].info.shape) for n in plain}
+    other_way = any(ours != theirs and ours == theirs[::-1] for ours, theirs in shapes.values())
+    turned = {n for n in both if other[n].outputs_first not in (None, mine[n])} | set(plain if other_way else ())
+    return transposed(source, turned) if turned else None
+
+
+def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, View], str]:
+    """The same, but for experts."""
+    sides = [model.source.kind == "gguf" for model in (a, b)]
+    if a.keys() & b.keys() or sides[0] == sides[1]:
+        return a, b, ""
+    gguf, other = (a, b) if sides[0] else (b, a)
+    family = family_of(gguf)
+    if family is None:
+        return a, b, ""
+    shown = " and ".join(family.orders)
+    order = f", and rows of {shown} are reordered" if shown else ""
+    note = f"{gguf.path}: names of llama.cpp ({family.architecture}) are mapped to those of the checkpoint{order}"
+    floats: Mapping[str, View] = other
+    if family.rebuilt is not None:
+        found = arranged(other.source, "gguf")
+        floats = Model(native.Model(found), other.path) if found.arranged else other
+        note += f"; {other.path}: {found.arranged}" if found.arranged else ""
+    views = _with_prefix(renamed(gguf, family), floats, family)
+    return (views, floats, note) if sides[0] else (floats, views, note)
+
+
+def _with_prefix(views: dict[str, View], other: Mapping[str, View], family: Family) -> dict[str, View]:
+    """Tensors under the names that another model has for them, which may begin with something more."""
+    from quantcli.layouts.gguf.model import text_name
+    from quantcli.layouts.gguf.names import gguf_name, hf_names
+
+    theirs = {text_name(name): name for name in other}
+    found = {}
+    for name, view in views.items():
+        ours = gguf_name(name, family)
+        choices = [
+            prefix + n
+            for prefix in ("", *family.prefixes)
+            for n in ([name] if ours is None else hf_names(ours, family))
+        ]
+        named = next((theirs[choice] for choice in choices if choice in theirs), name)
+        found[named] = replace(view, info=replace(view.info, name=named))
+    return found

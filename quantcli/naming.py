@@ -1,0 +1,119 @@
+"""The tensors of a GGUF under the names, and in the order of rows, of the checkpoint it was made from."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantcli.errors import DataError, printable
+from quantcli.layouts.held import in_order
+from quantcli.models import BLOCK, Model, View, runs_of
+from quantcli.tensors.rows import runs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from quantcli.kernels import Floats
+    from quantcli.layouts.gguf.family import Family
+    from quantcli.layouts.gguf.rows import Order
+    from quantcli.layouts.reader import Held
+    from quantcli.stores import Source
+
+_MODULE = re.compile(r"(?:blk\.([0-9]{1,6})\.)?(\w+)\.(?:weight|bias)")
+
+
+def of_checkpoint(model: Model) -> Mapping[str, View]:
+    """The tensors of a model under the names of the checkpoint it was made from: for a GGUF of a known architecture,
+    with its rows back in order; as they are for anything else, and for one whose matrices have other shapes there."""
+    family = family_of(model)
+    return model if family is None or family.rebuilt is not None else renamed(model, family)
+
+
+def family_of(model: Model) -> Family | None:
+    """The family of a GGUF whose names can be mapped to a checkpoint's; None for anything else."""
+    if model.source.kind != "gguf":
+        return None
+    from quantcli.layouts.gguf.families import of_architecture
+
+    return of_architecture(str(model.source.keys.get("general.architecture")))
+
+
+def renamed(model: Model, family: Family) -> dict[str, View]:
+    """The tensors of a GGUF under the names of a checkpoint; those without one keep their own."""
+    from quantcli.layouts.gguf.names import hf_name
+
+    found = {}
+    for name, view in model.items():
+        module = _MODULE.fullmatch(name)
+        order = family.orders.get(module[2]) if module else None
+        if module and order is not None:
+            try:
+                layer = int(module[1] or 0)
+                heads = _heads(model.source, family.architecture, layer, "head_count")
+                view = _put_back(view, order, heads, _heads(model.source, family.architecture, layer, "head_count_kv"))
+            except DataError as error:
+                raise error.within(model.source.path) from None
+        if family.raised and name.endswith("norm.weight"):
+            view = _lowered(view, family.raised)
+        new = hf_name(name, family) or name
+        new = name if new in model else new
+        found[new] = replace(view, info=replace(view.info, name=new))
+    return found
+
+
+def _heads(source: Source, architecture: str, layer: int, which: str) -> int:
+    """Heads of queries, or of keys."""
+    key = f"{architecture}.attention.head_count"
+    value: Any = source.keys.get(key)
+    if which == "head_count_kv":
+        value = source.keys.get(f"{key}_kv", value)
+    if isinstance(value, list):
+        value = value[layer] if layer < len(value) else None
+    if type(value) is not int or value < 1:
+        raise DataError("it does not give the number of heads of this layer", place=[key])
+    return value
+
+
+def _put_back(view: View, order: Order, heads: int, kv_heads: int) -> View:
+    """A tensor with its rows in the order of a checkpoint."""
+    rows = view.info.shape[0] if view.info.shape else 1
+    cols = math.prod(view.info.shape[1:])
+    units = order.units(heads, kv_heads)
+    try:
+        source = order.source(rows, heads, kv_heads)
+    except ValueError:
+        source = None
+    if source is None or rows % (2 * units) or not rows * cols:
+        raise DataError(f"{rows} rows do not divide into {units} heads", place=[printable(view.info.name)])
+    places: NDArray[np.intp] = np.argsort(source, kind="stable")
+    unit = rows // units
+
+    def read(first: int, last: int) -> Floats:
+        low, high = first // cols // unit * unit, -(-last // (cols * unit)) * unit
+        wanted = places[low:high]
+        out = np.empty((high - low, cols), np.float32)
+        for row, which in runs(wanted):
+            out[which] = view.read(row * cols, (row + len(which)) * cols).reshape(-1, cols)
+        return out.reshape(-1)[first - low * cols : last - low * cols]
+
+    def held() -> Held | str:
+        found = view.held() if view.held is not None else "no other layout has such codes"
+        return found if isinstance(found, str) else in_order(found, places, unit)
+
+    step = max(BLOCK // (unit * cols), 1) * unit * cols
+    return replace(view, blocks=runs_of(rows * cols, step), read=read, stored=None, encoded=None, step=step, held=held)
+
+
+def _lowered(view: View, by: float) -> View:
+    """A tensor whose elements are smaller by a number."""
+
+    def read(first: int, last: int) -> Floats:
+        found: Floats = view.read(first, last) - np.float32(by)
+        return found
+
+    return replace(view, read=read, stored=None, encoded=None, held=None)

@@ -1,0 +1,245 @@
+"""Schemes by name, and what compressed-tensors, transformers' fp8 and ModelOpt have in a folder for each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from making import GOLDEN_FILES, ROOT, header_of, load, one_line, run, save
+from safetensors.numpy import load_file
+from strategies import gaussian
+
+import quantcli
+from quantcli import Scheme
+from quantcli.models import open_model
+from quantcli.naming import of_checkpoint
+from quantcli.planning.named import NAMES, fields
+
+LLAMA = ROOT / "sample_models" / "tiny-llama"
+GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "named.json").read_text())
+"""What llm-compressor writes of the sample model; peers/write_named.py wrote it."""
+
+
+def tensors_of(folder: Path) -> dict[str, list[Any]]:
+    """Dtype and shape of every tensor of a folder."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        header = header_of(path)
+        found |= {name: [e["dtype"], e["shape"]] for name, e in header.items() if name != "__metadata__"}
+    return dict(sorted(found.items()))
+
+
+def decoded(folder: Path) -> dict[str, np.ndarray]:
+    """The quantized weights of a folder as its readers decode them, before they are rounded to a dtype."""
+    with open_model(str(folder)) as found:
+        views = {n: v for n, v in of_checkpoint(found).items() if v.scheme is not None}
+        return {n: np.concatenate([v.read(*run) for run in v.blocks]).reshape(v.info.shape) for n, v in views.items()}
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())["quantization_config"]
+    return found
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_names_dtypes_shapes_and_configuration_are_those_of_llm_compressor(name: str, tmp_path: Path) -> None:
+    assert run("quantize", LLAMA, "--scheme", name, "-o", tmp_path / "out", "-q").code == 0
+    assert tensors_of(tmp_path / "out") == GOLDEN[name]["tensors"]
+    own, theirs = config_of(tmp_path / "out"), GOLDEN[name]["config"]
+    group, other = (next(iter(c["config_groups"].values())) for c in (own, theirs))
+    assert len(own["config_groups"]) == 1 and group == other
+    kept = {"config_groups", "version", "transform_config", "global_compression_ratio", "kv_cache_scheme"}
+    kept |= {"moe_sparsity_config"}
+    own["ignore"].sort()  # theirs is sorted as it was given
+    assert {k: v for k, v in own.items() if k not in kept} == {k: v for k, v in theirs.items() if k not in kept}
+
+
+@pytest.mark.parametrize("to", ["compressed-tensors", "native"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("FP8", "NVFP4")])
+def test_a_folder_decodes_to_what_was_made(name: str, to: str, tmp_path: Path) -> None:
+    """The reader of the layout, which is tested with files of the library, gets the numbers of the array interface."""
+    folder = model_of(tmp_path, hidden=256)
+    assert run("quantize", folder, "--scheme", name, "--to", to, "-o", tmp_path / "out", "-q").code == 0
+    back, original = decoded(tmp_path / "out"), load_file(folder / "model.safetensors")
+    for key in ("model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        wanted = quantcli.quantize(original[key], **(fields(name) or {})).dequantize()
+        if name.startswith("FP8") and to != "native":  # which the library decodes to the dtype of the scales
+            wanted = wanted.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(back[key], wanted)
+
+
+def model_of(folder: Path, hidden: int, rows: int = 256) -> Path:
+    """A Llama of one layer."""
+    made = folder / "model"
+    made.mkdir()
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "torch_dtype": "float32",
+    }
+    (made / "config.json").write_text(json.dumps(config))
+    layer = "model.layers.0."
+    names = [f"{layer}self_attn.{n}_proj.weight" for n in "qkvo"] + [f"{layer}mlp.{n}_proj.weight" for n in
+             ("gate", "up", "down")]  # fmt: skip
+    save(made / "model.safetensors", {n: gaussian(rows, hidden, seed=i) * 0.02 for i, n in enumerate(names)})
+    return made
+
+
+def test_names_in_recipes_rules_and_overrides(tmp_path: Path) -> None:
+    folder = model_of(tmp_path, hidden=256)
+    (tmp_path / "r.yaml").write_text("default: NVFP4A16\nrules:\n  - {match: '*.down_proj', scheme: FP8_DYNAMIC}\n")
+    words = ["--recipe", tmp_path / "r.yaml", "--override", "*.o_proj:W8A8", "--save-recipe", tmp_path / "s.yaml"]
+    assert run("quantize", folder, *words, "-o", tmp_path / "out", "-q").code == 0
+    config = config_of(tmp_path / "out")
+    assert config["format"] == "mixed-precision"
+    formats = {g["format"]: (g["targets"], g["input_activations"]) for g in config["config_groups"].values()}
+    assert set(formats) == {"nvfp4-pack-quantized", "float-quantized", "int-quantized"}
+    assert formats["float-quantized"][0] == ["model.layers.0.mlp.down_proj"]
+    assert formats["nvfp4-pack-quantized"][1] is None and formats["int-quantized"][1]["type"] == "int"
+    assert run("quantize", folder, "--recipe", tmp_path / "s.yaml", "-o", tmp_path / "again", "-q").code == 0
+    same = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "again")]
+    assert same[0] == same[1]
+
+
+def test_joined_weights_have_one_global_scale_in_every_shard(tmp_path: Path) -> None:
+    """vLLM takes the largest for all and rescales nothing: they must be equal, also where shards divide them."""
+    folder = model_of(tmp_path, hidden=64, rows=64)
+    weights = load_file(folder / "model.safetensors")
+    weights = {n: w * (30 if "k_proj" in n or "up_proj" in n else 1) for n, w in weights.items()}
+    save(folder / "model.safetensors", weights)
+    for limit in ((), ("--max-shard-size", "30000")):
+        out = tmp_path / f"out{len(limit)}"
+        assert run("quantize", folder, "--scheme", "NVFP4A16", *limit, "-o", out, "-q").code == 0
+        stored: dict[str, Any] = {}
+        for path in out.glob("*.safetensors"):
+            stored |= load(path)
+        ends = {n.split(".")[-2]: v.data for n, v in stored.items() if n.endswith("global_scale")}
+        found = {n: float(np.frombuffer(data, "<f4")[0]) for n, data in ends.items()}
+        assert found["q_proj"] == found["k_proj"] == found["v_proj"] and found["gate_proj"] == found["up_proj"]
+        assert found["o_proj"] != found["q_proj"]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--scheme", "FP8"], "measured on data; give a file of them with --activation-scales; FP8_DYNAMIC needs none"),
+    (["--scheme", "NVFP4"], "measured on data; give a file of them with --activation-scales; NVFP4A16 needs none"),
+    (["--scheme", "W4A17"], "'W4A17' is not a scheme; did you mean W4A16?"),
+    (["--scheme", "FP8_DYNAMIC", "--to", "gguf"], "gguf cannot store it: the format fp8-e4m3"),
+    (["--scheme", "W8A8", "--to", "gptq"], "gptq cannot store it: inputs quantized to int8"),
+    (["--type", "fp4", "--to", "compressed-tensors"], "fp4 with scales that are floats"),
+    (["--scheme", "NVFP4A16", "--group-size", "32"], "groups of 32"),
+    (["--scheme", "FP8_DYNAMIC", "--to", "fp8-blocks"], "one scale per channel"),
+    (["--scheme", "NVFP4A16", "--override", "*.down_proj:MXFP8A16", "--to", "modelopt"], "names one for all"),
+    (["--scheme", "NVFP4A16", "--bits", "3"], "--bits: fp4 has 4 bits, not 3"),
+])  # fmt: skip
+def test_refused_in_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    folder = model_of(tmp_path, hidden=64, rows=64)
+    to = [] if "--to" in words else ["--to", "compressed-tensors"]
+    assert said in one_line(run("quantize", folder, *words, *to, "-o", tmp_path / "out"), 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_do_not_fill_groups_are_kept_and_said(tmp_path: Path) -> None:
+    folder = model_of(tmp_path, hidden=72, rows=64)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.o_proj.weight"] = gaussian(64, 64)
+    save(folder / "model.safetensors", weights)
+    ran = run("quantize", folder, "--scheme", "NVFP4A16", "-o", tmp_path / "out", "--json")
+    kept = {t["name"]: t["note"] for t in ran.json["tensors"] if t["reason"] == "target"}
+    assert len(kept) == 6 and set(kept.values()) == {"compressed-tensors cannot store it: a short last group of 8"}
+    assert "model.layers.0.self_attn.q_proj" in config_of(tmp_path / "out")["ignore"]
+
+
+def test_blocks_of_transformers(tmp_path: Path) -> None:
+    folder = model_of(tmp_path, hidden=256)
+    assert run("quantize", folder, "--to", "fp8-blocks", "-o", tmp_path / "out", "-q").code == 0
+    assert config_of(tmp_path / "out") == {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
+        "modules_to_not_convert": config_of(tmp_path / "out")["modules_to_not_convert"],
+    }  # fmt: skip
+    made = tensors_of(tmp_path / "out")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert made[name] == ["F8_E4M3", [256, 256]] and made[f"{name}_scale_inv"] == ["F32", [2, 2]]
+    original = load_file(folder / "model.safetensors")[name]
+    scheme = Scheme(format="fp8-e4m3", granularity="block", calibration="mse", scale_dtype="float32")
+    wanted = quantcli.quantize(original, scheme).dequantize()
+    np.testing.assert_array_equal(decoded(tmp_path / "out")[name], wanted)
+
+
+def test_blocks_that_transformers_would_divide_otherwise_are_kept(tmp_path: Path) -> None:
+    """It divides rows evenly among the scales: 200 rows of two scales it would take for blocks of 100."""
+    folder = model_of(tmp_path, hidden=128, rows=200)
+    ran = run("quantize", folder, "--to", "fp8-blocks", "-o", tmp_path / "out", "--json")
+    assert ran.code == 1 and "200 x 128 is not a whole number of blocks of 128 x 128" in ran.err
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [
+    ("NVFP4A16", "W4A16_NVFP4"), ("MXFP8A16", "MXFP8"), ("FP8_DYNAMIC", "FP8_PER_CHANNEL_PER_TOKEN"),
+])  # fmt: skip
+def test_modelopt(name: str, algorithm: str, tmp_path: Path) -> None:
+    folder = model_of(tmp_path, hidden=64, rows=64)
+    words = [] if name == "NVFP4A16" else ["--scheme", name]
+    assert run("quantize", folder, "--to", "modelopt", *words, "-o", tmp_path / "out", "-q").code == 0
+    said = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]
+    assert said["quant_algo"] == config_of(tmp_path / "out")["quant_algo"] == algorithm
+    weight = "model.layers.0.self_attn.o_proj.weight"
+    made = tensors_of(tmp_path / "out")
+    wanted = {
+        "NVFP4A16": {"": ["U8", [64, 32]], "_scale": ["F8_E4M3", [64, 4]], "_scale_2": ["F32", []]},
+        "MXFP8A16": {"": ["F8_E4M3", [64, 64]], "_scale": ["U8", [64, 2]]},
+        "FP8_DYNAMIC": {"": ["F8_E4M3", [64, 64]], "_scale": ["F32", [64]]},
+    }[name]
+    assert {n.removeprefix(weight): v for n, v in made.items() if n.startswith(weight)} == wanted
+    own = {**(fields(name) or {}), **({"scale_dtype": "float32"} if name == "FP8_DYNAMIC" else {})}
+    found = quantcli.quantize(load_file(folder / "model.safetensors")[weight], **own).dequantize()
+    np.testing.assert_array_equal(decoded(tmp_path / "out")[weight], found)
+
+
+def test_native_files_are_exported_without_loss(tmp_path: Path) -> None:
+    """The scale of a tensor is a power of two: multiplied or divided by, it is the same."""
+    folder = model_of(tmp_path, hidden=64, rows=64)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert run("quantize", folder, "--scheme", "NVFP4A16", "--to", "native", "-o", tmp_path / "n", "-q").code == 0
+    for target in ("compressed-tensors", "modelopt"):
+        ran = run("export", tmp_path / "n", "--to", target, "-o", tmp_path / target, "--json")
+        assert ran.code == 0, ran
+        direct = tmp_path / f"direct-{target}"
+        assert run("quantize", folder, "--scheme", "NVFP4A16", "--to", target, "-o", direct, "-q").code == 0
+        made = {n: bytes(v.data) for n, v in load(tmp_path / target / "model.safetensors").items()}
+        assert made == {n: bytes(v.data) for n, v in load(direct / "model.safetensors").items()}
+
+
+def test_measured_scales_of_inputs(tmp_path: Path) -> None:
+    """They are stored as each tool has them, one for weights that are joined; a model that has them gives them too."""
+    folder = model_of(tmp_path, hidden=64, rows=64)
+    sizes = {"q": 0.5, "k": 0.125, "v": 0.25, "o": 2.0}
+    scales = {f"model.layers.0.self_attn.{n}_proj.input_scale": np.array([v], np.float32) for n, v in sizes.items()}
+    scales |= {f"model.layers.0.mlp.{n}_proj.input_scale": np.array([4.0], np.float32) for n in ("gate", "up", "down")}
+    save(tmp_path / "s.safetensors", scales)
+    words = ["quantize", folder, "--activation-scales", tmp_path / "s.safetensors", "--scheme"]
+    plain, inverse = ("input_scale", 1), ("input_global_scale", -1)
+    ends = {("FP8", "compressed-tensors"): plain, ("NVFP4", "compressed-tensors"): inverse}
+    ends |= {(name, "modelopt"): plain for name in ("FP8", "NVFP4")}
+    for (name, target), (end, power) in ends.items():
+        out = tmp_path / f"{name}-{target}"
+        assert run(*words, name, "--to", target, "-o", out, "-q").code == 0
+        stored = load(out / "model.safetensors")
+        for n, value in {**dict.fromkeys("qkv", 0.5), "o": 2.0}.items():
+            tensor = stored[f"model.layers.0.self_attn.{n}_proj.{end}"]
+            assert tensor.dtype == "F32" and np.frombuffer(tensor.data, "<f4").tolist() == [value**power]
+        assert run("dequantize", out, "-o", tmp_path / f"d{name}-{target}", "-q").code == 0
+    again = tmp_path / "again"
+    words[3] = tmp_path / "NVFP4-compressed-tensors"
+    assert run(*words, "NVFP4", "--to", "compressed-tensors", "-o", again, "-q").code == 0
+    assert load(again / "model.safetensors") == load(tmp_path / "NVFP4-compressed-tensors" / "model.safetensors")
+    assert "native files do not hold" in one_line(run(*words, "FP8", "--to", "native", "-o", tmp_path / "n"), 2)
+    save(tmp_path / "s.safetensors", dict(list(scales.items())[:3]))
+    words[3] = tmp_path / "s.safetensors"
+    line = one_line(run(*words, "FP8", "-o", tmp_path / "n"), 2)
+    assert "has no model.layers.0.mlp.down_proj.input_scale" in line and "FP8_DYNAMIC" in line
+    words[3] = folder
+    assert "it holds no scales of inputs" in one_line(run(*words, "FP8", "-o", tmp_path / "n"), 2)

@@ -1,0 +1,331 @@
+"""Codes of other tools' files in the layouts of others: numbers are those that the tools' own libraries decode, which
+wrote the files under golden/, or are put together here from arrays."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from layout_parts import Parts, codes, dense, floats, plain, scales, words, written
+from making import GOLDEN_FILES, ROOT, one_line, raw_tensors, run, save
+
+from quantcli import Scheme
+from quantcli.layouts.held import Moved, in_order, joined, offsets_of, scheme_of
+from quantcli.layouts.reader import Held
+from quantcli.models import open_model
+from quantcli.tensors import packing
+from quantcli.tensors.rows import TileSpan, grouping_of
+
+WRITTEN = [p for p in sorted((GOLDEN_FILES / "layouts").glob("*.safetensors")) if not p.stem.startswith("comfy")]
+"""All but those whose description is in the header of the file."""
+MATRICES = ("awq", "gptq", "compressed-tensors", "mlx")
+TARGETS = (*MATRICES, "gguf", "onnx")
+LLAMA = ROOT / "sample_models" / "tiny-llama"
+
+
+def output_of(target: str, place: Path) -> list[object]:
+    """Options for a target, with an output."""
+    single = {"gguf": ".gguf", "onnx": ".onnx"}.get(target)
+    found: list[object] = ["--to", target, "-o", f"{place}{single or ''}", "--json"]
+    return [*found, *(["--container"] if single else [])]
+
+
+def folder(path: Path, parts: Parts, config: dict[str, Any]) -> Path:
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(raw_tensors(parts))
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def values(path: object, config: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+    with open_model(str(path), config) as model:
+        return {name: view.read(0, view.info.numel).reshape(view.info.shape) for name, view in model.items()}
+
+
+# ---- files of other tools -------------------------------------------------------------------------------------------
+
+EXACT = {
+    "awq-g16": ("awq", "compressed-tensors", "onnx"),
+    "gptq-w2": ("gptq", "compressed-tensors", "onnx"),
+    "gptq-w3": ("gptq", "compressed-tensors"),
+    "gptq-w8": ("gptq", "compressed-tensors", "onnx"),
+    "mlx-w2": ("mlx",),
+    "mlx-w6": ("mlx",),
+    "w4g24": ("compressed-tensors",),
+    "w4g16-asym": ("compressed-tensors", "onnx"),
+    "old-w3g10-asym": ("compressed-tensors",),
+    "w8t-asym": ("compressed-tensors", "onnx"),
+    "int-w8c": ("compressed-tensors", "onnx"),
+}
+"""Targets that hold the codes of files exactly, some of them."""
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda p: p.stem)
+def test_what_is_lossless_is_what_the_library_decodes(path: Path, tmp_path: Path) -> None:
+    parts, config, expected = written(path)
+    source, held = folder(tmp_path / "source", parts, config), values(tmp_path / "source")
+    lossless = []
+    for target in TARGETS:
+        output = output_of(target, tmp_path / target)
+        done = run("export", source, *output)
+        if done.code:
+            assert "--requantize" in one_line(done, done.code), done.err
+            assert not Path(str(output[3])).exists()
+            continue
+        name, weight = next(iter(values(output[3]).items()))
+        same = np.array_equal(weight, held[name])
+        assert done.json["lossless"] is same
+        if same:
+            lossless.append(target)
+            np.testing.assert_allclose(weight, expected, rtol=1e-6 if path.stem.startswith("mlx") else 0)
+        else:
+            assert target in ("mlx", "gguf") and done.json["sqnr_db"] > 60
+    assert set(EXACT.get(path.stem, ())) <= set(lossless)
+
+
+@pytest.mark.parametrize("path", [p for p in WRITTEN if p.stem[:3] in ("fp8", "bnb", "mlx")], ids=lambda p: p.stem)
+def test_other_codes_are_quantized_again_on_request(path: Path, tmp_path: Path) -> None:
+    parts, config, expected = written(path)
+    source = folder(tmp_path / "source", parts, config)
+    done = run("export", source, *output_of("onnx", tmp_path / "out"), "--requantize")
+    if done.code:
+        assert "none of its weights" in done.err or "do not fit" in one_line(done, 1)
+        return
+    [tensor] = [t for t in done.json["tensors"] if t["scheme"]]
+    weight = values(f"{tmp_path / 'out'}.onnx")[tensor["name"]]
+    if tensor["disposition"] == "requantized":
+        noise = np.square(weight.astype(np.float64) - expected).sum()
+        assert 10 * np.log10(np.square(expected.astype(np.float64)).sum() / noise) > 5
+
+
+def test_groups_that_are_not_runs_of_inputs_are_refused(tmp_path: Path) -> None:
+    parts, config, _ = written(GOLDEN_FILES / "layouts" / "gptq-w4.safetensors")
+    name = next(n for n in parts if n.endswith("g_idx"))
+    order = np.frombuffer(parts[name][2], "<i4")
+    own = {**parts, name: (*parts[name][:2], np.ascontiguousarray(order[::-1]).tobytes())}
+    source = folder(tmp_path / "source", own, config)
+    assert "(desc_act)" in one_line(run("export", source, "--to", "mlx", "-o", tmp_path / "out", "-q"), 2)
+
+
+# ---- what zero points there are -------------------------------------------------------------------------------------
+
+
+def mlx(bits: int, rows: int, cols: int, bias: np.ndarray, scale: np.ndarray, dtype: str = "F16") -> Parts:
+    rng = random.Random(bits)
+    stream = [dense(row, bits) for row in codes(rng, rows, cols, bits)]
+    return {"m.weight": words("U32", stream), "m.scales": floats(scale, dtype), "m.biases": floats(bias, dtype)}
+
+
+def config_of(bits: int) -> dict[str, Any]:
+    return {"quantization": {"group_size": 32, "bits": bits}}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_biases_of_mlx_that_are_zero_points(bits: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(bits)
+    scale = (rng.integers(1, 128, (32, 2)) / 4096).astype(np.float32) * rng.choice([-1, 1], (32, 2))
+    scale[3, 1] = 0
+    symmetric, zeros = -(2.0 ** (bits - 1)) * scale, rng.integers(0, 2**bits, (32, 2))
+    near = symmetric.copy()
+    near[5, 0] += 1 / 4096
+    cases = {"sym": symmetric, "zeros": -zeros * scale, "near": near}
+    for name, bias in cases.items():
+        source = folder(tmp_path / name, mlx(bits, 32, 64, bias, scale, "F32"), config_of(bits))
+        done = run("export", source, *output_of("compressed-tensors", tmp_path / f"{name}-out"))
+        if name == "near":
+            assert "float offsets" in one_line(done, 2)
+            continue
+        [tensor] = done.json["tensors"]
+        assert (tensor["exported_scheme"], tensor["lossless"]) == (
+            f"w{bits}g32{'' if name == 'sym' else '-asym'}", True
+        )  # fmt: skip
+        np.testing.assert_array_equal(values(tmp_path / f"{name}-out")["m.weight"], values(source)["m.weight"])
+
+
+def test_scales_of_float32_are_not_taken_for_lossless(tmp_path: Path) -> None:
+    """u * scale + bias rounds twice where (u - z) * scale rounds once."""
+    scale = np.random.default_rng(0).uniform(0.01, 0.02, (32, 2)).astype(np.float32)
+    source = folder(tmp_path / "f32", mlx(4, 32, 64, -8 * scale, scale, "F32"), config_of(4))
+    assert "float offsets" in one_line(run("export", source, *output_of("awq", tmp_path / "out")), 2)
+    native, out = tmp_path / "n.safetensors", tmp_path / "n.mlx"
+    weights = np.random.default_rng(1).normal(0, 0.02, (32, 64)).astype(np.float32)
+    save(tmp_path / "w.safetensors", {"m.weight": weights})
+    run("quantize", tmp_path / "w.safetensors", "--group-size", 32, "--scale-dtype", "float32", "-o", native)
+    report = run("export", native, *output_of("mlx", out)).json
+    assert not report["lossless"] and report["sqnr_db"] > 120
+    assert not np.array_equal(values(out)["m.weight"], values(native)["m.weight"])
+
+
+def test_a_model_stays_of_one_scheme(tmp_path: Path) -> None:
+    """One weight has zero points, so all have."""
+    rng = random.Random(3)
+    parts: Parts = {}
+    for name, zero in (("a", 8), ("b", 7)):
+        u, s = codes(rng, 32, 64, 4), scales(rng, 32, 2)
+        columns = list(zip(*(dense(row, 4) for row in u)))
+        parts |= {
+            f"{name}.qweight": words("I32", [list(line) for line in columns]),
+            f"{name}.qzeros": words("I32", [dense([zero] * 32, 4)] * 2),
+            f"{name}.scales": floats(np.ascontiguousarray(s.T), "F16"),
+        }
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True,
+                                      "checkpoint_format": "gptq_v2"}}  # fmt: skip
+    source = folder(tmp_path / "both", parts, config)
+    report = run("export", source, *output_of("compressed-tensors", tmp_path / "out")).json
+    assert [t["exported_scheme"] for t in report["tensors"]] == ["w4g32-asym"] * 2 and report["lossless"]
+    alone = folder(tmp_path / "one", {n: p for n, p in parts.items() if n.startswith("a.")}, config)
+    report = run("export", alone, *output_of("compressed-tensors", tmp_path / "one-out")).json
+    assert [t["exported_scheme"] for t in report["tensors"]] == ["w4g32"]
+
+
+# ---- codes as writers take them -------------------------------------------------------------------------------------
+
+
+def held_of(u: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, bits: int, group: int) -> Held:
+    return Held(
+        bits=bits,
+        group=group,
+        offsets="" if zero is None else "int",
+        scale_dtype="F32",
+        packed=lambda first, last: packing.pack(u[first:last], bits),
+        params=lambda first, last: (scale[first:last], None if zero is None else zero[first:last]),
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_parts_of_rows(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    u = rng.integers(0, 1 << bits, (40, 192)).astype(np.uint8)
+    scale, zero = rng.normal(size=(40, 6)).astype(np.float32), rng.integers(0, 1 << bits, (40, 6)).astype(np.float32)
+    held = held_of(u, scale, zero, bits, 32)
+    scheme = scheme_of(held, offsets_of(held, 40, 192))
+    assert scheme.name == f"w{bits}g32-asym"
+    moved = Moved(held, scheme, grouping_of((40, 192), scheme))
+    for span in (TileSpan(0, 40, 0, 192), TileSpan(3, 5, 32, 96), TileSpan(39, 1, 160, 32)):
+        cut = np.s_[span.row : span.row + span.rows, span.col : span.col + span.cols]
+        np.testing.assert_array_equal(packing.unpack(moved.packed(span), span.rows, span.cols, bits), u[cut])
+        params, groups = moved.params(span), np.s_[cut[0], span.col // 32 : (span.col + span.cols) // 32]
+        np.testing.assert_array_equal(params.scale, scale[groups])
+        assert params.zero is not None
+        np.testing.assert_array_equal(params.zero, zero[groups])
+
+
+def test_rows_of_several_weights_and_of_heads() -> None:
+    rng = np.random.default_rng(0)
+    u, scale = rng.integers(0, 16, (24, 64)).astype(np.uint8), rng.normal(size=(24, 2)).astype(np.float32)
+    held = held_of(u, scale, None, 4, 32)
+    order = [*range(8, 12), *range(8), *range(20, 24)]
+    both = joined([(held, 8, 4), (held, 0, 8), (held, 20, 4)])
+    pairs = np.arange(24).reshape(3, 2, 4).swapaxes(1, 2).reshape(-1)  # halves of heads of 8 rows, alternating
+    back = in_order(held_of(u[pairs], scale[pairs], None, 4, 32), np.argsort(pairs), 8)
+    for made, rows in ((both, order), (back, list(range(24)))):
+        for first, last in ((0, len(rows)), (3, 9), (11, 12), (5, len(rows))):
+            np.testing.assert_array_equal(
+                packing.unpack(made.packed(first, last), last - first, 64, 4), u[rows[first:last]]
+            )
+            np.testing.assert_array_equal(made.params(first, last)[0], scale[rows[first:last]])
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample Llama as other tools have it."""
+    place = tmp_path_factory.mktemp("models")
+    for target, more in (("awq", ["--asymmetric"]), ("gptq", []), ("mlx", ["--keep-embeddings"])):
+        options = ["--bits", 4, "--group-size", 32, *more, "--to", target, "-o", place / target]
+        assert not run("quantize", LLAMA, *options).code
+    options = ["--bits", 4, "--group-size", 32, "--to", "gguf", "--keep-embeddings", "-o", place / "model.gguf"]
+    assert not run("quantize", LLAMA, *options).code
+    (place / "gptq" / "quantize_config.json").write_text('{"bits": 4}')
+    return place
+
+
+CHAIN = [("awq", "gptq"), ("awq", "compressed-tensors"), ("gptq", "awq"), ("gptq", "mlx"), ("gptq", "gguf"),
+         ("mlx", "awq"), ("mlx", "compressed-tensors"), ("mlx", "gguf"), ("model.gguf", "mlx"), ("model.gguf", "awq"),
+         ("model.gguf", "compressed-tensors")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "target"), CHAIN)
+def test_models_go_from_tool_to_tool(name: str, target: str, models: Path, tmp_path: Path) -> None:
+    """Of a GGUF the rows of q and k go back to where a checkpoint has them."""
+    out = tmp_path / ("out.gguf" if target == "gguf" else "out")
+    report = run("export", models / name, "--to", target, "-o", out, "--json").json
+    assert report["lossless"] and {t["disposition"] for t in report["tensors"]} == {"exported", "kept"}
+    compared = run("compare", models / name, out, "--json").json
+    assert not compared["tensors"] or all(t["mse"] == 0 for t in compared["tensors"] if t["mse"] is not None)
+    assert len(compared["tensors"]) == 21
+
+
+def test_the_folder_tells_of_its_own_quantization_only(models: Path, tmp_path: Path) -> None:
+    config = json.loads((models / "gptq" / "config.json").read_text())
+    config["text_config"] = {"hidden_size": 64, "quantization_config": config["quantization_config"]}
+    (models / "gptq" / "config.json").write_text(json.dumps(config))
+    report = run("export", models / "gptq", "--to", "mlx", "-o", tmp_path / "out", "--json").json
+    now = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert now["quantization_config"] == now["quantization"] == report["config"]["quantization"]
+    assert now["text_config"] == {"hidden_size": 64} and now["vocab_size"] == config["vocab_size"]
+    assert not (tmp_path / "out" / "quantize_config.json").exists()
+    assert any("quantize_config.json" in line for line in report["warnings"])
+
+
+@pytest.mark.parametrize("target", ["awq", "compressed-tensors", "mlx"])
+def test_the_same_bytes_on_any_number_of_threads(target: str, models: Path, tmp_path: Path) -> None:
+    def made(threads: int) -> dict[str, bytes]:
+        out = tmp_path / f"{threads}"
+        assert not run("export", models / "gptq", "--to", target, "-o", out, "--threads", threads, "-q").code
+        return {file.name: file.read_bytes() for file in sorted(out.iterdir())}
+
+    assert made(1) == made(2) == made(7)
+
+
+def test_one_width_for_a_target_that_has_one(models: Path, tmp_path: Path) -> None:
+    """A GGUF with a head of 8 bits: GPTQ has 4 bits for all."""
+    mixed = tmp_path / "mixed.gguf"
+    run("quantize", LLAMA, "--bits", 4, "--group-size", 32, "--to", "gguf", "-o", mixed)
+    assert "--requantize" in one_line(run("export", mixed, "--to", "gptq", "-o", tmp_path / "out", "-q"), 2)
+    report = run("export", mixed, "--to", "gptq", "-o", tmp_path / "out", "--requantize", "--json").json
+    found = {t["name"]: (t["disposition"], t["exported_scheme"]) for t in report["tensors"]}
+    assert found["lm_head.weight"] == ("requantized", "w4g32")
+    assert found["model.embed_tokens.weight"] == ("decoded", None)
+    assert found["model.layers.0.mlp.up_proj.weight"] == ("exported", "w4g32")
+
+
+def test_scales_of_activations_are_named(models: Path, tmp_path: Path) -> None:
+    parts, config, _ = written(GOLDEN_FILES / "layouts" / "int-w8c.safetensors")
+    module = next(n for n in parts if n.endswith("weight")).removesuffix("weight")
+    number = ("F32", (1,), np.float32(1).tobytes())
+    source = folder(tmp_path / "static", {**parts, f"{module}input_scale": number}, config)
+    done = run("export", source, "--to", "compressed-tensors", "-o", tmp_path / "out")
+    assert f"left out, scales of activations or caches: {module}input_scale" in done.err
+
+
+def test_plain_codes_by_hand(tmp_path: Path) -> None:
+    """A GPTQ weight written out here, as Q4_0 blocks read here."""
+    rng = random.Random(9)
+    u, s = codes(rng, 32, 64, 4), scales(rng, 32, 2).astype(np.float16).astype(np.float64)
+    columns = list(zip(*(dense(row, 4) for row in u)))
+    parts: Parts = {
+        "m.qweight": words("I32", [list(line) for line in columns]),
+        "m.qzeros": words("I32", [dense([7] * 32, 4)] * 2),  # the first version stores one less
+        "m.scales": floats(np.ascontiguousarray(s.T), "F16"),
+    }
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}}
+    source = folder(tmp_path / "source", parts, config)
+    run("export", source, *output_of("gguf", tmp_path / "out"))
+    raw = (tmp_path / "out.gguf").read_bytes()[-32 * 2 * 18 :]
+    blocks = np.frombuffer(raw, np.dtype([("d", "<f2"), ("qs", "u1", 16)]))
+    nibbles = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], 1).astype(np.float32)
+    found = ((nibbles - 8) * blocks["d"].astype(np.float32)[:, None]).reshape(32, 64)
+    np.testing.assert_array_equal(found, plain(u, None, s, 32, 8))
+
+
+def test_schemes_that_codes_have_are_those_of_the_command_line() -> None:
+    for group, kind, name in ((128, "", "w4g128"), ("channel", "int", "w4c-asym"), (32, "float", "w4g32-float")):
+        held = Held(bits=4, group=group, offsets=kind, scale_dtype="F16", packed=None, params=None)  # type: ignore[arg-type]
+        assert scheme_of(held, kind).name == name and isinstance(scheme_of(held, kind), Scheme)
