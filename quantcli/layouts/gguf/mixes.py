@@ -90,13 +90,17 @@ def named(infos: Sequence[TensorInfo]) -> tuple[str, dict[str, TensorInfo]]:
 
 def _model(shapes: Mapping[str, tuple[int, ...]], *, tied: bool, weighted: bool, falcon: bool) -> _Model:
     """What a mix depends on, of the shapes of a model by llama.cpp's names."""
-    rows = {end: shape[0] for name, shape in shapes.items() for end in ("attn_q", "attn_v") if f".{end}.w" in name}
+    queries = next((shape[0] for name, shape in shapes.items() if name.endswith("attn_q.weight")), 0)
+    values = next((shape[0] for name, shape in shapes.items() if name.endswith("attn_v.weight")), 0)
+    for name, shape in shapes.items():
+        if name.endswith("attn_qkv.weight"):  # queries, keys and values, one above the other
+            queries, values = shape[1], max(shape[0] - shape[1], 0) // 2
     experts = [shape[0] for name, shape in shapes.items() if _EXPERTS.fullmatch(name) and len(shape) == 3]
     layers = {match[1] for name in shapes if (match := _LAYER.match(name))}
     return _Model(
         values=sum(name.endswith(_VALUES) for name in shapes),
         downs=sum("ffn_down" in name and name.endswith("weight") for name in shapes),
-        sharing=rows["attn_q"] // rows["attn_v"] if len(rows) == 2 and rows["attn_v"] else 1,
+        sharing=queries // values if queries and values else 1,
         experts=max(experts, default=0),
         layers=len(layers),
         tied=tied or "output.weight" not in shapes,
