@@ -24,6 +24,9 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         sys.stdout.write(f"{name}\n")
         for text in (f"{named(name).summary}.", f"Accepts {named(name).accepts.describe()}."):
             terminal.paragraph(text, sys.stdout, indent="  ")
+        if named(name).kinds:
+            kinds = f"With quantize also {name}:KIND, of {', '.join(named(name).kinds)}."
+            terminal.paragraph(kinds, sys.stdout, indent="  ")
     ctx.exit()
 
 
