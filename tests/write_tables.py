@@ -87,6 +87,16 @@ def targets() -> str:
     return table(["`--to`", "loaded by", "writes", "accepts", "keeps in floating point"], rows)
 
 
+def file_types() -> str:
+    """The file types of GGUF."""
+    from quantcli.layouts.gguf.mixes import FILE_TYPES
+
+    return table(
+        ["`--to`", "most tensors", "size of a large model"],
+        [[f"`gguf:{name}`", f"`{kind.base}`", kind.summary] for name, kind in FILE_TYPES.items()],
+    )
+
+
 def architectures() -> str:
     """The architectures of llama.cpp that --to gguf writes."""
     rows = []
@@ -183,6 +193,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "formats": formats,
     "targets": targets,
+    "file types": file_types,
     "architectures": architectures,
     "layouts-read": layouts_read,
     "reasons": reasons,

@@ -335,7 +335,8 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     if asked["recipe"] is None and asked["scheme"] is None:
         from quantcli.planning.order import with_usual
 
-        fields = with_usual(fields, asked["to"])
+        with naming_options(asked):
+            fields = with_usual(fields, asked["to"])
     fields |= _method(asked)
     with naming_options(asked):
         return asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})

@@ -24,6 +24,9 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         sys.stdout.write(f"{name}\n")
         for text in (f"{named(name).summary}.", f"Accepts {named(name).accepts.describe()}."):
             terminal.paragraph(text, sys.stdout, indent="  ")
+        if named(name).kinds:
+            kinds = f"With quantize also {name}:KIND, of {', '.join(named(name).kinds)}."
+            terminal.paragraph(kinds, sys.stdout, indent="  ")
     ctx.exit()
 
 
@@ -93,6 +96,9 @@ def command(
     from quantcli.reports import exported
     from quantcli.stores import need_file
 
+    if ":" in target:
+        hint = f"use quantize --to {target}"
+        raise UsageError("types are chosen where weights are quantized", place=[f"--to {target}"], hint=hint)
     _naming.check_model(output, target)
     export.check_standard_output(target, output)
     with options.standard_output(output, console) as named, open_model(src) as opened:

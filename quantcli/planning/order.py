@@ -158,6 +158,8 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     Where no target is asked for, a folder that transformers loads is written so that it still does. Raises DataError
     for a config.json that cannot be read.
     """
+    if asked.to in (None, NATIVE):
+        _check_super_blocks(asked)
     if asked.to is not None:
         to = None if asked.to == NATIVE else asked.to
         return Aimed(arranged(source, to, container=asked.container), to, "")
@@ -170,6 +172,13 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
         why = next(iter(usual.unsplit.values())).why
         note = f"config.json gets no quantization_config, because most weights would be kept: {why}"
     return Aimed(arranged(source, None), None, note)
+
+
+def _check_super_blocks(asked: Order) -> None:
+    """Raise UsageError for super-blocks, which quantcli's own layout does not have."""
+    for scheme in (asked.recipe.default, *(rule.scheme for rule in asked.recipe.rules)):
+        if scheme is not None and scheme.storage == "super-blocks":
+            raise UsageError(f"super-blocks ({scheme.name}) are stored in GGUF only", hint="add --to gguf")
 
 
 def _unsuited(source: Source, asked: Order, model: Architecture) -> str:

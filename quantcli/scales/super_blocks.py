@@ -47,7 +47,7 @@ TYPES: Mapping[str, BlockType] = {
     ),
     "Q5_K": BlockType(
         form=Form.AFFINE, bits=5, sub=32, low=0, high=63, deepest=63, range_bits=11,
-        ratios=_row(1.02, 0.79, 8), factors=_AROUND, refits=3,
+        ratios=_row(1.02, 0.8, 7), factors=_AROUND, refits=3,
     ),
     "Q6_K": BlockType(
         form=Form.SIGNED, bits=6, sub=16, low=-128, high=127, range_bits=12, ratios=_row(1.1, 0.8, 14), factors=_WIDER

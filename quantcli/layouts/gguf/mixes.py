@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantcli.layouts.gguf.families import families
+from quantcli.layouts.gguf.model import text_name
 from quantcli.layouts.gguf.names import gguf_name
 from quantcli.tensors.info import TensorInfo
 
@@ -47,6 +49,14 @@ FILE_TYPES: Mapping[str, FileType] = {
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _VALUES = ("attn_v.weight", "attn_qkv.weight", "attn_kv_b.weight")
 _EXPERTS = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
+_FALCON = {
+    "Q3_K_M": ("Q5_K", "Q4_K", "Q3_K"),
+    "Q3_K_L": ("Q4_K", "Q4_K", "Q4_K"),
+    "Q4_K_S": ("Q4_K", "Q4_K", "Q4_K"),
+    "Q4_K_M": ("Q6_K", "Q5_K", "Q4_K"),
+}
+"""Second matrices of a Falcon: in the first sixteenth of the layers, in those with more bits, and elsewhere."""
+
 LARGE = 80
 """Layers of a model of 70 billion weights."""
 
@@ -54,7 +64,8 @@ LARGE = 80
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
     """What a mix depends on: how many tensors there are of values and of second matrices, queries per key, experts of a
-    layer, layers, whether the embedding is the output too, and whether importances are given."""
+    layer, layers, whether the embedding is the output too, whether importances are given, and whether it is a Falcon,
+    for which llama.cpp makes exceptions."""
 
     values: int
     downs: int
@@ -63,21 +74,38 @@ class _Model:
     layers: int
     tied: bool
     weighted: bool
+    falcon: bool
 
 
-def _model(shapes: Mapping[str, tuple[int, ...]], *, tied: bool, weighted: bool) -> _Model:
+def named(infos: Sequence[TensorInfo]) -> tuple[str, dict[str, TensorInfo]]:
+    """llama.cpp's architecture, as far as names tell it, and the tensors by its names; those of a GGUF keep theirs."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for family in families():
+        names = {gguf_name(text_name(info.name), family): info for info in infos}
+        found[family.architecture] = {name: info for name, info in names.items() if name is not None}
+    best = max(found, key=lambda architecture: len(found[architecture]))
+    known = {info.name for info in found[best].values()}
+    return best, {**{info.name: info for info in infos if info.name not in known}, **found[best]}
+
+
+def _model(shapes: Mapping[str, tuple[int, ...]], *, tied: bool, weighted: bool, falcon: bool) -> _Model:
     """What a mix depends on, of the shapes of a model by llama.cpp's names."""
-    rows = {end: shape[0] for name, shape in shapes.items() for end in ("attn_q", "attn_v") if f".{end}.w" in name}
+    queries = next((shape[0] for name, shape in shapes.items() if name.endswith("attn_q.weight")), 0)
+    values = next((shape[0] for name, shape in shapes.items() if name.endswith("attn_v.weight")), 0)
+    for name, shape in shapes.items():
+        if name.endswith("attn_qkv.weight"):  # queries, keys and values, one above the other
+            queries, values = shape[1], max(shape[0] - shape[1], 0) // 2
     experts = [shape[0] for name, shape in shapes.items() if _EXPERTS.fullmatch(name) and len(shape) == 3]
     layers = {match[1] for name in shapes if (match := _LAYER.match(name))}
     return _Model(
         values=sum(name.endswith(_VALUES) for name in shapes),
         downs=sum("ffn_down" in name and name.endswith("weight") for name in shapes),
-        sharing=rows["attn_q"] // rows["attn_v"] if len(rows) == 2 and rows["attn_v"] else 1,
+        sharing=queries // values if queries and values else 1,
         experts=max(experts, default=0),
         layers=len(layers),
         tied=tied or "output.weight" not in shapes,
         weighted=weighted,
+        falcon=falcon,
     )
 
 
@@ -105,10 +133,13 @@ def _of_values(kind: str, base: str, number: int, model: _Model) -> str:
 
 
 def _of_downs(kind: str, base: str, number: int, model: _Model) -> str:
-    first = number < model.downs // 8
+    first, sixteenth = number < model.downs // 8, number < model.downs // 16
+    if model.falcon and kind in _FALCON:
+        few, some, most = _FALCON[kind]
+        return few if sixteenth else some if _more(number, model.downs) else most
     return {
         "Q2_K": "Q3_K",
-        "Q3_K_M": "Q5_K" if number < model.downs // 16 else "Q4_K",
+        "Q3_K_M": "Q5_K" if sixteenth else "Q4_K",
         "Q3_K_L": "Q5_K",
         "Q4_K_S": "Q5_K" if first else base,
         "Q4_K_M": "Q6_K" if _more(number, model.downs) else base,
@@ -122,6 +153,8 @@ def _of_downs(kind: str, base: str, number: int, model: _Model) -> str:
 
 def _of_outputs(kind: str, base: str, model: _Model) -> str:
     """Of the matrices behind attention."""
+    if model.falcon:
+        return "Q4_K" if kind == "Q3_K_L" else base
     if model.experts == 8:
         few = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ4_XS")
         return "Q5_K" if kind in few else base
@@ -131,9 +164,10 @@ def _of_outputs(kind: str, base: str, model: _Model) -> str:
 def mix(kind: str, infos: Sequence[TensorInfo], *, tied: bool, weighted: bool) -> dict[str, str]:
     """The type of every tensor of a model that a file type quantizes, by its name in the source. tied: whether the
     embedding is the output too; weighted: whether importances are given."""
-    named = {gguf_name(info.name) or info.name: info for info in infos}
-    shapes = {name: info.shape for name, info in named.items() if len(info.shape) > 1}
-    model, found = _model(shapes, tied=tied, weighted=weighted), dict[str, str]()
+    architecture, by_name = named(infos)
+    shapes = {name: info.shape for name, info in by_name.items() if len(info.shape) > 1}
+    model = _model(shapes, tied=tied, weighted=weighted, falcon=architecture == "falcon")
+    found = dict[str, str]()
     base = FILE_TYPES[kind].base
     values = downs = 0
     for name in sorted(shapes, key=_order):
@@ -142,7 +176,7 @@ def mix(kind: str, infos: Sequence[TensorInfo], *, tied: bool, weighted: bool) -
         if kind == "MXFP4_MOE":
             own = "MXFP4" if _EXPERTS.fullmatch(name) else "Q8_0"
         elif head:
-            own = "Q8_0" if base == "Q8_0" else "Q6_K"
+            own = "Q8_0" if base == "Q8_0" or model.falcon else "Q6_K"
         elif name.endswith(_VALUES):
             own, values = _of_values(kind, base, values, model), values + 1
         elif name.endswith("attn_k.weight"):
@@ -152,7 +186,7 @@ def mix(kind: str, infos: Sequence[TensorInfo], *, tied: bool, weighted: bool) -
             own, downs = _of_downs(kind, base, number, model), downs + 1
         elif name.endswith("attn_output.weight"):
             own = _of_outputs(kind, base, model)
-        found[named[name].name] = own
+        found[by_name[name].name] = own
     return found
 
 
