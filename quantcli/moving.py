@@ -329,7 +329,8 @@ def _mxfp4(tensor: Moving) -> Held | None:
 
 def _as_nvfp4(name: str, model: Movable, held: Mapping[str, Held], known: dict[tuple[str, ...], float | str]) -> Moving:
     """A weight of MXFP4 as NVFP4. known: the scales of tensors, which weights share that runtimes join."""
-    tensor, together = model[name], tuple(sorted((name, *partners(name, model))))
+    tensor = model[name]
+    together = tuple(sorted((name, *(n for n in partners(name, model) if model[n].scheme is not None))))
     if together not in known:
         others = [n for n in together if n not in held]
         shapes = ((n, model[n].decided.info.shape) for n in together)
