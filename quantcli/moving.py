@@ -1,8 +1,8 @@
 """Models whose codes can be moved to another layout: those of quantcli, and those of other tools that have such codes.
 
 Of another tool's file the parameters are looked at first: which zero points there are decides which targets can store
-the codes. What no other layout has (blocks with scales of scales, small floats, groups that are not runs of columns) is
-named, and can be decoded and quantized again.
+the codes. MXFP4 is NVFP4 too where its scales allow that. What no other layout has (blocks with scales of scales, other
+small floats, groups that are not runs of columns) is named, and can be decoded and quantized again.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.asking import Scheme
-from quantcli.errors import DataError, QuantcliError, UsageError
+from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.experts import arranged
 from quantcli.floats import decoded, named_for
+from quantcli.layouts.as_nvfp4 import nvfp4, tensor_scale
 from quantcli.layouts.config import json_beside, model_dtype
-from quantcli.layouts.held import OFFSETS, Moved, joined, offsets_of, scheme_of
+from quantcli.layouts.held import OFFSETS, Moved, every, joined, offsets_of, scheme_of
 from quantcli.layouts.native.document import StoredKept
 from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held, is_published
-from quantcli.layouts.writer import Codes, Raw
+from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.tensors.fused import partners
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan, grouping_of
 
@@ -77,9 +79,19 @@ class Movable(Mapping[str, Moving]):
         return len(self._tensors)
 
 
-def movable(model: Model, to: str, *, container: bool = False) -> Movable:
+MXFP4, NVFP4 = (
+    Scheme(format="fp4", group_size=size, scale_dtype=dtype)
+    for size, dtype in ((32, "float8_e8m0"), (16, "float8_e4m3"))
+)
+AS = {"MXFP4A16": MXFP4, "NVFP4A16": NVFP4}
+"""What codes of MXFP4 can be moved as."""
+
+
+def movable(model: Model, to: str, *, container: bool = False, scheme: str | None = None) -> Movable:
     """A model as it can be moved to a target, experts arranged as that needs them. container: whether the target is to
-    hold the tensors alone. Raises DataError for a model that holds no codes, and as reading it does."""
+    hold the tensors alone. scheme: what codes of MXFP4 become, a key of AS; what the target has, where it is None.
+    Raises DataError for a model that holds no codes, and as reading it does, UsageError for a scheme where there are no
+    codes of MXFP4."""
     if not model.is_native and not model.quantized:
         raise DataError("it holds no quantized tensor", place=[model.path], hint="use quantize --to")
     try:
@@ -87,9 +99,9 @@ def movable(model: Model, to: str, *, container: bool = False) -> Movable:
         views = model if model.is_native else named_for(model, to, notes.append)
         floats = decoded(model.source, views)
         source = arranged(floats, to, container=container)
-        if model.is_native and not source.arranged:
-            return _native(model.stored)
-        return _found(views, floats, source, notes)
+        stored = model.is_native and not source.arranged
+        found = _native(model.stored) if stored else _found(views, floats, source, notes)
+        return _of_mxfp4(found, to, scheme)
     except QuantcliError as error:
         raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
 
@@ -153,13 +165,15 @@ def _of_native(tensor: Tensor) -> Held | str:
     """The codes of a tensor that quantcli quantized."""
     scheme, plan = tensor.stored.scheme, tensor.stored.grouping
     assert scheme is not None and plan is not None
-    if scheme.family != "int" or scheme.binary or plan.cols != tensor.shape[-1] or plan.shared == "columns":
+    whole = scheme.family == "int" and not scheme.binary
+    if not (whole or scheme.name == MXFP4.name) or plan.cols != tensor.shape[-1] or plan.shared == "columns":
         return f"experts of {scheme.name} are not arranged"
 
     def rows(first: int, last: int) -> TileSpan:
         return TileSpan(first, last - first, 0, plan.cols)
 
     return Held(
+        format=scheme.format,
         bits=scheme.bits,
         group=plan.group if scheme.granularity == "group" else "channel",
         offsets="" if scheme.symmetric else scheme.zero_point,
@@ -207,7 +221,7 @@ class _Making:
         if not coded:
             kept = Kept(info=info, reason=PLAIN)
             return Moving(decided=kept, codes=_Plain(self.source), view=view, scheme=None, bytes_in=info.nbytes)
-        held = self._held(info, runs, views)
+        held = self._held(info, runs, made.columns if made is not None else (), views)
         found = held if isinstance(held, str) else self._codes(info, held)
         why = found if isinstance(found, str) else ""
         weight, codes = self._nearest(info, coded[0]) if isinstance(found, str) else found
@@ -218,22 +232,44 @@ class _Making:
             decided=weight, codes=codes, view=view, scheme=coded[0].scheme, bytes_in=share, obstacle=why
         )  # fmt: skip
 
-    def _held(self, info: TensorInfo, runs: Sequence[tuple[str, int, int]], views: Sequence[View]) -> Held | str:
+    def _held(
+        self,
+        info: TensorInfo,
+        runs: Sequence[tuple[str, int, int]],
+        columns: Sequence[tuple[str, int, int, int]],
+        views: Sequence[View],
+    ) -> Held | str:
         """The codes of a tensor, put together where experts were arranged."""
         found, cols = list[tuple[Held, int, int]](), info.shape[-1]
         if not runs:
-            return "its experts are stored transposed"
+            return self._exchanged(columns)
         for name, first, count in runs:
             held = self.held.get(name, "parts of it are in floating point")
             if isinstance(held, str):
                 return held
+            if held.turned:
+                return "its groups are not runs of its rows"
             if self.views[name].info.shape[-1] != cols or first % cols:
                 return "its rows are parts of rows"
             found.append((held, first // cols, count // cols))
-        if len({(h.bits, h.group, h.offsets, h.scale_dtype) for h, _, _ in found}) > 1:
+        if len({h.kind for h, _, _ in found}) > 1:
             return "its parts are of several schemes"
         alone = len(views) == 1 and views[0].info.numel == info.numel
         return found[0][0] if alone else joined(found)
+
+    def _exchanged(self, columns: Sequence[tuple[str, int, int, int]]) -> Held | str:
+        """The codes of a tensor of transposed parts of others, which must be stored transposed."""
+        found = list[tuple[Held, int, int]]()
+        for name, first, count, step in columns:
+            held = self.held.get(name, "parts of it are in floating point")
+            if isinstance(held, str):
+                return held
+            if not held.turned:
+                break
+            found.append((replace(every(held, first, step), turned=False), 0, count))
+        if not found or len(found) < len(columns):
+            return "its experts are stored transposed"
+        return joined(found) if len({held.kind for held, _, _ in found}) == 1 else "its parts are of several schemes"
 
     def _codes(self, info: TensorInfo, held: Held) -> tuple[Quantized, Codes] | str:
         """A weight whose codes can be moved; or why they cannot."""
@@ -244,7 +280,7 @@ class _Making:
             return error.problem
         if plan.cols != info.shape[-1]:
             return f"every row has a scale, in a tensor of {len(info.shape)} dimensions"
-        own = replace(info, dtype=held.scale_dtype)
+        own = replace(info, dtype=held.scale_dtype) if held.format == "int" else info
         weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=held.scale_dtype)
         return weight, Moved(held, scheme, plan)
 
@@ -263,3 +299,50 @@ class _Making:
 
 _GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
 """The size of groups in the name of a scheme."""
+
+
+# ---- of MXFP4 -------------------------------------------------------------------------------------------------------
+
+
+def _of_mxfp4(model: Movable, to: str, asked: str | None) -> Movable:
+    """A model with codes of MXFP4 as they are, or as NVFP4 where that is asked for or all that the target has."""
+    held = {name: codes for name, tensor in model.items() if (codes := _mxfp4(tensor)) is not None}
+    if asked is not None and not any((t.scheme or "").lower() == MXFP4.name for t in model.values()):
+        raise UsageError(f"--scheme {asked} is for weights of MXFP4, and it has none", hint="leave it out")
+    accepts = named(to).accepts
+    only = accepts.obstacle(MXFP4) is not None and accepts.obstacle(NVFP4) is None
+    if AS.get(asked or "", NVFP4 if only else MXFP4) is MXFP4:
+        return model
+    known: dict[tuple[str, ...], float | str] = {}
+    tensors = {name: _as_nvfp4(name, model, held, known) if name in held else t for name, t in model.items()}
+    return Movable(model.source, tensors, model.notes)
+
+
+def _mxfp4(tensor: Moving) -> Held | None:
+    """The codes of a weight, where they are those of MXFP4."""
+    scheme = tensor.decided.scheme
+    if scheme is None or scheme.name != MXFP4.name or tensor.obstacle:
+        return None
+    found = _of_native(tensor.codes) if isinstance(tensor.codes, Tensor) else getattr(tensor.codes, "held", None)
+    return found if isinstance(found, Held) else None
+
+
+def _as_nvfp4(name: str, model: Movable, held: Mapping[str, Held], known: dict[tuple[str, ...], float | str]) -> Moving:
+    """A weight of MXFP4 as NVFP4. known: the scales of tensors, which weights share that runtimes join."""
+    tensor = model[name]
+    together = tuple(sorted((name, *(n for n in partners(name, model) if model[n].scheme is not None))))
+    if together not in known:
+        others = [n for n in together if n not in held]
+        shapes = ((n, model[n].decided.info.shape) for n in together)
+        known[together] = (
+            f"it shares the scale of the tensor with {printable(others[0], 200)}, which is not of MXFP4" if others
+            else tensor_scale([(held[n], math.prod(shape[:-1]), shape[-1]) for n, shape in shapes])
+        )  # fmt: skip
+    overall, shape = known[together], tensor.decided.info.shape
+    plan = grouping_of(shape, NVFP4)
+    weight = Quantized(
+        info=tensor.decided.info, reason=tensor.decided.reason, scheme=NVFP4, grouping=plan, scale_dtype="F8_E4M3"
+    )
+    if isinstance(overall, str):
+        return replace(tensor, decided=weight, obstacle=overall)
+    return replace(tensor, decided=weight, codes=Moved(nvfp4(held[name], overall), NVFP4, plan))

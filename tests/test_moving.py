@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from layout_parts import Parts, codes, dense, floats, plain, scales, words, written
@@ -329,3 +330,204 @@ def test_schemes_that_codes_have_are_those_of_the_command_line() -> None:
     for group, kind, name in ((128, "", "w4g128"), ("channel", "int", "w4c-asym"), (32, "float", "w4g32-float")):
         held = Held(bits=4, group=group, offsets=kind, scale_dtype="F16", packed=None, params=None)  # type: ignore[arg-type]
         assert scheme_of(held, kind).name == name and isinstance(scheme_of(held, kind), Scheme)
+
+
+# ---- MXFP4 ----------------------------------------------------------------------------------------------------------
+
+LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float64)
+E2M1 = np.concatenate([LEVELS, -LEVELS])
+
+
+def of_mxfp4(raw: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """The numbers of bytes of two codes (..., cols / 2) with exponents (..., cols / 32)."""
+    found = np.stack([E2M1[raw & 15], E2M1[raw >> 4]], axis=-1).reshape(*exponents.shape, 32)
+    return (found * np.exp2(exponents - 127.0)[..., None]).reshape(*raw.shape[:-1], -1)
+
+
+def mxfp4(shapes: dict[str, tuple[int, int]], low: int = 112, high: int = 128) -> tuple[Parts, dict[str, np.ndarray]]:
+    """Weights as compressed-tensors has them, and their numbers."""
+    rng, parts, expected = np.random.default_rng(0), Parts(), {}
+    for name, (rows, cols) in shapes.items():
+        raw = rng.integers(0, 256, (rows, cols // 2)).astype(np.uint8)
+        scale = rng.integers(low, high, (rows, cols // 32)).astype(np.uint8)
+        parts[f"{name}.weight_packed"] = ("U8", raw.shape, raw.tobytes())
+        parts[f"{name}.weight_scale"] = ("U8", scale.shape, scale.tobytes())
+        expected[f"{name}.weight"] = of_mxfp4(raw, scale)
+    return parts, expected
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, small floats as float64."""
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    types = {"U8": "u1", "F32": "<f4", "F8_E4M3": ml_dtypes.float8_e4m3fn}
+    found = {}
+    for name, entry in json.loads(raw[8 : 8 + size]).items():
+        if name != "__metadata__":
+            first, last = (8 + size + at for at in entry["data_offsets"])
+            values = np.frombuffer(raw[first:last], types[entry["dtype"]]).reshape(entry["shape"])
+            found[name] = values if entry["dtype"] == "U8" else values.astype(np.float64)
+    return found
+
+
+def of_nvfp4(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """A weight as compressed-tensors or ModelOpt has it."""
+    if f"{name}_packed" in stored:
+        raw, overall = stored[f"{name}_packed"], 1 / stored[f"{name}_global_scale"]
+    else:
+        raw, overall = stored[name], stored[f"{name}_scale_2"]
+    scale = stored[f"{name}_scale"] * overall
+    return (np.stack([E2M1[raw & 15], E2M1[raw >> 4]], axis=-1).reshape(*scale.shape, 16) * scale[..., None]).reshape(
+        len(raw), -1
+    )
+
+
+CT_MXFP4 = {"quantization_config": {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}}
+NV = {"compressed-tensors": ["--scheme", "NVFP4A16"], "modelopt": []}
+PLACE = "model.layers.0"
+JOINED = {f"{PLACE}.self_attn.{m}_proj": (32, 64) for m in "qkv"} | {f"{PLACE}.mlp.down_proj": (64, 96)}
+
+
+@pytest.mark.parametrize("target", NV)
+def test_mxfp4_as_nvfp4(target: str, tmp_path: Path) -> None:
+    parts, expected = mxfp4(JOINED)
+    exponents = np.frombuffer(parts[f"{PLACE}.self_attn.k_proj.weight_scale"][2], np.uint8)
+    raised = np.minimum(exponents + 2, 129).astype(np.uint8)  # one of three reaches further than the others
+    packed = np.frombuffer(parts[f"{PLACE}.self_attn.k_proj.weight_packed"][2], np.uint8).reshape(32, 32)
+    parts[f"{PLACE}.self_attn.k_proj.weight_scale"] = ("U8", (32, 2), raised.tobytes())
+    expected[f"{PLACE}.self_attn.k_proj.weight"] = of_mxfp4(packed, raised.reshape(32, 2))
+    source = folder(tmp_path / "source", parts, CT_MXFP4)
+    report = run("export", source, "--to", target, *NV[target], "-o", tmp_path / "out", "--json").json
+    assert report["lossless"] and {t["exported_scheme"] for t in report["tensors"]} == {"nvfp4"}
+    stored = arrays(tmp_path / "out" / "model.safetensors")
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(of_nvfp4(stored, name), weight)
+    overall = [v.item() for n, v in stored.items() if n.endswith(("_global_scale", "_scale_2"))]
+    assert len(overall) == 4 and len(set(overall[:3])) == 1 and overall[3] != overall[0]
+    for name, values_read in values(tmp_path / "out").items():
+        np.testing.assert_array_equal(values_read, expected[name])
+
+
+@pytest.mark.parametrize("target", NV)
+def test_scales_of_mxfp4_that_e4m3_has_not(target: str, tmp_path: Path) -> None:
+    for high, fits in ((127 + 9, True), (127 + 10, False)):  # 18 powers of two, and one more
+        parts, expected = mxfp4(JOINED, 127, 128)
+        raw = np.array(np.frombuffer(parts[f"{PLACE}.self_attn.q_proj.weight_packed"][2], np.uint8)).reshape(32, 32)
+        scale = np.full((32, 2), 127, np.uint8)
+        scale[7, 1], scale[8, 0] = high, 127 - 8
+        parts[f"{PLACE}.self_attn.q_proj.weight_scale"] = ("U8", (32, 2), scale.tobytes())
+        source = folder(tmp_path / f"{high}", parts, CT_MXFP4)
+        done = run("export", source, "--to", target, *NV[target], "-o", tmp_path / f"{high}-out", "--json")
+        if fits:
+            assert done.json["lossless"]
+            continue
+        refusal = one_line(done, 2)
+        assert "2^-8 to 2^10" in refusal and "--requantize makes it nvfp4" in refusal
+        assert not (tmp_path / f"{high}-out").exists()
+        again = ["--to", target, *NV[target], "-o", tmp_path / "again", "--requantize", "--json"]
+        found = {t["name"]: t["disposition"] for t in run("export", source, *again).json["tensors"]}
+        assert list(found.values()) == ["requantized"] * 3 + ["exported"]
+        stored = arrays(tmp_path / "again" / "model.safetensors")
+        overall = [v.item() for n, v in stored.items() if n.endswith(("_global_scale", "_scale_2"))]
+        assert len(set(overall[:3])) == 1
+        raw[8, :16] &= 0x88  # a group of zeros of both signs may have any scale
+        parts[f"{PLACE}.self_attn.q_proj.weight_packed"] = ("U8", (32, 32), raw.tobytes())
+        source = folder(tmp_path / "zeros", parts, CT_MXFP4)
+        done = run("export", source, "--to", target, *NV[target], "-o", tmp_path / "zeros-out", "--json")
+        assert done.json["lossless"]
+        weight = of_nvfp4(arrays(tmp_path / "zeros-out" / "model.safetensors"), f"{PLACE}.self_attn.q_proj.weight")
+        np.testing.assert_array_equal(weight, of_mxfp4(raw, scale))
+        assert expected
+
+
+@pytest.mark.parametrize("exponents", [(0, 0), (0, 17), (237, 254), (254, 254), (117, 134)])
+def test_mxfp4_of_any_size_as_nvfp4(exponents: tuple[int, int], tmp_path: Path) -> None:
+    parts, expected = mxfp4({"m": (32, 64)}, exponents[0], exponents[1] + 1)
+    source = folder(tmp_path / "source", parts, CT_MXFP4)
+    for target, more in NV.items():
+        done = run("export", source, "--to", target, *more, "-o", tmp_path / target, "--json")
+        assert done.json["lossless"]
+        stored = arrays(tmp_path / target / "model.safetensors")
+        assert all(np.isfinite(v).all() for v in stored.values())
+        np.testing.assert_array_equal(of_nvfp4(stored, "m.weight"), expected["m.weight"])
+
+
+def test_mxfp4_of_several_tools(tmp_path: Path) -> None:
+    """MLX's words are the same bytes; OpenAI's files have all experts of a layer in one."""
+    parts, expected = mxfp4({"m": (32, 64)})
+    codes, scale = parts["m.weight_packed"][2], parts["m.weight_scale"][2]
+    quantization = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    sources: dict[str, tuple[Parts, dict[str, Any]]] = {
+        "compressed-tensors": (parts, CT_MXFP4),
+        "mlx": (
+            {"m.weight": ("U32", (32, 8), codes), "m.scales": ("U8", (32, 2), scale)},
+            {"quantization": quantization},
+        ),
+        "modelopt": (
+            {"m.weight": ("U8", (32, 32), codes), "m.weight_scale": ("U8", (32, 2), scale)},
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "MXFP4"}},
+        ),
+    }
+    for tool, (own, config) in sources.items():
+        source = folder(tmp_path / tool, own, config)
+        for target in ("compressed-tensors", "modelopt", "gguf"):
+            output = output_of(target, tmp_path / f"{tool}-{target}")
+            assert run("export", source, *output).json["lossless"]
+            np.testing.assert_array_equal(values(output[3])["m.weight"], expected["m.weight"])
+        moved = arrays(tmp_path / f"{tool}-compressed-tensors" / "model.safetensors")
+        assert moved["m.weight_packed"].tobytes() == codes and moved["m.weight_scale"].tobytes() == scale
+        back = output_of("compressed-tensors", tmp_path / f"{tool}-back")
+        assert run("export", tmp_path / f"{tool}-gguf.gguf", *back).json["lossless"]
+        back_again = arrays(tmp_path / f"{tool}-back" / "model.safetensors")
+        np.testing.assert_array_equal(back_again["m.weight_packed"], moved["m.weight_packed"])
+    native = tmp_path / "native"
+    save(tmp_path / "w.safetensors", {"m.weight": expected["m.weight"].astype(np.float32)})
+    run("quantize", tmp_path / "w.safetensors", "--scheme", "MXFP4A16", "--to", "native", "-o", native)
+    for target, more in NV.items():
+        assert run("export", native, "--to", target, *more, "-o", tmp_path / f"n-{target}", "--json").json["lossless"]
+        np.testing.assert_array_equal(values(tmp_path / f"n-{target}")["m.weight"], values(native)["m.weight"])
+
+
+def gpt_oss(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A layer of experts, gate and up in alternating rows, and the numbers of gate, up and down."""
+    rng, parts, numbers = np.random.default_rng(5), Parts(), []
+    for name, (rows, cols) in {"gate_up_proj": (192, 64), "down_proj": (64, 96)}.items():
+        raw = rng.integers(0, 256, (3, rows, cols // 32, 16)).astype(np.uint8)
+        scale = rng.integers(100, 140, (3, rows, cols // 32)).astype(np.uint8)
+        place = f"model.layers.0.mlp.experts.{name}"
+        parts[f"{place}_blocks"] = ("U8", raw.shape, raw.tobytes())
+        parts[f"{place}_scales"] = ("U8", scale.shape, scale.tobytes())
+        parts[f"{place}_bias"] = ("BF16", (3, rows), bytes(3 * rows * 2))
+        numbers.append(of_mxfp4(raw.reshape(3, rows, -1), scale))
+    config = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+    expected = {"gate": numbers[0][:, ::2], "up": numbers[0][:, 1::2], "down": numbers[1]}
+    return folder(path, parts, config), expected
+
+
+def test_experts_of_gpt_oss_as_mxfp4(tmp_path: Path) -> None:
+    """transformers has them transposed, and llama.cpp as they are stored, gate and up apart."""
+    source, expected = gpt_oss(tmp_path / "source")
+    done = run("export", source, *output_of("gguf", tmp_path / "out"))
+    assert done.json["lossless"], done.err
+    found = values(tmp_path / "out.gguf")
+    for part, weight in expected.items():
+        np.testing.assert_array_equal(found[f"model.layers.0.mlp.experts.{part}_proj.weight"], weight)
+    refusal = one_line(run("export", source, "--to", "modelopt", "-o", tmp_path / "no", "-q"), 2)
+    assert "its groups are not runs of its rows; --requantize" in refusal
+
+
+def test_a_scheme_for_codes_of_mxfp4_alone(models: Path, tmp_path: Path) -> None:
+    asked = ["--to", "compressed-tensors", "--scheme", "nvfp4a16", "-o", tmp_path / "out", "-q"]
+    assert "--scheme NVFP4A16 is for weights of MXFP4" in one_line(run("export", models / "awq", *asked), 2)
+
+
+@pytest.mark.parametrize("target", NV)
+def test_nvfp4_is_the_same_on_any_number_of_threads(target: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", mxfp4(JOINED)[0], CT_MXFP4)
+
+    def made(threads: int) -> bytes:
+        out = tmp_path / f"{threads}"
+        assert not run("export", source, "--to", target, *NV[target], "-o", out, "--threads", threads, "-q").code
+        return (out / "model.safetensors").read_bytes()
+
+    assert made(1) == made(2) == made(7)

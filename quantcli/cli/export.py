@@ -64,6 +64,13 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Decode what the target cannot store and quantize it again, with the nearest scheme that it can.",
     group="Scheme",
 )
+@_help.option(
+    "--scheme",
+    type=click.Choice(["MXFP4A16", "NVFP4A16"], case_sensitive=False),
+    show_default="what the target has, MXFP4 first",
+    help="What codes of MXFP4 become: NVFP4 holds them too, and other codes stay what they are.",
+    group="Scheme",
+)
 @options.container
 @options.show_all
 @options.threads
@@ -74,6 +81,7 @@ def command(
     output: str | None,
     force: bool,
     requantizing: bool,
+    scheme: str | None,
     container: bool,
     show_all: bool,
     threads: int | None,
@@ -103,7 +111,7 @@ def command(
     export.check_standard_output(target, output)
     with options.standard_output(output, console) as named, open_model(src) as opened:
         need_file(opened.source, "exporting")
-        model = movable(opened, target, container=container)
+        model = movable(opened, target, container=container, scheme=scheme)
         source = model.source
         folder = export.as_folder(source, target, named)
         place = named or default_name(src, "", target)

@@ -8,6 +8,7 @@ may be less: where every bias is -8 * scale, the codes are those of a symmetric 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from quantcli.errors import DataError
 from quantcli.kernels import QuantParams, row_bytes
 from quantcli.layouts.pieces import products_fit
 from quantcli.layouts.reader import Held
+from quantcli.scheme import scale_dtype_of
 from quantcli.tensors.rows import Grouping, TileSpan, runs
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ OFFSETS = ("", "int", "float")
 def scheme_of(held: Held, offsets: str) -> Scheme:
     """The scheme of some codes, with zero points as `offsets` says. Raises UsageError where there is none."""
     grouped = isinstance(held.group, int)
+    if held.format != "int":
+        size = held.group if isinstance(held.group, int) else None
+        return Scheme(format=held.format, group_size=size, scale_dtype=scale_dtype_of(held.scale_dtype))
     return Scheme(
         bits=held.bits,
         granularity="group" if grouped else "channel",
@@ -87,27 +92,27 @@ class Moved:
     """The codes of a weight."""
 
     def __init__(self, held: Held, scheme: Scheme, plan: Grouping) -> None:
-        self._held, self._scheme, self._plan = held, scheme, plan
+        self.held, self._scheme, self._plan = held, scheme, plan
 
     def packed(self, span: TileSpan) -> Bytes:
         """The codes of a tile, rows of 32-bit words."""
-        rows = self._held.packed(span.row, span.row + span.rows).reshape(span.rows, -1)
+        rows = self.held.packed(span.row, span.row + span.rows).reshape(span.rows, -1)
         if span.cols != self._plan.cols:
-            at = span.col * self._held.bits // 8
-            rows = rows[:, at : at + row_bytes(span.cols, self._held.bits)]
+            at = span.col * self.held.bits // 8
+            rows = rows[:, at : at + row_bytes(span.cols, self.held.bits)]
         return np.ascontiguousarray(rows).reshape(-1)
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
         """Scales and zero points of a tile (rows, groups)."""
-        scale, zero = self._held.params(span.row, span.row + span.rows)
+        scale, zero = self.held.params(span.row, span.row + span.rows)
         group = self._plan.group
         part = slice(span.col // group, -(-(span.col + span.cols) // group))
         scale, zero = scale[:, part], None if zero is None else zero[:, part]
         if self._scheme.symmetric:
             return scale, None
         assert zero is not None
-        if self._scheme.zero_point == "int" and self._held.offsets == "float":
-            zero = _whole(scale, zero, self._held.bits)
+        if self._scheme.zero_point == "int" and self.held.offsets == "float":
+            zero = _whole(scale, zero, self.held.bits)
             if zero is None:
                 raise DataError("its zero points are others than they were before; was the file changed?")
         return scale, zero
@@ -117,12 +122,12 @@ class Moved:
         return QuantParams(*self.scales(span))
 
     def overall(self) -> float:
-        """1: whole scales are stored."""
-        return 1.0
+        """The scale of the tensor."""
+        return self.held.overall
 
     def levels(self, span: TileSpan) -> Floats:
-        """None: codes are whole numbers."""
-        raise AssertionError("codes of whole numbers have no levels")
+        """None: codes are not those of a codebook."""
+        raise AssertionError("only codes of a codebook have levels of their own")
 
 
 # ---- other rows -------------------------------------------------------------------------------------------------
@@ -147,15 +152,24 @@ def joined(parts: Sequence[tuple[Held, int, int]]) -> Held:
         zeros = [zero for _, zero in found if zero is not None]
         return np.concatenate([scale for scale, _ in found]), np.concatenate(zeros) if zeros else None
 
-    one = parts[0][0]
-    return Held(
-        bits=one.bits,
-        group=one.group,
-        offsets=one.offsets,
-        scale_dtype=one.scale_dtype,
-        packed=packed,
-        params=params,
-    )
+    return replace(parts[0][0], packed=packed, params=params)
+
+
+def every(held: Held, start: int, step: int) -> Held:
+    """The rows of a weight from one on, every so many."""
+
+    def span(first: int, last: int) -> tuple[int, int]:
+        return start + first * step, start + (last - 1) * step + 1
+
+    def packed(first: int, last: int) -> Bytes:
+        low, high = span(first, last)
+        return held.packed(low, high).reshape(high - low, -1)[::step]
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        scale, zero = held.params(*span(first, last))
+        return scale[::step], None if zero is None else zero[::step]
+
+    return replace(held, packed=packed, params=params)
 
 
 def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held:
@@ -178,14 +192,7 @@ def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held:
         groups = held.params(0, 1)[0].shape[-1]
         return both[:, :groups], both[:, groups:] if both.shape[-1] > groups else None
 
-    return Held(
-        bits=held.bits,
-        group=held.group,
-        offsets=held.offsets,
-        scale_dtype=held.scale_dtype,
-        packed=packed,
-        params=params,
-    )
+    return replace(held, packed=packed, params=params)
 
 
 def _side_by_side(scale: Floats, zero: Floats | None) -> Floats:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.small import scales, small_floats
+from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import floats, matrix, part, small_float_weight, wrong
 from quantcli.tensors.info import TensorInfo
 
@@ -70,6 +70,10 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return small_floats(raw, (rows, stored.cols), scale, stored.group, dtype)
 
 
+def _held(stored: _Stored, read: Read) -> Held:
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols)
+
+
 def _found(stored: _Stored) -> Found:
     kind = "mxfp" if stored.overall is None else "nvfp"
     return Found(
@@ -81,6 +85,7 @@ def _found(stored: _Stored) -> Found:
         unit=1,
         decode=partial(_decode, stored),
         dtype="BF16",
+        held=partial(_held, stored) if stored.bits == 4 and stored.overall is None else None,
     )
 
 

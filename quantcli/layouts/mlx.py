@@ -57,7 +57,7 @@ from quantcli.layouts.pieces import (
     words,
 )
 from quantcli.layouts.reader import Found, Held, Read, Reader
-from quantcli.layouts.small import scales, small_floats
+from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
@@ -212,7 +212,12 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found
         unit=1,
         decode=partial(_decode_small, name, codes, replace(scale, dtype=kind), (bits, group)),
         dtype="BF16",
+        held=partial(_held_small, name, codes, scale) if mode == "mxfp4" else None,
     )
+
+
+def _held_small(name: str, codes: TensorInfo, scale: TensorInfo, read: Read) -> Held:
+    return held(read, codes, scale, name, codes.shape[-1] * 8)
 
 
 def _decode_small(

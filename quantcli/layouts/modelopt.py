@@ -28,8 +28,8 @@ from quantcli.layouts import whole_bytes
 from quantcli.layouts.config import architecture, model_dtype
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized
-from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.small import E2M1, looked_up, scales, table
+from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.small import E2M1, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Accepts, Beside, Conversion, Job, Weight, Writer
@@ -88,6 +88,10 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return looked_up(raw, (rows, stored.cols), scale, stored.group, levels)
 
 
+def _held(stored: _Stored, read: Read) -> Held:
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols)
+
+
 def _found(stored: _Stored, dtype: str) -> Found:
     return Found(
         name=stored.name,
@@ -98,6 +102,7 @@ def _found(stored: _Stored, dtype: str) -> Found:
         unit=1,
         decode=partial(_decode, stored),
         dtype=dtype,
+        held=partial(_held, stored) if stored.overall is None else None,
     )
 
 

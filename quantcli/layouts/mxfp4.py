@@ -19,8 +19,8 @@ import numpy as np
 
 from quantcli.layouts.config import model_dtype
 from quantcli.layouts.pieces import turned
-from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.small import E8M0, powers, scales, small_floats
+from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.small import E8M0, held, powers, scales, small_floats
 from quantcli.layouts.stored import columns, finite, part, wrong
 from quantcli.stores.latest import Latest
 from quantcli.tensors.info import TensorInfo
@@ -106,6 +106,10 @@ def _put_inputs(codes: Bytes, scale: Floats, span: tuple[int, int], out: Floats)
         turned(values, out[:, at : at + STRIP])
 
 
+def _held(stored: _Stored, exchanged: bool, read: Read) -> Held:
+    return held(read, stored.codes, stored.scale, stored.name, stored.sides[2], turned=exchanged)
+
+
 def _found(stored: _Stored, dtype: str, bands: Bands | None) -> Found:
     """bands: where the weight is what is stored transposed."""
     experts, outputs, inputs = stored.sides
@@ -118,6 +122,7 @@ def _found(stored: _Stored, dtype: str, bands: Bands | None) -> Found:
         unit=1 if bands is None else GROUP,
         decode=partial(_decode, stored) if bands is None else partial(_decode_turned, stored, bands),
         dtype=dtype,
+        held=partial(_held, stored, bands is not None),
         turned=None if bands is None else partial(_decode, stored),
     )
 

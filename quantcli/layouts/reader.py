@@ -60,13 +60,16 @@ def is_published(scheme: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """The whole-number codes of a weight, in a form that other layouts may store as it is.
+    """The codes of a weight, in a form that other layouts may store as it is.
 
-    bits: of a code. group: columns that share parameters, or `channel` for a row. offsets: what a code u stands for,
-    in float32: `` is (u - 2^(b-1)) * scale, `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float`
-    u * scale + zero. scale_dtype: of the stored scales. packed(first, last): the codes of some rows, each in whole
-    32-bit words, the low one first. params(first, last): their scales and zeros (rows, groups), no zeros for ``. Both
-    raise DataError as decoding does.
+    format: of the codes, `int` for whole numbers or `fp4` for E2M1. bits: of a code. group: columns that share
+    parameters, or `channel` for a row. offsets: what a code u stands for, in float32: `` is (u - 2^(b-1)) * scale,
+    `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float` u * scale + zero; of fp4 it is ``, and a code
+    stands for its level times the scale. scale_dtype: of the stored scales, F8_E8M0 for powers of two. overall: the
+    scale of the tensor, which scales contain; 1 where none is stored. turned: whether rows are the columns of the
+    weight, where that is what is stored transposed. packed(first, last): the codes of some rows, each in whole 32-bit
+    words, the low one first. params(first, last): their scales and zeros (rows, groups), no zeros for ``. Both raise
+    DataError as decoding does.
     """
 
     bits: int
@@ -75,6 +78,14 @@ class Held:
     scale_dtype: str
     packed: Callable[[int, int], Bytes]
     params: Callable[[int, int], tuple[Floats, Floats | None]]
+    format: str = "int"
+    overall: float = 1.0
+    turned: bool = False
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What weights have in common whose rows can be put together."""
+        return self.format, self.bits, self.group, self.offsets, self.scale_dtype, self.overall, self.turned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from quantcli import kernels
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.kernels import LEVELS, CodeGrid, QuantParams
 from quantcli.kernels.codebook import Codebook
-from quantcli.layouts.reader import Read
+from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.stored import filled_up, finite, floats
 from quantcli.tensors.info import TensorInfo
 
@@ -25,6 +25,10 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 E8M0 = ("U8", "F8_E8M0")
 """What bytes that are exponents of 2, with a bias of 127, are called."""
+
+
+MX = 32
+"""Columns of a group whose scale is a power of 2."""
 
 
 def table(levels: NDArray[Any]) -> Codebook:
@@ -61,6 +65,30 @@ def scales(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> 
     if info.dtype == "F8_E4M3":
         return finite(to_float32(raw, "F8_E4M3"), info, whose)
     return finite(powers(raw), info, whose)
+
+
+def held(read: Read, codes: TensorInfo, scale: TensorInfo, whose: str, cols: int, *, turned: bool = False) -> Held:
+    """The codes of rows of 4-bit floats, two to a byte, and their scales, bytes that are exponents of 2 for every 32
+    columns. turned: as in `Held`."""
+    size, groups = cols // 2, cols // MX
+
+    def packed(first: int, last: int) -> Bytes:
+        return read(codes.name, first * size, (last - first) * size)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        found = scales(read, scale, whose, first * groups, (last - first) * groups)
+        return found.reshape(-1, groups), None
+
+    return Held(
+        format="fp4",
+        bits=4,
+        group=MX,
+        offsets="",
+        scale_dtype="F8_E8M0",
+        packed=packed,
+        params=params,
+        turned=turned,
+    )
 
 
 def powers(raw: Bytes) -> Floats:

@@ -237,9 +237,14 @@ class Accepts:
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
         'w8g32'
         """
-        like = next((kind for kind in (self, *self.others) if scheme.format in kind.formats), self)
-        if like is not self:
-            return like.nearest(scheme)
+        like = [kind for kind in (self, *self.others) if scheme.format in kind.formats] or [self]
+        like = [kind for kind in like if kind.storage == scheme.storage] or like
+        if like[0] is not self:
+            return like[0]._nearest(scheme)
+        return self._nearest(scheme)
+
+    def _nearest(self, scheme: Scheme) -> Scheme:
+        """The same of these alone."""
         bits = next((b for b in self.bits if b >= scheme.bits), self.bits[-1])
         form = scheme.format if scheme.format in self.formats else self.formats[0]
         symmetric = scheme.symmetric if scheme.symmetric in self.symmetric else self.symmetric[0]

@@ -31,16 +31,16 @@ def nearest(stored: Quantized, target: str) -> Scheme | None:
     export = named(target)
     first = export.accepts.nearest(stored.scheme)
     choices = [first]
-    if first.granularity == "group":
+    if first.granularity == "group" and first.storage == "plain":
         choices += [changed(first, group_size=g) for g in export.accepts.smaller(first.group_size)]
         if "channel" in export.accepts.granularities:
             choices.append(changed(first, granularity="channel", group_size=None))
     for scheme in choices:
         asked = export.suited(scheme)
         floats = stored.scheme.storage == "plain" and stored.scale_dtype != "F8_E4M3"
-        same_scales = first.family == "int" and floats
-        if asked.scale_dtype == AUTO and same_scales and scheme.bits <= 8:
-            asked = asked.with_scale_dtype(scale_dtype_of(stored.scale_dtype))
+        dtype = stored.scale_dtype if floats else stored.info.dtype  # scales of one byte reach as far as those weights
+        if asked.scale_dtype == AUTO and first.family == "int" and scheme.bits <= 8 and (floats or dtype == "BF16"):
+            asked = asked.with_scale_dtype(scale_dtype_of(dtype))
         if export.shape(replace(stored, scheme=asked, grouping=grouping_of(stored.info.shape, asked))) is None:
             return asked
     return None

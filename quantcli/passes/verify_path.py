@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from quantcli.errors import DataError, VersionError
+from quantcli.errors import DataError, UsageError, VersionError
 from quantcli.matching import open_original, under_one_name
 from quantcli.models import open_model
 from quantcli.passes import verify
 from quantcli.passes.findings import Finding, Verified
 from quantcli.planning.importance import load
-from quantcli.stores import need_file
+from quantcli.stores import need_file, pipelines
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -34,9 +34,12 @@ def verify_path(
     file, are read as a signal; importance: a file of what its columns were weighed by. say: called with what was left
     out of either, and with how tensors found each other where their names differ.
 
-    Raises VersionError for a newer version of the format,
-    DataError where nothing is quantized or the original cannot be read, UsageError for a pipe.
+    Raises VersionError for a newer version of the format, DataError where nothing is quantized or the original cannot
+    be read, UsageError for a pipe and for a folder of several models.
     """
+    if folder := pipelines.folder_of(path):  # which is sound, unlike a folder without weights
+        parts = ", ".join(component.name for component in pipelines.components(folder))
+        raise UsageError("this is a folder of several models", place=[path], hint=f"verify them by themselves: {parts}")
     with contextlib.ExitStack() as stack:
         try:
             model = stack.enter_context(open_model(path))

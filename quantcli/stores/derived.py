@@ -33,7 +33,9 @@ class Computed:
     little-endian C-order bytes from byte `start`; it may be called from several threads. parts: all the stored tensors
     it is made of, wholly or in part. earlier: the codes it is decoded from, if it is. note: what was done to it, for
     people. runs: of a tensor that is runs of elements of stored ones, one after another, each by its tensor, its first
-    element and how many; empty for any other. turned: as of every source.
+    element and how many; empty for any other. columns: of a tensor that is transposed parts of stored ones, whose last
+    two axes are exchanged for that, one after another, each by its tensor, the first of its rows there, how many, and
+    how far apart. turned: as of every source.
     """
 
     info: TensorInfo
@@ -43,6 +45,7 @@ class Computed:
     earlier: Earlier | None = None
     note: str = ""
     runs: tuple[tuple[str, int, int], ...] = ()
+    columns: tuple[tuple[str, int, int, int], ...] = ()
     turned: Turned | None = None
 
 

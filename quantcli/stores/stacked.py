@@ -143,6 +143,7 @@ def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix]) -> Compu
 
     parts = tuple(dict.fromkeys(matrix.name for matrix in matrices))
     plain = not any(matrix.transposed for matrix in matrices)
+    turned = all(matrix.transposed for matrix in matrices)
     return Computed(
         info=info,
         home=parts[0],
@@ -150,7 +151,14 @@ def stacked(bands: Bands, info: TensorInfo, matrices: Sequence[Matrix]) -> Compu
         parts=parts,
         earlier=_earlier(bands.source, parts, info),
         runs=tuple((m.name, m.first, m.rows * m.cols) for m in matrices) if plain else (),
+        columns=tuple((m.name, _home(m), m.rows, m.step) for m in matrices) if turned else (),
     )
+
+
+def _home(matrix: Matrix) -> int:
+    """The place of the first row of a transposed matrix, where its tensor is read by rows."""
+    base, left = divmod(matrix.first, matrix.width)
+    return base // matrix.cols * matrix.width + left
 
 
 def _earlier(source: Source, parts: Sequence[str], info: TensorInfo) -> Earlier | None:
@@ -168,8 +176,7 @@ def _earlier(source: Source, parts: Sequence[str], info: TensorInfo) -> Earlier 
 def _put(turned: Turned, matrix: Matrix, size: int, start: int, buffer: memoryview) -> None:
     """Fill a buffer with the bytes of a transposed matrix from byte `start`, where the source reads it by rows."""
     out, row_size = np.frombuffer(buffer, np.uint8), matrix.cols * size
-    base, left = divmod(matrix.first, matrix.width)
-    home = base // matrix.cols * matrix.width + left
+    home = _home(matrix)
     row, last = start // row_size, -(-(start + len(buffer)) // row_size)
     while row < last:
         count = min(max(DECODED_AT_ONCE // matrix.cols, 1), last - row)

@@ -365,3 +365,8 @@ def test_layers_that_diffusers_keeps_in_float32(tmp_path: Path) -> None:
     assert kept["reason"] == "target" and "diffusers never quantizes this layer" in kept["note"]
     ran = run("quantize", source, "--to", "compressed-tensors", "--dry-run")
     assert "diffusers does not load compressed-tensors; use --to bnb-nf4" in one_line(ran, 2)
+
+
+def test_verify_does_not_call_a_pipeline_damaged(source: Path) -> None:
+    said = one_line(run("verify", source), 2)
+    assert "a folder of several models; verify them by themselves: unet, vae, text_encoder" in said

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.layouts.reader import Found, Held, Read
-from quantcli.layouts.small import E2M1
+from quantcli.layouts.small import E2M1, powers
 from quantcli.layouts.stored import wrong
 from quantcli.stores.gguf_types import Block
 from quantcli.tensors import packing
@@ -59,8 +59,9 @@ UNIFORM: Mapping[str, tuple[Callable[[Bytes], NDArray[np.uint8]], int | None]] =
     "Q5_0": (lambda blocks: _low_codes(blocks, 6, 2), None),
     "Q5_1": (lambda blocks: _low_codes(blocks, 8, 4), 2),
     "Q8_0": (_bytes, None),
+    "MXFP4": (lambda blocks: _low_codes(blocks, 1), None),
 }
-"""Unsigned codes (B, 32) of the blocks with a scale, and the place of a smallest value, if they have one."""
+"""Codes (B, 32) of the blocks with a scale, of whole numbers unsigned, and the place of a smallest value, if any."""
 
 
 def _q4_0(blocks: Bytes) -> Floats:
@@ -155,11 +156,9 @@ def _iq4_xs(blocks: Bytes) -> Floats:
 
 
 def _mxfp4(blocks: Bytes) -> Floats:
-    exponents = blocks[:, :1].astype(np.uint32) << np.uint32(23)
-    exponents[blocks[:, :1] == 0] = 1 << 22
     found: Floats = (E2M1 + np.float32(0))[_fields(blocks[:, 1:], 4, 16).reshape(-1, 32)]  # ggml has no negative zero
     with np.errstate(over="ignore"):
-        found *= exponents.view(np.float32)
+        found *= powers(blocks[:, :1])
     return found
 
 
@@ -222,6 +221,7 @@ def _held(name: str, block: Block, read: Read) -> Held:
     """The codes of blocks with one scale."""
     bits = DECODERS[block.type.name][0]
     codes_of, smallest = UNIFORM[block.type.name]
+    small = block.type.name == "MXFP4"
     row = block.type.bytes * (block.shape[-1] // block.type.weights)
 
     def packed(first: int, last: int) -> Bytes:
@@ -230,14 +230,15 @@ def _held(name: str, block: Block, read: Read) -> Held:
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         blocks = _blocks(name, block, read, first, last)
-        scale = _half(blocks, 0).reshape(last - first, -1)
+        scale = (powers(blocks[:, 0]) if small else _half(blocks, 0)).reshape(last - first, -1)
         return scale, None if smallest is None else _half(blocks, smallest).reshape(last - first, -1)
 
     return Held(
+        format="fp4" if small else "int",
         bits=bits,
         group=block.type.weights,
         offsets="" if smallest is None else "float",
-        scale_dtype="F16",
+        scale_dtype="F8_E8M0" if small else "F16",
         packed=packed,
         params=params,
     )
