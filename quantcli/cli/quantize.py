@@ -73,7 +73,7 @@ MUCH = 64 << 20
     "--max-shard-size",
     metavar="SIZE",
     type=_gating.Limit(),
-    help="Split a checkpoint folder into files of at most this many bytes, such as 2GB.",
+    help="Split a checkpoint folder, or a GGUF, into files of at most this many bytes, such as 2GB.",
     show_default="as the source is",
     group="Size",
 )
@@ -118,6 +118,8 @@ def command(
     _naming.check_model(output, order.to)
     if src == "-" and output is None and not dry_run:
         raise UsageError("the output needs a name", place=[src], hint="give it with -o; - is standard output")
+    if output == "-" and order.max_shard_size is not None:
+        raise UsageError("standard output is one file", place=["--max-shard-size"], hint="name a file with -o")
     run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
     if pipelines.folder_of(src):
         _check_pipeline(output, asked, budget, pipelines.folder_of(src))

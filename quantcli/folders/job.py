@@ -19,7 +19,7 @@ from quantcli.passes import export, outputs, quantize
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import plan, recipe_writing
+from quantcli.planning import plan, recipe, recipe_writing
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan, Request
 from quantcli.reports import build
@@ -127,7 +127,8 @@ def check_loader(source: Source, to: str) -> None:
 def check_folder_options(folder: bool, asked: Order, *, resume: bool) -> None:
     """Raise UsageError for an option of folders where none is written, or whose digests resuming needs."""
     for name, given in (("--max-shard-size", asked.max_shard_size is not None), ("--resume", resume)):
-        if given and not folder:
+        shards = name == "--max-shard-size" and asked.to not in (None, recipe.NATIVE) and named(str(asked.to)).shards
+        if given and not folder and not shards:
             raise UsageError("this is for checkpoint folders", place=[name], hint="leave it out")
     if resume and asked.digest == "none":
         raise UsageError("resuming needs digests to recognize the source", place=["--resume"], hint="use --digest xxh3")

@@ -96,15 +96,16 @@ class Conversion:
 
     jobs: by the original name of a tensor, in the order of the file. config: keys for config.json. beside: further
     small files of a folder, by name. header(names): for safetensors, the metadata of a file that holds these tensors.
-    files(base, text): for a container format, its files, the one that refers to the others first; base is the name of
-    the output, text goes into its metadata under KEY. notes: limits of the loaders, for the user.
+    files(base, text, limit): for a container format, its files, the one that refers to the others first; base is the
+    name of the output, limit the most bytes of a file, for targets with shards, and text goes into its metadata under
+    KEY. notes: limits of the loaders, for the user.
     """
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, bytes] = field(default_factory=dict)
     header: Callable[[Sequence[str]], Mapping[str, str]] = lambda names: {}
-    files: Callable[[str, str], Sequence[ContainerFile]] | None = None
+    files: Callable[[str, str, int | None], Sequence[ContainerFile]] | None = None
     notes: Sequence[str] = ()
 
 
@@ -331,6 +332,7 @@ class Writer:
     usual: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the scheme to use unless others are requested."""
     extension: str = ""
+    shards: bool = False
     """Of a target that is always one file, with its dot."""
     two_files: bool = False
     """Whether it may need a second file."""

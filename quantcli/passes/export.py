@@ -190,7 +190,7 @@ def to_file(export: Export, path: str, *, force: bool) -> tuple[int, dict[str, b
     if source.folder is not None:  # the documents are those of the shards
         model = replace(model, document="none")
     files = outputs.files(model, outputs.whole(source, model, base), source.path)
-    check_second(files, folder, source, force=force)
+    check_second(files, path, source, force=force)
     check_space(path, sum(f.size for f in files), source.path)
     with cleared(path, force=force) as within:
         outcome = export.files(source, files, folder, force=force, within=within)

@@ -248,7 +248,7 @@ def files(model: Outgoing, cut: Cut, path: str) -> list[OneFile]:
             between=_always(f.pieces),
             check=_opens if named(model.to or "").read_back else lambda path, name: None,
         )
-        for f in found.files(cut.name, text)
+        for f in found.files(cut.name, text, model.request.max_shard_size if model.request is not None else None)
     ]
 
 

@@ -74,12 +74,13 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
         within = None if model.to is None else stack.enter_context(cleared(path, force=options.force))
         while True:
             files = outputs.files(model, outputs.whole(source, model, base), source.path)
-            check_second(files, folder, source, force=options.force)
+            check_second(files, path, source, force=options.force)
             size = sum(f.size for f in files)
             check_space(path, size, source.path)
             outcome = write_part(source, model, files, folder, options, within=within)
             if not outcome.amendments:
-                return Written(plan=plan, model=model, results=outcome.results, size=size)
+                notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
+                return Written(plan=plan, model=model, results=outcome.results, size=size, notes=notes)
             plan = plan.amended(outcome.amendments)
             check(plan)
             model = outputs.planned(plan, source, digest=options.digest)
@@ -93,9 +94,10 @@ def cleared(path: str, *, force: bool) -> Iterator[str]:
         yield workspace.folder
 
 
-def check_second(files: list[OneFile], folder: str, source: Source, *, force: bool) -> None:
-    """Raise UsageError where a further file of an output is in the way."""
-    for file in files[1:]:
+def check_second(files: list[OneFile], path: str, source: Source, *, force: bool) -> None:
+    """Raise UsageError where a file of an output beside the one that was named is in the way."""
+    folder, base = os.path.split(path)
+    for file in (file for file in files if file.name != base):
         check_destination(os.path.join(folder, file.name), force=force, sources=list(source.files()))
 
 

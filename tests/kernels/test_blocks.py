@@ -101,6 +101,19 @@ def test_less_error_than_llama_quantize_leaves(name: str, table: Kernels) -> Non
         assert reached(tile, name, table) >= bound - slack, source
 
 
+WEIGHTED = {"IQ4_XS": 22.104, "Q2_K": 12.848, "Q3_K": 16.651, "Q4_K": 23.169, "Q5_K": 28.747, "Q6_K": 34.588}
+"""The same of the weighted error, with the importance matrix of the test below."""
+
+
+@pytest.mark.parametrize("name", sorted(TYPES))
+def test_less_weighted_error_than_llama_quantize_leaves(name: str) -> None:
+    rng = np.random.default_rng(1)
+    x, importance = rng.standard_t(5, 128 * 2048).reshape(128, 2048) * 0.02, rng.gamma(0.3, size=2048) + 1e-4
+    own = tile_of(x, BF16, TYPES[name].sub)
+    tile = Tile(own.weights, own.kind, 128, 2048, TYPES[name].sub, importance)
+    assert reached(tile, name, importance=importance) >= WEIGHTED[name] + 0.5
+
+
 @pytest.mark.parametrize("name", sorted(TYPES))
 def test_more_effort_costs_no_quality(name: str) -> None:
     tile = tile_of(weights("t", 16, 1024), BF16, TYPES[name].sub)

@@ -183,7 +183,32 @@ def test_a_size_target_chooses_among_types() -> None:
     )
 
 
+def test_shards() -> None:
+    """Files of a limited size, which are the whole file when they are read together."""
+    llama("model", 256)
+    words = ["quantize", "model", "--to", "gguf:Q4_K_M", "--max-shard-size", "250kB", "-o"]
+    assert run("quantize", "model", "--to", "gguf:Q4_K_M", "-o", "whole.gguf").code == 0
+    ran = run(*words, "a.gguf")
+    assert ran.code == 0 and "the first a-00001-of-" in ran.err
+    files = sorted(Path().glob("a-*.gguf"))
+    assert len(files) > 2 and all(file.stat().st_size <= 250_000 for file in files) and not Path("a.gguf").exists()
+    assert files[-1].name == f"a-{len(files):05d}-of-{len(files):05d}.gguf"
+    assert "the output exists" in one_line(run(*words, "a.gguf", "-q"), 2)
+    parts, whole = open_source(str(files[0])), open_source("whole.gguf")
+    assert [i.name for i in parts.infos()] == [i.name for i in whole.infos()]
+    for info in whole.infos():
+        held = [bytearray(info.nbytes) for _ in range(2)]
+        for source, buffer in zip((parts, whole), held):
+            source.read(info.name, 0, memoryview(buffer))
+        assert held[0] == held[1], info.name
+    parts.close()
+    whole.close()
+    big = run("quantize", "model", "--to", "gguf:Q4_K_M", "--max-shard-size", "10MB", "-o", "one.gguf")
+    assert big.code == 0 and Path("one.gguf").exists()
+
+
 @pytest.mark.parametrize(("words", "why"), [
+    (["--to", "gguf", "--max-shard-size", "1MB", "-o", "-"], "standard output is one file"),
     (["--to", "gguf:Q4_K"], "did you mean Q4_K_S?"),
     (["--to", "gguf:"], "gguf has no file type ''"),
     (["--to", "mlx:Q4_K_M"], "mlx has no file type"),

@@ -103,6 +103,7 @@ WRITES = Writer(
     scale_dtype="float16",
     usual={"group_size": WEIGHTS},
     extension=".gguf",
+    shards=True,
     kinds={name: kind.summary for name, kind in FILE_TYPES.items()},
     of_kind=_of_kind,
     fitting=fitting,

@@ -32,6 +32,7 @@ from quantcli.layouts.gguf.blocks import block_type, encode, exact_params, obsta
 from quantcli.layouts.gguf.general import pooling, title
 from quantcli.layouts.gguf.model import GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
+from quantcli.layouts.gguf.shards import split
 from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, like
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, stored_blocks, words
@@ -379,10 +380,8 @@ def conversion(
     own = {**general, **keys, "quantcli.version": __version__}
     lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
 
-    def files(base: str, record: str) -> list[ContainerFile]:
-        found = lay_out({**own, KEY: record}, shapes)
-        pieces = [(0, found.header), *((found.offsets[name], values.tobytes()) for name, values in made.items())]
-        return [ContainerFile(name=base, size=found.size, offsets=found.offsets, pieces=pieces)]
+    def files(base: str, record: str, limit: int | None) -> list[ContainerFile]:
+        return split(base, {**own, KEY: record}, shapes, made, limit)
 
     jobs = {source: _job(by_name[source], place) for source, place in places.items()}
     return Conversion(jobs=jobs, files=files, notes=notes)

@@ -98,7 +98,12 @@ def _file(name: str, segments: Sequence[Segment], source: InputFile) -> Containe
 
 
 def _files(
-    graph: Graph, weights: Mapping[str, tuple[Stored, Role]], kept: Mapping[str, int], base: str, record: str
+    graph: Graph,
+    weights: Mapping[str, tuple[Stored, Role]],
+    kept: Mapping[str, int],
+    base: str,
+    record: str,
+    limit: int | None,
 ) -> list[ContainerFile]:
     def laid(location: str) -> Laid:
         return laid_out(graph, Changes(weights=weights, kept=kept, location=location), record)
@@ -163,5 +168,5 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
             jobs[name] = plain(tensor.info) if outputs_first.get(name, True) else _turned_back(tensor.info)
             kept[name] = tensor.info.nbytes
     if graph.file.size + sum(o.nbytes for job in jobs.values() for o in job.outputs) > LIMIT:
-        _files(graph, weights, kept, "", "")  # refused before a weight is read
+        _files(graph, weights, kept, "", "", None)  # refused before a weight is read
     return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(graph, weights))

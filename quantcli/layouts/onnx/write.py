@@ -109,7 +109,9 @@ def _model(record: str) -> bytes:
     return number(1, 10) + text(2, "quantcli") + text(3, __version__) + opsets + metadata
 
 
-def _files(weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str) -> list[ContainerFile]:
+def _files(
+    weights: Sequence[Weight], outputs: Sequence[TensorInfo], base: str, record: str, limit: int | None
+) -> list[ContainerFile]:
     parts = [_node(w) for w in weights]
     nodes = b"".join(own for number in range(3) for own in (part[number] for part in parts)) + text(2, "weights")
     files = _inside(nodes, outputs, base, record)
