@@ -51,7 +51,13 @@ def schemes_of_target(name: str) -> list[Scheme]:
         places += [{"granularity": "channel"}, {"granularity": "tensor"}, {"granularity": "block"}]
         kinds: list[dict[str, Any]] = [{}, *ASYMMETRIC]
         if accepts.storage != "plain":
-            kinds = [{"scale_dtype": next(d for d, storage in ONE_BYTE.items() if storage == accepts.storage)}]
+            kinds = [
+                {
+                    "scale_dtype": next(
+                        (d for d, storage in ONE_BYTE.items() if storage == accepts.storage), accepts.storage
+                    )
+                }
+            ]
         for form, bits, place, kind in itertools.product(accepts.formats, accepts.bits, places, kinds):
             scheme = _scheme(format=form, bits=bits, **place, **kind)
             if scheme is None or accepts.obstacle(scheme) is not None:

@@ -34,7 +34,7 @@ def scoped(pattern: str, component: str, components: Sequence[str]) -> str | Non
 
 
 def scope(pattern: str, component: str) -> str:
-    """A pattern for the tensors of one component as it is for those of a pipeline.
+    r"""A pattern for the tensors of one component as it is for those of a pipeline.
 
     >>> scope("*.to_q", "unet"), scope("re:conv.*", "text_encoder.2")
     ('unet/*.to_q', 're:text_encoder\\.2/conv.*')

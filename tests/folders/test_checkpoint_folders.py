@@ -244,10 +244,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
         files = iter(range(1, 100))
         real = quantize.write_part
 
-        def write(*arguments: Any) -> Any:
+        def write(*arguments: Any, **options: Any) -> Any:
             if next(files) == number:
                 raise error
-            return real(*arguments)
+            return real(*arguments, **options)
 
         monkeypatch.setattr(folders, "write_part", write)
 
@@ -453,11 +453,11 @@ def test_the_loser_of_two_runs_leaves_nothing(
             os.mkdir("out")
         return found
 
-    def write(*arguments: Any) -> Any:
+    def write(*arguments: Any, **more: Any) -> Any:
         written.append(arguments)
         if when == "after" and not Path("out").exists():
             os.mkdir("out")
-        return real_write(*arguments)
+        return real_write(*arguments, **more)
 
     monkeypatch.setattr(workspace, "_locked", lock)
     monkeypatch.setattr(folders, "write_part", write)

@@ -22,7 +22,7 @@ READ = registry.names("layouts", "READS")
 TARGETS = [name for name in registry.names("layouts", "WRITES") if name in READ]
 IN_SAFETENSORS = [name for name in TARGETS if not named(name).extension]
 
-WEIGHTS = {"a.weight": gaussian(64, 256), "b.weight": gaussian(192, 128, seed=1)}
+WEIGHTS = {"a.weight": gaussian(64, 256), "b.weight": gaussian(256, 128, seed=1)}
 MODEL = {**WEIGHTS, "kept.weight": gaussian(64, 128, seed=2), "a.bias": gaussian(64), "ids": np.arange(6)}
 
 
@@ -75,7 +75,18 @@ def test_every_command_reads_it(target: str, folder: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(load(back)[name].array, array)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+PUBLISHED = ("fp8-blocks", "modelopt")
+"""Targets whose first scheme is one that models are published in: it is decoded without being asked for."""
+
+
+@pytest.mark.parametrize("target", PUBLISHED)
+def test_a_published_layout_is_taken_for_what_it_is(target: str, folder: Path, tmp_path: Path) -> None:
+    ran = run("quantize", file_of(folder, target), "-o", tmp_path / "out.safetensors", "--json")
+    before = {t["name"]: t["source_scheme"] for t in ran.json["tensors"] if t["source_scheme"]}
+    assert ran.code == 0 and before.keys() == WEIGHTS.keys(), ran.err
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target not in PUBLISHED])
 def test_it_is_known_to_be_quantized(target: str, folder: Path, tmp_path: Path) -> None:
     path = file_of(folder, target)
     assert run("inspect", path, "--json").json["quantized"]

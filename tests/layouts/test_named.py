@@ -59,7 +59,7 @@ def test_names_dtypes_shapes_and_configuration_are_those_of_llm_compressor(name:
 
 
 @pytest.mark.parametrize("to", ["compressed-tensors", "native"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("FP8", "NVFP4")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("FP8", "NVFP4") and name[0] not in "QI"])
 def test_a_folder_decodes_to_what_was_made(name: str, to: str, tmp_path: Path) -> None:
     """The reader of the layout, which is tested with files of the library, gets the numbers of the array interface."""
     folder = model_of(tmp_path, hidden=256)
@@ -132,7 +132,7 @@ def test_joined_weights_have_one_global_scale_in_every_shard(tmp_path: Path) -> 
     (["--scheme", "W8A8", "--to", "gptq"], "gptq cannot store it: inputs quantized to int8"),
     (["--type", "fp4", "--to", "compressed-tensors"], "fp4 with scales that are floats"),
     (["--scheme", "NVFP4A16", "--group-size", "32"], "groups of 32"),
-    (["--scheme", "FP8_DYNAMIC", "--to", "fp8-blocks"], "one scale per channel"),
+    (["--scheme", "FP8_DYNAMIC", "--to", "fp8-blocks"], "fp8-blocks cannot store it: inputs quantized to fp8"),
     (["--scheme", "NVFP4A16", "--override", "*.down_proj:MXFP8A16", "--to", "modelopt"], "names one for all"),
     (["--scheme", "NVFP4A16", "--bits", "3"], "--bits: fp4 has 4 bits, not 3"),
 ])  # fmt: skip
