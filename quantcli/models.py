@@ -42,7 +42,7 @@ class View:
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
     parts: the tensors that store it; unused: those of them that its values do without, by name. held: codes of another
-    tool's file, or why no other layout has such codes. turned(first, last, step): of one that is stored with its last
+    tool's file, or why its codes are not moved. turned(first, last, step): of one that is stored with its last
     two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where
     that is known.
     """

@@ -155,10 +155,10 @@ def _found(views: Mapping[str, View], floats: Source, source: Source, notes: Seq
 
 
 def _held(view: View) -> Held | str:
-    """The codes of a quantized tensor, or why no other layout has such."""
+    """The codes of a quantized tensor, or why they are not moved."""
     if view.stored is not None:
         return _of_native(view.stored)
-    return view.held() if view.held is not None else "no other layout has such codes"
+    return view.held() if view.held is not None else "such codes are not moved between layouts"
 
 
 def _of_native(tensor: Tensor) -> Held | str:

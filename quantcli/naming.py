@@ -102,7 +102,7 @@ def _put_back(view: View, order: Order, heads: int, kv_heads: int) -> View:
         return out.reshape(-1)[first - low * cols : last - low * cols]
 
     def held() -> Held | str:
-        found = view.held() if view.held is not None else "no other layout has such codes"
+        found = view.held() if view.held is not None else "such codes are not moved between layouts"
         return found if isinstance(found, str) else in_order(found, places, unit)
 
     step = max(BLOCK // (unit * cols), 1) * unit * cols

@@ -332,13 +332,13 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     ):
         if asked[option] is not None:
             fields[name] = asked[option]
-    if asked["recipe"] is None and asked["scheme"] is None:
-        from quantcli.planning.order import with_usual
-
-        with naming_options(asked):
-            fields = with_usual(fields, asked["to"])
-    fields |= _method(asked)
+    method, own_types = _method(asked), ":" in (asked["to"] or "")
     with naming_options(asked):
+        if asked["recipe"] is None and (asked["scheme"] is None or own_types):
+            from quantcli.planning.order import with_usual
+
+            fields = with_usual({**fields, **method} if own_types else fields, asked["to"])
+        fields |= method
         return asked_recipe(asked, {k: v for k, v in fields.items() if (k, v) != ("granularity", "group")})
 
 

@@ -244,4 +244,5 @@ WRITES = Writer(
     experts=one_by_one,
     scale_dtype="float32",
     usual={"format": "fp8-e4m3", "granularity": "block", "calibration": "mse", "activations": "fp8-group"},
+    menu=({"format": "fp8-e4m3", "granularity": "block", "activations": "fp8-group"},),
 )

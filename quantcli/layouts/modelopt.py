@@ -209,5 +209,9 @@ WRITES = Writer(
         "scale_dtype": "float8_e4m3",
         "calibration": "mse",
     },
+    menu=(
+        {"format": "fp4", "group_size": 16, "scale_dtype": "float8_e4m3"},
+        {"format": "fp8-e4m3", "group_size": 32, "scale_dtype": "float8_e8m0"},
+    ),
     mixes=False,
 )

@@ -124,12 +124,12 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
         codes = [name for name in fields if name not in ("options",) and (name, fields[name]) != ("calibration", "mse")]
         if codes:
             raise UsageError(f"{to} has types of its own", place=[codes[0]], hint="leave it out, or use --override")
-        return found
+        return {**found, **named(to).usual}  # for the rules of --override, which start from these fields
     export = named(to)
     if not fields.keys() - {"bits", "options"}:
         found = {**export.by_bits.get(fields.get("bits", 0), {}), **found}
     usual = export.usual
-    if usual.get("format", "int") != found.get("format", usual.get("format", "int")):
+    if usual.get("format") not in (None, found.get("format", usual.get("format"))):
         return found  # what is usual for another format does not suit this one
     for name, value in usual.items():
         if name == "granularity":

@@ -179,7 +179,8 @@ def _others(group: Group, request: Request) -> Iterator[tuple[str, Request]]:
             for changes in ({}, *({"group_size": group_size} for group_size in _smaller(other))):
                 sized = "".join(f",group-size={group_size}" for group_size in changes.values())
                 with_rule = _with_rule(other, group, {"bits": bits, **changes})
-                yield f"{option}{OVERRIDE} '{group.pattern}:bits={bits}{sized}'", with_rule
+                if with_rule is not None:
+                    yield f"{option}{OVERRIDE} '{group.pattern}:bits={bits}{sized}'", with_rule
         if TABLES_TOO in ways:
             yield f"{option}{TABLES_TOO}", replace(other, keep_embeddings=False)
         rules = tuple(rule for rule in other.rules if not rule.preset)
@@ -192,12 +193,12 @@ def _smaller(request: Request) -> list[int]:
     return [] if request.to is None or not size_now else named(request.to).accepts.smaller(size_now)
 
 
-def _with_rule(request: Request, group: Group, changes: dict[str, int]) -> Request:
-    """A request with an extra rule, unchanged where that scheme is invalid."""
+def _with_rule(request: Request, group: Group, changes: dict[str, int]) -> Request | None:
+    """A request with an extra rule; None where there is no such scheme, such as 4-bit floats of 8 bits."""
     try:
         scheme = changed(request.scheme, **changes)
     except QuantcliError:
-        return request
+        return None
     return replace(request, rules=(*request.rules, Rule(group.pattern, scheme)))
 
 

@@ -219,7 +219,7 @@ def of_pairs(
     """The report on one model against another: a tensor that is not floating point but differs, or float but not the
     same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
     tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
-    counted = [metrics[t.name] for t in tensors if not t.kept] or list(metrics.values())
+    counted = _counted(tensors, metrics) or list(metrics.values())
     return RunReport(
         command="compare",
         source=source,
@@ -259,7 +259,7 @@ def of_views(
     ]
     decoded = sum(view.info.nbytes for view in views.values())
     unknown = "the file does not record the size of its source, so it is compared with float32"
-    counted = [metrics[t.name] for t in tensors if not t.kept] if metrics is not None else []
+    counted = _counted(tensors, metrics) if metrics is not None else []
     return RunReport(
         command="report",
         source=source,
@@ -270,6 +270,13 @@ def of_views(
             tensors, counted, bytes_in=decoded if bytes_in is None else bytes_in, bytes_out=bytes_out, seconds=seconds
         ),
     )
+
+
+def _counted(tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None]) -> list[Metrics | None]:
+    """The errors that the figures over all tensors are of: of those that are quantized, and where none is, of those
+    that changed otherwise. Large numbers that are off by a rounding would drown the errors of codes."""
+    quantized = [metrics[t.name] for t in tensors if t.disposition == "quantized"]
+    return quantized or [metrics[t.name] for t in tensors if not t.kept]
 
 
 def _as_recorded(tensor: TensorReport, recorded: tuple[str, str] | None) -> TensorReport:

@@ -160,6 +160,20 @@ def test_widths_that_only_super_blocks_have() -> None:
         assert types_of(f"{bits}.gguf")["blk.0.attn_q.weight"] == kind
 
 
+def test_blocks_have_scales_of_their_own_where_no_group_size_is_asked() -> None:
+    """Not one for each 128 weights, which is the default elsewhere and costs 2 dB here."""
+    llama("model", 256)
+    reported = [
+        run("quantize", "model", *words, "-o", f"{i}.gguf", "--json").json["summary"]["sqnr_db"]
+        for i, words in enumerate((["--to", "gguf:IQ4_NL"], ["--to", "gguf", "--type", "iq4"]))
+    ]
+    assert reported[0] == pytest.approx(reported[1], abs=0.5)
+    for name, words in {"a": "bits=8", "b": "bits=8,group-size=32"}.items():
+        rule = ["--override", f"*.v_proj.weight:{words}"]
+        assert run("quantize", "model", "--to", "gguf:Q4_K_M", *rule, "-o", f"{name}.gguf", "-q").code == 0
+    assert run("compare", "a.gguf", "b.gguf", "--json").json["summary"]["exact"]
+
+
 def test_a_size_target_chooses_among_types() -> None:
     llama("model", 256)
     assert run("quantize", "model", "--target-bpw", "4.6", "--to", "gguf", "-o", "a.gguf").code == 0
@@ -199,6 +213,8 @@ def test_shards() -> None:
     (["--to", "gguf:"], "gguf has no file type ''"),
     (["--to", "mlx:Q4_K_M"], "mlx has no file type"),
     (["--to", "gguf:Q4_K_M", "--bits", "3"], "--bits: gguf:Q4_K_M has types of its own"),
+    (["--to", "gguf:Q4_K_M", "--scheme", "W8A8"], "--scheme: "),
+    (["--to", "gguf:Q4_K_M", "--percentile", "99"], "--percentile: gguf:Q4_K_M has types of its own"),
     (["--to", "gguf:Q4_K_M", "--target-bpw", "5"], "Q4_K_M decides the types of all tensors itself"),
     (["--scheme", "Q4_K"], "super-blocks (q4_k) are stored in GGUF only"),
     (["--scheme", "Q6_K", "--to", "mlx"], "scales in super-blocks, which only GGUF has"),

@@ -52,6 +52,18 @@ def test_a_float_model_and_its_quantized_form(threads: int, place: Path) -> None
     assert ours["norm"]["disposition"] == ours["ids"]["disposition"] == "kept" and ours["ids"]["exact"]
 
 
+def test_the_headline_is_of_what_was_quantized(place: Path) -> None:
+    """a large tensor in floating point that is off by a rounding does not hide the errors of codes"""
+    large = np.full(4096, 1000, np.float32)
+    save_file({**load_file("model.safetensors"), "gain": large}, "more.safetensors")
+    assert run("quantize", "more.safetensors", "-o", "more4.safetensors").code == 0
+    save_file({**load_file("model.safetensors"), "gain": np.nextafter(large, np.float32(0))}, "other.safetensors")
+    before = compared("more.safetensors", "more4.safetensors")["summary"]["sqnr_db"]
+    after = compared("other.safetensors", "more4.safetensors")
+    assert by_name(after)["gain"]["disposition"] == "changed"
+    assert after["summary"]["sqnr_db"] == pytest.approx(before, abs=1e-9)
+
+
 def test_two_float_models(place: Path) -> None:
     weights = load_file("model.safetensors")
     noise = gaussian(64, 128, seed=8) / 100

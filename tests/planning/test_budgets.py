@@ -448,3 +448,19 @@ def test_prices_around_the_plan(model: Path) -> None:
     line = next(line for line in ran.out.splitlines() if "8 bits: " in line)
     assert re.search(r"8 bits: \+\d+\.\d dB for \+[0-9.]+ kB", line)
     assert re.search(r"groups of (64|128): [-+]\d\.\d dB for [-+]0\.\d+ bits", ran.out)
+
+
+@pytest.mark.parametrize(
+    ("target", "stored", "size"), [("modelopt", "nvfp4", "6"), ("modelopt", "mxfp8", "9"), ("fp8-blocks", "FP8", "20")]
+)
+def test_targets_whose_scales_are_small_floats(target: str, stored: str, size: str, tmp_path: Path) -> None:
+    """Choices are what such a target stores, and quantize makes the file that was planned."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    save(folder / "model.safetensors", {f"model.layers.{i}.mlp.up_proj.weight": gaussian(256, 256) for i in (0, 1)})
+    recipe_file, out = tmp_path / "r.yaml", tmp_path / "out"
+    found = run("plan", folder, "--to", target, "--target-bpw", size, "-o", recipe_file, "--json")
+    assert found.code == 0, found.err
+    assert run("quantize", folder, "--recipe", recipe_file, "-o", out, "-q").code == 0
+    assert stored in run("inspect", out).out and f"to: {target}" in recipe_file.read_text(encoding="utf-8")

@@ -87,6 +87,13 @@ def test_an_embedding_that_takes_the_room(llama: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def test_what_is_advised_has_the_bits_of_the_format(llama: Path) -> None:
+    ran = run("quantize", llama, "--scheme", "NVFP4A16", "--json", "-o", "out")
+    line = about(ran.json["warnings"], "not quantized")
+    advice = line.split("; use ")[1].split(" (not for")[0]
+    assert run("quantize", llama, "--scheme", "NVFP4A16", *shlex.split(advice), "-o", "less").code == 0
+
+
 def test_the_warning_is_in_reports(llama: Path) -> None:
     """Of the stored file too, in its renderings."""
     run("quantize", llama, "--to", "native", "-o", "out", "-q")
