@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from quantcli import Scheme, UsageError, registry
-from quantcli.deciding import ONE_BYTE
+from quantcli.deciding import IN_SUPER_BLOCKS, ONE_BYTE
 from quantcli.layouts.writer import named
 
 ASYMMETRIC: tuple[dict[str, Any], ...] = ({"symmetric": False}, {"symmetric": False, "zero_point": "float"})
@@ -46,18 +46,14 @@ def schemes_of_target(name: str) -> list[Scheme]:
     """Schemes that a target stores: each format and width, granularity and kind of zero point is in one of them."""
     found, seen = list[Scheme](), set[tuple[str, object]]()
     for accepts in (named(name).accepts, *named(name).accepts.others):
-        sizes = sorted(accepts.groups or (32, 48))
+        sizes = sorted(accepts.groups or ((16, 32) if accepts.storage == IN_SUPER_BLOCKS else (32, 48)))
         places: list[dict[str, Any]] = [{"group_size": size} for size in (*sizes, 3 * sizes[0])]
         places += [{"granularity": "channel"}, {"granularity": "tensor"}, {"granularity": "block"}]
         kinds: list[dict[str, Any]] = [{}, *ASYMMETRIC]
-        if accepts.storage != "plain":
-            kinds = [
-                {
-                    "scale_dtype": next(
-                        (d for d, storage in ONE_BYTE.items() if storage == accepts.storage), accepts.storage
-                    )
-                }
-            ]
+        if accepts.storage == IN_SUPER_BLOCKS:
+            kinds = [{"scale_dtype": IN_SUPER_BLOCKS, **kind} for kind in kinds]
+        elif accepts.storage != "plain":
+            kinds = [{"scale_dtype": next(d for d, storage in ONE_BYTE.items() if storage == accepts.storage)}]
         for form, bits, place, kind in itertools.product(accepts.formats, accepts.bits, places, kinds):
             scheme = _scheme(format=form, bits=bits, **place, **kind)
             if scheme is None or accepts.obstacle(scheme) is not None:
