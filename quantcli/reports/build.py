@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +219,8 @@ def of_pairs(
     """The report on one model against another: a tensor that is not floating point but differs, or float but not the
     same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
     tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
-    counted = _counted(tensors, metrics) or list(metrics.values())
+    floats = {name for name, (a, b) in pairs.items() if a.scheme is None and b.scheme is None}
+    counted = _counted(tensors, metrics, floats) or list(metrics.values())
     return RunReport(
         command="compare",
         source=source,
@@ -259,7 +260,8 @@ def of_views(
     ]
     decoded = sum(view.info.nbytes for view in views.values())
     unknown = "the file does not record the size of its source, so it is compared with float32"
-    counted = _counted(tensors, metrics) if metrics is not None else []
+    floats = {name for name, view in views.items() if view.scheme is None}
+    counted = _counted(tensors, metrics, floats) if metrics is not None else []
     return RunReport(
         command="report",
         source=source,
@@ -272,11 +274,14 @@ def of_views(
     )
 
 
-def _counted(tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None]) -> list[Metrics | None]:
-    """The errors that the figures over all tensors are of: of those that are quantized, and where none is, of those
-    that changed otherwise. Large numbers that are off by a rounding would drown the errors of codes."""
-    quantized = [metrics[t.name] for t in tensors if t.disposition == "quantized"]
-    return quantized or [metrics[t.name] for t in tensors if not t.kept]
+def _counted(
+    tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None], floats: Container[str]
+) -> list[Metrics | None]:
+    """The errors that the figures over all tensors are of: of those that are quantized on either side, and where none
+    is, of those that changed. Large numbers that are off by a rounding would drown the errors of codes. floats: names
+    of tensors that are in floating point on both sides."""
+    changed = [t.name for t in tensors if not t.kept]
+    return [metrics[name] for name in changed if name not in floats] or [metrics[name] for name in changed]
 
 
 def _as_recorded(tensor: TensorReport, recorded: tuple[str, str] | None) -> TensorReport:
