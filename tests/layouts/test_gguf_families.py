@@ -118,6 +118,8 @@ def test_a_missing_or_another_tensor_is_refused(case: str) -> None:
     ("nomic", {"hidden_act": "gelu"}, "hidden_act"),
     ("phi3", {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
      "long_factor: it is not a list of 16 numbers"),
+    ("qwen3", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' is not supported"),
+    ("smollm3", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' is not supported"),
     ("granite", {"attention_multiplier": -1}, "attention_multiplier: -1 is not a number above 0"),
 ])  # fmt: skip
 def test_what_llama_cpp_would_run_otherwise_is_refused(case: str, change: dict[str, Any], words: str) -> None:

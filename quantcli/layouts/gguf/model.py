@@ -163,9 +163,9 @@ def _tensors(infos: Sequence[TensorInfo], family: Family, parts: Parts) -> tuple
 
 
 def _check_all(found: Sequence[ModelTensor], family: Family, parts: Parts) -> None:
-    """Raise DataError where a tensor is missing, or two would have one name."""
-    names = [tensor.name for tensor in found]
-    missing = [name for name in parts.needed if name not in set(names)]
+    """Raise DataError where a tensor is missing."""
+    names = {tensor.name for tensor in found}
+    missing = [name for name in parts.needed if name not in names]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{hf_name(missing[0], family) or missing[0]} is missing{more}")

@@ -31,7 +31,7 @@ def _ending(name: str) -> tuple[str, str]:
     return (stem, f".{last}") if dot and last in ("weight", "bias") else (name, "")
 
 
-def _looked_up(name: str, table: dict[str, str]) -> str | None:
+def _looked_up(name: str, table: Mapping[str, str]) -> str | None:
     """The name of a tensor by that of its module, or by its own where the table has that with an ending."""
     module, end = _ending(name)
     if name in table and _ending(table[name])[1]:
@@ -56,8 +56,8 @@ def gguf_name(name: str, family: Family | None = None) -> str | None:
     name = next((name.removeprefix(p) for p in family.prefixes if name.startswith(p)), name)
     layer = _LAYER.fullmatch(name.removeprefix(f"{family.layers}.")) if name.startswith(f"{family.layers}.") else None
     if layer is None:
-        return _looked_up(name, dict(family.modules))
-    found = _looked_up(layer[2], dict(family.layer))
+        return _looked_up(name, family.modules)
+    found = _looked_up(layer[2], family.layer)
     return None if found is None else f"blk.{layer[1]}.{found}"
 
 

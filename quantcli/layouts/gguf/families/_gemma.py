@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, Sizes, sizes
+from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, Sizes, norms, sizes
+from quantcli.layouts.gguf.family import Shapes
 from quantcli.layouts.gguf.settings import Config, refuse
 
 ACTIVATION = "gelu_pytorch_tanh"
@@ -22,7 +23,12 @@ def gemma_sizes(config: Config) -> Sizes:
     a tensor of its own."""
     if config.get("tie_word_embeddings", True) is not True:
         raise refuse("llama.cpp supports such models only with the embedding as head", "tie_word_embeddings")
-    return sizes(config, kv_heads=config.whole("num_attention_heads"), head=256)
+    return sizes(config, kv_heads=config.whole("num_attention_heads"), head=256, shared=True)
+
+
+def between(s: Sizes) -> Shapes:
+    """The norms of a layer of Gemma 2 and 3 behind its first."""
+    return norms(s.hidden, "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
 def check_scale(config: Config, s: Sizes, odd: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantcli.errors import printable
-from quantcli.layouts.gguf.family import Shapes
+from quantcli.layouts.gguf.family import Parts, Shapes
 from quantcli.layouts.gguf.rows import KEYS, QUERIES
 from quantcli.layouts.gguf.settings import Config, Rope, number, refuse
 
@@ -52,7 +53,7 @@ TURNED = {"attn_q": QUERIES, "attn_k": KEYS}
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes of a decoder; head: of queries and keys, in rows."""
+    """The sizes of a decoder; head: of queries and keys, in rows. tied: whether the embedding is the head too."""
 
     hidden: int
     inner: int
@@ -61,6 +62,7 @@ class Sizes:
     kv_heads: int
     head: int
     words: int
+    tied: bool
 
     @property
     def queries(self) -> int:
@@ -73,9 +75,9 @@ class Sizes:
         return self.kv_heads * self.head
 
 
-def sizes(config: Config, *, kv_heads: int | None = None, head: int | None = None) -> Sizes:
-    """The sizes in a config.json. kv_heads, head: where it does not say; a head is a share of the hidden size then.
-    Raises DataError."""
+def sizes(config: Config, *, kv_heads: int | None = None, head: int | None = None, shared: bool = False) -> Sizes:
+    """The sizes in a config.json. kv_heads, head, shared: heads of keys, rows of a head, and whether the embedding is
+    the head too, where it does not say; a head is a share of the hidden size then. Raises DataError."""
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
     if config.get("head_dim", head) is None and hidden % heads:
         raise refuse(f"{hidden} is not a multiple of the {heads} heads", "hidden_size")
@@ -87,6 +89,7 @@ def sizes(config: Config, *, kv_heads: int | None = None, head: int | None = Non
         kv_heads=config.whole("num_key_value_heads", kv_heads),
         head=config.whole("head_dim", head or hidden // heads),
         words=config.whole("vocab_size"),
+        tied=tied(config, default=shared),
     )
     if found.head % 2:
         raise refuse(f"heads of {found.head} rows cannot be rotated", "head_dim")
@@ -134,6 +137,11 @@ def routed(hidden: int, inner: int, count: int) -> Shapes:
     return {"ffn_gate_inp.weight": (count, hidden), **gated(hidden, inner, "_exps", (count,))}
 
 
+def ungated(hidden: int, inner: int, *, up: int = 1) -> Shapes:
+    """Up and down of a layer; up: of how many matrices that of up is made, 2 where gate and up are one."""
+    return {"ffn_up.weight": (up * inner, hidden), "ffn_down.weight": (hidden, inner)}
+
+
 def norms(hidden: int, *names: str) -> Shapes:
     """Weights of norms."""
     return {f"{name}.weight": (hidden,) for name in names}
@@ -145,9 +153,14 @@ def biases(shapes: Shapes, *names: str) -> Shapes:
     return {f"{name}.bias": shapes[f"{name}.weight"][: max(1, len(shapes[f"{name}.weight"]) - 1)] for name in chosen}
 
 
-def layers(count: int, layer: Shapes) -> Shapes:
-    """The tensors of so many layers."""
-    return {f"blk.{i}.{name}": shape for i in range(count) for name, shape in layer.items()}
+def matrices(layer: Shapes) -> list[str]:
+    """The modules of a layer that are not norms."""
+    return [name.removesuffix(".weight") for name in layer if "norm" not in name]
+
+
+def layers(each: Sequence[Shapes]) -> Shapes:
+    """The tensors of layers, one after another."""
+    return {f"blk.{i}.{name}": shape for i, layer in enumerate(each) for name, shape in layer.items()}
 
 
 # ---- keys -------------------------------------------------------------------------------------------------------
@@ -175,14 +188,15 @@ def decoder_keys(config: Config, s: Sizes, rope: Rope, *, epsilon: str = "rms_no
 _SCALED_BY = ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor")
 
 
-def scaling(rope: Rope, *extra: str) -> dict[str, Any]:
-    """The keys of a scaled rotary embedding. extra: further values that the family knows. Raises DataError for a way
-    of scaling that llama.cpp does not know."""
-    if rope.kind in ("default", "llama3"):
+def scaling(rope: Rope, extra: Sequence[str] = (), *, by_tensor: bool = False) -> dict[str, Any]:
+    """The keys of a scaled rotary embedding. extra: further values that the family knows. by_tensor: whether llama.cpp
+    loads the divisors of frequencies of this family, which Llama 3's scaling needs (see `frequencies`). Raises
+    DataError for a way of scaling that llama.cpp does not know."""
+    if rope.kind == "default" or (by_tensor and rope.kind == "llama3"):
         return {}
     if rope.kind not in ("linear", "yarn"):
-        shown = printable(repr(rope.kind), 40)
-        raise refuse(f"{shown} is not supported; supported: linear, llama3, yarn", "rope_scaling")
+        shown, more = printable(repr(rope.kind), 40), "llama3, " if by_tensor else ""
+        raise refuse(f"{shown} is not supported; supported: linear, {more}yarn", "rope_scaling")
     values = rope.values
     other = [key for key, value in values.items() if key not in (*_SCALED_BY, *extra) and value is not None]
     if other:
@@ -222,3 +236,41 @@ def no_window(config: Config, *, used: bool) -> list[str]:
     if window is None or not config.get("use_sliding_window", used):
         return []
     return [f"llama.cpp attends to all tokens, not only the {printable(str(window), 20)} of sliding_window"]
+
+
+# ---- all of it --------------------------------------------------------------------------------------------------
+
+
+def decoder(
+    config: Config,
+    s: Sizes,
+    rope: Rope,
+    each: Sequence[Shapes],
+    *,
+    outside: Shapes | None = None,
+    optional: Shapes | None = None,
+    keys: Mapping[str, Any] | None = None,
+    epsilon: str = "rms_norm_eps",
+    scaled_by: Sequence[str] = (),
+    by_tensor: bool = False,
+    notes: Sequence[str] = (),
+) -> Parts:
+    """A decoder with the usual embedding, last norm, head and keys.
+
+    each: the tensors of each layer. outside, optional: further tensors: outside of layers, and in each layer that may
+    have them. keys: further ones. epsilon: the key of the number that norms add. scaled_by, by_tensor: how the rotary
+    embedding may be scaled (see `scaling`). Raises DataError.
+    """
+    return Parts(
+        keys={
+            **decoder_keys(config, s, rope, epsilon=epsilon),
+            **(keys or {}),
+            **scaling(rope, scaled_by, by_tensor=by_tensor),
+        },
+        needed={**outer(s.words, s.hidden, tied=s.tied), **(outside or {}), **layers(each)},
+        optional=layers([optional or {}] * s.layers),
+        made=frequencies(config, rope, s.head) if by_tensor else {},
+        tied=s.tied,
+        vocabulary=s.words,
+        notes=notes,
+    )

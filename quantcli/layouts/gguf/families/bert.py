@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._parts import biases, layers, norms
+from quantcli.layouts.gguf.families._parts import biases, layers, norms, ungated
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 
@@ -21,8 +21,7 @@ def parts(config: Config) -> Parts:
     square = {f"attn_{name}.weight": (hidden, hidden) for name in ("q", "k", "v", "output")}
     layer = {
         **square,
-        "ffn_up.weight": (inner, hidden),
-        "ffn_down.weight": (hidden, inner),
+        **ungated(hidden, inner),
         **norms(hidden, "attn_output_norm", "layer_output_norm"),
     }
     whole = {
@@ -42,7 +41,7 @@ def parts(config: Config) -> Parts:
             "attention.layer_norm_epsilon": config.number("layer_norm_eps", 1e-12),
             "attention.causal": False,
         },
-        needed={**whole, **biases(whole, "token_embd_norm"), **layers(count, {**layer, **biases(layer)})},
+        needed={**whole, **biases(whole, "token_embd_norm"), **layers([{**layer, **biases(layer)}] * count)},
         general={"tokenizer.ggml.token_type_count": types},
         tied=True,
         vocabulary=words,

@@ -20,7 +20,6 @@ from quantcli.layouts.gguf.families._parts import (
     routed,
     scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts, Shapes
 from quantcli.layouts.gguf.settings import Config, Rope, number
@@ -42,16 +41,8 @@ def parts(config: Config) -> Parts:
     dense = (
         config.whole("first_k_dense_replace", 0, least=0) if config.get("n_routed_experts") is not None else s.layers
     )
-    attention = _attention(config, s.hidden, s.heads)
-    experts = layers(s.layers, attention)
-    needed = {
-        **outer(s.words, s.hidden, tied=tied(config)),
-        **experts,
-        **layers(min(dense, s.layers), gated(s.hidden, s.inner)),
-    }
-    if dense < s.layers:
-        layer = _experts(config, s.hidden)
-        needed |= {f"blk.{i}.{name}": shape for i in range(dense, s.layers) for name, shape in layer.items()}
+    attention, experts = _attention(config, s.hidden, s.heads), _experts(config, s.hidden) if dense < s.layers else {}
+    each = [{**attention, **(gated(s.hidden, s.inner) if i < dense else experts)} for i in range(s.layers)]
     lora = config.whole("kv_lora_rank")
     keys = {
         **decoder_keys(config, s, rope),
@@ -71,8 +62,8 @@ def parts(config: Config) -> Parts:
     by_best = config.get("topk_method") == "group_limited_greedy" and config.whole("n_group", 1) > 1
     return Parts(
         keys=keys,
-        needed=needed,
-        tied=tied(config),
+        needed={**outer(s.words, s.hidden, tied=s.tied), **layers(each)},
+        tied=s.tied,
         vocabulary=s.words,
         notes=["llama.cpp chooses groups of experts by the two best of each, not by the best"] if by_best else [],
     )
@@ -130,7 +121,7 @@ def _routing(config: Config) -> dict[str, Any]:
 
 
 def _scaling(rope: Rope) -> dict[str, Any]:
-    keys = scaling(rope, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    keys = scaling(rope, ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"))
     if rope.kind == "yarn" and rope.values.get("mscale_all_dim") is not None:
         keys["rope.scaling.yarn_log_multiplier"] = 0.1 * number(rope.values, "mscale_all_dim")
     return keys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantcli.layouts.gguf.families._parts import biases as with_biases
-from quantcli.layouts.gguf.families._parts import layers, norms, outer, tied
+from quantcli.layouts.gguf.families._parts import layers, norms, outer, tied, ungated
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.rows import APART
 from quantcli.layouts.gguf.settings import Config, refuse
@@ -26,8 +26,7 @@ def parts(config: Config) -> Parts:
         **with_biases(between),
         "attn_qkv.weight": (hidden // heads * (heads + 2 * kv_heads), hidden),
         "attn_output.weight": (hidden, hidden),
-        "ffn_up.weight": (inner, hidden),
-        "ffn_down.weight": (hidden, inner),
+        **ungated(hidden, inner),
     }
     shared = tied(config, default=True)
     whole = outer(words, hidden, tied=shared)
@@ -44,7 +43,7 @@ def parts(config: Config) -> Parts:
             "attention.layer_norm_epsilon": config.number("layer_norm_epsilon", 1e-5),
             "rope.freq_base": config.rope().base,
         },
-        needed={**whole, **with_biases(whole, "output_norm"), **layers(count, layer)},
+        needed={**whole, **with_biases(whole, "output_norm"), **layers([layer] * count)},
         tied=shared,
         vocabulary=words,
     )

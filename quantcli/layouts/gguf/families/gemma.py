@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from quantcli.layouts.gguf.families._gemma import ACTIVATION, gemma_sizes
-from quantcli.layouts.gguf.families._parts import (
-    DENSE,
-    OUTER,
-    attention,
-    decoder_keys,
-    gated,
-    layers,
-    norms,
-    outer,
-    scaling,
-)
+from quantcli.layouts.gguf.families._parts import DENSE, OUTER, attention, decoder, gated, norms
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 
@@ -21,14 +11,9 @@ from quantcli.layouts.gguf.settings import Config
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_activation", ACTIVATION)
-    s, rope = gemma_sizes(config), config.rope()
+    s = gemma_sizes(config)
     layer = {**attention(s), **norms(s.hidden, "ffn_norm"), **gated(s.hidden, s.inner)}
-    return Parts(
-        keys=decoder_keys(config, s, rope) | scaling(rope),
-        needed={**outer(s.words, s.hidden, tied=True), **layers(s.layers, layer)},
-        tied=True,
-        vocabulary=s.words,
-    )
+    return decoder(config, s, config.rope(), [layer] * s.layers)
 
 
 FAMILY = Family(

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, check_scale, check_windows, gemma_sizes
-from quantcli.layouts.gguf.families._parts import (
-    OUTER,
-    attention,
-    decoder_keys,
-    gated,
-    layers,
-    norms,
-    outer,
-    scaling,
-)
+from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, check_windows, gemma_sizes
+from quantcli.layouts.gguf.families._parts import OUTER, attention, decoder, gated
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 
@@ -20,7 +11,7 @@ from quantcli.layouts.gguf.settings import Config
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_activation", ACTIVATION)
-    s, rope = gemma_sizes(config), config.rope()
+    s = gemma_sizes(config)
     check_scale(config, s, 46)
     check_windows(config, s, 2)
     keys = {
@@ -28,16 +19,8 @@ def parts(config: Config) -> Parts:
         "attn_logit_softcapping": config.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": config.number("final_logit_softcapping", 30.0),
     }
-    behind = norms(s.hidden, "post_attention_norm", "ffn_norm", "post_ffw_norm")
-    return Parts(
-        keys=decoder_keys(config, s, rope) | keys | scaling(rope),
-        needed={
-            **outer(s.words, s.hidden, tied=True),
-            **layers(s.layers, {**attention(s), **behind, **gated(s.hidden, s.inner)}),
-        },
-        tied=True,
-        vocabulary=s.words,
-    )
+    layer = {**attention(s), **between(s), **gated(s.hidden, s.inner)}
+    return decoder(config, s, config.rope(), [layer] * s.layers, keys=keys)
 
 
 FAMILY = Family(

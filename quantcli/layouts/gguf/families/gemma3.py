@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, check_scale, check_windows, gemma_sizes
-from quantcli.layouts.gguf.families._parts import (
-    HEAD_NORMS,
-    OUTER,
-    attention,
-    decoder_keys,
-    gated,
-    head_norms,
-    layers,
-    norms,
-    outer,
-    scaling,
-)
+from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, check_windows, gemma_sizes
+from quantcli.layouts.gguf.families._parts import HEAD_NORMS, OUTER, attention, decoder, gated, head_norms
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
@@ -47,16 +36,8 @@ def parts(config: Config) -> Parts:
     keys: dict[str, Any] = {"attention.sliding_window": config.whole("sliding_window")}
     if config.get("final_logit_softcapping") is not None:
         keys["final_logit_softcapping"] = config.number("final_logit_softcapping")
-    behind = norms(s.hidden, "post_attention_norm", "ffn_norm", "post_ffw_norm")
-    return Parts(
-        keys=decoder_keys(config, s, rope) | keys | scaling(rope),
-        needed={
-            **outer(s.words, s.hidden, tied=True),
-            **layers(s.layers, {**attention(s), **head_norms(s), **behind, **gated(s.hidden, s.inner)}),
-        },
-        tied=True,
-        vocabulary=s.words,
-    )
+    layer = {**attention(s), **head_norms(s), **between(s), **gated(s.hidden, s.inner)}
+    return decoder(config, s, rope, [layer] * s.layers, keys=keys)
 
 
 FAMILY = Family(

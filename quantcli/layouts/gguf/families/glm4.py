@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._parts import (
-    ATTENTION,
-    OUTER,
-    attention,
-    biases,
-    decoder_keys,
-    layers,
-    norms,
-    outer,
-    scaling,
-    sizes,
-    tied,
-)
+from quantcli.layouts.gguf.families._parts import ATTENTION, OUTER, attention, biases, decoder, norms, sizes, ungated
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 
@@ -23,20 +11,14 @@ def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config = Config({"partial_rotary_factor": 0.5, **config.values})
     config.only("hidden_act", "silu")
-    s, rope = sizes(config), config.rope()
+    s = sizes(config)
     layer = {
         **attention(s),
         **norms(s.hidden, "post_attention_norm", "ffn_norm", "post_ffw_norm"),
-        "ffn_up.weight": (2 * s.inner, s.hidden),
-        "ffn_down.weight": (s.hidden, s.inner),
+        **ungated(s.hidden, s.inner, up=2),
     }
-    return Parts(
-        keys=decoder_keys(config, s, rope) | scaling(rope),
-        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
-        optional=layers(s.layers, biases(layer, "attn_q", "attn_k", "attn_v")),
-        tied=tied(config),
-        vocabulary=s.words,
-    )
+    optional = biases(layer, "attn_q", "attn_k", "attn_v")
+    return decoder(config, s, config.rope(), [layer] * s.layers, optional=optional)
 
 
 FAMILY = Family(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from quantcli.layouts.gguf.families._parts import biases, layers, norms, outer, tied
+from quantcli.layouts.gguf.families._parts import biases, layers, norms, outer, tied, ungated
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 from quantcli.stores.stacked import Matrix, Rebuilt
@@ -20,8 +20,7 @@ def parts(config: Config) -> Parts:
         **norms(hidden, "attn_norm", "ffn_norm"),
         "attn_qkv.weight": (3 * hidden, hidden),
         "attn_output.weight": (hidden, hidden),
-        "ffn_up.weight": (inner, hidden),
-        "ffn_down.weight": (hidden, inner),
+        **ungated(hidden, inner),
     }
     shared = tied(config, default=True)
     whole = outer(words, hidden, tied=shared)
@@ -39,7 +38,7 @@ def parts(config: Config) -> Parts:
             **whole,
             **biases(whole, "output_norm"),
             "position_embd.weight": (positions, hidden),
-            **layers(count, {**layer, **biases(layer)}),
+            **layers([{**layer, **biases(layer)}] * count),
         },
         tied=shared,
         vocabulary=words,

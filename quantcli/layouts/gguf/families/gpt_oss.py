@@ -8,14 +8,11 @@ from quantcli.layouts.gguf.families._parts import (
     OUTER,
     attention,
     biases,
-    decoder_keys,
-    layers,
+    decoder,
+    matrices,
     norms,
-    outer,
     routed,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
@@ -29,21 +26,20 @@ def parts(config: Config) -> Parts:
         raise refuse("llama.cpp supports such models only with a window in each first layer of two", "layer_types")
     rounded = rope.kind == "yarn" and rope.values.get("truncate") is False
     layer = {**attention(s), **routed(s.hidden, s.inner, count)}
-    own = [name.removesuffix(".weight") for name in layer if "norm" not in name]
-    layer |= {**biases(layer, *own), **norms(s.hidden, "post_attention_norm"), "attn_sinks.weight": (s.heads,)}
-    layer |= {f"ffn_{n}_exps.bias": (count, s.inner if n != "down" else s.hidden) for n in ("gate", "up", "down")}
-    return Parts(
-        keys={
-            **decoder_keys(config, s, rope),
-            "attention.sliding_window": config.whole("sliding_window"),
-            "expert_count": count,
-            "expert_used_count": config.whole("num_experts_per_tok", config.get("experts_per_token")),
-            "expert_feed_forward_length": s.inner,
-            **scaling(rope, "beta_fast", "beta_slow", "truncate"),
-        },
-        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
-        tied=tied(config),
-        vocabulary=s.words,
+    layer |= {**biases(layer, *matrices(layer)), **norms(s.hidden, "post_attention_norm")}
+    keys = {
+        "attention.sliding_window": config.whole("sliding_window"),
+        "expert_count": count,
+        "expert_used_count": config.whole("num_experts_per_tok", config.get("experts_per_token")),
+        "expert_feed_forward_length": s.inner,
+    }
+    return decoder(
+        config,
+        s,
+        rope,
+        [{**layer, "attn_sinks.weight": (s.heads,)}] * s.layers,
+        keys=keys,
+        scaled_by=("beta_fast", "beta_slow", "truncate"),
         notes=["llama.cpp rounds the range in which YaRN blends frequencies"] if rounded else [],
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._parts import biases, layers, norms, outer, tied
+from quantcli.layouts.gguf.families._parts import biases, layers, norms, outer, tied, ungated
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.rows import APART
 from quantcli.layouts.gguf.settings import Config, refuse
@@ -22,8 +22,7 @@ def parts(config: Config) -> Parts:
         **norms(hidden, "attn_norm", "ffn_norm"),
         "attn_qkv.weight": (3 * hidden, hidden),
         "attn_output.weight": (hidden, hidden),
-        "ffn_up.weight": (inner, hidden),
-        "ffn_down.weight": (hidden, inner),
+        **ungated(hidden, inner),
     }
     whole = outer(words, hidden, tied=tied(config))
     return Parts(
@@ -39,7 +38,7 @@ def parts(config: Config) -> Parts:
             "use_parallel_residual": config.get("use_parallel_residual", True) is True,
             "attention.layer_norm_epsilon": config.number("layer_norm_eps", 1e-5),
         },
-        needed={**whole, **biases(whole, "output_norm"), **layers(count, {**layer, **biases(layer)})},
+        needed={**whole, **biases(whole, "output_norm"), **layers([{**layer, **biases(layer)}] * count)},
         tied=tied(config),
         vocabulary=words,
     )

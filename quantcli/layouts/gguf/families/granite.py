@@ -8,15 +8,11 @@ from quantcli.layouts.gguf.families._parts import (
     TURNED,
     attention,
     biases,
-    decoder_keys,
-    frequencies,
+    decoder,
     gated,
-    layers,
+    matrices,
     norms,
-    outer,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
@@ -32,23 +28,16 @@ FACTORS = {
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
-    s, rope = sizes(config, kv_heads=config.whole("num_attention_heads")), config.rope()
-    matrices = {**attention(s), **gated(s.hidden, s.inner)}
-    own = [name.removesuffix(".weight") for name in matrices if "norm" not in name]
-    return Parts(
-        keys={
-            **decoder_keys(config, s, rope),
-            **{ours: config.number(theirs, 1.0) for ours, theirs in FACTORS.items()},
-            **scaling(rope),
-        },
-        needed={
-            **outer(s.words, s.hidden, tied=tied(config)),
-            **layers(s.layers, {**attention(s), **norms(s.hidden, "ffn_norm"), **gated(s.hidden, s.inner)}),
-        },
-        optional=layers(s.layers, biases(matrices, *own)),
-        made=frequencies(config, rope, s.head),
-        tied=tied(config),
-        vocabulary=s.words,
+    s = sizes(config, kv_heads=config.whole("num_attention_heads"))
+    layer = {**attention(s), **norms(s.hidden, "ffn_norm"), **gated(s.hidden, s.inner)}
+    return decoder(
+        config,
+        s,
+        config.rope(),
+        [layer] * s.layers,
+        optional=biases(layer, *matrices(layer)),
+        keys={ours: config.number(theirs, 1.0) for ours, theirs in FACTORS.items()},
+        by_tensor=True,
     )
 
 

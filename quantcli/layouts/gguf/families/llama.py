@@ -9,17 +9,13 @@ from quantcli.layouts.gguf.families._parts import (
     TURNED,
     attention,
     biases,
-    decoder_keys,
-    frequencies,
+    decoder,
     gated,
-    layers,
+    matrices,
     no_window,
     norms,
-    outer,
     routed,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
@@ -34,26 +30,22 @@ def parts(config: Config) -> Parts:
     rope = config.rope()
     if rope.part != 1:
         config.only("partial_rotary_factor", 1.0)
-    keys = decoder_keys(config, s, rope)
-    linear = dict(attention(s))
+    keys, biased = {}, attention(s)
     if config.get("num_local_experts") is None:
         feed = gated(s.hidden, s.inner)
-        linear |= feed
+        biased = {**biased, **feed}
     else:
         count = config.whole("num_local_experts")
         feed = routed(s.hidden, s.inner, count)
-        keys |= {"expert_count": count, "expert_used_count": config.whole("num_experts_per_tok", 2)}
-    own = [name.removesuffix(".weight") for name in linear if "norm" not in name]
-    return Parts(
-        keys=keys | scaling(rope),
-        needed={
-            **outer(s.words, s.hidden, tied=tied(config)),
-            **layers(s.layers, {**attention(s), **norms(s.hidden, "ffn_norm"), **feed}),
-        },
-        optional=layers(s.layers, biases(linear, *own)),
-        made=frequencies(config, rope, s.head),
-        tied=tied(config),
-        vocabulary=s.words,
+        keys = {"expert_count": count, "expert_used_count": config.whole("num_experts_per_tok", 2)}
+    return decoder(
+        config,
+        s,
+        rope,
+        [{**attention(s), **norms(s.hidden, "ffn_norm"), **feed}] * s.layers,
+        optional=biases(biased, *matrices(biased)),
+        keys=keys,
+        by_tensor=True,
         notes=no_window(config, used=True),
     )
 

@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._parts import (
-    ATTENTION,
-    OUTER,
-    attention,
-    decoder_keys,
-    frequencies,
-    gated,
-    layers,
-    norms,
-    outer,
-    routed,
-    scaling,
-    sizes,
-    tied,
-)
+from quantcli.layouts.gguf.families._parts import ATTENTION, OUTER, attention, decoder, gated, norms, routed, sizes
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
@@ -25,7 +11,7 @@ def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
-    s, rope = sizes(config), config.rope(base=5e5)
+    s = sizes(config)
     rotated = [int((i + 1) % 4 != 0) for i in range(s.layers)]
     if (config.get("no_rope_layers") or rotated) != rotated:
         raise refuse("llama.cpp leaves each 4th layer without rotation", "no_rope_layers")
@@ -37,25 +23,20 @@ def parts(config: Config) -> Parts:
         raise refuse(f"llama.cpp takes each {step}th layer for one with experts", "moe_layers")
     width = config.whole("intermediate_size_mlp", 16384)
     experts = {**routed(s.hidden, s.inner, count), **gated(s.hidden, s.inner, "_shexp")}
-    needed = {**outer(s.words, s.hidden, tied=tied(config))}
-    needed |= layers(s.layers, {**attention(s), **norms(s.hidden, "ffn_norm")})
-    for i in range(s.layers):
-        feed = experts if i in moe else gated(s.hidden, width)
-        needed |= {f"blk.{i}.{name}": shape for name, shape in feed.items()}
-    return Parts(
+    layer, dense = {**attention(s), **norms(s.hidden, "ffn_norm")}, gated(s.hidden, width)
+    return decoder(
+        config,
+        s,
+        config.rope(base=5e5),
+        [{**layer, **(experts if i in moe else dense)} for i in range(s.layers)],
         keys={
-            **decoder_keys(config, s, rope),
             "feed_forward_length": width,
             "expert_count": count,
             "expert_used_count": config.whole("num_experts_per_tok", 1),
             "expert_feed_forward_length": s.inner,
             "interleave_moe_layer_step": step,
-            **scaling(rope),
         },
-        needed=needed,
-        made=frequencies(config, rope, s.head),
-        tied=tied(config),
-        vocabulary=s.words,
+        by_tensor=True,
     )
 
 

@@ -53,7 +53,7 @@ def parts(config: Config) -> Parts:
             "token_types.weight": (types, hidden),
             **first,
             **biases(first),
-            **layers(count, {**layer, **behind, **biases(behind)}),
+            **layers([{**layer, **behind, **biases(behind)}] * count),
         },
         general={"tokenizer.ggml.token_type_count": types},
         tied=True,

@@ -10,14 +10,10 @@ from quantcli.layouts.gguf.families._parts import (
     HEAD_NORMS,
     OUTER,
     attention,
-    decoder_keys,
+    decoder,
     gated,
-    layers,
     norms,
-    outer,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
@@ -27,7 +23,7 @@ def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
-    s, rope = sizes(config, kv_heads=config.whole("num_attention_heads")), config.rope("full_attention", 5e5)
+    s = sizes(config, kv_heads=config.whole("num_attention_heads"))
     keys: dict[str, Any] = {}
     if config.get("sliding_window") is not None:
         kinds = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(s.layers)]
@@ -43,12 +39,7 @@ def parts(config: Config) -> Parts:
         **norms(s.hidden, "post_attention_norm", "post_ffw_norm"),
         **gated(s.hidden, s.inner),
     }
-    return Parts(
-        keys=decoder_keys(config, s, rope) | keys | scaling(rope),
-        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
-        tied=tied(config),
-        vocabulary=s.words,
-    )
+    return decoder(config, s, config.rope("full_attention", 5e5), [layer] * s.layers, keys=keys)
 
 
 FAMILY = Family(

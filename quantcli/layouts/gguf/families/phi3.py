@@ -16,7 +16,7 @@ from quantcli.layouts.gguf.families._parts import (
     outer,
     scaling,
     sizes,
-    tied,
+    ungated,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, Rope, refuse
@@ -36,14 +36,13 @@ def parts(config: Config) -> Parts:
         **norms(s.hidden, "attn_norm", "ffn_norm"),
         "attn_qkv.weight": (s.queries + 2 * s.keys, s.hidden),
         "attn_output.weight": (s.hidden, s.queries),
-        "ffn_up.weight": (2 * s.inner, s.hidden),
-        "ffn_down.weight": (s.hidden, s.inner),
+        **ungated(s.hidden, s.inner, up=2),
     }
     return Parts(
         keys={**decoder_keys(config, s, rope), **keys, "attention.sliding_window": config.get("sliding_window", 0)},
-        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
+        needed={**outer(s.words, s.hidden, tied=s.tied), **layers([layer] * s.layers)},
         made=made,
-        tied=tied(config),
+        tied=s.tied,
         vocabulary=s.words,
         notes=no_window(config, used=True),
     )

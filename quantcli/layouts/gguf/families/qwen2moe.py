@@ -10,16 +10,12 @@ from quantcli.layouts.gguf.families._parts import (
     SHARED,
     attention,
     biases,
-    decoder_keys,
+    decoder,
     gated,
-    layers,
     no_window,
     norms,
-    outer,
     routed,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
@@ -30,28 +26,18 @@ def parts(config: Config) -> Parts:
     config.only("hidden_act", "silu")
     all_layers(config)
     chosen_add_up(config, always=False)
-    s, rope = sizes(config), config.rope()
-    own, inner, shared = (
-        attention(s),
-        config.whole("moe_intermediate_size"),
-        config.whole("shared_expert_intermediate_size"),
-    )
+    s, inner = sizes(config), config.whole("moe_intermediate_size")
+    shared = config.whole("shared_expert_intermediate_size")
     layer = {
-        **own,
-        **biases(own, "attn_q", "attn_k", "attn_v"),
+        **attention(s),
+        **biases(attention(s), "attn_q", "attn_k", "attn_v"),
         **norms(s.hidden, "ffn_norm"),
         **routed(s.hidden, inner, experts_of(config)),
         **gated(s.hidden, shared, "_shexp"),
         "ffn_gate_inp_shexp.weight": (1, s.hidden),
     }
     keys = {**expert_keys(config, inner), "expert_shared_feed_forward_length": shared}
-    return Parts(
-        keys=decoder_keys(config, s, rope) | keys | scaling(rope),
-        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
-        tied=tied(config),
-        vocabulary=s.words,
-        notes=no_window(config, used=False),
-    )
+    return decoder(config, s, config.rope(), [layer] * s.layers, keys=keys, notes=no_window(config, used=False))
 
 
 FAMILY = Family(

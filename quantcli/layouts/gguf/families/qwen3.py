@@ -7,16 +7,12 @@ from quantcli.layouts.gguf.families._parts import (
     HEAD_NORMS,
     OUTER,
     attention,
-    decoder_keys,
+    decoder,
     gated,
     head_norms,
-    layers,
     no_window,
     norms,
-    outer,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
@@ -25,15 +21,9 @@ from quantcli.layouts.gguf.settings import Config
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
-    s, rope = sizes(config), config.rope()
+    s = sizes(config)
     layer = {**attention(s), **head_norms(s), **norms(s.hidden, "ffn_norm"), **gated(s.hidden, s.inner)}
-    return Parts(
-        keys=decoder_keys(config, s, rope) | scaling(rope),
-        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
-        tied=tied(config),
-        vocabulary=s.words,
-        notes=no_window(config, used=False),
-    )
+    return decoder(config, s, config.rope(), [layer] * s.layers, notes=no_window(config, used=False))
 
 
 FAMILY = Family(

@@ -9,16 +9,12 @@ from quantcli.layouts.gguf.families._parts import (
     HEAD_NORMS,
     OUTER,
     attention,
-    decoder_keys,
+    decoder,
     head_norms,
-    layers,
     no_window,
     norms,
-    outer,
     routed,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
@@ -29,17 +25,11 @@ def parts(config: Config) -> Parts:
     config.only("hidden_act", "silu")
     all_layers(config)
     chosen_add_up(config, always=True)
-    s, rope = sizes(config), config.rope()
-    inner = config.whole("moe_intermediate_size")
+    s, inner = sizes(config), config.whole("moe_intermediate_size")
     experts = routed(s.hidden, inner, experts_of(config))
     layer = {**attention(s), **head_norms(s), **norms(s.hidden, "ffn_norm"), **experts}
-    return Parts(
-        keys=decoder_keys(config, s, rope) | expert_keys(config, inner) | scaling(rope),
-        needed={**outer(s.words, s.hidden, tied=tied(config)), **layers(s.layers, layer)},
-        tied=tied(config),
-        vocabulary=s.words,
-        notes=no_window(config, used=False),
-    )
+    keys = expert_keys(config, inner)
+    return decoder(config, s, config.rope(), [layer] * s.layers, keys=keys, notes=no_window(config, used=False))
 
 
 FAMILY = Family(

@@ -7,15 +7,11 @@ from quantcli.layouts.gguf.families._parts import (
     OUTER,
     TURNED,
     attention,
-    decoder_keys,
+    decoder,
     gated,
-    layers,
     no_window,
     norms,
-    outer,
-    scaling,
     sizes,
-    tied,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
@@ -24,21 +20,12 @@ from quantcli.layouts.gguf.settings import Config, refuse
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
-    s, rope = sizes(config), config.rope()
+    s = sizes(config, shared=True)
     rotated = [int((i + 1) % 4 != 0) for i in range(s.layers)]
     if config.get("no_rope_layers", rotated) != rotated or config.get("no_rope_layer_interval", 4) != 4:
         raise refuse("llama.cpp leaves each 4th layer without rotation", "no_rope_layers")
-    shared = tied(config, default=True)
-    return Parts(
-        keys=decoder_keys(config, s, rope) | scaling(rope),
-        needed={
-            **outer(s.words, s.hidden, tied=shared),
-            **layers(s.layers, {**attention(s), **norms(s.hidden, "ffn_norm"), **gated(s.hidden, s.inner)}),
-        },
-        tied=shared,
-        vocabulary=s.words,
-        notes=no_window(config, used=False),
-    )
+    layer = {**attention(s), **norms(s.hidden, "ffn_norm"), **gated(s.hidden, s.inner)}
+    return decoder(config, s, config.rope(), [layer] * s.layers, notes=no_window(config, used=False))
 
 
 FAMILY = Family(

@@ -7,14 +7,11 @@ from quantcli.layouts.gguf.families._parts import (
     OUTER,
     attention,
     biases,
-    decoder_keys,
-    layers,
+    decoder,
     no_window,
     norms,
-    outer,
-    scaling,
     sizes,
-    tied,
+    ungated,
 )
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
@@ -23,20 +20,15 @@ from quantcli.layouts.gguf.settings import Config
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "gelu_pytorch_tanh")
-    s, rope = sizes(config), config.rope()
-    layer = {
-        **attention(s),
-        **norms(s.hidden, "ffn_norm"),
-        "ffn_up.weight": (s.inner, s.hidden),
-        "ffn_down.weight": (s.hidden, s.inner),
-    }
-    shared = tied(config, default=True)
-    whole = outer(s.words, s.hidden, tied=shared)
-    return Parts(
-        keys=decoder_keys(config, s, rope, epsilon="norm_epsilon") | scaling(rope),
-        needed={**whole, **biases(whole, "output_norm"), **layers(s.layers, {**layer, **biases(layer)})},
-        tied=shared,
-        vocabulary=s.words,
+    s = sizes(config, shared=True)
+    layer = {**attention(s), **norms(s.hidden, "ffn_norm"), **ungated(s.hidden, s.inner)}
+    return decoder(
+        config,
+        s,
+        config.rope(),
+        [{**layer, **biases(layer)}] * s.layers,
+        outside={"output_norm.bias": (s.hidden,)},
+        epsilon="norm_epsilon",
         notes=no_window(config, used=True),
     )
 
