@@ -15,7 +15,8 @@ from quantcli.errors import UsageError, printable
 if TYPE_CHECKING:
     from quantcli.passes.budget import Menu, Planned
     from quantcli.planning.order import Order
-    from quantcli.planning.plan import Plan, Request
+    from quantcli.planning.plan import Plan
+    from quantcli.planning.request import Request
     from quantcli.scheme import Scheme
     from quantcli.stores import Source
 

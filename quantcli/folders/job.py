@@ -21,7 +21,9 @@ from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
 from quantcli.planning import plan, recipe, recipe_writing
 from quantcli.planning.order import Order, importance_of, request_of
-from quantcli.planning.plan import Plan, Request
+from quantcli.planning.plan import Plan
+from quantcli.planning.request import Request
+from quantcli.planning.targets import suited
 from quantcli.reports import build
 from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file
@@ -92,7 +94,7 @@ def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Reque
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    return plan.suited(request_of(source, asked, to, importance, warn))
+    return suited(request_of(source, asked, to, importance, warn))
 
 
 def spelt_out(source: Source, asked: Request) -> Request:

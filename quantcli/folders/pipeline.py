@@ -20,8 +20,8 @@ from quantcli.layouts.writer import named
 from quantcli.passes import export
 from quantcli.planning import recipe_writing
 from quantcli.planning.order import Order
-from quantcli.planning.plan import Request, Rule
 from quantcli.planning.recipe import NATIVE
+from quantcli.planning.request import Request, Rule
 from quantcli.planning.scopes import scope
 from quantcli.stores import pipelines
 

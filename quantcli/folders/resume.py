@@ -23,7 +23,8 @@ from quantcli.metrics import Metrics
 from quantcli.passes.outputs import OneFile
 from quantcli.passes.quantize import Options
 from quantcli.passes.tiles import COPY, Visit, once, walk
-from quantcli.planning.plan import Plan, with_float32_scales
+from quantcli.planning.entry import with_float32_scales
+from quantcli.planning.plan import Plan
 from quantcli.stores.files import InputFile
 from quantcli.tensors.decided import Decided, Kept
 from quantcli.tensors.digest import Digested

@@ -29,7 +29,8 @@ from quantcli.passes.configuration import quantization_config
 from quantcli.passes.export import Export
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
-from quantcli.planning.plan import Plan, Request, check
+from quantcli.planning.plan import Plan, check
+from quantcli.planning.request import Request
 from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.files import check_space, read_small

@@ -22,8 +22,11 @@ from quantcli.passes.weighting import weight
 from quantcli.patterns import tied
 from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, allocate, smallest
-from quantcli.planning.plan import Plan, Request, in_place, make, quantized
+from quantcli.planning.entry import quantized
+from quantcli.planning.plan import Plan, make
 from quantcli.planning.reasons import REASONS
+from quantcli.planning.request import Request
+from quantcli.planning.targets import in_place
 from quantcli.scheme import Scheme
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided

@@ -25,7 +25,7 @@ from quantcli.passes.quantize import check_second, cleared
 from quantcli.passes.requantize import decoded
 from quantcli.passes.tiles import Progress
 from quantcli.passes.write import Outcome, Work, write
-from quantcli.planning import plan
+from quantcli.planning.entry import quantized
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Source
 from quantcli.stores.derived import Derived
@@ -170,7 +170,7 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
         elif scheme is None:
             tensors.append(Kept(info=floats[name], reason="target"))
         else:
-            tensors.append(plan.quantized(floats[name], scheme, "target"))
+            tensors.append(quantized(floats[name], scheme, "target"))
     return Outgoing(
         tensors=tuple(tensors),
         to=target,

@@ -20,7 +20,8 @@ from quantcli.layouts.native import write as native
 from quantcli.layouts.native.document import KEY as NATIVE_KEY
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import KEY, Beside, Conversion, Weight, Writer, named, refusal
-from quantcli.planning.plan import Plan, Request
+from quantcli.planning.plan import Plan
+from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.decided import Decided

@@ -21,7 +21,8 @@ from quantcli.passes.producing import from_floats, trials_of
 from quantcli.passes.tiles import COPY, Progress
 from quantcli.passes.write import Outcome, Work
 from quantcli.passes.write import write as write_files
-from quantcli.planning.plan import Plan, check, with_float32_scales
+from quantcli.planning.entry import with_float32_scales
+from quantcli.planning.plan import Plan, check
 from quantcli.scheme import AUTO
 from quantcli.stores import Source, is_stream
 from quantcli.stores.files import check_destination, check_space

@@ -16,8 +16,8 @@ from quantcli import architectures
 from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.patterns import compiled, module_of
-from quantcli.planning.plan import Request, Rule
 from quantcli.planning.recipe import preset
+from quantcli.planning.request import Request, Rule
 
 if TYPE_CHECKING:
     from quantcli.layouts.writer import Beside

@@ -17,8 +17,8 @@ from quantcli.layouts.writer import named
 from quantcli.planning import inputs, kinds
 from quantcli.planning.importance import Importance, load
 from quantcli.planning.keeping import embeddings_alone
-from quantcli.planning.plan import Request
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
+from quantcli.planning.request import Request
 from quantcli.stores import Source
 
 USUAL = "compressed-tensors"

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
-from quantcli.architectures import UNNAMED, Architecture
-from quantcli.asking import candidates, weighs
+from quantcli.asking import weighs
 from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native import parts as native
-from quantcli.layouts.writer import Writer, named, refusal
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
+from quantcli.planning import targets
+from quantcli.planning.entry import quantized
 from quantcli.planning.importance import Importance
-from quantcli.planning.inputs import InputScales, with_scales
+from quantcli.planning.inputs import with_scales
 from quantcli.planning.keeping import embeddings_alone, why_kept
-from quantcli.planning.reasons import ALL, NAMED, REASONS, SMALL, TABLES, VECTORS, which
-from quantcli.scheme import Scheme
-from quantcli.stores import Unsplit, signals
-from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
+from quantcli.planning.reasons import ALL, NAMED, VECTORS, which
+from quantcli.planning.request import Request, Rule
+from quantcli.stores import signals
+from quantcli.tensors.decided import Decided, Kept
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping, grouping_of
-from quantcli.tensors.settle import default_scale_dtype
-
-if TYPE_CHECKING:
-    from quantcli.stores.onnx_graph import Graph
-
-WIDER = "float32 scales"
-"""How the note of a tensor begins whose scales did not fit the narrower dtype."""
 
 UNWEIGHTED = "no importance given"
 """The note of a tensor that a file of importances has no entry for."""
@@ -36,96 +27,6 @@ UNWEIGHTED = "no importance given"
 
 class NothingToQuantizeError(DataError):
     """All tensors of a model are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
-    preset: the preset it comes from, where config.json chose that; empty for what was asked. place: where it stands.
-    """
-
-    pattern: str
-    scheme: Scheme | None
-    reason: str | None = None
-    optional: bool = False
-    preset: str = ""
-    place: str = field(default="rules", compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is asked of a model: the default scheme, ordered rules (the last match wins), who is left alone, the most
-    bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
-    counts, the measured scales of inputs, expressions for tensors that must have one scheme (see patterns.tied), the
-    target (see exports) that must be able to say it all, so that weights whose shape it cannot store are kept, and
-    those its loader does not take where they are in a model of this architecture, whether it is to write a container
-    of tensors instead of a model, and tensors of experts that the source cannot arrange as the target needs them, with
-    the reason, and the graph of the source, where the target writes it again. keep_embeddings: whether embeddings and
-    output heads are kept; None to do as the target's own tools."""
-
-    scheme: Scheme
-    rules: tuple[Rule, ...] = ()
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    keep_defaults: bool = True
-    keep_embeddings: bool | None = None
-    max_shard_size: int | None = None
-    importance: Importance | None = None
-    inputs: InputScales | None = None
-    ties: tuple[str, ...] = ()
-    to: str | None = None
-    architecture: Architecture | None = None
-    container: bool = False
-    unsplit: Mapping[str, Unsplit] = field(default_factory=dict, compare=False)
-    graph: Graph | None = field(default=None, compare=False)
-    from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
-    """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
-    preset: str = field(default="", compare=False)
-    """The preset that config.json chose, whose rules are among the others."""
-
-    def place(self, name: str) -> str:
-        """Where an error about include or exclude is: the key of the recipe, or the option."""
-        return f"recipe: {name}" if name in self.from_recipe else f"--{name}"
-
-    def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
-        to which they are added; rules as [pattern, number or null, reason or null, whether optional, preset];
-        importances by their digest; what is usual left out."""
-
-        def number(scheme: Scheme) -> int:
-            values = scheme.as_dict()
-            if values not in schemes:
-                schemes.append(values)
-            return schemes.index(values)
-
-        default = number(self.scheme)
-        rules: list[list[Any]] = []
-        for rule in self.rules:
-            entry = [rule.pattern, None if rule.scheme is None else number(rule.scheme), rule.reason, rule.optional]
-            more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
-            count = max((n for n, said in enumerate(more, 3) if said), default=2)
-            rules.append([*entry, rule.preset][:count])
-        importance = self.importance.digest if self.importance is not None else None
-        return {"default": default, **({"rules": rules} if rules else {}), **self.others(importance)}
-
-    def others(self, importance: Any) -> dict[str, Any]:
-        """What is asked beside schemes and rules, in plain values by the keys of recipes; what is usual is left out.
-        importance: what stands for the importances, None where there are none."""
-        values = {
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "ties": list(self.ties),
-            "importance": importance,
-            "keep_defaults": self.keep_defaults,
-            "keep_embeddings": self.keep_embeddings,
-            "max_shard_size": self.max_shard_size,
-            "to": self.to,
-            "container": self.container,
-        }
-        usual: dict[str, Any] = {"keep_defaults": True, "container": False}
-        return {
-            name: value for name, value in values.items() if value not in ([], None) and value is not usual.get(name)
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,40 +41,6 @@ class Plan:
         return replace(self, tensors=tuple(changes.get(t.info.name, t) for t in self.tensors))
 
 
-def quantized(
-    info: TensorInfo,
-    scheme: Scheme,
-    reason: str,
-    scale_dtype: str | None = None,
-    note: str = "",
-    importance: Columns | None = None,
-) -> Quantized:
-    """The record of a tensor to quantize, all that its shape decides in it. Raises UsageError for what its shape
-    forbids."""
-    try:
-        plan = grouping_of(info.shape, scheme)
-    except QuantcliError as error:
-        raise error.within(printable(info.name)) from None
-    dtype = scale_dtype or default_scale_dtype(scheme, info.dtype)
-    notes = [note] if note else []
-    if plan.short_group and plan.shared is None:
-        notes.append(_short(plan))
-    return Quantized(
-        info=info,
-        reason=reason,
-        scheme=scheme,
-        grouping=plan,
-        scale_dtype=dtype,
-        note="; ".join(notes),
-        importance=importance,
-    )
-
-
-def _short(plan: Grouping) -> str:
-    """The note of a tensor whose groups do not end with its rows."""
-    return f"short last group of {plan.short_group}"
-
-
 def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
     """The plan of a tensor with the importance of its columns. Raises UsageError where they cannot be told apart."""
     if importance is None or tensor.scheme is None:
@@ -185,23 +52,6 @@ def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
         problem = f"{tensor.scheme.calibration} does not weigh errors"
         raise UsageError(problem, place=[printable(tensor.info.name), "--importance"], hint="use --calibration mse")
     return replace(tensor, importance=columns)
-
-
-def with_float32_scales(tensor: Quantized) -> Quantized:
-    """The record of a tensor whose scales turned out not to fit the narrower dtype."""
-    note = f"{WIDER}: {tensor.scale_dtype} would not hold them"
-    found = quantized(tensor.info, tensor.scheme, tensor.reason, "F32", note, tensor.importance)
-    return replace(found, input_scale=tensor.input_scale)
-
-
-def suited(request: Request) -> Request:
-    """A request with scales as its target stores them, so that the codes are made for those."""
-    if request.to is None:
-        return request
-    export = named(request.to)
-    rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
-    scheme = export.suited(request.scheme) if export.base is None else export.base(request.scheme)
-    return replace(request, scheme=scheme, rules=rules)
 
 
 def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
@@ -220,7 +70,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     included = matching(request.include, names, request.place("include")) if request.include else set(names)
     ruled = _ruled(request.rules, names)
     reasons, alone = _reasons(infos, request)
-    own = _as_its_tools(infos, reasons, request)
+    own = targets.as_its_tools(infos, reasons, request)
     tensors: list[Decided] = []
     for info in infos:
         rule = ruled.get(info.name)
@@ -244,33 +94,15 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
             tensors.append(Kept(info=info, reason=reason))
         else:
             tensors.append(quantized(info, request.scheme, "embedding-only" if alone else "default"))
-    tensors = [_unsplit(tensor, request) for tensor in tensors]
+    tensors = [targets.unsplit(tensor, request) for tensor in tensors]
     if request.to is not None:
-        tensors = _mixed(tensors, request)
-        tensors = [_for_target(tensor, request.to, request) for tensor in tensors]
+        tensors = targets.mixed(tensors, request)
+        tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
     tensors = with_scales(tensors, request.inputs, request.to)
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
     _check_ties(plan, request.ties)
     return plan
-
-
-def _mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
-    """The plan of all tensors with the types that the kind of file gives them, where nothing else is asked."""
-    export = named(request.to) if request.to is not None and not request.container else None
-    if export is None or export.mix is None:
-        return list(tensors)
-    model, weighted = request.architecture or UNNAMED, request.importance is not None
-    schemes = export.mix([t.info for t in tensors], request.scheme, model, weighted)
-    found = list[Decided]()
-    for tensor in tensors:
-        scheme = schemes.get(tensor.info.name)
-        if tensor.scheme is None or not REASONS[tensor.reason].free or scheme in (None, tensor.scheme):
-            found.append(tensor)
-        else:
-            assert scheme is not None
-            found.append(quantized(tensor.info, scheme, tensor.reason, note=f"{scheme.name} in such a mix"))
-    return found
 
 
 def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, str | None], bool]:
@@ -288,87 +120,6 @@ def _reasons(infos: Sequence[TensorInfo], request: Request) -> tuple[dict[str, s
         if not any(r in NAMED for r in reasons.values()):
             reasons = {name: None if reason in light else reason for name, reason in reasons.items()}
     return reasons, False
-
-
-def _as_its_tools(
-    infos: Sequence[TensorInfo], reasons: Mapping[str, str | None], request: Request
-) -> dict[str, Quantized]:
-    """Embeddings and output heads that are quantized: as the tools of the target do it, or because that is asked."""
-    found = dict[str, Quantized]()
-    if request.keep_embeddings is True:
-        return found
-    export = named(request.to) if request.to is not None and not request.container else None
-    model = request.architecture or UNNAMED
-    heads = any(reason == "lm-head" for reason in reasons.values())
-    for info in infos:
-        reason = reasons[info.name]
-        if reason not in TABLES or len(info.shape) < 2 or info.numel < SMALL:
-            continue
-        kind = "tied" if reason == "embedding" and (model.tied or not heads) else str(reason)
-        table = _table(info, kind, export, request, model) if export is not None else None
-        if table is not None:
-            found[info.name] = table
-        elif request.keep_embeddings is False:
-            found[info.name] = quantized(info, request.scheme, "default")
-    return found
-
-
-def _table(info: TensorInfo, kind: str, export: Writer, request: Request, model: Architecture) -> Quantized | None:
-    """An embedding or output head as the tools of a target quantize it in a model of this scheme; None where they do
-    not, or where the target does not store it."""
-    asked, graph = request.scheme, request.graph
-    scheme = export.tables(info, kind, asked, model)
-    if scheme is None:
-        return None
-    note = "" if scheme == asked else f"{scheme.bits} bits, as its tools do"
-    try:
-        table = in_place(quantized(info, scheme, "runtime", note=note), export, graph)
-    except UsageError:
-        return None
-    return table if export.unstored(table, model, graph) is None else None
-
-
-def _unsplit(tensor: Decided, request: Request) -> Decided:
-    """The plan of a tensor, kept where it holds experts that cannot be arranged for the target."""
-    found = request.unsplit.get(tensor.info.name)
-    if found is None or tensor.scheme is None:
-        return tensor
-    if not found.by_loader:
-        return Kept(info=tensor.info, reason="experts", note=found.why)
-    return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {found.why}")
-
-
-def in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantized:
-    """The plan of a tensor with the nearest scheme that its target has for its rows, or that it can have in its place
-    in the graph of the source."""
-    if export.fitting is not None:
-        scheme, note = export.fitting(tensor.grouping.cols, tensor.scheme)
-        own = [n for n in tensor.note.split("; ") if n and n != _short(tensor.grouping)]
-        note = "; ".join([*own, note])
-        if scheme == tensor.scheme:
-            return tensor
-        return quantized(tensor.info, scheme, tensor.reason, note=note, importance=tensor.importance)
-    if graph is None or export.in_graph is None:
-        return tensor
-    scheme, note = export.in_graph.suited(tensor.info, tensor.scheme, graph, tensor.reason == "rule")
-    if scheme == tensor.scheme:
-        return tensor
-    own = [n for n in tensor.note.split("; ") if n and n != _short(tensor.grouping)]
-    return quantized(tensor.info, scheme, tensor.reason, note="; ".join([*own, *([note] if note else [])]))
-
-
-def _for_target(tensor: Decided, target: str, request: Request) -> Decided:
-    """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
-    place in the model. Raises UsageError where it cannot store the scheme."""
-    if tensor.scheme is None:
-        return tensor
-    export = named(target)
-    for scheme in candidates(tensor.scheme):
-        if (why := export.accepts.obstacle(scheme)) is not None:
-            raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-    tensor = in_place(tensor, export, request.graph)
-    why = export.unstored(tensor, request.architecture or UNNAMED, request.graph)
-    return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
 
 
 def _check_ties(plan: Plan, ties: Sequence[str]) -> None:

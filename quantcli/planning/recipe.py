@@ -33,7 +33,7 @@ from quantcli.planning import recipe_keys
 from quantcli.planning.importance import Importance
 from quantcli.planning.named import fields as named_fields
 from quantcli.planning.named import named
-from quantcli.planning.plan import Request, Rule
+from quantcli.planning.request import Request, Rule
 from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
 from quantcli.strict import LIMIT, lines, mapping, plain

@@ -12,8 +12,9 @@ from quantcli.asking import SchemeRequest
 from quantcli.deciding import FIELDS
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.patterns import patterns_of
-from quantcli.planning.plan import Request, Rule, make
+from quantcli.planning.plan import make
 from quantcli.planning.recipe import SETTINGS
+from quantcli.planning.request import Request, Rule
 from quantcli.scheme import Scheme
 from quantcli.strict import LIMIT
 from quantcli.tensors.info import TensorInfo

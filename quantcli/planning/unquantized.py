@@ -14,8 +14,9 @@ from quantcli.layouts.writer import named
 from quantcli.patterns import compiled
 from quantcli.planning import recipe
 from quantcli.planning.kinds import LONGEST
-from quantcli.planning.plan import Request, Rule, make
+from quantcli.planning.plan import make
 from quantcli.planning.reasons import ALL, OVERRIDE, REASONS, TABLES, TABLES_TOO, which
+from quantcli.planning.request import Request, Rule
 from quantcli.tensors.decided import Decided
 from quantcli.terminal import size
 

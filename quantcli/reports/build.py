@@ -10,7 +10,9 @@ from quantcli import registry
 from quantcli.errors import printable
 from quantcli.layouts.native.document import Result, StoredTensor
 from quantcli.metrics import Metrics
-from quantcli.planning.plan import UNWEIGHTED, WIDER, Request
+from quantcli.planning.entry import WIDER
+from quantcli.planning.plan import UNWEIGHTED
+from quantcli.planning.request import Request
 from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
 from quantcli.reports.records import Change, Comparison, TensorReport, summarize, tensor_report
 from quantcli.reports.run import RunReport

@@ -33,6 +33,7 @@ from quantcli.kernels import native
 from quantcli.passes import outputs
 from quantcli.passes import quantize as pipeline
 from quantcli.planning import plan
+from quantcli.planning.request import Request
 from quantcli.stores import open_source, strided
 from quantcli.tensors import api, rows
 
@@ -535,7 +536,7 @@ class Meddler:
 def write_with(source_path: Path, out: Path, action: Any, *, force: bool = False) -> None:
     source = open_source(str(source_path))
     try:
-        made = plan.make(source.infos(), plan.Request(scheme=Scheme(bits=4)))
+        made = plan.make(source.infos(), Request(scheme=Scheme(bits=4)))
         options = pipeline.Options(threads=2, force=force, progress=Meddler(action))
         model = outputs.planned(made, source, digest=options.digest)
         pipeline.write(source, made, model, str(out), options)

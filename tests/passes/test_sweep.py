@@ -15,7 +15,8 @@ from strategies import gaussian
 
 from quantcli import Scheme
 from quantcli.passes import sweep
-from quantcli.planning.plan import Request, make
+from quantcli.planning.plan import make
+from quantcli.planning.request import Request
 from quantcli.stores import open_source
 
 

@@ -35,7 +35,8 @@ from quantcli import DataError, QuantcliError, Scheme
 from quantcli.layouts.native import model as reading
 from quantcli.passes import outputs, quantize, verify
 from quantcli.passes.findings import Verified
-from quantcli.planning.plan import Request, make
+from quantcli.planning.plan import make
+from quantcli.planning.request import Request
 
 OPTIONS: dict[str, list[str]] = {
     "default": [], "w8c": ["--bits", "8", "--group-size", "-1"], "tensor": ["--bits", "5", "--group-size", "0"],

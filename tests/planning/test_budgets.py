@@ -23,7 +23,8 @@ from quantcli import Scheme
 from quantcli.passes import budget
 from quantcli.patterns import compiled, patterns_of
 from quantcli.planning import recipe, recipe_writing
-from quantcli.planning.plan import Request, make
+from quantcli.planning.plan import make
+from quantcli.planning.request import Request
 from quantcli.stores import open_source
 from quantcli.tensors.info import TensorInfo
 

@@ -8,8 +8,9 @@ import pytest
 
 from quantcli import DataError, Scheme, UsageError
 from quantcli.layouts.native.parts import nbytes, outputs
-from quantcli.planning.plan import Plan, Request, Rule, make
+from quantcli.planning.plan import Plan, make
 from quantcli.planning.reasons import REASONS
+from quantcli.planning.request import Request, Rule
 from quantcli.tensors.info import TensorInfo
 
 SCHEME = Scheme(bits=4)

@@ -18,7 +18,7 @@ from strategies import gaussian, schemes
 import quantcli
 from quantcli import Scheme
 from quantcli.planning import recipe, recipe_writing
-from quantcli.planning.plan import Request, Rule
+from quantcli.planning.request import Request, Rule
 
 
 @pytest.fixture

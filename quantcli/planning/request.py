@@ -1,0 +1,114 @@
+"""What is asked of a model: the default scheme, rules for some tensors, and what else decides about each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from quantcli.architectures import Architecture
+from quantcli.planning.importance import Importance
+from quantcli.planning.inputs import InputScales
+from quantcli.scheme import Scheme
+from quantcli.stores import Unsplit
+
+if TYPE_CHECKING:
+    from quantcli.stores.onnx_graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
+    preset: the preset it comes from, where config.json chose that; empty for what was asked. place: where it stands.
+    """
+
+    pattern: str
+    scheme: Scheme | None
+    reason: str | None = None
+    optional: bool = False
+    preset: str = ""
+    place: str = field(default="rules", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a model."""
+
+    scheme: Scheme
+    """The default scheme."""
+    rules: tuple[Rule, ...] = ()
+    """Ordered; the last that matches a tensor wins."""
+    include: tuple[str, ...] = ()
+    """Patterns of the tensors that may be quantized; of all where there are none."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of those that are kept."""
+    keep_defaults: bool = True
+    """Whether norms, biases, routers, embeddings, heads and small tensors are kept."""
+    keep_embeddings: bool | None = None
+    """Whether embeddings and output heads are kept; None to do as the target's own tools."""
+    max_shard_size: int | None = None
+    """The most bytes a file of a checkpoint folder may have; None for as many files as there were."""
+    importance: Importance | None = None
+    """How much the error of each column counts."""
+    inputs: InputScales | None = None
+    """The measured scales of inputs."""
+    ties: tuple[str, ...] = ()
+    """Expressions for tensors that must have one scheme (see patterns.tied)."""
+    to: str | None = None
+    """The target: weights whose shape it cannot store are kept, and those its loader does not take."""
+    architecture: Architecture | None = None
+    """The type of model, which tells what loaders take."""
+    container: bool = False
+    """Whether the target is to write a container of tensors instead of a model."""
+    unsplit: Mapping[str, Unsplit] = field(default_factory=dict, compare=False)
+    """Tensors of experts that the source cannot arrange as the target needs them, with the reason."""
+    graph: Graph | None = field(default=None, compare=False)
+    """That of the source, where the target writes it again."""
+    from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
+    """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
+    preset: str = field(default="", compare=False)
+    """The preset that config.json chose, whose rules are among the others."""
+
+    def place(self, name: str) -> str:
+        """Where an error about include or exclude is: the key of the recipe, or the option."""
+        return f"recipe: {name}" if name in self.from_recipe else f"--{name}"
+
+    def as_dict(self, schemes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Plain values that `recipe.request_of` makes into this request again: schemes by their number in `schemes`,
+        to which they are added; rules as [pattern, number or null, reason or null, whether optional, preset];
+        importances by their digest; what is usual left out."""
+
+        def number(scheme: Scheme) -> int:
+            values = scheme.as_dict()
+            if values not in schemes:
+                schemes.append(values)
+            return schemes.index(values)
+
+        default = number(self.scheme)
+        rules: list[list[Any]] = []
+        for rule in self.rules:
+            entry = [rule.pattern, None if rule.scheme is None else number(rule.scheme), rule.reason, rule.optional]
+            more = [bool(rule.reason is not None), rule.optional, bool(rule.preset)]
+            count = max((n for n, said in enumerate(more, 3) if said), default=2)
+            rules.append([*entry, rule.preset][:count])
+        importance = self.importance.digest if self.importance is not None else None
+        return {"default": default, **({"rules": rules} if rules else {}), **self.others(importance)}
+
+    def others(self, importance: Any) -> dict[str, Any]:
+        """What is asked beside schemes and rules, in plain values by the keys of recipes; what is usual is left out.
+        importance: what stands for the importances, None where there are none."""
+        values = {
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "ties": list(self.ties),
+            "importance": importance,
+            "keep_defaults": self.keep_defaults,
+            "keep_embeddings": self.keep_embeddings,
+            "max_shard_size": self.max_shard_size,
+            "to": self.to,
+            "container": self.container,
+        }
+        usual: dict[str, Any] = {"keep_defaults": True, "container": False}
+        return {
+            name: value for name, value in values.items() if value not in ([], None) and value is not usual.get(name)
+        }

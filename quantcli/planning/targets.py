@@ -1,0 +1,120 @@
+"""What a target changes in a plan: schemes of its own, and weights that it does not store or its loader not take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantcli.architectures import UNNAMED, Architecture
+from quantcli.asking import candidates
+from quantcli.errors import UsageError
+from quantcli.layouts.writer import Writer, named, refusal
+from quantcli.planning.entry import changed, quantized
+from quantcli.planning.reasons import REASONS, SMALL, TABLES
+from quantcli.planning.request import Request
+from quantcli.tensors.decided import Decided, Kept, Quantized
+from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.stores.onnx_graph import Graph
+
+
+def suited(request: Request) -> Request:
+    """A request with scales as its target stores them, so that the codes are made for those."""
+    if request.to is None:
+        return request
+    export = named(request.to)
+    rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
+    scheme = export.suited(request.scheme) if export.base is None else export.base(request.scheme)
+    return replace(request, scheme=scheme, rules=rules)
+
+
+def as_its_tools(
+    infos: Sequence[TensorInfo], reasons: Mapping[str, str | None], request: Request
+) -> dict[str, Quantized]:
+    """Embeddings and output heads that are quantized: as the tools of the target do it, or because that is asked."""
+    found = dict[str, Quantized]()
+    if request.keep_embeddings is True:
+        return found
+    export = named(request.to) if request.to is not None and not request.container else None
+    model = request.architecture or UNNAMED
+    heads = any(reason == "lm-head" for reason in reasons.values())
+    for info in infos:
+        reason = reasons[info.name]
+        if reason not in TABLES or len(info.shape) < 2 or info.numel < SMALL:
+            continue
+        kind = "tied" if reason == "embedding" and (model.tied or not heads) else str(reason)
+        table = _table(info, kind, export, request, model) if export is not None else None
+        if table is not None:
+            found[info.name] = table
+        elif request.keep_embeddings is False:
+            found[info.name] = quantized(info, request.scheme, "default")
+    return found
+
+
+def _table(info: TensorInfo, kind: str, export: Writer, request: Request, model: Architecture) -> Quantized | None:
+    """An embedding or output head as the tools of a target quantize it in a model of this scheme; None where they do
+    not, or where the target does not store it."""
+    asked, graph = request.scheme, request.graph
+    scheme = export.tables(info, kind, asked, model)
+    if scheme is None:
+        return None
+    note = "" if scheme == asked else f"{scheme.bits} bits, as its tools do"
+    try:
+        table = in_place(quantized(info, scheme, "runtime", note=note), export, graph)
+    except UsageError:
+        return None
+    return table if export.unstored(table, model, graph) is None else None
+
+
+def unsplit(tensor: Decided, request: Request) -> Decided:
+    """The plan of a tensor, kept where it holds experts that cannot be arranged for the target."""
+    found = request.unsplit.get(tensor.info.name)
+    if found is None or tensor.scheme is None:
+        return tensor
+    if not found.by_loader:
+        return Kept(info=tensor.info, reason="experts", note=found.why)
+    return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {found.why}")
+
+
+def in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantized:
+    """The plan of a tensor with the nearest scheme that its target has for its rows, or that it can have in its place
+    in the graph of the source."""
+    if export.fitting is not None:
+        return changed(tensor, *export.fitting(tensor.grouping.cols, tensor.scheme))
+    if graph is not None and export.in_graph is not None:
+        return changed(tensor, *export.in_graph.suited(tensor.info, tensor.scheme, graph, tensor.reason == "rule"))
+    return tensor
+
+
+def stored_by(tensor: Decided, target: str, request: Request) -> Decided:
+    """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
+    place in the model. Raises UsageError where it cannot store the scheme."""
+    if tensor.scheme is None:
+        return tensor
+    export = named(target)
+    for scheme in candidates(tensor.scheme):
+        if (why := export.accepts.obstacle(scheme)) is not None:
+            raise refusal(tensor.info.name, tensor.scheme.name, why, target)
+    tensor = in_place(tensor, export, request.graph)
+    why = export.unstored(tensor, request.architecture or UNNAMED, request.graph)
+    return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
+
+
+def mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
+    """The plan of all tensors with the types that the kind of file gives them, where nothing else is asked."""
+    export = named(request.to) if request.to is not None and not request.container else None
+    if export is None or export.mix is None:
+        return list(tensors)
+    model, weighted = request.architecture or UNNAMED, request.importance is not None
+    schemes = export.mix([t.info for t in tensors], request.scheme, model, weighted)
+    found = list[Decided]()
+    for tensor in tensors:
+        scheme = schemes.get(tensor.info.name)
+        if tensor.scheme is None or not REASONS[tensor.reason].free or scheme in (None, tensor.scheme):
+            found.append(tensor)
+        else:
+            assert scheme is not None
+            found.append(quantized(tensor.info, scheme, tensor.reason, note=f"{scheme.name} in such a mix"))
+    return found
