@@ -116,5 +116,5 @@ def mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
             found.append(tensor)
         else:
             assert scheme is not None
-            found.append(quantized(tensor.info, scheme, tensor.reason, note=f"{scheme.name} in such a mix"))
+            found.append(quantized(tensor.info, scheme, tensor.reason, note=f"{scheme.name} in {request.to}"))
     return found
