@@ -36,13 +36,13 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     UsageError for a graph that the target cannot write again.
     """
     in_graph = named(to).in_graph if to is not None and not container else None
-    if in_graph is not None and source.network is not None:
+    if in_graph is not None and source.graph is not None:
         if source.decoded_from:
             hint = "start from the float model, or leave out --to and name a .safetensors file for the weights alone"
             raise UsageError(
                 "nodes of this graph take codes, which --to onnx does not replace", place=[source.path], hint=hint
             )
-        found = in_graph.matrices(source.infos(), source.network)
+        found = in_graph.matrices(source.infos(), source.graph)
         return transposed(source, {name for name, outputs_first in found.items() if not outputs_first})
     try:
         config = json_beside(source.beside, "config.json") or {}

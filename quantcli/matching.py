@@ -59,9 +59,9 @@ def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View
     """A float model with a graph, its matrices transposed where those of the other one are; None where none is. Of a
     float model without a graph, square ones are taken to be as those are that can be told apart."""
     in_graph = named("onnx").in_graph
-    if source.network is None or in_graph is None:
+    if source.graph is None or in_graph is None:
         return None
-    mine = in_graph.matrices([v.info for v in own.values()], source.network)
+    mine = in_graph.matrices([v.info for v in own.values()], source.graph)
     both = [n for n in mine if n in other]
     plain = [n for n in both if not mine[n] and other[n].scheme is None]
     shapes = {n: (own[n].info.shape, other[n].info.shape) for n in plain}
