@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantcli.architectures import UNNAMED, Architecture
 from quantcli.asking import candidates, weighs
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.layouts.native import parts as native
-from quantcli.layouts.writer import Writer, named, refusal
+from quantcli.layouts.writer import Again, Writer, named, refusal
 from quantcli.patterns import compiled, matching, names_it, near_misses, tied
 from quantcli.planning.importance import Importance
 from quantcli.planning.inputs import InputScales, with_scales
@@ -23,9 +23,6 @@ from quantcli.tensors.decided import Columns, Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, grouping_of
 from quantcli.tensors.settle import default_scale_dtype
-
-if TYPE_CHECKING:
-    from quantcli.stores.onnx_graph import Graph
 
 WIDER = "float32 scales"
 """How the note of a tensor begins whose scales did not fit the narrower dtype."""
@@ -58,10 +55,10 @@ class Request:
     bytes a file of a checkpoint folder may have (None: as many files as there were), how much the error of each column
     counts, the measured scales of inputs, expressions for tensors that must have one scheme (see patterns.tied), the
     target (see exports) that must be able to say it all, so that weights whose shape it cannot store are kept, and
-    those its loader does not take where they are in a model of this architecture, whether it is to write a container
-    of tensors instead of a model, and tensors of experts that the source cannot arrange as the target needs them, with
-    the reason, and the graph of the source, where the target writes it again. keep_embeddings: whether embeddings and
-    output heads are kept; None to do as the target's own tools."""
+    those its loader does not take where they are in a model of this architecture, whether it is to write a container of
+    tensors instead of a model, and tensors of experts that the source cannot arrange as the target needs them, with the
+    reason, and how the target writes the model again, where the source is in its format already. keep_embeddings:
+    whether embeddings and output heads are kept; None to do as the target's own tools."""
 
     scheme: Scheme
     rules: tuple[Rule, ...] = ()
@@ -77,7 +74,7 @@ class Request:
     architecture: Architecture | None = None
     container: bool = False
     unsplit: Mapping[str, Unsplit] = field(default_factory=dict, compare=False)
-    graph: Graph | None = field(default=None, compare=False)
+    again: Again | None = field(default=None, compare=False)
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
     preset: str = field(default="", compare=False)
@@ -316,16 +313,16 @@ def _as_its_tools(
 def _table(info: TensorInfo, kind: str, export: Writer, request: Request, model: Architecture) -> Quantized | None:
     """An embedding or output head as the tools of a target quantize it in a model of this scheme; None where they do
     not, or where the target does not store it."""
-    asked, graph = request.scheme, request.graph
+    asked, again = request.scheme, request.again
     scheme = export.tables(info, kind, asked, model)
     if scheme is None:
         return None
     note = "" if scheme == asked else f"{scheme.bits} bits, as its tools do"
     try:
-        table = in_place(quantized(info, scheme, "runtime", note=note), export, graph)
+        table = in_place(quantized(info, scheme, "runtime", note=note), export, again)
     except UsageError:
         return None
-    return table if export.unstored(table, model, graph) is None else None
+    return table if export.unstored(table, model, again) is None else None
 
 
 def _unsplit(tensor: Decided, request: Request) -> Decided:
@@ -338,23 +335,19 @@ def _unsplit(tensor: Decided, request: Request) -> Decided:
     return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {found.why}")
 
 
-def in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantized:
+def in_place(tensor: Quantized, export: Writer, again: Again | None) -> Quantized:
     """The plan of a tensor with the nearest scheme that its target has for its rows, or that it can have in its place
-    in the graph of the source."""
+    in a model that is written again."""
     if export.fitting is not None:
         scheme, note = export.fitting(tensor.grouping.cols, tensor.scheme)
-        own = [n for n in tensor.note.split("; ") if n and n != _short(tensor.grouping)]
-        note = "; ".join([*own, note])
-        if scheme == tensor.scheme:
-            return tensor
-        return quantized(tensor.info, scheme, tensor.reason, note=note, importance=tensor.importance)
-    if graph is None or export.in_graph is None:
+    elif again is not None and again.suited is not None:
+        scheme, note = again.suited(tensor.info, tensor.scheme, tensor.reason == "rule")
+    else:
         return tensor
-    scheme, note = export.in_graph.suited(tensor.info, tensor.scheme, graph, tensor.reason == "rule")
     if scheme == tensor.scheme:
         return tensor
-    own = [n for n in tensor.note.split("; ") if n and n != _short(tensor.grouping)]
-    return quantized(tensor.info, scheme, tensor.reason, note="; ".join([*own, *([note] if note else [])]))
+    notes = [n for n in (*tensor.note.split("; "), note) if n and n != _short(tensor.grouping)]
+    return quantized(tensor.info, scheme, tensor.reason, note="; ".join(notes), importance=tensor.importance)
 
 
 def _for_target(tensor: Decided, target: str, request: Request) -> Decided:
@@ -366,8 +359,8 @@ def _for_target(tensor: Decided, target: str, request: Request) -> Decided:
     for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-    tensor = in_place(tensor, export, request.graph)
-    why = export.unstored(tensor, request.architecture or UNNAMED, request.graph)
+    tensor = in_place(tensor, export, request.again)
+    why = export.unstored(tensor, request.architecture or UNNAMED, request.again)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
 
 
@@ -417,8 +410,8 @@ def check(plan: Plan) -> None:
             hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
         raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
-    if plan.request is not None and plan.request.graph is not None:
-        return  # a graph has names of its own
+    if plan.request is not None and plan.request.again is not None:
+        return  # the names stay those of the source
     for tensor in plan.tensors:
         for output in native.outputs(tensor):
             if output.name in owner:
