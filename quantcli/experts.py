@@ -19,7 +19,7 @@ from quantcli.architectures.experts import (
     model_types,
     rows_are_outputs,
 )
-from quantcli.errors import DataError, UsageError, printable
+from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
@@ -33,16 +33,11 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     """A source as a target needs it, None for the native layout; the source itself where it already is so.
 
     container: whether the target is to hold the tensors alone. Raises DataError for a config.json that cannot be read,
-    UsageError for a graph that the target cannot write again.
+    UsageError for a model that the target cannot write again.
     """
-    in_graph = named(to).in_graph if to is not None and not container else None
-    if in_graph is not None and source.network is not None:
-        if source.decoded_from:
-            hint = "start from the float model, or leave out --to and name a .safetensors file for the weights alone"
-            raise UsageError(
-                "nodes of this graph take codes, which --to onnx does not replace", place=[source.path], hint=hint
-            )
-        found = in_graph.matrices(source.infos(), source.network)
+    again = named(to).again(source) if to is not None and not container else None
+    if again is not None and again.matrices is not None:
+        found = again.matrices(source.infos())
         return transposed(source, {name for name, outputs_first in found.items() if not outputs_first})
     try:
         config = json_beside(source.beside, "config.json") or {}

@@ -58,10 +58,10 @@ def under_one_name(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str,
 def _turned_as(source: Source, own: Mapping[str, View], other: Mapping[str, View]) -> Source | None:
     """A float model with a graph, its matrices transposed where those of the other one are; None where none is. Of a
     float model without a graph, square ones are taken to be as those are that can be told apart."""
-    in_graph = named("onnx").in_graph
-    if source.network is None or in_graph is None:
+    again = named("onnx").again(source)
+    if again is None or again.matrices is None:
         return None
-    mine = in_graph.matrices([v.info for v in own.values()], source.network)
+    mine = again.matrices([v.info for v in own.values()])
     both = [n for n in mine if n in other]
     plain = [n for n in both if not mine[n] and other[n].scheme is None]
     shapes = {n: (own[n].info.shape, other[n].info.shape) for n in plain}

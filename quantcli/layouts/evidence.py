@@ -266,8 +266,8 @@ def found_in(source: Source, config: Mapping[str, Any]) -> Evidence | None:
         name, block = next(iter(source.blocks.items()))
         return Evidence(layout="GGUF", seen=f"{printable(name, 200)} is {block.type.name}")
     infos = {info.name: info for info in source.infos()}
-    if source.graph is not None:
-        return _of_nodes(source.graph, infos) or of_layout(infos) or _of_codes(infos.values())
+    if (graph := _own_graph(source)) is not None:
+        return _of_nodes(graph, infos) or of_layout(infos) or _of_codes(infos.values())
     module = next(iter(layers(source)), None)
     if module is not None:
         return Evidence(layout="ComfyUI", seen=f"{COMFYUI} in its header describes {printable(module, 200)}")
@@ -308,6 +308,11 @@ def _of_claim(
     return Evidence(layout="codes of another tool", seen=f"{_described(codes, '')}, and {claim}")
 
 
+def _own_graph(source: Source) -> Graph | None:
+    """The graph of an ONNX file; None of what is derived from one, for that holds no codes any more."""
+    return source.graph if source.kind == "onnx" else None
+
+
 def _of_nodes(graph: Graph, infos: Mapping[str, TensorInfo]) -> Evidence | None:
     """Evidence from the nodes of an ONNX graph."""
     return _decoded_by_node(graph, infos) or _computed_with(graph, infos)
@@ -345,6 +350,7 @@ def undecoded(
     """Evidence that some of these tensors of a source, which no layout has decoded, belong to a layout that is not
     supported. others: whether a layout has decoded others: then the configuration refers to those, and only small
     floats that are left are codes, such as those whose scales are in another file."""
-    found = _computed_with(source.graph, infos) if source.graph is not None else None
+    graph = _own_graph(source)
+    found = _computed_with(graph, infos) if graph is not None else None
     dtypes = SMALL_FLOATS if others else CODES
     return found or of_layout(infos) or _of_claim(infos, config, dtypes) or _of_companions(infos)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes, Floats, QuantParams
-    from quantcli.stores.onnx_graph import Graph
+    from quantcli.stores import Source
 
 
 KEY = "quantcli_export"
@@ -274,25 +274,31 @@ def as_stored(layer: Experts, types: Sequence[str], model: Architecture) -> None
     """Nothing: experts stay as they are stored."""
 
 
+def not_again(source: Source) -> None:
+    """Nothing: the target makes every file anew."""
+
+
 def as_they_are(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> dict[str, Sequence[Rebuilt]]:
     """Nothing: all tensors are wanted in the form in which they are stored."""
     return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InGraph:
-    """How a target stores the weights of a source that has a graph: in that graph, each in the place it has there.
+class Again:
+    """How the model of one source, which is in the format of the target already, is written again with other tensors:
+    a GGUF with its own keys, an ONNX model with its own graph.
 
-    matrices(infos, graph): the matrices that are multiplied with, and whether each is stored [out, in]; the source is
-    to give the others transposed, so that groups run along what is summed over. suited(info, scheme, graph, chosen):
-    the nearest scheme that a tensor can have in its place, and a note on what was changed; chosen: whether a rule names
-    the scheme. obstacle(weight, graph): why a weight cannot be stored there. convert(tensors, graph): the conversion.
+    convert(tensors): the conversion. matrices(infos): the matrices that the model multiplies with, and whether each is
+    stored [out, in]; the source is to give the others transposed, so that groups run along what is summed over.
+    suited(info, scheme, chosen): the nearest scheme that a tensor can have in its place, and a note on what was
+    changed; chosen: whether a rule names the scheme. obstacle(weight): why a weight cannot be stored in its place. None
+    for these where they are as in all models of the target.
     """
 
-    matrices: Callable[[Sequence[TensorInfo], Graph], Mapping[str, bool]]
-    suited: Callable[[TensorInfo, Scheme, Graph, bool], tuple[Scheme, str]]
-    obstacle: Callable[[Weight, Graph], str | None]
-    convert: Callable[[Sequence[Weight], Graph], Conversion]
+    convert: Callable[[Sequence[Weight]], Conversion]
+    matrices: Callable[[Sequence[TensorInfo]], Mapping[str, bool]] | None = None
+    suited: Callable[[TensorInfo, Scheme, bool], tuple[Scheme, str]] | None = None
+    obstacle: Callable[[Weight], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,11 +318,9 @@ class Writer:
     and for a model whose graph or architecture it does not support."""
     container: Callable[[Sequence[Weight], Beside], Conversion] | None = None
     """The tensors alone, for targets that have such files, which nothing runs."""
-    again: Callable[[Sequence[Weight], Mapping[str, bytes]], Conversion] | None = None
-    """The conversion of a model that is in files of this target already, under its own names and with its own keys, as
-    they are stored."""
-    in_graph: InGraph | None = None
-    """How it stores a model that has a graph, in place of shape, convert and module."""
+    again: Callable[[Source], Again | None] = not_again
+    """How it writes the model of a source again that is in its format already, in place of convert; None for other
+    sources. Raises UsageError where it cannot."""
     module: Callable[[Weight, Architecture], str | None] = lambda weight, architecture: None
     """Why the loader does not support a quantized weight in this module of the model."""
     tables: Callable[[TensorInfo, str, Scheme, Architecture], Scheme | None] = lambda info, kind, scheme, model: None
@@ -362,11 +366,11 @@ class Writer:
     menu: tuple[Mapping[str, Any], ...] = ()
     """Schemes that a size target chooses from."""
 
-    def unstored(self, weight: Weight, model: Architecture, graph: Graph | None) -> str | None:
+    def unstored(self, weight: Weight, model: Architecture, again: Again | None) -> str | None:
         """Why it cannot store a weight of an accepted scheme, or its loader takes none in its place; None when it does.
-        graph: of the source, if it has one."""
-        if self.in_graph is not None and graph is not None:
-            return self.in_graph.obstacle(weight, graph)
+        again: how the model is written again, if it is."""
+        if again is not None and again.obstacle is not None:
+            return again.obstacle(weight)
         return self.shape(weight) or self.module(weight, model)
 
     def suited(self, scheme: Scheme) -> Scheme:

@@ -207,7 +207,7 @@ def _with(source: Source, request: Request, scheme: Scheme) -> Plan:
     like = {t.info.name: quantized(t.info, scheme, t.reason, importance=t.importance) for t in own}
     if request.to is not None:
         export = named(request.to)
-        like = {name: in_place(tensor, export, request.graph) for name, tensor in like.items()}
+        like = {name: in_place(tensor, export, request.again) for name, tensor in like.items()}
     return plan.amended(like)
 
 

@@ -177,7 +177,7 @@ def outgoing(model: Movable, wanted: Mapping[str, Scheme | None], target: str, *
         beside=model.source.beside,
         container=container,
         document="kept" if not wanted and export.keeps_document and export.documents(tensors) else "none",
-        keys=model.source.raw_keys() if export.again is not None else {},
+        again=None if container else export.again(model.source),
     )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from quantcli import __version__
 from quantcli.architectures import Architecture
@@ -19,15 +18,12 @@ from quantcli.layouts.native import document, parts
 from quantcli.layouts.native import write as native
 from quantcli.layouts.native.document import KEY as NATIVE_KEY
 from quantcli.layouts.native.document import Result
-from quantcli.layouts.writer import KEY, Beside, Conversion, Weight, Writer, named, refusal
+from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Weight, Writer, named, refusal
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
 from quantcli.stores.safetensors import header_bytes, lay_out, validate
 from quantcli.tensors.decided import Decided
-
-if TYPE_CHECKING:
-    from quantcli.stores.onnx_graph import Graph
 
 NAME = "model.safetensors"
 """The file of a model that is one file in a folder."""
@@ -41,10 +37,10 @@ Results = Mapping[str, Result]
 # ---- what can be stored ---------------------------------------------------------------------------------------------
 
 
-def obstacle(weight: Weight, export: Writer, model: Architecture, graph: Graph | None = None) -> str | None:
+def obstacle(weight: Weight, export: Writer, model: Architecture, again: Again | None = None) -> str | None:
     """Why a target cannot store a weight, or its loader takes none in its place in such a model; None when it does."""
     assert weight.scheme is not None
-    return export.accepts.obstacle(weight.scheme) or export.unstored(weight, model, graph)
+    return export.accepts.obstacle(weight.scheme) or export.unstored(weight, model, again)
 
 
 def convert(
@@ -53,12 +49,10 @@ def convert(
     beside: Beside,
     *,
     container: bool = False,
-    keys: Mapping[str, bytes] = MappingProxyType({}),
-    graph: Graph | None = None,
+    again: Again | None = None,
 ) -> Conversion:
     """What becomes of a model in a target, None for the native layout; container: as a container of its tensors, which
-    nothing runs. keys: of a model that is in files of the target already; graph: of the source, where it is to be
-    written again.
+    nothing runs. again: how it is written again, where it is in the format of the target already.
 
     Raises UsageError for what the target does not support, DataError where two tensors would be written under one
     name.
@@ -73,15 +67,10 @@ def convert(
         raise DataError("it holds no quantized tensor to export")
     model = architecture(beside)
     for tensor in tensors:
-        if tensor.scheme is not None and (why := obstacle(tensor, export, model, graph)) is not None:
+        if tensor.scheme is not None and (why := obstacle(tensor, export, model, again)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, to)
     try:
-        if graph is not None and export.in_graph is not None:
-            found = export.in_graph.convert(tensors, graph)
-        elif export.again is not None and keys and not container:
-            found = export.again(tensors, keys)
-        else:
-            found = make(tensors, beside)
+        found = make(tensors, beside) if again is None else again.convert(tensors)
     except UsageError as error:
         if error.place:
             raise
@@ -128,8 +117,7 @@ class Outgoing:
 
     to: the target, None for the native layout. request, digest: what the native document says of how it was made.
     document: whether its files get a native document (`new`), keep the one they have, for codes are only moved
-    (`kept`), or have none. keys: those of a source that is in files of the target already; graph: of the source, where
-    the target writes it again.
+    (`kept`), or have none. again: how the model is written again, where it is in the format of the target already.
     """
 
     tensors: tuple[Decided, ...]
@@ -139,13 +127,12 @@ class Outgoing:
     request: Request | None = None
     digest: str = "none"
     document: Literal["new", "kept", "none"] = "none"
-    keys: Mapping[str, bytes] = field(default_factory=dict)
-    graph: Graph | None = None
+    again: Again | None = None
 
     @cached_property
     def conversion(self) -> Conversion:
         """What becomes of the tensors. Raises UsageError and DataError as `convert` does."""
-        return convert(self.tensors, self.to, self.beside, container=self.container, keys=self.keys, graph=self.graph)
+        return convert(self.tensors, self.to, self.beside, container=self.container, again=self.again)
 
     @cached_property
     def by_name(self) -> Mapping[str, Decided]:
@@ -176,8 +163,7 @@ def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:
         request=request,
         digest=digest,
         document="new" if new else "none",
-        keys=source.raw_keys() if to is not None and named(to).again is not None else {},
-        graph=None if request is None else request.graph,
+        again=None if request is None else request.again,
     )
 
 

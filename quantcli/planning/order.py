@@ -245,6 +245,6 @@ def request_of(
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
-        graph=source.network if to is not None and not asked.container else None,
+        again=named(to).again(source) if to is not None and not asked.container else None,
         from_recipe=asked.from_recipe,
     )

@@ -168,8 +168,8 @@ def check(plan: Plan) -> None:
             hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
         raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
     owner: dict[str, str] = {}
-    if plan.request is not None and plan.request.graph is not None:
-        return  # a graph has names of its own
+    if plan.request is not None and plan.request.again is not None:
+        return  # the names stay those of the source
     for tensor in plan.tensors:
         for output in native.outputs(tensor):
             if output.name in owner:

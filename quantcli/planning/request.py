@@ -13,7 +13,7 @@ from quantcli.scheme import Scheme
 from quantcli.stores import Unsplit
 
 if TYPE_CHECKING:
-    from quantcli.stores.onnx_graph import Graph
+    from quantcli.layouts.writer import Again
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Request:
     """Whether the target is to write a container of tensors instead of a model."""
     unsplit: Mapping[str, Unsplit] = field(default_factory=dict, compare=False)
     """Tensors of experts that the source cannot arrange as the target needs them, with the reason."""
-    graph: Graph | None = field(default=None, compare=False)
+    again: Again | None = field(default=None, compare=False)
     """That of the source, where the target writes it again."""
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""

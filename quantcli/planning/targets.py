@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from quantcli.architectures import UNNAMED, Architecture
 from quantcli.asking import candidates
 from quantcli.errors import UsageError
-from quantcli.layouts.writer import Writer, named, refusal
+from quantcli.layouts.writer import Again, Writer, named, refusal
 from quantcli.planning.entry import changed, quantized
 from quantcli.planning.reasons import REASONS, SMALL, TABLES
 from quantcli.planning.request import Request
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-
-if TYPE_CHECKING:
-    from quantcli.stores.onnx_graph import Graph
 
 
 def suited(request: Request) -> Request:
@@ -56,16 +52,16 @@ def as_its_tools(
 def _table(info: TensorInfo, kind: str, export: Writer, request: Request, model: Architecture) -> Quantized | None:
     """An embedding or output head as the tools of a target quantize it in a model of this scheme; None where they do
     not, or where the target does not store it."""
-    asked, graph = request.scheme, request.graph
+    asked, again = request.scheme, request.again
     scheme = export.tables(info, kind, asked, model)
     if scheme is None:
         return None
     note = "" if scheme == asked else f"{scheme.bits} bits, as its tools do"
     try:
-        table = in_place(quantized(info, scheme, "runtime", note=note), export, graph)
+        table = in_place(quantized(info, scheme, "runtime", note=note), export, again)
     except UsageError:
         return None
-    return table if export.unstored(table, model, graph) is None else None
+    return table if export.unstored(table, model, again) is None else None
 
 
 def unsplit(tensor: Decided, request: Request) -> Decided:
@@ -78,13 +74,13 @@ def unsplit(tensor: Decided, request: Request) -> Decided:
     return Kept(info=tensor.info, reason="target", note=f"{request.to} cannot store it: {found.why}")
 
 
-def in_place(tensor: Quantized, export: Writer, graph: Graph | None) -> Quantized:
+def in_place(tensor: Quantized, export: Writer, again: Again | None) -> Quantized:
     """The plan of a tensor with the nearest scheme that its target has for its rows, or that it can have in its place
-    in the graph of the source."""
+    in a model that is written again."""
     if export.fitting is not None:
         return changed(tensor, *export.fitting(tensor.grouping.cols, tensor.scheme))
-    if graph is not None and export.in_graph is not None:
-        return changed(tensor, *export.in_graph.suited(tensor.info, tensor.scheme, graph, tensor.reason == "rule"))
+    if again is not None and again.suited is not None:
+        return changed(tensor, *again.suited(tensor.info, tensor.scheme, tensor.reason == "rule"))
     return tensor
 
 
@@ -97,8 +93,8 @@ def stored_by(tensor: Decided, target: str, request: Request) -> Decided:
     for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
             raise refusal(tensor.info.name, tensor.scheme.name, why, target)
-    tensor = in_place(tensor, export, request.graph)
-    why = export.unstored(tensor, request.architecture or UNNAMED, request.graph)
+    tensor = in_place(tensor, export, request.again)
+    why = export.unstored(tensor, request.architecture or UNNAMED, request.again)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
 
 

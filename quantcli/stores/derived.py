@@ -145,7 +145,7 @@ class Derived(Source):
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
         self.warnings = base.warnings if warnings is None else warnings
         self.unsplit, self.arranged = unsplit, arranged
-        self.network = base.network
+        self.graph = base.graph
         self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}
         held: dict[str, list[Computed]] = {name: [] for name in base.shards}

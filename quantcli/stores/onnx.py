@@ -55,7 +55,7 @@ class OnnxFile(Source):
         self._entries = reader.entries
         self._beside = list(reader.elements.beside.values())
         self.metadata = {key: value for key, value in reader.metadata.items() if key != "quantcli"}
-        self.graph = self.network = reader.result()
+        self.graph = reader.result()
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]

@@ -53,12 +53,12 @@ class Source(Protocol):
 
     kind: the format of its files. folder, index: the folder of its shards, and the file that lists their tensors; None
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
-    metadata. graph: of an ONNX file, what its nodes do with tensors; network: the same of whatever its tensors are made
-    of, where a target may write that graph again. aside: weight files of its folder that are not
-    part of the model, and why. earlier: tensors that are decoded from codes; decoded_from: the layout of these, for
-    people. notes: what was done to tensors before they are read, for people. warnings: what was left out of the file,
-    and where in it the tensors were found. unsplit: tensors of experts that cannot be arranged for a target, and why;
-    arranged: how the others were, for people. A store inherits the defaults of features it does not have.
+    metadata. graph: of an ONNX file, and of what is derived from one, what its nodes do with tensors. aside: weight
+    files of its folder that are not part of the model, and why. earlier: tensors that are decoded from codes;
+    decoded_from: the layout of these, for people. notes: what was done to tensors before they are read, for people.
+    warnings: what was left out of the file, and where in it the tensors were found. unsplit: tensors of experts that
+    cannot be arranged for a target, and why; arranged: how the others were, for people. A store inherits the defaults
+    of features it does not have.
     """
 
     path: str
@@ -69,7 +69,6 @@ class Source(Protocol):
     blocks: Mapping[str, Block] = MappingProxyType({})
     keys: Mapping[str, Any] = MappingProxyType({})
     graph: Graph | None = None
-    network: Graph | None = None
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
     decoded_from: str = ""

@@ -57,7 +57,7 @@ from quantcli.layouts.onnx.read import find
 from quantcli.layouts.onnx.read_blocks import BITS
 from quantcli.layouts.onnx.write import container, convert, shape
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Accepts, InGraph, Writer
+from quantcli.layouts.writer import Accepts, Writer
 
 READS = Reader(summary="ONNX: MatMulNBits, DequantizeLinear, and codes that nodes compute with", find=find)
 
@@ -68,9 +68,7 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     container=container,
-    in_graph=InGraph(
-        matrices=rewrite.matrices, suited=rewrite.suited, obstacle=rewrite.obstacle, convert=rewrite.convert
-    ),
+    again=rewrite.again,
     tables=lambda info, kind, scheme, model: scheme,
     read_back=False,
     extension=".onnx",

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.errors import DataError
+from quantcli.errors import DataError, UsageError
 from quantcli.layouts.onnx import forms
 from quantcli.layouts.onnx.forms import Stored
 from quantcli.layouts.onnx.model import Changes, Hole, Laid, Range, Segment, laid_out, size_of
 from quantcli.layouts.onnx.roles import Role, roles
 from quantcli.layouts.pieces import COPY, plain, put_columns, turned
-from quantcli.layouts.writer import ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
+from quantcli.layouts.writer import Again, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
+    from quantcli.stores import Source
     from quantcli.stores.files import InputFile
     from quantcli.stores.onnx_graph import Graph
 
@@ -44,7 +45,7 @@ def obstacle(weight: Weight, graph: Graph) -> str | None:
     return role.why or forms.obstacle(weight, role)
 
 
-def suited(info: TensorInfo, scheme: Scheme, graph: Graph, chosen: bool) -> tuple[Scheme, str]:
+def suited(info: TensorInfo, scheme: Scheme, chosen: bool, graph: Graph) -> tuple[Scheme, str]:
     """The scheme nearest to another one that a tensor can have in its place, and what was changed for it."""
     role = roles(graph)[info.name]
     if role.why:
@@ -170,3 +171,21 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
     if graph.file.size + sum(o.nbytes for job in jobs.values() for o in job.outputs) > LIMIT:
         _files(graph, weights, kept, "", "", None)  # refused before a weight is read
     return Conversion(jobs=jobs, files=partial(_files, graph, weights, kept), notes=_notes(graph, weights))
+
+
+def again(source: Source) -> Again | None:
+    """How the model of a source with a graph is written again. Raises UsageError where nodes of the graph take codes,
+    which the source gives as floats."""
+    graph = source.graph
+    if graph is None:
+        return None
+    if source.decoded_from:
+        problem = "nodes of this graph take codes, which --to onnx does not replace"
+        hint = "start from the float model, or leave out --to and name a .safetensors file for the weights alone"
+        raise UsageError(problem, place=[source.path], hint=hint)
+    return Again(
+        convert=partial(convert, graph=graph),
+        matrices=partial(matrices, graph=graph),
+        suited=partial(suited, graph=graph),
+        obstacle=partial(obstacle, graph=graph),
+    )
