@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from quantcli import asking, registry
 from quantcli.architectures import Architecture
 from quantcli.architectures.experts import Experts, Naming
-from quantcli.deciding import ONE_BYTE
 from quantcli.errors import UsageError, printable
-from quantcli.scheme import AUTO, PUBLISHED, SUPER_BLOCKS, Scheme
+from quantcli.scheme import AUTO, ONE_BYTE, PUBLISHED, SUPER_BLOCKS, Scheme
 from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
