@@ -14,9 +14,11 @@ from quantcli.scheme import (
     ACTIVATIONS,
     AUTO,
     GRANULARITIES,
+    IN_SUPER_BLOCKS,
     MAX_BITS,
     MAX_BLOCK,
     MAX_LEVELS,
+    ONE_BYTE,
     ROUNDINGS,
     SCALE_DTYPES,
     SUPER_BLOCKS,
@@ -50,12 +52,6 @@ class Asked:
     activations: str = "none"
 
 
-ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e8m0": "e8m0"}
-"""Dtypes of scales of one byte, and the variant of `scales` that stores them."""
-
-IN_SUPER_BLOCKS = "super-blocks"
-"""The dtype of scales that GGUF's types store together, and the variant of `scales` that does."""
-
 FIELDS = tuple(f.name for f in fields(Asked))
 """Names of the fields that may be asked, as in recipes."""
 
@@ -63,11 +59,11 @@ FIELDS = tuple(f.name for f in fields(Asked))
 def decide(asked: Asked) -> dict[str, Any]:
     """The fields of the record of a scheme. Raises UsageError for a contradiction."""
     what = _codes(asked)
-    group_size = _group_size(asked)
+    group_size = _group_size(asked, what)
     _check_axis(asked)
     _check_zero_point(asked, what.form, what.name)
     rounding = _rounding(asked, what)
-    storage = _storage(asked, what)
+    _check_scales(asked, what)
     _one_of("activations", asked.activations, ACTIVATIONS)
     calibration, options = _calibration(asked, what)
     method = calibrator(calibration) if calibration != AUTO else None
@@ -90,7 +86,6 @@ def decide(asked: Asked) -> dict[str, Any]:
         "levels": asked.levels or 0,
         "codebook": tuple(float(v) for v in asked.codebook or ()),
         "scale_dtype": asked.scale_dtype or AUTO,
-        "storage": storage,
         "activations": asked.activations,
     }
     if method is not None:
@@ -178,11 +173,12 @@ def _check_codebook(name: str, codebook: Any) -> None:
         raise UsageError("the levels are not in ascending order", place=["codebook"])
 
 
-def _group_size(asked: Asked) -> int:
+def _group_size(asked: Asked, what: _Codes) -> int:
     """Weights of a group; 0 where weights do not share scales by groups."""
     _one_of("granularity", asked.granularity, GRANULARITIES)
     if asked.scale_dtype == IN_SUPER_BLOCKS and asked.granularity == "group" and asked.group_size is None:
-        return next((n for key, (_, n) in SUPER_BLOCKS.items() if key[1:] == (asked.bits, asked.symmetric)), 32)
+        _, size = SUPER_BLOCKS.get((what.name, what.bits, what.symmetric), ("", 32))
+        return size
     if asked.granularity in ("group", "block"):
         size = 128 if asked.group_size is None else asked.group_size
         _whole("group_size", size, 1, None if asked.granularity == "group" else MAX_BLOCK)
@@ -225,21 +221,23 @@ def _rounding(asked: Asked, what: _Codes) -> str:
     return rounding
 
 
-def _storage(asked: Asked, what: _Codes) -> str:
-    """How scales are stored: a variant of `scales`."""
+def _check_scales(asked: Asked, what: _Codes) -> None:
+    """Raise UsageError for codes that cannot have scales of blocks, or of the dtype asked for."""
     if asked.granularity == "block" and (not what.symmetric or what.family == "learned" or what.binary):
         refused = "zero points" if not what.symmetric else "learned levels" if what.family == "learned" else "one bit"
         raise UsageError(f"{refused} are not supported for blocks", place=["granularity"], hint="use groups")
     if asked.scale_dtype is None:
-        return "plain"
+        return
     _one_of("scale_dtype", asked.scale_dtype, SCALE_DTYPES)
+    shares_levels = what.family == "learned" and asked.granularity == "group"
     if asked.scale_dtype == IN_SUPER_BLOCKS:
         _check_super_blocks(asked, what)
-        return IN_SUPER_BLOCKS
-    if what.family == "learned" and asked.granularity == "group" and asked.scale_dtype != "float8_e8m0":
-        return "plain"
-    if asked.scale_dtype not in ONE_BYTE:
-        return "plain"
+    elif asked.scale_dtype in ONE_BYTE and not (shares_levels and asked.scale_dtype == "float8_e4m3"):
+        _check_one_byte(asked, what)
+
+
+def _check_one_byte(asked: Asked, what: _Codes) -> None:
+    """Raise UsageError for codes whose scales are never one byte, and for granularities that these do not have."""
     if what.form.small is None:
         hint = "use --scale-dtype float16, or --type fp4, fp8-e4m3 or fp8-e5m2"
         raise UsageError(
@@ -250,13 +248,12 @@ def _storage(asked: Asked, what: _Codes) -> str:
         raise UsageError(
             f"{asked.scale_dtype} is for scales of {kinds}", place=["scale_dtype"], hint="use --group-size 16"
         )
-    return ONE_BYTE[asked.scale_dtype]
 
 
 def _check_super_blocks(asked: Asked, what: _Codes) -> None:
     """Raise UsageError for codes that have no super-blocks."""
     found = SUPER_BLOCKS.get((what.name, what.bits, what.symmetric))
-    usual = found is not None and _group_size(asked) == found[1] and asked.granularity == "group"
+    usual = found is not None and _group_size(asked, what) == found[1] and asked.granularity == "group"
     if not usual or (not what.symmetric and asked.zero_point != "float") or asked.calibration not in (None, "mse"):
         names = ", ".join(name.upper() for name, _ in SUPER_BLOCKS.values())
         raise UsageError("no type of GGUF has such super-blocks", place=["scale_dtype"], hint=f"use --scheme {names}")

@@ -12,7 +12,11 @@ from quantcli.dtypes import LONG_NAMES
 Granularity = Literal["tensor", "channel", "group", "block"]
 Family = Literal["int", "midrise", "levels", "learned"]
 GRANULARITIES = ("tensor", "channel", "group", "block")
-SCALE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0", "super-blocks")
+ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e8m0": "e8m0"}
+"""Dtypes of scales of one byte, and the variant of `scales` that stores them."""
+IN_SUPER_BLOCKS = "super-blocks"
+"""The dtype of scales that GGUF's types store together, and the variant of `scales` that does."""
+SCALE_DTYPES = ("float32", "float16", "bfloat16", *ONE_BYTE, IN_SUPER_BLOCKS)
 ACTIVATIONS = ("none", "int8", "fp8", "fp8-group", "mxfp8", "mxfp4", "fp8-static", "nvfp4")
 STATIC = {"fp8-static": "FP8_DYNAMIC", "nvfp4": "NVFP4A16"}
 """Kinds of activations whose scales are measured on data, and the nearest schemes by name that need none."""
@@ -64,8 +68,6 @@ class Scheme:
         The given levels, ascending; empty where none were given.
     scale_dtype
         `auto` where the weights of the tensor decide.
-    storage
-        How scales are stored: a variant of `scales`.
     activations
         How a runtime quantizes the inputs of the layer as they come, for layouts that say so: one of ACTIVATIONS.
     """
@@ -87,7 +89,6 @@ class Scheme:
     levels: int
     codebook: tuple[float, ...]
     scale_dtype: str
-    storage: str
     activations: str
 
     @property
@@ -99,6 +100,13 @@ class Scheme:
     def shares_levels(self) -> bool:
         """Whether learned levels are shared by all groups of the tensor, each of which has a separate scale."""
         return self.family == "learned" and self.granularity == "group"
+
+    @property
+    def storage(self) -> str:
+        """How scales are stored: a variant of `scales`. Those of learned levels are plain floats, even E4M3."""
+        if self.scale_dtype == IN_SUPER_BLOCKS:
+            return IN_SUPER_BLOCKS
+        return "plain" if self.shares_levels else ONE_BYTE.get(self.scale_dtype, "plain")
 
     @property
     def level_count(self) -> int:
@@ -116,7 +124,7 @@ class Scheme:
         where = {"tensor": "t", "channel": "c" if self.axis == 0 else f"c{self.axis}"}
         kind = "" if self.symmetric else "-asym" if self.zero_point == "int" else "-float"
         size = self.group_size
-        if self.storage == "super-blocks":
+        if self.storage == IN_SUPER_BLOCKS:
             return SUPER_BLOCKS[self.format, self.bits, self.symmetric][0]
         published = PUBLISHED.get((self.format, self.storage, self.granularity, size))
         if published is not None:
@@ -161,7 +169,7 @@ class Scheme:
         return table((self.name, ""), self.as_dict().items())
 
 
-_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3", "float8_e8m0": "F8_E8M0", "super-blocks": "F16"}
+_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3", "float8_e8m0": "F8_E8M0", IN_SUPER_BLOCKS: "F16"}
 
 
 def scale_dtype_name(name: str) -> str:

@@ -6,8 +6,8 @@ import itertools
 from typing import Any
 
 from quantcli import Scheme, UsageError, registry
-from quantcli.deciding import IN_SUPER_BLOCKS, ONE_BYTE
 from quantcli.layouts.writer import named
+from quantcli.scheme import IN_SUPER_BLOCKS, ONE_BYTE
 
 ASYMMETRIC: tuple[dict[str, Any], ...] = ({"symmetric": False}, {"symmetric": False, "zero_point": "float"})
 

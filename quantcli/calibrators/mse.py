@@ -140,8 +140,7 @@ def _floats(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store, small: S
     found = tile.ranges(kernels)
     plain = ranges.spanning(found.lo.astype(np.float64), found.hi.astype(np.float64), scheme).scale
     choices = scales.of(scheme).choices(plain, scheme, store, scheme.options["effort"])
-    tried = choices.values, choices.first, choices.count, choices.plain
-    best = kernels.trial_floats(tile, small, *tried, importance.counts(tile))
+    best = kernels.trial_floats(tile, small, choices, importance.counts(tile))
     return Ideal(np.where(found.extreme != 0, scales.chosen(choices, best), plain))
 
 

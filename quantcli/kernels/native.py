@@ -19,6 +19,7 @@ from quantcli.kernels.table import (
     SUPER,
     BlockScales,
     BlockType,
+    Choices,
     CodeGrid,
     Grids,
     QuantParams,
@@ -311,17 +312,12 @@ class NativeKernels:
         return best
 
     def trial_floats(
-        self,
-        tile: Tile,
-        small: Small,
-        trial: Floats,
-        first: NDArray[np.int32] | None,
-        count: int,
-        plain: int,
-        importance: NDArray[np.int32] | None = None,
+        self, tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None = None
     ) -> NDArray[np.int32]:
         best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
-        assert count <= MOST_TRIALS and trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
+        trial, first = choices.values, choices.first
+        assert trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
+        assert choices.count <= MOST_TRIALS
         reciprocal = np.float32(1) / trial
         self._call(
             "trial_floats",
@@ -330,8 +326,8 @@ class NativeKernels:
             _at(trial),
             _at(reciprocal),
             _at(first),
-            count,
-            plain,
+            choices.count,
+            choices.plain,
             _at(importance),
             _at(best),
         )

@@ -13,25 +13,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Small
-    from quantcli.kernels.table import Floats, Tile
+    from quantcli.kernels.table import Choices, Floats, Tile
 
 
-def trial_floats(
-    tile: Tile,
-    small: Small,
-    trial: Floats,
-    first: NDArray[np.int32] | None,
-    count: int,
-    plain: int,
-    importance: NDArray[np.int32] | None,
-) -> NDArray[np.int32]:
-    """The best trial of every group (rows, groups); see floats.h."""
+def trial_floats(tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    """The best choice of every group (rows, groups); see floats.h."""
+    first, count, plain = choices.first, choices.count, choices.plain
     best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
     for rows, groups, weights, counts in parts(tile, importance):
         if first is None:
-            own = trial[rows, groups].reshape(-1, count)
+            own = choices.values[rows, groups].reshape(-1, count)
         else:
-            own = trial[first[rows, groups].reshape(-1, 1) + np.arange(count)]
+            own = choices.values[first[rows, groups].reshape(-1, 1) + np.arange(count)]
         errors = np.square(own.astype(np.float64)) * _sums(np.abs(weights), small, own, counts)
         found = errors.argmin(axis=1)
         found[errors[np.arange(len(errors)), found] == errors[:, plain]] = plain

@@ -19,6 +19,7 @@ from quantcli.kernels.table import (
     OFFSET,
     BlockScales,
     BlockType,
+    Choices,
     CodeGrid,
     Grids,
     QuantParams,
@@ -288,18 +289,11 @@ class NumpyKernels:
         return trial_levels(tile, book, trial, cross, square)
 
     def trial_floats(
-        self,
-        tile: Tile,
-        small: Small,
-        trial: Floats,
-        first: NDArray[np.int32] | None,
-        count: int,
-        plain: int,
-        importance: NDArray[np.int32] | None = None,
+        self, tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None = None
     ) -> NDArray[np.int32]:
         from quantcli.kernels.numpy_floats import trial_floats
 
-        return trial_floats(tile, small, trial, first, count, plain, importance)
+        return trial_floats(tile, small, choices, importance)
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False

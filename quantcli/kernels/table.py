@@ -125,6 +125,17 @@ class Tile:
         return self.seen["ranges"]
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Stored scales to try for every group: `count` of (rows, groups, count), or of a list
+    from the group's `first` (rows, groups) on; `plain` is the place of the one that a largest weight gives."""
+
+    values: Floats
+    first: NDArray[np.int32] | None
+    count: int
+    plain: int
+
+
 class Form(IntEnum):
     """The value of a code e of a super-block with scales d and m, in a sub-block with the whole scale s and minimum t;
     blocks.h names them the same."""
@@ -244,18 +255,10 @@ class Kernels(Protocol):
         shared codebook; for every level sums of scale * x and scale^2 are added to `cross` and `square`."""
 
     def trial_floats(
-        self,
-        tile: Tile,
-        small: Small,
-        trial: Floats,
-        first: NDArray[np.int32] | None,
-        count: int,
-        plain: int,
-        importance: NDArray[np.int32] | None = None,
+        self, tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None = None
     ) -> NDArray[np.int32]:
-        """Which of `count` trial scales of every group leaves the least error when its weights are small floats: its
-        own in (rows, groups, count), or those of a list from the group's `first` (rows, groups) on. Of equal ones it is
-        the `plain` one, else the first; see floats.h."""
+        """Which of the choices of every group (rows, groups) leaves the least error when its weights are small floats.
+        Of equal ones it is the plain one, else the first; see floats.h."""
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False

@@ -27,6 +27,7 @@ import numpy as np
 
 from quantcli.kernels import row_bytes
 from quantcli.layouts import transposed
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, loads_experts, not_linear, one_by_one, refuse_skipped, unknown
 from quantcli.layouts.pieces import (
@@ -59,7 +60,7 @@ from quantcli.layouts.stored import (
     wrong,
 )
 from quantcli.layouts.transposed import Bands, Rows, strips
-from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.stores.pages import paged
 from quantcli.tensors import packing

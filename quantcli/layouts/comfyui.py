@@ -35,6 +35,7 @@ from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
 from quantcli.kernels import QuantParams
 from quantcli.layouts import swizzled
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.bytewise import CODES, Bytewise, decode, held
 from quantcli.layouts.config import architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, modules, not_linear
@@ -42,7 +43,7 @@ from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, q
 from quantcli.layouts.reader import COMFYUI, Found, Read, Reader
 from quantcli.layouts.stored import FLOATS, by_group, filled_up, matrix, part, scheme_name, wrong
 from quantcli.layouts.transposed import ParamBands, params_of
-from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo

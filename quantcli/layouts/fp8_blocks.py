@@ -26,6 +26,7 @@ import numpy as np
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts import whole_bytes
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import CONFIG_HINT, architecture, model_dtype, section
 from quantcli.layouts.loaders import (
     ignored,
@@ -42,7 +43,7 @@ from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.small import E8M0, scales, small_floats
 from quantcli.layouts.stored import FLOATS, part, wrong
 from quantcli.layouts.whole_bytes import Places
-from quantcli.layouts.writer import Accepts, Beside, Conversion, Job, Weight, Writer
+from quantcli.layouts.writer import Beside, Conversion, Job, Weight, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors.info import TensorInfo
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from quantcli.architectures import numberless
 from quantcli.layouts import transposed
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import CONFIG_HINT, architecture, section, text, whole
 from quantcli.layouts.loaders import ignored, loads_experts, not_linear, one_by_one, unknown
 from quantcli.layouts.pieces import (
@@ -64,7 +65,7 @@ from quantcli.layouts.stored import (
     wrong,
 )
 from quantcli.layouts.transposed import Bands, Rows, as_rows
-from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo

@@ -41,6 +41,7 @@ from quantcli.architectures.experts import FLAT, Experts, Naming
 from quantcli.asking import changed
 from quantcli.errors import DataError, printable
 from quantcli.kernels import OFFSET, CodeGrid, QuantParams, row_bytes
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
 from quantcli.layouts.pieces import (
     bands,
@@ -59,7 +60,7 @@ from quantcli.layouts.pieces import (
 from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
-from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo

@@ -25,6 +25,7 @@ from quantcli import __version__
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError, printable
 from quantcli.layouts import whole_bytes
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import architecture, model_dtype
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized
@@ -32,7 +33,7 @@ from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E2M1, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.layouts.whole_bytes import Places
-from quantcli.layouts.writer import Accepts, Beside, Conversion, Job, Weight, Writer
+from quantcli.layouts.writer import Beside, Conversion, Job, Weight, Writer
 from quantcli.patterns import module_of
 from quantcli.scheme import STATIC
 from quantcli.tensors.info import TensorInfo

@@ -63,7 +63,7 @@ class Request:
     unsplit: Mapping[str, Unsplit] = field(default_factory=dict, compare=False)
     """Tensors of experts that the source cannot arrange as the target needs them, with the reason."""
     again: Again | None = field(default=None, compare=False)
-    """That of the source, where the target writes it again."""
+    """How the target writes the model again, where the source is in its format already."""
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
     preset: str = field(default="", compare=False)

@@ -20,7 +20,7 @@ from quantcli import registry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import BlockScales, Floats, Kernels, Tile
+    from quantcli.kernels import BlockScales, Choices, Floats, Kernels, Tile
     from quantcli.scheme import Scheme
 
     Array = NDArray[np.float64]
@@ -37,17 +37,6 @@ class Store:
 
 EXACT = Store("F32")
 """Scales that are stored as float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """Stored scales to try for every group, as the kernels take them: `count` of (rows, groups, count), or of a list
-    from the group's `first` (rows, groups) on; `plain` is the place of the one that a largest weight gives."""
-
-    values: Floats
-    first: NDArray[np.int32] | None
-    count: int
-    plain: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

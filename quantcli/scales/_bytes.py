@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.scales import Choices
+from quantcli.kernels import Choices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

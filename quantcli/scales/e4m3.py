@@ -17,13 +17,13 @@ import numpy as np
 
 from quantcli.dtypes import from_float32, to_float32
 from quantcli.formats import reach
-from quantcli.scales import Choices, Storage, Store
+from quantcli.scales import Storage, Store
 from quantcli.scales._bytes import neighbours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Choices, Floats
     from quantcli.scheme import Scheme
 
     Array = NDArray[np.float64]

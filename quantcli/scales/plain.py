@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.dtypes import from_float32, round_bfloat16, to_float32
-from quantcli.scales import Choices, Storage, Store
+from quantcli.kernels import Choices
+from quantcli.scales import Storage, Store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import SUPER, BlockScales, BlockType, Form, Kernels, Tile
-from quantcli.scales import Choices, Storage, Store
+from quantcli.kernels import SUPER, BlockScales, BlockType, Choices, Form, Kernels, Tile
+from quantcli.scales import Storage, Store
 from quantcli.scheme import SUPER_BLOCKS, Scheme
 
 if TYPE_CHECKING:

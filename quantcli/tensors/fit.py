@@ -19,7 +19,6 @@ from quantcli.formats import code_grid
 from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
-from quantcli.scheme import scale_dtype_of
 from quantcli.tensors.blocks import as_rows, by_rows
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.info import TensorInfo
@@ -66,7 +65,6 @@ class Fit:
 
     def __init__(self, info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype: str) -> None:
         self.info, self.scheme, self.plan, self.scale_dtype = info, scheme, plan, scale_dtype
-        self._stored_as = scheme.with_scale_dtype(scale_dtype_of(scale_dtype))
         self._overall = scales.of(scheme).overall
         self._largest = np.float32(0)
         self.store = Store(scale_dtype)
@@ -243,7 +241,7 @@ class Fit:
             assert calibrator.shared is not None and self._shared is not None
             ideal = calibrator.shared.local(kernels, tile, self.scheme, self._shared, self.scale_dtype)
         elif calibrator.local is not None:
-            ideal = calibrator.local(kernels, tile, self._stored_as, self.store)
+            ideal = calibrator.local(kernels, tile, self.scheme, self.store)
         else:
             seen = calibrator.gather.observe(kernels, tile, None, None)
             ideal = None if seen is None else calibrator.solve(seen, self.scheme)

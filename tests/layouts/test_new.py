@@ -18,10 +18,11 @@ from functools import partial
 
 import numpy as np
 
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, words
 from quantcli.layouts.reader import Found, Reader
 from quantcli.layouts.stored import floats, part
-from quantcli.layouts.writer import Accepts, Conversion, Job, Writer
+from quantcli.layouts.writer import Conversion, Job, Writer
 from quantcli.tensors.info import TensorInfo
 
 

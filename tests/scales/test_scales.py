@@ -74,6 +74,18 @@ def test_what_is_settled_is_stored_exactly_and_stays(fields: dict[str, Any]) -> 
     np.testing.assert_array_equal(storage.settle(settled.astype(np.float64), scheme, store), settled)
 
 
+@pytest.mark.parametrize("fields", [
+    NVFP4, MXFP4, MXFP8, {"format": "iq4", "scale_dtype": "super-blocks"}, {"format": "codebook"},
+    {"format": "codebook", "scale_dtype": "float8_e4m3"}, {"format": "int", "scale_dtype": "bfloat16"},
+], ids=str)  # fmt: skip
+def test_the_scheme_of_an_array_makes_itself_again(fields: dict[str, Any]) -> None:
+    """Super-blocks became float16, which is the dtype of the scales above those of their groups."""
+    scheme = Scheme(**fields)
+    found = quantcli.quantize(gaussian(2, 512, seed=7).astype(np.float32), scheme).scheme
+    again = Scheme(**found.as_dict())
+    assert (again.name, again.storage, again.scale_dtype) == (scheme.name, scheme.storage, found.scale_dtype)
+
+
 # ---- the search --------------------------------------------------------------------------------------------------
 
 

@@ -29,10 +29,11 @@ the largest level is 1.
 
 from __future__ import annotations
 
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.bnb_nf4.read import find
 from quantcli.layouts.bnb_nf4.write import convert, module, shape
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Accepts, Writer
+from quantcli.layouts.writer import Writer
 
 READS = Reader(summary="bitsandbytes: NF4, FP4 and int8, absmax nested or not", find=find)
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, format_of, inputs, job, weights
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
 from quantcli.layouts.loaders import ignored, loads_experts, modules, not_linear, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, quantized
-from quantcli.layouts.writer import Accepts, Beside, Conversion, Weight
+from quantcli.layouts.writer import Beside, Conversion, Weight
 from quantcli.patterns import module_of
 
 _FP8 = Accepts(

@@ -35,6 +35,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 from quantcli.architectures import Architecture
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.gguf.mixes import FILE_TYPES, mix
 from quantcli.layouts.gguf.model import rebuilt
 from quantcli.layouts.gguf.read import find
@@ -42,7 +43,7 @@ from quantcli.layouts.gguf.rewrite import again
 from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like
 from quantcli.layouts.gguf.write import container, convert, experts, shape, tables
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Accepts, Writer
+from quantcli.layouts.writer import Writer
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 

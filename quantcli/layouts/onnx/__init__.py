@@ -52,12 +52,13 @@ X_scale (F32) and X_zero_point (U8), and the node goes from its own input `modul
 
 from __future__ import annotations
 
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.onnx import rewrite
 from quantcli.layouts.onnx.read import find
 from quantcli.layouts.onnx.read_blocks import BITS
 from quantcli.layouts.onnx.write import container, convert, shape
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Accepts, Writer
+from quantcli.layouts.writer import Writer
 
 READS = Reader(summary="ONNX: MatMulNBits, DequantizeLinear, and codes that nodes compute with", find=find)
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import section, text
 from quantcli.layouts.pieces import bands, facts, not_a_matrix, plain, words
 from quantcli.layouts.reader import Found, Read, Reader
 from quantcli.layouts.stored import floats, matrix, part, wrong
-from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Weight, Write, Writer
+from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Weight, Write, Writer
 from quantcli.patterns import module_of
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TileSpan
