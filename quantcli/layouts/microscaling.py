@@ -82,7 +82,6 @@ def _found(stored: _Stored) -> Found:
         scheme=f"{kind}{stored.bits}",
         bits=stored.bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
-        unit=1,
         decode=partial(_decode, stored),
         dtype="BF16",
         held=partial(_held, stored) if stored.bits == 4 and stored.overall is None else None,

@@ -209,7 +209,6 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found
         scheme=mode,
         bits=bits,
         parts=(codes, scale),
-        unit=1,
         decode=partial(_decode_small, name, codes, replace(scale, dtype=kind), (bits, group)),
         dtype="BF16",
         held=partial(_held_small, name, codes, scale) if mode == "mxfp4" else None,
@@ -238,7 +237,6 @@ def _affine(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Foun
         scheme=scheme_name(stored.bits, stored.group, "float"),
         bits=stored.bits,
         parts=(stored.codes, stored.scales, stored.biases),
-        unit=1,
         decode=partial(_decode, stored),
         held=partial(_held, stored),
     )

@@ -99,7 +99,6 @@ def _found(stored: _Stored, dtype: str) -> Found:
         scheme="nvfp4" if stored.overall is not None else "mxfp4",
         bits=4,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
-        unit=1,
         decode=partial(_decode, stored),
         dtype=dtype,
         held=partial(_held, stored) if stored.overall is None else None,

@@ -262,7 +262,6 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 scheme=block.type.name,
                 bits=DECODERS[block.type.name][0],
                 parts=(info,),
-                unit=1,
                 decode=partial(_decode, name, block),
                 held=partial(_held, name, block) if block.type.name in UNIFORM else None,
             )
