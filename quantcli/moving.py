@@ -158,7 +158,7 @@ def _held(view: View) -> Held | str:
     """The codes of a quantized tensor, or why they are not moved."""
     if view.stored is not None:
         return _of_native(view.stored)
-    return view.held() if view.held is not None else "such codes are not moved between layouts"
+    return view.held()
 
 
 def _of_native(tensor: Tensor) -> Held | str:

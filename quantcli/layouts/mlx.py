@@ -56,7 +56,7 @@ from quantcli.layouts.pieces import (
     rounded,
     words,
 )
-from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader, not_moved
 from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.layouts.writer import Accepts, Beside, Codes, Conversion, Job, Piece, Weight, Write, Writer
@@ -211,7 +211,7 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found
         parts=(codes, scale),
         decode=partial(_decode_small, name, codes, replace(scale, dtype=kind), (bits, group)),
         dtype="BF16",
-        held=partial(_held_small, name, codes, scale) if mode == "mxfp4" else None,
+        held=partial(_held_small, name, codes, scale) if mode == "mxfp4" else not_moved,
     )
 
 

@@ -88,6 +88,11 @@ class Held:
         return self.format, self.bits, self.group, self.offsets, self.scale_dtype, self.overall, self.turned
 
 
+def not_moved(read: Read | None = None) -> str:
+    """Why codes are not moved that no other layout has."""
+    return "such codes are not moved between layouts"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A weight that is stored in a layout.
@@ -113,7 +118,7 @@ class Found:
     unit: int = 1
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
-    held: Callable[[Read], Held | str] | None = None
+    held: Callable[[Read], Held | str] = not_moved
     turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
     outputs_first: bool | None = None
 
