@@ -215,7 +215,7 @@ class _Making:
         made = self.before.computed(info.name) if self.before is not None else None
         runs = made.runs if made is not None else ((info.name, 0, info.numel),)
         views = [self.views[part] for part in (made.parts if made is not None else (info.name,))]
-        whole = len(views) == 1 and views[0].info.shape == info.shape
+        whole = len(views) == 1 and views[0].info.shape == info.shape and _is_all_of(views[0], runs)
         view = views[0] if whole else view_of(Tensor(self.source, StoredKept(info=info, reason=PLAIN)))
         coded = [v for v in views if v.scheme is not None]
         if not coded:
@@ -250,7 +250,7 @@ class _Making:
             if self.views[name].info.shape[-1] != cols or first % cols:
                 return "its rows are parts of rows"
             found.append((held, first // cols, count // cols))
-        alone = len(views) == 1 and views[0].info.numel == info.numel
+        alone = len(views) == 1 and _is_all_of(views[0], runs)
         return found[0][0] if alone else _together(found)
 
     def _exchanged(self, columns: Sequence[tuple[str, int, int, int]]) -> Held | str:
@@ -291,6 +291,12 @@ class _Making:
         scales = own.dtype if own.dtype == "BF16" else "F16"
         weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=scales)
         return weight, _Plain(self.source)
+
+
+def _is_all_of(view: View, runs: Sequence[tuple[str, int, int]]) -> bool:
+    """Whether these runs of a tensor's elements are all of them, in their order."""
+    ends = [0, *(first + count for _, first, count in runs)]
+    return ends[-1] == view.info.numel and all(first == end for (_, first, _), end in zip(runs, ends))
 
 
 def _together(parts: Sequence[tuple[Held, int, int]]) -> Held | str:
