@@ -82,7 +82,7 @@ def transposed(source: Source, names: Collection[str]) -> Source:
         matrix = Matrix(name=info.name, rows=rows, cols=cols, width=rows)
         return stacked(bands, replace(info, shape=(rows, cols)), [matrix])
 
-    first = next(iter(sorted(names)))
+    first = min(names)
     more = f" and {len(names) - 1} more matrices" if len(names) > 1 else ""
     said = f"{printable(first, 200)}{more} read transposed"
     return Derived(source, map(computed, source.infos()), arranged=said)

@@ -15,7 +15,7 @@ from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Found, Held, Read, is_published
+from quantcli.layouts.reader import Found, Held, Read, is_published, not_moved
 from quantcli.notebook import table
 from quantcli.stores import signals
 from quantcli.tensors.info import TensorInfo
@@ -41,10 +41,10 @@ class View:
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
     first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
     the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it; unused: those of them that its values do without, by name. held: codes of another
-    tool's file, or why its codes are not moved. turned(first, last, step): of one that is stored with its last
-    two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where
-    that is known.
+    parts: the tensors that store it; unused: those of them that its values do without, by name. held(): codes of
+    another tool's file, or why they are not moved. turned(first, last, step): of one that is stored with its last two
+    axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where that
+    is known.
     """
 
     info: TensorInfo
@@ -58,7 +58,7 @@ class View:
     encoded: Callable[[int, int], NDArray[Any]] | None = None
     step: int = PIECE
     unused: tuple[str, ...] = ()
-    held: Callable[[], Held | str] | None = None
+    held: Callable[[], Held | str] = not_moved
     turned: Callable[[int, int, int], NDArray[Any]] | None = None
     outputs_first: bool | None = None
 
@@ -298,7 +298,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,
         unused=tuple(part.name for part in weight.unused),
-        held=partial(weight.held, parts) if weight.held is not None else None,
+        held=partial(weight.held, parts),
         turned=turned if weight.turned is not None else None,
         outputs_first=weight.outputs_first,
     )

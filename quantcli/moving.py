@@ -158,7 +158,7 @@ def _held(view: View) -> Held | str:
     """The codes of a quantized tensor, or why they are not moved."""
     if view.stored is not None:
         return _of_native(view.stored)
-    return view.held() if view.held is not None else "such codes are not moved between layouts"
+    return view.held()
 
 
 def _of_native(tensor: Tensor) -> Held | str:
@@ -215,7 +215,7 @@ class _Making:
         made = self.before.computed(info.name) if self.before is not None else None
         runs = made.runs if made is not None else ((info.name, 0, info.numel),)
         views = [self.views[part] for part in (made.parts if made is not None else (info.name,))]
-        whole = len(views) == 1 and views[0].info.shape == info.shape
+        whole = len(views) == 1 and views[0].info.shape == info.shape and _is_all_of(views[0], runs)
         view = views[0] if whole else view_of(Tensor(self.source, StoredKept(info=info, reason=PLAIN)))
         coded = [v for v in views if v.scheme is not None]
         if not coded:
@@ -228,9 +228,7 @@ class _Making:
         view = replace(view, info=weight.info, scheme=coded[0].scheme, parts=(info,), stored=None)
         stored = sum(v.bytes_out for v in coded)
         share = stored * info.numel // sum(v.info.numel for v in coded)
-        return Moving(
-            decided=weight, codes=codes, view=view, scheme=coded[0].scheme, bytes_in=share, obstacle=why
-        )  # fmt: skip
+        return Moving(decided=weight, codes=codes, view=view, scheme=coded[0].scheme, bytes_in=share, obstacle=why)
 
     def _held(
         self,
@@ -252,10 +250,8 @@ class _Making:
             if self.views[name].info.shape[-1] != cols or first % cols:
                 return "its rows are parts of rows"
             found.append((held, first // cols, count // cols))
-        if len({h.kind for h, _, _ in found}) > 1:
-            return "its parts are of several schemes"
-        alone = len(views) == 1 and views[0].info.numel == info.numel
-        return found[0][0] if alone else joined(found)
+        alone = len(views) == 1 and _is_all_of(views[0], runs)
+        return found[0][0] if alone else _together(found)
 
     def _exchanged(self, columns: Sequence[tuple[str, int, int, int]]) -> Held | str:
         """The codes of a tensor of transposed parts of others, which must be stored transposed."""
@@ -269,7 +265,7 @@ class _Making:
             found.append((replace(every(held, first, step), turned=False), 0, count))
         if not found or len(found) < len(columns):
             return "its experts are stored transposed"
-        return joined(found) if len({held.kind for held, _, _ in found}) == 1 else "its parts are of several schemes"
+        return _together(found)
 
     def _codes(self, info: TensorInfo, held: Held) -> tuple[Quantized, Codes] | str:
         """A weight whose codes can be moved; or why they cannot."""
@@ -295,6 +291,17 @@ class _Making:
         scales = own.dtype if own.dtype == "BF16" else "F16"
         weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=scales)
         return weight, _Plain(self.source)
+
+
+def _is_all_of(view: View, runs: Sequence[tuple[str, int, int]]) -> bool:
+    """Whether these runs of a tensor's elements are all of them, in their order."""
+    ends = [0, *(first + count for _, first, count in runs)]
+    return ends[-1] == view.info.numel and all(first == end for (_, first, _), end in zip(runs, ends))
+
+
+def _together(parts: Sequence[tuple[Held, int, int]]) -> Held | str:
+    """The codes of rows of several weights, where these are of one scheme."""
+    return joined(parts) if len({held.kind for held, _, _ in parts}) == 1 else "its parts are of several schemes"
 
 
 _GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
@@ -323,7 +330,9 @@ def _mxfp4(tensor: Moving) -> Held | None:
     scheme = tensor.decided.scheme
     if scheme is None or scheme.name != MXFP4.name or tensor.obstacle:
         return None
-    found = _of_native(tensor.codes) if isinstance(tensor.codes, Tensor) else getattr(tensor.codes, "held", None)
+    if isinstance(tensor.codes, Moved):
+        return tensor.codes.held
+    found = _of_native(tensor.codes) if isinstance(tensor.codes, Tensor) else None
     return found if isinstance(found, Held) else None
 
 

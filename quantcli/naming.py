@@ -12,6 +12,7 @@ import numpy as np
 
 from quantcli.errors import DataError, printable
 from quantcli.layouts.held import in_order
+from quantcli.layouts.reader import not_moved
 from quantcli.models import BLOCK, Model, View, runs_of
 from quantcli.tensors.rows import runs
 
@@ -102,7 +103,7 @@ def _put_back(view: View, order: Order, heads: int, kv_heads: int) -> View:
         return out.reshape(-1)[first - low * cols : last - low * cols]
 
     def held() -> Held | str:
-        found = view.held() if view.held is not None else "such codes are not moved between layouts"
+        found = view.held()
         return found if isinstance(found, str) else in_order(found, places, unit)
 
     step = max(BLOCK // (unit * cols), 1) * unit * cols
@@ -116,4 +117,4 @@ def _lowered(view: View, by: float) -> View:
         found: Floats = view.read(first, last) - np.float32(by)
         return found
 
-    return replace(view, read=read, stored=None, encoded=None, held=None)
+    return replace(view, read=read, stored=None, encoded=None, held=not_moved)

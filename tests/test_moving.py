@@ -488,10 +488,10 @@ def test_mxfp4_of_several_tools(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values(tmp_path / f"n-{target}")["m.weight"], values(native)["m.weight"])
 
 
-def gpt_oss(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+def gpt_oss(path: Path, inner: int = 96) -> tuple[Path, dict[str, np.ndarray]]:
     """A layer of experts, gate and up in alternating rows, and the numbers of gate, up and down."""
     rng, parts, numbers = np.random.default_rng(5), Parts(), []
-    for name, (rows, cols) in {"gate_up_proj": (192, 64), "down_proj": (64, 96)}.items():
+    for name, (rows, cols) in {"gate_up_proj": (2 * inner, 64), "down_proj": (64, inner)}.items():
         raw = rng.integers(0, 256, (3, rows, cols // 32, 16)).astype(np.uint8)
         scale = rng.integers(100, 140, (3, rows, cols // 32)).astype(np.uint8)
         place = f"model.layers.0.mlp.experts.{name}"
@@ -514,6 +514,17 @@ def test_experts_of_gpt_oss_as_mxfp4(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[f"model.layers.0.mlp.experts.{part}_proj.weight"], weight)
     refusal = one_line(run("export", source, "--to", "modelopt", "-o", tmp_path / "no", "-q"), 2)
     assert "its groups are not runs of its rows; --requantize" in refusal
+
+
+@pytest.mark.parametrize("inner", [64, 96])
+def test_square_experts_are_transposed_before_they_are_quantized_again(inner: int, tmp_path: Path) -> None:
+    """A transposed matrix may have the shape of what it is made of, as the last one of gpt-oss has."""
+    source, expected = gpt_oss(tmp_path / "source", inner)
+    run("export", source, *output_of("mlx", tmp_path / "out"), "--requantize")
+    found = values(tmp_path / "out")
+    for part, weight in expected.items():
+        again = found[f"model.layers.0.mlp.experts.{part}_proj.weight"]
+        assert np.linalg.norm(again - weight) < 0.15 * np.linalg.norm(weight), part
 
 
 def test_a_scheme_for_codes_of_mxfp4_alone(models: Path, tmp_path: Path) -> None:

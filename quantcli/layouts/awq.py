@@ -182,7 +182,6 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 scheme=scheme_name(4, stored.label, "" if settings.get("zero_point") is False else "int"),
                 bits=4,
                 parts=(stored.codes, stored.zeros, stored.scales),
-                unit=1,
                 decode=partial(_decode, stored, bands),
                 dtype=stored.scales.dtype,
                 held=partial(_held, stored, bands),

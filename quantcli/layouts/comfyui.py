@@ -122,7 +122,6 @@ def _bytewise(infos: Mapping[str, TensorInfo], name: str, dtype: str, scale_name
         scheme=scheme_name(8, granularity).replace("w8", CODES[dtype], 1),
         bits=8,
         parts=(codes, scale),
-        unit=1,
         decode=partial(decode, stored),
         held=partial(held, stored),
     )
@@ -147,7 +146,6 @@ def _nibbles(infos: Mapping[str, TensorInfo], name: str, description: Mapping[st
         scheme=scheme_name(4, "channel" if groups == 1 else stored.group, "float"),
         bits=4,
         parts=(codes, scale, zeros),
-        unit=1,
         decode=partial(_decode_nibbles, stored, bands),
     )
 

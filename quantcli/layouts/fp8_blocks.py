@@ -150,7 +150,6 @@ def _found(stored: _Stored, dtype: str) -> Found:
         scheme=_scheme(stored),
         bits=4 if stored.dtype == "F4" else 8,
         parts=(stored.codes, stored.scale),
-        unit=1,
         decode=partial(_decode, stored),
         dtype=dtype,
     )

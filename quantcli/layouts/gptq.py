@@ -217,7 +217,6 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 scheme=scheme_name(stored.bits, group, "" if settings.get("sym") is True else "int"),
                 bits=stored.bits,
                 parts=(stored.codes, stored.zeros, stored.scales, *indices),
-                unit=1,
                 decode=partial(_decode, stored, bands),
                 dtype=stored.scales.dtype,
                 held=partial(_held, stored, group, bands),

@@ -216,7 +216,6 @@ def _found(
         scheme=scheme_name(stored.bits, stored.group, "float") + ("" if stored.axis == 1 else "-axis0"),
         bits=stored.bits,
         parts=(stored.codes, stored.scale, stored.zero, *(infos[n] for n in others if n in infos)),
-        unit=1,
         decode=partial(_decode, stored, latest),
         dtype=stored.dtype,
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader, not_moved
 from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import floats, matrix, part, small_float_weight, wrong
 from quantcli.tensors.info import TensorInfo
@@ -82,10 +82,9 @@ def _found(stored: _Stored) -> Found:
         scheme=f"{kind}{stored.bits}",
         bits=stored.bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
-        unit=1,
         decode=partial(_decode, stored),
         dtype="BF16",
-        held=partial(_held, stored) if stored.bits == 4 and stored.overall is None else None,
+        held=partial(_held, stored) if stored.bits == 4 and stored.overall is None else not_moved,
     )
 
 

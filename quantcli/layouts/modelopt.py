@@ -29,7 +29,7 @@ from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import architecture, model_dtype
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized
-from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader, not_moved
 from quantcli.layouts.small import E2M1, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.layouts.whole_bytes import Places
@@ -100,10 +100,9 @@ def _found(stored: _Stored, dtype: str) -> Found:
         scheme="nvfp4" if stored.overall is not None else "mxfp4",
         bits=4,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
-        unit=1,
         decode=partial(_decode, stored),
         dtype=dtype,
-        held=partial(_held, stored) if stored.overall is None else None,
+        held=partial(_held, stored) if stored.overall is None else not_moved,
     )
 
 

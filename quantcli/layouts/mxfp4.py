@@ -22,6 +22,7 @@ from quantcli.layouts.pieces import turned
 from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E8M0, held, powers, scales, small_floats
 from quantcli.layouts.stored import columns, finite, part, wrong
+from quantcli.layouts.transposed import among
 from quantcli.stores.latest import Latest
 from quantcli.tensors.info import TensorInfo
 
@@ -73,27 +74,25 @@ def _decode(stored: _Stored, read: Read, first: int, last: int, step: int = 1) -
 def _decode_turned(stored: _Stored, bands: Bands, read: Read, first: int, last: int) -> Floats:
     _, outputs, inputs = stored.sides
     found, height = np.empty((last - first, outputs), np.float32), max(BAND // (outputs * GROUP // 2), 1) * GROUP
-    while first < last:
-        expert, at = divmod(first, inputs)
-        start = at // height * height
-        end = min(start + height, inputs, at + last - first)
-        band = bands.take(
-            (stored.name, expert, start),
-            partial(_inputs, stored, read, expert, start // GROUP, min(start + height, inputs) // GROUP),
-        )
-        _put_inputs(*band, (at - start, end - start), found[len(found) - (last - first) :][: end - at])
-        first += end - at
+    done = 0
+    for expert in range(first // inputs, -(-last // inputs)):
+        span = max(first - expert * inputs, 0), min(last - expert * inputs, inputs)
+        key, make = (stored.name, expert), partial(_inputs, stored, read, expert)
+        for band, own in among(bands, key, span, inputs, height, make):
+            count = own.stop - own.start
+            _put_inputs(*band, (own.start, own.stop), found[done : done + count])
+            done += count
     return found
 
 
-def _inputs(stored: _Stored, read: Read, expert: int, begin: int, end: int) -> tuple[Bytes, Floats]:
-    """The codes and scales of some groups of the inputs of an expert, by outputs."""
+def _inputs(stored: _Stored, read: Read, expert: int, first: int, last: int) -> tuple[Bytes, Floats]:
+    """The codes and scales of inputs first to last of an expert, whole groups, by outputs."""
     experts, outputs, inputs = stored.sides
     own = (expert * outputs, (expert + 1) * outputs)
     codes = TensorInfo(stored.codes.name, "U8", (experts * outputs, inputs // 2))
     exponents = TensorInfo(stored.scale.name, "U8", (experts * outputs, inputs // GROUP))
-    scale = finite(powers(columns(read, exponents, begin, end, own)), stored.scale, stored.name)
-    return columns(read, codes, begin * GROUP // 2, end * GROUP // 2, own), scale
+    scale = finite(powers(columns(read, exponents, first // GROUP, last // GROUP, own)), stored.scale, stored.name)
+    return columns(read, codes, first // 2, last // 2, own), scale
 
 
 def _put_inputs(codes: Bytes, scale: Floats, span: tuple[int, int], out: Floats) -> None:

@@ -39,7 +39,6 @@ def _found(stored: Bytewise) -> Found:
         scheme=CODES[stored.codes.dtype] + ("t" if stored.scale.numel == 1 else "c"),
         bits=8,
         parts=(stored.codes, stored.scale),
-        unit=1,
         decode=partial(decode, stored),
         held=partial(held, stored),
         dtype=stored.scale.dtype,

@@ -88,20 +88,25 @@ class Held:
         return self.format, self.bits, self.group, self.offsets, self.scale_dtype, self.overall, self.turned
 
 
+def not_moved(read: Read | None = None) -> str:
+    """Why codes are not moved that no other layout has."""
+    return "such codes are not moved between layouts"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A weight that is stored in a layout.
 
     name, shape: of the original. scheme: in the form of `Scheme.name`. bits: of a code. parts: the tensors that store
     it. decode(read, first, last): float32 (last - first, cols) of rows first to last, one or more; rows run along the
-    last axis of the shape. Multiples of `unit` rows are the least work: where rows are stored as columns, one row is as
-    much to read as a unit. Raises DataError for parameters that are not finite or name missing
-    groups. dtype: that of the tensor which the tool's own library makes of it: these values rounded to it, bit for bit;
-    F32 where the library rounds in between, or has no dtype of its own. unused: parts that decoding does not need,
-    scales of activations and of caches. held(read): its codes, where other layouts have such codes; a text says why
-    they do not. turned(read, first, last, step): of a weight that is stored with its last two axes exchanged, every
-    step-th row of that, from first to last. Raises DataError. outputs_first: of a matrix that nodes multiply with,
-    whether its shape is [out, in] and not [in, out]; None where nothing tells.
+    last axis of the shape. Raises DataError for parameters that are not finite or name missing groups. unit: rows of
+    which one is as much work as all, where it is more than one: rows are decoded in multiples of it. dtype: that of the
+    tensor which the tool's own library makes of it: these values rounded to it, bit for bit; F32 where the library
+    rounds in between, or has no dtype of its own. unused: parts that decoding does not need, scales of activations and
+    of caches. held(read): its codes, where other layouts have such codes; a text says why they do not. turned(read,
+    first, last, step): of a weight that is stored with its last two axes exchanged, every step-th row of that, from
+    first to last. Raises DataError. outputs_first: of a matrix that nodes multiply with, whether its shape is [out, in]
+    and not [in, out]; None where nothing tells.
     """
 
     name: str
@@ -109,11 +114,11 @@ class Found:
     scheme: str
     bits: int
     parts: tuple[TensorInfo, ...]
-    unit: int
     decode: Callable[[Read, int, int], NDArray[np.float32]]
+    unit: int = 1
     dtype: str = "F32"
     unused: tuple[TensorInfo, ...] = ()
-    held: Callable[[Read], Held | str] | None = None
+    held: Callable[[Read], Held | str] = not_moved
     turned: Callable[[Read, int, int, int], NDArray[np.float32]] | None = None
     outputs_first: bool | None = None
 

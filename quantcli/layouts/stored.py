@@ -28,9 +28,6 @@ GAP, PIECE = 1 << 13, 1 << 19
 """Bytes that cost less to read and drop than one more run does, and bytes read at once where rows are stored as
 columns."""
 
-BLOCK = 1 << 21
-"""Weights to decode at once where rows are stored as columns, each with a read of its own: 8 MiB of float32."""
-
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes of scales."""
 
@@ -146,11 +143,6 @@ def float_columns(read: Read, info: TensorInfo, whose: str, first: int, last: in
     raw = np.ascontiguousarray(columns(read, info, first, last).T)
     values = to_float32(raw.view(np.uint8).ravel(), info.dtype).reshape(raw.shape)
     return finite(values, info, whose)
-
-
-def block_rows(cols: int) -> int:
-    """Rows to decode at once where they are stored as columns: a multiple of 32, whose codes fill whole words."""
-    return max(BLOCK // cols // 32, 1) * 32
 
 
 def by_group(codes: Bytes, shape: tuple[int, int], bits: int, params: QuantParams, group_of: int | Indices) -> Floats:

@@ -89,7 +89,6 @@ def find(infos: Mapping[str, TensorInfo], name: str, kind: str, description: Map
         scheme=kind,
         bits=8 // per_byte,
         parts=tuple(p for p in (codes, scale, overall) if p is not None),
-        unit=1,
         decode=partial(_decode, stored),
         dtype="BF16" if overall is None else "F32",
     )

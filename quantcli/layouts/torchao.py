@@ -53,7 +53,6 @@ def _found(stored: Bytewise, config: Mapping[str, Any]) -> Found:
         scheme=stored.scheme,
         bits=8,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
-        unit=1,
         decode=partial(decode, stored),
         held=partial(held, stored),
         dtype=model_dtype(config, "F32") if dtype == "F32" else dtype,

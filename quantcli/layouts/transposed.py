@@ -6,10 +6,10 @@ reading all of it. A band is read once, and put in order; threads that work on i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
     from quantcli.layouts.stored import Indices
+
+T = TypeVar("T")
 
 BAND = 3 << 19
 """Bytes of the codes of a band."""
@@ -80,15 +82,12 @@ def params_of(
     groups, rows = parts[0].shape
     height = max((BAND >> 3) // groups, 1)
 
-    def band(start: int) -> tuple[Floats, Floats]:
-        scale, zeros = (float_columns(read, info, whose, start, min(start + height, rows)) for info in parts)
+    def band(start: int, end: int) -> tuple[Floats, Floats]:
+        scale, zeros = (float_columns(read, info, whose, start, end) for info in parts)
         return scale, zeros
 
-    found = []
-    for start in range(first // height * height, last, height):
-        scale, zeros = bands.take((whose, start), partial(band, start))
-        own = slice(max(first - start, 0), last - start)
-        found.append((scale[own], zeros[own]))
+    taken = among(bands, whose, (first, last), rows, height, band)
+    found = [(scale[own], zeros[own]) for (scale, zeros), own in taken]
     return (
         found[0] if len(found) == 1 else (np.concatenate([s for s, _ in found]), np.concatenate([z for _, z in found]))
     )
@@ -99,27 +98,26 @@ def decode(
 ) -> Floats:
     """Some rows of a weight of this shape, by the bands they lie in. make(first, last): a band, which begins with a
     multiple of 32 rows and ends with one or the last row."""
-    found = [_decoded(band, own, shape[1], bits) for band, own in _among(bands, name, span, shape, bits, make)]
+    taken = among(bands, name, span, shape[0], _height(shape[1], bits, BAND), make)
+    found = [_decoded(band, own, shape[1], bits) for band, own in taken]
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def _among(
-    bands: Bands,
-    name: str,
-    span: tuple[int, int],
-    shape: tuple[int, int],
-    bits: int,
-    make: Callable[[int, int], Rows],
-    size: int = BAND,
-) -> Iterator[tuple[Rows, slice]]:
-    """The bands of this size that some rows lie in, one after another, each with the rows in it."""
-    rows, cols = shape
-    height = max(size // row_bytes(cols, bits) // 32, 1) * 32
+def among(
+    bands: Latest[T], key: Hashable, span: tuple[int, int], rows: int, height: int, make: Callable[[int, int], T]
+) -> Iterator[tuple[T, slice]]:
+    """The bands of `height` rows, of all the rows of a matrix, that some of them lie in: one after another, each with
+    the rows in it. key: of the matrix; make(first, last): a band."""
     first, last = span
     for start in range(first // height * height, last, height):
         end = min(start + height, rows)
         own = slice(max(first - start, 0), min(last, end) - start)
-        yield bands.take((name, start, height), partial(make, start, end)), own
+        yield bands.take((key, start, height), partial(make, start, end)), own
+
+
+def _height(cols: int, bits: int, size: int) -> int:
+    """Rows of a band of this many bytes of codes, a multiple of 32."""
+    return max(size // row_bytes(cols, bits) // 32, 1) * 32
 
 
 def held(
@@ -137,8 +135,8 @@ def held(
     any rows."""
 
     def packed(first: int, last: int) -> Bytes:
-        found = _among(bands, name, (first, last), shape, bits, make, MOVED)
-        return np.concatenate([band.codes[own] for band, own in found])
+        taken = among(bands, name, (first, last), shape[0], _height(shape[1], bits, MOVED), make)
+        return np.concatenate([band.codes[own] for band, own in taken])
 
     return Held(bits=bits, group=group, offsets="int", scale_dtype=scale_dtype, packed=packed, params=params)
 

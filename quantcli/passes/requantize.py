@@ -62,15 +62,15 @@ def changes(model: Movable, target: str) -> dict[str, Scheme | None]:
 def _of_one_width(model: Movable, found: Mapping[str, Scheme | None], target: str) -> dict[str, Scheme | None]:
     """The schemes of weights that have other bits than most, for a target that has one width in a model. found: the
     schemes of those that are quantized again anyway."""
-    stored = {n: t.decided for n, t in model.items() if t.decided.scheme is not None}
+    stored = {name: t.decided for name, t in model.items() if isinstance(t.decided, Quantized)}
     bits = {n: scheme.bits for n, t in stored.items() if (scheme := found.get(n, t.scheme)) is not None}
     count: Counter[int] = Counter()
     for name, width in bits.items():
         count[width] += stored[name].info.numel
     most = max(count, key=lambda width: (count[width], width), default=0)
-    others = [name for name, width in bits.items() if width != most]
-    return {n: nearest(replace(t, scheme=changed(t.scheme, bits=most, grid=None)), target)
-            for n in others if isinstance(t := stored[n], Quantized)}  # fmt: skip
+    others = [stored[name] for name, width in bits.items() if width != most]
+    same = [replace(t, scheme=changed(t.scheme, bits=most, grid=None)) for t in others]
+    return {t.info.name: nearest(t, target) for t in same}
 
 
 def offered(model: Movable, target: str) -> str | None:

@@ -182,7 +182,6 @@ def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> 
         scheme=f"{NAMES[kind]}g{stored.block}" + ("-double" if stored.nested else ""),
         bits=4,
         parts=tuple(parts),
-        unit=1,
         decode=partial(_decode, stored),
         dtype=stored.dtype,
     )
@@ -224,7 +223,6 @@ def _eight_bits(infos: Mapping[str, TensorInfo], stem: str, read: Read | None) -
         scheme=scheme_name(8, "channel"),
         bits=8,
         parts=(codes, largest, *((order,) if order else ())),
-        unit=1,
         decode=partial(_decode_bytes, name, codes, largest, order),
     )
 

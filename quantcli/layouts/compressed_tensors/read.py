@@ -286,7 +286,6 @@ def _found(stored: Stored, *, packed: bool) -> Found:
         scheme=_scheme(stored),
         bits=stored.bits,
         parts=tuple(p for p in parts if p is not None),
-        unit=1,
         decode=partial(decode_packed, stored) if packed else partial(bytewise.decode, _bytes(stored)),
         dtype=stored.scale.dtype,
         held=partial(held, stored) if packed else partial(bytewise.held, _bytes(stored)),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.layouts.reader import Found, Held, Read
+from quantcli.layouts.reader import Found, Held, Read, not_moved
 from quantcli.layouts.small import E2M1, powers
 from quantcli.layouts.stored import wrong
 from quantcli.stores.gguf_types import Block
@@ -262,9 +262,8 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 scheme=block.type.name,
                 bits=DECODERS[block.type.name][0],
                 parts=(info,),
-                unit=1,
                 decode=partial(_decode, name, block),
-                held=partial(_held, name, block) if block.type.name in UNIFORM else None,
+                held=partial(_held, name, block) if block.type.name in UNIFORM else not_moved,
             )
         )
     return found

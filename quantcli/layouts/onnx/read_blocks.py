@@ -137,7 +137,6 @@ def matrix(infos: Mapping[str, TensorInfo], node: Node) -> Found:
         scheme=scheme_name(stored.bits, "channel" if stored.blocks == 1 else stored.block, kind),
         bits=stored.bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
-        unit=1,
         decode=partial(_decode_matrix, stored),
         outputs_first=True if stored.padded else None,
     )

@@ -197,7 +197,6 @@ def _in_pieces(stored: _Linear, node: Node, kind: str, bits: int) -> Found:
         scheme=kind + where + ("" if stored.zero is None else "-asym"),
         bits=bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
-        unit=1,
         decode=partial(_decode_pieces, stored, node.shape),
     )
 
@@ -215,6 +214,5 @@ def linear(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Pac
         scheme=_label(stored, kind),
         bits=bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
-        unit=1,
         decode=partial(_decode_linear, stored),
     )
