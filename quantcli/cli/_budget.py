@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
 from quantcli.errors import UsageError, printable
+from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
     from quantcli.passes.budget import Menu, Planned
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
 
 
-BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
+KEEP = 16
+"""The bits that stand for a tensor as it is."""
+
+BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, KEEP], [64, 128]
 """What a plan chooses from by default."""
 
 
@@ -48,8 +52,8 @@ WITH_A_TARGET = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """What a plan must keep, and what it may choose from. target: one of TARGETS; value: what was typed for it.
-    scheme: fields that all choices have; bits: None for the format's own, 16 to keep a tensor. menu: the choices, where
-    the target has types of its own."""
+    scheme: fields that all choices have; bits: None for the format's own, KEEP for a tensor as it is. menu: the
+    choices, where the target has types of its own; names: schemes to choose from by name, beside the others."""
 
     target: str
     value: Any
@@ -57,6 +61,7 @@ class Budget:
     group_sizes: tuple[int, ...]
     scheme: Mapping[str, Any] = field(default_factory=dict)
     menu: tuple[Mapping[str, Any], ...] = ()
+    names: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ()
     ties: bool = True
     uniform: bool = False
@@ -72,7 +77,10 @@ def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
     if asked["uniform_groups"] and targets[0] not in ("target_size", "target_bpw"):
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     typed = {"bits": asked["bits"], "group_sizes": asked["group_size"]}
-    lists = {name: tuple(values) for name, values in typed.items() if values is not None}
+    lists: dict[str, Any] = {name: tuple(values) for name, values in typed.items() if values is not None}
+    if asked["scheme"] is not None:
+        lists["names"] = tuple(asked["scheme"])
+        lists.setdefault("bits", (KEEP,))
     return Budget(
         target=targets[0],
         value=asked[targets[0]],
@@ -114,7 +122,7 @@ def usual(to: str | None) -> dict[str, Any]:
         found["menu"] = export.menu
     fields = export.usual
     if "format" in fields:
-        found |= {"scheme": {"format": fields["format"]}, "bits": (None, 16)}
+        found |= {"scheme": {"format": fields["format"]}, "bits": (None, KEEP)}
     if "group_size" in fields:
         found["group_sizes"] = (fields["group_size"],)
     elif fields.get("granularity") == "channel":
@@ -124,12 +132,13 @@ def usual(to: str | None) -> dict[str, Any]:
 
 budget = _help.options(
     limits(TARGETS, "Common", Target),
+    _asking.names("Schemes to choose from by name, such as FP8_DYNAMIC,NVFP4A16,W4A16; --bits adds others"),
     options.numbers(
         "--bits",
         None,
         "Bit widths to choose from; 16 keeps a tensor as it is.",
         group="Search",
-        shown=f"{_listed(BITS)}; of a --to with one format, that of its own",
+        shown=f"{_listed(BITS)}; of a --to with one format, that of its own; with --scheme 16",
     ),
     options.numbers(
         "--group-size",
@@ -224,7 +233,9 @@ def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> st
         ways.append(f"quantize such tensors too with {native}{ALL}")
     elif kept & TABLES and (native or order.keep_embeddings is None):
         ways.append(f"quantize such tensors too with {native}{TABLES_TOO}")
-    if min(b or 16 for b in budget.bits) > min(BITS) and not budget.scheme:
+    if budget.names:
+        ways.append("name smaller schemes")
+    elif min(b or KEEP for b in budget.bits) > min(BITS) and not budget.scheme:
         ways.append("allow fewer --bits")
     return ", or ".join([*ways, "ask for more"])
 
@@ -243,22 +254,31 @@ def _with_experts_tied(request: Request, first: Plan) -> Request:
     return replace(request, ties=(*request.ties, tied)) if experts else request
 
 
-def _stored_by(to: str | None, schemes: list[Scheme], console: options.Console) -> tuple[list[Scheme], bool]:
-    """The schemes a target stores, with scales as it stores them, and whether one model may mix them. Raises UsageError
-    where it stores none; those left out are reported."""
+def _stored_by(to: str | None, schemes: list[Scheme]) -> tuple[list[Scheme], bool, str]:
+    """The schemes a target stores, with scales as it stores them, whether one model may mix them, and the line about
+    those that are left out. Raises UsageError where it stores none."""
     if to is None:
-        return schemes, True
+        _check_native(schemes)
+        return schemes, True, ""
     from quantcli.layouts.writer import named
+    from quantcli.planning.targets import nearest
 
     export = named(to)
     stored = [s for s in schemes if export.accepts.obstacle(s) is None]
     left = [s.name for s in schemes if s not in stored]
     if not stored:
-        hint = f"it stores {export.accepts.describe()}"
+        hint = nearest(schemes[0], export.accepts) or f"it stores {export.accepts.describe()}"
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
-    if left:
-        console.inform(f"{to} does not store {', '.join(left)}: not among the choices")
-    return [export.suited(s) for s in stored], export.mixes
+    line = f"{to} does not store {', '.join(left)}: not among the choices" if left else ""
+    return [export.suited(s) for s in stored], export.mixes, line
+
+
+def _check_native(schemes: Sequence[Scheme]) -> None:
+    """Raise UsageError for a scheme that quantcli's own layout does not have."""
+    for scheme in schemes:
+        if scheme.storage == IN_SUPER_BLOCKS:
+            problem = f"super-blocks ({scheme.name}) are stored in GGUF only"
+            raise UsageError(problem, place=["--scheme"], hint="add --to gguf")
 
 
 def _where(size: int) -> dict[str, Any]:
@@ -270,15 +290,18 @@ def _schemes(order: Order, budget: Budget) -> list[Scheme]:
     """The schemes to choose from. Raises UsageError where there are none."""
     asked = {"bits": budget.bits, "group_size": budget.group_sizes, "calibration": budget.calibrations}
     methods: list[dict[str, Any]] = [{"calibration": name} for name in budget.calibrations] or [{}]
+    called = [_asking.named_scheme(name) for name in budget.names]
     with _asking.naming_options(asked):
         schemes = [
             order.recipe.scheme({**budget.scheme, **({"bits": bits} if bits else {}), **_where(size), **method})
             for method in methods
             for size in budget.group_sizes
             for bits in budget.bits
-            if bits != 16 and not budget.menu
+            if bits != KEEP and not budget.menu
         ]
-        schemes += [order.recipe.scheme({**fields, **method}) for method in methods for fields in budget.menu]
+        schemes += [
+            order.recipe.scheme({**fields, **method}) for method in methods for fields in (*budget.menu, *called)
+        ]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     return schemes
@@ -299,7 +322,7 @@ def planned(
     schemes = _schemes(order, budget)
     need_file(source, "planning")
     request = job.request(source, order, to, warn=options.warn)
-    schemes, mixed = _stored_by(to, schemes, console)
+    schemes, mixed, left_out = _stored_by(to, schemes)
     request = replace(request, scheme=schemes[0])
     first = make(source.infos(), request)
     request = _with_experts_tied(request, first)
@@ -320,7 +343,7 @@ def planned(
         target = int(value if name == "target_size" else value * parameters / 8)
         whole = sum(info.nbytes for info in source.infos())
         nbytes = outputs.nbytes_of(source, first)
-        if 16 in budget.bits and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
+        if KEEP in budget.bits and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
             problem = f"{unit.asked} are enough for all of it as it is"
             raise UsageError(problem, place=[src, _asking.option_name(name)], hint="quantizing is not needed")
     weighting: Any = "absolute" if target is None else budget.weighting
@@ -333,10 +356,11 @@ def planned(
     def variants(menu: Menu) -> list[Menu]:
         return [menu] if mixed and not budget.uniform else planning.with_one_scheme(menu)
 
-    menu = planning.menu_of(source, request, schemes, keep=16 in budget.bits, ties=budget.ties, nbytes_of=nbytes_of)
+    menu = planning.menu_of(source, request, schemes, keep=KEEP in budget.bits, ties=budget.ties, nbytes_of=nbytes_of)
     try:
         if target is not None:
             planning.check_reach(variants(menu), source, request, size_of, target)
+        console.inform(*[left_out] if left_out else [])  # only now, for an error is one line
         with console.bar("planning") as progress:
             menu = planning.measured(
                 menu, source, weighting=weighting, nbytes_of=nbytes_of, threads=threads, progress=progress

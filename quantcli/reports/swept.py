@@ -131,7 +131,7 @@ class SweepReport:
 
 
 def report_of(
-    schemes: Sequence[Scheme],
+    settings: Sequence[tuple[str, Scheme]],
     measured: Sequence[Measured],
     size_of: Callable[[Plan], int],
     *,
@@ -140,9 +140,13 @@ def report_of(
     seconds: float,
     plot: bool,
 ) -> SweepReport:
-    """The report on a sweep. measured: what each scheme cost; size_of: bytes of the file a plan leads to."""
+    """The report on a sweep. settings: schemes, with what they are called; measured: what each cost; size_of: bytes of
+    the file a plan leads to."""
     parameters = sum(tensor.info.numel for tensor in measured[0].plan.tensors)
-    points = [_point(scheme, found, size_of(found.plan), parameters) for scheme, found in zip(schemes, measured)]
+    points = [
+        replace(_point(scheme, found, size_of(found.plan), parameters), scheme=name)
+        for (name, scheme), found in zip(settings, measured)
+    ]
     return SweepReport(
         source=source,
         bytes_in=bytes_in,
