@@ -176,11 +176,14 @@ def in_words(scheme: str) -> str:
 # ---- a model as a source ----------------------------------------------------------------------------------------
 
 
-def decoded(source: Source, views: Mapping[str, View], dtypes: Mapping[str, str] | None = None) -> Derived:
-    """Tensors of a source as floats. dtypes: of tensors that are to have another one than their own."""
+def decoded(
+    source: Source, views: Mapping[str, View], dtypes: Mapping[str, str] | None = None, *, moved: bool = False
+) -> Derived:
+    """Tensors of a source as floats. dtypes: of tensors that are to have another one than their own. moved: whether
+    codes are moved, so that what stands beside them is not left out."""
     tensors = [_computed(source, view, (dtypes or {}).get(name)) for name, view in views.items()]
     codes = [view for view in views.values() if view.scheme is not None]
-    warnings = [*source.warnings, *left_out(codes)]
+    warnings = [*source.warnings, *([] if moved else left_out(codes))]
     return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes), warnings=warnings)
 
 

@@ -39,12 +39,12 @@ class View:
 
     scheme, bits: how it is stored, None for a float tensor. bytes_out: its bytes as stored. stored: a native tensor,
     quantized or kept; None for one that is not stored like that, but decoded or put in order. blocks: runs of weights,
-    first and last in C order, that are decoded together; read(first, last): any run as float32; encoded(first, last):
-    the same in its own dtype, where decoding ends with rounding to it. step: weights that are best decoded at a time.
-    parts: the tensors that store it; unused: those of them that its values do without, by name. held(): codes of
-    another tool's file, or why they are not moved. turned(first, last, step): of one that is stored with its last two
-    axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is [out, in], where that
-    is known.
+    first and last in C order, that are decoded together; read(first, last): any run as float32, of codes what they
+    stand for; encoded(first, last): the same in its own dtype, where the library of its layout rounds to that. step:
+    weights that are best decoded at a time. parts: the tensors that store it; unused: those of them that its values do
+    without, by name. held(): codes of another tool's file, or why they are not moved. turned(first, last, step): of one
+    that is stored with its last two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether
+    a matrix is [out, in], where that is known.
     """
 
     info: TensorInfo
@@ -77,6 +77,12 @@ class View:
             # The outermost step may reach beyond float16; the original weight cannot have.
             decoded = np.clip(decoded, -65504, 65504)
         return from_float32(decoded, wanted)
+
+    def rounded(self, first: int, last: int) -> Floats:
+        """A run of weights as float32, rounded to its own dtype where the library of its layout does that."""
+        if self.encoded is None:
+            return self.read(first, last)
+        return to_float32(self.encoded(first, last).view(np.uint8), self.info.dtype)
 
     def __repr__(self) -> str:
         kind = f", scheme={printable(self.scheme)!r}" if self.scheme is not None else ""
@@ -279,9 +285,6 @@ def _decoded(weight: Found, parts: Read) -> View:
     def encoded(first: int, last: int) -> NDArray[Any]:
         return from_float32(exact(first, last), dtype)
 
-    def rounded(first: int, last: int) -> Floats:
-        return to_float32(encoded(first, last).view(np.uint8), dtype)
-
     def turned(first: int, last: int, step: int) -> NDArray[Any]:
         assert weight.turned is not None
         return from_float32(weight.turned(parts, first, last, step), dtype)
@@ -293,7 +296,7 @@ def _decoded(weight: Found, parts: Read) -> View:
         bytes_out=sum(part.nbytes for part in weight.parts),
         stored=None,
         blocks=runs_of(info.numel, step * cols),
-        read=exact if dtype == "F32" else rounded,
+        read=exact,
         parts=weight.parts,
         encoded=None if dtype == "F32" else encoded,
         step=max(PIECE // cols, 1) * cols if weight.unit == 1 else step * cols,

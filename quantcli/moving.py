@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.asking import Scheme
+from quantcli.asking import Scheme, changed
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
 from quantcli.experts import arranged
 from quantcli.floats import decoded, named_for
 from quantcli.layouts.as_nvfp4 import nvfp4, tensor_scale
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, Moved, every, joined, offsets_of, scheme_of
+from quantcli.layouts.held_floats import FLOATING, input_scale, stored_by
 from quantcli.layouts.native.document import StoredKept
 from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held, is_published
 from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
+from quantcli.scheme import STATIC
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.fused import partners
@@ -37,6 +39,7 @@ from quantcli.tensors.rows import TileSpan, grouping_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from quantcli.kernels import Floats
     from quantcli.metrics import Metrics
     from quantcli.stores import Source
 
@@ -97,11 +100,11 @@ def movable(model: Model, to: str, *, container: bool = False, scheme: str | Non
     try:
         notes = list[str]()
         views = model if model.is_native else named_for(model, to, notes.append)
-        floats = decoded(model.source, views)
+        floats = decoded(model.source, views, moved=True)
         source = arranged(floats, to, container=container)
         stored = model.is_native and not source.arranged
-        found = _native(model.stored) if stored else _found(views, floats, source, notes)
-        return _of_mxfp4(found, to, scheme)
+        found = _native(model.stored) if stored else _found(model.source, views, floats, source, notes, to)
+        return _for_runtime(_of_mxfp4(found, to, scheme), to)
     except QuantcliError as error:
         raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
 
@@ -137,20 +140,26 @@ class _Plain:
         return buffer
 
 
-def _found(views: Mapping[str, View], floats: Source, source: Source, notes: Sequence[str]) -> Movable:
-    """The tensors of another tool's file. floats: all decoded; source: the same with experts arranged. notes: on their
-    names."""
+def _found(
+    stored: Source, views: Mapping[str, View], floats: Source, source: Source, notes: Sequence[str], to: str
+) -> Movable:
+    """The tensors of another tool's file. stored: as it is stored; floats: all decoded; source: the same with experts
+    arranged. notes: on their names."""
     held = {name: _held(view) for name, view in views.items() if view.scheme is not None}
     making = _Making(
+        stored=stored,
         source=source if source.arranged else floats,
         before=source if isinstance(source, Derived) and source.arranged else None,
         views=views,
         held=held,
         offsets=_offsets(held, views),
         dtype=model_dtype(json_beside(source.beside, "config.json") or {}, "F32"),
+        to=to,
     )
     tensors = {info.name: making.tensor(info) for info in making.source.infos()}
-    said = [*notes, *([source.arranged] if source.arranged else []), *left_out(views.values())]
+    moved = {name for name, tensor in tensors.items() if tensor.decided.input_scale is not None}
+    beside = left_out(view for name, view in views.items() if name not in moved)
+    said = [*notes, *([source.arranged] if source.arranged else []), *beside]
     return Movable(making.source, tensors, tuple(said))
 
 
@@ -165,21 +174,32 @@ def _of_native(tensor: Tensor) -> Held | str:
     """The codes of a tensor that quantcli quantized."""
     scheme, plan = tensor.stored.scheme, tensor.stored.grouping
     assert scheme is not None and plan is not None
-    whole = scheme.family == "int" and not scheme.binary
-    if not (whole or scheme.name == MXFP4.name) or plan.cols != tensor.shape[-1] or plan.shared == "columns":
+    moved = (scheme.family == "int" and not scheme.binary) or scheme.format in FLOATING
+    if not moved or plan.cols != tensor.shape[-1] or plan.shared == "columns":
         return f"experts of {scheme.name} are not arranged"
+    floating = scheme.format in FLOATING
+    where: int | str = plan.group if scheme.granularity in ("group", "block") else "channel"
 
     def rows(first: int, last: int) -> TileSpan:
         return TileSpan(first, last - first, 0, plan.cols)
 
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        scale, zero = tensor.scales(rows(first, last))
+        if plan.height > 1:  # of the blocks that these are rows of
+            scale = scale[np.arange(first, last) // plan.height - first // plan.height]
+        return (np.broadcast_to(scale, (last - first, plan.groups)) if floating else scale), zero
+
     return Held(
         format=scheme.format,
         bits=scheme.bits,
-        group=plan.group if scheme.granularity == "group" else "channel",
+        group="tensor" if floating and scheme.granularity == "tensor" else where,
+        height=plan.height,
         offsets="" if scheme.symmetric else scheme.zero_point,
         scale_dtype=tensor.stored.scale_dtype,
+        overall=tensor.overall(),
+        activations=scheme.activations,
         packed=lambda first, last: tensor.packed(rows(first, last)),
-        params=lambda first, last: tensor.scales(rows(first, last)),
+        params=params,
     )
 
 
@@ -198,17 +218,19 @@ def _offsets(held: Mapping[str, Held | str], views: Mapping[str, View]) -> dict[
 class _Making:
     """What tensors are made of.
 
-    source: of their floats. before: the same where experts were arranged, which tells of what; views, held: by the
-    names before. offsets: by bits and what the layout has. dtype: of what is decoded to stay in floating point, where
-    its layout tells none.
+    stored: as they are stored; source: of their floats. before: the same where experts were arranged, which tells of
+    what; views, held: by the names before. offsets: by bits and what the layout has. dtype: of what is decoded to stay
+    in floating point, where its layout tells none. to: the target.
     """
 
+    stored: Source
     source: Source
     before: Derived | None
     views: Mapping[str, View]
     held: Mapping[str, Held | str]
     offsets: Mapping[tuple[int, str], str]
     dtype: str
+    to: str
 
     def tensor(self, info: TensorInfo) -> Moving:
         """A tensor of the source."""
@@ -222,7 +244,9 @@ class _Making:
             kept = Kept(info=info, reason=PLAIN)
             return Moving(decided=kept, codes=_Plain(self.source), view=view, scheme=None, bytes_in=info.nbytes)
         held = self._held(info, runs, made.columns if made is not None else (), views)
-        found = held if isinstance(held, str) else self._codes(info, held)
+        floating = whole and isinstance(held, Held) and held.format in FLOATING
+        measured = input_scale(self.stored, views[0].parts, views[0].unused) if floating else None
+        found = held if isinstance(held, str) else self._codes(info, held, measured)
         why = found if isinstance(found, str) else ""
         weight, codes = self._nearest(info, coded[0]) if isinstance(found, str) else found
         view = replace(view, info=weight.info, scheme=coded[0].scheme, parts=(info,), stored=None)
@@ -267,10 +291,19 @@ class _Making:
             return "its experts are stored transposed"
         return _together(found)
 
-    def _codes(self, info: TensorInfo, held: Held) -> tuple[Quantized, Codes] | str:
-        """A weight whose codes can be moved; or why they cannot."""
+    def _codes(self, info: TensorInfo, held: Held, measured: float | None) -> tuple[Quantized, Codes] | str:
+        """A weight whose codes can be moved; or why they cannot. measured: the scale of its inputs."""
         try:
-            scheme = scheme_of(held, self.offsets[held.bits, held.offsets])
+            if held.activations in STATIC or measured is not None:
+                kind = "none" if measured is None else "nvfp4" if held.format == "fp4" else "fp8-static"
+                held = replace(held, activations=kind)
+            found = [(held, scheme_of(held, self.offsets[held.bits, held.offsets]))]
+            floating = held.format in FLOATING and found[0][1].name != MXFP4.name
+            if floating:
+                found, why = stored_by(named(self.to).accepts, held, found[0][1], info.shape[-1])
+                if not found:
+                    return why
+            held, scheme = found[0]
             plan = grouping_of(info.shape, scheme)
         except UsageError as error:
             return error.problem
@@ -278,6 +311,8 @@ class _Making:
             return f"every row has a scale, in a tensor of {len(info.shape)} dimensions"
         own = replace(info, dtype=held.scale_dtype) if held.format == "int" else info
         weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=held.scale_dtype)
+        if scheme.activations in STATIC:
+            weight = replace(weight, input_scale=measured)
         return weight, Moved(held, scheme, plan)
 
     def _nearest(self, info: TensorInfo, view: View) -> tuple[Quantized, Raw]:
@@ -301,11 +336,36 @@ def _is_all_of(view: View, runs: Sequence[tuple[str, int, int]]) -> bool:
 
 def _together(parts: Sequence[tuple[Held, int, int]]) -> Held | str:
     """The codes of rows of several weights, where these are of one scheme."""
-    return joined(parts) if len({held.kind for held, _, _ in parts}) == 1 else "its parts are of several schemes"
+    if len({held.kind for held, _, _ in parts}) > 1:
+        return "its parts are of several schemes"
+    if any(row % held.height or rows % held.height for held, row, rows in parts):
+        return "its parts end within blocks"
+    return joined(parts)
 
 
 _GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
 """The size of groups in the name of a scheme."""
+
+
+# ---- inputs ---------------------------------------------------------------------------------------------------------
+
+
+def _for_runtime(model: Movable, to: str) -> Movable:
+    """A model whose weights do not say how inputs are quantized where the target has no words for that."""
+    accepts, tensors, left = named(to).accepts, dict(model), set[str]()
+    for name, tensor in model.items():
+        scheme = tensor.decided.scheme
+        if scheme is None or scheme.activations == "none" or tensor.obstacle or accepts.obstacle(scheme) is None:
+            continue
+        plain = changed(scheme, activations="none")
+        if accepts.obstacle(plain) is None:
+            assert isinstance(tensor.decided, Quantized)
+            tensors[name] = replace(tensor, decided=replace(tensor.decided, scheme=plain, input_scale=None))
+            left.add(scheme.activations)
+    if not left:
+        return model
+    said = f"{to} does not say how inputs are quantized ({', '.join(sorted(left))}): that is left out"
+    return Movable(model.source, tensors, (*model.notes, said))
 
 
 # ---- of MXFP4 -------------------------------------------------------------------------------------------------------

@@ -158,3 +158,19 @@ def changed(parts: Parts, name: str, *, dtype: str | None = None, shape: tuple[i
 
 def without(parts: Parts, name: str) -> Parts:
     return {k: v for k, v in parts.items() if k != name}
+
+
+WORDS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}
+"""How the bits of numbers are read, by dtype."""
+
+
+def made_by_a_tool(path: Path) -> tuple[Parts, dict[str, Any], tuple[str, np.ndarray]]:
+    """The parts in a file, config.json, and the dtype and bits of what the tool makes of them, in C order."""
+    raw = path.read_bytes()
+    parts: Parts = {
+        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+        for name, entry in safetensors.deserialize(raw)
+    }
+    config = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["config"])
+    dtype, shape, values = parts.pop("expected")
+    return parts, config, (dtype, np.frombuffer(values, WORDS[dtype]).reshape(shape))

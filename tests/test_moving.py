@@ -11,10 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from layout_parts import Parts, codes, dense, floats, plain, scales, words, written
-from making import GOLDEN_FILES, ROOT, one_line, raw_tensors, run, save
+from layout_parts import Parts, codes, dense, floats, made_by_a_tool, plain, scales, words, written
+from making import GOLDEN_FILES, ROOT, load, one_line, raw_tensors, run, save
 
 from quantcli import Scheme
+from quantcli.dtypes import from_float32, to_float32
 from quantcli.layouts.held import Moved, in_order, joined, offsets_of, scheme_of
 from quantcli.layouts.reader import Held
 from quantcli.models import open_model
@@ -86,6 +87,89 @@ def test_what_is_lossless_is_what_the_library_decodes(path: Path, tmp_path: Path
         else:
             assert target in ("mlx", "gguf") and done.json["sqnr_db"] > 60
     assert set(EXACT.get(path.stem, ())) <= set(lossless)
+
+
+FLOATS = {
+    "comfy-float8_e4m3fn-20": {"compressed-tensors": "fp8-e4m3t", "fp8-blocks": "fp8-e4m3b128x128",
+                               "modelopt": "fp8-e4m3c"},
+    "comfy-mxfp8-160": {"compressed-tensors": "mxfp8", "modelopt": "mxfp8"},
+    "comfy-nvfp4-144": {"compressed-tensors": "nvfp4", "modelopt": "nvfp4"},
+    "ct-fp8-channel": {"compressed-tensors": "fp8-e4m3c", "modelopt": "fp8-e4m3c"},
+    "ct-fp8-tensor": {"compressed-tensors": "fp8-e4m3t", "fp8-blocks": "fp8-e4m3b128x128", "modelopt": "fp8-e4m3c"},
+    "ct-mxfp4": {"compressed-tensors": "mxfp4", "modelopt": "nvfp4"},
+    "ct-mxfp8": {"compressed-tensors": "mxfp8", "modelopt": "mxfp8"},
+    "ct-nvfp4": {"compressed-tensors": "nvfp4", "modelopt": "nvfp4"},
+    "mistral": {"compressed-tensors": "fp8-e4m3t", "fp8-blocks": "fp8-e4m3b128x128", "modelopt": "fp8-e4m3c"},
+    "modelopt-fp8": {"compressed-tensors": "fp8-e4m3t", "fp8-blocks": "fp8-e4m3b128x128", "modelopt": "fp8-e4m3t"},
+    "modelopt-fp8-blocks": {"compressed-tensors": "fp8-e4m3b16x16"},
+    "modelopt-mxfp8": {"compressed-tensors": "mxfp8", "modelopt": "mxfp8"},
+    "modelopt-nvfp4": {"compressed-tensors": "nvfp4", "modelopt": "nvfp4"},
+    "torchao-float8-bf16": {"compressed-tensors": "fp8-e4m3c", "modelopt": "fp8-e4m3c"},
+    "v3": {"compressed-tensors": "fp8-e4m3b16x16"},
+    "v4-fp8": {"compressed-tensors": "fp8-e4m3b16x16"},
+}  # fmt: skip
+"""What files in golden/decoded become, which the tools' libraries decoded, by target; others are refused."""
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_small_floats_are_moved_as_they_are(name: str, tmp_path: Path) -> None:
+    parts, config, (dtype, expected) = made_by_a_tool(GOLDEN_FILES / "decoded" / f"{name}.safetensors")
+    source = folder(tmp_path / "source", parts, config)
+    before = values(source)
+    for target in ("compressed-tensors", "fp8-blocks", "modelopt"):
+        done = run("export", source, "--to", target, "-o", tmp_path / target, "--json")
+        if target not in FLOATS[name]:
+            assert f"{target} cannot store it" in one_line(done, 2) and "--requantize" in done.err
+            continue
+        assert done.code == 0, done.err
+        after = values(tmp_path / target)
+        [key] = [t["name"] for t in done.json["tensors"] if t["scheme"]]
+        with open_model(str(tmp_path / target)) as model:
+            assert model[key].scheme == FLOATS[name][target]
+        if not done.json["lossless"]:  # the inverse of a scale of the tensor, rounded
+            assert "nvfp4" in name and done.json["sqnr_db"] > 130
+            np.testing.assert_allclose(after[key], before[key], rtol=2e-7)
+            continue
+        np.testing.assert_array_equal(after[key], before[key])
+        rounded, wanted = from_float32(after[key], dtype).ravel(), expected.ravel()
+        found, made = (to_float32(v.view(np.uint8), dtype) for v in (rounded, wanted))
+        np.testing.assert_array_equal(found, made)
+
+
+def test_what_inputs_are_quantized_to_moves_along(tmp_path: Path) -> None:
+    """As far as the target says it: their measured scales too."""
+    weights = np.random.default_rng(1).normal(0, 0.02, (128, 128)).astype(np.float32)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama", "torch_dtype": "float16"}')
+    key = "model.layers.0.mlp.down_proj.weight"
+    save(model / "model.safetensors", {key: weights})
+    measured = {key.replace("weight", "input_scale"): np.array([0.37], np.float32)}
+    save(tmp_path / "s.safetensors", measured)
+    given = ["--activation-scales", tmp_path / "s.safetensors"]
+    for scheme in ("FP8_DYNAMIC", "FP8", "NVFP4", "W8A8", "FP8_BLOCK"):
+        out = tmp_path / scheme
+        assert run("quantize", model, "--scheme", scheme, *given, "-o", out, "-q").code == 0
+        assert run("export", out, "--to", "compressed-tensors", "-o", tmp_path / f"{scheme}-2", "-q").code == 0
+        one, two = (load(folder / "model.safetensors") for folder in (out, tmp_path / f"{scheme}-2"))
+        assert one == two
+        one, two = (json.loads((f / "config.json").read_text()) for f in (out, tmp_path / f"{scheme}-2"))
+        assert one["quantization_config"] == two["quantization_config"]
+    for scheme, algorithm in {"FP8_DYNAMIC": "FP8_PER_CHANNEL_PER_TOKEN", "FP8": "FP8", "NVFP4": "NVFP4"}.items():
+        ran = run("export", tmp_path / scheme, "--to", "modelopt", "-o", tmp_path / f"{scheme}-m", "--json")
+        config = json.loads((tmp_path / f"{scheme}-m" / "config.json").read_text())["quantization_config"]
+        assert ran.code == 0 and ran.json["lossless"] and config["quant_algo"] == algorithm
+        held = load(tmp_path / f"{scheme}-m" / "model.safetensors")
+        if scheme != "FP8_DYNAMIC":
+            [value] = np.frombuffer(held[key.replace("weight", "input_scale")].data, "<f4")
+            assert value == pytest.approx(0.37, rel=1e-6) and "left out" not in ran.err
+    ran = run("export", tmp_path / "W8A8", "--to", "gptq", "-o", tmp_path / "gptq", "--json")
+    assert ran.code == 0 and ran.json["lossless"]
+    assert "gptq does not say how inputs are quantized (int8): that is left out" in ran.err
+    native = tmp_path / "native"
+    assert run("quantize", model, "--scheme", "W8A8", "--to", "native", "-o", native, "-q").code == 0
+    assert run("export", native, "--to", "gptq", "-o", tmp_path / "gptq2", "-q").code == 0
+    assert load(tmp_path / "gptq2" / "model.safetensors") == load(tmp_path / "gptq" / "model.safetensors")
 
 
 @pytest.mark.parametrize("path", [p for p in WRITTEN if p.stem[:3] in ("fp8", "bnb", "mlx")], ids=lambda p: p.stem)

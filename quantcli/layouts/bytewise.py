@@ -64,15 +64,17 @@ def _spread(stored: Bytewise, values: Floats, first: int, last: int) -> Floats:
 
 
 def held(stored: Bytewise, read: Read) -> Held | str:
-    """Signed bytes as unsigned codes, with a scale for every row or group."""
-    if stored.codes.dtype != "I8":
-        return "its codes are 8-bit floats"
-    if stored.cols % stored.width:
+    """Signed bytes as unsigned codes, with a scale for every row or group; floats as they are, with the scales they
+    have."""
+    floating, blocks = stored.codes.dtype != "I8", stored.height > 1 and stored.scale.numel > 1
+    if stored.cols % stored.width and not blocks:
         return "its last group is short"
+    if blocks and not floating:
+        return "its scales are those of blocks"
 
     def packed(first: int, last: int) -> Bytes:
-        raw = read(stored.codes.name, first * stored.cols, (last - first) * stored.cols)
-        return packing.pack(raw.reshape(-1, stored.cols) ^ np.uint8(128), 8)
+        raw = read(stored.codes.name, first * stored.cols, (last - first) * stored.cols).reshape(-1, stored.cols)
+        return packing.pack(raw if floating else raw ^ np.uint8(128), 8)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         start, end = stored.rows_of(first, last)
@@ -86,9 +88,12 @@ def held(stored: Bytewise, read: Read) -> Held | str:
             return scale, None
         return scale, of_rows(read(stored.zero.name, at, count).view(np.int8).astype(np.float32) + np.float32(128))
 
+    where: int | str = "channel" if stored.across == 1 and not blocks else stored.width
     return Held(
+        format=CODES[stored.codes.dtype] if floating else "int",
         bits=8,
-        group="channel" if stored.across == 1 else stored.width,
+        group="tensor" if floating and stored.scale.numel == 1 else where,
+        height=stored.height if blocks else 1,
         offsets="" if stored.zero is None else "int",
         scale_dtype=stored.scale.dtype,
         packed=packed,

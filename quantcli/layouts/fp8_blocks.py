@@ -25,9 +25,9 @@ import numpy as np
 
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.layouts import whole_bytes
+from quantcli.layouts import small, whole_bytes
 from quantcli.layouts.accepts import Accepts
-from quantcli.layouts.config import CONFIG_HINT, architecture, model_dtype, section
+from quantcli.layouts.config import CONFIG_HINT, architecture, model_dtype, section, text
 from quantcli.layouts.loaders import (
     ignored,
     loads_experts,
@@ -39,16 +39,20 @@ from quantcli.layouts.loaders import (
     unknown,
 )
 from quantcli.layouts.pieces import facts, not_a_matrix, plain
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E8M0, scales, small_floats
 from quantcli.layouts.stored import FLOATS, part, wrong
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Beside, Conversion, Job, Weight, Writer
 from quantcli.patterns import module_of
+from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
+
+SIDE = 128
+"""Rows and columns of a block that kernels of FP8 have."""
 
 MX = (1, 32)
 """Height and width of the blocks of scales that are exponents, where they are not those of config.json."""
@@ -135,6 +139,48 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return small_floats(raw, (last - first, cols), scale[own - low], stored.width, stored.dtype)
 
 
+def _held(stored: _Stored, activations: str, read: Read) -> Held | str:
+    """The codes; scales of blocks that are exponents are floats elsewhere."""
+    rows, cols = stored.shape[-2:]
+    if (stored.height, stored.width) == MX and stored.scale.dtype in E8M0:
+        form = "fp4" if stored.dtype == "F4" else "fp8-e4m3"
+        return small.held(read, stored.codes, stored.scale, stored.name, cols, form=form)
+    whole = stored.scale.numel == 1 and len(stored.scale.shape) < 2
+    if stored.dtype == "F4" or (not whole and rows % stored.height and len(stored.shape) > 2):
+        return "its blocks are not those of other layouts"
+    across = -(-cols // stored.width)
+
+    def packed(first: int, last: int) -> Bytes:
+        return packing.pack(read(stored.codes.name, first * cols, (last - first) * cols).reshape(-1, cols), 8)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        if whole:
+            return np.broadcast_to(scales(read, stored.scale, stored.name, 0, 1), (last - first, 1)), None
+        low, high = first // stored.height, -(-last // stored.height)
+        found = scales(read, stored.scale, stored.name, low * across, (high - low) * across).reshape(-1, across)
+        return found[np.arange(first, last) // stored.height - low], None
+
+    return Held(
+        format="fp8-e4m3",
+        bits=8,
+        group="tensor" if whole else stored.width,
+        height=1 if whole else stored.height,
+        offsets="",
+        scale_dtype="F32" if stored.scale.dtype in E8M0 else stored.scale.dtype,
+        activations=activations,
+        packed=packed,
+        params=params,
+    )
+
+
+def _inputs(stored: _Stored, config: Mapping[str, Any]) -> str:
+    """How config.json says that inputs are quantized, as in `Scheme`."""
+    stated = section(config, "quantization_config")
+    if (text(stated, "quant_method"), text(stated, "activation_scheme")) != ("fp8", "dynamic"):
+        return "none"
+    return "fp8-group" if (stored.height, stored.width) == (SIDE, SIDE) else "fp8"
+
+
 def _scheme(stored: _Stored) -> str:
     kind = "fp8-e4m3" if stored.dtype != "F4" else "fp4"
     if (stored.height, stored.width) == MX and stored.scale.dtype in E8M0:
@@ -143,7 +189,7 @@ def _scheme(stored: _Stored) -> str:
     return kind + ("t" if whole else f"b{stored.height}x{stored.width}")
 
 
-def _found(stored: _Stored, dtype: str) -> Found:
+def _found(stored: _Stored, dtype: str, config: Mapping[str, Any]) -> Found:
     return Found(
         name=stored.name,
         shape=stored.shape,
@@ -152,6 +198,7 @@ def _found(stored: _Stored, dtype: str) -> Found:
         parts=(stored.codes, stored.scale),
         decode=partial(_decode, stored),
         dtype=dtype,
+        held=partial(_held, stored, _inputs(stored, config)),
     )
 
 
@@ -169,7 +216,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
             continue
         scale = _scale_name(infos, name)
         if scale is not None and _is_weight(info, infos[scale]):
-            found.append(_found(_stored(infos, name, scale, config), dtype))
+            found.append(_found(_stored(infos, name, scale, config), dtype, config))
     return found
 
 
@@ -177,9 +224,6 @@ READS = Reader(summary="small floats in blocks: transformers' fp8, DeepSeek, Kim
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
-
-SIDE = 128
-"""Rows and columns of a block that kernels of FP8 have."""
 
 
 def shape(weight: Weight) -> str | None:

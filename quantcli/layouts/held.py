@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.asking import Scheme
-from quantcli.errors import DataError
+from quantcli.errors import DataError, UsageError
 from quantcli.kernels import QuantParams, row_bytes
 from quantcli.layouts.pieces import products_fit
 from quantcli.layouts.reader import Held
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SEEN = 1 << 18
 """Parameters that are looked at together."""
 
+SMALL = ("F8_E4M3", "F8_E8M0")
+"""Dtypes of scales of one byte."""
+
 OFFSETS = ("", "int", "float")
 """What codes may have as offsets, each a case of the next."""
 
@@ -38,14 +41,23 @@ OFFSETS = ("", "int", "float")
 
 def scheme_of(held: Held, offsets: str) -> Scheme:
     """The scheme of some codes, with zero points as `offsets` says. Raises UsageError where there is none."""
-    grouped = isinstance(held.group, int)
+    size = held.group if isinstance(held.group, int) else None
     if held.format != "int":
-        size = held.group if isinstance(held.group, int) else None
-        return Scheme(format=held.format, group_size=size, scale_dtype=scale_dtype_of(held.scale_dtype))
+        if held.height not in (1, size):
+            raise UsageError(f"blocks of {held.height} x {held.group} are not square")
+        where: Any = held.group if size is None else "block" if held.height > 1 else "group"
+        return Scheme(
+            format=held.format,
+            granularity=where,
+            group_size=size,
+            scale_dtype=scale_dtype_of(held.scale_dtype) if held.scale_dtype in SMALL else None,
+            activations=held.activations,
+        )
     return Scheme(
         bits=held.bits,
-        granularity="group" if grouped else "channel",
-        group_size=held.group if isinstance(held.group, int) else None,
+        granularity="channel" if size is None else "group",
+        group_size=size,
+        activations=held.activations,
         symmetric=not offsets,
         zero_point="float" if offsets == "float" else "int",
     )
@@ -107,7 +119,7 @@ class Moved:
         scale, zero = self.held.params(span.row, span.row + span.rows)
         group = self._plan.group
         part = slice(span.col // group, -(-(span.col + span.cols) // group))
-        scale, zero = scale[:, part], None if zero is None else zero[:, part]
+        scale, zero = scale[:: self._plan.height, part], None if zero is None else zero[:, part]
         if self._scheme.symmetric:
             return scale, None
         assert zero is not None
@@ -118,7 +130,8 @@ class Moved:
         return scale, zero
 
     def params(self, span: TileSpan) -> QuantParams:
-        """The same."""
+        """The same, of every row."""
+        assert self._plan.height == 1, "no layout asks for the scales of every row of a block"
         return QuantParams(*self.scales(span))
 
     def overall(self) -> float:
@@ -133,8 +146,14 @@ class Moved:
 # ---- other rows -------------------------------------------------------------------------------------------------
 
 
+def as_rows(held: Held) -> Held:
+    """The codes of a weight that has one scale, with one for every row."""
+    return held if held.group != "tensor" else replace(held, group="channel")
+
+
 def joined(parts: Sequence[tuple[Held, int, int]]) -> Held:
     """Rows of several weights of one scheme, one after another: each with its first row and how many of them."""
+    parts = [(as_rows(held), row, rows) for held, row, rows in parts]
     starts = np.cumsum([0, *(rows for _, _, rows in parts)])
 
     def among(first: int, last: int) -> Iterator[tuple[Held, int, int]]:

@@ -14,13 +14,14 @@ The weight is float * scale, of nvfp4 float * (scale / global scale), here in fl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.layouts.reader import Found, Held, Read, Reader, not_moved
+from quantcli.layouts.groups import Stated
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import floats, matrix, part, small_float_weight, wrong
 from quantcli.tensors.info import TensorInfo
@@ -70,11 +71,16 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return small_floats(raw, (rows, stored.cols), scale, stored.group, dtype)
 
 
-def _held(stored: _Stored, read: Read) -> Held:
-    return held(read, stored.codes, stored.scale, stored.name, stored.cols)
+def _held(stored: _Stored, activations: str, read: Read) -> Held:
+    overall = 1.0
+    if stored.overall is not None:
+        overall = 1 / float(floats(read, stored.overall, stored.name, 0, 1)[0])
+    form = "fp4" if stored.bits == 4 else "fp8-e4m3"
+    parts = stored.codes, stored.scale, stored.name, stored.cols
+    return replace(held(read, *parts, form=form, group=stored.group, overall=overall), activations=activations)
 
 
-def _found(stored: _Stored) -> Found:
+def _found(stored: _Stored, activations: str) -> Found:
     kind = "mxfp" if stored.overall is None else "nvfp"
     return Found(
         name=stored.name,
@@ -84,14 +90,15 @@ def _found(stored: _Stored) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
         decode=partial(_decode, stored),
         dtype="BF16",
-        held=partial(_held, stored) if stored.bits == 4 and stored.overall is None else not_moved,
+        held=partial(_held, stored, activations),
     )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights stored as small floats with one-byte scales."""
     named = [(small_float_weight(infos, full), info) for full, info in infos.items()]
-    return [_found(_stored(infos, name, info)) for name, info in named if name is not None]
+    stated = Stated(config)
+    return [_found(_stored(infos, name, info), stated.inputs(name)) for name, info in named if name is not None]
 
 
 READS = Reader(summary="compressed-tensors: nvfp4-, mxfp4-pack-quantized and mxfp8-quantized", find=find)

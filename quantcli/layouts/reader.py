@@ -62,14 +62,15 @@ def is_published(scheme: str) -> bool:
 class Held:
     """The codes of a weight, in a form that other layouts may store as it is.
 
-    format: of the codes, `int` for whole numbers or `fp4` for E2M1. bits: of a code. group: columns that share
-    parameters, or `channel` for a row. offsets: what a code u stands for, in float32: `` is (u - 2^(b-1)) * scale,
-    `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float` u * scale + zero; of fp4 it is ``, and a code
-    stands for its level times the scale. scale_dtype: of the stored scales, F8_E8M0 for powers of two. overall: the
-    scale of the tensor, which scales contain; 1 where none is stored. turned: whether rows are the columns of the
-    weight, where that is what is stored transposed. packed(first, last): the codes of some rows, each in whole 32-bit
-    words, the low one first. params(first, last): their scales and zeros (rows, groups), no zeros for ``. Both raise
-    DataError as decoding does.
+    format: of the codes, `int` for whole numbers, `fp4` for E2M1, `fp8-e4m3` or `fp8-e5m2`. bits: of a code. group:
+    columns that share parameters, or `channel` for a row, or of floats `tensor`; height: rows that do, of blocks.
+    offsets: what a code u stands for, in float32: `` is (u - 2^(b-1)) * scale, `int` (u - zero) * scale with whole
+    zeros from 0 to 2^b - 1, `float` u * scale + zero; of floats it is ``, and a code stands for its level times the
+    scale. scale_dtype: of the stored scales, F8_E8M0 for powers of two. overall: the scale of the tensor, which scales
+    contain; 1 where none is stored. activations: how the file says that inputs are quantized, as in `Scheme`. turned:
+    whether rows are the columns of the weight, where that is what is stored transposed. packed(first, last): the codes
+    of some rows, each in whole 32-bit words, the low one first. params(first, last): their scales and zeros (rows,
+    groups), no zeros for ``. Both raise DataError as decoding does.
     """
 
     bits: int
@@ -79,13 +80,16 @@ class Held:
     packed: Callable[[int, int], Bytes]
     params: Callable[[int, int], tuple[Floats, Floats | None]]
     format: str = "int"
+    height: int = 1
     overall: float = 1.0
+    activations: str = "none"
     turned: bool = False
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What weights have in common whose rows can be put together."""
-        return self.format, self.bits, self.group, self.offsets, self.scale_dtype, self.overall, self.turned
+        where = self.group, self.height, self.turned
+        return self.format, self.bits, *where, self.offsets, self.scale_dtype, self.overall, self.activations
 
 
 def not_moved(read: Read | None = None) -> str:

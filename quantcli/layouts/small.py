@@ -67,24 +67,38 @@ def scales(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> 
     return finite(powers(raw), info, whose)
 
 
-def held(read: Read, codes: TensorInfo, scale: TensorInfo, whose: str, cols: int, *, turned: bool = False) -> Held:
-    """The codes of rows of 4-bit floats, two to a byte, and their scales, bytes that are exponents of 2 for every 32
-    columns. turned: as in `Held`."""
-    size, groups = cols // 2, cols // MX
+def held(
+    read: Read,
+    codes: TensorInfo,
+    scale: TensorInfo,
+    whose: str,
+    cols: int,
+    *,
+    form: str = "fp4",
+    group: int = MX,
+    overall: float = 1.0,
+    turned: bool = False,
+) -> Held:
+    """The codes of rows of 4- or 8-bit floats, of 4 bits two to a byte and the first in the low half, and the scales of
+    groups of columns, which are bytes: E4M3 times the scale of the tensor, or exponents of 2. turned: as in `Held`."""
+    bits = 4 if form == "fp4" else 8
+    size, groups = cols * bits // 8, cols // group
 
     def packed(first: int, last: int) -> Bytes:
-        return read(codes.name, first * size, (last - first) * size)
+        return filled_up(read(codes.name, first * size, (last - first) * size), (last - first, cols), bits).reshape(-1)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        found = scales(read, scale, whose, first * groups, (last - first) * groups)
-        return found.reshape(-1, groups), None
+        found = scales(read, scale, whose, first * groups, (last - first) * groups).reshape(-1, groups)
+        with np.errstate(over="ignore"):
+            return found if overall == 1 else found * np.float32(overall), None
 
     return Held(
-        format="fp4",
-        bits=4,
-        group=MX,
+        format=form,
+        bits=bits,
+        group=group,
         offsets="",
-        scale_dtype="F8_E8M0",
+        scale_dtype="F8_E8M0" if scale.dtype in E8M0 else scale.dtype,
+        overall=overall,
         packed=packed,
         params=params,
         turned=turned,

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes
 
 
+ROUNDED = 2.0**-50
+"""From which on the scale of a tensor is another one in float32."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
     """The tensors a weight is stored as: codes, scales, and where there is one the scale of the tensor. inverse:
@@ -64,12 +68,15 @@ def _piece(scheme: Scheme, plan: Grouping, places: Places, span: TileSpan, codes
             put_columns(write, 1, stored, (span.row // plan.height, span.col // plan.group), plan.groups)
         elif begins:
             write(1, 0, stored[:1, :1].copy())
+    exact = True
     if places.overall is not None and begins:
         overall = codes.overall()
-        write(2, 0, np.array([1 / overall if places.inverse else overall], "<f4"))
+        value = np.float32(1 / overall if places.inverse else overall)
+        exact = abs(float(value) * (overall if places.inverse else 1 / overall) - 1) < ROUNDED
+        write(2, 0, np.array([value], "<f4"))
     if places.input is not None and begins:
         write(2 if places.overall is None else 3, 0, np.array([places.input_scale], "<f4"))
-    return True
+    return exact
 
 
 def _codes(scheme: Scheme, plan: Grouping, span: TileSpan, codes: Codes) -> Bytes:

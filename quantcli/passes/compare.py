@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 def measure(
     pairs: Mapping[str, tuple[View, View]], *, threads: int, progress: Progress | None
 ) -> dict[str, Metrics | None]:
-    """Errors of the second of each pair against the first; None where tensors without float values differ."""
+    """Errors of the second of each pair against the first; None where tensors without float values differ.
+
+    Codes are measured as what they stand for, in float32, as kernels multiply with them. Only weights that others were
+    quantized from are what their library makes of them, rounded to its dtype, as `quantize` reads them.
+    """
     advance = begun(progress, sum(b.info.nbytes for _, b in pairs.values()))
     found: dict[str, Metrics | None] = {}
 
@@ -38,7 +42,8 @@ def measure(
         found[name] = sum((yield [partial(errors, a, b, first, last) for first, last in longer.blocks]), NOTHING)
 
     def errors(a: View, b: View, first: int, last: int) -> Metrics:
-        error = _errors(a.read(first, last), b.read(first, last))
+        before = a.read if b.encoded is not None else a.rounded
+        error = _errors(before(first, last), b.read(first, last))
         advance(b.info.nbytes * (last - first) // b.info.numel)
         return error
 

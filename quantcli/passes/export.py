@@ -132,10 +132,11 @@ class Export:
     def _measure(self, outcome: Outcome, homes: Mapping[str, str]) -> None:
         """Errors of what was rounded or quantized again: of the bytes that were written where there is a reader of
         them."""
-        model, exact = self.outgoing, outcome.exact
+        model, exact = self.outgoing, dict(outcome.exact)
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
         against = {name: self.model[name].view for name in changed}
         found = readback.measure(changed, homes, against, model, threads=self.threads)
+        outcome.exact.update({n: True for n, m in found.items() if m is not None and m.exact and n not in self.wanted})
         again = Model(self.floats)
         left = [name for name in changed if name not in found and exact[name]]
         floats = {n: (against[n], view_of(again[n])) for n in left if model.by_name[n].scheme is None}

@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layout_parts import Parts, changed, decoded, found_in, only
+from layout_parts import WORDS, changed, decoded, found_in, made_by_a_tool, only
 from making import GOLDEN_FILES, one_line, raw_tensors, run
 
 from quantcli.dtypes import from_float32
@@ -20,24 +18,11 @@ from quantcli.errors import DataError
 
 FOLDER = GOLDEN_FILES / "decoded"
 """Written by peers/write_decoded*.py."""
-WORDS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}
-
-
-def stored(path: Path) -> tuple[Parts, dict[str, Any], tuple[str, np.ndarray]]:
-    """The parts in a file, config.json, and the dtype and bits of what the tool makes of them, in C order."""
-    raw = path.read_bytes()
-    parts: Parts = {
-        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
-        for name, entry in safetensors.deserialize(raw)
-    }
-    config = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["config"])
-    dtype, shape, values = parts.pop("expected")
-    return parts, config, (dtype, np.frombuffer(values, WORDS[dtype]).reshape(shape))
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.safetensors")), ids=lambda p: p.stem)
 def test_weights_are_what_their_tool_makes_of_them(path: Path) -> None:
-    parts, config, (dtype, expected) = stored(path)
+    parts, config, (dtype, expected) = made_by_a_tool(path)
     found = only(found_in(parts, config))
     assert (found.shape, found.dtype) == (expected.shape, dtype)
     assert {p.name for p in found.parts} == set(parts)
@@ -52,7 +37,7 @@ def test_weights_are_what_their_tool_makes_of_them(path: Path) -> None:
 
 
 def test_scales_of_activations_and_caches_belong_to_the_weights_beside_them() -> None:
-    parts, config, _ = stored(FOLDER / "ct-fp8-channel.safetensors")
+    parts, config, _ = made_by_a_tool(FOLDER / "ct-fp8-channel.safetensors")
     number = ("F32", (), bytes(4))
     own = {**{name.replace("m.", "a.k."): part for name, part in parts.items()}, "a.k.input_scale": number,
            "a.k_scale": number, "a.k.k_scale": number, "b.k_scale": number, "a.logit_scale": number}  # fmt: skip
@@ -63,14 +48,14 @@ def test_scales_of_activations_and_caches_belong_to_the_weights_beside_them() ->
 
 @pytest.mark.parametrize("setting", ["quant_scale", "quant_zero", "view_as_float"])
 def test_what_hqq_quantizes_again_is_refused(setting: str) -> None:
-    parts, _, _ = stored(FOLDER / "hqq-4-axis1-bf16.safetensors")
+    parts, _, _ = made_by_a_tool(FOLDER / "hqq-4-axis1-bf16.safetensors")
     with pytest.raises(DataError, match=f"HQQ with {setting} is not supported"):
         found_in({**parts, f"m.{setting}": ("U8", (), b"\1")})
 
 
 def test_weights_whose_inputs_are_multiplied_first_are_refused() -> None:
     for name in ("modelopt-nvfp4", "modelopt-fp8"):
-        parts, config, _ = stored(FOLDER / f"{name}.safetensors")
+        parts, config, _ = made_by_a_tool(FOLDER / f"{name}.safetensors")
         module = next(n for n in parts if n.endswith(".weight")).removesuffix(".weight")
         with pytest.raises(DataError, match="pre_quant_scale"):
             found_in({**parts, f"{module}.pre_quant_scale": ("F32", (64,), bytes(256))}, config)
@@ -82,7 +67,7 @@ FILES = sorted(FOLDER.glob("*.safetensors"))
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_codes_and_scales_without_each_other_are_refused(path: Path, tmp_path: Path) -> None:
     """None of them is a weight, with a config.json or without."""
-    parts, config, _ = stored(path)
+    parts, config, _ = made_by_a_tool(path)
     found = only(found_in(parts, config))
     codes, scale, *_ = found.parts
     for number, (gone, said) in enumerate(itertools.product((codes, scale), (config, {}))):
@@ -101,7 +86,7 @@ def test_codes_and_scales_without_each_other_are_refused(path: Path, tmp_path: P
 @given(st.data())
 def test_nothing_but_data_errors(data: st.DataObject) -> None:
     """Any part of another shape, dtype or content: decoded or refused."""
-    parts, config, _ = stored(data.draw(st.sampled_from(FILES)))
+    parts, config, _ = made_by_a_tool(data.draw(st.sampled_from(FILES)))
     for name in data.draw(st.lists(st.sampled_from(sorted(parts)), min_size=1, max_size=2, unique=True)):
         dtype, shape, raw = parts[name]
         if data.draw(st.booleans()):

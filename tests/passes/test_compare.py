@@ -14,6 +14,8 @@ from making import BF16, ROOT, one_line, run, save
 from safetensors.numpy import load_file, save_file
 from strategies import gaussian
 
+from quantcli.models import open_model
+
 SCHEMA = json.loads((ROOT / "quantcli" / "reports" / "renderings" / "report.schema.json").read_text())
 
 
@@ -192,3 +194,43 @@ def test_tensors_on_one_side_only_are_named(place: Path) -> None:
     ran = run("compare", "model.safetensors", "more.safetensors", "--format", "csv")
     assert ran.code == 0
     assert "only in more.safetensors: extra" in ran.err and "only in model.safetensors: norm" in ran.err
+
+
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP8", "W8A8", "W4A16"])
+def test_all_commands_tell_the_same_of_codes(scheme: str, tmp_path: Path) -> None:
+    """Codes are measured as what they stand for, in float32, as kernels multiply: by quantize, by report and by
+    compare, which numpy agrees with. What a library makes of them in 16 bits is a little further off."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
+    names = [f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
+    weights = {n: (gaussian(256, 256, seed=i) * 0.02).astype(BF16) for i, n in enumerate(names)}
+    save(folder / "model.safetensors", weights)
+    out = tmp_path / "out"
+    made = run("quantize", folder, "--scheme", scheme, "-o", out, "--json")
+    told = {t["name"]: t["sqnr_db"] for t in made.json["tensors"]}
+    for words in (["compare", folder, out], ["report", out, "--against", folder]):
+        found = {t["name"]: t["sqnr_db"] for t in run(*words, "--json").json["tensors"]}
+        assert found == pytest.approx(told, abs=1e-6), words
+    with open_model(str(out)) as model:
+        for name, weight in weights.items():
+            exact = weight.astype(np.float64).ravel()
+            noise = np.square(model[name].read(0, exact.size) - exact).sum()
+            assert 10 * np.log10(np.square(exact).sum() / noise) == pytest.approx(told[name], abs=1e-6)
+    assert run("dequantize", out, "-o", tmp_path / "floats", "-q").code == 0
+    rounded = run("compare", folder, tmp_path / "floats", "--json").json["summary"]["sqnr_db"]
+    assert made.json["summary"]["sqnr_db"] - 0.1 < rounded <= made.json["summary"]["sqnr_db"] + 1e-9
+
+
+def test_weights_that_others_were_quantized_from_are_what_was_read(tmp_path: Path) -> None:
+    """FP8 is decoded to bfloat16 as its library does, and quantized: compare tells what quantize told."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
+    name = "model.layers.0.mlp.up_proj.weight"
+    save(folder / "model.safetensors", {name: (gaussian(256, 256) * 0.02).astype(BF16)})
+    assert run("quantize", folder, "--to", "fp8-blocks", "-o", tmp_path / "fp8", "-q").code == 0
+    made = run("quantize", tmp_path / "fp8", "--bits", "8", "-o", tmp_path / "out", "--json")
+    seen = run("compare", tmp_path / "fp8", tmp_path / "out", "--json")
+    assert seen.json["summary"]["sqnr_db"] == pytest.approx(made.json["summary"]["sqnr_db"], abs=1e-6)
+    assert run("compare", tmp_path / "fp8", tmp_path / "fp8", "--json").json["summary"]["sqnr_db"] is None

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.layouts import whole_bytes
+from quantcli.layouts.groups import INPUTS
 from quantcli.layouts.native.write import job as native
 from quantcli.layouts.pieces import facts, plain
 from quantcli.layouts.whole_bytes import Places
@@ -19,24 +20,6 @@ PACKED, BYTES, FLOATS = "pack-quantized", "int-quantized", "float-quantized"
 _SMALL = {"mxfp4": "mxfp4-pack-quantized", "mxfp8": "mxfp8-quantized", "nvfp4": "nvfp4-pack-quantized"}
 """Formats of floats with scales of one byte, by the names of their schemes."""
 
-_INPUTS: dict[str, dict[str, Any]] = {
-    "int8": {"num_bits": 8, "type": "int", "strategy": "token"},
-    "fp8": {"num_bits": 8, "type": "float", "strategy": "token"},
-    "fp8-group": {"num_bits": 8, "type": "float", "group_size": 128, "strategy": "group"},
-    "fp8-static": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False},
-    "nvfp4": {
-        "num_bits": 4,
-        "type": "float",
-        "group_size": 16,
-        "strategy": "tensor_group",
-        "dynamic": "local",
-        "scale_dtype": "torch.float8_e4m3fn",
-    },
-    "mxfp8": {"num_bits": 8, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
-    "mxfp4": {"num_bits": 4, "type": "float", "group_size": 32, "strategy": "group", "scale_dtype": "torch.uint8"},
-}
-"""How inputs of layers are quantized, by `Scheme.activations`."""
-
 
 def format_of(scheme: Scheme) -> str:
     """The name of the format that stores a scheme."""
@@ -49,7 +32,7 @@ def inputs(scheme: Scheme) -> dict[str, Any] | None:
     """The settings of the inputs of a layer; None where they stay floats."""
     if scheme.activations == "none":
         return None
-    return {"symmetric": True, "group_size": None, "dynamic": True, **_INPUTS[scheme.activations]}
+    return {"symmetric": True, "group_size": None, "dynamic": True, **INPUTS[scheme.activations]}
 
 
 def weights(tensor: Weight) -> dict[str, Any]:

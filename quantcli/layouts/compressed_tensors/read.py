@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from quantcli.errors import printable
 from quantcli.layouts import bytewise
 from quantcli.layouts.compressed_tensors.decode import Stored, decode_packed, held, stated_shape, words_of
-from quantcli.layouts.config import CONFIG_HINT, section, text, whole
-from quantcli.layouts.reader import Found, Read
+from quantcli.layouts.config import CONFIG_HINT, whole
+from quantcli.layouts.groups import Stated
+from quantcli.layouts.reader import Found, Held, Read
 from quantcli.layouts.stored import FLOATS, part, scheme_name, small_float_weight, wrong
 from quantcli.patterns import module_of
 from quantcli.tensors.info import TensorInfo
@@ -20,53 +21,6 @@ from quantcli.tensors.info import TensorInfo
 BITS = range(2, 9)
 PLAIN = {"I8": "int", "F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
 """Dtypes of codes one to a byte, and the formats they are."""
-
-KNOWN = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", "dense")
-
-
-class _Config:
-    """What config.json says of weights."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-
-    @cached_property
-    def _whole(self) -> dict[str, Any]:
-        found = section(self._config, "quantization_config")
-        return found if text(found, "quant_method") in (None, "compressed-tensors") else {}
-
-    @cached_property
-    def older(self) -> bool:
-        """Whether it is of a release before 0.18, whose codes did not cross words."""
-        found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", text(self._whole, "version") or "")
-        return found is not None and (int(found[1]), int(found[2])) < (0, 18)
-
-    @cached_property
-    def _groups(self) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-        """The settings of groups that name modules, by module, and of those that name classes or patterns."""
-        groups = section(self._whole, "config_groups")
-        named, general = dict[str, list[dict[str, Any]]](), list[dict[str, Any]]()
-        for key in groups:
-            group = section(groups, key)
-            targets, weights = group.get("targets"), section(group, "weights")
-            texts = [t for t in targets if isinstance(t, str)] if isinstance(targets, list) else []
-            stated = text(group, "format") or text(self._whole, "format")
-            own = {**weights, "strategy": text(weights, "strategy"), "format": stated}
-            for target in dict.fromkeys(texts):
-                named.setdefault(target, []).append(own)
-            if any(t.startswith("re:") or "." not in t for t in texts):
-                general.append(own)
-        return named, general
-
-    def settings(self, name: str) -> list[dict[str, Any]]:
-        """The settings that apply to a weight: those of the groups that name its module, else of those that name
-        classes or patterns. Raises DataError for an unknown format."""
-        named, general = self._groups
-        found = named.get(module_of(name)) or general
-        formats = [f for own in found if (f := own["format"]) is not None]
-        if formats and not any(f in KNOWN for f in formats):
-            raise wrong(name, f"compressed-tensors format {formats[0]} is not supported")
-        return [own for own in found if own["format"] is None or own["format"] in KNOWN]
 
 
 def _packings(cols: int, words: int) -> list[tuple[int, bool]]:
@@ -144,7 +98,7 @@ def _one_bits(
     return usual[0]
 
 
-def _packed(infos: Mapping[str, TensorInfo], name: str, config: _Config, read: Read | None) -> Stored:
+def _packed(infos: Mapping[str, TensorInfo], name: str, config: Stated, read: Read | None) -> Stored:
     settings = config.settings(name)
     for other in ("offset", "codebook", "global_scale"):
         if f"{name}_{other}" in infos:
@@ -212,7 +166,7 @@ def _quotient(info: TensorInfo, scale: TensorInfo) -> tuple[int, int] | None:
     return None if rows % down or cols % across else (rows // down, cols // across)
 
 
-def _plain(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Stored:
+def _plain(infos: Mapping[str, TensorInfo], name: str, config: Stated) -> Stored:
     info, settings = part(infos, name, name, tuple(PLAIN)), config.settings(name)
     if (smoothed := f"{module_of(name)}.pre_quant_scale") in infos:
         raise wrong(name, f"{printable(smoothed)} beside it, with which inputs are multiplied, is not supported")
@@ -278,7 +232,17 @@ def _bytes(stored: Stored) -> bytewise.Bytewise:
     )  # fmt: skip
 
 
-def _found(stored: Stored, *, packed: bool) -> Found:
+def _held(stored: Stored, activations: str, read: Read, *, packed: bool) -> Held | str:
+    """The codes, and how inputs are quantized."""
+    found = held(stored, read) if packed else bytewise.held(_bytes(stored), read)
+    if isinstance(found, str):
+        return found
+    if stored.granularity == "block":  # of which there may be one alone
+        found = replace(found, group=stored.group, height=stored.height)
+    return replace(found, activations=activations)
+
+
+def _found(stored: Stored, activations: str, *, packed: bool) -> Found:
     parts = (stored.codes, stored.scale, stored.zero, stored.index, stored.stated)
     return Found(
         name=stored.name,
@@ -288,13 +252,13 @@ def _found(stored: Stored, *, packed: bool) -> Found:
         parts=tuple(p for p in parts if p is not None),
         decode=partial(decode_packed, stored) if packed else partial(bytewise.decode, _bytes(stored)),
         dtype=stored.scale.dtype,
-        held=partial(held, stored) if packed else partial(bytewise.held, _bytes(stored)),
+        held=partial(_held, stored, activations, packed=packed),
     )
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that are stored as packed integers with a scale, or as bytes with one."""
-    found, stated = [], _Config(config)
+    found, stated = [], Stated(config)
     for full in infos:
         name = full.removesuffix("_packed")
         scale = infos.get(f"{name}_scale")
@@ -302,7 +266,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
             continue
         if name != full and (name.endswith(".weight") or scale is not None):
             _refuse(infos, name)
-            found.append(_found(_packed(infos, name, stated, read), packed=True))
+            found.append(_found(_packed(infos, name, stated, read), stated.inputs(name), packed=True))
         elif infos[full].dtype in PLAIN and f"{full}_scale" in infos and f"{full}_packed" not in infos:
-            found.append(_found(_plain(infos, full, stated), packed=False))
+            found.append(_found(_plain(infos, full, stated), stated.inputs(full), packed=False))
     return found
