@@ -267,8 +267,21 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     return Conversion(
         jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
         config={"quantization_config": settings},
-        notes=[*unknown(model), *loads_experts(tensors, model)],
+        notes=[*unknown(model), *loads_experts(tensors, model), *_renamed(model)],
     )
+
+
+RENAMED = ("llama", "mistral")
+"""Types of models for which SGLang 0.5.23 calls weight_scale_inv weight_scale, which it then finds no place for."""
+
+
+def _renamed(model: Architecture) -> list[str]:
+    """The note on a model whose scales a runtime would drop."""
+    if model.model_type not in RENAMED:
+        return []
+    return [
+        f"SGLang 0.5.23 does not load the scales of {model.model_type} in this layout; it does with --scheme FP8_BLOCK"
+    ]
 
 
 WRITES = Writer(

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import GOLDEN_FILES, ROOT, header_of, load, one_line, run, save
+from kernel_parts import TABLES, tile_of
+from making import GOLDEN_FILES, ROOT, header_of, load, one_line, raw_tensors, run, save
 from safetensors.numpy import load_file
 from strategies import gaussian
 
 import quantcli
 from quantcli import Scheme
+from quantcli.formats import code_grid, fixed_codebook
+from quantcli.kernels import F32, Kernels, QuantParams, row_bytes
 from quantcli.models import open_model
 from quantcli.naming import of_checkpoint
 from quantcli.planning.named import NAMES, fields
@@ -309,3 +312,53 @@ def test_measured_scales_of_inputs(tmp_path: Path) -> None:
     assert "has no model.layers.0.mlp.down_proj.input_scale" in line and "FP8_DYNAMIC" in line
     words[3] = folder
     assert "it holds no scales of inputs" in one_line(run(*words, "FP8", "-o", tmp_path / "n"), 2)
+
+
+STORED = sorted((GOLDEN_FILES / "named").glob("*.safetensors"))
+"""Two layers of the sample model as llm-compressor stores them, and what they were; peers/write_named.py wrote them."""
+
+
+def in_parts(path: Path, tmp_path: Path) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]]:
+    """A folder with the stored tensors and llm-compressor's configuration, its tensors, and the original weights."""
+    held = load(path)
+    folder = tmp_path / "stored"
+    folder.mkdir()
+    originals = {n: np.frombuffer(t.data, "<f4").reshape(t.shape) for n, t in held.items() if n.startswith("original.")}
+    stored = {n: t for n, t in held.items() if n not in originals}
+    (folder / "model.safetensors").write_bytes(raw_tensors({n: (t.dtype, t.shape, t.data) for n, t in stored.items()}))
+    config = {**json.loads((LLAMA / "config.json").read_text()), "quantization_config": GOLDEN[path.stem]["config"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, stored, {n.removeprefix("original."): v for n, v in originals.items()}
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_what_llm_compressor_stored_is_written_byte_for_byte(path: Path, tmp_path: Path) -> None:
+    """Its codes and scales, read and written again: names, dtypes, shapes, bytes, and the configuration's group."""
+    folder, stored, _ = in_parts(path, tmp_path)
+    ran = run("export", folder, "--to", "compressed-tensors", "-o", tmp_path / "out", "--json")
+    assert ran.code == 0 and ran.json["lossless"], ran
+    assert load(tmp_path / "out" / "model.safetensors") == stored
+    own, theirs = (next(iter(config_of(f)["config_groups"].values())) for f in (tmp_path / "out", folder))
+    assert own == theirs
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_the_same_scales_give_the_codes_of_llm_compressor(path: Path, table: Kernels, tmp_path: Path) -> None:
+    """All of them: it divides in float32 here, and rounds as the kernel does, ties to even; a zero may have a sign."""
+    folder, _, originals = in_parts(path, tmp_path)
+    scheme = Scheme(**{**(fields(path.stem) or {}), **({"grid": "full"} if path.stem == "W8A8" else {})})
+    with open_model(str(folder)) as model:
+        for name, weights in originals.items():
+            held, (rows, cols) = model[name].held(), weights.shape
+            assert not isinstance(held, str)
+            group = held.group if isinstance(held.group, int) else cols
+            book = fixed_codebook(scheme) if scheme.family != "int" else None
+            params = QuantParams(np.ascontiguousarray(held.params(0, rows)[0]), None, book)
+            packed = np.zeros(rows * row_bytes(cols, scheme.bits), np.uint8)
+            table.encode(tile_of(weights, F32, group), params, code_grid(scheme), packed)
+            ours, theirs = (
+                table.decode(codes, (rows, cols), group, params, code_grid(scheme))
+                for codes in (packed, held.packed(0, rows))
+            )
+            np.testing.assert_array_equal(ours, theirs)
