@@ -132,17 +132,20 @@ def _round_float8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
 
     bias, mantissa, largest = _FLOAT8[name]
     magnitude = np.abs(np.ascontiguousarray(values, np.float32))
-    spare = 23 - mantissa
+    spare = np.uint32(23 - mantissa)
     bits = magnitude.view(np.uint32)
-    normal = (bits + np.uint32((1 << (spare - 1)) - 1) + ((bits >> np.uint32(spare)) & np.uint32(1))) >> np.uint32(
-        spare
-    )
-    with np.errstate(over="ignore"):  # only values far from the small ones
-        small = np.rint(magnitude * np.float32(2.0 ** (bias - 1 + mantissa)))
-    least = np.float32(2.0 ** (1 - bias))
-    code = np.where(magnitude < least, np.minimum(small, 255).astype(np.uint32), normal - ((127 - bias) << mantissa))
-    signed: NDArray[np.uint8] = np.minimum(code, largest).astype(np.uint8)
-    signed |= np.signbit(values).astype(np.uint8) << np.uint8(7)
+    code = bits >> spare
+    code &= np.uint32(1)
+    code += bits
+    code += np.uint32((1 << (22 - mantissa)) - 1)
+    code >>= spare
+    code -= np.uint32((127 - bias) << mantissa)  # wraps around for the small ones
+    small = magnitude < np.float32(2.0 ** (1 - bias))
+    if small.any():
+        code[small] = np.rint(magnitude[small] * np.float32(2.0 ** (bias - 1 + mantissa)))
+    np.minimum(code, np.uint32(largest), out=code)
+    signed: NDArray[np.uint8] = code.astype(np.uint8)
+    signed |= np.signbit(values).view(np.uint8) << np.uint8(7)
     return signed
 
 

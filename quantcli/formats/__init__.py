@@ -56,6 +56,7 @@ def code_grid(scheme: Scheme) -> CodeGrid:
     return _format(scheme).grid(scheme)
 
 
+@lru_cache(maxsize=64)
 def reach(scheme: Scheme) -> float:
     """The divisor of the largest weight, or for asymmetric schemes of the range, for a scale that clips nothing.
 

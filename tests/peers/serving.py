@@ -68,7 +68,7 @@ RUNS = [
     Run("llama-tied", "compressed-tensors", "--scheme MXFP4A16", "kernel that can implement the MXFP4 linear layer"),
     Run("llama-tied", "compressed-tensors", "--scheme MXFP8A16", "kernel that can implement the MXFP8 linear layer"),
     Run("llama-tied", "compressed-tensors", "--scheme FP8_BLOCK", "64 is not divisible by weight quantization block_n"),
-    Run("llama-tied", "compressed-tensors", "--scheme W4AFP8 --group-size 32", "No compressed-tensors compatible scheme"),
+    Run("llama-tied", "compressed-tensors", "--scheme W4AFP8 --group-size 32", "compressed-tensors compatible scheme"),
     Run("llama-tied", "fp8-blocks", "", "CPUFp8W8A8BlockScaledMMKernel requires AMX tile support"),
     Run("llama-tied", "awq", "--bits 4 --group-size 32 --asymmetric"),
     Run("llama-tied", "gptq", "--bits 8 --group-size 32", "Marlin does not support weight_bits = uint8b128"),
