@@ -13,6 +13,7 @@ _STORED = {
     "plain": "scales that are floats",
     "e8m0": "scales that are powers of two",
     "e4m3": "E4M3 scales",
+    "e4m3-alone": "E4M3 scales and none of the tensor",
     "super-blocks": "scales in super-blocks, which only GGUF has",
 }
 

@@ -183,6 +183,8 @@ class Writer:
     """Tensors that its loader wants in another form, by name, and what takes their place; config.json is given."""
     scale_dtype: str | None = None
     """The best dtype of scales for it."""
+    own_inputs: bool = False
+    """Whether its runtime decides by itself how it computes with inputs, whatever a scheme says of them."""
     usual: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the scheme to use unless others are requested."""
     extension: str = ""
@@ -225,7 +227,14 @@ class Writer:
         return self.shape(weight) or self.module(weight, model)
 
     def suited(self, scheme: Scheme) -> Scheme:
-        """A scheme with the scale dtype of the target, unless another was requested."""
+        """A scheme as the target stores it, where it has a name in common with what was requested: with the scale dtype
+        of the target, unless another was requested; without a scale of the tensor, or what is said of inputs, where it
+        has no such thing."""
+        kinds = (self.accepts, *self.accepts.others)
+        if scheme.storage == "e4m3" and "e4m3-alone" in {k.storage for k in kinds} - {"e4m3"}:
+            scheme = scheme.with_scale_dtype("float8_e4m3_alone")
+        if self.own_inputs and scheme.activations != "none":
+            scheme = scheme.of_weights()
         if self.scale_dtype is None or scheme.scale_dtype != AUTO or scheme.shares_levels:
             return scheme
         return scheme.with_scale_dtype(self.scale_dtype)
