@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from quantcli.architectures import UNNAMED, Architecture
@@ -12,15 +12,20 @@ from quantcli.layouts.writer import Again, Writer, named, refusal
 from quantcli.planning.entry import changed, quantized
 from quantcli.planning.reasons import REASONS, SMALL, TABLES
 from quantcli.planning.request import Request
+from quantcli.scheme import PUBLISHED
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 
 
-def suited(request: Request) -> Request:
-    """A request with scales as its target stores them, so that the codes are made for those."""
+def suited(request: Request, say: Callable[[str], None]) -> Request:
+    """A request with scales as its target stores them, so that the codes are made for those. say: called where what
+    a scheme says of inputs does not count, unless its name is that of a format, which the target calls so too."""
     if request.to is None:
         return request
     export = named(request.to)
+    schemes = [s for s in (request.scheme, *(r.scheme for r in request.rules)) if s is not None]
+    if export.own_inputs and any(s.activations != "none" and s.name not in PUBLISHED.values() for s in schemes):
+        say(f"{request.to} has schemes of weights alone: its programs decide how they compute with inputs")
     rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
     scheme = export.suited(request.scheme) if export.base is None else export.base(request.scheme)
     return replace(request, scheme=scheme, rules=rules)

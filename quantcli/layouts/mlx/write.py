@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from quantcli.errors import listed
 from quantcli.kernels import row_bytes
 from quantcli.layouts import whole_bytes
 from quantcli.layouts.mlx.read import GROUPS
@@ -135,7 +134,4 @@ def _notes(tensors: Sequence[Weight]) -> list[str]:
     rounded_biases = [w for w in quantized(tensors) if not facts(w)[0].symmetric and facts(w)[0].zero_point != "float"]
     if rounded_biases:
         notes.append("MLX stores -zero * scale, rounded to the scale's dtype; symmetric weights lose nothing")
-    modes = sorted({_mode(w) for w in quantized(tensors)} - {"affine"})
-    if modes:
-        notes.append(f"{listed(modes)} is of weights alone: mlx-lm computes with inputs in floating point")
     return notes
