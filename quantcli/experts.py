@@ -158,7 +158,7 @@ def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
         return ""
     name, tensors = next(iter(others.items()))
     becomes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
-    return printable(f"{len(others)} matrices put in order: {name} -> {becomes}", 400)
+    return printable(f"{len(others)} matrices arranged: {name} -> {becomes}", 400)
 
 
 def _moved(name: str, moved: dict[str, str]) -> str:
@@ -183,5 +183,6 @@ def _described(layers: list[_Layer]) -> str:
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
     shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
-    word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
+    words = [word for part, word in zip((GATE, UP, DOWN), naming.words) if part in experts.weights]
+    word = f"{'' if naming.stacked else 'N.'}{{{','.join(words)}}}.weight"
     return printable(f"{what} {how}: {prefix}.{shown} -> {naming.prefix}.{word}", 400)

@@ -21,16 +21,25 @@ from mlx_lm.utils import MODEL_REMAPPING
 FOLDER = Path(mlx_lm.__file__).parent / "models"
 
 
+def bases(tree: ast.Module, node: ast.ClassDef) -> list[dict[str, list[str]]]:
+    """The fields that a class inherits from one of its own module, or of another one of mlx-lm's models."""
+    found = []
+    for base in node.bases:
+        module, _, name = ast.unparse(base).rpartition(".")
+        found.append(fields(parsed(module), name) if module else fields(tree, name) or imported_as(tree, name))
+    return [part for part in found if part is not None]
+
+
 def fields(tree: ast.Module, name: str) -> dict[str, list[str]] | None:
     """The fields of a dataclass in a module: those without a default, and the others."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             listed = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
             found = [(n.target.id, n.value is None) for n in listed if isinstance(n.target, ast.Name)]
-            inherited = [fields(tree, base.id) for base in node.bases if isinstance(base, ast.Name)]
-            more = [part for part in inherited if part is not None]
-            needs = {key for part in more for key in part["needs"]} | {key for key, needed in found if needed}
-            reads = {key for part in more for key in part["reads"]} | {key for key, needed in found if not needed}
+            more = bases(tree, node)
+            usual = {key for key, needed in found if not needed}
+            needs = {key for part in more for key in part["needs"]} - usual | {key for key, needed in found if needed}
+            reads = {key for part in more for key in part["reads"]} | usual
             return {"needs": sorted(needs), "reads": sorted(reads - needs)}
     return None
 
@@ -76,7 +85,7 @@ def imported_as(tree: ast.Module, name: str) -> dict[str, list[str]] | None:
     """The fields of a class that a module imports under a name."""
     for node in tree.body:
         for alias in node.names if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module else ():
-            if alias.asname == name:
+            if (alias.asname or alias.name) == name:
                 return fields(parsed(str(node.module)), alias.name)
     return None
 

@@ -35,6 +35,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 OF_TYPES: Mapping[str, Values] = {
     "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
     "glm_moe_dsa": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
+    "minimax_m2": {"shared_intermediate_size": 0},
     "longcat_flash": {
         "attention_method": "MLA",
         "zero_expert_type": "identity",
@@ -83,7 +84,7 @@ def completed(config: Values) -> Completed:
     if "text" in row and isinstance(text, dict):
         outer = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
         own = _added({**outer, **text}, row["text"])
-        own |= {key: value for key, value in outer.items() if key not in text and key in _all(row["text"])}
+        own |= {key: value for key, value in outer.items() if text.get(key) != value and key in _all(row["text"])}
         missing += [f"text_config.{key}" for key in row["text"]["needs"] if key not in text and key not in own]
         if own:
             added["text_config"] = {**text, **own}
@@ -106,9 +107,9 @@ def _added(values: Values, row: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         other = next((other for other in ALIASES.get(key, ()) if values.get(other) is not None), None)
         if other is not None:
             found[key] = values[other]
-    for key in sorted(needed & _COMPUTED.keys() - values.keys() - found.keys()):
+    for key in sorted(read & _COMPUTED.keys() - values.keys() - found.keys()):
         value = _COMPUTED[key](values)
-        if value is not None:
+        if value is not None and (key in needed or key not in _USUAL):
             found[key] = value
     own = OF_TYPES.get(str(values.get("model_type")), {})
     found |= {key: value for key, value in own.items() if key in read and key not in values}
@@ -158,15 +159,44 @@ def _sparse(values: Values) -> list[bool] | None:
     return [kind == "sparse" for kind in kinds] if isinstance(kinds, list) else None
 
 
-_COMPUTED: Mapping[str, Callable[[Values], Any]] = {"head_dim": _head_dim, "is_moe_layer": _sparse}
+def _interval(values: Values) -> int | None:
+    """After how many layers the last of them attends to all that was read, where it is the same number everywhere."""
+    kinds = values.get("layer_types")
+    if not isinstance(kinds, list) or FULL not in kinds:
+        return None
+    size = kinds.index(FULL) + 1
+    return size if all((kind == FULL) == (n % size == 0) for n, kind in enumerate(kinds, 1)) else None
+
+
+def _rotary_dim(values: Values) -> int | None:
+    """How many columns of a head are rotated."""
+    size, rope = values.get("head_dim") or _head_dim(values), values.get("rope_parameters")
+    share = rope.get("partial_rotary_factor", 1.0) if isinstance(rope, dict) else None
+    return int(size * share) if isinstance(size, int) and isinstance(share, (int, float)) else None
+
+
+_COMPUTED: Mapping[str, Callable[[Values], Any]] = {
+    "full_attention_interval": _interval,
+    "head_dim": _head_dim,
+    "is_moe_layer": _sparse,
+    "rotary_dim": _rotary_dim,
+}
 """Settings that follow from others."""
+
+_USUAL = {"head_dim"}
+"""Those that most models of mlx-lm compute themselves."""
 
 _OLD_KINDS = {"linear_attention": "mamba", FULL: "attention"}
 
 
 def _replaced(values: Values) -> dict[str, Any]:
     """Settings whose values have other names."""
-    kinds = values.get("layer_types")
+    kinds, size = values.get("layer_types"), _head_dim(values)
+    if values.get("model_type") == "falcon_h1" and "head_dim" not in values and size is not None:
+        return {"head_dim": size}
+    pattern = values.get("sliding_window_pattern")
+    if values.get("model_type") == "exaone4" and type(pattern) is int and pattern > 0:
+        return {"sliding_window_pattern": "L" * (pattern - 1) + "G"}
     if values.get("model_type") == "granitemoehybrid" and isinstance(kinds, list):
         old = [_OLD_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
         return {"layer_types": old} if old != kinds else {}

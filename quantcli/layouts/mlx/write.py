@@ -13,6 +13,7 @@ from quantcli.errors import listed, printable
 from quantcli.kernels import row_bytes
 from quantcli.layouts import whole_bytes
 from quantcli.layouts.config import json_beside, without_quantization
+from quantcli.layouts.mlx.converted import changed
 from quantcli.layouts.mlx.keys import Completed, completed, version
 from quantcli.layouts.mlx.read import GROUPS
 from quantcli.layouts.pieces import (
@@ -124,12 +125,13 @@ def settings(tensors: Sequence[Weight]) -> dict[str, Any]:
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as MLX stores it."""
     found, config = settings(tensors), json_beside(beside, "config.json") or {}
-    keys = completed(without_quantization(config))
+    keys, own = completed(without_quantization(config)), changed(tensors, config)
+    jobs = {t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors}
     return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
+        jobs={name: own.jobs.get(name, job) for name, job in jobs.items() if name not in own.left_out},
         config={**keys.added, "quantization": found, "quantization_config": found},
         header=lambda names: {"format": "mlx"},
-        notes=[*_on_loading(config, keys), *_notes(tensors)],
+        notes=[*_on_loading(config, keys), *filter(None, [own.note]), *_notes(tensors)],
     )
 
 
