@@ -47,6 +47,10 @@ OF_TYPES: Mapping[str, Values] = {
 """Settings that the models of a type have in transformers' code, where they cannot be chosen."""
 
 
+OF_TEXT = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
+"""Types of models that read text only, and those that mlx-lm has them in, with all settings in one object."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     """What mlx-lm finds in a config.json. added: keys for it, whole objects for those inside one, and `names`, what
@@ -74,9 +78,13 @@ def version() -> str:
 def completed(config: Values) -> Completed:
     """The keys of a config.json that mlx-lm needs and that follow from the others."""
     kind = config.get("model_type")
-    row = _facts()["types"].get(kind) if isinstance(kind, str) else None
+    kind = kind if isinstance(kind, str) else ""
+    row = _facts()["types"].get(OF_TEXT.get(kind, kind))
     if row is None:
         return Completed(added={}, names=(), missing=(), known=False)
+    if kind in OF_TEXT:
+        found = {"model_type": OF_TEXT[kind], **_added(config, row["text"])}
+        return Completed(added=found, names=tuple(found), missing=(), known=True)
     found = _added(config, row)
     added, names = dict(found), list(found)
     missing = [key for key in row["needs"] if key not in config and key not in found]
@@ -194,6 +202,8 @@ def _replaced(values: Values) -> dict[str, Any]:
     kinds, size = values.get("layer_types"), _head_dim(values)
     if values.get("model_type") == "falcon_h1" and "head_dim" not in values and size is not None:
         return {"head_dim": size}
+    if values.get("model_type") == "gemma4_text" and values.get("per_layer_config") == {}:
+        return {"global_head_dim": values["head_dim"]} if "head_dim" in values else {}
     pattern = values.get("sliding_window_pattern")
     if values.get("model_type") == "exaone4" and type(pattern) is int and pattern > 0:
         return {"sliding_window_pattern": "L" * (pattern - 1) + "G"}

@@ -18,8 +18,16 @@ from quantcli.tensors.info import TensorInfo
 
 HEAD = re.compile(r"(?:^|\.)lm_head\.weight$")
 
-READ = {"baichuan_m1": "lm_head", "bailing_moe": "lm_head", "bailing_moe_linear": "lm_head", "minicpm": "embed_tokens"}
-"""What mlx-lm normalizes or copies while it loads models of a type."""
+READ: Mapping[str, Sequence[str]] = {
+    "baichuan_m1": ("lm_head",),
+    "bailing_moe": ("lm_head",),
+    "bailing_moe_linear": ("lm_head",),
+    "falcon_h1": (
+        "embed_tokens", "lm_head", "q_proj", "k_proj", "o_proj", "in_proj", "out_proj", "gate_proj", "down_proj",
+    ),
+    "minicpm": ("embed_tokens",),
+}  # fmt: skip
+"""What mlx-lm normalizes, multiplies or copies while it loads models of a type."""
 
 OWN = {
     ("bailing_moe_v3", "embedding"): 0,
@@ -43,7 +51,7 @@ def module(weight: Weight, model: Architecture) -> str | None:
     if HEAD.search(weight.info.name) and model is not UNNAMED and model.tied is not False:
         said = "true" if model.tied else "not there, which mlx-lm may take for true"
         return f"tie_word_embeddings is {said}: the embedding is the head then, and codes of another one do not load"
-    if path.rpartition(".")[2] == READ.get(model.model_type):
+    if path.rpartition(".")[2] in READ.get(model.model_type, ()):
         return "mlx-lm computes with this matrix while it loads it, which needs floating-point weights"
     if path.endswith(".kv_b_proj") and model.model_type not in WHOLE_KV:
         return "mlx-lm splits this matrix while it loads it, and quantizes the parts again"
