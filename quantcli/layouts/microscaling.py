@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.layouts.reader import Found, Held, Read, Reader, not_moved
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import floats, matrix, part, small_float_weight, wrong
 from quantcli.tensors.info import TensorInfo
@@ -70,8 +70,12 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return small_floats(raw, (rows, stored.cols), scale, stored.group, dtype)
 
 
-def _held(stored: _Stored, read: Read) -> Held:
-    return held(read, stored.codes, stored.scale, stored.name, stored.cols)
+def _held(stored: _Stored, read: Read) -> Held | str:
+    overall = 1.0 if stored.overall is None else 1 / float(floats(read, stored.overall, stored.name, 0, 1)[0] or np.nan)
+    return held(
+        read, stored.codes, stored.scale, stored.name, stored.cols,
+        group=stored.group, bits=stored.bits, overall=overall,
+    )  # fmt: skip
 
 
 def _found(stored: _Stored) -> Found:
@@ -84,7 +88,7 @@ def _found(stored: _Stored) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
         decode=partial(_decode, stored),
         dtype="BF16",
-        held=partial(_held, stored) if stored.bits == 4 and stored.overall is None else not_moved,
+        held=partial(_held, stored),
     )
 
 

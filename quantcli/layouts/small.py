@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -67,26 +68,40 @@ def scales(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> 
     return finite(powers(raw), info, whose)
 
 
-def held(read: Read, codes: TensorInfo, scale: TensorInfo, whose: str, cols: int, *, turned: bool = False) -> Held:
-    """The codes of rows of 4-bit floats, two to a byte, and their scales, bytes that are exponents of 2 for every 32
-    columns. turned: as in `Held`."""
-    size, groups = cols // 2, cols // MX
+def held(
+    read: Read,
+    codes: TensorInfo,
+    scale: TensorInfo,
+    whose: str,
+    cols: int,
+    *,
+    group: int = MX,
+    bits: int = 4,
+    overall: float = 1.0,
+    turned: bool = False,
+) -> Held | str:
+    """The codes of rows of small floats, those of 4 bits two to a byte, and the scales of their groups: bytes that are
+    exponents of 2, or E4M3 times a scale of the tensor, which must be a power of 2. turned: as in `Held`."""
+    size, groups = cols * bits // 8, cols // group
+    if math.frexp(overall)[0] != 0.5:
+        return "its scale of the tensor is no power of two, so that products of it are rounded"
 
     def packed(first: int, last: int) -> Bytes:
         return read(codes.name, first * size, (last - first) * size)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         found = scales(read, scale, whose, first * groups, (last - first) * groups)
-        return found.reshape(-1, groups), None
+        return found.reshape(-1, groups) * np.float32(overall), None
 
     return Held(
-        format="fp4",
-        bits=4,
-        group=MX,
+        format="fp4" if bits == 4 else "fp8-e4m3",
+        bits=bits,
+        group=group,
         offsets="",
-        scale_dtype="F8_E8M0",
+        scale_dtype="F8_E8M0" if group == MX else "F8_E4M3",
         packed=packed,
         params=params,
+        overall=overall,
         turned=turned,
     )
 
