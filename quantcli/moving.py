@@ -17,7 +17,7 @@ import numpy as np
 
 from quantcli.asking import Scheme
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.experts import arranged
+from quantcli.experts import loadable
 from quantcli.floats import decoded, named_for
 from quantcli.layouts.as_nvfp4 import alone, nvfp4, tensor_scale
 from quantcli.layouts.config import json_beside, model_dtype
@@ -99,7 +99,7 @@ def movable(model: Model, to: str, *, container: bool = False, scheme: str | Non
         notes = list[str]()
         views = model if model.is_native else named_for(model, to, notes.append)
         floats = decoded(model.source, views)
-        source = arranged(floats, to, container=container)
+        source = loadable(floats, to, container=container)
         stored = model.is_native and not source.arranged
         found = _native(model.stored) if stored else _found(views, floats, source, notes)
         return _of_nvfp4(_of_mxfp4(found, to, scheme), to)
