@@ -116,6 +116,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
+    "rotate": (None, [_P, c_int64, c_int64]),
 }
 """The functions of kernels.cpp; structures are passed by address."""
 
@@ -365,6 +366,10 @@ class NativeKernels:
             _at(out),
         )
         return out
+
+    def rotate(self, values: Floats, size: int) -> None:
+        assert values.flags.c_contiguous and values.dtype == np.float32 and values.size % size == 0
+        self._call("rotate", _at(values), values.size, size)
 
 
 def _codes(cols: int) -> NDArray[np.uint16]:

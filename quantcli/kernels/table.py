@@ -274,6 +274,10 @@ class Kernels(Protocol):
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
 
+    def rotate(self, values: Floats, size: int) -> None:
+        """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes
+        it."""
+
 
 def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:
     """Room for the scales of a tile, all 0."""

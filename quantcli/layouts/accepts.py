@@ -24,7 +24,7 @@ class Accepts:
 
     groups: every group size must be a multiple of one of these, None for any. granularities: those supported.
     symmetric, zero_points, storage: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have,
-    None for all. activations: those a configuration may ask for. others: further schemes that it can store; of storages
+    None for all. activations: those a configuration may ask for. rotations: how many columns may be rotated. others: further schemes that it can store; of storages
     of one byte, groups have just one of the sizes.
 
     >>> Accepts(bits=(4,), groups=(32, 64)).describe()
@@ -40,6 +40,7 @@ class Accepts:
     asymmetric_bits: tuple[int, ...] | None = None
     storage: str = "plain"
     activations: tuple[str, ...] = ("none",)
+    rotations: tuple[int, ...] = (0,)
     others: tuple[Accepts, ...] = ()
 
     def describe(self) -> str:
@@ -87,6 +88,8 @@ class Accepts:
             return f"{scheme.format} with {_STORED[scheme.storage]}"
         if scheme.activations not in self.activations:
             return f"inputs quantized to {scheme.activations}"
+        if scheme.rotation not in self.rotations:
+            return f"rotations of {scheme.rotation} columns"
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:

@@ -257,12 +257,13 @@ def checked(target: str, place: str) -> str:
         )
     name = name.replace("_", "-")
     kinds = named(name).kinds
-    if colon and kind.upper().replace("-", "_") not in kinds:
-        near = difflib.get_close_matches(kind.upper(), kinds, n=1, cutoff=0.3)
+    spelt = {own.upper(): own for own in kinds}
+    if colon and kind.upper().replace("-", "_") not in spelt:
+        near = [spelt[n] for n in difflib.get_close_matches(kind.upper(), spelt, n=1, cutoff=0.3)]
         hint = f"did you mean {near[0]}? there are {', '.join(kinds)}" if near else f"there are {', '.join(kinds)}"
         problem = f"{name} has no file type {printable(repr(kind), 40)}"
         raise UsageError(problem, place=[place], hint=hint if kinds else f"write --to {name}")
-    return f"{name}:{kind.upper().replace('-', '_')}" if colon else name
+    return f"{name}:{spelt[kind.upper().replace('-', '_')]}" if colon else name
 
 
 def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:

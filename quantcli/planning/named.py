@@ -1,7 +1,7 @@
 """Schemes by the names that the field has for them, such as W4A16 or FP8_DYNAMIC: weights, and inputs of their layers.
 
 The names and what they stand for are those of compressed-tensors' presets, and so of llm-compressor's, and the types of
-GGUF.
+GGUF and of ComfyUI.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcli.errors import UsageError, printable
-from quantcli.layouts.gguf.types import FIELDS as TYPES
+from quantcli.layouts.comfyui.types import FIELDS as OF_COMFYUI
+from quantcli.layouts.gguf.types import FIELDS as OF_GGUF
 
 _INT = re.compile(r"W([2-8])A16(_ASYM)?|W([2-7])A8")
 
@@ -36,6 +37,9 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "FP8": {**_FP8, "granularity": "tensor", "activations": "fp8-static"},
     "NVFP4": {**_FP4, **_NV, "activations": "nvfp4"},
 }
+
+TYPES = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
+"""Types of GGUF and ComfyUI, as far as no other name has their words."""
 
 NAMES = (
     *(f"W{bits}A16" for bits in range(2, 9)),

@@ -159,7 +159,7 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     for a config.json that cannot be read.
     """
     if asked.to in (None, NATIVE):
-        _check_super_blocks(asked)
+        _check_native(asked)
     if asked.to is not None:
         to = None if asked.to == NATIVE else asked.to
         return Aimed(arranged(source, to, container=asked.container), to, "")
@@ -174,11 +174,14 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     return Aimed(arranged(source, None), None, note)
 
 
-def _check_super_blocks(asked: Order) -> None:
-    """Raise UsageError for super-blocks, which quantcli's own layout does not have."""
+def _check_native(asked: Order) -> None:
+    """Raise UsageError for super-blocks and rotated columns, which quantcli's own layout does not have."""
     for scheme in (asked.recipe.default, *(rule.scheme for rule in asked.recipe.rules)):
         if scheme is not None and scheme.storage == "super-blocks":
             raise UsageError(f"super-blocks ({scheme.name}) are stored in GGUF only", hint="add --to gguf")
+        if scheme is not None and scheme.rotation:
+            problem = f"rotated columns ({scheme.name}) are stored in ComfyUI's layout only"
+            raise UsageError(problem, hint="add --to comfyui")
 
 
 def _unsuited(source: Source, asked: Order, model: Architecture) -> str:
