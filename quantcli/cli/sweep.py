@@ -11,7 +11,13 @@ from quantcli.cli import _asking, _help, _sources, options
 from quantcli.errors import QuantcliError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from quantcli.floats import Reading
+    from quantcli.folders.components import Chosen
+    from quantcli.passes.sweep import Measured
+    from quantcli.planning.plan import Plan
+    from quantcli.planning.request import Request
     from quantcli.scheme import Scheme
 
 
@@ -52,47 +58,68 @@ def command(
     Each tile of the weights is read once for all settings. Bytes are those of the file quantize would write, seconds
     are of all threads together. The Pareto front is marked with *: no other setting has a higher SQNR with as few bytes
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
-    as measured.
+    as measured. Of a pipeline each setting is that of all its components together.
     """
-    from quantcli.folders import job
+    from quantcli.folders import components
     from quantcli.folders.output import size_of
-    from quantcli.passes import sweep
-    from quantcli.planning import kinds, plan
-    from quantcli.planning.order import aimed
+    from quantcli.planning import kinds
     from quantcli.reports import swept
     from quantcli.stores import need_file
+    from quantcli.stores.pipelines import prefixed
 
     file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
     with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
         schemes = _schemes(bits, group_size, calibration, symmetric)
     selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
-    with _sources.float_source(src, reading, console) as source:
-        need_file(source, "sweeping")
-        console.inform(*source.warnings)
-        source = aimed(source, order, folder=False).source
-        _sources.inform_of(source, console)
-        request = job.request(source, order, None, warn=options.warn)
-        console.inform(*kinds.said(request))
-        plans = []
-        for scheme in schemes:
-            try:
-                plans.append(plan.make(source.infos(), replace(request, scheme=scheme)))
-            except QuantcliError as error:
-                raise error.within(src, scheme.name) from None
+    with components.opened(src, order, reading, output=None, say=console.inform) as found:
+        for one in found.models.values():
+            need_file(one.source, "sweeping")
+        console.inform(*found.warnings, *found.notes)
+        _sources.inform_of(found, console)
+        chosen, requests = components.requested(found, options.warn)
+        for name, request in requests.items():
+            console.inform(*(prefixed(name, line) for line in kinds.said(request)))
         began = time.perf_counter()
-        with console.bar("sweeping") as bar:
-            measured = sweep.measure(source, plans, threads=options.thread_count(threads), progress=bar)
+        measured = _measured(chosen, requests, schemes, options.thread_count(threads), console)
+        sizes = [
+            chosen.kept_bytes + sum(size_of(chosen.models[name].source, one[i].plan) for name, one in measured.items())
+            for i in range(len(schemes))
+        ]
         report = swept.report_of(
             schemes,
             measured,
-            lambda p: size_of(source, p),
+            sizes,
+            kept=[info for source, _ in chosen.kept.values() if source is not None for info in source.infos()],
             source=src,
-            bytes_in=sum(f.size for f in source.files()),
+            bytes_in=sum(f.size for one in chosen.models.values() for f in one.source.files()) + chosen.kept_bytes,
             seconds=time.perf_counter() - began,
             plot=plot,
         )
     options.show(report, console, show_all=True, file=file)
+
+
+def _measured(
+    chosen: Chosen, requests: Mapping[str, Request], schemes: Sequence[Scheme], threads: int, console: options.Console
+) -> dict[str, list[Measured]]:
+    """What every scheme costs on each model."""
+    from quantcli.passes import sweep
+    from quantcli.planning import plan
+    from quantcli.stores.pipelines import prefixed
+
+    plans: dict[str, list[Plan]] = {}
+    for name, one in chosen.models.items():
+        plans[name] = []
+        for scheme in schemes:
+            try:
+                plans[name].append(plan.make(one.source.infos(), replace(requests[name], scheme=scheme)))
+            except QuantcliError as error:
+                raise error.within(one.source.path if name else chosen.src, scheme.name) from None
+    found = {}
+    for name, own in plans.items():
+        with console.bar(prefixed(name, "sweeping")) as bar:
+            found[name] = sweep.measure(chosen.models[name].source, own, threads=threads, progress=bar)
+    return found
 
 
 def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:

@@ -115,12 +115,14 @@ class Group:
         return f"{printable(self.pattern, 160)} ({many}{size(self.bytes_out)}, {self.reason})"
 
 
-def pattern_of(name: str) -> str:
-    """A name with a star for every number in it.
+def pattern_of(name: str, reason: str = "") -> str:
+    """A name with a star for every number in it; of a tensor of a component that is kept whole, for all of it.
 
-    >>> pattern_of("model.layers.12.mlp.experts.3.up_proj.weight")
-    'model.layers.*.mlp.experts.*.up_proj.weight'
+    >>> pattern_of("model.layers.12.mlp.experts.3.up_proj.weight"), pattern_of("vae/conv_in.weight", "component")
+    ('model.layers.*.mlp.experts.*.up_proj.weight', 'vae/*')
     """
+    if reason == "component":
+        return f"{name.partition('/')[0]}/*"
     return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "*", name)
 
 
@@ -128,7 +130,7 @@ def grouped(tensors: Iterable[Sized]) -> list[Group]:
     """Sized tensors by what they are called and why they are kept, the largest groups first."""
     found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
-        found.setdefault((pattern_of(t.info.name), t.note or t.reason), []).append(t)
+        found.setdefault((pattern_of(t.info.name, t.reason), t.note or t.reason), []).append(t)
     groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
