@@ -165,7 +165,7 @@ def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
             becomes = " and ".join(t.name if same else f"{t.name} {list(t.shape)}" for t in tensors)
             (renamed if same else order).append(f"{name} -> {becomes}")
     said = [
-        f"{len(order)} matrices put in order: {order[0]}" if order else "",
+        f"{len(order)} matrices arranged: {order[0]}" if order else "",
         f"{len(renamed)} tensors renamed: {renamed[0]}" if renamed else "",
         f"{len(left)} tensors of other parts left out: {left[0]}" if left else "",
     ]
@@ -194,5 +194,6 @@ def _described(layers: list[_Layer]) -> str:
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
     shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
-    word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
+    words = [word for part, word in zip((GATE, UP, DOWN), naming.words) if part in experts.weights]
+    word = f"{'' if naming.stacked else 'N.'}{{{','.join(words)}}}.weight"
     return printable(f"{what} {how}: {prefix}.{shown} -> {naming.prefix}.{word}", 400)

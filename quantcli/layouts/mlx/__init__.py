@@ -29,7 +29,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quantcli.layouts.accepts import Accepts
-from quantcli.layouts.mlx.models import experts, module, tables
+from quantcli.layouts.mlx.models import experts, module, rebuilt, tables
 from quantcli.layouts.mlx.read import BITS, GROUPS, find
 from quantcli.layouts.mlx.write import convert, shape
 from quantcli.layouts.reader import Reader
@@ -51,5 +51,6 @@ WRITES = Writer(
     tables=tables,
     usual={"group_size": 64},
     experts=experts,
+    rebuilt=rebuilt,
     own_inputs=True,
 )

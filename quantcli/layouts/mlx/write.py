@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from quantcli.errors import listed, printable
 from quantcli.kernels import row_bytes
 from quantcli.layouts import whole_bytes
+from quantcli.layouts.config import json_beside, without_quantization
+from quantcli.layouts.mlx.converted import changed
+from quantcli.layouts.mlx.keys import Completed, completed, version
 from quantcli.layouts.mlx.read import GROUPS
 from quantcli.layouts.pieces import (
     bands,
@@ -120,17 +124,33 @@ def settings(tensors: Sequence[Weight]) -> dict[str, Any]:
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
     """The model as MLX stores it."""
-    found = settings(tensors)
+    found, config = settings(tensors), json_beside(beside, "config.json") or {}
+    keys, own = completed(without_quantization(config)), changed(tensors, config)
+    jobs = {t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors}
     return Conversion(
-        jobs={t.info.name: plain(t.info) if t.scheme is None else _job(t) for t in tensors},
-        config={"quantization": found, "quantization_config": found},
+        jobs={name: own.jobs.get(name, job) for name, job in jobs.items() if name not in own.left_out},
+        config={**keys.added, "quantization": found, "quantization_config": found},
         header=lambda names: {"format": "mlx"},
-        notes=_notes(tensors),
+        notes=[*_on_loading(config, keys), *filter(None, [own.note]), *_notes(tensors)],
     )
 
 
+def _on_loading(config: Mapping[str, Any], keys: Completed) -> list[str]:
+    """What there is to say of config.json."""
+    kind = config.get("model_type")
+    if not keys.known:
+        shown = f", and has none of {printable(repr(kind), 60)} in {version()}" if isinstance(kind, str) else ""
+        return [f"mlx-lm loads folders of models whose model_type it knows{shown}"]
+    notes = []
+    if keys.names:
+        notes.append(f"config.json: added what mlx-lm reads, from other keys: {listed(keys.names, 8)}")
+    if keys.missing:
+        notes.append(f"config.json: mlx-lm's models of {kind} also want {listed(keys.missing, 8)}: they will not load")
+    return notes
+
+
 def _notes(tensors: Sequence[Weight]) -> list[str]:
-    notes = ["mlx-lm loads folders of models whose model_type it knows, from files named model*.safetensors"]
+    notes = ["mlx-lm loads folders from files named model*.safetensors"]
     rounded_biases = [w for w in quantized(tensors) if not facts(w)[0].symmetric and facts(w)[0].zero_point != "float"]
     if rounded_biases:
         notes.append("MLX stores -zero * scale, rounded to the scale's dtype; symmetric weights lose nothing")
