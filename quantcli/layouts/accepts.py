@@ -24,8 +24,8 @@ class Accepts:
 
     groups: every group size must be a multiple of one of these, None for any. granularities: those supported.
     symmetric, zero_points, storage: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have,
-    None for all. activations: those a configuration may ask for. rotations: how many columns may be rotated. others:
-    further schemes that it can store; of storages of one byte, groups have just one of the sizes.
+    None for all. activations: those a configuration may ask for. rotations: how many columns may be rotated together.
+    others: further schemes that it can store; of storages of one byte, groups have just one of the sizes.
 
     >>> Accepts(bits=(4,), groups=(32, 64)).describe()
     'int of 4 bits, symmetric or asymmetric, in groups of a multiple of 32, per channel or per tensor'

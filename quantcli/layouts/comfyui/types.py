@@ -89,16 +89,14 @@ def fitting(cols: int, scheme: Scheme) -> tuple[Scheme, str]:
     return changed(scheme, rotation=found), f"{what}, {why}"
 
 
-def described(scheme: Scheme, shape: tuple[int, ...], stored: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The description of a weight of a scheme and a shape. stored: the shape that it is filled up to, of formats that
-    are."""
+def described(scheme: Scheme, shape: tuple[int, ...], *, filled: bool = False) -> dict[str, Any]:
+    """The description of a weight of a scheme and a shape. filled: whether it has more columns than that."""
     if scheme.format == "int":
         turned = {"convrot": True, "convrot_groupsize": scheme.rotation} if scheme.rotation else {}
         return {"format": INT8, **turned}
     if scheme.storage == "plain":
         return {"format": {"fp8-e4m3": "float8_e4m3fn", "fp8-e5m2": "float8_e5m2"}[scheme.format]}
-    filled = {"orig_shape": list(shape)} if stored is not None and stored != shape else {}
-    return {"format": scheme.name, **filled}
+    return {"format": scheme.name, **({"orig_shape": list(shape)} if filled else {})}
 
 
 def rotation_of(description: Mapping[str, Any]) -> int | str | None:

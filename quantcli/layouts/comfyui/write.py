@@ -37,7 +37,7 @@ TALL, WIDE = 128, 4
 """Rows and columns of a tile of scales."""
 
 UNITS = {"e4m3": 16, "e8m0": 32}
-"""What rows and columns are filled up to a multiple of, by how scales are stored."""
+"""What columns are filled up to a multiple of, and what rows are a multiple of, by how scales are stored."""
 
 WIDEST = 1 << 16
 """Columns of a weight of which a piece holds whole rows."""
@@ -52,11 +52,15 @@ _PREFIX = re.compile(
 
 
 def shape(weight: Weight) -> str | None:
-    """Why a weight cannot be stored. Rows of groups are filled up."""
-    grouped = facts(weight)[0].storage in UNITS
-    if grouped and EMBEDDING.search(weight.info.name):
+    """Why a weight cannot be stored. Columns are filled up; so could rows be, but ComfyUI then adds the bias of a layer
+    to more outputs than it has, which fails."""
+    unit = UNITS.get(facts(weight)[0].storage)
+    if unit is not None and EMBEDDING.search(weight.info.name):
         return "ComfyUI takes embeddings with a scale per tensor or row only"
-    return not_a_matrix(weight, short=grouped)
+    why = not_a_matrix(weight, short=unit is not None)
+    if why is None and unit is not None and weight.info.shape[0] % unit:
+        return f"its {weight.info.shape[0]} rows are not a multiple of {unit}"
+    return why
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
@@ -71,18 +75,15 @@ def module(weight: Weight, model: Architecture) -> str | None:
 # ---- one weight -----------------------------------------------------------------------------------------------------
 
 
-def _filled(weight: Weight) -> tuple[int, int] | None:
-    """The shape that a weight is filled up to; None for a scheme that needs none."""
-    unit = UNITS.get(facts(weight)[0].storage)
-    if unit is None:
-        return None
-    rows, cols = weight.info.shape
-    return -(-rows // unit) * unit, -(-cols // unit) * unit
+def _filled(weight: Weight) -> int:
+    """How many columns a weight has once they are filled up."""
+    unit, cols = UNITS.get(facts(weight)[0].storage, 1), weight.info.shape[-1]
+    return -(-cols // unit) * unit
 
 
 def description(weight: Weight) -> dict[str, Any]:
     """What ComfyUI is told of a weight."""
-    return described(facts(weight)[0], weight.info.shape, _filled(weight))
+    return described(facts(weight)[0], weight.info.shape, filled=_filled(weight) != weight.info.shape[-1])
 
 
 def _job(weight: Weight, *, older: bool, apart: bool) -> Job:
@@ -149,47 +150,33 @@ def _signed(weight: Weight) -> Job:
 def _in_tiles(weight: Weight) -> Job:
     """The work that stores a weight whose scales lie in tiles, filled up to whole ones."""
     scheme, plan = facts(weight)
-    name, filled = weight.info.name, _filled(weight)
-    assert filled is not None
-    four = scheme.bits == 4
-    codes = TensorInfo(name, "U8" if four else "F8_E4M3", (filled[0], filled[1] // 2 if four else filled[1]))
-    tiles = -(-filled[0] // TALL), -(-(filled[1] // plan.group) // WIDE)
+    name, cols, four = weight.info.name, _filled(weight), scheme.bits == 4
+    codes = TensorInfo(name, "U8" if four else "F8_E4M3", (plan.rows, cols // 2 if four else cols))
+    tiles = -(-plan.rows // TALL), -(-(cols // plan.group) // WIDE)
     scale = TensorInfo(f"{name}_scale", "F8_E4M3" if four else "U8", (tiles[0] * TALL, tiles[1] * WIDE))
     overall = (TensorInfo(f"{name}_scale_2", "F32", ()),) if four else ()
 
     def pieces() -> Iterator[Piece]:
         size = plan.cols + 1 if plan.cols <= WIDEST else WIDE * plan.group
         for span in bands(plan, scheme.bits, size, unit=TALL):
-            yield partial(_tiled, scheme, plan, codes.shape, tiles[1], span)
+            yield partial(_tiled, scheme, plan, codes.shape[1], tiles[1], span)
 
     return Job(outputs=(codes, scale, *overall), pieces=pieces)
 
 
-def _tiled(
-    scheme: Scheme,
-    plan: Grouping,
-    held: tuple[int, ...],
-    across: int,
-    span: TileSpan,
-    codes: Codes,
-    write: Write,
-) -> bool:
-    """Codes and scales of whole tiles, the last of which are filled up. held: the shape of the codes; across: tiles
+def _tiled(scheme: Scheme, plan: Grouping, width: int, across: int, span: TileSpan, codes: Codes, write: Write) -> bool:
+    """Codes and scales of whole tiles, the last of which are filled up. width: bytes of a row of codes; across: tiles
     that lie beside each other."""
     packed = words(codes, span, plan, scheme.bits)[:, : -(-span.cols * scheme.bits // 8)]
     if scheme.bits == 4:
         packed = packed << np.uint8(4) | packed >> np.uint8(4)
-    ends = span.row + span.rows == plan.rows, span.col + span.cols == plan.cols
     at = span.row, span.col * scheme.bits // 8
-    below = held[0] - plan.rows if ends[0] else 0
-    beside = held[1] - at[1] - packed.shape[1] if ends[1] else 0
-    put_columns(write, 0, np.pad(packed, ((0, below), (0, beside))), at, held[1])
-    stored = scales.of(scheme).stored(
-        codes.scales(span)[0], Store("F8_E4M3" if scheme.bits == 4 else "U8", codes.overall())
-    )
-    tiles = in_tiles(np.ascontiguousarray(stored).view(np.uint8))
+    missing = width - at[1] - packed.shape[1] if span.col + span.cols == plan.cols else 0
+    put_columns(write, 0, np.pad(packed, ((0, 0), (0, missing))), at, width)
+    store = Store("F8_E4M3" if scheme.bits == 4 else "U8", codes.overall())
+    stored = np.ascontiguousarray(scales.of(scheme).stored(codes.scales(span)[0], store))
     first = span.row // TALL, span.col // (WIDE * plan.group)
-    for row, line in enumerate(tiles):
+    for row, line in enumerate(in_tiles(stored.view(np.uint8))):
         write(1, ((first[0] + row) * across + first[1]) * TALL * WIDE, line)
     if scheme.bits == 4 and span.row == span.col == 0:
         write(2, 0, np.array([codes.overall()], "<f4"))
