@@ -25,7 +25,7 @@ def variants() -> list[Kernels]:
     library = ctypes.CDLL(str(path))
     level = library.qk_cpu_level()
     tables: list[Kernels] = []
-    for wanted in sorted({0, min(level, 2), level}):
+    for wanted in sorted({0, *(step for step in native._LEVELS if step <= level)}):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(native._LEVELS, level, native._LEVELS.get(wanted, "base"))
             tables.append(native.NativeKernels(library))

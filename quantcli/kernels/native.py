@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
 
-_LEVELS = {3: "v3", 2: "v2"}
+_LEVELS = {4: "v4", 3: "v3", 2: "v2"}
 """CPU level reported by the library -> variant of the kernels; all other CPUs run the baseline variant."""
 
 
@@ -338,7 +338,7 @@ class NativeKernels:
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
     ) -> Sums:
         codes, sums = _codes(tile.cols), (c_double * 4)()
-        scratch = np.empty(3 * tile.cols, np.float32) if preserve else None
+        scratch = np.empty(tile.cols, np.float32) if preserve else None
         own, what = _params(params, tile.rows), _grid(grid)
         self._call("encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
