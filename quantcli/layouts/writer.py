@@ -266,8 +266,9 @@ def checked(target: str, place: str) -> str:
     return f"{name}:{spelt[kind.upper().replace('-', '_')]}" if colon else name
 
 
-def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
-    """The error for a weight the target cannot store, with a list of what it can."""
+def refusal(name: str, scheme: str, why: str, target: str, hint: str = "") -> UsageError:
+    """The error for a weight the target cannot store, with a list of what it can, and the way out where one is
+    known."""
     accepted = named(target).accepts.describe()
     problem = f"{target} cannot store it: {why} ({scheme}); it accepts {accepted}"
-    return UsageError(problem, place=[printable(name)])
+    return UsageError(problem, place=[printable(name)], hint=hint or None)
