@@ -92,7 +92,7 @@ def stored_by(tensor: Decided, target: str, request: Request) -> Decided:
     export = named(target)
     for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
-            raise refusal(tensor.info.name, tensor.scheme.name, why, target)
+            raise refusal(tensor.info.name, tensor.scheme, why, target)
     tensor = in_place(tensor, export, request.again)
     why = export.unstored(tensor, request.architecture or UNNAMED, request.again)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
@@ -108,9 +108,9 @@ def mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
     found = list[Decided]()
     for tensor in tensors:
         scheme = schemes.get(tensor.info.name)
-        if tensor.scheme is None or not REASONS[tensor.reason].free or scheme in (None, tensor.scheme):
+        if tensor.scheme is None or not REASONS[tensor.reason].free or scheme is None:
             found.append(tensor)
         else:
-            assert scheme is not None
-            found.append(quantized(tensor.info, scheme, tensor.reason, note=f"{scheme.name} in {request.to}"))
+            note = f"{scheme.name} in {request.to}" if scheme != request.scheme else ""
+            found.append(quantized(tensor.info, scheme, tensor.reason, note=note))
     return found

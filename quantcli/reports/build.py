@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from quantcli import registry
 from quantcli.errors import printable
 from quantcli.layouts.native.document import Result, StoredTensor
+from quantcli.layouts.writer import named
 from quantcli.metrics import Metrics
 from quantcli.planning.entry import WIDER
 from quantcli.planning.plan import UNWEIGHTED
@@ -67,7 +68,7 @@ def of_plan(
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
         *unweighted(plan),
-        *_offset_warning(plan),
+        *_offset_warning(plan, request),
         *_cautions(plan),
         *_beaten(tensors),
         *of_another_kind(entries),
@@ -137,7 +138,9 @@ def _named(what: str, names: list[str]) -> list[str]:
     return [f"{what}: {', '.join(names[:3])}{more}"]
 
 
-def _offset_warning(plan: Sequence[Decided]) -> list[str]:
+def _offset_warning(plan: Sequence[Decided], request: Request | None) -> list[str]:
+    if request is not None and request.to is not None and named(request.to).offsets_only:
+        return []
     own = [t.scheme for t in plan if t.scheme is not None and t.scheme.storage != "super-blocks"]  # which has no others
     if any(scheme.zero_point == "float" for scheme in own):
         return ["float offsets: 0 is not representable, and the constant error adds up over a row"]
