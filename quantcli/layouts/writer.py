@@ -262,10 +262,11 @@ def checked(target: str, place: str) -> str:
     return f"{name}:{kind.upper().replace('-', '_')}" if colon else name
 
 
-def refusal(name: str, scheme: Scheme, why: str, target: str) -> UsageError:
-    """The error for a weight the target cannot store, with what is nearest, or a list of what it can."""
+def refusal(name: str, scheme: Scheme, why: str, target: str, *, asked: bool = False) -> UsageError:
+    """The error for a weight the target cannot store, with a list of what it can or, of a scheme that was asked for,
+    with what is nearest."""
     export = named(target)
     problem = f"{target} cannot store it: {why} ({scheme.name})"
-    if export.nearest is not None:
+    if asked and export.nearest is not None:
         return UsageError(problem, place=[printable(name)], hint=export.nearest(scheme))
     return UsageError(f"{problem}; it accepts {export.accepts.describe()}", place=[printable(name)])

@@ -484,7 +484,7 @@ REFUSED = [
         "gguf",
         "w3g64",
         "3 bits",
-        "the nearest is --scheme Q3_K, for a whole model as llama-quantize has it --to gguf:Q3_K_M",
+        "--scheme Q3_K, for a whole model as llama-quantize has it --to gguf:Q3_K_M",
     ),
     ("gguf", "w4g48", "groups of 48", "the nearest is --scheme Q4_K"),
     ("gguf", "w8g64-asym", "8 bits with zero points", "the nearest is --scheme Q8_0"),
