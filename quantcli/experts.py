@@ -161,7 +161,7 @@ def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
         if name not in used:
             left.append(name)
         elif tensors:
-            same = len(tensors) == 1 and len(tensors[0].matrices) == 1 and not tensors[0].own
+            same = len(tensors) == 1 and not tensors[0].own and _is_whole(tensors[0].matrices)
             becomes = " and ".join(t.name if same else f"{t.name} {list(t.shape)}" for t in tensors)
             (renamed if same else order).append(f"{name} -> {becomes}")
     said = [
@@ -170,6 +170,11 @@ def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
         f"{len(left)} tensors of other parts left out: {left[0]}" if left else "",
     ]
     return "; ".join(printable(line, 400) for line in said if line)
+
+
+def _is_whole(matrices: Sequence[Matrix]) -> bool:
+    """Whether a tensor is another one as it is stored."""
+    return len(matrices) == 1 and not matrices[0].transposed and not matrices[0].first
 
 
 def _moved(name: str, moved: dict[str, str]) -> str:

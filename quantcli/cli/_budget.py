@@ -102,10 +102,19 @@ def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
     chosen = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if chosen:
         option = _asking.option_name(chosen[0], asked[chosen[0]])
-        raise UsageError("a size target chooses this itself", place=[option], hint="leave it out, or use plan")
+        raise UsageError("a size target chooses this itself", place=[option], hint=_without(option))
     if len(targets) > 1:
         raise UsageError("one target is needed", hint="give --target-size or --target-bpw")
     return Budget(target=targets[0], value=asked[targets[0]], **usual(order.to))
+
+
+def _without(option: str) -> str:
+    """What to do in place of an option of what a size target chooses."""
+    if option in ("--bits", "--group-size", "--calibration"):
+        return (
+            f"leave it out, or let quantcli plan choose among the values of its {option}, and quantize with its recipe"
+        )
+    return "leave out one of them; --override gives some tensors a scheme that stays"
 
 
 def usual(to: str | None) -> dict[str, Any]:
@@ -289,7 +298,7 @@ def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[S
     stored = [s for s in schemes if export.accepts.obstacle(s) is None]
     left = [s.name for s in schemes if s not in stored]
     if not stored:
-        hint = nearest(schemes[0], export.accepts) or f"it stores {export.accepts.describe()}"
+        hint = nearest(schemes[0], export) or f"it stores {export.accepts.describe()}"
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
     line = prefixed(name, f"{to} does not store {', '.join(left)}: not among the choices") if left else ""
     return [export.suited(s) for s in stored], export.mixes, line

@@ -127,7 +127,9 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     if ":" in to:
         codes = [name for name in fields if name not in ("options",) and (name, fields[name]) != ("calibration", "mse")]
         if codes:
-            raise UsageError(f"{to} has types of its own", place=[codes[0]], hint="leave it out, or use --override")
+            plain = to.partition(":")[0]
+            hint = f"leave it out; --override names the types of some tensors, --to {plain} takes schemes"
+            raise UsageError(f"{to} gives every tensor a type of its own", place=[codes[0]], hint=hint)
         return {**found, **named(to).usual}  # for the rules of --override, which start from these fields
     export = named(to)
     if not fields.keys() - {"bits", "options"}:
@@ -243,7 +245,8 @@ def request_of(
 ) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
-    said = asked.recipe.given or asked.include or not asked.keep_defaults
+    again = named(to).again(source) if to is not None and not asked.container else None
+    said = asked.recipe.given or asked.include or not asked.keep_defaults or (again is not None and again.decides)
     preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
     if note:
         warn(note)
@@ -263,6 +266,6 @@ def request_of(
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
-        again=named(to).again(source) if to is not None and not asked.container else None,
+        again=again,
         from_recipe=asked.from_recipe,
     )

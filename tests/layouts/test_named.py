@@ -146,7 +146,7 @@ def test_refused_in_one_line(words: list[str], said: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("words", "way"), [
     (["W8A8", "--to", "gptq"], "--scheme W8A16"),
     (["W4AFP8", "--to", "awq"], "--scheme W4A16"),
-    (["NVFP4", "--to", "gguf"], "--scheme MXFP4A16"),
+    (["NVFP4", "--to", "gguf"], "--scheme MXFP4"),
     (["FP8_DYNAMIC", "--to", "gptq"], "--scheme W8A16"),
     (["FP8_BLOCK", "--to", "modelopt"], "--scheme FP8_DYNAMIC"),
     (["FP8_DYNAMIC", "--to", "bnb-nf4"], "--type nf4 --group-size -1"),

@@ -1,4 +1,4 @@
-"""The types of the tensors of a model of pictures by file type, as ComfyUI-GGUF's patch for llama-quantize mixes them."""
+"""The types of tensors of a model of pictures by file type, as ComfyUI-GGUF's patch for llama-quantize mixes them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ _DOWNS = (
 )
 _OF_FUSED = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}
 _OF_DOWNS = {
-    **{"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_S": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"},
-    **{"Q4_0": "Q4_1", "Q5_0": "Q5_1"},
+    "Q3_K_M": "Q4_K",
+    "Q3_K_L": "Q5_K",
+    "Q4_K_S": "Q5_K",
+    "Q4_K_M": "Q6_K",
+    "Q5_K_M": "Q6_K",
+    "Q4_0": "Q4_1",
+    "Q5_0": "Q5_1",
 }
 _OF_VALUES = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}
 _FIRST_VALUES = {"Q3_K_M": 2, "Q4_K_S": 4}
