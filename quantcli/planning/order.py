@@ -11,7 +11,7 @@ from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
-from quantcli.experts import arranged
+from quantcli.experts import arranged, loadable, only_in_mlx
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.planning import inputs, kinds
@@ -168,11 +168,14 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
         _check_native(asked)
     if asked.to is not None:
         to = None if asked.to == NATIVE else asked.to
-        return Aimed(arranged(source, to, container=asked.container), to, "")
+        return Aimed(loadable(source, to, container=asked.container), to, "")
     model = _architecture(source) if folder else None
     note = _unsuited(source, asked, model) if model is not None else ""
     if model is not None and not note:
         usual = arranged(source, USUAL)
+        if (name := only_in_mlx(usual, USUAL)) is not None:
+            note = f"config.json gets no quantization_config: {printable(name, 200)} is in mlx-lm's own arrangement"
+            return Aimed(arranged(source, None), None, note)
         if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
             return Aimed(usual, USUAL, "")
         why = next(iter(usual.unsplit.values())).why
