@@ -197,7 +197,7 @@ recipe = _help.options(
         "--recipe",
         type=_help.FILE,
         group="Common",
-        help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
+        help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion, comfyui.",
     ),
     _help.option(
         "--override",

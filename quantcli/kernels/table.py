@@ -108,7 +108,8 @@ class Tile:
     """Weights (rows, cols) as they lie in memory, in groups of `group` columns that share parameters.
 
     `weights` is one-dimensional: uint16 for BF16 and F16, float32 for F32. The last group of a row may be short.
-    importance: how much the error of each column counts, float64 (cols,); None when all count the same.
+    importance: how much the error of each column counts, float64 (cols,); None when all count the same. original: the
+    tile before its columns were rotated, if they were.
     """
 
     weights: NDArray[Any]
@@ -117,6 +118,7 @@ class Tile:
     cols: int
     group: int
     importance: Doubles | None = None
+    original: Tile | None = None
     seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
 
     def ranges(self, kernels: Kernels) -> Ranges:
