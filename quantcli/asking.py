@@ -44,14 +44,14 @@ class SchemeRequest(Asked):
         """
         moot: set[str] = set()
         if "granularity" in own or "group_size" in own:
-            moot |= {"granularity", "group_size", "axis"}
+            moot |= {"granularity", "group_size", "axis", "rotation"}
         if "format" in own and own["format"] != self.format:
             moot |= {"bits", "levels", "codebook", "rounding", "scale_dtype", "grid", "calibration", "options"}
-            moot |= {"symmetric", "zero_point", "activations"}
+            moot |= {"symmetric", "zero_point", "activations", "rotation"}
         if "calibration" in own:
             moot |= {"options", "grid"}
         if "symmetric" in own:
-            moot |= {"grid", "zero_point"}
+            moot |= {"grid", "zero_point", "rotation"}
         kept = {name: getattr(self, name) for name in FIELDS if name not in moot}
         return SchemeRequest(**{**kept, **_checked(own, place)})
 
@@ -112,6 +112,9 @@ class Scheme(record.Scheme):
     activations
         How a runtime quantizes the inputs of the layer as they come, for layouts that say so: `int8` or `fp8` per
         token, `fp8-group` in groups of 128, `mxfp8`, `mxfp4`, or `none`.
+    rotation
+        Of symmetric integers with a scale per row: how many columns are multiplied by a regular Hadamard matrix before
+        they are rounded, 4, 16, 64, 256 or 1024, for layouts that say so (ComfyUI's ConvRot); 0 for none.
 
     Raises UsageError for an invalid combination.
 
@@ -142,6 +145,7 @@ class Scheme(record.Scheme):
         codebook: Sequence[float] | None = None,
         scale_dtype: str | None = None,
         activations: str = "none",
+        rotation: int = 0,
     ) -> None:
         asked = Asked(
             bits=bits,
@@ -159,6 +163,7 @@ class Scheme(record.Scheme):
             codebook=codebook,
             scale_dtype=scale_dtype,
             activations=activations,
+            rotation=rotation,
         )
         super().__init__(**decide(asked))
 

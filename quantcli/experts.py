@@ -44,7 +44,7 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     config, infos = _config(source), source.infos()
     model = architectures.of(config) or UNNAMED
     layers, unclear = find(infos, config, model)
-    naming = native.experts if to is None or container else named(to).experts
+    naming = native.experts if to is None or container else as_stored if again is not None else named(to).experts
     types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, Unsplit]()
     for layer in layers:
         wanted = naming(layer, types, model)
@@ -64,7 +64,8 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
         return source
     tensors = _tensors(source, named_layers, others)
     said = [_described(list(named_layers.values())), _rebuilt_in_words(others)]
-    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)))
+    shapes = {tensor.name: tensor.own for own in others.values() for tensor in own if tensor.own}
+    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)), shapes=shapes)
 
 
 _OF_MLX = re.compile(
@@ -196,11 +197,26 @@ def _tensors(source: Source, layers: dict[str, _Layer], others: Mapping[str, Seq
 
 def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
     """What takes the place of tensors, in words; empty where nothing does."""
-    if not others:
-        return ""
-    name, tensors = next(iter(others.items()))
-    becomes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
-    return printable(f"{len(others)} matrices arranged: {name} -> {becomes}", 400)
+    used = {matrix.name for tensors in others.values() for tensor in tensors for matrix in tensor.matrices}
+    left, order, renamed = list[str](), list[str](), list[str]()
+    for name, tensors in others.items():
+        if name not in used:
+            left.append(name)
+        elif tensors:
+            same = len(tensors) == 1 and not tensors[0].own and _is_whole(tensors[0].matrices)
+            becomes = " and ".join(t.name if same else f"{t.name} {list(t.shape)}" for t in tensors)
+            (renamed if same else order).append(f"{name} -> {becomes}")
+    said = [
+        f"{len(order)} matrices arranged: {order[0]}" if order else "",
+        f"{len(renamed)} tensors renamed: {renamed[0]}" if renamed else "",
+        f"{len(left)} tensors of other parts left out: {left[0]}" if left else "",
+    ]
+    return "; ".join(printable(line, 400) for line in said if line)
+
+
+def _is_whole(matrices: Sequence[Matrix]) -> bool:
+    """Whether a tensor is another one as it is stored."""
+    return len(matrices) == 1 and not matrices[0].transposed and not matrices[0].first
 
 
 def _moved(name: str, moved: dict[str, str]) -> str:

@@ -78,7 +78,8 @@ def family_of(model: Model) -> Family | None:
         return None
     from quantcli.layouts.gguf.families import of_architecture
 
-    return of_architecture(str(model.source.keys.get("general.architecture")))
+    architecture, words = (str(model.source.keys.get(k)) for k in ("general.architecture", "tokenizer.ggml.model"))
+    return of_architecture(architecture, words)
 
 
 def renamed(model: Model, family: Family) -> dict[str, View]:

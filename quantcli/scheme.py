@@ -46,6 +46,8 @@ MAX_GROUP = 16384
 MAX_BLOCK = 1024
 """Most rows and columns of a block: a tile holds whole rows of blocks."""
 MAX_LEVELS = 256
+ROTATIONS = (0, 4, 16, 64, 256, 1024)
+"""Columns that are rotated together before they are rounded, 0 for none: sizes of regular Hadamard matrices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -71,6 +73,8 @@ class Scheme:
         `auto` where the weights of the tensor decide.
     activations
         How a runtime quantizes the inputs of the layer as they come, for layouts that say so: one of ACTIVATIONS.
+    rotation
+        Columns that are rotated together before they are rounded, one of ROTATIONS; decoding rotates them back.
     """
 
     format: str
@@ -91,6 +95,7 @@ class Scheme:
     codebook: tuple[float, ...]
     scale_dtype: str
     activations: str
+    rotation: int
 
     @property
     def binary(self) -> bool:
@@ -132,7 +137,8 @@ class Scheme:
             return published
         where["block"] = f"b{size}x{size}"
         stored = "" if self.storage == "plain" else f"-{self.storage}"
-        return f"{self.label}{where.get(self.granularity, f'g{size}')}{kind}{stored}"
+        turned = f"-rot{self.rotation}" if self.rotation else ""
+        return f"{self.label}{where.get(self.granularity, f'g{size}')}{kind}{stored}{turned}"
 
     def with_scale_dtype(self, scale_dtype: str) -> Scheme:
         """This scheme with the scale dtype settled."""
@@ -165,6 +171,7 @@ class Scheme:
             **({"codebook": self.codebook} if self.codebook else {}),
             **({} if self.scale_dtype == AUTO else {"scale_dtype": self.scale_dtype}),
             **({} if self.activations == "none" else {"activations": self.activations}),
+            **({"rotation": self.rotation} if self.rotation else {}),
         }
 
     def __repr__(self) -> str:

@@ -75,7 +75,8 @@ def command(
                 sys.stdout.write(name + "\0" if null else printable_line(name) + "\n")
             sys.stdout.flush()
             return
-        report = inspected.report_of(model, src, values=stats, say=options.inform)
+        with console.bar("reading") as bar:
+            report = inspected.report_of(model, src, values=stats, say=options.inform, progress=bar)
     console = replace(console, quiet=console.quiet and file is not None)  # else there would be nothing
     options.show(report, console, show_all=True, file=file)
 

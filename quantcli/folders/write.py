@@ -35,6 +35,7 @@ from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.files import check_space, read_small
 from quantcli.stores.folder import OutputFolder, Part, json_bytes
+from quantcli.stores.pipelines import prefixed
 from quantcli.stores.workspace import is_own, partial_of
 from quantcli.strict import strict_json
 
@@ -122,11 +123,6 @@ def quantized(
         for source in [*(part.source for part in parts.values()), *others]:
             source.check_unchanged()
         out.publish()
-
-
-def prefixed(name: str, line: str) -> str:
-    """A line about a model of a folder, which names it where there are several."""
-    return f"{name}: {line}" if name else line
 
 
 def _filled(

@@ -160,8 +160,8 @@ def _held(stored: _Stored, read: Read) -> Held | str:
         each = np.repeat(_scales(stored, read, first, last), -(-stored.width // GROUP), axis=1)
         return np.ascontiguousarray(each[:, : cols // GROUP]), None
 
-    same = held(read, stored.codes, stored.scale, stored.name, cols, bits=bits)
-    return same if isinstance(same, str) else replace(same, params=params)
+    powers = replace(stored.scale, dtype="F8_E8M0")
+    return replace(held(read, stored.codes, powers, stored.name, cols, bits=bits), params=params)
 
 
 def _scheme(stored: _Stored) -> str:

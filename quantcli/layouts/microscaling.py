@@ -13,6 +13,7 @@ The weight is float * scale, of nvfp4 float * (scale / global scale), here in fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -71,11 +72,11 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def _held(stored: _Stored, read: Read) -> Held | str:
-    overall = 1.0 if stored.overall is None else 1 / float(floats(read, stored.overall, stored.name, 0, 1)[0] or np.nan)
-    return held(
-        read, stored.codes, stored.scale, stored.name, stored.cols,
-        group=stored.group, bits=stored.bits, overall=overall,
-    )  # fmt: skip
+    """The codes; a scale of the tensor that is divided by must have an inverse."""
+    divisor = 1.0 if stored.overall is None else float(floats(read, stored.overall, stored.name, 0, 1)[0])
+    if divisor <= 0 or math.frexp(divisor)[0] != 0.5:
+        return "its global_scale is not a power of two, so other layouts have no scale of the tensor for it"
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols, bits=stored.bits, overall=1 / divisor)
 
 
 def _found(stored: _Stored) -> Found:

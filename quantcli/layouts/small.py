@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,11 @@ E8M0 = ("U8", "F8_E8M0")
 """What bytes that are exponents of 2, with a bias of 127, are called."""
 
 
-MX = 32
-"""Columns of a group whose scale is a power of 2."""
+MX, NV = 32, 16
+"""Columns of a group whose scale is a power of 2, and of one whose scale is E4M3."""
+
+FORMATS = {4: "fp4", 8: "fp8-e4m3"}
+"""Formats of small floats by their bits."""
 
 
 def table(levels: NDArray[Any]) -> Codebook:
@@ -75,30 +77,31 @@ def held(
     whose: str,
     cols: int,
     *,
-    group: int = MX,
     bits: int = 4,
-    overall: float = 1.0,
+    overall: float = 1,
     turned: bool = False,
-) -> Held | str:
-    """The codes of rows of small floats, those of 4 bits two to a byte, and the scales of their groups: bytes that are
-    exponents of 2, or E4M3 times a scale of the tensor, which must be a power of 2. turned: as in `Held`."""
+) -> Held:
+    """The codes of rows of small floats, of 4 bits two to a byte, and their scales: bytes that are exponents of 2 for
+    every 32 columns, or E4M3 for every 16, times the scale of the tensor. turned: as in `Held`."""
+    group, dtype = (NV, "F8_E4M3") if scale.dtype == "F8_E4M3" else (MX, "F8_E8M0")
     size, groups = cols * bits // 8, cols // group
-    if math.frexp(overall)[0] != 0.5:
-        return "its scale of the tensor is no power of two, so that products of it are rounded"
 
     def packed(first: int, last: int) -> Bytes:
-        return read(codes.name, first * size, (last - first) * size)
+        raw = read(codes.name, first * size, (last - first) * size)
+        return filled_up(raw, (last - first, cols), bits)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         found = scales(read, scale, whose, first * groups, (last - first) * groups)
-        return found.reshape(-1, groups) * np.float32(overall), None
+        with np.errstate(over="ignore"):
+            found *= np.float32(overall)
+        return finite(found, scale, whose).reshape(-1, groups), None
 
     return Held(
-        format="fp4" if bits == 4 else "fp8-e4m3",
+        format=FORMATS[bits],
         bits=bits,
         group=group,
         offsets="",
-        scale_dtype="F8_E8M0" if group == MX else "F8_E4M3",
+        scale_dtype=dtype,
         packed=packed,
         params=params,
         overall=overall,

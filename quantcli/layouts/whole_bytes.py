@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -69,7 +70,7 @@ def _piece(scheme: Scheme, plan: Grouping, places: Places, span: TileSpan, codes
         write(2, 0, np.array([1 / overall if places.inverse else overall], "<f4"))
     if places.input is not None and begins:
         write(2 if places.overall is None else 3, 0, np.array([places.input_scale], "<f4"))
-    return True
+    return not places.inverse or math.frexp(codes.overall())[0] == 0.5
 
 
 def _codes(scheme: Scheme, plan: Grouping, span: TileSpan, codes: Codes) -> Bytes:

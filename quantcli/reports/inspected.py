@@ -19,6 +19,7 @@ from quantcli.stores import is_stream, need_file
 if TYPE_CHECKING:
     from quantcli.layouts.evidence import Evidence
     from quantcli.models import Model, View
+    from quantcli.passes.tiles import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,9 @@ def _values(found: Statistics | None, display: Display) -> list[str]:
     ]
 
 
-def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
+def report_of(
+    model: Model, src: str, *, values: bool, say: Callable[[str], None], progress: Progress | None = None
+) -> InspectReport:
     """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored, and on
     what its store leaves out."""
     for line in model.source.warnings:
@@ -138,7 +141,7 @@ def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None
         if any(tensor.scheme for tensor in tensors):
             need_file(model.source, "decoding")
         named = {tensor.name: decoded.get(tensor.name) or model.stored[tensor.name] for tensor in tensors}
-        found = statistics.measure(model.source, named, threads=default_threads())
+        found = statistics.measure(model.source, named, threads=default_threads(), progress=progress)
         tensors = [replace(tensor, stats=found[tensor.name]) for tensor in tensors]
     layout = _layout(model, src)
     documents = model.stored.documents

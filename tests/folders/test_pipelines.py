@@ -270,7 +270,7 @@ def test_a_saved_recipe_makes_the_same_again(words: list[str], source: Path) -> 
     (["--to", "gguf"], "a pipeline is a folder of models"),
     (["--to", "compressed-tensors"], "diffusers does not load compressed-tensors; use --to bnb-nf4"),
     (["--to", "mlx"], "does not load mlx"),
-    (["--target-bpw", "5"], "budgets are those of one model"),
+    (["--target-bpw", "5"], "5 bits per weight cannot be met: the smallest pipeline these options allow has "),
     (["--save-recipe", "pipe/model_index.json"], "pipe/model_index.json"),
     (["-o", "-"], "a pipeline is written as a folder"),
     (["-o", "out.safetensors"], "a pipeline is written as a folder"),

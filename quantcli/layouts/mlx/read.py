@@ -162,9 +162,9 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found
     )
 
 
-def _held_small(name: str, codes: TensorInfo, scale: TensorInfo, mode: tuple[int, int], read: Read) -> Held | str:
+def _held_small(name: str, codes: TensorInfo, scale: TensorInfo, mode: tuple[int, int], read: Read) -> Held:
     bits, group = mode
-    return held(read, codes, scale, name, scale.shape[-1] * group, group=group, bits=bits)
+    return held(read, codes, scale, name, scale.shape[-1] * group, bits=bits)
 
 
 def _decode_small(
