@@ -33,13 +33,13 @@ class Case:
         '4 bits, groups of 32, asymmetric'
         """
         group = self.option("group-size")
-        first = f"{self.option('bits')} bits" if self.option("bits") else self.option("type") or self.option("scheme")
-        said = [first, *([{"-1": "channel", "0": "tensor"}.get(group, f"groups of {group}")] if group else [])]
+        first = f"{self.option('bits')} bits" if self.option("bits") else self.option("type")
+        said = [first, {"-1": "channel", "0": "tensor"}.get(group, f"groups of {group}")]
         if "--asymmetric" in self.flags:
             said.append("float offset" if self.option("zero-point") == "float" else "asymmetric")
         if self.option("override"):
-            own = self.option("override").replace("*.", "").replace(":scheme=", " ")
-            said.append(own.replace(":bits=", " ") + (" bits" if ":bits=" in own else ""))
+            own = self.option("override").removeprefix("*.")
+            said.append(re.sub(r":(?:format=int,)?bits=(\d+).*", r" \1 bits", own))
         return ", ".join(said)
 
 
@@ -169,10 +169,10 @@ SCHEMES = {
         "--bits 6 --group-size 0",
         "--bits 8 --group-size 64",
         "--bits 4 --group-size 64 --override *.down_proj:bits=8",
-        "--scheme mxfp4",
-        "--scheme mxfp8",
-        "--scheme nvfp4",
-        "--scheme mxfp4 --override *.down_proj:scheme=NVFP4 --override *.v_proj:scheme=W8A16,group_size=64",
+        "--type fp4 --group-size 32 --scale-dtype float8_e8m0",
+        "--type fp8-e4m3 --group-size 32 --scale-dtype float8_e8m0",
+        "--type fp4 --group-size 16 --scale-dtype float8_e4m3_alone",
+        "--type fp4 --group-size 32 --scale-dtype float8_e8m0 --override *.down_proj:format=int,bits=8,group_size=64",
     ],
     "gguf": [
         "--bits 4 --group-size 32",

@@ -61,16 +61,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "layer_types": ["linear_attention", "full_attention"]}),
     "qwen3-next": ("Qwen3NextForCausalLM", {
         **EXPERTS, "head_dim": 32, "shared_expert_intermediate_size": 64, "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "num_hidden_layers": 4}),
-    "granite-moe": ("GraniteMoeForCausalLM", {**DECODER, "num_local_experts": 8, "num_experts_per_tok": 4}),
-    "nemotron-h": ("NemotronHForCausalLM", {
-        **DECODER, "layers_block_type": ["mamba", "attention", "moe"], "num_hidden_layers": 3, "mamba_num_heads": 8,
-        "mamba_head_dim": 32, "ssm_state_size": 16, "n_groups": 2, "n_routed_experts": 8, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 64, "moe_shared_expert_intermediate_size": 64, "n_shared_experts": 1, "head_dim": 32,
-        "mlp_hidden_act": "relu2"}),
-    "lfm2-moe": ("Lfm2MoeForCausalLM", {
-        **DECODER, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_dense_layers": 1,
-        "layer_types": ["conv", "full_attention"]}),
+        "linear_num_key_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "num_hidden_layers": 4,
+        "rope_theta": 10000.0, "partial_rotary_factor": 0.25, "full_attention_interval": 4}),
     "gpt-neox": ("GPTNeoXForCausalLM", {**DECODER}),
     "gpt2": ("GPT2LMHeadModel", {**WORDS, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "t5": ("T5ForConditionalGeneration", {
