@@ -75,9 +75,9 @@ def command(
     with components.opened(src, order, reading, output=None, say=console.inform) as found:
         for one in found.models.values():
             need_file(one.source, "sweeping")
-        console.inform(*found.warnings, *found.notes)
-        _sources.inform_of(found, console)
         chosen, requests = components.requested(found, options.warn)
+        console.inform(*chosen.warnings, *chosen.notes)
+        _sources.inform_of(chosen, console)
         for name, request in requests.items():
             console.inform(*(prefixed(name, line) for line in kinds.said(request)))
         began = time.perf_counter()
