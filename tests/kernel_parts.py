@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
-
 import numpy as np
 import pytest
 from making import BF16 as BFLOAT16
 
-import quantcli.kernels
 from quantcli.kernels import BF16, F16, F32, Kernels, Tile, native
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
@@ -21,15 +17,7 @@ KINDS = [BF16, F16, F32]
 
 def variants() -> list[Kernels]:
     """Every variant of the native kernels this machine can run."""
-    path = next(p for folder in quantcli.kernels.__path__ for p in Path(folder).glob("_kernels.*"))
-    library = ctypes.CDLL(str(path))
-    level = library.qk_cpu_level()
-    tables: list[Kernels] = []
-    for wanted in sorted({0, *(step for step in native._LEVELS if step <= level)}):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(native._LEVELS, level, native._LEVELS.get(wanted, "base"))
-            tables.append(native.NativeKernels(library))
-    return tables
+    return [table for name in native.VARIANTS if (table := native.find(name)) is not None]
 
 
 def tile_of(values: np.ndarray, kind: int, group: int) -> Tile:

@@ -24,12 +24,16 @@ from quantcli.kernels.table import (
     BlockType,
     Choices,
     CodeGrid,
+    Finding,
     Form,
     Grids,
     Kernels,
     Kind,
+    Made,
+    Method,
     QuantParams,
     Ranges,
+    Rule,
     Sums,
     Tile,
     joined_blocks,
@@ -56,13 +60,17 @@ __all__ = [
     "Codes",
     "Counts",
     "Doubles",
+    "Finding",
     "Floats",
     "Form",
     "Grids",
     "Kernels",
     "Kind",
+    "Method",
     "QuantParams",
+    "Made",
     "Ranges",
+    "Rule",
     "Small",
     "Sums",
     "Tile",
@@ -74,19 +82,21 @@ __all__ = [
 
 @lru_cache(maxsize=1)
 def load() -> Kernels:
-    """The kernels in use; QUANTCLI_KERNELS=numpy or native forces one table.
+    """The kernels in use. QUANTCLI_KERNELS forces a table: numpy, native, or a variant of the native kernels.
 
     Raises UsageError when the forced one is unknown or not available.
     """
     from quantcli.kernels import native
 
     wanted = os.environ.get("QUANTCLI_KERNELS", "")
-    if wanted not in ("", "native", "numpy"):
-        raise UsageError(f"{wanted!r} is not a set of kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
-    table = None if wanted == "numpy" else native.find()
-    if table is None and wanted == "native":
+    if wanted not in ("", "native", "numpy", *native.VARIANTS):
+        hint = f"use native or numpy, or {', '.join(native.VARIANTS)}"
+        raise UsageError(f"{wanted!r} is not a set of kernels", place=["QUANTCLI_KERNELS"], hint=hint)
+    variant = wanted if wanted in native.VARIANTS else None
+    table = None if wanted == "numpy" else native.find(variant)
+    if table is None and wanted not in ("", "numpy"):
         raise UsageError(
-            "the native kernels are not built for this machine",
+            f"the {variant or 'native'} kernels are not built for this machine",
             place=["QUANTCLI_KERNELS"],
             hint="install with a C++ compiler available, or use numpy",
         )

@@ -22,8 +22,10 @@ from quantcli.kernels.table import (
     Choices,
     CodeGrid,
     Grids,
+    Made,
     QuantParams,
     Ranges,
+    Rule,
     Sums,
     Tile,
     empty_blocks,
@@ -36,8 +38,11 @@ if TYPE_CHECKING:
     from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
 
-_LEVELS = {4: "v4", 3: "v3", 2: "v2"}
-"""CPU level reported by the library -> variant of the kernels; all other CPUs run the baseline variant."""
+_LEVELS = {4: "v4", 3: "v3", 2: "v2", 0: "base"}
+"""CPU level reported by the library -> variant of the kernels."""
+
+VARIANTS = tuple(_LEVELS.values())
+"""Names of the variants."""
 
 
 class _Tile(Structure):
@@ -92,6 +97,16 @@ class _Params(Structure):
     ]
 
 
+class _Rule(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("method", "scale_kind", "affine", "preserve", "grids", "count")),
+        ("top", c_float),
+        ("smallest", c_float),
+        ("multipliers", c_void_p),
+        ("grid", _Grid),
+    ]
+
+
 class _BlockType(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("form", "bits", "sub", "low", "high", "deepest", "range_bits")),
@@ -114,21 +129,23 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
+    "quantize": (c_int32, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
 }
-"""The functions of kernels.cpp; structures are passed by address."""
+"""The functions of the library; structures are passed by address."""
 
 
-def find() -> Kernels | None:
-    """The native table, or None where the library was not built, does not load, or has no variant for this CPU."""
+def find(variant: str | None = None) -> Kernels | None:
+    """The native table, or None where the library was not built or does not load. variant: one of VARIANTS, None for
+    the best that this CPU has; None comes back for one that it does not have."""
     for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them in an editable install
         for name in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
             path = Path(folder, name)
             if path.is_file():
                 try:
-                    return NativeKernels(ctypes.CDLL(str(path)))
-                except (OSError, AttributeError):  # built for another machine or from another version
+                    return NativeKernels(ctypes.CDLL(str(path)), variant)
+                except (OSError, AttributeError):  # for another machine, from another version, or without the variant
                     return None
     return None
 
@@ -172,6 +189,16 @@ def _params(params: QuantParams, rows: int) -> _Params:
     return found
 
 
+def _rule(rule: Rule) -> _Rule:
+    finding, grid = rule.finding, rule.grid
+    top = float(grid.umax if rule.affine else (1 << (grid.bits - 1)) - 1)
+    values = finding.multipliers
+    count = 0 if values is None else values.size
+    assert count <= MOST_CANDIDATES
+    flags = (finding.method, rule.scale, rule.affine, rule.preserve, finding.grids, count)
+    return _Rule(*flags, top, rule.smallest, _at(values), _grid(grid))
+
+
 def _block_type(kind: BlockType) -> _BlockType:
     assert len(kind.ratios) <= MOST_ENDS
     whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
@@ -183,12 +210,15 @@ def _block_type(kind: BlockType) -> _BlockType:
 class NativeKernels:
     """The kernels in C++."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, variant: str | None = None) -> None:
         limits = (c_int32 * 4)()
         library.qk_limits(limits)
         if tuple(limits) != (MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE):
             raise OSError("the library was built with other limits")
-        variant = _LEVELS.get(library.qk_cpu_level(), "base")
+        own = {name: level for level, name in _LEVELS.items() if level <= library.qk_cpu_level()}
+        variant = variant or max(own, key=lambda name: own[name])
+        if variant not in own:
+            raise OSError(f"this CPU does not run the variant {variant}")
         self.name = f"native-{variant}"
         for name, (result, arguments) in _SIGNATURES.items():
             function = library[f"qk_{variant}_{name}"]
@@ -341,6 +371,17 @@ class NativeKernels:
         own, what = _params(params, tile.rows), _grid(grid)
         self._call("encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
+
+    def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
+        shape = tile.rows, -(-tile.cols // tile.group)
+        scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
+        sums = (c_double * 5)()
+        own, other = _rule(rule), None if rival is None else byref(_rule(rival))
+        done = self._call("quantize", byref(_tile(tile)), byref(own), other, _at(scale), _at(zero), _at(packed), sums)
+        if not done:
+            return None
+        found = Sums(sums[0], sums[1], sums[2], int(sums[3]))
+        return Made(found, QuantParams(scale, zero), None if rival is None else sums[4])
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         codes, sums = _codes(tile.cols), (c_double * 4)()

@@ -167,4 +167,17 @@ struct Search {
   }
 };
 
+inline void search_tile(const Tile& tile, const float* reciprocal, const float* centre, const float* multipliers,
+                        int count, float top, Grids grids, const int32_t* importance, double* scale, int32_t* grid) {
+  float largest = 0;
+  for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
+  if (importance)
+    Search<int32_t, int64_t, 28, true>(multipliers, count, importance)
+        .run(tile, reciprocal, centre, int32_t(top), grids, scale, grid);
+  else if (top <= 255 && largest <= 512)
+    Search<int16_t, int32_t, 15>(multipliers, count).run(tile, reciprocal, centre, int16_t(top), grids, scale, grid);
+  else
+    Search<int32_t, int64_t, 32>(multipliers, count).run(tile, reciprocal, centre, int32_t(top), grids, scale, grid);
+}
+
 }  // namespace

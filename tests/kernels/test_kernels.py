@@ -267,9 +267,12 @@ def test_the_table_in_use_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("QUANTCLI_KERNELS", "numpy")
     assert load().name == "numpy"
     monkeypatch.setenv("QUANTCLI_KERNELS", "cuda")
-    with pytest.raises(UsageError, match="'cuda' is not a set of kernels; use native or numpy"):
+    with pytest.raises(UsageError, match="'cuda' is not a set of kernels; use native or numpy, or v4"):
         load()
-    monkeypatch.setattr(native, "find", lambda: None)
+    if NATIVE is not None:
+        monkeypatch.setenv("QUANTCLI_KERNELS", "base")
+        assert load().name == "native-base"
+    monkeypatch.setattr(native, "find", lambda variant=None: None)
     monkeypatch.setenv("QUANTCLI_KERNELS", "native")
     with pytest.raises(UsageError, match="not built"):
         load()
