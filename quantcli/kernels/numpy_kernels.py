@@ -23,8 +23,10 @@ from quantcli.kernels.table import (
     Choices,
     CodeGrid,
     Grids,
+    Made,
     QuantParams,
     Ranges,
+    Rule,
     Sums,
     Tile,
     row_bytes,
@@ -268,6 +270,9 @@ class NumpyKernels:
             return self._run(tile, params, grid, packed, store=True, preserve=preserve, wide=wide)
 
         return numpy_sums.found(attempt, measured=packed is not None)
+
+    def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
+        return None  # there is nothing to gain
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))

@@ -180,13 +180,13 @@ class Encoding:
         span = self.tiles[index]
         raw = _buffers.take("raw", span_bytes(self.trials.chosen, span, strips=False))
         tile: Tile = read_span(self.trials.chosen, span, self._fill, raw, strips=False)
-        sums, params = self.trials.encode(self.table, tile, span, packed)
+        made = self.trials.encode(self.table, tile, span, packed)
         start = (span.row * self.tensor.grouping.cols + span.col) * DTYPES[self.tensor.info.dtype].bits // 8
         if self.sums[index] is None:
             self.bytes.see(start, raw.data)
-            self.rivals[index] = self.trials.rival_error(self.table, tile, span)
-            self.sums[index] = sums
-        return params
+            self.rivals[index] = made.rival
+            self.sums[index] = made.sums
+        return made.params
 
     def end(self) -> Result:
         """Errors of all tiles together, the digest, and the scheme that was chosen."""
