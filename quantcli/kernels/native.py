@@ -112,8 +112,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
+    "difference": (None, [_P, _P, c_int64, POINTER(c_double)]),
+    "bfloat16": (None, [_P, c_int64, _P]),
 }
-"""The functions of kernels.cpp; structures are passed by address."""
+"""The functions of kernels.cpp and decoded.cpp; structures are passed by address."""
 
 
 def find() -> Kernels | None:
@@ -348,6 +350,18 @@ class NativeKernels:
             _at(packed),
             _at(out),
         )
+        return out
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        assert before.size == after.size and before.flags.c_contiguous and after.flags.c_contiguous
+        found = (c_double * 3)()
+        self._call("difference", _at(before), _at(after), before.size, found)
+        return found[0], found[1], found[2]
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        assert values.flags.c_contiguous
+        out = np.empty(values.shape, np.uint16)
+        self._call("bfloat16", _at(values), values.size, _at(out))
         return out
 
 

@@ -376,3 +376,13 @@ class NumpyKernels:
             for (cv, ov), own in _views([codes, out[first:last]], params, grid, group, (first, last)):
                 _values(cv, own, grid, ov)
         return out
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        from quantcli.kernels.numpy_decoded import difference
+
+        return difference(before, after)
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        from quantcli.kernels.numpy_decoded import bfloat16
+
+        return bfloat16(values)

@@ -275,6 +275,13 @@ class Kernels(Protocol):
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
 
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        """Of a run of weights and what became of them: the sum of squared errors, that of squared weights, and the
+        largest error. Weights that are not finite make one of them so."""
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        """Bits of the nearest bfloat16 of finite values, ties to even."""
+
 
 def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:
     """Room for the scales of a tile, all 0."""
