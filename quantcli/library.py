@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FORCE = "QUANTCLI_KERNELS"
 """The environment variable that forces a set of kernels: `native`, `numpy` or a variant of the native ones."""
 
-VARIANTS = {"base": 0, "v2": 2, "v3": 3}
+VARIANTS = {"base": 0, "v2": 2, "v3": 3, "v4": 4}
 """The variants of the kernels, and the level from which a processor runs each, as the library reports it."""
 
 LIMITS = (512, 24, 64, 2047)
