@@ -115,7 +115,9 @@ class _Pass:
         self.work, self.outcome, self._turn = work, Outcome(), threading.Lock()
         self._files = files
         self._names = [name for file, _ in files for name in file.tensors]
-        self._advance = begun(progress, sum(self._weight(name) for name in self._names))
+        # Bytes that a tensor counts for in the progress.
+        self._weights = {name: sum(o.nbytes for o in work.jobs[name].outputs) for name in self._names}
+        self._advance = begun(progress, sum(self._weights.values()))
 
     def run(self, threads: int) -> Outcome:
         """Write every tensor."""
@@ -124,7 +126,7 @@ class _Pass:
 
     def _visits(self) -> Iterator[Visit]:
         """The visits of all tensors; small ones that follow each other are one."""
-        for small, names in itertools.groupby(self._names, lambda name: self._weight(name) <= SMALL):
+        for small, names in itertools.groupby(self._names, lambda name: self._weights[name] <= SMALL):
             if not small:
                 yield from (self._visit(name) for name in names)
                 continue
@@ -142,7 +144,7 @@ class _Pass:
                 else:
                     self._at_once(name, producer, gathered)
             gathered.write()
-        self._advance(sum(self._weight(name) for name in names))
+        self._advance(sum(self._weights[name] for name in names))
 
     def _together(self, names: Sequence[str], first: Stacked, gathered: _Gathered) -> int:
         """Write tensors that are alike at once, where their layout can; how many were."""
@@ -182,16 +184,12 @@ class _Pass:
                 raise
             raise error.within(self.work.source) from None
 
-    def _weight(self, name: str) -> int:
-        """Bytes that a tensor counts for in the progress."""
-        return sum(output.nbytes for output in self.work.jobs[name].outputs)
-
     def _visit(self, name: str) -> Visit:
         (producer,), job = self.work.produce([name]), self.work.jobs[name]
         with self._naming_the_source():
             try:
                 yield from producer.prepare()
-                pieces, weight = list(job.pieces()), self._weight(name)
+                pieces, weight = list(job.pieces()), self._weights[name]
                 ends = [weight * done // len(pieces) for done in range(1, len(pieces) + 1)]
                 shares = [end - start for start, end in zip([0, *ends], ends)]
                 same = yield [partial(self._piece, producer, job, *each) for each in zip(pieces, shares)]

@@ -73,7 +73,7 @@ def _entry(name: str, fields: Any) -> Entry:
     bits = math.prod(dims) * DTYPES[dtype].bits
     if bits % 8 or end - begin != bits // 8:
         raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, but its offsets leave {end - begin}")
-    return Entry(TensorInfo(name, dtype, dims), begin)
+    return Entry(TensorInfo(name, DTYPES[dtype].name, dims), begin)  # one text for all, not one of the header's
 
 
 def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
