@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from making import BF16, load, run, save
 from strategies import gaussian
 
-from quantcli.passes import producing, stacking
+from quantcli.passes import stacking
 
 SCHEMES = (
     "--bits 4", "--bits 4 --calibration minmax", "--bits 8 --group-size -1", "--bits 4 --asymmetric",
@@ -48,16 +49,20 @@ def test_many_are_done_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """And not one by one behind its back."""
     calls: list[int] = []
     found = stacking.stacked
-    monkeypatch.setattr(producing.stacking, "stacked", lambda *a: (calls.append(len(a[1])), found(*a))[1])
+
+    def counted(source: Any, tensors: Any, *more: Any) -> Any:
+        calls.append(len(tensors))
+        return found(source, tensors, *more)
+
+    monkeypatch.setattr(stacking, "stacked", counted)
     assert run("quantize", model(tmp_path), "-o", tmp_path / "o", "--no-default-keep", "-q", "--bits", 4).code == 0
     assert sum(calls) >= 30 and len(load(tmp_path / "o")) > 100
 
 
 def test_one_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    path = model(tmp_path)
-    tensors = load(path)
+    tensors = {f"layers.{i}.up_proj.weight": gaussian(8, 128, seed=i) for i in range(20)}
     tensors["layers.7.up_proj.weight"][1, 2] = np.nan
-    save(path, tensors)
+    path = save(tmp_path / "m.safetensors", tensors)
     ran = run("quantize", path, "-o", tmp_path / "o", "--no-default-keep")
     assert ran.code == 1 and "layers.7.up_proj.weight" in ran.err
     ran = run("quantize", path, "-o", tmp_path / "o", "--no-default-keep", "--on-nonfinite", "keep", "--json")
