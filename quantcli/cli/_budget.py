@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from string import ascii_letters
 from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
-from quantcli.errors import UsageError, printable
+from quantcli.cli._reach import Unit, unit_of, way_out, what_takes_the_room
+from quantcli.errors import UsageError
 from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
-    from quantcli.folders.components import Chosen, Opened, Whole
+    from quantcli.folders.components import Chosen, Opened
     from quantcli.passes.budget import Planned
-    from quantcli.passes.menus import Offer, Subject
+    from quantcli.passes.menus import Subject
     from quantcli.planning.order import Order
     from quantcli.planning.plan import Plan
     from quantcli.planning.request import Request
@@ -183,93 +182,6 @@ budget = _help.options(
 """What a plan must keep, and what it may choose from."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """What a target was given in: as it was asked for, bytes in one of the unit, its name, decimals of a least size."""
-
-    asked: str
-    size: float
-    name: str
-    decimals: int
-
-    def text(self, nbytes: int) -> str:
-        """So many bytes, for people."""
-        return f"{nbytes / self.size:,.0f}" if self.size == 1 else f"{nbytes / self.size:.3g}"
-
-    def least(self, nbytes: int) -> str:
-        """The least target that holds so many bytes: rounded up, so that it may be asked for."""
-        scale = 10**self.decimals
-        return f"{math.ceil(nbytes / self.size * scale) / scale:.{self.decimals}f} {self.name}"
-
-
-def _unit(name: str, text: str, parameters: int) -> _Unit:
-    """The unit of a target that was typed so."""
-    from quantcli.reports.gates import parsed
-
-    number = text.strip().rstrip(ascii_letters).strip()
-    if name == "target_bpw":
-        return _Unit(f"{number} bits per weight", parameters / 8, "bits per weight", 3)
-    word = text.strip()[len(number) :].strip()
-    size = parsed("target_size", f"1{word}")
-    return _Unit(f"{number} {word if size > 1 else 'bytes'}", size, word if size > 1 else "bytes", 3 if size > 1 else 0)
-
-
-def _what_takes_the_room(least: Planned, unit: _Unit, offer: Offer, kept: Mapping[str, Whole]) -> str:
-    """Why a target is out of reach: the smallest output, and what fills it."""
-    from quantcli.stores.pipelines import within
-
-    held, quantized, open_ = list[tuple[int, str, str]](), 0, False
-    for menu in offer.menus:
-        subject = menu.subject
-        if subject.name not in least.plans:
-            held.append((subject.source.share, subject.name, "as it is"))
-            continue
-        plan = least.plans[subject.name]
-        nbytes = subject.nbytes_of(plan)
-        for t in plan.tensors:
-            if t.scheme is None:
-                held.append((nbytes(t.info.name), within(subject.name, t.info.name), t.reason))
-            else:
-                quantized += nbytes(t.info.name)
-        # Whether float16 holds all scales of wider weights is known only once they are measured.
-        wider = [t for t in plan.tensors if t.scheme and t.scale_dtype == "F16" and t.info.dtype != "F16"]
-        open_ = open_ or (not least.measured and bool(wider))
-    held += [(source.share, name, "kept whole") for name, (source, _) in kept.items() if source is not None]
-    held.sort(key=lambda entry: (-entry[0], entry[1]))
-    of_kept = sum(n for n, _, _ in held)
-    large = [entry for entry in held[:3] if entry is held[0] or 10 * entry[0] >= of_kept]
-    named = [f"{printable(name, 100)} {unit.text(n)} ({printable(reason, 40)})" for n, name, reason in large]
-    more = f" and {len(held) - len(large)} more" if len(held) > len(large) else ""
-    filled = [f"kept tensors {unit.text(of_kept)}: {', '.join(named)}{more}"] if held else []
-    filled += [f"quantized tensors {unit.text(quantized)}", f"header {unit.text(least.size - of_kept - quantized)}"]
-    what = "pipeline" if "" not in least.plans else "file"
-    reached = f"the smallest {what} these options allow has {'at least ' if open_ else ''}{unit.least(least.size)}"
-    return f"{unit.asked} cannot be met: {reached} ({'; '.join(filled)})"
-
-
-def _way_out(chosen: Chosen, order: Order, budget: Budget, least: Planned) -> str:
-    """What makes the smallest output smaller, and else to ask for more."""
-    from quantcli.planning.reasons import ALL, TABLES, TABLES_TOO, VECTORS, which
-
-    ways = []
-    kept = {t.reason for plan in least.plans.values() for t in plan.tensors if t.scheme is None}
-    native = "--to native " if any(one.to is not None for one in chosen.models.values()) else ""
-    if chosen.kept_bytes > least.size // 2:
-        largest = max(chosen.kept, key=lambda n: held.share if (held := chosen.kept[n][0]) is not None else 0)
-        ways.append(f"quantize it too with --override '{largest}/*:bits=8'")
-    elif order.keep_embeddings and kept & TABLES:
-        ways.append("leave out --keep-embeddings")
-    elif kept & which(lambda reason: ALL in reason.ways) - TABLES - VECTORS and (native or order.keep_defaults):
-        ways.append(f"quantize such tensors too with {native}{ALL}")
-    elif kept & TABLES and (native or order.keep_embeddings is None):
-        ways.append(f"quantize such tensors too with {native}{TABLES_TOO}")
-    if budget.names:
-        ways.append("name smaller schemes")
-    elif min(b or KEEP for b in budget.bits) > min(BITS) and not budget.scheme:
-        ways.append("allow fewer --bits")
-    return ", or ".join([*ways, "ask for more"])
-
-
 def _with_experts_tied(request: Request, first: Plan) -> Request:
     """A request that gives all experts of a model one scheme, where loaders of the target take no other."""
     from quantcli.architectures import EXPERTS
@@ -346,6 +258,7 @@ def _subject(
     from quantcli.passes.menus import Subject
     from quantcli.planning.plan import make
     from quantcli.reports.build import unweighted
+    from quantcli.stores.pipelines import why_kept
 
     first = make(one.source.infos(), request)
     request = _with_experts_tied(request, first)
@@ -363,6 +276,7 @@ def _subject(
         request=request,
         schemes=tuple(schemes),
         mixed=mixed,
+        named=one.component is not None and bool(why_kept(one.component)),
         size_of=size_of,
         nbytes_of=partial(outputs.nbytes_of, one.source),
     )
@@ -387,7 +301,7 @@ def _subjects(
     return chosen, tuple(subjects), [line for _, _, line in stored.values() if line]
 
 
-def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tuple[int | None, _Unit | None]:
+def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tuple[int | None, Unit | None]:
     """The bytes that a plan is to stay within, and the unit that was asked for; None where the error is limited. Raises
     UsageError where nothing need be quantized."""
     from quantcli.planning.plan import make
@@ -398,7 +312,7 @@ def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tupl
     kept = [info for source, _ in chosen.kept.values() if source is not None for info in source.infos()]
     infos = [info for subject in subjects for info in subject.source.infos()]
     parameters = sum(info.numel for info in [*infos, *kept])
-    unit = _unit(name, value.text, parameters)
+    unit = unit_of(name, value.text, parameters)
     target = int(value if name == "target_size" else value * parameters / 8)
     whole = chosen.kept_bytes
     for s in subjects:
@@ -422,6 +336,11 @@ def _weighting(budget: Budget, limited: bool, subjects: Sequence[Subject]) -> st
     names = {s.name: [info.name for info in s.source.infos()] for s in subjects}
     found = factors(budget.weighting, [within(name, n) for name, own in names.items() for n in own])
     return {name: {n: found[within(name, n)] for n in own} for name, own in names.items()}
+
+
+def _fewer_bits(budget: Budget) -> str:
+    """How to ask for fewer bits than were asked for; empty where there are none."""
+    return "allow fewer --bits" if min(b or KEEP for b in budget.bits) > min(BITS) and not budget.scheme else ""
 
 
 def planned(
@@ -452,8 +371,9 @@ def planned(
             plan = planning.best_reaching(variants, cost)
     except planning.OutOfReachError as error:
         assert unit is not None
-        problem = _what_takes_the_room(error.least, unit, offer, chosen.kept)
-        hint = _way_out(chosen, order, budget, error.least)
+        problem = what_takes_the_room(error.least, unit, offer, chosen.kept)
+        smaller = "name smaller schemes" if budget.names else _fewer_bits(budget)
+        hint = way_out(chosen, order, error.least, smaller=smaller, widths=not budget.scheme)
         raise UsageError(problem, place=[chosen.src, _asking.option_name(budget.target)], hint=hint) from None
     if plan.whole:
         chosen = components.without(chosen, dict.fromkeys(plan.whole, "the budget has room for all of it"))

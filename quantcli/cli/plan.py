@@ -68,9 +68,9 @@ def command(
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     budget = _budget.of_plan(asked, order)
     with components.opened(src, order, reading, output=None, say=console.inform) as found:
-        console.inform(*found.notes)
         _sources.inform_of(found, console)
         chosen, plan, target = _budget.planned(found, order, budget, options.thread_count(threads), console)
+        console.inform(*chosen.notes)
         nbytes = {name: nbytes_of(chosen.models[name].source, own) for name, own in plan.plans.items()}
         for name, request in plan.requests.items():
             console.inform(*(prefixed(name, line) for line in kinds.said(request)))

@@ -85,9 +85,9 @@ def command(
     with components.opened(src, order, reading, output=None, say=console.inform) as found:
         for one in found.models.values():
             need_file(one.source, "sweeping")
-        console.inform(*found.warnings, *found.notes)
-        _sources.inform_of(found, console)
         chosen, requests = components.requested(found, options.warn)
+        console.inform(*chosen.warnings, *chosen.notes)
+        _sources.inform_of(chosen, console)
         began = time.perf_counter()
         measured = _measured(chosen, requests, settings, options.thread_count(threads), console)
         sizes = [

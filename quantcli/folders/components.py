@@ -17,13 +17,14 @@ from quantcli.folders.job import Say
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
 from quantcli.layouts.compressed_tensors.write import SENTENCES
 from quantcli.layouts.writer import named
+from quantcli.models import Model, open_model
 from quantcli.planning import plan
 from quantcli.planning.order import USUAL, Order, aimed
 from quantcli.planning.plan import NothingToQuantizeError
 from quantcli.planning.recipe import NATIVE
 from quantcli.planning.request import Request
 from quantcli.planning.scopes import names_one, of_components
-from quantcli.stores import Source, open_source, pipelines
+from quantcli.stores import Source, need_file, open_source, pipelines
 from quantcli.stores.checkpoint import INDEX, without_variant
 from quantcli.stores.pipelines import Component, Member, prefixed
 
@@ -168,20 +169,17 @@ def _opened(source: Source, order: Order, member: Member) -> Opened:
     assert component is not None
     source, to, why = aimed(source, order, folder=True)
     if to is not None:
-        try:
-            check_target(component, to)
-        except UsageError as error:
-            raise error.within(source.path) from None
+        check_target(component, to, place=source.path)
     said = [SENTENCES] if to == USUAL and component.library == "sentence-transformers" else []
     return Opened(source=source, order=order, to=to, notes=(*([why] if why else []), *said), component=component)
 
 
-def check_target(component: Component, to: str) -> None:
-    """Raise UsageError for a target that the loader of a component does not take."""
+def check_target(component: Component, to: str, *, place: str) -> None:
+    """Raise UsageError for a target that the loader of a component does not take. place: where that is."""
     taken = LOADERS.get(component.library, ("bnb-nf4", "compressed-tensors"))
     if to not in taken:
-        hint = f"use --to {' or '.join(taken)}, or leave out --to: each component is then written for its own loader"
-        raise UsageError(f"{component.library} does not load {to}", place=[f"--to {to}"], hint=hint)
+        hint = f"use --to {' or '.join(taken)}; quantize without --to writes each component for its own loader"
+        raise UsageError(f"{component.library} does not load {to}", place=[place, f"--to {to}"], hint=hint)
 
 
 def check_one_file(to: str | None, output: str | None, *, container: bool = False) -> None:
@@ -204,6 +202,68 @@ def _check_order(order: Order, reading: Reading, output: str | None) -> None:
     if reading.loras or reading.adapter:
         option = "--lora" if reading.loras else "--adapter"
         raise UsageError("this is for one model, and a pipeline has several", place=[option], hint=hint)
+
+
+# ---- models that are quantized already -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """The models that a path names, quantized already. home: the folder of a pipeline, empty where it is one model.
+    models: those that hold codes by their names, a single one under an empty name; kept: components that hold none.
+    components: all of them."""
+
+    home: str
+    models: Mapping[str, Model]
+    kept: Mapping[str, Whole] = field(default_factory=dict)
+    components: Mapping[str, Component] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where the models are that hold codes."""
+        return {name: model.source for name, model in self.models.items()}
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights of components that hold no codes."""
+        return sum(source.share for source, _ in self.kept.values() if source is not None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the stores of the models left out, and which components hold no codes."""
+        told = [prefixed(name, line) for name, model in self.models.items() for line in model.source.warnings]
+        return [*told, *(f"{name}: kept whole, {why}" for name, (_, why) in self.kept.items())]
+
+
+@contextlib.contextmanager
+def quantized(src: str, variant: str | None, what: str) -> Iterator[Quantized]:
+    """The models that a path names, of which one at least is quantized. what: that must seek in them. Raises UsageError
+    for a pipe, DataError where nothing is quantized."""
+    with contextlib.ExitStack() as stack:
+        found, kept = dict[str, Model](), dict[str, Whole]()
+        places = pipelines.members(src, variant)
+        for member in places:
+            try:
+                model = stack.enter_context(open_model(member.path, variant=member.variant))
+                holds = not member.name or model.is_native or bool(model.quantized)
+            except DataError:
+                if not member.why_kept:
+                    raise
+                kept[member.name] = None, "it cannot be read"
+                continue
+            need_file(model.source, what)
+            if holds:
+                found[member.name] = model
+            else:
+                kept[member.name] = model.source, "it holds no quantized tensor"
+        if not any(model.quantized for model in found.values()):
+            raise DataError("it holds no quantized tensor", place=[src])
+        yield Quantized(
+            home=pipelines.folder_of(src),
+            models=found,
+            kept=kept,
+            components={m.name: m.component for m in places if m.component is not None},
+        )
 
 
 # ---- their files ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import components, job, sidefiles
-from quantcli.folders.components import Chosen
+from quantcli.folders.components import Chosen, Whole
 from quantcli.folders.job import Job
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.passes import export
@@ -21,7 +21,7 @@ from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.scopes import scope
-from quantcli.stores import pipelines
+from quantcli.stores import Source, pipelines
 from quantcli.stores.pipelines import prefixed
 
 
@@ -52,14 +52,33 @@ def checked(
     job.check_folder_options(folder, order, resume=resume)
     importance = order.importance or (order.recipe.importance or (None,))[0]
     inputs = [*read, *([importance] if importance else [])]
-    if chosen.folder:
-        paths = [chosen.folder, *inputs]
-        real = target if dry_run else export.check_output_folder(chosen.folder, target, paths, force=force)
-        known = components.weights({n: one.source for n, one in chosen.models.items()}, chosen.kept)
-        return os.path.realpath(real), sidefiles.of_folder(chosen.folder, os.path.realpath(real), known)
-    source = chosen.models[""].source
-    real = target if dry_run else export.check_output(source, target, folder=folder, force=force, read=inputs)
-    return real, sidefiles.of(source, os.path.realpath(real), folder=folder)
+    sources = {n: one.source for n, one in chosen.models.items()}
+    return destination(
+        chosen.folder, sources, chosen.kept, target, folder=folder, force=force, dry_run=dry_run, read=inputs
+    )
+
+
+def destination(
+    home: str,
+    sources: Mapping[str, Source],
+    kept: Mapping[str, Whole],
+    target: str,
+    *,
+    folder: bool,
+    force: bool,
+    dry_run: bool = False,
+    read: Sequence[str] = (),
+) -> tuple[str, SideFiles]:
+    """The real path of an output that may be written, and what becomes of the files beside the weights. home: the
+    folder of a pipeline, empty where there is one model. sources, kept: the models that are written anew, and those
+    that are copied. folder: whether the output is one; read: files that are read beside the sources. Raises UsageError,
+    DataError and QuantcliError."""
+    if home:
+        real = target if dry_run else export.check_output_folder(home, target, [home, *read], force=force)
+        known = components.weights(sources, kept)
+        return os.path.realpath(real), sidefiles.of_folder(home, os.path.realpath(real), known)
+    real = target if dry_run else export.check_output(sources[""], target, folder=folder, force=force, read=read)
+    return real, sidefiles.of(sources[""], os.path.realpath(real), folder=folder)
 
 
 def ready(

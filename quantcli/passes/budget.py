@@ -17,6 +17,7 @@ from quantcli.planning import recipe_writing
 from quantcli.planning.allocate import Allocation, allocate, smallest
 from quantcli.planning.plan import Plan, make
 from quantcli.planning.request import Request
+from quantcli.scheme import Scheme
 
 ROUNDS = 12
 """Budgets tried until the header is accounted for: it rarely takes more than three."""
@@ -166,18 +167,23 @@ def _options(offer: Offer) -> list[list[tuple[int, float]]]:
 
 
 def _planned(offer: Offer, allocation: Allocation) -> Planned:
-    """The plan of an allocation."""
+    """The plan of an allocation. Several models have the rules that one recipe for all of them has."""
     units, choice = offer.units, iter(allocation.choice)
+    wanted = dict[str, dict[str, Scheme | None]]()
+    for menu in offer.menus:
+        chosen = {t.info.name: u.choices[c].scheme for u, c in zip(menu.units, choice) for t in u.tensors}
+        wanted[menu.subject.name] = {**menu.wanted, **chosen}
+    default = recipe_writing.commonest(scheme for own in wanted.values() for scheme in own.values())
     plans, requests = dict[str, Plan](), dict[str, Request]()
     for menu in offer.menus:
         subject = menu.subject
-        chosen = {t.info.name: u.choices[c].scheme for u, c in zip(menu.units, choice) for t in u.tensors}
-        wanted = {**menu.wanted, **chosen}
-        if subject.name and not any(wanted.values()):
-            continue  # of a single model that is refused
-        infos = subject.source.infos()
-        requests[subject.name] = recipe_writing.resolved(infos, wanted, subject.request)
-        plans[subject.name] = make(infos, requests[subject.name])
+        name, infos = subject.name, subject.source.infos()
+        if not any(wanted[name].values()):
+            continue
+        requests[name] = recipe_writing.resolved(
+            infos, wanted[name], subject.request, default=default, named=subject.named
+        )
+        plans[name] = make(infos, requests[name])
     return Planned(
         units=tuple(units),
         chosen=allocation.choice,

@@ -40,13 +40,15 @@ TIES = (
 class Subject:
     """A model that schemes are chosen for. name: of the component it is, empty for the only model. request: what is
     asked of it; schemes: what there is to choose from, with scales as its target stores them; mixed: whether its
-    tensors may have several. size_of: bytes of the files a plan leads to; nbytes_of: what each tensor takes in them."""
+    tensors may have several; named: whether a recipe must name its tensors, for else they are kept. size_of: bytes of
+    the files a plan leads to; nbytes_of: what each tensor takes in them."""
 
     name: str
     source: Source
     request: Request
     schemes: tuple[Scheme, ...]
     mixed: bool
+    named: bool
     size_of: Callable[[Plan], int]
     nbytes_of: Callable[[Plan], Callable[[str], int]]
 

@@ -136,6 +136,21 @@ def components(folder: str) -> list[Component]:
     return found
 
 
+def lacking(folder: str) -> list[str]:
+    """What a pipeline of diffusers does not have though its list of components names it: folders, and the weights of
+    models."""
+    if not os.path.isfile(os.path.join(folder, DIFFUSERS)):
+        return []
+    found = []
+    for component in _diffusers(folder):
+        place = os.path.join(folder, component.name)
+        if not os.path.isdir(place):
+            found.append(f"{DIFFUSERS} names {component.name}, and there is no such folder")
+        elif os.path.isfile(os.path.join(place, "config.json")) and not has_weights(place):
+            found.append(f"{component.name}: it has a config.json, and no weights")
+    return found
+
+
 def _diffusers(folder: str) -> Iterator[Component]:
     path = os.path.join(folder, DIFFUSERS)
     listed = strict_json(read_small(path, _LIMIT), path)
