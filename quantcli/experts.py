@@ -46,7 +46,7 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     infos = source.infos()
     model = architectures.of(config) or UNNAMED
     layers, unclear = find(infos, config, model)
-    naming = native.experts if to is None or container else named(to).experts
+    naming = native.experts if to is None or container else as_stored if again is not None else named(to).experts
     types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, Unsplit]()
     for layer in layers:
         wanted = naming(layer, types, model)
@@ -66,7 +66,8 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
         return source
     tensors = _tensors(source, named_layers, others)
     said = [_described(list(named_layers.values())), _rebuilt_in_words(others)]
-    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)))
+    shapes = {tensor.name: tensor.own for own in others.values() for tensor in own if tensor.own}
+    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)), shapes=shapes)
 
 
 def transposed(source: Source, names: Collection[str]) -> Source:
@@ -154,11 +155,21 @@ def _tensors(source: Source, layers: dict[str, _Layer], others: Mapping[str, Seq
 
 def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
     """What takes the place of tensors, in words; empty where nothing does."""
-    if not others:
-        return ""
-    name, tensors = next(iter(others.items()))
-    becomes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
-    return printable(f"{len(others)} matrices put in order: {name} -> {becomes}", 400)
+    used = {matrix.name for tensors in others.values() for tensor in tensors for matrix in tensor.matrices}
+    left, order, renamed = list[str](), list[str](), list[str]()
+    for name, tensors in others.items():
+        if name not in used:
+            left.append(name)
+        elif tensors:
+            same = len(tensors) == 1 and len(tensors[0].matrices) == 1 and not tensors[0].own
+            becomes = " and ".join(t.name if same else f"{t.name} {list(t.shape)}" for t in tensors)
+            (renamed if same else order).append(f"{name} -> {becomes}")
+    said = [
+        f"{len(order)} matrices arranged: {order[0]}" if order else "",
+        f"{len(renamed)} tensors renamed: {renamed[0]}" if renamed else "",
+        f"{len(left)} tensors of other parts left out: {left[0]}" if left else "",
+    ]
+    return "; ".join(printable(line, 400) for line in said if line)
 
 
 def _moved(name: str, moved: dict[str, str]) -> str:
@@ -183,5 +194,6 @@ def _described(layers: list[_Layer]) -> str:
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
     shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
-    word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
+    words = [word for part, word in zip((GATE, UP, DOWN), naming.words) if part in experts.weights]
+    word = f"{'' if naming.stacked else 'N.'}{{{','.join(words)}}}.weight"
     return printable(f"{what} {how}: {prefix}.{shown} -> {naming.prefix}.{word}", 400)

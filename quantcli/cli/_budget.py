@@ -11,6 +11,7 @@ from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
 from quantcli.cli._reach import Unit, unit_of, way_out, what_takes_the_room
 from quantcli.errors import UsageError
+from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
     from quantcli.folders.components import Chosen, Opened
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from quantcli.scheme import Scheme
 
 
-BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
+KEEP = 16
+"""The bits that stand for a tensor as it is."""
+
+BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, KEEP], [64, 128]
 """What a plan chooses from by default."""
 
 
@@ -49,8 +53,8 @@ WITH_A_TARGET = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """What a plan must keep, and what it may choose from. target: one of TARGETS; value: what was typed for it.
-    scheme: fields that all choices have; bits: None for the format's own, 16 to keep a tensor. menu: the choices, where
-    the target has types of its own."""
+    scheme: fields that all choices have; bits: None for the format's own, KEEP for a tensor as it is. menu: the
+    choices, where the target has types of its own; names: schemes to choose from by name, beside the others."""
 
     target: str
     value: Any
@@ -58,6 +62,7 @@ class Budget:
     group_sizes: tuple[int, ...]
     scheme: Mapping[str, Any] = field(default_factory=dict)
     menu: tuple[Mapping[str, Any], ...] = ()
+    names: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ()
     ties: bool = True
     uniform: bool = False
@@ -73,7 +78,10 @@ def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
     if asked["uniform_groups"] and targets[0] not in ("target_size", "target_bpw"):
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     typed = {"bits": asked["bits"], "group_sizes": asked["group_size"]}
-    lists = {name: tuple(values) for name, values in typed.items() if values is not None}
+    lists: dict[str, Any] = {name: tuple(values) for name, values in typed.items() if values is not None}
+    if asked["scheme"] is not None:
+        lists["names"] = tuple(asked["scheme"])
+        lists.setdefault("bits", (KEEP,))
     return Budget(
         target=targets[0],
         value=asked[targets[0]],
@@ -115,7 +123,7 @@ def usual(to: str | None) -> dict[str, Any]:
         found["menu"] = export.menu
     fields = export.usual
     if "format" in fields:
-        found |= {"scheme": {"format": fields["format"]}, "bits": (None, 16)}
+        found |= {"scheme": {"format": fields["format"]}, "bits": (None, KEEP)}
     if "group_size" in fields:
         found["group_sizes"] = (fields["group_size"],)
     elif fields.get("granularity") == "channel":
@@ -125,12 +133,13 @@ def usual(to: str | None) -> dict[str, Any]:
 
 budget = _help.options(
     limits(TARGETS, "Common", Target),
+    _asking.names("Schemes to choose from by name, such as FP8_DYNAMIC,NVFP4A16,W4A16; --bits adds others"),
     options.numbers(
         "--bits",
         None,
         "Bit widths to choose from; 16 keeps a tensor as it is.",
         group="Search",
-        shown=f"{_listed(BITS)}; of a --to with one format, that of its own",
+        shown=f"{_listed(BITS)}; of a --to with one format, that of its own; with --scheme 16",
     ),
     options.numbers(
         "--group-size",
@@ -178,23 +187,32 @@ def _with_experts_tied(request: Request, first: Plan) -> Request:
     return replace(request, ties=(*request.ties, tied)) if experts else request
 
 
-def _stored_by(name: str, to: str | None, schemes: list[Scheme], console: options.Console) -> tuple[list[Scheme], bool]:
-    """The schemes the target of a model stores, with scales as it stores them, and whether one model may mix them.
-    Raises UsageError where it stores none; those left out are reported."""
+def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[Scheme], bool, str]:
+    """The schemes the target of a model stores, with scales as it stores them, whether one model may mix them, and the
+    line about those that are left out. Raises UsageError where it stores none."""
     if to is None:
-        return schemes, True
+        _check_native(schemes)
+        return schemes, True, ""
     from quantcli.layouts.writer import named
+    from quantcli.planning.targets import nearest
     from quantcli.stores.pipelines import prefixed
 
     export = named(to)
     stored = [s for s in schemes if export.accepts.obstacle(s) is None]
     left = [s.name for s in schemes if s not in stored]
     if not stored:
-        hint = f"it stores {export.accepts.describe()}"
+        hint = nearest(schemes[0], export.accepts) or f"it stores {export.accepts.describe()}"
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
-    if left:
-        console.inform(prefixed(name, f"{to} does not store {', '.join(left)}: not among the choices"))
-    return [export.suited(s) for s in stored], export.mixes
+    line = prefixed(name, f"{to} does not store {', '.join(left)}: not among the choices") if left else ""
+    return [export.suited(s) for s in stored], export.mixes, line
+
+
+def _check_native(schemes: Sequence[Scheme]) -> None:
+    """Raise UsageError for a scheme that quantcli's own layout does not have."""
+    for scheme in schemes:
+        if scheme.storage == IN_SUPER_BLOCKS:
+            problem = f"super-blocks ({scheme.name}) are stored in GGUF only"
+            raise UsageError(problem, place=["--scheme"], hint="add --to gguf")
 
 
 def _where(size: int) -> dict[str, Any]:
@@ -206,15 +224,18 @@ def _schemes(order: Order, budget: Budget) -> list[Scheme]:
     """The schemes to choose from. Raises UsageError where there are none."""
     asked = {"bits": budget.bits, "group_size": budget.group_sizes, "calibration": budget.calibrations}
     methods: list[dict[str, Any]] = [{"calibration": name} for name in budget.calibrations] or [{}]
+    called = [_asking.named_scheme(name) for name in budget.names]
     with _asking.naming_options(asked):
         schemes = [
             order.recipe.scheme({**budget.scheme, **({"bits": bits} if bits else {}), **_where(size), **method})
             for method in methods
             for size in budget.group_sizes
             for bits in budget.bits
-            if bits != 16 and not budget.menu
+            if bits != KEEP and not budget.menu
         ]
-        schemes += [order.recipe.scheme({**fields, **method}) for method in methods for fields in budget.menu]
+        schemes += [
+            order.recipe.scheme({**fields, **method}) for method in methods for fields in (*budget.menu, *called)
+        ]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     return schemes
@@ -254,22 +275,21 @@ def _subject(
 
 def _subjects(
     found: Chosen, order: Order, budget: Budget, console: options.Console
-) -> tuple[Chosen, tuple[Subject, ...]]:
-    """The models that schemes are chosen for, and all models that a path names."""
+) -> tuple[Chosen, tuple[Subject, ...], list[str]]:
+    """All models that a path names, those that schemes are chosen for, and the lines about schemes left out."""
     from quantcli.folders import components
     from quantcli.stores import need_file
 
     schemes = _schemes(order, budget)
     for one in found.models.values():
         need_file(one.source, "planning")
-    stored = {name: _stored_by(name, one.to, schemes, console) for name, one in found.models.items()}
+    stored = {name: _stored_by(name, one.to, schemes) for name, one in found.models.items()}
     begun = {one.source: stored[name][0][0] for name, one in found.models.items()}
     chosen, requests = components.requested(
         found, options.warn, lambda one, request: replace(request, scheme=begun[one.source])
     )
-    return chosen, tuple(
-        _subject(name, one, requests[name], *stored[name], console) for name, one in chosen.models.items()
-    )
+    subjects = [_subject(name, one, requests[name], *stored[name][:2], console) for name, one in chosen.models.items()]
+    return chosen, tuple(subjects), [line for _, _, line in stored.values() if line]
 
 
 def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tuple[int | None, Unit | None]:
@@ -291,7 +311,7 @@ def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tupl
         nbytes = s.nbytes_of(first)
         header = s.size_of(first) - sum(nbytes(t.info.name) for t in first.tensors)
         whole += header + sum(info.nbytes for info in s.source.infos())
-    if 16 in budget.bits and target >= whole:
+    if KEEP in budget.bits and target >= whole:
         problem = f"{unit.asked} are enough for all of it as it is"
         raise UsageError(problem, place=[chosen.src, _asking.option_name(name)], hint="quantizing is not needed")
     return target, unit
@@ -318,13 +338,14 @@ def planned(
     from quantcli.passes import budget as planning
     from quantcli.passes import menus
 
-    chosen, subjects = _subjects(found, order, budget, console)
+    chosen, subjects, left_out = _subjects(found, order, budget, console)
     target, unit = _target(chosen, budget, subjects)
     weighting = _weighting(budget, target is None, subjects)
-    offer = menus.offer_of(subjects, keep=16 in budget.bits, ties=budget.ties, beside=chosen.kept_bytes)
+    offer = menus.offer_of(subjects, keep=KEEP in budget.bits, ties=budget.ties, beside=chosen.kept_bytes)
     try:
         if target is not None:
             planning.check_reach(offer.variants(uniform=budget.uniform), target)
+        console.inform(*left_out)  # only now, for an error is one line
         with console.bar("planning") as progress:
             offer = menus.measured(offer, weighting=weighting, threads=threads, progress=progress)
         variants = offer.variants(uniform=budget.uniform)
@@ -337,8 +358,9 @@ def planned(
     except planning.OutOfReachError as error:
         assert unit is not None
         problem = what_takes_the_room(error.least, unit, offer, chosen.kept)
-        fewer = min(b or 16 for b in budget.bits) > min(BITS) and not budget.scheme
-        hint = way_out(chosen, order, error.least, fewer_bits=fewer, widths=not budget.scheme)
+        smaller = "allow fewer --bits" if min(b or KEEP for b in budget.bits) > min(BITS) and not budget.scheme else ""
+        smaller = "name smaller schemes" if budget.names else smaller
+        hint = way_out(chosen, order, error.least, smaller=smaller, widths=not budget.scheme)
         raise UsageError(problem, place=[chosen.src, _asking.option_name(budget.target)], hint=hint) from None
     if plan.whole:
         chosen = components.without(chosen, dict.fromkeys(plan.whole, "the budget has room for all of it"))

@@ -81,9 +81,9 @@ def what_takes_the_room(least: Planned, unit: Unit, offer: Offer, kept: Mapping[
     return f"{unit.asked} cannot be met: {reached} ({'; '.join(filled)})"
 
 
-def way_out(chosen: Chosen, order: Order, least: Planned, *, fewer_bits: bool, widths: bool) -> str:
-    """What makes the smallest output smaller, and else to ask for more. fewer_bits: whether fewer bits than asked for
-    are possible; widths: whether the target has several."""
+def way_out(chosen: Chosen, order: Order, least: Planned, *, smaller: str, widths: bool) -> str:
+    """What makes the smallest output smaller, and else to ask for more. smaller: which choices would, empty where there
+    are none; widths: whether the target has several."""
     from quantcli.planning.reasons import ALL, TABLES, TABLES_TOO, VECTORS, which
 
     ways = []
@@ -98,6 +98,4 @@ def way_out(chosen: Chosen, order: Order, least: Planned, *, fewer_bits: bool, w
         ways.append(f"quantize such tensors too with {native}{ALL}")
     elif kept & TABLES and (native or order.keep_embeddings is None):
         ways.append(f"quantize such tensors too with {native}{TABLES_TOO}")
-    if fewer_bits:
-        ways.append("allow fewer --bits")
-    return ", or ".join([*ways, "ask for more"])
+    return ", or ".join([*ways, *([smaller] if smaller else []), "ask for more"])

@@ -83,7 +83,9 @@ def command(
                     sys.stdout.write(shown + "\0" if null else printable_line(shown) + "\n")
                 if not names:
                     say = partial(_said, member.name)
-                    found[member.name] = inspected.report_of(model, member.path, values=stats, say=say)
+                    with console.bar(member.name or "reading") as bar:
+                        own = inspected.report_of(model, member.path, values=stats, say=say, progress=bar)
+                    found[member.name] = own
         except DataError as error:
             if not member.why_kept:
                 raise

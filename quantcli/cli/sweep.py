@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _help, _sources, options
-from quantcli.errors import QuantcliError
+from quantcli.errors import QuantcliError, UsageError
+from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from quantcli.planning.request import Request
     from quantcli.scheme import Scheme
 
+BITS = (2, 3, 4, 8)
+"""What is compared by default."""
+
 
 @_help.command(
     "sweep",
@@ -27,12 +31,20 @@ if TYPE_CHECKING:
         ("quantcli sweep model.safetensors", "2, 3, 4 and 8 bits"),
         ("quantcli sweep model.safetensors --bits 4 --group-size 32,64,128 --plot", "groups compared"),
         ("quantcli sweep model.safetensors --calibration minmax,mse -o sweep.html", "methods, as a page"),
+        ("quantcli sweep model.safetensors --scheme FP8_DYNAMIC,NVFP4A16,W4A16", "schemes by name"),
     ),
 )
 @options.source
 @_sources.reading
-@options.numbers("--bits", [2, 3, 4, 8], "Bit widths.", group="Common")
-@options.numbers("--group-size", [128], "Group sizes; -1 per channel, 0 per tensor.", group="Common")
+@_asking.names("Schemes by name, such as FP8_DYNAMIC,NVFP4A16,W4A16; --bits adds others")
+@options.numbers("--bits", None, "Bit widths.", group="Common", shown="2,3,4,8; with --scheme none")
+@options.numbers(
+    "--group-size",
+    None,
+    "Group sizes; -1 per channel, 0 per tensor.",
+    group="Common",
+    shown="128; of --scheme those of its own",
+)
 @_asking.calibrations("Calibrations, rounded to nearest.")
 @_asking.symmetric
 @_asking.selection
@@ -43,8 +55,9 @@ if TYPE_CHECKING:
 def command(
     src: str,
     reading: Reading,
-    bits: list[int],
-    group_size: list[int],
+    scheme: list[str] | None,
+    bits: list[int] | None,
+    group_size: list[int] | None,
     calibration: list[str] | None,
     symmetric: bool | None,
     plot: bool,
@@ -62,14 +75,11 @@ def command(
     """
     from quantcli.folders import components
     from quantcli.folders.output import size_of
-    from quantcli.planning import kinds
     from quantcli.reports import swept
     from quantcli.stores import need_file
-    from quantcli.stores.pipelines import prefixed
 
     file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
-    with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
-        schemes = _schemes(bits, group_size, calibration, symmetric)
+    settings = _settings(scheme, bits, group_size, calibration, symmetric)
     selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
     with components.opened(src, order, reading, output=None, say=console.inform) as found:
@@ -78,16 +88,14 @@ def command(
         chosen, requests = components.requested(found, options.warn)
         console.inform(*chosen.warnings, *chosen.notes)
         _sources.inform_of(chosen, console)
-        for name, request in requests.items():
-            console.inform(*(prefixed(name, line) for line in kinds.said(request)))
         began = time.perf_counter()
-        measured = _measured(chosen, requests, schemes, options.thread_count(threads), console)
+        measured = _measured(chosen, requests, settings, options.thread_count(threads), console)
         sizes = [
             chosen.kept_bytes + sum(size_of(chosen.models[name].source, one[i].plan) for name, one in measured.items())
-            for i in range(len(schemes))
+            for i in range(len(settings))
         ]
         report = swept.report_of(
-            schemes,
+            settings,
             measured,
             sizes,
             kept=[info for source, _ in chosen.kept.values() if source is not None for info in source.infos()],
@@ -100,21 +108,27 @@ def command(
 
 
 def _measured(
-    chosen: Chosen, requests: Mapping[str, Request], schemes: Sequence[Scheme], threads: int, console: options.Console
+    chosen: Chosen,
+    requests: Mapping[str, Request],
+    settings: Sequence[tuple[str, Scheme]],
+    threads: int,
+    console: options.Console,
 ) -> dict[str, list[Measured]]:
     """What every scheme costs on each model."""
     from quantcli.passes import sweep
-    from quantcli.planning import plan
+    from quantcli.planning import kinds, plan
     from quantcli.stores.pipelines import prefixed
 
     plans: dict[str, list[Plan]] = {}
     for name, one in chosen.models.items():
         plans[name] = []
-        for scheme in schemes:
+        for called, scheme in settings:
             try:
                 plans[name].append(plan.make(one.source.infos(), replace(requests[name], scheme=scheme)))
             except QuantcliError as error:
-                raise error.within(one.source.path if name else chosen.src, scheme.name) from None
+                raise error.within(one.source.path if name else chosen.src, called) from None
+    for name, request in requests.items():
+        console.inform(*(prefixed(name, line) for line in kinds.said(request)))
     found = {}
     for name, own in plans.items():
         with console.bar(prefixed(name, "sweeping")) as bar:
@@ -122,18 +136,39 @@ def _measured(
     return found
 
 
-def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:
-    """Every combination, calibrations first."""
+def _settings(
+    names: list[str] | None,
+    bits: list[int] | None,
+    sizes: list[int] | None,
+    calibrations: list[str] | None,
+    symmetric: bool | None,
+) -> list[tuple[str, Scheme]]:
+    """Every combination with what it is called, calibrations first, and of these schemes by name before others."""
     from quantcli import asking
+    from quantcli.planning.recipe import over
 
-    found: list[Scheme] = []
-    for calibration, size, width in itertools.product(calibrations or [""], sizes, bits):
-        fields = _asking.granularity(None, size, None)
-        fields |= {"calibration": calibration} if calibration else {}
-        fields |= {"symmetric": symmetric} if symmetric is not None else {}
-        fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}
-        found.append(asking.Scheme(bits=width, **fields))
-    return found
+    found: dict[Scheme, str] = {}
+    asked = {"bits": bits, "calibration": calibrations, "symmetric": symmetric, "group_size": sizes}
+    called = {name: _asking.named_scheme(name) for name in names or []}
+    with _asking.naming_options(asked):
+        for calibration in calibrations or [""]:
+            own: dict[str, Any] = {"calibration": calibration} if calibration else {}
+            own |= {"symmetric": symmetric} if symmetric is not None else {}
+            given = [_asking.granularity(None, size, None) for size in sizes or []]
+            for name, where in itertools.product(called, given or [{}]):
+                scheme = asking.Scheme(**over(over(called[name], where), own))
+                found.setdefault(scheme, scheme.name if where else name.upper().replace("-", "_"))
+            own |= {"format": "codebook"} if calibration == "lloyd-max" else {}
+            for size, width in itertools.product(sizes or [128], bits or ([] if names else BITS)):
+                scheme = asking.Scheme(bits=width, **_asking.granularity(None, size, None), **own)
+                found.setdefault(scheme, scheme.name)
+    for one, name in found.items():
+        if one.storage == IN_SUPER_BLOCKS:
+            hint = "use plan --to gguf, or quantize --dry-run"
+            raise UsageError(
+                f"{name} is stored in GGUF only, and sweep counts native bytes", place=["--scheme"], hint=hint
+            )
+    return [(name, scheme) for scheme, name in found.items()]
 
 
 PROVIDES = command

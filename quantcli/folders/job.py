@@ -85,11 +85,11 @@ def as_folder(source: Source, target: str | None, to: str | None) -> bool:
 
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
     """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
-    file of importances that match no tensor, and with why no preset is chosen."""
+    file of importances that match no tensor, with why no preset is chosen, and with what the target leaves out."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    return suited(request_of(source, asked, to, importance, warn))
+    return suited(request_of(source, asked, to, importance, warn), warn)
 
 
 def check_target(source: Source, to: str, output_name: str | None) -> None:

@@ -25,7 +25,7 @@
 
 namespace {
 
-// Lanes of the sums of errors, and so weights that are worked on at a time: kernels.cpp says why.
+// Weights that go through arrays at a time.
 constexpr int LANES = 256;
 
 enum Kind : int32_t { BF16 = 0, F16 = 1, F32 = 2 };

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from ctypes import POINTER, Structure, byref, c_char, c_double, c_float, c_int32, c_int64, c_void_p, pointer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import library
 from quantcli.kernels.table import (
     F32,
     MOST_CANDIDATES,
     MOST_ENDS,
-    MOST_IMPORTANCE,
     MOST_TRIALS,
     SUPER,
     BlockScales,
@@ -35,9 +33,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
-
-_LEVELS = {3: "v3", 2: "v2"}
-"""CPU level reported by the library -> variant of the kernels; all other CPUs run the baseline variant."""
+    from quantcli.library import Library
 
 
 class _Tile(Structure):
@@ -116,21 +112,15 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
+    "rotate": (None, [_P, c_int64, c_int64]),
 }
 """The functions of kernels.cpp; structures are passed by address."""
 
 
 def find() -> Kernels | None:
-    """The native table, or None where the library was not built, does not load, or has no variant for this CPU."""
-    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them in an editable install
-        for name in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
-            path = Path(folder, name)
-            if path.is_file():
-                try:
-                    return NativeKernels(ctypes.CDLL(str(path)))
-                except (OSError, AttributeError):  # built for another machine or from another version
-                    return None
-    return None
+    """The native table, or None where numpy does its work. Raises UsageError as `library.find` does."""
+    found = library.find()
+    return None if found is None else NativeKernels(found)
 
 
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
@@ -183,15 +173,10 @@ def _block_type(kind: BlockType) -> _BlockType:
 class NativeKernels:
     """The kernels in C++."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        limits = (c_int32 * 4)()
-        library.qk_limits(limits)
-        if tuple(limits) != (MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE):
-            raise OSError("the library was built with other limits")
-        variant = _LEVELS.get(library.qk_cpu_level(), "base")
-        self.name = f"native-{variant}"
+    def __init__(self, library: Library) -> None:
+        self.name = f"native-{library.variant}"
         for name, (result, arguments) in _SIGNATURES.items():
-            function = library[f"qk_{variant}_{name}"]
+            function = library.functions[f"qk_{library.variant}_{name}"]
             function.restype, function.argtypes = result, arguments
             setattr(self, f"_{name}", function)
 
@@ -337,7 +322,7 @@ class NativeKernels:
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
     ) -> Sums:
         codes, sums = _codes(tile.cols), (c_double * 4)()
-        scratch = np.empty(3 * tile.cols, np.float32) if preserve else None
+        scratch = np.empty(tile.cols, np.float32) if preserve else None
         own, what = _params(params, tile.rows), _grid(grid)
         self._call("encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
@@ -365,6 +350,10 @@ class NativeKernels:
             _at(out),
         )
         return out
+
+    def rotate(self, values: Floats, size: int) -> None:
+        assert values.flags.c_contiguous and values.dtype == np.float32 and values.size % size == 0
+        self._call("rotate", _at(values), values.size, size)
 
 
 def _codes(cols: int) -> NDArray[np.uint16]:

@@ -5,7 +5,7 @@
 // squared error rises by s (s - 2 |e|). Flips are made in the order of that rise per unit of sum, s - 2 |e|, the
 // first column on a tie, as long as each brings the sum nearer to 0 and the code stays on the grid.
 //
-// The sum of a row: 8 float64 lanes (column j in lane j % 8), folded by halves. numpy_rounding.py does the same.
+// sums.h says in which order the errors of a row are added up. numpy_rounding.py does the same.
 //
 // Reference: Guo et al., SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation, 2022, whose
 // flips also go kernel by kernel. That gains more on small convolutions, at up to 0.4 dB, and can go badly wrong
@@ -16,7 +16,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "common.h"
+#include "sums.h"
 
 namespace {
 
@@ -28,46 +28,25 @@ inline uint64_t flip_of(float cost, int64_t column) {
   return uint64_t(bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u)) << 32 | uint64_t(column);
 }
 
-inline double sum_of(const float* error, int64_t cols) {
-  double lane[W] = {};
-  int64_t j = 0;
-  for (; j + W <= cols; j += W)
-    for (int i = 0; i < W; ++i) lane[i] += double(error[j + i]);
-  for (int i = 0; j + i < cols; ++i) lane[i] += double(error[j + i]);
-  for (int i = 0; i < 4; ++i) lane[i] += lane[i + 4];
-  return (lane[0] + lane[2]) + (lane[1] + lane[3]);
-}
-
 // Flips of a row whose cost lies in [from, below), in no order. found: room for cols + 1 of them.
-template <class ScaleAt>
-size_t gather_flips(const float* code, const float* error, int64_t cols, int64_t group, float sign, float from,
-                    float below, float umin, float umax, ScaleAt scale_at, uint64_t* found) {
+template <class Code, class ScaleAt>
+size_t gather_flips(const Code* code, const float* error, int64_t cols, int64_t group, float sign, float from,
+                    float limit, float umin, float umax, ScaleAt scale_at, uint64_t* found) {
   size_t count = 0;
   for (int64_t first = 0, g = 0; first < cols; first += group, ++g) {
     const int64_t end = first + group < cols ? first + group : cols;
     const float scale = scale_at(g), step = std::fabs(scale), twice = 2 * sign;
-    const float limit = (scale < 0) == (sign < 0) ? umax : umin;
-    int64_t j = first;
-    for (; j + W <= end; j += W) {
-      Eight e, c;
-      std::memcpy(&e, error + j, sizeof e);
-      std::memcpy(&c, code + j, sizeof c);
-      const Eight cost = step - e * twice;
-      const EightInts good = (cost >= from) & (cost < below) & (e * sign > 0) & (c != limit);
-      int64_t any[4];
-      std::memcpy(any, &good, sizeof any);
-      if (any[0] | any[1] | any[2] | any[3])
-        // Without branches: which flips are cheap is practically random.
-        for (int i = 0; i < W; ++i) {
-          found[count] = flip_of(cost[i], j + i);
-          count += size_t(good[i] & 1);
-        }
-    }
-    for (; j < end; ++j) {
+    const float last = (scale < 0) == (sign < 0) ? umax : umin;
+    const auto consider = [&](int64_t j) {  // without branches: which flips are cheap is practically random
       const float cost = step - error[j] * twice;
       found[count] = flip_of(cost, j);
-      count += size_t((cost >= from) & (cost < below) & (error[j] * sign > 0) & (code[j] != limit));
-    }
+      count += size_t((cost >= from) & (cost < limit) & (error[j] * sign > 0) & (float(code[j]) != last));
+    };
+    int64_t j = first;
+    for (; j + LANE_COUNT <= end; j += LANE_COUNT)
+      for (uint32_t any = below(all(step) - load16(error + j) * all(twice), all(limit)); any; any &= any - 1)
+        consider(j + lowest_bit(any));
+    for (; j < end; ++j) consider(j);
   }
   return count;
 }
@@ -97,8 +76,8 @@ struct Queue {
 };
 
 // scale_at(g): the scale of a group. decode(j, g): sets error[j] from code[j].
-template <class ScaleAt, class Decode>
-void preserve_sum(float* code, float* error, int64_t cols, int64_t group, float umin, float umax, ScaleAt scale_at,
+template <class Code, class ScaleAt, class Decode>
+void preserve_sum(Code* code, float* error, int64_t cols, int64_t group, float umin, float umax, ScaleAt scale_at,
                   Decode decode) {
   static thread_local std::vector<uint64_t> found;
   const double sum = sum_of(error, cols);
@@ -113,14 +92,14 @@ void preserve_sum(float* code, float* error, int64_t cols, int64_t group, float 
   }
   if (!(rest > smallest / 2)) return;
   if (found.size() < size_t(cols) + 1) found.resize(size_t(cols) + 1);
-  // Right-signed errors are about half the columns and their costs evenly spread: so those below `below` are expected
+  // Right-signed errors are about half the columns and their costs evenly spread: so those below `limit` are expected
   // to include the flips needed and a few more.
   const double needed = rest / largest;
-  float from = -INFINITY, below = float(2 * largest / double(cols) * (needed + 3 * std::sqrt(needed) + 1));
+  float from = -INFINITY, limit = float(2 * largest / double(cols) * (needed + 3 * std::sqrt(needed) + 1));
   while (true) {
-    if (!(below > 0 && below < largest / 2)) below = INFINITY;
+    if (!(limit > 0 && limit < largest / 2)) limit = INFINITY;
     const size_t count =
-        gather_flips(code, error, cols, group, sign, from, below, umin, umax, scale_at, found.data());
+        gather_flips(code, error, cols, group, sign, from, limit, umin, umax, scale_at, found.data());
     Queue queue(found.data(), count);
     while (queue.at < count) {
       const int64_t j = queue.next();
@@ -128,13 +107,13 @@ void preserve_sum(float* code, float* error, int64_t cols, int64_t group, float 
       const float scale = scale_at(g);
       const double step = std::fabs(scale);
       if (!(rest > step / 2)) return;
-      code[j] += (scale < 0) == (sign < 0) ? 1.0f : -1.0f;
+      code[j] = Code(code[j] + ((scale < 0) == (sign < 0) ? 1 : -1));
       decode(j, g);
       rest -= step;
     }
-    if (below == INFINITY) return;
-    from = below;
-    below *= 4;
+    if (limit == INFINITY) return;
+    from = limit;
+    limit *= 4;
   }
 }
 

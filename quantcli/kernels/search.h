@@ -168,21 +168,3 @@ struct Search {
 };
 
 }  // namespace
-
-// For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
-// TURNED, RESTRICTED and BOTH_SIGNS go without a centre, TURNED with signed reciprocals. THREE_ZEROS and FIVE_ZEROS try
-// the zero points from centre - grids/2 on; those that leave out 0 are skipped. A reciprocal of 0 gives 0.
-// importance: that of each of the tile's columns, 0 to 2047, or null.
-QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
-                               const float* multipliers, int32_t count, float top, Grids grids,
-                               const int32_t* importance, double* scale, int32_t* grid) {
-  float largest = 0;
-  for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
-  if (importance)
-    Search<int32_t, int64_t, 28, true>(multipliers, count, importance)
-        .run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
-  else if (top <= 255 && largest <= 512)
-    Search<int16_t, int32_t, 15>(multipliers, count).run(*tile, reciprocal, centre, int16_t(top), grids, scale, grid);
-  else
-    Search<int32_t, int64_t, 32>(multipliers, count).run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
-}

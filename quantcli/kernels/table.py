@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from quantcli.library import LIMITS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -31,9 +33,8 @@ INTEGER, OFFSET, BINARY, LEVELS = 0, 1, 2, 3
 """The value of a code u: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
 
 
-MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = 512, 24, 64, 2047
-"""Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column
-may count. common.h has the same numbers with the reasons; a library built with others is not loaded."""
+MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = LIMITS
+"""Candidate scales, places of an end of the range, trial scales, and how much a column may count."""
 
 
 class Grids(IntEnum):
@@ -273,6 +274,10 @@ class Kernels(Protocol):
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
+
+    def rotate(self, values: Floats, size: int) -> None:
+        """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes
+        it."""
 
 
 def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:

@@ -183,6 +183,8 @@ class Writer:
     """Tensors that its loader wants in another form, by name, and what takes their place; config.json is given."""
     scale_dtype: str | None = None
     """The best dtype of scales for it."""
+    own_inputs: bool = False
+    """Whether its runtime decides by itself how it computes with inputs, whatever a scheme says of them."""
     usual: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the scheme to use unless others are requested."""
     extension: str = ""
@@ -225,7 +227,14 @@ class Writer:
         return self.shape(weight) or self.module(weight, model)
 
     def suited(self, scheme: Scheme) -> Scheme:
-        """A scheme with the scale dtype of the target, unless another was requested."""
+        """A scheme as the target stores it, where it has a name in common with what was requested: with the scale dtype
+        of the target, unless another was requested; without a scale of the tensor, or what is said of inputs, where it
+        has no such thing."""
+        kinds = (self.accepts, *self.accepts.others)
+        if scheme.storage == "e4m3" and "e4m3-alone" in {k.storage for k in kinds} - {"e4m3"}:
+            scheme = scheme.with_scale_dtype("float8_e4m3_alone")
+        if self.own_inputs and scheme.activations != "none":
+            scheme = scheme.of_weights()
         if self.scale_dtype is None or scheme.scale_dtype != AUTO or scheme.shares_levels:
             return scheme
         return scheme.with_scale_dtype(self.scale_dtype)
@@ -248,16 +257,18 @@ def checked(target: str, place: str) -> str:
         )
     name = name.replace("_", "-")
     kinds = named(name).kinds
-    if colon and kind.upper().replace("-", "_") not in kinds:
-        near = difflib.get_close_matches(kind.upper(), kinds, n=1, cutoff=0.3)
+    spelt = {own.upper(): own for own in kinds}
+    if colon and kind.upper().replace("-", "_") not in spelt:
+        near = [spelt[n] for n in difflib.get_close_matches(kind.upper(), spelt, n=1, cutoff=0.3)]
         hint = f"did you mean {near[0]}? there are {', '.join(kinds)}" if near else f"there are {', '.join(kinds)}"
         problem = f"{name} has no file type {printable(repr(kind), 40)}"
         raise UsageError(problem, place=[place], hint=hint if kinds else f"write --to {name}")
-    return f"{name}:{kind.upper().replace('-', '_')}" if colon else name
+    return f"{name}:{spelt[kind.upper().replace('-', '_')]}" if colon else name
 
 
-def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
-    """The error for a weight the target cannot store, with a list of what it can."""
+def refusal(name: str, scheme: str, why: str, target: str, hint: str = "") -> UsageError:
+    """The error for a weight the target cannot store, with a list of what it can, and the way out where one is
+    known."""
     accepted = named(target).accepts.describe()
     problem = f"{target} cannot store it: {why} ({scheme}); it accepts {accepted}"
-    return UsageError(problem, place=[printable(name)])
+    return UsageError(problem, place=[printable(name)], hint=hint or None)

@@ -151,11 +151,20 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> lis
     rest = room - sum(g.bytes_out for g in groups)
     more = f"; and {size(rest)} more" if rest > LIGHT * room else ""
     if len(set(ways)) == 1:
-        shown, advice = "; ".join(map(str, groups)), f"; use {ways[0]}" if ways[0] else ""
+        shown, advice = _together(groups), f"; use {ways[0]}" if ways[0] else ""
     else:
         shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
         advice = ""
     return [f"{100 * room / whole:.0f} % of the output ({size(room)}) is not quantized: {shown}{more}{advice}"]
+
+
+def _together(groups: Sequence[Group]) -> str:
+    """Groups with one way out: of those that a target cannot store the largest alone says why."""
+    first, others = groups[0], groups[1:]
+    if not others or any(group.tensors[0].reason != "target" for group in groups):
+        return "; ".join(map(str, groups))
+    named = ", ".join(f"{printable(group.pattern, 80)} ({size(group.bytes_out)})" for group in others)
+    return f"{first}; likewise {named}"
 
 
 def _way(group: Group, request: Request) -> str:

@@ -20,6 +20,7 @@ from quantcli.stores.pipelines import within
 if TYPE_CHECKING:
     from quantcli.layouts.evidence import Evidence
     from quantcli.models import Model, View
+    from quantcli.passes.tiles import Progress
     from quantcli.stores.pipelines import Member
 
 
@@ -215,7 +216,9 @@ def _component(member: Member, one: InspectReport | None, unread: str) -> Inspec
     )
 
 
-def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
+def report_of(
+    model: Model, src: str, *, values: bool, say: Callable[[str], None], progress: Progress | None = None
+) -> InspectReport:
     """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored, and on
     what its store leaves out."""
     for line in model.source.warnings:
@@ -227,7 +230,7 @@ def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None
         if any(tensor.scheme for tensor in tensors):
             need_file(model.source, "decoding")
         named = {tensor.name: decoded.get(tensor.name) or model.stored[tensor.name] for tensor in tensors}
-        found = statistics.measure(model.source, named, threads=default_threads())
+        found = statistics.measure(model.source, named, threads=default_threads(), progress=progress)
         tensors = [replace(tensor, stats=found[tensor.name]) for tensor in tensors]
     layout = _layout(model, src)
     documents = model.stored.documents

@@ -132,7 +132,7 @@ class SweepReport:
 
 
 def report_of(
-    schemes: Sequence[Scheme],
+    settings: Sequence[tuple[str, Scheme]],
     measured: Mapping[str, Sequence[Measured]],
     sizes: Sequence[int],
     *,
@@ -142,13 +142,16 @@ def report_of(
     seconds: float,
     plot: bool,
 ) -> SweepReport:
-    """The report on a sweep. measured: by model, what each scheme cost; sizes: bytes of all files with each; kept: the
-    tensors of components that are kept whole."""
-    models = [{name: own[i] for name, own in measured.items()} for i in range(len(schemes))]
+    """The report on a sweep. settings: schemes, with what they are called; measured: by model, what each cost; sizes:
+    bytes of all files with each; kept: the tensors of components that are kept whole."""
+    models = [{name: own[i] for name, own in measured.items()} for i in range(len(settings))]
     parameters = sum(t.info.numel for one in models[0].values() for t in one.plan.tensors)
     parameters += sum(info.numel for info in kept)
     beside = sum(info.nbytes for info in kept)
-    points = [_point(*each, parameters, beside) for each in zip(schemes, models, sizes)]
+    points = [
+        replace(_point(scheme, found, size, parameters, beside), scheme=name)
+        for (name, scheme), found, size in zip(settings, models, sizes)
+    ]
     return SweepReport(
         source=source,
         bytes_in=bytes_in,

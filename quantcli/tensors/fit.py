@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from quantcli import registry, scales
+from quantcli import kernels, registry, scales
 from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
@@ -373,7 +373,7 @@ def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, s
     info, plan = fit.info, fit.plan
     size = DTYPES[info.dtype].bits // 8
     if not strips:
-        return read_tile(info.dtype, plan, span, read, raw)
+        return rotated(read_tile(info.dtype, plan, span, read, raw), fit.scheme)
     outer, channels, inner = column_repeats(info.shape, fit.scheme.axis)
     pieces = raw.reshape(plan.rows * outer, span.cols * inner * size)
     for number, piece in enumerate(pieces):
@@ -382,6 +382,16 @@ def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, s
     turned = np.ascontiguousarray(pieces.reshape(-1, span.cols, inner * size).swapaxes(0, 1))
     flat = TileSpan(0, span.cols, 0, plan.rows * outer * inner)
     return as_tile(turned.reshape(-1), info.dtype, flat, flat.cols)
+
+
+def rotated(tile: Tile, scheme: Scheme) -> Tile:
+    """A tile whose columns are rotated as its scheme says; float32 where they are. Tiles end between rotations."""
+    if not scheme.rotation:
+        return tile
+    values = np.array(numpy_tiles.floats(tile), np.float32).reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        kernels.load().rotate(values, scheme.rotation)
+    return replace(tile, weights=values, kind=F32, seen={})
 
 
 def span_bytes(fit: Fit, span: TileSpan, *, strips: bool) -> int:

@@ -30,6 +30,8 @@ from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf import super_blocks
 from quantcli.layouts.gguf.blocks import block_type, encode, exact_params, obstacle
 from quantcli.layouts.gguf.general import pooling, title
+from quantcli.layouts.gguf.images.models import check_names
+from quantcli.layouts.gguf.images.models import supported as image_models
 from quantcli.layouts.gguf.model import GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
 from quantcli.layouts.gguf.shards import split
@@ -40,7 +42,7 @@ from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversio
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
-from quantcli.stores.gguf_writer import LONGEST_NAME, GgufTensor, lay_out, value_bytes
+from quantcli.stores.gguf_writer import LLAMA, LONGEST_NAME, GgufTensor, Room, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, runs
@@ -258,7 +260,9 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None 
     """
     config = json_beside(beside, "config.json")
     if config is None:
-        hint = f"name the checkpoint folder of a model ({supported()}); {INSIST}"
+        check_names({t.info.name for t in tensors})
+        hint = f"name the checkpoint folder of a model ({supported()}), or the file of one for ComfyUI"
+        hint += f" ({image_models()}); {INSIST}"
         raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
     try:
         model = model_of(config, [t.info for t in tensors])
@@ -369,19 +373,21 @@ def conversion(
     made: Mapping[str, NDArray[Any]],
     notes: Sequence[str],
     file_type: int | None = None,
+    room: Room = LLAMA,
 ) -> Conversion:
     """What becomes of tensors at these places. first, keys: of the file, before and behind those of its types. made:
-    F32 tensors that are computed. file_type: its number, None for that of most weights."""
+    F32 tensors that are computed. file_type: its number, None for that of most weights. room: of the program that loads
+    it."""
     by_name = {t.info.name: t for t in tensors}
     shapes = [GgufTensor(name, "F32", values.shape) for name, values in made.items()]
     shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
     kind = _file_type(by_name, places) if file_type is None else {"general.file_type": file_type}
     general = {**first, **kind, "general.quantization_version": 2}
     own = {**general, **keys, "quantcli.version": __version__}
-    lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
+    lay_out(own, shapes, room)  # names, shapes and numbers that GGUF cannot hold are refused here
 
     def files(base: str, record: str, limit: int | None) -> list[ContainerFile]:
-        return split(base, {**own, KEY: record}, shapes, made, limit)
+        return split(base, {**own, KEY: record}, shapes, made, limit, room)
 
     jobs = {source: _job(by_name[source], place) for source, place in places.items()}
     return Conversion(jobs=jobs, files=files, notes=notes)
