@@ -163,7 +163,7 @@ def without(parts: Parts, name: str) -> Parts:
 def hadamard(size: int) -> np.ndarray:
     """The regular Hadamard matrix of a power of 4, whose rows have the length 1."""
     four = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
-    found = np.ones((1, 1))
+    found: np.ndarray = np.ones((1, 1))
     while len(found) < size:
         found = np.kron(found, four)
     return found

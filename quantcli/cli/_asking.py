@@ -14,7 +14,7 @@ import click
 from quantcli import registry
 from quantcli.cli import _help, options
 from quantcli.cli._help import F
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ recipe = _help.options(
         "--recipe",
         type=_help.FILE,
         group="Common",
-        help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
+        help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion, comfyui.",
     ),
     _help.option(
         "--override",
@@ -348,6 +348,11 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
         if asked[option] is not None:
             fields[name] = asked[option]
     method, own_types = _method(asked), ":" in (asked["to"] or "")
+    if own_types and asked["scheme"] is not None:
+        plain = asked["to"].partition(":")[0]
+        hint = f"leave out one of them; --to {plain} takes schemes, and --override names those of some tensors"
+        problem = f"{asked['to']} gives every tensor a type of its own"
+        raise UsageError(problem, place=["--scheme", printable(asked["scheme"])], hint=hint)
     with naming_options(asked):
         if asked["recipe"] is None and (asked["scheme"] is None or own_types):
             from quantcli.planning.order import with_usual

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from quantcli import library
+from quantcli import library, memory
 from quantcli.errors import printable
 
 
@@ -50,6 +50,8 @@ class Bar:
 
     def start(self, total: int) -> None:
         """A pass over so many bytes begins."""
+        if total >= self.WORTH:
+            memory.keep_freed()
         if self.quiet or total < self.WORTH or not sys.stderr.isatty():
             return
         if self._bar is None:

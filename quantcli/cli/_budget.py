@@ -101,10 +101,19 @@ def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
     chosen = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if chosen:
         option = _asking.option_name(chosen[0], asked[chosen[0]])
-        raise UsageError("a size target chooses this itself", place=[option], hint="leave it out, or use plan")
+        raise UsageError("a size target chooses this itself", place=[option], hint=_without(option))
     if len(targets) > 1:
         raise UsageError("one target is needed", hint="give --target-size or --target-bpw")
     return Budget(target=targets[0], value=asked[targets[0]], **usual(order.to))
+
+
+def _without(option: str) -> str:
+    """What to do in place of an option of what a size target chooses."""
+    if option in ("--bits", "--group-size", "--calibration"):
+        return (
+            f"leave it out, or let quantcli plan choose among the values of its {option}, and quantize with its recipe"
+        )
+    return "leave out one of them; --override gives some tensors a scheme that stays"
 
 
 def usual(to: str | None) -> dict[str, Any]:
@@ -201,7 +210,7 @@ def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[S
     stored = [s for s in schemes if export.accepts.obstacle(s) is None]
     left = [s.name for s in schemes if s not in stored]
     if not stored:
-        hint = nearest(schemes[0], export.accepts) or f"it stores {export.accepts.describe()}"
+        hint = nearest(schemes[0], export) or f"it stores {export.accepts.describe()}"
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
     line = prefixed(name, f"{to} does not store {', '.join(left)}: not among the choices") if left else ""
     return [export.suited(s) for s in stored], export.mixes, line
@@ -329,6 +338,11 @@ def _weighting(budget: Budget, limited: bool, subjects: Sequence[Subject]) -> st
     return {name: {n: found[within(name, n)] for n in own} for name, own in names.items()}
 
 
+def _fewer_bits(budget: Budget) -> str:
+    """How to ask for fewer bits than were asked for; empty where there are none."""
+    return "allow fewer --bits" if min(b or KEEP for b in budget.bits) > min(BITS) and not budget.scheme else ""
+
+
 def planned(
     found: Chosen, order: Order, budget: Budget, threads: int, console: options.Console
 ) -> tuple[Chosen, Planned, int | None]:
@@ -358,8 +372,7 @@ def planned(
     except planning.OutOfReachError as error:
         assert unit is not None
         problem = what_takes_the_room(error.least, unit, offer, chosen.kept)
-        smaller = "allow fewer --bits" if min(b or KEEP for b in budget.bits) > min(BITS) and not budget.scheme else ""
-        smaller = "name smaller schemes" if budget.names else smaller
+        smaller = "name smaller schemes" if budget.names else _fewer_bits(budget)
         hint = way_out(chosen, order, error.least, smaller=smaller, widths=not budget.scheme)
         raise UsageError(problem, place=[chosen.src, _asking.option_name(budget.target)], hint=hint) from None
     if plan.whole:

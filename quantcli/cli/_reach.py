@@ -83,8 +83,8 @@ def what_takes_the_room(least: Planned, unit: Unit, offer: Offer, kept: Mapping[
 
 
 def way_out(chosen: Chosen, order: Order, least: Planned, *, smaller: str, widths: bool) -> str:
-    """What makes the smallest output smaller, and else to ask for more. smaller: which choices would, empty where there
-    are none; widths: whether the target has several."""
+    """What makes the smallest output smaller, and else to ask for more. smaller: how to ask for smaller schemes, empty
+    where there are none; widths: whether the target has several."""
     from quantcli.planning.reasons import ALL, TABLES, TABLES_TOO, VECTORS, which
 
     ways = []
@@ -99,4 +99,6 @@ def way_out(chosen: Chosen, order: Order, least: Planned, *, smaller: str, width
         ways.append(f"quantize such tensors too with {native}{ALL}")
     elif kept & TABLES and (native or order.keep_embeddings is None):
         ways.append(f"quantize such tensors too with {native}{TABLES_TOO}")
-    return ", or ".join([*ways, *([smaller] if smaller else []), "ask for more"])
+    if smaller:
+        ways.append(smaller)
+    return ", or ".join([*ways, "ask for more"])

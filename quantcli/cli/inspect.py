@@ -59,7 +59,7 @@ def command(
     """
     from quantcli.planning import stored_recipe
     from quantcli.reports import inspected
-    from quantcli.stores.pipelines import members, others, within
+    from quantcli.stores.pipelines import members, others, prefixed, within
 
     more = console.json or stats or output is not None
     if (names and more) or (null and not names):
@@ -85,9 +85,10 @@ def command(
                     sys.stdout.write(shown + "\0" if null else printable_line(shown) + "\n")
                 if not names:
                     say = partial(_said, member.name)
-                    with console.bar(member.name or "reading") as bar:
-                        own = inspected.report_of(model, member.path, values=stats, say=say, progress=bar)
-                    found[member.name] = own
+                    with console.bar(prefixed(member.name, "reading")) as bar:
+                        found[member.name] = inspected.report_of(
+                            model, member.path, values=stats, say=say, progress=bar
+                        )
         except DataError as error:
             if not member.why_kept:
                 raise

@@ -108,6 +108,14 @@ inline float half_to_float(uint16_t h) {
   return from_bits(to_bits(scaled) | special | (uint32_t(h & 0x8000u) << 16));
 }
 
+// The float16 nearest to a float32, to even between two.
+inline uint16_t to_half(float value) {
+  const uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000u, b = bits & 0x7fffffffu;
+  if (b >= 0x47800000u) return uint16_t(sign | 0x7c00u);
+  if (b < 0x38800000u) return uint16_t(sign | (to_bits(from_bits(b) + 0.5f) - 0x3f000000u));  // 2^-24 is an ulp of 0.5
+  return uint16_t(sign | (((b + 0xfffu + (b >> 13 & 1)) >> 13) - (112u << 10)));
+}
+
 // Up to LANES weights as float32.
 inline void load(const void* weights, int kind, int64_t at, int n, float* out) {
   if (kind == BF16) {

@@ -12,15 +12,7 @@
 QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
                                const float* multipliers, int32_t count, float top, Grids grids,
                                const int32_t* importance, double* scale, int32_t* grid) {
-  float largest = 0;
-  for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
-  if (importance)
-    Search<int32_t, int64_t, 28, true>(multipliers, count, importance)
-        .run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
-  else if (top <= 255 && largest <= 512)
-    Search<int16_t, int32_t, 15>(multipliers, count).run(*tile, reciprocal, centre, int16_t(top), grids, scale, grid);
-  else
-    Search<int32_t, int64_t, 32>(multipliers, count).run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
+  search_tile(*tile, reciprocal, centre, multipliers, count, top, grids, importance, scale, grid);
 }
 
 // For every group scale and offset with the least squared error. In scale and offset: a start; the offset, the place of
@@ -83,10 +75,6 @@ QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts
 QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, const float* trial, int32_t trials,
                                      int32_t* best, double* cross, double* square) {
   const Table table = table_of(book, 0);
-  Eight sixteen[2];
-  float padded[FEW_LEVELS];
-  for (int i = 0; i < FEW_LEVELS; ++i) padded[i] = table.sorted[i < table.count ? i : table.count - 1];
-  std::memcpy(sixteen, padded, sizeof padded);
   const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
   float x[BLOCK];
   int32_t at[LANES];
@@ -103,7 +91,7 @@ QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, con
                x + from);
         int whole = m / W;
         for (int k = 0; k < trials; ++k) {
-          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table, sixteen);
+          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table);
           crosses[k] += double(fit.cross);
           squares[k] += double(fit.square);
           for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector

@@ -42,7 +42,8 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "NVFP4": {**_FP4, **_NV, "activations": "nvfp4"},
 }
 
-TYPES = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
+_OF_RUNTIMES = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
+TYPES = {name: fields for name, fields in _OF_RUNTIMES.items() if name not in _NAMED}
 """Types of GGUF and ComfyUI, as far as no other name has their words."""
 
 NAMES = (
@@ -50,7 +51,7 @@ NAMES = (
     "W4A16_ASYM",
     "W4A8",
     *_NAMED,
-    *(t for t in TYPES if t not in _NAMED),
+    *TYPES,
 )
 """The names that help lists; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
 
@@ -62,7 +63,7 @@ def fields(name: str) -> dict[str, Any] | None:
     (False, 'channel', None)
     """
     usual: dict[str, Any] = {"symmetric": True, "activations": "none"}
-    if name in TYPES and name not in _NAMED:
+    if name in TYPES:
         return {**usual, **TYPES[name]}
     match = _INT.fullmatch(name)
     if match is not None:
@@ -95,7 +96,7 @@ def instead(scheme: Scheme, accepts: Accepts) -> str:
     """
     nearest = accepts.nearest(scheme)
     for like in (scheme, nearest):
-        for name in sorted(NAMES, key=lambda name: -_alike(like, name)):
+        for name in sorted(NAMES, key=lambda name: (name in TYPES, -_alike(like, name))):
             if _alike(like, name) and accepts.obstacle(_scheme(name)) is None:
                 return f"--scheme {name}"
     return spelled(nearest) if accepts.obstacle(nearest) is None else ""

@@ -123,7 +123,10 @@ def pattern_of(name: str, reason: str = "") -> str:
     """
     if reason == "component":
         return f"{name.partition('/')[0]}/*"
-    return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "*", name)
+    return _NUMBER.sub("*", name)
+
+
+_NUMBER = re.compile(r"(?<![A-Za-z])\d+(?![A-Za-z])")
 
 
 def grouped(tensors: Iterable[Sized]) -> list[Group]:
@@ -231,8 +234,12 @@ def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list
         return []
     rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.preset(PRESET).rules if r.scheme is None]
     found: dict[str, list[Sized]] = {}
+    known: dict[str, Rule | None] = {}
     for tensor in candidates:
-        rule = next((r for r, test in rules if test(tensor.info.name[-LONGEST:])), None)
+        name = _NUMBER.sub("0", tensor.info.name[-LONGEST:])  # no rule of the preset is about a layer by its number
+        if name not in known:
+            known[name] = next((r for r, test in rules if test(name)), None)
+        rule = known[name]
         if rule is not None:
             found.setdefault(rule.reason or rule.pattern, []).append(tensor)
     parts = sum(t.bytes_out for held in found.values() for t in held)

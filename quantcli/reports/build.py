@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from quantcli import registry
 from quantcli.errors import printable
+from quantcli.layouts import writer
 from quantcli.layouts.native.document import Result, StoredTensor
 from quantcli.metrics import Metrics
 from quantcli.planning.entry import WIDER
@@ -69,7 +70,7 @@ def of_plan(
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
         *unweighted(plan),
-        *_offset_warning(plan),
+        *_offset_warning(plan, request),
         *_cautions(plan),
         *_beaten(tensors),
         *of_another_kind(entries),
@@ -119,7 +120,9 @@ def unweighted(plan: Sequence[Decided]) -> list[str]:
     return named("no importance given, all columns count the same", [t.info.name for t in plan if UNWEIGHTED in t.note])
 
 
-def _offset_warning(plan: Sequence[Decided]) -> list[str]:
+def _offset_warning(plan: Sequence[Decided], request: Request | None) -> list[str]:
+    if request is not None and request.to is not None and writer.named(request.to).offsets_only:
+        return []
     own = [t.scheme for t in plan if t.scheme is not None and t.scheme.storage != "super-blocks"]  # which has no others
     if any(scheme.zero_point == "float" for scheme in own):
         return ["float offsets: 0 is not representable, and the constant error adds up over a row"]

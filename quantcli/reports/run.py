@@ -11,6 +11,7 @@ from typing import Any
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.notebook import table
+from quantcli.planning import kinds
 from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
 from quantcli.reports.kept import groups
 from quantcli.reports.records import Comparison, ComponentReport, FileReport, GateResult, Summary, TensorReport
@@ -187,7 +188,7 @@ def origin_lines(report: RunReport) -> list[str]:
     return [
         *([f"source: {report.decoded_from}"] if report.decoded_from else []),
         *([report.arranged] if report.arranged else []),
-        *([f"preset {report.preset}, from config.json"] if report.preset else []),
+        *kinds.about(report.preset),
         *kept,
     ]
 

@@ -269,7 +269,7 @@ def _parse_tensors(header: _Header, count: int, alignment: int) -> dict[str, Ent
 
 
 def _in_shape(entry: Entry, shape: Any) -> Entry:
-    """A tensor in its own shape, given as the value of a key. Raises DataError where it has another number of elements."""
+    """A tensor in its own shape, the value of a key. Raises DataError where that has another number of elements."""
     info, block = entry.info, entry.block
     numel = info.numel if block is None else math.prod(block.shape)
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != numel:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import numpy as np
 import pytest
 from kernel_parts import TABLES, needs_native, variants
+from layout_parts import hadamard
 
 from quantcli.kernels import Kernels
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
-FOUR = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
-SIZES = {4**n: n for n in range(1, 6)}
+SIZES = [4**n for n in range(1, 6)]
 
 
 def rotated(table: Kernels, values: np.ndarray, size: int) -> np.ndarray:
-    found = values.astype(np.float32).copy()
+    found: np.ndarray = values.astype(np.float32).copy()
     table.rotate(found, size)
     return found
 
@@ -25,7 +23,7 @@ def rotated(table: Kernels, values: np.ndarray, size: int) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_the_matrix(table: Kernels, size: int) -> None:
     values = np.random.default_rng(size).standard_normal((3, 5 * size)).astype(np.float32)
-    matrix = reduce(np.kron, [FOUR] * SIZES[size])
+    matrix = hadamard(size)
     np.testing.assert_array_equal(matrix @ matrix, np.eye(size))
     expected = (values.reshape(-1, size).astype(np.float64) @ matrix).reshape(3, -1)
     np.testing.assert_allclose(rotated(table, values, size), expected, rtol=0, atol=4e-6)
@@ -37,7 +35,7 @@ def test_codes_come_back_exactly(table: Kernels, size: int) -> None:
     codes = np.random.default_rng(0).integers(-128, 128, 1 << 12).astype(np.float32)
     codes[:size] = -128
     once = rotated(table, codes, size)
-    matrix = reduce(np.kron, [FOUR] * SIZES[size])
+    matrix = hadamard(size)
     np.testing.assert_array_equal(once, (codes.reshape(-1, size) @ matrix).ravel())
     np.testing.assert_array_equal(rotated(table, once, size), codes)
 

@@ -67,7 +67,9 @@ def test_a_folder_decodes_to_what_was_made(name: str, to: str, tmp_path: Path) -
     back, original = decoded(tmp_path / "out"), load_file(folder / "model.safetensors")
     for key in ("model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.down_proj.weight"):
         wanted = quantcli.quantize(original[key], **(fields(name) or {})).dequantize()
-        if name.startswith("FP8") and to != "native":  # which the library decodes to the dtype of the scales
+        if (
+            name.startswith(("FP8", "FLOAT8")) and to != "native"
+        ):  # which the library decodes to the dtype of the scales
             wanted = wanted.astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(back[key], wanted)
 
@@ -146,7 +148,7 @@ def test_refused_in_one_line(words: list[str], said: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("words", "way"), [
     (["W8A8", "--to", "gptq"], "--scheme W8A16"),
     (["W4AFP8", "--to", "awq"], "--scheme W4A16"),
-    (["NVFP4", "--to", "gguf"], "--scheme MXFP4A16"),
+    (["NVFP4", "--to", "gguf"], "--scheme MXFP4"),
     (["FP8_DYNAMIC", "--to", "gptq"], "--scheme W8A16"),
     (["FP8_BLOCK", "--to", "modelopt"], "--scheme FP8_DYNAMIC"),
     (["FP8_DYNAMIC", "--to", "bnb-nf4"], "--type nf4 --group-size -1"),

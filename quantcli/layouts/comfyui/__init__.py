@@ -29,17 +29,19 @@ Reference: Sarkar et al., ConvRot: Rotation-Based Plug-and-Play 4-bit Quantizati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
+from quantcli.architectures import Architecture
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.comfyui.read import find
-from quantcli.layouts.comfyui.types import FIELDS, KINDS, fitting, like
+from quantcli.layouts.comfyui.types import FIELDS, KINDS, fitting, like, mix
 from quantcli.layouts.comfyui.write import convert, module, shape
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Writer
 from quantcli.scheme import Scheme
+from quantcli.tensors.info import TensorInfo
 
 READS = Reader(summary="ComfyUI: int8_tensorwise, ConvRot, float8, nvfp4, mxfp8 and awq_w4a16", find=find)
 
@@ -73,7 +75,10 @@ def _of_kind(name: str) -> Writer:
     def base(scheme: Scheme) -> Scheme:
         return like(kind.type, scheme)
 
-    made = replace(WRITES, base=base, usual=fields, by_bits={}, menu=())
+    def mixed(infos: Sequence[TensorInfo], scheme: Scheme, model: Architecture, weighted: bool) -> dict[str, Scheme]:
+        return mix([info.name for info in infos], scheme)
+
+    made = replace(WRITES, base=base, mix=mixed, usual=fields, by_bits={}, menu=())
     return replace(made, accepts=_FLOAT, convert=partial(convert, older=True)) if kind.older else made
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -87,6 +88,20 @@ def fitting(cols: int, scheme: Scheme) -> tuple[Scheme, str]:
     why = f"because rows of {cols} are not a multiple of {size if found else 16}"
     what = f"{found} columns are rotated together" if found else "its columns are not rotated"
     return changed(scheme, rotation=found), f"{what}, {why}"
+
+
+_MODULATION = re.compile(
+    r"\.\d+\.(?:[^0-9]*\.)?(?:\w*mod|\w*[mM]odulation|norm1(?:_context)?\.linear|norm\.linear)(?:\.|$)"
+)
+"""Modulation in the names of tensors of blocks."""
+
+
+def mix(names: Iterable[str], scheme: Scheme) -> dict[str, Scheme]:
+    """By name the schemes of weights for which 4 bits are too few: modulation, which is applied to all that goes
+    through a block, and costs no time, because it is computed once for a picture."""
+    if scheme.bits > 4:
+        return {}
+    return {name: like("float8_tensorwise", scheme) for name in names if _MODULATION.search(name[-1024:])}
 
 
 def described(scheme: Scheme, shape: tuple[int, ...], *, filled: bool = False) -> dict[str, Any]:

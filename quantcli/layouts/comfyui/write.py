@@ -123,8 +123,7 @@ def _beside(job: Job, info: TensorInfo, raw: bytes) -> Job:
 
 
 def _signed(weight: Weight) -> Job:
-    """The work that stores signed bytes with a scale for every row. What rotated columns cost is measured on the file,
-    once they are rotated back."""
+    """The work that stores signed bytes with a scale for every row."""
     scheme, plan = facts(weight)
     name = weight.info.name
     outputs = (TensorInfo(name, "I8", weight.info.shape), TensorInfo(f"{name}_scale", "F32", (plan.rows, 1)))
@@ -135,7 +134,7 @@ def _signed(weight: Weight) -> Job:
         stored, exact = rounded(params(codes, span, plan, scheme)[0], "F32", name)
         if span.col == 0:
             write(1, span.row * 4, stored)
-        return exact and not scheme.rotation
+        return exact
 
     def pieces() -> Iterator[Piece]:
         for span in bands(plan, 8, plan.cols):

@@ -44,7 +44,7 @@ from quantcli.layouts.gguf.images.models import image_model
 from quantcli.layouts.gguf.mixes import FILE_TYPES, mix
 from quantcli.layouts.gguf.model import rebuilt as rebuilt_text
 from quantcli.layouts.gguf.read import find
-from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like
+from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like, nearest
 from quantcli.layouts.gguf.write import container, convert, experts, shape, tables
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Again, Writer
@@ -131,5 +131,7 @@ WRITES = Writer(
     of_kind=_of_kind,
     fitting=fitting,
     by_bits={bits: FIELDS[name] for bits, name in ((2, "Q2_K"), (3, "Q3_K"), (6, "Q6_K"))},
+    offsets_only=True,
+    nearest=nearest,
     menu=tuple(FIELDS[name] for name in ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")),
 )

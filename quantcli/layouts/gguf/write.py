@@ -35,7 +35,7 @@ from quantcli.layouts.gguf.images.models import supported as image_models
 from quantcli.layouts.gguf.model import GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
 from quantcli.layouts.gguf.shards import split
-from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, like
+from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, file_type_of, like
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, stored_blocks, words
 from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
@@ -314,6 +314,23 @@ def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
     return printable(names[0], 120) + (" is" if len(names) == 1 else f" and {len(names) - 1} more are")
 
 
+def of_types(tensors: Sequence[Weight], file_type: int | None) -> list[str]:
+    """Notes on the types of weights: rows that have another one than was asked for, what the file is where no file type
+    was named, and one without the tensors that its name promises."""
+    weights = [(t, block_type(t.scheme)) for t in tensors if t.scheme is not None]
+    changed = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
+    notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in changed.items()]
+    kinds = Counter(kind for t, kind in weights if t.reason == "default")
+    if file_type == NUMBERS["MXFP4"] and "MXFP4" not in (kind for _, kind in weights):
+        notes.append("no tensor is MXFP4: these are the experts of a model, and it has none")
+    if file_type is None and len(kinds) == 1:
+        [kind] = kinds
+        other = file_type_of(kind)
+        told = f"weights are {kind}; --to gguf:{other} has the types that llama-quantize gives each tensor"
+        notes += [told] if other != kind else []
+    return notes
+
+
 def _model(
     tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any], beside: Beside, file_type: int | None
 ) -> Conversion:
@@ -338,7 +355,7 @@ def _model(
         )
     special = {key: value for key, value in config.items() if key.endswith("_token_id")}
     found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
-    notes = [*model.notes, *([found.note] if found.note else [])]
+    notes = [*of_types(tensors, file_type), *model.notes, *([found.note] if found.note else [])]
     if found.obstacle and beside("tokenizer.json") is not None:
         hint = "move tokenizer.json away for a model that llama.cpp runs on token ids only"
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)

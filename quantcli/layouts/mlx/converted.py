@@ -21,6 +21,9 @@ from quantcli.tensors.info import TensorInfo
 
 NORM = re.compile(r"(?:\.input_layernorm|\.post_attention_layernorm|model\.norm|\.q_norm|\.k_norm)\.weight$")
 CONVOLUTION = re.compile(r"\.conv1d\.weight$")
+RAISED = {"qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"}
+"""Types of models to whose norms mlx-lm adds 1."""
+
 _DRAFT = re.compile(r"(?:^|\.)mtp\.")
 
 

@@ -1,4 +1,4 @@
-"""The types of the tensors of a model of pictures by file type, as ComfyUI-GGUF's patch for llama-quantize mixes them."""
+"""The types of tensors of a model of pictures by file type, as ComfyUI-GGUF's patch for llama-quantize mixes them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from quantcli.kernels import SUPER
 from quantcli.layouts.gguf.blocks import block_type, obstacle
 from quantcli.layouts.gguf.images.diffusers import original, part
 from quantcli.layouts.gguf.images.models import ImageModel, image_model
-from quantcli.layouts.gguf.write import Place, conversion
+from quantcli.layouts.gguf.write import Place, conversion, of_types
 from quantcli.layouts.pieces import facts
 from quantcli.layouts.writer import Again, Conversion, Weight
 from quantcli.stores import Source
@@ -90,6 +90,7 @@ def again(source: Source, *, file_type: int | None = None) -> Again | None:
     return Again(
         convert=partial(_convert, model=model, shapes=source.shapes, name=name, file_type=file_type),
         obstacle=partial(_obstacle, model=model),
+        decides=True,
     )
 
 
@@ -125,8 +126,8 @@ def _convert(
     name: bytes | None,
     file_type: int | None,
 ) -> Conversion:
-    """The model in a file for ComfyUI. shapes: those of the tensors in the model, where they are others; name: the value
-    of general.name, None for none."""
+    """The model in a file for ComfyUI. shapes: those of the tensors in the model, where they are others; name: the
+    value of general.name, None for none."""
     places, types = {}, Counter[str]()
     for tensor in tensors:
         info = tensor.info
@@ -135,6 +136,7 @@ def _convert(
         places[info.name] = Place(name=info.name, type=kind)
     slow = [kind for kind, count in types.items() if count and kind not in _DECODED]
     notes = [f"for ComfyUI-GGUF ({model.architecture}): the model that predicts noise alone"]
+    notes += of_types(tensors, file_type)
     notes += [f"ComfyUI-GGUF decodes {kind} with the gguf package, which is slow" for kind in slow]
     first = {"general.architecture": model.architecture, **({} if name is None else {"general.name": name})}
     own = {f"{SHAPE}{key}": list(shape) for key, shape in shapes.items() if key in places}
