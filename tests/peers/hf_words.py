@@ -123,7 +123,7 @@ def trained(kind: str, folder: Path) -> tuple[Any, bytes]:
         sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=1200, minloglevel=2,
         model_type="bpe" if kind.endswith("bpe") else "unigram", byte_fallback=kind.endswith("bpe"),
         normalization_rule_name="identity" if kind.endswith("bpe") else "nmt_nfkc",
-        remove_extra_whitespaces=not kind.endswith("bpe"), user_defined_symbols=["[brackets]"],
+        remove_extra_whitespaces=not kind.endswith("bpe"), user_defined_symbols=["[user]"],
         hard_vocab_limit=False, num_threads=1)  # fmt: skip
     path = folder / "tokenizer.model"
     (folder / "tokenizer.vocab").unlink()
