@@ -124,6 +124,7 @@ WRITES = Writer(
     rebuilt=rebuilt,
     scale_dtype="float16",
     usual={"group_size": WEIGHTS},
+    own_inputs=True,
     extension=".gguf",
     shards=True,
     kinds={name: kind.summary for name, kind in FILE_TYPES.items()},

@@ -93,13 +93,13 @@ def nearest(scheme: Scheme) -> str:
     """How to ask for the type nearest to a scheme that none has.
 
     >>> nearest(SchemeRequest(bits=7).decided())
-    'the nearest is --scheme Q8_0, for a whole model as llama-quantize has it --to gguf:Q8_0'
+    'use --scheme Q8_0, the nearest that it stores, or --to gguf:Q8_0'
     """
     kind = _WIDE.get(scheme.bits, "Q8_0") if scheme.format == "int" else "Q8_0" if scheme.bits > 4 else "IQ4_NL"
     if scheme.format == "fp4":
-        return "the nearest is --scheme MXFP4"
-    mix = "" if kind == "IQ4_NL" else f", for a whole model as llama-quantize has it --to gguf:{file_type_of(kind)}"
-    return f"the nearest is --scheme {kind}{mix}"
+        return "use --scheme MXFP4, the nearest that it stores"
+    mix = "" if kind == "IQ4_NL" else f", or --to gguf:{file_type_of(kind)}"
+    return f"use --scheme {kind}, the nearest that it stores{mix}"
 
 
 def fitting(cols: int, scheme: Scheme) -> tuple[Scheme, str]:
