@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from making import BF16 as BFLOAT16
 
+from quantcli import library
 from quantcli.kernels import BF16, F16, F32, Kernels, Tile, native
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
-NATIVE = native.find()
+FOUND = library.find()
+NATIVE: Kernels | None = None if FOUND is None else native.NativeKernels(FOUND)
 needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built (no _kernels library)")
 TABLES = [pytest.param(NumpyKernels(), id="numpy"), pytest.param(NATIVE, id="native", marks=needs_native)]
 KINDS = [BF16, F16, F32]
@@ -17,7 +19,8 @@ KINDS = [BF16, F16, F32]
 
 def variants() -> list[Kernels]:
     """Every variant of the native kernels this machine can run."""
-    return [table for name in native.VARIANTS if (table := native.find(name)) is not None]
+    assert FOUND is not None
+    return [native.NativeKernels(FOUND._replace(variant=name)) for name in library.runnable(FOUND.functions)]
 
 
 def tile_of(values: np.ndarray, kind: int, group: int) -> Tile:

@@ -5,11 +5,9 @@ All callers get a table from `load()`; both tables give the same bytes and the s
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from quantcli.errors import UsageError
 from quantcli.kernels.codebook import Small
 from quantcli.kernels.table import (
     BF16,
@@ -82,24 +80,13 @@ __all__ = [
 
 @lru_cache(maxsize=1)
 def load() -> Kernels:
-    """The kernels in use. QUANTCLI_KERNELS forces a table: numpy, native, or a variant of the native kernels.
+    """The kernels in use; QUANTCLI_KERNELS forces others (see library.py).
 
     Raises UsageError when the forced one is unknown or not available.
     """
     from quantcli.kernels import native
 
-    wanted = os.environ.get("QUANTCLI_KERNELS", "")
-    if wanted not in ("", "native", "numpy", *native.VARIANTS):
-        hint = f"use native or numpy, or {', '.join(native.VARIANTS)}"
-        raise UsageError(f"{wanted!r} is not a set of kernels", place=["QUANTCLI_KERNELS"], hint=hint)
-    variant = wanted if wanted in native.VARIANTS else None
-    table = None if wanted == "numpy" else native.find(variant)
-    if table is None and wanted not in ("", "numpy"):
-        raise UsageError(
-            f"the {variant or 'native'} kernels are not built for this machine",
-            place=["QUANTCLI_KERNELS"],
-            hint="install with a C++ compiler available, or use numpy",
-        )
+    table = native.find()
     if table is not None:
         return table
     from quantcli.kernels.numpy_kernels import NumpyKernels  # most machines need none of it

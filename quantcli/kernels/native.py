@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from ctypes import POINTER, Structure, byref, c_char, c_double, c_float, c_int32, c_int64, c_void_p, pointer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import library
 from quantcli.kernels.table import (
     F32,
     MOST_CANDIDATES,
     MOST_ENDS,
-    MOST_IMPORTANCE,
     MOST_TRIALS,
     SUPER,
     BlockScales,
@@ -36,13 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
-
-_LEVELS = {4: "v4", 3: "v3", 2: "v2", 0: "base"}
-"""CPU level reported by the library -> variant of the kernels."""
-
-VARIANTS = tuple(_LEVELS.values())
-"""Names of the variants."""
+    from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats, Kernels
+    from quantcli.library import Library
 
 
 class _Tile(Structure):
@@ -132,22 +125,17 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "quantize": (c_int32, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
+    "pack": (None, [c_int64, c_int64, c_int32, _P, _P]),
+    "unpack": (None, [c_int64, c_int64, c_int32, _P, _P]),
+    "rotate": (None, [_P, c_int64, c_int64]),
 }
 """The functions of the library; structures are passed by address."""
 
 
-def find(variant: str | None = None) -> Kernels | None:
-    """The native table, or None where the library was not built or does not load. variant: one of VARIANTS, None for
-    the best that this CPU has; None comes back for one that it does not have."""
-    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them in an editable install
-        for name in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
-            path = Path(folder, name)
-            if path.is_file():
-                try:
-                    return NativeKernels(ctypes.CDLL(str(path)), variant)
-                except (OSError, AttributeError):  # for another machine, from another version, or without the variant
-                    return None
-    return None
+def find() -> Kernels | None:
+    """The native table, or None where numpy does its work. Raises UsageError as `library.find` does."""
+    found = library.find()
+    return None if found is None else NativeKernels(found)
 
 
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
@@ -210,18 +198,10 @@ def _block_type(kind: BlockType) -> _BlockType:
 class NativeKernels:
     """The kernels in C++."""
 
-    def __init__(self, library: ctypes.CDLL, variant: str | None = None) -> None:
-        limits = (c_int32 * 4)()
-        library.qk_limits(limits)
-        if tuple(limits) != (MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE):
-            raise OSError("the library was built with other limits")
-        own = {name: level for level, name in _LEVELS.items() if level <= library.qk_cpu_level()}
-        variant = variant or max(own, key=lambda name: own[name])
-        if variant not in own:
-            raise OSError(f"this CPU does not run the variant {variant}")
-        self.name = f"native-{variant}"
+    def __init__(self, library: Library) -> None:
+        self.name = f"native-{library.variant}"
         for name, (result, arguments) in _SIGNATURES.items():
-            function = library[f"qk_{variant}_{name}"]
+            function = library.functions[f"qk_{library.variant}_{name}"]
             function.restype, function.argtypes = result, arguments
             setattr(self, f"_{name}", function)
 
@@ -372,6 +352,19 @@ class NativeKernels:
         self._call("encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
+    def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
+        codes = np.ascontiguousarray(codes)
+        assert codes.itemsize == (1 if bits <= 8 else 2) and packed.flags.c_contiguous
+        self._call("pack", *codes.shape, bits, _at(codes), _at(packed))
+
+    def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
+        rows, packed = packed.shape[0], np.ascontiguousarray(packed)
+        codes: Any = np.empty((rows, cols), np.uint8 if bits <= 8 else np.uint16)
+        assert packed.shape[1] == row_bytes(cols, bits)
+        self._call("unpack", rows, cols, bits, _at(packed), _at(codes))
+        found: Codes = codes
+        return found
+
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         shape = tile.rows, -(-tile.cols // tile.group)
         scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
@@ -406,6 +399,10 @@ class NativeKernels:
             _at(out),
         )
         return out
+
+    def rotate(self, values: Floats, size: int) -> None:
+        assert values.flags.c_contiguous and values.dtype == np.float32 and values.size % size == 0
+        self._call("rotate", _at(values), values.size, size)
 
 
 def _codes(cols: int) -> NDArray[np.uint16]:

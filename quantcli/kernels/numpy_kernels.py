@@ -11,7 +11,7 @@ import numpy as np
 
 from quantcli.kernels import numpy_sums
 from quantcli.kernels.numpy_packing import pack, unpack
-from quantcli.kernels.numpy_tiles import floats_of, grouped, scratch, steps
+from quantcli.kernels.numpy_tiles import CHUNK, floats_of, grouped, scratch, steps
 from quantcli.kernels.table import (
     BF16,
     BINARY,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats
+    from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats
 
 T = TypeVar("T")
 
@@ -271,6 +271,13 @@ class NumpyKernels:
 
         return numpy_sums.found(attempt, measured=packed is not None)
 
+    def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
+        pack(codes, bits, packed)
+
+    def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
+        found: Codes = unpack(packed, cols, bits)
+        return found
+
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         return None  # there is nothing to gain
 
@@ -353,3 +360,15 @@ class NumpyKernels:
             for (cv, ov), own in _views([codes, out[first:last]], params, grid, group, (first, last)):
                 _values(cv, own, grid, ov)
         return out
+
+    def rotate(self, values: Floats, size: int) -> None:
+        flat, length = values.reshape(-1), max(CHUNK // size, 1) * size
+        for first in range(0, flat.size, length):
+            step = 1
+            while step < size:
+                part = flat[first : first + length].reshape(-1, 4, step)
+                p, q, r, s = (part[:, number].copy() for number in range(4))
+                half = ((p + q) + (r + s)) * np.float32(0.5)
+                for number, other in enumerate((s, r, q, p)):
+                    np.subtract(half, other, out=part[:, number])
+                step *= 4

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from quantcli.library import LIMITS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -31,9 +33,8 @@ INTEGER, OFFSET, BINARY, LEVELS = 0, 1, 2, 3
 """The value of a code u: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
 
 
-MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = 512, 24, 64, 2047
-"""Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column
-may count. common.h has the same numbers with the reasons; a library built with others is not loaded."""
+MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = LIMITS
+"""Candidate scales, places of an end of the range, trial scales, and how much a column may count."""
 
 
 class Grids(IntEnum):
@@ -150,7 +151,8 @@ class Tile:
     """Weights (rows, cols) as they lie in memory, in groups of `group` columns that share parameters.
 
     `weights` is one-dimensional: uint16 for BF16 and F16, float32 for F32. The last group of a row may be short.
-    importance: how much the error of each column counts, float64 (cols,); None when all count the same.
+    importance: how much the error of each column counts, float64 (cols,); None when all count the same. original: the
+    tile before its columns were rotated, if they were.
     """
 
     weights: NDArray[Any]
@@ -159,6 +161,7 @@ class Tile:
     cols: int
     group: int
     importance: Doubles | None = None
+    original: Tile | None = None
     seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
 
     def ranges(self, kernels: Kernels) -> Ranges:
@@ -311,6 +314,12 @@ class Kernels(Protocol):
 
         preserve: sum-preserving rounding (see rounding.h) instead of rounding to nearest."""
 
+    def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
+        """Write codes (rows, cols), uint8 up to 8 bits and uint16 above, to rows of whole words (rows, row_bytes)."""
+
+    def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
+        """The codes (rows, cols) of rows of whole words."""
+
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         """Find parameters, settle them as they are stored, and encode: all in one call. None where a separate look is
         due, because something is out of the ordinary, or where the table has no such call. rival: a rule whose error
@@ -321,6 +330,10 @@ class Kernels(Protocol):
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
+
+    def rotate(self, values: Floats, size: int) -> None:
+        """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes
+        it."""
 
 
 def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,9 +13,16 @@ from quantcli import registry, scales
 from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
-from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, Made, QuantParams, Rule, Sums, Tile, numpy_tiles
+from quantcli.kernels import (
+    Kernels,
+    Made,
+    QuantParams,
+    Rule,
+    Sums,
+    Tile,
+    numpy_tiles,
+)
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
 from quantcli.tensors.blocks import as_rows, by_rows
@@ -25,15 +31,11 @@ from quantcli.tensors.direct import rule_of
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
+from quantcli.tensors.tiles import rotated_back
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from quantcli.kernels import Bytes
     from quantcli.scheme import Scheme
-
-    Read = Callable[[int, NDArray[np.uint8]], None]
-    """Fills the array with the bytes of the tensor from a byte offset on."""
 
 
 class NotFinite(Exception):  # noqa: N818 - a finding, not an error
@@ -42,19 +44,6 @@ class NotFinite(Exception):  # noqa: N818 - a finding, not an error
 
 class Misfit(Exception):  # noqa: N818
     """A parameter does not fit its storage dtype."""
-
-
-def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> Tile:
-    """The bytes of a run of weights as a tile for the kernels."""
-    kind: Kind = BF16 if dtype == "BF16" else F16 if dtype == "F16" else F32
-    weights = raw.view(np.uint16) if kind != F32 else to_float32(raw, dtype)
-    return Tile(weights, kind, span.rows, span.cols, group)
-
-
-def read_tile(dtype: str, plan: Grouping, span: TileSpan, read: Read, raw: NDArray[np.uint8]) -> Tile:
-    """A tile of a tensor; `raw` is filled with its bytes."""
-    read((span.row * plan.cols + span.col) * (DTYPES[dtype].bits // 8), raw)
-    return as_tile(raw, dtype, span, plan.group)
 
 
 class Fit:
@@ -347,13 +336,15 @@ class Trials:
             return made
         params, scheme = self.params(kernels, tile, span), self.chosen.scheme
         sums = kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums)
+        if tile.original is not None and packed is not None:
+            sums = rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
         return Made(sums, params, self._rival_error(kernels, tile, span))
 
     def _in_one_call(
         self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None
     ) -> Made | None:
         """What `encode` gives, where the kernels know the scheme and find nothing out of the ordinary."""
-        rule = fit.rule if self._importance is None else None
+        rule = fit.rule if self._importance is None and tile.original is None else None
         other = None if rival is None else rival.rule
         if rule is None or (rival is not None and other is None):
             return None
@@ -391,26 +382,3 @@ class Trials:
     def minmax_sse(self) -> float | None:
         """The squared error of min-max, where it was a candidate."""
         return self._totals[0].sse if self._totals else None
-
-
-def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, strips: bool) -> Tile:
-    """A tile of the tensor, or a strip of its channels turned so that channels are rows; `raw` is filled with its
-    bytes."""
-    info, plan = fit.info, fit.plan
-    size = DTYPES[info.dtype].bits // 8
-    if not strips:
-        return read_tile(info.dtype, plan, span, read, raw)
-    outer, channels, inner = column_repeats(info.shape, fit.scheme.axis)
-    pieces = raw.reshape(plan.rows * outer, span.cols * inner * size)
-    for number, piece in enumerate(pieces):
-        row, part_of_row = divmod(number, outer)
-        read((row * plan.cols + (part_of_row * channels + span.col) * inner) * size, piece)
-    turned = np.ascontiguousarray(pieces.reshape(-1, span.cols, inner * size).swapaxes(0, 1))
-    flat = TileSpan(0, span.cols, 0, plan.rows * outer * inner)
-    return as_tile(turned.reshape(-1), info.dtype, flat, flat.cols)
-
-
-def span_bytes(fit: Fit, span: TileSpan, *, strips: bool) -> int:
-    """Bytes of the weights of a span."""
-    outer, _, inner = column_repeats(fit.info.shape, fit.scheme.axis) if strips else (1, 0, 1)
-    return span.rows * span.cols * outer * inner * DTYPES[fit.info.dtype].bits // 8

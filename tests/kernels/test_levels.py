@@ -22,7 +22,8 @@ SHAPES = [(4, 256, 128), (3, 100, 32), (7, 33, 5), (2, 1500, 1500), (5, 1, 1), (
 
 def library_tables() -> list[Kernels]:
     """The native table in every variant this CPU can run, then numpy's."""
-    return [*variants(), NumpyKernels()]
+    found: list[Kernels] = [*variants(), NumpyKernels()]
+    return found
 
 
 def levels_of(count: int, tables: int, seed: int, *, repeated: int = 0) -> np.ndarray:
