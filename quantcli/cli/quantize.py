@@ -108,7 +108,7 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli.folders import job, pipeline
+    from quantcli.folders import job
     from quantcli.planning import recipe_writing
     from quantcli.planning.order import aimed
     from quantcli.stores import pipelines
@@ -122,6 +122,8 @@ def command(
         raise UsageError("standard output is one file", place=["--max-shard-size"], hint="name a file with -o")
     run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
     if pipelines.folder_of(src):
+        from quantcli.folders import pipeline
+
         _check_pipeline(output, asked, budget, pipelines.folder_of(src))
         with pipeline.prepared(
             src,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import cut
@@ -11,10 +12,12 @@ from quantcli.folders.sidefiles import SideFiles
 from quantcli.layouts.native import parts
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
-from quantcli.passes.export import Export, to_file
 from quantcli.passes.outputs import Outgoing
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
+
+if TYPE_CHECKING:
+    from quantcli.passes.export import Export
 
 
 def size_of(source: Source, plan: Plan) -> int:
@@ -49,5 +52,7 @@ def move(export: Export, path: str, *, folder: bool, force: bool, side: SideFile
     """Write a native model in another layout into a file or folder at its real path: bytes of all its weights, and
     which tensors stand for just the same numbers. Raises QuantcliError."""
     if not folder:
+        from quantcli.passes.export import to_file
+
         return to_file(export, path, force=force)
     return folders.move(export, path, side, force=force)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcli.errors import UsageError, printable
-from quantcli.layouts.gguf.types import FIELDS as TYPES
 
 _INT = re.compile(r"W([2-8])A16(_ASYM)?|W([2-7])A8")
 
@@ -37,14 +36,17 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "NVFP4": {**_FP4, **_NV, "activations": "nvfp4"},
 }
 
-NAMES = (
-    *(f"W{bits}A16" for bits in range(2, 9)),
-    "W4A16_ASYM",
-    "W4A8",
-    *_NAMED,
-    *(t for t in TYPES if t not in _NAMED),
-)
-"""The names that help lists; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
+
+def usual_names() -> tuple[str, ...]:
+    """The usual names; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
+    return (*(f"W{bits}A16" for bits in range(2, 9)), "W4A16_ASYM", "W4A8", *_NAMED, *_types())
+
+
+def _types() -> Mapping[str, Mapping[str, Any]]:
+    """The types of GGUF that have no name of their own here, with their fields."""
+    from quantcli.layouts.gguf.types import FIELDS  # a package that most runs do without
+
+    return {name: own for name, own in FIELDS.items() if name not in _NAMED}
 
 
 def fields(name: str) -> dict[str, Any] | None:
@@ -54,14 +56,13 @@ def fields(name: str) -> dict[str, Any] | None:
     (False, 'channel', None)
     """
     usual: dict[str, Any] = {"symmetric": True, "activations": "none"}
-    if name in TYPES and name not in _NAMED:
-        return {**usual, **TYPES[name]}
     match = _INT.fullmatch(name)
     if match is not None:
         own: Mapping[str, Any] = {"format": "int", "bits": int(match[1] or match[3]), "granularity": "group"}
         more = {"symmetric": False} if match[2] else {"activations": "int8"} if match[3] else {}
         return {**usual, **own, "group_size": 128, **more}
-    return {**usual, **_NAMED[name]} if name in _NAMED else None
+    own_fields = _NAMED.get(name) or _types().get(name)
+    return {**usual, **own_fields} if own_fields is not None else None
 
 
 def named(name: Any, place: str) -> dict[str, Any]:
@@ -70,6 +71,6 @@ def named(name: Any, place: str) -> dict[str, Any]:
         found = fields(name.upper().replace("-", "_"))
         if found is not None:
             return found
-    close = difflib.get_close_matches(str(name).upper(), NAMES, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).upper(), usual_names(), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "such as W4A16, W8A8, FP8_DYNAMIC or NVFP4A16"
     raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
