@@ -172,9 +172,12 @@ class Model(Mapping[str, View]):
         self.stored.close()
 
 
-def open_model(path: str, config: Mapping[str, Any] | None = None, *, as_float: bool = False) -> Model:
+def open_model(
+    path: str, config: Mapping[str, Any] | None = None, *, as_float: bool = False, variant: str | None = None
+) -> Model:
     """The model at a path: a file or folder in any store and layout. config: the contents of config.json, where known
-    already. as_float: whether its integers are read as the signal they stand for.
+    already. as_float: whether its integers are read as the signal they stand for. variant: which weights of a folder to
+    take, where it has several.
 
     Raises QuantcliError when it cannot be read.
 
@@ -185,7 +188,7 @@ def open_model(path: str, config: Mapping[str, Any] | None = None, *, as_float: 
     ...         {name: view.read(0, 4).tolist() for name, view in model.items()}
     {'a': [1.0, 0.0, 0.0, 1.0]}
     """
-    stored = native.open(path)
+    stored = native.open(path, variant)
     if not as_float:
         return Model(stored, path, config)
     try:

@@ -158,3 +158,12 @@ def changed(parts: Parts, name: str, *, dtype: str | None = None, shape: tuple[i
 
 def without(parts: Parts, name: str) -> Parts:
     return {k: v for k, v in parts.items() if k != name}
+
+
+def hadamard(size: int) -> np.ndarray:
+    """The regular Hadamard matrix of a power of 4, whose rows have the length 1."""
+    four = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
+    found: np.ndarray = np.ones((1, 1))
+    while len(found) < size:
+        found = np.kron(found, four)
+    return found

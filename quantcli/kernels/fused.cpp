@@ -3,6 +3,7 @@
 // Ranges, search and encoding are those of the separate calls, band by band: each reads its weights from the cache.
 
 #include <algorithm>
+#include <initializer_list>
 #include <vector>
 
 #include "encode.h"
@@ -17,13 +18,13 @@ constexpr int64_t BAND = 1 << 16;  // weights of a band, unless a row has more
 // What is found of the groups of a band.
 struct Groups {
   std::vector<float> low, high, extreme, reciprocal, centre;
-  std::vector<double> scale;
+  std::vector<double> scale, zero;
   std::vector<int32_t> grid;
 
   void room(size_t count) {
     if (low.size() >= count) return;
     for (auto* values : {&low, &high, &extreme, &reciprocal, &centre}) values->resize(count);
-    scale.resize(count);
+    for (auto* values : {&scale, &zero}) values->resize(count);
     grid.resize(count);
   }
 };
@@ -34,29 +35,50 @@ struct Scratch {
   std::vector<float> errors, scale, zero;
 };
 
-// Tells step(group, parameters as stored) for the groups of a band; whether all are ordinary.
-template <class Step>
-bool settle(const Rule& rule, const Tile& band, int64_t count, Groups& groups, Step step) {
-  if (rule.method == SEARCH) {
+// The parameters of all groups of a band as a rule finds them.
+template <bool AFFINE>
+void find(const Rule rule, const Tile& band, int64_t count, Groups& groups) {
+  const float *low = groups.low.data(), *high = groups.high.data(), *extreme = groups.extreme.data();
+  float *reciprocal = groups.reciprocal.data(), *centre = groups.centre.data();
+  double *scale = groups.scale.data(), *zero = groups.zero.data();
+  int32_t* grid = groups.grid.data();
+  const auto each = [&](auto found) {
     for (int64_t i = 0; i < count; ++i) {
-      const Start start = start_of(rule, groups.low[i], groups.high[i], groups.extreme[i]);
-      groups.reciprocal[i] = start.reciprocal;
-      groups.centre[i] = start.centre;
+      const Found own = found(i);
+      scale[i] = own.scale, zero[i] = own.zero;
     }
-    search_tile(band, groups.reciprocal.data(), rule.affine ? groups.centre.data() : nullptr, rule.multipliers, rule.count,
-                rule.top, Grids(rule.grids), nullptr, groups.scale.data(), groups.grid.data());
-  }
-  bool good = true;
+  };
+  if (rule.method == SPANNING) return each([=](int64_t i) { return spanning<AFFINE>(rule, low[i], high[i]); });
+  if (rule.method == EXTREME) return each([=](int64_t i) { return extreme_on_lowest(rule, extreme[i]); });
   for (int64_t i = 0; i < count; ++i) {
-    const float low = groups.low[i], high = groups.high[i], extreme = groups.extreme[i];
-    const Start start = {groups.reciprocal[i], groups.centre[i]};
-    const Found found = rule.method == SPANNING  ? spanning(rule, low, high)
-                        : rule.method == EXTREME ? extreme_on_lowest(rule, extreme)
-                                                 : searched(rule, start, groups.scale[i], groups.grid[i], low, high, extreme);
-    good &= ordinary(rule, found);
-    step(i, rounded_to(found.scale, rule.scale_kind), settled_zero(rule, found.zero));
+    const Start start = start_of<AFFINE>(rule, low[i], high[i], extreme[i]);
+    reciprocal[i] = start.reciprocal, centre[i] = start.centre;
   }
-  return good;
+  search_tile(band, reciprocal, AFFINE ? centre : nullptr, rule.multipliers, rule.count, rule.top, Grids(rule.grids),
+              nullptr, scale, grid);
+  each([=](int64_t i) {
+    return searched<AFFINE>(rule, {reciprocal[i], centre[i]}, scale[i], grid[i], low[i], high[i], extreme[i]);
+  });
+}
+
+// They as stored; whether all are ordinary. zeros: null for symmetric rules.
+template <int KIND>
+bool store(const Rule rule, int64_t count, const Groups& groups, float* scales, float* zeros) {
+  const double *scale = groups.scale.data(), *zero = groups.zero.data();
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    bad |= !ordinary(rule, {scale[i], zero[i]});
+    scales[i] = rounded_to<KIND>(scale[i]);
+  }
+  for (int64_t i = 0; zeros && i < count; ++i) zeros[i] = settled_zero(rule, zero[i]);
+  return !bad;
+}
+
+bool settle(const Rule& rule, const Tile& band, int64_t count, Groups& groups, float* scales, float* zeros) {
+  rule.affine ? find<true>(rule, band, count, groups) : find<false>(rule, band, count, groups);
+  return rule.scale_kind == BF16  ? store<BF16>(rule, count, groups, scales, zeros)
+         : rule.scale_kind == F16 ? store<F16>(rule, count, groups, scales, zeros)
+                                  : store<F32>(rule, count, groups, scales, zeros);
 }
 
 }  // namespace
@@ -85,10 +107,7 @@ QK_EXPORT int32_t QK_NAME(quantize)(const Tile* tile, const Rule* rule, const Ru
     const int64_t count = band.rows * across;
     if (!tile_ranges(band, groups.low.data(), groups.high.data(), groups.extreme.data())) return 0;
     const auto encode = [&](const Rule& own, float* scales, float* zeros, uint8_t* out, Totals& into) {
-      const bool good = settle(own, band, count, groups, [&](int64_t i, float s, float z) {
-        scales[i] = s;
-        if (zeros) zeros[i] = z;
-      });
+      const bool good = settle(own, band, count, groups, scales, own.affine ? zeros : nullptr);
       const Params params = {scales, own.affine ? zeros : nullptr, nullptr, across};
       float* errors = own.preserve ? scratch.errors.data() : nullptr;
       if (good) encode_tile<false>(band, params, own.grid, scratch.codes.data(), errors, out, into);

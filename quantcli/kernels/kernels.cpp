@@ -6,6 +6,7 @@
 
 #include "encode.h"
 #include "ranges.h"
+#include "rotation.h"
 
 // lo, hi and the signed value of largest magnitude (the first one wins a tie) of every group: each (rows, groups).
 // Returns 0 when a weight is not finite.
@@ -73,6 +74,16 @@ QK_EXPORT void QK_NAME(decode)(int64_t rows, int64_t cols, int64_t group, const 
       decode_row(code, cols, group, row_params(*params, row, *grid), *grid, out + row * cols);
     }
   });
+}
+
+// Runs of `size` floats rotated in place; see rotation.h.
+QK_EXPORT void QK_NAME(rotate)(float* x, int64_t count, int64_t size) {
+  for (int64_t at = 0; at + size <= count; at += size) {
+    rotate_step<1>(x + at, size, 1);
+    if (size >= 16) rotate_step<4>(x + at, size, 4);
+    if (size >= 64) rotate_step<16>(x + at, size, 16);
+    for (int64_t step = 64; step < size; step *= 4) rotate_step<0>(x + at, size, step);
+  }
 }
 
 #ifdef QK_PROBE

@@ -126,6 +126,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "quantize_each": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
+    "rotate": (None, [_P, c_int64, c_int64]),
     "difference": (None, [_P, _P, c_int64, POINTER(c_double)]),
     "bfloat16": (None, [_P, c_int64, _P]),
 }
@@ -409,6 +410,10 @@ class NativeKernels:
             _at(out),
         )
         return out
+
+    def rotate(self, values: Floats, size: int) -> None:
+        assert values.flags.c_contiguous and values.dtype == np.float32 and values.size % size == 0
+        self._call("rotate", _at(values), values.size, size)
 
     def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
         assert before.size == after.size and before.flags.c_contiguous and after.flags.c_contiguous

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantcli.kernels import numpy_sums
 from quantcli.kernels.numpy_packing import pack, unpack
-from quantcli.kernels.numpy_tiles import floats_of, grouped, scratch, steps
+from quantcli.kernels.numpy_tiles import CHUNK, floats_of, grouped, scratch, steps
 from quantcli.kernels.table import (
     BF16,
     BINARY,
@@ -358,6 +358,18 @@ class NumpyKernels:
             for (cv, ov), own in _views([codes, out[first:last]], params, grid, group, (first, last)):
                 _values(cv, own, grid, ov)
         return out
+
+    def rotate(self, values: Floats, size: int) -> None:
+        flat, length = values.reshape(-1), max(CHUNK // size, 1) * size
+        for first in range(0, flat.size, length):
+            step = 1
+            while step < size:
+                part = flat[first : first + length].reshape(-1, 4, step)
+                p, q, r, s = (part[:, number].copy() for number in range(4))
+                half = ((p + q) + (r + s)) * np.float32(0.5)
+                for number, other in enumerate((s, r, q, p)):
+                    np.subtract(half, other, out=part[:, number])
+                step *= 4
 
     def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
         from quantcli.kernels.numpy_decoded import difference

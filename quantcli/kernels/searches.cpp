@@ -75,10 +75,6 @@ QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts
 QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, const float* trial, int32_t trials,
                                      int32_t* best, double* cross, double* square) {
   const Table table = table_of(book, 0);
-  Eight sixteen[2];
-  float padded[FEW_LEVELS];
-  for (int i = 0; i < FEW_LEVELS; ++i) padded[i] = table.sorted[i < table.count ? i : table.count - 1];
-  std::memcpy(sixteen, padded, sizeof padded);
   const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
   float x[BLOCK];
   int32_t at[LANES];
@@ -95,7 +91,7 @@ QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, con
                x + from);
         int whole = m / W;
         for (int k = 0; k < trials; ++k) {
-          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table, sixteen);
+          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table);
           crosses[k] += double(fit.cross);
           squares[k] += double(fit.square);
           for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector

@@ -35,10 +35,11 @@ inline uint16_t nearest_half(double value) {
 }
 
 // A scale rounded to its dtype.
-inline float rounded_to(double value, int32_t kind) {
-  if (kind == F16) return half_to_float(nearest_half(value));
+template <int KIND>
+inline float rounded_to(double value) {
+  if (KIND == F16) return half_to_float(nearest_half(value));
   const uint32_t bits = to_bits(float(value));
-  return kind == F32 ? float(value) : from_bits((bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u);
+  return KIND == F32 ? float(value) : from_bits((bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u);
 }
 
 // Whether a scale is one that rounding changes by little, and whose codes all decode to numbers of its dtype.
@@ -49,9 +50,10 @@ inline bool ordinary(const Rule& rule, const Found& found) {
 }
 
 // The parameters that span a range.
+template <bool AFFINE>
 inline Found spanning(const Rule& rule, float low, float high) {
   const double lo = double(low), hi = double(high), top = double(rule.top);
-  if (!rule.affine) {
+  if (!AFFINE) {
     const double most = -lo > hi ? -lo : hi;
     return {most > 0 ? most / top : 1.0, 0};
   }
@@ -69,29 +71,31 @@ struct Start {
   float reciprocal, centre;
 };
 
+template <bool AFFINE>
 inline Start start_of(const Rule& rule, float low, float high, float extreme) {
   constexpr float LEAST_NORMAL = 1.17549435e-38f;  // 2^-126
-  if (rule.affine) {
+  if (AFFINE) {
     const double span = (high > 0 ? double(high) : 0.0) - (low < 0 ? double(low) : 0.0);
     const bool normal = span >= double(LEAST_NORMAL) && span < 1.7014118346046923e38;  // 2^127
-    return {normal ? 1.0f / float(span) : 0.0f, float(std::nearbyint(spanning(rule, low, high).zero))};
+    return {normal ? 1.0f / float(span) : 0.0f, float(std::nearbyint(spanning<true>(rule, low, high).zero))};
   }
   const float size = std::fabs(extreme), reciprocal = size >= LEAST_NORMAL ? 1.0f / size : 0.0f;
   return {rule.grids == TURNED && extreme < 0 ? -reciprocal : reciprocal, 0};
 }
 
 // The parameters of a group, given the scale and the grid that a search found.
+template <bool AFFINE>
 inline Found searched(const Rule& rule, const Start& start, double scale, int32_t grid, float low, float high,
                       float extreme) {
   const double found = scale / (start.reciprocal != 0 ? double(start.reciprocal) : 1.0);
-  if (rule.affine) {
-    if (start.reciprocal != 0 && found > 0) return {found, double(start.centre) + grid - rule.grids / 2};
-    return spanning(rule, low, high);
+  if (AFFINE) {
+    const Found plain = spanning<true>(rule, low, high);
+    const bool good = start.reciprocal != 0 && found > 0;
+    return {good ? found : plain.scale, good ? double(start.centre) + (grid - rule.grids / 2) : plain.zero};
   }
   const bool negative = grid == 1 || rule.grids == TURNED;
-  if (start.reciprocal != 0 && found != 0) return {negative ? -found : found, 0};
-  const double size = std::fabs(double(extreme));
-  return {size > 0 ? size / double(rule.top) : 1.0, 0};
+  const double size = std::fabs(double(extreme)), plain = size > 0 ? size / double(rule.top) : 1.0;
+  return {start.reciprocal != 0 && found != 0 ? (negative ? -found : found) : plain, 0};
 }
 
 // The zero point as a code.

@@ -151,7 +151,8 @@ class Tile:
     """Weights (rows, cols) as they lie in memory, in groups of `group` columns that share parameters.
 
     `weights` is one-dimensional: uint16 for BF16 and F16, float32 for F32. The last group of a row may be short.
-    importance: how much the error of each column counts, float64 (cols,); None when all count the same.
+    importance: how much the error of each column counts, float64 (cols,); None when all count the same. original: the
+    tile before its columns were rotated, if they were.
     """
 
     weights: NDArray[Any]
@@ -160,6 +161,7 @@ class Tile:
     cols: int
     group: int
     importance: Doubles | None = None
+    original: Tile | None = None
     seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
 
     def ranges(self, kernels: Kernels) -> Ranges:
@@ -329,6 +331,10 @@ class Kernels(Protocol):
 
     def decode(self, packed: Bytes, shape: tuple[int, int], group: int, params: QuantParams, grid: CodeGrid) -> Floats:
         """Weights (rows, cols) from stored codes."""
+
+    def rotate(self, values: Floats, size: int) -> None:
+        """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes
+        it."""
 
     def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
         """Of a run of weights and what became of them: the sum of squared errors, that of squared weights, and the

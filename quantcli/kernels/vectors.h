@@ -213,9 +213,9 @@ struct Differences {
 
 #endif
 
-inline int lowest_bit(uint32_t bits) {
+inline int lowest_bit(uint64_t bits) {
 #if defined(__GNUC__)
-  return __builtin_ctz(bits);
+  return __builtin_ctzll(bits);
 #else
   int found = 0;
   while (!(bits >> found & 1)) ++found;

@@ -9,7 +9,7 @@ import numpy as np
 
 from quantcli.layouts.reader import Held, Read
 from quantcli.layouts.small import small_floats
-from quantcli.layouts.stored import floats, scaled, scheme_name
+from quantcli.layouts.stored import filled_up, floats, scaled, scheme_name
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
@@ -64,14 +64,17 @@ def _spread(stored: Bytewise, values: Floats, first: int, last: int) -> Floats:
 
 
 def held(stored: Bytewise, read: Read) -> Held | str:
-    """Signed bytes as unsigned codes, with a scale for every row or group."""
-    if stored.codes.dtype != "I8":
-        return "its codes are 8-bit floats"
+    """Signed bytes as unsigned codes, or 8-bit floats as they are, with a scale for every row or group."""
+    is_float = stored.codes.dtype != "I8"
+    if is_float and stored.height > 1 and stored.scale.numel > 1:
+        return "its scales are those of blocks"
     if stored.cols % stored.width:
         return "its last group is short"
 
     def packed(first: int, last: int) -> Bytes:
         raw = read(stored.codes.name, first * stored.cols, (last - first) * stored.cols)
+        if is_float:
+            return filled_up(raw, (last - first, stored.cols), 8)
         return packing.pack(raw.reshape(-1, stored.cols) ^ np.uint8(128), 8)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
@@ -86,9 +89,11 @@ def held(stored: Bytewise, read: Read) -> Held | str:
             return scale, None
         return scale, of_rows(read(stored.zero.name, at, count).view(np.int8).astype(np.float32) + np.float32(128))
 
+    whole = "tensor" if is_float and stored.scale.numel == 1 else "channel"
     return Held(
+        format=CODES[stored.codes.dtype] if is_float else "int",
         bits=8,
-        group="channel" if stored.across == 1 else stored.width,
+        group=whole if stored.across == 1 else stored.width,
         offsets="" if stored.zero is None else "int",
         scale_dtype=stored.scale.dtype,
         packed=packed,

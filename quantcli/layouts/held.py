@@ -38,14 +38,14 @@ OFFSETS = ("", "int", "float")
 
 def scheme_of(held: Held, offsets: str) -> Scheme:
     """The scheme of some codes, with zero points as `offsets` says. Raises UsageError where there is none."""
-    grouped = isinstance(held.group, int)
+    where: Any = {"granularity": held.group}
+    if isinstance(held.group, int):
+        where = {"granularity": "group", "group_size": held.group}
     if held.format != "int":
-        size = held.group if isinstance(held.group, int) else None
-        return Scheme(format=held.format, group_size=size, scale_dtype=scale_dtype_of(held.scale_dtype))
+        return Scheme(format=held.format, scale_dtype=scale_dtype_of(held.scale_dtype), **where)
     return Scheme(
         bits=held.bits,
-        granularity="group" if grouped else "channel",
-        group_size=held.group if isinstance(held.group, int) else None,
+        **where,
         symmetric=not offsets,
         zero_point="float" if offsets == "float" else "int",
     )

@@ -13,6 +13,7 @@ The weight is float * scale, of nvfp4 float * (scale / global scale), here in fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.layouts.reader import Found, Held, Read, Reader, not_moved
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import floats, matrix, part, small_float_weight, wrong
 from quantcli.tensors.info import TensorInfo
@@ -70,8 +71,12 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return small_floats(raw, (rows, stored.cols), scale, stored.group, dtype)
 
 
-def _held(stored: _Stored, read: Read) -> Held:
-    return held(read, stored.codes, stored.scale, stored.name, stored.cols)
+def _held(stored: _Stored, read: Read) -> Held | str:
+    """The codes; a scale of the tensor that is divided by must have an inverse."""
+    divisor = 1.0 if stored.overall is None else float(floats(read, stored.overall, stored.name, 0, 1)[0])
+    if divisor <= 0 or math.frexp(divisor)[0] != 0.5:
+        return "its global_scale is not a power of two, so other layouts have no scale of the tensor for it"
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols, bits=stored.bits, overall=1 / divisor)
 
 
 def _found(stored: _Stored) -> Found:
@@ -84,7 +89,7 @@ def _found(stored: _Stored) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
         decode=partial(_decode, stored),
         dtype="BF16",
-        held=partial(_held, stored) if stored.bits == 4 and stored.overall is None else not_moved,
+        held=partial(_held, stored),
     )
 
 

@@ -29,7 +29,7 @@ from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import architecture, model_dtype
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized
-from quantcli.layouts.reader import Found, Held, Read, Reader, not_moved
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E2M1, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
 from quantcli.layouts.whole_bytes import Places
@@ -90,7 +90,8 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def _held(stored: _Stored, read: Read) -> Held:
-    return held(read, stored.codes, stored.scale, stored.name, stored.cols)
+    overall = 1.0 if stored.overall is None else float(floats(read, stored.overall, stored.name, 0, 1)[0])
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols, overall=overall)
 
 
 def _found(stored: _Stored, dtype: str) -> Found:
@@ -102,7 +103,7 @@ def _found(stored: _Stored, dtype: str) -> Found:
         parts=tuple(p for p in (stored.codes, stored.scale, stored.overall) if p is not None),
         decode=partial(_decode, stored),
         dtype=dtype,
-        held=partial(_held, stored) if stored.overall is None else not_moved,
+        held=partial(_held, stored),
     )
 
 

@@ -62,10 +62,11 @@ def is_published(scheme: str) -> bool:
 class Held:
     """The codes of a weight, in a form that other layouts may store as it is.
 
-    format: of the codes, `int` for whole numbers or `fp4` for E2M1. bits: of a code. group: columns that share
-    parameters, or `channel` for a row. offsets: what a code u stands for, in float32: `` is (u - 2^(b-1)) * scale,
-    `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float` u * scale + zero; of fp4 it is ``, and a code
-    stands for its level times the scale. scale_dtype: of the stored scales, F8_E8M0 for powers of two. overall: the
+    format: of the codes, `int` for whole numbers or that of small floats. bits: of a code. group: columns that share
+    parameters, `channel` for a row, or of small floats `tensor`. offsets: what a code u stands for, in float32: `` is
+    (u - 2^(b-1)) * scale, `int` (u - zero) * scale with whole zeros from 0 to 2^b - 1, `float` u * scale + zero; of
+    floats it is ``, and a code stands for its level times the scale. scale_dtype: of the stored scales, F8_E8M0 for
+    powers of two and F8_E4M3 for those that the scale of the tensor is a factor of. overall: the
     scale of the tensor, which scales contain; 1 where none is stored. turned: whether rows are the columns of the
     weight, where that is what is stored transposed. packed(first, last): the codes of some rows, each in whole 32-bit
     words, the low one first. params(first, last): their scales and zeros (rows, groups), no zeros for ``. Both raise

@@ -27,8 +27,11 @@ E8M0 = ("U8", "F8_E8M0")
 """What bytes that are exponents of 2, with a bias of 127, are called."""
 
 
-MX = 32
-"""Columns of a group whose scale is a power of 2."""
+MX, NV = 32, 16
+"""Columns of a group whose scale is a power of 2, and of one whose scale is E4M3."""
+
+FORMATS = {4: "fp4", 8: "fp8-e4m3"}
+"""Formats of small floats by their bits."""
 
 
 def table(levels: NDArray[Any]) -> Codebook:
@@ -67,26 +70,41 @@ def scales(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> 
     return finite(powers(raw), info, whose)
 
 
-def held(read: Read, codes: TensorInfo, scale: TensorInfo, whose: str, cols: int, *, turned: bool = False) -> Held:
-    """The codes of rows of 4-bit floats, two to a byte, and their scales, bytes that are exponents of 2 for every 32
-    columns. turned: as in `Held`."""
-    size, groups = cols // 2, cols // MX
+def held(
+    read: Read,
+    codes: TensorInfo,
+    scale: TensorInfo,
+    whose: str,
+    cols: int,
+    *,
+    bits: int = 4,
+    overall: float = 1,
+    turned: bool = False,
+) -> Held:
+    """The codes of rows of small floats, of 4 bits two to a byte, and their scales: bytes that are exponents of 2 for
+    every 32 columns, or E4M3 for every 16, times the scale of the tensor. turned: as in `Held`."""
+    group, dtype = (NV, "F8_E4M3") if scale.dtype == "F8_E4M3" else (MX, "F8_E8M0")
+    size, groups = cols * bits // 8, cols // group
 
     def packed(first: int, last: int) -> Bytes:
-        return read(codes.name, first * size, (last - first) * size)
+        raw = read(codes.name, first * size, (last - first) * size)
+        return filled_up(raw, (last - first, cols), bits)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         found = scales(read, scale, whose, first * groups, (last - first) * groups)
-        return found.reshape(-1, groups), None
+        with np.errstate(over="ignore"):
+            found *= np.float32(overall)
+        return finite(found, scale, whose).reshape(-1, groups), None
 
     return Held(
-        format="fp4",
-        bits=4,
-        group=MX,
+        format=FORMATS[bits],
+        bits=bits,
+        group=group,
         offsets="",
-        scale_dtype="F8_E8M0",
+        scale_dtype=dtype,
         packed=packed,
         params=params,
+        overall=overall,
         turned=turned,
     )
 

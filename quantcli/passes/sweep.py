@@ -24,7 +24,7 @@ from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Quantized
-from quantcli.tensors.fit import Misfit, NotFinite, Trials, read_span, read_tile, span_bytes
+from quantcli.tensors.fit import Misfit, NotFinite, Trials, read_span, read_tile, rotated, span_bytes
 from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Run:
             else:
                 raw = np.empty(span_bytes(fit, span, strips=False), np.uint8)
                 tiles[grouping.group] = read_tile(info.dtype, grouping, span, read, raw)
-        return tiles[grouping.group]
+        return rotated(tiles[grouping.group], fit.scheme)
 
     def _one(self, one: _Try, index: int, span: TileSpan, tile: Tile, *, whole: bool) -> None:
         """See or encode a tile; only with `whole` the power of the weights is found, which is the same for all."""

@@ -1,7 +1,7 @@
 """Schemes by the names that the field has for them, such as W4A16 or FP8_DYNAMIC: weights, and inputs of their layers.
 
 The names and what they stand for are those of compressed-tensors' presets, and so of llm-compressor's, and the types of
-GGUF.
+GGUF and of ComfyUI.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+from quantcli import asking
 from quantcli.errors import UsageError, printable
+from quantcli.layouts.accepts import Accepts
+from quantcli.scheme import ONE_BYTE, STATIC, Scheme
 
 _INT = re.compile(r"W([2-8])A16(_ASYM)?|W([2-7])A8")
 
@@ -37,16 +41,20 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@lru_cache(maxsize=1)
 def usual_names() -> tuple[str, ...]:
     """The usual names; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
     return (*(f"W{bits}A16" for bits in range(2, 9)), "W4A16_ASYM", "W4A8", *_NAMED, *_types())
 
 
+@lru_cache(maxsize=1)
 def _types() -> Mapping[str, Mapping[str, Any]]:
-    """The types of GGUF that have no name of their own here, with their fields."""
-    from quantcli.layouts.gguf.types import FIELDS  # a package that most runs do without
+    """Types of GGUF and ComfyUI, as far as no other name has their words."""
+    from quantcli.layouts.comfyui.types import FIELDS as OF_COMFYUI  # packages that most runs do without
+    from quantcli.layouts.gguf.types import FIELDS as OF_GGUF
 
-    return {name: own for name, own in FIELDS.items() if name not in _NAMED}
+    own = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
+    return {name: fields for name, fields in own.items() if name not in _NAMED}
 
 
 def fields(name: str) -> dict[str, Any] | None:
@@ -74,3 +82,58 @@ def named(name: Any, place: str) -> dict[str, Any]:
     close = difflib.get_close_matches(str(name).upper(), usual_names(), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "such as W4A16, W8A8, FP8_DYNAMIC or NVFP4A16"
     raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
+
+
+def instead(scheme: Scheme, accepts: Accepts) -> str:
+    """How to ask for the scheme that is nearest to another one among those that a target stores: by name where one
+    stands for the same codes, else by options; empty where there is none.
+
+    >>> from quantcli.layouts.writer import named as writer
+    >>> instead(asking.Scheme(**fields("W8A8")), writer("gptq").accepts)
+    '--scheme W8A16'
+    >>> instead(asking.Scheme(bits=4, group_size=48), writer("awq").accepts)
+    '--scheme W4A16'
+    """
+    nearest = accepts.nearest(scheme)
+    for like in (scheme, nearest):
+        for name in sorted(usual_names(), key=lambda name: (name in _types(), -_alike(like, name))):
+            if _alike(like, name) and accepts.obstacle(_scheme(name)) is None:
+                return f"--scheme {name}"
+    return spelled(nearest) if accepts.obstacle(nearest) is None else ""
+
+
+@lru_cache(maxsize=64)
+def _scheme(name: str) -> Scheme:
+    return asking.Scheme(**(fields(name) or {}))
+
+
+def _alike(scheme: Scheme, name: str) -> int:
+    """How much a scheme has in common with the one of a name; 0 where the codes are others, or inputs are quantized
+    otherwise."""
+    own = _scheme(name)
+    same = (own.format, own.bits, own.symmetric) == (scheme.format, scheme.bits, scheme.symmetric)
+    if own.activations in STATIC or not same or own.activations[:3] not in ("non", scheme.activations[:3]):
+        return 0
+    return (
+        1
+        + 8 * (own.activations != "none")
+        + 4 * (own.storage == scheme.storage)
+        + 2 * (own.granularity == scheme.granularity)
+        + (own.group_size == scheme.group_size)
+    )
+
+
+def spelled(scheme: Scheme) -> str:
+    """The options that ask for a scheme, those left out that follow from the rest.
+
+    >>> spelled(asking.Scheme(bits=8, granularity="channel")), spelled(asking.Scheme(format="nf4", group_size=64))
+    ('--bits 8 --group-size -1', '--type nf4 --group-size 64')
+    """
+    size = {"channel": -1, "tensor": 0}.get(scheme.granularity, scheme.group_size)
+    words = [f"--bits {scheme.bits}"] if scheme.format == "int" else [f"--type {scheme.format}"]
+    words += ["--granularity block"] if scheme.granularity == "block" else []
+    words += [f"--group-size {size}"]
+    words += [] if scheme.symmetric else ["--asymmetric"]
+    words += ["--zero-point float"] if not scheme.symmetric and scheme.zero_point == "float" else []
+    words += [f"--scale-dtype {name}" for name, storage in ONE_BYTE.items() if storage == scheme.storage]
+    return " ".join(words)

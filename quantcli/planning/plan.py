@@ -48,6 +48,9 @@ def _weighted(tensor: Decided, importance: Importance | None) -> Decided:
     columns = importance.of(tensor.info, tensor.grouping)
     if columns is None:
         return replace(tensor, note="; ".join(n for n in (tensor.note, UNWEIGHTED) if n))
+    if tensor.scheme.rotation:
+        place = [printable(tensor.info.name), "--importance"]
+        raise UsageError("its columns are rotated, which importances are not", place=place, hint="leave it out")
     if not weighs(tensor.scheme):
         problem = f"{tensor.scheme.calibration} does not weigh errors"
         raise UsageError(problem, place=[printable(tensor.info.name), "--importance"], hint="use --calibration mse")

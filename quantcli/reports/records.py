@@ -90,6 +90,25 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentReport:
+    """One of the models of a pipeline. kind: the class that loads it. kept: why nothing of it is quantized, empty where
+    something is. Figures are those of Summary."""
+
+    name: str
+    kind: str
+    kept: str
+    tensors: int
+    quantized: int
+    parameters: int
+    coverage: float
+    bits_per_weight: float
+    sqnr_db: float | None
+    exact: bool
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GateFailure:
     """A tensor that does not pass a gate. value: as measured; None where nothing was, or where an exact tensor no
     longer is one."""
@@ -173,6 +192,11 @@ class Comparison:
     changes: list[Change]
     new: list[str]
     vanished: list[str]
+
+
+def loss_first(change: Change) -> tuple[float, str]:
+    """The order of changes: what lost most comes first."""
+    return (0.0 if change.delta_db is None else change.delta_db, change.tensor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from quantcli import kernels
 from quantcli import metrics as metric
 from quantcli.asking import given, takes_keywords
 from quantcli.dtypes import DTYPES, to_float32
-from quantcli.errors import DataError
+from quantcli.errors import DataError, UsageError
 from quantcli.formats import code_grid
 from quantcli.kernels import SUPER, Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.codebook import joined_codebooks
@@ -143,6 +143,8 @@ def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) ->
     grouping = grouping_of(info.shape, scheme)
     if info.numel == 0:
         raise DataError("an empty array cannot be quantized")
+    if scheme.rotation:
+        raise UsageError("arrays are not rotated", place=["rotation"], hint="quantize a file with --to comfyui")
     if scheme.storage == "super-blocks" and grouping.cols % SUPER:
         raise DataError(f"rows of {grouping.cols} are not whole super-blocks of {SUPER}")
     first = default_scale_dtype(scheme, dtype)

@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from quantcli import registry, scales
+from quantcli import kernels, registry, scales
 from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, Made, QuantParams, Rule, Sums, Tile, numpy_tiles
+from quantcli.kernels import (
+    BF16,
+    F16,
+    F32,
+    Kernels,
+    Kind,
+    Made,
+    QuantParams,
+    Rule,
+    Sums,
+    Tile,
+    numpy_tiles,
+    row_bytes,
+)
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
 from quantcli.tensors.blocks import as_rows, by_rows
@@ -347,6 +360,8 @@ class Trials:
             return made
         params, scheme = self.params(kernels, tile, span), self.chosen.scheme
         sums = kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums)
+        if tile.original is not None and packed is not None:
+            sums = _rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
         return Made(sums, params, self._rival_error(kernels, tile, span))
 
     def _in_one_call(
@@ -399,7 +414,7 @@ def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, s
     info, plan = fit.info, fit.plan
     size = DTYPES[info.dtype].bits // 8
     if not strips:
-        return read_tile(info.dtype, plan, span, read, raw)
+        return rotated(read_tile(info.dtype, plan, span, read, raw), fit.scheme)
     outer, channels, inner = column_repeats(info.shape, fit.scheme.axis)
     pieces = raw.reshape(plan.rows * outer, span.cols * inner * size)
     for number, piece in enumerate(pieces):
@@ -408,6 +423,40 @@ def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, s
     turned = np.ascontiguousarray(pieces.reshape(-1, span.cols, inner * size).swapaxes(0, 1))
     flat = TileSpan(0, span.cols, 0, plan.rows * outer * inner)
     return as_tile(turned.reshape(-1), info.dtype, flat, flat.cols)
+
+
+def rotated(tile: Tile, scheme: Scheme) -> Tile:
+    """A tile whose columns are rotated as its scheme says; float32 where they are. Tiles end between rotations."""
+    if not scheme.rotation:
+        return tile
+    values = numpy_tiles.scratch.take("rotated", (tile.rows, tile.cols), np.float32)
+    for first, last in numpy_tiles.steps(tile.rows, tile.cols):
+        values[first:last] = numpy_tiles.floats_of(tile, first, last)
+    with np.errstate(over="ignore", invalid="ignore"):
+        kernels.load().rotate(values, scheme.rotation)
+    return replace(tile, weights=values.reshape(-1), kind=F32, seen={}, original=tile)
+
+
+def _rotated_back(
+    kernels: Kernels, tile: Tile, params: QuantParams, scheme: Scheme, packed: Bytes, clipped: int
+) -> Sums:
+    """The errors of codes of rotated columns, as a reader decodes them: whole numbers rotated back, times the scale."""
+    grid, width, parts = code_grid(scheme), row_bytes(tile.cols, scheme.bits), list[tuple[Sums, int]]()
+    for first, last in numpy_tiles.steps(tile.rows, tile.cols):
+        own = params.scale if len(params.scale) == 1 else params.scale[first:last]
+        one, shape = QuantParams(np.ones_like(own)), (last - first, tile.cols)
+        error = kernels.decode(packed[first * width : last * width], shape, tile.group, one, grid)
+        kernels.rotate(error, scheme.rotation)
+        error *= own
+        weights = numpy_tiles.floats_of(tile, first, last)
+        np.subtract(weights, error, out=error)
+        nothing = np.full((last - first) * width, grid.zero, np.uint8)  # codes that stand for 0
+        found, power = (
+            kernels.measure(Tile(v.reshape(-1), F32, *shape, tile.group), one, grid, nothing) for v in (error, weights)
+        )
+        parts.append((replace(found, power=power.power), error.size))
+    whole = total(parts)
+    return Sums(whole.sse, whole.power, whole.max_abs_error, clipped)
 
 
 def span_bytes(fit: Fit, span: TileSpan, *, strips: bool) -> int:

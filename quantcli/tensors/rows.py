@@ -25,8 +25,8 @@ WIDEST_COLUMNS = 1 << 22
 WIDEST_BLOCKS = 1 << 16
 """Longest row of blocks: a tile holds as many rows as a block has."""
 
-TILE = 1 << 19
-"""Weights that are read, quantized and written at a time: 1 MiB of bfloat16 stays in the cache."""
+TILE = 1 << 20
+"""Weights that are read, quantized and written at a time: 2 MiB of bfloat16 stay in the cache."""
 
 
 SAMPLE = 1 << 18

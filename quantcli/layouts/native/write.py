@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 
 
 def convert(tensors: Sequence[Decided], beside: Beside) -> Conversion:
-    """The native writer: every tensor by itself, whatever its scheme. Raises UsageError for super-blocks."""
+    """The native writer: every tensor by itself, whatever its scheme. Raises UsageError for super-blocks, and for
+    rotated columns."""
     for tensor in tensors:
         if tensor.scheme is not None and tensor.scheme.storage == "super-blocks":
             problem = f"super-blocks ({tensor.scheme.name}) are stored in GGUF only"
             raise UsageError(problem, place=[printable(tensor.info.name)], hint="add --to gguf")
+        if tensor.scheme is not None and tensor.scheme.rotation:
+            problem = f"rotated columns ({tensor.scheme.name}) are stored in ComfyUI's layout only"
+            raise UsageError(problem, place=[printable(tensor.info.name)], hint="add --to comfyui")
     return Conversion(jobs={t.info.name: job(t) for t in tensors})
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.dtypes import to_float32
-from quantcli.layouts.reader import Found, Read
+from quantcli.kernels import row_bytes
+from quantcli.layouts.reader import Found, Held, Read
 from quantcli.layouts.small import E8M0, powers, small_floats
 from quantcli.layouts.stored import finite, floats, matrix, part, wrong
 from quantcli.tensors.info import TensorInfo
@@ -29,7 +30,7 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 TILE_ROWS, TILE_COLS = 128, 4
 FORMATS = {"nvfp4": ("U8", ("F8_E4M3",), 16, 2), "mxfp8": ("F8_E4M3", E8M0, 32, 1)}
@@ -90,6 +91,7 @@ def find(infos: Mapping[str, TensorInfo], name: str, kind: str, description: Map
         bits=8 // per_byte,
         parts=tuple(p for p in (codes, scale, overall) if p is not None),
         decode=partial(_decode, stored),
+        held=partial(_held, stored),
         dtype="BF16" if overall is None else "F32",
     )
 
@@ -110,6 +112,37 @@ def _swapped(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Bytes with their halves exchanged."""
     found: NDArray[np.uint8] = raw << np.uint8(4) | raw >> np.uint8(4)
     return found
+
+
+def _held(stored: _Stored, read: Read) -> Held:
+    """The codes without those that rows are filled up with, the first of two in the low half, and their scales."""
+    four, size = stored.overall is not None, stored.codes.shape[1]
+    overall = float(floats(read, stored.overall, stored.name, 0, 1)[0]) if stored.overall is not None else 1.0
+    groups = -(-stored.cols // FORMATS[stored.kind][2])
+
+    def packed(first: int, last: int) -> Bytes:
+        raw = read(stored.codes.name, first * size, (last - first) * size)
+        kept = -(-stored.cols // 2) if four else stored.cols
+        rows = (_swapped(raw) if four else raw).reshape(last - first, size)[:, :kept]
+        found = np.zeros((last - first, row_bytes(stored.cols, 4 if four else 8)), np.uint8)
+        found[:, : rows.shape[1]] = rows
+        return found
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        with np.errstate(over="ignore"):
+            scale = _scales(stored, read, first, last)[:, :groups] * np.float32(overall)
+        return finite(scale, stored.scale, stored.name), None
+
+    return Held(
+        format="fp4" if four else "fp8-e4m3",
+        bits=4 if four else 8,
+        group=FORMATS[stored.kind][2],
+        offsets="",
+        scale_dtype="F8_E4M3" if four else "F8_E8M0",
+        packed=packed,
+        params=params,
+        overall=overall,
+    )
 
 
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
