@@ -359,9 +359,9 @@ class NativeKernels:
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
     def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
-        codes = np.ascontiguousarray(codes)
-        assert codes.itemsize == (1 if bits <= 8 else 2) and packed.flags.c_contiguous
-        self._call("pack", *codes.shape, bits, _at(codes), _at(packed))
+        whole: Any = np.ascontiguousarray(codes)
+        assert whole.itemsize == (1 if bits <= 8 else 2) and packed.flags.c_contiguous
+        self._call("pack", *whole.shape, bits, _at(whole), _at(packed))
 
     def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
         rows, packed = packed.shape[0], np.ascontiguousarray(packed)
