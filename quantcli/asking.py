@@ -44,14 +44,14 @@ class SchemeRequest(Asked):
         """
         moot: set[str] = set()
         if "granularity" in own or "group_size" in own:
-            moot |= {"granularity", "group_size", "axis"}
+            moot |= {"granularity", "group_size", "axis", "rotation"}
         if "format" in own and own["format"] != self.format:
             moot |= {"bits", "levels", "codebook", "rounding", "scale_dtype", "grid", "calibration", "options"}
-            moot |= {"symmetric", "zero_point", "activations"}
+            moot |= {"symmetric", "zero_point", "activations", "rotation"}
         if "calibration" in own:
             moot |= {"options", "grid"}
         if "symmetric" in own:
-            moot |= {"grid", "zero_point"}
+            moot |= {"grid", "zero_point", "rotation"}
         kept = {name: getattr(self, name) for name in FIELDS if name not in moot}
         return SchemeRequest(**{**kept, **_checked(own, place)})
 
@@ -107,10 +107,14 @@ class Scheme(record.Scheme):
         `float32`, `float16`, `bfloat16`, or None: the weight's own dtype if that has 16 bits, else float16 unless
         it would overflow or lose precision, then float32; above 8 bits always float32. 4- and 8-bit floats may have
         `float8_e8m0`, powers of two (MXFP4, MXFP8 in groups of 32), and in groups `float8_e4m3` times a float32 scale
-        of the tensor (NVFP4 in groups of 16); codebooks learned for groups `float8_e4m3`, which is their default.
+        of the tensor (NVFP4 in groups of 16), or `float8_e4m3_alone` without that (NVFP4 of MLX); codebooks learned for
+        groups `float8_e4m3`, which is their default.
     activations
         How a runtime quantizes the inputs of the layer as they come, for layouts that say so: `int8` or `fp8` per
         token, `fp8-group` in groups of 128, `mxfp8`, `mxfp4`, or `none`.
+    rotation
+        Of symmetric integers with a scale per row: how many columns are multiplied by a regular Hadamard matrix before
+        they are rounded, 4, 16, 64, 256 or 1024, for layouts that say so (ComfyUI's ConvRot); 0 for none.
 
     Raises UsageError for an invalid combination.
 
@@ -141,6 +145,7 @@ class Scheme(record.Scheme):
         codebook: Sequence[float] | None = None,
         scale_dtype: str | None = None,
         activations: str = "none",
+        rotation: int = 0,
     ) -> None:
         asked = Asked(
             bits=bits,
@@ -158,6 +163,7 @@ class Scheme(record.Scheme):
             codebook=codebook,
             scale_dtype=scale_dtype,
             activations=activations,
+            rotation=rotation,
         )
         super().__init__(**decide(asked))
 

@@ -19,6 +19,7 @@ from quantcli.scheme import (
     MAX_BLOCK,
     MAX_LEVELS,
     ONE_BYTE,
+    ROTATIONS,
     ROUNDINGS,
     SCALE_DTYPES,
     SUPER_BLOCKS,
@@ -50,6 +51,7 @@ class Asked:
     codebook: Sequence[float] | None = None
     scale_dtype: str | None = None
     activations: str = "none"
+    rotation: int = 0
 
 
 FIELDS = tuple(f.name for f in fields(Asked))
@@ -65,6 +67,7 @@ def decide(asked: Asked) -> dict[str, Any]:
     rounding = _rounding(asked, what)
     _check_scales(asked, what)
     _one_of("activations", asked.activations, ACTIVATIONS)
+    _check_rotation(asked, what)
     calibration, options = _calibration(asked, what)
     method = calibrator(calibration) if calibration != AUTO else None
     usual = method.grid if method is not None else "full"
@@ -87,6 +90,7 @@ def decide(asked: Asked) -> dict[str, Any]:
         "codebook": tuple(float(v) for v in asked.codebook or ()),
         "scale_dtype": asked.scale_dtype or AUTO,
         "activations": asked.activations,
+        "rotation": asked.rotation,
     }
     if method is not None:
         _check_method(record.Scheme(**found), method, one_grid=what.one_grid)
@@ -236,6 +240,19 @@ def _check_scales(asked: Asked, what: _Codes) -> None:
         _check_one_byte(asked, what)
 
 
+def _check_rotation(asked: Asked, what: _Codes) -> None:
+    """Raise UsageError for codes and granularities that have no rotated columns."""
+    if type(asked.rotation) is not int or asked.rotation not in ROTATIONS:
+        sizes = ", ".join(map(str, ROTATIONS))
+        raise UsageError(f"{asked.rotation!r} is not one of {sizes}", place=["rotation"])
+    rows = asked.granularity == "channel" and asked.axis == 0
+    if asked.rotation and not (rows and what.name == "int" and what.symmetric and not what.binary):
+        hint = "use granularity: channel"
+        raise UsageError(
+            "rotated columns are for symmetric integers with a scale per row", place=["rotation"], hint=hint
+        )
+
+
 def _check_one_byte(asked: Asked, what: _Codes) -> None:
     """Raise UsageError for codes whose scales are never one byte, and for granularities that these do not have."""
     if what.form.small is None:
@@ -243,8 +260,9 @@ def _check_one_byte(asked: Asked, what: _Codes) -> None:
         raise UsageError(
             f"{asked.scale_dtype} is for 4- and 8-bit floats, not {what.name}", place=["scale_dtype"], hint=hint
         )
-    if asked.axis != 0 or (asked.scale_dtype == "float8_e4m3" and asked.granularity != "group"):
-        kinds = "groups" if asked.scale_dtype == "float8_e4m3" else "groups, rows and blocks"
+    of_groups = asked.scale_dtype != "float8_e8m0"
+    if asked.axis != 0 or (of_groups and asked.granularity != "group"):
+        kinds = "groups" if of_groups else "groups, rows and blocks"
         raise UsageError(
             f"{asked.scale_dtype} is for scales of {kinds}", place=["scale_dtype"], hint="use --group-size 16"
         )

@@ -12,7 +12,7 @@ from quantcli.dtypes import LONG_NAMES
 Granularity = Literal["tensor", "channel", "group", "block"]
 Family = Literal["int", "midrise", "levels", "learned"]
 GRANULARITIES = ("tensor", "channel", "group", "block")
-ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e8m0": "e8m0"}
+ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e4m3_alone": "e4m3-alone", "float8_e8m0": "e8m0"}
 """Dtypes of scales of one byte, and the variant of `scales` that stores them."""
 IN_SUPER_BLOCKS = "super-blocks"
 """The dtype of scales that GGUF's types store together, and the variant of `scales` that does."""
@@ -27,6 +27,7 @@ PUBLISHED = {
     ("fp4", "e8m0", "group", 32): "mxfp4",
     ("fp8-e4m3", "e8m0", "group", 32): "mxfp8",
     ("fp4", "e4m3", "group", 16): "nvfp4",
+    ("fp4", "e4m3-alone", "group", 16): "nvfp4",
 }
 """Names of the formats that a number format, a storage of scales and groups of a size make."""
 SUPER_BLOCKS = {
@@ -45,6 +46,8 @@ MAX_GROUP = 16384
 MAX_BLOCK = 1024
 """Most rows and columns of a block: a tile holds whole rows of blocks."""
 MAX_LEVELS = 256
+ROTATIONS = (0, 4, 16, 64, 256, 1024)
+"""Columns that are rotated together before they are rounded, 0 for none: sizes of regular Hadamard matrices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -70,6 +73,8 @@ class Scheme:
         `auto` where the weights of the tensor decide.
     activations
         How a runtime quantizes the inputs of the layer as they come, for layouts that say so: one of ACTIVATIONS.
+    rotation
+        Columns that are rotated together before they are rounded, one of ROTATIONS; decoding rotates them back.
     """
 
     format: str
@@ -90,6 +95,7 @@ class Scheme:
     codebook: tuple[float, ...]
     scale_dtype: str
     activations: str
+    rotation: int
 
     @property
     def binary(self) -> bool:
@@ -131,12 +137,19 @@ class Scheme:
             return published
         where["block"] = f"b{size}x{size}"
         stored = "" if self.storage == "plain" else f"-{self.storage}"
-        return f"{self.label}{where.get(self.granularity, f'g{size}')}{kind}{stored}"
+        turned = f"-rot{self.rotation}" if self.rotation else ""
+        return f"{self.label}{where.get(self.granularity, f'g{size}')}{kind}{stored}{turned}"
 
     def with_scale_dtype(self, scale_dtype: str) -> Scheme:
         """This scheme with the scale dtype settled."""
         found = copy(self)
         object.__setattr__(found, "scale_dtype", scale_dtype)
+        return found
+
+    def of_weights(self) -> Scheme:
+        """This scheme with inputs in floating point."""
+        found = copy(self)
+        object.__setattr__(found, "activations", "none")
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -158,6 +171,7 @@ class Scheme:
             **({"codebook": self.codebook} if self.codebook else {}),
             **({} if self.scale_dtype == AUTO else {"scale_dtype": self.scale_dtype}),
             **({} if self.activations == "none" else {"activations": self.activations}),
+            **({"rotation": self.rotation} if self.rotation else {}),
         }
 
     def __repr__(self) -> str:
@@ -169,7 +183,13 @@ class Scheme:
         return table((self.name, ""), self.as_dict().items())
 
 
-_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3", "float8_e8m0": "F8_E8M0", IN_SUPER_BLOCKS: "F16"}
+_SCALE_DTYPES = {
+    **LONG_NAMES,
+    "float8_e4m3": "F8_E4M3",
+    "float8_e4m3_alone": "F8_E4M3",
+    "float8_e8m0": "F8_E8M0",
+    IN_SUPER_BLOCKS: "F16",
+}
 
 
 def scale_dtype_name(name: str) -> str:

@@ -174,3 +174,12 @@ def made_by_a_tool(path: Path) -> tuple[Parts, dict[str, Any], tuple[str, np.nda
     config = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["config"])
     dtype, shape, values = parts.pop("expected")
     return parts, config, (dtype, np.frombuffer(values, WORDS[dtype]).reshape(shape))
+
+
+def hadamard(size: int) -> np.ndarray:
+    """The regular Hadamard matrix of a power of 4, whose rows have the length 1."""
+    four = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
+    found: np.ndarray = np.ones((1, 1))
+    while len(found) < size:
+        found = np.kron(found, four)
+    return found

@@ -14,7 +14,7 @@ import click
 from quantcli import registry
 from quantcli.cli import _help, options
 from quantcli.cli._help import F
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
@@ -149,15 +149,18 @@ class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
         from quantcli.patterns import module_of
         from quantcli.stores import open_source
+        from quantcli.stores.pipelines import members, within
 
         # Behind an option whose value is still missing, click has not told the arguments from the options.
         words = split_arg_string(os.environ.get("COMP_WORDS", ""))[2:]
         src = ctx.params.get("src") or next((w for w in words if os.path.exists(os.path.expanduser(w))), None)
         if not isinstance(src, str):
             return []
+        tensors = list[str]()
         try:
-            with contextlib.closing(open_source(os.path.expanduser(src))) as source:
-                tensors = [info.name for info in source.infos()]
+            for member in members(os.path.expanduser(src)):
+                with contextlib.closing(open_source(member.path)) as source:
+                    tensors += [within(member.name, info.name) for info in source.infos()]
         except Exception:  # what cannot be read has no names
             return []
         names = dict.fromkeys([*tensors, *map(module_of, tensors)])
@@ -197,7 +200,7 @@ recipe = _help.options(
         "--recipe",
         type=_help.FILE,
         group="Common",
-        help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion.",
+        help="Schemes by pattern, in YAML, or a preset: llm, embedding, cnn, diffusion, comfyui.",
     ),
     _help.option(
         "--override",
@@ -345,6 +348,11 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
         if asked[option] is not None:
             fields[name] = asked[option]
     method, own_types = _method(asked), ":" in (asked["to"] or "")
+    if own_types and asked["scheme"] is not None:
+        plain = asked["to"].partition(":")[0]
+        hint = f"leave out one of them; --to {plain} takes schemes, and --override names those of some tensors"
+        problem = f"{asked['to']} gives every tensor a type of its own"
+        raise UsageError(problem, place=["--scheme", printable(asked["scheme"])], hint=hint)
     with naming_options(asked):
         if asked["recipe"] is None and (asked["scheme"] is None or own_types):
             from quantcli.planning.order import with_usual

@@ -12,7 +12,13 @@ from quantcli.errors import QuantcliError, UsageError
 from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from quantcli.floats import Reading
+    from quantcli.folders.components import Chosen
+    from quantcli.passes.sweep import Measured
+    from quantcli.planning.plan import Plan
+    from quantcli.planning.request import Request
     from quantcli.scheme import Scheme
 
 BITS = (2, 3, 4, 8)
@@ -65,13 +71,10 @@ def command(
     Each tile of the weights is read once for all settings. Bytes are those of the file quantize would write, seconds
     are of all threads together. The Pareto front is marked with *: no other setting has a higher SQNR with as few bytes
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
-    as measured.
+    as measured. Of a pipeline each setting is that of all its components together.
     """
-    from quantcli.folders import job
+    from quantcli.folders import components
     from quantcli.folders.output import size_of
-    from quantcli.passes import sweep
-    from quantcli.planning import kinds, plan
-    from quantcli.planning.order import aimed
     from quantcli.reports import swept
     from quantcli.stores import need_file
 
@@ -79,32 +82,58 @@ def command(
     settings = _settings(scheme, bits, group_size, calibration, symmetric)
     selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
-    with _sources.float_source(src, reading, console) as source:
-        need_file(source, "sweeping")
-        console.inform(*source.warnings)
-        source = aimed(source, order, folder=False).source
-        _sources.inform_of(source, console)
-        request = job.request(source, order, None, warn=options.warn)
-        plans = []
-        for name, found in settings:
-            try:
-                plans.append(plan.make(source.infos(), replace(request, scheme=found)))
-            except QuantcliError as error:
-                raise error.within(src, name) from None
-        console.inform(*kinds.said(request))
+    with components.opened(src, order, reading, output=None, say=console.inform) as found:
+        for one in found.models.values():
+            need_file(one.source, "sweeping")
+        chosen, requests = components.requested(found, options.warn)
+        console.inform(*chosen.warnings, *chosen.notes)
+        _sources.inform_of(chosen, console)
         began = time.perf_counter()
-        with console.bar("sweeping") as bar:
-            measured = sweep.measure(source, plans, threads=options.thread_count(threads), progress=bar)
+        measured = _measured(chosen, requests, settings, options.thread_count(threads), console)
+        sizes = [
+            chosen.kept_bytes + sum(size_of(chosen.models[name].source, one[i].plan) for name, one in measured.items())
+            for i in range(len(settings))
+        ]
         report = swept.report_of(
             settings,
             measured,
-            lambda p: size_of(source, p),
+            sizes,
+            kept=[info for source, _ in chosen.kept.values() if source is not None for info in source.infos()],
             source=src,
-            bytes_in=sum(f.size for f in source.files()),
+            bytes_in=sum(f.size for one in chosen.models.values() for f in one.source.files()) + chosen.kept_bytes,
             seconds=time.perf_counter() - began,
             plot=plot,
         )
     options.show(report, console, show_all=True, file=file)
+
+
+def _measured(
+    chosen: Chosen,
+    requests: Mapping[str, Request],
+    settings: Sequence[tuple[str, Scheme]],
+    threads: int,
+    console: options.Console,
+) -> dict[str, list[Measured]]:
+    """What every scheme costs on each model."""
+    from quantcli.passes import sweep
+    from quantcli.planning import kinds, plan
+    from quantcli.stores.pipelines import prefixed
+
+    plans: dict[str, list[Plan]] = {}
+    for name, one in chosen.models.items():
+        plans[name] = []
+        for called, scheme in settings:
+            try:
+                plans[name].append(plan.make(one.source.infos(), replace(requests[name], scheme=scheme)))
+            except QuantcliError as error:
+                raise error.within(one.source.path if name else chosen.src, called) from None
+    for name, request in requests.items():
+        console.inform(*(prefixed(name, line) for line in kinds.said(request)))
+    found = {}
+    for name, own in plans.items():
+        with console.bar(prefixed(name, "sweeping")) as bar:
+            found[name] = sweep.measure(chosen.models[name].source, own, threads=threads, progress=bar)
+    return found
 
 
 def _settings(

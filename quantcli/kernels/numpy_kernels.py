@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from quantcli.kernels import numpy_sums
 from quantcli.kernels.numpy_packing import pack, unpack
-from quantcli.kernels.numpy_tiles import floats_of, grouped, scratch, steps
+from quantcli.kernels.numpy_tiles import CHUNK, floats_of, grouped, scratch, steps
 from quantcli.kernels.table import (
     BF16,
     BINARY,
@@ -22,8 +23,10 @@ from quantcli.kernels.table import (
     Choices,
     CodeGrid,
     Grids,
+    Made,
     QuantParams,
     Ranges,
+    Rule,
     Sums,
     Tile,
     row_bytes,
@@ -33,12 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats
+    from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats
 
 T = TypeVar("T")
-
-LANES = 256
-"""Columns j and j + LANES of a row are summed in the same lane; kernels.cpp states the order."""
 
 
 def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
@@ -50,41 +50,6 @@ def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
         found[tied] = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
     extremes: Floats = found + np.float32(0)
     return extremes
-
-
-class _Lanes:
-    """Sums over the columns of many rows, in the order kernels.cpp states."""
-
-    def __init__(self, cols: int) -> None:
-        self.width = max(8, min(LANES, cols))  # numpy would add up a single column pairwise
-        self.blocks = -(-cols // LANES)
-        self.sums = {"sse": np.zeros(self.width), "power": np.zeros(self.width)}
-
-    def add(self, name: str, values: NDArray[Any]) -> None:
-        rows, cols = values.shape
-        width, blocks = self.width, self.blocks
-        # The running sums go on top of the squares, so that one reduction along axis 0 carries them on.
-        stacked = scratch.take("stack", (1 + rows * blocks, width), np.float64)
-        stacked[0] = self.sums[name]
-        squares = stacked[1:].reshape(rows, blocks, width)
-        whole = cols // width
-        wide = values[:, : whole * width].reshape(rows, whole, width)
-        np.copyto(squares[:, :whole], wide)  # widened first: twice as fast as multiplying with a wider result
-        np.multiply(squares[:, :whole], squares[:, :whole], out=squares[:, :whole])
-        if whole < blocks:
-            rest = values[:, whole * width :]
-            np.multiply(rest, rest, out=squares[:, whole, : rest.shape[1]], dtype=np.float64)
-            squares[:, whole, rest.shape[1] :] = 0
-        self.sums[name] = np.add.reduce(stacked, axis=0)
-
-    def total(self, name: str) -> float:
-        lanes = np.zeros(LANES)
-        lanes[: self.width] = self.sums[name]
-        half = LANES // 2
-        while half:
-            lanes[:half] += lanes[half : 2 * half]
-            half //= 2
-        return float(lanes[0])
 
 
 def _views(
@@ -300,11 +265,34 @@ class NumpyKernels:
     ) -> Sums:
         if packed is not None:
             packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
-        return self._run(tile, params, grid, packed, store=True, preserve=preserve)
+
+        def attempt(wide: bool) -> Sums:
+            return self._run(tile, params, grid, packed, store=True, preserve=preserve, wide=wide)
+
+        return numpy_sums.found(attempt, measured=packed is not None)
+
+    def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
+        pack(codes, bits, packed)
+
+    def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
+        found: Codes = unpack(packed, cols, bits)
+        return found
+
+    def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
+        return None  # there is nothing to gain
+
+    def quantize_each(
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+    ) -> tuple[QuantParams, NDArray[np.float64]] | None:
+        return None
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
-        return self._run(tile, params, grid, packed, store=False)
+
+        def attempt(wide: bool) -> Sums:
+            return self._run(tile, params, grid, packed, store=False, wide=wide)
+
+        return numpy_sums.found(attempt, measured=True)
 
     def _run(
         self,
@@ -315,8 +303,9 @@ class NumpyKernels:
         *,
         store: bool,
         preserve: bool = False,
+        wide: bool,
     ) -> Sums:
-        lanes = _Lanes(tile.cols)
+        lanes = numpy_sums.Lanes(wide=wide)
         worst, clipped = np.float32(0), 0
         for first, last in steps(tile.rows, tile.cols):
             x = floats_of(tile, first, last)
@@ -376,3 +365,25 @@ class NumpyKernels:
             for (cv, ov), own in _views([codes, out[first:last]], params, grid, group, (first, last)):
                 _values(cv, own, grid, ov)
         return out
+
+    def rotate(self, values: Floats, size: int) -> None:
+        flat, length = values.reshape(-1), max(CHUNK // size, 1) * size
+        for first in range(0, flat.size, length):
+            step = 1
+            while step < size:
+                part = flat[first : first + length].reshape(-1, 4, step)
+                p, q, r, s = (part[:, number].copy() for number in range(4))
+                half = ((p + q) + (r + s)) * np.float32(0.5)
+                for number, other in enumerate((s, r, q, p)):
+                    np.subtract(half, other, out=part[:, number])
+                step *= 4
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        from quantcli.kernels.numpy_decoded import difference
+
+        return difference(before, after)
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        from quantcli.kernels.numpy_decoded import bfloat16
+
+        return bfloat16(values)

@@ -13,6 +13,7 @@ _STORED = {
     "plain": "scales that are floats",
     "e8m0": "scales that are powers of two",
     "e4m3": "E4M3 scales",
+    "e4m3-alone": "E4M3 scales and none of the tensor",
     "super-blocks": "scales in super-blocks, which only GGUF has",
 }
 
@@ -23,8 +24,8 @@ class Accepts:
 
     groups: every group size must be a multiple of one of these, None for any. granularities: those supported.
     symmetric, zero_points, storage: as in `Scheme`. asymmetric_bits: those of `bits` that asymmetric codes may have,
-    None for all. activations: those a configuration may ask for. others: further schemes that it can store; of storages
-    of one byte, groups have just one of the sizes.
+    None for all. activations: those a configuration may ask for. rotations: how many columns may be rotated together.
+    others: further schemes that it can store; of storages of one byte, groups have just one of the sizes.
 
     >>> Accepts(bits=(4,), groups=(32, 64)).describe()
     'int of 4 bits, symmetric or asymmetric, in groups of a multiple of 32, per channel or per tensor'
@@ -39,6 +40,7 @@ class Accepts:
     asymmetric_bits: tuple[int, ...] | None = None
     storage: str = "plain"
     activations: tuple[str, ...] = ("none",)
+    rotations: tuple[int, ...] = (0,)
     others: tuple[Accepts, ...] = ()
 
     def describe(self) -> str:
@@ -86,6 +88,8 @@ class Accepts:
             return f"{scheme.format} with {_STORED[scheme.storage]}"
         if scheme.activations not in self.activations:
             return f"inputs quantized to {scheme.activations}"
+        if scheme.rotation not in self.rotations:
+            return f"rotations of {scheme.rotation} columns"
         if scheme.bits not in self.bits:
             return f"{scheme.bits} bit{'s' if scheme.bits != 1 else ''}"
         if scheme.granularity not in self.granularities:

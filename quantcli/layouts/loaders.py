@@ -39,7 +39,7 @@ def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Nam
         return None
     prefix = layer.prefix
     for words in (ONE_BY_ONE, MIXTRAL):
-        if model.holder(f"{prefix}.0.{words[0]}") == EXPERTS:
+        if model.holder(f"{prefix}.0.{words[1]}") == EXPERTS:
             block, within = prefix.removesuffix(".mlp.experts"), prefix.endswith(".mlp.experts")
             if words is MIXTRAL and within and "mixtral" in types:  # vLLM knows its published names only
                 new = f"{block}.block_sparse_moe"

@@ -75,9 +75,8 @@ def _held(stored: _Stored, activations: str, read: Read) -> Held:
     overall = 1.0
     if stored.overall is not None:
         overall = 1 / float(floats(read, stored.overall, stored.name, 0, 1)[0])
-    form = "fp4" if stored.bits == 4 else "fp8-e4m3"
     parts = stored.codes, stored.scale, stored.name, stored.cols
-    return replace(held(read, *parts, form=form, group=stored.group, overall=overall), activations=activations)
+    return replace(held(read, *parts, bits=stored.bits, overall=overall), activations=activations)
 
 
 def _found(stored: _Stored, activations: str) -> Found:

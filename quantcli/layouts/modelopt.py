@@ -91,8 +91,7 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 def _held(stored: _Stored, read: Read) -> Held:
     overall = 1.0 if stored.overall is None else float(floats(read, stored.overall, stored.name, 0, 1)[0])
-    parts = stored.codes, stored.scale, stored.name, stored.cols
-    return held(read, *parts, group=stored.group, overall=overall)
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols, overall=overall)
 
 
 def _found(stored: _Stored, dtype: str) -> Found:

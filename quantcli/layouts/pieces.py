@@ -43,8 +43,9 @@ def facts(weight: Weight) -> tuple[Scheme, Grouping]:
     return weight.scheme, weight.grouping
 
 
-def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None:
-    """Why a weight is not the `.weight` of a module, a matrix whose groups end inside its rows; None when it is."""
+def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2, short: bool = False) -> str | None:
+    """Why a weight is not the `.weight` of a module, a matrix whose groups end inside its rows; None when it is.
+    short: whether the last group of a row may be short."""
     scheme, plan = facts(weight)
     shape = weight.info.shape
     if not least <= len(shape) <= most:
@@ -54,7 +55,7 @@ def not_a_matrix(weight: Weight, *, least: int = 2, most: int = 2) -> str | None
         return "its name does not end in .weight"
     if plan.cols != shape[-1]:
         return "its rows run over several axes"
-    if plan.short_group:
+    if plan.short_group and not short:
         return f"a short last group of {plan.short_group}"
     if scheme.storage != "plain" and scheme.granularity == "group" and plan.group < scheme.group_size:
         return f"rows of {plan.cols}, shorter than a group of {scheme.group_size}"

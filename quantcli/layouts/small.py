@@ -27,8 +27,11 @@ E8M0 = ("U8", "F8_E8M0")
 """What bytes that are exponents of 2, with a bias of 127, are called."""
 
 
-MX = 32
-"""Columns of a group whose scale is a power of 2."""
+MX, NV = 32, 16
+"""Columns of a group whose scale is a power of 2, and of one whose scale is E4M3."""
+
+FORMATS = {4: "fp4", 8: "fp8-e4m3"}
+"""Formats of small floats by their bits."""
 
 
 def table(levels: NDArray[Any]) -> Codebook:
@@ -74,33 +77,34 @@ def held(
     whose: str,
     cols: int,
     *,
-    form: str = "fp4",
-    group: int = MX,
-    overall: float = 1.0,
+    bits: int = 4,
+    overall: float = 1,
     turned: bool = False,
 ) -> Held:
-    """The codes of rows of 4- or 8-bit floats, of 4 bits two to a byte and the first in the low half, and the scales of
-    groups of columns, which are bytes: E4M3 times the scale of the tensor, or exponents of 2. turned: as in `Held`."""
-    bits = 4 if form == "fp4" else 8
+    """The codes of rows of small floats, of 4 bits two to a byte, and their scales: bytes that are exponents of 2 for
+    every 32 columns, or E4M3 for every 16, times the scale of the tensor. turned: as in `Held`."""
+    group, dtype = (NV, "F8_E4M3") if scale.dtype == "F8_E4M3" else (MX, "F8_E8M0")
     size, groups = cols * bits // 8, cols // group
 
     def packed(first: int, last: int) -> Bytes:
-        return filled_up(read(codes.name, first * size, (last - first) * size), (last - first, cols), bits).reshape(-1)
+        raw = read(codes.name, first * size, (last - first) * size)
+        return filled_up(raw, (last - first, cols), bits)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        found = scales(read, scale, whose, first * groups, (last - first) * groups).reshape(-1, groups)
+        found = scales(read, scale, whose, first * groups, (last - first) * groups)
         with np.errstate(over="ignore"):
-            return found if overall == 1 else found * np.float32(overall), None
+            found *= np.float32(overall)
+        return finite(found, scale, whose).reshape(-1, groups), None
 
     return Held(
-        format=form,
+        format=FORMATS[bits],
         bits=bits,
         group=group,
         offsets="",
-        scale_dtype="F8_E8M0" if scale.dtype in E8M0 else scale.dtype,
-        overall=overall,
+        scale_dtype=dtype,
         packed=packed,
         params=params,
+        overall=overall,
         turned=turned,
     )
 

@@ -24,8 +24,9 @@ from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Quantized
-from quantcli.tensors.fit import Misfit, NotFinite, Trials, read_span, read_tile, span_bytes
+from quantcli.tensors.fit import Misfit, NotFinite, Trials
 from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.tiles import read_span, read_tile, rotated, span_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +118,7 @@ class _Run:
             else:
                 raw = np.empty(span_bytes(fit, span, strips=False), np.uint8)
                 tiles[grouping.group] = read_tile(info.dtype, grouping, span, read, raw)
-        return tiles[grouping.group]
+        return rotated(tiles[grouping.group], fit.scheme)
 
     def _one(self, one: _Try, index: int, span: TileSpan, tile: Tile, *, whole: bool) -> None:
         """See or encode a tile; only with `whole` the power of the weights is found, which is the same for all."""
@@ -130,10 +131,10 @@ class _Run:
                 weighted = one.plan.importance is not None
                 if whole or weighted:
                     packed = np.empty(span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8)
-                sums, params = one.trials.encode(self.table, tile, span, packed)
-                one.sums[index] = sums, span.rows * span.cols
+                made = one.trials.encode(self.table, tile, span, packed)
+                one.sums[index] = made.sums, span.rows * span.cols
                 if weighted and packed is not None:
-                    one.weighted[index] = one.trials.weighted(self.table, tile, span, params, packed)
+                    one.weighted[index] = one.trials.weighted(self.table, tile, span, made.params, packed)
         except Misfit:
             one.misfit = True
         with self._lock:

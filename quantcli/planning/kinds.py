@@ -1,7 +1,9 @@
-"""The preset that suits a model, by the config.json beside it: what it keeps is kept, its schemes are not used.
+"""The preset that suits a model, by the config.json beside it, or where there is none by its names: what it keeps is
+kept, its schemes are not used.
 
 Where no recipe is given, a language model keeps what sees and hears and what predicts further tokens, a network of
-convolutions its first layer and classifier, a diffusion model what carries time and condition. `--recipe` replaces
+convolutions its first layer and classifier, a diffusion model what carries time and condition; a single file with the
+names that ComfyUI has for such models has a preset of its own. `--recipe` replaces
 that, and --no-default-keep and --include, which say themselves what is quantized, do without it.
 """
 
@@ -46,6 +48,13 @@ _TIMM = re.compile(
 
 _DIFFUSES = re.compile(r"\w*(?:UNet|Transformer)\w*")
 """Classes of diffusers that predict noise, in contrast to autoencoders and schedulers."""
+
+_CHECKPOINT = re.compile(
+    r"(?:model\.)?diffusion_model\.|(?:model\.|net\.)?(?:double_blocks\.0\.(?:img|txt)_|joint_blocks\.0\.|"
+    r"input_blocks\.0\.0\.|transformer_blocks\.0\.(?:img_mod\.|attn1\.)|blocks\.0\.(?:cross_attn|adaln_modulation)|"
+    r"noise_refiner\.0\.|time_projection\.1\.|double_stream_blocks\.0\.)"
+)
+"""How names of tensors begin in single files of diffusion models."""
 
 LONGEST = 512
 """Characters of a name for which expressions of presets are quick."""
@@ -101,9 +110,12 @@ class Chosen(NamedTuple):
 
 
 def chosen(source: Source) -> Chosen:
-    """The preset for a model; none for names of tensors that no model of transformers has."""
+    """The preset for a model, by what is beside it or else by its names; none for names of tensors that no model of
+    transformers has."""
     names = [info.name for info in source.infos()]
     name = preset_of(source.beside)
+    if name is None and source.beside("config.json") is None and any(map(_CHECKPOINT.match, names)):
+        name = "comfyui"
     if name is None:
         return Chosen()
     long = next((n for n in names if len(n) > LONGEST), None)
@@ -139,4 +151,14 @@ def _apart(rules: list[Rule], names: list[str]) -> list[Rule]:
 
 def said(request: Request) -> list[str]:
     """The line about the preset that was chosen for a request."""
-    return [f"preset {request.preset}, from config.json"] if request.preset else []
+    return about(request.preset)
+
+
+def about(preset: str) -> list[str]:
+    """The line about a preset that was chosen; none for an empty name.
+
+    >>> about("llm"), about("comfyui")
+    (['preset llm, from config.json'], ['preset comfyui, from the names of tensors'])
+    """
+    where = "the names of tensors" if preset == "comfyui" else "config.json"
+    return [f"preset {preset}, from {where}"] if preset else []

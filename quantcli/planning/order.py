@@ -11,7 +11,7 @@ from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
-from quantcli.experts import arranged
+from quantcli.experts import arranged, loadable, only_in_mlx
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.planning import inputs, kinds
@@ -127,7 +127,9 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     if ":" in to:
         codes = [name for name in fields if name not in ("options",) and (name, fields[name]) != ("calibration", "mse")]
         if codes:
-            raise UsageError(f"{to} has types of its own", place=[codes[0]], hint="leave it out, or use --override")
+            plain = to.partition(":")[0]
+            hint = f"leave it out; --override names the types of some tensors, --to {plain} takes schemes"
+            raise UsageError(f"{to} gives every tensor a type of its own", place=[codes[0]], hint=hint)
         return {**found, **named(to).usual}  # for the rules of --override, which start from these fields
     export = named(to)
     if not fields.keys() - {"bits", "options"}:
@@ -163,14 +165,17 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     for a config.json that cannot be read.
     """
     if asked.to in (None, NATIVE):
-        _check_super_blocks(asked)
+        _check_native(asked)
     if asked.to is not None:
         to = None if asked.to == NATIVE else asked.to
-        return Aimed(arranged(source, to, container=asked.container), to, "")
+        return Aimed(loadable(source, to, container=asked.container), to, "")
     model = _architecture(source) if folder else None
     note = _unsuited(source, asked, model) if model is not None else ""
     if model is not None and not note:
         usual = arranged(source, USUAL)
+        if (name := only_in_mlx(usual, USUAL)) is not None:
+            note = f"config.json gets no quantization_config: {printable(name, 200)} is in mlx-lm's own arrangement"
+            return Aimed(arranged(source, None), None, note)
         if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
             return Aimed(usual, USUAL, "")
         why = next(iter(usual.unsplit.values())).why
@@ -178,11 +183,14 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     return Aimed(arranged(source, None), None, note)
 
 
-def _check_super_blocks(asked: Order) -> None:
-    """Raise UsageError for super-blocks, which quantcli's own layout does not have."""
+def _check_native(asked: Order) -> None:
+    """Raise UsageError for super-blocks and rotated columns, which quantcli's own layout does not have."""
     for scheme in (asked.recipe.default, *(rule.scheme for rule in asked.recipe.rules)):
         if scheme is not None and scheme.storage == "super-blocks":
             raise UsageError(f"super-blocks ({scheme.name}) are stored in GGUF only", hint="add --to gguf")
+        if scheme is not None and scheme.rotation:
+            problem = f"rotated columns ({scheme.name}) are stored in ComfyUI's layout only"
+            raise UsageError(problem, hint="add --to comfyui")
 
 
 def _unsuited(source: Source, asked: Order, model: Architecture) -> str:
@@ -240,7 +248,8 @@ def request_of(
 ) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
-    said = asked.recipe.given or asked.include or not asked.keep_defaults
+    again = named(to).again(source) if to is not None and not asked.container else None
+    said = asked.recipe.given or asked.include or not asked.keep_defaults or (again is not None and again.decides)
     preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
     if note:
         warn(note)
@@ -260,6 +269,6 @@ def request_of(
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
-        again=named(to).again(source) if to is not None and not asked.container else None,
+        again=again,
         from_recipe=asked.from_recipe,
     )

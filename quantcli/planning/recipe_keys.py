@@ -23,6 +23,7 @@ SCHEME: Mapping[str, tuple[str, str]] = {
         "none, int8, fp8, fp8-group, fp8-static, mxfp8, mxfp4 or nvfp4",
         "how the inputs of the layer are quantized",
     ),
+    "rotation": ("4, 16, 64, 256, 1024 or 0", "columns that are rotated together before they are rounded (ConvRot)"),
 }
 """Of a scheme: in `default` and in a rule."""
 

@@ -115,28 +115,34 @@ class Group:
         return f"{printable(self.pattern, 160)} ({many}{size(self.bytes_out)}, {self.reason})"
 
 
-def pattern_of(name: str) -> str:
-    """A name with a star for every number in it.
+def pattern_of(name: str, reason: str = "") -> str:
+    """A name with a star for every number in it; of a tensor of a component that is kept whole, for all of it.
 
-    >>> pattern_of("model.layers.12.mlp.experts.3.up_proj.weight")
-    'model.layers.*.mlp.experts.*.up_proj.weight'
+    >>> pattern_of("model.layers.12.mlp.experts.3.up_proj.weight"), pattern_of("vae/conv_in.weight", "component")
+    ('model.layers.*.mlp.experts.*.up_proj.weight', 'vae/*')
     """
-    return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "*", name)
+    if reason == "component":
+        return f"{name.partition('/')[0]}/*"
+    return _NUMBER.sub("*", name)
+
+
+_NUMBER = re.compile(r"(?<![A-Za-z])\d+(?![A-Za-z])")
 
 
 def grouped(tensors: Iterable[Sized]) -> list[Group]:
     """Sized tensors by what they are called and why they are kept, the largest groups first."""
     found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
-        found.setdefault((pattern_of(t.info.name), t.note or t.reason), []).append(t)
+        found.setdefault((pattern_of(t.info.name, t.reason), t.note or t.reason), []).append(t)
     groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
 
-def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> list[str]:
+def mostly_kept(tensors: Sequence[Sized], request: Request | None = None, *, what: str = "the output") -> list[str]:
     """The warning about weights that stay in floating point where they take much of the output; none else.
 
-    request: what was asked of these tensors, where it is known: then the line says what would change it.
+    request: what was asked of these tensors, where it is known: then the line says what would change it. what: names
+    the output they are in.
     """
     wanted = which(lambda reason: reason.wanted)
     wanted |= TABLES if request is not None and request.keep_embeddings else frozenset()
@@ -153,7 +159,7 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> lis
     else:
         shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
         advice = ""
-    return [f"{100 * room / whole:.0f} % of the output ({size(room)}) is not quantized: {shown}{more}{advice}"]
+    return [f"{100 * room / whole:.0f} % of {what} ({size(room)}) is not quantized: {shown}{more}{advice}"]
 
 
 def _together(groups: Sequence[Group]) -> str:
@@ -228,8 +234,12 @@ def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list
         return []
     rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.preset(PRESET).rules if r.scheme is None]
     found: dict[str, list[Sized]] = {}
+    known: dict[str, Rule | None] = {}
     for tensor in candidates:
-        rule = next((r for r, test in rules if test(tensor.info.name[-LONGEST:])), None)
+        name = _NUMBER.sub("0", tensor.info.name[-LONGEST:])  # no rule of the preset is about a layer by its number
+        if name not in known:
+            known[name] = next((r for r, test in rules if test(name)), None)
+        rule = known[name]
         if rule is not None:
             found.setdefault(rule.reason or rule.pattern, []).append(tensor)
     parts = sum(t.bytes_out for held in found.values() for t in held)

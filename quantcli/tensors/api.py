@@ -15,7 +15,7 @@ from quantcli import kernels
 from quantcli import metrics as metric
 from quantcli.asking import given, takes_keywords
 from quantcli.dtypes import DTYPES, to_float32
-from quantcli.errors import DataError
+from quantcli.errors import DataError, UsageError
 from quantcli.formats import code_grid
 from quantcli.kernels import SUPER, Kernels, QuantParams, Tile, row_bytes
 from quantcli.kernels.codebook import joined_codebooks
@@ -23,10 +23,11 @@ from quantcli.notebook import table
 from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Quantized
-from quantcli.tensors.fit import Misfit, NotFinite, Trials, as_tile, read_span, span_bytes
+from quantcli.tensors.fit import Misfit, NotFinite, Trials
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import TILE, Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part
+from quantcli.tensors.tiles import as_tile, read_span, span_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,6 +144,8 @@ def quantize(array: NDArray[Any], scheme: Scheme | None = None, **asked: Any) ->
     grouping = grouping_of(info.shape, scheme)
     if info.numel == 0:
         raise DataError("an empty array cannot be quantized")
+    if scheme.rotation:
+        raise UsageError("arrays are not rotated", place=["rotation"], hint="quantize a file with --to comfyui")
     if scheme.storage == "super-blocks" and grouping.cols % SUPER:
         raise DataError(f"rows of {grouping.cols} are not whole super-blocks of {SUPER}")
     first = default_scale_dtype(scheme, dtype)
@@ -176,7 +179,7 @@ def _encoded(trials: Trials, raw: NDArray[np.uint8], kernels: Kernels) -> Quanti
     for span, tile in _tiles(raw, info.dtype, plan):
         at = span.row * width + span.col * scheme.bits // 8
         out = packed[at : at + span.rows * row_bytes(span.cols, scheme.bits)]
-        found.append(trials.encode(kernels, tile, span, out)[1])
+        found.append(trials.encode(kernels, tile, span, out).params)
     if scheme.scale_dtype == AUTO:
         scheme = scheme.with_scale_dtype(scale_dtype_of(trials.chosen.scale_dtype))
     return QuantizedTensor(info, scheme, plan, trials.chosen.whole or _joined(found, plan), packed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,25 +13,29 @@ from quantcli import registry, scales
 from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
-from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles
+from quantcli.kernels import (
+    Kernels,
+    Made,
+    QuantParams,
+    Rule,
+    Sums,
+    Tile,
+    numpy_tiles,
+)
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
 from quantcli.tensors.blocks import as_rows, by_rows
 from quantcli.tensors.decided import Quantized
+from quantcli.tensors.direct import rule_of
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
+from quantcli.tensors.tiles import rotated_back
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from quantcli.kernels import Bytes
     from quantcli.scheme import Scheme
-
-    Read = Callable[[int, NDArray[np.uint8]], None]
-    """Fills the array with the bytes of the tensor from a byte offset on."""
 
 
 class NotFinite(Exception):  # noqa: N818 - a finding, not an error
@@ -41,19 +44,6 @@ class NotFinite(Exception):  # noqa: N818 - a finding, not an error
 
 class Misfit(Exception):  # noqa: N818
     """A parameter does not fit its storage dtype."""
-
-
-def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> Tile:
-    """The bytes of a run of weights as a tile for the kernels."""
-    kind: Kind = BF16 if dtype == "BF16" else F16 if dtype == "F16" else F32
-    weights = raw.view(np.uint16) if kind != F32 else to_float32(raw, dtype)
-    return Tile(weights, kind, span.rows, span.cols, group)
-
-
-def read_tile(dtype: str, plan: Grouping, span: TileSpan, read: Read, raw: NDArray[np.uint8]) -> Tile:
-    """A tile of a tensor; `raw` is filled with its bytes."""
-    read((span.row * plan.cols + span.col) * (DTYPES[dtype].bits // 8), raw)
-    return as_tile(raw, dtype, span, plan.group)
 
 
 class Fit:
@@ -74,6 +64,14 @@ class Fit:
         self._shared: Shared | None = None
         self._lock = threading.Lock()
         self._begin()
+
+    @property
+    def rule(self) -> Rule | None:
+        """What the kernels need to know to quantize a tile in one call; None where that takes several."""
+        plan = self.plan
+        if plan.two_pass or plan.height > 1:
+            return None
+        return rule_of(self.scheme, plan.group, self.scale_dtype)
 
     @property
     def by_strips(self) -> bool:
@@ -270,9 +268,9 @@ class Trials:
         self.info = info
         self._importance = tensor.importance.values if tensor.importance is not None else None
         self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
-        self._rival: Fit | None = None
+        self.rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
-            self._rival = Fit(info, rival, grouping_of(info.shape, rival), default_scale_dtype(rival, info.dtype))
+            self.rival = Fit(info, rival, grouping_of(info.shape, rival), default_scale_dtype(rival, info.dtype))
         self._errors: dict[int, list[Sums]] = {}
         self._totals: list[Metrics] = []
         self._begin()
@@ -284,13 +282,13 @@ class Trials:
 
     def take_largest(self, largest: float) -> None:
         """Settle the scale of the tensor, given the largest magnitude of all weights that share it."""
-        for fit in (*self.fits, self._rival):
+        for fit in (*self.fits, self.rival):
             if fit is not None:
                 fit.take_largest(largest)
         self._begin()
 
     def _begin(self) -> None:
-        pending = [f for f in (*self.fits, self._rival) if f is not None and f.spans]
+        pending = [f for f in (*self.fits, self.rival) if f is not None and f.spans]
         self.by_strips = bool(pending) and pending[0].by_strips
         self._passing = [f for f in pending if f.by_strips == self.by_strips]
         self.spans = pending[0].spans if pending else []
@@ -304,19 +302,21 @@ class Trials:
         if not self._passing:
             self._errors[index] = [self._error(f, kernels, tile, self.spans[index]) for f in self.fits]
 
-    @staticmethod
-    def _error(fit: Fit, kernels: Kernels, tile: Tile, span: TileSpan) -> Sums:
+    def _error(self, fit: Fit, kernels: Kernels, tile: Tile, span: TileSpan) -> Sums:
+        made = self._in_one_call(fit, None, kernels, tile, None)
+        if made is not None:
+            return made.sums
         params = fit.params(kernels, tile, span)
         return kernels.encode(tile, params, code_grid(fit.scheme), None, preserve=fit.scheme.preserves_sums)
 
     def conclude(self) -> None:
         """End the pass: all spans have been seen."""
         for fit in self._passing:
-            if fit is self._rival:
+            if fit is self.rival:
                 with contextlib.suppress(Misfit):
                     fit.conclude()
                     continue
-                self._rival = None
+                self.rival = None
             else:
                 fit.conclude()
         if not self._passing:
@@ -328,10 +328,27 @@ class Trials:
             self.fits = [self.fits[best]]
         self._begin()
 
-    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> tuple[Sums, QuantParams]:
-        """Write the codes of a tile; its errors and parameters. Without `packed` only the squared error is found."""
+    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
+        """Write the codes of a tile; its errors, parameters, and the error of the rival. Without `packed` only squared
+        errors are found."""
+        made = self._in_one_call(self.chosen, self.rival, kernels, tile, packed)
+        if made is not None:
+            return made
         params, scheme = self.params(kernels, tile, span), self.chosen.scheme
-        return kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums), params
+        sums = kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums)
+        if tile.original is not None and packed is not None:
+            sums = rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
+        return Made(sums, params, self._rival_error(kernels, tile, span))
+
+    def _in_one_call(
+        self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None
+    ) -> Made | None:
+        """What `encode` gives, where the kernels know the scheme and find nothing out of the ordinary."""
+        rule = fit.rule if self._importance is None and tile.original is None else None
+        other = None if rival is None else rival.rule
+        if rule is None or (rival is not None and other is None):
+            return None
+        return kernels.quantize(tile, rule, other, packed)
 
     def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
         """The parameters of a tile."""
@@ -351,40 +368,17 @@ class Trials:
         sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]
         return float(sums[0]), float(sums[1])
 
-    def rival_error(self, kernels: Kernels, tile: Tile, span: TileSpan) -> float | None:
+    def _rival_error(self, kernels: Kernels, tile: Tile, span: TileSpan) -> float | None:
         """The squared error of a tile under the rival; None without one."""
-        if self._rival is None:
+        if self.rival is None:
             return None
         try:
-            return self._error(self._rival, kernels, tile, span).sse
+            return self._error(self.rival, kernels, tile, span).sse
         except Misfit:
-            self._rival = None
+            self.rival = None
             return None
 
     @property
     def minmax_sse(self) -> float | None:
         """The squared error of min-max, where it was a candidate."""
         return self._totals[0].sse if self._totals else None
-
-
-def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, strips: bool) -> Tile:
-    """A tile of the tensor, or a strip of its channels turned so that channels are rows; `raw` is filled with its
-    bytes."""
-    info, plan = fit.info, fit.plan
-    size = DTYPES[info.dtype].bits // 8
-    if not strips:
-        return read_tile(info.dtype, plan, span, read, raw)
-    outer, channels, inner = column_repeats(info.shape, fit.scheme.axis)
-    pieces = raw.reshape(plan.rows * outer, span.cols * inner * size)
-    for number, piece in enumerate(pieces):
-        row, part_of_row = divmod(number, outer)
-        read((row * plan.cols + (part_of_row * channels + span.col) * inner) * size, piece)
-    turned = np.ascontiguousarray(pieces.reshape(-1, span.cols, inner * size).swapaxes(0, 1))
-    flat = TileSpan(0, span.cols, 0, plan.rows * outer * inner)
-    return as_tile(turned.reshape(-1), info.dtype, flat, flat.cols)
-
-
-def span_bytes(fit: Fit, span: TileSpan, *, strips: bool) -> int:
-    """Bytes of the weights of a span."""
-    outer, _, inner = column_repeats(fit.info.shape, fit.scheme.axis) if strips else (1, 0, 1)
-    return span.rows * span.cols * outer * inner * DTYPES[fit.info.dtype].bits // 8

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layout_parts import FLOATS, Parts, changed, check_every_piece, decoded, floats, found_in, kept, only, without
+from layout_parts import (
+    FLOATS,
+    Parts,
+    changed,
+    check_every_piece,
+    decoded,
+    floats,
+    found_in,
+    hadamard,
+    kept,
+    only,
+    without,
+)
 from making import ROOT, one_line, raw_tensors, run
 
 from quantcli.errors import DataError
@@ -83,6 +95,22 @@ def test_8_bit_floats(kind: str, dtype: str, known: Any) -> None:
         found_in({**older, "m.scale_weight": floats(np.ones(5), "F32")})
 
 
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("size", [4, 16, 64, 1024])
+def test_rotated_columns(size: int, within: bool) -> None:
+    q = np.random.default_rng(size).integers(-128, 128, (7, 2 * size)).astype(np.int8)
+    scale = np.random.default_rng(1).uniform(0.001, 0.1, (7, 1)).astype(np.float32)
+    parts: Parts = {"m.weight": ("I8", q.shape, q.tobytes()), "m.weight_scale": floats(scale, "F32")}
+    said = {"convrot": True, "convrot_groupsize": size}
+    description = {"format": "int8_tensorwise", **({"params": said} if within else said)}
+    whole = (q.reshape(7, 2, size).astype(np.float64) @ hadamard(size)).reshape(7, -1)
+    found = only(found_in({**parts, "m.comfy_quant": described(description)}))
+    assert found.scheme == f"w8c-rot{size}"
+    check_every_piece(found, {**parts, "m.comfy_quant": described(description)}, whole.astype(np.float32) * scale)
+    off = {**description, "convrot": False, "params": None}
+    check_every_piece(only(found_in(parts, header(**off))), parts, q.astype(np.float32) * scale)
+
+
 def test_awq() -> None:
     for rows, cols, group, said in [(40, 192, 64, {"group_size": 64}), (3, 90, 18, {}), (7, 64, 64, {})]:
         parts, expected = awq(rows, cols, group)
@@ -97,7 +125,12 @@ def test_awq() -> None:
 INT8, AWQ = int8(ROWS.reshape(37, 1))[0], awq(40, 192, 64)[0]
 PLAIN, PACKED = header(format="int8_tensorwise"), header(format="awq_w4a16")
 WRONG: dict[str, tuple[Parts, Any, str]] = {
-    "rotated": (INT8, header(format="int8_tensorwise", convrot=True, convrot_groupsize=256), "with convrot"),
+    "rotated": (INT8, header(format="int8_tensorwise", convrot=True), "256 of its columns are rotated together, of"),
+    "rotated by 8": (INT8, header(format="int8_tensorwise", convrot=True, convrot_groupsize=8), "8 columns are not"),
+    "rotated by text": (INT8, header(format="int8_tensorwise", convrot=True, convrot_groupsize="4"), "'4' columns are"),
+    "rotated within": (INT8, header(format="int8_tensorwise", params={"convrot": True}), "256 of its columns"),
+    "unknown within": (INT8, header(format="int8_tensorwise", params={"shuffled": 3}), "with shuffled"),
+    "floats rotated": (INT8, header(format="float8_e4m3fn", convrot=True), "float8_e4m3fn with convrot"),
     "something new": (INT8, header(format="int8_tensorwise", shuffled="x"), "with shuffled"),
     "format": (INT8, header(format="convrot_w4a4"), "format convrot_w4a4 is not supported"),
     "no format": (INT8, header(), "format none is not supported".replace("none", "None")),
@@ -193,7 +226,7 @@ def test_what_quantcli_exports_is_read_as_it_decodes_it(flags: tuple[str, ...], 
 
 
 @pytest.mark.parametrize(("said", "message"), [
-    ({"layers": {"m": {"format": "int8_tensorwise", "convrot": True}}}, "m.weight: int8_tensorwise with convrot"),
+    ({"layers": {"m": {"format": "int8_tensorwise", "convrot": True}}}, "m.weight: 256 of its columns are rotated"),
     ({"layers": []}, "_quantization_metadata: its layers are not an object"),
     ([1], "_quantization_metadata: its layers are not an object"),
     ("{", "_quantization_metadata: it is not valid JSON"),

@@ -264,7 +264,7 @@ def test_what_is_laid_out_is_read(tmp_path_factory: pytest.TempPathFactory, draw
         ({"a": [1 << 31]}, ("t", "F32", (1,)), "a: a number of a list does not fit 32 bits"),
         ({"a": 1e39}, ("t", "F32", (1,)), "a: 1e+39 does not fit 32 bits"),
         ({}, ("t" * 64, "F32", (1,)), "its name is longer than the 63 bytes llama.cpp has room for"),
-        ({}, ("t", "F32", (1,) * 5), "t: 5 dimensions, and GGUF has up to 4"),
+        ({}, ("t", "F32", (1,) * 5), "t: 5 dimensions, and llama.cpp has up to 4"),
         ({}, ("t", "Q4_0", (64, 16)), "t: its rows are not whole Q4_0 blocks of 32"),
     ],
 )
@@ -576,7 +576,7 @@ def test_word_pieces_are_marked_where_words_begin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "size", "why"),
     [
-        (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE or WordPiece"),
+        (byte_tokenizer(model={"type": "WordLevel"}), 8, "its model is WordLevel, not BPE, WordPiece or Unigram"),
         (byte_tokenizer(), 7, "token id 7 is beyond the 7 rows of the embedding"),
         (piece_tokenizer(normalizer=None), 264, "its way of treating spaces is not supported"),
         (without_a_byte(), 264, "not every byte has a token"),

@@ -1,5 +1,6 @@
 """Write files of tests/golden/layouts with comfy-kitchen 0.2.40 and torch: weights as it quantizes them or, for
-awq_w4a16, which it only reads, random codes; and what it decodes them to under `expected`. Run by hand in an
+awq_w4a16, which it only reads, random codes; and what it decodes them to under `expected`. Scales of rotated columns
+are rounded to bfloat16, so that float32 holds every sum of its matrix products whatever their order. Run by hand in an
 environment that has both.
 
     .venv-peers/bin/python tests/peers/write_layouts_comfyui.py
@@ -8,6 +9,7 @@ environment that has both.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,6 +35,12 @@ def main() -> None:
     for name, per_row, own in [("comfy-int8c", True, False), ("comfy-int8t", False, True)]:
         codes, params = TensorWiseINT8Layout.quantize(weight, per_channel=per_row)
         save(name, TensorWiseINT8Layout, codes, params, {"format": "int8_tensorwise"}, own)
+    for size, shape, own in [(256, (6, 512), True), (64, (5, 192), False), (16, (4, 48), True)]:
+        rotated = torch.randn(shape, generator=torch.Generator().manual_seed(size))
+        codes, params = TensorWiseINT8Layout.quantize(rotated, per_channel=True, convrot=True, convrot_groupsize=size)
+        params = replace(params, scale=params.scale.bfloat16().float())
+        described = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": size}
+        save(f"comfy-convrot-{size}", TensorWiseINT8Layout, codes, params, described, own)
     codes, params = TensorCoreFP8Layout.quantize(weight)
     save("comfy-fp8t", TensorCoreFP8Layout, codes, params, {"format": "float8_e4m3fn"}, True)
     chance = torch.Generator().manual_seed(1)

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from strategies import gaussian
 
 from quantcli import Scheme
-from quantcli.passes import budget
+from quantcli.passes import menus
 from quantcli.patterns import compiled, patterns_of
 from quantcli.planning import recipe, recipe_writing
 from quantcli.planning.plan import make
@@ -228,7 +228,7 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
 def test_a_target_out_of_reach_is_refused_before_weights_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for scales that do not fit float16, which only the weights tell."""
     with monkeypatch.context() as patched:
-        patched.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+        patched.setattr(menus, "measure", lambda *_, **__: pytest.fail("a weight was read"))
         line = one_line(run("plan", model, "--target-size", "9kB"), 2)
     least = re.search(r"has at least ([0-9.]+) kB", line)
     assert least, line
@@ -242,7 +242,7 @@ def test_a_target_out_of_reach_is_refused_before_weights_are_read(model: Path, m
 def test_an_output_that_is_there_is_refused_before_weights_are_read(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+    monkeypatch.setattr(menus, "measure", lambda *_, **__: pytest.fail("a weight was read"))
     for words in (["-o", "there.safetensors"], []):
         Path("there.safetensors" if words else "model-recipe.safetensors").write_bytes(b"")
         line = one_line(run("quantize", model, "--target-size", "60kB", *words), 2)
@@ -399,7 +399,7 @@ def test_ties_of_known_families() -> None:
     with contextlib.closing(open_source(str(ROOT / "sample_models" / "tiny-llama"))) as source:
         request = Request(scheme=Scheme(bits=4))
         plan = make(source.infos(), request)
-        groups = budget._tied([t for t in plan.tensors if t.scheme is not None], [], True)
+        groups = menus._tied([t for t in plan.tensors if t.scheme is not None], [], True)
     names = [sorted(t.info.name.split(".")[-2] for t in g) for g in groups]
     assert names.count(["k_proj", "q_proj", "v_proj"]) == 2 and names.count(["gate_proj", "up_proj"]) == 2
 

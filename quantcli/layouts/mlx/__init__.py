@@ -20,28 +20,38 @@ and is float * scale. They differ in words/groups: 4, 2 and 8; config.json must 
 
 Writing: `affine` with the native codes word for word, scales in their native dtype, repeated where the native groups
 are larger, and the bias -zero * scale, or a float offset as it is. -2^(b-1) * scale is exact in every float dtype, so
-symmetric weights lose nothing; with zero points the product is rounded to the scale's dtype. mlx-lm reads bits and
-groups from `quantization`; transformers looks under `quantization_config`, so both are written.
+symmetric weights lose nothing; with zero points the product is rounded to the scale's dtype. Small floats with their
+scales as MLX has them: nvfp4 without a scale of the tensor. mlx-lm reads bits, groups and modes from `quantization`;
+transformers looks under `quantization_config`, so both are written.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantcli.layouts.accepts import Accepts
+from quantcli.layouts.mlx.models import experts, module, rebuilt, tables
 from quantcli.layouts.mlx.read import BITS, GROUPS, find
-from quantcli.layouts.mlx.write import convert, experts, module, shape, tables
+from quantcli.layouts.mlx.write import convert, shape
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Writer
 
 READS = Reader(summary="MLX: affine, mxfp4, mxfp8 and nvfp4", find=find)
 
+_MXFP4 = Accepts(formats=("fp4",), bits=(4,), granularities=("group",), groups=(32,), storage="e8m0")
+_MXFP8 = replace(_MXFP4, formats=("fp8-e4m3",), bits=(8,))
+_NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3-alone")
+
 WRITES = Writer(
     summary="MLX: weight, scales and biases, for mlx and mlx-lm",
-    keeps="rows that are not a multiple of 32, vectors, names that do not end in .weight",
-    accepts=Accepts(bits=BITS, groups=GROUPS[:1], zero_points=("int", "float")),
+    keeps="rows that are not a multiple of 32 (nvfp4: of 16), vectors, names that do not end in .weight",
+    accepts=Accepts(bits=BITS, groups=GROUPS[:1], zero_points=("int", "float"), others=(_MXFP4, _MXFP8, _NVFP4)),
     shape=shape,
     convert=convert,
     module=module,
     tables=tables,
     usual={"group_size": 64},
     experts=experts,
+    rebuilt=rebuilt,
+    own_inputs=True,
 )

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.dtypes import to_float32
+from quantcli.kernels import row_bytes
 from quantcli.layouts.reader import Found, Held, Read
 from quantcli.layouts.small import E8M0, powers, small_floats
-from quantcli.layouts.stored import filled_up, finite, floats, matrix, part, wrong
+from quantcli.layouts.stored import finite, floats, matrix, part, wrong
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def find(infos: Mapping[str, TensorInfo], name: str, kind: str, description: Map
         bits=8 // per_byte,
         parts=tuple(p for p in (codes, scale, overall) if p is not None),
         decode=partial(_decode, stored),
-        dtype="BF16" if overall is None else "F32",
         held=partial(_held, stored),
+        dtype="BF16" if overall is None else "F32",
     )
 
 
@@ -113,6 +114,37 @@ def _swapped(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return found
 
 
+def _held(stored: _Stored, read: Read) -> Held:
+    """The codes without those that rows are filled up with, the first of two in the low half, and their scales."""
+    four, size = stored.overall is not None, stored.codes.shape[1]
+    overall = float(floats(read, stored.overall, stored.name, 0, 1)[0]) if stored.overall is not None else 1.0
+    groups = -(-stored.cols // FORMATS[stored.kind][2])
+
+    def packed(first: int, last: int) -> Bytes:
+        raw = read(stored.codes.name, first * size, (last - first) * size)
+        kept = -(-stored.cols // 2) if four else stored.cols
+        rows = (_swapped(raw) if four else raw).reshape(last - first, size)[:, :kept]
+        found = np.zeros((last - first, row_bytes(stored.cols, 4 if four else 8)), np.uint8)
+        found[:, : rows.shape[1]] = rows
+        return found
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        with np.errstate(over="ignore"):
+            scale = _scales(stored, read, first, last)[:, :groups] * np.float32(overall)
+        return finite(scale, stored.scale, stored.name), None
+
+    return Held(
+        format="fp4" if four else "fp8-e4m3",
+        bits=4 if four else 8,
+        group=FORMATS[stored.kind][2],
+        offsets="",
+        scale_dtype="F8_E4M3" if four else "F8_E8M0",
+        packed=packed,
+        params=params,
+        overall=overall,
+    )
+
+
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     size, group = stored.codes.shape[1], FORMATS[stored.kind][2]
     scale = _scales(stored, read, first, last)
@@ -124,32 +156,3 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
             raise wrong(stored.name, "a scale times its scale_2 is not finite")
         raw, dtype = _swapped(raw), "F4"
     return small_floats(raw, (last - first, stored.held), scale, group, dtype)[:, : stored.cols]
-
-
-def _held(stored: _Stored, read: Read) -> Held | str:
-    """The codes, of 4 bits the first in the low half, and the scales of whole groups."""
-    size, group = stored.codes.shape[1], FORMATS[stored.kind][2]
-    if stored.cols % group:
-        return f"its rows of {stored.cols} are not whole groups of {group}"
-    nibbles, groups = stored.overall is not None, stored.cols // group
-    bits = 4 if nibbles else 8
-    overall = float(floats(read, stored.overall, stored.name, 0, 1)[0]) if stored.overall is not None else 1.0
-
-    def packed(first: int, last: int) -> Bytes:
-        raw = read(stored.codes.name, first * size, (last - first) * size).reshape(last - first, size)
-        own = np.ascontiguousarray(raw[:, : stored.cols * bits // 8])
-        return filled_up(_swapped(own) if nibbles else own, (last - first, stored.cols), bits).reshape(-1)
-
-    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        return _scales(stored, read, first, last)[:, :groups] * np.float32(overall), None
-
-    return Held(
-        format="fp4" if nibbles else "fp8-e4m3",
-        bits=bits,
-        group=group,
-        offsets="",
-        scale_dtype="F8_E4M3" if nibbles else "F8_E8M0",
-        overall=overall,
-        packed=packed,
-        params=params,
-    )
