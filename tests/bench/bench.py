@@ -188,6 +188,8 @@ def main() -> None:
         main_run = row("bf16 int4 g128 (default)", "BF16", 0.258, ["--bits", "4"])
         row("bf16 int4 g128 mse, nearest", "BF16", 0.258, ["--bits", "4", "--calibration", "mse"])
         minmax_run = row("bf16 int4 g128 minmax", "BF16", 0.258, int4)
+        row("bf16 int4 g32 (default)", "BF16", 0.282, ["--bits", "4", "--group-size", "32"])
+        row("bf16 int4 g32 minmax", "BF16", 0.282, [*int4, "--group-size", "32"])
         row("bf16 int8 per channel minmax", "BF16", 0.5, int8)
         row("bf16 int4 g128 (default), numpy", "BF16", 0.258, ["--bits", "4"], numpy)
         row("bf16 int4 g128 minmax, numpy", "BF16", 0.258, int4, numpy)
