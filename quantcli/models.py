@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import kernels
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
@@ -76,6 +77,8 @@ class View:
         if wanted == "F16" and self.info.dtype == "F16":
             # The outermost step may reach beyond float16; the original weight cannot have.
             decoded = np.clip(decoded, -65504, 65504)
+        if wanted == "BF16":
+            return kernels.load().bfloat16(np.ascontiguousarray(decoded))
         return from_float32(decoded, wanted)
 
     def __repr__(self) -> str:
@@ -247,8 +250,11 @@ def _native(tensor: Tensor) -> View:
     ends = [start + span.rows * span.cols for start, span in zip(starts, spans)]
 
     def read(first: int, last: int) -> Floats:
+        tiles = range(bisect_right(ends, first), bisect_left(starts, last))
+        if len(tiles) == 1 and (starts[tiles[0]], ends[tiles[0]]) == (first, last):
+            return tensor.decoded(spans[tiles[0]]).ravel()
         found = np.empty(last - first, np.float32)
-        for at in range(bisect_right(ends, first), bisect_left(starts, last)):
+        for at in tiles:
             start = starts[at]
             low, high = max(start, first), min(ends[at], last)
             found[low - first : high - first] = tensor.decoded(spans[at]).ravel()[low - start : high - start]

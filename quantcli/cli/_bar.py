@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from quantcli import library
+from quantcli import library, memory
 from quantcli.errors import printable
 
 
@@ -43,13 +43,15 @@ class Bar:
 
     @staticmethod
     def _say_if_slow() -> None:
-        """A line where the kernels are numpy's."""
-        if library.name() == "numpy":
+        """A line where kernels were at work, and they are numpy's."""
+        if "quantcli.kernels.numpy_kernels" in sys.modules and library.name() == "numpy":
             why = "no native kernels" if not os.environ.get(library.FORCE) else f"{library.FORCE}=numpy"
             click.echo(f"quantcli: {why}: about 5 times slower; see 'quantcli help install'", err=True)
 
     def start(self, total: int) -> None:
         """A pass over so many bytes begins."""
+        if total >= self.WORTH:
+            memory.keep_freed()
         if self.quiet or total < self.WORTH or not sys.stderr.isatty():
             return
         if self._bar is None:

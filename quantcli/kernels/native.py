@@ -123,11 +123,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "quantize": (c_int32, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
+    "quantize_each": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
     "pack": (None, [c_int64, c_int64, c_int32, _P, _P]),
     "unpack": (None, [c_int64, c_int64, c_int32, _P, _P]),
     "rotate": (None, [_P, c_int64, c_int64]),
+    "difference": (None, [_P, _P, c_int64, POINTER(c_double)]),
+    "bfloat16": (None, [_P, c_int64, _P]),
 }
 """The functions of the library; structures are passed by address."""
 
@@ -135,7 +138,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 def find() -> Kernels | None:
     """The native table, or None where numpy does its work. Raises UsageError as `library.find` does."""
     found = library.find()
-    return None if found is None else NativeKernels(found)
+    try:
+        return None if found is None else NativeKernels(found)
+    except AttributeError:  # built from another version
+        return None
 
 
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
@@ -353,9 +359,9 @@ class NativeKernels:
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
 
     def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
-        codes = np.ascontiguousarray(codes)
-        assert codes.itemsize == (1 if bits <= 8 else 2) and packed.flags.c_contiguous
-        self._call("pack", *codes.shape, bits, _at(codes), _at(packed))
+        whole: Any = np.ascontiguousarray(codes)
+        assert whole.itemsize == (1 if bits <= 8 else 2) and packed.flags.c_contiguous
+        self._call("pack", *whole.shape, bits, _at(whole), _at(packed))
 
     def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
         rows, packed = packed.shape[0], np.ascontiguousarray(packed)
@@ -375,6 +381,26 @@ class NativeKernels:
             return None
         found = Sums(sums[0], sums[1], sums[2], int(sums[3]))
         return Made(found, QuantParams(scale, zero), None if rival is None else sums[4])
+
+    def quantize_each(
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+    ) -> tuple[QuantParams, Doubles] | None:
+        shape = tile.rows, -(-tile.cols // tile.group)
+        scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
+        sums = np.empty((count, 5))
+        own, other = _rule(rule), None if rival is None else byref(_rule(rival))
+        done = self._call(
+            "quantize_each",
+            byref(_tile(tile)),
+            count,
+            byref(own),
+            other,
+            _at(scale),
+            _at(zero),
+            _at(packed),
+            _at(sums),
+        )
+        return (QuantParams(scale, zero), sums) if done else None
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         codes, sums = _codes(tile.cols), (c_double * 4)()
@@ -403,6 +429,18 @@ class NativeKernels:
     def rotate(self, values: Floats, size: int) -> None:
         assert values.flags.c_contiguous and values.dtype == np.float32 and values.size % size == 0
         self._call("rotate", _at(values), values.size, size)
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        assert before.size == after.size and before.flags.c_contiguous and after.flags.c_contiguous
+        found = (c_double * 3)()
+        self._call("difference", _at(before), _at(after), before.size, found)
+        return found[0], found[1], found[2]
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        assert values.flags.c_contiguous
+        out = np.empty(values.shape, np.uint16)
+        self._call("bfloat16", _at(values), values.size, _at(out))
+        return out
 
 
 def _codes(cols: int) -> NDArray[np.uint16]:

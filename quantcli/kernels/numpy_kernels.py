@@ -281,6 +281,11 @@ class NumpyKernels:
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         return None  # there is nothing to gain
 
+    def quantize_each(
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+    ) -> tuple[QuantParams, NDArray[np.float64]] | None:
+        return None
+
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
 
@@ -372,3 +377,13 @@ class NumpyKernels:
                 for number, other in enumerate((s, r, q, p)):
                     np.subtract(half, other, out=part[:, number])
                 step *= 4
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        from quantcli.kernels.numpy_decoded import difference
+
+        return difference(before, after)
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        from quantcli.kernels.numpy_decoded import bfloat16
+
+        return bfloat16(values)

@@ -325,6 +325,13 @@ class Kernels(Protocol):
         due, because something is out of the ordinary, or where the table has no such call. rival: a rule whose error
         is measured beside it. Without `packed` only squared errors are found."""
 
+    def quantize_each(
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+    ) -> tuple[QuantParams, Doubles] | None:
+        """The parameters and codes that `quantize` gives for each of `count` tensors of one shape that the tile holds
+        one after another; for each squared error, power, largest error, number of clipped weights and squared error of
+        the rival. None where it gives none for one of them."""
+
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         """The sums `encode` gave, from the stored codes."""
 
@@ -334,6 +341,13 @@ class Kernels(Protocol):
     def rotate(self, values: Floats, size: int) -> None:
         """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes
         it."""
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        """Of a run of weights and what became of them: the sum of squared errors, that of squared weights, and the
+        largest error. Weights that are not finite make one of them so."""
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        """Bits of the nearest bfloat16 of finite values, ties to even."""
 
 
 def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:

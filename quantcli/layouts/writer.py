@@ -61,6 +61,20 @@ class Codes(Protocol):
         """The levels (tables, 2^b) of codes of a codebook."""
 
 
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Tensors of one shape and scheme whose codes are in memory: how many, their packed codes (count * rows, bytes),
+    and their parameters (count * rows, groups)."""
+
+    count: int
+    packed: Bytes
+    params: QuantParams
+
+
+Together = Callable[[Alike], "Sequence[NDArray[np.uint8]]"]
+"""The bytes (count, size) of each output of tensors that are written at once."""
+
+
 class Raw(Protocol):
     """The bytes of a kept tensor."""
 
@@ -83,11 +97,13 @@ Beside = Callable[[str], "bytes | None"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """The conversion of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
-    any thread. Together they write every byte once. kind: their type in the container, where dtypes do not tell."""
+    any thread. Together they write every byte once. kind: their type in the container, where dtypes do not tell.
+    together: where many tensors of the same shape and scheme may be written at once, what each output holds of all."""
 
     outputs: tuple[TensorInfo, ...]
     pieces: Callable[[], Iterator[Piece]]
     kind: str = ""
+    together: Together | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

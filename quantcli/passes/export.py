@@ -7,7 +7,7 @@ is measured on the bytes that were written, decoded as their reader decodes them
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,7 +17,6 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
-from quantcli.moving import Movable
 from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
@@ -36,6 +35,7 @@ from quantcli.tensors.fit import Misfit
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
+    from quantcli.moving import Movable
     from quantcli.scheme import Scheme
 
 MOST_THREADS = 4
@@ -106,10 +106,12 @@ class Export:
         """Write some files, and measure what was not moved as it was."""
         requantized = from_floats(self.floats, self.outgoing.by_name, "none")
 
-        def produce(name: str) -> Producer:
-            if name in self.wanted:
-                return requantized(name)
-            return Taking(self.outgoing.by_name[name], self.model[name].codes)
+        def produce(names: Sequence[str]) -> Iterator[Producer]:
+            for name in names:
+                if name in self.wanted:
+                    yield from requantized([name])
+                else:
+                    yield Taking(self.outgoing.by_name[name], self.model[name].codes)
 
         work = Work(
             source=self.model.source.path,

@@ -22,13 +22,13 @@ from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Weight, Writ
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
-from quantcli.stores.safetensors import header_bytes, lay_out, validate
+from quantcli.stores.safetensors import lay_out, validate
 from quantcli.tensors.decided import Decided
 
 NAME = "model.safetensors"
 """The file of a model that is one file in a folder."""
 
-Pieces = Sequence[tuple[int, bytes]]
+Pieces = Sequence[tuple[int, "bytes | bytearray"]]
 """What stands between the tensors of a file: offset and bytes."""
 
 Results = Mapping[str, Result]
@@ -256,22 +256,23 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
             return {**other, NATIVE_KEY: held[NATIVE_KEY]}
         return {**other, KEY: _said(model, {name: model.by_name[name] for name in names})}
 
-    first = metadata(None)
     try:
-        places = lay_out(outputs, first)
+        places = lay_out(outputs, metadata(None))
     except DataError as error:
         raise error.within(path) from None
 
     def between(results: Results | None) -> Pieces:
-        header = header_bytes(places.entries, first if results is None else metadata(results), places.header_size)
-        return [(0, seal.sealed(header) if model.document == "new" and results is not None else header)]
+        header = places.header(metadata(results))
+        if model.document == "new" and results is not None:
+            seal.seal(header)
+        return [(0, header)]
 
     fixed: Callable[[Results | None], Pieces] = between
     if model.document != "new":
-        pieces = between(None)
+        header = places.header(metadata(None))
         if model.document == "kept" and cut.intact:  # else the change of a changed header would be hidden
-            pieces = [(0, seal.sealed(pieces[0][1]))]
-        fixed = _always(pieces)
+            seal.seal(header)
+        fixed = _always([(0, header)])
     return OneFile(
         name=cut.name, tensors=names, size=places.size, offsets=places.offsets, between=fixed, check=validate
     )

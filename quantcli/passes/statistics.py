@@ -207,7 +207,9 @@ def _moments(block: Block) -> _Moments:
                 continue
             low, high = float(values.min()), float(values.max())
             values -= mean
-            found += _Moments(len(values), total - len(values), mean, float(np.dot(values, values)), low, high)
+            found += _Moments(
+                len(values), total - len(values), mean, float(np.einsum("i,i->", values, values)), low, high
+            )
     return found
 
 

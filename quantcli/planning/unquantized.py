@@ -123,7 +123,10 @@ def pattern_of(name: str, reason: str = "") -> str:
     """
     if reason == "component":
         return f"{name.partition('/')[0]}/*"
-    return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "*", name)
+    return _NUMBER.sub("*", name)
+
+
+_NUMBER = re.compile(r"(?<![A-Za-z])\d+(?![A-Za-z])")
 
 
 def grouped(tensors: Iterable[Sized]) -> list[Group]:
@@ -135,10 +138,11 @@ def grouped(tensors: Iterable[Sized]) -> list[Group]:
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
 
-def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> list[str]:
+def mostly_kept(tensors: Sequence[Sized], request: Request | None = None, *, what: str = "the output") -> list[str]:
     """The warning about weights that stay in floating point where they take much of the output; none else.
 
-    request: what was asked of these tensors, where it is known: then the line says what would change it.
+    request: what was asked of these tensors, where it is known: then the line says what would change it. what: names
+    the output they are in.
     """
     wanted = which(lambda reason: reason.wanted)
     wanted |= TABLES if request is not None and request.keep_embeddings else frozenset()
@@ -155,7 +159,7 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> lis
     else:
         shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
         advice = ""
-    return [f"{100 * room / whole:.0f} % of the output ({size(room)}) is not quantized: {shown}{more}{advice}"]
+    return [f"{100 * room / whole:.0f} % of {what} ({size(room)}) is not quantized: {shown}{more}{advice}"]
 
 
 def _together(groups: Sequence[Group]) -> str:
@@ -230,8 +234,12 @@ def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list
         return []
     rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.preset(PRESET).rules if r.scheme is None]
     found: dict[str, list[Sized]] = {}
+    known: dict[str, Rule | None] = {}
     for tensor in candidates:
-        rule = next((r for r, test in rules if test(tensor.info.name[-LONGEST:])), None)
+        name = _NUMBER.sub("0", tensor.info.name[-LONGEST:])  # no rule of the preset is about a layer by its number
+        if name not in known:
+            known[name] = next((r for r, test in rules if test(name)), None)
+        rule = known[name]
         if rule is not None:
             found.setdefault(rule.reason or rule.pattern, []).append(tensor)
     parts = sum(t.bytes_out for held in found.values() for t in held)

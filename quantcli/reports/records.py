@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from quantcli.metrics import NOTHING, Metrics
@@ -225,7 +226,7 @@ def tensor_report(
     """The report of one tensor."""
     minmax = None
     if metrics is not None and minmax_sse is not None:
-        minmax = replace(metrics, sse=minmax_sse).sqnr_db
+        minmax = Metrics(minmax_sse, metrics.power, 0, 0.0, 0).sqnr_db
     return TensorReport(
         name=info.name,
         dtype=info.dtype,
@@ -233,11 +234,8 @@ def tensor_report(
         disposition="kept" if scheme is None else "quantized",
         reason=reason,
         note=note,
-        **{name: getattr(scheme, name) if scheme else None for name in _OF_SCHEMES},
-        group_size=(scheme.group_size or None) if scheme else None,
-        axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
+        **_of_scheme(scheme),
         scale_dtype=scale_dtype or None,
-        scheme=scheme.name if scheme else None,
         **_errors(metrics),
         exact=scheme is None or bool(metrics and metrics.exact),
         minmax_sqnr_db=minmax,
@@ -248,6 +246,17 @@ def tensor_report(
         theory=examined.theory if examined else None,
         histogram=examined.histogram if examined else None,
     )
+
+
+@lru_cache(maxsize=256)
+def _of_scheme(scheme: Scheme | None) -> Mapping[str, Any]:
+    """What a report has of a scheme; None where there is none."""
+    return {
+        **{name: getattr(scheme, name) if scheme else None for name in _OF_SCHEMES},
+        "group_size": (scheme.group_size or None) if scheme else None,
+        "axis": scheme.axis if scheme and scheme.granularity == "channel" else None,
+        "scheme": scheme.name if scheme else None,
+    }
 
 
 def _errors(metrics: Metrics | None) -> dict[str, Any]:

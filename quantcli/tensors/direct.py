@@ -24,7 +24,7 @@ def rule_of(scheme: Scheme, group: int, scale_dtype: str) -> Rule | None:
     parameters takes several steps."""
     grid = code_grid(scheme)
     method = cast(Calibrator, registry.get("calibrators", scheme.calibration)).finding
-    if method is None or grid.mode != INTEGER or scheme.family != "int" or scheme.storage != "plain":
+    if method is None or grid.mode != INTEGER or scheme.family != "int" or scheme.storage != "plain" or scheme.rotation:
         return None
     finding = method(scheme, group)
     if finding is None:

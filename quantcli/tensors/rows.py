@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,7 @@ class Grouping:
                 yield TileSpan(row, 1, col, min(step, self.cols - col))
 
 
+@lru_cache(maxsize=4096)
 def grouping_of(shape: tuple[int, ...], scheme: Scheme) -> Grouping:
     """The grouping of a tensor of this shape under a scheme.
 

@@ -266,7 +266,7 @@ def test_the_table_in_use_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("QUANTCLI_KERNELS", "numpy")
     assert load().name == "numpy"
     monkeypatch.setenv("QUANTCLI_KERNELS", "cuda")
-    with pytest.raises(UsageError, match="'cuda' is not a set of kernels; use native, numpy, base, v2, v3"):
+    with pytest.raises(UsageError, match="'cuda' is not a set of kernels; use native, numpy, base, v2, v3, v4"):
         load()
     if NATIVE is not None:
         monkeypatch.setenv("QUANTCLI_KERNELS", "base")
