@@ -2,7 +2,8 @@
 # make test    a virtual environment with what the tests need, and the tests
 # make check   ruff, mypy --strict and the tests, which must cover most of the code (TESTS: more options of pytest)
 # make docs    the tables of README.md and of the topics of quantcli help, written from the code
-# make bench   speed and memory beside the machine's own floor
+# make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md (minutes); make bench-peers:
+#              beside llama.cpp, MLX and others too; make bench-methods: the table of methods
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 
-.PHONY: demo test check lint docs bench golden peers peers-fast clean
+.PHONY: demo test check lint docs bench bench-peers bench-methods golden peers peers-fast clean
 
 SOURCES := pyproject.toml $(wildcard quantcli/kernels/*.cpp quantcli/kernels/*.h) quantcli/kernels/CMakeLists.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -28,8 +29,8 @@ $(BIN)/.installed: $(SOURCES)
 	$(PIP) install --editable .[dev]
 	@touch $(BIN)/.package $@
 
-$(PEERS)/current/.installed: tests/peers/environments.py
-	$(PYTHON) tests/peers/environments.py current --environments $(PEERS)
+$(PEERS)/%/.installed: tests/peers/environments.py
+	$(PYTHON) tests/peers/environments.py $* --environments $(PEERS)
 	touch $@
 
 LLAMA := out/tiny-llama-w4
@@ -60,8 +61,16 @@ check: lint
 docs: $(BIN)/.installed
 	$(BIN)/python tests/write_tables.py
 
-bench: $(BIN)/.installed $(PEERS)/current/.installed
-	$(BIN)/python tests/bench/bench.py --peer-python $(PEERS)/current/bin/python
+BENCH = $(BIN)/python tests/bench/bench.py $(BENCH_OPTIONS)
+
+bench: $(BIN)/.installed
+	$(BENCH) --write
+
+bench-peers: $(BIN)/.installed $(PEERS)/current/.installed $(PEERS)/llamacpp/.installed
+	$(BENCH) --peers $(PEERS) --write
+
+bench-methods: $(BIN)/.installed
+	$(BENCH) --methods
 
 golden: $(BIN)/.installed
 	$(BIN)/python tests/golden/write_native.py

@@ -1,6 +1,7 @@
 """`python -m quantcli`, and what the installed command calls."""
 
 import gc
+import os
 import signal
 from typing import NoReturn
 
@@ -14,6 +15,8 @@ def main() -> NoReturn:
     # The objects of a large header stay: to look through them for garbage at every 700 more is a third of the time that
     # a file of many tensors takes.
     gc.set_threshold(50_000, 20, 20)
+    # numpy's library of matrix products, which nothing here needs, would start a thread for each processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from quantcli.cli import main as run
 
     run()

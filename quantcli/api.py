@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from inspect import signature
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from quantcli.asking import Scheme, given, with_keywords
 from quantcli.errors import UsageError
-from quantcli.floats import Reading, float_source
-from quantcli.folders import job, pipeline
-from quantcli.matching import under_one_name
-from quantcli.models import open_model
+from quantcli.floats import Reading
+from quantcli.folders import components, job, prepare
+from quantcli.matching import Pair, paired, under_one_name
+from quantcli.models import Model, open_model
 from quantcli.passes import compare as comparing
 from quantcli.passes.tiles import default_threads
 from quantcli.planning import recipe as recipes
-from quantcli.planning.order import Order, aimed, made, named_by, with_usual
+from quantcli.planning.order import Order, made, named_by, with_usual
 from quantcli.reports import build
-from quantcli.stores import need_file, pipelines, signals
+from quantcli.reports.joined import Reported, report_of
+from quantcli.stores import need_file, signals
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -38,16 +39,18 @@ def compare(
     after: Path,
     *,
     as_float: bool = False,
+    variant: str | None = None,
     threads: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
     """What `after` costs against `before`, tensor by tensor: errors of the decoded weights, bytes of the files.
 
-    Both are files or checkpoint folders: float, quantcli's own, or another tool's that quantcli decodes. as_float:
-    whether the integers of `before`, a .npy or .npz file, are read as a signal, as by `quantize_file`. threads: 0 for
-    one on each processor. progress: called with the bytes done so far; say: called with how tensors found each other
-    where their names differ, and with what was left out of a file or could not be measured.
+    Both are files, checkpoint folders or pipelines: float, quantcli's own, or another tool's that quantcli decodes.
+    as_float: whether the integers of `before`, a .npy or .npz file, are read as a signal, as by `quantize_file`.
+    variant: which weights of folders to take, where they have several. threads: 0 for one on each processor. progress:
+    called with the bytes done so far; say: called with how tensors found each other where their names differ, and with
+    what was left out of a file or could not be measured.
 
     Raises QuantcliError for what cannot be read, DataError where shapes differ or no tensor is in both.
 
@@ -63,29 +66,51 @@ def compare(
     began, paths = time.perf_counter(), (fspath(before), fspath(after))
     if paths == ("-", "-"):
         raise UsageError("both models are standard input", place=["-"], hint="name a file for one of them")
-    with open_model(paths[0], as_float=as_float) as a, open_model(paths[1]) as b:
-        for model in (a, b):
-            need_file(model.source, "comparing")
-            model.stored.check_headers()
-            for line in model.source.warnings:
-                say(f"{model.path}: {line}")
-        ours, theirs, note = under_one_name(a, b)
-        if note:
-            say(note)
-        if signals.may_hold(a.source) and any(info.dtype in signals.DIVISORS for info in a.source.infos()):
-            say(f"{paths[0]}: its integers are not measured: {signals.OPTION} reads them as a signal")
-        pairs, new, vanished = comparing.pairs_of(ours, theirs, paths[1])
-        found = comparing.measure(pairs, threads=threads or default_threads(), progress=progress)
-        return build.of_pairs(
-            pairs,
-            found,
-            (new, vanished),
-            source=paths[0],
-            output=paths[1],
-            bytes_in=a.file_bytes,
-            bytes_out=b.file_bytes,
-            seconds=time.perf_counter() - began,
-        )
+    found = {}
+    for pair in paired(*paths, variant):
+        member = pair.after or pair.before
+        assert member is not None
+        with contextlib.ExitStack() as stack:
+            sides = [
+                stack.enter_context(open_model(m.path, as_float=as_float and m is pair.before, variant=m.variant))
+                for m in (pair.before, pair.after)
+                if m is not None
+            ]
+            one = _compared(sides, pair, paths[0], threads=threads or default_threads(), progress=progress, say=say)
+            found[pair.name] = build.as_component(one, member.component)
+    return report_of(found, command="compare", source=paths[0], output=paths[1], seconds=time.perf_counter() - began)
+
+
+def _compared(
+    models: Sequence[Model],
+    pair: Pair,
+    source: str,
+    *,
+    threads: int,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> Reported:
+    """What is reported of one model against another, or of one that the other side does not have. models: those there
+    are of the pair."""
+    for model in models:
+        need_file(model.source, "comparing")
+        model.stored.check_headers()
+        for line in model.source.warnings:
+            say(f"{model.path}: {line}")
+    if len(models) < 2:
+        [alone] = models
+        new, vanished = ([], list(alone)) if pair.after is None else (list(alone), [])
+        sizes = (alone.file_bytes, 0) if pair.after is None else (0, alone.file_bytes)
+        return build.of_pairs({}, {}, (new, vanished), source=source, bytes_in=sizes[0], bytes_out=sizes[1])
+    a, b = models
+    ours, theirs, note = under_one_name(a, b)
+    if note:
+        say(note)
+    if signals.may_hold(a.source) and any(info.dtype in signals.DIVISORS for info in a.source.infos()):
+        say(f"{a.path}: its integers are not measured: {signals.OPTION} reads them as a signal")
+    pairs, new, vanished = comparing.pairs_of(ours, theirs, b.path)
+    metrics = comparing.measure(pairs, threads=threads, progress=progress)
+    return build.of_pairs(pairs, metrics, (new, vanished), source=source, bytes_in=a.file_bytes, bytes_out=b.file_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,33 +262,14 @@ def _ready(
     """The run that is asked for, ready to begin."""
     path, name, named = fspath(src), _path(dst), _path(asked.recipe)
     order = asked.order(name)
-    if pipelines.folder_of(path):
-        with pipeline.prepared(
-            path,
+    with components.opened(path, order, asked.reading, output=name, say=say) as found:
+        chosen, requests = components.requested(found, say)
+        label = job.label(next(iter(requests.values())), named)
+        target, folder = prepare.place(chosen, order, name, label)
+        yield prepare.ready(
+            chosen,
+            requests,
             order,
-            name,
-            recipe_name=named,
-            reading=asked.reading,
-            force=force,
-            resume=resume,
-            dry_run=dry_run,
-            say=say,
-        ) as ready:
-            yield ready
-        return
-    with float_source(path, replace(asked.reading, to=order.to), say=say) as source:
-        source, to, why = aimed(source, order, folder=job.as_folder(source, name or "", None))
-        if why:
-            say(why)
-        if to is not None:
-            job.check_target(source, to, name)
-        request = job.request(source, order, to, warn=say)
-        target, folder = job.place(source, path, order, to, name, job.label(request, named))
-        yield job.prepare(
-            source,
-            path,
-            order,
-            request,
             target,
             shown=target,
             folder=folder,

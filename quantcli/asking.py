@@ -107,7 +107,8 @@ class Scheme(record.Scheme):
         `float32`, `float16`, `bfloat16`, or None: the weight's own dtype if that has 16 bits, else float16 unless
         it would overflow or lose precision, then float32; above 8 bits always float32. 4- and 8-bit floats may have
         `float8_e8m0`, powers of two (MXFP4, MXFP8 in groups of 32), and in groups `float8_e4m3` times a float32 scale
-        of the tensor (NVFP4 in groups of 16); codebooks learned for groups `float8_e4m3`, which is their default.
+        of the tensor (NVFP4 in groups of 16), or `float8_e4m3_alone` without that (NVFP4 of MLX); codebooks learned for
+        groups `float8_e4m3`, which is their default.
     activations
         How a runtime quantizes the inputs of the layer as they come, for layouts that say so: `int8` or `fp8` per
         token, `fp8-group` in groups of 128, `mxfp8`, `mxfp4`, or `none`.

@@ -260,8 +260,9 @@ def _check_one_byte(asked: Asked, what: _Codes) -> None:
         raise UsageError(
             f"{asked.scale_dtype} is for 4- and 8-bit floats, not {what.name}", place=["scale_dtype"], hint=hint
         )
-    if asked.axis != 0 or (asked.scale_dtype == "float8_e4m3" and asked.granularity != "group"):
-        kinds = "groups" if asked.scale_dtype == "float8_e4m3" else "groups, rows and blocks"
+    of_groups = asked.scale_dtype != "float8_e8m0"
+    if asked.axis != 0 or (of_groups and asked.granularity != "group"):
+        kinds = "groups" if of_groups else "groups, rows and blocks"
         raise UsageError(
             f"{asked.scale_dtype} is for scales of {kinds}", place=["scale_dtype"], hint="use --group-size 16"
         )

@@ -92,7 +92,9 @@ def to_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     if dtype == "F32":
         values = raw.view("<f4")
     elif dtype == "BF16":
-        values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        bits = raw.view("<u2").astype(np.uint32)
+        bits <<= np.uint32(16)
+        values = bits.view(np.float32)
     elif dtype in ("F16", "F64"):
         with np.errstate(over="ignore", invalid="ignore"):
             values = raw.view("<f2" if dtype == "F16" else "<f8").astype(np.float32)
@@ -109,17 +111,24 @@ def to_float64(values: NDArray[Any]) -> NDArray[np.float64]:
         return values.astype(np.float64)
 
 
+_PIECE = 1 << 16
+"""Numbers that are rounded at a time, so that those on the way stay in the cache."""
+
+
 def round_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Bits of the nearest bfloat16 of finite float32 values, ties to even."""
     import numpy as np
 
-    bits = np.ascontiguousarray(values, np.float32).view("<u4")
-    rounded = bits >> np.uint32(16)
-    rounded &= np.uint32(1)
-    rounded += np.uint32(0x7FFF)
-    rounded += bits
-    high: NDArray[np.uint16] = rounded.reshape(-1).view("<u2")[1::2].reshape(bits.shape)
-    return np.ascontiguousarray(high)
+    bits = np.ascontiguousarray(values, np.float32).view("<u4").reshape(-1)
+    found = np.empty(bits.size, np.uint16)
+    for at in range(0, bits.size, _PIECE):
+        piece = bits[at : at + _PIECE]
+        rounded = piece >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += piece
+        found[at : at + _PIECE] = rounded.view("<u2")[1::2]
+    return found.reshape(values.shape)
 
 
 _FLOAT8 = {"F8_E4M3": (7, 3, 126), "F8_E5M2": (15, 2, 123)}

@@ -3,8 +3,10 @@ graph as its products sum over them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from quantcli import architectures, registry
 from quantcli.architectures import UNNAMED
@@ -19,7 +21,7 @@ from quantcli.architectures.experts import (
     model_types,
     rows_are_outputs,
 )
-from quantcli.errors import DataError, printable
+from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
@@ -39,14 +41,10 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     if again is not None and again.matrices is not None:
         found = again.matrices(source.infos())
         return transposed(source, {name for name, outputs_first in found.items() if not outputs_first})
-    try:
-        config = json_beside(source.beside, "config.json") or {}
-    except DataError as error:
-        raise error.within(source.path) from None
-    infos = source.infos()
+    config, infos = _config(source), source.infos()
     model = architectures.of(config) or UNNAMED
     layers, unclear = find(infos, config, model)
-    naming = native.experts if to is None or container else named(to).experts
+    naming = native.experts if to is None or container else as_stored if again is not None else named(to).experts
     types, named_layers, unsplit = model_types(config), dict[str, _Layer](), dict[str, Unsplit]()
     for layer in layers:
         wanted = naming(layer, types, model)
@@ -66,7 +64,52 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
         return source
     tensors = _tensors(source, named_layers, others)
     said = [_described(list(named_layers.values())), _rebuilt_in_words(others)]
-    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)))
+    shapes = {tensor.name: tensor.own for own in others.values() for tensor in own if tensor.own}
+    return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)), shapes=shapes)
+
+
+_OF_MLX = re.compile(
+    r"\.(?:switch_mlp|switch_glu|embed_q|unembed_out|gate\.gate_proj)\."
+    r"|\bexperts\.(?:gate_proj|up_proj|down_proj)\.(?:weight|bias)$|\.ffn\.experts\.\d+\.(?:w1|v1|w2)\.weight$"
+)
+_OF_TYPES = {
+    **dict.fromkeys(("gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"), r"language_model\.model\."),
+    "granitemoehybrid": r".*\.layers\.\d+\.mlp\.",
+    "kimi_linear": r".*\.layers\.\d+\.mlp\.(?:shared_)?experts\.",
+    "lfm2_moe": r".*\.feed_forward\.(?:gate|up|down)_proj\.",
+}
+"""Names that only mlx-lm has in models of a type."""
+
+_ANY_NAMES = ("comfyui", "gguf", "mlx", "native", "onnx")
+"""Targets that know these names, or whose files stand for themselves."""
+
+
+def loadable(source: Source, to: str | None, *, container: bool = False) -> Source:
+    """A source as a target needs it, to be written for that. Raises as `arranged` does, and UsageError for tensors that
+    only mlx-lm has, under names that the loaders of the target do not know."""
+    found = arranged(source, to, container=container)
+    if to is not None and not container and (name := only_in_mlx(found, to)) is not None:
+        problem = f"{printable(name, 200)} is in mlx-lm's own arrangement, which loaders of {to} do not know"
+        hint = "start from the original model, or use --to mlx or --to native"
+        raise UsageError(problem, place=[source.path], hint=hint)
+    return found
+
+
+def only_in_mlx(source: Source, to: str) -> str | None:
+    """A tensor of a source under a name that only mlx-lm has for it, where the loaders of a target know others."""
+    if to.partition(":")[0] in _ANY_NAMES:
+        return None
+    own = [re.compile(_OF_TYPES[name]) for name in model_types(_config(source)) if name in _OF_TYPES]
+    names = (info.name for info in source.infos())
+    return next((n for n in names if _OF_MLX.search(n) or any(pattern.match(n) for pattern in own)), None)
+
+
+def _config(source: Source) -> dict[str, Any]:
+    """The config.json of a source; empty where it has none."""
+    try:
+        return json_beside(source.beside, "config.json") or {}
+    except DataError as error:
+        raise error.within(source.path) from None
 
 
 def transposed(source: Source, names: Collection[str]) -> Source:
@@ -154,11 +197,26 @@ def _tensors(source: Source, layers: dict[str, _Layer], others: Mapping[str, Seq
 
 def _rebuilt_in_words(others: Mapping[str, Sequence[Rebuilt]]) -> str:
     """What takes the place of tensors, in words; empty where nothing does."""
-    if not others:
-        return ""
-    name, tensors = next(iter(others.items()))
-    becomes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
-    return printable(f"{len(others)} matrices put in order: {name} -> {becomes}", 400)
+    used = {matrix.name for tensors in others.values() for tensor in tensors for matrix in tensor.matrices}
+    left, order, renamed = list[str](), list[str](), list[str]()
+    for name, tensors in others.items():
+        if name not in used:
+            left.append(name)
+        elif tensors:
+            same = len(tensors) == 1 and not tensors[0].own and _is_whole(tensors[0].matrices)
+            becomes = " and ".join(t.name if same else f"{t.name} {list(t.shape)}" for t in tensors)
+            (renamed if same else order).append(f"{name} -> {becomes}")
+    said = [
+        f"{len(order)} matrices arranged: {order[0]}" if order else "",
+        f"{len(renamed)} tensors renamed: {renamed[0]}" if renamed else "",
+        f"{len(left)} tensors of other parts left out: {left[0]}" if left else "",
+    ]
+    return "; ".join(printable(line, 400) for line in said if line)
+
+
+def _is_whole(matrices: Sequence[Matrix]) -> bool:
+    """Whether a tensor is another one as it is stored."""
+    return len(matrices) == 1 and not matrices[0].transposed and not matrices[0].first
 
 
 def _moved(name: str, moved: dict[str, str]) -> str:
@@ -183,5 +241,6 @@ def _described(layers: list[_Layer]) -> str:
     how = "stacked" if naming.stacked and experts.single else "split" if not naming.stacked else "arranged"
     how = f"transposed and {how}" if experts.transposed else how
     shown = "N.*" if experts.single else f"{{{','.join(sorted(n for n in before if 'bias' not in n))}}}"
-    word = f"{'' if naming.stacked else 'N.'}{{{','.join(naming.words)}}}.weight"
+    words = [word for part, word in zip((GATE, UP, DOWN), naming.words) if part in experts.weights]
+    word = f"{'' if naming.stacked else 'N.'}{{{','.join(words)}}}.weight"
     return printable(f"{what} {how}: {prefix}.{shown} -> {naming.prefix}.{word}", 400)

@@ -26,8 +26,8 @@ from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GGUF = "gguf"
-"""A kind of source, and the target of the same files."""
+GGUF, MLX = "gguf", "mlx"
+"""A kind of source, and targets whose own files stay as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +118,13 @@ def named_for(model: Model, to: str | None, say: Callable[[str], None]) -> Mappi
     """The tensors of a model: those of a GGUF that becomes one again as they are called there, others under the names
     of the checkpoint. Raises UsageError for a target whose loaders know these, where they are not known."""
     source = model.source
-    if source.kind != GGUF or to == GGUF:
+    if to in (GGUF, MLX) and to in (source.kind, MLX):
         return model
     views = of_checkpoint(model)
+    if source.kind != GGUF:
+        if views is not model:
+            say(f"{source.path}: norms and convolutions as they were before mlx-lm changed them")
+        return views
     kind = printable(str(source.keys.get("general.architecture")), 60)
     if views is not model:
         say(f"{source.path}: tensors of {kind} under the names and in the order of rows of a checkpoint")

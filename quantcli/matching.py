@@ -1,30 +1,72 @@
-"""Two models, one made from the other or not, with their tensors under matching names."""
+"""Two models, one made from the other or not, with their tensors under matching names; components of pipelines by the
+names of their folders."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from quantcli.errors import UsageError, printable
 from quantcli.experts import arranged, as_in, transposed
 from quantcli.floats import decoded
 from quantcli.layouts.native import model as native
 from quantcli.layouts.writer import named
 from quantcli.models import Model, View, open_model
 from quantcli.naming import family_of, renamed
+from quantcli.stores.checkpoint import has_variant
+from quantcli.stores.pipelines import Member, members
 
 if TYPE_CHECKING:
     from quantcli.layouts.gguf.family import Family
     from quantcli.stores import Source
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The models of one name at two paths; None where a path has none, or no path was named. name: empty where each
+    path is one model."""
+
+    name: str
+    before: Member | None
+    after: Member | None
+
+
+def paired(before: str | None, after: str, variant: str | None = None) -> list[Pair]:
+    """The models of two paths side by side, of pipelines those of the second first. before: None where there is but one
+    path. variant: the weights to take where a path has them.
+
+    Raises UsageError where only one path is a pipeline and where none has the variant, DataError for a pipeline without
+    weights.
+    """
+    if before is None:
+        return [Pair(member.name, None, member) for member in members(after, variant)]
+    sides = [members(path) for path in (before, after)]
+    has = [variant is not None and any(has_variant(m.path, variant) for m in side) for side in sides]
+    if variant is not None and not any(has):
+        place = [before, after, f"--variant {printable(variant)}"]
+        raise UsageError("neither folder has this variant", place=place, hint="leave it out")
+    ours, theirs = (
+        {m.name: m for m in (members(path, variant) if own else side)}
+        for path, own, side in zip((before, after), has, sides)
+    )
+    for path, side, other in ((before, ours, after), (after, theirs, before)):
+        if "" not in side and "" in (ours | theirs):
+            problem = f"this is a pipeline of several models, and {printable(other, 200)} is one model"
+            raise UsageError(problem, place=[path], hint=f"name the folder of a component: {', '.join(side)}")
+    return [Pair(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys([*theirs, *ours])]
+
+
 @contextlib.contextmanager
-def open_original(path: str, names: Container[str], *, as_float: bool = False) -> Iterator[Model]:
+def open_original(
+    path: str, names: Container[str], *, as_float: bool = False, variant: str | None = None
+) -> Iterator[Model]:
     """The floats that a model with tensors of these names was made from: decoded where they are codes themselves, and
     with experts arranged as they are there. Where the names are those of codes and scales too, each was taken by its
-    dtype. as_float: whether the integers of a .npy or .npz file are a signal."""
-    with open_model(path, as_float=as_float) as model:
+    dtype. as_float: whether the integers of a .npy or .npz file are a signal. variant: which weights of a folder to
+    take, where it has several."""
+    with open_model(path, as_float=as_float, variant=variant) as model:
         source = model.source
         plain = not model.is_native and all(name in names for name in model.stored)
         if source.kind != "gguf" and not plain and model.quantized:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import kernels
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
@@ -76,6 +77,8 @@ class View:
         if wanted == "F16" and self.info.dtype == "F16":
             # The outermost step may reach beyond float16; the original weight cannot have.
             decoded = np.clip(decoded, -65504, 65504)
+        if wanted == "BF16":
+            return kernels.load().bfloat16(np.ascontiguousarray(decoded))
         return from_float32(decoded, wanted)
 
     def __repr__(self) -> str:
@@ -169,9 +172,12 @@ class Model(Mapping[str, View]):
         self.stored.close()
 
 
-def open_model(path: str, config: Mapping[str, Any] | None = None, *, as_float: bool = False) -> Model:
+def open_model(
+    path: str, config: Mapping[str, Any] | None = None, *, as_float: bool = False, variant: str | None = None
+) -> Model:
     """The model at a path: a file or folder in any store and layout. config: the contents of config.json, where known
-    already. as_float: whether its integers are read as the signal they stand for.
+    already. as_float: whether its integers are read as the signal they stand for. variant: which weights of a folder to
+    take, where it has several.
 
     Raises QuantcliError when it cannot be read.
 
@@ -182,7 +188,7 @@ def open_model(path: str, config: Mapping[str, Any] | None = None, *, as_float: 
     ...         {name: view.read(0, 4).tolist() for name, view in model.items()}
     {'a': [1.0, 0.0, 0.0, 1.0]}
     """
-    stored = native.open(path)
+    stored = native.open(path, variant)
     if not as_float:
         return Model(stored, path, config)
     try:
@@ -244,8 +250,11 @@ def _native(tensor: Tensor) -> View:
     ends = [start + span.rows * span.cols for start, span in zip(starts, spans)]
 
     def read(first: int, last: int) -> Floats:
+        tiles = range(bisect_right(ends, first), bisect_left(starts, last))
+        if len(tiles) == 1 and (starts[tiles[0]], ends[tiles[0]]) == (first, last):
+            return tensor.decoded(spans[tiles[0]]).ravel()
         found = np.empty(last - first, np.float32)
-        for at in range(bisect_right(ends, first), bisect_left(starts, last)):
+        for at in tiles:
             start = starts[at]
             low, high = max(start, first), min(ends[at], last)
             found[low - first : high - first] = tensor.decoded(spans[at]).ravel()[low - start : high - start]

@@ -17,9 +17,9 @@ import numpy as np
 
 from quantcli.asking import Scheme
 from quantcli.errors import DataError, QuantcliError, UsageError, printable
-from quantcli.experts import arranged
+from quantcli.experts import loadable
 from quantcli.floats import decoded, named_for
-from quantcli.layouts.as_nvfp4 import nvfp4, tensor_scale
+from quantcli.layouts.as_nvfp4 import alone, nvfp4, tensor_scale
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, Moved, every, joined, offsets_of, scheme_of
 from quantcli.layouts.native.document import StoredKept
@@ -28,6 +28,7 @@ from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held, is_published
 from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
+from quantcli.scheme import PUBLISHED
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.fused import partners
@@ -79,9 +80,9 @@ class Movable(Mapping[str, Moving]):
         return len(self._tensors)
 
 
-MXFP4, NVFP4 = (
+MXFP4, NVFP4, ALONE = (
     Scheme(format="fp4", group_size=size, scale_dtype=dtype)
-    for size, dtype in ((32, "float8_e8m0"), (16, "float8_e4m3"))
+    for size, dtype in ((32, "float8_e8m0"), (16, "float8_e4m3"), (16, "float8_e4m3_alone"))
 )
 AS = {"MXFP4A16": MXFP4, "NVFP4A16": NVFP4}
 """What codes of MXFP4 can be moved as."""
@@ -98,10 +99,10 @@ def movable(model: Model, to: str, *, container: bool = False, scheme: str | Non
         notes = list[str]()
         views = model if model.is_native else named_for(model, to, notes.append)
         floats = decoded(model.source, views)
-        source = arranged(floats, to, container=container)
+        source = loadable(floats, to, container=container)
         stored = model.is_native and not source.arranged
         found = _native(model.stored) if stored else _found(views, floats, source, notes)
-        return _of_mxfp4(found, to, scheme)
+        return _of_nvfp4(_of_mxfp4(found, to, scheme), to)
     except QuantcliError as error:
         raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
 
@@ -166,7 +167,7 @@ def _of_native(tensor: Tensor) -> Held | str:
     scheme, plan = tensor.stored.scheme, tensor.stored.grouping
     assert scheme is not None and plan is not None
     whole = scheme.family == "int" and not scheme.binary
-    if not (whole or scheme.name == MXFP4.name) or plan.cols != tensor.shape[-1] or plan.shared == "columns":
+    if not (whole or scheme.name in PUBLISHED.values()) or plan.cols != tensor.shape[-1] or plan.shared == "columns":
         return f"experts of {scheme.name} are not arranged"
 
     def rows(first: int, last: int) -> TileSpan:
@@ -180,6 +181,7 @@ def _of_native(tensor: Tensor) -> Held | str:
         scale_dtype=tensor.stored.scale_dtype,
         packed=lambda first, last: tensor.packed(rows(first, last)),
         params=lambda first, last: tensor.scales(rows(first, last)),
+        overall=tensor.overall(),
     )
 
 
@@ -313,7 +315,7 @@ _GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
 
 def _of_mxfp4(model: Movable, to: str, asked: str | None) -> Movable:
     """A model with codes of MXFP4 as they are, or as NVFP4 where that is asked for or all that the target has."""
-    held = {name: codes for name, tensor in model.items() if (codes := _mxfp4(tensor)) is not None}
+    held = {name: codes for name, tensor in model.items() if (codes := _codes_of(tensor, MXFP4)) is not None}
     if asked is not None and not any((t.scheme or "").lower() == MXFP4.name for t in model.values()):
         raise UsageError(f"--scheme {asked} is for weights of MXFP4, and it has none", hint="leave it out")
     accepts = named(to).accepts
@@ -325,10 +327,10 @@ def _of_mxfp4(model: Movable, to: str, asked: str | None) -> Movable:
     return Movable(model.source, tensors, model.notes)
 
 
-def _mxfp4(tensor: Moving) -> Held | None:
-    """The codes of a weight, where they are those of MXFP4."""
+def _codes_of(tensor: Moving, wanted: Scheme) -> Held | None:
+    """The codes of a weight, where they are those of a scheme."""
     scheme = tensor.decided.scheme
-    if scheme is None or scheme.name != MXFP4.name or tensor.obstacle:
+    if scheme is None or (scheme.name, scheme.storage) != (wanted.name, wanted.storage) or tensor.obstacle:
         return None
     if isinstance(tensor.codes, Moved):
         return tensor.codes.held
@@ -355,3 +357,26 @@ def _as_nvfp4(name: str, model: Movable, held: Mapping[str, Held], known: dict[t
     if isinstance(overall, str):
         return replace(tensor, decided=weight, obstacle=overall)
     return replace(tensor, decided=weight, codes=Moved(nvfp4(held[name], overall), NVFP4, plan))
+
+
+def _of_nvfp4(model: Movable, to: str) -> Movable:
+    """A model with codes of NVFP4 as the target has them: with or without a scale of the tensor."""
+    accepts = named(to).accepts
+    with_scale, without = (accepts.obstacle(scheme) is None for scheme in (NVFP4, ALONE))
+    if with_scale == without:
+        return model
+    before, after = (NVFP4, ALONE) if without else (ALONE, NVFP4)
+    tensors = dict(model)
+    for name, tensor in model.items():
+        held = _codes_of(tensor, before)
+        if held is None:
+            continue
+        assert isinstance(tensor.decided, Quantized)
+        shape, plan = tensor.decided.info.shape, tensor.decided.grouping
+        weight = replace(tensor.decided, scheme=after)
+        found = alone(held, math.prod(shape[:-1]), shape[-1]) if without else held
+        tensors[name] = (
+            replace(tensor, decided=weight, obstacle=found) if isinstance(found, str)
+            else replace(tensor, decided=weight, codes=Moved(found, after, plan))
+        )  # fmt: skip
+    return Movable(model.source, tensors, model.notes)

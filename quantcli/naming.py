@@ -1,4 +1,7 @@
-"""The tensors of a GGUF under the names, and in the order of rows, of the checkpoint it was made from."""
+"""The tensors of a GGUF, or of a model of mlx-lm, as they are in the checkpoint it was made from.
+
+Their names, the order of rows, and what was added to norms.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.errors import DataError, printable
+from quantcli.layouts.config import json_beside
 from quantcli.layouts.held import in_order
+from quantcli.layouts.mlx import converted
 from quantcli.layouts.reader import not_moved
 from quantcli.models import BLOCK, Model, View, runs_of
 from quantcli.tensors.rows import runs
@@ -24,15 +29,47 @@ if TYPE_CHECKING:
     from quantcli.layouts.gguf.rows import Order
     from quantcli.layouts.reader import Held
     from quantcli.stores import Source
+    from quantcli.tensors.info import TensorInfo
 
 _MODULE = re.compile(r"(?:blk\.([0-9]{1,6})\.)?(\w+)\.(?:weight|bias)")
 
 
 def of_checkpoint(model: Model) -> Mapping[str, View]:
     """The tensors of a model under the names of the checkpoint it was made from: for a GGUF of a known architecture,
-    with its rows back in order; as they are for anything else, and for one whose matrices have other shapes there."""
+    with its rows back in order; as they are for anything else, and for one whose matrices have other shapes there. For
+    what mlx-lm changed: as before that."""
+    if model.source.kind != "gguf":
+        return of_mlx(model)
     family = family_of(model)
     return model if family is None or family.rebuilt is not None else renamed(model, family)
+
+
+def of_mlx(model: Model) -> Mapping[str, View]:
+    """The tensors of a model as they were before mlx-lm changed some of them, when it first loaded it; the model where
+    it did not."""
+    views = dict(model)
+    convolutions = [name for name, view in views.items() if converted.CONVOLUTION.search(name) and _turned(view)]
+    if not convolutions:
+        return model
+    config = json_beside(model.source.beside, "config.json") or {}
+    raised = config.get("model_type") in converted.RAISED
+    for name, view in views.items():
+        if name in convolutions:
+            channels, width, one = view.info.shape
+            views[name] = _plain(view, replace(view.info, shape=(channels, one, width)))
+        elif raised and view.scheme is None and converted.NORM.search(name) and len(view.info.shape) == 1:
+            views[name] = _lowered(view, 1.0)
+    return views
+
+
+def _turned(view: View) -> bool:
+    """Whether a convolution is [channels, width, 1]."""
+    return view.scheme is None and converted.done_before([view.info])
+
+
+def _plain(view: View, info: TensorInfo) -> View:
+    """A tensor in another shape."""
+    return replace(view, info=info, stored=None, held=not_moved)
 
 
 def family_of(model: Model) -> Family | None:
@@ -41,7 +78,8 @@ def family_of(model: Model) -> Family | None:
         return None
     from quantcli.layouts.gguf.families import of_architecture
 
-    return of_architecture(str(model.source.keys.get("general.architecture")))
+    architecture, words = (str(model.source.keys.get(k)) for k in ("general.architecture", "tokenizer.ggml.model"))
+    return of_architecture(architecture, words)
 
 
 def renamed(model: Model, family: Family) -> dict[str, View]:

@@ -12,7 +12,7 @@ from quantcli.dtypes import LONG_NAMES
 Granularity = Literal["tensor", "channel", "group", "block"]
 Family = Literal["int", "midrise", "levels", "learned"]
 GRANULARITIES = ("tensor", "channel", "group", "block")
-ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e8m0": "e8m0"}
+ONE_BYTE = {"float8_e4m3": "e4m3", "float8_e4m3_alone": "e4m3-alone", "float8_e8m0": "e8m0"}
 """Dtypes of scales of one byte, and the variant of `scales` that stores them."""
 IN_SUPER_BLOCKS = "super-blocks"
 """The dtype of scales that GGUF's types store together, and the variant of `scales` that does."""
@@ -27,6 +27,7 @@ PUBLISHED = {
     ("fp4", "e8m0", "group", 32): "mxfp4",
     ("fp8-e4m3", "e8m0", "group", 32): "mxfp8",
     ("fp4", "e4m3", "group", 16): "nvfp4",
+    ("fp4", "e4m3-alone", "group", 16): "nvfp4",
 }
 """Names of the formats that a number format, a storage of scales and groups of a size make."""
 SUPER_BLOCKS = {
@@ -145,6 +146,12 @@ class Scheme:
         object.__setattr__(found, "scale_dtype", scale_dtype)
         return found
 
+    def of_weights(self) -> Scheme:
+        """This scheme with inputs in floating point."""
+        found = copy(self)
+        object.__setattr__(found, "activations", "none")
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values from which `asking.Scheme(**values)` makes this scheme again, as native files store them."""
         grouped, automatic = bool(self.group_size), self.calibration == AUTO  # which chooses the grid
@@ -176,7 +183,13 @@ class Scheme:
         return table((self.name, ""), self.as_dict().items())
 
 
-_SCALE_DTYPES = {**LONG_NAMES, "float8_e4m3": "F8_E4M3", "float8_e8m0": "F8_E8M0", IN_SUPER_BLOCKS: "F16"}
+_SCALE_DTYPES = {
+    **LONG_NAMES,
+    "float8_e4m3": "F8_E4M3",
+    "float8_e4m3_alone": "F8_E4M3",
+    "float8_e8m0": "F8_E8M0",
+    IN_SUPER_BLOCKS: "F16",
+}
 
 
 def scale_dtype_name(name: str) -> str:

@@ -41,6 +41,17 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def change(before: int, after: int) -> str:
+    """How an output compares with what it was made from, in words.
+
+    >>> change(100, 40), change(100, 112), change(100, 100)
+    ('2.50 times smaller', '1.12 times larger', 'as large')
+    """
+    if before == after or not before or not after:
+        return "as large"
+    return f"{before / after:.2f} times smaller" if after < before else f"{after / before:.2f} times larger"
+
+
 def decibels(value: float | None, exact: bool) -> str:
     """An SQNR; `exact` when nothing was lost."""
     return "exact" if exact else "-" if value is None else f"{value:.2f}"

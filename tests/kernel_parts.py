@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
-
 import numpy as np
 import pytest
 from making import BF16 as BFLOAT16
 
-import quantcli.kernels
+from quantcli import library
 from quantcli.kernels import BF16, F16, F32, Kernels, Tile, native
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
-NATIVE = native.find()
+FOUND = library.find()
+NATIVE: Kernels | None = None if FOUND is None else native.NativeKernels(FOUND)
 needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built (no _kernels library)")
 TABLES = [pytest.param(NumpyKernels(), id="numpy"), pytest.param(NATIVE, id="native", marks=needs_native)]
 KINDS = [BF16, F16, F32]
@@ -21,15 +19,8 @@ KINDS = [BF16, F16, F32]
 
 def variants() -> list[Kernels]:
     """Every variant of the native kernels this machine can run."""
-    path = next(p for folder in quantcli.kernels.__path__ for p in Path(folder).glob("_kernels.*"))
-    library = ctypes.CDLL(str(path))
-    level = library.qk_cpu_level()
-    tables: list[Kernels] = []
-    for wanted in sorted({0, min(level, 2), level}):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(native._LEVELS, level, native._LEVELS.get(wanted, "base"))
-            tables.append(native.NativeKernels(library))
-    return tables
+    assert FOUND is not None
+    return [native.NativeKernels(FOUND._replace(variant=name)) for name in library.runnable(FOUND.functions)]
 
 
 def tile_of(values: np.ndarray, kind: int, group: int) -> Tile:

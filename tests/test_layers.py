@@ -18,10 +18,10 @@ from quantcli import registry
 PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
-    "errors", "notebook", "interrupts", "dtypes", "registry", "strict", "patterns", "terminal", "kernels", "metrics",
-    "scheme", "formats", "scales", "calibrators", "deciding", "asking", "tensors", "theory", "stores", "architectures",
-    "layouts", "experts", "models", "naming", "folding", "floats", "matching", "moving", "planning", "passes",
-    "reports", "folders", "api", "cli", "__main__",
+    "errors", "notebook", "interrupts", "dtypes", "registry", "strict", "patterns", "terminal", "library", "memory",
+    "kernels", "metrics", "scheme", "formats", "scales", "calibrators", "deciding", "asking", "tensors", "theory",
+    "stores", "architectures", "layouts", "experts", "models", "naming", "folding", "floats", "matching", "moving",
+    "planning", "passes", "reports", "folders", "api", "cli", "__main__",
 ]  # fmt: skip
 """Packages and the modules beside them; each may import those that stand before it. Arithmetic comes before files,
 files before plans, plans before the passes that carry them out, and what is printed comes last."""
@@ -163,11 +163,12 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
     assert printed(program) == "[]"
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """The same for the help of a command, which lists the variants that exist."""
+@pytest.mark.parametrize("words", [["--version"], ["quantize", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    """The same for the version, which names the kernels, and the help of a command, which lists variants."""
     program = (
         "import sys\nfrom quantcli.cli import main\n"
-        "try: main(['quantize', '--help'])\n"
+        f"try: main({words!r})\n"
         "except SystemExit: pass\n"
         "print('LOADED', sorted({'numpy', 'rich', 'safetensors', 'xxhash', 'yaml'} & set(sys.modules)))"
     )

@@ -8,7 +8,10 @@ Gate, up and down of the experts of a layer are stored
                                                               gpt-oss: their columns alternate; a bias beside each
     flat          X.experts.mlp.w1, v1, w2, all [E * I, H]                              DBRX: down is transposed
     apart         X.experts.gate_proj.weight [E, I, H], up_proj [E, I, H], down_proj [E, H, I]; a bias beside each
-                  X.switch_mlp.gate_proj.weight and so on                               MLX
+                  X.switch_mlp.gate_proj.weight and so on, X.experts.switch_glu of Gemma 4           MLX
+    linear        X.input_linear.weight [E, 2I, H], X.output_linear.weight [E, H, I]    Granite: gate above up
+
+Experts of Nemotron-H have no gate: they are stored one by one, and in MLX as X.switch_mlp.fc1 and fc2.
 
 Shapes of both tensors tell stacked from transposed; which columns are the gate's only the type of model can tell, so
 that it must be one whose code is known.
@@ -39,7 +42,8 @@ ALTERNATING = {"gpt_oss"}
 ONE_BY_ONE = ("gate_proj", "up_proj", "down_proj")
 MIXTRAL = ("w1", "w3", "w2")
 FLAT = ("w1", "v1", "w2")
-"""Words for gate, up and down of most models, of Mixtral and of DBRX."""
+UNGATED = ("", "fc1", "fc2")
+"""Words for gate, up and down of most models, of Mixtral, of DBRX and of MLX's experts without gates."""
 
 SINGLE = re.compile(r"(.*\bexperts)\.(0|[1-9][0-9]{0,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 """Names of experts that are stored one by one."""
@@ -49,8 +53,11 @@ EXPERT = re.compile(r"\bexperts\.")
 
 _STACKED = re.compile(r"(.*\bexperts)\.(gate_up_proj|down_proj)(_bias)?")
 _FLAT = re.compile(r"(.*\bexperts\.mlp)\.(w1|v1|w2)")
-_APART = re.compile(r"(.*\b)(?:experts|switch_mlp)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
-_PARTS = {**dict(zip(ONE_BY_ONE, (GATE, UP, DOWN))), **dict(zip(MIXTRAL, (GATE, UP, DOWN)))}
+_APART = re.compile(
+    r"(.*\b)(?:experts\.switch_glu|experts|switch_mlp)\.(gate_proj|up_proj|down_proj|fc1|fc2)\.(weight|bias)"
+)
+_LINEAR = re.compile(r"(.*\.block_sparse_moe)\.(input_linear|output_linear)\.weight")
+_PARTS = {word: part for words in (ONE_BY_ONE, MIXTRAL, UNGATED) for word, part in zip(words, (GATE, UP, DOWN))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +65,8 @@ class Experts:
     """The experts of a layer.
 
     prefix: what the names of all their tensors begin with. stored: these. weights, biases: by GATE, UP and DOWN the
-    matrices (out, in) and vectors (out, 1) of each expert. single: whether they are stored one by one. dtype: of all.
+    matrices (out, in) and vectors (out, 1) of each expert; there may be none for GATE. single: whether they are stored
+    one by one. dtype: of all.
     """
 
     prefix: str
@@ -71,7 +79,7 @@ class Experts:
     @property
     def count(self) -> int:
         """Number of experts."""
-        return len(self.weights[GATE])
+        return len(self.weights[DOWN])
 
     @property
     def transposed(self) -> bool:
@@ -111,6 +119,7 @@ def find(
     layers, unclear = list[Experts](), dict[str, str]()
     stacks: dict[str, dict[str, TensorInfo]] = {}
     flat: dict[str, dict[str, TensorInfo]] = {}
+    linear: dict[str, dict[str, TensorInfo]] = {}
     single: dict[str, dict[tuple[str, int], TensorInfo]] = {}
     apart: dict[str, dict[tuple[str, str], TensorInfo]] = {}
     for info in infos:
@@ -120,6 +129,8 @@ def find(
             stacks.setdefault(match[1], {})[f"{match[2]}{match[3] or ''}"] = info
         elif match := _FLAT.fullmatch(info.name):
             flat.setdefault(match[1], {})[match[2]] = info
+        elif (match := _LINEAR.fullmatch(info.name)) and len(info.shape) == 3:
+            linear.setdefault(match[1], {})[match[2]] = info
         elif (match := _APART.fullmatch(info.name)) and len(info.shape) == (3 if match[3] == "weight" else 2):
             apart.setdefault(f"{match[1]}experts", {})[_PARTS[match[2]], match[3]] = info
     types = model_types(config)
@@ -127,6 +138,8 @@ def find(
         layers += [found] if (found := _single(prefix, held)) else []
     for prefix, parts in apart.items():
         layers += [found] if (found := _apart(prefix, parts)) else []
+    for prefix, named in linear.items():
+        layers += [found] if (found := _linear(prefix, named)) else []
     for prefix, named in stacks.items():
         either = _stacked(prefix, named, types, known=model.known)
         if isinstance(either, Experts):
@@ -144,8 +157,8 @@ def find(
 
 def _single(prefix: str, held: Mapping[tuple[str, int], TensorInfo]) -> Experts | None:
     """Experts that are stored one by one; None where some are missing or differ."""
-    count = len({number for _, number in held})
-    wanted = {part: [held.get((part, number)) for number in range(count)] for part in (GATE, UP, DOWN)}
+    count, kinds = len({number for _, number in held}), _kinds(part for part, _ in held)
+    wanted = {part: [held.get((part, number)) for number in range(count)] for part in kinds}
     weights: dict[str, tuple[Matrix, ...]] = {}
     for part, each in wanted.items():
         infos = [info for info in each if info is not None]
@@ -154,28 +167,55 @@ def _single(prefix: str, held: Mapping[tuple[str, int], TensorInfo]) -> Experts 
         rows, cols = infos[0].shape
         weights[part] = tuple(Matrix(name=info.name, rows=rows, cols=cols) for info in infos)
     dtypes = {info.dtype for info in held.values()}
-    if len(dtypes) > 1 or len(held) != 3 * count:
+    if len(dtypes) > 1 or len(held) != len(kinds) * count:
         return None
     names = tuple(info.name for info in held.values())
     return Experts(prefix=prefix, stored=names, weights=weights, dtype=dtypes.pop(), single=True)
 
 
+def _kinds(parts: Iterable[str]) -> tuple[str, ...]:
+    """The matrices that experts should have, if they have these: all three, or none for the gate."""
+    return (GATE, UP, DOWN) if GATE in parts else (UP, DOWN)
+
+
+def _linear(prefix: str, named: Mapping[str, TensorInfo]) -> Experts | None:
+    """Experts of Granite, gate above up in one tensor; None where their shapes do not match."""
+    both, down = named.get("input_linear"), named.get("output_linear")
+    found = orientation(both, down) if both is not None and down is not None else None
+    if both is None or down is None or found is None or found[0]:
+        return None
+    _, inner, hidden = found
+    size, firsts = inner * hidden, range(both.shape[0])
+    halves = {part: place * size for place, part in enumerate((GATE, UP))}
+    return Experts(
+        prefix=prefix,
+        stored=(both.name, down.name),
+        weights={
+            part: tuple(Matrix(name=both.name, rows=inner, cols=hidden, first=2 * n * size + first) for n in firsts)
+            for part, first in halves.items()
+        }
+        | {DOWN: tuple(Matrix(name=down.name, rows=hidden, cols=inner, first=n * size) for n in firsts)},
+        dtype=both.dtype,
+    )
+
+
 def _apart(prefix: str, held: Mapping[tuple[str, str], TensorInfo]) -> Experts | None:
     """Experts of which gate, up and down are a tensor each; None where one is missing or their shapes do not match."""
-    weights = [held.get((part, "weight")) for part in (GATE, UP, DOWN)]
+    kinds = _kinds(part for part, _ in held)
+    weights = [held.get((part, "weight")) for part in kinds]
     infos = [info for info in weights if info is not None]
-    if len(infos) < 3 or len({info.dtype for info in infos}) > 1:
+    if len(infos) < len(kinds) or len({info.dtype for info in infos}) > 1:
         return None
-    (count, inner, hidden), up, down = (info.shape for info in infos)
-    if up != (count, inner, hidden) or down != (count, hidden, inner):
+    (count, inner, hidden), *others, down = (info.shape for info in infos)
+    if any(other != (count, inner, hidden) for other in others) or down != (count, hidden, inner):
         return None
-    biases = {part: held[part, "bias"] for part in (GATE, UP, DOWN) if (part, "bias") in held}
+    biases = {part: held[part, "bias"] for part in kinds if (part, "bias") in held}
     if any(bias.shape != held[part, "weight"].shape[:2] for part, bias in biases.items()):
         return None
     return Experts(
         prefix=prefix,
         stored=tuple(info.name for info in held.values()),
-        weights={part: _each(held[part, "weight"]) for part in (GATE, UP, DOWN)},
+        weights={part: _each(held[part, "weight"]) for part in kinds},
         biases={part: _each(bias) for part, bias in biases.items()},
         dtype=infos[0].dtype,
     )

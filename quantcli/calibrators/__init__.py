@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from quantcli.kernels import BlockScales, Kernels, Tile
+    from quantcli.kernels import BlockScales, Finding, Kernels, Tile
     from quantcli.scales import Store
     from quantcli.scheme import Scheme
 
@@ -110,7 +110,8 @@ class Calibrator:
     symmetric bit; affine: whether it supports asymmetric schemes. auto: whether `--calibration auto` tries it. shared:
     for learned levels shared by groups. caution(scheme, n): why it is doubtful for groups of n weights, if it is.
     obstacle(scheme): why it cannot do what its options request. weighs: whether `local` depends on the importance of
-    columns.
+    columns. finding(scheme, n): how the kernels find the same parameters for groups of n integers by themselves, None
+    where they do not.
     """
 
     gather: Gather
@@ -127,3 +128,4 @@ class Calibrator:
     caution: Callable[[Scheme, int], str | None] | None = None
     obstacle: Callable[[Scheme], str | None] | None = None
     weighs: bool = False
+    finding: Callable[[Scheme, int], Finding | None] | None = None

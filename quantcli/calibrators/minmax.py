@@ -13,6 +13,7 @@ import numpy as np
 
 from quantcli.calibrators import Calibrator, Ideal, Observed
 from quantcli.calibrators.searches import ranges
+from quantcli.kernels import Finding, Method
 from quantcli.scheme import Scheme
 
 
@@ -26,4 +27,5 @@ PROVIDES = Calibrator(
     gather=ranges.GATHER,
     solve=solve,
     families=("int", "midrise", "levels"),
+    finding=lambda scheme, n: Finding(Method.SPANNING),
 )

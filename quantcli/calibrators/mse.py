@@ -24,7 +24,7 @@ from quantcli import registry, scales
 from quantcli.calibrators import Calibrator, Ideal, Observed, Option
 from quantcli.calibrators.searches import breakpoints, candidates, histogram, importance, ranges, trials
 from quantcli.formats import fixed_codebook, reach
-from quantcli.kernels import Grids
+from quantcli.kernels import Finding, Grids, Method
 from quantcli.scales import EXACT, Store
 from quantcli.scheme import Scheme
 
@@ -50,17 +50,16 @@ def local(kernels: Kernels, tile: Tile, scheme: Scheme, store: Store = EXACT) ->
         offsets = None if offset is None else offset.astype(np.float64)
         return Ideal(scale.astype(np.float64), offsets, None, blocks)
     effort = scheme.options["effort"]
-    searched = scheme.family == "int" and scheme.options["norm"] == 2 and effort != "exact"
-    if searched and scheme.symmetric:
-        return _symmetric(kernels, tile, scheme, ranges.extreme, effort)
+    if _searched(scheme) and scheme.symmetric:
+        return _symmetric(kernels, tile, scheme, ranges.extreme)
     form = registry.get("formats", scheme.format)
     if form.small is not None and scheme.options["norm"] == 2:
         return _floats(kernels, tile, scheme, store, form.small)
     if scheme.family == "levels" and scheme.options["norm"] == 2 and tile.importance is None:
         return _levels(kernels, tile, scheme, ranges.extreme, effort, store)
     lo, hi = (v.astype(np.float64) for v in (ranges.lo, ranges.hi))
-    if searched and scheme.zero_point == "int":
-        return _affine(kernels, tile, scheme, lo, hi, effort)
+    if _searched(scheme) and scheme.zero_point == "int":
+        return _affine(kernels, tile, scheme, lo, hi)
     if scheme.zero_point == "float" and scheme.options["norm"] == 2:
         return _offsets(kernels, tile, scheme, lo, hi, effort)
     return _by_groups(tile, scheme)
@@ -70,20 +69,39 @@ def _by_groups(tile: Tile, scheme: Scheme) -> Ideal:
     return trials.by_groups(tile, lambda weights, counts: _of(weights, counts, scheme), importance.counts(tile))
 
 
-def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any], effort: str) -> Ideal:
+def _searched(scheme: Scheme) -> bool:
+    """Whether it is integers whose scales the kernels search, where they have no float offsets."""
+    return scheme.family == "int" and scheme.options["norm"] == 2 and scheme.options["effort"] != "exact"
+
+
+def finding(scheme: Scheme, n: int, *, weighted: bool = False) -> Finding | None:
+    """How the kernels search the scales of groups of n integers. weighted: whether columns count differently."""
+    if not _searched(scheme) or scheme.zero_point == "float":
+        return None
+    effort, affine = scheme.options["effort"], not scheme.symmetric
+    tried = candidates.ratios(scheme.bits, n, effort, affine=affine, weighted=weighted)
+    if affine:
+        many = weighted or effort == "best" or scheme.bits > 4 or n > 2048
+        grids = Grids.FIVE_ZEROS if many else Grids.THREE_ZEROS
+    elif scheme.grid == "restricted":
+        grids = Grids.RESTRICTED
+    else:
+        grids = Grids.TURNED if not weighted and _turned(scheme, n, effort) else Grids.BOTH_SIGNS
+    top = (1 << scheme.bits) - 1 if affine else (1 << (scheme.bits - 1)) - 1
+    return Finding(Method.SEARCH, (top / tried).astype(np.float32), grids)
+
+
+def _symmetric(kernels: Kernels, tile: Tile, scheme: Scheme, extreme: NDArray[Any]) -> Ideal:
     top = (1 << (scheme.bits - 1)) - 1
     size = np.abs(extreme)
     normal = size >= np.float32(2.0**-126)
     reciprocal = np.where(normal, np.float32(1) / np.where(normal, size, np.float32(1)), np.float32(0))
-    weighted = tile.importance is not None
-    multipliers = (top / candidates.ratios(scheme.bits, tile.group, effort, weighted=weighted)).astype(np.float32)
-    turned = not weighted and _turned(scheme, tile.group, effort)
-    full = Grids.TURNED if turned else Grids.BOTH_SIGNS
-    grids = Grids.RESTRICTED if scheme.grid == "restricted" else full
-    if grids == Grids.TURNED:
+    how = finding(scheme, tile.group, weighted=tile.importance is not None)
+    assert how is not None and how.multipliers is not None
+    if how.grids == Grids.TURNED:
         reciprocal = np.where(extreme < 0, -reciprocal, reciprocal)
-    scale, grid = kernels.search(tile, reciprocal, None, multipliers, top, grids, importance.counts(tile))
-    negative = (grid == 1) | (grids == Grids.TURNED)
+    scale, grid = kernels.search(tile, reciprocal, None, how.multipliers, top, how.grids, importance.counts(tile))
+    negative = (grid == 1) | (how.grids == Grids.TURNED)
     scale = np.where(negative, -scale, scale) / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     plain = np.where(size > 0, size.astype(np.float64) / top, 1.0)
     return Ideal(np.where(normal & (scale != 0), scale, plain))
@@ -95,7 +113,7 @@ def _turned(scheme: Scheme, n: int, effort: str) -> bool:
     return effort != "best" and (scheme.bits >= 6 or (scheme.bits >= 4 and n <= 400))
 
 
-def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, effort: str) -> Ideal:
+def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array) -> Ideal:
     plain = ranges.spanning(lo, hi, scheme)
     assert plain.zero is not None
     top = (1 << scheme.bits) - 1
@@ -104,15 +122,12 @@ def _affine(kernels: Kernels, tile: Tile, scheme: Scheme, lo: Array, hi: Array, 
     width = np.where(normal, span, 1.0).astype(np.float32)
     reciprocal = np.where(normal, np.float32(1) / width, np.float32(0))
     centre = np.rint(plain.zero).astype(np.float32)
-    weighted = tile.importance is not None
-    found = candidates.ratios(scheme.bits, tile.group, effort, affine=True, weighted=weighted)
-    multipliers = (top / found).astype(np.float32)
-    many = weighted or effort == "best" or scheme.bits > 4 or tile.group > 2048
-    grids = Grids.FIVE_ZEROS if many else Grids.THREE_ZEROS
-    scale, grid = kernels.search(tile, reciprocal, centre, multipliers, top, grids, importance.counts(tile))
+    how = finding(scheme, tile.group, weighted=tile.importance is not None)
+    assert how is not None and how.multipliers is not None
+    scale, grid = kernels.search(tile, reciprocal, centre, how.multipliers, top, how.grids, importance.counts(tile))
     scale = scale / np.where(normal, reciprocal, np.float32(1)).astype(np.float64)
     good = normal & (scale > 0)
-    zero = centre + grid - grids // 2
+    zero = centre + grid - how.grids // 2
     return Ideal(np.where(good, scale, plain.scale), np.where(good, zero, plain.zero))
 
 
@@ -217,4 +232,5 @@ PROVIDES = Calibrator(
     },
     obstacle=obstacle,
     weighs=True,
+    finding=finding,
 )

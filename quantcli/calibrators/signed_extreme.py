@@ -14,6 +14,7 @@ import numpy as np
 
 from quantcli.calibrators import Calibrator, Ideal, Observed
 from quantcli.calibrators.searches import ranges
+from quantcli.kernels import Finding, Method
 from quantcli.scheme import Scheme
 
 
@@ -29,4 +30,5 @@ PROVIDES = Calibrator(
     grid="full",
     any_grid=False,
     affine=False,
+    finding=lambda scheme, n: Finding(Method.EXTREME),
 )

@@ -74,9 +74,9 @@ class _Commands(click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from quantcli import __version__, kernels
+        from quantcli import __version__, library
 
-        click.echo(f"quantcli {__version__} ({kernels.load().name} kernels)")
+        click.echo(f"quantcli {__version__} ({library.name()} kernels)")
         ctx.exit()
 
 

@@ -14,7 +14,7 @@ import click
 from quantcli import registry
 from quantcli.cli import _help, options
 from quantcli.cli._help import F
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 from quantcli.scheme import GRANULARITIES, ROUNDINGS, SCALE_DTYPES
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ def calibrations(text: str) -> Callable[[F], F]:
     """--calibration, for several of them."""
     usual, kind = "the default of quantize", options.Several(CALIBRATIONS)
     return _help.option("--calibration", type=kind, metavar="LIST", help=text, show_default=usual, group="Search")
+
+
+def names(text: str) -> Callable[[F], F]:
+    """--scheme, for several schemes by name."""
+    kind = options.Several(str)
+    return _help.option("--scheme", type=kind, metavar="LIST", group="Common", help=f"{text}; see formats.")
 
 
 symmetric = _help.option(
@@ -309,16 +315,22 @@ def asked_recipe(asked: Mapping[str, Any], fields: dict[str, Any]) -> Recipe:
     return recipe.load(asked["recipe"], fields, [recipe.override(text) for text in asked["override"]])
 
 
+def named_scheme(name: str) -> dict[str, Any]:
+    """The fields of a scheme that --scheme names. Raises UsageError."""
+    from quantcli.planning.named import named
+
+    return named(name, "--scheme")
+
+
 def recipe_of(asked: Mapping[str, Any]) -> Recipe:
     """The schemes that are asked for; of what is left open, those that are usual for the target."""
     where = {name: asked[name] for name in ("granularity", "group_size", "axis")}
     is_given = any(value is not None for value in where.values())
     fields: dict[str, Any] = granularity(**where) if is_given else {}
     if asked["scheme"] is not None:
-        from quantcli.planning.named import named
         from quantcli.planning.recipe import over
 
-        fields = over(named(asked["scheme"], "--scheme"), fields)
+        fields = over(named_scheme(asked["scheme"]), fields)
     for option, name in (
         ("bits", "bits"),
         ("symmetric", "symmetric"),
@@ -333,6 +345,11 @@ def recipe_of(asked: Mapping[str, Any]) -> Recipe:
         if asked[option] is not None:
             fields[name] = asked[option]
     method, own_types = _method(asked), ":" in (asked["to"] or "")
+    if own_types and asked["scheme"] is not None:
+        plain = asked["to"].partition(":")[0]
+        hint = f"leave out one of them; --to {plain} takes schemes, and --override names those of some tensors"
+        problem = f"{asked['to']} gives every tensor a type of its own"
+        raise UsageError(problem, place=["--scheme", printable(asked["scheme"])], hint=hint)
     with naming_options(asked):
         if asked["recipe"] is None and (asked["scheme"] is None or own_types):
             from quantcli.planning.order import with_usual

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from string import ascii_letters
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
-from quantcli.errors import UsageError, printable
+from quantcli.cli._reach import Unit, unit_of, way_out, what_takes_the_room
+from quantcli.errors import UsageError
+from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
-    from quantcli.passes.budget import Menu, Planned
+    from quantcli.folders.components import Chosen, Opened
+    from quantcli.passes.budget import Planned
+    from quantcli.passes.menus import Subject
     from quantcli.planning.order import Order
     from quantcli.planning.plan import Plan
     from quantcli.planning.request import Request
     from quantcli.scheme import Scheme
-    from quantcli.stores import Source
 
 
-BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, 16], [64, 128]
+KEEP = 16
+"""The bits that stand for a tensor as it is."""
+
+BITS, GROUP_SIZES = [2, 3, 4, 5, 6, 8, KEEP], [64, 128]
 """What a plan chooses from by default."""
 
 
@@ -48,8 +53,8 @@ WITH_A_TARGET = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """What a plan must keep, and what it may choose from. target: one of TARGETS; value: what was typed for it.
-    scheme: fields that all choices have; bits: None for the format's own, 16 to keep a tensor. menu: the choices, where
-    the target has types of its own."""
+    scheme: fields that all choices have; bits: None for the format's own, KEEP for a tensor as it is. menu: the
+    choices, where the target has types of its own; names: schemes to choose from by name, beside the others."""
 
     target: str
     value: Any
@@ -57,6 +62,7 @@ class Budget:
     group_sizes: tuple[int, ...]
     scheme: Mapping[str, Any] = field(default_factory=dict)
     menu: tuple[Mapping[str, Any], ...] = ()
+    names: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ()
     ties: bool = True
     uniform: bool = False
@@ -72,7 +78,10 @@ def of_plan(asked: Mapping[str, Any], order: Order) -> Budget:
     if asked["uniform_groups"] and targets[0] not in ("target_size", "target_bpw"):
         raise UsageError("one scheme is found for a size only", place=["--uniform-groups"], hint="give --target-size")
     typed = {"bits": asked["bits"], "group_sizes": asked["group_size"]}
-    lists = {name: tuple(values) for name, values in typed.items() if values is not None}
+    lists: dict[str, Any] = {name: tuple(values) for name, values in typed.items() if values is not None}
+    if asked["scheme"] is not None:
+        lists["names"] = tuple(asked["scheme"])
+        lists.setdefault("bits", (KEEP,))
     return Budget(
         target=targets[0],
         value=asked[targets[0]],
@@ -92,10 +101,19 @@ def of_quantize(asked: Mapping[str, Any], order: Order) -> Budget | None:
     chosen = [name for name, value in asked.items() if name not in WITH_A_TARGET and value not in (None, ())]
     if chosen:
         option = _asking.option_name(chosen[0], asked[chosen[0]])
-        raise UsageError("a size target chooses this itself", place=[option], hint="leave it out, or use plan")
+        raise UsageError("a size target chooses this itself", place=[option], hint=_without(option))
     if len(targets) > 1:
         raise UsageError("one target is needed", hint="give --target-size or --target-bpw")
     return Budget(target=targets[0], value=asked[targets[0]], **usual(order.to))
+
+
+def _without(option: str) -> str:
+    """What to do in place of an option of what a size target chooses."""
+    if option in ("--bits", "--group-size", "--calibration"):
+        return (
+            f"leave it out, or let quantcli plan choose among the values of its {option}, and quantize with its recipe"
+        )
+    return "leave out one of them; --override gives some tensors a scheme that stays"
 
 
 def usual(to: str | None) -> dict[str, Any]:
@@ -114,7 +132,7 @@ def usual(to: str | None) -> dict[str, Any]:
         found["menu"] = export.menu
     fields = export.usual
     if "format" in fields:
-        found |= {"scheme": {"format": fields["format"]}, "bits": (None, 16)}
+        found |= {"scheme": {"format": fields["format"]}, "bits": (None, KEEP)}
     if "group_size" in fields:
         found["group_sizes"] = (fields["group_size"],)
     elif fields.get("granularity") == "channel":
@@ -124,12 +142,13 @@ def usual(to: str | None) -> dict[str, Any]:
 
 budget = _help.options(
     limits(TARGETS, "Common", Target),
+    _asking.names("Schemes to choose from by name, such as FP8_DYNAMIC,NVFP4A16,W4A16; --bits adds others"),
     options.numbers(
         "--bits",
         None,
         "Bit widths to choose from; 16 keeps a tensor as it is.",
         group="Search",
-        shown=f"{_listed(BITS)}; of a --to with one format, that of its own",
+        shown=f"{_listed(BITS)}; of a --to with one format, that of its own; with --scheme 16",
     ),
     options.numbers(
         "--group-size",
@@ -163,72 +182,6 @@ budget = _help.options(
 """What a plan must keep, and what it may choose from."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """What a target was given in: as it was asked for, bytes in one of the unit, its name, decimals of a least size."""
-
-    asked: str
-    size: float
-    name: str
-    decimals: int
-
-    def text(self, nbytes: int) -> str:
-        """So many bytes, for people."""
-        return f"{nbytes / self.size:,.0f}" if self.size == 1 else f"{nbytes / self.size:.3g}"
-
-    def least(self, nbytes: int) -> str:
-        """The least target that holds so many bytes: rounded up, so that it may be asked for."""
-        scale = 10**self.decimals
-        return f"{math.ceil(nbytes / self.size * scale) / scale:.{self.decimals}f} {self.name}"
-
-
-def _unit(name: str, text: str, parameters: int) -> _Unit:
-    """The unit of a target that was typed so."""
-    from quantcli.reports.gates import parsed
-
-    number = text.strip().rstrip(ascii_letters).strip()
-    if name == "target_bpw":
-        return _Unit(f"{number} bits per weight", parameters / 8, "bits per weight", 3)
-    word = text.strip()[len(number) :].strip()
-    size = parsed("target_size", f"1{word}")
-    return _Unit(f"{number} {word if size > 1 else 'bytes'}", size, word if size > 1 else "bytes", 3 if size > 1 else 0)
-
-
-def _what_takes_the_room(least: Planned, unit: _Unit, nbytes: Callable[[str], int]) -> str:
-    """Why a target is out of reach: the smallest file, and what fills it."""
-    tensors = {t.info.name: (t, nbytes(t.info.name)) for t in least.plan.tensors}
-    kept = sorted(((t, n) for t, n in tensors.values() if t.scheme is None), key=lambda k: (-k[1], k[0].info.name))
-    of_kept, of_all = (sum(n for _, n in some) for some in (kept, tensors.values()))
-    large = [(t, n) for t, n in kept[:3] if t is kept[0][0] or 10 * n >= of_kept]
-    named = [f"{printable(t.info.name, 100)} {unit.text(n)} ({printable(t.reason, 40)})" for t, n in large]
-    more = f" and {len(kept) - len(large)} more" if len(kept) > len(large) else ""
-    filled = [f"kept tensors {unit.text(of_kept)}: {', '.join(named)}{more}"] if kept else []
-    filled += [f"quantized tensors {unit.text(of_all - of_kept)}", f"header {unit.text(least.size - of_all)}"]
-    # Whether float16 holds all scales of wider weights is known only once they are measured.
-    open_ = not least.measured and any(
-        t.scale_dtype == "F16" and t.info.dtype != "F16" for t, _ in tensors.values() if t.scheme
-    )
-    reached = f"the smallest file these options allow has {'at least ' if open_ else ''}{unit.least(least.size)}"
-    return f"{unit.asked} cannot be met: {reached} ({'; '.join(filled)})"
-
-
-def _way_out(order: Order, to: str | None, budget: Budget, least: Planned) -> str:
-    """What makes the smallest file smaller, and else to ask for more."""
-    from quantcli.planning.reasons import ALL, TABLES, TABLES_TOO, VECTORS, which
-
-    ways, kept = [], {t.reason for t in least.plan.tensors if t.scheme is None}
-    native = "--to native " if to is not None else ""
-    if order.keep_embeddings and kept & TABLES:
-        ways.append("leave out --keep-embeddings")
-    elif kept & which(lambda reason: ALL in reason.ways) - TABLES - VECTORS and (native or order.keep_defaults):
-        ways.append(f"quantize such tensors too with {native}{ALL}")
-    elif kept & TABLES and (native or order.keep_embeddings is None):
-        ways.append(f"quantize such tensors too with {native}{TABLES_TOO}")
-    if min(b or 16 for b in budget.bits) > min(BITS) and not budget.scheme:
-        ways.append("allow fewer --bits")
-    return ", or ".join([*ways, "ask for more"])
-
-
 def _with_experts_tied(request: Request, first: Plan) -> Request:
     """A request that gives all experts of a model one scheme, where loaders of the target take no other."""
     from quantcli.architectures import EXPERTS
@@ -243,22 +196,32 @@ def _with_experts_tied(request: Request, first: Plan) -> Request:
     return replace(request, ties=(*request.ties, tied)) if experts else request
 
 
-def _stored_by(to: str | None, schemes: list[Scheme], console: options.Console) -> tuple[list[Scheme], bool]:
-    """The schemes a target stores, with scales as it stores them, and whether one model may mix them. Raises UsageError
-    where it stores none; those left out are reported."""
+def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[Scheme], bool, str]:
+    """The schemes the target of a model stores, with scales as it stores them, whether one model may mix them, and the
+    line about those that are left out. Raises UsageError where it stores none."""
     if to is None:
-        return schemes, True
+        _check_native(schemes)
+        return schemes, True, ""
     from quantcli.layouts.writer import named
+    from quantcli.planning.targets import nearest
+    from quantcli.stores.pipelines import prefixed
 
     export = named(to)
     stored = [s for s in schemes if export.accepts.obstacle(s) is None]
     left = [s.name for s in schemes if s not in stored]
     if not stored:
-        hint = f"it stores {export.accepts.describe()}"
+        hint = nearest(schemes[0], export) or f"it stores {export.accepts.describe()}"
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
-    if left:
-        console.inform(f"{to} does not store {', '.join(left)}: not among the choices")
-    return [export.suited(s) for s in stored], export.mixes
+    line = prefixed(name, f"{to} does not store {', '.join(left)}: not among the choices") if left else ""
+    return [export.suited(s) for s in stored], export.mixes, line
+
+
+def _check_native(schemes: Sequence[Scheme]) -> None:
+    """Raise UsageError for a scheme that quantcli's own layout does not have."""
+    for scheme in schemes:
+        if scheme.storage == IN_SUPER_BLOCKS:
+            problem = f"super-blocks ({scheme.name}) are stored in GGUF only"
+            raise UsageError(problem, place=["--scheme"], hint="add --to gguf")
 
 
 def _where(size: int) -> dict[str, Any]:
@@ -270,83 +233,148 @@ def _schemes(order: Order, budget: Budget) -> list[Scheme]:
     """The schemes to choose from. Raises UsageError where there are none."""
     asked = {"bits": budget.bits, "group_size": budget.group_sizes, "calibration": budget.calibrations}
     methods: list[dict[str, Any]] = [{"calibration": name} for name in budget.calibrations] or [{}]
+    called = [_asking.named_scheme(name) for name in budget.names]
     with _asking.naming_options(asked):
         schemes = [
             order.recipe.scheme({**budget.scheme, **({"bits": bits} if bits else {}), **_where(size), **method})
             for method in methods
             for size in budget.group_sizes
             for bits in budget.bits
-            if bits != 16 and not budget.menu
+            if bits != KEEP and not budget.menu
         ]
-        schemes += [order.recipe.scheme({**fields, **method}) for method in methods for fields in budget.menu]
+        schemes += [
+            order.recipe.scheme({**fields, **method}) for method in methods for fields in (*budget.menu, *called)
+        ]
     if not schemes:
         raise UsageError("there is nothing to choose from", place=["--bits"], hint="name widths below 16")
     return schemes
 
 
-def planned(
-    source: Source, src: str, order: Order, to: str | None, budget: Budget, threads: int, console: options.Console
-) -> tuple[Planned, int | None]:
-    """The best plan for a source, and the bytes it was to stay within."""
-    from quantcli.folders import job
+def _subject(
+    name: str, one: Opened, request: Request, schemes: Sequence[Scheme], mixed: bool, console: options.Console
+) -> Subject:
+    """A model that schemes are chosen for."""
     from quantcli.folders import output as outputs
-    from quantcli.passes import budget as planning
-    from quantcli.passes.weighting import WEIGHTINGS, factors
+    from quantcli.passes.menus import Subject
     from quantcli.planning.plan import make
     from quantcli.reports.build import unweighted
-    from quantcli.stores import need_file
+    from quantcli.stores.pipelines import why_kept
 
-    schemes = _schemes(order, budget)
-    need_file(source, "planning")
-    request = job.request(source, order, to, warn=options.warn)
-    schemes, mixed = _stored_by(to, schemes, console)
-    request = replace(request, scheme=schemes[0])
-    first = make(source.infos(), request)
+    first = make(one.source.infos(), request)
     request = _with_experts_tied(request, first)
     for line in () if console.quiet else unweighted(first.tensors):
         options.warn(line)
 
     def size_of(plan: Plan) -> int:
-        """Bytes of a plan in files of the size asked for."""
         assert plan.request is not None
         sized = replace(plan.request, max_shard_size=request.max_shard_size)
-        return outputs.size_of(source, replace(plan, request=sized))
+        return outputs.size_of(one.source, replace(plan, request=sized))
+
+    return Subject(
+        name=name,
+        source=one.source,
+        request=request,
+        schemes=tuple(schemes),
+        mixed=mixed,
+        named=one.component is not None and bool(why_kept(one.component)),
+        size_of=size_of,
+        nbytes_of=partial(outputs.nbytes_of, one.source),
+    )
+
+
+def _subjects(
+    found: Chosen, order: Order, budget: Budget, console: options.Console
+) -> tuple[Chosen, tuple[Subject, ...], list[str]]:
+    """All models that a path names, those that schemes are chosen for, and the lines about schemes left out."""
+    from quantcli.folders import components
+    from quantcli.stores import need_file
+
+    schemes = _schemes(order, budget)
+    for one in found.models.values():
+        need_file(one.source, "planning")
+    stored = {name: _stored_by(name, one.to, schemes) for name, one in found.models.items()}
+    begun = {one.source: stored[name][0][0] for name, one in found.models.items()}
+    chosen, requests = components.requested(
+        found, options.warn, lambda one, request: replace(request, scheme=begun[one.source])
+    )
+    subjects = [_subject(name, one, requests[name], *stored[name][:2], console) for name, one in chosen.models.items()]
+    return chosen, tuple(subjects), [line for _, _, line in stored.values() if line]
+
+
+def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tuple[int | None, Unit | None]:
+    """The bytes that a plan is to stay within, and the unit that was asked for; None where the error is limited. Raises
+    UsageError where nothing need be quantized."""
+    from quantcli.planning.plan import make
 
     name, value = budget.target, budget.value
-    target: int | None = None
-    if name in ("target_size", "target_bpw"):
-        parameters = sum(info.numel for info in source.infos())
-        unit = _unit(name, value.text, parameters)
-        target = int(value if name == "target_size" else value * parameters / 8)
-        whole = sum(info.nbytes for info in source.infos())
-        nbytes = outputs.nbytes_of(source, first)
-        if 16 in budget.bits and target >= whole + size_of(first) - sum(nbytes(t.info.name) for t in first.tensors):
-            problem = f"{unit.asked} are enough for all of it as it is"
-            raise UsageError(problem, place=[src, _asking.option_name(name)], hint="quantizing is not needed")
-    weighting: Any = "absolute" if target is None else budget.weighting
-    if weighting not in WEIGHTINGS:
-        weighting = factors(weighting, [info.name for info in source.infos()])
+    if name not in ("target_size", "target_bpw"):
+        return None, None
+    kept = [info for source, _ in chosen.kept.values() if source is not None for info in source.infos()]
+    infos = [info for subject in subjects for info in subject.source.infos()]
+    parameters = sum(info.numel for info in [*infos, *kept])
+    unit = unit_of(name, value.text, parameters)
+    target = int(value if name == "target_size" else value * parameters / 8)
+    whole = chosen.kept_bytes
+    for s in subjects:
+        first = make(s.source.infos(), s.request)
+        nbytes = s.nbytes_of(first)
+        header = s.size_of(first) - sum(nbytes(t.info.name) for t in first.tensors)
+        whole += header + sum(info.nbytes for info in s.source.infos())
+    if KEEP in budget.bits and target >= whole:
+        problem = f"{unit.asked} are enough for all of it as it is"
+        raise UsageError(problem, place=[chosen.src, _asking.option_name(name)], hint="quantizing is not needed")
+    return target, unit
 
-    def nbytes_of(plan: Plan) -> Callable[[str], int]:
-        return outputs.nbytes_of(source, plan)
 
-    def variants(menu: Menu) -> list[Menu]:
-        return [menu] if mixed and not budget.uniform else planning.with_one_scheme(menu)
+def _weighting(budget: Budget, limited: bool, subjects: Sequence[Subject]) -> str | dict[str, dict[str, float]]:
+    """How errors add up: by name, or from a file for each tensor of each model."""
+    from quantcli.passes.weighting import WEIGHTINGS, factors
+    from quantcli.stores.pipelines import within
 
-    menu = planning.menu_of(source, request, schemes, keep=16 in budget.bits, ties=budget.ties, nbytes_of=nbytes_of)
+    if limited or budget.weighting in WEIGHTINGS:
+        return "absolute" if limited else budget.weighting
+    names = {s.name: [info.name for info in s.source.infos()] for s in subjects}
+    found = factors(budget.weighting, [within(name, n) for name, own in names.items() for n in own])
+    return {name: {n: found[within(name, n)] for n in own} for name, own in names.items()}
+
+
+def _fewer_bits(budget: Budget) -> str:
+    """How to ask for fewer bits than were asked for; empty where there are none."""
+    return "allow fewer --bits" if min(b or KEEP for b in budget.bits) > min(BITS) and not budget.scheme else ""
+
+
+def planned(
+    found: Chosen, order: Order, budget: Budget, threads: int, console: options.Console
+) -> tuple[Chosen, Planned, int | None]:
+    """The best plan for the models that a path names, these without components that stay as they are, and the bytes it
+    was to stay within."""
+    from quantcli.folders import components
+    from quantcli.passes import budget as planning
+    from quantcli.passes import menus
+
+    chosen, subjects, left_out = _subjects(found, order, budget, console)
+    target, unit = _target(chosen, budget, subjects)
+    weighting = _weighting(budget, target is None, subjects)
+    offer = menus.offer_of(subjects, keep=KEEP in budget.bits, ties=budget.ties, beside=chosen.kept_bytes)
     try:
         if target is not None:
-            planning.check_reach(variants(menu), source, request, size_of, target)
+            planning.check_reach(offer.variants(uniform=budget.uniform), target)
+        console.inform(*left_out)  # only now, for an error is one line
         with console.bar("planning") as progress:
-            menu = planning.measured(
-                menu, source, weighting=weighting, nbytes_of=nbytes_of, threads=threads, progress=progress
-            )
+            offer = menus.measured(offer, weighting=weighting, threads=threads, progress=progress)
+        variants = offer.variants(uniform=budget.uniform)
         if target is not None:
-            return planning.best_within(variants(menu), source, request, size_of, target), target
+            plan = planning.best_within(variants, target)
+        else:
+            power = sum(u.choices[0].power for u in offer.units)
+            cost = power * (10 ** (-budget.value / 10) if budget.target == "min_sqnr" else budget.value)
+            plan = planning.best_reaching(variants, cost)
     except planning.OutOfReachError as error:
-        problem = _what_takes_the_room(error.least, unit, nbytes_of(error.least.plan))
-        hint = _way_out(order, to, budget, error.least)
-        raise UsageError(problem, place=[src, _asking.option_name(name)], hint=hint) from None
-    power = sum(u.choices[0].power for u in menu.units)
-    cost = power * (10 ** (-value / 10) if name == "min_sqnr" else value)
-    return planning.best_reaching(variants(menu), source, request, size_of, cost), None
+        assert unit is not None
+        problem = what_takes_the_room(error.least, unit, offer, chosen.kept)
+        smaller = "name smaller schemes" if budget.names else _fewer_bits(budget)
+        hint = way_out(chosen, order, error.least, smaller=smaller, widths=not budget.scheme)
+        raise UsageError(problem, place=[chosen.src, _asking.option_name(budget.target)], hint=hint) from None
+    if plan.whole:
+        chosen = components.without(chosen, dict.fromkeys(plan.whole, "the budget has room for all of it"))
+    return chosen, plan, target

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -13,8 +12,7 @@ from quantcli.cli import _help, options
 from quantcli.cli._help import F
 
 if TYPE_CHECKING:
-    from quantcli.floats import Reading
-    from quantcli.stores import Source
+    from quantcli.folders.components import Chosen
 
 
 def _as_float(text: str) -> Callable[[F], F]:
@@ -25,6 +23,16 @@ original_as_float = _as_float(
     "Read the integers of an original in .npy or .npz as the signal that quantize --as-float read."
 )
 """--as-float of commands that measure."""
+
+variant = _help.option(
+    "--variant",
+    metavar="NAME",
+    default=None,
+    help="Which weights of a folder to take where it has several, such as fp16 for model.fp16.safetensors.",
+    show_default="those without a variant",
+    group="Selection",
+)
+"""--variant, which commands on one model hand to its folder, and those on two to each that has it."""
 
 _OPTIONS = _help.options(
     _help.option(
@@ -43,14 +51,7 @@ _OPTIONS = _help.options(
         "8-bit and 4-bit float formats that models are published in are always decoded.",
         group="Selection",
     ),
-    _help.option(
-        "--variant",
-        metavar="NAME",
-        default=None,
-        help="Which weights of a folder to take where it has several, such as fp16 for model.fp16.safetensors.",
-        show_default="those without a variant",
-        group="Selection",
-    ),
+    variant,
     _help.option(
         "--lora",
         metavar="PATH",
@@ -82,19 +83,13 @@ def reading(command: F) -> F:
     return cast(F, _OPTIONS(with_reading))
 
 
-@contextlib.contextmanager
-def float_source(src: str, reading: Reading, console: options.Console) -> Iterator[Source]:
-    """The source SRC names. Raises DataError when it may not be quantized."""
-    from quantcli.floats import float_source
-
-    with float_source(src, reading, say=console.inform) as source:
-        yield source
-
-
-def inform_of(source: Source, console: options.Console) -> None:
-    """Print what the weights of a source are decoded from, and how experts are arranged, for documents that do not say
+def inform_of(found: Chosen, console: options.Console) -> None:
+    """Print what the weights of models are decoded from, and how experts are arranged, for documents that do not say
     it."""
-    if source.decoded_from:
-        console.inform(f"source: {source.decoded_from}")
-    if source.arranged:
-        console.inform(source.arranged)
+    from quantcli.stores.pipelines import prefixed
+
+    for name, one in found.models.items():
+        if one.source.decoded_from:
+            console.inform(prefixed(name, f"source: {one.source.decoded_from}"))
+        if one.source.arranged:
+            console.inform(prefixed(name, one.source.arranged))

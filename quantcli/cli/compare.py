@@ -21,6 +21,7 @@ from quantcli.cli import _gating, _help, _sources, options
 @click.argument("after", metavar="B", type=_help.FILE)
 @_gating.gates
 @_sources.original_as_float
+@_sources.variant
 @options.show_all
 @_gating.renderings
 @options.threads
@@ -31,6 +32,7 @@ def command(
     baseline: str | None,
     config: str | None,
     as_float: bool,
+    variant: str | None,
     show_all: bool,
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
@@ -40,7 +42,8 @@ def command(
 ) -> None:
     """Decode both models and measure B against A, tensor by tensor.
 
-    A and B are files or checkpoint folders: float, quantcli's own, or in a layout that `quantcli help targets` lists.
+    A and B are files, checkpoint folders or pipelines of several models: float, quantcli's own, or in a layout that
+    `quantcli help targets` lists.
     Where both say what they cost, the tensors that got worse from A to B are listed too. Gates and exit codes are
     those of report.
     """
@@ -58,7 +61,9 @@ def command(
     known = (baseline, earlier.load(baseline, after)) if baseline is not None else None
     with console.bar("comparing") as bar:
         count = options.thread_count(threads)
-        result = api.compare(before, after, as_float=as_float, threads=count, progress=bar, say=console.inform)
+        result = api.compare(
+            before, after, as_float=as_float, variant=variant, threads=count, progress=bar, say=console.inform
+        )
     result = gates.judged(result, wanted, known)
     gates.check_rules([(result, wanted)])
     _gating.finish([result], rendering, outputs, console, show_all=show_all)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from quantcli.cli import _help, _naming, options
+from quantcli.cli import _help, _naming, _sources, options
 from quantcli.dtypes import LONG_NAMES
-from quantcli.errors import DataError
-
-if TYPE_CHECKING:
-    from quantcli.stores import Source
 
 
 @_help.command(
@@ -33,6 +28,7 @@ if TYPE_CHECKING:
     show_default="the original one of each, float32 where the file does not store it",
     group="Common",
 )
+@_sources.variant
 @options.threads
 @options.console
 def command(
@@ -40,52 +36,51 @@ def command(
     output: str | None,
     force: bool,
     dtype: str | None,
+    variant: str | None,
     threads: int | None,
     console: options.Console,
 ) -> None:
     """Write SRC's tensors under their original names, shapes and dtypes, decoded to what every reader gets.
 
     SRC is a file or folder of quantcli, or in a layout that `quantcli help targets` lists. A folder gives a folder with
-    its config.json and what else lies beside the weights, unless a .safetensors file is named.
+    its config.json and what else lies beside the weights, unless a .safetensors file is named. A pipeline gives a
+    pipeline, each component decoded.
     """
-    from quantcli.folders import dequantize, sidefiles
-    from quantcli.models import left_out, open_model
+    from quantcli.folders import components, dequantize, prepare
+    from quantcli.models import left_out
     from quantcli.passes import decode as decoding
-    from quantcli.passes.export import check_output
     from quantcli.reports.dequantized import DequantizeReport
-    from quantcli.stores import need_file
+    from quantcli.stores.pipelines import prefixed
 
     began = time.perf_counter()
     _naming.check_model(output, None)
-    with options.standard_output(output, console) as named, open_model(src) as model:
-        need_file(model.source, "dequantizing")
-        decoded = len(model.quantized)
-        if not decoded:
-            raise DataError("it holds no quantized tensor", place=[src])
-        source = model.source
-        target = named or _default_output(src, source)
-        folder = None if target.lower().endswith(".safetensors") else source.folder
-        real = check_output(source, target, folder=folder is not None, force=force)
-        side = sidefiles.of(source, real, folder=folder is not None)
-        decode = functools.partial(dequantize.write, side=side) if folder is not None else decoding.write
-        warnings = [*source.warnings, *left_out(model.values()), *side.warnings()]
+    with (
+        options.standard_output(output, console) as named,
+        components.quantized(src, variant, "dequantizing") as found,
+    ):
+        if found.home:
+            components.check_one_file(None, output)
+        home = found.home or found.models[""].source.folder
+        target = named or _default_output(src, home)
+        folder = home is not None and not target.lower().endswith(".safetensors")
+        real, side = prepare.destination(found.home, found.sources, found.kept, target, folder=folder, force=force)
+        left = [prefixed(name, line) for name, model in found.models.items() for line in left_out(model.values())]
+        warnings = [*found.warnings, *left, *side.warnings()]
         console.inform(*warnings)
+        how: dict[str, Any] = {"dtype": LONG_NAMES[dtype] if dtype else None, "threads": options.thread_count(threads)}
         with console.bar(os.path.basename(target)) as bar:
-            size = decode(
-                model,
-                model,
-                real,
-                dtype=LONG_NAMES[dtype] if dtype else None,
-                force=force,
-                threads=options.thread_count(threads),
-                progress=bar,
-            )
+            if folder:
+                size = dequantize.write(found.models, real, home=home, side=side, force=force, progress=bar, **how)
+            else:
+                model = found.models[""]
+                size = decoding.write(model, model, real, force=force, progress=bar, **how)
+        whole = [source for source, _ in found.kept.values() if source is not None]
         report = DequantizeReport(
             source=src,
             output=target,
-            tensors=len(model),
-            decoded=decoded,
-            bytes_out=size,
+            tensors=sum(map(len, found.models.values())) + sum(len(source.infos()) for source in whole),
+            decoded=sum(len(model.quantized) for model in found.models.values()),
+            bytes_out=size + found.kept_bytes,
             seconds=time.perf_counter() - began,
             warnings=warnings,
         )
@@ -93,10 +88,10 @@ def command(
         options.show(report, console)
 
 
-def _default_output(src: str, source: Source) -> str:
-    """The name of the output beside SRC."""
-    if source.folder is not None:
-        return f"{os.path.normpath(source.folder)}-dequantized"
+def _default_output(src: str, home: str | None) -> str:
+    """The name of the output beside SRC. home: the folder of its models, None for a file."""
+    if home is not None:
+        return f"{os.path.normpath(home)}-dequantized"
     stem = os.path.splitext(os.path.normpath(src))[0] if src != "-" else "model"
     return f"{stem}-dequantized.safetensors"
 

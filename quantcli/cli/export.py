@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from quantcli import registry
-from quantcli.cli import _help, _naming, options
+from quantcli.cli import _help, _naming, _sources, options
 from quantcli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from quantcli.moving import Movable
+    from quantcli.passes.export import Export
+    from quantcli.passes.tiles import Progress
 
 
 def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -71,6 +78,7 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="What codes of MXFP4 become: NVFP4 holds them too, and other codes stay what they are.",
     group="Scheme",
 )
+@_sources.variant
 @options.container
 @options.show_all
 @options.threads
@@ -82,6 +90,7 @@ def command(
     force: bool,
     requantizing: bool,
     scheme: str | None,
+    variant: str | None,
     container: bool,
     show_all: bool,
     threads: int | None,
@@ -92,60 +101,89 @@ def command(
     SRC may be of quantcli, AWQ, GPTQ, compressed-tensors, MLX, GGUF and others that `quantcli help targets` lists.
     Nothing is quantized again: what the target cannot store is refused, unless --requantize is given. A folder
     gives a folder, with config.json as the loader wants it; a file gives a file, or a folder where -o is a name without
-    .safetensors. The report says what was lossless, and what rounding the parameters cost elsewhere.
+    .safetensors. A pipeline gives a pipeline, where its loaders take the target. The report says what was lossless,
+    and what rounding the parameters cost elsewhere.
     """
+    from quantcli.folders import components, prepare
     from quantcli.folders import output as outputs
-    from quantcli.folders import sidefiles
     from quantcli.folders.job import default_name
-    from quantcli.models import open_model
     from quantcli.moving import movable
-    from quantcli.passes import export, requantize
-    from quantcli.passes.outputs import notes as conversion_notes
+    from quantcli.passes import export
     from quantcli.reports import exported
-    from quantcli.stores import need_file
+    from quantcli.stores.pipelines import prefixed
 
     if ":" in target:
         hint = f"use quantize --to {target}"
         raise UsageError("types are chosen where weights are quantized", place=[f"--to {target}"], hint=hint)
     _naming.check_model(output, target)
     export.check_standard_output(target, output)
-    with options.standard_output(output, console) as named, open_model(src) as opened:
-        need_file(opened.source, "exporting")
-        model = movable(opened, target, container=container, scheme=scheme)
-        source = model.source
-        folder = export.as_folder(source, target, named)
-        place = named or default_name(src, "", target)
-        real = export.check_output(source, place, folder=folder, force=force)
-        wanted = requantize.changes(model, target) if requantizing else {}
+    with options.standard_output(output, console) as named, components.quantized(src, variant, "exporting") as found:
+        if found.home:
+            components.check_one_file(target, output, container=container)
+        for name in found.models if found.home else ():
+            components.check_target(found.components[name], target, place=found.models[name].path)
+        asked = _Asked(target=target, container=container, requantizing=requantizing)
+        moving = {n: movable(model, target, container=container, scheme=scheme) for n, model in found.models.items()}
+        sources = {name: model.source for name, model in moving.items()}
+        folder = bool(found.home) or export.as_folder(sources[""], target, named)
+        place = named or default_name(found.home or src, "", target)
+        real, side = prepare.destination(found.home, sources, found.kept, place, folder=folder, force=force)
         began = time.perf_counter()
-        try:
-            outgoing = export.outgoing(model, wanted, target, container=container)
-            notes = conversion_notes(outgoing.conversion, config=folder and outgoing.beside("config.json") is not None)
-        except UsageError as error:
-            raise (error.within(source.path) if wanted else requantize.refused(model, target, error)) from None
-        except DataError as error:
-            raise error.within(source.path) from None
-        side = sidefiles.of(source, real, folder=folder)
-        warnings = [*source.warnings, *side.warnings()]
-        console.inform(*model.notes, *notes, *warnings)
         with console.bar(os.path.basename(output or place)) as bar:
             count = options.thread_count(threads)
-            moved = export.Export(model=model, outgoing=outgoing, wanted=wanted, threads=count, progress=bar)
-            size, exact = outputs.move(moved, real, folder=folder, force=force, side=side)
+            exports = {name: _export(model, asked, count, bar) for name, model in moving.items()}
+            told = [prefixed(n, line) for n, one in exports.items() for line in _notes(one, folder=folder)]
+            warnings = [*found.warnings, *side.warnings()]
+            console.inform(*told, *warnings)
+            home = found.home or sources[""].folder
+            moved = outputs.move(exports, real, home=home, folder=folder, force=force, side=side)
         report = exported.report_of(
-            moved,
-            size,
-            exact,
+            exports,
+            {name: one.exact for name, one in moved.items()},
             source=src,
             output=output or place,
             target=target,
             warnings=warnings,
             copied=[f.name for f in side.copied] if folder else [],
-            bytes_in=sum(f.size for f in source.files()),
+            bytes_in=sum(f.size for source in sources.values() for f in source.files()) + found.kept_bytes,
+            bytes_out=sum(one.size for one in moved.values()) + found.kept_bytes,
             seconds=time.perf_counter() - began,
         )
     if output != "-":
         options.show(report, console, show_all=show_all)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is asked of every model that is exported."""
+
+    target: str
+    container: bool
+    requantizing: bool
+
+
+def _export(model: Movable, asked: _Asked, threads: int, bar: Progress) -> Export:
+    """A model on its way into the target. Raises UsageError and DataError for what that does not store."""
+    from quantcli.passes import export, requantize
+
+    wanted = requantize.changes(model, asked.target) if asked.requantizing else {}
+    try:
+        outgoing = export.outgoing(model, wanted, asked.target, container=asked.container)
+        outgoing.conversion  # noqa: B018 - refused here
+    except UsageError as error:
+        raise (error.within(model.source.path) if wanted else requantize.refused(model, asked.target, error)) from None
+    except DataError as error:
+        raise error.within(model.source.path) from None
+    return export.Export(model=model, outgoing=outgoing, wanted=wanted, threads=threads, progress=bar)
+
+
+def _notes(export: Export, *, folder: bool) -> list[str]:
+    """What there is to say of a model before it is written."""
+    from quantcli.passes.outputs import notes
+
+    outgoing = export.outgoing
+    config = folder and outgoing.beside("config.json") is not None
+    return [*export.model.notes, *notes(outgoing.conversion, config=config)]
 
 
 PROVIDES = command

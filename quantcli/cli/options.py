@@ -275,6 +275,10 @@ class _Targets(_help.Names):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The name, with that of the kind as it is called."""
+        if value == "native" and "native" not in self.choices:
+            problem = "quantcli's own layout is not one of another tool"
+            hint = "quantize --to native --requantize SRC decodes its weights and quantizes them again"
+            raise UsageError(problem, place=["--to native"], hint=hint)
         if not isinstance(value, str) or ":" not in value:
             return super().convert(value, param, ctx)
         from quantcli.layouts.writer import checked
@@ -287,7 +291,7 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
     name = "list"
 
-    def __init__(self, kind: type[int] | _help.Names) -> None:
+    def __init__(self, kind: type[int] | type[str] | _help.Names) -> None:
         self.kind = kind
 
     @property
@@ -305,6 +309,9 @@ class Several(click.ParamType):  # type: ignore[type-arg,unused-ignore]
                 if name not in self.kind.choices:
                     self.fail(f"{word.strip()!r} is not one of {', '.join(self.kind.choices)}", param, ctx)
                 found.append(name)
+                continue
+            if self.kind is str:
+                found.append(word.strip())
                 continue
             try:
                 found.append(int(word))

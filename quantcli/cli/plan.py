@@ -53,13 +53,13 @@ def command(
 
     Bytes are exact: codes, scales, padding, kept tensors and the header are counted, so the file quantize writes with
     the recipe never has a byte more than the target, in the layout of --to, which the recipe names. Beside the cost
-    stands a bound that no choice undercuts.
+    stands a bound that no choice undercuts. The components of a pipeline have one budget together, and one recipe.
     """
-    from quantcli.folders import job
+    from quantcli.folders import components, prepare
     from quantcli.folders.output import nbytes_of
     from quantcli.planning import kinds, recipe_writing
-    from quantcli.planning.order import aimed
     from quantcli.reports import planned
+    from quantcli.stores.pipelines import prefixed
 
     read = [src, *(asked.get(name) for name in ("recipe", "importance", "weighting")), *reading.loras]
     if output is not None:
@@ -67,21 +67,20 @@ def command(
         _naming.check_recipe(output)
     order = _asking.order(asked, _asking.asked_recipe(asked, {}))
     budget = _budget.of_plan(asked, order)
-    with _sources.float_source(src, replace(reading, to=order.to), console) as source:
-        source, to, why = aimed(source, order, folder=source.folder is not None)
-        console.inform(*[why] if why else [])
-        if to is not None:
-            job.check_target(source, to, None)
-        _sources.inform_of(source, console)
-        found, target = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)
-        nbytes = nbytes_of(source, found.plan)
-        console.inform(*kinds.said(found.request))
-        report = planned.report_of(found, nbytes, source=src, target=target, explain=explain)
-        report = replace(report, warnings=[*source.warnings, *report.warnings])
+    with components.opened(src, order, reading, output=None, say=console.inform) as found:
+        _sources.inform_of(found, console)
+        chosen, plan, target = _budget.planned(found, order, budget, options.thread_count(threads), console)
+        console.inform(*chosen.notes)
+        nbytes = {name: nbytes_of(chosen.models[name].source, own) for name, own in plan.plans.items()}
+        for name, request in plan.requests.items():
+            console.inform(*(prefixed(name, line) for line in kinds.said(request)))
+        report = planned.report_of(plan, nbytes, source=src, target=target, explain=explain)
+        report = replace(report, warnings=[*found.warnings, *report.warnings])
+        recipe = prepare.spelt_out(chosen, plan.requests, order) if chosen.folder else plan.requests[""]
     for line in () if console.quiet else report.warnings:
         options.warn(line)
     if output is not None:
-        options.replace_file(output, recipe_writing.dump(found.request, order.settings, os.path.dirname(output)), read)
+        options.replace_file(output, recipe_writing.dump(recipe, order.settings, os.path.dirname(output)), read)
     options.show(report, console, show_all=show_all)
 
 

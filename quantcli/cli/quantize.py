@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,10 +108,8 @@ def command(
     recipe, beside SRC; name a .safetensors file to get all shards in one), and prints what it cost. Norms, biases,
     embeddings and small tensors are kept as they are; every tensor's fate and its reason are in the report.
     """
-    from quantcli.folders import job, pipeline
+    from quantcli.folders import components, job, prepare
     from quantcli.planning import recipe_writing
-    from quantcli.planning.order import aimed
-    from quantcli.stores import pipelines
 
     order = _asking.order(asked, output=output)
     budget = _budget.of_quantize(asked, order)
@@ -121,78 +119,40 @@ def command(
     if output == "-" and order.max_shard_size is not None:
         raise UsageError("standard output is one file", place=["--max-shard-size"], hint="name a file with -o")
     run = Run(output=output, dry_run=dry_run, threads=threads, show_all=show_all)
-    if pipelines.folder_of(src):
-        _check_pipeline(output, asked, budget, pipelines.folder_of(src))
-        with pipeline.prepared(
-            src,
-            order,
-            output,
-            recipe_name=asked["recipe"],
-            reading=reading,
-            force=force,
-            resume=resume,
-            dry_run=dry_run,
-            say=options.warn,
-        ) as ready:
-            _run_pipeline(ready, src, asked, run, console)
-        return
+    say = console.inform
     with (
         options.standard_output(None if dry_run else output, console) as named,
-        _sources.float_source(src, replace(reading, to=order.to), console) as source,
+        components.opened(src, order, reading, output=output, say=say) as found,
     ):
         saved = None if dry_run else asked["save_recipe"]
         importance = order.importance or (order.recipe.importance or (None,))[0]
         read = [src, asked["recipe"], asked["codebook"], importance, order.activation_scales, *reading.loras]
         _check_saved(saved, named, read)
-        source, to, why = aimed(source, order, folder=job.as_folder(source, named or "", None))
-        console.inform(*[why] if why else [])
-        if to is not None:
-            job.check_target(source, to, output)
-        request = None
+        how: dict[str, Any] = {"force": force, "resume": resume, "dry_run": dry_run}
+        how["read"] = [path for path in read[1:] if path is not None]
         if budget is None:
-            request = job.request(source, order, to, warn=options.warn)
-            request = job.spelt_out(source, request) if saved is not None else request
-        target, folder = job.place(source, src, order, to, named, job.label(request, asked["recipe"]))
+            chosen, requests = components.requested(found, options.warn)
+            if saved is not None and not chosen.folder:
+                requests = {"": prepare.spelt_out(chosen, requests, order)}
+            target, folder = prepare.place(
+                chosen, order, named, job.label(next(iter(requests.values())), asked["recipe"])
+            )
+        else:
+            target, folder = prepare.place(found, order, named, job.label(None, asked["recipe"]))
+            prepare.checked(found, order, target, folder=folder, **how)
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
-        if request is None:
-            assert budget is not None
-            how = {"folder": folder, "force": force, "resume": resume, "dry_run": dry_run}
-            job.checked(source, order, target, **how, read=[path for path in read[1:] if path is not None])
-            request = _budget.planned(source, src, order, to, budget, options.thread_count(threads), console)[0].request
-        text = recipe_writing.dump(request, order.settings, os.path.dirname(saved)) if saved is not None else None
-        single = job.prepare(
-            source,
-            src,
-            order,
-            request,
-            target,
-            shown=output or target,
-            folder=folder,
-            force=force,
-            resume=resume,
-            dry_run=dry_run,
-            read=[path for path in read[1:] if path is not None],
-        )
-        report = _carried_out(single, run, console)
-    if saved is not None and text is not None:
+        if budget is not None:
+            chosen, plan, _ = _budget.planned(found, order, budget, options.thread_count(threads), console)
+            requests = dict(plan.requests)
+        text = ""
+        if saved is not None:
+            spelt = prepare.spelt_out(chosen, requests, order) if chosen.folder else requests[""]
+            text = recipe_writing.dump(spelt, order.settings, os.path.dirname(saved))
+        ready = prepare.ready(chosen, requests, order, target, shown=output or target, folder=folder, **how)
+        report = _carried_out(ready, run, console)
+    if saved is not None:
         options.replace_file(saved, text, [*read, target])
-    _show(report, single.notes, run, console)
-
-
-def _run_pipeline(ready: Job, src: str, asked: Mapping[str, Any], run: Run, console: options.Console) -> None:
-    """Carry out a run on a pipeline, and save its recipe where that is asked for."""
-    from quantcli.folders import pipeline
-    from quantcli.planning import recipe_writing
-
-    saved, text, read = None if run.dry_run else asked["save_recipe"], "", [src, asked["recipe"], asked["codebook"]]
-    if saved is not None:
-        _check_saved(saved, ready.path, read)
-        _naming.check_recipe(saved)
-        text = recipe_writing.dump(pipeline.spelt_out(ready), ready.order.settings, os.path.dirname(saved))
-    report = _carried_out(ready, run, console)
-    if saved is not None:
-        options.replace_file(saved, text, [*read, ready.path])
     _show(report, ready.notes, run, console)
 
 
@@ -238,22 +198,6 @@ def _show(report: RunReport, notes: Sequence[str], run: Run, console: options.Co
             _print_summary(report)
     else:
         options.show(report, console, show_all=run.show_all)
-
-
-def _check_pipeline(output: str | None, asked: Mapping[str, Any], budget: object, folder: str) -> None:
-    """Raise UsageError for what is asked of a pipeline that only one model has."""
-    if output == "-":
-        raise UsageError("a pipeline is written as a folder", place=["stdout"], hint="name one with -o")
-    if budget is not None:
-        option = "--target-size" if asked["target_size"] is not None else "--target-bpw"
-        from quantcli.stores import pipelines
-
-        name = pipelines.components(folder)[0].name
-        hint = (
-            f"quantcli plan {os.path.join(folder, name)} makes a recipe; with {name}/ before its patterns it is one of "
-            "the pipeline"
-        )
-        raise UsageError("budgets are those of one model", place=[option], hint=hint)
 
 
 def _print_details(done: Outcome) -> None:

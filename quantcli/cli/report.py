@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantcli.cli import _gating, _help, _sources, options
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.errors import QuantcliError, UsageError
 
 if TYPE_CHECKING:
-    from quantcli.metrics import Metrics
-    from quantcli.models import Model, View
-    from quantcli.passes.examine import Examined
     from quantcli.reports.config import Config
     from quantcli.reports.gates import Gates
     from quantcli.reports.run import RunReport
-
-
-NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
 
 
 @_help.command(
@@ -61,6 +54,7 @@ NO_DIGEST = "the header has no digest of its own, so its figures may have been c
     "--ignore-digest", is_flag=True, help="Measure even against weights the file was not made from.", group="Run"
 )
 @_sources.original_as_float
+@_sources.variant
 @options.show_all
 @_gating.renderings
 @options.threads
@@ -74,6 +68,7 @@ def command(
     theory: bool,
     ignore_digest: bool,
     as_float: bool,
+    variant: str | None,
     show_all: bool,
     format_: str | None,
     outputs: tuple[tuple[str, str], ...],
@@ -83,7 +78,8 @@ def command(
 ) -> None:
     """Tell what quantization cost, tensor by tensor, from the metrics in each FILE's header or against ORIGINAL.
 
-    Files in the layouts of other tools hold no errors: alone they tell sizes, against ORIGINAL they are measured.
+    Files in the layouts of other tools hold no errors: alone they tell sizes, against ORIGINAL they are measured. FILE
+    may be a pipeline of several models, which ORIGINAL then is too: all of it is one report, with one total.
 
     With gates (--min-sqnr and so on, or in quantcli.yaml) the exit code is 0 when all are passed, 1 when one is not,
     and 2 when something could not be measured. A rule must match a tensor in one of the models at least. Without FILE,
@@ -93,7 +89,7 @@ def command(
     found = _config(config)
     gates = _gating.gates_of(limits)
     jobs = _jobs([*_globbed(files), *_listed(files0_from)], found, against, baseline, gates)
-    jobs = [replace(job, as_float=as_float) for job in jobs]
+    jobs = [replace(job, as_float=as_float, variant=variant) for job in jobs]
     if as_float and any(job.against is None for job in jobs):
         raise UsageError("the original is needed", place=["--as-float"], hint="name it with --against")
     if theory and any(job.against is None for job in jobs):
@@ -148,6 +144,7 @@ class _Job:
     baseline: str | None
     gates: Gates
     as_float: bool = False
+    variant: str | None = None
 
 
 def _config(path: str | None) -> Config | None:
@@ -212,98 +209,19 @@ def _report(
     job: _Job, in_detail: bool, theory: bool, ignore_digest: bool, threads: int, console: options.Console
 ) -> RunReport:
     """The report on one file, judged; in_detail: with theory and histograms, where there is an original."""
-    from quantcli.layouts.native.model import stored_tensors
-    from quantcli.matching import open_original
-    from quantcli.models import open_model
-    from quantcli.passes import measure
-    from quantcli.reports import baseline, build, gates
-    from quantcli.stores import need_file
+    from quantcli.reports import baseline, gates, measured
 
-    began = time.perf_counter()
     before = (job.baseline, baseline.load(job.baseline, job.file)) if job.baseline is not None else None
-    known: list[Examined | None] | None = None
-    with open_model(job.file) as model:
-        if not model.is_native:
-            return gates.judged(_of_another_tool(job, model, theory, threads, console, began), job.gates, before)
-        model.stored.check_headers()
-        stored = stored_tensors(model.stored)
-        metrics = [s.metrics for s in stored]
-        if job.against is None:
-            model.source.check_unchanged()  # a pipe to its end: it may be truncated, and its writer continues
-        else:
-            need_file(model.source, "measuring")
-        bytes_out = model.file_bytes
-        documents = model.stored.documents
-        bytes_in = sum(d.source_bytes for d in documents)
-        if job.against is not None:
-            floats = open_original(job.against, model, as_float=job.as_float)
-            with floats as original, console.bar("measuring") as bar:
-                console.inform(*original.source.warnings)
-                metrics = measure.against(
-                    model.stored, original.stored, threads=threads, check_digests=not ignore_digest, progress=bar
-                )
-                if in_detail:
-                    from quantcli.passes import examine
-
-                    known = examine.examine(model.stored, original.stored, metrics, threads=threads, progress=bar)
-    found = build.of_stored(
-        stored,
-        metrics,
-        source=job.against or job.file,
-        output=job.file if job.against else None,
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        seconds=time.perf_counter() - began,
-        examined=known,
+    how = measured.Measuring(
+        in_detail=in_detail,
+        theory=theory,
+        check_digests=not ignore_digest,
+        as_float=job.as_float,
+        threads=threads,
+        bar=console.bar,
+        say=console.inform,
     )
-    if job.against is None and any(document.intact is None for document in documents):
-        found = replace(found, warnings=[NO_DIGEST, *found.warnings])
-    return gates.judged(found, job.gates, before)
-
-
-def _of_another_tool(
-    job: _Job, model: Model, theory: bool, threads: int, console: options.Console, began: float
-) -> RunReport:
-    """The report on a file that another tool quantized."""
-    from quantcli.layouts import origins
-    from quantcli.matching import open_original, under_one_name
-    from quantcli.passes import compare
-    from quantcli.reports import build
-    from quantcli.stores import need_file
-
-    need_file(model.source, "reading what another tool wrote")
-    if not model.quantized:
-        raise DataError("it holds no quantized tensor", place=[job.file], hint="inspect shows any file")
-    if theory:
-        raise UsageError("only supported for quantcli's own files", place=[job.file, "--theory"])
-    views: Mapping[str, View] = model
-    metrics: dict[str, Metrics | None] | None = None
-    bytes_in: int | None = None
-    if job.against is not None:
-        floats = open_original(job.against, (), as_float=job.as_float)
-        with floats as original, console.bar("measuring") as bar:
-            console.inform(*original.source.warnings)
-            before, views, note = under_one_name(original, model)
-            if note:
-                console.inform(note)
-            pairs, new, vanished = compare.pairs_of(before, views, job.file)
-            if new or vanished:
-                name, where = (new[0], job.file) if new else (vanished[0], job.against)
-                raise DataError(f"{printable(name)} is only in {where}", place=[job.file], hint="compare lists all")
-            metrics = compare.measure(pairs, threads=threads, progress=bar)
-            bytes_in = original.file_bytes
-    else:
-        model.source.check_unchanged()
-    return build.of_views(
-        views,
-        metrics,
-        source=job.against or job.file,
-        output=job.file if job.against else None,
-        bytes_in=bytes_in,
-        bytes_out=model.file_bytes,
-        seconds=time.perf_counter() - began,
-        origin=origins.origin(model.source),
-    )
+    return gates.judged(measured.report(job.file, job.against, job.variant, how), job.gates, before)
 
 
 PROVIDES = command

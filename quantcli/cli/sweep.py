@@ -8,11 +8,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli.cli import _asking, _help, _sources, options
-from quantcli.errors import QuantcliError
+from quantcli.errors import QuantcliError, UsageError
+from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from quantcli.floats import Reading
+    from quantcli.folders.components import Chosen
+    from quantcli.passes.sweep import Measured
+    from quantcli.planning.plan import Plan
+    from quantcli.planning.request import Request
     from quantcli.scheme import Scheme
+
+BITS = (2, 3, 4, 8)
+"""What is compared by default."""
 
 
 @_help.command(
@@ -21,12 +31,20 @@ if TYPE_CHECKING:
         ("quantcli sweep model.safetensors", "2, 3, 4 and 8 bits"),
         ("quantcli sweep model.safetensors --bits 4 --group-size 32,64,128 --plot", "groups compared"),
         ("quantcli sweep model.safetensors --calibration minmax,mse -o sweep.html", "methods, as a page"),
+        ("quantcli sweep model.safetensors --scheme FP8_DYNAMIC,NVFP4A16,W4A16", "schemes by name"),
     ),
 )
 @options.source
 @_sources.reading
-@options.numbers("--bits", [2, 3, 4, 8], "Bit widths.", group="Common")
-@options.numbers("--group-size", [128], "Group sizes; -1 per channel, 0 per tensor.", group="Common")
+@_asking.names("Schemes by name, such as FP8_DYNAMIC,NVFP4A16,W4A16; --bits adds others")
+@options.numbers("--bits", None, "Bit widths.", group="Common", shown="2,3,4,8; with --scheme none")
+@options.numbers(
+    "--group-size",
+    None,
+    "Group sizes; -1 per channel, 0 per tensor.",
+    group="Common",
+    shown="128; of --scheme those of its own",
+)
 @_asking.calibrations("Calibrations, rounded to nearest.")
 @_asking.symmetric
 @_asking.selection
@@ -37,8 +55,9 @@ if TYPE_CHECKING:
 def command(
     src: str,
     reading: Reading,
-    bits: list[int],
-    group_size: list[int],
+    scheme: list[str] | None,
+    bits: list[int] | None,
+    group_size: list[int] | None,
     calibration: list[str] | None,
     symmetric: bool | None,
     plot: bool,
@@ -52,61 +71,104 @@ def command(
     Each tile of the weights is read once for all settings. Bytes are those of the file quantize would write, seconds
     are of all threads together. The Pareto front is marked with *: no other setting has a higher SQNR with as few bytes
     of tensors, the text of the header not counted. Beside the table stands what a bit is worth: 6.02 dB by the law, and
-    as measured.
+    as measured. Of a pipeline each setting is that of all its components together.
     """
-    from quantcli.folders import job
+    from quantcli.folders import components
     from quantcli.folders.output import size_of
-    from quantcli.passes import sweep
-    from quantcli.planning import kinds, plan
-    from quantcli.planning.order import aimed
     from quantcli.reports import swept
     from quantcli.stores import need_file
 
     file = options.document_file(output, swept.SweepReport, [src, *reading.loras])
-    with _asking.naming_options({"bits": bits, "calibration": calibration, "symmetric": symmetric}):
-        schemes = _schemes(bits, group_size, calibration, symmetric)
+    settings = _settings(scheme, bits, group_size, calibration, symmetric)
     selected |= {"recipe": None, "override": (), "to": "native"}
     order = _asking.order(selected, _asking.asked_recipe(selected, {}))
-    with _sources.float_source(src, reading, console) as source:
-        need_file(source, "sweeping")
-        console.inform(*source.warnings)
-        source = aimed(source, order, folder=False).source
-        _sources.inform_of(source, console)
-        request = job.request(source, order, None, warn=options.warn)
-        console.inform(*kinds.said(request))
-        plans = []
-        for scheme in schemes:
-            try:
-                plans.append(plan.make(source.infos(), replace(request, scheme=scheme)))
-            except QuantcliError as error:
-                raise error.within(src, scheme.name) from None
+    with components.opened(src, order, reading, output=None, say=console.inform) as found:
+        for one in found.models.values():
+            need_file(one.source, "sweeping")
+        chosen, requests = components.requested(found, options.warn)
+        console.inform(*chosen.warnings, *chosen.notes)
+        _sources.inform_of(chosen, console)
         began = time.perf_counter()
-        with console.bar("sweeping") as bar:
-            measured = sweep.measure(source, plans, threads=options.thread_count(threads), progress=bar)
+        measured = _measured(chosen, requests, settings, options.thread_count(threads), console)
+        sizes = [
+            chosen.kept_bytes + sum(size_of(chosen.models[name].source, one[i].plan) for name, one in measured.items())
+            for i in range(len(settings))
+        ]
         report = swept.report_of(
-            schemes,
+            settings,
             measured,
-            lambda p: size_of(source, p),
+            sizes,
+            kept=[info for source, _ in chosen.kept.values() if source is not None for info in source.infos()],
             source=src,
-            bytes_in=sum(f.size for f in source.files()),
+            bytes_in=sum(f.size for one in chosen.models.values() for f in one.source.files()) + chosen.kept_bytes,
             seconds=time.perf_counter() - began,
             plot=plot,
         )
     options.show(report, console, show_all=True, file=file)
 
 
-def _schemes(bits: list[int], sizes: list[int], calibrations: list[str] | None, symmetric: bool | None) -> list[Scheme]:
-    """Every combination, calibrations first."""
-    from quantcli import asking
+def _measured(
+    chosen: Chosen,
+    requests: Mapping[str, Request],
+    settings: Sequence[tuple[str, Scheme]],
+    threads: int,
+    console: options.Console,
+) -> dict[str, list[Measured]]:
+    """What every scheme costs on each model."""
+    from quantcli.passes import sweep
+    from quantcli.planning import kinds, plan
+    from quantcli.stores.pipelines import prefixed
 
-    found: list[Scheme] = []
-    for calibration, size, width in itertools.product(calibrations or [""], sizes, bits):
-        fields = _asking.granularity(None, size, None)
-        fields |= {"calibration": calibration} if calibration else {}
-        fields |= {"symmetric": symmetric} if symmetric is not None else {}
-        fields |= {"format": "codebook"} if calibration == "lloyd-max" else {}
-        found.append(asking.Scheme(bits=width, **fields))
+    plans: dict[str, list[Plan]] = {}
+    for name, one in chosen.models.items():
+        plans[name] = []
+        for called, scheme in settings:
+            try:
+                plans[name].append(plan.make(one.source.infos(), replace(requests[name], scheme=scheme)))
+            except QuantcliError as error:
+                raise error.within(one.source.path if name else chosen.src, called) from None
+    for name, request in requests.items():
+        console.inform(*(prefixed(name, line) for line in kinds.said(request)))
+    found = {}
+    for name, own in plans.items():
+        with console.bar(prefixed(name, "sweeping")) as bar:
+            found[name] = sweep.measure(chosen.models[name].source, own, threads=threads, progress=bar)
     return found
+
+
+def _settings(
+    names: list[str] | None,
+    bits: list[int] | None,
+    sizes: list[int] | None,
+    calibrations: list[str] | None,
+    symmetric: bool | None,
+) -> list[tuple[str, Scheme]]:
+    """Every combination with what it is called, calibrations first, and of these schemes by name before others."""
+    from quantcli import asking
+    from quantcli.planning.recipe import over
+
+    found: dict[Scheme, str] = {}
+    asked = {"bits": bits, "calibration": calibrations, "symmetric": symmetric, "group_size": sizes}
+    called = {name: _asking.named_scheme(name) for name in names or []}
+    with _asking.naming_options(asked):
+        for calibration in calibrations or [""]:
+            own: dict[str, Any] = {"calibration": calibration} if calibration else {}
+            own |= {"symmetric": symmetric} if symmetric is not None else {}
+            given = [_asking.granularity(None, size, None) for size in sizes or []]
+            for name, where in itertools.product(called, given or [{}]):
+                scheme = asking.Scheme(**over(over(called[name], where), own))
+                found.setdefault(scheme, scheme.name if where else name.upper().replace("-", "_"))
+            own |= {"format": "codebook"} if calibration == "lloyd-max" else {}
+            for size, width in itertools.product(sizes or [128], bits or ([] if names else BITS)):
+                scheme = asking.Scheme(bits=width, **_asking.granularity(None, size, None), **own)
+                found.setdefault(scheme, scheme.name)
+    for one, name in found.items():
+        if one.storage == IN_SUPER_BLOCKS:
+            hint = "use plan --to gguf, or quantize --dry-run"
+            raise UsageError(
+                f"{name} is stored in GGUF only, and sweep counts native bytes", place=["--scheme"], hint=hint
+            )
+    return [(name, scheme) for scheme, name in found.items()]
 
 
 PROVIDES = command

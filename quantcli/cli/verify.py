@@ -25,6 +25,7 @@ from quantcli.errors import UsageError
     group="Common",
 )
 @_sources.original_as_float
+@_sources.variant
 @_help.option(
     "--importance",
     type=_help.FILE,
@@ -39,13 +40,14 @@ def command(
     src: str,
     original: str | None,
     as_float: bool,
+    variant: str | None,
     importance: str | None,
     show_all: bool,
     output: str | None,
     threads: int | None,
     console: options.Console,
 ) -> None:
-    """Check that the quantized file or checkpoint folder SRC is what it says.
+    """Check that the quantized file, checkpoint folder or pipeline SRC is what it says.
 
     By itself: header, shapes, digests of what was kept, padding, and that scales, zero points, levels and codes are
     possible ones. With --source: also that they are the right ones. The exit code is 0 when nothing is wrong, 1 when
@@ -62,6 +64,7 @@ def command(
         found, names = verify_path(
             src,
             original,
+            variant=variant,
             as_float=as_float,
             importance=importance,
             threads=count,

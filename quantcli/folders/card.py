@@ -141,7 +141,7 @@ def _overview(report: RunReport) -> list[str]:
     rows = [
         ("parameters", f"{t.count(s.parameters)} in {s.tensors:,} tensors"),
         ("quantized", f"{100 * s.coverage:.1f} % of the parameters, {s.quantized:,} tensors"),
-        ("size", f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)}, {s.ratio:.2f} times smaller"),
+        ("size", f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)}, {t.change(s.bytes_in, s.bytes_out)}"),
         ("bits per weight", f"{s.bits_per_weight:.3f}, everything counted"),
         ("SQNR of the quantized weights", t.decibels(s.sqnr_db, s.exact) + ("" if s.exact else " dB")),
     ]

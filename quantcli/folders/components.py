@@ -1,156 +1,290 @@
-"""The components of a pipeline: which are quantized and which are kept whole, each opened and planned by itself.
-
-Quantized is what denoises and what reads text, by the class and library that load it. The others (autoencoders, safety
-checkers, encoders of images) are small and their errors show, so they are kept whole unless a pattern names them, as in
-`--include 'vae/*'`.
+"""The models that a path names, opened to be quantized: one, or the components of a pipeline, of which those that
+neither denoise nor read text are kept whole unless a pattern names them, as in `--include 'vae/*'`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job
 from quantcli.folders.job import Say
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
-from quantcli.folders.write import Planned
 from quantcli.layouts.compressed_tensors.write import SENTENCES
+from quantcli.layouts.writer import named
+from quantcli.models import Model, open_model
+from quantcli.planning import plan
 from quantcli.planning.order import USUAL, Order, aimed
 from quantcli.planning.plan import NothingToQuantizeError
+from quantcli.planning.recipe import NATIVE
+from quantcli.planning.request import Request
 from quantcli.planning.scopes import names_one, of_components
-from quantcli.stores import Source, open_source, pipelines
-from quantcli.stores.checkpoint import INDEX, variants, without_variant
-from quantcli.stores.pipelines import Component
-
-_AUTOENCODER = re.compile(r"\w*(?:Autoencoder|VAE|Vae|VQ)\w*")
-_DENOISES = re.compile(r"\w*(?:UNet|Transformer|ControlNet|Prior)\w*")
-_READS_TEXT = re.compile(r"\w*(?:text|language|llm)\w*")
+from quantcli.stores import Source, need_file, open_source, pipelines
+from quantcli.stores.checkpoint import INDEX, without_variant
+from quantcli.stores.pipelines import Component, Member, prefixed
 
 LOADERS: Mapping[str, tuple[str, ...]] = {"diffusers": ("bnb-nf4",), "transformers": ("bnb-nf4", "compressed-tensors")}
 """Targets that a library loads as a component of a pipeline."""
 
 
-def why_kept(component: Component) -> str:
-    """Why a component is kept whole; empty where it is quantized.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A model that is to be quantized. source: as its target needs it; order: what is asked of its tensors; to: the
+    target, None for the native layout; notes: what there is to say of that."""
 
-    >>> why_kept(Component("unet", "diffusers", "UNet2DConditionModel"))
-    ''
-    >>> why_kept(Component("vae", "diffusers", "AutoencoderKL"))
-    'an autoencoder: small, and its errors are in every image'
-    """
-    if component.library == "sentence-transformers":
-        is_model = component.kind in ("Transformer", "MLMTransformer", "StaticEmbedding", "SparseStaticEmbedding")
-        return "" if is_model else f"sentence-transformers loads {component.kind} in floating point"
-    if _AUTOENCODER.fullmatch(component.kind):
-        return "an autoencoder: small, and its errors are in every image"
-    if component.library == "transformers":
-        return "" if _READS_TEXT.fullmatch(component.name) else f"{component.kind}: no text encoder"
-    if component.library == "diffusers" and _DENOISES.fullmatch(component.kind):
-        return ""
-    return f"{printable(component.kind, 80)}: neither denoises nor reads text"
+    source: Source
+    order: Order
+    to: str | None
+    notes: tuple[str, ...] = ()
+    component: Component | None = None
 
 
-@dataclass(frozen=True, slots=True)
+Whole = tuple["Source | None", str]
+"""A component that is kept whole, and why; no source where it cannot be read: its files are copied unread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The components of a pipeline. parts: those that are quantized. kept: those that are not, and why, as far as their
-    tensors are read: files of others are copied unread."""
+    """The models that a path names. src: the path; folder: of a pipeline, empty where it is one model. models: those to
+    quantize by their names, a single one under an empty name; kept: the others. whole(name): opens a component as it
+    is, None where it cannot be read."""
 
-    parts: Mapping[str, Planned]
-    kept: Mapping[str, tuple[Source, str]]
+    src: str
+    folder: str
+    models: Mapping[str, Opened]
+    kept: Mapping[str, Whole] = field(default_factory=dict)
+    whole: Callable[[str], Source | None] = lambda name: None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights of what is kept whole, as far as they are read."""
+        return sum(source.share for source, _ in self.kept.values() if source is not None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the stores of the models left out."""
+        return [prefixed(name, line) for name, one in self.models.items() for line in one.source.warnings]
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say of the targets, and of what is kept whole and why."""
+        told = [prefixed(name, line) for name, one in self.models.items() for line in one.notes]
+        return [*told, *(f"{name}: kept whole, {why}" for name, (_, why) in self.kept.items())]
 
 
-def choose(stack: contextlib.ExitStack, folder: str, order: Order, reading: Reading, say: Say) -> Chosen:
-    """All components of a pipeline, which are closed with `stack`. Raises QuantcliError for what cannot be read,
+@contextlib.contextmanager
+def opened(src: str, order: Order, reading: Reading, *, output: str | None, say: Say) -> Iterator[Chosen]:
+    """The models that a path names. output: its name as it was given. Raises QuantcliError for what cannot be read,
     UsageError and DataError for what cannot be done."""
-    found = {c.name: c for c in pipelines.components(folder)}
-    chosen = _variants(folder, found, reading.variant)
+    folder = pipelines.folder_of(src)
+    with contextlib.ExitStack() as stack:
+        if folder:
+            yield _pipeline(stack, folder, src, order, reading, output, say)
+            return
+        found = stack.enter_context(float_source(src, replace(reading, to=order.to), say=say))
+        source, to, why = aimed(found, order, folder=job.as_folder(found, output or "", None))
+        if to is not None:
+            job.check_target(source, to, output)
+        one = Opened(source=source, order=order, to=to, notes=(why,) if why else ())
+        yield Chosen(src=src, folder="", models={"": one})
+
+
+def _pipeline(
+    stack: contextlib.ExitStack, folder: str, src: str, order: Order, reading: Reading, output: str | None, say: Say
+) -> Chosen:
+    """All components of a pipeline, which are closed with `stack`."""
+    _check_order(order, reading, output)
+    found = {m.name: m for m in pipelines.members(folder, reading.variant)}
     asked = set(order.include) | {r.pattern for r in order.recipe.rules if r.scheme is not None}
-    why = {n: reason for n, c in found.items() if (reason := why_kept(c)) and not any(names_one(p, n) for p in asked)}
-    sources = {n: _opened(stack, folder, n, replace(reading, variant=chosen[n]), say) for n in found if n not in why}
+    why = {n: m.why_kept for n, m in found.items() if m.why_kept and not any(names_one(p, n) for p in asked)}
+    sources = {
+        n: stack.enter_context(float_source(m.path, replace(reading, variant=m.variant), say=say))
+        for n, m in found.items()
+        if n not in why
+    }
     orders = of_components(order, {n: [info.name for info in s.infos()] for n, s in sources.items()})
     why |= {n: "matched no --include" for n in sources if n not in orders}
-    parts = {}
-    for name, own in orders.items():
+    models = {n: _opened(sources[n], own, found[n]) for n, own in orders.items()}
+    whole = partial(_opened_whole, stack, found)
+    return without(Chosen(src=src, folder=folder, models=models, whole=whole), why)
+
+
+def without(chosen: Chosen, why: Mapping[str, str]) -> Chosen:
+    """The models, some components of which are kept whole. why: these, and the reason. Raises DataError where all are
+    kept."""
+    models = {n: one for n, one in chosen.models.items() if n not in why}
+    kept = {**chosen.kept, **{n: (chosen.whole(n), reason) for n, reason in why.items()}}
+    if not models:
+        problem = f"every component of this pipeline is kept: {', '.join(kept)}"
+        raise DataError(problem, place=[chosen.folder], hint=f"--include '{next(iter(kept))}/*' quantizes one")
+    order = [m.name for m in pipelines.members(chosen.folder)]
+    return replace(chosen, models=models, kept={n: kept[n] for n in order if n in kept})
+
+
+def requested(
+    chosen: Chosen, say: Say, begin: Callable[[Opened, Request], Request] = lambda one, request: request
+) -> tuple[Chosen, dict[str, Request]]:
+    """What is asked of each model, and the models without components of which nothing can be quantized so. begin: makes
+    the request to start with of the one there would be; say: called with what is noticed."""
+    if not chosen.folder:
+        [(name, one)] = chosen.models.items()
+        return chosen, {name: begin(one, job.request(one.source, one.order, one.to, warn=say))}
+    requests, why = dict[str, Request](), dict[str, str]()
+    for name, one in chosen.models.items():
         try:
-            parts[name] = _part(sources[name], own, found[name], say)
+            requests[name] = begin(one, job.request(one.source, one.order, one.to, warn=partial(_said, say, name)))
+            plan.make(one.source.infos(), requests[name])
         except NothingToQuantizeError as error:
-            if len(found) == 1:
-                raise
+            if len(chosen.models) + len(chosen.kept) == 1:
+                raise error.within(one.source.path) from None
             why[name] = "; ".join(words for words in (error.problem, error.hint) if words)
-    if not parts:
-        problem = f"every component of this pipeline is kept: {', '.join(found)}"
-        raise DataError(problem, place=[folder], hint=f"--include '{next(iter(found))}/*' quantizes one")
-    whole = {n: _opened_whole(stack, folder, n, chosen[n]) for n in found if n in why}
-    return Chosen(parts, {n: (source, why[n]) for n, source in whole.items() if source is not None})
+        except QuantcliError as error:
+            raise error if error.place[:1] == [one.source.path] else error.within(one.source.path) from None
+    if not why:
+        return chosen, requests
+    return without(chosen, why), {name: r for name, r in requests.items() if name not in why}
 
 
-def _variants(folder: str, found: Mapping[str, Component], variant: str | None) -> dict[str, str | None]:
-    """The variant to take of each component: the one that is asked for, where there is one."""
-    known = {name: variants(os.path.join(folder, name)) for name in found}
-    if variant is not None and not any(variant in names for names in known.values()):
-        there = ", ".join(sorted({v for names in known.values() for v in names}))
-        hint = f"there is {there}" if there else "leave it out: there are no variants"
-        raise UsageError("no component has this variant", place=[folder, f"--variant {printable(variant)}"], hint=hint)
-    return {name: variant if variant in names else None for name, names in known.items()}
+def _said(say: Say, name: str, line: str) -> None:
+    say(prefixed(name, line))
 
 
-def _opened(stack: contextlib.ExitStack, folder: str, name: str, reading: Reading, say: Say) -> Source:
-    """The source of a component to quantize."""
-    return stack.enter_context(float_source(os.path.join(folder, name), reading, say=say))
-
-
-def _opened_whole(stack: contextlib.ExitStack, folder: str, name: str, variant: str | None) -> Source | None:
+def _opened_whole(stack: contextlib.ExitStack, members: Mapping[str, Member], name: str) -> Source | None:
     """The source of a component that is kept; None where it cannot be read, and its files are copied unread."""
     try:
-        source = open_source(os.path.join(folder, name), variant)
+        source = open_source(members[name].path, members[name].variant)
     except DataError:
         return None
     return stack.enter_context(contextlib.closing(source))
 
 
-def _part(source: Source, order: Order, component: Component, say: Say) -> Planned:
-    """What is planned for a component."""
+def _opened(source: Source, order: Order, member: Member) -> Opened:
+    """A component to quantize."""
+    component = member.component
+    assert component is not None
     source, to, why = aimed(source, order, folder=True)
-    try:
-        if to is not None:
-            _check_target(component, to)
-        request = job.request(source, order, to, warn=say)
-        planned = job.planned(source, order, request, folder=True)
-    except QuantcliError as error:
-        raise error if error.place[:1] == [source.path] else error.within(source.path) from None
+    if to is not None:
+        check_target(component, to, place=source.path)
     said = [SENTENCES] if to == USUAL and component.library == "sentence-transformers" else []
-    return replace(planned, notes=(*([why] if why else []), *said, *planned.notes))
+    return Opened(source=source, order=order, to=to, notes=(*([why] if why else []), *said), component=component)
 
 
-def _check_target(component: Component, to: str) -> None:
-    """Raise UsageError for a target that the loader of a component does not take."""
+def check_target(component: Component, to: str, *, place: str) -> None:
+    """Raise UsageError for a target that the loader of a component does not take. place: where that is."""
     taken = LOADERS.get(component.library, ("bnb-nf4", "compressed-tensors"))
     if to not in taken:
-        hint = f"use --to {' or '.join(taken)}, or leave out --to: each component is then written for its own loader"
-        raise UsageError(f"{component.library} does not load {to}", place=[f"--to {to}"], hint=hint)
+        hint = f"use --to {' or '.join(taken)}; quantize without --to writes each component for its own loader"
+        raise UsageError(f"{component.library} does not load {to}", place=[place, f"--to {to}"], hint=hint)
+
+
+def check_one_file(to: str | None, output: str | None, *, container: bool = False) -> None:
+    """Raise UsageError for a target or an output that is one file, which a pipeline cannot be written to."""
+    if container or (to is not None and to != NATIVE and named(to).extension):
+        hint = "name the folder of a component"
+        raise UsageError("this writes one file, and a pipeline is a folder of models", place=[f"--to {to}"], hint=hint)
+    if output == "-":
+        raise UsageError("a pipeline is written as a folder", place=["stdout"], hint="name one with -o")
+    if output is not None and output.lower().endswith(".safetensors"):
+        raise UsageError("a pipeline is written as a folder", place=[output], hint="end the name without an extension")
+
+
+def _check_order(order: Order, reading: Reading, output: str | None) -> None:
+    """Raise UsageError for what several models do not have."""
+    check_one_file(order.to, output, container=order.container)
+    hint = "name the folder of a component"
+    if order.importance is not None or order.recipe.importance is not None:
+        raise UsageError("importances are those of one model", place=["--importance"], hint=hint)
+    if reading.loras or reading.adapter:
+        option = "--lora" if reading.loras else "--adapter"
+        raise UsageError("this is for one model, and a pipeline has several", place=[option], hint=hint)
+
+
+# ---- models that are quantized already -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """The models that a path names, quantized already. home: the folder of a pipeline, empty where it is one model.
+    models: those that hold codes by their names, a single one under an empty name; kept: components that hold none.
+    components: all of them."""
+
+    home: str
+    models: Mapping[str, Model]
+    kept: Mapping[str, Whole] = field(default_factory=dict)
+    components: Mapping[str, Component] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where the models are that hold codes."""
+        return {name: model.source for name, model in self.models.items()}
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights of components that hold no codes."""
+        return sum(source.share for source, _ in self.kept.values() if source is not None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the stores of the models left out, and which components hold no codes."""
+        told = [prefixed(name, line) for name, model in self.models.items() for line in model.source.warnings]
+        return [*told, *(f"{name}: kept whole, {why}" for name, (_, why) in self.kept.items())]
+
+
+@contextlib.contextmanager
+def quantized(src: str, variant: str | None, what: str) -> Iterator[Quantized]:
+    """The models that a path names, of which one at least is quantized. what: that must seek in them. Raises UsageError
+    for a pipe, DataError where nothing is quantized."""
+    with contextlib.ExitStack() as stack:
+        found, kept = dict[str, Model](), dict[str, Whole]()
+        places = pipelines.members(src, variant)
+        for member in places:
+            try:
+                model = stack.enter_context(open_model(member.path, variant=member.variant))
+                holds = not member.name or model.is_native or bool(model.quantized)
+            except DataError:
+                if not member.why_kept:
+                    raise
+                kept[member.name] = None, "it cannot be read"
+                continue
+            need_file(model.source, what)
+            if holds:
+                found[member.name] = model
+            else:
+                kept[member.name] = model.source, "it holds no quantized tensor"
+        if not any(model.quantized for model in found.values()):
+            raise DataError("it holds no quantized tensor", place=[src])
+        yield Quantized(
+            home=pipelines.folder_of(src),
+            models=found,
+            kept=kept,
+            components={m.name: m.component for m in places if m.component is not None},
+        )
 
 
 # ---- their files ---------------------------------------------------------------------------------------------------
 
 
-def weights(chosen: Chosen) -> Weights:
-    """The weight files of all components by their names in the pipeline."""
-    converted, written, aside = list[str](), [CARD], dict[str, str]()
+def weights(converted: Mapping[str, Source], kept: Mapping[str, Whole]) -> Weights:
+    """The weight files of the components of a pipeline, those that are written anew and those that are kept whole, by
+    their names in the pipeline."""
+    files, written, aside = list[str](), [CARD], dict[str, str]()
     copied: dict[str, tuple[str, str]] = {}
-    for name, part in chosen.parts.items():
-        converted += [os.path.join(name, file) for file in part.source.shards]
-        written += [os.path.join(name, file) for file in (CONFIG, INDEX, os.path.basename(part.source.index or INDEX))]
-        aside |= {os.path.join(name, file): why for file, why in part.source.aside.items()}
-    for name, (source, why) in chosen.kept.items():
-        index = os.path.basename(source.index)
-        for file in [*source.shards, *([index] if index else [])]:
+    for name, source in converted.items():
+        files += [os.path.join(name, file) for file in source.shards]
+        written += [os.path.join(name, file) for file in (CONFIG, INDEX, os.path.basename(source.index or INDEX))]
+        aside |= {os.path.join(name, file): why for file, why in source.aside.items()}
+    for name, (held, why) in kept.items():
+        if held is None:
+            continue
+        index = os.path.basename(held.index)
+        for file in [*held.shards, *([index] if index else [])]:
             # Shards keep their names, which the index has.
             new = without_variant(file) if file == index or not index else file
             copied[os.path.join(name, file)] = os.path.join(name, new), f"kept whole, {why}"
-        aside |= {os.path.join(name, file): reason for file, reason in source.aside.items()}
-    return Weights(converted=converted, written=written, aside=aside, copied=copied)
+        aside |= {os.path.join(name, file): reason for file, reason in held.aside.items()}
+    return Weights(converted=files, written=written, aside=aside, copied=copied)

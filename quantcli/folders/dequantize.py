@@ -1,4 +1,5 @@
-"""A checkpoint folder back to floats: its weights in one file, and what lies beside them without the quantization."""
+"""A checkpoint folder or a pipeline back to floats: the weights of each model in one file, and what lies beside them
+without the quantization."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from quantcli.folders import card
 from quantcli.folders.sidefiles import CARD, CONFIG, SideFiles
 from quantcli.layouts.config import json_beside, without_quantization
-from quantcli.models import Model, View
+from quantcli.models import Model
 from quantcli.passes import decode, outputs
 from quantcli.passes.tiles import Progress
 from quantcli.stores.folder import OutputFolder, json_bytes
@@ -17,29 +18,32 @@ _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
 
 def write(
-    model: Model,
-    views: Mapping[str, View],
+    models: Mapping[str, Model],
     path: str,
     *,
+    home: str | None,
     side: SideFiles,
     dtype: str | None,
     force: bool,
     threads: int,
     progress: Progress | None,
 ) -> int:
-    """Write the tensors of a checkpoint folder to one file in a folder at `path`, with the files beside its weights and
-    a config.json that tells of no quantization; the bytes of the weights. Raises QuantcliError."""
-    source = model.source
-    config = json_beside(source.beside, CONFIG)
-    told = card.beside(source.folder, side)
+    """Write the tensors of each model to one file in its part of a folder at `path`, with the files beside the weights
+    and a config.json that tells of no quantization; the bytes of the weights. models: by their subfolders, a single one
+    under an empty name; home: the folder they are in. Raises QuantcliError."""
+    told = card.beside(home, side)
     original = card.original(told) if told is not None else None
+    size = 0
     with OutputFolder(path, force=force) as out:
         out.begin(())
         side.copy_to(out)
-        place = os.path.join(out.temp, _name(model))
-        size = decode.write(model, views, place, dtype=dtype, force=True, threads=threads, progress=progress)
-        if config is not None:
-            out.write(CONFIG, json_bytes(without_quantization(config)))
+        for name, model in models.items():
+            part = out.part(name)
+            place = os.path.join(part.temp, _name(model))
+            size += decode.write(model, model, place, dtype=dtype, force=True, threads=threads, progress=progress)
+            config = json_beside(model.source.beside, CONFIG)
+            if config is not None:
+                part.write(CONFIG, json_bytes(without_quantization(config)))
         if original is not None:
             out.write(CARD, original)
         out.publish()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from quantcli.errors import DataError, UsageError
-from quantcli.folders import card, output, sidefiles, write
+from quantcli.errors import UsageError
+from quantcli.folders import card, output, write
 from quantcli.folders.sidefiles import CARD, SideFiles
 from quantcli.folders.write import Planned
 from quantcli.layouts.config import stated
@@ -19,14 +19,17 @@ from quantcli.passes import export, outputs, quantize
 from quantcli.passes.outputs import Outgoing
 from quantcli.passes.quantize import Options, Written
 from quantcli.passes.tiles import Progress
-from quantcli.planning import plan, recipe, recipe_writing
+from quantcli.planning import plan, recipe
 from quantcli.planning.order import Order, importance_of, request_of
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.planning.targets import suited
 from quantcli.reports import build
+from quantcli.reports.joined import Reported, component
+from quantcli.reports.records import ComponentReport
 from quantcli.reports.run import RunReport
 from quantcli.stores import Source, need_file
+from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.decided import Decided, Kept
 
 Say = Callable[[str], None]
@@ -71,18 +74,10 @@ def default_name(src: str, scheme: str, to: str | None) -> str:
 
 
 def as_folder(source: Source, target: str | None, to: str | None) -> bool:
-    """Whether the output is a folder. target: its name, None where it is made up."""
+    """Whether the output is a folder. target: its name, None where it is made up, - for standard output."""
     if to is not None:
         return export.as_folder(source, to, target)
-    return source.folder is not None and not (target or "").lower().endswith(".safetensors")
-
-
-def place(source: Source, src: str, asked: Order, to: str | None, name: str | None, schemes: str) -> tuple[str, bool]:
-    """The output of a run and whether it is a folder: as it was named, or beside `src` by a name that tells the
-    schemes, and the target where one was asked for."""
-    told = to if asked.to is not None else None
-    target = name or default_name(src, schemes, told)
-    return target, as_folder(source, target if name or told is None else None, to)
+    return source.folder is not None and target != "-" and not (target or "").lower().endswith(".safetensors")
 
 
 # ---- what is asked, of this source ------------------------------------------------------------------------------
@@ -90,20 +85,11 @@ def place(source: Source, src: str, asked: Order, to: str | None, name: str | No
 
 def request(source: Source, asked: Order, to: str | None, *, warn: Say) -> Request:
     """What is asked of the tensors of a source, with scales as the target stores them. warn: called with entries of a
-    file of importances that match no tensor, and with why no preset is chosen."""
+    file of importances that match no tensor, with why no preset is chosen, and with what the target leaves out."""
     importance, unused = importance_of(source, asked)
     if unused:
         warn(unused)
-    return suited(request_of(source, asked, to, importance, warn))
-
-
-def spelt_out(source: Source, asked: Request) -> Request:
-    """A request that names every tensor's scheme, as a recipe that is saved says it."""
-    try:
-        tensors = plan.make(source.infos(), asked).tensors
-    except (UsageError, DataError) as error:
-        raise error.within(source.path) from None
-    return recipe_writing.resolved(source.infos(), {t.info.name: t.scheme for t in tensors}, asked)
+    return suited(request_of(source, asked, to, importance, warn), warn)
 
 
 def check_target(source: Source, to: str, output_name: str | None) -> None:
@@ -168,14 +154,16 @@ class Job:
     """A run that may begin: all sizes are known, and all that can be refused is allowed.
 
     parts: the models that are quantized, by their subfolders: a single one under an empty name, else components of a
-    pipeline. kept: components that are not quantized, and why, as far as their tensors are read. home: the folder they
-    are all in, None for a file. folder: whether the output is one. src, shown: source and output as they are shown;
-    path: the output's real path. notes: what loaders of the output will and will not do.
+    pipeline. kept: components that are not quantized, and why; no source of those whose tensors are not read. kinds:
+    the class that loads each component. home: the folder they are all in, None for a file. folder: whether the output
+    is one. src, shown: source and output as they are shown; path: the output's real path. notes: what loaders of the
+    output will and will not do.
     """
 
     order: Order
     parts: Mapping[str, Planned]
-    kept: Mapping[str, tuple[Source, str]] = field(default_factory=dict)
+    kept: Mapping[str, tuple[Source | None, str]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
     side: SideFiles
     src: str
     home: str | None
@@ -204,7 +192,7 @@ class Job:
             one = quantize.write(part.source, part.plan, part.model, self.path, options)
             return Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
         original, loading = card.beside(self.home, self.side), self._loading()
-        kept = [source for source, _ in self.kept.values()]
+        kept = [source for source, _ in self.kept.values() if source is not None]
         folder = write.quantized(
             self.parts, self.path, options, src=self.src, side=self.side, others=kept, resumed=self.resume
         )
@@ -219,17 +207,24 @@ class Job:
     def _report(self, written: Mapping[str, Written], seconds: float | None) -> RunReport:
         tensors, results, sizes = list[Decided](), dict[str, Result](), dict[str, int]()
         for name, one in written.items():
-            folder = f"{name}/" if name else ""
             for tensor in one.plan.tensors:
-                own = folder + tensor.info.name
-                tensors.append(replace(tensor, info=replace(tensor.info, name=own)) if folder else tensor)
+                own = within(name, tensor.info.name)
+                tensors.append(replace(tensor, info=replace(tensor.info, name=own)) if name else tensor)
                 sizes[own] = one.model.nbytes(tensor.info.name)
-            results |= {folder + n: result for n, result in one.results.items()}
-        for name, (source, why) in self.kept.items():
+            results |= {within(name, n): result for n, result in one.results.items()}
+        whole = {name: source for name, (source, _) in self.kept.items() if source is not None}
+        for name, source in whole.items():
             for info in source.infos():
-                tensors.append(Kept(info=replace(info, name=f"{name}/{info.name}"), reason="component", note=why))
-                sizes[tensors[-1].info.name] = info.nbytes
-        kept = sum(source.share for source, _ in self.kept.values())
+                kept = Kept(
+                    info=replace(info, name=within(name, info.name)), reason="component", note=self.kept[name][1]
+                )
+                tensors.append(kept)
+                sizes[kept.info.name] = info.nbytes
+        read = {
+            **{name: part.source.share for name, part in self.parts.items()},
+            **{n: s.share for n, s in whole.items()},
+        }
+        made = {**{name: one.size for name, one in written.items()}, **{n: s.share for n, s in whole.items()}}
         found = build.of_plan(
             tensors,
             results,
@@ -237,21 +232,42 @@ class Job:
             command="plan" if seconds is None else "quantize",
             source=self.src,
             output=self.shown,
-            bytes_in=sum(part.source.share for part in self.parts.values()) + kept,
-            bytes_out=sum(one.size for one in written.values()) + kept,
+            bytes_in=sum(read.values()),
+            bytes_out=sum(made.values()),
             seconds=seconds,
             request=self.parts[""].request if "" in self.parts else None,
         )
         for name, part in self.parts.items():
             found = build.with_source(found, part.source, name)
-        told = [write.prefixed(n, line) for n, part in self.parts.items() for line in part.source.warnings]
-        presets = [write.prefixed(n, p.request.preset) for n, p in self.parts.items() if p.request.preset]
+        told = [prefixed(n, line) for n, part in self.parts.items() for line in part.source.warnings]
+        presets = [prefixed(n, p.request.preset) for n, p in self.parts.items() if p.request.preset]
         return replace(
             found,
             preset="; ".join(presets),
             warnings=[*told, *self.side.warnings(), *found.warnings],
             files=self.side.report(),
+            components=[self._component(name, found, results, read, made) for name in self.kinds],
         )
+
+    def _component(
+        self,
+        name: str,
+        found: RunReport,
+        results: Mapping[str, Result],
+        read: Mapping[str, int],
+        made: Mapping[str, int],
+    ) -> ComponentReport:
+        """What is reported of a component as a whole. read, made: bytes of each before and after."""
+        own = [t for t in found.tensors if t.name.startswith(within(name, ""))]
+        one = Reported(
+            tensors=own,
+            metrics={t.name: results[t.name].metrics for t in own if t.name in results},
+            bytes_in=read.get(name, 0),
+            bytes_out=made.get(name, 0),
+            kind=self.kinds[name],
+            kept=self.kept[name][1] if name in self.kept else "",
+        )
+        return component(name, one)
 
     def _loading(self) -> list[str] | None:
         """How the output is loaded, for the model card; None for what holds for transformers."""
@@ -281,59 +297,3 @@ class Job:
 def _loader(model: Outgoing) -> str:
     """How a component of the output is loaded."""
     return card.OWN_LAYOUT if model.to is None else f"{model.to}, {named(model.to).summary}"
-
-
-def checked(
-    source: Source,
-    order: Order,
-    target: str,
-    *,
-    folder: bool,
-    force: bool,
-    resume: bool = False,
-    dry_run: bool = False,
-    read: Sequence[str] = (),
-) -> tuple[str, SideFiles]:
-    """The real path of an output that may be written, and what becomes of the files beside the source. read: files that
-    are read beside the source. Raises UsageError, DataError and QuantcliError."""
-    check_folder_options(folder, order, resume=resume)
-    importance = order.importance or (order.recipe.importance or (None,))[0]
-    inputs = [*read, *([importance] if importance else [])]
-    real = target if dry_run else export.check_output(source, target, folder=folder, force=force, read=inputs)
-    return real, sidefiles.of(source, os.path.realpath(real), folder=folder)
-
-
-def prepare(
-    source: Source,
-    src: str,
-    order: Order,
-    request: Request,
-    target: str,
-    *,
-    shown: str,
-    folder: bool,
-    force: bool,
-    resume: bool = False,
-    dry_run: bool = False,
-    read: Sequence[str] = (),
-) -> Job:
-    """A run on a source that writes to `target`. read: files that it reads beside the source. Raises UsageError,
-    DataError and QuantcliError for all that can be known before the first weight is read."""
-    real, side = checked(source, order, target, folder=folder, force=force, resume=resume, dry_run=dry_run, read=read)
-    try:
-        found = planned(source, order, request, folder=folder)
-    except (UsageError, DataError) as error:
-        raise error.within(src) from None
-    return Job(
-        order=order,
-        parts={"": found},
-        side=side,
-        src=src,
-        home=source.folder,
-        shown=shown,
-        path=real,
-        folder=folder,
-        notes=found.notes,
-        force=force,
-        resume=resume,
-    )

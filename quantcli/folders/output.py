@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import cut
 from quantcli.folders import write as folders
 from quantcli.folders.sidefiles import SideFiles
+from quantcli.folders.write import Moved
 from quantcli.layouts.native import parts
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
@@ -45,9 +46,11 @@ def nbytes_of(source: Source, plan: Plan) -> Callable[[str], int]:
     return model.nbytes
 
 
-def move(export: Export, path: str, *, folder: bool, force: bool, side: SideFiles) -> tuple[int, dict[str, bool]]:
-    """Write a native model in another layout into a file or folder at its real path: bytes of all its weights, and
-    which tensors stand for just the same numbers. Raises QuantcliError."""
+def move(
+    exports: Mapping[str, Export], path: str, *, home: str | None, folder: bool, force: bool, side: SideFiles
+) -> dict[str, Moved]:
+    """Write models in another layout into a file or folder at its real path. exports: by name, a single one under an
+    empty name; home: the folder they are in. Raises QuantcliError."""
     if not folder:
-        return to_file(export, path, force=force)
-    return folders.move(export, path, side, force=force)
+        return {"": Moved(*to_file(exports[""], path, force=force))}
+    return folders.move(exports, path, side, home=home, force=force)

@@ -54,13 +54,15 @@ _ANOTHER = "it describes another quantization"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideFile:
     """A file beside the weights. file: open to be copied, None for one that is left out. reason: why it is left out, or
-    for weights that they are copied as they are; empty for any other copy. new: its name in the output."""
+    for weights that they are copied as they are; empty for any other copy. new: its name in the output. whole: whether
+    it belongs to a component that is kept whole, of which the report tells."""
 
     name: str
     size: int
     file: InputFile | None
     reason: str = ""
     new: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,8 @@ class SideFiles:
 
     def warnings(self) -> list[str]:
         """A line for each reason, with files and bytes."""
-        return [_line(what, files) for what, files in self.groups()]
+        shown = ((what, [f for f in files if not f.whole]) for what, files in self.groups())
+        return [_line(what, files) for what, files in shown if files]
 
 
 def _line(what: str, files: Sequence[SideFile]) -> str:
@@ -216,6 +219,7 @@ def _decided(
     """What becomes of a file; names: of all files in its folder."""
     path = os.path.join(folder, relative)
     new, why = copied.get(relative, ("", ""))
+    whole = bool(why)
     reason = "" if why else _why_left(path, relative, names, modules)
     weights = why or _SAFETENSORS.search(relative) or _PICKLED.search(relative)
     if not reason and os.path.lexists(path) and leads_outside(folder, relative):
@@ -232,7 +236,7 @@ def _decided(
         kind = modules.get(os.path.dirname(relative))
         of_kind = f", sentence-transformers loads {kind} in floating point" if kind else ""
         why = f"copied unquantized{of_kind}"
-    return SideFile(name=relative, size=file.size, file=file, reason=why, new=new)
+    return SideFile(name=relative, size=file.size, file=file, reason=why, new=new, whole=whole)
 
 
 def _why_left(path: str, relative: str, names: Sequence[str], modules: Collection[str]) -> str:

@@ -35,6 +35,7 @@ from quantcli.stores import Source
 from quantcli.stores.checkpoint import INDEX, output_name
 from quantcli.stores.files import check_space, read_small
 from quantcli.stores.folder import OutputFolder, Part, json_bytes
+from quantcli.stores.pipelines import prefixed
 from quantcli.stores.workspace import is_own, partial_of
 from quantcli.strict import strict_json
 
@@ -122,11 +123,6 @@ def quantized(
         for source in [*(part.source for part in parts.values()), *others]:
             source.check_unchanged()
         out.publish()
-
-
-def prefixed(name: str, line: str) -> str:
-    """A line about a model of a folder, which names it where there are several."""
-    return f"{name}: {line}" if name else line
 
 
 def _filled(
@@ -263,12 +259,13 @@ def _describe(
         part.write(name, content)
 
 
-def with_loading(text: bytes, model: Outgoing) -> bytes:
-    """A model card with what there is to know of the target's loader."""
+def with_loading(text: bytes, model: Outgoing, notes: Sequence[str] | None = None) -> bytes:
+    """A model card with what there is to know of the target's loader. notes: those of all models of a pipeline."""
     if model.document == "new":
         return text
     assert model.to is not None
-    return card.exported(text, model.to, named(model.to).summary, model.conversion.notes)
+    told = model.conversion.notes if notes is None else notes
+    return card.exported(text, model.to, named(model.to).summary, told)
 
 
 def _index_name(source: Source, model: Outgoing) -> str:
@@ -314,33 +311,55 @@ def left_over(path: str) -> str | None:
 # ---- codes that are only moved ----------------------------------------------------------------------------------
 
 
-def move(export: Export, path: str, side: SideFiles, *, force: bool) -> tuple[int, dict[str, bool]]:
-    """Write a native model in another layout into a folder: bytes of its weights, and which tensors stand for just the
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What was written of a model whose codes were moved: bytes of its weights, and which tensors stand for just the
     same numbers."""
+
+    size: int
+    exact: Mapping[str, bool]
+
+
+def move(
+    exports: Mapping[str, Export], path: str, side: SideFiles, *, home: str | None, force: bool
+) -> dict[str, Moved]:
+    """Write models in another layout into a folder. exports: by their subfolders, a single one under an empty name;
+    home: the folder they are in."""
+    planned = {name: _files_of(export) for name, export in exports.items()}
+    sizes = {name: sum(file.size for _, file in files) for name, files in planned.items()}
+    first, original = next(iter(exports.values())), card.beside(home, side)
+    check_space(path, sum(sizes.values()) + side.size, home or first.model.source.path)
+    found = {}
+    with OutputFolder(path, force=force) as out:
+        out.begin(())
+        side.copy_to(out)
+        for name, export in exports.items():
+            source, model, part = export.model.source, export.outgoing, out.part(name)
+            exact: dict[str, bool] = {}
+            for shard, file in planned[name]:
+                exact |= export.files(shard, [file], part.temp, force=True).exact
+            files = [_File(file.name, file.size, file.tensors) for _, file in planned[name]]
+            _describe(source, part, model, files, json_beside(source.beside, CONFIG), model.conversion.config)
+            found[name] = Moved(sizes[name], exact)
+        if original is not None:
+            told = [prefixed(n, line) for n, export in exports.items() for line in export.outgoing.conversion.notes]
+            out.write(CARD, with_loading(original, first.outgoing, told))
+        for export in exports.values():
+            export.model.source.check_unchanged()
+        out.publish()
+    return found
+
+
+def _files_of(export: Export) -> list[tuple[Source, OneFile]]:
+    """The files of a model that is moved, each with the shard it is made from."""
     source, model = export.model.source, export.outgoing
-    config, original = json_beside(source.beside, CONFIG), card.beside(source.folder, side)
     shards: Mapping[str, Source] = source.shards if source.folder is not None else {outputs.NAME: source}
     cuts = [(shard, _cut_of(name, shard, model)) for name, shard in shards.items()]
     cuts = [(shard, cut) for shard, cut in cuts if cut.tensors]
     named_cuts = [
         (shard, replace(cut, name=outputs.loadable(cut.name, i, len(cuts)))) for i, (shard, cut) in enumerate(cuts)
     ]
-    planned = [(shard, outputs.safetensors(model, cut, source.path)) for shard, cut in named_cuts]
-    size = sum(file.size for _, file in planned)
-    check_space(path, size + side.size, source.path)
-    exact: dict[str, bool] = {}
-    with OutputFolder(path, force=force) as out:
-        out.begin(())
-        side.copy_to(out)
-        for shard, file in planned:
-            exact |= export.files(shard, [file], out.temp, force=True).exact
-        files = [_File(file.name, file.size, file.tensors) for _, file in planned]
-        _describe(source, out.part(""), model, files, config, model.conversion.config)
-        if original is not None:
-            out.write(CARD, with_loading(original, model))
-        source.check_unchanged()
-        out.publish()
-    return size, exact
+    return [(shard, outputs.safetensors(model, cut, source.path)) for shard, cut in named_cuts]
 
 
 def _cut_of(name: str, shard: Source, model: Outgoing) -> Cut:

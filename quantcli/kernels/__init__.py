@@ -5,11 +5,9 @@ All callers get a table from `load()`; both tables give the same bytes and the s
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from quantcli.errors import UsageError
 from quantcli.kernels.codebook import Small
 from quantcli.kernels.table import (
     BF16,
@@ -24,12 +22,16 @@ from quantcli.kernels.table import (
     BlockType,
     Choices,
     CodeGrid,
+    Finding,
     Form,
     Grids,
     Kernels,
     Kind,
+    Made,
+    Method,
     QuantParams,
     Ranges,
+    Rule,
     Sums,
     Tile,
     joined_blocks,
@@ -56,13 +58,17 @@ __all__ = [
     "Codes",
     "Counts",
     "Doubles",
+    "Finding",
     "Floats",
     "Form",
     "Grids",
     "Kernels",
     "Kind",
+    "Method",
     "QuantParams",
+    "Made",
     "Ranges",
+    "Rule",
     "Small",
     "Sums",
     "Tile",
@@ -74,22 +80,13 @@ __all__ = [
 
 @lru_cache(maxsize=1)
 def load() -> Kernels:
-    """The kernels in use; QUANTCLI_KERNELS=numpy or native forces one table.
+    """The kernels in use; QUANTCLI_KERNELS forces others (see library.py).
 
     Raises UsageError when the forced one is unknown or not available.
     """
     from quantcli.kernels import native
 
-    wanted = os.environ.get("QUANTCLI_KERNELS", "")
-    if wanted not in ("", "native", "numpy"):
-        raise UsageError(f"{wanted!r} is not a set of kernels", place=["QUANTCLI_KERNELS"], hint="use native or numpy")
-    table = None if wanted == "numpy" else native.find()
-    if table is None and wanted == "native":
-        raise UsageError(
-            "the native kernels are not built for this machine",
-            place=["QUANTCLI_KERNELS"],
-            hint="install with a C++ compiler available, or use numpy",
-        )
+    table = native.find()
     if table is not None:
         return table
     from quantcli.kernels.numpy_kernels import NumpyKernels  # most machines need none of it

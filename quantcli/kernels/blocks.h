@@ -11,6 +11,8 @@
 
 #pragma once
 
+#include <initializer_list>
+
 #include "common.h"
 #include "search.h"
 
@@ -64,14 +66,6 @@ inline Four64 nearest(Four64 v) { return (v + 6755399441055744.0) - 675539944105
 inline Four64 below(Four64 v) {
   const Four64 r = nearest(v);
   return r - of(r > v, Four64{} + 1.0, Four64{});
-}
-
-// The float16 nearest to a float32, to even between two.
-inline uint16_t to_half(float value) {
-  const uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000u, b = bits & 0x7fffffffu;
-  if (b >= 0x47800000u) return uint16_t(sign | 0x7c00u);
-  if (b < 0x38800000u) return uint16_t(sign | (to_bits(from_bits(b) + 0.5f) - 0x3f000000u));  // 2^-24 is an ulp of 0.5
-  return uint16_t(sign | (((b + 0xfffu + (b >> 13 & 1)) >> 13) - (112u << 10)));
 }
 
 // A scale as it is stored: not 0 unless it is.
@@ -507,19 +501,3 @@ void search_blocks(const Tile& tile, const BlockType& type, const int16_t* impor
 }
 
 }  // namespace
-
-// Of every super-block of a tile of whole ones d and, for AFFINE, dm in float16; of every sub-block its scale and, for
-// AFFINE, its minimum. importance: of every column, 0 to 256, 256 for the highest of its sub-block; much: how much each
-// sub-block counts; both null where all count the same.
-QK_EXPORT void QK_NAME(search_blocks)(const Tile* tile, const BlockType* type, const int16_t* importance,
-                                      const double* much, uint16_t* d, uint16_t* dm, int8_t* scales,
-                                      uint8_t* minima) {
-  if (type->form == AFFINE && type->sub == 32)
-    search_blocks<AFFINE, 32>(*tile, *type, importance, much, d, dm, scales, minima);
-  else if (type->form == AFFINE)
-    search_blocks<AFFINE, 16>(*tile, *type, importance, much, d, dm, scales, minima);
-  else if (type->form == SIGNED)
-    search_blocks<SIGNED, 16>(*tile, *type, importance, much, d, dm, scales, minima);
-  else
-    search_blocks<TABLE, 32>(*tile, *type, importance, much, d, dm, scales, minima);
-}

@@ -25,7 +25,7 @@
 
 namespace {
 
-// Lanes of the sums of errors, and so weights that are worked on at a time: kernels.cpp says why.
+// Weights that go through arrays at a time.
 constexpr int LANES = 256;
 
 enum Kind : int32_t { BF16 = 0, F16 = 1, F32 = 2 };
@@ -106,6 +106,14 @@ inline float half_to_float(uint16_t h) {
   float scaled = from_bits(magnitude) * from_bits(0x77800000u);
   uint32_t special = (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
   return from_bits(to_bits(scaled) | special | (uint32_t(h & 0x8000u) << 16));
+}
+
+// The float16 nearest to a float32, to even between two.
+inline uint16_t to_half(float value) {
+  const uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000u, b = bits & 0x7fffffffu;
+  if (b >= 0x47800000u) return uint16_t(sign | 0x7c00u);
+  if (b < 0x38800000u) return uint16_t(sign | (to_bits(from_bits(b) + 0.5f) - 0x3f000000u));  // 2^-24 is an ulp of 0.5
+  return uint16_t(sign | (((b + 0xfffu + (b >> 13 & 1)) >> 13) - (112u << 10)));
 }
 
 // Up to LANES weights as float32.

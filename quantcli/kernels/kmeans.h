@@ -37,20 +37,3 @@ struct Cells {
 };
 
 }  // namespace
-
-// Starts of the last of c + 1 cells of the first j values, at [c * (n + 1) + j], for c = 1 .. k - 1. rows: two scratch
-// rows of n + 1.
-QK_EXPORT void QK_NAME(kmeans)(const double* weight, const double* sum, const double* square, int64_t n, int32_t k,
-                               double* rows, int32_t* start) {
-  const Cells cells{weight, sum, square};
-  double *before = rows, *after = rows + n + 1;
-  before[0] = INFINITY;
-  for (int64_t j = 1; j <= n; ++j) before[j] = cells.cost(0, j);
-  for (int32_t c = 1; c < k; ++c) {
-    for (int64_t j = 0; j <= c; ++j) after[j] = INFINITY;
-    cells.layer(before, after, start + c * (n + 1), c + 1, n, c, n - 1);
-    double* swap = before;
-    before = after;
-    after = swap;
-  }
-}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from ctypes import POINTER, Structure, byref, c_char, c_double, c_float, c_int32, c_int64, c_void_p, pointer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import library
 from quantcli.kernels.table import (
     F32,
     MOST_CANDIDATES,
     MOST_ENDS,
-    MOST_IMPORTANCE,
     MOST_TRIALS,
     SUPER,
     BlockScales,
@@ -22,8 +20,10 @@ from quantcli.kernels.table import (
     Choices,
     CodeGrid,
     Grids,
+    Made,
     QuantParams,
     Ranges,
+    Rule,
     Sums,
     Tile,
     empty_blocks,
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
     from quantcli.kernels.codebook import Codebook, Small
     from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
-
-_LEVELS = {3: "v3", 2: "v2"}
-"""CPU level reported by the library -> variant of the kernels; all other CPUs run the baseline variant."""
+    from quantcli.library import Library
 
 
 class _Tile(Structure):
@@ -92,6 +90,16 @@ class _Params(Structure):
     ]
 
 
+class _Rule(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("method", "scale_kind", "affine", "preserve", "grids", "count")),
+        ("top", c_float),
+        ("smallest", c_float),
+        ("multipliers", c_void_p),
+        ("grid", _Grid),
+    ]
+
+
 class _BlockType(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("form", "bits", "sub", "low", "high", "deepest", "range_bits")),
@@ -114,24 +122,24 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
+    "quantize": (c_int32, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
+    "quantize_each": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
     "rotate": (None, [_P, c_int64, c_int64]),
+    "difference": (None, [_P, _P, c_int64, POINTER(c_double)]),
+    "bfloat16": (None, [_P, c_int64, _P]),
 }
-"""The functions of kernels.cpp; structures are passed by address."""
+"""The functions of the library; structures are passed by address."""
 
 
 def find() -> Kernels | None:
-    """The native table, or None where the library was not built, does not load, or has no variant for this CPU."""
-    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:  # two of them in an editable install
-        for name in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
-            path = Path(folder, name)
-            if path.is_file():
-                try:
-                    return NativeKernels(ctypes.CDLL(str(path)))
-                except (OSError, AttributeError):  # built for another machine or from another version
-                    return None
-    return None
+    """The native table, or None where numpy does its work. Raises UsageError as `library.find` does."""
+    found = library.find()
+    try:
+        return None if found is None else NativeKernels(found)
+    except AttributeError:  # built from another version
+        return None
 
 
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
@@ -173,6 +181,16 @@ def _params(params: QuantParams, rows: int) -> _Params:
     return found
 
 
+def _rule(rule: Rule) -> _Rule:
+    finding, grid = rule.finding, rule.grid
+    top = float(grid.umax if rule.affine else (1 << (grid.bits - 1)) - 1)
+    values = finding.multipliers
+    count = 0 if values is None else values.size
+    assert count <= MOST_CANDIDATES
+    flags = (finding.method, rule.scale, rule.affine, rule.preserve, finding.grids, count)
+    return _Rule(*flags, top, rule.smallest, _at(values), _grid(grid))
+
+
 def _block_type(kind: BlockType) -> _BlockType:
     assert len(kind.ratios) <= MOST_ENDS
     whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
@@ -184,15 +202,10 @@ def _block_type(kind: BlockType) -> _BlockType:
 class NativeKernels:
     """The kernels in C++."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        limits = (c_int32 * 4)()
-        library.qk_limits(limits)
-        if tuple(limits) != (MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE):
-            raise OSError("the library was built with other limits")
-        variant = _LEVELS.get(library.qk_cpu_level(), "base")
-        self.name = f"native-{variant}"
+    def __init__(self, library: Library) -> None:
+        self.name = f"native-{library.variant}"
         for name, (result, arguments) in _SIGNATURES.items():
-            function = library[f"qk_{variant}_{name}"]
+            function = library.functions[f"qk_{library.variant}_{name}"]
             function.restype, function.argtypes = result, arguments
             setattr(self, f"_{name}", function)
 
@@ -338,10 +351,41 @@ class NativeKernels:
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
     ) -> Sums:
         codes, sums = _codes(tile.cols), (c_double * 4)()
-        scratch = np.empty(3 * tile.cols, np.float32) if preserve else None
+        scratch = np.empty(tile.cols, np.float32) if preserve else None
         own, what = _params(params, tile.rows), _grid(grid)
         self._call("encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
+
+    def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
+        shape = tile.rows, -(-tile.cols // tile.group)
+        scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
+        sums = (c_double * 5)()
+        own, other = _rule(rule), None if rival is None else byref(_rule(rival))
+        done = self._call("quantize", byref(_tile(tile)), byref(own), other, _at(scale), _at(zero), _at(packed), sums)
+        if not done:
+            return None
+        found = Sums(sums[0], sums[1], sums[2], int(sums[3]))
+        return Made(found, QuantParams(scale, zero), None if rival is None else sums[4])
+
+    def quantize_each(
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+    ) -> tuple[QuantParams, Doubles] | None:
+        shape = tile.rows, -(-tile.cols // tile.group)
+        scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
+        sums = np.empty((count, 5))
+        own, other = _rule(rule), None if rival is None else byref(_rule(rival))
+        done = self._call(
+            "quantize_each",
+            byref(_tile(tile)),
+            count,
+            byref(own),
+            other,
+            _at(scale),
+            _at(zero),
+            _at(packed),
+            _at(sums),
+        )
+        return (QuantParams(scale, zero), sums) if done else None
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         codes, sums = _codes(tile.cols), (c_double * 4)()
@@ -370,6 +414,18 @@ class NativeKernels:
     def rotate(self, values: Floats, size: int) -> None:
         assert values.flags.c_contiguous and values.dtype == np.float32 and values.size % size == 0
         self._call("rotate", _at(values), values.size, size)
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        assert before.size == after.size and before.flags.c_contiguous and after.flags.c_contiguous
+        found = (c_double * 3)()
+        self._call("difference", _at(before), _at(after), before.size, found)
+        return found[0], found[1], found[2]
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        assert values.flags.c_contiguous
+        out = np.empty(values.shape, np.uint16)
+        self._call("bfloat16", _at(values), values.size, _at(out))
+        return out
 
 
 def _codes(cols: int) -> NDArray[np.uint16]:

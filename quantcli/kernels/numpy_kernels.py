@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from quantcli.kernels import numpy_sums
 from quantcli.kernels.numpy_packing import pack, unpack
 from quantcli.kernels.numpy_tiles import CHUNK, floats_of, grouped, scratch, steps
 from quantcli.kernels.table import (
@@ -22,8 +23,10 @@ from quantcli.kernels.table import (
     Choices,
     CodeGrid,
     Grids,
+    Made,
     QuantParams,
     Ranges,
+    Rule,
     Sums,
     Tile,
     row_bytes,
@@ -37,9 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LANES = 256
-"""Columns j and j + LANES of a row are summed in the same lane; kernels.cpp states the order."""
-
 
 def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
     """Signed value of largest magnitude along the last axis; the first one wins a tie."""
@@ -50,41 +50,6 @@ def _extremes(x: NDArray[Any], lo: Floats, hi: Floats) -> Floats:
         found[tied] = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
     extremes: Floats = found + np.float32(0)
     return extremes
-
-
-class _Lanes:
-    """Sums over the columns of many rows, in the order kernels.cpp states."""
-
-    def __init__(self, cols: int) -> None:
-        self.width = max(8, min(LANES, cols))  # numpy would add up a single column pairwise
-        self.blocks = -(-cols // LANES)
-        self.sums = {"sse": np.zeros(self.width), "power": np.zeros(self.width)}
-
-    def add(self, name: str, values: NDArray[Any]) -> None:
-        rows, cols = values.shape
-        width, blocks = self.width, self.blocks
-        # The running sums go on top of the squares, so that one reduction along axis 0 carries them on.
-        stacked = scratch.take("stack", (1 + rows * blocks, width), np.float64)
-        stacked[0] = self.sums[name]
-        squares = stacked[1:].reshape(rows, blocks, width)
-        whole = cols // width
-        wide = values[:, : whole * width].reshape(rows, whole, width)
-        np.copyto(squares[:, :whole], wide)  # widened first: twice as fast as multiplying with a wider result
-        np.multiply(squares[:, :whole], squares[:, :whole], out=squares[:, :whole])
-        if whole < blocks:
-            rest = values[:, whole * width :]
-            np.multiply(rest, rest, out=squares[:, whole, : rest.shape[1]], dtype=np.float64)
-            squares[:, whole, rest.shape[1] :] = 0
-        self.sums[name] = np.add.reduce(stacked, axis=0)
-
-    def total(self, name: str) -> float:
-        lanes = np.zeros(LANES)
-        lanes[: self.width] = self.sums[name]
-        half = LANES // 2
-        while half:
-            lanes[:half] += lanes[half : 2 * half]
-            half //= 2
-        return float(lanes[0])
 
 
 def _views(
@@ -300,11 +265,27 @@ class NumpyKernels:
     ) -> Sums:
         if packed is not None:
             packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
-        return self._run(tile, params, grid, packed, store=True, preserve=preserve)
+
+        def attempt(wide: bool) -> Sums:
+            return self._run(tile, params, grid, packed, store=True, preserve=preserve, wide=wide)
+
+        return numpy_sums.found(attempt, measured=packed is not None)
+
+    def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
+        return None  # there is nothing to gain
+
+    def quantize_each(
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+    ) -> tuple[QuantParams, NDArray[np.float64]] | None:
+        return None
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         packed = packed.reshape(tile.rows, row_bytes(tile.cols, grid.bits))
-        return self._run(tile, params, grid, packed, store=False)
+
+        def attempt(wide: bool) -> Sums:
+            return self._run(tile, params, grid, packed, store=False, wide=wide)
+
+        return numpy_sums.found(attempt, measured=True)
 
     def _run(
         self,
@@ -315,8 +296,9 @@ class NumpyKernels:
         *,
         store: bool,
         preserve: bool = False,
+        wide: bool,
     ) -> Sums:
-        lanes = _Lanes(tile.cols)
+        lanes = numpy_sums.Lanes(wide=wide)
         worst, clipped = np.float32(0), 0
         for first, last in steps(tile.rows, tile.cols):
             x = floats_of(tile, first, last)
@@ -388,3 +370,13 @@ class NumpyKernels:
                 for number, other in enumerate((s, r, q, p)):
                     np.subtract(half, other, out=part[:, number])
                 step *= 4
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        from quantcli.kernels.numpy_decoded import difference
+
+        return difference(before, after)
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        from quantcli.kernels.numpy_decoded import bfloat16
+
+        return bfloat16(values)

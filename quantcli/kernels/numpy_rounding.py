@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.kernels.numpy_sums import folded, run_sums
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.table import Floats
 
-WIDTH = 8
 FEW = 192
 """Flips a row seldom needs more of: only so many are sorted at first."""
 
 
 def flips(error: NDArray[Any], codes: NDArray[Any], scale: Floats, umin: float, umax: float) -> NDArray[Any]:
     """Which codes (rows, cols) are moved, by -1, 0 or 1; scale: float32, of every weight."""
-    sums = _sums(error)
+    sums = folded(np.add.accumulate(run_sums(error).astype(np.float64), axis=1)[:, -1])
     sign = np.where(sums < 0, np.float32(-1), np.float32(1))[:, None]
     rest = np.abs(sums)
     step = np.abs(scale)
@@ -43,17 +44,6 @@ def flips(error: NDArray[Any], codes: NDArray[Any], scale: Floats, umin: float, 
         chosen[rows] = _taken(cost[rows], step[rows], rest[rows])
     moves: NDArray[Any] = np.where(chosen, move, np.float32(0))
     return moves
-
-
-def _sums(error: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums of rows, lane by lane and then by halves."""
-    rows, cols = error.shape
-    padded = np.zeros((-(-cols // WIDTH) * WIDTH, rows))
-    padded[:cols] = error.T
-    lanes = np.add.reduce(padded.reshape(-1, WIDTH, rows), axis=0)
-    half = lanes[:4] + lanes[4:]
-    folded: NDArray[np.float64] = (half[0] + half[2]) + (half[1] + half[3])
-    return folded
 
 
 def _taken(cost: NDArray[Any], step: NDArray[Any], rest: NDArray[np.float64]) -> NDArray[np.bool_]:

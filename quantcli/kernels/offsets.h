@@ -320,21 +320,3 @@ struct Offsets {
 };
 
 }  // namespace
-
-// For every group scale and offset with the least squared error. In scale and offset: a start; the offset, the place of
-// code 0, is relative to `middle`, as it is in the result. A reciprocal of the length of the range of 0: only the start
-// is refined. Ends of the range are drawn to `count` ratios, at most 24, of their distance from the mean.
-// importance: that of each of the tile's columns, 0 to 2047, or null.
-QK_EXPORT void QK_NAME(search_offsets)(const Tile* tile, const float* middle, const float* reciprocal,
-                                       const double* ratios, int32_t count, int32_t top,
-                                       const int32_t* importance, double* scale, double* offset) {
-  if (importance)
-    Offsets<int32_t, int64_t, 28, true>(*tile, ratios, count, top, importance)
-        .run(middle, reciprocal, scale, offset);
-  else if (top <= 255)
-    Offsets<int16_t, int32_t, 15>(*tile, ratios, count, top, importance)
-        .run(middle, reciprocal, scale, offset);
-  else
-    Offsets<int32_t, int64_t, 32>(*tile, ratios, count, top, importance)
-        .run(middle, reciprocal, scale, offset);
-}

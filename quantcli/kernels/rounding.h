@@ -5,7 +5,7 @@
 // squared error rises by s (s - 2 |e|). Flips are made in the order of that rise per unit of sum, s - 2 |e|, the
 // first column on a tie, as long as each brings the sum nearer to 0 and the code stays on the grid.
 //
-// The sum of a row: 8 float64 lanes (column j in lane j % 8), folded by halves. numpy_rounding.py does the same.
+// sums.h says in which order the errors of a row are added up. numpy_rounding.py does the same.
 //
 // Reference: Guo et al., SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation, 2022, whose
 // flips also go kernel by kernel. That gains more on small convolutions, at up to 0.4 dB, and can go badly wrong
@@ -16,11 +16,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "common.h"
+#include "sums.h"
 
 namespace {
 
-constexpr size_t FEW_FLIPS = 24;  // up to this many, repeated search for the least beats sorting
+constexpr size_t FEW_FLIPS = 96;
 
 // A flip as a number: flips compare as their costs do, those of equal cost as their columns.
 inline uint64_t flip_of(float cost, int64_t column) {
@@ -28,79 +28,60 @@ inline uint64_t flip_of(float cost, int64_t column) {
   return uint64_t(bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u)) << 32 | uint64_t(column);
 }
 
-inline double sum_of(const float* error, int64_t cols) {
-  double lane[W] = {};
-  int64_t j = 0;
-  for (; j + W <= cols; j += W)
-    for (int i = 0; i < W; ++i) lane[i] += double(error[j + i]);
-  for (int i = 0; j + i < cols; ++i) lane[i] += double(error[j + i]);
-  for (int i = 0; i < 4; ++i) lane[i] += lane[i + 4];
-  return (lane[0] + lane[2]) + (lane[1] + lane[3]);
-}
-
-// Flips of a row whose cost lies in [from, below), in no order. found: room for cols + 1 of them.
+// Columns of a row some of whose flips may cost less than `limit`: for every 16 columns a mask. A flip costs the step of
+// its group less twice its error, where the error has the sign of the sum.
 template <class ScaleAt>
-size_t gather_flips(const float* code, const float* error, int64_t cols, int64_t group, float sign, float from,
-                    float below, float umin, float umax, ScaleAt scale_at, uint64_t* found) {
-  size_t count = 0;
+void mark_flips(const float* error, int64_t cols, int64_t group, float sign, float limit, ScaleAt scale_at,
+                uint64_t* marks) {
+  const Sixteen twice = all(2 * sign), bound = all(limit);
+  std::memset(marks, 0, size_t(cols + 63) / 64 * 8);
   for (int64_t first = 0, g = 0; first < cols; first += group, ++g) {
     const int64_t end = first + group < cols ? first + group : cols;
-    const float scale = scale_at(g), step = std::fabs(scale), twice = 2 * sign;
-    const float limit = (scale < 0) == (sign < 0) ? umax : umin;
+    const float scale = std::fabs(scale_at(g));
+    const Sixteen step = all(scale);
     int64_t j = first;
-    for (; j + W <= end; j += W) {
-      Eight e, c;
-      std::memcpy(&e, error + j, sizeof e);
-      std::memcpy(&c, code + j, sizeof c);
-      const Eight cost = step - e * twice;
-      const EightInts good = (cost >= from) & (cost < below) & (e * sign > 0) & (c != limit);
-      int64_t any[4];
-      std::memcpy(any, &good, sizeof any);
-      if (any[0] | any[1] | any[2] | any[3])
-        // Without branches: which flips are cheap is practically random.
-        for (int i = 0; i < W; ++i) {
-          found[count] = flip_of(cost[i], j + i);
-          count += size_t(good[i] & 1);
-        }
-    }
-    for (; j < end; ++j) {
-      const float cost = step - error[j] * twice;
-      found[count] = flip_of(cost, j);
-      count += size_t((cost >= from) & (cost < below) & (error[j] * sign > 0) & (code[j] != limit));
-    }
+    if (first % LANE_COUNT == 0)
+      for (; j + LANE_COUNT <= end; j += LANE_COUNT)
+        marks[j / 64] |= uint64_t(below(step - load16(error + j) * twice, bound)) << (j % 64);
+    for (; j < end; ++j) marks[j / 64] |= uint64_t(scale - error[j] * (2 * sign) < limit) << (j % 64);
   }
+}
+
+// Flips of a row whose cost lies in [from, limit), in no order. found: room for cols + 1 of them.
+template <class Code, class ScaleAt>
+size_t gather_flips(const Code* code, const float* error, int64_t cols, int64_t group, float sign, float from,
+                    float limit, float umin, float umax, ScaleAt scale_at, uint64_t* marks, uint64_t* found) {
+  mark_flips(error, cols, group, sign, limit, scale_at, marks);
+  const bool one = group >= cols;
+  size_t count = 0;
+  for (int64_t word = 0; word * 64 < cols; ++word)
+    for (uint64_t left = marks[word]; left; left &= left - 1) {
+      const int64_t j = word * 64 + lowest_bit(left);
+      const float scale = scale_at(one ? 0 : int64_t(uint32_t(j) / uint32_t(group)));
+      const float cost = std::fabs(scale) - error[j] * (2 * sign), last = (scale < 0) == (sign < 0) ? umax : umin;
+      found[count] = flip_of(cost, j);  // without branches: which flips are cheap is practically random
+      count += size_t((cost >= from) & (cost < limit) & (error[j] * sign > 0) & (float(code[j]) != last));
+    }
   return count;
 }
 
-// The flips in order: many are sorted, among few the next one is found on demand.
-struct Queue {
-  uint64_t* flips;
-  size_t count, at = 0;
-  uint64_t last = 0;
-  Queue(uint64_t* found, size_t n) : flips(found), count(n) {
-    if (n > FEW_FLIPS) std::sort(found, found + n);
+// Numbers that differ, in order. Of a few, the place of each is counted, which needs no branches.
+inline void sort_flips(uint64_t* flips, size_t count) {
+  if (count > FEW_FLIPS) return std::sort(flips, flips + count);
+  uint64_t sorted[FEW_FLIPS];
+  for (size_t i = 0; i < count; ++i) {
+    uint64_t place = 0;
+    for (size_t j = 0; j < count; ++j) place += flips[j] < flips[i];
+    sorted[place] = flips[i];
   }
-  // The next flip; there must be one.
-  int64_t next() {
-    uint64_t least = ~uint64_t(0);
-    if (count > FEW_FLIPS)
-      least = flips[at];
-    else
-      for (size_t i = 0; i < count; ++i) {
-        const uint64_t later = flips[i] > last ? flips[i] : ~uint64_t(0);
-        least = later < least ? later : least;
-      }
-    last = least;
-    ++at;
-    return int64_t(least & 0xffffffffu);
-  }
-};
+  std::memcpy(flips, sorted, count * sizeof *flips);
+}
 
 // scale_at(g): the scale of a group. decode(j, g): sets error[j] from code[j].
-template <class ScaleAt, class Decode>
-void preserve_sum(float* code, float* error, int64_t cols, int64_t group, float umin, float umax, ScaleAt scale_at,
+template <class Code, class ScaleAt, class Decode>
+void preserve_sum(Code* code, float* error, int64_t cols, int64_t group, float umin, float umax, ScaleAt scale_at,
                   Decode decode) {
-  static thread_local std::vector<uint64_t> found;
+  static thread_local std::vector<uint64_t> found, marks;
   const double sum = sum_of(error, cols);
   const float sign = sum < 0 ? -1.0f : 1.0f;
   double rest = std::fabs(sum);
@@ -112,29 +93,32 @@ void preserve_sum(float* code, float* error, int64_t cols, int64_t group, float 
     smallest = std::min(smallest, std::fabs(scale_at(g)));
   }
   if (!(rest > smallest / 2)) return;
-  if (found.size() < size_t(cols) + 1) found.resize(size_t(cols) + 1);
-  // Right-signed errors are about half the columns and their costs evenly spread: so those below `below` are expected
+  if (found.size() < size_t(cols) + 1) {
+    found.resize(size_t(cols) + 1);
+    marks.resize(size_t(cols) / 64 + 1);
+  }
+  // Right-signed errors are about half the columns and their costs evenly spread: so those below `limit` are expected
   // to include the flips needed and a few more.
   const double needed = rest / largest;
-  float from = -INFINITY, below = float(2 * largest / double(cols) * (needed + 3 * std::sqrt(needed) + 1));
+  float from = -INFINITY, limit = float(2 * largest / double(cols) * (needed + 3 * std::sqrt(needed) + 1));
   while (true) {
-    if (!(below > 0 && below < largest / 2)) below = INFINITY;
+    if (!(limit > 0 && limit < largest / 2)) limit = INFINITY;
     const size_t count =
-        gather_flips(code, error, cols, group, sign, from, below, umin, umax, scale_at, found.data());
-    Queue queue(found.data(), count);
-    while (queue.at < count) {
-      const int64_t j = queue.next();
+        gather_flips(code, error, cols, group, sign, from, limit, umin, umax, scale_at, marks.data(), found.data());
+    sort_flips(found.data(), count);
+    for (size_t at = 0; at < count; ++at) {
+      const int64_t j = int64_t(found[at] & 0xffffffffu);
       const int64_t g = groups == 1 ? 0 : int64_t(uint32_t(j) / uint32_t(group));
       const float scale = scale_at(g);
       const double step = std::fabs(scale);
       if (!(rest > step / 2)) return;
-      code[j] += (scale < 0) == (sign < 0) ? 1.0f : -1.0f;
+      code[j] = Code(code[j] + ((scale < 0) == (sign < 0) ? 1 : -1));
       decode(j, g);
       rest -= step;
     }
-    if (below == INFINITY) return;
-    from = below;
-    below *= 4;
+    if (limit == INFINITY) return;
+    from = limit;
+    limit *= 4;
   }
 }
 

@@ -11,6 +11,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "common.h"
 
 namespace {
@@ -22,6 +24,12 @@ constexpr int REACH = 512;     // weights of a block: the sums of that many 16-b
 constexpr int BY_COLUMN = 16;  // bits of weights whose columns count differently
 constexpr int MOST_GRIDS = FIVE_ZEROS;
 constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+
+}  // namespace
+
+#include "side_by_side.h"
+
+namespace {
 
 inline void fixed(const float* x, int n, float unit, float factor, int16_t* u) {
   for (int i = 0; i < n; ++i) u[i] = int16_t(to_bits(x[i] * unit * factor + ROUNDING));
@@ -167,22 +175,38 @@ struct Search {
   }
 };
 
-}  // namespace
+// The search in 16 bits, many groups at a time where there are instructions for it.
+inline void search_narrow(const Tile& tile, const Search<int16_t, int32_t, 15>& search, const float* reciprocal,
+                          const float* centre, int16_t top, Grids grids, double* scale, int32_t* grid) {
+#if defined(__AVX2__)
+  static thread_local std::vector<double> sums;
+  const auto run = [&](auto kind) {
+    SideBySide<decltype(kind)::value>(tile, search.candidate, search.count, search.factor, sums)
+        .run(reciprocal, centre, top, grids, scale, grid);
+  };
+  if (tile.kind == BF16)
+    run(std::integral_constant<int, BF16>());
+  else if (tile.kind == F16)
+    run(std::integral_constant<int, F16>());
+  else
+    run(std::integral_constant<int, F32>());
+#else
+  search.run(tile, reciprocal, centre, top, grids, scale, grid);
+#endif
+}
 
-// For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
-// TURNED, RESTRICTED and BOTH_SIGNS go without a centre, TURNED with signed reciprocals. THREE_ZEROS and FIVE_ZEROS try
-// the zero points from centre - grids/2 on; those that leave out 0 are skipped. A reciprocal of 0 gives 0.
-// importance: that of each of the tile's columns, 0 to 2047, or null.
-QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
-                               const float* multipliers, int32_t count, float top, Grids grids,
-                               const int32_t* importance, double* scale, int32_t* grid) {
+inline void search_tile(const Tile& tile, const float* reciprocal, const float* centre, const float* multipliers,
+                        int count, float top, Grids grids, const int32_t* importance, double* scale, int32_t* grid) {
   float largest = 0;
   for (int k = 0; k < count; ++k) largest = multipliers[k] > largest ? multipliers[k] : largest;
   if (importance)
     Search<int32_t, int64_t, 28, true>(multipliers, count, importance)
-        .run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
+        .run(tile, reciprocal, centre, int32_t(top), grids, scale, grid);
   else if (top <= 255 && largest <= 512)
-    Search<int16_t, int32_t, 15>(multipliers, count).run(*tile, reciprocal, centre, int16_t(top), grids, scale, grid);
+    search_narrow(tile, Search<int16_t, int32_t, 15>(multipliers, count), reciprocal, centre, int16_t(top), grids, scale,
+                  grid);
   else
-    Search<int32_t, int64_t, 32>(multipliers, count).run(*tile, reciprocal, centre, int32_t(top), grids, scale, grid);
+    Search<int32_t, int64_t, 32>(multipliers, count).run(tile, reciprocal, centre, int32_t(top), grids, scale, grid);
 }
+
+}  // namespace

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from quantcli.library import LIMITS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -31,9 +33,8 @@ INTEGER, OFFSET, BINARY, LEVELS = 0, 1, 2, 3
 """The value of a code u: (u - zero) * scale; u * scale + offset; -scale or +scale; levels[u] * scale."""
 
 
-MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = 512, 24, 64, 2047
-"""Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column
-may count. common.h has the same numbers with the reasons; a library built with others is not loaded."""
+MOST_CANDIDATES, MOST_ENDS, MOST_TRIALS, MOST_IMPORTANCE = LIMITS
+"""Candidate scales, places of an end of the range, trial scales, and how much a column may count."""
 
 
 class Grids(IntEnum):
@@ -79,6 +80,49 @@ class QuantParams:
     zero: Floats | None = None
     codebook: Codebook | None = None
     blocks: BlockScales | None = None
+
+
+class Method(IntEnum):
+    """How `quantize` finds the parameters of groups; settle.h names them the same."""
+
+    SPANNING = 0
+    """Those that span the range."""
+    EXTREME = 1
+    """The weight of largest magnitude on the lowest code."""
+    SEARCH = 2
+    """Those of `search`, around those that span the range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How parameters are found, by a method that the kernels know. multipliers, grids: of a search, as `search` takes
+    them."""
+
+    method: Method
+    multipliers: Floats | None = None
+    grids: Grids = Grids.RESTRICTED
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What `quantize` does with groups of integers: how parameters are found, the grid and whether it is affine, with
+    whole zero points, the dtype of scales and the smallest that it holds well, and whether sums are preserved."""
+
+    finding: Finding
+    grid: CodeGrid
+    affine: bool
+    scale: Kind
+    smallest: float
+    preserve: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What `quantize` made: sums as of `encode`, parameters, and the squared error of the rival."""
+
+    sums: Sums
+    params: QuantParams
+    rival: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +314,18 @@ class Kernels(Protocol):
 
         preserve: sum-preserving rounding (see rounding.h) instead of rounding to nearest."""
 
+    def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
+        """Find parameters, settle them as they are stored, and encode: all in one call. None where a separate look is
+        due, because something is out of the ordinary, or where the table has no such call. rival: a rule whose error
+        is measured beside it. Without `packed` only squared errors are found."""
+
+    def quantize_each(
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+    ) -> tuple[QuantParams, Doubles] | None:
+        """The parameters and codes that `quantize` gives for each of `count` tensors of one shape that the tile holds
+        one after another; for each squared error, power, largest error, number of clipped weights and squared error of
+        the rival. None where it gives none for one of them."""
+
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         """The sums `encode` gave, from the stored codes."""
 
@@ -279,6 +335,13 @@ class Kernels(Protocol):
     def rotate(self, values: Floats, size: int) -> None:
         """Multiply runs of `size` numbers by a regular Hadamard matrix, in place; see rotation.h. Doing it twice undoes
         it."""
+
+    def difference(self, before: Floats, after: Floats) -> tuple[float, float, float]:
+        """Of a run of weights and what became of them: the sum of squared errors, that of squared weights, and the
+        largest error. Weights that are not finite make one of them so."""
+
+    def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
+        """Bits of the nearest bfloat16 of finite values, ties to even."""
 
 
 def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:

@@ -13,6 +13,7 @@ _STORED = {
     "plain": "scales that are floats",
     "e8m0": "scales that are powers of two",
     "e4m3": "E4M3 scales",
+    "e4m3-alone": "E4M3 scales and none of the tensor",
     "super-blocks": "scales in super-blocks, which only GGUF has",
 }
 
@@ -128,7 +129,11 @@ class Accepts:
         >>> Accepts(bits=(4, 8), groups=(32,)).nearest(Scheme(bits=5, group_size=48)).name
         'w8g32'
         """
-        like = [kind for kind in (self, *self.others) if scheme.format in kind.formats] or [self]
+        kinds = (self, *self.others)
+        like = [kind for kind in kinds if scheme.format in kind.formats] or [
+            kind for kind in kinds if kind.formats[0].startswith(scheme.format[:3])
+        ]
+        like = like or [self]
         like = [kind for kind in like if kind.storage == scheme.storage] or like
         return like[0]._nearest(scheme)
 

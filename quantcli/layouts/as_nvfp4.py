@@ -3,6 +3,9 @@
 A scale of MXFP4 is any power of two; E4M3 has those from 2^-9, its smallest number, to 2^8. The scale of the tensor is
 the power of two that makes the largest scale 2^8, so that all are exact unless one is less than 2^-17 of the largest.
 Groups of zeros may have any scale.
+
+NVFP4 of MLX has no scale of the tensor. Codes of NVFP4 are the same there where every scale times that of the tensor is
+a number of E4M3 itself.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli.dtypes import from_float32, to_float32
 from quantcli.errors import DataError
 from quantcli.layouts.held import SEEN
 from quantcli.layouts.reader import Held
@@ -74,3 +78,29 @@ def nvfp4(held: Held, overall: float) -> Held:
         return np.repeat(inside, 2, axis=1), None
 
     return replace(held, group=GROUP, scale_dtype="F8_E4M3", overall=overall, params=params)
+
+
+def alone(held: Held, rows: int, cols: int) -> Held | str:
+    """The codes of NVFP4 with scales that are E4M3 alone; or why they have none."""
+    groups, lost = cols // GROUP, 0
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        scale, _ = held.params(first, last)
+        return to_float32(_e4m3(scale), "F8_E4M3").reshape(scale.shape), None
+
+    step = max(1, SEEN // max(groups, 1))
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        scale, _ = held.params(first, last)
+        others = params(first, last)[0] != scale
+        lost += int((others & _not_zero(held, first, last, groups)).sum()) if others.any() else 0
+    if lost:
+        return f"{lost} of {rows * groups} scales are none of E4M3 without the scale of the tensor"
+    return replace(held, overall=1.0, params=params)
+
+
+def _e4m3(scale: Floats) -> NDArray[np.uint8]:
+    """The codes of positive scales in E4M3, of those it does not have the nearest."""
+    found: NDArray[np.uint8] = from_float32(np.minimum(scale, np.float32(448)), "F8_E4M3").view(np.uint8)
+    positive: NDArray[np.uint8] = np.maximum(found, np.uint8(1)).reshape(-1)
+    return positive

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,9 @@ from quantcli.layouts.loaders import (
     unknown,
 )
 from quantcli.layouts.pieces import facts, not_a_matrix, plain
-from quantcli.layouts.reader import Found, Read, Reader
-from quantcli.layouts.small import E8M0, scales, small_floats
+from quantcli.layouts.reader import Found, Held, Read, Reader
+from quantcli.layouts.small import E8M0, held, scales, small_floats
+from quantcli.layouts.small import MX as GROUP
 from quantcli.layouts.stored import FLOATS, part, wrong
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Beside, Conversion, Job, Weight, Writer
@@ -49,6 +50,9 @@ from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
+
+SEEN = 1 << 18
+"""Scales that are looked at together."""
 
 MX = (1, 32)
 """Height and width of the blocks of scales that are exponents, where they are not those of config.json."""
@@ -124,15 +128,40 @@ def _stored(infos: Mapping[str, TensorInfo], name: str, scale_name: str, config:
     return _Stored(name=name, shape=shape, dtype=dtype, codes=codes, scale=scale, height=height, width=width)
 
 
-def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+def _scales(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    """The scales of some rows (rows, blocks across)."""
     rows, cols = stored.shape[-2:]
     down, across = -(-rows // stored.height), -(-cols // stored.width)
-    at, held = np.arange(first, last), stored.codes.shape[-1]
+    at = np.arange(first, last)
     own = np.zeros_like(at) if stored.scale.numel == 1 else at // rows * down + at % rows // stored.height
     low, count = int(own.min()), int(own.max()) + 1 - int(own.min())
-    scale = scales(read, stored.scale, stored.name, low * across, count * across).reshape(count, across)
+    found = scales(read, stored.scale, stored.name, low * across, count * across).reshape(count, across)
+    return found[own - low]
+
+
+def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
+    scale, held = _scales(stored, read, first, last), stored.codes.shape[-1]
     raw = read(stored.codes.name, first * held, (last - first) * held)
-    return small_floats(raw, (last - first, cols), scale[own - low], stored.width, stored.dtype)
+    return small_floats(raw, (last - first, stored.shape[-1]), scale, stored.width, stored.dtype)
+
+
+def _held(stored: _Stored, read: Read) -> Held | str:
+    """The codes as those of MXFP4 or MXFP8, which they are where scales are powers of two and every group of 32 has one
+    of them."""
+    cols, bits = stored.shape[-1], 4 if stored.dtype == "F4" else 8
+    if cols % GROUP or (stored.width % GROUP and stored.width < cols):
+        return f"its blocks are not whole groups of {GROUP}"
+    for at in range(0, stored.scale.numel, SEEN):
+        found = scales(read, stored.scale, stored.name, at, min(SEEN, stored.scale.numel - at))
+        if not ((np.frexp(found)[0] == 0.5) & (found >= 2.0**-127)).all():
+            return "its scales are no powers of two"
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        each = np.repeat(_scales(stored, read, first, last), -(-stored.width // GROUP), axis=1)
+        return np.ascontiguousarray(each[:, : cols // GROUP]), None
+
+    powers = replace(stored.scale, dtype="F8_E8M0")
+    return replace(held(read, stored.codes, powers, stored.name, cols, bits=bits), params=params)
 
 
 def _scheme(stored: _Stored) -> str:
@@ -152,6 +181,7 @@ def _found(stored: _Stored, dtype: str) -> Found:
         parts=(stored.codes, stored.scale),
         decode=partial(_decode, stored),
         dtype=dtype,
+        held=partial(_held, stored),
     )
 
 

@@ -8,6 +8,7 @@ from quantcli import architectures
 from quantcli.architectures import CHANGED, DIRECT, EXPERTS, INITIALIZED, UNLOADABLE, UNNAMED, Architecture
 from quantcli.architectures.experts import MIXTRAL, ONE_BY_ONE, SINGLE, Experts, Naming
 from quantcli.errors import UsageError, printable
+from quantcli.layouts.pieces import facts
 from quantcli.layouts.writer import Weight
 from quantcli.patterns import module_of
 
@@ -38,7 +39,7 @@ def one_by_one(layer: Experts, types: Sequence[str], model: Architecture) -> Nam
         return None
     prefix = layer.prefix
     for words in (ONE_BY_ONE, MIXTRAL):
-        if model.holder(f"{prefix}.0.{words[0]}") == EXPERTS:
+        if model.holder(f"{prefix}.0.{words[1]}") == EXPERTS:
             block, within = prefix.removesuffix(".mlp.experts"), prefix.endswith(".mlp.experts")
             if words is MIXTRAL and within and "mixtral" in types:  # vLLM knows its published names only
                 new = f"{block}.block_sparse_moe"
@@ -123,3 +124,16 @@ def skips_by_name(name: str, module: str) -> bool:
     (True, False)
     """
     return module.endswith(name) or module.startswith(f"{name}.")
+
+
+INPUTS = 128
+"""Columns of the groups in which inputs are quantized to 8-bit floats."""
+
+
+def inputs_in_groups(weight: Weight) -> str | None:
+    """Why no runtime multiplies a weight with inputs that are quantized in groups, where its rows are not whole
+    groups."""
+    scheme, plan = facts(weight)
+    if scheme.activations == "fp8-group" and plan.cols % INPUTS:
+        return f"rows of {plan.cols} are not whole groups of {INPUTS}, in which inputs are quantized"
+    return None

@@ -76,7 +76,7 @@ def _held(stored: _Stored, read: Read) -> Held | str:
     divisor = 1.0 if stored.overall is None else float(floats(read, stored.overall, stored.name, 0, 1)[0])
     if divisor <= 0 or math.frexp(divisor)[0] != 0.5:
         return "its global_scale is not a power of two, so other layouts have no scale of the tensor for it"
-    return held(read, stored.codes, stored.scale, stored.name, stored.cols, overall=1 / divisor)
+    return held(read, stored.codes, stored.scale, stored.name, stored.cols, bits=stored.bits, overall=1 / divisor)
 
 
 def _found(stored: _Stored) -> Found:

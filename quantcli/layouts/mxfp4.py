@@ -105,7 +105,7 @@ def _put_inputs(codes: Bytes, scale: Floats, span: tuple[int, int], out: Floats)
         turned(values, out[:, at : at + STRIP])
 
 
-def _held(stored: _Stored, exchanged: bool, read: Read) -> Held:
+def _held(stored: _Stored, exchanged: bool, read: Read) -> Held | str:
     return held(read, stored.codes, stored.scale, stored.name, stored.sides[2], turned=exchanged)
 
 

@@ -71,11 +71,18 @@ def scales(read: Read, info: TensorInfo, whose: str, first: int, count: int) -> 
 
 
 def held(
-    read: Read, codes: TensorInfo, scale: TensorInfo, whose: str, cols: int, *, overall: float = 1, turned: bool = False
+    read: Read,
+    codes: TensorInfo,
+    scale: TensorInfo,
+    whose: str,
+    cols: int,
+    *,
+    bits: int = 4,
+    overall: float = 1,
+    turned: bool = False,
 ) -> Held:
     """The codes of rows of small floats, of 4 bits two to a byte, and their scales: bytes that are exponents of 2 for
     every 32 columns, or E4M3 for every 16, times the scale of the tensor. turned: as in `Held`."""
-    bits = 8 if codes.dtype == "F8_E4M3" else 4
     group, dtype = (NV, "F8_E4M3") if scale.dtype == "F8_E4M3" else (MX, "F8_E8M0")
     size, groups = cols * bits // 8, cols // group
 

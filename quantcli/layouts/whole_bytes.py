@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli import scales
-from quantcli.layouts.pieces import bands, facts, put_columns, words
+from quantcli.layouts.pieces import bands, element, facts, put_columns, words
 from quantcli.layouts.writer import Codes, Job, Piece, Weight, Write
 from quantcli.scales import Store
 from quantcli.scheme import Scheme
@@ -40,7 +40,7 @@ class Places:
 
 def job(tensor: Weight, places: Places) -> Job:
     """The work that stores a weight. Codes are bytes of floats or signed integers; of 4-bit floats two to a byte, the
-    first in the low half."""
+    first in the low half. Words of four bytes are the same."""
     scheme, plan = facts(tensor)
     outputs = tuple(o for o in (places.codes, places.scale, places.overall, places.input) if o is not None)
 
@@ -54,9 +54,9 @@ def job(tensor: Weight, places: Places) -> Job:
 
 def _piece(scheme: Scheme, plan: Grouping, places: Places, span: TileSpan, codes: Codes, write: Write) -> bool:
     """Codes and scales of a piece of a weight."""
-    half = places.codes.dtype == "U8" and scheme.bits == 4
+    half = places.codes.dtype in ("U8", "U32") and scheme.bits == 4
     at = span.row, span.col // 2 if half else span.col
-    put_columns(write, 0, _codes(scheme, plan, span, codes), at, places.codes.shape[-1])
+    put_columns(write, 0, _codes(scheme, plan, span, codes), at, places.codes.shape[-1] * element(places.codes.dtype))
     begins = span.row == span.col == 0
     if span.col % plan.group == 0:
         store = Store(places.store, codes.overall())

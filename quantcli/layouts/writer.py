@@ -61,6 +61,20 @@ class Codes(Protocol):
         """The levels (tables, 2^b) of codes of a codebook."""
 
 
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Tensors of one shape and scheme whose codes are in memory: how many, their packed codes (count * rows, bytes),
+    and their parameters (count * rows, groups)."""
+
+    count: int
+    packed: Bytes
+    params: QuantParams
+
+
+Together = Callable[[Alike], "Sequence[NDArray[np.uint8]]"]
+"""The bytes (count, size) of each output of tensors that are written at once."""
+
+
 class Raw(Protocol):
     """The bytes of a kept tensor."""
 
@@ -83,11 +97,13 @@ Beside = Callable[[str], "bytes | None"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """The conversion of one tensor: the tensors that hold it, and the pieces of work that write them, in any order on
-    any thread. Together they write every byte once. kind: their type in the container, where dtypes do not tell."""
+    any thread. Together they write every byte once. kind: their type in the container, where dtypes do not tell.
+    together: where many tensors of the same shape and scheme may be written at once, what each output holds of all."""
 
     outputs: tuple[TensorInfo, ...]
     pieces: Callable[[], Iterator[Piece]]
     kind: str = ""
+    together: Together | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +158,15 @@ class Again:
     stored [out, in]; the source is to give the others transposed, so that groups run along what is summed over.
     suited(info, scheme, chosen): the nearest scheme that a tensor can have in its place, and a note on what was
     changed; chosen: whether a rule names the scheme. obstacle(weight): why a weight cannot be stored in its place. None
-    for these where they are as in all models of the target.
+    for these where they are as in all models of the target. decides: whether the tool's own list says what stays in
+    floating point, so that no preset does.
     """
 
     convert: Callable[[Sequence[Weight]], Conversion]
     matrices: Callable[[Sequence[TensorInfo]], Mapping[str, bool]] | None = None
     suited: Callable[[TensorInfo, Scheme, bool], tuple[Scheme, str]] | None = None
     obstacle: Callable[[Weight], str | None] | None = None
+    decides: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +201,8 @@ class Writer:
     """Tensors that its loader wants in another form, by name, and what takes their place; config.json is given."""
     scale_dtype: str | None = None
     """The best dtype of scales for it."""
+    own_inputs: bool = False
+    """Whether its runtime decides by itself how it computes with inputs, whatever a scheme says of them."""
     usual: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the scheme to use unless others are requested."""
     extension: str = ""
@@ -216,6 +236,10 @@ class Writer:
     """Fields of the scheme for a width that the usual ones do not suit."""
     menu: tuple[Mapping[str, Any], ...] = ()
     """Schemes that a size target chooses from."""
+    offsets_only: bool = False
+    """Whether it stores zero points as offsets in any case, so that asymmetric types are what they are."""
+    nearest: Callable[[Scheme], str] | None = None
+    """How to ask for what is nearest to a scheme that it cannot store, where its types have names of their own."""
 
     def unstored(self, weight: Weight, model: Architecture, again: Again | None) -> str | None:
         """Why it cannot store a weight of an accepted scheme, or its loader takes none in its place; None when it does.
@@ -225,7 +249,14 @@ class Writer:
         return self.shape(weight) or self.module(weight, model)
 
     def suited(self, scheme: Scheme) -> Scheme:
-        """A scheme with the scale dtype of the target, unless another was requested."""
+        """A scheme as the target stores it, where it has a name in common with what was requested: with the scale dtype
+        of the target, unless another was requested; without a scale of the tensor, or what is said of inputs, where it
+        has no such thing."""
+        kinds = (self.accepts, *self.accepts.others)
+        if scheme.storage == "e4m3" and "e4m3-alone" in {k.storage for k in kinds} - {"e4m3"}:
+            scheme = scheme.with_scale_dtype("float8_e4m3_alone")
+        if self.own_inputs and scheme.activations != "none":
+            scheme = scheme.of_weights()
         if self.scale_dtype is None or scheme.scale_dtype != AUTO or scheme.shares_levels:
             return scheme
         return scheme.with_scale_dtype(self.scale_dtype)
@@ -257,8 +288,10 @@ def checked(target: str, place: str) -> str:
     return f"{name}:{spelt[kind.upper().replace('-', '_')]}" if colon else name
 
 
-def refusal(name: str, scheme: str, why: str, target: str) -> UsageError:
-    """The error for a weight the target cannot store, with a list of what it can."""
-    accepted = named(target).accepts.describe()
-    problem = f"{target} cannot store it: {why} ({scheme}); it accepts {accepted}"
-    return UsageError(problem, place=[printable(name)])
+def refusal(name: str, scheme: str, why: str, target: str, hint: str = "") -> UsageError:
+    """The error for a weight the target cannot store, with a list of what it can, which the way out takes the place of
+    where its types have names."""
+    problem, export = f"{target} cannot store it: {why} ({scheme})", named(target)
+    if not hint or export.nearest is None:
+        problem += f"; it accepts {export.accepts.describe()}"
+    return UsageError(problem, place=[printable(name)], hint=hint or None)

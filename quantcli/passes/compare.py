@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import kernels
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, listed, printable
 from quantcli.metrics import NOTHING, Metrics
@@ -48,13 +49,8 @@ def measure(
 
 def _errors(before: Floats, after: Floats) -> Metrics:
     """Errors of decoded weights; of what is not finite only that it is the same on both sides."""
-    with np.errstate(invalid="ignore"):
-        error = before.astype(np.float64)
-        power = float(np.einsum("i,i->", error, error))
-        error -= after
-        sse = float(np.einsum("i,i->", error, error))
+    sse, power, largest = kernels.load().difference(np.ascontiguousarray(before), np.ascontiguousarray(after))
     if math.isfinite(power + sse):
-        largest = max(float(error.max(initial=0.0)), -float(error.min(initial=0.0)))
         return Metrics(sse, power, before.size, largest, 0)
     odd = ~(np.isfinite(before) & np.isfinite(after))
     if not np.array_equal(before[odd], after[odd], equal_nan=True):

@@ -7,7 +7,7 @@ is measured on the bytes that were written, decoded as their reader decodes them
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -106,10 +106,12 @@ class Export:
         """Write some files, and measure what was not moved as it was."""
         requantized = from_floats(self.floats, self.outgoing.by_name, "none")
 
-        def produce(name: str) -> Producer:
-            if name in self.wanted:
-                return requantized(name)
-            return Taking(self.outgoing.by_name[name], self.model[name].codes)
+        def produce(names: Sequence[str]) -> Iterator[Producer]:
+            for name in names:
+                if name in self.wanted:
+                    yield from requantized([name])
+                else:
+                    yield Taking(self.outgoing.by_name[name], self.model[name].codes)
 
         work = Work(
             source=self.model.source.path,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantcli.errors import printable
+from quantcli.stores.pipelines import prefixed, within
 
 CHECKS = ("structure", "scales", "padding", "ranges", "digest", "source", "codes", "metrics")
 """Kinds of check, in the order in which they are reported."""
@@ -49,11 +50,34 @@ class Verified:
     findings: tuple[Finding, ...]
     unchecked: tuple[str, ...]
     checks: tuple[str, ...]
+    of_parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The checks of each component of a pipeline."""
 
     @property
     def passed(self) -> bool:
         """Whether nothing is wrong."""
         return not self.findings
+
+
+def joined(found: Mapping[str, Verified], against: str | None) -> Verified:
+    """What was checked of several models, and what is wrong with them: components of a pipeline, whose names their
+    tensors get, or a single one under an empty name."""
+    return Verified(
+        tensors=sum(one.tensors for one in found.values()),
+        quantized=sum(one.quantized for one in found.values()),
+        against=against,
+        findings=tuple(_within(name, finding) for name, one in found.items() for finding in one.findings),
+        unchecked=tuple(prefixed(name, line) for name, one in found.items() for line in one.unchecked),
+        checks=tuple(c for c in CHECKS if any(c in one.checks for one in found.values())),
+        of_parts={name: one.checks for name, one in found.items()},
+    )
+
+
+def _within(name: str, finding: Finding) -> Finding:
+    """A finding about one of several models."""
+    if finding.tensor:
+        return replace(finding, tensor=within(name, finding.tensor))
+    return replace(finding, problem=prefixed(name, finding.problem))
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Weight, Writ
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
-from quantcli.stores.safetensors import header_bytes, lay_out, validate
+from quantcli.stores.safetensors import lay_out, validate
 from quantcli.tensors.decided import Decided
 
 NAME = "model.safetensors"
@@ -256,14 +256,13 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
             return {**other, NATIVE_KEY: held[NATIVE_KEY]}
         return {**other, KEY: _said(model, {name: model.by_name[name] for name in names})}
 
-    first = metadata(None)
     try:
-        places = lay_out(outputs, first)
+        places = lay_out(outputs, metadata(None))
     except DataError as error:
         raise error.within(path) from None
 
     def between(results: Results | None) -> Pieces:
-        header = header_bytes(places.entries, first if results is None else metadata(results), places.header_size)
+        header = places.header(metadata(results))
         return [(0, seal.sealed(header) if model.document == "new" and results is not None else header)]
 
     fixed: Callable[[Results | None], Pieces] = between

@@ -9,7 +9,7 @@ done.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +25,7 @@ from quantcli.kernels import QuantParams, Sums, Tile, joined_blocks, row_bytes
 from quantcli.kernels.codebook import codebook as sorted_levels
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Codes, Raw
+from quantcli.passes import stacking
 from quantcli.passes.largest import Largest, sharing
 from quantcli.passes.tiles import Visit, once
 from quantcli.stores import Source, is_stream
@@ -180,13 +181,13 @@ class Encoding:
         span = self.tiles[index]
         raw = _buffers.take("raw", span_bytes(self.trials.chosen, span, strips=False))
         tile: Tile = read_span(self.trials.chosen, span, self._fill, raw, strips=False)
-        sums, params = self.trials.encode(self.table, tile, span, packed)
+        made = self.trials.encode(self.table, tile, span, packed)
         start = (span.row * self.tensor.grouping.cols + span.col) * DTYPES[self.tensor.info.dtype].bits // 8
         if self.sums[index] is None:
             self.bytes.see(start, raw.data)
-            self.rivals[index] = self.trials.rival_error(self.table, tile, span)
-            self.sums[index] = sums
-        return params
+            self.rivals[index] = made.rival
+            self.sums[index] = made.sums
+        return made.params
 
     def end(self) -> Result:
         """Errors of all tiles together, the digest, and the scheme that was chosen."""
@@ -344,11 +345,15 @@ class Taking:
         """Nothing was measured."""
 
 
+Produce = Callable[[Sequence[str]], Iterator[Producer]]
+"""The producers of tensors that are written one after another by one thread, by their names."""
+
+
 def from_floats(
     source: Source, tensors: Mapping[str, Decided], digest_kind: str, whole: Source | None = None
-) -> Callable[[str], Producer]:
-    """Producers of the tensors of a source, by name, as it was decided for them. whole: the source of all tensors,
-    where this one is a part of it. Raises DataError where a pipe would have to be read twice."""
+) -> Produce:
+    """Producers of the tensors of a source, by their names, as it was decided for them. whole: the source of all
+    tensors, where this one is a part of it. Raises DataError where a pipe would have to be read twice."""
 
     def read(name: str, start: int, block: NDArray[np.uint8]) -> None:
         (whole or source).read(name, start, block.data)
@@ -359,10 +364,18 @@ def from_floats(
         raise DataError(problem, place=[source.path], hint=hint)
     largest = Largest(tensors, read)
 
-    def produce(name: str) -> Producer:
-        tensor = tensors[name]
+    def one(tensor: Decided) -> Producer:
         if tensor.scheme is None:
             return Copying(source, tensor, digest_kind)
         return Encoding(source, tensor, digest_kind, largest)
+
+    def produce(names: Sequence[str]) -> Iterator[Producer]:
+        wanted = [tensors[name] for name in names]
+        for rules, run in stacking.runs(wanted) if len(wanted) > 1 and not is_stream(source) else [(None, wanted)]:
+            together: Iterator[Producer] | None = None
+            if rules is not None and len(run) > 1:
+                raw = _buffers.take("raw", sum(tensor.info.nbytes for tensor in run))
+                together = stacking.stacked(source, run, rules, digest_kind, raw)
+            yield from together if together is not None else map(one, run)
 
     return produce

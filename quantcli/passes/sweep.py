@@ -130,10 +130,10 @@ class _Run:
                 weighted = one.plan.importance is not None
                 if whole or weighted:
                     packed = np.empty(span.rows * row_bytes(span.cols, one.trials.chosen.scheme.bits), np.uint8)
-                sums, params = one.trials.encode(self.table, tile, span, packed)
-                one.sums[index] = sums, span.rows * span.cols
+                made = one.trials.encode(self.table, tile, span, packed)
+                one.sums[index] = made.sums, span.rows * span.cols
                 if weighted and packed is not None:
-                    one.weighted[index] = one.trials.weighted(self.table, tile, span, params, packed)
+                    one.weighted[index] = one.trials.weighted(self.table, tile, span, made.params, packed)
         except Misfit:
             one.misfit = True
         with self._lock:

@@ -25,7 +25,7 @@ from quantcli.formats import code_grid
 from quantcli.kernels import QuantParams, Sums, Tile
 from quantcli.layouts.native.model import Model, Tensor
 from quantcli.models import View
-from quantcli.passes import checks, folder_checks
+from quantcli.passes import checks, compare, folder_checks
 from quantcli.passes.findings import CHECKS, OF_ORIGINALS, Findings, Verified
 from quantcli.passes.largest import Largest
 from quantcli.passes.producing import searching
@@ -333,13 +333,7 @@ def decodable(
 
     walk((once([partial(decode, n, *run) for run in view.blocks]) for n, view in weights.items()), threads=threads)
     if before is not None:
-        for name in dict.fromkeys([*views, *before]):
-            if name not in before:
-                found.add(name, "source", "it is not in the original")
-            elif name not in views:
-                found.add(name, "source", "it is missing here")
-            elif before[name].info.shape != views[name].info.shape:
-                found.add(name, "source", f"it is {list(before[name].info.shape)} in the original")
+        _by_name(found, views, before)
     return Verified(
         tensors=len(views),
         quantized=len(weights),
@@ -347,4 +341,41 @@ def decodable(
         findings=found.ordered(views),
         unchecked=("another tool wrote it: there are no digests, and codes are not recomputed",),
         checks=("structure", "scales", *(["source"] if before is not None else [])),
+    )
+
+
+def _by_name(found: Findings, views: Mapping[str, View], before: Mapping[str, View]) -> list[str]:
+    """Add what differs in names and shapes between a model and its original; the names of all tensors that do not."""
+    same = []
+    for name in dict.fromkeys([*views, *before]):
+        if name not in before:
+            found.add(name, "source", "it is not in the original")
+        elif name not in views:
+            found.add(name, "source", "it is missing here")
+        elif before[name].info.shape != views[name].info.shape:
+            found.add(name, "source", f"it is {list(before[name].info.shape)} in the original")
+        else:
+            same.append(name)
+    return same
+
+
+def unchanged(
+    views: Mapping[str, View], before: Mapping[str, View] | None, against: str | None, *, threads: int
+) -> Verified:
+    """What is wrong with a component that is kept whole: whether its tensors are those of the original. Values of
+    another dtype are not compared."""
+    found = Findings()
+    if before is not None:
+        names = _by_name(found, views, before)
+        pairs = {n: (before[n], views[n]) for n in names if before[n].info.dtype == views[n].info.dtype}
+        for name, metrics in compare.measure(pairs, threads=threads, progress=None).items():
+            if metrics is None or not metrics.exact:
+                found.add(name, "source", "its values are not those of the original")
+    return Verified(
+        tensors=len(views),
+        quantized=0,
+        against=against,
+        findings=found.ordered(views),
+        unchecked=() if before is not None else ("kept whole, so there is nothing to check without --source",),
+        checks=("structure", *(["source"] if before is not None else [])),
     )

@@ -1,18 +1,20 @@
-"""Verify a file or folder by its path: quantcli's own, or what another tool quantized."""
+"""Verify a file, folder or pipeline by its path: quantcli's own, or what another tool quantized."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quantcli.errors import DataError, UsageError, VersionError
-from quantcli.matching import open_original, under_one_name
-from quantcli.models import open_model
+from quantcli.errors import DataError, VersionError
+from quantcli.matching import Pair, open_original, paired, under_one_name
+from quantcli.models import Model, open_model
 from quantcli.passes import verify
-from quantcli.passes.findings import Finding, Verified
+from quantcli.passes.findings import Finding, Verified, joined
 from quantcli.planning.importance import load
-from quantcli.stores import need_file, pipelines
+from quantcli.stores import need_file
+from quantcli.stores.pipelines import folder_of, lacking, members, prefixed, within
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -22,52 +24,96 @@ def verify_path(
     path: str,
     original: str | None,
     *,
+    variant: str | None = None,
     as_float: bool = False,
     importance: str | None,
     threads: int,
     progress: Progress | None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Verified, Sequence[str]]:
-    """What is wrong with a quantized model, and the names of its tensors; a file that cannot be opened is a finding.
+    """What is wrong with a quantized model, or with all those of a pipeline, and the names of the tensors; a file that
+    cannot be opened is a finding.
 
     original: the model it was made from, to check it against; as_float: whether the integers of that, a .npy or .npz
-    file, are read as a signal; importance: a file of what its columns were weighed by. say: called with what was left
-    out of either, and with how tensors found each other where their names differ.
+    file, are read as a signal; importance: a file of what its columns were weighed by. variant: which weights of
+    folders to take, where they have several. say: called with what was left out of either, and with how tensors found
+    each other where their names differ.
 
     Raises VersionError for a newer version of the format, DataError where nothing is quantized or the original cannot
-    be read, UsageError for a pipe and for a folder of several models.
+    be read, UsageError for a pipe.
     """
-    if folder := pipelines.folder_of(path):  # which is sound, unlike a folder without weights
-        parts = ", ".join(component.name for component in pipelines.components(folder))
-        raise UsageError("this is a folder of several models", place=[path], hint=f"verify them by themselves: {parts}")
+    try:
+        members(path)
+    except DataError as error:
+        return _damaged(path, original, error), ()
+    how = _How(as_float=as_float, importance=importance, threads=threads, progress=progress, say=say)
+    done = {pair.name: _verified(pair, how) for pair in paired(original, path, variant)}
+    found = joined({name: one for name, (one, _) in done.items()}, original)
+    if not found.quantized and found.tensors and found.passed:
+        raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file")
+    if folder := folder_of(path):
+        missing = [Finding(tensor="", check="structure", problem=line) for line in lacking(folder)]
+        found = replace(found, findings=(*missing, *found.findings))
+    return found, [within(name, tensor) for name, (_, names) in done.items() for tensor in names]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    """How models are verified, as `verify_path` was asked."""
+
+    as_float: bool
+    importance: str | None
+    threads: int
+    progress: Progress | None
+    say: Callable[[str], None]
+
+
+def _verified(pair: Pair, how: _How) -> tuple[Verified, Sequence[str]]:
+    """What is wrong with one model, and the names of its tensors."""
+    after, before = pair.after, pair.before
+    against = before.path if before is not None else None
+    if after is None:
+        return _alone("it is missing here", against), ()
     with contextlib.ExitStack() as stack:
         try:
-            model = stack.enter_context(open_model(path))
+            model = stack.enter_context(open_model(after.path, variant=after.variant))
         except VersionError:  # not a fault of the file
             raise
         except DataError as error:
-            return _damaged(path, original, error), ()
+            return _damaged(after.path, against, error), ()
         need_file(model.source, "verifying")
-        before = None
-        if original is not None:
+        first = None
+        if before is not None:
             names = model.stored if model.is_native else ()
-            before = stack.enter_context(open_original(original, names, as_float=as_float))
-            need_file(before.source, "verifying")
-        for one in (model, *([before] if before is not None else [])):
+            floats = open_original(before.path, names, as_float=how.as_float, variant=before.variant)
+            first = stack.enter_context(floats)
+            need_file(first.source, "verifying")
+        for one in (model, *([first] if first is not None else [])):
             for line in one.source.warnings:
-                say(f"{one.path}: {line}")
-        if model.is_native:
-            weighed = load(importance) if importance is not None else None
-            known = before.stored if before is not None else None
-            found = verify.verify(model.stored, known, threads=threads, progress=progress, importance=weighed)
-        else:
-            if not model.quantized:
-                raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file")
-            ours, theirs, note = under_one_name(before, model) if before is not None else (None, model, "")
-            if note:
-                say(note)
-            found = verify.decodable(theirs, ours, original, threads=threads)
-        return found, list(model.stored) if found.tensors else ()
+                how.say(f"{one.path}: {line}")
+        return _of(model, first, pair, how), list(model.stored)
+
+
+def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
+    """What is wrong with a model that can be opened."""
+    against = before.path if before is not None else None
+    if model.is_native:
+        weighed = load(how.importance) if how.importance is not None else None
+        known = before.stored if before is not None else None
+        return verify.verify(model.stored, known, threads=how.threads, progress=how.progress, importance=weighed)
+    if not model.quantized and not pair.name:
+        raise DataError("it holds no quantized tensor", place=[model.path], hint="inspect shows any file")
+    ours, theirs, note = under_one_name(before, model) if before is not None else (None, model, "")
+    if note:
+        how.say(prefixed(pair.name, note))
+    check = verify.decodable if model.quantized else verify.unchanged
+    return check(theirs, ours, against, threads=how.threads)
+
+
+def _alone(problem: str, original: str | None) -> Verified:
+    """The outcome for a component that only one of two pipelines has."""
+    finding = Finding(tensor="", check="source", problem=problem)
+    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=(), checks=("source",))
 
 
 def _damaged(path: str, original: str | None, error: DataError) -> Verified:

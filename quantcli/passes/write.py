@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ from quantcli.errors import QuantcliError
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Job, Piece
 from quantcli.passes.outputs import OneFile
-from quantcli.passes.producing import Producer
+from quantcli.passes.producing import Produce, Producer
+from quantcli.passes.stacking import Stacked
 from quantcli.passes.tiles import Progress, Visit, begun, finish, once, walk
 from quantcli.stores.files import OutputFile
 from quantcli.stores.workspace import remove
@@ -32,20 +33,20 @@ SMALL = 1 << 14
 """Bytes of outputs up to which a tensor takes longer to think about than to compute: of such tensors one thread at a
 time takes some, for two would wait for each other at every call of a kernel."""
 
-TOGETHER = 64
+TOGETHER = 512
 """Small tensors that a thread takes at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What to write: jobs by the name of a tensor, and who produces each. source: what it comes from, by the name that
+    """What to write: jobs by the name of a tensor, and who produces them. source: what it comes from, by the name that
     errors have. amend: what a tensor becomes whose weights are not finite or whose scales do not fit; it raises
     QuantcliError where nothing else will do. stopped: called when the rest is given up, so that reads which wait for
     data can end. finished: called when every byte is written; it raises DataError where the source was changed."""
 
     source: str
     jobs: Mapping[str, Job]
-    produce: Callable[[str], Producer]
+    produce: Produce
     amend: Callable[[Decided, Exception], Decided]
     stopped: Callable[[], None] = lambda: None
     finished: Callable[[], None] = lambda: None
@@ -112,9 +113,11 @@ class _Pass:
 
     def __init__(self, files: Sequence[tuple[OneFile, OutputFile]], work: Work, progress: Progress | None) -> None:
         self.work, self.outcome, self._turn = work, Outcome(), threading.Lock()
-        self._places = {name: (out, at) for file, out in files for name, at in file.offsets.items()}
+        self._files = files
         self._names = [name for file, _ in files for name in file.tensors]
-        self._advance = begun(progress, sum(self._weight(name) for name in self._names))
+        # Bytes that a tensor counts for in the progress.
+        self._weights = {name: sum(o.nbytes for o in work.jobs[name].outputs) for name in self._names}
+        self._advance = begun(progress, sum(self._weights.values()))
 
     def run(self, threads: int) -> Outcome:
         """Write every tensor."""
@@ -123,7 +126,7 @@ class _Pass:
 
     def _visits(self) -> Iterator[Visit]:
         """The visits of all tensors; small ones that follow each other are one."""
-        for small, names in itertools.groupby(self._names, lambda name: self._weight(name) <= SMALL):
+        for small, names in itertools.groupby(self._names, lambda name: self._weights[name] <= SMALL):
             if not small:
                 yield from (self._visit(name) for name in names)
                 continue
@@ -131,43 +134,107 @@ class _Pass:
                 yield once([partial(self._small, together)])
 
     def _small(self, names: Sequence[str]) -> None:
-        with self._turn:
-            for name in names:
-                finish(self._visit(name))
+        with self._turn, self._naming_the_source():
+            gathered, written = _Gathered(), 0
+            for place, (name, producer) in enumerate(zip(names, self.work.produce(names))):
+                if isinstance(producer, Stacked) and producer.place == 0:
+                    written = place + self._together(names[place : place + producer.alike.count], producer, gathered)
+                if place < written:
+                    self._end(name, producer, True)
+                else:
+                    self._at_once(name, producer, gathered)
+            gathered.write()
+        self._advance(sum(self._weights[name] for name in names))
 
-    def _weight(self, name: str) -> int:
-        """Bytes that a tensor counts for in the progress."""
-        return sum(output.nbytes for output in self.work.jobs[name].outputs)
+    def _together(self, names: Sequence[str], first: Stacked, gathered: _Gathered) -> int:
+        """Write tensors that are alike at once, where their layout can; how many were."""
+        jobs = [self.work.jobs[name] for name in names]
+        together = jobs[0].together
+        if together is None:
+            return 0
+        for number, values in enumerate(together(first.alike)):
+            for job, row in zip(jobs, values):
+                self._put(job, gathered.add, number, 0, row.data)
+        return len(jobs)
 
-    def _visit(self, name: str) -> Visit:
-        producer, job = self.work.produce(name), self.work.jobs[name]
+    def _at_once(self, name: str, producer: Producer, gathered: _Gathered) -> None:
+        """A small tensor; what is written of it is gathered."""
+        job, put = self.work.jobs[name], partial(self._put, self.work.jobs[name], gathered.add)
         try:
-            yield from producer.prepare()
-            pieces, weight = list(job.pieces()), self._weight(name)
-            ends = [weight * done // len(pieces) for done in range(1, len(pieces) + 1)]
-            shares = [end - start for start, end in zip([0, *ends], ends)]
-            same = yield [partial(self._piece, producer, job, *each) for each in zip(pieces, shares)]
-            if not self.outcome.amendments:  # else all is written again
-                result = producer.end()
-                self.outcome.exact[name] = all(same)
-                if result is not None:
-                    self.outcome.results[name] = result
+            finish(producer.prepare())
+            with producer.piece() as codes:
+                same = [piece(codes, put) for piece in job.pieces()]
+            self._end(name, producer, all(same))
         except (NotFinite, Misfit) as found:
             self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
+
+    def _end(self, name: str, producer: Producer, same: bool) -> None:
+        if not self.outcome.amendments:  # else all is written again
+            result = producer.end()
+            self.outcome.exact[name] = same
+            if result is not None:
+                self.outcome.results[name] = result
+
+    @contextmanager
+    def _naming_the_source(self) -> Iterator[None]:
+        try:
+            yield
         except QuantcliError as error:
             if any(place.startswith(self.work.source) for place in error.place[:1]):
                 raise
             raise error.within(self.work.source) from None
 
+    def _visit(self, name: str) -> Visit:
+        (producer,), job = self.work.produce([name]), self.work.jobs[name]
+        with self._naming_the_source():
+            try:
+                yield from producer.prepare()
+                pieces, weight = list(job.pieces()), self._weights[name]
+                ends = [weight * done // len(pieces) for done in range(1, len(pieces) + 1)]
+                shares = [end - start for start, end in zip([0, *ends], ends)]
+                same = yield [partial(self._piece, producer, job, *each) for each in zip(pieces, shares)]
+                self._end(name, producer, all(same))
+            except (NotFinite, Misfit) as found:
+                self.outcome.amendments[name] = self.work.amend(producer.tensor, found)
+
     def _piece(self, producer: Producer, job: Job, piece: Piece, share: int) -> bool:
         with producer.piece() as codes:
-            same = piece(codes, partial(self._put, job))
+            same = piece(codes, partial(self._put, job, OutputFile.write))
         self._advance(share)
         return same
 
-    def _put(self, job: Job, output: int, offset: int, values: Any) -> None:
+    def _put(
+        self, job: Job, write: Callable[[OutputFile, int, memoryview], None], output: int, offset: int, values: Any
+    ) -> None:
         data = memoryview(values)
         if not data.nbytes or self.outcome.amendments:  # then this pass only looks for further tensors to decide again
             return
-        out, at = self._places[job.outputs[output].name]
-        out.write(at + offset, data)
+        name = job.outputs[output].name
+        out, at = next((out, file.offsets[name]) for file, out in self._files if name in file.offsets)
+        write(out, at + offset, data)
+
+
+class _Gathered:
+    """What is written of small tensors, which most often lie beside each other: one write for those that do."""
+
+    def __init__(self) -> None:
+        self._parts: dict[OutputFile, list[tuple[int, bytes]]] = {}
+
+    def add(self, out: OutputFile, offset: int, data: memoryview) -> None:
+        """Remember to write a copy of some bytes."""
+        self._parts.setdefault(out, []).append((offset, data.tobytes()))
+
+    def write(self) -> None:
+        """Write them."""
+        for out, parts in self._parts.items():
+            parts.sort()
+            run, begin, end = list[bytes](), 0, 0
+            for offset, data in parts:
+                if offset != end and run:
+                    out.write(begin, b"".join(run))
+                    run.clear()
+                if not run:
+                    begin = end = offset
+                run.append(data)
+                end += len(data)
+            out.write(begin, b"".join(run))

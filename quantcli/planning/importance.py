@@ -97,6 +97,10 @@ def load(path: str, digest: str | None = None) -> Importance:
     not finite or below 0, QuantcliError for what cannot be read."""
     from xxhash import xxh3_128
 
+    if path.lower().endswith((".yaml", ".yml", ".json")):
+        problem = "importances are numbers by column, in .safetensors, .npy, .npz or GGUF"
+        hint = "a recipe is given with --recipe" if not path.lower().endswith(".json") else None
+        raise UsageError(problem, place=[path], hint=hint)
     with contextlib.closing(open_source(path)) as source:
         total = sum(info.nbytes for info in source.infos())
         if total > MOST:

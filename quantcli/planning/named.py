@@ -9,11 +9,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+from quantcli import asking
 from quantcli.errors import UsageError, printable
+from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.comfyui.types import FIELDS as OF_COMFYUI
 from quantcli.layouts.gguf.types import FIELDS as OF_GGUF
+from quantcli.scheme import ONE_BYTE, STATIC, Scheme
 
 _INT = re.compile(r"W([2-8])A16(_ASYM)?|W([2-7])A8")
 
@@ -38,7 +42,8 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "NVFP4": {**_FP4, **_NV, "activations": "nvfp4"},
 }
 
-TYPES = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
+_OF_RUNTIMES = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
+TYPES = {name: fields for name, fields in _OF_RUNTIMES.items() if name not in _NAMED}
 """Types of GGUF and ComfyUI, as far as no other name has their words."""
 
 NAMES = (
@@ -46,7 +51,7 @@ NAMES = (
     "W4A16_ASYM",
     "W4A8",
     *_NAMED,
-    *(t for t in TYPES if t not in _NAMED),
+    *TYPES,
 )
 """The names that help lists; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
 
@@ -58,7 +63,7 @@ def fields(name: str) -> dict[str, Any] | None:
     (False, 'channel', None)
     """
     usual: dict[str, Any] = {"symmetric": True, "activations": "none"}
-    if name in TYPES and name not in _NAMED:
+    if name in TYPES:
         return {**usual, **TYPES[name]}
     match = _INT.fullmatch(name)
     if match is not None:
@@ -77,3 +82,58 @@ def named(name: Any, place: str) -> dict[str, Any]:
     close = difflib.get_close_matches(str(name).upper(), NAMES, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "such as W4A16, W8A8, FP8_DYNAMIC or NVFP4A16"
     raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
+
+
+def instead(scheme: Scheme, accepts: Accepts) -> str:
+    """How to ask for the scheme that is nearest to another one among those that a target stores: by name where one
+    stands for the same codes, else by options; empty where there is none.
+
+    >>> from quantcli.layouts.writer import named as writer
+    >>> instead(asking.Scheme(**fields("W8A8")), writer("gptq").accepts)
+    '--scheme W8A16'
+    >>> instead(asking.Scheme(bits=4, group_size=48), writer("awq").accepts)
+    '--scheme W4A16'
+    """
+    nearest = accepts.nearest(scheme)
+    for like in (scheme, nearest):
+        for name in sorted(NAMES, key=lambda name: (name in TYPES, -_alike(like, name))):
+            if _alike(like, name) and accepts.obstacle(_scheme(name)) is None:
+                return f"--scheme {name}"
+    return spelled(nearest) if accepts.obstacle(nearest) is None else ""
+
+
+@lru_cache(maxsize=64)
+def _scheme(name: str) -> Scheme:
+    return asking.Scheme(**(fields(name) or {}))
+
+
+def _alike(scheme: Scheme, name: str) -> int:
+    """How much a scheme has in common with the one of a name; 0 where the codes are others, or inputs are quantized
+    otherwise."""
+    own = _scheme(name)
+    same = (own.format, own.bits, own.symmetric) == (scheme.format, scheme.bits, scheme.symmetric)
+    if own.activations in STATIC or not same or own.activations[:3] not in ("non", scheme.activations[:3]):
+        return 0
+    return (
+        1
+        + 8 * (own.activations != "none")
+        + 4 * (own.storage == scheme.storage)
+        + 2 * (own.granularity == scheme.granularity)
+        + (own.group_size == scheme.group_size)
+    )
+
+
+def spelled(scheme: Scheme) -> str:
+    """The options that ask for a scheme, those left out that follow from the rest.
+
+    >>> spelled(asking.Scheme(bits=8, granularity="channel")), spelled(asking.Scheme(format="nf4", group_size=64))
+    ('--bits 8 --group-size -1', '--type nf4 --group-size 64')
+    """
+    size = {"channel": -1, "tensor": 0}.get(scheme.granularity, scheme.group_size)
+    words = [f"--bits {scheme.bits}"] if scheme.format == "int" else [f"--type {scheme.format}"]
+    words += ["--granularity block"] if scheme.granularity == "block" else []
+    words += [f"--group-size {size}"]
+    words += [] if scheme.symmetric else ["--asymmetric"]
+    words += ["--zero-point float"] if not scheme.symmetric and scheme.zero_point == "float" else []
+    words += [f"--scale-dtype {name}" for name, storage in ONE_BYTE.items() if storage == scheme.storage]
+    return " ".join(words)

@@ -11,18 +11,22 @@ from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
-from quantcli.experts import arranged
+from quantcli.experts import arranged, loadable, only_in_mlx
 from quantcli.layouts.config import stated
 from quantcli.layouts.writer import named
 from quantcli.planning import inputs, kinds
 from quantcli.planning.importance import Importance, load
 from quantcli.planning.keeping import embeddings_alone
+from quantcli.planning.named import instead
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
 from quantcli.planning.request import Request
 from quantcli.stores import Source
 
 USUAL = "compressed-tensors"
 """The target of folders that transformers loads, where none is asked for."""
+
+LOADED = ("bnb-nf4",)
+"""Other targets that transformers loads by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,9 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
     if ":" in to:
         codes = [name for name in fields if name not in ("options",) and (name, fields[name]) != ("calibration", "mse")]
         if codes:
-            raise UsageError(f"{to} has types of its own", place=[codes[0]], hint="leave it out, or use --override")
+            plain = to.partition(":")[0]
+            hint = f"leave it out; --override names the types of some tensors, --to {plain} takes schemes"
+            raise UsageError(f"{to} gives every tensor a type of its own", place=[codes[0]], hint=hint)
         return {**found, **named(to).usual}  # for the rules of --override, which start from these fields
     export = named(to)
     if not fields.keys() - {"bits", "options"}:
@@ -162,11 +168,14 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
         _check_native(asked)
     if asked.to is not None:
         to = None if asked.to == NATIVE else asked.to
-        return Aimed(arranged(source, to, container=asked.container), to, "")
+        return Aimed(loadable(source, to, container=asked.container), to, "")
     model = _architecture(source) if folder else None
     note = _unsuited(source, asked, model) if model is not None else ""
     if model is not None and not note:
         usual = arranged(source, USUAL)
+        if (name := only_in_mlx(usual, USUAL)) is not None:
+            note = f"config.json gets no quantization_config: {printable(name, 200)} is in mlx-lm's own arrangement"
+            return Aimed(arranged(source, None), None, note)
         if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
             return Aimed(usual, USUAL, "")
         why = next(iter(usual.unsplit.values())).why
@@ -190,11 +199,22 @@ def _unsuited(source: Source, asked: Order, model: Architecture) -> str:
         return "written in quantcli's own layout, which diffusers refuses to load; it loads --to bnb-nf4"
     if embeddings_alone(source.infos()):
         return f"config.json gets no quantization_config: loaders of {USUAL} do not quantize embeddings"
+    _check_loadable(source, asked)
+    return ""
+
+
+def _check_loadable(source: Source, asked: Order) -> None:
+    """Raise UsageError for a scheme with which loaders would not know what a folder holds."""
+    accepts = named(USUAL).accepts
     schemes = [s for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None]
     for scheme in (c for s in schemes for c in candidates(s)):
-        if (why := named(USUAL).accepts.obstacle(scheme)) is not None:
-            return f"config.json gets no quantization_config: {USUAL} cannot store {why}"
-    return ""
+        if (why := accepts.obstacle(scheme)) is not None:
+            other = next((to for to in LOADED if named(to).accepts.obstacle(scheme) is None), None)
+            found = instead(scheme, accepts)
+            ways = [f"--to {other}"] if other is not None else [found] if found else []
+            hint = f"use {', or '.join([*ways, '--to native for quantcli alone'])}"
+            problem = f"no loader would know what the folder holds: {USUAL} cannot store {why} ({scheme.name})"
+            raise UsageError(problem, place=[source.path], hint=hint)
 
 
 def _architecture(source: Source) -> Architecture | None:
@@ -228,7 +248,8 @@ def request_of(
 ) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
-    said = asked.recipe.given or asked.include or not asked.keep_defaults
+    again = named(to).again(source) if to is not None and not asked.container else None
+    said = asked.recipe.given or asked.include or not asked.keep_defaults or (again is not None and again.decides)
     preset, kept, note = kinds.Chosen() if said else kinds.chosen(source)
     if note:
         warn(note)
@@ -248,6 +269,6 @@ def request_of(
         architecture=_architecture(source) if to is not None else None,
         container=asked.container,
         unsplit=source.unsplit,
-        again=named(to).again(source) if to is not None and not asked.container else None,
+        again=again,
         from_recipe=asked.from_recipe,
     )

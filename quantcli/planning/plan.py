@@ -170,9 +170,11 @@ def check(plan: Plan) -> None:
         if any(t.info.dtype in signals.DIVISORS for t in plan.tensors if t.reason == "not-float"):
             hint += f"; {signals.OPTION} reads the integers of a .npy or .npz file as a signal"
         raise NothingToQuantizeError(f"nothing to quantize: all tensors are kept ({why})", hint=hint)
-    owner: dict[str, str] = {}
     if plan.request is not None and plan.request.again is not None:
         return  # the names stay those of the source
+    if not any(tensor.info.name.endswith(native.ENDINGS) for tensor in plan.tensors):
+        return  # names that end in nothing that a name is given cannot become the same
+    owner: dict[str, str] = {}
     for tensor in plan.tensors:
         for output in native.outputs(tensor):
             if output.name in owner:

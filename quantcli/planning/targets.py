@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from quantcli.architectures import UNNAMED, Architecture
@@ -10,17 +10,24 @@ from quantcli.asking import candidates
 from quantcli.errors import UsageError
 from quantcli.layouts.writer import Again, Writer, named, refusal
 from quantcli.planning.entry import changed, quantized
+from quantcli.planning.named import instead
 from quantcli.planning.reasons import REASONS, SMALL, TABLES
 from quantcli.planning.request import Request
+from quantcli.scheme import PUBLISHED, Scheme
 from quantcli.tensors.decided import Decided, Kept, Quantized
 from quantcli.tensors.info import TensorInfo
 
 
-def suited(request: Request) -> Request:
-    """A request with scales as its target stores them, so that the codes are made for those."""
+def suited(request: Request, say: Callable[[str], None]) -> Request:
+    """A request with scales as its target stores them, so that the codes are made for those. say: called where what
+    a scheme says of inputs does not count, unless its name is that of a format, which the target calls so too."""
     if request.to is None:
         return request
     export = named(request.to)
+    schemes = [s for s in (request.scheme, *(r.scheme for r in request.rules)) if s is not None]
+    about_inputs = [s for s in schemes if s.activations != "none" and s.name not in PUBLISHED.values()]
+    if export.own_inputs and any(export.accepts.obstacle(export.suited(s)) is None for s in about_inputs):
+        say(f"{request.to} has schemes of weights alone: its programs decide how they compute with inputs")
     rules = tuple(replace(r, scheme=export.suited(r.scheme) if r.scheme else None) for r in request.rules)
     scheme = export.suited(request.scheme) if export.base is None else export.base(request.scheme)
     return replace(request, scheme=scheme, rules=rules)
@@ -84,6 +91,14 @@ def in_place(tensor: Quantized, export: Writer, again: Again | None) -> Quantize
     return tensor
 
 
+def nearest(scheme: Scheme, export: Writer) -> str:
+    """The way out for a scheme that a target does not store; empty where there is none."""
+    if export.nearest is not None:
+        return export.nearest(scheme)
+    found = instead(scheme, export.accepts)
+    return f"use {found}, the nearest that it stores" if found else ""
+
+
 def stored_by(tensor: Decided, target: str, request: Request) -> Decided:
     """The plan of a tensor, kept where the target cannot store its shape or its loader takes no quantized weight in its
     place in the model. Raises UsageError where it cannot store the scheme."""
@@ -92,7 +107,7 @@ def stored_by(tensor: Decided, target: str, request: Request) -> Decided:
     export = named(target)
     for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
-            raise refusal(tensor.info.name, tensor.scheme.name, why, target)
+            raise refusal(tensor.info.name, tensor.scheme.name, why, target, nearest(scheme, export))
     tensor = in_place(tensor, export, request.again)
     why = export.unstored(tensor, request.architecture or UNNAMED, request.again)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
@@ -108,9 +123,9 @@ def mixed(tensors: Sequence[Decided], request: Request) -> list[Decided]:
     found = list[Decided]()
     for tensor in tensors:
         scheme = schemes.get(tensor.info.name)
-        if tensor.scheme is None or not REASONS[tensor.reason].free or scheme in (None, tensor.scheme):
+        if tensor.scheme is None or not REASONS[tensor.reason].free or scheme is None:
             found.append(tensor)
         else:
-            assert scheme is not None
-            found.append(quantized(tensor.info, scheme, tensor.reason, note=f"{scheme.name} in {request.to}"))
+            note = f"{scheme.name} in {request.to}" if scheme != request.scheme else ""
+            found.append(quantized(tensor.info, scheme, tensor.reason, note=note))
     return found

@@ -115,20 +115,25 @@ class Group:
         return f"{printable(self.pattern, 160)} ({many}{size(self.bytes_out)}, {self.reason})"
 
 
-def pattern_of(name: str) -> str:
-    """A name with a star for every number in it.
+def pattern_of(name: str, reason: str = "") -> str:
+    """A name with a star for every number in it; of a tensor of a component that is kept whole, for all of it.
 
-    >>> pattern_of("model.layers.12.mlp.experts.3.up_proj.weight")
-    'model.layers.*.mlp.experts.*.up_proj.weight'
+    >>> pattern_of("model.layers.12.mlp.experts.3.up_proj.weight"), pattern_of("vae/conv_in.weight", "component")
+    ('model.layers.*.mlp.experts.*.up_proj.weight', 'vae/*')
     """
-    return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "*", name)
+    if reason == "component":
+        return f"{name.partition('/')[0]}/*"
+    return _NUMBER.sub("*", name)
+
+
+_NUMBER = re.compile(r"(?<![A-Za-z])\d+(?![A-Za-z])")
 
 
 def grouped(tensors: Iterable[Sized]) -> list[Group]:
     """Sized tensors by what they are called and why they are kept, the largest groups first."""
     found: dict[tuple[str, str], list[Sized]] = {}
     for t in tensors:
-        found.setdefault((pattern_of(t.info.name), t.note or t.reason), []).append(t)
+        found.setdefault((pattern_of(t.info.name, t.reason), t.note or t.reason), []).append(t)
     groups = [Group(pattern, why, tuple(held)) for (pattern, why), held in found.items()]
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
@@ -149,11 +154,20 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> lis
     rest = room - sum(g.bytes_out for g in groups)
     more = f"; and {size(rest)} more" if rest > LIGHT * room else ""
     if len(set(ways)) == 1:
-        shown, advice = "; ".join(map(str, groups)), f"; use {ways[0]}" if ways[0] else ""
+        shown, advice = _together(groups), f"; use {ways[0]}" if ways[0] else ""
     else:
         shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
         advice = ""
     return [f"{100 * room / whole:.0f} % of the output ({size(room)}) is not quantized: {shown}{more}{advice}"]
+
+
+def _together(groups: Sequence[Group]) -> str:
+    """Groups with one way out: of those that a target cannot store the largest alone says why."""
+    first, others = groups[0], groups[1:]
+    if not others or any(group.tensors[0].reason != "target" for group in groups):
+        return "; ".join(map(str, groups))
+    named = ", ".join(f"{printable(group.pattern, 80)} ({size(group.bytes_out)})" for group in others)
+    return f"{first}; likewise {named}"
 
 
 def _way(group: Group, request: Request) -> str:
@@ -219,8 +233,12 @@ def of_another_kind(tensors: Sequence[Sized], *, by_rules: bool = False) -> list
         return []
     rules = [(r, compiled(r.pattern, PRESET)) for r in recipe.preset(PRESET).rules if r.scheme is None]
     found: dict[str, list[Sized]] = {}
+    known: dict[str, Rule | None] = {}
     for tensor in candidates:
-        rule = next((r for r, test in rules if test(tensor.info.name[-LONGEST:])), None)
+        name = _NUMBER.sub("0", tensor.info.name[-LONGEST:])  # no rule of the preset is about a layer by its number
+        if name not in known:
+            known[name] = next((r for r, test in rules if test(name)), None)
+        rule = known[name]
         if rule is not None:
             found.setdefault(rule.reason or rule.pattern, []).append(tensor)
     parts = sum(t.bytes_out for held in found.values() for t in held)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantcli import registry
 from quantcli.errors import printable
+from quantcli.layouts import writer
 from quantcli.layouts.native.document import Result, StoredTensor
 from quantcli.metrics import Metrics
 from quantcli.planning.entry import WIDER
 from quantcli.planning.plan import UNWEIGHTED
 from quantcli.planning.request import Request
 from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
-from quantcli.reports.records import Change, Comparison, TensorReport, summarize, tensor_report
+from quantcli.reports.joined import Reported, equal, named
+from quantcli.reports.records import Change, Comparison, TensorReport, loss_first, summarize, tensor_report
 from quantcli.reports.run import RunReport
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from quantcli.models import View
     from quantcli.passes.examine import Examined
     from quantcli.stores import Source
+    from quantcli.stores.pipelines import Component
 
 
 def of_plan(
@@ -59,15 +62,15 @@ def of_plan(
         for t, m, r in zip(plan, metrics, found)
     ]
     warnings = [
-        *_named(
+        *named(
             "float32 scales, because float16 would not hold them", [t.name for t in tensors if t.note.startswith(WIDER)]
         ),
-        *_named(
+        *named(
             "left in floating point, because they hold NaN or infinity",
             [t.name for t in tensors if t.reason == "nonfinite"],
         ),
         *unweighted(plan),
-        *_offset_warning(plan),
+        *_offset_warning(plan, request),
         *_cautions(plan),
         *_beaten(tensors),
         *of_another_kind(entries),
@@ -79,7 +82,7 @@ def of_plan(
         output=output,
         tensors=tensors,
         warnings=warnings,
-        equal=_equal(tensors),
+        equal=equal(tensors),
         summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
     )
 
@@ -112,32 +115,14 @@ def with_source(report: RunReport, source: Source, component: str = "") -> RunRe
     )
 
 
-def _equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
-    """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
-    found: dict[tuple[Any, ...], list[TensorReport]] = {}
-    for t in tensors:
-        if t.digest is not None and t.bytes_in:
-            found.setdefault((t.digest, t.dtype, *t.shape), []).append(t)
-    groups = sorted((g for g in found.values() if len(g) > 1), key=lambda g: -g[0].bytes_in)
-    return [[t.name for t in g] for g in groups]
-
-
 def unweighted(plan: Sequence[Decided]) -> list[str]:
     """The warning about tensors that a file of importances says nothing of, if there are any."""
-    return _named(
-        "no importance given, all columns count the same", [t.info.name for t in plan if UNWEIGHTED in t.note]
-    )
+    return named("no importance given, all columns count the same", [t.info.name for t in plan if UNWEIGHTED in t.note])
 
 
-def _named(what: str, names: list[str]) -> list[str]:
-    """A warning about these tensors, the first few by name."""
-    if not names:
+def _offset_warning(plan: Sequence[Decided], request: Request | None) -> list[str]:
+    if request is not None and request.to is not None and writer.named(request.to).offsets_only:
         return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what}: {', '.join(names[:3])}{more}"]
-
-
-def _offset_warning(plan: Sequence[Decided]) -> list[str]:
     own = [t.scheme for t in plan if t.scheme is not None and t.scheme.storage != "super-blocks"]  # which has no others
     if any(scheme.zero_point == "float" for scheme in own):
         return ["float offsets: 0 is not representable, and the constant error adds up over a row"]
@@ -153,7 +138,7 @@ def _cautions(plan: Sequence[Decided]) -> list[str]:
             doubt = caution(t.scheme, t.info.numel // t.grouping.sets) if caution is not None else None
             if doubt is not None:
                 found.setdefault(doubt, []).append(printable(t.info.name))
-    return [line for doubt, names in found.items() for line in _named(doubt, names)]
+    return [line for doubt, names in found.items() for line in named(doubt, names)]
 
 
 def _beaten(tensors: Sequence[TensorReport]) -> list[str]:
@@ -173,14 +158,11 @@ def of_stored(
     stored: Sequence[StoredTensor],
     metrics: Sequence[Metrics | None],
     *,
-    source: str,
-    output: str | None,
     bytes_in: int,
     bytes_out: int,
-    seconds: float | None,
     examined: Sequence[Examined | None] | None = None,
-) -> RunReport:
-    """The report on a quantized file."""
+) -> Reported:
+    """What is reported of a model that quantcli quantized."""
     tensors = [
         tensor_report(
             s.info,
@@ -196,14 +178,12 @@ def of_stored(
         )
         for s, m, e in zip(stored, metrics, examined or [None] * len(stored))
     ]
-    return RunReport(
-        command="report",
-        source=source,
-        output=output,
+    return Reported(
         tensors=tensors,
+        metrics={s.info.name: m for s, m in zip(stored, metrics)},
         warnings=[*_beaten(tensors), *mostly_kept(stored)],
-        equal=_equal(tensors),
-        summary=summarize(tensors, metrics, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
     )
 
 
@@ -213,27 +193,18 @@ def of_pairs(
     alone: tuple[list[str], list[str]],
     *,
     source: str,
-    output: str,
     bytes_in: int,
     bytes_out: int,
-    seconds: float | None,
-) -> RunReport:
-    """The report on one model against another: a tensor that is not floating point but differs, or float but not the
-    same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
-    tensors = [_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()]
-    floats = {name for name, (a, b) in pairs.items() if a.scheme is None and b.scheme is None}
-    counted = _counted(tensors, metrics, floats) or list(metrics.values())
-    return RunReport(
-        command="compare",
-        source=source,
-        output=output,
-        tensors=tensors,
+) -> Reported:
+    """What is reported of a model against another one: a tensor that is not floating point but differs, or float but
+    not the same, is `changed`, one that is the same `kept`. alone: names only in the second, and only in the first."""
+    return Reported(
+        tensors=[_pair_report(a, b, metrics[name]) for name, (a, b) in pairs.items()],
+        metrics=metrics,
+        floats={name for name, (a, b) in pairs.items() if a.scheme is None and b.scheme is None},
         comparison=_between(pairs, alone, source),
-        warnings=[
-            *_named(f"only in {printable(output, 200)}", [printable(n) for n in alone[0]]),
-            *_named(f"only in {printable(source, 200)}", [printable(n) for n in alone[1]]),
-        ],
-        summary=summarize(tensors, counted, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds),
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
     )
 
 
@@ -241,15 +212,12 @@ def of_views(
     views: Mapping[str, View],
     metrics: Mapping[str, Metrics | None] | None,
     *,
-    source: str,
-    output: str | None,
     bytes_in: int | None,
     bytes_out: int,
-    seconds: float | None,
     origin: Origin | None = None,
-) -> RunReport:
-    """The report on a file that another tool quantized, measured against its original or (None) not. bytes_in: of the
-    original, where there is one. origin: what the file records of it."""
+) -> Reported:
+    """What is reported of a model that another tool quantized, measured against its original or (None) not. bytes_in:
+    of the original, where there is one. origin: what the file records of it."""
     recorded = origin.tensors if origin is not None else {}
     if bytes_in is None and origin is not None:
         bytes_in = origin.nbytes
@@ -262,28 +230,25 @@ def of_views(
     ]
     decoded = sum(view.info.nbytes for view in views.values())
     unknown = "the file does not record the size of its source, so it is compared with float32"
-    floats = {name for name, view in views.items() if view.scheme is None}
-    counted = _counted(tensors, metrics, floats) if metrics is not None else []
-    return RunReport(
-        command="report",
-        source=source,
-        output=output,
+    return Reported(
         tensors=tensors,
+        metrics=metrics or {},
+        floats={name for name, view in views.items() if view.scheme is None},
         warnings=[unknown] if bytes_in is None else [],
-        summary=summarize(
-            tensors, counted, bytes_in=decoded if bytes_in is None else bytes_in, bytes_out=bytes_out, seconds=seconds
-        ),
+        bytes_in=decoded if bytes_in is None else bytes_in,
+        bytes_out=bytes_out,
     )
 
 
-def _counted(
-    tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None], floats: Container[str]
-) -> list[Metrics | None]:
-    """The errors that the figures over all tensors are of: of those that are quantized on either side, and where none
-    is, of those that changed. Large numbers that are off by a rounding would drown the errors of codes. floats: names
-    of tensors that are in floating point on both sides."""
-    changed = [t.name for t in tensors if not t.kept]
-    return [metrics[name] for name in changed if name not in floats] or [metrics[name] for name in changed]
+def as_component(one: Reported, component: Component | None, why: str | None = None) -> Reported:
+    """What is reported of a model as a component of a pipeline. why: it is kept whole where nothing of it is quantized;
+    None where nobody has decided on that."""
+    one = replace(one, kind=component.kind if component is not None else "")
+    if why is None or component is None or any(t.disposition == "quantized" for t in one.tensors):
+        return one
+    why = why or "nothing in it is quantized"
+    kept = [replace(t, reason="component", note=why) if t.kept else t for t in one.tensors]
+    return replace(one, tensors=kept, kept=why)
 
 
 def _as_recorded(tensor: TensorReport, recorded: tuple[str, str] | None) -> TensorReport:
@@ -350,5 +315,4 @@ def _between(pairs: Mapping[str, tuple[View, View]], alone: tuple[list[str], lis
                 after=b.scheme or b.info.dtype,
             )
         )
-    changes.sort(key=lambda c: (0.0 if c.delta_db is None else c.delta_db, c.tensor))
-    return Comparison(baseline=name, changes=changes, new=alone[0], vanished=alone[1])
+    return Comparison(baseline=name, changes=sorted(changes, key=loss_first), new=alone[0], vanished=alone[1])

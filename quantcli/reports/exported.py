@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli import terminal as t
@@ -12,6 +12,7 @@ from quantcli.errors import printable
 from quantcli.metrics import NOTHING, Metrics
 from quantcli.patterns import module_of
 from quantcli.reports.documents import Display, Line, Part, document
+from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class ExportedTensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
     """An export; sqnr_db is that of all tensors that were not lossless against their native weights. config: what the
-    loader wants in config.json. notes: what it will and will not do. warnings: files beside the weights that were left
-    out, or copied unquantized."""
+    loader wants in config.json, of a pipeline by component. notes: what it will and will not do. warnings: files beside
+    the weights that were left out, or copied unquantized, and components that are kept whole."""
 
     source: str
     output: str
@@ -89,9 +90,8 @@ class ExportReport:
 
 
 def report_of(
-    export: Export,
-    size: int,
-    exact: Mapping[str, bool],
+    exports: Mapping[str, Export],
+    exact: Mapping[str, Mapping[str, bool]],
     *,
     source: str,
     output: str,
@@ -99,25 +99,32 @@ def report_of(
     warnings: Sequence[str],
     copied: Sequence[str],
     bytes_in: int,
+    bytes_out: int,
     seconds: float,
 ) -> ExportReport:
-    """The report. size: bytes of the weights that were written; exact: which of them stand for the same numbers."""
-    found = export.outgoing.conversion
-    tensors = [_tensor(moving, export, exact) for moving in export.model.values()]
-    errors = [m for m in export.metrics.values() if m is not None and not m.exact]
+    """The report on models by name, a single one under an empty name. exact: which of their tensors stand for the same
+    numbers; bytes_in, bytes_out: of all weights."""
+    found = {name: export.outgoing.conversion for name, export in exports.items()}
+    tensors = [
+        replace(tensor, name=within(name, tensor.name))
+        for name, export in exports.items()
+        for tensor in (_tensor(moving, export, exact[name]) for moving in export.model.values())
+    ]
+    errors = [m for export in exports.values() for m in export.metrics.values() if m is not None and not m.exact]
+    configs = {name: dict(conversion.config) for name, conversion in found.items()}
     return ExportReport(
         source=source,
         output=output,
         target=target,
         tensors=tensors,
-        notes=list(found.notes),
+        notes=[prefixed(name, line) for name, conversion in found.items() for line in conversion.notes],
         warnings=list(warnings),
-        config=dict(found.config),
+        config=configs.get("", configs),
         copied=list(copied),
         lossless=all(tensor.lossless for tensor in tensors),
         sqnr_db=sum(errors, NOTHING).sqnr_db if errors else None,
         bytes_in=bytes_in,
-        bytes_out=size,
+        bytes_out=bytes_out,
         seconds=seconds,
     )
 

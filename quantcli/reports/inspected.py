@@ -15,10 +15,13 @@ from quantcli.passes.statistics import Statistics
 from quantcli.passes.tiles import default_threads
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
 from quantcli.stores import is_stream, need_file
+from quantcli.stores.pipelines import within
 
 if TYPE_CHECKING:
     from quantcli.layouts.evidence import Evidence
     from quantcli.models import Model, View
+    from quantcli.passes.tiles import Progress
+    from quantcli.stores.pipelines import Member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +47,29 @@ class InspectedTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedComponent:
+    """One of the models of a pipeline. kind: the class that loads it, and its library. unread: why its tensors are not
+    shown, empty where they are. tool: what quantized it, where it is quantcli's own. Other fields are those of a
+    model."""
+
+    name: str
+    library: str
+    kind: str
+    tensors: int
+    parameters: int
+    bytes: int
+    quantized: bool
+    layout: str | None
+    metadata: dict[str, str]
+    unread: str
+    tool: str | None = field(metadata=PEOPLE_ONLY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InspectReport:
-    """A model. layout: how another tool quantized it, and by what that was recognised. tool: what quantized it, where
-    it is quantcli's own; values: whether values were read."""
+    """A model, or a pipeline of several. layout: how another tool quantized it, and by what that was recognised.
+    components: of a pipeline, whose tensors have names such as `unet/conv_in.weight`. tool: what quantized it, where it
+    is quantcli's own; values: whether values were read."""
 
     source: str
     quantized: bool
@@ -54,12 +77,15 @@ class InspectReport:
     bytes: int
     metadata: dict[str, str]
     tensors: list[InspectedTensor]
+    components: list[InspectedComponent] = field(default_factory=list)
     tool: str | None = field(metadata=PEOPLE_ONLY)
     values: bool = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, `schema_version` first; `stats` only where there are some."""
+        """Plain values, `schema_version` first; `stats` and `components` only where there are some."""
         found = document("inspect", self)
+        if not self.components:
+            del found["components"]
         for tensor in found["tensors"]:
             if tensor["stats"] is None:
                 del tensor["stats"]
@@ -80,6 +106,13 @@ class InspectReport:
         by = f", quantized by {printable(self.tool, 100)}" if self.tool is not None else ""
         sizes = f"{t.count(parameters)} parameters, {t.size(self.bytes)}"
         yield Line(f"{self.source}: {len(self.tensors):,} tensors, {sizes}{by}")
+        if self.components:
+            yield Line()
+            yield _overview(self.components)
+            for one in self.components:
+                if one.layout is not None or one.unread:
+                    shown = f"layout {one.layout}" if not one.unread else f"not read: {one.unread}"
+                    yield Line(f"{one.name}: {printable(shown, 1000)}")
         if self.layout is not None:
             yield Line(f"layout: {printable(self.layout, 1000)}")
         if self.metadata:
@@ -113,6 +146,24 @@ class InspectReport:
         return table
 
 
+def _overview(found: Sequence[InspectedComponent]) -> t.Table:
+    """The components of a pipeline."""
+    table = t.Table(
+        [
+            t.Column("component"),
+            t.Column("class", from_width=90),
+            t.Column("tensors", right=True),
+            t.Column("parameters", right=True),
+            t.Column("bytes", right=True),
+            t.Column("quantized by", from_width=60),
+        ]
+    )
+    for one in found:
+        by = one.tool or ("another tool" if one.quantized else "")
+        table.add(one.name, one.kind, f"{one.tensors:,}", t.count(one.parameters), t.size(one.bytes), by)
+    return table
+
+
 def _values(found: Statistics | None, display: Display) -> list[str]:
     """The cells on a tensor's values."""
     if found is None:
@@ -126,7 +177,48 @@ def _values(found: Statistics | None, display: Display) -> list[str]:
     ]
 
 
-def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None]) -> InspectReport:
+def joined(
+    src: str, found: Mapping[str, InspectReport], members: Sequence[Member], unread: Mapping[str, str]
+) -> InspectReport:
+    """The report on all models of a path: the one there is, or components of a pipeline. found: by name; unread: why
+    the others cannot be shown."""
+    if not members[0].name:
+        return found[""]
+    return InspectReport(
+        source=src,
+        quantized=any(one.quantized for one in found.values()),
+        layout=None,
+        bytes=sum(one.bytes for one in found.values()),
+        metadata={},
+        tensors=[replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors],
+        components=[_component(m, found.get(m.name), unread.get(m.name, "")) for m in members],
+        tool=None,
+        values=any(one.values for one in found.values()),
+    )
+
+
+def _component(member: Member, one: InspectReport | None, unread: str) -> InspectedComponent:
+    """A component of a pipeline."""
+    assert member.component is not None
+    tensors = one.tensors if one is not None else []
+    return InspectedComponent(
+        name=member.name,
+        library=member.component.library,
+        kind=member.component.kind,
+        tensors=len(tensors),
+        parameters=sum(tensor.parameters for tensor in tensors),
+        bytes=one.bytes if one is not None else 0,
+        quantized=one is not None and one.quantized,
+        layout=one.layout if one is not None else None,
+        metadata=one.metadata if one is not None else {},
+        unread=unread,
+        tool=one.tool if one is not None else None,
+    )
+
+
+def report_of(
+    model: Model, src: str, *, values: bool, say: Callable[[str], None], progress: Progress | None = None
+) -> InspectReport:
     """The report on a model. values: read them too; say: takes a line on why a model is shown as it is stored, and on
     what its store leaves out."""
     for line in model.source.warnings:
@@ -138,7 +230,7 @@ def report_of(model: Model, src: str, *, values: bool, say: Callable[[str], None
         if any(tensor.scheme for tensor in tensors):
             need_file(model.source, "decoding")
         named = {tensor.name: decoded.get(tensor.name) or model.stored[tensor.name] for tensor in tensors}
-        found = statistics.measure(model.source, named, threads=default_threads())
+        found = statistics.measure(model.source, named, threads=default_threads(), progress=progress)
         tensors = [replace(tensor, stats=found[tensor.name]) for tensor in tensors]
     layout = _layout(model, src)
     documents = model.stored.documents

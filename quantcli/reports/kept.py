@@ -46,7 +46,7 @@ def groups(tensors: Sequence[TensorReport]) -> list[Group]:
     found: dict[tuple[str, str], list[TensorReport]] = {}
     for t in tensors:
         if is_notable(t):
-            found.setdefault((pattern_of(t.name), t.reason), []).append(t)
+            found.setdefault((pattern_of(t.name, t.reason), t.reason), []).append(t)
     made = [
         Group(pattern if len(held) > 1 else held[0].name, reason, tuple(held))
         for (pattern, reason), held in found.items()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli import terminal as t
 from quantcli.errors import printable
 from quantcli.planning import unquantized
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, document
+from quantcli.stores.pipelines import within
 
 if TYPE_CHECKING:
-    from quantcli.passes.budget import Choice, Planned, Unit
+    from quantcli.passes.budget import Planned
+    from quantcli.passes.menus import Choice, Unit
     from quantcli.scheme import Scheme
 
 OFFERS = 10
@@ -123,14 +125,19 @@ class PlanReport:
 
 
 def report_of(
-    planned: Planned, nbytes: Callable[[str], int], *, source: str, target: int | None, explain: bool
+    planned: Planned, nbytes: Mapping[str, Callable[[str], int]], *, source: str, target: int | None, explain: bool
 ) -> PlanReport:
-    """The report on a plan. nbytes: of a tensor in the output, by name; explain: with what other choices would change.
+    """The report on a plan. nbytes: by model, of a tensor in the output by name; explain: with what other choices would
+    change.
 
     It warns of what takes the room though it is not quantized, and of what is quantized though a preset would keep it.
     """
     allocation = planned.allocation
-    sized = unquantized.sized(planned.plan.tensors, nbytes)
+    sized = [
+        unquantized.Entry(replace(t, info=replace(t.info, name=within(name, t.info.name))), nbytes[name](t.info.name))
+        for name, plan in planned.plans.items()
+        for t in plan.tensors
+    ]
     units = [_unit(unit, unit.choices[number], explain) for unit, number in zip(planned.units, planned.chosen)]
     return PlanReport(
         source=source,
@@ -144,7 +151,7 @@ def report_of(
         tensors=[tensor for unit in units for tensor in unit.tensors],
         warnings=[
             *unquantized.of_another_kind(sized, by_rules=True),
-            *unquantized.mostly_kept(sized, planned.request),
+            *unquantized.mostly_kept(sized, planned.requests.get("")),
         ],
         units=units,
         advice=_advice(planned) if explain else None,
@@ -155,11 +162,11 @@ def _unit(unit: Unit, choice: Choice, explain: bool) -> PlannedUnit:
     scheme = choice.scheme
     tensors = [
         PlannedTensor(
-            name=tensor.info.name,
+            name=within(unit.model, tensor.info.name),
             scheme=scheme.name if scheme else None,
             bits=scheme.bits if scheme else None,
             sqnr_db=choice.metrics[tensor.info.name].sqnr_db,
-            tied=[other.info.name for other in unit.tensors if other is not tensor],
+            tied=[within(unit.model, other.info.name) for other in unit.tensors if other is not tensor],
             shape=list(tensor.info.shape),
             exact=choice.metrics[tensor.info.name].exact,
         )
@@ -181,7 +188,7 @@ def _prices(unit: Unit, now: Choice) -> list[str]:
     """What other bits, and other groups, would change for a unit: two lines, or fewer where there is nothing else."""
     numel = sum(tensor.info.numel for tensor in unit.tensors)
     more = f" and {len(unit.tensors) - 1} tied" if len(unit.tensors) > 1 else ""
-    lines = [f"{printable(unit.tensors[0].info.name, 200)}{more}, {now.scheme.name if now.scheme else 'kept'}:"]
+    lines = [f"{printable(_first(unit), 200)}{more}, {now.scheme.name if now.scheme else 'kept'}:"]
     kinds: dict[str, list[str]] = {"bits": [], "groups": []}
     for other in _others(unit):
         if other is now or now.scheme is None or (other.scheme and other.scheme.calibration != now.scheme.calibration):
@@ -196,6 +203,11 @@ def _prices(unit: Unit, now: Choice) -> list[str]:
         elif other.scheme.bits == now.scheme.bits:
             kinds["groups"].append(f"{_grouping(other.scheme)}: {gain} for {8 * difference / numel:+.3f} bits")
     return [*lines, *(f"  {'; '.join(offers)}" for offers in kinds.values() if offers)]
+
+
+def _first(unit: Unit) -> str:
+    """The name of the first tensor of a unit."""
+    return within(unit.model, unit.tensors[0].info.name)
 
 
 def _signed(difference: int) -> str:
@@ -222,8 +234,7 @@ def _advice(planned: Planned) -> list[str]:
     for title, wanted, order in (("best buys", True, -1), ("best sales", False, 1)):
         chosen = sorted((o for o in offers if (o[1] > 0) == wanted), key=lambda o: order * o[0])[:OFFERS]
         lines += [f"{title}:"] + [
-            f"  {unit.tensors[0].info.name}: {other.scheme.name if other.scheme else 'kept'}, {decibels:+.1f} dB for "
-            f"{_signed(more)}"
+            f"  {_first(unit)}: {other.scheme.name if other.scheme else 'kept'}, {decibels:+.1f} dB for {_signed(more)}"
             for _, more, decibels, unit, other in chosen
         ]
     return lines

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from quantcli.metrics import NOTHING, Metrics
@@ -86,6 +87,25 @@ class Summary:
     bytes_out: int
     ratio: float
     seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentReport:
+    """One of the models of a pipeline. kind: the class that loads it. kept: why nothing of it is quantized, empty where
+    something is. Figures are those of Summary."""
+
+    name: str
+    kind: str
+    kept: str
+    tensors: int
+    quantized: int
+    parameters: int
+    coverage: float
+    bits_per_weight: float
+    sqnr_db: float | None
+    exact: bool
+    bytes_in: int
+    bytes_out: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +194,11 @@ class Comparison:
     vanished: list[str]
 
 
+def loss_first(change: Change) -> tuple[float, str]:
+    """The order of changes: what lost most comes first."""
+    return (0.0 if change.delta_db is None else change.delta_db, change.tensor)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileReport:
     """A file of a source folder, or a hidden folder in it. disposition: `converted`, to weights or to what describes
@@ -201,7 +226,7 @@ def tensor_report(
     """The report of one tensor."""
     minmax = None
     if metrics is not None and minmax_sse is not None:
-        minmax = replace(metrics, sse=minmax_sse).sqnr_db
+        minmax = Metrics(minmax_sse, metrics.power, 0, 0.0, 0).sqnr_db
     return TensorReport(
         name=info.name,
         dtype=info.dtype,
@@ -209,11 +234,8 @@ def tensor_report(
         disposition="kept" if scheme is None else "quantized",
         reason=reason,
         note=note,
-        **{name: getattr(scheme, name) if scheme else None for name in _OF_SCHEMES},
-        group_size=(scheme.group_size or None) if scheme else None,
-        axis=scheme.axis if scheme and scheme.granularity == "channel" else None,
+        **_of_scheme(scheme),
         scale_dtype=scale_dtype or None,
-        scheme=scheme.name if scheme else None,
         **_errors(metrics),
         exact=scheme is None or bool(metrics and metrics.exact),
         minmax_sqnr_db=minmax,
@@ -224,6 +246,17 @@ def tensor_report(
         theory=examined.theory if examined else None,
         histogram=examined.histogram if examined else None,
     )
+
+
+@lru_cache(maxsize=256)
+def _of_scheme(scheme: Scheme | None) -> Mapping[str, Any]:
+    """What a report has of a scheme; None where there is none."""
+    return {
+        **{name: getattr(scheme, name) if scheme else None for name in _OF_SCHEMES},
+        "group_size": (scheme.group_size or None) if scheme else None,
+        "axis": scheme.axis if scheme and scheme.granularity == "channel" else None,
+        "scheme": scheme.name if scheme else None,
+    }
 
 
 def _errors(metrics: Metrics | None) -> dict[str, Any]:

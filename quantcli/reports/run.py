@@ -14,7 +14,7 @@ from quantcli.notebook import table
 from quantcli.planning import kinds
 from quantcli.reports.documents import SCHEMA_VERSION, Display, Line, Part, plain
 from quantcli.reports.kept import groups
-from quantcli.reports.records import Comparison, FileReport, GateResult, Summary, TensorReport
+from quantcli.reports.records import Comparison, ComponentReport, FileReport, GateResult, Summary, TensorReport
 
 KEPT = 20
 """Groups of kept tensors that are shown at least beside the rows of a table."""
@@ -46,7 +46,7 @@ class RunReport:
     original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
     quantized already. arranged: what was done to experts that are stored in another arrangement than the
     target's. preset: the one that config.json chose, if it did. files: of the source, where it is a folder and
-    one is made from it."""
+    one is made from it. components: of a pipeline, whose tensors have names such as `unet/conv_in.weight`."""
 
     command: str
     source: str
@@ -62,6 +62,7 @@ class RunReport:
     warnings: list[str] = field(default_factory=list)
     equal: list[list[str]] = field(default_factory=list)
     files: list[FileReport] = field(default_factory=list)
+    components: list[ComponentReport] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -77,13 +78,18 @@ class RunReport:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, `schema_version` first; all numbers finite."""
-        return {"schema_version": SCHEMA_VERSION, **plain(self)}
+        """Plain values, `schema_version` first; all numbers finite; `components` only of pipelines."""
+        found = {"schema_version": SCHEMA_VERSION, **plain(self)}
+        if not self.components:
+            del found["components"]
+        return found
 
     def parts(self, display: Display) -> Iterator[Part]:
         """The verdict, what changed since a baseline, every tensor with the worst first, and theory where it was asked
         for; of two models that are compared, what changed and what only one holds comes last."""
         yield from _head(self)
+        if self.components:
+            yield from _components(self.components)
         found, compared = self.comparison, self.command == "compare"
         if found is not None and not compared:
             yield from _changes(found, display, alone=("new", "vanished"), named=10)
@@ -176,11 +182,14 @@ def equal_line(report: RunReport) -> str | None:
 
 
 def origin_lines(report: RunReport) -> list[str]:
-    """What was done to the source before it was quantized, and which preset was chosen for it."""
+    """What was done to the source before it was quantized, which preset was chosen for it, and which components of a
+    pipeline are not quantized, and why."""
+    kept = [f"{printable(c.name, 100)}: kept whole, {c.kept}" for c in report.components if c.kept]
     return [
         *([f"source: {report.decoded_from}"] if report.decoded_from else []),
         *([report.arranged] if report.arranged else []),
         *kinds.about(report.preset),
+        *kept,
     ]
 
 
@@ -194,7 +203,7 @@ def _head(report: RunReport) -> Iterator[Line]:
     covered = f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
     yield Line(f"{covered}, {s.bits_per_weight:.3f} bits per weight, {measured}")
     time = f", {s.seconds:.2f} s" if s.seconds is not None else ""
-    yield Line(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller){time}")
+    yield Line(f"{t.size(s.bytes_in)} -> {t.size(s.bytes_out)} ({t.change(s.bytes_in, s.bytes_out)}){time}")
     if s.kept:
         counts = sorted(s.kept.items(), key=lambda kv: -kv[1])
         yield Line("kept: " + ", ".join(f"{n} {printable(reason, 100)}" for reason, n in counts))
@@ -207,6 +216,36 @@ def _head(report: RunReport) -> Iterator[Line]:
         yield Line()
     for gate in report.gates:
         yield Line(f"{gate.title} {gate.shown_limit}: {gate.message}", passed=gate.passed)
+
+
+def _components(found: Sequence[ComponentReport]) -> Iterator[Part]:
+    """The components of a pipeline, one after another."""
+    table = t.Table(
+        [
+            t.Column("component"),
+            t.Column("class", from_width=100),
+            t.Column("tensors", right=True, from_width=90),
+            t.Column("quantized", right=True),
+            t.Column("SQNR dB", right=True),
+            t.Column("bits/w", right=True),
+            t.Column("bytes before", right=True, from_width=60),
+            t.Column("bytes", right=True),
+        ]
+    )
+    for c in found:
+        table.add(
+            c.name,
+            c.kind,
+            f"{c.tensors:,}",
+            f"{100 * c.coverage:.1f} %" if c.quantized else "-",
+            t.decibels(c.sqnr_db, c.exact) if c.quantized or c.sqnr_db is not None else "-",
+            f"{c.bits_per_weight:.3f}",
+            t.size(c.bytes_in),
+            t.size(c.bytes_out),
+            style="" if c.quantized else "dim",
+        )
+    yield Line()
+    yield table
 
 
 def _changes(found: Comparison, display: Display, *, alone: tuple[str, str], named: int) -> Iterator[Part]:

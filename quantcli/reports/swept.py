@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from quantcli.layouts.native import parts
 from quantcli.metrics import DB_PER_BIT, NOTHING
 from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, Plot, document
 from quantcli.scheme import Scheme
+from quantcli.stores.pipelines import within
 
 if TYPE_CHECKING:
     from quantcli.passes.sweep import Measured
-    from quantcli.planning.plan import Plan
+    from quantcli.tensors.info import TensorInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,18 +132,26 @@ class SweepReport:
 
 
 def report_of(
-    schemes: Sequence[Scheme],
-    measured: Sequence[Measured],
-    size_of: Callable[[Plan], int],
+    settings: Sequence[tuple[str, Scheme]],
+    measured: Mapping[str, Sequence[Measured]],
+    sizes: Sequence[int],
     *,
+    kept: Sequence[TensorInfo],
     source: str,
     bytes_in: int,
     seconds: float,
     plot: bool,
 ) -> SweepReport:
-    """The report on a sweep. measured: what each scheme cost; size_of: bytes of the file a plan leads to."""
-    parameters = sum(tensor.info.numel for tensor in measured[0].plan.tensors)
-    points = [_point(scheme, found, size_of(found.plan), parameters) for scheme, found in zip(schemes, measured)]
+    """The report on a sweep. settings: schemes, with what they are called; measured: by model, what each cost; sizes:
+    bytes of all files with each; kept: the tensors of components that are kept whole."""
+    models = [{name: own[i] for name, own in measured.items()} for i in range(len(settings))]
+    parameters = sum(t.info.numel for one in models[0].values() for t in one.plan.tensors)
+    parameters += sum(info.numel for info in kept)
+    beside = sum(info.nbytes for info in kept)
+    points = [
+        replace(_point(scheme, found, size, parameters, beside), scheme=name)
+        for (name, scheme), found, size in zip(settings, models, sizes)
+    ]
     return SweepReport(
         source=source,
         bytes_in=bytes_in,
@@ -155,8 +164,8 @@ def report_of(
     )
 
 
-def _point(scheme: Scheme, measured: Measured, size: int, parameters: int) -> Point:
-    found = measured.metrics
+def _point(scheme: Scheme, models: Mapping[str, Measured], size: int, parameters: int, beside: int) -> Point:
+    found = {within(name, tensor): m for name, one in models.items() for tensor, m in one.metrics.items()}
     whole = sum(found.values(), NOTHING)
     worst = min(found, key=lambda name: (math.inf if found[name].sqnr_db is None else found[name].sqnr_db, name))
     return Point(
@@ -169,13 +178,13 @@ def _point(scheme: Scheme, measured: Measured, size: int, parameters: int) -> Po
         calibration=scheme.calibration,
         rounding=scheme.rounding or "",
         bytes_out=size,
-        bytes_data=sum(parts.nbytes(tensor) for tensor in measured.plan.tensors),
+        bytes_data=beside + sum(parts.nbytes(t) for one in models.values() for t in one.plan.tensors),
         bits_per_weight=8 * size / parameters,
         sqnr_db=whole.sqnr_db,
         mse=whole.mse,
         worst_tensor=worst,
         worst_sqnr_db=found[worst].sqnr_db,
-        seconds=measured.seconds,
+        seconds=sum(one.seconds for one in models.values()),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,7 +15,7 @@ from quantcli.reports.documents import PEOPLE_ONLY, Display, Line, Part, documen
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """A verification. source: the original it was checked against. unchecked: what could not be checked, and why.
-    checks: what was; names: the tensors that a table shows."""
+    checks: what was; of_parts: by component of a pipeline; names: the tensors that a table shows."""
 
     file: str
     source: str | None
@@ -25,6 +25,7 @@ class VerifyReport:
     findings: list[Finding]
     unchecked: list[str]
     checks: list[str] = field(metadata=PEOPLE_ONLY)
+    of_parts: Mapping[str, Sequence[str]] = field(metadata=PEOPLE_ONLY)
     names: list[str] = field(metadata=PEOPLE_ONLY)
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,7 +64,8 @@ class VerifyReport:
         table = t.Table([t.Column("tensor"), *(t.Column(check) for check in self.checks)])
         failed = {(f.tensor, f.check) for f in self.findings}
         for name in self.names[: display.limit]:
-            marks = ["FAILED" if (name, check) in failed else "ok" for check in self.checks]
+            own = self.of_parts.get(name.partition("/")[0], self.checks)
+            marks = ["FAILED" if (name, c) in failed else "ok" if c in own else "-" for c in self.checks]
             table.add(name, *marks, style="red" if "FAILED" in marks else "")
         return table
 
@@ -85,5 +87,6 @@ def report_of(file: str, found: Verified, names: Sequence[str]) -> VerifyReport:
         findings=list(found.findings),
         unchecked=list(found.unchecked),
         checks=list(found.checks),
+        of_parts=found.of_parts,
         names=list(dict.fromkeys([*names, *(f.tensor for f in found.findings if f.tensor)])),
     )

@@ -156,6 +156,13 @@ def variants(folder: str) -> list[str]:
     return sorted({found for name in names if (found := _parsed(name).variant)})
 
 
+def has_variant(path: str, variant: str) -> bool:
+    """Whether a path is a folder that has this variant of its weights."""
+    if not os.path.isdir(path):
+        return False
+    return any(_parsed(name, variant).variant == variant for name in [*_weights(path), *_indexes(path)])
+
+
 def _check_variant(folder: str, names: Sequence[str], variant: str | None) -> None:
     """Raise UsageError where a folder does not have the variant that is asked for, DataError where there are several
     and none is asked for."""

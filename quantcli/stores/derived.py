@@ -138,13 +138,14 @@ class Derived(Source):
         warnings: Sequence[str] | None = None,
         unsplit: Mapping[str, Unsplit] = MappingProxyType({}),
         arranged: str = "",
+        shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
-        """metadata: what the header of a file says now. decoded_from, warnings, unsplit, arranged: as for every source.
-        others: further sources that tensors are made of. Raises DataError where two tensors have one name."""
+        """metadata: what the header of a file says now. decoded_from, warnings, unsplit, arranged, shapes: as for every
+        source. others: further sources that tensors are made of. Raises DataError where two tensors have one name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
         self.warnings = base.warnings if warnings is None else warnings
-        self.unsplit, self.arranged = unsplit, arranged
+        self.unsplit, self.arranged, self.shapes = unsplit, arranged, shapes
         self.graph = base.graph
         self._base, self._others = base, others
         at = {info.name: name for name, shard in base.shards.items() for info in shard.infos()}

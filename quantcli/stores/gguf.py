@@ -8,14 +8,16 @@
 
 All little-endian; names and text are a u64 length and UTF-8. Tensors of numbers are given with their safetensors
 dtype and their dimensions in C order, those of blocks as U8 rows of bytes: `blocks` has their types and shapes.
+ComfyUI-GGUF stores some tensors in another shape, whose rows are whole blocks, and their own in a key: they have that.
 The reader is stricter than llama.cpp's: nothing may overlap, leave holes or follow the last tensor.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantcli.errors import DataError, printable
@@ -31,6 +33,14 @@ HEADER_LIMIT = 100_000_000
 """Bytes of a header; a vocabulary of 256 thousand words with its merges takes 15 million."""
 
 MAX_DIMENSIONS = 4
+"""Dimensions of a tensor in llama.cpp."""
+
+VIDEO_DIMENSIONS = 5
+"""Dimensions of a convolution over time, which files for ComfyUI have."""
+
+SHAPE = "comfy.gguf.orig_shape."
+"""What the key for the own shape of a tensor begins with."""
+
 _WINDOW = 1 << 20
 
 
@@ -226,8 +236,8 @@ class Entry:
 
 def _entry(name: str, header: _Header, alignment: int) -> Entry:
     count = header.number(4)
-    if count > MAX_DIMENSIONS:
-        raise DataError(f"{count} dimensions, and GGUF has up to {MAX_DIMENSIONS}")
+    if count > VIDEO_DIMENSIONS:
+        raise DataError(f"{count} dimensions, and GGUF has up to {VIDEO_DIMENSIONS}")
     shape = tuple(header.number(8) for _ in range(count))[::-1]
     number, begin = header.number(4), header.number(8)
     if number not in TYPES:
@@ -256,6 +266,17 @@ def _parse_tensors(header: _Header, count: int, alignment: int) -> dict[str, Ent
         except DataError as error:
             raise error.within(printable(name)) from None
     return found
+
+
+def _in_shape(entry: Entry, shape: Any) -> Entry:
+    """A tensor in its own shape, the value of a key. Raises DataError where that has another number of elements."""
+    info, block = entry.info, entry.block
+    numel = info.numel if block is None else math.prod(block.shape)
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != numel:
+        raise DataError("it is not a shape of as many elements", place=[printable(SHAPE + info.name)])
+    if block is not None:
+        return replace(entry, block=Block(block.type, tuple(shape)))
+    return replace(entry, info=replace(info, shape=tuple(shape)))
 
 
 def _aligned(size: int, alignment: int) -> int:
@@ -319,8 +340,18 @@ class GgufFile(Source):
             self.file.close()
             raise
         self.metadata = {name: self.keys.shown(name) for name in self.keys if name != "quantcli"}
-        self._entries = {e.info.name: e for e in entries}
+        self._entries = {e.info.name: self._own_shape(e) for e in entries}
         self.blocks = {name: e.block for name, e in self._entries.items() if e.block is not None}
+
+    def _own_shape(self, entry: Entry) -> Entry:
+        key = SHAPE + entry.info.name
+        if key not in self.keys:
+            return entry
+        try:
+            return _in_shape(entry, self.keys[key])
+        except DataError as error:
+            self.file.close()
+            raise error.within(self.path) from None
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]

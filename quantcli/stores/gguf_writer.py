@@ -9,12 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import DataError, printable
-from quantcli.stores.gguf import ALIGNMENT, HEADER_LIMIT, MAGIC, MAX_DIMENSIONS
+from quantcli.stores.gguf import ALIGNMENT, HEADER_LIMIT, MAGIC, MAX_DIMENSIONS, VIDEO_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
 
 VERSION = 3
 LONGEST_NAME = 63
 """Longest name of a tensor in bytes that llama.cpp supports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a program has room for: bytes of a tensor's name, and dimensions."""
+
+    program: str
+    name: int
+    dimensions: int
+
+
+LLAMA = Room("llama.cpp", LONGEST_NAME, MAX_DIMENSIONS)
+COMFYUI = Room("ComfyUI-GGUF", 127, VIDEO_DIMENSIONS)
 
 _NUMBERS = {t.name: number for number, t in TYPES.items()}
 _U32, _I32, _F32, _BOOL, _TEXT, _ARRAY = 4, 5, 6, 7, 8, 9
@@ -98,23 +111,23 @@ def value_bytes(value: Any) -> bytes:
     return struct.pack("<IIQ", _ARRAY, kind, len(value)) + held
 
 
-def _tensor_bytes(tensor: GgufTensor, at: int) -> bytes:
+def _tensor_bytes(tensor: GgufTensor, at: int, room: Room) -> bytes:
     kind = TYPES[_NUMBERS[tensor.type]]
-    if len(tensor.name.encode()) > LONGEST_NAME:
-        raise DataError(f"its name is longer than the {LONGEST_NAME} bytes llama.cpp has room for")
-    if len(tensor.shape) > MAX_DIMENSIONS:
-        raise DataError(f"{len(tensor.shape)} dimensions, and GGUF has up to {MAX_DIMENSIONS}")
+    if len(tensor.name.encode()) > room.name:
+        raise DataError(f"its name is longer than the {room.name} bytes {room.program} has room for")
+    if len(tensor.shape) > room.dimensions:
+        raise DataError(f"{len(tensor.shape)} dimensions, and {room.program} has up to {room.dimensions}")
     if (tensor.shape[-1] if tensor.shape else 1) % kind.weights:
         raise DataError(f"its rows are not whole {tensor.type} blocks of {kind.weights}")
     dims = tensor.shape[::-1]
     return _text(tensor.name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, _NUMBERS[tensor.type], at)
 
 
-def lay_out(keys: Mapping[str, Any], tensors: Sequence[GgufTensor]) -> GgufLayout:
+def lay_out(keys: Mapping[str, Any], tensors: Sequence[GgufTensor], room: Room = LLAMA) -> GgufLayout:
     """The layout of a GGUF of these keys and tensors, both in this order.
 
-    Values of keys are texts, truth values, numbers and lists of them (see `value_bytes`). Raises DataError for names,
-    shapes and numbers that GGUF cannot hold.
+    Values of keys are texts, truth values, numbers and lists of them (see `value_bytes`). room: of the program that is
+    to load it. Raises DataError for names, shapes and numbers that it cannot hold.
     """
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(keys))]
     for name, value in keys.items():
@@ -127,7 +140,7 @@ def lay_out(keys: Mapping[str, Any], tensors: Sequence[GgufTensor]) -> GgufLayou
         try:
             if tensor.name in places:
                 raise DataError("two tensors have this name")
-            parts.append(_tensor_bytes(tensor, at))
+            parts.append(_tensor_bytes(tensor, at, room))
         except DataError as error:
             raise error.within(printable(tensor.name)) from None
         places[tensor.name] = at

@@ -3,7 +3,8 @@
     model_index.json   diffusers: "unet": ["diffusers", "UNet2DConditionModel"], a subfolder of that name
     modules.json       sentence-transformers: [{"path": "0_Transformer", "type": "...models.Transformer"}, ..]
 
-A component is a subfolder with weights. Tokenizers, schedulers and the like are files beside them.
+A component is a subfolder with weights. Tokenizers, schedulers and the like are files beside them. Every command takes
+the models that a path names one after another, be it one or several, and tells of them together.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quantcli.errors import DataError, printable
-from quantcli.stores.checkpoint import elsewhere, has_weights
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.stores.checkpoint import elsewhere, has_variant, has_weights, variants
 from quantcli.stores.files import leads_outside, read_small
 from quantcli.strict import strict_json
 
@@ -24,6 +25,10 @@ _LIMIT = 1 << 24
 _NAME = re.compile(r"[\w-][\w. -]*")
 """Names of components: subfolders, one step down."""
 
+_AUTOENCODER = re.compile(r"\w*(?:Autoencoder|VAE|Vae|VQ)\w*")
+_DENOISES = re.compile(r"\w*(?:UNet|Transformer|ControlNet|Prior)\w*")
+_READS_TEXT = re.compile(r"\w*(?:text|language|llm)\w*")
+
 
 @dataclass(frozen=True, slots=True)
 class Component:
@@ -32,6 +37,76 @@ class Component:
     name: str
     library: str
     kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the models that a path names: a component of a pipeline, or under an empty name the only one. path: of the
+    model itself; variant: which of its weights to take."""
+
+    name: str
+    path: str
+    variant: str | None = None
+    component: Component | None = None
+
+    @property
+    def why_kept(self) -> str:
+        """Why it is kept whole where its pipeline is quantized; empty where it is quantized."""
+        return why_kept(self.component) if self.component is not None else ""
+
+
+def within(name: str, tensor: str) -> str:
+    """The name that a tensor of a model has among those of all models of a path.
+
+    >>> within("unet", "conv_in.weight"), within("", "conv_in.weight")
+    ('unet/conv_in.weight', 'conv_in.weight')
+    """
+    return f"{name}/{tensor}" if name else tensor
+
+
+def prefixed(name: str, line: str) -> str:
+    """A line about one of the models of a path, which names it where there are several."""
+    return f"{name}: {line}" if name else line
+
+
+def why_kept(component: Component) -> str:
+    """Why a component is kept whole; empty where it is quantized.
+
+    Quantized is what denoises and what reads text, by the class and library that load it. The others (autoencoders,
+    safety checkers, encoders of images) are small and their errors show.
+
+    >>> why_kept(Component("unet", "diffusers", "UNet2DConditionModel"))
+    ''
+    >>> why_kept(Component("vae", "diffusers", "AutoencoderKL"))
+    'an autoencoder: small, and its errors are in every image'
+    """
+    if component.library == "sentence-transformers":
+        is_model = component.kind in ("Transformer", "MLMTransformer", "StaticEmbedding", "SparseStaticEmbedding")
+        return "" if is_model else f"sentence-transformers loads {component.kind} in floating point"
+    if _AUTOENCODER.fullmatch(component.kind):
+        return "an autoencoder: small, and its errors are in every image"
+    if component.library == "transformers":
+        return "" if _READS_TEXT.fullmatch(component.name) else f"{component.kind}: no text encoder"
+    if component.library == "diffusers" and _DENOISES.fullmatch(component.kind):
+        return ""
+    return f"{printable(component.kind, 80)}: neither denoises nor reads text"
+
+
+def members(path: str, variant: str | None = None) -> list[Member]:
+    """The models that a path names. variant: the weights to take, of each component of a pipeline that has it. Raises
+    UsageError where no component does, DataError as `components` does."""
+    folder = folder_of(path)
+    if not folder:
+        return [Member("", path, variant)]
+    found = {os.path.join(folder, c.name): c for c in components(folder)}
+    if variant is not None and not any(has_variant(place, variant) for place in found):
+        there = ", ".join(sorted({v for place in found for v in variants(place)}))
+        hint = f"there is {there}" if there else "leave it out: there are no variants"
+        raise UsageError("no component has this variant", place=[folder, f"--variant {printable(variant)}"], hint=hint)
+    return [
+        Member(c.name, place, variant if variant is not None and has_variant(place, variant) else None, c)
+        for place, c in found.items()
+    ]
 
 
 def folder_of(path: str) -> str:
@@ -58,6 +133,21 @@ def components(folder: str) -> list[Component]:
     if not found:
         listed = os.path.basename(DIFFUSERS if source is _diffusers else SENTENCES)
         raise DataError(f"{listed} names no folder with weights", place=[folder], hint=elsewhere(folder))
+    return found
+
+
+def lacking(folder: str) -> list[str]:
+    """What a pipeline of diffusers does not have though its list of components names it: folders, and the weights of
+    models."""
+    if not os.path.isfile(os.path.join(folder, DIFFUSERS)):
+        return []
+    found = []
+    for component in _diffusers(folder):
+        place = os.path.join(folder, component.name)
+        if not os.path.isdir(place):
+            found.append(f"{DIFFUSERS} names {component.name}, and there is no such folder")
+        elif os.path.isfile(os.path.join(place, "config.json")) and not has_weights(place):
+            found.append(f"{component.name}: it has a config.json, and no weights")
     return found
 
 

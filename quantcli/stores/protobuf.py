@@ -8,10 +8,9 @@ skipped fields are not read at all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from quantcli.errors import DataError
-from quantcli.stores.files import InputFile
 
 VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
 MOST_FIELDS = 8_000_000
@@ -39,10 +38,21 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+class Bytes(Protocol):
+    """What messages are read from."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+
+    def read(self, start: int, size: int) -> bytes:
+        """A run of them."""
+
+
 class Wire:
     """The fields of messages of one file."""
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: Bytes) -> None:
         self.file = file
         self._left, self._room = MOST_FIELDS, ALL_TEXT
         self._window, self._start = b"", 0

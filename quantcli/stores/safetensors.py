@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HEADER_LIMIT = 100_000_000
+_AT_ONCE = 1024
+"""Tensors whose entries in a header are made at a time."""
+
 METADATA = "__metadata__"
 """The key of a header that is not a tensor."""
 
@@ -69,7 +73,7 @@ def _entry(name: str, fields: Any) -> Entry:
     bits = math.prod(dims) * DTYPES[dtype].bits
     if bits % 8 or end - begin != bits // 8:
         raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, but its offsets leave {end - begin}")
-    return Entry(TensorInfo(name, dtype, dims), begin)
+    return Entry(TensorInfo(name, DTYPES[dtype].name, dims), begin)  # one text for all, not one of the header's
 
 
 def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
@@ -157,29 +161,50 @@ class SafetensorsFile(Source):
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """A safetensors file before it is written: the place of every tensor, and the exact size of the file."""
+    """A safetensors file before it is written: its tensors in order, the place of each, and the exact size of the
+    file."""
 
+    infos: Sequence[TensorInfo]
     offsets: Mapping[str, int]
     header_size: int
     size: int
-    entries: Mapping[str, Any]
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        """Length and JSON of the header with this metadata, filled up with spaces."""
+        return header_bytes(self.infos, metadata, self.header_size)
 
 
-def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str], size: int | None = None) -> bytes:
-    """Length and JSON of a header, filled up with spaces to `size` bytes (default: the next multiple of 8).
+def header_bytes(infos: Sequence[TensorInfo], metadata: Mapping[str, str], size: int | None = None) -> bytes:
+    """Length and JSON of the header of these tensors, one after another, filled up with spaces to `size` bytes
+    (default: the next multiple of 8).
 
     Keys are sorted, so the same content gives the same bytes.
     """
-    whole = {"__metadata__": dict(sorted(metadata.items())), **entries}
-    text = json.dumps(whole, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
-    room = size - 8 if size is not None else -(-len(text) // 8) * 8
-    if len(text) > room:
-        raise AssertionError(f"a header of {len(text)} bytes does not fit the {room} reserved")
+    whole = {"__metadata__": dict(sorted(metadata.items()))}
+    text = bytearray(8)
+    text += json.dumps(whole, ensure_ascii=True, separators=(",", ":"), allow_nan=False)[:-1].encode()
+    at = 0
+    for first in range(0, len(infos), _AT_ONCE):
+        lines = []
+        for info in infos[first : first + _AT_ONCE]:
+            end = at + info.nbytes
+            shape = ",".join(map(str, info.shape))
+            name = encode_basestring_ascii(info.name)
+            lines.append(f',{name}:{{"dtype":"{info.dtype}","shape":[{shape}],"data_offsets":[{at},{end}]}}')
+            at = end
+        text += "".join(lines).encode()
+    text += b"}"
+    length = len(text) - 8
+    room = size - 8 if size is not None else -(-length // 8) * 8
+    if length > room:
+        raise AssertionError(f"a header of {length} bytes does not fit the {room} reserved")
     if room > HEADER_LIMIT:
         raise DataError(
             f"a header of {room} bytes is more than safetensors allows", hint="quantize fewer tensors at once"
         )
-    return room.to_bytes(8, "little") + text + b" " * (room - len(text))
+    text[:8] = room.to_bytes(8, "little")
+    text += b" " * (room - length)
+    return bytes(text)
 
 
 def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLayout:
@@ -192,14 +217,12 @@ def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLay
         problem = "a safetensors file cannot hold a tensor of this name"
         raise DataError(problem, place=[METADATA], hint="rename it in the source")
     ordered = sorted(infos, key=lambda i: -DTYPES[i.dtype].bits)  # stable: source order among equals
-    entries: dict[str, Any] = {}
-    at = 0
+    at = header = len(header_bytes(ordered, metadata))
+    offsets: dict[str, int] = {}
     for info in ordered:
-        entries[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [at, at + info.nbytes]}
+        offsets[info.name] = at
         at += info.nbytes
-    header = len(header_bytes(entries, metadata))
-    offsets = {name: header + e["data_offsets"][0] for name, e in entries.items()}
-    return FileLayout(offsets, header, header + at, entries)
+    return FileLayout(ordered, offsets, header, at)
 
 
 def validate(path: str, shown: str) -> None:

@@ -57,8 +57,8 @@ class Source(Protocol):
     files of its folder that are not part of the model, and why. earlier: tensors that are decoded from codes;
     decoded_from: the layout of these, for people. notes: what was done to tensors before they are read, for people.
     warnings: what was left out of the file, and where in it the tensors were found. unsplit: tensors of experts that
-    cannot be arranged for a target, and why; arranged: how the others were, for people. A store inherits the defaults
-    of features it does not have.
+    cannot be arranged for a target, and why; arranged: how the others were, for people. shapes: of tensors that are
+    read in another shape than they have in the model. A store inherits the defaults of features it does not have.
     """
 
     path: str
@@ -76,6 +76,7 @@ class Source(Protocol):
     warnings: Sequence[str] = ()
     unsplit: Mapping[str, Unsplit] = MappingProxyType({})
     arranged: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
     @property
     def documents(self) -> list[HeaderDocument]:

@@ -71,11 +71,13 @@ Key = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """A tensor that takes the place of a stored one: its name, its shape, and the matrices it is made of."""
+    """A tensor that takes the place of a stored one: its name, its shape, and the matrices it is made of. own: its
+    shape in the model where that is another one; empty where it is not."""
 
     name: str
     shape: tuple[int, ...]
     matrices: tuple[Matrix, ...]
+    own: tuple[int, ...] = ()
 
 
 class Bands:

@@ -178,7 +178,7 @@ def _encoded(trials: Trials, raw: NDArray[np.uint8], kernels: Kernels) -> Quanti
     for span, tile in _tiles(raw, info.dtype, plan):
         at = span.row * width + span.col * scheme.bits // 8
         out = packed[at : at + span.rows * row_bytes(span.cols, scheme.bits)]
-        found.append(trials.encode(kernels, tile, span, out)[1])
+        found.append(trials.encode(kernels, tile, span, out).params)
     if scheme.scale_dtype == AUTO:
         scheme = scheme.with_scale_dtype(scale_dtype_of(trials.chosen.scale_dtype))
     return QuantizedTensor(info, scheme, plan, trials.chosen.whole or _joined(found, plan), packed)

@@ -100,6 +100,19 @@ def sha256(nbytes: int, read: Read) -> str:
     return hasher.hexdigest()
 
 
+def digest_of(block: memoryview, kind: str) -> str | None:
+    """The digest of a tensor whose bytes are at hand; kind: as in `kind_of`."""
+    if kind == "none":
+        return None
+    if kind == "sha256":
+        import hashlib
+
+        return hashlib.sha256(block).hexdigest()
+    from xxhash import xxh3_128_digest, xxh3_128_hexdigest
+
+    return xxh3_128_hexdigest(b"".join(xxh3_128_digest(block[at : at + CHUNK]) for at in range(0, len(block), CHUNK)))
+
+
 def kind_of(known: str | None) -> str:
     """The kind of a digest: `xxh3`, `sha256` or, of None, `none`."""
     return "none" if known is None else "sha256" if len(known) == 64 else "xxh3"

@@ -16,11 +16,25 @@ from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sh
 from quantcli.calibrators.searches import ranges
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
-from quantcli.kernels import BF16, F16, F32, Kernels, Kind, QuantParams, Sums, Tile, numpy_tiles, row_bytes
+from quantcli.kernels import (
+    BF16,
+    F16,
+    F32,
+    Kernels,
+    Kind,
+    Made,
+    QuantParams,
+    Rule,
+    Sums,
+    Tile,
+    numpy_tiles,
+    row_bytes,
+)
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
 from quantcli.tensors.blocks import as_rows, by_rows
 from quantcli.tensors.decided import Quantized
+from quantcli.tensors.direct import rule_of
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
@@ -74,6 +88,14 @@ class Fit:
         self._shared: Shared | None = None
         self._lock = threading.Lock()
         self._begin()
+
+    @property
+    def rule(self) -> Rule | None:
+        """What the kernels need to know to quantize a tile in one call; None where that takes several."""
+        plan = self.plan
+        if plan.two_pass or plan.height > 1:
+            return None
+        return rule_of(self.scheme, plan.group, self.scale_dtype)
 
     @property
     def by_strips(self) -> bool:
@@ -270,9 +292,9 @@ class Trials:
         self.info = info
         self._importance = tensor.importance.values if tensor.importance is not None else None
         self.fits = [Fit(info, scheme, self.plan, tensor.scale_dtype) for scheme in candidates(tensor.scheme)]
-        self._rival: Fit | None = None
+        self.rival: Fit | None = None
         if rival is not None and len(self.fits) == 1:
-            self._rival = Fit(info, rival, grouping_of(info.shape, rival), default_scale_dtype(rival, info.dtype))
+            self.rival = Fit(info, rival, grouping_of(info.shape, rival), default_scale_dtype(rival, info.dtype))
         self._errors: dict[int, list[Sums]] = {}
         self._totals: list[Metrics] = []
         self._begin()
@@ -284,13 +306,13 @@ class Trials:
 
     def take_largest(self, largest: float) -> None:
         """Settle the scale of the tensor, given the largest magnitude of all weights that share it."""
-        for fit in (*self.fits, self._rival):
+        for fit in (*self.fits, self.rival):
             if fit is not None:
                 fit.take_largest(largest)
         self._begin()
 
     def _begin(self) -> None:
-        pending = [f for f in (*self.fits, self._rival) if f is not None and f.spans]
+        pending = [f for f in (*self.fits, self.rival) if f is not None and f.spans]
         self.by_strips = bool(pending) and pending[0].by_strips
         self._passing = [f for f in pending if f.by_strips == self.by_strips]
         self.spans = pending[0].spans if pending else []
@@ -304,19 +326,21 @@ class Trials:
         if not self._passing:
             self._errors[index] = [self._error(f, kernels, tile, self.spans[index]) for f in self.fits]
 
-    @staticmethod
-    def _error(fit: Fit, kernels: Kernels, tile: Tile, span: TileSpan) -> Sums:
+    def _error(self, fit: Fit, kernels: Kernels, tile: Tile, span: TileSpan) -> Sums:
+        made = self._in_one_call(fit, None, kernels, tile, None)
+        if made is not None:
+            return made.sums
         params = fit.params(kernels, tile, span)
         return kernels.encode(tile, params, code_grid(fit.scheme), None, preserve=fit.scheme.preserves_sums)
 
     def conclude(self) -> None:
         """End the pass: all spans have been seen."""
         for fit in self._passing:
-            if fit is self._rival:
+            if fit is self.rival:
                 with contextlib.suppress(Misfit):
                     fit.conclude()
                     continue
-                self._rival = None
+                self.rival = None
             else:
                 fit.conclude()
         if not self._passing:
@@ -328,13 +352,27 @@ class Trials:
             self.fits = [self.fits[best]]
         self._begin()
 
-    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> tuple[Sums, QuantParams]:
-        """Write the codes of a tile; its errors and parameters. Without `packed` only the squared error is found."""
+    def encode(self, kernels: Kernels, tile: Tile, span: TileSpan, packed: Bytes | None) -> Made:
+        """Write the codes of a tile; its errors, parameters, and the error of the rival. Without `packed` only squared
+        errors are found."""
+        made = self._in_one_call(self.chosen, self.rival, kernels, tile, packed)
+        if made is not None:
+            return made
         params, scheme = self.params(kernels, tile, span), self.chosen.scheme
         sums = kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums)
         if tile.original is not None and packed is not None:
             sums = _rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
-        return sums, params
+        return Made(sums, params, self._rival_error(kernels, tile, span))
+
+    def _in_one_call(
+        self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None
+    ) -> Made | None:
+        """What `encode` gives, where the kernels know the scheme and find nothing out of the ordinary."""
+        rule = fit.rule if self._importance is None else None
+        other = None if rival is None else rival.rule
+        if rule is None or (rival is not None and other is None):
+            return None
+        return kernels.quantize(tile, rule, other, packed)
 
     def params(self, kernels: Kernels, tile: Tile, span: TileSpan) -> QuantParams:
         """The parameters of a tile."""
@@ -354,14 +392,14 @@ class Trials:
         sums = [ordered_sum(ordered_sum(v.astype(np.float64) ** 2 * counts)) for v in (error, weights)]
         return float(sums[0]), float(sums[1])
 
-    def rival_error(self, kernels: Kernels, tile: Tile, span: TileSpan) -> float | None:
+    def _rival_error(self, kernels: Kernels, tile: Tile, span: TileSpan) -> float | None:
         """The squared error of a tile under the rival; None without one."""
-        if self._rival is None:
+        if self.rival is None:
             return None
         try:
-            return self._error(self._rival, kernels, tile, span).sse
+            return self._error(self.rival, kernels, tile, span).sse
         except Misfit:
-            self._rival = None
+            self.rival = None
             return None
 
     @property

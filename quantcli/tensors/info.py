@@ -24,4 +24,4 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements."""
-        return DTYPES[self.dtype].nbytes(self.numel)
+        return (math.prod(self.shape) * DTYPES[self.dtype].bits + 7) // 8

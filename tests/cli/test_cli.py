@@ -27,7 +27,8 @@ from making import (
 )
 from strategies import gaussian
 
-from quantcli import registry
+from quantcli import library, registry
+from quantcli.cli import _bar
 
 COMMANDS = [name for name in registry.names("cli") if name != "options"]
 
@@ -61,6 +62,18 @@ def test_the_program_by_itself() -> None:
 def test_as_a_module() -> None:
     ran = run_process("--version", QUANTCLI_KERNELS="numpy")
     assert (ran.code, ran.err) == (0, "") and "(numpy kernels)" in ran.out
+
+
+def test_a_long_job_with_slow_kernels_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTCLI_KERNELS", "numpy")
+    line = "quantcli: QUANTCLI_KERNELS=numpy: about 5 times slower; see 'quantcli help install'\n"
+    assert line not in run("quantize", model, "-o", "a.safetensors", "--force").err
+    monkeypatch.setattr(_bar.Bar, "LONG", 0.0)
+    assert line in run("quantize", model, "-o", "a.safetensors", "--force").err
+    assert line not in run("quantize", model, "-o", "a.safetensors", "--force", "-q").err
+    monkeypatch.delenv("QUANTCLI_KERNELS")
+    monkeypatch.setattr(library, "opened", lambda: None)
+    assert "quantcli: no native kernels: about 5 times slower" in run("quantize", model, "-o", "a", "--force").err
 
 
 def test_the_option_that_was_typed_is_named(model: Path) -> None:

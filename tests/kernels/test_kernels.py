@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of
+from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of, variants
 from making import BF16 as BFLOAT16
 
-from quantcli import kernels
+from quantcli import kernels, library
 from quantcli.errors import UsageError
 from quantcli.kernels import (
     BF16,
@@ -27,7 +27,6 @@ from quantcli.kernels import (
     QuantParams,
     Sums,
     Tile,
-    native,
     row_bytes,
 )
 from quantcli.kernels.codebook import codebook
@@ -180,8 +179,8 @@ def test_encode_and_decode_follow_the_definition(table: Kernels, bits: int) -> N
                 x = float_of(tile)
                 error = (x - values).astype(np.float64)
                 assert sums.max_abs == np.abs(error).max()
-                assert sums.sse == pytest.approx(float((error**2).sum()), rel=1e-12)
-                assert sums.power == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-12)
+                assert sums.sse == pytest.approx(float((error**2).sum()), rel=1e-6)
+                assert sums.power == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -267,33 +266,29 @@ def test_the_table_in_use_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("QUANTCLI_KERNELS", "numpy")
     assert load().name == "numpy"
     monkeypatch.setenv("QUANTCLI_KERNELS", "cuda")
-    with pytest.raises(UsageError, match="'cuda' is not a set of kernels; use native or numpy"):
+    with pytest.raises(UsageError, match="'cuda' is not a set of kernels; use native, numpy, base, v2, v3, v4"):
         load()
-    monkeypatch.setattr(native, "find", lambda: None)
-    monkeypatch.setenv("QUANTCLI_KERNELS", "native")
-    with pytest.raises(UsageError, match="not built"):
-        load()
+    if NATIVE is not None:
+        monkeypatch.setenv("QUANTCLI_KERNELS", "base")
+        assert load().name == "native-base"
+        monkeypatch.setattr(library, "runnable", lambda functions: ["base"])
+        monkeypatch.setenv("QUANTCLI_KERNELS", "v3")
+        with pytest.raises(UsageError, match="does not run the variant v3 of the native kernels; use base"):
+            load()
+    monkeypatch.setattr(library, "opened", lambda: None)
+    for wanted in ("native", "base"):
+        monkeypatch.setenv("QUANTCLI_KERNELS", wanted)
+        with pytest.raises(UsageError, match="not built"):
+            load()
     monkeypatch.delenv("QUANTCLI_KERNELS")
     assert load().name == "numpy"
 
 
 @needs_native
-def test_every_variant_of_the_library_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any CPU: the baseline variant computes what the AVX2 one computes."""
-    import ctypes
-    from pathlib import Path
-
-    import quantcli.kernels
-
-    path = next(p for folder in quantcli.kernels.__path__ for p in Path(folder).glob("_kernels.*"))
-    library = ctypes.CDLL(str(path))
-    level = library.qk_cpu_level()
-    tables = []
-    for wanted in {0, min(level, 2), level}:
-        monkeypatch.setitem(native._LEVELS, level, native._LEVELS.get(wanted, "base"))
-        tables.append(native.NativeKernels(library))
-        monkeypatch.undo()
-    assert len({t.name for t in tables}) == len({0, min(level, 2), level})
+def test_every_variant_of_the_library_gives_the_same() -> None:
+    """On any CPU: the baseline variant computes what the others compute."""
+    tables = variants()
+    assert len({t.name for t in tables}) == len(tables) >= 1
     for number, (rows, cols, group) in enumerate([*SHAPES, *ONE_COLUMN]):
         for kind in KINDS:
             tile = tile_of(awkward_values(rows, cols, number), kind, group)

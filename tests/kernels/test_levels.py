@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of
+from kernel_parts import KINDS, NATIVE, TABLES, float_of, needs_native, per_weight, tile_of, variants
 
 from quantcli.calibrators.searches import histogram, kmeans
-from quantcli.kernels import BF16, F16, F32, LEVELS, CodeGrid, Kernels, Kind, QuantParams, Sums, Tile, native, row_bytes
+from quantcli.kernels import BF16, F16, F32, LEVELS, CodeGrid, Kernels, Kind, QuantParams, Sums, Tile, row_bytes
 from quantcli.kernels.codebook import Codebook, codebook
 from quantcli.kernels.numpy_kernels import NumpyKernels
 
@@ -22,19 +22,8 @@ SHAPES = [(4, 256, 128), (3, 100, 32), (7, 33, 5), (2, 1500, 1500), (5, 1, 1), (
 
 def library_tables() -> list[Kernels]:
     """The native table in every variant this CPU can run, then numpy's."""
-    import ctypes
-    from pathlib import Path
-
-    import quantcli.kernels
-
-    path = next(p for folder in quantcli.kernels.__path__ for p in Path(folder).glob("_kernels.*"))
-    library = ctypes.CDLL(str(path))
-    level, found = library.qk_cpu_level(), []
-    for wanted in sorted({0, min(level, 2), level}):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(native._LEVELS, level, native._LEVELS.get(wanted, "base"))
-            found.append(native.NativeKernels(library))
-    return [*found, NumpyKernels()]
+    found: list[Kernels] = [*variants(), NumpyKernels()]
+    return found
 
 
 def levels_of(count: int, tables: int, seed: int, *, repeated: int = 0) -> np.ndarray:

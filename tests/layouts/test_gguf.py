@@ -189,7 +189,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "alignment text": (raw_gguf([raw_key("general.alignment", STRING, text("32"))], ONE), "is not a power of 2"),
     "a tensor twice": (whole([], [raw_info("a", 0, (8,), 0), raw_info("a", 0, (8,), 32)], bytes(64)),
                        "a: duplicate tensor"),
-    "five dimensions": (raw_gguf([], [f32("a", np.ones((1, 1, 1, 1, 8)))]), "a: 5 dimensions, and GGUF has up to 4"),
+    "six dimensions": (raw_gguf([], [f32("a", np.ones((1, 1, 1, 1, 1, 8)))]), "a: 6 dimensions, and GGUF has up to 5"),
     "a type that is gone": (raw_gguf([], [("a", 4, (32,), bytes(20))]), "a: unknown type 4"),
     "an unknown type": (raw_gguf([], [("a", 99, (32,), bytes(20))]), "a: unknown type 99"),
     "half a block": (raw_gguf([], [("a", 2, (2, 48), bytes(54))]), "a: rows of 48 are not whole Q4_0 blocks of 32"),

@@ -291,7 +291,7 @@ def test_requantized_models_are_models(tmp_path: Path) -> None:
     native, out = tmp_path / "native", tmp_path / "out.gguf"
     run("quantize", TINY, "--bits", 3, "--group-size", 64, "-o", native)
     line = one_line(run("export", native, "--to", "gguf", "-o", out), 2)
-    assert "gguf cannot store it: 3 bits (w3g64); it accepts int of 4, 5 or 8 bits" in line
+    assert "gguf cannot store it: 3 bits (w3g64)" in line
     assert line.endswith("--requantize makes it w4g64")
     ran = run("export", native, "--to", "gguf", "--requantize", "-o", out, "--json")
     assert ran.code == 0, ran.err
@@ -480,7 +480,7 @@ def test_a_folder_of_another_architecture_as_a_container(llama: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"five": ("F32", (1, 1, 1, 1, 4), bytes(16))}, "five: 5 dimensions, and GGUF has up to 4"),
+        ({"five": ("F32", (1, 1, 1, 1, 4), bytes(16))}, "five: 5 dimensions, and llama.cpp has up to 4"),
         ({"e": ("F8_E8M0", (4,), b"\1\2\3\4")}, "e: GGUF has no F8_E8M0"),
         ({"u": ("U64", (1,), bytes(8))}, "u: GGUF has no U64"),
         ({"c": ("C64", (1,), bytes(8))}, "c: GGUF has no C64"),

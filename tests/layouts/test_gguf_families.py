@@ -244,7 +244,7 @@ def test_matrices_of_gpt2_are_transposed_before_they_are_quantized(tmp_path: Pat
     (folder / "config.json").write_text(json.dumps(config))
     out = tmp_path / "out.gguf"
     ran = run("quantize", folder, "--bits", "8", "--to", "gguf", "-o", out)
-    assert ran.code == 0 and "4 matrices put in order" in ran.out and "h.0.attn.bias left out" in ran.err
+    assert ran.code == 0 and "4 matrices arranged" in ran.out and "h.0.attn.bias left out" in ran.err
     found = read(out, "blk.0.ffn_up.weight")
     assert found.shape == (256, 64) and np.abs(found - tensors["h.0.mlp.c_fc.weight"].T).max() < 0.03
     np.testing.assert_array_equal(read(out, "position_embd.weight"), tensors["wpe.weight"])

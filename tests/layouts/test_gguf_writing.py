@@ -264,7 +264,7 @@ def test_what_is_laid_out_is_read(tmp_path_factory: pytest.TempPathFactory, draw
         ({"a": [1 << 31]}, ("t", "F32", (1,)), "a: a number of a list does not fit 32 bits"),
         ({"a": 1e39}, ("t", "F32", (1,)), "a: 1e+39 does not fit 32 bits"),
         ({}, ("t" * 64, "F32", (1,)), "its name is longer than the 63 bytes llama.cpp has room for"),
-        ({}, ("t", "F32", (1,) * 5), "t: 5 dimensions, and GGUF has up to 4"),
+        ({}, ("t", "F32", (1,) * 5), "t: 5 dimensions, and llama.cpp has up to 4"),
         ({}, ("t", "Q4_0", (64, 16)), "t: its rows are not whole Q4_0 blocks of 32"),
     ],
 )

@@ -145,6 +145,74 @@ def test_refused_in_one_line(words: list[str], said: str, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("words", "way"), [
+    (["W8A8", "--to", "gptq"], "--scheme W8A16"),
+    (["W4AFP8", "--to", "awq"], "--scheme W4A16"),
+    (["NVFP4", "--to", "gguf"], "--scheme MXFP4"),
+    (["FP8_DYNAMIC", "--to", "gptq"], "--scheme W8A16"),
+    (["FP8_BLOCK", "--to", "modelopt"], "--scheme FP8_DYNAMIC"),
+    (["FP8_DYNAMIC", "--to", "bnb-nf4"], "--type nf4 --group-size -1"),
+])  # fmt: skip
+def test_the_nearest_that_a_target_stores_is_named(words: list[str], way: str, tmp_path: Path) -> None:
+    """It is taken, when it is asked for."""
+    folder = model_of(tmp_path, hidden=256)
+    line = one_line(run("quantize", folder, "--scheme", *words, "-o", tmp_path / "out"), 2)
+    assert line.endswith(f"use {way}, the nearest that it stores"), line
+    to = ["--to", words[2], "-o", f"{tmp_path / 'out'}.gguf" if words[2] == "gguf" else tmp_path / "out"]
+    to += ["--container"] if words[2] == "gguf" else []
+    assert run("quantize", folder, *way.split(), *to, "-q").code == 0
+
+
+@pytest.mark.parametrize(("words", "way"), [
+    (["--scheme", "NVFP4A16", "--group-size", "32"], "--scheme NVFP4A16"),
+    (["--scheme", "MXFP4", "--group-size", "16"], "--scheme MXFP4"),
+    (["--scheme", "W8A8", "--bits", "9"], "--scheme W8A16"),
+    (["--scheme", "NVFP4A16", "--scale-dtype", "float16"], "--scheme NVFP4A16"),
+    (["--scheme", "W4A16_ASYM", "--zero-point", "float"], "--scheme W4A16_ASYM"),
+    (["--override", "*.down_proj:MXFP8,group-size=64"], "--scheme MXFP8"),
+    (["--type", "nf4", "--group-size", "64"], "--to bnb-nf4"),
+    (["--type", "codebook"], "--scheme W4A16"),
+])  # fmt: skip
+def test_folders_that_no_loader_would_understand_are_refused(words: list[str], way: str, tmp_path: Path) -> None:
+    folder = model_of(tmp_path, hidden=256)
+    line = one_line(run("quantize", folder, *words, "-o", tmp_path / "out"), 2)
+    assert "no loader would know what the folder holds: compressed-tensors cannot store" in line
+    assert line.endswith(f"use {way}, or --to native for quantcli alone"), line
+    assert not (tmp_path / "out").exists()
+    assert run("quantize", folder, *words, "--to", "native", "-o", tmp_path / "out", "-q").code == 0
+
+
+def test_inputs_in_groups_need_rows_of_whole_groups(tmp_path: Path) -> None:
+    """vLLM, SGLang and transformers divide inputs into groups of 128 without a rest."""
+    folder = model_of(tmp_path, hidden=64)
+    ran = run("quantize", folder, "--scheme", "FP8_BLOCK", "-o", tmp_path / "out")
+    assert ran.code == 1 and "rows of 64 are not whole groups of 128, in which inputs are quantized" in ran.err
+    words = ["--type", "fp8-e4m3", "--granularity", "block"]
+    assert run("quantize", folder, *words, "-o", tmp_path / "out", "-q").code == 0
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["FP8_DYNAMIC"], []),
+    (["MXFP4A16"], ["mxfp4: SGLang 0.5.23 does not load such weights"]),
+    (["W8A8", "--group-size", "64"], ["w8g64 with inputs in int8: neither vLLM 0.32 nor SGLang 0.5.23 loads"]),
+    (["W3A16"], ["3 bits need", "w3g128: SGLang"]),
+    (["W4A16", "--override", "*.down_proj:W4AFP8"], ["inputs in fp8: SGLang", "loads them as they are;"]),
+    (["W4A16", "--override", "*.down_proj:W8A16"], ["loads them as they are, but not with dequantize=True"]),
+    (["W4A16_ASYM", "--override", "*.down_proj:W8A8"], ["some with zero points: transformers 5.23 does not load"]),
+])  # fmt: skip
+def test_what_runtimes_do_not_load_is_said(words: list[str], said: list[str], tmp_path: Path) -> None:
+    ran = run("quantize", model_of(tmp_path, hidden=256), "--scheme", *words, "--dry-run")
+    lines = [line for line in ran.err.splitlines() if "warning" not in line and "model_type" not in line]
+    assert ran.code == 0 and len(lines) == len(said), ran.err
+    assert all(part in line for part, line in zip(said, lines)), lines
+
+
+def test_blocks_that_runtimes_cannot_join_are_said(tmp_path: Path) -> None:
+    ran = run("quantize", model_of(tmp_path, hidden=128, rows=192), "--scheme", "FP8_BLOCK", "--dry-run")
+    assert ran.code == 0 and "vLLM and SGLang do not load this model: they join q, k and v" in ran.err
+    assert "has 192 rows, not whole blocks" in ran.err
+
+
 def test_rows_that_do_not_fill_groups_are_kept_and_said(tmp_path: Path) -> None:
     folder = model_of(tmp_path, hidden=72, rows=64)
     weights = load_file(folder / "model.safetensors")

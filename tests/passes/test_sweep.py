@@ -57,6 +57,22 @@ def test_every_point_is_what_quantize_reports(threads: int, model: Path) -> None
         assert point["worst_sqnr_db"] == pytest.approx(min(tensors.values()), abs=1e-9)
 
 
+def test_schemes_by_name(model: Path) -> None:
+    """Each as quantize makes it; groups and calibrations apply to them too, widths add others."""
+    found = swept(model, "--scheme", "FP8_DYNAMIC,NVFP4A16,w4a16,W8A8,MXFP4", "--bits", "3,4")
+    names = ["FP8_DYNAMIC", "NVFP4A16", "W4A16", "W8A8", "MXFP4"]
+    assert [p["scheme"] for p in found["points"]] == [*names, "w3g128"]  # 4 bits in groups of 128 are W4A16
+    for point, name in zip(found["points"], names):
+        ran = run("quantize", model, "-o", "q.safetensors", "--force", "--scheme", name, "--json")
+        assert point["sqnr_db"] == pytest.approx(ran.json["summary"]["sqnr_db"], abs=1e-9)
+        assert point["bytes_out"] == Path("q.safetensors").stat().st_size
+    found = swept(model, "--scheme", "W4A16,W4A16_ASYM", "--group-size", "32,64", "--calibration", "minmax,mse")
+    shown = ["w4g32", "w4g64", "w4g32-asym", "w4g64-asym"]
+    assert [(p["scheme"], p["calibration"]) for p in found["points"]] == [
+        (name, how) for how in ("minmax", "mse") for name in shown
+    ]
+
+
 def test_defaults_and_learned_levels(model: Path) -> None:
     assert [p["scheme"] for p in swept(model)["points"]] == ["w2g128", "w3g128", "w4g128", "w8g128"]
     (point,) = swept(model, "--bits", "4", "--group-size", "32", "--calibration", "lloyd-max")["points"]
@@ -141,6 +157,9 @@ def test_what_is_printed(model: Path) -> None:
     (["--calibration", "magic"], "is not one of"), (["--group-size", "-7"], "--group-size"),
     (["--calibration", "mean-abs"], "one symmetric bit"), (["--include", "nothing"], "matches no tensor"),
     (["-o", "found.safetensors"], "nothing is written as .safetensors"),
+    (["--scheme", "W4A17"], "--scheme: 'W4A17' is not a scheme; did you mean W4A16?"),
+    (["--scheme", "W4A16,Q4_K"], "Q4_K is stored in GGUF only"), (["--scheme", "FP8"], "FP8_DYNAMIC needs none"),
+    (["--scheme", "W4A16,NVFP4A16", "--asymmetric"], "--asymmetric: fp4 is symmetric"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")  # fmt: skip
 def test_what_cannot_be_swept(arguments: list[str], words: str, model: Path) -> None:
     before = model.read_bytes()

@@ -24,17 +24,21 @@ FAMILIES = ["llama", "llama-larger", "llama-tied", "llama3", "llama-linear", "ll
             "qwen2", "qwen2-yarn", "qwen3"]  # fmt: skip
 OTHERS = ["mixtral", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "phi3-long", "phi4-mini", "smollm3",
           "olmo2", "olmo3", "granite", "glm4", "starcoder2", "falcon", "falcon-40b", "gpt2", "gptneox", "bert", "nomic",
-          "deepseek2", "deepseek3", "deepseek3-yarn", "gpt-oss", "llama4"]  # fmt: skip
+          "roberta", "xlm-roberta", "modern-bert", "deepseek2", "deepseek3", "deepseek3-yarn", "gpt-oss",
+          "llama4"]  # fmt: skip
 """Families of which one matrix alone is quantized, without an error."""
-TABLE = ("gemma", "starcoder2", "falcon", "gpt2", "gptneox", "bert")
+TABLE = ("gemma", "starcoder2", "falcon", "gpt2", "gptneox", "bert", "roberta", "xlm-roberta", "modern-bert")
 """Those with GELU, which ggml has a table of: a value at the border of two float16s may be the next one there."""
 DTYPES = {"llama": "float16", "llama-tied": "bfloat16", "qwen2": "bfloat16", "llama-bias": "float16"}
 """Of checkpoints that are not float32."""
 TOKENIZERS = ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm", "gpt-4o", "qwen35", "deepseek-v3", "falcon",
-              "spaces", "metaspace", "bare", "gemma"]  # fmt: skip
+              "spaces", "metaspace", "bare", "gemma", "t5", "xlm-roberta", "unigram", "sentencepiece-unigram",
+              "sentencepiece-bpe"]  # fmt: skip
 """Kinds that hf_words.py makes."""
 WORDS = 100
 """So many are in the row that is read."""
+OUTPUT = r"\b0\..*att.*\b(?:o_proj|out_proj|c_proj|dense|Wo)\.weight$"
+"""The matrix behind attention in the first layer."""
 KINDS = {
     "kept": ["--bits", "8", "--include", "*.0.mlp.down_proj"],
     "Q4_0": ["--bits", "4", "--group-size", "64"],
@@ -101,9 +105,9 @@ def check_exact(name: str, pythons: Mapping[str, Path], work: Path) -> tuple[str
     folder, path = work / "model", work / "exact.gguf"
     answered(script(pythons["current"], "hf_model.py", name, folder, "float32"))
     config = json.loads((folder / "config.json").read_text())
-    row = [(i * 11 + 3) % config["vocab_size"] for i in range(WORDS)]
+    row = [max((i * 11 + 3) % config["vocab_size"], 2) for i in range(WORDS)]  # 1 is padding in some
     with open_model(str(folder)) as model:
-        chosen = next(n for n in model if re.search(r"\.0\..*att.*\b(?:o_proj|out_proj|c_proj|dense)\.weight$", n))
+        chosen = next(n for n in model if re.search(OUTPUT, n))
     options = ["--bits", "8", "--include", chosen, "--to", "gguf", "-o", path, "--json", "-q"]
     report = json.loads(quantcli("quantize", folder, *options))
     exact = {t["name"] for t in report["tensors"] if t["disposition"] == "quantized" and t["max_abs_error"] == 0}

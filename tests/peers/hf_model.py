@@ -88,6 +88,11 @@ CASES = {
     "gptneox": ("GPTNeoX", BERT),
     "bert": ("Bert", BERT),
     "nomic": ("NomicBert", BERT),
+    "roberta": ("Roberta", BERT | {"max_position_embeddings": 130, "type_vocab_size": 1, "pad_token_id": 1}),
+    "xlm-roberta": ("XLMRoberta", BERT | {"max_position_embeddings": 130, "type_vocab_size": 1, "pad_token_id": 1}),
+    "modern-bert": ("ModernBert", BERT | {"intermediate_size": 96, "num_hidden_layers": 5, "local_attention": 16,
+                                          **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id",
+                                                           "cls_token_id", "sep_token_id"), 0)}),
     "deepseek3-yarn": ("DeepseekV3", MLA | {"n_group": 1, "topk_group": 1, "rope_parameters": YARN | {
         "mscale": 1.0, "mscale_all_dim": 1.0}}),
     "deepseek2": ("DeepseekV2", MLA | {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "head_dim": 16}),
@@ -99,7 +104,7 @@ CASES = {
                                   "intermediate_size_mlp": 192, "head_dim": 32}),
 }  # fmt: skip
 """The stem of the classes, and the settings of a small one."""
-EXACT = re.compile(r"\b(?:o_proj|out_proj|c_proj|dense)\.weight$")
+EXACT = re.compile(r"\b(?:o_proj|out_proj|c_proj|dense|attn\.Wo)\.weight$")
 """The first matrix of such a name is made so that Q8_0 holds it exactly, whichever way its blocks go."""
 OTHERWISE = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
 """Configurations that are called otherwise."""
@@ -109,9 +114,7 @@ def make(family: str, folder: str, dtype: str = "float32") -> None:
     torch.manual_seed(0)
     stem, settings = CASES[family]
     config = getattr(transformers, OTHERWISE.get(stem, f"{stem}Config"))(**settings)
-    kind = {"Bert": "BertModel", "NomicBert": "NomicBertModel", "GPT2": "GPT2LMHeadModel"}.get(
-        stem, f"{stem}ForCausalLM"
-    )
+    kind = f"{stem}Model" if "ert" in stem else {"GPT2": "GPT2LMHeadModel"}.get(stem, f"{stem}ForCausalLM")
     made = getattr(transformers, kind)(config)
     with torch.no_grad():  # transformers starts biases at 0 and norms at 1, which would hide mistakes
         for name, weight in made.named_parameters():

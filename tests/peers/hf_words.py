@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -113,10 +114,81 @@ def word_pieces() -> Tokenizer:
     return made
 
 
+def trained(kind: str, folder: Path) -> tuple[Any, bytes]:
+    """A model of SentencePiece, and the file it is in."""
+    import sentencepiece
+
+    lines = [line for text in corpus() for line in text.splitlines() if line.strip()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=1200, minloglevel=2,
+        model_type="bpe" if kind.endswith("bpe") else "unigram", byte_fallback=kind.endswith("bpe"),
+        normalization_rule_name="identity" if kind.endswith("bpe") else "nmt_nfkc",
+        remove_extra_whitespaces=not kind.endswith("bpe"), user_defined_symbols=["<|end|>"],
+        hard_vocab_limit=False, num_threads=1)  # fmt: skip
+    path = folder / "tokenizer.model"
+    (folder / "tokenizer.vocab").unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(path)), path.read_bytes()
+
+
+def unigram(kind: str, folder: Path) -> Tokenizer:
+    """As converters of transformers make it: of T5, of XLM-RoBERTa, whose first tokens are others, and of any other."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    _, raw = trained(kind, folder)
+    (folder / "tokenizer.model").unlink()
+    model = sentencepiece_model_pb2.ModelProto.FromString(raw)
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    first = [("<unk>", 0.0)]
+    if kind == "t5":
+        first = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    elif kind == "xlm-roberta":
+        first = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocab = [
+        *first,
+        *pieces[3:],
+        *([("<mask>", 0.0)] if kind == "xlm-roberta" else [("<s>", 0.0), ("</s>", 0.0)][kind == "t5" :]),
+    ]
+    vocab = list(dict(vocab).items())
+    made = Tokenizer(models.Unigram(vocab, unk_id=[piece for piece, _ in vocab].index("<unk>"), byte_fallback=False))
+    table = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
+    own = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    if kind == "unigram":
+        made.normalizer = normalizers.Sequence(
+            [table, normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
+        )
+        made.pre_tokenizer = own
+    else:
+        made.normalizer = table
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), own])
+    made.add_special_tokens(["<unk>", "<s>", "</s>", *(["<mask>"] if kind == "xlm-roberta" else [])])
+    single = {"t5": "$A </s>", "xlm-roberta": "<s> $A </s>"}.get(kind)
+    if single:
+        ends = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]
+        made.post_processor = processors.TemplateProcessing(single=single, special_tokens=ends)
+    return made
+
+
+def pieces_alone(kind: str, folder: Path, texts: str) -> None:
+    """A folder with the model of SentencePiece alone, which reads the texts."""
+    made, _ = trained(kind, folder)
+    begin, end = kind.endswith("bpe"), kind.endswith("unigram")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"add_bos_token": begin, "add_eos_token": end, "bos_token": "<s>", "eos_token": "</s>"})
+    )
+    plain = [text for text in TEXTS if "<s>" not in text]
+    Path(texts).write_text(json.dumps([[t, made.encode(t, add_bos=begin, add_eos=end)] for t in plain]))
+
+
 def main() -> None:
     kind, folder, texts = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    if kind.startswith("sentencepiece"):
+        pieces_alone(kind, folder, texts)
+        return
     byte_levels = (*PATTERNS, *SEVERAL, "gpt-2", "smollm", "falcon")
-    made = byte_level(kind) if kind in byte_levels else word_pieces() if kind == "bert" else falling_back(kind)
+    if kind in ("t5", "xlm-roberta", "unigram"):
+        made = unigram(kind, folder)
+    else:
+        made = byte_level(kind) if kind in byte_levels else word_pieces() if kind == "bert" else falling_back(kind)
     if kind != "bert":
         made.add_tokens([AddedToken("[user]", special=False, normalized=False)])
     begin = kind in ("llama-bpe", "spaces", "metaspace")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-EMBED = ("bert", "nomic_bert")
+EMBED = ("bert", "nomic_bert", "roberta", "xlm-roberta", "modernbert")
 """Model types that embed words and write none."""
 
 Client = tuple[Callable[[str, int], str], Callable[[list[int]], np.ndarray]]
@@ -84,7 +84,8 @@ def llamacpp(model: str) -> Client:
     """Keys and values are kept in float32 too. Of models that embed the vectors of all words."""
     import llama_cpp
 
-    if any(f"{name}.context_length".encode() in Path(model).read_bytes()[:4096] for name in ("bert", "nomic-bert")):
+    names = ("bert", "nomic-bert", "modern-bert")
+    if any(f"{name}.context_length".encode() in Path(model).read_bytes()[:4096] for name in names):
         return (lambda prompt, words: ""), partial(embedded, model)
     found = llama_cpp.Llama(model, n_ctx=256, n_batch=256, logits_all=True, verbose=False, n_threads=1, type_k=0,
                             type_v=0, flash_attn=False)  # fmt: skip

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from strategies import gaussian
 
 from quantcli import Scheme
-from quantcli.passes import budget
+from quantcli.passes import menus
 from quantcli.patterns import compiled, patterns_of
 from quantcli.planning import recipe, recipe_writing
 from quantcli.planning.plan import make
@@ -228,7 +228,7 @@ def test_a_target_out_of_reach_is_answered_in_its_unit(
 def test_a_target_out_of_reach_is_refused_before_weights_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for scales that do not fit float16, which only the weights tell."""
     with monkeypatch.context() as patched:
-        patched.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+        patched.setattr(menus, "measure", lambda *_, **__: pytest.fail("a weight was read"))
         line = one_line(run("plan", model, "--target-size", "9kB"), 2)
     least = re.search(r"has at least ([0-9.]+) kB", line)
     assert least, line
@@ -242,7 +242,7 @@ def test_a_target_out_of_reach_is_refused_before_weights_are_read(model: Path, m
 def test_an_output_that_is_there_is_refused_before_weights_are_read(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "measure", lambda *_, **__: pytest.fail("a weight was read"))
+    monkeypatch.setattr(menus, "measure", lambda *_, **__: pytest.fail("a weight was read"))
     for words in (["-o", "there.safetensors"], []):
         Path("there.safetensors" if words else "model-recipe.safetensors").write_bytes(b"")
         line = one_line(run("quantize", model, "--target-size", "60kB", *words), 2)
@@ -285,6 +285,33 @@ def test_a_plan_for_what_a_target_does_not_take_is_refused() -> None:
         assert why in one_line(run("plan", source, "--target-size", "27kB", "--to", words, "-q"), 2)
     ran = run("plan", source, "--target-size", "50kB", "--to", "gguf", "--container", "--bits", "4,8", "-q")
     assert ran.code == 0, ran.err
+
+
+def test_a_budget_over_schemes_by_name(tmp_path: Path) -> None:
+    """The file that the recipe makes has the bytes that were planned, and the inputs that the names stand for."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    names = [f"model.layers.{i}.mlp.{n}_proj.weight" for i in (0, 1) for n in ("gate", "up", "down")]
+    save(folder / "model.safetensors", {name: gaussian(256, 256, seed=i) for i, name in enumerate(names)})
+    recipe_file, out = tmp_path / "r.yaml", tmp_path / "out"
+    words = ["plan", folder, "--scheme", "FP8_DYNAMIC,NVFP4A16,W4A16"]
+    found = run(*words, "--target-bpw", "6.5", "-o", recipe_file, "--json")
+    assert found.code == 0, found.err
+    chosen = {t["scheme"] for t in found.json["tensors"]}
+    assert {"fp8-e4m3c", "nvfp4"} <= chosen <= {"fp8-e4m3c", "nvfp4", "w4g128", None}
+    assert run("quantize", folder, "--recipe", recipe_file, "-o", out, "-q").code == 0
+    assert (out / "model.safetensors").stat().st_size == found.json["bytes_out"]
+    groups = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    inputs = {g["format"]: (g["input_activations"] or {}).get("type") for g in groups}
+    assert inputs["float-quantized"] == "float" and inputs["nvfp4-pack-quantized"] is None
+    ran = run(*words, "--bits", "8", "--target-bpw", "8.5", "--to", "gptq", "--json")
+    assert "gptq does not store fp8-e4m3c, nvfp4: not among the choices" in ran.err
+    assert {t["scheme"] for t in ran.json["tensors"]} <= {"w4g128", "w8g64", "w8g128"}
+    ran = run("plan", folder, "--scheme", "NVFP4A16", "--target-bpw", "8", "--to", "awq")
+    assert one_line(ran, 2).endswith("awq stores none of nvfp4; use --scheme W4A16, the nearest that it stores")
+    ran = run("plan", folder, "--scheme", "FP8_DYNAMIC,W8A16", "--target-bpw", "5", "--to", "gptq")
+    assert one_line(ran, 2).endswith("name smaller schemes, or ask for more")
 
 
 # ---- recipes ----------------------------------------------------------------------------------------------------
@@ -372,7 +399,7 @@ def test_ties_of_known_families() -> None:
     with contextlib.closing(open_source(str(ROOT / "sample_models" / "tiny-llama"))) as source:
         request = Request(scheme=Scheme(bits=4))
         plan = make(source.infos(), request)
-        groups = budget._tied([t for t in plan.tensors if t.scheme is not None], [], True)
+        groups = menus._tied([t for t in plan.tensors if t.scheme is not None], [], True)
     names = [sorted(t.info.name.split(".")[-2] for t in g) for g in groups]
     assert names.count(["k_proj", "q_proj", "v_proj"]) == 2 and names.count(["gate_proj", "up_proj"]) == 2
 

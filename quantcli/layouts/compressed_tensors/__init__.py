@@ -31,9 +31,8 @@ packed zero points included; only `quantization_config` in config.json is missin
 from __future__ import annotations
 
 from quantcli.layouts.compressed_tensors.read import find
-from quantcli.layouts.compressed_tensors.write import ACCEPTS, EXPERT, convert, documents, module
+from quantcli.layouts.compressed_tensors.write import ACCEPTS, EXPERT, convert, documents, module, shape
 from quantcli.layouts.loaders import one_by_one
-from quantcli.layouts.pieces import not_a_matrix
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Writer
 
@@ -43,7 +42,7 @@ WRITES = Writer(
     summary="compressed-tensors: integers, FP8, MXFP4, MXFP8 and NVFP4 with a configuration, for transformers and vLLM",
     keeps="rows with a short last group, all but matrices named *.weight",
     accepts=ACCEPTS,
-    shape=not_a_matrix,
+    shape=shape,
     convert=convert,
     module=module,
     experts=one_by_one,

@@ -13,10 +13,11 @@ from typing import Any
 from quantcli.architectures import EXPERTS, Architecture
 from quantcli.errors import UsageError
 from quantcli.layouts.accepts import Accepts
+from quantcli.layouts.compressed_tensors import runtimes
 from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, format_of, inputs, job, weights
 from quantcli.layouts.compressed_tensors.read import BITS
 from quantcli.layouts.config import architecture
-from quantcli.layouts.loaders import ignored, loads_experts, modules, not_linear, unknown
+from quantcli.layouts.loaders import ignored, inputs_in_groups, loads_experts, modules, not_linear, unknown
 from quantcli.layouts.pieces import facts, not_a_matrix, quantized
 from quantcli.layouts.writer import Beside, Conversion, Weight
 from quantcli.patterns import module_of
@@ -49,8 +50,12 @@ EXPERT = r"re:.*\.experts\.\d+\..*"
 def obstacle(tensor: Weight, model: Architecture) -> str | None:
     """Why the layout cannot express a quantized tensor, or no loader supports it in this model; None when it can be
     stored."""
-    why = ACCEPTS.obstacle(facts(tensor)[0]) or not_a_matrix(tensor)
-    return why or module(tensor, model)
+    return ACCEPTS.obstacle(facts(tensor)[0]) or shape(tensor) or module(tensor, model)
+
+
+def shape(weight: Weight) -> str | None:
+    """Why a weight of this shape or name cannot be stored."""
+    return not_a_matrix(weight) or inputs_in_groups(weight)
 
 
 def module(weight: Weight, model: Architecture) -> str | None:
@@ -131,22 +136,19 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
 
 
 def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
-    own, notes = [facts(w)[0] for w in quantized(tensors)], []
-    if any(not scheme.symmetric for scheme in own):
+    own = [facts(w)[0] for w in quantized(tensors)]
+    several, notes = len(found["config_groups"]) > 1, list[str]()
+    if any(not scheme.symmetric for scheme in own) and not several:
         notes.append(
             "transformers with compressed-tensors 0.18 or newer loads asymmetric weights only with "
-            "quantization_config=CompressedTensorsConfig(dequantize=True), and vLLM only those of 4 bits"
+            "quantization_config=CompressedTensorsConfig(dequantize=True)"
         )
-    odd = sorted({scheme.bits for scheme in own} & {3, 5, 6, 7})
-    if odd:
-        shown = ", ".join(map(str, odd))
-        notes.append(f"{shown} bits need compressed-tensors 0.18 or newer; vLLM 0.33 does not load them")
-    if len(found["config_groups"]) > 1:
-        notes.append(
-            "several schemes: transformers 5.23 decodes them wrongly with dequantize=True, and vLLM needs the same one "
-            "for q, k and v and for gate and up"
-        )
-    return notes
+    packed = {scheme.bits for scheme in own if format_of(scheme) == PACKED}
+    if odd := sorted(packed & set(runtimes.HUMMING)):
+        older = "compressed-tensors 0.18 or newer, and " if set(odd) - {2} else ""
+        notes.append(f"{', '.join(map(str, odd))} bits need {older}for vLLM 0.32 the package Humming on CUDA")
+    notes += [*runtimes.unloaded(own), *runtimes.unjoined(tensors)]
+    return [*notes, *(runtimes.mixed(own) if several else [])]
 
 
 def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:

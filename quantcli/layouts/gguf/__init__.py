@@ -30,24 +30,41 @@ vocabulary, or with those of the GGUF it is made of (rewrite).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 from quantcli.architectures import Architecture
 from quantcli.layouts.accepts import Accepts
+from quantcli.layouts.gguf import rewrite
+from quantcli.layouts.gguf.images import write as images
+from quantcli.layouts.gguf.images.mixes import image_mix
+from quantcli.layouts.gguf.images.models import image_model
 from quantcli.layouts.gguf.mixes import FILE_TYPES, mix
-from quantcli.layouts.gguf.model import rebuilt
+from quantcli.layouts.gguf.model import rebuilt as rebuilt_text
 from quantcli.layouts.gguf.read import find
-from quantcli.layouts.gguf.rewrite import again
-from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like
+from quantcli.layouts.gguf.types import FIELDS, WEIGHTS, fitting, like, nearest
 from quantcli.layouts.gguf.write import container, convert, experts, shape, tables
 from quantcli.layouts.reader import Reader
-from quantcli.layouts.writer import Writer
+from quantcli.layouts.writer import Again, Writer
 from quantcli.scheme import Scheme
+from quantcli.stores import Source
+from quantcli.stores.stacked import Rebuilt
 from quantcli.tensors.info import TensorInfo
 
 READS = Reader(summary="GGUF blocks: Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0 and TQ2_0", find=find)
+
+
+def rebuilt(infos: Sequence[TensorInfo], config: Mapping[str, Any]) -> Mapping[str, Sequence[Rebuilt]]:
+    """Tensors that a loader wants in another form, and what takes their place."""
+    found = images.rebuilt(infos, config)
+    return rebuilt_text(infos, config) if found is None else found
+
+
+def again(source: Source, *, file_type: int | None = None) -> Again | None:
+    """How a model of pictures, and that of another GGUF, is written."""
+    return images.again(source, file_type=file_type) or rewrite.again(source, file_type=file_type)
 
 
 @cache
@@ -59,7 +76,11 @@ def _of_kind(kind: str) -> Writer:
         return like(found.base, scheme)
 
     def mixed(infos: Sequence[TensorInfo], scheme: Scheme, model: Architecture, weighted: bool) -> dict[str, Scheme]:
-        types = mix(kind, infos, tied=bool(model.tied), weighted=weighted)
+        image = image_model({info.name for info in infos})
+        if image is not None:
+            types = image_mix(kind, found.base, [info for info in infos if not image[0].stays_float(info.name)])
+        else:
+            types = mix(kind, infos, tied=bool(model.tied), weighted=weighted)
         return {name: like(own, scheme) for name, own in types.items()}
 
     return replace(
@@ -103,11 +124,14 @@ WRITES = Writer(
     rebuilt=rebuilt,
     scale_dtype="float16",
     usual={"group_size": WEIGHTS},
+    own_inputs=True,
     extension=".gguf",
     shards=True,
     kinds={name: kind.summary for name, kind in FILE_TYPES.items()},
     of_kind=_of_kind,
     fitting=fitting,
     by_bits={bits: FIELDS[name] for bits, name in ((2, "Q2_K"), (3, "Q3_K"), (6, "Q6_K"))},
+    offsets_only=True,
+    nearest=nearest,
     menu=tuple(FIELDS[name] for name in ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")),
 )

@@ -45,7 +45,8 @@ class Family:
     in a checkpoint. modules, layer: llama.cpp's names of modules, by those in the checkpoint, outside of layers and in
     them. prefixes: what may stand before all names. unused: expressions for names that llama.cpp does not use. orders:
     of rows, by llama.cpp's name of a module. raised: by how much weights of norms are larger in the GGUF. rebuilt: the
-    tensors that take the place of one that is stored otherwise; None of a family without such tensors.
+    tensors that take the place of one that is stored otherwise; None of a family without such tensors. words: the kinds
+    of tokenizers of its files, where another family has its architecture, too.
     """
 
     architecture: str
@@ -59,3 +60,4 @@ class Family:
     orders: Mapping[str, Order] = field(default_factory=dict)
     raised: float = 0.0
     rebuilt: Callable[[TensorInfo, Config], Sequence[Rebuilt] | None] | None = None
+    words: tuple[str, ...] = ()

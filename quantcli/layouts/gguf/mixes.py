@@ -79,13 +79,13 @@ class _Model:
 
 def named(infos: Sequence[TensorInfo]) -> tuple[str, dict[str, TensorInfo]]:
     """llama.cpp's architecture, as far as names tell it, and the tensors by its names; those of a GGUF keep theirs."""
-    found: dict[str, dict[str, TensorInfo]] = {}
+    found = list[tuple[str, dict[str, TensorInfo]]]()
     for family in families():
         names = {gguf_name(text_name(info.name), family): info for info in infos}
-        found[family.architecture] = {name: info for name, info in names.items() if name is not None}
-    best = max(found, key=lambda architecture: len(found[architecture]))
-    known = {info.name for info in found[best].values()}
-    return best, {**{info.name: info for info in infos if info.name not in known}, **found[best]}
+        found.append((family.architecture, {name: info for name, info in names.items() if name is not None}))
+    architecture, best = max(found, key=lambda one: len(one[1]))
+    known = {info.name for info in best.values()}
+    return architecture, {**{info.name: info for info in infos if info.name not in known}, **best}
 
 
 def _model(shapes: Mapping[str, tuple[int, ...]], *, tied: bool, weighted: bool, falcon: bool) -> _Model:

@@ -202,10 +202,10 @@ DECODERS: Mapping[str, tuple[int, Callable[[Bytes], Floats], tuple[int, ...]]] =
 
 
 def _blocks(name: str, block: Block, read: Read, first: int, last: int) -> Bytes:
-    """The blocks (B, bytes) of some rows. Raises DataError where a scale is not finite."""
-    size = block.type.bytes
-    row = block.shape[-1] // block.type.weights * size
-    blocks = read(name, first * row, (last - first) * row).reshape(-1, size)
+    """The blocks (B, bytes) that some rows are in. Raises DataError where a scale is not finite."""
+    size, cols = block.type.bytes, block.shape[-1]
+    begin, end = first * cols // block.type.weights, -(-last * cols // block.type.weights)
+    blocks = read(name, begin * size, (end - begin) * size).reshape(-1, size)
     no_number = block.type.name == "MXFP4" and (blocks[:, 0] == 255).any()
     if no_number or not all(np.isfinite(_half(blocks, at)).all() for at in DECODERS[block.type.name][2]):
         raise wrong(name, "a scale is not finite")
@@ -213,8 +213,10 @@ def _blocks(name: str, block: Block, read: Read, first: int, last: int) -> Bytes
 
 
 def _decode(name: str, block: Block, read: Read, first: int, last: int) -> Floats:
-    blocks = _blocks(name, block, read, first, last)
-    return DECODERS[block.type.name][1](blocks).reshape(last - first, block.shape[-1])
+    cols = block.shape[-1]
+    found = DECODERS[block.type.name][1](_blocks(name, block, read, first, last)).reshape(-1)
+    begin = first * cols % block.type.weights  # 0 but for rows that are not whole blocks
+    return found[begin : begin + (last - first) * cols].reshape(last - first, cols)
 
 
 def _held(name: str, block: Block, read: Read) -> Held:
@@ -244,6 +246,11 @@ def _held(name: str, block: Block, read: Read) -> Held:
     )
 
 
+def _movable(block: Block) -> bool:
+    """Whether other layouts may hold the codes of a tensor."""
+    return block.type.name in UNIFORM and block.shape[-1] % block.type.weights == 0
+
+
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
     """The weights that a GGUF stores in blocks."""
     blocks, found = config.get(KEY), []
@@ -263,7 +270,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 bits=DECODERS[block.type.name][0],
                 parts=(info,),
                 decode=partial(_decode, name, block),
-                held=partial(_held, name, block) if block.type.name in UNIFORM else not_moved,
+                held=partial(_held, name, block) if _movable(block) else not_moved,
             )
         )
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.layouts.writer import ContainerFile
 from quantcli.stores.gguf import ALIGNMENT
-from quantcli.stores.gguf_writer import GgufTensor, lay_out
+from quantcli.stores.gguf_writer import LLAMA, GgufTensor, Room, lay_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,10 +22,14 @@ _SHORT, _WHOLE = 2, 5
 
 
 def whole(
-    base: str, keys: Mapping[str, Any], tensors: Sequence[GgufTensor], made: Mapping[str, NDArray[Any]]
+    base: str,
+    keys: Mapping[str, Any],
+    tensors: Sequence[GgufTensor],
+    made: Mapping[str, NDArray[Any]],
+    room: Room = LLAMA,
 ) -> ContainerFile:
-    """A GGUF in one file. made: the values of tensors that are computed."""
-    found = lay_out(keys, tensors)
+    """A GGUF in one file. made: the values of tensors that are computed; room: of the program that is to load it."""
+    found = lay_out(keys, tensors, room)
     values = [(found.offsets[t.name], made[t.name].tobytes()) for t in tensors if t.name in made]
     return ContainerFile(name=base, size=found.size, offsets=found.offsets, pieces=[(0, found.header), *values])
 
@@ -36,11 +40,12 @@ def split(
     tensors: Sequence[GgufTensor],
     made: Mapping[str, NDArray[Any]],
     limit: int | None,
+    room: Room = LLAMA,
 ) -> list[ContainerFile]:
     """The files of a GGUF, each of at most `limit` bytes where one tensor alone has not more; one file where it is
-    within the limit."""
-    if limit is None or lay_out(keys, tensors).size <= limit:
-        return [whole(base, keys, tensors, made)]
+    within the limit. room: of the program that is to load them."""
+    if limit is None or lay_out(keys, tensors, room).size <= limit:
+        return [whole(base, keys, tensors, made, room)]
     later = {name: value for name, value in keys.items() if not name.startswith("tokenizer.")}
     parts = _parts(keys, later, tensors, limit)
     stem = base.removesuffix(".gguf")
@@ -52,7 +57,7 @@ def split(
             "split.tensors.count": struct.pack("<Ii", _WHOLE, len(tensors)),
         }
         name = f"{stem}-{number + 1:05d}-of-{len(parts):05d}.gguf"
-        files.append(whole(name, {**(later if number else keys), **own}, part, made))
+        files.append(whole(name, {**(later if number else keys), **own}, part, made, room))
     return files
 
 

@@ -75,6 +75,33 @@ def type_of(scheme: Scheme) -> str | None:
     return flat.get((scheme.bits, scheme.symmetric)) if scheme.format == "int" else None
 
 
+_WIDE = {1: "Q2_K", 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K"}
+_MIXES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q4_0": "Q4_K_M", "Q5_0": "Q5_K_M"}
+
+
+def file_type_of(kind: str) -> str:
+    """The file type of llama.cpp most of whose weights are of a type or, for Q4_0 and Q5_0, of the one that took its
+    place.
+
+    >>> file_type_of("Q3_K"), file_type_of("Q8_0")
+    ('Q3_K_M', 'Q8_0')
+    """
+    return _MIXES.get(kind, kind)
+
+
+def nearest(scheme: Scheme) -> str:
+    """How to ask for the type nearest to a scheme that none has.
+
+    >>> nearest(SchemeRequest(bits=7).decided())
+    'use --scheme Q8_0, the nearest that it stores, or --to gguf:Q8_0'
+    """
+    kind = _WIDE.get(scheme.bits, "Q8_0") if scheme.format == "int" else "Q8_0" if scheme.bits > 4 else "IQ4_NL"
+    if scheme.format == "fp4":
+        return "use --scheme MXFP4, the nearest that it stores"
+    mix = "" if kind == "IQ4_NL" else f", or --to gguf:{file_type_of(kind)}"
+    return f"use --scheme {kind}, the nearest that it stores{mix}"
+
+
 def fitting(cols: int, scheme: Scheme) -> tuple[Scheme, str]:
     """The scheme for rows of so many weights, and a note where it is another one, as llama-quantize has it.
 

@@ -1,8 +1,10 @@
-"""The vocabulary of a model in llama.cpp's keys, from tokenizer.json and tokenizer_config.json.
+"""The vocabulary of a model in llama.cpp's keys, from tokenizer.json or tokenizer.model, and tokenizer_config.json.
 
 byte-level BPE                      tokenizer.ggml.model gpt2, with merges, where llama.cpp splits text the same way
 BPE that falls back to bytes        tokenizer.ggml.model llama, with scores in the order of the merges
 WordPiece of lower case (BERT)      tokenizer.ggml.model bert
+Unigram (T5, XLM-RoBERTa)           tokenizer.ggml.model t5, with the table that normalizes text
+a model of SentencePiece            llama for BPE, t5 for Unigram, where there is no tokenizer.json
 anything else                       is refused; without a tokenizer.json no_vocab: the model runs on token ids
 """
 
@@ -15,7 +17,9 @@ from typing import Any
 
 from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
+from quantcli.layouts.gguf import sentencepiece, unigram
 from quantcli.layouts.gguf.splitting import split_name
+from quantcli.layouts.gguf.unigram import OtherwiseError
 from quantcli.layouts.writer import Beside
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
@@ -40,12 +44,8 @@ class Vocabulary:
     note: str = ""
 
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", *sentencepiece.NAMES)
 """The files beside the weights that are read."""
-
-
-class _OtherwiseError(Exception):
-    """The tokenizer cannot be expressed in llama.cpp's keys."""
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -72,22 +72,22 @@ def _is(step: Mapping[str, Any], **fields: Any) -> bool:
 
 
 def _splitting(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[str, str]:
-    """llama.cpp's name of the way byte-level text is split, and what it does differently. Raises _OtherwiseError."""
+    """llama.cpp's name of the way byte-level text is split, and what it does differently. Raises OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     if not any(_is(step, type="ByteLevel", add_prefix_space=False) for step in steps):
-        raise _OtherwiseError("its tokens are not byte-level")
+        raise OtherwiseError("its tokens are not byte-level")
     if any(step.get("type") != "NFC" for step in normal):
-        raise _OtherwiseError(f"it normalizes text first ({printable(str(normal[0].get('type')), 40)})")
+        raise OtherwiseError(f"it normalizes text first ({printable(str(normal[0].get('type')), 40)})")
     name = split_name(steps, whole=bool(model.get("ignore_merges")))
     if not name:
-        raise _OtherwiseError("it splits text by a pattern that is not supported")
+        raise OtherwiseError("it splits text by a pattern that is not supported")
     return name, _COMPOSED if normal and name != "qwen2" else ""
 
 
 def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether a space is added before text, where tokens mark spaces as SentencePiece does, and what llama.cpp does
-    differently. Raises _OtherwiseError."""
+    differently. Raises OtherwiseError."""
     steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     if not normal and len(steps) == 1 and _is(steps[0], type="Metaspace", replacement=_SPACE):
@@ -98,7 +98,7 @@ def _prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, str]:
     if steps == [_NO_SPACES_LEFT]:
         steps = []
     if steps or len(replaces) != 1 or len(before) + 1 != len(normal) or len(before) > 1:
-        raise _OtherwiseError("its way of treating spaces is not supported")
+        raise OtherwiseError("its way of treating spaces is not supported")
     return bool(before), ""
 
 
@@ -121,7 +121,7 @@ def _words(
             problem = "its id is not a whole number of 0 or more"
             raise DataError(problem, place=["tokenizer.json", "vocab", printable(word)])
         if number >= size:
-            raise _OtherwiseError(f"token id {number} is beyond the {size} rows of the embedding")
+            raise OtherwiseError(f"token id {number} is beyond the {size} rows of the embedding")
         if words[number] is not None:
             raise DataError(f"two tokens have the id {number}", place=["tokenizer.json", "vocab", printable(word)])
         words[number] = word
@@ -146,7 +146,7 @@ def _byte_level(
     words, types, numbers = _words(tokenizer, model, size)
     merges = [f"{a} {b}" for a, b in _merges(model)]
     if not merges or any(merge.count(" ") > 1 for merge in merges):
-        raise _OtherwiseError("its merges cannot be stored for llama.cpp")
+        raise OtherwiseError("its merges cannot be stored for llama.cpp")
     keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": words, "token_type": types}
     return keys | {"merges": merges}, numbers
 
@@ -159,7 +159,7 @@ def _falling_back(
     prefix, _ = _prefix(tokenizer)
     words, types, numbers = _words(tokenizer, model, size)
     if not all(f"<0x{byte:02X}>" in numbers for byte in range(256)):
-        raise _OtherwiseError("not every byte has a token")
+        raise OtherwiseError("not every byte has a token")
     ranks: dict[str, int] = {}
     for rank, (a, b) in enumerate(_merges(model)):
         ranks.setdefault(a + b, rank)
@@ -180,14 +180,14 @@ def _word_pieces(
     tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Keys of WordPiece: pieces that begin a word have a mark there, instead of those that go on. Raises
-    _OtherwiseError."""
+    OtherwiseError."""
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     if len(normal) != 1 or not _is(normal[0], type="BertNormalizer", lowercase=True, handle_chinese_chars=True):
-        raise _OtherwiseError("it keeps upper case, or normalizes text otherwise than BERT")
+        raise OtherwiseError("it keeps upper case, or normalizes text otherwise than BERT")
     if normal[0].get("strip_accents") is False:
-        raise _OtherwiseError("it keeps accents, which llama.cpp strips")
+        raise OtherwiseError("it keeps accents, which llama.cpp strips")
     if not _is(model, continuing_subword_prefix="##"):
-        raise _OtherwiseError("its pieces that go on are not marked by ##")
+        raise OtherwiseError("its pieces that go on are not marked by ##")
     words, types, numbers = _words(tokenizer, model, size)
     marked = [
         word if kind in (CONTROL, UNUSED) else word[2:] if word.startswith("##") else _SPACE + word
@@ -207,9 +207,36 @@ def _word_pieces(
     return keys | {"add_bos_token": around, "add_eos_token": False, "add_sep_token": around}, numbers
 
 
+def _pieces(tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """Keys of Unigram. Raises OtherwiseError."""
+    table, _ = _unigram_spaces(tokenizer)
+    found = unigram.scores(model, size)
+    words, types, numbers = _words(tokenizer, {"vocab": {piece: i for i, (piece, _) in enumerate(found)}}, size)
+    unknown = model.get("unk_id")
+    if type(unknown) is not int or not 0 <= unknown < len(found):
+        raise OtherwiseError("it has no token for what is unknown")
+    types[unknown] = UNKNOWN
+    keys: dict[str, Any] = {"model": "t5", "pre": "default", "tokens": words, "token_type": types}
+    keys["scores"] = [score for _, score in found] + [0.0] * (size - len(found))
+    keys |= {"add_space_prefix": True, "remove_extra_whitespaces": True, "unknown_token_id": unknown}
+    for name in ("mask", "sep", "cls"):
+        token = {"mask": "<mask>", "sep": "</s>", "cls": "<s>"}[name]
+        if token in numbers and types[numbers[token]] == CONTROL:
+            keys[f"{'seperator' if name == 'sep' else name}_token_id"] = numbers[token]
+    return keys | ({"precompiled_charsmap": unigram.charsmap(table)} if table else {}), numbers
+
+
+def _unigram_spaces(tokenizer: Mapping[str, Any]) -> tuple[bytes, str]:
+    steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return unigram.spaces(steps, _steps(tokenizer.get("normalizer"), "normalizers"))
+
+
 def _begins(tokenizer: Mapping[str, Any], end: bool) -> str | None:
     """The special token that the tokenizer adds before or after text; None where it adds none."""
     for step in _steps(tokenizer.get("post_processor"), "processors"):
+        if step.get("type") in ("RobertaProcessing", "BertProcessing"):
+            pair = step.get("sep" if end else "cls")
+            return pair[0] if isinstance(pair, list) and pair and isinstance(pair[0], str) else None
         pieces = step.get("single")
         if step.get("type") == "TemplateProcessing" and isinstance(pieces, list) and pieces:
             special = pieces[-1 if end else 0]
@@ -264,27 +291,53 @@ def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabula
     """
     none = {"tokenizer.ggml.model": "no_vocab"}
     tokenizer = json_beside(beside, "tokenizer.json")
-    if tokenizer is None:
-        return Vocabulary(none, "there is no tokenizer.json")
     settings = json_beside(beside, "tokenizer_config.json") or {}
+    if tokenizer is None:
+        return _of_sentencepiece(beside, settings, config, size)
     try:
         model = _object(tokenizer.get("model"), "model")
         kind = model.get("type")
-        if kind not in ("BPE", "WordPiece"):
-            raise _OtherwiseError(f"its model is {printable(str(kind), 40)}, not BPE or WordPiece")
+        if kind not in ("BPE", "WordPiece", "Unigram"):
+            raise OtherwiseError(f"its model is {printable(str(kind), 40)}, not BPE, WordPiece or Unigram")
         falls_back = model.get("byte_fallback") is True
-        make = _word_pieces if kind == "WordPiece" else _falling_back if falls_back else _byte_level
+        bpe = _falling_back if falls_back else _byte_level
+        make = {"WordPiece": _word_pieces, "Unigram": _pieces}.get(str(kind), bpe)
         keys, numbers = make(tokenizer, model, size)
-    except _OtherwiseError as reason:
+    except OtherwiseError as reason:
         return Vocabulary(none, f"tokenizer.json: {reason}")
     keys = (
         {**_special(tokenizer, settings, config, numbers, size), **keys}
         if kind == "WordPiece"
         else {**keys, **_special(tokenizer, settings, config, numbers, size)}
     )
+    notes = {
+        "llama": lambda: _prefix(tokenizer)[1],
+        "gpt2": lambda: _splitting(tokenizer, model)[1],
+        "t5": lambda: unigram.UNKNOWN_BYTES if falls_back else _unigram_spaces(tokenizer)[1],
+    }
+    return Vocabulary(_prefixed(keys, beside, settings), note=notes.get(keys["model"], str)())
+
+
+def _prefixed(keys: Mapping[str, Any], beside: Beside, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys as the file has them, with the chat template."""
     found = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     template = _template(beside, settings)
-    if template is not None:
-        found["tokenizer.chat_template"] = template
-    notes = {"llama": lambda: _prefix(tokenizer)[1], "gpt2": lambda: _splitting(tokenizer, model)[1]}
-    return Vocabulary(found, note=notes.get(keys["model"], str)())
+    return found if template is None else {**found, "tokenizer.chat_template": template}
+
+
+def _of_sentencepiece(beside: Beside, settings: Mapping[str, Any], config: Mapping[str, Any], size: int) -> Vocabulary:
+    """The vocabulary of a model of SentencePiece, where that is beside the weights."""
+    none = {"tokenizer.ggml.model": "no_vocab"}
+    name, raw = next(((n, found) for n in sentencepiece.NAMES if (found := beside(n)) is not None), ("", b""))
+    if not name:
+        return Vocabulary(none, "there is no tokenizer.json")
+    try:
+        keys, numbers, note = sentencepiece.keys(raw, settings, size)
+    except OtherwiseError as reason:
+        return Vocabulary(none, f"{name}: {reason}")
+    keys |= _special({}, settings, config, numbers, size)
+    usual = keys["model"] == "llama"
+    for key, default in (("add_bos_token", usual), ("add_eos_token", not usual)):
+        if not isinstance(settings.get(key), bool):
+            keys[key] = default
+    return Vocabulary(_prefixed(keys, beside, settings), note=note)

@@ -30,17 +30,19 @@ from quantcli.layouts.config import json_beside
 from quantcli.layouts.gguf import super_blocks
 from quantcli.layouts.gguf.blocks import block_type, encode, exact_params, obstacle
 from quantcli.layouts.gguf.general import pooling, title
+from quantcli.layouts.gguf.images.models import check_names
+from quantcli.layouts.gguf.images.models import supported as image_models
 from quantcli.layouts.gguf.model import GgufModel, model_of, supported
 from quantcli.layouts.gguf.names import float_only
 from quantcli.layouts.gguf.shards import split
-from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, like
+from quantcli.layouts.gguf.types import NUMBERS, WEIGHTS, file_type_of, like
 from quantcli.layouts.gguf.vocabulary import FILES, Vocabulary, vocabulary
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, stored_blocks, words
 from quantcli.layouts.writer import KEY, Beside, Codes, ContainerFile, Conversion, Job, Piece, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.stores.gguf import MAX_DIMENSIONS
 from quantcli.stores.gguf_types import TYPES
-from quantcli.stores.gguf_writer import LONGEST_NAME, GgufTensor, lay_out, value_bytes
+from quantcli.stores.gguf_writer import LLAMA, LONGEST_NAME, GgufTensor, Room, lay_out, value_bytes
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, runs
@@ -258,7 +260,9 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None 
     """
     config = json_beside(beside, "config.json")
     if config is None:
-        hint = f"name the checkpoint folder of a model ({supported()}); {INSIST}"
+        check_names({t.info.name for t in tensors})
+        hint = f"name the checkpoint folder of a model ({supported()}), or the file of one for ComfyUI"
+        hint += f" ({image_models()}); {INSIST}"
         raise UsageError("it needs the model's config.json", place=["--to gguf"], hint=hint)
     try:
         model = model_of(config, [t.info for t in tensors])
@@ -310,6 +314,23 @@ def _some(infos: Sequence[TensorInfo], dtype: str) -> str:
     return printable(names[0], 120) + (" is" if len(names) == 1 else f" and {len(names) - 1} more are")
 
 
+def of_types(tensors: Sequence[Weight], file_type: int | None) -> list[str]:
+    """Notes on the types of weights: rows that have another one than was asked for, what the file is where no file type
+    was named, and one without the tensors that its name promises."""
+    weights = [(t, block_type(t.scheme)) for t in tensors if t.scheme is not None]
+    changed = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
+    notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in changed.items()]
+    kinds = Counter(kind for t, kind in weights if t.reason == "default")
+    if file_type == NUMBERS["MXFP4"] and "MXFP4" not in (kind for _, kind in weights):
+        notes.append("no tensor is MXFP4: these are the experts of a model, and it has none")
+    if file_type is None and len(kinds) == 1:
+        [kind] = kinds
+        other = file_type_of(kind)
+        told = f"weights are {kind}; --to gguf:{other} has the types that llama-quantize gives each tensor"
+        notes += [told] if other != kind else []
+    return notes
+
+
 def _model(
     tensors: Sequence[Weight], model: GgufModel, config: Mapping[str, Any], beside: Beside, file_type: int | None
 ) -> Conversion:
@@ -334,7 +355,7 @@ def _model(
         )
     special = {key: value for key, value in config.items() if key.endswith("_token_id")}
     found = _words(tuple(beside(name) for name in FILES), json.dumps(special), model.vocabulary)
-    notes = [*model.notes, *([found.note] if found.note else [])]
+    notes = [*of_types(tensors, file_type), *model.notes, *([found.note] if found.note else [])]
     if found.obstacle and beside("tokenizer.json") is not None:
         hint = "move tokenizer.json away for a model that llama.cpp runs on token ids only"
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
@@ -369,19 +390,21 @@ def conversion(
     made: Mapping[str, NDArray[Any]],
     notes: Sequence[str],
     file_type: int | None = None,
+    room: Room = LLAMA,
 ) -> Conversion:
     """What becomes of tensors at these places. first, keys: of the file, before and behind those of its types. made:
-    F32 tensors that are computed. file_type: its number, None for that of most weights."""
+    F32 tensors that are computed. file_type: its number, None for that of most weights. room: of the program that loads
+    it."""
     by_name = {t.info.name: t for t in tensors}
     shapes = [GgufTensor(name, "F32", values.shape) for name, values in made.items()]
     shapes += [GgufTensor(p.name, p.type, by_name[source].info.shape) for source, p in places.items()]
     kind = _file_type(by_name, places) if file_type is None else {"general.file_type": file_type}
     general = {**first, **kind, "general.quantization_version": 2}
     own = {**general, **keys, "quantcli.version": __version__}
-    lay_out(own, shapes)  # names, shapes and numbers that GGUF cannot hold are refused here
+    lay_out(own, shapes, room)  # names, shapes and numbers that GGUF cannot hold are refused here
 
     def files(base: str, record: str, limit: int | None) -> list[ContainerFile]:
-        return split(base, {**own, KEY: record}, shapes, made, limit)
+        return split(base, {**own, KEY: record}, shapes, made, limit, room)
 
     jobs = {source: _job(by_name[source], place) for source, place in places.items()}
     return Conversion(jobs=jobs, files=files, notes=notes)

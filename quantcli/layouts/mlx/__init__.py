@@ -26,22 +26,31 @@ groups from `quantization`; transformers looks under `quantization_config`, so b
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantcli.layouts.accepts import Accepts
+from quantcli.layouts.mlx.models import experts, module, rebuilt, tables
 from quantcli.layouts.mlx.read import BITS, GROUPS, find
-from quantcli.layouts.mlx.write import convert, experts, module, shape, tables
+from quantcli.layouts.mlx.write import convert, shape
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Writer
 
 READS = Reader(summary="MLX: affine, mxfp4, mxfp8 and nvfp4", find=find)
 
+_MXFP4 = Accepts(formats=("fp4",), bits=(4,), granularities=("group",), groups=(32,), storage="e8m0")
+_MXFP8 = replace(_MXFP4, formats=("fp8-e4m3",), bits=(8,))
+_NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3-alone")
+
 WRITES = Writer(
     summary="MLX: weight, scales and biases, for mlx and mlx-lm",
-    keeps="rows that are not a multiple of 32, vectors, names that do not end in .weight",
-    accepts=Accepts(bits=BITS, groups=GROUPS[:1], zero_points=("int", "float")),
+    keeps="rows that are not a multiple of 32 (nvfp4: of 16), vectors, names that do not end in .weight",
+    accepts=Accepts(bits=BITS, groups=GROUPS[:1], zero_points=("int", "float"), others=(_MXFP4, _MXFP8, _NVFP4)),
     shape=shape,
     convert=convert,
     module=module,
     tables=tables,
     usual={"group_size": 64},
     experts=experts,
+    rebuilt=rebuilt,
+    own_inputs=True,
 )

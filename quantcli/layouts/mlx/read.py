@@ -11,7 +11,7 @@ from quantcli import kernels
 from quantcli.errors import DataError, printable
 from quantcli.kernels import OFFSET, CodeGrid, QuantParams
 from quantcli.layouts.config import CONFIG_HINT, section, text, whole
-from quantcli.layouts.reader import Found, Held, Read, not_moved
+from quantcli.layouts.reader import Found, Held, Read
 from quantcli.layouts.small import held, scales, small_floats
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.tensors.info import TensorInfo
@@ -158,12 +158,13 @@ def _small(infos: Mapping[str, TensorInfo], name: str, config: _Config) -> Found
         parts=(codes, scale),
         decode=partial(_decode_small, name, codes, replace(scale, dtype=kind), (bits, group)),
         dtype="BF16",
-        held=partial(_held_small, name, codes, scale) if mode == "mxfp4" else not_moved,
+        held=partial(_held_small, name, codes, replace(scale, dtype=kind), (bits, group)),
     )
 
 
-def _held_small(name: str, codes: TensorInfo, scale: TensorInfo, read: Read) -> Held:
-    return held(read, codes, scale, name, codes.shape[-1] * 8)
+def _held_small(name: str, codes: TensorInfo, scale: TensorInfo, mode: tuple[int, int], read: Read) -> Held:
+    bits, group = mode
+    return held(read, codes, scale, name, scale.shape[-1] * group, bits=bits)
 
 
 def _decode_small(

@@ -49,16 +49,36 @@ class Result:
     minmax_sse: float | None = None
 
 
-def _entry(tensor: Decided, schemes: list[dict[str, Any]], result: Result | None, digest: str) -> dict[str, Any]:
+class _Schemes:
+    """The schemes of a document as plain values, and where each is among them."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, Any]] = []
+        self._places: dict[Scheme, int] = {}
+
+    def place_of(self, tensor: Decided, result: Result | None) -> int:
+        """The place of the scheme of a tensor, which is added where it is missing; before there is a result, one that
+        has as many digits at least."""
+        if tensor.scheme is None:
+            return 0
+        known = (result.scheme,) if result and result.scheme else candidates(tensor.scheme)
+        places = [self._place(scheme) for scheme in known]
+        return places[-1] if result else len(self.values) - 1
+
+    def _place(self, scheme: Scheme) -> int:
+        if scheme not in self._places:
+            values = scheme.as_dict()
+            if values not in self.values:
+                self.values.append(values)
+            self._places[scheme] = self.values.index(values)
+        return self._places[scheme]
+
+
+def _entry(tensor: Decided, place: int, result: Result | None, digest: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"reason": tensor.reason}
     if tensor.scheme is not None:
         # Before it is written, the longest possible values stand for the scheme and the sums.
-        for scheme in (result.scheme,) if result and result.scheme else candidates(tensor.scheme):
-            values = scheme.as_dict()
-            if values not in schemes:
-                schemes.append(values)
-        index = schemes.index(values) if result else len(schemes) - 1
-        entry |= {"scheme": index, "dtype": tensor.info.dtype, "shape": list(tensor.info.shape)}
+        entry |= {"scheme": place, "dtype": tensor.info.dtype, "shape": list(tensor.info.shape)}
         m = result.metrics if result and result.metrics else Metrics(_WIDEST, _WIDEST, 0, _WIDEST, tensor.info.numel)
         entry |= {"sse": m.sse, "power": m.power, "max_abs_error": m.max_abs_error, "clipped": m.clipped}
         minmax = result.minmax_sse if result else _WIDEST
@@ -94,20 +114,37 @@ def document(
     results: Mapping[str, Result] | None = None,
 ) -> str:
     """The JSON document of a file of these tensors; without results, one at least as long."""
-    schemes: list[dict[str, Any]] = []
-    recipe = request.as_dict(schemes) if request is not None else None
-    entries = {t.info.name: _entry(t, schemes, results[t.info.name] if results else None, digest) for t in tensors}
-    whole = {
+    schemes = _Schemes()
+    recipe = request.as_dict(schemes.values) if request is not None else None
+    entries = list[str]()
+    places = [schemes.place_of(t, results[t.info.name] if results else None) for t in tensors]
+    ordered = sorted(range(len(tensors)), key=lambda at: tensors[at].info.name)
+    for first in range(0, len(ordered), _AT_ONCE):
+        some = {}
+        for at in ordered[first : first + _AT_ONCE]:
+            name = tensors[at].info.name
+            some[name] = _entry(tensors[at], places[at], results[name] if results else None, digest)
+        entries.append(_text(some)[1:-1])
+    before = {
         "check": UNSEALED,
-        "version": max((_version(asking.Scheme(**values)) for values in schemes), default=1),
-        "tool": f"quantcli {__version__}",
         "digest": digest,
-        "source_bytes": source_bytes,
-        "schemes": schemes,
         **({"recipe": recipe} if recipe is not None else {}),
-        "tensors": entries,
+        "schemes": schemes.values,
+        "source_bytes": source_bytes,
     }
-    return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    after = {
+        "tool": f"quantcli {__version__}",
+        "version": max((_version(asking.Scheme(**values)) for values in schemes.values), default=1),
+    }
+    return f'{_text(before)[:-1]},"tensors":{{{",".join(entries)}}},{_text(after)[1:]}'
+
+
+_AT_ONCE = 1024
+"""Tensors whose entries are made at a time."""
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

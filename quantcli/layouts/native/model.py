@@ -291,8 +291,9 @@ class Model(Mapping[str, Tensor]):
         self.source.close()
 
 
-def open(path: str) -> Model:
+def open(path: str, variant: str | None = None) -> Model:
     """The tensors of a .safetensors, .npy or .npz file or a checkpoint folder, quantized or not, read on demand.
+    variant: which weights of a folder to take, where it has several.
 
     Raises QuantcliError when it cannot be read.
 
@@ -303,7 +304,7 @@ def open(path: str) -> Model:
     ...         {name: tensor.shape for name, tensor in model.items()}
     {'a': (2, 2)}
     """
-    source = open_source(str(path))
+    source = open_source(str(path), variant)
     try:
         return Model(source)
     except BaseException:

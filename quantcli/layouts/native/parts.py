@@ -21,6 +21,7 @@ Names and bit stream are those of compressed-tensors' `pack-quantized`.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from quantcli import scales
 from quantcli.kernels import row_bytes
@@ -29,6 +30,9 @@ from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping
 from quantcli.tensors.settle import levels_dtype
+
+ENDINGS = ("_packed", "_scale", "_global", "_offset", "_zero_point", "_codebook", "_shape")
+"""How the name of a tensor ends that another one may be stored under, in this layout."""
 
 
 def zero_shape(plan: Grouping) -> tuple[int, int]:
@@ -70,6 +74,18 @@ def nbytes(tensor: Decided) -> int:
 
 
 def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype: str) -> tuple[TensorInfo, ...]:
+    name = info.name
+    return tuple(
+        TensorInfo(name + ending, dtype, shape)
+        for ending, dtype, shape in _outputs(len(info.shape), scheme, plan, scale_dtype)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _outputs(
+    dimensions: int, scheme: Scheme, plan: Grouping, scale_dtype: str
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """The ending of the name, dtype and shape of each part; many tensors of a model have the same."""
     zero_rows, groups = zero_shape(plan)
     tables = (
         (*plan.lead, 1 << scheme.bits) if scheme.family == "learned" and plan.shared is None else (1 << scheme.bits,)
@@ -81,6 +97,6 @@ def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype:
         "offset": (scale_dtype, plan.scale_shape),
         "zero_point": ("I32", (row_bytes(zero_rows, scheme.bits) // 4, groups)),
         "codebook": (levels_dtype(scheme, scale_dtype), (1 << scheme.bits,) if scheme.shares_levels else tables),
-        "shape": ("I64", (len(info.shape),)),
+        "shape": ("I64", (dimensions,)),
     }
-    return tuple(TensorInfo(f"{info.name}_{part}", *own[part]) for part in parts(scheme))
+    return tuple((f"_{part}", *own[part]) for part in parts(scheme))

@@ -17,7 +17,7 @@ from quantcli.errors import UsageError, printable
 from quantcli.kernels import row_bytes
 from quantcli.layouts.native.parts import outputs, parts, zero_shape
 from quantcli.layouts.pieces import plain
-from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Write
+from quantcli.layouts.writer import Alike, Beside, Codes, Conversion, Job, Piece, Write
 from quantcli.scales import Store
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Decided, Quantized
@@ -53,7 +53,24 @@ def job(tensor: Decided) -> Job:
     """The parts of one tensor."""
     if tensor.scheme is None:
         return plain(tensor.info)
-    return Job(outputs=outputs(tensor), pieces=partial(_pieces, tensor))
+    plain_parts = parts(tensor.scheme) == ["packed", "scale", "shape"]
+    return Job(
+        outputs=outputs(tensor),
+        pieces=partial(_pieces, tensor),
+        together=partial(_together, tensor) if plain_parts else None,
+    )
+
+
+def _together(tensor: Quantized, alike: Alike) -> Sequence[NDArray[np.uint8]]:
+    """The packed codes, scales and shapes of many tensors like this one."""
+    store = Store(tensor.scale_dtype)
+    stored = np.ascontiguousarray(scales.of(tensor.scheme).stored(alike.params.scale, store))
+    shape = np.array(tensor.info.shape, "<i8").view(np.uint8)
+    return (
+        alike.packed.reshape(alike.count, -1),
+        stored.reshape(-1).view(np.uint8).reshape(alike.count, -1),
+        np.broadcast_to(shape, (alike.count, shape.size)),
+    )
 
 
 def _pieces(tensor: Quantized) -> Iterator[Piece]:

@@ -159,10 +159,11 @@ def _figures(report: RunReport) -> str:
     error = "not measured" if s.sqnr_db is None and not s.exact else f"largest error {t.number(s.max_abs_error)}"
     kept = sorted(s.kept.items(), key=lambda kv: (-kv[1], kv[0]))
     reasons = ", ".join(f"{n:,} <bdi>{escaped(reason, 60)}</bdi>" for reason, n in kept[:12])
+    than = f"{(change := t.change(s.bytes_in, s.bytes_out))} {'as' if change == 'as large' else 'than'}"
     found = [
         ("SQNR", measured, error),
         ("bits per weight", f"{s.bits_per_weight:.3f}", "every byte of the output counted"),
-        ("size", _united(t.size(s.bytes_out)), f"{s.ratio:.2f} times smaller than {t.size(s.bytes_in)}"),
+        ("size", _united(t.size(s.bytes_out)), f"{than} {t.size(s.bytes_in)}"),
         ("coverage", f"{100 * s.coverage:.1f} <small>%</small>", f"of {t.count(s.parameters)} parameters quantized"),
         ("tensors quantized", f"{s.quantized:,} <small>of {s.tensors:,}</small>", f"kept: {reasons}" if kept else ""),
     ]

@@ -43,7 +43,7 @@ def _report(report: RunReport, room: int) -> str:
     s = report.summary
     lines = [
         f"{code(report.name)}: SQNR **{t.decibels(s.sqnr_db, s.exact)}{'' if s.exact else ' dB'}**, "
-        f"{s.bits_per_weight:.3f} bits per weight, {t.size(s.bytes_out)} ({s.ratio:.2f} times smaller), "
+        f"{s.bits_per_weight:.3f} bits per weight, {t.size(s.bytes_out)} ({t.change(s.bytes_in, s.bytes_out)}), "
         f"{100 * s.coverage:.1f} % of {t.count(s.parameters)} parameters quantized"
     ]
     lines += ["", *(f"- {text(line)}" for line in origin_lines(report))] if origin_lines(report) else []

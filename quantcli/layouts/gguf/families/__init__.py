@@ -23,7 +23,7 @@ def families() -> tuple[Family, ...]:
         cast("Family", registry.get("layouts.gguf.families", name, "FAMILY"))
         for name in registry.names("layouts.gguf.families", "FAMILY")
     ]
-    return tuple(sorted(found, key=lambda family: (family.architecture != "llama", family.architecture)))
+    return tuple(sorted(found, key=lambda family: (family.architecture != "llama", family.architecture, family.words)))
 
 
 def classes() -> dict[str, Family]:
@@ -31,6 +31,11 @@ def classes() -> dict[str, Family]:
     return {name: family for family in families() for name in family.classes}
 
 
-def of_architecture(name: str) -> Family | None:
-    """The family of an architecture of llama.cpp; None for one that is not known."""
-    return next((family for family in families() if family.architecture == name), None)
+def of_architecture(name: str, words: str = "") -> Family | None:
+    """The family of an architecture of llama.cpp with a kind of tokenizer; None for one that is not known.
+
+    >>> of_architecture("bert", "t5").classes[0], of_architecture("bert").classes[0]
+    ('RobertaModel', 'BertModel')
+    """
+    found = [family for family in families() if family.architecture == name]
+    return next((family for family in found if words in family.words), found[0] if found else None)

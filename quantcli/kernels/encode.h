@@ -1,0 +1,248 @@
+// Rows of weights to rows of codes, and the sums of their errors.
+//
+// Plain integers of whole vectors, which is nearly all there is, stay in registers from the weight to its code;
+// whatever is left goes through arrays, a span of LANES weights at a time.
+
+#pragma once
+
+#include "codes.h"
+#include "packing.h"
+#include "rounding.h"
+#include "sums.h"
+
+namespace {
+
+// Scratch for a span of weights.
+struct Span {
+  float x[LANES], code[LANES], error[LANES];
+  int32_t clipped[LANES] = {};
+
+  int64_t outside() const {
+    int64_t sum = 0;
+    for (int32_t lane : clipped) sum += lane;
+    return sum;
+  }
+};
+
+// Calls step(from, n) for the spans of a row.
+template <class Step>
+inline void by_span(int64_t cols, Step step) {
+  for (int64_t from = 0; from < cols; from += LANES) step(from, int(cols - from < LANES ? cols - from : LANES));
+}
+
+// What is made of a tile. codes: scratch for the codes of one row; errors: for its errors where sums are preserved.
+template <class Code>
+struct Encoder {
+  const Tile& tile;
+  const Params& params;
+  const Grid& grid;
+  Code* codes;
+  float* errors;
+
+  // The squared error alone.
+  template <bool WIDE>
+  void attempt(int64_t row, Totals& totals) const {
+    const RowParams own = row_params(params, row, grid);
+    Span span;
+    by_span(tile.cols, [&](int64_t from, int n) {
+      quantize_span(tile, row, from, n, own, grid, span.x, span.code, span.error, span.clipped);
+      add_squares<WIDE>(span.error, n, totals.sse);
+    });
+  }
+
+  template <bool WIDE>
+  void encode(int64_t row, Totals& totals) const {
+    const RowParams own = row_params(params, row, grid);
+    Span span;
+    by_span(tile.cols, [&](int64_t from, int n) {
+      quantize_span(tile, row, from, n, own, grid, span.x, span.code, span.error, span.clipped);
+      if (errors) {
+        std::memcpy(errors + from, span.error, size_t(n) * 4);
+        add_squares<WIDE>(span.x, n, totals.power);
+      } else {
+        account<WIDE>(span.x, span.error, n, totals);
+      }
+      for (int i = 0; i < n; ++i) codes[from + i] = Code(int32_t(span.code[i]));
+    });
+    totals.clipped += span.outside();
+    if (errors) preserve<WIDE>(row, own, totals);
+  }
+
+  // Moves codes so that the errors of a row add up to about 0, and accounts for what is left of them.
+  template <bool WIDE>
+  void preserve(int64_t row, const RowParams& own, Totals& totals) const {
+    preserve_sum(
+        codes, errors, tile.cols, tile.group, grid.umin, grid.umax, [&](int64_t g) { return own.scale[g]; },
+        [&](int64_t j, int64_t g) {
+          float x, value;
+          const float code = float(codes[j]);
+          load(tile.weights, tile.kind, row * tile.cols + j, 1, &x);
+          reconstruct(&code, 1, grid, own.scale[g], own.zero_at(g), own.table, &value);
+          errors[j] = x - value;
+        });
+    by_span(tile.cols, [&](int64_t from, int n) { add_squares<WIDE>(errors + from, n, totals.sse); });
+    const float worst = largest_magnitude(errors, tile.cols);
+    totals.worst = worst > totals.worst ? worst : totals.worst;
+  }
+
+  // Whether the functions below do.
+  bool in_registers() const {
+    const bool whole = tile.group % LANE_COUNT == 0 || tile.group >= tile.cols;
+    return sizeof(Code) == 1 && grid.mode == INTEGER && !grid.midrise && whole && tile.cols % PADDING == 0;
+  }
+
+  // Calls step(first, n, scale, zero) for the columns of a row that are in the same run and the same group.
+  template <class Step, class Close>
+  void by_run(const RowParams& own, Step step, Close close) const {
+    int64_t g = 0, group_end = tile.group < tile.cols ? tile.group : tile.cols;
+    for (int64_t from = 0; from < tile.cols;) {
+      const int64_t run_end = from + RUN < tile.cols ? from + RUN : tile.cols;
+      while (from < run_end) {
+        const int64_t end = group_end < run_end ? group_end : run_end;
+        step(from, end, own.scale[g], own.zero_at(g));
+        from = end;
+        if (end == group_end) {
+          ++g;
+          group_end = group_end + tile.group < tile.cols ? group_end + tile.group : tile.cols;
+        }
+      }
+      close();
+    }
+  }
+
+  template <int KIND>
+  void attempt_fast(int64_t row, Totals& totals) const {
+    const RowParams own = row_params(params, row, grid);
+    const Sixteen umin = all(grid.umin), umax = all(grid.umax);
+    Sixteen sse = all(0);
+    by_run(
+        own,
+        [&](int64_t from, int64_t end, float fs, float fz) {
+          const Sixteen scale = all(fs), divisor = all(divisor_of(fs)), zero = all(fz);
+          for (int64_t j = from; j < end; j += LANE_COUNT) {
+            const Sixteen x = weights16<KIND>(tile.weights, row * tile.cols + j);
+            const Sixteen code = lesser(larger(rounded(x / divisor) + zero, umin), umax);
+            const Sixteen error = x - (code - zero) * scale;
+            sse = sse + error * error;
+          }
+        },
+        [&] {
+          add_to(totals.sse, sse);
+          sse = all(0);
+        });
+  }
+
+  // KEEP: whether errors are kept for preserve(), which accounts for them.
+  template <int KIND, bool KEEP>
+  void encode_fast(int64_t row, Totals& totals) const {
+    const RowParams own = row_params(params, row, grid);
+    const Sixteen umin = all(grid.umin), umax = all(grid.umax);
+    Sixteen sse = all(0), power = all(0), worst = all(0);
+    Differences clipped;
+    by_run(
+        own,
+        [&](int64_t from, int64_t end, float fs, float fz) {
+          const Sixteen scale = all(fs), divisor = all(divisor_of(fs)), zero = all(fz);
+          for (int64_t j = from; j < end; j += LANE_COUNT) {
+            const Sixteen x = weights16<KIND>(tile.weights, row * tile.cols + j);
+            const Sixteen wanted = rounded(x / divisor) + zero, code = lesser(larger(wanted, umin), umax);
+            const Sixteen error = x - (code - zero) * scale;
+            clipped.add(wanted, code);
+            store_bytes(code, reinterpret_cast<uint8_t*>(codes) + j);
+            power = power + x * x;
+            if (KEEP) {
+              store(error, errors + j);
+            } else {
+              sse = sse + error * error;
+              worst = larger(worst, magnitude(error));
+            }
+          }
+        },
+        [&] {
+          if (!KEEP) add_to(totals.sse, sse);
+          add_to(totals.power, power);
+          sse = power = all(0);
+        });
+    totals.clipped += clipped.total();
+    if (KEEP) return preserve<false>(row, own, totals);
+    const float most = largest_lane(worst);
+    totals.worst = most > totals.worst ? most : totals.worst;
+  }
+
+  template <int KIND>
+  void encode_fast(int64_t row, bool stored, Totals& totals) const {
+    if (!stored)
+      attempt_fast<KIND>(row, totals);
+    else if (errors)
+      encode_fast<KIND, true>(row, totals);
+    else
+      encode_fast<KIND, false>(row, totals);
+  }
+
+  // Encodes a row, or without `stored` finds the squared error only.
+  template <bool WIDE>
+  void row(int64_t row, bool stored, Totals& totals) const {
+    if (!WIDE && in_registers()) {
+      if (tile.kind == BF16)
+        encode_fast<BF16>(row, stored, totals);
+      else if (tile.kind == F16)
+        encode_fast<F16>(row, stored, totals);
+      else
+        encode_fast<F32>(row, stored, totals);
+    } else if (stored || errors) {
+      encode<WIDE>(row, totals);
+    } else {
+      attempt<WIDE>(row, totals);
+    }
+  }
+};
+
+// Encodes a tile; see below.
+template <bool WIDE>
+inline void encode_tile(const Tile& tile, const Params& params, const Grid& grid, void* codes, float* scratch,
+                        uint8_t* packed, Totals& totals) {
+  with_codes(codes, grid.bits, [&](auto* code) {
+    std::memset(code + tile.cols, 0, PADDING * sizeof *code);
+    const Encoder<std::remove_pointer_t<decltype(code)>> encoder{tile, params, grid, code, scratch};
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      encoder.template row<WIDE>(row, packed || scratch, totals);
+      if (packed) pack(code, tile.cols, grid.bits, packed + row * row_bytes(tile.cols, grid.bits));
+    }
+  });
+}
+
+template <bool WIDE, class Code>
+void measure_row(const Tile& tile, int64_t row, const RowParams& params, const Grid& grid, const Code* codes,
+                 Totals& totals) {
+  Span span;
+  float value[LANES];
+  by_span(tile.cols, [&](int64_t from, int n) {
+    quantize_span(tile, row, from, n, params, grid, span.x, value, span.error, span.clipped);
+    for (int i = 0; i < n; ++i) span.code[i] = float(codes[from + i]);
+    by_group(from, n, tile.group, params, [&](int first, int run, float scale, float zero) {
+      reconstruct(span.code + first, run, grid, scale, zero, params.table, value + first);
+    });
+    for (int i = 0; i < n; ++i) span.error[i] = span.x[i] - value[i];
+    account<WIDE>(span.x, span.error, n, totals);
+  });
+  totals.clipped += span.outside();
+}
+
+template <class Code>
+void decode_row(const Code* codes, int64_t cols, int64_t group, const RowParams& params, const Grid& grid,
+                float* out) {
+  float c[LANES];
+  by_span(cols, [&](int64_t from, int n) {
+    by_group(from, n, group, params, [&](int first, int run, float scale, float zero) {
+      if (grid.mode == LEVELS) {
+        const float* levels = params.table.levels;
+        for (int i = first; i < first + run; ++i) out[from + i] = levels[codes[from + i]] * scale;
+        return;
+      }
+      for (int i = first; i < first + run; ++i) c[i] = float(codes[from + i]);
+      reconstruct(c + first, run, grid, scale, zero, params.table, out + from + first);
+    });
+  });
+}
+
+}  // namespace

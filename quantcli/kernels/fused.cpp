@@ -1,0 +1,127 @@
+// A run of weights to stored parameters, codes and sums in one call.
+//
+// Ranges, search and encoding are those of the separate calls, band by band: each reads its weights from the cache.
+
+#include <algorithm>
+#include <initializer_list>
+#include <vector>
+
+#include "encode.h"
+#include "ranges.h"
+#include "search.h"
+#include "settle.h"
+
+namespace {
+
+constexpr int64_t BAND = 1 << 16;  // weights of a band, unless a row has more
+
+// What is found of the groups of a band.
+struct Groups {
+  std::vector<float> low, high, extreme, reciprocal, centre;
+  std::vector<double> scale, zero;
+  std::vector<int32_t> grid;
+
+  void room(size_t count) {
+    if (low.size() >= count) return;
+    for (auto* values : {&low, &high, &extreme, &reciprocal, &centre}) values->resize(count);
+    for (auto* values : {&scale, &zero}) values->resize(count);
+    grid.resize(count);
+  }
+};
+
+// Scratch for the row of codes, its errors, and the parameters of the rival.
+struct Scratch {
+  std::vector<uint16_t> codes;
+  std::vector<float> errors, scale, zero;
+};
+
+// The parameters of all groups of a band as a rule finds them.
+template <bool AFFINE>
+void find(const Rule rule, const Tile& band, int64_t count, Groups& groups) {
+  const float *low = groups.low.data(), *high = groups.high.data(), *extreme = groups.extreme.data();
+  float *reciprocal = groups.reciprocal.data(), *centre = groups.centre.data();
+  double *scale = groups.scale.data(), *zero = groups.zero.data();
+  int32_t* grid = groups.grid.data();
+  const auto each = [&](auto found) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Found own = found(i);
+      scale[i] = own.scale, zero[i] = own.zero;
+    }
+  };
+  if (rule.method == SPANNING) return each([=](int64_t i) { return spanning<AFFINE>(rule, low[i], high[i]); });
+  if (rule.method == EXTREME) return each([=](int64_t i) { return extreme_on_lowest(rule, extreme[i]); });
+  for (int64_t i = 0; i < count; ++i) {
+    const Start start = start_of<AFFINE>(rule, low[i], high[i], extreme[i]);
+    reciprocal[i] = start.reciprocal, centre[i] = start.centre;
+  }
+  search_tile(band, reciprocal, AFFINE ? centre : nullptr, rule.multipliers, rule.count, rule.top, Grids(rule.grids),
+              nullptr, scale, grid);
+  each([=](int64_t i) {
+    return searched<AFFINE>(rule, {reciprocal[i], centre[i]}, scale[i], grid[i], low[i], high[i], extreme[i]);
+  });
+}
+
+// They as stored; whether all are ordinary. zeros: null for symmetric rules.
+template <int KIND>
+bool store(const Rule rule, int64_t count, const Groups& groups, float* scales, float* zeros) {
+  const double *scale = groups.scale.data(), *zero = groups.zero.data();
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    bad |= !ordinary(rule, {scale[i], zero[i]});
+    scales[i] = rounded_to<KIND>(scale[i]);
+  }
+  for (int64_t i = 0; zeros && i < count; ++i) zeros[i] = settled_zero(rule, zero[i]);
+  return !bad;
+}
+
+bool settle(const Rule& rule, const Tile& band, int64_t count, Groups& groups, float* scales, float* zeros) {
+  rule.affine ? find<true>(rule, band, count, groups) : find<false>(rule, band, count, groups);
+  return rule.scale_kind == BF16  ? store<BF16>(rule, count, groups, scales, zeros)
+         : rule.scale_kind == F16 ? store<F16>(rule, count, groups, scales, zeros)
+                                  : store<F32>(rule, count, groups, scales, zeros);
+}
+
+}  // namespace
+
+// Parameters of every group, (rows, groups), codes as encode makes them, and sums[5]: those of encode, and the squared
+// error of the rival, another rule that is only measured. zero, packed and rival may be null: zero points of symmetric
+// rules are those of the grid. Returns 0, and nothing of it counts, where something is out of the ordinary: then the
+// separate calls and their callers decide.
+QK_EXPORT int32_t QK_NAME(quantize)(const Tile* tile, const Rule* rule, const Rule* rival, float* scale, float* zero,
+                                    uint8_t* packed, double* sums) {
+  static thread_local Groups groups;
+  static thread_local Scratch scratch;
+  const int64_t across = (tile->cols + tile->group - 1) / tile->group, size = tile->kind == F32 ? 4 : 2;
+  const int64_t height = std::max<int64_t>(1, BAND / std::max<int64_t>(tile->cols, 1));
+  groups.room(size_t(height * across));
+  if (scratch.codes.size() < size_t(tile->cols + 40)) scratch.codes.resize(size_t(tile->cols + 40));
+  if (scratch.errors.size() < size_t(tile->cols)) scratch.errors.resize(size_t(tile->cols));
+  if (scratch.scale.size() < size_t(height * across)) {
+    scratch.scale.resize(size_t(height * across));
+    scratch.zero.resize(size_t(height * across));
+  }
+  Totals totals, other;
+  for (int64_t row = 0; row < tile->rows; row += height) {
+    const auto* weights = static_cast<const uint8_t*>(tile->weights) + row * tile->cols * size;
+    const Tile band = {weights, std::min(height, tile->rows - row), tile->cols, tile->group, tile->kind};
+    const int64_t count = band.rows * across;
+    if (!tile_ranges(band, groups.low.data(), groups.high.data(), groups.extreme.data())) return 0;
+    const auto encode = [&](const Rule& own, float* scales, float* zeros, uint8_t* out, Totals& into) {
+      const bool good = settle(own, band, count, groups, scales, own.affine ? zeros : nullptr);
+      const Params params = {scales, own.affine ? zeros : nullptr, nullptr, across};
+      float* errors = own.preserve ? scratch.errors.data() : nullptr;
+      if (good) encode_tile<false>(band, params, own.grid, scratch.codes.data(), errors, out, into);
+      return good;
+    };
+    uint8_t* out = packed ? packed + row * row_bytes(tile->cols, rule->grid.bits) : nullptr;
+    if (!encode(*rule, scale + row * across, zero ? zero + row * across : nullptr, out, totals)) return 0;
+    if (rival && !encode(*rival, scratch.scale.data(), scratch.zero.data(), nullptr, other)) return 0;
+  }
+  const bool measured = packed != nullptr;
+  sums[0] = folded(totals.sse);
+  sums[1] = measured ? folded(totals.power) : 0;
+  sums[2] = measured ? totals.worst : 0;
+  sums[3] = measured ? double(totals.clipped) : 0;
+  sums[4] = rival ? folded(other.sse) : 0;
+  return trusted(sums[0]) && (!measured || trusted(sums[1])) && (!rival || trusted(sums[4]));
+}

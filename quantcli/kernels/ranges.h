@@ -1,0 +1,120 @@
+// Smallest, largest and most extreme weight of groups, from the bits of weights as whole numbers.
+//
+// With the bits below the sign inverted where it is set, the patterns of floats are in the order of their values as
+// signed numbers: minima and maxima need no conversion, and 16 weights of 16 bits fit a register. NaN and infinity are
+// at both ends of that order.
+
+#pragma once
+
+#include "common.h"
+
+namespace {
+
+template <int KIND>
+struct Pattern {
+  using Key = typename std::conditional<KIND == F32, int32_t, int16_t>::type;
+  using Bits = typename std::conditional<KIND == F32, uint32_t, uint16_t>::type;
+  typedef Key Keys __attribute__((vector_size(32)));
+  static constexpr int AT_ONCE = 32 / sizeof(Key), SIGN = 8 * sizeof(Key) - 1;
+  static constexpr Key MAGNITUDE = Key((uint32_t(1) << SIGN) - 1);
+  static constexpr Key SPECIAL = KIND == F32 ? Key(0x7f800000) : KIND == BF16 ? Key(0x7f80) : Key(0x7c00);
+
+  static Key key(Bits bits) { return Key(bits) ^ Key((Key(bits) >> SIGN) & MAGNITUDE); }
+
+  static Keys keys(const void* p) {
+    Keys v;
+    std::memcpy(&v, p, sizeof v);
+    return v ^ ((v >> SIGN) & MAGNITUDE);
+  }
+
+  static float value(Key key) {
+    const Bits bits = Bits(key ^ Key((key >> SIGN) & MAGNITUDE));
+    return KIND == F32 ? from_bits(bits) : KIND == BF16 ? from_bits(uint32_t(bits) << 16) : half_to_float(uint16_t(bits));
+  }
+
+  static Keys lesser(Keys a, Keys b) {
+#ifdef __AVX2__
+    const __m256i x = reinterpret_cast<__m256i>(a), y = reinterpret_cast<__m256i>(b);
+    return reinterpret_cast<Keys>(KIND == F32 ? _mm256_min_epi32(x, y) : _mm256_min_epi16(x, y));
+#else
+    return a < b ? a : b;
+#endif
+  }
+
+  static Key least(Keys v) {
+#ifdef __AVX2__
+    if (KIND != F32) {  // the instruction is for unsigned numbers
+      const __m256i all = reinterpret_cast<__m256i>(v);
+      const __m128i half = _mm_min_epi16(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+      const __m128i found = _mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(int16_t(0x8000))));
+      return Key(_mm_cvtsi128_si32(found) ^ 0x8000);
+    }
+#endif
+    Key found = v[0];
+    for (int i = 1; i < AT_ONCE; ++i) found = v[i] < found ? Key(v[i]) : found;
+    return found;
+  }
+};
+
+struct Range {
+  float low, high, extreme;
+};
+
+// The range of n >= 1 weights. finite is cleared when one is not.
+template <int KIND>
+inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) {
+  using P = Pattern<KIND>;
+  const auto* p = static_cast<const typename P::Bits*>(weights) + at;
+  typename P::Key low = P::key(p[0]), high = low;
+  int64_t i = 0;
+  if (n >= P::AT_ONCE) {
+    // Maxima are minima of complements. Two of each: they need not wait for each other.
+    typename P::Keys least = P::keys(p), most = ~least, least2 = least, most2 = most;
+    for (i = P::AT_ONCE; i + 2 * P::AT_ONCE <= n; i += 2 * P::AT_ONCE) {
+      const typename P::Keys a = P::keys(p + i), b = P::keys(p + i + P::AT_ONCE);
+      least = P::lesser(least, a), most = P::lesser(most, ~a);
+      least2 = P::lesser(least2, b), most2 = P::lesser(most2, ~b);
+    }
+    for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) {
+      const typename P::Keys a = P::keys(p + i);
+      least = P::lesser(least, a), most = P::lesser(most, ~a);
+    }
+    low = P::least(P::lesser(least, least2));
+    high = typename P::Key(~P::least(P::lesser(most, most2)));
+  }
+  for (; i < n; ++i) {
+    const typename P::Key k = P::key(p[i]);
+    low = k < low ? k : low;
+    high = k > high ? k : high;
+  }
+  finite &= high < P::SPECIAL && typename P::Key(~low) < P::SPECIAL;
+  Range found = {P::value(low), P::value(high), 0};
+  found.extreme = found.high > -found.low ? found.high : found.high < -found.low ? found.low : 0;
+  if (found.extreme == 0 && found.high > 0)  // both signs reach the extreme: the first one counts
+    for (i = 0; found.extreme == 0; ++i)
+      if ((p[i] & typename P::Bits(P::MAGNITUDE)) == typename P::Bits(high)) found.extreme = P::value(P::key(p[i]));
+  return found;
+}
+
+// The ranges of every group of a tile, each (rows, groups); whether all weights are finite.
+template <int KIND>
+inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
+  bool finite = true;
+  for (int64_t row = 0; row < tile.rows; ++row)
+    for (int64_t begin = 0; begin < tile.cols; begin += tile.group) {
+      const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
+      const Range found = range_of<KIND>(tile.weights, row * tile.cols + begin, n, finite);
+      *lo++ = found.low;
+      *hi++ = found.high;
+      *extreme++ = found.extreme;
+    }
+  return finite;
+}
+
+inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
+  return tile.kind == BF16  ? tile_ranges<BF16>(tile, lo, hi, extreme)
+         : tile.kind == F16 ? tile_ranges<F16>(tile, lo, hi, extreme)
+                            : tile_ranges<F32>(tile, lo, hi, extreme);
+}
+
+}  // namespace

@@ -1,0 +1,203 @@
+// Searches for parameters: scales, zero points and offsets, levels of codebooks.
+
+#include "kmeans.h"
+#include "levels.h"
+#include "offsets.h"
+#include "search.h"
+
+// For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
+// TURNED, RESTRICTED and BOTH_SIGNS go without a centre, TURNED with signed reciprocals. THREE_ZEROS and FIVE_ZEROS try
+// the zero points from centre - grids/2 on; those that leave out 0 are skipped. A reciprocal of 0 gives 0.
+// importance: that of each of the tile's columns, 0 to 2047, or null.
+QK_EXPORT void QK_NAME(search)(const Tile* tile, const float* reciprocal, const float* centre,
+                               const float* multipliers, int32_t count, float top, Grids grids,
+                               const int32_t* importance, double* scale, int32_t* grid) {
+  search_tile(*tile, reciprocal, centre, multipliers, count, top, grids, importance, scale, grid);
+}
+
+// For every group scale and offset with the least squared error. In scale and offset: a start; the offset, the place of
+// code 0, is relative to `middle`, as it is in the result. A reciprocal of the length of the range of 0: only the start
+// is refined. Ends of the range are drawn to `count` ratios, at most 24, of their distance from the mean.
+// importance: that of each of the tile's columns, 0 to 2047, or null.
+QK_EXPORT void QK_NAME(search_offsets)(const Tile* tile, const float* middle, const float* reciprocal,
+                                       const double* ratios, int32_t count, int32_t top,
+                                       const int32_t* importance, double* scale, double* offset) {
+  if (importance)
+    Offsets<int32_t, int64_t, 28, true>(*tile, ratios, count, top, importance)
+        .run(middle, reciprocal, scale, offset);
+  else if (top <= 255)
+    Offsets<int16_t, int32_t, 15>(*tile, ratios, count, top, importance)
+        .run(middle, reciprocal, scale, offset);
+  else
+    Offsets<int32_t, int64_t, 32>(*tile, ratios, count, top, importance)
+        .run(middle, reciprocal, scale, offset);
+}
+
+// Adds the counts of the 16-bit patterns to counts[65536]. Returns 0 when a weight is not finite.
+QK_EXPORT int32_t QK_NAME(patterns)(const uint16_t* weights, int64_t n, int32_t kind, int64_t* counts) {
+  // Four tables in turn: neighbours are often equal, and a count must not wait for the one before it.
+  static thread_local uint32_t part[4][65536];
+  std::memset(part, 0, sizeof part);
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    uint64_t four;
+    std::memcpy(&four, weights + i, 8);
+    ++part[0][four & 0xffff];
+    ++part[1][four >> 16 & 0xffff];
+    ++part[2][four >> 32 & 0xffff];
+    ++part[3][four >> 48];
+  }
+  for (; i < n; ++i) ++part[0][weights[i]];
+  uint32_t bad = 0;
+  const uint32_t special = kind == BF16 ? 0x7f80 : 0x7c00;
+  for (uint32_t p = 0; p < 65536; ++p) {
+    const uint32_t sum = part[0][p] + part[1][p] + part[2][p] + part[3][p];
+    bad |= (p & special) == special ? sum : 0;
+    counts[p] += sum;
+  }
+  return bad == 0;
+}
+
+// Adds to counts[2^20] how many float32 weights share their upper 20 bits, and to lows[2^20] the sum of their lower 12.
+QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts, int64_t* lows) {
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = to_bits(weights[i]);
+    bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    ++counts[bits >> 12];
+    lows[bits >> 12] += bits & 0xfff;
+  }
+  return bad == 0;
+}
+
+// For every group the trial scale, one of `trials`, that leaves the least squared error with the levels of a codebook
+// (the first of equal ones), and, where wanted, for every level the sums over its weights of scale * x and scale^2.
+QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, const float* trial, int32_t trials,
+                                     int32_t* best, double* cross, double* square) {
+  const Table table = table_of(book, 0);
+  const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
+  float x[BLOCK];
+  int32_t at[LANES];
+  for (int64_t row = 0; row < tile->rows; ++row)
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = g * tile->group, here = row * groups + g;
+      const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
+      const float* own = trial + here * trials;
+      double crosses[MOST_TRIALS] = {}, squares[MOST_TRIALS] = {};
+      for (int64_t first = 0; first < n; first += BLOCK) {
+        const int m = int(n - first < BLOCK ? n - first : BLOCK);
+        for (int from = 0; from < m; from += LANES)
+          load(tile->weights, tile->kind, row * tile->cols + begin + first + from, m - from < LANES ? m - from : LANES,
+               x + from);
+        int whole = m / W;
+        for (int k = 0; k < trials; ++k) {
+          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table);
+          crosses[k] += double(fit.cross);
+          squares[k] += double(fit.square);
+          for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector
+            const float t = x[i] * (1.0f / own[k]);
+            int32_t where;
+            place(&t, 1, table.thresholds, table.count, &where);
+            const float l = table.sorted[where];
+            crosses[k] += double(x[i] * l);
+            squares[k] += double(l * l);
+          }
+        }
+      }
+      double least = INFINITY;
+      for (int k = 0; k < trials; ++k) {
+        const double s = own[k], error = s * (s * squares[k] - 2 * crosses[k]);
+        if (error < least) least = error, best[here] = k;
+      }
+      if (!cross) continue;
+      const float scale = own[best[here]], reciprocal = 1.0f / scale;
+      for (int64_t first = 0; first < n; first += LANES) {
+        const int m = int(n - first < LANES ? n - first : LANES);
+        load(tile->weights, tile->kind, row * tile->cols + begin + first, m, x);
+        float t[LANES];
+        for (int i = 0; i < m; ++i) t[i] = x[i] * reciprocal;
+        place(t, m, table.thresholds, table.count, at);
+        for (int i = 0; i < m; ++i) {
+          cross[at[i]] += double(scale) * double(x[i]);
+          square[at[i]] += double(scale) * double(scale);
+        }
+      }
+    }
+}
+
+// For every group the trial scale that leaves the least squared error when its weights are rounded to small floats:
+// the `plain` one of equal ones, else the first. `count` of them begin at trial + first[group], or, without first, at
+// trial + group * count. Errors are summed in steps of the scale, in vectors of 8 by blocks of 1024.
+// reciprocal: those of all trial scales. importance: that of each of the tile's columns, or null.
+QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const float* trial, const float* reciprocal,
+                                     const int32_t* first, int32_t count, int32_t plain, const int32_t* importance,
+                                     int32_t* best) {
+  const Rounding to(*small);
+  const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
+  float x[BLOCK], counts[BLOCK];
+  for (int64_t row = 0; row < tile->rows; ++row)
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = g * tile->group, here = row * groups + g;
+      const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
+      const int64_t begins = first ? first[here] : here * count;
+      const float *own = trial + begins, *times = reciprocal + begins;
+      double sums[LIMITS.trials] = {};
+      for (int64_t from = 0; from < n; from += BLOCK) {
+        const int m = int(n - from < BLOCK ? n - from : BLOCK), whole = m / W;
+        for (int at = 0; at < m; at += LANES)
+          load(tile->weights, tile->kind, row * tile->cols + begin + from + at, m - at < LANES ? m - at : LANES, x + at);
+        for (int i = 0; i < m; ++i) x[i] = std::fabs(x[i]);
+        if (importance)
+          for (int i = 0; i < m; ++i) counts[i] = float(importance[begin + from + i]);
+        for (int k = 0; k < count; k += 2) {  // two at a time: their operations need not wait for each other
+          const int l = k + 1 < count ? k + 1 : k;
+          Eight sum = {}, other = {};
+          for (int i = 0; i < whole; ++i) {
+            Eight v;
+            std::memcpy(&v, x + i * W, sizeof v);
+            const Eight e = rounding_errors(v, times[k], to), f = rounding_errors(v, times[l], to);
+            if (importance) {
+              std::memcpy(&v, counts + i * W, sizeof v);
+              sum += e * e * v;
+              other += f * f * v;
+            } else {
+              sum += e * e;
+              other += f * f;
+            }
+          }
+          const Pair found = fold(sum, other);
+          sums[k] += double(found.first);
+          if (l > k) sums[l] += double(found.second);
+        }
+        for (int k = 0; k < count; ++k)
+          for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector
+            const float e = rounding_error(x[i], times[k], to);
+            sums[k] += double(importance ? e * e * counts[i] : e * e);
+          }
+      }
+      int at = plain;
+      double least = double(own[plain]) * double(own[plain]) * sums[plain];
+      for (int k = 0; k < count; ++k) {
+        const double error = double(own[k]) * double(own[k]) * sums[k];
+        if (error < least) least = error, at = k;
+      }
+      best[here] = at;
+    }
+}
+
+// Starts of the last of c + 1 cells of the first j values, at [c * (n + 1) + j], for c = 1 .. k - 1. rows: two scratch
+// rows of n + 1.
+QK_EXPORT void QK_NAME(kmeans)(const double* weight, const double* sum, const double* square, int64_t n, int32_t k,
+                               double* rows, int32_t* start) {
+  const Cells cells{weight, sum, square};
+  double *before = rows, *after = rows + n + 1;
+  before[0] = INFINITY;
+  for (int64_t j = 1; j <= n; ++j) before[j] = cells.cost(0, j);
+  for (int32_t c = 1; c < k; ++c) {
+    for (int64_t j = 0; j <= c; ++j) after[j] = INFINITY;
+    cells.layer(before, after, start + c * (n + 1), c + 1, n, c, n - 1);
+    double* swap = before;
+    before = after;
+    after = swap;
+  }
+}

@@ -1,0 +1,85 @@
+"""The library of native kernels: where it is, and which of its variants this processor runs.
+
+It stands apart from the kernels because their arguments are numpy's arrays: `quantcli --version` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from quantcli.errors import UsageError
+
+if TYPE_CHECKING:
+    import ctypes
+
+FORCE = "QUANTCLI_KERNELS"
+"""The environment variable that forces a set of kernels: `native`, `numpy` or a variant of the native ones."""
+
+VARIANTS = {"base": 0, "v2": 2, "v3": 3, "v4": 4}
+"""The variants of the kernels, and the level from which a processor runs each, as the library reports it."""
+
+LIMITS = (512, 24, 64, 2047)
+"""Limits of the searches: candidate scales, places of an end of the range, trial scales, and how much a column may
+count. common.h has the same numbers with the reasons; a library built with others is not used."""
+
+
+class Library(NamedTuple):
+    """The functions of the library, and the variant to use of them."""
+
+    functions: ctypes.CDLL
+    variant: str
+
+
+def find() -> Library | None:
+    """The library, and its fastest variant or the forced one; None where numpy does its work.
+
+    Raises UsageError for a forced set of kernels that is unknown or does not run here.
+    """
+    wanted = os.environ.get(FORCE, "")
+    if wanted not in ("", "native", "numpy", *VARIANTS):
+        hint = f"use native, numpy, {', '.join(VARIANTS)}"
+        raise UsageError(f"{wanted!r} is not a set of kernels", place=[FORCE], hint=hint)
+    functions = None if wanted == "numpy" else opened()
+    if functions is None:
+        if wanted not in ("", "numpy"):
+            hint = "install with a C++ compiler available, or use numpy"
+            raise UsageError("the native kernels are not built for this machine", place=[FORCE], hint=hint)
+        return None
+    runs = runnable(functions)
+    if wanted in VARIANTS and wanted not in runs:
+        problem = f"this processor does not run the variant {wanted} of the native kernels"
+        raise UsageError(problem, place=[FORCE], hint=f"use {', '.join(runs)}")
+    return Library(functions, wanted if wanted in VARIANTS else runs[-1])
+
+
+def name() -> str:
+    """The name of the kernels in use: `native-v3`, say, or `numpy`. Raises UsageError as `find` does."""
+    found = find()
+    return "numpy" if found is None else f"native-{found.variant}"
+
+
+def runnable(functions: ctypes.CDLL) -> list[str]:
+    """The variants that this processor runs, the fastest last."""
+    level = functions.qk_cpu_level()
+    return [variant for variant, needs in VARIANTS.items() if needs <= level]
+
+
+def opened() -> ctypes.CDLL | None:
+    """The library, where it was built and loads."""
+    import ctypes
+
+    spec = importlib.util.find_spec("quantcli.kernels")
+    for folder in spec.submodule_search_locations or () if spec is not None else ():  # two in an editable install
+        for file in ("_kernels.so", "_kernels.dylib", "_kernels.dll"):
+            path = os.path.join(folder, file)
+            if os.path.isfile(path):
+                try:
+                    functions = ctypes.CDLL(path)
+                    limits = (ctypes.c_int32 * len(LIMITS))()
+                    functions.qk_limits(limits)
+                except (OSError, AttributeError):  # built for another machine or from another version
+                    return None
+                return functions if tuple(limits) == LIMITS else None
+    return None

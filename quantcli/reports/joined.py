@@ -1,0 +1,139 @@
+"""One report on all the models that a path names: on the only one, or on the components of a pipeline together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quantcli.errors import printable
+from quantcli.metrics import Metrics
+from quantcli.reports.records import Comparison, ComponentReport, TensorReport, loss_first, summarize
+from quantcli.reports.run import RunReport
+from quantcli.stores.pipelines import prefixed, within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """What is reported of one model. metrics: by tensor, None where nothing was measured. floats: tensors in floating
+    point before and after. kind: the class that loads it, of a component; kept: why nothing of it is quantized, empty
+    where something is."""
+
+    tensors: Sequence[TensorReport]
+    metrics: Mapping[str, Metrics | None]
+    floats: Set[str] = frozenset()
+    bytes_in: int
+    bytes_out: int
+    warnings: Sequence[str] = ()
+    comparison: Comparison | None = None
+    kind: str = ""
+    kept: str = ""
+    decoded_from: str = field(default="")
+
+
+def report_of(
+    found: Mapping[str, Reported], *, command: str, source: str, output: str | None, seconds: float | None
+) -> RunReport:
+    """The report on models by their names, one under an empty name or components of a pipeline."""
+    tensors = [replace(t, name=within(name, t.name)) for name, one in found.items() for t in one.tensors]
+    metrics = {within(name, tensor): m for name, one in found.items() for tensor, m in one.metrics.items()}
+    floats = {within(name, tensor) for name, one in found.items() for tensor in one.floats}
+    comparison = _compared({name: one.comparison for name, one in found.items()})
+    return RunReport(
+        command=command,
+        source=source,
+        output=output,
+        tensors=tensors,
+        comparison=comparison,
+        warnings=[
+            *_alone(comparison, source, output or ""),
+            *(prefixed(name, line) for name, one in found.items() for line in one.warnings),
+        ],
+        equal=equal(tensors),
+        summary=summarize(
+            tensors,
+            counted(tensors, metrics, floats),
+            bytes_in=sum(one.bytes_in for one in found.values()),
+            bytes_out=sum(one.bytes_out for one in found.values()),
+            seconds=seconds,
+        ),
+        components=[component(name, one) for name, one in found.items() if name and one.tensors],
+    )
+
+
+def component(name: str, one: Reported) -> ComponentReport:
+    """The report on one model of a pipeline as a whole."""
+    s = summarize(
+        one.tensors,
+        counted(one.tensors, one.metrics, one.floats),
+        bytes_in=one.bytes_in,
+        bytes_out=one.bytes_out,
+        seconds=None,
+    )
+    return ComponentReport(
+        name=name,
+        kind=one.kind,
+        kept=one.kept,
+        tensors=s.tensors,
+        quantized=sum(t.disposition == "quantized" for t in one.tensors),
+        parameters=s.parameters,
+        coverage=s.coverage,
+        bits_per_weight=s.bits_per_weight,
+        sqnr_db=s.sqnr_db,
+        exact=s.exact,
+        bytes_in=s.bytes_in,
+        bytes_out=s.bytes_out,
+    )
+
+
+def counted(
+    tensors: Sequence[TensorReport], metrics: Mapping[str, Metrics | None], floats: Set[str]
+) -> list[Metrics | None]:
+    """The errors that the figures over all tensors are of: of those that are quantized on either side; where none is,
+    of those that changed; and where none did, of all. Large numbers that are off by a rounding would drown the errors
+    of codes. floats: names of tensors that are in floating point on both sides."""
+    changed = [t.name for t in tensors if not t.kept and t.name in metrics]
+    codes = [metrics[name] for name in changed if name not in floats]
+    return codes or [metrics[name] for name in changed] or list(metrics.values())
+
+
+def equal(tensors: Sequence[TensorReport]) -> list[list[str]]:
+    """Names of tensors of one dtype, shape and digest: tied weights, as a head that is the embedding, or copies."""
+    found: dict[tuple[Any, ...], list[TensorReport]] = {}
+    for t in tensors:
+        if t.digest is not None and t.bytes_in:
+            found.setdefault((t.digest, t.dtype, *t.shape), []).append(t)
+    groups = sorted((g for g in found.values() if len(g) > 1), key=lambda g: -g[0].bytes_in)
+    return [[t.name for t in g] for g in groups]
+
+
+def named(what: str, names: Sequence[str]) -> list[str]:
+    """A warning about these tensors, the first few by name; none where there are none."""
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what}: {', '.join(names[:3])}{more}"]
+
+
+def _compared(found: Mapping[str, Comparison | None]) -> Comparison | None:
+    """What changed in all models together."""
+    known = {name: one for name, one in found.items() if one is not None}
+    if not known:
+        return None
+    changes = [replace(c, tensor=within(name, c.tensor)) for name, one in known.items() for c in one.changes]
+    return Comparison(
+        baseline=next(iter(known.values())).baseline,
+        changes=sorted(changes, key=loss_first),
+        new=[within(name, n) for name, one in known.items() for n in one.new],
+        vanished=[within(name, n) for name, one in known.items() for n in one.vanished],
+    )
+
+
+def _alone(found: Comparison | None, source: str, output: str) -> list[str]:
+    """The warnings about tensors that only one of two models has."""
+    if found is None:
+        return []
+    sides = ((output, found.new), (source, found.vanished))
+    return [
+        line for path, names in sides for line in named(f"only in {printable(path, 200)}", list(map(printable, names)))
+    ]

@@ -1,0 +1,151 @@
+"""What is reported of quantized files and folders: from what they store, or measured against their originals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts import origins
+from quantcli.layouts.native.model import stored_tensors
+from quantcli.matching import Pair, open_original, paired, under_one_name
+from quantcli.metrics import Metrics
+from quantcli.models import Model, View, open_model
+from quantcli.passes import compare, examine, measure
+from quantcli.passes.tiles import Progress
+from quantcli.reports import build
+from quantcli.reports.joined import Reported, report_of
+from quantcli.reports.run import RunReport
+from quantcli.stores import need_file
+from quantcli.stores.pipelines import prefixed
+
+NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """How models are measured. in_detail: with histograms and theory, where there is an original; theory: whether these
+    were asked for. check_digests: refuse an original that the model was not made from. as_float: whether the integers
+    of a .npy or .npz file are a signal. bar(title): shows progress; say: takes what is noticed on the way."""
+
+    in_detail: bool
+    theory: bool
+    check_digests: bool
+    as_float: bool
+    threads: int
+    bar: Callable[[str], AbstractContextManager[Progress]]
+    say: Callable[[str], None]
+
+
+def report(path: str, against: str | None, variant: str | None, how: Measuring) -> RunReport:
+    """The report on a quantized file or folder, or a pipeline of several. against: its original. variant: which weights
+    of folders to take, where they have several.
+
+    Raises QuantcliError for what cannot be read, DataError where nothing is quantized, and where the original is
+    another one.
+    """
+    began = time.perf_counter()
+    pairs = paired(against, path, variant)
+    found = {pair.name: _of(pair, path, against, how) for pair in pairs}
+    if not any(t.disposition == "quantized" for one in found.values() for t in one.tensors):
+        raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file")
+    if how.theory and not any(t.theory for one in found.values() for t in one.tensors):
+        raise UsageError("only supported for quantcli's own files", place=[path, "--theory"])
+    return report_of(
+        found,
+        command="report",
+        source=against or path,
+        output=path if against else None,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _of(pair: Pair, path: str, against: str | None, how: Measuring) -> Reported:
+    """What is reported of one model. A component that is kept whole is left out where it cannot be read: its files are
+    copied unread."""
+    after, before = pair.after, pair.before
+    if after is None or (before is None and against is not None):
+        raise DataError(f"{pair.name} is only in {against if after is None else path}", place=[path])
+    say = how.say
+    how = replace(how, say=lambda line: say(prefixed(pair.name, line)))
+    try:
+        with open_model(after.path, variant=after.variant) as model:
+            found = _native(model, pair, how) if model.is_native else _of_another_tool(model, pair, how)
+    except DataError as error:
+        if not after.why_kept:
+            raise
+        line = f"its tensors are not counted, because it cannot be read: {error}"
+        found = Reported(tensors=(), metrics={}, bytes_in=0, bytes_out=0, warnings=[line])
+    return build.as_component(found, after.component, after.why_kept)
+
+
+def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
+    """What is reported of a model that quantcli quantized."""
+    model.stored.check_headers()
+    stored, documents = stored_tensors(model.stored), model.stored.documents
+    metrics, known = [s.metrics for s in stored], None
+    if pair.before is None:
+        model.source.check_unchanged()  # a pipe to its end: it may be truncated, and its writer continues
+    else:
+        need_file(model.source, "measuring")
+    bytes_out = model.file_bytes
+    if pair.before is not None:
+        floats = open_original(pair.before.path, model, as_float=how.as_float, variant=pair.before.variant)
+        with floats as original, how.bar(prefixed(pair.name, "measuring")) as bar:
+            for line in original.source.warnings:
+                how.say(line)
+            metrics = measure.against(
+                model.stored, original.stored, threads=how.threads, check_digests=how.check_digests, progress=bar
+            )
+            if how.in_detail:
+                known = examine.examine(model.stored, original.stored, metrics, threads=how.threads, progress=bar)
+    found = build.of_stored(
+        stored,
+        metrics,
+        bytes_in=sum(d.source_bytes for d in documents),
+        bytes_out=bytes_out,
+        examined=known,
+    )
+    if pair.before is None and any(document.intact is None for document in documents):
+        found = replace(found, warnings=[NO_DIGEST, *found.warnings])
+    return found
+
+
+def _of_another_tool(model: Model, pair: Pair, how: Measuring) -> Reported:
+    """What is reported of a model that another tool quantized, or that is in floating point."""
+    need_file(model.source, "reading what another tool wrote")
+    quantized = bool(model.quantized)
+    if not quantized and not pair.name:
+        raise DataError("it holds no quantized tensor", place=[model.path], hint="inspect shows any file")
+    if how.theory and quantized:
+        if not pair.name:
+            raise UsageError("only supported for quantcli's own files", place=[model.path, "--theory"])
+        how.say("there is no theory of what is in another tool's layout")
+    views: Mapping[str, View] = model
+    metrics: dict[str, Metrics | None] | None = None
+    bytes_in = None if quantized else model.file_bytes
+    if pair.before is not None:
+        floats = open_original(pair.before.path, (), as_float=how.as_float, variant=pair.before.variant)
+        with floats as original, how.bar(prefixed(pair.name, "measuring")) as bar:
+            for line in original.source.warnings:
+                how.say(line)
+            before, views, note = under_one_name(original, model)
+            if note:
+                how.say(note)
+            pairs, new, vanished = compare.pairs_of(before, views, model.path)
+            if new or vanished:
+                name, where = (new[0], model.path) if new else (vanished[0], pair.before.path)
+                raise DataError(f"{printable(name)} is only in {where}", place=[model.path], hint="compare lists all")
+            metrics = compare.measure(pairs, threads=how.threads, progress=bar)
+            bytes_in = original.file_bytes
+    else:
+        model.source.check_unchanged()
+    return build.of_views(
+        views,
+        metrics,
+        bytes_in=bytes_in,
+        bytes_out=model.file_bytes,
+        origin=origins.origin(model.source) if quantized else None,
+    )
