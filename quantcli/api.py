@@ -23,6 +23,7 @@ from quantcli.planning.order import Order, made, named_by, with_usual
 from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
 from quantcli.stores import need_file, signals
+from quantcli.stores.pipelines import others
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -66,6 +67,8 @@ def compare(
     began, paths = time.perf_counter(), (fspath(before), fspath(after))
     if paths == ("-", "-"):
         raise UsageError("both models are standard input", place=["-"], hint="name a file for one of them")
+    for line in others(paths[1]):
+        say(line)
     found = {}
     for pair in paired(*paths, variant):
         member = pair.after or pair.before

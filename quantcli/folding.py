@@ -18,9 +18,7 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
-from quantcli.layouts import lora
 from quantcli.layouts.config import architecture
-from quantcli.layouts.lora import Adapter, Change
 from quantcli.stores import Source, is_stream, open_source
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 from quantcli.stores.files import read_small
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Floats
+    from quantcli.layouts.lora import Adapter, Change
 
 CONFIG = "adapter_config.json"
 
@@ -51,6 +50,8 @@ def folded(stack: ExitStack, source: Source, path: str) -> Source:
     """
     if is_stream(source):
         raise UsageError("folding in an adapter must seek, and standard input is a pipe", place=["--lora"])
+    from quantcli.layouts import lora  # which few runs need
+
     adapter = stack.enter_context(closing(open_source(path)))
     try:
         infos = {info.name: info for info in adapter.infos()}

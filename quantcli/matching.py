@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from quantcli.errors import UsageError, printable
 from quantcli.experts import arranged, as_in, transposed
 from quantcli.floats import decoded
+from quantcli.layouts.gguf.images.models import image_model
 from quantcli.layouts.native import model as native
 from quantcli.layouts.writer import named
 from quantcli.models import Model, View, open_model
@@ -117,6 +118,10 @@ def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, V
     sides = [model.source.kind == "gguf" for model in (a, b)]
     if a.keys() & b.keys() or sides[0] == sides[1]:
         return a, b, ""
+    images = [image_model(set(model)) for model in (a, b)]
+    if images[0] is not None and images[1] is not None:
+        ours, theirs = (_without(model, found[1]) for model, found in zip((a, b), images) if found is not None)
+        return ours, theirs, ""
     gguf, other = (a, b) if sides[0] else (b, a)
     family = family_of(gguf)
     if family is None:
@@ -131,6 +136,14 @@ def _under_names(a: Model, b: Model) -> tuple[Mapping[str, View], Mapping[str, V
         note += f"; {other.path}: {found.arranged}" if found.arranged else ""
     views = _with_prefix(renamed(gguf, family), floats, family)
     return (views, floats, note) if sides[0] else (floats, views, note)
+
+
+def _without(model: Model, prefix: str) -> Mapping[str, View]:
+    """The tensors whose names begin with a prefix, without that."""
+    if not prefix:
+        return model
+    found = {name.removeprefix(prefix): view for name, view in model.items() if name.startswith(prefix)}
+    return {name: replace(view, info=replace(view.info, name=name)) for name, view in found.items()}
 
 
 def _with_prefix(views: dict[str, View], other: Mapping[str, View], family: Family) -> dict[str, View]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
 from quantcli.errors import printable
@@ -25,5 +24,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _row(tag: str, cells: Sequence[Any]) -> str:
+    from html import escape
+
     shown = (escape(printable(str(cell), 200)) for cell in cells)
     return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in shown)}</tr>"

@@ -249,5 +249,7 @@ def change_header(path: Path | str, change: Callable[[dict[str, Any]], object], 
     change(document)
     header["__metadata__"]["quantcli"] = json.dumps(document, sort_keys=True, separators=(",", ":"))
     text = json.dumps(header, separators=(",", ":")).encode()
-    whole = len(text).to_bytes(8, "little") + text
-    Path(path).write_bytes((seals.sealed(whole) if seal else whole) + raw[length:])
+    whole = bytearray(len(text).to_bytes(8, "little") + text)
+    if seal:
+        seals.seal(whole)
+    Path(path).write_bytes(whole + raw[length:])

@@ -20,6 +20,7 @@ import quantcli
 from quantcli import registry
 from quantcli.cli import EXIT_CODES, JUDGES, _gating, _help, cli
 from quantcli.layouts.gguf.families import families
+from quantcli.layouts.gguf.images.models import IMAGE_MODELS
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
 from quantcli.planning.reasons import REASONS
@@ -105,13 +106,26 @@ def file_types() -> str:
     )
 
 
+def image_models() -> str:
+    """The models for ComfyUI that --to gguf writes."""
+    found = sorted(IMAGE_MODELS, key=lambda model: model.architecture)
+    rows = [[f"`{m.architecture}`", m.title, ", ".join(f"`{part}`" for part in m.floats)] for m in found]
+    return table(["`general.architecture`", "models", "in floating point: names with"], rows)
+
+
 def architectures() -> str:
     """The architectures of llama.cpp that --to gguf writes."""
+    modules = registry.names("layouts.gguf.families", "FAMILY")
+    models = {
+        registry.get("layouts.gguf.families", module, "FAMILY").classes: registry.headline(
+            "layouts.gguf.families", module
+        )
+        for module in modules
+    }
     rows = []
     for family in families():
-        module = family.architecture.replace("-", "_")
-        models = registry.headline("layouts.gguf.families", module).partition(":")[0]
-        rows.append([f"`{family.architecture}`", models, ", ".join(f"`{name}`" for name in family.classes)])
+        classes = ", ".join(f"`{name}`" for name in family.classes)
+        rows.append([f"`{family.architecture}`", models[family.classes].partition(":")[0], classes])
     return table(["architecture", "models", "classes of transformers"], rows)
 
 
@@ -204,6 +218,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "file types": file_types,
     "comfyui": comfyui,
     "architectures": architectures,
+    "image models": image_models,
     "layouts-read": layouts_read,
     "reasons": reasons,
     "exit-codes": exit_codes,

@@ -149,15 +149,18 @@ class Pattern(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
         from quantcli.patterns import module_of
         from quantcli.stores import open_source
+        from quantcli.stores.pipelines import members, within
 
         # Behind an option whose value is still missing, click has not told the arguments from the options.
         words = split_arg_string(os.environ.get("COMP_WORDS", ""))[2:]
         src = ctx.params.get("src") or next((w for w in words if os.path.exists(os.path.expanduser(w))), None)
         if not isinstance(src, str):
             return []
+        tensors = list[str]()
         try:
-            with contextlib.closing(open_source(os.path.expanduser(src))) as source:
-                tensors = [info.name for info in source.infos()]
+            for member in members(os.path.expanduser(src)):
+                with contextlib.closing(open_source(member.path)) as source:
+                    tensors += [within(member.name, info.name) for info in source.infos()]
         except Exception:  # what cannot be read has no names
             return []
         names = dict.fromkeys([*tensors, *map(module_of, tensors)])

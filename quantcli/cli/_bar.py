@@ -43,8 +43,8 @@ class Bar:
 
     @staticmethod
     def _say_if_slow() -> None:
-        """A line where the kernels are numpy's."""
-        if library.name() == "numpy":
+        """A line where kernels were at work, and they are numpy's."""
+        if "quantcli.kernels.numpy_kernels" in sys.modules and library.name() == "numpy":
             why = "no native kernels" if not os.environ.get(library.FORCE) else f"{library.FORCE}=numpy"
             click.echo(f"quantcli: {why}: about 5 times slower; see 'quantcli help install'", err=True)
 

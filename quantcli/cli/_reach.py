@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from quantcli.errors import printable
 
 if TYPE_CHECKING:
-    from quantcli.folders.components import Chosen, Whole
+    from quantcli.folders.components import Chosen
+    from quantcli.folders.job import Whole
     from quantcli.passes.budget import Planned
     from quantcli.passes.menus import Offer
     from quantcli.planning.order import Order

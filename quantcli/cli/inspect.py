@@ -59,18 +59,20 @@ def command(
     """
     from quantcli.planning import stored_recipe
     from quantcli.reports import inspected
-    from quantcli.stores.pipelines import members, prefixed, within
+    from quantcli.stores.pipelines import members, others, prefixed, within
 
-    others = console.json or stats or output is not None
-    if (names and others) or (null and not names):
+    more = console.json or stats or output is not None
+    if (names and more) or (null and not names):
         raise UsageError("names are printed alone", place=["--names" if names else "--null"])
-    if recipe and (names or others):
+    if recipe and (names or more):
         raise UsageError("a recipe is printed alone", place=["--recipe"])
     file = options.document_file(output, inspected.InspectReport, [src])
     models, found, unread = members(src, variant), dict[str, inspected.InspectReport](), dict[str, str]()
     if recipe and models[0].name:
         hint = f"name the folder of a component: {', '.join(m.name for m in models)}"
         raise UsageError("each component of a pipeline has its own", place=[src, "--recipe"], hint=hint)
+    for line in () if names or recipe else others(src):
+        options.inform(line)
     for member in models:
         try:
             with _opened(member, recipe, stats) as model:

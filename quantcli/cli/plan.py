@@ -56,6 +56,7 @@ def command(
     stands a bound that no choice undercuts. The components of a pipeline have one budget together, and one recipe.
     """
     from quantcli.folders import components, prepare
+    from quantcli.folders.job import kept_tensors
     from quantcli.folders.output import nbytes_of
     from quantcli.planning import kinds, recipe_writing
     from quantcli.reports import planned
@@ -74,7 +75,8 @@ def command(
         nbytes = {name: nbytes_of(chosen.models[name].source, own) for name, own in plan.plans.items()}
         for name, request in plan.requests.items():
             console.inform(*(prefixed(name, line) for line in kinds.said(request)))
-        report = planned.report_of(plan, nbytes, source=src, target=target, explain=explain)
+        kept = kept_tensors(chosen.kept)
+        report = planned.report_of(plan, nbytes, kept=kept, source=src, target=target, explain=explain)
         report = replace(report, warnings=[*found.warnings, *report.warnings])
         recipe = prepare.spelt_out(chosen, plan.requests, order) if chosen.folder else plan.requests[""]
     for line in () if console.quiet else report.warnings:

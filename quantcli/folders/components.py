@@ -13,7 +13,7 @@ from functools import partial
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.floats import Reading, float_source
 from quantcli.folders import job
-from quantcli.folders.job import Say
+from quantcli.folders.job import Say, Whole
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
 from quantcli.layouts.compressed_tensors.write import SENTENCES
 from quantcli.layouts.writer import named
@@ -42,10 +42,6 @@ class Opened:
     to: str | None
     notes: tuple[str, ...] = ()
     component: Component | None = None
-
-
-Whole = tuple["Source | None", str]
-"""A component that is kept whole, and why; no source where it cannot be read: its files are copied unread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,6 +149,20 @@ class Outcome(NamedTuple):
     obstacle: str = ""
 
 
+Whole = tuple["Source | None", str]
+"""A component that is kept whole, and why; no source where it cannot be read: its files are copied unread."""
+
+
+def kept_tensors(kept: Mapping[str, Whole]) -> list[Kept]:
+    """The tensors of components that are kept whole, under their names in the pipeline."""
+    return [
+        Kept(info=replace(info, name=within(name, info.name)), reason="component", note=why)
+        for name, (source, why) in kept.items()
+        if source is not None
+        for info in source.infos()
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A run that may begin: all sizes are known, and all that can be refused is allowed.
@@ -162,7 +176,7 @@ class Job:
 
     order: Order
     parts: Mapping[str, Planned]
-    kept: Mapping[str, tuple[Source | None, str]] = field(default_factory=dict)
+    kept: Mapping[str, Whole] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     side: SideFiles
     src: str
@@ -212,19 +226,12 @@ class Job:
                 tensors.append(replace(tensor, info=replace(tensor.info, name=own)) if name else tensor)
                 sizes[own] = one.model.nbytes(tensor.info.name)
             results |= {within(name, n): result for n, result in one.results.items()}
-        whole = {name: source for name, (source, _) in self.kept.items() if source is not None}
-        for name, source in whole.items():
-            for info in source.infos():
-                kept = Kept(
-                    info=replace(info, name=within(name, info.name)), reason="component", note=self.kept[name][1]
-                )
-                tensors.append(kept)
-                sizes[kept.info.name] = info.nbytes
-        read = {
-            **{name: part.source.share for name, part in self.parts.items()},
-            **{n: s.share for n, s in whole.items()},
-        }
-        made = {**{name: one.size for name, one in written.items()}, **{n: s.share for n, s in whole.items()}}
+        held = kept_tensors(self.kept)
+        tensors += held
+        sizes |= {t.info.name: t.info.nbytes for t in held}
+        beside = {name: source.share for name, (source, _) in self.kept.items() if source is not None}
+        read = {name: part.source.share for name, part in self.parts.items()} | beside
+        made = {name: one.size for name, one in written.items()} | beside
         found = build.of_plan(
             tensors,
             results,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import cut
@@ -12,10 +13,12 @@ from quantcli.folders.write import Moved
 from quantcli.layouts.native import parts
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
-from quantcli.passes.export import Export, to_file
 from quantcli.passes.outputs import Outgoing
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
+
+if TYPE_CHECKING:
+    from quantcli.passes.export import Export
 
 
 def size_of(source: Source, plan: Plan) -> int:
@@ -52,5 +55,7 @@ def move(
     """Write models in another layout into a file or folder at its real path. exports: by name, a single one under an
     empty name; home: the folder they are in. Raises QuantcliError."""
     if not folder:
+        from quantcli.passes.export import to_file
+
         return {"": Moved(*to_file(exports[""], path, force=force))}
     return folders.move(exports, path, side, home=home, force=force)

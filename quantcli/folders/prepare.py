@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import components, job, sidefiles
-from quantcli.folders.components import Chosen, Whole
-from quantcli.folders.job import Job
+from quantcli.folders.components import Chosen
+from quantcli.folders.job import Job, Whole
 from quantcli.folders.sidefiles import SideFiles
 from quantcli.passes import export
 from quantcli.planning import plan, recipe_writing

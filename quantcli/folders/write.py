@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
@@ -25,8 +25,6 @@ from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import named
 from quantcli.passes import outputs
-from quantcli.passes.configuration import quantization_config
-from quantcli.passes.export import Export
 from quantcli.passes.outputs import Cut, OneFile, Outgoing
 from quantcli.passes.quantize import Options, Written, write_part
 from quantcli.planning.plan import Plan, check
@@ -38,6 +36,9 @@ from quantcli.stores.folder import OutputFolder, Part, json_bytes
 from quantcli.stores.pipelines import prefixed
 from quantcli.stores.workspace import is_own, partial_of
 from quantcli.strict import strict_json
+
+if TYPE_CHECKING:
+    from quantcli.passes.export import Export
 
 _INDEX_LIMIT = 100_000_000
 """Most bytes of an index."""
@@ -228,6 +229,8 @@ def _finished(state: _State) -> Written:
     added, why = dict(model.conversion.config), ""
     if model.to is None:
         content = architectures.of(without_quantization(state.config or {})) or UNNAMED
+        from quantcli.passes.configuration import quantization_config  # of folders alone, and some milliseconds
+
         config, why = quantization_config(state.plan.tensors, content)
         added = {"quantization_config": config} if config else {}
     _describe(state.source, state.part, model, files, state.config, added)

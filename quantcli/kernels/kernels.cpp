@@ -4,6 +4,8 @@
 // Every result must equal numpy_kernels.py bit for bit, so: no fast-math, no contraction (-ffp-contract=off),
 // one IEEE float32 division per weight, and sums in a stated order (sums.h).
 
+#include <vector>
+
 #include "encode.h"
 #include "ranges.h"
 #include "rotation.h"
@@ -84,6 +86,31 @@ QK_EXPORT void QK_NAME(rotate)(float* x, int64_t count, int64_t size) {
     if (size >= 64) rotate_step<16>(x + at, size, 16);
     for (int64_t step = 64; step < size; step *= 4) rotate_step<0>(x + at, size, step);
   }
+}
+
+// Codes (rows, cols), bytes up to 8 bits and words of 16 above, to rows of whole 32-bit words.
+QK_EXPORT void QK_NAME(pack)(int64_t rows, int64_t cols, int32_t bits, const void* codes, uint8_t* packed) {
+  std::vector<uint16_t> row(size_t(cols + PADDING));
+  with_codes(row.data(), bits, [&](auto* code) {
+    std::memset(code + cols, 0, PADDING * sizeof *code);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(code, static_cast<decltype(code)>(const_cast<void*>(codes)) + r * cols, size_t(cols) * sizeof *code);
+      pack(code, cols, bits, packed + r * row_bytes(cols, bits));
+    }
+  });
+}
+
+// The reverse.
+QK_EXPORT void QK_NAME(unpack)(int64_t rows, int64_t cols, int32_t bits, const uint8_t* packed, void* codes) {
+  std::vector<uint16_t> row(size_t(cols + PADDING));
+  with_codes(row.data(), bits, [&](auto* code) {
+    for (int64_t r = 0; r < rows; ++r) {
+      auto* out = static_cast<decltype(code)>(codes) + r * cols;
+      auto* into = cols % PADDING ? code : out;  // whole words may hold more codes than a row has
+      unpack(packed + r * row_bytes(cols, bits), cols, bits, into);
+      if (into != out) std::memcpy(out, into, size_t(cols) * sizeof *code);
+    }
+  });
 }
 
 #ifdef QK_PROBE

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats, Kernels
+    from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats, Kernels
     from quantcli.library import Library
 
 
@@ -126,6 +126,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "quantize_each": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
+    "pack": (None, [c_int64, c_int64, c_int32, _P, _P]),
+    "unpack": (None, [c_int64, c_int64, c_int32, _P, _P]),
     "rotate": (None, [_P, c_int64, c_int64]),
     "difference": (None, [_P, _P, c_int64, POINTER(c_double)]),
     "bfloat16": (None, [_P, c_int64, _P]),
@@ -355,6 +357,19 @@ class NativeKernels:
         own, what = _params(params, tile.rows), _grid(grid)
         self._call("encode", byref(_tile(tile)), byref(own), byref(what), _at(codes), _at(scratch), _at(packed), sums)
         return Sums(sums[0], sums[1], sums[2], int(sums[3]))
+
+    def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
+        whole: Any = np.ascontiguousarray(codes)
+        assert whole.itemsize == (1 if bits <= 8 else 2) and packed.flags.c_contiguous
+        self._call("pack", *whole.shape, bits, _at(whole), _at(packed))
+
+    def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
+        rows, packed = packed.shape[0], np.ascontiguousarray(packed)
+        codes: Any = np.empty((rows, cols), np.uint8 if bits <= 8 else np.uint16)
+        assert packed.shape[1] == row_bytes(cols, bits)
+        self._call("unpack", rows, cols, bits, _at(packed), _at(codes))
+        found: Codes = codes
+        return found
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         shape = tile.rows, -(-tile.cols // tile.group)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels.codebook import Codebook, Small
-    from quantcli.kernels.table import Bytes, Counts, Doubles, Floats
+    from quantcli.kernels.table import Bytes, Codes, Counts, Doubles, Floats
 
 T = TypeVar("T")
 
@@ -270,6 +270,13 @@ class NumpyKernels:
             return self._run(tile, params, grid, packed, store=True, preserve=preserve, wide=wide)
 
         return numpy_sums.found(attempt, measured=packed is not None)
+
+    def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
+        pack(codes, bits, packed)
+
+    def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
+        found: Codes = unpack(packed, cols, bits)
+        return found
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         return None  # there is nothing to gain

@@ -21,6 +21,9 @@ inline uint64_t squeeze(uint64_t v, int b) {
 }
 
 inline uint64_t spread(uint64_t v, int b) {
+#if defined(__AVX512BW__) && defined(__BMI2__)
+  return _pdep_u64(v, 0x0101010101010101ull * ((1u << b) - 1));
+#endif
   const uint64_t one = (uint64_t(1) << b) - 1, pair = (uint64_t(1) << (2 * b)) - 1, quad = (uint64_t(1) << (4 * b)) - 1;
   v = (v & quad) | ((v >> (4 * b) & quad) << 32);
   const uint64_t pairs = pair | pair << 32;

@@ -314,6 +314,12 @@ class Kernels(Protocol):
 
         preserve: sum-preserving rounding (see rounding.h) instead of rounding to nearest."""
 
+    def pack(self, codes: Codes, bits: int, packed: Bytes) -> None:
+        """Write codes (rows, cols), uint8 up to 8 bits and uint16 above, to rows of whole words (rows, row_bytes)."""
+
+    def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
+        """The codes (rows, cols) of rows of whole words."""
+
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         """Find parameters, settle them as they are stored, and encode: all in one call. None where a separate look is
         due, because something is out of the ordinary, or where the table has no such call. rival: a rule whose error

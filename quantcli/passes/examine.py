@@ -20,8 +20,8 @@ from quantcli.metrics import Metrics
 from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
-from quantcli.tensors.fit import read_tile
 from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.tiles import read_tile
 from quantcli.theory import bounds as theory
 from quantcli.theory.bounds import Parts, Theory
 

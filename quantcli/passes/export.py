@@ -17,7 +17,6 @@ from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
-from quantcli.moving import Movable
 from quantcli.passes import compare, outputs, readback
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
@@ -36,6 +35,7 @@ from quantcli.tensors.fit import Misfit
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
+    from quantcli.moving import Movable
     from quantcli.scheme import Scheme
 
 MOST_THREADS = 4

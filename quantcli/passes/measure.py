@@ -18,8 +18,8 @@ from quantcli.metrics import Metrics
 from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
 from quantcli.stores import signals
 from quantcli.tensors.digest import Digested, kind_of
-from quantcli.tensors.fit import as_tile
 from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.tiles import as_tile
 
 
 def against(

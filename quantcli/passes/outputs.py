@@ -28,7 +28,7 @@ from quantcli.tensors.decided import Decided
 NAME = "model.safetensors"
 """The file of a model that is one file in a folder."""
 
-Pieces = Sequence[tuple[int, bytes]]
+Pieces = Sequence[tuple[int, "bytes | bytearray"]]
 """What stands between the tensors of a file: offset and bytes."""
 
 Results = Mapping[str, Result]
@@ -263,14 +263,16 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
 
     def between(results: Results | None) -> Pieces:
         header = places.header(metadata(results))
-        return [(0, seal.sealed(header) if model.document == "new" and results is not None else header)]
+        if model.document == "new" and results is not None:
+            seal.seal(header)
+        return [(0, header)]
 
     fixed: Callable[[Results | None], Pieces] = between
     if model.document != "new":
-        pieces = between(None)
+        header = places.header(metadata(None))
         if model.document == "kept" and cut.intact:  # else the change of a changed header would be hidden
-            pieces = [(0, seal.sealed(pieces[0][1]))]
-        fixed = _always(pieces)
+            seal.seal(header)
+        fixed = _always([(0, header)])
     return OneFile(
         name=cut.name, tensors=names, size=places.size, offsets=places.offsets, between=fixed, check=validate
     )

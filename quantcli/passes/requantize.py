@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from quantcli import floats
 from quantcli.asking import changed
 from quantcli.errors import UsageError
 from quantcli.layouts.config import architecture
 from quantcli.layouts.writer import named
-from quantcli.moving import Movable
 from quantcli.passes.outputs import obstacle
 from quantcli.scheme import AUTO, Scheme, scale_dtype_of
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.rows import grouping_of
+
+if TYPE_CHECKING:
+    from quantcli.moving import Movable
 
 
 def decoded(model: Movable, wanted: Mapping[str, Scheme | None]) -> Derived:

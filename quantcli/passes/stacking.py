@@ -23,9 +23,9 @@ from quantcli.passes.tiles import Visit, once
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.digest import digest_of
 from quantcli.tensors.direct import rule_of
-from quantcli.tensors.fit import as_tile
 from quantcli.tensors.rows import TILE, TileSpan, grouping_of
 from quantcli.tensors.settle import default_scale_dtype
+from quantcli.tensors.tiles import as_tile
 
 if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats

@@ -24,8 +24,9 @@ from quantcli.passes.tiles import Progress, Visit, begun, walk
 from quantcli.planning.plan import Plan
 from quantcli.stores import Source
 from quantcli.tensors.decided import Decided, Quantized
-from quantcli.tensors.fit import Misfit, NotFinite, Trials, read_span, read_tile, rotated, span_bytes
+from quantcli.tensors.fit import Misfit, NotFinite, Trials
 from quantcli.tensors.rows import TileSpan
+from quantcli.tensors.tiles import read_span, read_tile, rotated, span_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

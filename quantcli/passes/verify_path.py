@@ -14,7 +14,7 @@ from quantcli.passes import verify
 from quantcli.passes.findings import Finding, Verified, joined
 from quantcli.planning.importance import load
 from quantcli.stores import need_file
-from quantcli.stores.pipelines import folder_of, lacking, members, prefixed, within
+from quantcli.stores.pipelines import folder_of, lacking, members, others, prefixed, within
 
 if TYPE_CHECKING:
     from quantcli.passes.tiles import Progress
@@ -48,6 +48,8 @@ def verify_path(
         return _damaged(path, original, error), ()
     how = _How(as_float=as_float, importance=importance, threads=threads, progress=progress, say=say)
     done = {pair.name: _verified(pair, how) for pair in paired(original, path, variant)}
+    for line in others(path):
+        say(line)
     found = joined({name: one for name, (one, _) in done.items()}, original)
     if not found.quantized and found.tensors and found.passed:
         raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file")

@@ -87,8 +87,7 @@ def write(
         if outcome.amendments:
             return outcome
         for file, out in zip(files, outs):
-            for offset, piece in file.between(outcome.results):
-                out.write(offset, piece)
+            _write_between(file, out, outcome)
         work.finished()
         for file, out in zip(files, outs):
             out.sync()
@@ -96,6 +95,12 @@ def write(
         check(outcome, {name: out.temp for file, out in zip(files, outs) for name in file.tensors})
         _publish(outs, force)
     return outcome
+
+
+def _write_between(file: OneFile, out: OutputFile, outcome: Outcome) -> None:
+    """What stands between the tensors of a file: a header may be large, and is gone before the file is checked."""
+    for offset, piece in file.between(outcome.results):
+        out.write(offset, piece)
 
 
 def _publish(outs: Sequence[OutputFile], force: bool) -> None:

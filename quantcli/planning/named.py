@@ -15,8 +15,6 @@ from typing import Any
 from quantcli import asking
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.accepts import Accepts
-from quantcli.layouts.comfyui.types import FIELDS as OF_COMFYUI
-from quantcli.layouts.gguf.types import FIELDS as OF_GGUF
 from quantcli.scheme import ONE_BYTE, STATIC, Scheme
 
 _INT = re.compile(r"W([2-8])A16(_ASYM)?|W([2-7])A8")
@@ -42,18 +40,21 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "NVFP4": {**_FP4, **_NV, "activations": "nvfp4"},
 }
 
-_OF_RUNTIMES = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
-TYPES = {name: fields for name, fields in _OF_RUNTIMES.items() if name not in _NAMED}
-"""Types of GGUF and ComfyUI, as far as no other name has their words."""
 
-NAMES = (
-    *(f"W{bits}A16" for bits in range(2, 9)),
-    "W4A16_ASYM",
-    "W4A8",
-    *_NAMED,
-    *TYPES,
-)
-"""The names that help lists; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
+@lru_cache(maxsize=1)
+def usual_names() -> tuple[str, ...]:
+    """The usual names; W2A8 to W7A8 and W2A16_ASYM to W8A16_ASYM stand for schemes too."""
+    return (*(f"W{bits}A16" for bits in range(2, 9)), "W4A16_ASYM", "W4A8", *_NAMED, *_types())
+
+
+@lru_cache(maxsize=1)
+def _types() -> Mapping[str, Mapping[str, Any]]:
+    """Types of GGUF and ComfyUI, as far as no other name has their words."""
+    from quantcli.layouts.comfyui.types import FIELDS as OF_COMFYUI  # packages that most runs do without
+    from quantcli.layouts.gguf.types import FIELDS as OF_GGUF
+
+    own = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
+    return {name: fields for name, fields in own.items() if name not in _NAMED}
 
 
 def fields(name: str) -> dict[str, Any] | None:
@@ -63,14 +64,13 @@ def fields(name: str) -> dict[str, Any] | None:
     (False, 'channel', None)
     """
     usual: dict[str, Any] = {"symmetric": True, "activations": "none"}
-    if name in TYPES:
-        return {**usual, **TYPES[name]}
     match = _INT.fullmatch(name)
     if match is not None:
         own: Mapping[str, Any] = {"format": "int", "bits": int(match[1] or match[3]), "granularity": "group"}
         more = {"symmetric": False} if match[2] else {"activations": "int8"} if match[3] else {}
         return {**usual, **own, "group_size": 128, **more}
-    return {**usual, **_NAMED[name]} if name in _NAMED else None
+    own_fields = _NAMED.get(name) or _types().get(name)
+    return {**usual, **own_fields} if own_fields is not None else None
 
 
 def named(name: Any, place: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def named(name: Any, place: str) -> dict[str, Any]:
         found = fields(name.upper().replace("-", "_"))
         if found is not None:
             return found
-    close = difflib.get_close_matches(str(name).upper(), NAMES, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).upper(), usual_names(), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "such as W4A16, W8A8, FP8_DYNAMIC or NVFP4A16"
     raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
 
@@ -96,7 +96,7 @@ def instead(scheme: Scheme, accepts: Accepts) -> str:
     """
     nearest = accepts.nearest(scheme)
     for like in (scheme, nearest):
-        for name in sorted(NAMES, key=lambda name: (name in TYPES, -_alike(like, name))):
+        for name in sorted(usual_names(), key=lambda name: (name in _types(), -_alike(like, name))):
             if _alike(like, name) and accepts.obstacle(_scheme(name)) is None:
                 return f"--scheme {name}"
     return spelled(nearest) if accepts.obstacle(nearest) is None else ""

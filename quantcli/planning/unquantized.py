@@ -138,10 +138,11 @@ def grouped(tensors: Iterable[Sized]) -> list[Group]:
     return sorted(groups, key=lambda g: (-g.bytes_out, g.pattern))
 
 
-def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> list[str]:
+def mostly_kept(tensors: Sequence[Sized], request: Request | None = None, *, what: str = "the output") -> list[str]:
     """The warning about weights that stay in floating point where they take much of the output; none else.
 
-    request: what was asked of these tensors, where it is known: then the line says what would change it.
+    request: what was asked of these tensors, where it is known: then the line says what would change it. what: names
+    the output they are in.
     """
     wanted = which(lambda reason: reason.wanted)
     wanted |= TABLES if request is not None and request.keep_embeddings else frozenset()
@@ -158,7 +159,7 @@ def mostly_kept(tensors: Sequence[Sized], request: Request | None = None) -> lis
     else:
         shown = "; ".join(f"{group}{f', use {way}' if way else ''}" for group, way in zip(groups, ways))
         advice = ""
-    return [f"{100 * room / whole:.0f} % of the output ({size(room)}) is not quantized: {shown}{more}{advice}"]
+    return [f"{100 * room / whole:.0f} % of {what} ({size(room)}) is not quantized: {shown}{more}{advice}"]
 
 
 def _together(groups: Sequence[Group]) -> str:

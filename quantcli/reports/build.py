@@ -158,11 +158,12 @@ def of_stored(
     stored: Sequence[StoredTensor],
     metrics: Sequence[Metrics | None],
     *,
+    what: str = "the output",
     bytes_in: int,
     bytes_out: int,
     examined: Sequence[Examined | None] | None = None,
 ) -> Reported:
-    """What is reported of a model that quantcli quantized."""
+    """What is reported of a model that quantcli quantized. what: what its files are, in words."""
     tensors = [
         tensor_report(
             s.info,
@@ -181,7 +182,7 @@ def of_stored(
     return Reported(
         tensors=tensors,
         metrics={s.info.name: m for s, m in zip(stored, metrics)},
-        warnings=[*_beaten(tensors), *mostly_kept(stored)],
+        warnings=[*_beaten(tensors), *mostly_kept(stored, what=what)],
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )

@@ -19,7 +19,7 @@ from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
 from quantcli.reports.run import RunReport
 from quantcli.stores import need_file
-from quantcli.stores.pipelines import prefixed
+from quantcli.stores.pipelines import others, prefixed
 
 NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
 
@@ -48,6 +48,8 @@ def report(path: str, against: str | None, variant: str | None, how: Measuring) 
     """
     began = time.perf_counter()
     pairs = paired(against, path, variant)
+    for line in others(path):
+        how.say(line)
     found = {pair.name: _of(pair, path, against, how) for pair in pairs}
     if not any(t.disposition == "quantized" for one in found.values() for t in one.tensors):
         raise DataError("it holds no quantized tensor", place=[path], hint="inspect shows any file")
@@ -104,6 +106,7 @@ def _native(model: Model, pair: Pair, how: Measuring) -> Reported:
     found = build.of_stored(
         stored,
         metrics,
+        what="the component" if pair.name else "the output",
         bytes_in=sum(d.source_bytes for d in documents),
         bytes_out=bytes_out,
         examined=known,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quantcli.passes.budget import Planned
     from quantcli.passes.menus import Choice, Unit
     from quantcli.scheme import Scheme
+    from quantcli.tensors.decided import Kept
 
 OFFERS = 10
 """Buys, and sales, that are named at most."""
@@ -125,10 +126,16 @@ class PlanReport:
 
 
 def report_of(
-    planned: Planned, nbytes: Mapping[str, Callable[[str], int]], *, source: str, target: int | None, explain: bool
+    planned: Planned,
+    nbytes: Mapping[str, Callable[[str], int]],
+    *,
+    kept: Sequence[Kept] = (),
+    source: str,
+    target: int | None,
+    explain: bool,
 ) -> PlanReport:
-    """The report on a plan. nbytes: by model, of a tensor in the output by name; explain: with what other choices would
-    change.
+    """The report on a plan. nbytes: by model, of a tensor in the output by name; kept: tensors of components that are
+    kept whole; explain: with what other choices would change.
 
     It warns of what takes the room though it is not quantized, and of what is quantized though a preset would keep it.
     """
@@ -137,7 +144,7 @@ def report_of(
         unquantized.Entry(replace(t, info=replace(t.info, name=within(name, t.info.name))), nbytes[name](t.info.name))
         for name, plan in planned.plans.items()
         for t in plan.tensors
-    ]
+    ] + [unquantized.Entry(t, t.info.nbytes) for t in kept]
     units = [_unit(unit, unit.choices[number], explain) for unit, number in zip(planned.units, planned.chosen)]
     return PlanReport(
         source=source,

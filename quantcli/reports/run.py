@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import Any
 
 from quantcli import terminal as t
@@ -122,6 +121,8 @@ class RunReport:
             )
             for r in self.tensors
         )
+        from html import escape
+
         return f"<p>{escape(repr(self))}</p>{table(('tensor', 'shape', 'scheme', 'SQNR dB', 'bytes'), rows)}"
 
 

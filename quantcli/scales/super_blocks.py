@@ -36,18 +36,18 @@ _WIDER = _row(0.95, 1.05, 9)
 TYPES: Mapping[str, BlockType] = {
     "Q2_K": BlockType(
         form=Form.AFFINE, bits=2, sub=16, low=0, high=15, deepest=15, range_bits=11,
-        ratios=_row(1.0, 0.5, 5), factors=(0.9, 0.95, 1.0, 1.05), refits=2,
+        ratios=_row(1.0, 0.5, 4), factors=(0.9, 0.95, 1.0, 1.05), refits=3,
     ),
     "Q3_K": BlockType(
         form=Form.SIGNED, bits=3, sub=16, low=-32, high=31, range_bits=11, ratios=_row(1.2, 0.5, 12), factors=_WIDER
     ),
     "Q4_K": BlockType(
         form=Form.AFFINE, bits=4, sub=32, low=0, high=63, deepest=63, range_bits=11,
-        ratios=_row(1.02, 0.74, 7), factors=_AROUND, refits=2,
+        ratios=_row(1.02, 0.78, 4), factors=_AROUND, refits=3,
     ),
     "Q5_K": BlockType(
         form=Form.AFFINE, bits=5, sub=32, low=0, high=63, deepest=63, range_bits=11,
-        ratios=_row(1.02, 0.8, 7), factors=_AROUND, refits=3,
+        ratios=_row(1.01, 0.84, 4), factors=_AROUND, refits=4,
     ),
     "Q6_K": BlockType(
         form=Form.SIGNED, bits=6, sub=16, low=-128, high=127, range_bits=12, ratios=_row(1.1, 0.8, 14), factors=_WIDER

@@ -286,7 +286,7 @@ class OutputFile:
     def __exit__(self, *_: object) -> None:
         self.discard()
 
-    def write(self, offset: int, data: memoryview | bytes) -> None:
+    def write(self, offset: int, data: memoryview | bytes | bytearray) -> None:
         """Write all of `data` at `offset`; safe from several threads."""
         view = memoryview(data).cast("B")
         done = 0

@@ -136,6 +136,20 @@ def components(folder: str) -> list[Component]:
     return found
 
 
+def others(path: str) -> list[str]:
+    """The lines about modules of sentence-transformers with weights of their own beside a model, which are not part of
+    it."""
+    if not os.path.isdir(path) or folder_of(path):
+        return []
+    return [
+        f"{os.path.join(path, place)} is not looked at: sentence-transformers loads {printable(kind, 60)} in floating "
+        "point; name its folder"
+        for place, kind in modules(path)
+        if os.path.normpath(place) != "." and os.path.isdir(os.path.join(path, place))
+        if not leads_outside(path, place) and has_weights(os.path.join(path, place))
+    ]
+
+
 def lacking(folder: str) -> list[str]:
     """What a pipeline of diffusers does not have though its list of components names it: folders, and the weights of
     models."""

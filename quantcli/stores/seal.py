@@ -15,7 +15,7 @@ _PLACE = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
 """The text before a header's own digest. Inside any other name or text these quotes would have backslashes."""
 
 
-def _found(header: bytes) -> tuple[int, bytes] | None:
+def _found(header: bytes | bytearray) -> tuple[int, bytes] | None:
     """The place of a header's own digest, and its correct value; None for headers without one."""
     from xxhash import xxh3_128
 
@@ -28,12 +28,12 @@ def _found(header: bytes) -> tuple[int, bytes] | None:
     return place.start(1), hasher.hexdigest().encode()
 
 
-def sealed(header: bytes) -> bytes:
-    """A header (length and JSON) with its own digest filled in."""
+def seal(header: bytearray) -> None:
+    """Fill in the digest of a header (length and JSON) in its place."""
     found = _found(header)
     assert found is not None
     at, digest = found
-    return header[:at] + digest + header[at + len(digest) :]
+    header[at : at + len(digest)] = digest
 
 
 def holds(header: bytes) -> bool | None:

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from quantcli import kernels, registry, scales
+from quantcli import registry, scales
 from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
-from quantcli.dtypes import DTYPES, to_float32
 from quantcli.formats import code_grid
 from quantcli.kernels import (
-    BF16,
-    F16,
-    F32,
     Kernels,
-    Kind,
     Made,
     QuantParams,
     Rule,
     Sums,
     Tile,
     numpy_tiles,
-    row_bytes,
 )
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
@@ -38,15 +31,11 @@ from quantcli.tensors.direct import rule_of
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, column_repeats, grouping_of
 from quantcli.tensors.settle import default_scale_dtype, part, settle, spread, stored_params
+from quantcli.tensors.tiles import rotated_back
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from quantcli.kernels import Bytes
     from quantcli.scheme import Scheme
-
-    Read = Callable[[int, NDArray[np.uint8]], None]
-    """Fills the array with the bytes of the tensor from a byte offset on."""
 
 
 class NotFinite(Exception):  # noqa: N818 - a finding, not an error
@@ -55,19 +44,6 @@ class NotFinite(Exception):  # noqa: N818 - a finding, not an error
 
 class Misfit(Exception):  # noqa: N818
     """A parameter does not fit its storage dtype."""
-
-
-def as_tile(raw: NDArray[np.uint8], dtype: str, span: TileSpan, group: int) -> Tile:
-    """The bytes of a run of weights as a tile for the kernels."""
-    kind: Kind = BF16 if dtype == "BF16" else F16 if dtype == "F16" else F32
-    weights = raw.view(np.uint16) if kind != F32 else to_float32(raw, dtype)
-    return Tile(weights, kind, span.rows, span.cols, group)
-
-
-def read_tile(dtype: str, plan: Grouping, span: TileSpan, read: Read, raw: NDArray[np.uint8]) -> Tile:
-    """A tile of a tensor; `raw` is filled with its bytes."""
-    read((span.row * plan.cols + span.col) * (DTYPES[dtype].bits // 8), raw)
-    return as_tile(raw, dtype, span, plan.group)
 
 
 class Fit:
@@ -361,14 +337,14 @@ class Trials:
         params, scheme = self.params(kernels, tile, span), self.chosen.scheme
         sums = kernels.encode(tile, params, code_grid(scheme), packed, preserve=scheme.preserves_sums)
         if tile.original is not None and packed is not None:
-            sums = _rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
+            sums = rotated_back(kernels, tile.original, params, scheme, packed, sums.clipped)
         return Made(sums, params, self._rival_error(kernels, tile, span))
 
     def _in_one_call(
         self, fit: Fit, rival: Fit | None, kernels: Kernels, tile: Tile, packed: Bytes | None
     ) -> Made | None:
         """What `encode` gives, where the kernels know the scheme and find nothing out of the ordinary."""
-        rule = fit.rule if self._importance is None else None
+        rule = fit.rule if self._importance is None and tile.original is None else None
         other = None if rival is None else rival.rule
         if rule is None or (rival is not None and other is None):
             return None
@@ -406,60 +382,3 @@ class Trials:
     def minmax_sse(self) -> float | None:
         """The squared error of min-max, where it was a candidate."""
         return self._totals[0].sse if self._totals else None
-
-
-def read_span(fit: Fit, span: TileSpan, read: Read, raw: NDArray[np.uint8], *, strips: bool) -> Tile:
-    """A tile of the tensor, or a strip of its channels turned so that channels are rows; `raw` is filled with its
-    bytes."""
-    info, plan = fit.info, fit.plan
-    size = DTYPES[info.dtype].bits // 8
-    if not strips:
-        return rotated(read_tile(info.dtype, plan, span, read, raw), fit.scheme)
-    outer, channels, inner = column_repeats(info.shape, fit.scheme.axis)
-    pieces = raw.reshape(plan.rows * outer, span.cols * inner * size)
-    for number, piece in enumerate(pieces):
-        row, part_of_row = divmod(number, outer)
-        read((row * plan.cols + (part_of_row * channels + span.col) * inner) * size, piece)
-    turned = np.ascontiguousarray(pieces.reshape(-1, span.cols, inner * size).swapaxes(0, 1))
-    flat = TileSpan(0, span.cols, 0, plan.rows * outer * inner)
-    return as_tile(turned.reshape(-1), info.dtype, flat, flat.cols)
-
-
-def rotated(tile: Tile, scheme: Scheme) -> Tile:
-    """A tile whose columns are rotated as its scheme says; float32 where they are. Tiles end between rotations."""
-    if not scheme.rotation:
-        return tile
-    values = numpy_tiles.scratch.take("rotated", (tile.rows, tile.cols), np.float32)
-    for first, last in numpy_tiles.steps(tile.rows, tile.cols):
-        values[first:last] = numpy_tiles.floats_of(tile, first, last)
-    with np.errstate(over="ignore", invalid="ignore"):
-        kernels.load().rotate(values, scheme.rotation)
-    return replace(tile, weights=values.reshape(-1), kind=F32, seen={}, original=tile)
-
-
-def _rotated_back(
-    kernels: Kernels, tile: Tile, params: QuantParams, scheme: Scheme, packed: Bytes, clipped: int
-) -> Sums:
-    """The errors of codes of rotated columns, as a reader decodes them: whole numbers rotated back, times the scale."""
-    grid, width, parts = code_grid(scheme), row_bytes(tile.cols, scheme.bits), list[tuple[Sums, int]]()
-    for first, last in numpy_tiles.steps(tile.rows, tile.cols):
-        own = params.scale if len(params.scale) == 1 else params.scale[first:last]
-        one, shape = QuantParams(np.ones_like(own)), (last - first, tile.cols)
-        error = kernels.decode(packed[first * width : last * width], shape, tile.group, one, grid)
-        kernels.rotate(error, scheme.rotation)
-        error *= own
-        weights = numpy_tiles.floats_of(tile, first, last)
-        np.subtract(weights, error, out=error)
-        nothing = np.full((last - first) * width, grid.zero, np.uint8)  # codes that stand for 0
-        found, power = (
-            kernels.measure(Tile(v.reshape(-1), F32, *shape, tile.group), one, grid, nothing) for v in (error, weights)
-        )
-        parts.append((replace(found, power=power.power), error.size))
-    whole = total(parts)
-    return Sums(whole.sse, whole.power, whole.max_abs_error, clipped)
-
-
-def span_bytes(fit: Fit, span: TileSpan, *, strips: bool) -> int:
-    """Bytes of the weights of a span."""
-    outer, _, inner = column_repeats(fit.info.shape, fit.scheme.axis) if strips else (1, 0, 1)
-    return span.rows * span.cols * outer * inner * DTYPES[fit.info.dtype].bits // 8

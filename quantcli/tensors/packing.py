@@ -1,7 +1,7 @@
 """Codes <-> dense little-endian bit stream, and unsigned codes <-> the signed ones shown to users.
 
-The numpy kernels hold the reference implementation of the stream; layouts such as compressed-tensors, MLX and ONNX
-share it: row by row, low code first, each row filled up with zero bits to whole 32-bit words.
+Layouts such as compressed-tensors, MLX and ONNX share the stream of the kernels: row by row, low code first, each row
+filled up with zero bits to whole 32-bit words.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli.kernels import numpy_packing, row_bytes
+from quantcli import kernels
+from quantcli.kernels import row_bytes
 from quantcli.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ def pack(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     '10325476'
     """
     packed = np.empty((codes.shape[0], row_bytes(codes.shape[1], bits)), np.uint8)
-    numpy_packing.pack(codes.astype(np.uint8 if bits <= 8 else np.uint16), bits, packed)
+    kernels.load().pack(codes.astype(np.uint8 if bits <= 8 else np.uint16), bits, packed)
     return packed
 
 
 def unpack(packed: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[Any]:
     """Unsigned codes (rows, cols) of a bit stream: uint8, or uint16 above 8 bits."""
-    return numpy_packing.unpack(packed.reshape(rows, row_bytes(cols, bits)), cols, bits)
+    return kernels.load().unpack(packed.reshape(rows, row_bytes(cols, bits)), cols, bits)
 
 
 def signed(codes: NDArray[Any], scheme: Scheme) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from strategies import gaussian
 
 from quantcli import library, registry
 from quantcli.cli import _bar
+from quantcli.kernels import numpy_kernels
 
 COMMANDS = [name for name in registry.names("cli") if name != "options"]
 
@@ -65,15 +67,17 @@ def test_as_a_module() -> None:
 
 
 def test_a_long_job_with_slow_kernels_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = model.with_name("out.safetensors")
     monkeypatch.setenv("QUANTCLI_KERNELS", "numpy")
+    monkeypatch.setitem(sys.modules, "quantcli.kernels.numpy_kernels", numpy_kernels)
     line = "quantcli: QUANTCLI_KERNELS=numpy: about 5 times slower; see 'quantcli help install'\n"
-    assert line not in run("quantize", model, "-o", "a.safetensors", "--force").err
+    assert line not in run("quantize", model, "-o", out, "--force").err
     monkeypatch.setattr(_bar.Bar, "LONG", 0.0)
-    assert line in run("quantize", model, "-o", "a.safetensors", "--force").err
-    assert line not in run("quantize", model, "-o", "a.safetensors", "--force", "-q").err
+    assert line in run("quantize", model, "-o", out, "--force").err
+    assert line not in run("quantize", model, "-o", out, "--force", "-q").err
     monkeypatch.delenv("QUANTCLI_KERNELS")
     monkeypatch.setattr(library, "opened", lambda: None)
-    assert "quantcli: no native kernels: about 5 times slower" in run("quantize", model, "-o", "a", "--force").err
+    assert "quantcli: no native kernels: about 5 times slower" in run("quantize", model, "-o", out, "--force").err
 
 
 def test_the_option_that_was_typed_is_named(model: Path) -> None:

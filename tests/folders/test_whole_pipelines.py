@@ -394,3 +394,19 @@ def test_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert contents(Path("floats"))["2_Dense/model.safetensors"] == (source / "2_Dense/model.safetensors").read_bytes()
     assert run("compare", source, "floats", "--min-sqnr", "40", "-q").code == 0
     assert run("plan", source, "--target-bpw", "14", "-q").code == 0
+
+
+def test_modules_beside_a_model_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """where they are not part of what is looked at"""
+    monkeypatch.chdir(tmp_path)
+    source = Path("model")
+    listed = [{"path": "", "type": "models.Transformer"}, {"path": "2_Dense", "type": "models.Dense"}]
+    text(source / "modules.json", listed)
+    text(source / "config.json", {"model_type": "bert", "architectures": ["BertModel"]})
+    (source / "2_Dense").mkdir()
+    save(source / "model.safetensors", {"encoder.layer.0.attention.self.query.weight": gaussian(64, 128)})
+    save(source / "2_Dense/model.safetensors", {"linear.weight": gaussian(32, 64)})
+    assert run("quantize", source, "--bits", "8", "-o", "out", "-q").code == 0
+    for words in (["report", "out"], ["inspect", "out"], ["verify", "out"], ["compare", source, "out"]):
+        ran = run(*words)
+        assert ran.code == 0 and "out/2_Dense is not looked at: sentence-transformers loads Dense in" in ran.err, words

@@ -299,6 +299,23 @@ def test_every_variant_of_the_library_gives_the_same() -> None:
                     assert all(f == found[0] for f in found), (rows, cols, group, grid)
 
 
+@needs_native
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_every_table_packs_alike(bits: int) -> None:
+    """Rows of any length, unpacked again."""
+    rng = np.random.default_rng(bits)
+    for rows, cols in [(1, 1), (3, 7), (2, 32), (5, 33), (4, 100), (2, 256), (3, 1000)]:
+        codes = rng.integers(0, 1 << bits, (rows, cols)).astype(np.uint8 if bits <= 8 else np.uint16)
+        for table in (NumpyKernels(), *variants()):
+            packed = np.full((rows, row_bytes(cols, bits)), 0xA5, np.uint8)
+            table.pack(codes, bits, packed)
+            stream = [int.from_bytes(row.tobytes(), "little") for row in packed]
+            assert stream == [sum(int(c) << (bits * i) for i, c in enumerate(row)) for row in codes]
+            found = table.unpack(packed, cols, bits)
+            np.testing.assert_array_equal(found, codes)
+            assert found.dtype == codes.dtype
+
+
 # ---- searches, levels, k-means and flips: both tables, over shapes that leave something over ---------------------
 
 ODD_SHAPES = [(4, 256, 128), (3, 100, 32), (7, 33, 5), (2, 5000, 5000), (5, 1, 1), (3, 2500, 1100), (64, 9, 9)]

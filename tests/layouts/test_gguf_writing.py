@@ -576,7 +576,7 @@ def test_word_pieces_are_marked_where_words_begin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "size", "why"),
     [
-        (byte_tokenizer(model={"type": "Unigram", "vocab": []}), 8, "its model is Unigram, not BPE or WordPiece"),
+        (byte_tokenizer(model={"type": "WordLevel"}), 8, "its model is WordLevel, not BPE, WordPiece or Unigram"),
         (byte_tokenizer(), 7, "token id 7 is beyond the 7 rows of the embedding"),
         (piece_tokenizer(normalizer=None), 264, "its way of treating spaces is not supported"),
         (without_a_byte(), 264, "not every byte has a token"),

@@ -17,7 +17,7 @@ import quantcli
 from quantcli import Scheme
 from quantcli.models import open_model
 from quantcli.naming import of_checkpoint
-from quantcli.planning.named import NAMES, fields
+from quantcli.planning.named import fields, usual_names
 
 LLAMA = ROOT / "sample_models" / "tiny-llama"
 GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "named.json").read_text())
@@ -59,7 +59,9 @@ def test_names_dtypes_shapes_and_configuration_are_those_of_llm_compressor(name:
 
 
 @pytest.mark.parametrize("to", ["compressed-tensors", "native"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("FP8", "NVFP4") and name[0] not in "QI"])
+@pytest.mark.parametrize(
+    "name", [name for name in usual_names() if name not in ("FP8", "NVFP4") and name[0] not in "QI"]
+)
 def test_a_folder_decodes_to_what_was_made(name: str, to: str, tmp_path: Path) -> None:
     """The reader of the layout, which is tested with files of the library, gets the numbers of the array interface."""
     folder = model_of(tmp_path, hidden=256)

@@ -38,7 +38,8 @@ class Case:
         if "--asymmetric" in self.flags:
             said.append("float offset" if self.option("zero-point") == "float" else "asymmetric")
         if self.option("override"):
-            said.append(self.option("override").replace("*.", "").replace(":bits=", " ") + " bits")
+            own = self.option("override").removeprefix("*.")
+            said.append(re.sub(r":(?:format=int,)?bits=(\d+).*", r" \1 bits", own))
         return ", ".join(said)
 
 
@@ -168,6 +169,10 @@ SCHEMES = {
         "--bits 6 --group-size 0",
         "--bits 8 --group-size 64",
         "--bits 4 --group-size 64 --override *.down_proj:bits=8",
+        "--type fp4 --group-size 32 --scale-dtype float8_e8m0",
+        "--type fp8-e4m3 --group-size 32 --scale-dtype float8_e8m0",
+        "--type fp4 --group-size 16 --scale-dtype float8_e4m3_alone",
+        "--type fp4 --group-size 32 --scale-dtype float8_e8m0 --override *.down_proj:format=int,bits=8,group_size=64",
     ],
     "gguf": [
         "--bits 4 --group-size 32",

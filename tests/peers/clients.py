@@ -123,9 +123,13 @@ def mlx(model: Path, original: Path, names: list[str]) -> Weights:
     settings = json.loads((model / "config.json").read_text())["quantization"]
     held = {n: t for path in sorted(glob.glob(f"{model}/model*.safetensors")) for n, t in mx.load(path).items()}
     for name in names:
-        own = {**settings, **settings.get(module_of(name), {})}
-        parts = (held[f"{module_of(name)}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
-        yield name, mx.dequantize(held[name], *parts, group_size=own["group_size"], bits=own["bits"])
+        module = module_of(name)
+        own = {"mode": "affine", **settings[module]} if module in settings else settings
+        parts = [held[f"{module}.{part}"] for part in ("scales", "biases") if f"{module}.{part}" in held]
+        if own["mode"] == "affine":
+            parts = [part.astype(mx.float32) for part in parts]
+        sizes = {"group_size": own["group_size"], "bits": own["bits"], "mode": own["mode"]}
+        yield name, mx.dequantize(held[name], *parts, **sizes, dtype=mx.float32)
 
 
 def mlx_lm(model: Path, original: Path, names: list[str]) -> Weights:
@@ -139,7 +143,7 @@ def mlx_lm(model: Path, original: Path, names: list[str]) -> Weights:
     for name in names:
         module = modules[module_of(name)]
         if type(module).__name__ == "QuantizedEmbedding":
-            yield name, module(mx.arange(module.weight.shape[0]))
+            yield name, module(mx.arange(module.weight.shape[0])).astype(mx.float32)
             continue
         assert type(module).__name__ == "QuantizedLinear", f"{module_of(name)} is {type(module).__name__}"
         cols = module.weight.shape[-1] * 32 // module.bits

@@ -22,15 +22,15 @@ from safetensors.numpy import load_file, save_file
 from quantcli.models import open_model
 from quantcli.naming import of_checkpoint
 
-PLAIN = ["mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe", "deepseek-v3", "qwen3-5-moe", "dbrx"]
+PLAIN = ["mixtral", "qwen2-moe", "qwen3-moe", "qwen3-next", "glm4-moe", "deepseek-v3", "qwen3-5-moe", "dbrx"]
 STACKED = ["mixtral", "qwen3-moe", "glm4-moe", "deepseek-v3", "qwen3-5-moe"]
 CLIENTS = {
     "transformers": ("compressed-tensors", [m for m in PLAIN if m != "dbrx"]),
-    "mlx": ("mlx", ["mixtral", "qwen2-moe", "qwen3-moe", "glm4-moe", "deepseek-v3", "dbrx"]),
+    "mlx": ("mlx", [m for m in PLAIN if m != "qwen3-5-moe"]),
     "llamacpp-floats": ("gguf", ["mixtral", "qwen2-moe", "qwen3-moe"]),
 }
 """The target of a client, and the models that it has in these classes."""
-APART = 1e-8
+APART = 3e-8
 """How far from 1 the cosine may be."""
 KINDS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "v1": "up", "down_proj": "down", "w2": "down"}
 _MLP = re.compile(r"\.(?:block_sparse_moe|mlp)\.")

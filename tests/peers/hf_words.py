@@ -123,7 +123,7 @@ def trained(kind: str, folder: Path) -> tuple[Any, bytes]:
         sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=1200, minloglevel=2,
         model_type="bpe" if kind.endswith("bpe") else "unigram", byte_fallback=kind.endswith("bpe"),
         normalization_rule_name="identity" if kind.endswith("bpe") else "nmt_nfkc",
-        remove_extra_whitespaces=not kind.endswith("bpe"), user_defined_symbols=["<|end|>"],
+        remove_extra_whitespaces=not kind.endswith("bpe"), user_defined_symbols=["[user]"],
         hard_vocab_limit=False, num_threads=1)  # fmt: skip
     path = folder / "tokenizer.model"
     (folder / "tokenizer.vocab").unlink()
@@ -143,12 +143,8 @@ def unigram(kind: str, folder: Path) -> Tokenizer:
         first = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     elif kind == "xlm-roberta":
         first = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    vocab = [
-        *first,
-        *pieces[3:],
-        *([("<mask>", 0.0)] if kind == "xlm-roberta" else [("<s>", 0.0), ("</s>", 0.0)][kind == "t5" :]),
-    ]
-    vocab = list(dict(vocab).items())
+    last = [(token, 0.0) for token in ("<mask>", "<s>", "</s>", "<|end|>")]
+    vocab = list(dict([*first, *pieces[3:], *last]).items())
     made = Tokenizer(models.Unigram(vocab, unk_id=[piece for piece, _ in vocab].index("<unk>"), byte_fallback=False))
     table = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
     own = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
@@ -160,7 +156,7 @@ def unigram(kind: str, folder: Path) -> Tokenizer:
     else:
         made.normalizer = table
         made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), own])
-    made.add_special_tokens(["<unk>", "<s>", "</s>", *(["<mask>"] if kind == "xlm-roberta" else [])])
+    made.add_special_tokens(["<unk>", "<s>", "</s>", "<mask>", "<|end|>"])
     single = {"t5": "$A </s>", "xlm-roberta": "<s> $A </s>"}.get(kind)
     if single:
         ends = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]

@@ -59,6 +59,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         **EXPERTS, "head_dim": 32, "shared_expert_intermediate_size": 64, "linear_num_value_heads": 4,
         "linear_num_key_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
         "layer_types": ["linear_attention", "full_attention"]}),
+    "qwen3-next": ("Qwen3NextForCausalLM", {
+        **EXPERTS, "head_dim": 32, "shared_expert_intermediate_size": 64, "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "num_hidden_layers": 4,
+        "rope_theta": 10000.0, "partial_rotary_factor": 0.25, "full_attention_interval": 4}),
     "gpt-neox": ("GPTNeoXForCausalLM", {**DECODER}),
     "gpt2": ("GPT2LMHeadModel", {**WORDS, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "t5": ("T5ForConditionalGeneration", {

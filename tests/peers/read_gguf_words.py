@@ -12,9 +12,8 @@ import llama_cpp
 def main() -> None:
     path, texts = sys.argv[1:]
     model = llama_cpp.Llama(path, vocab_only=True, verbose=False)
-    begin = any(
-        add(model._model.vocab) for add in (llama_cpp.llama_vocab_get_add_bos, llama_cpp.llama_vocab_get_add_eos)
-    )
+    asked = (llama_cpp.llama_vocab_get_add_bos, llama_cpp.llama_vocab_get_add_eos)
+    begin = any(adds(model._model.vocab) for adds in asked)
     wrong = []
     for text, expected in json.loads(Path(texts).read_text()):
         found = model.tokenize(text.encode(), add_bos=begin, special=True)

@@ -26,7 +26,7 @@ CASES = {
     "smollm3": "SMOLLM3", "olmo2": "OLMO2", "olmo3": "OLMO2", "granite": "GRANITE", "glm4": "GLM4",
     "starcoder2": "STARCODER2", "falcon": "FALCON", "falcon-40b": "FALCON", "gpt2": "GPT2", "gptneox": "GPTNEOX",
     "bert": "BERT", "nomic": "NOMIC_BERT", "deepseek2": "DEEPSEEK2", "deepseek3": "DEEPSEEK2", "gpt-oss": "GPT_OSS",
-    "llama4": "LLAMA4",
+    "llama4": "LLAMA4", "roberta": "BERT", "xlm-roberta": "BERT", "modern-bert": "MODERN_BERT",
 }  # fmt: skip
 IN_ORDER = {"mixtral": "mlp", "qwen2moe": "mlp", "qwen3moe": "mlp", "deepseek2": "mlp", "deepseek3": "mlp",
             "gpt-oss": "mlp", "llama4": "feed_forward"}  # fmt: skip

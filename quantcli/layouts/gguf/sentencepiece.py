@@ -23,7 +23,8 @@ NAMES = ("tokenizer.model", "spiece.model")
 """Files of models whose pieces have the ids of the model's tokens."""
 
 _UNIGRAM, _BPE = 1, 2
-_NORMAL, _UNUSED = 1, 5
+_NORMAL, _USER, _UNUSED = 1, 4, 5
+_APART = "llama.cpp splits text at user-defined pieces first, so that spaces beside them may be tokens of their own"
 _SPECIAL = {40: ("unknown", 0), 41: ("bos", 1), 42: ("eos", 2), 43: ("padding", -1)}
 """Fields of ids, with the names of keys and what holds where they are missing."""
 
@@ -106,7 +107,7 @@ def keys(raw: bytes, settings: Mapping[str, Any], size: int) -> tuple[dict[str, 
         if number == len(model.pieces):
             model.pieces.append(piece)
             model.scores.append(0.0)
-            model.types.append(3 if special else 4)
+            model.types.append(3 if special else _USER)
     if len(model.pieces) > size:
         raise OtherwiseError(f"token id {len(model.pieces) - 1} is beyond the {size} rows of the embedding")
     missing = range(len(model.pieces), size)
@@ -125,7 +126,7 @@ def keys(raw: bytes, settings: Mapping[str, Any], size: int) -> tuple[dict[str, 
     if model.kind == _UNIGRAM:
         found["remove_extra_whitespaces"] = model.merged
         found |= {"precompiled_charsmap": charsmap(model.table)} if model.table else {}
-    return found, {piece: i for i, piece in enumerate(model.pieces)}, ""
+    return found, {piece: i for i, piece in enumerate(model.pieces)}, _APART if _USER in model.types else ""
 
 
 def _added(settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:

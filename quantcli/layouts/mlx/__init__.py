@@ -20,8 +20,9 @@ and is float * scale. They differ in words/groups: 4, 2 and 8; config.json must 
 
 Writing: `affine` with the native codes word for word, scales in their native dtype, repeated where the native groups
 are larger, and the bias -zero * scale, or a float offset as it is. -2^(b-1) * scale is exact in every float dtype, so
-symmetric weights lose nothing; with zero points the product is rounded to the scale's dtype. mlx-lm reads bits and
-groups from `quantization`; transformers looks under `quantization_config`, so both are written.
+symmetric weights lose nothing; with zero points the product is rounded to the scale's dtype. Small floats with their
+scales as MLX has them: nvfp4 without a scale of the tensor. mlx-lm reads bits, groups and modes from `quantization`;
+transformers looks under `quantization_config`, so both are written.
 """
 
 from __future__ import annotations

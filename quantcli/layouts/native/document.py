@@ -18,7 +18,7 @@ from quantcli import __version__, asking
 from quantcli.asking import candidates, rival
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, QuantcliError, VersionError, printable
-from quantcli.layouts.native.parts import outputs, parts
+from quantcli.layouts.native.parts import names, nbytes, outputs, parts
 from quantcli.metrics import Metrics
 from quantcli.scheme import Scheme, scale_dtype_name
 from quantcli.stores.seal import UNSEALED
@@ -216,7 +216,7 @@ class StoredQuantized:
     @property
     def bytes_out(self) -> int:
         """Bytes of all tensors that hold it."""
-        return sum(o.nbytes for o in self.outputs)
+        return nbytes(self.decided)
 
     def output(self, part: str) -> TensorInfo:
         """One of the tensors that hold it: `packed`, `scale` and so on."""
@@ -270,12 +270,13 @@ def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document
     except QuantcliError as error:
         kept = VersionError if isinstance(error, VersionError) else DataError
         raise kept(error.problem, place=["quantcli header", *error.place], hint=error.hint) from None
-    used = {o.name for t in tensors for o in t.outputs}
+    held = {t.info.name: names(t.decided) for t in tensors}
+    used = {name for own in held.values() for name in own}
     extra = [n for n in stored if n not in used]
     if extra:
         raise DataError("the quantcli header does not list this tensor", place=[printable(extra[0])])
     order = {name: i for i, name in enumerate(stored)}
-    tensors.sort(key=lambda t: min(order[o.name] for o in t.outputs))
+    tensors.sort(key=lambda t: min(order[name] for name in held[t.info.name]))
     known = whole.keys() <= KEYS - {"check"}
     return Document(
         tool, kind, source_bytes, tuple(tensors), recipe, tuple(schemes), seal if seal is not None or known else False

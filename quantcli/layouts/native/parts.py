@@ -70,7 +70,17 @@ def outputs(tensor: Decided) -> tuple[TensorInfo, ...]:
 
 def nbytes(tensor: Decided) -> int:
     """Bytes of all tensors that hold it."""
-    return sum(output.nbytes for output in outputs(tensor))
+    if tensor.scheme is None:
+        return tensor.info.nbytes
+    return _nbytes(len(tensor.info.shape), tensor.scheme, tensor.grouping, tensor.scale_dtype)
+
+
+def names(tensor: Decided) -> list[str]:
+    """The names of the tensors that hold it."""
+    if tensor.scheme is None:
+        return [tensor.info.name]
+    found = _outputs(len(tensor.info.shape), tensor.scheme, tensor.grouping, tensor.scale_dtype)
+    return [tensor.info.name + ending for ending, _, _ in found]
 
 
 def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype: str) -> tuple[TensorInfo, ...]:
@@ -79,6 +89,12 @@ def _of_quantized(info: TensorInfo, scheme: Scheme, plan: Grouping, scale_dtype:
         TensorInfo(name + ending, dtype, shape)
         for ending, dtype, shape in _outputs(len(info.shape), scheme, plan, scale_dtype)
     )
+
+
+@lru_cache(maxsize=4096)
+def _nbytes(dimensions: int, scheme: Scheme, plan: Grouping, scale_dtype: str) -> int:
+    found = _outputs(dimensions, scheme, plan, scale_dtype)
+    return sum(TensorInfo(ending, dtype, shape).nbytes for ending, dtype, shape in found)
 
 
 @lru_cache(maxsize=4096)

@@ -111,7 +111,7 @@ def _index(document: RunReports) -> str:
     """What the reports are about, each with its verdict and figures."""
     columns = [
         Column("report"), Column("gates"), Column("SQNR dB", True), Column("bits/w", True),
-        Column("size", True), Column("times smaller", True),
+        Column("size", True), Column("before / after", True),
     ]  # fmt: skip
     rows, reports = [], document.reports
     for number, report in enumerate(reports, 1):

@@ -47,7 +47,6 @@ def parts(config: Config) -> Parts:
         },
         tied=True,
         vocabulary=words,
-        notes=["llama.cpp computes GELU by its approximation with tanh"],
     )
 
 
