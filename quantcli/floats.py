@@ -118,7 +118,7 @@ def named_for(model: Model, to: str | None, say: Callable[[str], None]) -> Mappi
     """The tensors of a model: those of a GGUF that becomes one again as they are called there, others under the names
     of the checkpoint. Raises UsageError for a target whose loaders know these, where they are not known."""
     source = model.source
-    if to in (GGUF, MLX) and to in (source.kind, MLX):
+    if to == (GGUF if source.kind == GGUF else MLX):
         return model
     views = of_checkpoint(model)
     if source.kind != GGUF:

@@ -88,6 +88,14 @@ def targets() -> str:
     return table(["`--to`", "loaded by", "writes", "accepts", "keeps in floating point"], rows)
 
 
+def comfyui() -> str:
+    """The kinds of files for ComfyUI."""
+    from quantcli.layouts.comfyui.types import KINDS, scheme_of
+
+    rows = [[f"`comfyui:{name}`", f"`{scheme_of(kind.type).name}`", kind.summary] for name, kind in KINDS.items()]
+    return table(["`--to`", "scheme", "what it is"], rows)
+
+
 def file_types() -> str:
     """The file types of GGUF."""
     from quantcli.layouts.gguf.mixes import FILE_TYPES
@@ -208,6 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "formats": formats,
     "targets": targets,
     "file types": file_types,
+    "comfyui": comfyui,
     "architectures": architectures,
     "image models": image_models,
     "layouts-read": layouts_read,

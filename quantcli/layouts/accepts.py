@@ -59,6 +59,7 @@ class Accepts:
             details = [f"of {_listed(self.asymmetric_bits)} bits"] if self.asymmetric_bits else []
             details += ["float offsets too"] if "float" in self.zero_points else []
             parts.append(" or ".join(kinds) + (f" ({', '.join(details)})" if details else ""))
+        parts += [] if self.rotations == (0,) else [f"{_listed(self.rotations)} columns rotated together"]
         where = []
         if "group" in self.granularities:
             where.append("in groups" + (f" of a multiple of {min(self.groups)}" if self.groups else ""))

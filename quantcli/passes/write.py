@@ -125,8 +125,9 @@ class _Pass:
         self._advance = begun(progress, sum(self._weights.values()))
 
     def run(self, threads: int) -> Outcome:
-        """Write every tensor."""
-        walk(self._visits(), threads=threads, stopped=self.work.stopped)
+        """Write every tensor. Small ones are taken in turn, so that more threads would only wait for each other."""
+        large = any(weight > SMALL for weight in self._weights.values())
+        walk(self._visits(), threads=threads if large else 1, stopped=self.work.stopped)
         return self.outcome
 
     def _visits(self) -> Iterator[Visit]:

@@ -189,7 +189,7 @@ def test_codes_of_other_layouts_are_moved(target: str, scheme: str, tmp_path: Pa
 @pytest.mark.parametrize(("options", "message"), [
     (["--to", "comfyui:int4"], "comfyui has no file type 'int4'"),
     (["--to", "comfyui:float8_e4m3fn"], "did you mean float8_tensorwise?"),
-    (["--to", "comfyui:nvfp4", "--bits", "8"], "comfyui:nvfp4 has types of its own"),
+    (["--to", "comfyui:nvfp4", "--bits", "8"], "comfyui:nvfp4 gives every tensor a type of its own"),
     (["--scheme", "INT8_CONVROT"], "rotated columns (w8c-rot256) are stored in ComfyUI's layout only"),
     (["--scheme", "INT8_CONVROT", "--to", "compressed-tensors"], "rotations of 256 columns"),
     (["--to", "comfyui", "--scheme", "FP8_DYNAMIC"], "inputs quantized to fp8"),

@@ -222,3 +222,36 @@ def test_a_preset_that_is_not_chosen_is_said() -> None:
     ran = run("quantize", source, "--dry-run", "--json")
     assert said in ran.err and "has 609 characters, more than 512; --recipe llm takes" in ran.err
     assert ran.json["preset"] == "" and said not in run("quantize", source, "--dry-run", "--recipe", "llm").err
+
+
+CHECKPOINTS = {
+    "flux": ["double_blocks.0.img_attn.qkv.weight", "double_blocks.0.img_mod.lin.weight", "img_in.weight",
+             "time_in.in_layer.weight", "final_layer.linear.weight"],
+    "wan": ["blocks.0.cross_attn.q.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight", "head.head.weight",
+            "time_projection.1.weight"],
+    "qwen": ["transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.img_mod.1.weight", "img_in.weight",
+             "proj_out.weight", "norm_out.linear.weight"],
+    "sdxl": ["model.diffusion_model.output_blocks.0.1.transformer_blocks.0.attn1.to_q.weight",
+             "model.diffusion_model.middle_block.1.proj_in.weight", "model.diffusion_model.time_embed.0.weight",
+             "first_stage_model.decoder.mid.attn_1.q.weight", "conditioner.embedders.0.model.resblocks.0.mlp.weight"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_single_files_of_diffusion_models(model: str) -> None:
+    """By their names, which are those that ComfyUI has: two matrices of each are quantized, three are kept."""
+    save(Path("one.safetensors"), {name: weight(128, 128) for name in CHECKPOINTS[model]})
+    for to in ("comfyui:int8_convrot", "native"):
+        ran = run("quantize", "one.safetensors", "--to", to, "-o", "out.safetensors", "--force", "--json")
+        assert ran.code == 0 and ran.json["preset"] == "comfyui", ran.err
+        found = [reason for reason, _ in dispositions(ran).values()]
+        assert sorted(found) == ["default"] * 2 + ["preset"] * 3
+    assert "preset comfyui, from the names of tensors" in run("plan", "one.safetensors", "--target-bpw", "12").err
+
+
+def test_other_files_have_no_preset() -> None:
+    save(Path("one.safetensors"), {n: weight(128, 128) for n in ["blocks.0.attn.qkv.weight", "time_in.weight"]})
+    assert run("quantize", "one.safetensors", "-o", "out.safetensors", "--json").json["preset"] == ""
+    config = {"model_type": "unheard-of"}
+    source = folder("model", config, CHECKPOINTS["flux"])
+    assert run("quantize", source, "-o", "out", "--to", "native", "--json").json["preset"] == ""

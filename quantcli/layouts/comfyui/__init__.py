@@ -83,8 +83,8 @@ def _of_kind(name: str) -> Writer:
 
 
 WRITES = Writer(
-    summary="ComfyUI: int8_tensorwise, ConvRot, float8, nvfp4 and mxfp8, for ComfyUI; int8 for compressed-tensors too",
-    keeps="all but matrices named *.weight",
+    summary="ComfyUI: int8_tensorwise, ConvRot, float8, nvfp4 and mxfp8, for ComfyUI",
+    keeps="all but matrices named *.weight; as nvfp4 and mxfp8 rows that are not a multiple of 16 or 32",
     accepts=replace(_INT8, others=(_ROTATED, _FLOAT, _MXFP8, _NVFP4)),
     shape=shape,
     convert=convert,
