@@ -298,9 +298,9 @@ class _Making:
                 kind = "none" if measured is None else "nvfp4" if held.format == "fp4" else "fp8-static"
                 held = replace(held, activations=kind)
             found = [(held, scheme_of(held, self.offsets[held.bits, held.offsets]))]
-            floating = held.format in FLOATING and found[0][1].name != MXFP4.name
+            floating = held.format in FLOATING and found[0][1].name not in (MXFP4.name, NVFP4.name)
             if floating:
-                found, why = stored_by(named(self.to).accepts, held, found[0][1], info.shape[-1])
+                found, why = stored_by(named(self.to).accepts, held, found[0][1], info.shape)
                 if not found:
                     return why
             held, scheme = found[0]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
 
 SIDE = 128
 """Rows and columns of a block that kernels of FP8 have."""
-
-SEEN = 1 << 18
-"""Scales that are looked at together."""
 
 MX = (1, 32)
 """Height and width of the blocks of scales that are exponents, where they are not those of config.json."""
@@ -148,30 +145,12 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return small_floats(raw, (last - first, stored.shape[-1]), scale, stored.width, stored.dtype)
 
 
-def _as_mx(stored: _Stored, read: Read) -> Held | str:
-    """The codes as those of MXFP4 or MXFP8, which they are where scales are powers of two and every group of 32 has one
-    of them."""
-    cols, bits = stored.shape[-1], 4 if stored.dtype == "F4" else 8
-    if cols % small.MX or (stored.width % small.MX and stored.width < cols):
-        return f"its blocks are not whole groups of {small.MX}"
-    for at in range(0, stored.scale.numel, SEEN):
-        found = scales(read, stored.scale, stored.name, at, min(SEEN, stored.scale.numel - at))
-        if not ((np.frexp(found)[0] == 0.5) & (found >= 2.0**-127)).all():
-            return "its scales are no powers of two"
-
-    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        each = np.repeat(_scales(stored, read, first, last), -(-stored.width // small.MX), axis=1)
-        return np.ascontiguousarray(each[:, : cols // small.MX]), None
-
-    powers = replace(stored.scale, dtype="F8_E8M0")
-    return replace(small.held(read, stored.codes, powers, stored.name, cols, bits=bits), params=params)
-
-
 def _held(stored: _Stored, activations: str, read: Read) -> Held | str:
     """The codes; scales of blocks that are exponents are floats elsewhere."""
     rows, cols = stored.shape[-2:]
-    if not isinstance(found := _as_mx(stored, read), str):
-        return found
+    if (stored.height, stored.width) == MX and stored.scale.dtype in E8M0:
+        bits = 4 if stored.dtype == "F4" else 8
+        return small.held(read, stored.codes, stored.scale, stored.name, cols, bits=bits)
     whole = stored.scale.numel == 1 and len(stored.scale.shape) < 2
     if stored.dtype == "F4" or (not whole and rows % stored.height and len(stored.shape) > 2):
         return "its blocks are not those of other layouts"

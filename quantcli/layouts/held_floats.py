@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ import numpy as np
 from quantcli.asking import Scheme, changed
 from quantcli.dtypes import to_float32
 from quantcli.layouts.accepts import Accepts
-from quantcli.layouts.held import as_rows
+from quantcli.layouts.held import SEEN, as_rows
 from quantcli.layouts.reader import Held
+from quantcli.layouts.small import MX
 from quantcli.layouts.stored import FLOATS
 from quantcli.tensors.info import TensorInfo
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 FLOATING = ("fp4", "fp8-e4m3", "fp8-e5m2")
 """Formats of floats that several layouts have."""
+
+MXFP8 = Scheme(format="fp8-e4m3", group_size=MX, scale_dtype="float8_e8m0")
 
 BLOCK = 128
 """Rows and columns of the blocks that a scale of the tensor is repeated for."""
@@ -38,9 +42,31 @@ def as_blocks(held: Held, cols: int) -> Held:
     return replace(held, group=BLOCK, height=BLOCK, params=params)
 
 
-def stored_by(accepts: Accepts, held: Held, scheme: Scheme, cols: int) -> tuple[list[tuple[Held, Scheme]], str]:
+def as_mx(held: Held, rows: int, cols: int) -> Held | str:
+    """The codes of 8-bit floats as those of MXFP8, which they are where every scale is a power of two; or why not."""
+    width = held.group if isinstance(held.group, int) else cols
+    if cols % MX or (width % MX and width < cols):
+        return f"its blocks are not whole groups of {MX}"
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        each = np.repeat(held.params(first, last)[0], -(-width // MX), axis=1)
+        return np.ascontiguousarray(each[:, : cols // MX]), None
+
+    step = max(1, SEEN * width // cols)
+    for first in range(0, rows, step):
+        scale, _ = held.params(first, min(first + step, rows))
+        if not ((np.frexp(scale)[0] == 0.5) & (scale >= 2.0**-127)).all():
+            return "its scales are no powers of two"
+    return replace(held, group=MX, height=1, scale_dtype="F8_E8M0", activations="none", params=params)
+
+
+def stored_by(
+    accepts: Accepts, held: Held, scheme: Scheme, shape: Sequence[int]
+) -> tuple[list[tuple[Held, Scheme]], str]:
     """The codes as a target stores them, and their scheme there, the nearest to what it was first: one scale for the
-    tensor may be repeated, and what inputs are quantized to left out. Where it stores none, why."""
+    tensor may be repeated, what inputs are quantized to left out, and scales that are powers of two be those of MXFP8.
+    Where it stores none, why."""
+    rows, cols = math.prod(shape[:-1]), shape[-1]
     ways = [(held, scheme)]
     if scheme.granularity == "tensor":
         blocks = changed(scheme, granularity="block", group_size=BLOCK)
@@ -50,7 +76,11 @@ def stored_by(accepts: Accepts, held: Held, scheme: Scheme, cols: int) -> tuple[
             own = changed(way, activations=kind)
             if accepts.obstacle(own) is None:
                 return [(codes, own)], ""
-    return [], accepts.obstacle(changed(scheme, activations="none")) or ""
+    why = accepts.obstacle(changed(scheme, activations="none")) or ""
+    if scheme.format != MXFP8.format or scheme.storage != "plain" or accepts.obstacle(MXFP8) is not None:
+        return [], why
+    found = as_mx(held, rows, cols)
+    return ([], f"{why}, and {found}") if isinstance(found, str) else ([(found, MXFP8)], "")
 
 
 def input_scale(source: Source, parts: Sequence[TensorInfo], unused: Sequence[str]) -> float | None:
