@@ -70,9 +70,10 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
 
 _OF_MLX = re.compile(
     r"\.(?:switch_mlp|switch_glu|embed_q|unembed_out|gate\.gate_proj)\."
-    r"|\bexperts\.(?:gate_proj|up_proj|down_proj)\.(?:weight|bias)$|\.ffn\.experts\.\d+\.(?:w1|v1|w2)\.weight$"
+    r"|\bexperts\.(?:gate_proj|up_proj|down_proj)\.(?:weight|bias)$"
 )
 _OF_TYPES = {
+    "dbrx": r".*\.ffn\.experts\.\d+\.(?:w1|v1|w2)\.weight$",
     **dict.fromkeys(("gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"), r"language_model\.model\."),
     "granitemoehybrid": r".*\.layers\.\d+\.mlp\.",
     "kimi_linear": r".*\.layers\.\d+\.mlp\.(?:shared_)?experts\.",

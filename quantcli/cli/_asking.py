@@ -127,7 +127,8 @@ schemes = _help.options(
     _help.option(
         "--scale-dtype",
         type=click.Choice(SCALE_DTYPES),
-        help="How scales are stored.",
+        metavar="NAME",
+        help="How scales are stored, such as float16; see formats.",
         group="Scheme",
         show_default="as 16-bit weights are, else float16 where it holds them",
     ),

@@ -117,7 +117,8 @@ def command(
         raise UsageError("types are chosen where weights are quantized", place=[f"--to {target}"], hint=hint)
     _naming.check_model(output, target)
     export.check_standard_output(target, output)
-    with options.standard_output(output, console) as named, components.quantized(src, variant, "exporting") as found:
+    opened = components.quantized(src, variant, "exporting", hint="use quantize --to")
+    with options.standard_output(output, console) as named, opened as found:
         if found.home:
             components.check_one_file(target, output, container=container)
         for name in found.models if found.home else ():

@@ -232,9 +232,9 @@ class Quantized:
 
 
 @contextlib.contextmanager
-def quantized(src: str, variant: str | None, what: str) -> Iterator[Quantized]:
-    """The models that a path names, of which one at least is quantized. what: that must seek in them. Raises UsageError
-    for a pipe, DataError where nothing is quantized."""
+def quantized(src: str, variant: str | None, what: str, *, hint: str | None = None) -> Iterator[Quantized]:
+    """The models that a path names, of which one at least is quantized. what: that must seek in them; hint: what else
+    to do with floats. Raises UsageError for a pipe, DataError where nothing is quantized."""
     with contextlib.ExitStack() as stack:
         found, kept = dict[str, Model](), dict[str, Whole]()
         places = pipelines.members(src, variant)
@@ -253,7 +253,7 @@ def quantized(src: str, variant: str | None, what: str) -> Iterator[Quantized]:
             else:
                 kept[member.name] = model.source, "it holds no quantized tensor"
         if not any(model.quantized for model in found.values()):
-            raise DataError("it holds no quantized tensor", place=[src])
+            raise DataError("it holds no quantized tensor", place=[src], hint=hint)
         yield Quantized(
             home=pipelines.folder_of(src),
             models=found,

@@ -251,7 +251,7 @@ def test_signed_bytes_without_an_scb_are_left_alone() -> None:
 def test_what_quantcli_exports_is_read_as_it_decodes_it(tmp_path: Path) -> None:
     native, out = tmp_path / "native", tmp_path / "out"
     model = ROOT / "sample_models" / "tiny-llama"
-    assert run("quantize", model, "--type", "nf4", "--group-size", "64", "-o", native).code == 0
+    assert run("quantize", model, "--type", "nf4", "--group-size", "64", "--to", "native", "-o", native).code == 0
     assert run("export", native, "--to", "bnb-nf4", "-o", out).code == 0
     done = run("compare", native, out, "--json")
     assert done.code == 0, done.err

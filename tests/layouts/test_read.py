@@ -253,7 +253,7 @@ def test_the_library_decodes_the_same(path: Path) -> None:
 
 
 def test_there_are_files_of_the_library() -> None:
-    assert len(list(GOLDEN.glob("*.safetensors"))) == 51
+    assert len(list(GOLDEN.glob("*.safetensors"))) == 54
 
 
 # ---- native files without their header --------------------------------------------------------------------------
