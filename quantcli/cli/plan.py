@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--to",
     type=options.targets(native="for quantcli itself: stores every scheme"),
     help="Plan for what another tool loads, as quantize --to writes it.",
-    show_default="native, and for folders of transformers compressed-tensors, if it can store the schemes",
+    show_default="native, and for folders of transformers compressed-tensors",
     group="Common",
 )
 @options.container

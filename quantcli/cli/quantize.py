@@ -38,7 +38,7 @@ MUCH = 64 << 20
     type=options.targets(native="for quantcli itself: stores every scheme"),
     help="Write what another tool loads; see export.",
     show_default="by the extension of -o, such as .gguf; else native, and for folders of transformers "
-    "compressed-tensors, if it can store the schemes",
+    "compressed-tensors",
     group="Common",
 )
 @options.output
