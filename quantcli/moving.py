@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantcli.asking import Scheme, changed
-from quantcli.errors import DataError, QuantcliError, UsageError, printable
+from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.experts import loadable
 from quantcli.floats import decoded, named_for
-from quantcli.layouts.as_nvfp4 import alone, nvfp4, tensor_scale
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, Moved, every, joined, offsets_of, scheme_of
 from quantcli.layouts.held_floats import FLOATING, input_scale, stored_by
@@ -31,63 +30,20 @@ from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
 from quantcli.scheme import STATIC
 from quantcli.stores.derived import Derived
-from quantcli.tensors.decided import Decided, Kept, Quantized
-from quantcli.tensors.fused import partners
+from quantcli.tensors.decided import Kept, Quantized
 from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import TileSpan, grouping_of
+from quantcli.tensors.rows import grouping_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
-    from quantcli.metrics import Metrics
     from quantcli.stores import Source
+
+from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
+from quantcli.moving_records import Movable, Moving, of_native
 
 MOVED, PLAIN = "moved", "plain"
 """Why tensors of another tool's file are quantized and kept."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moving:
-    """A tensor on its way into another layout.
-
-    decided: what it is there, of a weight whose codes cannot be moved what is nearest to it. codes: what a writer
-    takes. view: the tensor as floats. scheme: as its file has it, None for floats. obstacle: why no layout can have its
-    codes. metrics: what its file says the codes cost.
-    """
-
-    decided: Decided
-    codes: Codes | Raw
-    view: View
-    scheme: str | None
-    bytes_in: int
-    obstacle: str = ""
-    metrics: Metrics | None = None
-
-
-class Movable(Mapping[str, Moving]):
-    """The tensors of a model by the names they are moved under. source: where they are; notes: what there is to say of
-    them, for people."""
-
-    def __init__(self, source: Source, tensors: Mapping[str, Moving], notes: tuple[str, ...] = ()) -> None:
-        self.source, self._tensors, self.notes = source, tensors, notes
-
-    def __getitem__(self, name: str) -> Moving:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-MXFP4, NVFP4, ALONE = (
-    Scheme(format="fp4", group_size=size, scale_dtype=dtype)
-    for size, dtype in ((32, "float8_e8m0"), (16, "float8_e4m3"), (16, "float8_e4m3_alone"))
-)
-AS = {"MXFP4A16": MXFP4, "NVFP4A16": NVFP4}
-"""What codes of MXFP4 can be moved as."""
 
 
 def movable(model: Model, to: str, *, container: bool = False, scheme: str | None = None) -> Movable:
@@ -104,7 +60,7 @@ def movable(model: Model, to: str, *, container: bool = False, scheme: str | Non
         source = loadable(floats, to, container=container)
         stored = model.is_native and not source.arranged
         found = _native(model.stored) if stored else _found(model.source, views, floats, source, notes, to)
-        return _for_runtime(_of_nvfp4(_of_mxfp4(found, to, scheme), to), to)
+        return _for_runtime(of_nvfp4(of_mxfp4(found, to, scheme), to), to)
     except QuantcliError as error:
         raise (error if error.place[:1] == [model.path] else error.within(model.path)) from None
 
@@ -166,41 +122,8 @@ def _found(
 def _held(view: View) -> Held | str:
     """The codes of a quantized tensor, or why they are not moved."""
     if view.stored is not None:
-        return _of_native(view.stored)
+        return of_native(view.stored)
     return view.held()
-
-
-def _of_native(tensor: Tensor) -> Held | str:
-    """The codes of a tensor that quantcli quantized."""
-    scheme, plan = tensor.stored.scheme, tensor.stored.grouping
-    assert scheme is not None and plan is not None
-    moved = (scheme.family == "int" and not scheme.binary) or scheme.format in FLOATING
-    if not moved or plan.cols != tensor.shape[-1] or plan.shared == "columns":
-        return f"experts of {scheme.name} are not arranged"
-    floating = scheme.format in FLOATING
-    where: int | str = plan.group if scheme.granularity in ("group", "block") else "channel"
-
-    def rows(first: int, last: int) -> TileSpan:
-        return TileSpan(first, last - first, 0, plan.cols)
-
-    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        scale, zero = tensor.scales(rows(first, last))
-        if plan.height > 1:  # of the blocks that these are rows of
-            scale = scale[np.arange(first, last) // plan.height - first // plan.height]
-        return (np.broadcast_to(scale, (last - first, plan.groups)) if floating else scale), zero
-
-    return Held(
-        format=scheme.format,
-        bits=scheme.bits,
-        group="tensor" if floating and scheme.granularity == "tensor" else where,
-        height=plan.height,
-        offsets="" if scheme.symmetric else scheme.zero_point,
-        scale_dtype=tensor.stored.scale_dtype,
-        overall=tensor.overall(),
-        activations=scheme.activations,
-        packed=lambda first, last: tensor.packed(rows(first, last)),
-        params=params,
-    )
 
 
 def _offsets(held: Mapping[str, Held | str], views: Mapping[str, View]) -> dict[tuple[int, str], str]:
@@ -366,75 +289,3 @@ def _for_runtime(model: Movable, to: str) -> Movable:
         return model
     said = f"{to} does not say how inputs are quantized ({', '.join(sorted(left))}): that is left out"
     return Movable(model.source, tensors, (*model.notes, said))
-
-
-# ---- of MXFP4 -------------------------------------------------------------------------------------------------------
-
-
-def _of_mxfp4(model: Movable, to: str, asked: str | None) -> Movable:
-    """A model with codes of MXFP4 as they are, or as NVFP4 where that is asked for or all that the target has."""
-    held = {name: codes for name, tensor in model.items() if (codes := _codes_of(tensor, MXFP4)) is not None}
-    if asked is not None and not any((t.scheme or "").lower() == MXFP4.name for t in model.values()):
-        raise UsageError(f"--scheme {asked} is for weights of MXFP4, and it has none", hint="leave it out")
-    accepts = named(to).accepts
-    only = accepts.obstacle(MXFP4) is not None and accepts.obstacle(NVFP4) is None
-    if AS.get(asked or "", NVFP4 if only else MXFP4) is MXFP4:
-        return model
-    known: dict[tuple[str, ...], float | str] = {}
-    tensors = {name: _as_nvfp4(name, model, held, known) if name in held else t for name, t in model.items()}
-    return Movable(model.source, tensors, model.notes)
-
-
-def _codes_of(tensor: Moving, wanted: Scheme) -> Held | None:
-    """The codes of a weight, where they are those of a scheme."""
-    scheme = tensor.decided.scheme
-    if scheme is None or (scheme.name, scheme.storage) != (wanted.name, wanted.storage) or tensor.obstacle:
-        return None
-    if isinstance(tensor.codes, Moved):
-        return tensor.codes.held
-    found = _of_native(tensor.codes) if isinstance(tensor.codes, Tensor) else None
-    return found if isinstance(found, Held) else None
-
-
-def _as_nvfp4(name: str, model: Movable, held: Mapping[str, Held], known: dict[tuple[str, ...], float | str]) -> Moving:
-    """A weight of MXFP4 as NVFP4. known: the scales of tensors, which weights share that runtimes join."""
-    tensor = model[name]
-    together = tuple(sorted((name, *(n for n in partners(name, model) if model[n].scheme is not None))))
-    if together not in known:
-        others = [n for n in together if n not in held]
-        shapes = ((n, model[n].decided.info.shape) for n in together)
-        known[together] = (
-            f"it shares the scale of the tensor with {printable(others[0], 200)}, which is not of MXFP4" if others
-            else tensor_scale([(held[n], math.prod(shape[:-1]), shape[-1]) for n, shape in shapes])
-        )  # fmt: skip
-    overall, shape = known[together], tensor.decided.info.shape
-    plan = grouping_of(shape, NVFP4)
-    weight = Quantized(
-        info=tensor.decided.info, reason=tensor.decided.reason, scheme=NVFP4, grouping=plan, scale_dtype="F8_E4M3"
-    )
-    if isinstance(overall, str):
-        return replace(tensor, decided=weight, obstacle=overall)
-    return replace(tensor, decided=weight, codes=Moved(nvfp4(held[name], overall), NVFP4, plan))
-
-
-def _of_nvfp4(model: Movable, to: str) -> Movable:
-    """A model with codes of NVFP4 as the target has them: with or without a scale of the tensor."""
-    accepts = named(to).accepts
-    with_scale, without = (accepts.obstacle(scheme) is None for scheme in (NVFP4, ALONE))
-    if with_scale == without:
-        return model
-    before, after = (NVFP4, ALONE) if without else (ALONE, NVFP4)
-    tensors = dict(model)
-    for name, tensor in model.items():
-        held = _codes_of(tensor, before)
-        if held is None:
-            continue
-        assert isinstance(tensor.decided, Quantized)
-        shape, plan = tensor.decided.info.shape, tensor.decided.grouping
-        weight = replace(tensor.decided, scheme=after)
-        found = alone(held, math.prod(shape[:-1]), shape[-1]) if without else held
-        tensors[name] = (
-            replace(tensor, decided=weight, obstacle=found) if isinstance(found, str)
-            else replace(tensor, decided=weight, codes=Moved(found, after, plan))
-        )  # fmt: skip
-    return Movable(model.source, tensors, model.notes)

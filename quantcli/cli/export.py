@@ -15,7 +15,7 @@ from quantcli.cli import _help, _naming, _sources, options
 from quantcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from quantcli.moving import Movable
+    from quantcli.moving_records import Movable
     from quantcli.passes.export import Export
     from quantcli.passes.tiles import Progress
 

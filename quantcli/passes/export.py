@@ -35,7 +35,7 @@ from quantcli.tensors.fit import Misfit
 
 if TYPE_CHECKING:
     from quantcli.metrics import Metrics
-    from quantcli.moving import Movable
+    from quantcli.moving_records import Movable
     from quantcli.scheme import Scheme
 
 MOST_THREADS = 4

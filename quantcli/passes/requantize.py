@@ -19,7 +19,7 @@ from quantcli.tensors.decided import Quantized
 from quantcli.tensors.rows import grouping_of
 
 if TYPE_CHECKING:
-    from quantcli.moving import Movable
+    from quantcli.moving_records import Movable
 
 
 def decoded(model: Movable, wanted: Mapping[str, Scheme | None]) -> Derived:

@@ -16,7 +16,7 @@ from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from quantcli.moving import Moving
+    from quantcli.moving_records import Moving
     from quantcli.passes.export import Export
 
 

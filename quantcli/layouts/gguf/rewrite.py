@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, printable
 from quantcli.layouts.gguf.blocks import block_type
-from quantcli.layouts.gguf.write import SIZES, Place, conversion, in_order
+from quantcli.layouts.gguf.tensors import SIZES, Place
+from quantcli.layouts.gguf.write import conversion, in_order
 from quantcli.layouts.writer import Again, Conversion, Weight
 
 if TYPE_CHECKING:

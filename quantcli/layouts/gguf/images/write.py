@@ -18,7 +18,8 @@ from quantcli.kernels import SUPER
 from quantcli.layouts.gguf.blocks import block_type, obstacle
 from quantcli.layouts.gguf.images.diffusers import original, part
 from quantcli.layouts.gguf.images.models import ImageModel, image_model
-from quantcli.layouts.gguf.write import Place, conversion, of_types
+from quantcli.layouts.gguf.tensors import Place
+from quantcli.layouts.gguf.write import conversion, of_types
 from quantcli.layouts.pieces import facts
 from quantcli.layouts.writer import Again, Conversion, Weight
 from quantcli.stores import Source
