@@ -288,10 +288,10 @@ def checked(target: str, place: str) -> str:
     return f"{name}:{spelt[kind.upper().replace('-', '_')]}" if colon else name
 
 
-def refusal(name: str, scheme: str, why: str, target: str, hint: str = "") -> UsageError:
-    """The error for a weight the target cannot store, with a list of what it can, which the way out takes the place of
-    where its types have names."""
-    problem, export = f"{target} cannot store it: {why} ({scheme})", named(target)
-    if not hint or export.nearest is None:
+def refusal(name: str, scheme: Scheme, why: str, target: str, hint: str = "") -> UsageError:
+    """The error for a weight the target cannot store; where that is for its scheme, with a list of those it can, which
+    the way out takes the place of where its types have names."""
+    problem, export = f"{target} cannot store it: {why} ({scheme.name})", named(target)
+    if export.accepts.obstacle(scheme) is not None and (not hint or export.nearest is None):
         problem += f"; it accepts {export.accepts.describe()}"
     return UsageError(problem, place=[printable(name)], hint=hint or None)

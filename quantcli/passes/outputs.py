@@ -68,7 +68,7 @@ def convert(
     model = architecture(beside)
     for tensor in tensors:
         if tensor.scheme is not None and (why := obstacle(tensor, export, model, again)) is not None:
-            raise refusal(tensor.info.name, tensor.scheme.name, why, to)
+            raise refusal(tensor.info.name, tensor.scheme, why, to)
     try:
         found = make(tensors, beside) if again is None else again.convert(tensors)
     except UsageError as error:

@@ -107,7 +107,7 @@ def stored_by(tensor: Decided, target: str, request: Request) -> Decided:
     export = named(target)
     for scheme in candidates(tensor.scheme):
         if (why := export.accepts.obstacle(scheme)) is not None:
-            raise refusal(tensor.info.name, tensor.scheme.name, why, target, nearest(scheme, export))
+            raise refusal(tensor.info.name, scheme, why, target, nearest(scheme, export))
     tensor = in_place(tensor, export, request.again)
     why = export.unstored(tensor, request.architecture or UNNAMED, request.again)
     return tensor if why is None else Kept(info=tensor.info, reason="target", note=f"{target} cannot store it: {why}")
