@@ -229,7 +229,7 @@ PLAIN = ["--to", "native", "--override", "re:.*(embedding|norm|conv_in).*:keep"]
 def test_one_budget_for_all_components(words: list[str], source: Path) -> None:
     """which is kept to the byte, also by the recipe of a plan"""
     ran = run("quantize", source, "--dry-run", "--bits", "4", *words, "--json")
-    target = ran.json["summary"]["bytes_out"] + 1500
+    target = ran.json["summary"]["bytes_out"] + 2000
     ran = run("quantize", source, "--target-size", target, *words, "-o", "out", "--json")
     assert ran.code == 0, ran.err
     assert target - 2000 <= stored(Path("out")) == ran.json["summary"]["bytes_out"] <= target
