@@ -304,14 +304,14 @@ def _subjects(
 def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tuple[int | None, Unit | None]:
     """The bytes that a plan is to stay within, and the unit that was asked for; None where the error is limited. Raises
     UsageError where nothing need be quantized."""
+    from quantcli.folders.job import kept_tensors
     from quantcli.planning.plan import make
 
     name, value = budget.target, budget.value
     if name not in ("target_size", "target_bpw"):
         return None, None
-    kept = [info for source, _ in chosen.kept.values() if source is not None for info in source.infos()]
     infos = [info for subject in subjects for info in subject.source.infos()]
-    parameters = sum(info.numel for info in [*infos, *kept])
+    parameters = sum(info.numel for info in [*infos, *(t.info for t in kept_tensors(chosen.kept))])
     unit = unit_of(name, value.text, parameters)
     target = int(value if name == "target_size" else value * parameters / 8)
     whole = chosen.kept_bytes

@@ -74,6 +74,7 @@ def command(
     as measured. Of a pipeline each setting is that of all its components together.
     """
     from quantcli.folders import components
+    from quantcli.folders.job import kept_tensors
     from quantcli.folders.output import size_of
     from quantcli.reports import swept
     from quantcli.stores import need_file
@@ -98,7 +99,7 @@ def command(
             settings,
             measured,
             sizes,
-            kept=[info for source, _ in chosen.kept.values() if source is not None for info in source.infos()],
+            kept=[tensor.info for tensor in kept_tensors(chosen.kept)],
             source=src,
             bytes_in=sum(f.size for one in chosen.models.values() for f in one.source.files()) + chosen.kept_bytes,
             seconds=time.perf_counter() - began,

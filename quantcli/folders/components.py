@@ -59,7 +59,7 @@ class Chosen:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the weights of what is kept whole, as far as they are read."""
-        return sum(source.share for source, _ in self.kept.values() if source is not None)
+        return sum(source.share for source in job.kept_sources(self.kept).values())
 
     @property
     def warnings(self) -> list[str]:
@@ -222,7 +222,7 @@ class Quantized:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the weights of components that hold no codes."""
-        return sum(source.share for source, _ in self.kept.values() if source is not None)
+        return sum(source.share for source in job.kept_sources(self.kept).values())
 
     @property
     def warnings(self) -> list[str]:
