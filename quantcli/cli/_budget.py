@@ -14,7 +14,7 @@ from quantcli.errors import UsageError
 from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
-    from quantcli.folders.components import Chosen, Opened
+    from quantcli.folders.components import Chosen
     from quantcli.passes.budget import Planned
     from quantcli.passes.menus import Subject
     from quantcli.planning.order import Order
@@ -251,16 +251,16 @@ def _schemes(order: Order, budget: Budget) -> list[Scheme]:
 
 
 def _subject(
-    name: str, one: Opened, request: Request, schemes: Sequence[Scheme], mixed: bool, console: options.Console
+    name: str, chosen: Chosen, request: Request, schemes: Sequence[Scheme], mixed: bool, console: options.Console
 ) -> Subject:
     """A model that schemes are chosen for."""
     from quantcli.folders import output as outputs
     from quantcli.passes.menus import Subject
     from quantcli.planning.plan import make
     from quantcli.reports.build import unweighted
-    from quantcli.stores.pipelines import why_kept
 
-    first = make(one.source.infos(), request)
+    source = chosen.models[name].source
+    first = make(source.infos(), request)
     request = _with_experts_tied(request, first)
     for line in () if console.quiet else unweighted(first.tensors):
         options.warn(line)
@@ -268,17 +268,17 @@ def _subject(
     def size_of(plan: Plan) -> int:
         assert plan.request is not None
         sized = replace(plan.request, max_shard_size=request.max_shard_size)
-        return outputs.size_of(one.source, replace(plan, request=sized))
+        return outputs.size_of(source, replace(plan, request=sized))
 
     return Subject(
         name=name,
-        source=one.source,
+        source=source,
         request=request,
         schemes=tuple(schemes),
         mixed=mixed,
-        named=one.component is not None and bool(why_kept(one.component)),
+        named=bool(chosen.members[name].why_kept),
         size_of=size_of,
-        nbytes_of=partial(outputs.nbytes_of, one.source),
+        nbytes_of=partial(outputs.nbytes_of, source),
     )
 
 
@@ -293,11 +293,10 @@ def _subjects(
     for one in found.models.values():
         need_file(one.source, "planning")
     stored = {name: _stored_by(name, one.to, schemes) for name, one in found.models.items()}
-    begun = {one.source: stored[name][0][0] for name, one in found.models.items()}
     chosen, requests = components.requested(
-        found, options.warn, lambda one, request: replace(request, scheme=begun[one.source])
+        found, options.warn, lambda name, request: replace(request, scheme=stored[name][0][0])
     )
-    subjects = [_subject(name, one, requests[name], *stored[name][:2], console) for name, one in chosen.models.items()]
+    subjects = [_subject(name, chosen, request, *stored[name][:2], console) for name, request in requests.items()]
     return chosen, tuple(subjects), [line for _, _, line in stored.values() if line]
 
 

@@ -21,7 +21,7 @@ from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.scopes import scope
-from quantcli.stores import Source, pipelines
+from quantcli.stores import Source
 from quantcli.stores.pipelines import prefixed
 
 
@@ -108,7 +108,7 @@ def ready(
         order=order,
         parts=parts,
         kept=chosen.kept,
-        kinds={m.name: m.component.kind for m in pipelines.members(chosen.src) if m.component is not None},
+        kinds={name: m.component.kind for name, m in chosen.members.items() if m.component is not None},
         side=side,
         src=chosen.src,
         home=chosen.folder or chosen.models[""].source.folder,
@@ -139,7 +139,7 @@ def spelt_out(chosen: Chosen, requests: Mapping[str, Request], order: Order) -> 
     wanted = {n: {t.info.name: t.scheme for t in found.tensors} for n, found in plans.items()}
     if not chosen.folder:
         return recipe_writing.resolved(chosen.models[""].source.infos(), wanted[""], requests[""])
-    usual = {m.name: not m.why_kept for m in pipelines.members(chosen.folder)}
+    usual = {name: not member.why_kept for name, member in chosen.members.items()}
     default = recipe_writing.commonest(scheme for own in wanted.values() for scheme in own.values())
     rules = list[Rule]()
     for name, one in chosen.models.items():
