@@ -26,7 +26,7 @@ from quantcli.planning.request import Request
 from quantcli.planning.scopes import names_one, of_components
 from quantcli.stores import Source, need_file, open_source, pipelines
 from quantcli.stores.checkpoint import INDEX, without_variant
-from quantcli.stores.pipelines import Component, Member, prefixed
+from quantcli.stores.pipelines import Component, Member, prefixed, prefixing
 
 LOADERS: Mapping[str, tuple[str, ...]] = {"diffusers": ("bnb-nf4",), "transformers": ("bnb-nf4", "compressed-tensors")}
 """Targets that a library loads as a component of a pipeline."""
@@ -133,7 +133,7 @@ def requested(
     requests, why = dict[str, Request](), dict[str, str]()
     for name, one in chosen.models.items():
         try:
-            requests[name] = begin(name, job.request(one.source, one.order, one.to, warn=partial(_said, say, name)))
+            requests[name] = begin(name, job.request(one.source, one.order, one.to, warn=prefixing(name, say)))
             plan.make(one.source.infos(), requests[name])
         except NothingToQuantizeError as error:
             if len(chosen.models) + len(chosen.kept) == 1:
@@ -144,10 +144,6 @@ def requested(
     if not why:
         return chosen, requests
     return without(chosen, why), {name: r for name, r in requests.items() if name not in why}
-
-
-def _said(say: Say, name: str, line: str) -> None:
-    say(prefixed(name, line))
 
 
 def _opened_whole(stack: contextlib.ExitStack, members: Mapping[str, Member], name: str) -> Source | None:
