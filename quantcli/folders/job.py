@@ -132,8 +132,8 @@ def planned(source: Source, order: Order, request: Request, *, folder: bool) -> 
     """What becomes of a source. Raises UsageError and DataError for what cannot be done."""
     found = plan.make(source.infos(), request)
     model = outputs.planned(found, source, digest=order.digest)
-    notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
-    return Planned(source=source, request=request, plan=found, model=model, notes=tuple(notes))
+    notes = tuple(outputs.notes(model, folder=folder))
+    return Planned(source=source, request=request, plan=found, model=model, notes=notes)
 
 
 # ---- a run ------------------------------------------------------------------------------------------------------
