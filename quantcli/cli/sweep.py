@@ -129,7 +129,7 @@ def _measured(
             except QuantcliError as error:
                 raise error.within(one.source.path if name else chosen.src, called) from None
     for name, request in requests.items():
-        console.inform(*(prefixed(name, line) for line in kinds.said(request)))
+        console.inform(*(prefixed(name, line) for line in kinds.about(request.preset)))
     found = {}
     for name, own in plans.items():
         with console.bar(prefixed(name, "sweeping")) as bar:
