@@ -11,7 +11,6 @@ from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
 from quantcli.cli._reach import Unit, unit_of, way_out, what_takes_the_room
 from quantcli.errors import UsageError
-from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
     from quantcli.folders.components import Chosen
@@ -200,7 +199,10 @@ def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[S
     """The schemes the target of a model stores, with scales as it stores them, whether one model may mix them, and the
     line about those that are left out. Raises UsageError where it stores none."""
     if to is None:
-        _check_native(schemes)
+        from quantcli.layouts.native.write import check_scheme
+
+        for scheme in schemes:
+            check_scheme(scheme, "--scheme")
         return schemes, True, ""
     from quantcli.layouts.writer import named
     from quantcli.planning.targets import nearest
@@ -214,14 +216,6 @@ def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[S
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
     line = prefixed(name, f"{to} does not store {', '.join(left)}: not among the choices") if left else ""
     return [export.suited(s) for s in stored], export.mixes, line
-
-
-def _check_native(schemes: Sequence[Scheme]) -> None:
-    """Raise UsageError for a scheme that quantcli's own layout does not have."""
-    for scheme in schemes:
-        if scheme.storage == IN_SUPER_BLOCKS:
-            problem = f"super-blocks ({scheme.name}) are stored in GGUF only"
-            raise UsageError(problem, place=["--scheme"], hint="add --to gguf")
 
 
 def _where(size: int) -> dict[str, Any]:
