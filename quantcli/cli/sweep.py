@@ -164,11 +164,11 @@ def _settings(
                 scheme = asking.Scheme(bits=width, **_asking.granularity(None, size, None), **own)
                 found.setdefault(scheme, scheme.name)
     for one, name in found.items():
-        if one.storage == IN_SUPER_BLOCKS:
-            hint = "use plan --to gguf, or quantize --dry-run"
-            raise UsageError(
-                f"{name} is stored in GGUF only, and sweep counts native bytes", place=["--scheme"], hint=hint
-            )
+        if one.storage == IN_SUPER_BLOCKS or one.rotation:
+            where, target = ("ComfyUI's layout", "comfyui") if one.rotation else ("GGUF", "gguf")
+            problem = f"{name} is stored in {where} only, and sweep counts native bytes"
+            hint = f"use plan --to {target}, or quantize --dry-run"
+            raise UsageError(problem, place=["--scheme"], hint=hint)
     return [(name, scheme) for scheme, name in found.items()]
 
 
