@@ -125,8 +125,8 @@ def command(
         components.opened(src, order, reading, output=output, say=say) as found,
     ):
         saved = None if dry_run else asked["save_recipe"]
-        importance = order.importance or (order.recipe.importance or (None,))[0]
-        read = [src, asked["recipe"], asked["codebook"], importance, order.activation_scales, *reading.loras]
+        named_files = [asked["recipe"], asked["codebook"], order.importance_path, order.activation_scales]
+        read = [src, *named_files, *reading.loras]
         _check_saved(saved, named, read)
         how: dict[str, Any] = {"force": force, "resume": resume, "dry_run": dry_run}
         how["read"] = [path for path in read[1:] if path is not None]

@@ -50,8 +50,7 @@ def checked(
     """The real path of an output that may be written, and what becomes of the files beside the source. read: files that
     are read beside the source. Raises UsageError, DataError and QuantcliError."""
     job.check_folder_options(folder, order, resume=resume)
-    importance = order.importance or (order.recipe.importance or (None,))[0]
-    inputs = [*read, *([importance] if importance else [])]
+    inputs = [*read, *([order.importance_path] if order.importance_path else [])]
     sources = {n: one.source for n, one in chosen.models.items()}
     return destination(
         chosen.folder, sources, chosen.kept, target, folder=folder, force=force, dry_run=dry_run, read=inputs

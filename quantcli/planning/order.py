@@ -54,6 +54,11 @@ class Order:
     """Keys that the recipe set and no option did."""
 
     @property
+    def importance_path(self) -> str | None:
+        """The file of importances: the one that was asked for, else the one that the recipe names."""
+        return self.importance or (self.recipe.importance or (None,))[0]
+
+    @property
     def settings(self) -> dict[str, str]:
         """What else changes the bytes of a file, beside what a request holds, by the keys of recipes."""
         found = {"on_nonfinite": self.on_nonfinite, "digest": self.digest}
