@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import components, job, sidefiles
@@ -25,6 +25,18 @@ from quantcli.stores import Source
 from quantcli.stores.pipelines import prefixed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """How an output is to be written. force: in place of one there is; resume: after the finished files of an
+    interrupted run; dry_run: not at all, so that its place need not be free. read: files that are read beside the
+    source, and stay."""
+
+    force: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    read: Sequence[str] = ()
+
+
 def place(chosen: Chosen, order: Order, name: str | None, schemes: str) -> tuple[str, bool]:
     """The output of a run and whether it is a folder: as it was named, or beside the source by a name that tells the
     schemes, and the target where one was asked for."""
@@ -36,24 +48,14 @@ def place(chosen: Chosen, order: Order, name: str | None, schemes: str) -> tuple
     return target, job.as_folder(one.source, target if name or told is None else None, one.to)
 
 
-def checked(
-    chosen: Chosen,
-    order: Order,
-    target: str,
-    *,
-    folder: bool,
-    force: bool,
-    resume: bool = False,
-    dry_run: bool = False,
-    read: Sequence[str] = (),
-) -> tuple[str, SideFiles]:
-    """The real path of an output that may be written, and what becomes of the files beside the source. read: files that
-    are read beside the source. Raises UsageError, DataError and QuantcliError."""
-    job.check_folder_options(folder, order, resume=resume)
-    inputs = [*read, *([order.importance_path] if order.importance_path else [])]
+def checked(chosen: Chosen, order: Order, target: str, how: Writing, *, folder: bool) -> tuple[str, SideFiles]:
+    """The real path of an output that may be written, and what becomes of the files beside the source. Raises
+    UsageError, DataError and QuantcliError."""
+    job.check_folder_options(folder, order, resume=how.resume)
+    read = [*how.read, *([order.importance_path] if order.importance_path else [])]
     sources = {n: one.source for n, one in chosen.models.items()}
     return destination(
-        chosen.folder, sources, chosen.kept, target, folder=folder, force=force, dry_run=dry_run, read=inputs
+        chosen.folder, sources, chosen.kept, target, folder=folder, force=how.force, dry_run=how.dry_run, read=read
     )
 
 
@@ -85,17 +87,14 @@ def ready(
     requests: Mapping[str, Request],
     order: Order,
     target: str,
+    how: Writing,
     *,
     shown: str,
     folder: bool,
-    force: bool,
-    resume: bool = False,
-    dry_run: bool = False,
-    read: Sequence[str] = (),
 ) -> Job:
-    """A run that writes to `target`. requests: what is asked of each model; read: files that are read beside the
-    source. Raises UsageError, DataError and QuantcliError for all that can be known before the first weight is read."""
-    real, side = checked(chosen, order, target, folder=folder, force=force, resume=resume, dry_run=dry_run, read=read)
+    """A run that writes to `target`. requests: what is asked of each model. Raises UsageError, DataError and
+    QuantcliError for all that can be known before the first weight is read."""
+    real, side = checked(chosen, order, target, how, folder=folder)
     parts = {}
     for name, one in chosen.models.items():
         try:
@@ -115,8 +114,8 @@ def ready(
         path=real,
         folder=folder,
         notes=tuple(prefixed(n, line) for n, part in parts.items() for line in part.notes),
-        force=force,
-        resume=resume,
+        force=how.force,
+        resume=how.resume,
     )
 
 
