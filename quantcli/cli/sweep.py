@@ -146,6 +146,7 @@ def _settings(
 ) -> list[tuple[str, Scheme]]:
     """Every combination with what it is called, calibrations first, and of these schemes by name before others."""
     from quantcli import asking
+    from quantcli.planning.named import canonical
     from quantcli.planning.recipe import over
 
     found: dict[Scheme, str] = {}
@@ -158,7 +159,7 @@ def _settings(
             given = [_asking.granularity(None, size, None) for size in sizes or []]
             for name, where in itertools.product(called, given or [{}]):
                 scheme = asking.Scheme(**over(over(called[name], where), own))
-                found.setdefault(scheme, scheme.name if where else name.upper().replace("-", "_"))
+                found.setdefault(scheme, scheme.name if where else canonical(name))
             own |= {"format": "codebook"} if calibration == "lloyd-max" else {}
             for size, width in itertools.product(sizes or [128], bits or ([] if names else BITS)):
                 scheme = asking.Scheme(bits=width, **_asking.granularity(None, size, None), **own)
