@@ -269,15 +269,6 @@ def _ready(
         chosen, requests = components.requested(found, say)
         label = job.label(next(iter(requests.values())), named)
         target, folder = prepare.place(chosen, order, name, label)
-        yield prepare.ready(
-            chosen,
-            requests,
-            order,
-            target,
-            shown=target,
-            folder=folder,
-            force=force,
-            resume=resume,
-            dry_run=dry_run,
-            read=[named] if named is not None else [],
-        )
+        read = [named] if named is not None else []
+        how = prepare.Writing(force=force, resume=resume, dry_run=dry_run, read=read)
+        yield prepare.ready(chosen, requests, order, target, how, shown=target, folder=folder)

@@ -11,10 +11,9 @@ from quantcli.cli import _asking, _help, options
 from quantcli.cli._gating import Target, limits
 from quantcli.cli._reach import Unit, unit_of, way_out, what_takes_the_room
 from quantcli.errors import UsageError
-from quantcli.scheme import IN_SUPER_BLOCKS
 
 if TYPE_CHECKING:
-    from quantcli.folders.components import Chosen, Opened
+    from quantcli.folders.components import Chosen
     from quantcli.passes.budget import Planned
     from quantcli.passes.menus import Subject
     from quantcli.planning.order import Order
@@ -200,7 +199,10 @@ def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[S
     """The schemes the target of a model stores, with scales as it stores them, whether one model may mix them, and the
     line about those that are left out. Raises UsageError where it stores none."""
     if to is None:
-        _check_native(schemes)
+        from quantcli.layouts.native.write import check_scheme
+
+        for scheme in schemes:
+            check_scheme(scheme, "--scheme")
         return schemes, True, ""
     from quantcli.layouts.writer import named
     from quantcli.planning.targets import nearest
@@ -214,14 +216,6 @@ def _stored_by(name: str, to: str | None, schemes: list[Scheme]) -> tuple[list[S
         raise UsageError(f"{to} stores none of {', '.join(left)}", place=["--to"], hint=hint)
     line = prefixed(name, f"{to} does not store {', '.join(left)}: not among the choices") if left else ""
     return [export.suited(s) for s in stored], export.mixes, line
-
-
-def _check_native(schemes: Sequence[Scheme]) -> None:
-    """Raise UsageError for a scheme that quantcli's own layout does not have."""
-    for scheme in schemes:
-        if scheme.storage == IN_SUPER_BLOCKS:
-            problem = f"super-blocks ({scheme.name}) are stored in GGUF only"
-            raise UsageError(problem, place=["--scheme"], hint="add --to gguf")
 
 
 def _where(size: int) -> dict[str, Any]:
@@ -251,16 +245,16 @@ def _schemes(order: Order, budget: Budget) -> list[Scheme]:
 
 
 def _subject(
-    name: str, one: Opened, request: Request, schemes: Sequence[Scheme], mixed: bool, console: options.Console
+    name: str, chosen: Chosen, request: Request, schemes: Sequence[Scheme], mixed: bool, console: options.Console
 ) -> Subject:
     """A model that schemes are chosen for."""
     from quantcli.folders import output as outputs
     from quantcli.passes.menus import Subject
     from quantcli.planning.plan import make
     from quantcli.reports.build import unweighted
-    from quantcli.stores.pipelines import why_kept
 
-    first = make(one.source.infos(), request)
+    source = chosen.models[name].source
+    first = make(source.infos(), request)
     request = _with_experts_tied(request, first)
     for line in () if console.quiet else unweighted(first.tensors):
         options.warn(line)
@@ -268,17 +262,17 @@ def _subject(
     def size_of(plan: Plan) -> int:
         assert plan.request is not None
         sized = replace(plan.request, max_shard_size=request.max_shard_size)
-        return outputs.size_of(one.source, replace(plan, request=sized))
+        return outputs.size_of(source, replace(plan, request=sized))
 
     return Subject(
         name=name,
-        source=one.source,
+        source=source,
         request=request,
         schemes=tuple(schemes),
         mixed=mixed,
-        named=one.component is not None and bool(why_kept(one.component)),
+        named=bool(chosen.members[name].why_kept),
         size_of=size_of,
-        nbytes_of=partial(outputs.nbytes_of, one.source),
+        nbytes_of=partial(outputs.nbytes_of, source),
     )
 
 
@@ -293,25 +287,24 @@ def _subjects(
     for one in found.models.values():
         need_file(one.source, "planning")
     stored = {name: _stored_by(name, one.to, schemes) for name, one in found.models.items()}
-    begun = {one.source: stored[name][0][0] for name, one in found.models.items()}
     chosen, requests = components.requested(
-        found, options.warn, lambda one, request: replace(request, scheme=begun[one.source])
+        found, options.warn, lambda name, request: replace(request, scheme=stored[name][0][0])
     )
-    subjects = [_subject(name, one, requests[name], *stored[name][:2], console) for name, one in chosen.models.items()]
+    subjects = [_subject(name, chosen, request, *stored[name][:2], console) for name, request in requests.items()]
     return chosen, tuple(subjects), [line for _, _, line in stored.values() if line]
 
 
 def _target(chosen: Chosen, budget: Budget, subjects: Sequence[Subject]) -> tuple[int | None, Unit | None]:
     """The bytes that a plan is to stay within, and the unit that was asked for; None where the error is limited. Raises
     UsageError where nothing need be quantized."""
+    from quantcli.folders.job import kept_tensors
     from quantcli.planning.plan import make
 
     name, value = budget.target, budget.value
     if name not in ("target_size", "target_bpw"):
         return None, None
-    kept = [info for source, _ in chosen.kept.values() if source is not None for info in source.infos()]
     infos = [info for subject in subjects for info in subject.source.infos()]
-    parameters = sum(info.numel for info in [*infos, *kept])
+    parameters = sum(info.numel for info in [*infos, *(t.info for t in kept_tensors(chosen.kept))])
     unit = unit_of(name, value.text, parameters)
     target = int(value if name == "target_size" else value * parameters / 8)
     whole = chosen.kept_bytes

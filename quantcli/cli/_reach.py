@@ -51,6 +51,7 @@ def unit_of(name: str, text: str, parameters: int) -> Unit:
 
 def what_takes_the_room(least: Planned, unit: Unit, offer: Offer, kept: Mapping[str, Whole]) -> str:
     """Why a target is out of reach: the smallest output, and what fills it."""
+    from quantcli.folders.job import kept_sources
     from quantcli.stores.pipelines import within
 
     held, quantized, open_ = list[tuple[int, str, str]](), 0, False
@@ -69,7 +70,7 @@ def what_takes_the_room(least: Planned, unit: Unit, offer: Offer, kept: Mapping[
         # Whether float16 holds all scales of wider weights is known only once they are measured.
         wider = [t for t in plan.tensors if t.scheme and t.scale_dtype == "F16" and t.info.dtype != "F16"]
         open_ = open_ or (not least.measured and bool(wider))
-    held += [(source.share, name, "kept whole") for name, (source, _) in kept.items() if source is not None]
+    held += [(source.share, name, "kept whole") for name, source in kept_sources(kept).items()]
     held.sort(key=lambda entry: (-entry[0], entry[1]))
     of_kept = sum(n for n, _, _ in held)
     large = [entry for entry in held[:3] if entry is held[0] or 10 * entry[0] >= of_kept]
@@ -85,13 +86,15 @@ def what_takes_the_room(least: Planned, unit: Unit, offer: Offer, kept: Mapping[
 def way_out(chosen: Chosen, order: Order, least: Planned, *, smaller: str, widths: bool) -> str:
     """What makes the smallest output smaller, and else to ask for more. smaller: how to ask for smaller schemes, empty
     where there are none; widths: whether the target has several."""
+    from quantcli.folders.job import kept_sources
     from quantcli.planning.reasons import ALL, TABLES, TABLES_TOO, VECTORS, which
 
     ways = []
     kept = {t.reason for plan in least.plans.values() for t in plan.tensors if t.scheme is None}
     native = "--to native " if any(one.to is not None for one in chosen.models.values()) else ""
     if widths and chosen.kept_bytes > least.size // 2:
-        largest = max(chosen.kept, key=lambda n: held.share if (held := chosen.kept[n][0]) is not None else 0)
+        held = kept_sources(chosen.kept)
+        largest = max(held, key=lambda name: held[name].share)
         ways.append(f"quantize it too with --override '{largest}/*:bits=8'")
     elif order.keep_embeddings and kept & TABLES:
         ways.append("leave out --keep-embeddings")

@@ -47,6 +47,7 @@ def command(
     pipeline, each component decoded.
     """
     from quantcli.folders import components, dequantize, prepare
+    from quantcli.folders.job import kept_sources
     from quantcli.models import left_out
     from quantcli.passes import decode as decoding
     from quantcli.reports.dequantized import DequantizeReport
@@ -74,7 +75,7 @@ def command(
             else:
                 model = found.models[""]
                 size = decoding.write(model, model, real, force=force, progress=bar, **how)
-        whole = [source for source, _ in found.kept.values() if source is not None]
+        whole = kept_sources(found.kept).values()
         report = DequantizeReport(
             source=src,
             output=target,

@@ -182,9 +182,7 @@ def _notes(export: Export, *, folder: bool) -> list[str]:
     """What there is to say of a model before it is written."""
     from quantcli.passes.outputs import notes
 
-    outgoing = export.outgoing
-    config = folder and outgoing.beside("config.json") is not None
-    return [*export.model.notes, *notes(outgoing.conversion, config=config)]
+    return [*export.model.notes, *notes(export.outgoing, folder=folder)]
 
 
 PROVIDES = command

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from quantcli.cli import _help, _sources, options
@@ -59,7 +58,7 @@ def command(
     """
     from quantcli.planning import stored_recipe
     from quantcli.reports import inspected
-    from quantcli.stores.pipelines import members, others, prefixed, within
+    from quantcli.stores.pipelines import members, others, prefixed, prefixing, within
 
     more = console.json or stats or output is not None
     if (names and more) or (null and not names):
@@ -84,7 +83,7 @@ def command(
                     shown = within(member.name, name)
                     sys.stdout.write(shown + "\0" if null else printable_line(shown) + "\n")
                 if not names:
-                    say = partial(_said, member.name)
+                    say = prefixing(member.name, options.inform)
                     with console.bar(prefixed(member.name, "reading")) as bar:
                         found[member.name] = inspected.report_of(
                             model, member.path, values=stats, say=say, progress=bar
@@ -115,13 +114,6 @@ def _opened(member: Member, recipe: bool, stats: bool) -> Iterator[Model]:
         if not stats:
             model.source.check_unchanged()  # a pipe to its end
         yield model
-
-
-def _said(name: str, line: str) -> None:
-    """Print what is noticed of a model."""
-    from quantcli.stores.pipelines import prefixed
-
-    options.inform(prefixed(name, line))
 
 
 PROVIDES = command

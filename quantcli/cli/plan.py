@@ -74,7 +74,7 @@ def command(
         console.inform(*chosen.notes)
         nbytes = {name: nbytes_of(chosen.models[name].source, own) for name, own in plan.plans.items()}
         for name, request in plan.requests.items():
-            console.inform(*(prefixed(name, line) for line in kinds.said(request)))
+            console.inform(*(prefixed(name, line) for line in kinds.about(request.preset)))
         kept = kept_tensors(chosen.kept)
         report = planned.report_of(plan, nbytes, kept=kept, source=src, target=target, explain=explain)
         report = replace(report, warnings=[*found.warnings, *report.warnings])

@@ -125,11 +125,11 @@ def command(
         components.opened(src, order, reading, output=output, say=say) as found,
     ):
         saved = None if dry_run else asked["save_recipe"]
-        importance = order.importance or (order.recipe.importance or (None,))[0]
-        read = [src, asked["recipe"], asked["codebook"], importance, order.activation_scales, *reading.loras]
+        named_files = [asked["recipe"], asked["codebook"], order.importance_path, order.activation_scales]
+        read = [src, *named_files, *reading.loras]
         _check_saved(saved, named, read)
-        how: dict[str, Any] = {"force": force, "resume": resume, "dry_run": dry_run}
-        how["read"] = [path for path in read[1:] if path is not None]
+        beside = [path for path in read[1:] if path is not None]
+        how = prepare.Writing(force=force, resume=resume, dry_run=dry_run, read=beside)
         if budget is None:
             chosen, requests = components.requested(found, options.warn)
             if saved is not None and not chosen.folder:
@@ -139,7 +139,7 @@ def command(
             )
         else:
             target, folder = prepare.place(found, order, named, job.label(None, asked["recipe"]))
-            prepare.checked(found, order, target, folder=folder, **how)
+            prepare.checked(found, order, target, how, folder=folder)
         _check_saved(saved, target, read)
         _naming.check_recipe(saved)
         if budget is not None:
@@ -149,7 +149,7 @@ def command(
         if saved is not None:
             spelt = prepare.spelt_out(chosen, requests, order) if chosen.folder else requests[""]
             text = recipe_writing.dump(spelt, order.settings, os.path.dirname(saved))
-        ready = prepare.ready(chosen, requests, order, target, shown=output or target, folder=folder, **how)
+        ready = prepare.ready(chosen, requests, order, target, how, shown=output or target, folder=folder)
         report = _carried_out(ready, run, console)
     if saved is not None:
         options.replace_file(saved, text, [*read, target])

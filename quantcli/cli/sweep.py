@@ -74,6 +74,7 @@ def command(
     as measured. Of a pipeline each setting is that of all its components together.
     """
     from quantcli.folders import components
+    from quantcli.folders.job import kept_tensors
     from quantcli.folders.output import size_of
     from quantcli.reports import swept
     from quantcli.stores import need_file
@@ -98,7 +99,7 @@ def command(
             settings,
             measured,
             sizes,
-            kept=[info for source, _ in chosen.kept.values() if source is not None for info in source.infos()],
+            kept=[tensor.info for tensor in kept_tensors(chosen.kept)],
             source=src,
             bytes_in=sum(f.size for one in chosen.models.values() for f in one.source.files()) + chosen.kept_bytes,
             seconds=time.perf_counter() - began,
@@ -128,7 +129,7 @@ def _measured(
             except QuantcliError as error:
                 raise error.within(one.source.path if name else chosen.src, called) from None
     for name, request in requests.items():
-        console.inform(*(prefixed(name, line) for line in kinds.said(request)))
+        console.inform(*(prefixed(name, line) for line in kinds.about(request.preset)))
     found = {}
     for name, own in plans.items():
         with console.bar(prefixed(name, "sweeping")) as bar:
@@ -145,6 +146,7 @@ def _settings(
 ) -> list[tuple[str, Scheme]]:
     """Every combination with what it is called, calibrations first, and of these schemes by name before others."""
     from quantcli import asking
+    from quantcli.planning.named import canonical
     from quantcli.planning.recipe import over
 
     found: dict[Scheme, str] = {}
@@ -157,17 +159,17 @@ def _settings(
             given = [_asking.granularity(None, size, None) for size in sizes or []]
             for name, where in itertools.product(called, given or [{}]):
                 scheme = asking.Scheme(**over(over(called[name], where), own))
-                found.setdefault(scheme, scheme.name if where else name.upper().replace("-", "_"))
+                found.setdefault(scheme, scheme.name if where else canonical(name))
             own |= {"format": "codebook"} if calibration == "lloyd-max" else {}
             for size, width in itertools.product(sizes or [128], bits or ([] if names else BITS)):
                 scheme = asking.Scheme(bits=width, **_asking.granularity(None, size, None), **own)
                 found.setdefault(scheme, scheme.name)
     for one, name in found.items():
-        if one.storage == IN_SUPER_BLOCKS:
-            hint = "use plan --to gguf, or quantize --dry-run"
-            raise UsageError(
-                f"{name} is stored in GGUF only, and sweep counts native bytes", place=["--scheme"], hint=hint
-            )
+        if one.storage == IN_SUPER_BLOCKS or one.rotation:
+            where, target = ("ComfyUI's layout", "comfyui") if one.rotation else ("GGUF", "gguf")
+            problem = f"{name} is stored in {where} only, and sweep counts native bytes"
+            hint = f"use plan --to {target}, or quantize --dry-run"
+            raise UsageError(problem, place=["--scheme"], hint=hint)
     return [(name, scheme) for scheme, name in found.items()]
 
 

@@ -26,7 +26,7 @@ from quantcli.planning.request import Request
 from quantcli.planning.scopes import names_one, of_components
 from quantcli.stores import Source, need_file, open_source, pipelines
 from quantcli.stores.checkpoint import INDEX, without_variant
-from quantcli.stores.pipelines import Component, Member, prefixed
+from quantcli.stores.pipelines import Component, Member, prefixed, prefixing
 
 LOADERS: Mapping[str, tuple[str, ...]] = {"diffusers": ("bnb-nf4",), "transformers": ("bnb-nf4", "compressed-tensors")}
 """Targets that a library loads as a component of a pipeline."""
@@ -41,17 +41,17 @@ class Opened:
     order: Order
     to: str | None
     notes: tuple[str, ...] = ()
-    component: Component | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The models that a path names. src: the path; folder: of a pipeline, empty where it is one model. models: those to
-    quantize by their names, a single one under an empty name; kept: the others. whole(name): opens a component as it
-    is, None where it cannot be read."""
+    """The models that a path names. src: the path; folder: of a pipeline, empty where it is one model. members: all by
+    their names, a single one under an empty name; models: those to quantize; kept: the others. whole(name): opens a
+    component as it is, None where it cannot be read."""
 
     src: str
     folder: str
+    members: Mapping[str, Member]
     models: Mapping[str, Opened]
     kept: Mapping[str, Whole] = field(default_factory=dict)
     whole: Callable[[str], Source | None] = lambda name: None
@@ -59,7 +59,7 @@ class Chosen:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the weights of what is kept whole, as far as they are read."""
-        return sum(source.share for source, _ in self.kept.values() if source is not None)
+        return sum(source.share for source in job.kept_sources(self.kept).values())
 
     @property
     def warnings(self) -> list[str]:
@@ -87,7 +87,7 @@ def opened(src: str, order: Order, reading: Reading, *, output: str | None, say:
         if to is not None:
             job.check_target(source, to, output)
         one = Opened(source=source, order=order, to=to, notes=(why,) if why else ())
-        yield Chosen(src=src, folder="", models={"": one})
+        yield Chosen(src=src, folder="", members={"": Member("", src, reading.variant)}, models={"": one})
 
 
 def _pipeline(
@@ -107,7 +107,7 @@ def _pipeline(
     why |= {n: "matched no --include" for n in sources if n not in orders}
     models = {n: _opened(sources[n], own, found[n]) for n, own in orders.items()}
     whole = partial(_opened_whole, stack, found)
-    return without(Chosen(src=src, folder=folder, models=models, whole=whole), why)
+    return without(Chosen(src=src, folder=folder, members=found, models=models, whole=whole), why)
 
 
 def without(chosen: Chosen, why: Mapping[str, str]) -> Chosen:
@@ -118,22 +118,22 @@ def without(chosen: Chosen, why: Mapping[str, str]) -> Chosen:
     if not models:
         problem = f"every component of this pipeline is kept: {', '.join(kept)}"
         raise DataError(problem, place=[chosen.folder], hint=f"--include '{next(iter(kept))}/*' quantizes one")
-    order = [m.name for m in pipelines.members(chosen.folder)]
-    return replace(chosen, models=models, kept={n: kept[n] for n in order if n in kept})
+    return replace(chosen, models=models, kept={n: kept[n] for n in chosen.members if n in kept})
 
 
 def requested(
-    chosen: Chosen, say: Say, begin: Callable[[Opened, Request], Request] = lambda one, request: request
+    chosen: Chosen, say: Say, begin: Callable[[str, Request], Request] = lambda name, request: request
 ) -> tuple[Chosen, dict[str, Request]]:
-    """What is asked of each model, and the models without components of which nothing can be quantized so. begin: makes
-    the request to start with of the one there would be; say: called with what is noticed."""
+    """The models without components of which nothing can be quantized as it is asked, and what is asked of each. begin:
+    makes the request to start with of the name of a model and the request there would be; say: called with what is
+    noticed."""
     if not chosen.folder:
         [(name, one)] = chosen.models.items()
-        return chosen, {name: begin(one, job.request(one.source, one.order, one.to, warn=say))}
+        return chosen, {name: begin(name, job.request(one.source, one.order, one.to, warn=say))}
     requests, why = dict[str, Request](), dict[str, str]()
     for name, one in chosen.models.items():
         try:
-            requests[name] = begin(one, job.request(one.source, one.order, one.to, warn=partial(_said, say, name)))
+            requests[name] = begin(name, job.request(one.source, one.order, one.to, warn=prefixing(name, say)))
             plan.make(one.source.infos(), requests[name])
         except NothingToQuantizeError as error:
             if len(chosen.models) + len(chosen.kept) == 1:
@@ -144,10 +144,6 @@ def requested(
     if not why:
         return chosen, requests
     return without(chosen, why), {name: r for name, r in requests.items() if name not in why}
-
-
-def _said(say: Say, name: str, line: str) -> None:
-    say(prefixed(name, line))
 
 
 def _opened_whole(stack: contextlib.ExitStack, members: Mapping[str, Member], name: str) -> Source | None:
@@ -167,7 +163,7 @@ def _opened(source: Source, order: Order, member: Member) -> Opened:
     if to is not None:
         check_target(component, to, place=source.path)
     said = [SENTENCES] if to == USUAL and component.library == "sentence-transformers" else []
-    return Opened(source=source, order=order, to=to, notes=(*([why] if why else []), *said), component=component)
+    return Opened(source=source, order=order, to=to, notes=(*([why] if why else []), *said))
 
 
 def check_target(component: Component, to: str, *, place: str) -> None:
@@ -222,7 +218,7 @@ class Quantized:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the weights of components that hold no codes."""
-        return sum(source.share for source, _ in self.kept.values() if source is not None)
+        return sum(source.share for source in job.kept_sources(self.kept).values())
 
     @property
     def warnings(self) -> list[str]:

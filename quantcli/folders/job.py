@@ -132,8 +132,8 @@ def planned(source: Source, order: Order, request: Request, *, folder: bool) -> 
     """What becomes of a source. Raises UsageError and DataError for what cannot be done."""
     found = plan.make(source.infos(), request)
     model = outputs.planned(found, source, digest=order.digest)
-    notes = outputs.notes(model.conversion, config=folder and source.beside("config.json") is not None)
-    return Planned(source=source, request=request, plan=found, model=model, notes=tuple(notes))
+    notes = tuple(outputs.notes(model, folder=folder))
+    return Planned(source=source, request=request, plan=found, model=model, notes=notes)
 
 
 # ---- a run ------------------------------------------------------------------------------------------------------
@@ -153,12 +153,16 @@ Whole = tuple["Source | None", str]
 """A component that is kept whole, and why; no source where it cannot be read: its files are copied unread."""
 
 
+def kept_sources(kept: Mapping[str, Whole]) -> dict[str, Source]:
+    """The sources of components that are kept whole, by name, without those that cannot be read."""
+    return {name: source for name, (source, _) in kept.items() if source is not None}
+
+
 def kept_tensors(kept: Mapping[str, Whole]) -> list[Kept]:
     """The tensors of components that are kept whole, under their names in the pipeline."""
     return [
-        Kept(info=replace(info, name=within(name, info.name)), reason="component", note=why)
-        for name, (source, why) in kept.items()
-        if source is not None
+        Kept(info=replace(info, name=within(name, info.name)), reason="component", note=kept[name][1])
+        for name, source in kept_sources(kept).items()
         for info in source.infos()
     ]
 
@@ -206,7 +210,7 @@ class Job:
             one = quantize.write(part.source, part.plan, part.model, self.path, options)
             return Outcome(self._report({"": one}, time.perf_counter() - began), one.notes)
         original, loading = card.beside(self.home, self.side), self._loading()
-        kept = [source for source, _ in self.kept.values() if source is not None]
+        kept = list(kept_sources(self.kept).values())
         folder = write.quantized(
             self.parts, self.path, options, src=self.src, side=self.side, others=kept, resumed=self.resume
         )
@@ -229,7 +233,7 @@ class Job:
         held = kept_tensors(self.kept)
         tensors += held
         sizes |= {t.info.name: t.info.nbytes for t in held}
-        beside = {name: source.share for name, (source, _) in self.kept.items() if source is not None}
+        beside = {name: source.share for name, source in kept_sources(self.kept).items()}
         read = {name: part.source.share for name, part in self.parts.items()} | beside
         made = {name: one.size for name, one in written.items()} | beside
         found = build.of_plan(

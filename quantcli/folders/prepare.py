@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from quantcli.errors import DataError, UsageError
 from quantcli.folders import components, job, sidefiles
@@ -21,8 +21,20 @@ from quantcli.planning.plan import Plan
 from quantcli.planning.recipe import NATIVE
 from quantcli.planning.request import Request, Rule
 from quantcli.planning.scopes import scope
-from quantcli.stores import Source, pipelines
+from quantcli.stores import Source
 from quantcli.stores.pipelines import prefixed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """How an output is to be written. force: in place of one there is; resume: after the finished files of an
+    interrupted run; dry_run: not at all, so that its place need not be free. read: files that are read beside the
+    source, and stay."""
+
+    force: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    read: Sequence[str] = ()
 
 
 def place(chosen: Chosen, order: Order, name: str | None, schemes: str) -> tuple[str, bool]:
@@ -36,25 +48,14 @@ def place(chosen: Chosen, order: Order, name: str | None, schemes: str) -> tuple
     return target, job.as_folder(one.source, target if name or told is None else None, one.to)
 
 
-def checked(
-    chosen: Chosen,
-    order: Order,
-    target: str,
-    *,
-    folder: bool,
-    force: bool,
-    resume: bool = False,
-    dry_run: bool = False,
-    read: Sequence[str] = (),
-) -> tuple[str, SideFiles]:
-    """The real path of an output that may be written, and what becomes of the files beside the source. read: files that
-    are read beside the source. Raises UsageError, DataError and QuantcliError."""
-    job.check_folder_options(folder, order, resume=resume)
-    importance = order.importance or (order.recipe.importance or (None,))[0]
-    inputs = [*read, *([importance] if importance else [])]
+def checked(chosen: Chosen, order: Order, target: str, how: Writing, *, folder: bool) -> tuple[str, SideFiles]:
+    """The real path of an output that may be written, and what becomes of the files beside the source. Raises
+    UsageError, DataError and QuantcliError."""
+    job.check_folder_options(folder, order, resume=how.resume)
+    read = [*how.read, *([order.importance_path] if order.importance_path else [])]
     sources = {n: one.source for n, one in chosen.models.items()}
     return destination(
-        chosen.folder, sources, chosen.kept, target, folder=folder, force=force, dry_run=dry_run, read=inputs
+        chosen.folder, sources, chosen.kept, target, folder=folder, force=how.force, dry_run=how.dry_run, read=read
     )
 
 
@@ -86,17 +87,14 @@ def ready(
     requests: Mapping[str, Request],
     order: Order,
     target: str,
+    how: Writing,
     *,
     shown: str,
     folder: bool,
-    force: bool,
-    resume: bool = False,
-    dry_run: bool = False,
-    read: Sequence[str] = (),
 ) -> Job:
-    """A run that writes to `target`. requests: what is asked of each model; read: files that are read beside the
-    source. Raises UsageError, DataError and QuantcliError for all that can be known before the first weight is read."""
-    real, side = checked(chosen, order, target, folder=folder, force=force, resume=resume, dry_run=dry_run, read=read)
+    """A run that writes to `target`. requests: what is asked of each model. Raises UsageError, DataError and
+    QuantcliError for all that can be known before the first weight is read."""
+    real, side = checked(chosen, order, target, how, folder=folder)
     parts = {}
     for name, one in chosen.models.items():
         try:
@@ -108,7 +106,7 @@ def ready(
         order=order,
         parts=parts,
         kept=chosen.kept,
-        kinds={m.name: m.component.kind for m in pipelines.members(chosen.src) if m.component is not None},
+        kinds={name: m.component.kind for name, m in chosen.members.items() if m.component is not None},
         side=side,
         src=chosen.src,
         home=chosen.folder or chosen.models[""].source.folder,
@@ -116,8 +114,8 @@ def ready(
         path=real,
         folder=folder,
         notes=tuple(prefixed(n, line) for n, part in parts.items() for line in part.notes),
-        force=force,
-        resume=resume,
+        force=how.force,
+        resume=how.resume,
     )
 
 
@@ -139,7 +137,7 @@ def spelt_out(chosen: Chosen, requests: Mapping[str, Request], order: Order) -> 
     wanted = {n: {t.info.name: t.scheme for t in found.tensors} for n, found in plans.items()}
     if not chosen.folder:
         return recipe_writing.resolved(chosen.models[""].source.infos(), wanted[""], requests[""])
-    usual = {m.name: not m.why_kept for m in pipelines.members(chosen.folder)}
+    usual = {name: not member.why_kept for name, member in chosen.members.items()}
     default = recipe_writing.commonest(scheme for own in wanted.values() for scheme in own.values())
     rules = list[Rule]()
     for name, one in chosen.models.items():

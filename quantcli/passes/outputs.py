@@ -98,11 +98,12 @@ def in_file_order(tensors: Sequence[Decided]) -> list[Decided]:
     return sorted(tensors, key=lambda t: min(place[output.name] for output in parts.outputs(t)))
 
 
-def notes(found: Conversion, *, config: bool) -> list[str]:
-    """What there is to say before anything is written: what the loader will and will not do, and without a config.json
-    (a bare file has none, and none is made up) what it wants there."""
+def notes(model: Outgoing, *, folder: bool) -> list[str]:
+    """What there is to say before a model is written, to a folder or a file: what the loader will and will not do, and
+    without a config.json (a bare file has none, and none is made up) what it wants there."""
+    found = model.conversion
     lines = list(found.notes)
-    if found.config and not config:
+    if found.config and not (folder and model.beside("config.json") is not None):
         text = json.dumps(dict(found.config))
         lines.append(f"no config.json is written, and a loader of folders wants this in the model's own: {text}")
     return lines

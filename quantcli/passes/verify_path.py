@@ -75,7 +75,7 @@ def _verified(pair: Pair, how: _How) -> tuple[Verified, Sequence[str]]:
     after, before = pair.after, pair.before
     against = before.path if before is not None else None
     if after is None:
-        return _alone("it is missing here", against), ()
+        return _failed("source", "it is missing here", against), ()
     with contextlib.ExitStack() as stack:
         try:
             model = stack.enter_context(open_model(after.path, variant=after.variant))
@@ -112,13 +112,12 @@ def _of(model: Model, before: Model | None, pair: Pair, how: _How) -> Verified:
     return check(theirs, ours, against, threads=how.threads)
 
 
-def _alone(problem: str, original: str | None) -> Verified:
-    """The outcome for a component that only one of two pipelines has."""
-    finding = Finding(tensor="", check="source", problem=problem)
-    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=(), checks=("source",))
-
-
 def _damaged(path: str, original: str | None, error: DataError) -> Verified:
     """The outcome for a file that cannot even be opened."""
-    finding = Finding(tensor="", check="structure", problem=str(error).removeprefix(f"{path}: "))
-    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=(), checks=("structure",))
+    return _failed("structure", str(error).removeprefix(f"{path}: "), original)
+
+
+def _failed(check: str, problem: str, original: str | None) -> Verified:
+    """The outcome for a model of which nothing but this could be checked."""
+    finding = Finding(tensor="", check=check, problem=problem)
+    return Verified(tensors=0, quantized=0, against=original, findings=(finding,), unchecked=(), checks=(check,))

@@ -3,8 +3,8 @@ kept, its schemes are not used.
 
 Where no recipe is given, a language model keeps what sees and hears and what predicts further tokens, a network of
 convolutions its first layer and classifier, a diffusion model what carries time and condition; a single file with the
-names that ComfyUI has for such models has a preset of its own. `--recipe` replaces
-that, and --no-default-keep and --include, which say themselves what is quantized, do without it.
+names that ComfyUI has for such models has a preset of its own. `--recipe` replaces that, and --no-default-keep and
+--include, which say themselves what is quantized, do without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quantcli.errors import QuantcliError, printable
 from quantcli.layouts.config import json_beside
 from quantcli.patterns import compiled, module_of
 from quantcli.planning.recipe import preset
-from quantcli.planning.request import Request, Rule
+from quantcli.planning.request import Rule
 
 if TYPE_CHECKING:
     from quantcli.layouts.writer import Beside
@@ -147,11 +147,6 @@ def _apart(rules: list[Rule], names: list[str]) -> list[Rule]:
     quantized = {module_of(n).rpartition(".")[2] for n in names if "." in module_of(n) and not any(t(n) for t in tests)}
     alone = [{module_of(n) for n in names if "." not in module_of(n) and test(n)} for test in tests]
     return [rule for rule, modules in zip(rules, alone) if not modules & quantized]
-
-
-def said(request: Request) -> list[str]:
-    """The line about the preset that was chosen for a request."""
-    return about(request.preset)
 
 
 def about(preset: str) -> list[str]:

@@ -57,12 +57,22 @@ def _types() -> Mapping[str, Mapping[str, Any]]:
     return {name: fields for name, fields in own.items() if name not in _NAMED}
 
 
+def canonical(name: str) -> str:
+    """A name of a scheme as the lists of them have it.
+
+    >>> canonical("fp8-dynamic")
+    'FP8_DYNAMIC'
+    """
+    return name.upper().replace("-", "_")
+
+
 def fields(name: str) -> dict[str, Any] | None:
     """The fields that a name stands for; None for other words.
 
-    >>> fields("W4A16_ASYM")["symmetric"], fields("FP8_DYNAMIC")["granularity"], fields("W4")
+    >>> fields("w4a16-asym")["symmetric"], fields("FP8_DYNAMIC")["granularity"], fields("W4")
     (False, 'channel', None)
     """
+    name = canonical(name)
     usual: dict[str, Any] = {"symmetric": True, "activations": "none"}
     match = _INT.fullmatch(name)
     if match is not None:
@@ -76,7 +86,7 @@ def fields(name: str) -> dict[str, Any] | None:
 def named(name: Any, place: str) -> dict[str, Any]:
     """The fields that a name stands for. Raises UsageError, with the place, for what is none."""
     if isinstance(name, str):
-        found = fields(name.upper().replace("-", "_"))
+        found = fields(name)
         if found is not None:
             return found
     close = difflib.get_close_matches(str(name).upper(), usual_names(), n=1, cutoff=0.5)

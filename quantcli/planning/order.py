@@ -13,6 +13,7 @@ from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
 from quantcli.experts import arranged, loadable, only_in_mlx
 from quantcli.layouts.config import stated
+from quantcli.layouts.native.write import check_scheme
 from quantcli.layouts.writer import named
 from quantcli.planning import inputs, kinds
 from quantcli.planning.importance import Importance, load
@@ -51,6 +52,11 @@ class Order:
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
     from_recipe: frozenset[str] = frozenset()
     """Keys that the recipe set and no option did."""
+
+    @property
+    def importance_path(self) -> str | None:
+        """The file of importances: the one that was asked for, else the one that the recipe names."""
+        return self.importance or (self.recipe.importance or (None,))[0]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -184,13 +190,10 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
 
 
 def _check_native(asked: Order) -> None:
-    """Raise UsageError for super-blocks and rotated columns, which quantcli's own layout does not have."""
+    """Raise UsageError for a scheme that quantcli's own layout does not have."""
     for scheme in (asked.recipe.default, *(rule.scheme for rule in asked.recipe.rules)):
-        if scheme is not None and scheme.storage == "super-blocks":
-            raise UsageError(f"super-blocks ({scheme.name}) are stored in GGUF only", hint="add --to gguf")
-        if scheme is not None and scheme.rotation:
-            problem = f"rotated columns ({scheme.name}) are stored in ComfyUI's layout only"
-            raise UsageError(problem, hint="add --to comfyui")
+        if scheme is not None:
+            check_scheme(scheme)
 
 
 def _unsuited(source: Source, asked: Order, model: Architecture) -> str:

@@ -243,7 +243,7 @@ def override(text: str) -> tuple[str, dict[str, Any]]:
     for part in fields.split(","):
         key, equals, value = part.partition("=")
         name = key.strip().replace("-", "_")
-        if not equals and (name == "keep" or named_fields(key.strip().upper().replace("-", "_")) is not None):
+        if not equals and (name == "keep" or named_fields(key.strip()) is not None):
             rule |= {"keep": True} if name == "keep" else {"scheme": key.strip()}
             continue
         if not equals or not name or name in rule:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A pattern and the scheme of the tensors it matches; None keeps them. optional: whether it may match nothing.
-    preset: the preset it comes from, where config.json chose that; empty for what was asked. place: where it stands.
+    preset: the preset it comes from, where that was chosen for the model; empty for what was asked. place: where it
+    stands.
     """
 
     pattern: str
@@ -67,7 +68,7 @@ class Request:
     from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys of a recipe that set include and exclude, which errors then name instead of the options."""
     preset: str = field(default="", compare=False)
-    """The preset that config.json chose, whose rules are among the others."""
+    """The preset that was chosen for the model (see kinds), whose rules are among the others."""
 
     def place(self, name: str) -> str:
         """Where an error about include or exclude is: the key of the recipe, or the option."""

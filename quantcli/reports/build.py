@@ -18,6 +18,7 @@ from quantcli.planning.unquantized import mostly_kept, of_another_kind, sized
 from quantcli.reports.joined import Reported, equal, named
 from quantcli.reports.records import Change, Comparison, TensorReport, loss_first, summarize, tensor_report
 from quantcli.reports.run import RunReport
+from quantcli.stores.pipelines import prefixed, within
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.info import TensorInfo
 
@@ -91,9 +92,8 @@ def with_source(report: RunReport, source: Source, component: str = "") -> RunRe
     """A report that also says what tensors are decoded from, what that had cost, how experts were arranged, and what
     else was done to tensors before they were quantized. component: of a pipeline, where the source is one; the report
     has its tensors under this name."""
-    folder = f"{component}/" if component else ""
-    earlier = {folder + name: found for name, found in source.earlier.items()}
-    notes = {folder + name: line for name, line in source.notes.items()}
+    earlier = {within(component, name): found for name, found in source.earlier.items()}
+    notes = {within(component, name): line for name, line in source.notes.items()}
 
     def recorded(tensor: TensorReport) -> TensorReport:
         if tensor.name in notes:
@@ -105,7 +105,7 @@ def with_source(report: RunReport, source: Source, component: str = "") -> RunRe
         return replace(tensor, source_scheme=found.scheme, source_sqnr_db=sqnr)
 
     def joined(before: str, line: str) -> str:
-        return "; ".join(part for part in (before, f"{component}: {line}" if component and line else line) if part)
+        return "; ".join(part for part in (before, prefixed(component, line) if line else "") if part)
 
     return replace(
         report,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantcli.errors import printable
@@ -28,7 +28,6 @@ class Reported:
     comparison: Comparison | None = None
     kind: str = ""
     kept: str = ""
-    decoded_from: str = field(default="")
 
 
 def report_of(

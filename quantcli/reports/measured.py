@@ -19,7 +19,7 @@ from quantcli.reports import build
 from quantcli.reports.joined import Reported, report_of
 from quantcli.reports.run import RunReport
 from quantcli.stores import need_file
-from quantcli.stores.pipelines import others, prefixed
+from quantcli.stores.pipelines import others, prefixed, prefixing
 
 NO_DIGEST = "the header has no digest of its own, so its figures may have been changed; --against measures them"
 
@@ -70,8 +70,7 @@ def _of(pair: Pair, path: str, against: str | None, how: Measuring) -> Reported:
     after, before = pair.after, pair.before
     if after is None or (before is None and against is not None):
         raise DataError(f"{pair.name} is only in {against if after is None else path}", place=[path])
-    say = how.say
-    how = replace(how, say=lambda line: say(prefixed(pair.name, line)))
+    how = replace(how, say=prefixing(pair.name, how.say))
     try:
         with open_model(after.path, variant=after.variant) as model:
             found = _native(model, pair, how) if model.is_native else _of_another_tool(model, pair, how)

@@ -43,8 +43,8 @@ OF_SOURCE = ("decoded_from", "arranged", "preset")
 class RunReport:
     """A report on one output; passed: whether all gates were, None without gates. equal: names of tensors whose
     original weights are the same, byte for byte, the largest first. decoded_from: the layout of the source, where it is
-    quantized already. arranged: what was done to experts that are stored in another arrangement than the
-    target's. preset: the one that config.json chose, if it did. files: of the source, where it is a folder and
+    quantized already. arranged: what was done to experts that are stored in another arrangement than the target's.
+    preset: the one that was chosen for the model, empty where none was. files: of the source, where it is a folder and
     one is made from it. components: of a pipeline, whose tensors have names such as `unet/conv_in.weight`."""
 
     command: str

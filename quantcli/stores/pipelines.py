@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from quantcli.errors import DataError, UsageError, printable
@@ -67,6 +67,11 @@ def within(name: str, tensor: str) -> str:
 def prefixed(name: str, line: str) -> str:
     """A line about one of the models of a path, which names it where there are several."""
     return f"{name}: {line}" if name else line
+
+
+def prefixing(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
+    """A function that says lines about one of the models of a path, which then name it where there are several."""
+    return lambda line: say(prefixed(name, line))
 
 
 def why_kept(component: Component) -> str:

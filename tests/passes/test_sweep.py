@@ -160,6 +160,7 @@ def test_what_is_printed(model: Path) -> None:
     (["--scheme", "W4A17"], "--scheme: 'W4A17' is not a scheme; did you mean W4A16?"),
     (["--scheme", "W4A16,Q4_K"], "Q4_K is stored in GGUF only"), (["--scheme", "FP8"], "FP8_DYNAMIC needs none"),
     (["--scheme", "W4A16,NVFP4A16", "--asymmetric"], "--asymmetric: fp4 is symmetric"),
+    (["--scheme", "INT8_CONVROT"], "ComfyUI's layout only, and sweep counts native bytes; use plan --to comfyui"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")  # fmt: skip
 def test_what_cannot_be_swept(arguments: list[str], words: str, model: Path) -> None:
     before = model.read_bytes()

@@ -19,6 +19,7 @@ from quantcli.layouts.native.parts import outputs, parts, zero_shape
 from quantcli.layouts.pieces import plain
 from quantcli.layouts.writer import Alike, Beside, Codes, Conversion, Job, Piece, Write
 from quantcli.scales import Store
+from quantcli.scheme import IN_SUPER_BLOCKS, Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.rows import Grouping, TileSpan
@@ -27,16 +28,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def check_scheme(scheme: Scheme, place: str = "") -> None:
+    """Raise UsageError, with the place, for super-blocks and rotated columns, which native files do not have."""
+    where = [printable(place)] if place else []
+    if scheme.storage == IN_SUPER_BLOCKS:
+        raise UsageError(f"super-blocks ({scheme.name}) are stored in GGUF only", place=where, hint="add --to gguf")
+    if scheme.rotation:
+        problem = f"rotated columns ({scheme.name}) are stored in ComfyUI's layout only"
+        raise UsageError(problem, place=where, hint="add --to comfyui")
+
+
 def convert(tensors: Sequence[Decided], beside: Beside) -> Conversion:
-    """The native writer: every tensor by itself, whatever its scheme. Raises UsageError for super-blocks, and for
-    rotated columns."""
+    """The native writer: every tensor by itself, whatever its scheme. Raises UsageError as `check_scheme` does."""
     for tensor in tensors:
-        if tensor.scheme is not None and tensor.scheme.storage == "super-blocks":
-            problem = f"super-blocks ({tensor.scheme.name}) are stored in GGUF only"
-            raise UsageError(problem, place=[printable(tensor.info.name)], hint="add --to gguf")
-        if tensor.scheme is not None and tensor.scheme.rotation:
-            problem = f"rotated columns ({tensor.scheme.name}) are stored in ComfyUI's layout only"
-            raise UsageError(problem, place=[printable(tensor.info.name)], hint="add --to comfyui")
+        if tensor.scheme is not None:
+            check_scheme(tensor.scheme, tensor.info.name)
     return Conversion(jobs={t.info.name: job(t) for t in tensors})
 
 
