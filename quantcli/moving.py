@@ -28,6 +28,8 @@ from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held, is_published
 from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
+from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
+from quantcli.moving_records import Movable, Moving, of_native
 from quantcli.scheme import STATIC
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Kept, Quantized
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.stores import Source
-
-from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
-from quantcli.moving_records import Movable, Moving, of_native
 
 MOVED, PLAIN = "moved", "plain"
 """Why tensors of another tool's file are quantized and kept."""

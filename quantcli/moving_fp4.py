@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from quantcli.asking import Scheme
 from quantcli.errors import UsageError, printable
@@ -14,14 +13,10 @@ from quantcli.layouts.held import Moved
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held
 from quantcli.layouts.writer import named
+from quantcli.moving_records import Movable, Moving, of_native
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.fused import partners
 from quantcli.tensors.rows import grouping_of
-
-if TYPE_CHECKING:
-    pass
-
-from quantcli.moving_records import Movable, Moving, of_native
 
 MXFP4, NVFP4, ALONE = (
     Scheme(format="fp4", group_size=size, scale_dtype=dtype)
