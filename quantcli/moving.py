@@ -219,13 +219,12 @@ class _Making:
             if held.activations in STATIC or measured is not None:
                 kind = "none" if measured is None else "nvfp4" if held.format == "fp4" else "fp8-static"
                 held = replace(held, activations=kind)
-            found = [(held, scheme_of(held, self.offsets[held.bits, held.offsets]))]
-            floating = held.format in FLOATING and found[0][1].name not in (MXFP4.name, NVFP4.name)
-            if floating:
-                found, why = stored_by(named(self.to).accepts, held, found[0][1], info.shape)
-                if not found:
-                    return why
-            held, scheme = found[0]
+            scheme = scheme_of(held, self.offsets[held.bits, held.offsets])
+            if held.format in FLOATING and scheme.name not in (MXFP4.name, NVFP4.name):
+                found = stored_by(named(self.to).accepts, held, scheme, info.shape)
+                if isinstance(found, str):
+                    return found
+                held, scheme = found
             plan = grouping_of(info.shape, scheme)
         except UsageError as error:
             return error.problem
