@@ -18,7 +18,19 @@ from quantcli.layouts import whole_bytes
 from quantcli.layouts.comfyui.types import INT8, described
 from quantcli.layouts.config import architecture
 from quantcli.layouts.loaders import ignored, modules, not_linear
-from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, put_columns, quantized, rounded, words
+from quantcli.layouts.pieces import (
+    bands,
+    facts,
+    not_a_matrix,
+    params,
+    plain,
+    put_columns,
+    quantized,
+    rounded,
+    with_bytes,
+    with_number,
+    words,
+)
 from quantcli.layouts.reader import COMFYUI
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write
@@ -98,28 +110,11 @@ def _job(weight: Weight, *, older: bool, apart: bool) -> Job:
         scale = TensorInfo(f"{module_of(name)}.scale_weight" if older else f"{name}_scale", "F32", ())
         job = whole_bytes.job(weight, Places(codes=codes, scale=scale, store="F32"))
     if (measured := weight.input_scale) is not None:
-        job = _beside(
-            job, TensorInfo(f"{module_of(name)}.input_scale", "F32", ()), np.array([measured], "<f4").tobytes()
-        )
+        job = with_number(job, TensorInfo(f"{module_of(name)}.input_scale", "F32", ()), measured)
     if apart:
         text = json.dumps(description(weight)).encode()
-        job = _beside(job, TensorInfo(f"{module_of(name)}.comfy_quant", "U8", (len(text),)), text)
+        job = with_bytes(job, TensorInfo(f"{module_of(name)}.comfy_quant", "U8", (len(text),)), text)
     return job
-
-
-def _beside(job: Job, info: TensorInfo, raw: bytes) -> Job:
-    """The work that stores a weight and a small tensor beside it."""
-    number = len(job.outputs)
-
-    def piece(codes: Codes, write: Write) -> bool:
-        write(number, 0, raw)
-        return True
-
-    def pieces() -> Iterator[Piece]:
-        yield piece
-        yield from job.pieces()
-
-    return replace(job, outputs=(*job.outputs, info), pieces=pieces)
 
 
 def _signed(weight: Weight) -> Job:
