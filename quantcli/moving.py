@@ -21,15 +21,15 @@ from quantcli.experts import loadable
 from quantcli.floats import decoded, named_for
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, Moved, every, joined, offsets_of, scheme_of
-from quantcli.layouts.held_floats import FLOATING, input_scale, stored_by
+from quantcli.layouts.held_floats import input_scale, stored_by
 from quantcli.layouts.native.document import StoredKept
 from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Held, is_published
+from quantcli.layouts.reader import FLOATING, Held, is_published
 from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
 from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
-from quantcli.moving_records import Movable, Moving, of_native
+from quantcli.moving_records import Movable, Moving
 from quantcli.scheme import STATIC
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Kept, Quantized
@@ -100,7 +100,7 @@ def _found(
 ) -> Movable:
     """The tensors of another tool's file. stored: as it is stored; floats: all decoded; source: the same with experts
     arranged. notes: on their names."""
-    held = {name: _held(view) for name, view in views.items() if view.scheme is not None}
+    held = {name: view.held() for name, view in views.items() if view.scheme is not None}
     making = _Making(
         stored=stored,
         source=source if source.arranged else floats,
@@ -116,13 +116,6 @@ def _found(
     beside = left_out(view for name, view in views.items() if name not in moved)
     said = [*notes, *([source.arranged] if source.arranged else []), *beside]
     return Movable(making.source, tensors, tuple(said))
-
-
-def _held(view: View) -> Held | str:
-    """The codes of a quantized tensor, or why they are not moved."""
-    if view.stored is not None:
-        return of_native(view.stored)
-    return view.held()
 
 
 def _offsets(held: Mapping[str, Held | str], views: Mapping[str, View]) -> dict[tuple[int, str], str]:

@@ -10,10 +10,9 @@ from quantcli.asking import Scheme
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.as_nvfp4 import alone, nvfp4, tensor_scale
 from quantcli.layouts.held import Moved
-from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held
 from quantcli.layouts.writer import named
-from quantcli.moving_records import Movable, Moving, of_native
+from quantcli.moving_records import Movable, Moving
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.fused import partners
 from quantcli.tensors.rows import grouping_of
@@ -45,9 +44,7 @@ def _codes_of(tensor: Moving, wanted: Scheme) -> Held | None:
     scheme = tensor.decided.scheme
     if scheme is None or (scheme.name, scheme.storage) != (wanted.name, wanted.storage) or tensor.obstacle:
         return None
-    if isinstance(tensor.codes, Moved):
-        return tensor.codes.held
-    found = of_native(tensor.codes) if isinstance(tensor.codes, Tensor) else None
+    found = tensor.codes.held if isinstance(tensor.codes, Moved) else tensor.view.held()
     return found if isinstance(found, Held) else None
 
 

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
     from quantcli.stores import Source
 
-FLOATING = ("fp4", "fp8-e4m3", "fp8-e5m2")
-"""Formats of floats that several layouts have."""
-
 MXFP8 = Scheme(format="fp8-e4m3", group_size=MX, scale_dtype="float8_e8m0")
 
 BLOCK = 128
