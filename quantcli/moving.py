@@ -265,17 +265,22 @@ _GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
 
 
 def _for_runtime(model: Movable, to: str) -> Movable:
-    """A model whose weights do not say how inputs are quantized where the target has no words for that."""
+    """A model whose weights do not say how inputs are quantized where the target has no words for that, with a note on
+    what its file said."""
     accepts, tensors, left = named(to).accepts, dict(model), set[str]()
     for name, tensor in model.items():
         scheme = tensor.decided.scheme
-        if scheme is None or scheme.activations == "none" or tensor.obstacle or accepts.obstacle(scheme) is None:
+        if scheme is None or tensor.obstacle:
             continue
-        plain = changed(scheme, activations="none")
-        if accepts.obstacle(plain) is None:
-            assert isinstance(tensor.decided, Quantized)
-            tensors[name] = replace(tensor, decided=replace(tensor.decided, scheme=plain, input_scale=None))
-            left.add(scheme.activations)
+        before = tensor.codes.held.activations if isinstance(tensor.codes, Moved) else scheme.activations
+        if scheme.activations != "none" and accepts.obstacle(scheme) is not None:
+            plain = changed(scheme, activations="none")
+            if accepts.obstacle(plain) is None:
+                assert isinstance(tensor.decided, Quantized)
+                tensors[name] = replace(tensor, decided=replace(tensor.decided, scheme=plain, input_scale=None))
+                scheme = plain
+        if scheme.activations != before:
+            left.add(before)
     if not left:
         return model
     said = f"{to} does not say how inputs are quantized ({', '.join(sorted(left))}): that is left out"

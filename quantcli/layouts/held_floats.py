@@ -53,7 +53,7 @@ def as_mx(held: Held, rows: int, cols: int) -> Held | str:
         scale, _ = held.params(first, last)
         if not ((np.frexp(scale)[0] == 0.5) & (scale >= 2.0**-127)).all():
             return "its scales are no powers of two"
-    return replace(held, group=MX, height=1, scale_dtype="F8_E8M0", activations="none", params=params)
+    return replace(held, group=MX, height=1, scale_dtype="F8_E8M0", params=params)
 
 
 def stored_by(accepts: Accepts, held: Held, scheme: Scheme, shape: Sequence[int]) -> tuple[Held, Scheme] | str:
