@@ -199,6 +199,17 @@ def changed(scheme: record.Scheme, **asked: Any) -> Scheme:
     return SchemeRequest(**{**scheme.as_dict(), **asked}).decided()
 
 
+def searched(fields: Mapping[str, Any], effort: str | None) -> Scheme:
+    """The scheme of some fields of a request. effort: how long to search for its scales, None for the default."""
+    options: dict[str, Any] = {} if effort is None else {"options": {"effort": effort}}
+    return SchemeRequest(**fields, **options).decided()
+
+
+def effort_of(scheme: record.Scheme) -> str | None:
+    """How long the scales of a scheme are to be searched for; None where that is left to the default."""
+    return scheme.options["effort"] if scheme.calibration == "mse" and "effort" in scheme.given else None
+
+
 @functools.lru_cache(maxsize=256)
 def candidates(scheme: record.Scheme) -> tuple[record.Scheme, ...]:
     """The schemes `auto` chooses from, min-max first; any other scheme is its only candidate."""

@@ -3,7 +3,6 @@ graph as its products sum over them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +22,7 @@ from quantcli.architectures.experts import (
 )
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
+from quantcli.layouts.mlx.models import own_name
 from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
 from quantcli.stores import Source, Unsplit, is_stream
@@ -68,21 +68,8 @@ def arranged(source: Source, to: str | None, *, container: bool = False) -> Sour
     return Derived(source, tensors, unsplit=unsplit, arranged="; ".join(filter(None, said)), shapes=shapes)
 
 
-_OF_MLX = re.compile(
-    r"\.(?:switch_mlp|switch_glu|embed_q|unembed_out|gate\.gate_proj)\."
-    r"|\bexperts\.(?:gate_proj|up_proj|down_proj)\.(?:weight|bias)$"
-)
-_OF_TYPES = {
-    "dbrx": r".*\.ffn\.experts\.\d+\.(?:w1|v1|w2)\.weight$",
-    **dict.fromkeys(("gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"), r"language_model\.model\."),
-    "granitemoehybrid": r".*\.layers\.\d+\.mlp\.",
-    "kimi_linear": r".*\.layers\.\d+\.mlp\.(?:shared_)?experts\.",
-    "lfm2_moe": r".*\.feed_forward\.(?:gate|up|down)_proj\.",
-}
-"""Names that only mlx-lm has in models of a type."""
-
 _ANY_NAMES = ("comfyui", "gguf", "mlx", "native", "onnx")
-"""Targets that know these names, or whose files stand for themselves."""
+"""Targets that know the names of mlx-lm, or whose files stand for themselves."""
 
 
 def loadable(source: Source, to: str | None, *, container: bool = False) -> Source:
@@ -100,9 +87,7 @@ def only_in_mlx(source: Source, to: str) -> str | None:
     """A tensor of a source under a name that only mlx-lm has for it, where the loaders of a target know others."""
     if to.partition(":")[0] in _ANY_NAMES:
         return None
-    own = [re.compile(_OF_TYPES[name]) for name in model_types(_config(source)) if name in _OF_TYPES]
-    names = (info.name for info in source.infos())
-    return next((n for n in names if _OF_MLX.search(n) or any(pattern.match(n) for pattern in own)), None)
+    return own_name((info.name for info in source.infos()), model_types(_config(source)))
 
 
 def _config(source: Source) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts import evidence, reader
 from quantcli.layouts.native import model as native
+from quantcli.layouts.native.held import held
 from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Found, Held, Read, is_published, not_moved
 from quantcli.notebook import table
@@ -43,9 +44,9 @@ class View:
     first and last in C order, that are decoded together; read(first, last): any run as float32, of codes what they
     stand for; encoded(first, last): the same in its own dtype, where the library of its layout rounds to that. step:
     weights that are best decoded at a time. parts: the tensors that store it; unused: those of them that its values do
-    without, by name. held(): codes of another tool's file, or why they are not moved. turned(first, last, step): of one
-    that is stored with its last two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether
-    a matrix is [out, in], where that is known.
+    without, by name. held(): its codes, or why they are not moved. turned(first, last, step): of one that is stored
+    with its last two axes exchanged, every step-th row of that in its own dtype. outputs_first: whether a matrix is
+    [out, in], where that is known.
     """
 
     info: TensorInfo
@@ -275,6 +276,7 @@ def _native(tensor: Tensor) -> View:
         blocks=tuple(zip(starts, ends)),
         read=read,
         parts=stored.outputs,
+        held=partial(held, tensor),
         step=ends[0] - starts[0],
     )
 

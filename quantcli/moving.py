@@ -21,13 +21,15 @@ from quantcli.experts import loadable
 from quantcli.floats import decoded, named_for
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, Moved, every, joined, offsets_of, scheme_of
-from quantcli.layouts.held_floats import FLOATING, input_scale, stored_by
+from quantcli.layouts.held_floats import input_scale, stored_by
 from quantcli.layouts.native.document import StoredKept
 from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Held, is_published
+from quantcli.layouts.reader import FLOATING, Held, is_published
 from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
+from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
+from quantcli.moving_records import Movable, Moving
 from quantcli.scheme import STATIC
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Kept, Quantized
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.stores import Source
-
-from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
-from quantcli.moving_records import Movable, Moving, of_native
 
 MOVED, PLAIN = "moved", "plain"
 """Why tensors of another tool's file are quantized and kept."""
@@ -101,7 +100,7 @@ def _found(
 ) -> Movable:
     """The tensors of another tool's file. stored: as it is stored; floats: all decoded; source: the same with experts
     arranged. notes: on their names."""
-    held = {name: _held(view) for name, view in views.items() if view.scheme is not None}
+    held = {name: view.held() for name, view in views.items() if view.scheme is not None}
     making = _Making(
         stored=stored,
         source=source if source.arranged else floats,
@@ -117,13 +116,6 @@ def _found(
     beside = left_out(view for name, view in views.items() if name not in moved)
     said = [*notes, *([source.arranged] if source.arranged else []), *beside]
     return Movable(making.source, tensors, tuple(said))
-
-
-def _held(view: View) -> Held | str:
-    """The codes of a quantized tensor, or why they are not moved."""
-    if view.stored is not None:
-        return of_native(view.stored)
-    return view.held()
 
 
 def _offsets(held: Mapping[str, Held | str], views: Mapping[str, View]) -> dict[tuple[int, str], str]:
@@ -220,13 +212,12 @@ class _Making:
             if held.activations in STATIC or measured is not None:
                 kind = "none" if measured is None else "nvfp4" if held.format == "fp4" else "fp8-static"
                 held = replace(held, activations=kind)
-            found = [(held, scheme_of(held, self.offsets[held.bits, held.offsets]))]
-            floating = held.format in FLOATING and found[0][1].name not in (MXFP4.name, NVFP4.name)
-            if floating:
-                found, why = stored_by(named(self.to).accepts, held, found[0][1], info.shape)
-                if not found:
-                    return why
-            held, scheme = found[0]
+            scheme = scheme_of(held, self.offsets[held.bits, held.offsets])
+            if held.format in FLOATING and scheme.name not in (MXFP4.name, NVFP4.name):
+                found = stored_by(named(self.to).accepts, held, scheme, info.shape)
+                if isinstance(found, str):
+                    return found
+                held, scheme = found
             plan = grouping_of(info.shape, scheme)
         except UsageError as error:
             return error.problem
@@ -274,17 +265,22 @@ _GROUP = re.compile(r"g([1-9][0-9]{0,3})(?![0-9])")
 
 
 def _for_runtime(model: Movable, to: str) -> Movable:
-    """A model whose weights do not say how inputs are quantized where the target has no words for that."""
+    """A model whose weights do not say how inputs are quantized where the target has no words for that, with a note on
+    what its file said."""
     accepts, tensors, left = named(to).accepts, dict(model), set[str]()
     for name, tensor in model.items():
         scheme = tensor.decided.scheme
-        if scheme is None or scheme.activations == "none" or tensor.obstacle or accepts.obstacle(scheme) is None:
+        if scheme is None or tensor.obstacle:
             continue
-        plain = changed(scheme, activations="none")
-        if accepts.obstacle(plain) is None:
-            assert isinstance(tensor.decided, Quantized)
-            tensors[name] = replace(tensor, decided=replace(tensor.decided, scheme=plain, input_scale=None))
-            left.add(scheme.activations)
+        before = tensor.codes.held.activations if isinstance(tensor.codes, Moved) else scheme.activations
+        if scheme.activations != "none" and accepts.obstacle(scheme) is not None:
+            plain = changed(scheme, activations="none")
+            if accepts.obstacle(plain) is None:
+                assert isinstance(tensor.decided, Quantized)
+                tensors[name] = replace(tensor, decided=replace(tensor.decided, scheme=plain, input_scale=None))
+                scheme = plain
+        if scheme.activations != before:
+            left.add(before)
     if not left:
         return model
     said = f"{to} does not say how inputs are quantized ({', '.join(sorted(left))}): that is left out"

@@ -5,23 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from quantcli.asking import Scheme
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.as_nvfp4 import alone, nvfp4, tensor_scale
 from quantcli.layouts.held import Moved
-from quantcli.layouts.native.model import Tensor
 from quantcli.layouts.reader import Held
 from quantcli.layouts.writer import named
+from quantcli.moving_records import Movable, Moving
 from quantcli.tensors.decided import Quantized
 from quantcli.tensors.fused import partners
 from quantcli.tensors.rows import grouping_of
-
-if TYPE_CHECKING:
-    pass
-
-from quantcli.moving_records import Movable, Moving, of_native
 
 MXFP4, NVFP4, ALONE = (
     Scheme(format="fp4", group_size=size, scale_dtype=dtype)
@@ -33,13 +27,13 @@ AS = {"MXFP4A16": MXFP4, "NVFP4A16": NVFP4}
 
 def of_mxfp4(model: Movable, to: str, asked: str | None) -> Movable:
     """A model with codes of MXFP4 as they are, or as NVFP4 where that is asked for or all that the target has."""
-    held = {name: codes for name, tensor in model.items() if (codes := _codes_of(tensor, MXFP4)) is not None}
     if asked is not None and not any((t.scheme or "").lower() == MXFP4.name for t in model.values()):
         raise UsageError(f"--scheme {asked} is for weights of MXFP4, and it has none", hint="leave it out")
     accepts = named(to).accepts
     only = accepts.obstacle(MXFP4) is not None and accepts.obstacle(NVFP4) is None
     if AS.get(asked or "", NVFP4 if only else MXFP4) is MXFP4:
         return model
+    held = {name: codes for name, tensor in model.items() if (codes := _codes_of(tensor, MXFP4)) is not None}
     known: dict[tuple[str, ...], float | str] = {}
     tensors = {name: _as_nvfp4(name, model, held, known) if name in held else t for name, t in model.items()}
     return Movable(model.source, tensors, model.notes)
@@ -50,9 +44,7 @@ def _codes_of(tensor: Moving, wanted: Scheme) -> Held | None:
     scheme = tensor.decided.scheme
     if scheme is None or (scheme.name, scheme.storage) != (wanted.name, wanted.storage) or tensor.obstacle:
         return None
-    if isinstance(tensor.codes, Moved):
-        return tensor.codes.held
-    found = of_native(tensor.codes) if isinstance(tensor.codes, Tensor) else None
+    found = tensor.codes.held if isinstance(tensor.codes, Moved) else tensor.view.held()
     return found if isinstance(found, Held) else None
 
 
@@ -67,14 +59,17 @@ def _as_nvfp4(name: str, model: Movable, held: Mapping[str, Held], known: dict[t
             f"it shares the scale of the tensor with {printable(others[0], 200)}, which is not of MXFP4" if others
             else tensor_scale([(held[n], math.prod(shape[:-1]), shape[-1]) for n, shape in shapes])
         )  # fmt: skip
-    overall, shape = known[together], tensor.decided.info.shape
-    plan = grouping_of(shape, NVFP4)
-    weight = Quantized(
-        info=tensor.decided.info, reason=tensor.decided.reason, scheme=NVFP4, grouping=plan, scale_dtype="F8_E4M3"
-    )
-    if isinstance(overall, str):
-        return replace(tensor, decided=weight, obstacle=overall)
-    return replace(tensor, decided=weight, codes=Moved(nvfp4(held[name], overall), NVFP4, plan))
+    overall, info = known[together], tensor.decided.info
+    plan = grouping_of(info.shape, NVFP4)
+    weight = Quantized(info=info, reason=tensor.decided.reason, scheme=NVFP4, grouping=plan, scale_dtype="F8_E4M3")
+    return _as(tensor, weight, overall if isinstance(overall, str) else nvfp4(held[name], overall))
+
+
+def _as(tensor: Moving, weight: Quantized, found: Held | str) -> Moving:
+    """A tensor as another weight, with its codes or why there are none."""
+    if isinstance(found, str):
+        return replace(tensor, decided=weight, obstacle=found)
+    return replace(tensor, decided=weight, codes=Moved(found, weight.scheme, weight.grouping))
 
 
 def of_nvfp4(model: Movable, to: str) -> Movable:
@@ -90,11 +85,7 @@ def of_nvfp4(model: Movable, to: str) -> Movable:
         if held is None:
             continue
         assert isinstance(tensor.decided, Quantized)
-        shape, plan = tensor.decided.info.shape, tensor.decided.grouping
-        weight = replace(tensor.decided, scheme=after)
+        shape = tensor.decided.info.shape
         found = alone(held, math.prod(shape[:-1]), shape[-1]) if without else held
-        tensors[name] = (
-            replace(tensor, decided=weight, obstacle=found) if isinstance(found, str)
-            else replace(tensor, decided=weight, codes=Moved(found, after, plan))
-        )  # fmt: skip
+        tensors[name] = _as(tensor, replace(tensor.decided, scheme=after), found)
     return Movable(model.source, tensors, model.notes)

@@ -1,4 +1,4 @@
-"""Tensors on their way into another layout, and the codes of those that quantcli quantized."""
+"""Tensors on their way into another layout."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from quantcli.layouts.held_floats import FLOATING
-from quantcli.layouts.native.model import Tensor
-from quantcli.layouts.reader import Held
 from quantcli.layouts.writer import Codes, Raw
 from quantcli.models import View
 from quantcli.tensors.decided import Decided
-from quantcli.tensors.rows import TileSpan
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
     from quantcli.metrics import Metrics
     from quantcli.stores import Source
 
@@ -55,36 +48,3 @@ class Movable(Mapping[str, Moving]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def of_native(tensor: Tensor) -> Held | str:
-    """The codes of a tensor that quantcli quantized."""
-    scheme, plan = tensor.stored.scheme, tensor.stored.grouping
-    assert scheme is not None and plan is not None
-    moved = (scheme.family == "int" and not scheme.binary) or scheme.format in FLOATING
-    if not moved or plan.cols != tensor.shape[-1] or plan.shared == "columns":
-        return f"experts of {scheme.name} are not arranged"
-    floating = scheme.format in FLOATING
-    where: int | str = plan.group if scheme.granularity in ("group", "block") else "channel"
-
-    def rows(first: int, last: int) -> TileSpan:
-        return TileSpan(first, last - first, 0, plan.cols)
-
-    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        scale, zero = tensor.scales(rows(first, last))
-        if plan.height > 1:  # of the blocks that these are rows of
-            scale = scale[np.arange(first, last) // plan.height - first // plan.height]
-        return (np.broadcast_to(scale, (last - first, plan.groups)) if floating else scale), zero
-
-    return Held(
-        format=scheme.format,
-        bits=scheme.bits,
-        group="tensor" if floating and scheme.granularity == "tensor" else where,
-        height=plan.height,
-        offsets="" if scheme.symmetric else scheme.zero_point,
-        scale_dtype=tensor.stored.scale_dtype,
-        overall=tensor.overall(),
-        activations=scheme.activations,
-        packed=lambda first, last: tensor.packed(rows(first, last)),
-        params=params,
-    )

@@ -28,14 +28,20 @@ Parts = dict[str, tuple[str, tuple[int, ...], bytes]]
 # ---- tensors in memory ------------------------------------------------------------------------------------------
 
 
-def written(path: Path) -> tuple[Parts, dict[str, Any], np.ndarray]:
-    """What a file of GOLDEN holds: the parts, config.json, and what the library makes of them."""
+def parts_and_config(path: Path) -> tuple[Parts, dict[str, Any]]:
+    """The parts in a file, and config.json."""
     raw = path.read_bytes()
     parts: Parts = {
         name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
         for name, entry in safetensors.deserialize(raw)
     }
     config = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["config"])
+    return parts, config
+
+
+def written(path: Path) -> tuple[Parts, dict[str, Any], np.ndarray]:
+    """What a file of GOLDEN holds: the parts, config.json, and what the library makes of them."""
+    parts, config = parts_and_config(path)
     _, shape, values = parts.pop("expected")
     return parts, config, np.frombuffer(values, np.float32).reshape(shape)
 
@@ -166,12 +172,7 @@ WORDS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}
 
 def made_by_a_tool(path: Path) -> tuple[Parts, dict[str, Any], tuple[str, np.ndarray]]:
     """The parts in a file, config.json, and the dtype and bits of what the tool makes of them, in C order."""
-    raw = path.read_bytes()
-    parts: Parts = {
-        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
-        for name, entry in safetensors.deserialize(raw)
-    }
-    config = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["config"])
+    parts, config = parts_and_config(path)
     dtype, shape, values = parts.pop("expected")
     return parts, config, (dtype, np.frombuffer(values, WORDS[dtype]).reshape(shape))
 

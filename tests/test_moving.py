@@ -170,6 +170,12 @@ def test_what_inputs_are_quantized_to_moves_along(tmp_path: Path) -> None:
     assert run("quantize", model, "--scheme", "W8A8", "--to", "native", "-o", native, "-q").code == 0
     assert run("export", native, "--to", "gptq", "-o", tmp_path / "gptq2", "-q").code == 0
     assert load(tmp_path / "gptq2" / "model.safetensors") == load(tmp_path / "gptq" / "model.safetensors")
+    whole = ["--scheme", "FP8_DYNAMIC", "--override", "*:granularity=tensor", "--to", "compressed-tensors"]
+    assert run("quantize", model, *whole, "-o", tmp_path / "whole", "-q").code == 0
+    for target in ("fp8-blocks", "comfyui"):
+        ran = run("export", tmp_path / "whole", "--to", target, "-o", tmp_path / f"whole-{target}", "--json")
+        assert ran.code == 0 and ran.json["lossless"]
+        assert f"{target} does not say how inputs are quantized (fp8): that is left out" in ran.err
 
 
 @pytest.mark.parametrize("path", [p for p in WRITTEN if p.stem[:3] in ("fp8", "bnb", "mlx")], ids=lambda p: p.stem)

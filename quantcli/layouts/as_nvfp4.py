@@ -18,7 +18,7 @@ import numpy as np
 
 from quantcli.dtypes import from_float32, to_float32
 from quantcli.errors import DataError
-from quantcli.layouts.held import SEEN
+from quantcli.layouts.held import spans_of
 from quantcli.layouts.reader import Held
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ def _not_zero(held: Held, first: int, last: int, groups: int) -> NDArray[np.bool
 def _exponents(held: Held, rows: int, groups: int, *, zeros: bool) -> list[int]:
     """The exponents of the smallest and the largest scale of a weight. zeros: whether scales of groups of zeros count;
     without them it may have none."""
-    step, found = max(1, SEEN // max(groups, 1)), list[int]()
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
+    found = list[int]()
+    for first, last in spans_of(rows, groups):
         scale, _ = held.params(first, last)
         own = scale if zeros else scale[_not_zero(held, first, last, groups)]
         if own.size:
@@ -88,9 +87,7 @@ def alone(held: Held, rows: int, cols: int) -> Held | str:
         scale, _ = held.params(first, last)
         return to_float32(_e4m3(scale), "F8_E4M3").reshape(scale.shape), None
 
-    step = max(1, SEEN // max(groups, 1))
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
+    for first, last in spans_of(rows, groups):
         scale, _ = held.params(first, last)
         others = params(first, last)[0] != scale
         lost += int((others & _not_zero(held, first, last, groups)).sum()) if others.any() else 0

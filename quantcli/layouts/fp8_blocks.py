@@ -68,6 +68,16 @@ class _Stored:
     height: int
     width: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether one scale is that of the tensor."""
+        return self.scale.numel == 1 and len(self.scale.shape) < 2
+
+    @property
+    def is_mx(self) -> bool:
+        """Whether its scales are exponents of groups of a row, as in MXFP4 and MXFP8."""
+        return (self.height, self.width) == MX and self.scale.dtype in E8M0
+
 
 def _stated(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """The blocks config.json states."""
@@ -148,34 +158,25 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 def _held(stored: _Stored, activations: str, read: Read) -> Held | str:
     """The codes; scales of blocks that are exponents are floats elsewhere."""
     rows, cols = stored.shape[-2:]
-    if (stored.height, stored.width) == MX and stored.scale.dtype in E8M0:
+    if stored.is_mx:
         bits = 4 if stored.dtype == "F4" else 8
         return small.held(read, stored.codes, stored.scale, stored.name, cols, bits=bits)
-    whole = stored.scale.numel == 1 and len(stored.scale.shape) < 2
-    if stored.dtype == "F4" or (not whole and rows % stored.height and len(stored.shape) > 2):
+    if stored.dtype == "F4" or (not stored.whole and rows % stored.height and len(stored.shape) > 2):
         return "its blocks are not those of other layouts"
-    across = -(-cols // stored.width)
 
     def packed(first: int, last: int) -> Bytes:
         return packing.pack(read(stored.codes.name, first * cols, (last - first) * cols).reshape(-1, cols), 8)
 
-    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        if whole:
-            return np.broadcast_to(scales(read, stored.scale, stored.name, 0, 1), (last - first, 1)), None
-        low, high = first // stored.height, -(-last // stored.height)
-        found = scales(read, stored.scale, stored.name, low * across, (high - low) * across).reshape(-1, across)
-        return found[np.arange(first, last) // stored.height - low], None
-
     return Held(
         format="fp8-e4m3",
         bits=8,
-        group="tensor" if whole else stored.width,
-        height=1 if whole else stored.height,
+        group="tensor" if stored.whole else stored.width,
+        height=1 if stored.whole else stored.height,
         offsets="",
         scale_dtype="F32" if stored.scale.dtype in E8M0 else stored.scale.dtype,
         activations=activations,
         packed=packed,
-        params=params,
+        params=lambda first, last: (_scales(stored, read, first, last), None),
     )
 
 
@@ -189,10 +190,9 @@ def _inputs(stored: _Stored, config: Mapping[str, Any]) -> str:
 
 def _scheme(stored: _Stored) -> str:
     kind = "fp8-e4m3" if stored.dtype != "F4" else "fp4"
-    if (stored.height, stored.width) == MX and stored.scale.dtype in E8M0:
+    if stored.is_mx:
         return f"mx{kind[:3]}"
-    whole = stored.scale.numel == 1 and len(stored.scale.shape) < 2
-    return kind + ("t" if whole else f"b{stored.height}x{stored.width}")
+    return kind + ("t" if stored.whole else f"b{stored.height}x{stored.width}")
 
 
 def _found(stored: _Stored, dtype: str, config: Mapping[str, Any]) -> Found:

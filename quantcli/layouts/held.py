@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli import scheme as record
 from quantcli.asking import Scheme
 from quantcli.errors import DataError, UsageError
 from quantcli.kernels import QuantParams, row_bytes
@@ -34,6 +35,13 @@ SMALL = ("F8_E4M3", "F8_E8M0")
 
 OFFSETS = ("", "int", "float")
 """What codes may have as offsets, each a case of the next."""
+
+
+def spans_of(rows: int, groups: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows, first and last, whose parameters are looked at together; groups: of a row."""
+    step = max(1, SEEN // max(groups, 1))
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
 
 
 # ---- schemes ----------------------------------------------------------------------------------------------------
@@ -89,11 +97,10 @@ def offsets_of(held: Held, rows: int, cols: int, known: str = "") -> str:
     """What the codes of a weight have as offsets, `known` at least; reading ends when they have what their layout
     has."""
     group = held.group if isinstance(held.group, int) else cols
-    step = max(1, SEEN // max(cols // group, 1))
-    for first in range(0, rows, step):
+    for first, last in spans_of(rows, cols // group):
         if known == held.offsets:
             break
-        known = max(known, _offsets(held, first, min(first + step, rows)), key=OFFSETS.index)
+        known = max(known, _offsets(held, first, last), key=OFFSETS.index)
     return known
 
 
@@ -103,7 +110,7 @@ def offsets_of(held: Held, rows: int, cols: int, known: str = "") -> str:
 class Moved:
     """The codes of a weight."""
 
-    def __init__(self, held: Held, scheme: Scheme, plan: Grouping) -> None:
+    def __init__(self, held: Held, scheme: record.Scheme, plan: Grouping) -> None:
         self.held, self._scheme, self._plan = held, scheme, plan
 
     def packed(self, span: TileSpan) -> Bytes:

@@ -12,7 +12,7 @@ import numpy as np
 from quantcli.asking import Scheme, changed
 from quantcli.dtypes import to_float32
 from quantcli.layouts.accepts import Accepts
-from quantcli.layouts.held import SEEN, as_rows
+from quantcli.layouts.held import as_rows, spans_of
 from quantcli.layouts.reader import Held
 from quantcli.layouts.small import MX
 from quantcli.layouts.stored import FLOATS
@@ -21,9 +21,6 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from quantcli.kernels import Floats
     from quantcli.stores import Source
-
-FLOATING = ("fp4", "fp8-e4m3", "fp8-e5m2")
-"""Formats of floats that several layouts have."""
 
 MXFP8 = Scheme(format="fp8-e4m3", group_size=MX, scale_dtype="float8_e8m0")
 
@@ -52,17 +49,14 @@ def as_mx(held: Held, rows: int, cols: int) -> Held | str:
         each = np.repeat(held.params(first, last)[0], -(-width // MX), axis=1)
         return np.ascontiguousarray(each[:, : cols // MX]), None
 
-    step = max(1, SEEN * width // cols)
-    for first in range(0, rows, step):
-        scale, _ = held.params(first, min(first + step, rows))
+    for first, last in spans_of(rows, -(-cols // width)):
+        scale, _ = held.params(first, last)
         if not ((np.frexp(scale)[0] == 0.5) & (scale >= 2.0**-127)).all():
             return "its scales are no powers of two"
-    return replace(held, group=MX, height=1, scale_dtype="F8_E8M0", activations="none", params=params)
+    return replace(held, group=MX, height=1, scale_dtype="F8_E8M0", params=params)
 
 
-def stored_by(
-    accepts: Accepts, held: Held, scheme: Scheme, shape: Sequence[int]
-) -> tuple[list[tuple[Held, Scheme]], str]:
+def stored_by(accepts: Accepts, held: Held, scheme: Scheme, shape: Sequence[int]) -> tuple[Held, Scheme] | str:
     """The codes as a target stores them, and their scheme there, the nearest to what it was first: one scale for the
     tensor may be repeated, what inputs are quantized to left out, and scales that are powers of two be those of MXFP8.
     Where it stores none, why."""
@@ -75,12 +69,12 @@ def stored_by(
         for codes, way in ways:
             own = changed(way, activations=kind)
             if accepts.obstacle(own) is None:
-                return [(codes, own)], ""
+                return codes, own
     why = accepts.obstacle(changed(scheme, activations="none")) or ""
     if scheme.format != MXFP8.format or scheme.storage != "plain" or accepts.obstacle(MXFP8) is not None:
-        return [], why
+        return why
     found = as_mx(held, rows, cols)
-    return ([], f"{why}, and {found}") if isinstance(found, str) else ([(found, MXFP8)], "")
+    return f"{why}, and {found}" if isinstance(found, str) else (found, MXFP8)
 
 
 def input_scale(source: Source, parts: Sequence[TensorInfo], unused: Sequence[str]) -> float | None:

@@ -28,7 +28,7 @@ from quantcli.layouts import whole_bytes
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.config import architecture, model_dtype
 from quantcli.layouts.loaders import ignored, not_linear, refuse_skipped, unknown
-from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized
+from quantcli.layouts.pieces import facts, not_a_matrix, plain, quantized, with_number
 from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.small import E2M1, held, looked_up, scales, table
 from quantcli.layouts.stored import floats, matrix, part, wrong
@@ -155,11 +155,10 @@ def _job(weight: Weight) -> Job:
     shape = () if scheme.granularity == "tensor" else lead if scheme.storage == "plain" else plan.scale_shape
     scale = TensorInfo(f"{name}_scale", dtype, shape)
     overall = TensorInfo(f"{name}_scale_2", "F32", ()) if scheme.storage == "e4m3" else None
-    places = Places(codes=codes, scale=scale, store=dtype, overall=overall)
-    if (measured := weight.input_scale) is not None:
-        info = TensorInfo(f"{module_of(name)}.input_scale", "F32", ())
-        places = replace(places, input=info, input_scale=measured)
-    return whole_bytes.job(weight, places)
+    job = whole_bytes.job(weight, Places(codes=codes, scale=scale, store=dtype, overall=overall))
+    if (measured := weight.input_scale) is None:
+        return job
+    return with_number(job, TensorInfo(f"{module_of(name)}.input_scale", "F32", ()), measured)
 
 
 def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.kernels import BlockScales, joined_blocks, row_bytes
-from quantcli.layouts.writer import Codes, Job, Raw, Weight, Write
+from quantcli.layouts.writer import Codes, Job, Piece, Raw, Weight, Write
 from quantcli.scheme import Scheme
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -75,6 +76,26 @@ def plain(info: TensorInfo) -> Job:
         return True
 
     return Job(outputs=(info,), pieces=lambda: (partial(copy, start) for start in range(0, info.nbytes, COPY)))
+
+
+def with_bytes(job: Job, info: TensorInfo, raw: bytes) -> Job:
+    """The work that stores a weight and a small tensor beside it, whose bytes are known."""
+    number = len(job.outputs)
+
+    def piece(codes: Codes, write: Write) -> bool:
+        write(number, 0, raw)
+        return True
+
+    def pieces() -> Iterator[Piece]:
+        yield piece
+        yield from job.pieces()
+
+    return replace(job, outputs=(*job.outputs, info), pieces=pieces)
+
+
+def with_number(job: Job, info: TensorInfo, value: float) -> Job:
+    """The same for a tensor of one number in float32, such as the scale of the inputs of a layer."""
+    return with_bytes(job, info, np.array([value], "<f4").tobytes())
 
 
 def bands(plan: Grouping, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:

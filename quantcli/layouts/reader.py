@@ -58,6 +58,10 @@ def is_published(scheme: str) -> bool:
     return scheme.startswith(PUBLISHED)
 
 
+FLOATING = ("fp4", "fp8-e4m3", "fp8-e5m2")
+"""Formats of floats that several layouts have."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """The codes of a weight, in a form that other layouts may store as it is.

@@ -29,23 +29,20 @@ ROUNDED = 2.0**-50
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
     """The tensors a weight is stored as: codes, scales, and where there is one the scale of the tensor. inverse:
-    whether that is what scales are divided by. store: the dtype in which scales are stored. input: where the
-    measured scale of the inputs of the layer goes."""
+    whether that is what scales are divided by. store: the dtype in which scales are stored."""
 
     codes: TensorInfo
     scale: TensorInfo
     store: str
     overall: TensorInfo | None = None
     inverse: bool = False
-    input: TensorInfo | None = None
-    input_scale: float = 1.0
 
 
 def job(tensor: Weight, places: Places) -> Job:
     """The work that stores a weight. Codes are bytes of floats or signed integers; of 4-bit floats two to a byte, the
     first in the low half. Words of four bytes are the same."""
     scheme, plan = facts(tensor)
-    outputs = tuple(o for o in (places.codes, places.scale, places.overall, places.input) if o is not None)
+    outputs = tuple(o for o in (places.codes, places.scale, places.overall) if o is not None)
 
     def pieces() -> Iterator[Piece]:
         width = plan.cols + 1 if plan.height > 1 else plan.group
@@ -74,8 +71,6 @@ def _piece(scheme: Scheme, plan: Grouping, places: Places, span: TileSpan, codes
         value = np.float32(1 / overall if places.inverse else overall)
         exact = abs(float(value) * (overall if places.inverse else 1 / overall) - 1) < ROUNDED
         write(2, 0, np.array([value], "<f4"))
-    if places.input is not None and begins:
-        write(2 if places.overall is None else 3, 0, np.array([places.input_scale], "<f4"))
     return exact
 
 

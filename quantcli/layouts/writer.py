@@ -252,8 +252,8 @@ class Writer:
         """A scheme as the target stores it, where it has a name in common with what was requested: with the scale dtype
         of the target, unless another was requested; without a scale of the tensor, or what is said of inputs, where it
         has no such thing."""
-        kinds = (self.accepts, *self.accepts.others)
-        if scheme.storage == "e4m3" and "e4m3-alone" in {k.storage for k in kinds} - {"e4m3"}:
+        alone = any(kind.storage == "e4m3-alone" for kind in (self.accepts, *self.accepts.others))
+        if scheme.storage == "e4m3" and alone:
             scheme = scheme.with_scale_dtype("float8_e4m3_alone")
         if self.own_inputs and scheme.activations != "none":
             scheme = scheme.of_weights()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
 
 TILE_ROWS, TILE_COLS = 128, 4
+"""Rows and columns of a tile of scales."""
+
 FORMATS = {"nvfp4": ("U8", ("F8_E4M3",), 16, 2), "mxfp8": ("F8_E4M3", E8M0, 32, 1)}
 """Dtypes of codes and scales, columns of a group, and floats in a byte."""
 

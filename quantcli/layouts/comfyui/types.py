@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from quantcli.asking import SchemeRequest, changed
+from quantcli.asking import changed, effort_of, searched
 from quantcli.errors import printable
 from quantcli.scheme import ROTATIONS, Scheme
 
@@ -62,16 +62,12 @@ def scheme_of(kind: str, effort: str | None = None) -> Scheme:
     >>> scheme_of("nvfp4").name, scheme_of("int8_convrot").name
     ('nvfp4', 'w8c-rot256')
     """
-    fields: dict[str, Any] = dict(FIELDS[kind])
-    if effort is not None:
-        fields["options"] = {"effort": effort}
-    return SchemeRequest(**fields).decided()
+    return searched(FIELDS[kind], effort)
 
 
 def like(kind: str, scheme: Scheme) -> Scheme:
     """The scheme of a type, searched as long as another one."""
-    given = scheme.calibration == "mse" and "effort" in scheme.given
-    return scheme_of(kind, scheme.options["effort"] if given else None)
+    return scheme_of(kind, effort_of(scheme))
 
 
 def fitting(cols: int, scheme: Scheme) -> tuple[Scheme, str]:

@@ -15,10 +15,23 @@ from quantcli import scales
 from quantcli.architectures import EMBEDDING, EXPERTS, UNNAMED, Architecture
 from quantcli.errors import UsageError
 from quantcli.layouts import whole_bytes
+from quantcli.layouts.comfyui.swizzled import TILE_COLS, TILE_ROWS
 from quantcli.layouts.comfyui.types import INT8, described
 from quantcli.layouts.config import architecture
 from quantcli.layouts.loaders import ignored, modules, not_linear
-from quantcli.layouts.pieces import bands, facts, not_a_matrix, params, plain, put_columns, quantized, rounded, words
+from quantcli.layouts.pieces import (
+    bands,
+    facts,
+    not_a_matrix,
+    params,
+    plain,
+    put_columns,
+    quantized,
+    rounded,
+    with_bytes,
+    with_number,
+    words,
+)
 from quantcli.layouts.reader import COMFYUI
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Beside, Codes, Conversion, Job, Piece, Weight, Write
@@ -32,9 +45,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes
-
-TALL, WIDE = 128, 4
-"""Rows and columns of a tile of scales."""
 
 UNITS = {"e4m3": 16, "e8m0": 32}
 """What columns are filled up to a multiple of, and what rows are a multiple of, by how scales are stored."""
@@ -98,28 +108,11 @@ def _job(weight: Weight, *, older: bool, apart: bool) -> Job:
         scale = TensorInfo(f"{module_of(name)}.scale_weight" if older else f"{name}_scale", "F32", ())
         job = whole_bytes.job(weight, Places(codes=codes, scale=scale, store="F32"))
     if (measured := weight.input_scale) is not None:
-        job = _beside(
-            job, TensorInfo(f"{module_of(name)}.input_scale", "F32", ()), np.array([measured], "<f4").tobytes()
-        )
+        job = with_number(job, TensorInfo(f"{module_of(name)}.input_scale", "F32", ()), measured)
     if apart:
         text = json.dumps(description(weight)).encode()
-        job = _beside(job, TensorInfo(f"{module_of(name)}.comfy_quant", "U8", (len(text),)), text)
+        job = with_bytes(job, TensorInfo(f"{module_of(name)}.comfy_quant", "U8", (len(text),)), text)
     return job
-
-
-def _beside(job: Job, info: TensorInfo, raw: bytes) -> Job:
-    """The work that stores a weight and a small tensor beside it."""
-    number = len(job.outputs)
-
-    def piece(codes: Codes, write: Write) -> bool:
-        write(number, 0, raw)
-        return True
-
-    def pieces() -> Iterator[Piece]:
-        yield piece
-        yield from job.pieces()
-
-    return replace(job, outputs=(*job.outputs, info), pieces=pieces)
 
 
 def _signed(weight: Weight) -> Job:
@@ -151,13 +144,13 @@ def _in_tiles(weight: Weight) -> Job:
     scheme, plan = facts(weight)
     name, cols, four = weight.info.name, _filled(weight), scheme.bits == 4
     codes = TensorInfo(name, "U8" if four else "F8_E4M3", (plan.rows, cols // 2 if four else cols))
-    tiles = -(-plan.rows // TALL), -(-(cols // plan.group) // WIDE)
-    scale = TensorInfo(f"{name}_scale", "F8_E4M3" if four else "U8", (tiles[0] * TALL, tiles[1] * WIDE))
+    tiles = -(-plan.rows // TILE_ROWS), -(-(cols // plan.group) // TILE_COLS)
+    scale = TensorInfo(f"{name}_scale", "F8_E4M3" if four else "U8", (tiles[0] * TILE_ROWS, tiles[1] * TILE_COLS))
     overall = (TensorInfo(f"{name}_scale_2", "F32", ()),) if four else ()
 
     def pieces() -> Iterator[Piece]:
-        size = plan.cols + 1 if plan.cols <= WIDEST else WIDE * plan.group
-        for span in bands(plan, scheme.bits, size, unit=TALL):
+        size = plan.cols + 1 if plan.cols <= WIDEST else TILE_COLS * plan.group
+        for span in bands(plan, scheme.bits, size, unit=TILE_ROWS):
             yield partial(_tiled, scheme, plan, codes.shape[1], tiles[1], span)
 
     return Job(outputs=(codes, scale, *overall), pieces=pieces)
@@ -174,9 +167,9 @@ def _tiled(scheme: Scheme, plan: Grouping, width: int, across: int, span: TileSp
     put_columns(write, 0, np.pad(packed, ((0, 0), (0, missing))), at, width)
     store = Store("F8_E4M3" if scheme.bits == 4 else "U8", codes.overall())
     stored = np.ascontiguousarray(scales.of(scheme).stored(codes.scales(span)[0], store))
-    first = span.row // TALL, span.col // (WIDE * plan.group)
+    first = span.row // TILE_ROWS, span.col // (TILE_COLS * plan.group)
     for row, line in enumerate(in_tiles(stored.view(np.uint8))):
-        write(1, ((first[0] + row) * across + first[1]) * TALL * WIDE, line)
+        write(1, ((first[0] + row) * across + first[1]) * TILE_ROWS * TILE_COLS, line)
     if scheme.bits == 4 and span.row == span.col == 0:
         write(2, 0, np.array([codes.overall()], "<f4"))
     return True
@@ -186,11 +179,11 @@ def in_tiles(values: Bytes) -> NDArray[np.uint8]:
     """A matrix of bytes filled up with zeros and cut into tiles of 128 rows and 4 columns: a line of tiles, each of 512
     bytes, for every 128 rows."""
     rows, cols = values.shape
-    down, across = -(-rows // TALL), -(-cols // WIDE)
-    whole = np.zeros((down * TALL, across * WIDE), np.uint8)
+    down, across = -(-rows // TILE_ROWS), -(-cols // TILE_COLS)
+    whole = np.zeros((down * TILE_ROWS, across * TILE_COLS), np.uint8)
     whole[:rows, :cols] = values
-    found = whole.reshape(down, 4, TALL // 4, across, WIDE).transpose(0, 3, 2, 1, 4)
-    return np.ascontiguousarray(found).reshape(down, across * TALL * WIDE)
+    found = whole.reshape(down, 4, TILE_ROWS // 4, across, TILE_COLS).transpose(0, 3, 2, 1, 4)
+    return np.ascontiguousarray(found).reshape(down, across * TILE_ROWS * TILE_COLS)
 
 
 # ---- a model --------------------------------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from quantcli.layouts import whole_bytes
 from quantcli.layouts.groups import INPUTS
 from quantcli.layouts.native.write import job as native
-from quantcli.layouts.pieces import facts, plain
+from quantcli.layouts.pieces import facts, plain, with_number
 from quantcli.layouts.whole_bytes import Places
 from quantcli.layouts.writer import Job, Weight
 from quantcli.patterns import module_of
@@ -75,7 +74,8 @@ def job(tensor: Weight) -> Job:
     scale = TensorInfo(f"{name}_scale", dtype, (1,) if scheme.granularity == "tensor" else plan.scale_shape)
     overall = TensorInfo(f"{name}_global_scale", "F32", (1,)) if scheme.storage == "e4m3" else None
     places = Places(codes=codes, scale=scale, store=tensor.scale_dtype, overall=overall, inverse=True)
-    if (measured := tensor.input_scale) is not None:  # of NVFP4 the inverse
-        end, value = ("input_global_scale", 1 / measured) if overall is not None else ("input_scale", measured)
-        places = replace(places, input=TensorInfo(f"{module_of(name)}.{end}", "F32", (1,)), input_scale=value)
-    return whole_bytes.job(tensor, places)
+    found = whole_bytes.job(tensor, places)
+    if (measured := tensor.input_scale) is None:
+        return found
+    end, value = ("input_global_scale", 1 / measured) if overall is not None else ("input_scale", measured)
+    return with_number(found, TensorInfo(f"{module_of(name)}.{end}", "F32", (1,)), value)  # of NVFP4 the inverse

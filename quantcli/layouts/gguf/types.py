@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from quantcli.asking import SchemeRequest
+from quantcli.asking import effort_of, searched
 from quantcli.kernels import SUPER
 from quantcli.scheme import SUPER_BLOCKS, Scheme
 
@@ -49,16 +49,12 @@ def scheme_of(kind: str, effort: str | None = None) -> Scheme:
     >>> scheme_of("Q4_K").name, scheme_of("Q8_0").name
     ('q4_k', 'w8g32')
     """
-    fields: dict[str, Any] = dict(FIELDS[kind])
-    if effort is not None:
-        fields["options"] = {"effort": effort}
-    return SchemeRequest(**fields).decided()
+    return searched(FIELDS[kind], effort)
 
 
 def like(kind: str, scheme: Scheme) -> Scheme:
     """The scheme of a type, searched as long as another one."""
-    given = scheme.calibration == "mse" and "effort" in scheme.given
-    return scheme_of(kind, scheme.options["effort"] if given else None)
+    return scheme_of(kind, effort_of(scheme))
 
 
 def type_of(scheme: Scheme) -> str | None:
@@ -92,7 +88,8 @@ def file_type_of(kind: str) -> str:
 def nearest(scheme: Scheme) -> str:
     """How to ask for the type nearest to a scheme that none has.
 
-    >>> nearest(SchemeRequest(bits=7).decided())
+    >>> from quantcli import Scheme
+    >>> nearest(Scheme(bits=7))
     'use --scheme Q8_0, the nearest that it stores, or --to gguf:Q8_0'
     """
     kind = _WIDE.get(scheme.bits, "Q8_0") if scheme.format == "int" else "Q8_0" if scheme.bits > 4 else "IQ4_NL"

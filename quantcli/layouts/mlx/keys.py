@@ -9,9 +9,11 @@ its code by tests/peers/write_mlx_models.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 Values = Mapping[str, Any]
@@ -64,9 +66,6 @@ class Completed:
 
 @cache
 def _facts() -> Any:
-    import json
-    from pathlib import Path
-
     return json.loads(Path(__file__).with_name("table.json").read_text("ascii"))
 
 

@@ -1,9 +1,10 @@
-"""What mlx-lm's models are like: which weights they take quantized, and how they hold experts."""
+"""What mlx-lm's models are like: which weights they take quantized, how they hold experts, and which names are theirs
+alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from quantcli import asking
@@ -141,3 +142,27 @@ def _part(info: TensorInfo, name: str, place: int = 0, parts: int = 1) -> Rebuil
     rows, cols = info.shape[0] // parts, info.shape[1]
     matrix = Matrix(name=info.name, rows=rows, cols=cols, first=place * rows * cols)
     return Rebuilt(name, (rows, cols), (matrix,))
+
+
+# ---- names that tell whose model it is --------------------------------------------------------------------------
+
+
+_OWN = re.compile(
+    r"\.(?:switch_mlp|switch_glu|embed_q|unembed_out|gate\.gate_proj)\."
+    r"|\bexperts\.(?:gate_proj|up_proj|down_proj)\.(?:weight|bias)$"
+)
+_OWN_OF_TYPES = {
+    "dbrx": r".*\.ffn\.experts\.\d+\.(?:w1|v1|w2)\.weight$",
+    **dict.fromkeys(("gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"), r"language_model\.model\."),
+    "granitemoehybrid": r".*\.layers\.\d+\.mlp\.",
+    "kimi_linear": r".*\.layers\.\d+\.mlp\.(?:shared_)?experts\.",
+    "lfm2_moe": r".*\.feed_forward\.(?:gate|up|down)_proj\.",
+}
+"""Names of tensors that only mlx-lm has, in models of any type and of a type."""
+
+
+def own_name(names: Iterable[str], types: Sequence[str]) -> str | None:
+    """The first of the names of a model's tensors that only mlx-lm has; None where all are those of other tools too.
+    types: of the model."""
+    own = [re.compile(_OWN_OF_TYPES[name]) for name in types if name in _OWN_OF_TYPES]
+    return next((n for n in names if _OWN.search(n) or any(pattern.match(n) for pattern in own)), None)
