@@ -172,16 +172,16 @@ def of_types(tensors: Sequence[Weight], file_type: int | None) -> list[str]:
     """Notes on the types of weights: rows that have another one than was asked for, what the file is where no file type
     was named, and one without the tensors that its name promises."""
     weights = [(t, block_type(t.scheme)) for t in tensors if t.scheme is not None]
-    changed = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
-    notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in changed.items()]
+    others = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
+    notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in others.items()]
     kinds = Counter(kind for t, kind in weights if t.reason == "default")
     if file_type == NUMBERS["MXFP4"] and "MXFP4" not in (kind for _, kind in weights):
         notes.append("no tensor is MXFP4: these are the experts of a model, and it has none")
     if file_type is None and len(kinds) == 1:
         [kind] = kinds
         other = file_type_of(kind)
-        told = f"weights are {kind}; --to gguf:{other} has the types that llama-quantize gives each tensor"
-        notes += [told] if other != kind else []
+        if other != kind:
+            notes.append(f"weights are {kind}; --to gguf:{other} has the types that llama-quantize gives each tensor")
     return notes
 
 
