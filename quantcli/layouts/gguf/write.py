@@ -190,7 +190,7 @@ def _model(
 ) -> Conversion:
     """The model as llama.cpp runs it."""
     by_name = {t.info.name: t for t in tensors}
-    places, changed = {}, []
+    places, rounded = {}, []
     for tensor in sorted(model.tensors, key=lambda t: in_order(t.name)):
         weight = by_name[tensor.source]
         info = weight.info
@@ -203,7 +203,7 @@ def _model(
             raise DataError(f"llama.cpp cannot run {info.dtype}", place=[printable(info.name)])
         else:
             kind = "F32" if tensor.float32 else RUNS[info.dtype]
-            changed += [info] if info.dtype == "F64" else []
+            rounded += [info] if info.dtype == "F64" else []
         places[info.name] = Place(
             name=tensor.name, type=kind, order=tensor.order, units=tensor.units, raised=tensor.raised
         )
@@ -215,8 +215,8 @@ def _model(
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
-    if changed:
-        notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
+    if rounded:
+        notes.append(f"llama.cpp cannot run F64: {_some(rounded, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture, **title(config, beside)}
     own = {**model.keys, **pooling(model, beside), **found.keys}
     return conversion(tensors, places, keys, own, model.made, notes, file_type)
