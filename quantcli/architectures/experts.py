@@ -185,16 +185,10 @@ def _linear(prefix: str, named: Mapping[str, TensorInfo]) -> Experts | None:
     if both is None or down is None or found is None or found[0]:
         return None
     _, inner, hidden = found
-    size, firsts = inner * hidden, range(both.shape[0])
-    halves = {part: place * size for place, part in enumerate((GATE, UP))}
     return Experts(
         prefix=prefix,
         stored=(both.name, down.name),
-        weights={
-            part: tuple(Matrix(name=both.name, rows=inner, cols=hidden, first=2 * n * size + first) for n in firsts)
-            for part, first in halves.items()
-        }
-        | {DOWN: tuple(Matrix(name=down.name, rows=hidden, cols=inner, first=n * size) for n in firsts)},
+        weights={**_halves(both, inner, hidden, apart=inner * hidden), DOWN: _each(down)},
         dtype=both.dtype,
     )
 
@@ -225,6 +219,21 @@ def _each(info: TensorInfo) -> tuple[Matrix, ...]:
     """The matrices of all experts in a tensor, vectors as one column."""
     count, rows, cols = (*info.shape, 1)[:3]
     return tuple(Matrix(name=info.name, rows=rows, cols=cols, first=number * rows * cols) for number in range(count))
+
+
+def _halves(
+    both: TensorInfo, rows: int, cols: int, *, apart: int, width: int = 0, step: int = 1
+) -> dict[str, tuple[Matrix, ...]]:
+    """The gates and the ups of all experts that are in one tensor. apart: elements from the first of a gate to the
+    first of its up; width, step: as of a Matrix."""
+    size = 2 * rows * cols
+    return {
+        part: tuple(
+            Matrix(name=both.name, rows=rows, cols=cols, first=n * size + place * apart, width=width, step=step)
+            for n in range(both.shape[0])
+        )
+        for place, part in enumerate((GATE, UP))
+    }
 
 
 def orientation(both: TensorInfo, down: TensorInfo) -> tuple[bool, int, int] | None:
@@ -264,24 +273,17 @@ def _stacked(prefix: str, named: Mapping[str, TensorInfo], types: list[str], *, 
         return f"{list(both.shape)} is not the shape of experts of {types[-1]}, so its rows cannot be told apart"
     step = 2 if ALTERNATING.intersection(types) else 1
     count, stride = both.shape[0], inner * hidden
-    width = 2 * inner if transposed else 0
-    apart = 1 if step == 2 else inner if transposed else stride  # elements from the gate's first to up's
+    apart = 1 if step == 2 else inner if transposed else stride
     return _checked(
         Experts(
             prefix=prefix,
             stored=tuple(info.name for info in named.values()),
             weights={
-                part: tuple(
-                    Matrix(name=both.name, rows=inner, cols=hidden, first=first + place * apart, width=width, step=step)
-                    for first in range(0, count * 2 * stride, 2 * stride)
-                )
-                for place, part in enumerate((GATE, UP))
-            }
-            | {
+                **_halves(both, inner, hidden, apart=apart, width=2 * inner if transposed else 0, step=step),
                 DOWN: tuple(
-                    Matrix(name=down.name, rows=hidden, cols=inner, first=first, width=hidden if transposed else 0)
-                    for first in range(0, count * stride, stride)
-                )
+                    Matrix(name=down.name, rows=hidden, cols=inner, first=n * stride, width=hidden if transposed else 0)
+                    for n in range(count)
+                ),
             },
             dtype=both.dtype,
         ),
@@ -305,15 +307,7 @@ def _biases(
     if both.dtype != down.dtype:
         return "the biases of these experts have several dtypes"
     width, apart = (2 * inner, 1) if step == 2 else (0, inner)
-    found = {
-        part: tuple(
-            Matrix(name=both.name, rows=inner, cols=1, first=first + place * apart, width=width, step=step)
-            for first in range(0, count * 2 * inner, 2 * inner)
-        )
-        for place, part in enumerate((GATE, UP))
-    }
-    downs = (Matrix(name=down.name, rows=hidden, cols=1, first=first) for first in range(0, count * hidden, hidden))
-    return {**found, DOWN: tuple(downs)}
+    return {**_halves(both, inner, 1, apart=apart, width=width, step=step), DOWN: _each(down)}
 
 
 def _flat(prefix: str, named: Mapping[str, TensorInfo], config: Mapping[str, Any], types: list[str]) -> Experts | str:

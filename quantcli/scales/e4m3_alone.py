@@ -1,7 +1,7 @@
 """E4M3 alone: an 8-bit float for every group and no scale of the tensor, as in MLX's NVFP4.
 
-Its smallest number is 2^-9, and from 2^-6 down it has less than three bits: scales of small weights, of which those of
-trained models mostly are, are coarse, and a search among them gains the more.
+Its smallest number is 2^-9, and below 2^-6 it has fewer than three bits behind the point: the scales of small weights,
+as trained models mostly have, are coarse, and a search among them gains more.
 """
 
 from __future__ import annotations

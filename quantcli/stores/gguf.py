@@ -268,12 +268,14 @@ def _parse_tensors(header: _Header, count: int, alignment: int) -> dict[str, Ent
     return found
 
 
-def _in_shape(entry: Entry, shape: Any) -> Entry:
-    """A tensor in its own shape, the value of a key. Raises DataError where that has another number of elements."""
-    info, block = entry.info, entry.block
-    numel = info.numel if block is None else math.prod(block.shape)
+def _in_its_shape(entry: Entry, keys: Mapping[str, Any]) -> Entry:
+    """A tensor in its own shape, where a key gives one. Raises DataError where that has another number of elements."""
+    info, block, key = entry.info, entry.block, SHAPE + entry.info.name
+    if key not in keys:
+        return entry
+    shape, numel = keys[key], info.numel if block is None else math.prod(block.shape)
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != numel:
-        raise DataError("it is not a shape of as many elements", place=[printable(SHAPE + info.name)])
+        raise DataError("it is not a shape of as many elements", place=[printable(key)])
     if block is not None:
         return replace(entry, block=Block(block.type, tuple(shape)))
     return replace(entry, info=replace(info, shape=tuple(shape)))
@@ -333,6 +335,7 @@ class GgufFile(Source):
         self.path, self.file = file.path, file
         try:
             self.version, self.keys, entries, self.data = _parse(file)
+            self._entries = {e.info.name: _in_its_shape(e, self.keys) for e in entries}
         except DataError as error:
             self.file.close()
             raise error.within(file.path) from None
@@ -340,18 +343,7 @@ class GgufFile(Source):
             self.file.close()
             raise
         self.metadata = {name: self.keys.shown(name) for name in self.keys if name != "quantcli"}
-        self._entries = {e.info.name: self._own_shape(e) for e in entries}
         self.blocks = {name: e.block for name, e in self._entries.items() if e.block is not None}
-
-    def _own_shape(self, entry: Entry) -> Entry:
-        key = SHAPE + entry.info.name
-        if key not in self.keys:
-            return entry
-        try:
-            return _in_shape(entry, self.keys[key])
-        except DataError as error:
-            self.file.close()
-            raise error.within(self.path) from None
 
     def infos(self) -> Sequence[TensorInfo]:
         return [e.info for e in self._entries.values()]

@@ -165,6 +165,10 @@ def test_models_of_sentencepiece_that_llama_cpp_does_not_run(raw: bytes, why: st
 
 
 def test_a_file_that_is_no_such_model(tmp_path: Path) -> None:
-    for raw in (b"nonsense", sentencepiece(1)[:-3], field(1, field(1, b"\xff"))):
-        with pytest.raises(DataError, match="it is not a model of SentencePiece"):
+    kinds = [field(1, field(2, 7)), field(1, field(3, "x")), field(2, field(40, "x")), field(3, field(2, 7))]
+    for raw in (b"nonsense", sentencepiece(1)[:-3], field(1, field(1, b"\xff")), *kinds):
+        with pytest.raises(DataError, match=r"^tokenizer\.model: it is not a model of SentencePiece"):
             read(tmp_path, {"tokenizer.model": raw})
+    with pytest.raises(DataError, match=r"^spiece\.model: it is not a model of SentencePiece"):
+        (tmp_path / "tokenizer.model").unlink()
+        read(tmp_path, {"spiece.model": b"nonsense"})

@@ -77,7 +77,7 @@ class _Model:
     falcon: bool
 
 
-def named(infos: Sequence[TensorInfo]) -> tuple[str, dict[str, TensorInfo]]:
+def _named(infos: Sequence[TensorInfo]) -> tuple[str, dict[str, TensorInfo]]:
     """llama.cpp's architecture, as far as names tell it, and the tensors by its names; those of a GGUF keep theirs."""
     found = list[tuple[str, dict[str, TensorInfo]]]()
     for family in families():
@@ -164,7 +164,7 @@ def _of_outputs(kind: str, base: str, model: _Model) -> str:
 def mix(kind: str, infos: Sequence[TensorInfo], *, tied: bool, weighted: bool) -> dict[str, str]:
     """The type of every tensor of a model that a file type quantizes, by its name in the source. tied: whether the
     embedding is the output too; weighted: whether importances are given."""
-    architecture, by_name = named(infos)
+    architecture, by_name = _named(infos)
     shapes = {name: info.shape for name, info in by_name.items() if len(info.shape) > 1}
     model = _model(shapes, tied=tied, weighted=weighted, falcon=architecture == "falcon")
     found = dict[str, str]()

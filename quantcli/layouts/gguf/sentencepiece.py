@@ -17,7 +17,7 @@ from typing import Any
 
 from quantcli.errors import DataError
 from quantcli.layouts.gguf.unigram import OtherwiseError, charsmap
-from quantcli.stores.protobuf import BYTES, FOUR, VARINT, Wire, signed
+from quantcli.stores.protobuf import BYTES, FOUR, VARINT, Field, Wire, signed
 
 NAMES = ("tokenizer.model", "spiece.model")
 """Files of models whose pieces have the ids of the model's tokens."""
@@ -27,6 +27,13 @@ _NORMAL, _USER, _UNUSED = 1, 4, 5
 _APART = "llama.cpp splits text at user-defined pieces first, so that spaces beside them may be tokens of their own"
 _SPECIAL = {40: ("unknown", 0), 41: ("bos", 1), 42: ("eos", 2), 43: ("padding", -1)}
 """Fields of ids, with the names of keys and what holds where they are missing."""
+
+_KINDS: Mapping[int, Mapping[int, int]] = {
+    1: {1: BYTES, 2: FOUR, 3: VARINT},
+    2: dict.fromkeys((3, 24, 35, *_SPECIAL), VARINT),
+    3: {2: BYTES, 3: VARINT, 4: VARINT},
+}
+"""The fields that are read, by message, each with its kind."""
 
 
 class _Held:
@@ -62,31 +69,31 @@ def _parsed(raw: bytes) -> _Model:
     for part in wire.fields(0, len(raw)):
         if part.kind != BYTES:
             continue
-        inner = list(_inner(wire, part.value, part.size, raw))
+        values = _values(wire, part, raw)
         if part.number == 1:
-            values = dict(inner)
             found.pieces.append(values.get(1, b"").decode())
             found.scores.append(struct.unpack("<f", values[2])[0] if 2 in values else 0.0)
             found.types.append(values.get(3, _NORMAL))
         elif part.number == 2:
-            values = dict(inner)
             found.kind, found.behind = values.get(3, _UNIGRAM), bool(values.get(24))
             found.falls_back = bool(values.get(35))
             found.special = {name: signed(values.get(n, usual)) for n, (name, usual) in _SPECIAL.items()}
         elif part.number == 3:
-            values = dict(inner)
             found.table, found.prefix = values.get(2, b""), bool(values.get(3, 1))
             found.merged = bool(values.get(4, 1))
     return found
 
 
-def _inner(wire: Wire, start: int, size: int, raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of the fields of a message: whole numbers, or bytes."""
-    for part in wire.fields(start, start + size):
-        if part.kind == VARINT:
-            yield part.number, part.value
-        elif part.kind in (BYTES, FOUR):
-            yield part.number, raw[part.value : part.value + part.size]
+def _values(wire: Wire, message: Field, raw: bytes) -> dict[int, Any]:
+    """The fields of a message that are read: whole numbers, or bytes. Raises DataError for one of another kind."""
+    kinds, found = _KINDS.get(message.number, {}), dict[int, Any]()
+    for part in wire.fields(message.value, message.value + message.size):
+        if part.number not in kinds:
+            continue
+        if part.kind != kinds[part.number]:
+            raise DataError(f"field {part.number} is of another kind")
+        found[part.number] = part.value if part.kind == VARINT else raw[part.value : part.value + part.size]
+    return found
 
 
 def keys(raw: bytes, settings: Mapping[str, Any], size: int) -> tuple[dict[str, Any], dict[str, int], str]:
@@ -97,8 +104,8 @@ def keys(raw: bytes, settings: Mapping[str, Any], size: int) -> tuple[dict[str, 
     """
     try:
         model = _parsed(raw)
-    except (UnicodeError, DataError, struct.error, AttributeError):
-        raise DataError("it is not a model of SentencePiece", place=[NAMES[0]]) from None
+    except (UnicodeError, DataError):
+        raise DataError("it is not a model of SentencePiece") from None
     if model.kind not in (_UNIGRAM, _BPE) or model.behind or not model.pieces:
         raise OtherwiseError("its kind of SentencePiece model is not supported")
     if model.kind == _BPE and not model.falls_back:

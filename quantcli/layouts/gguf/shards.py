@@ -65,8 +65,8 @@ def _parts(
     keys: Mapping[str, Any], later: Mapping[str, Any], tensors: Sequence[GgufTensor], limit: int
 ) -> list[list[GgufTensor]]:
     """The tensors of each file, in order."""
-    room = 4 * ALIGNMENT + 128  # for the keys about files, and for what alignment adds
-    first, others = (len(lay_out(own, []).header) + room for own in (keys, later))
+    spare = 4 * ALIGNMENT + 128  # for the keys about files, and for what alignment adds
+    first, others = (len(lay_out(own, []).header) + spare for own in (keys, later))
     parts, held = [list[GgufTensor]()], first
     for tensor in tensors:
         size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT + len(tensor.name.encode()) + 8 * (len(tensor.shape) + 3)

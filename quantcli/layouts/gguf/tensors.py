@@ -143,6 +143,7 @@ def _written(block: Bytes, first: int, goes: NDArray[Any] | None) -> Iterator[tu
 
 
 def job_of(weight: Weight, place: Place) -> Job:
+    """What writes a tensor to its place."""
     info = weight.info
     kind = place.type if place.name == info.name else f"{place.name} {place.type}"
     size = SIZES[place.type]

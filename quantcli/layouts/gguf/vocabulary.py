@@ -44,6 +44,12 @@ class Vocabulary:
     note: str = ""
 
 
+_NONE = {"tokenizer.ggml.model": "no_vocab"}
+"""The keys of a model that runs on token ids only."""
+
+Made = tuple[dict[str, Any], dict[str, int], str]
+"""Keys of a vocabulary, ids by token, and what llama.cpp tokenizes differently."""
+
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", *sentencepiece.NAMES)
 """The files beside the weights that are read."""
 
@@ -139,24 +145,20 @@ def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield pair[0], pair[1]
 
 
-def _byte_level(
-    tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
-) -> tuple[dict[str, Any], dict[str, int]]:
-    pre, _ = _splitting(tokenizer, model)
+def _byte_level(tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int) -> Made:
+    pre, note = _splitting(tokenizer, model)
     words, types, numbers = _words(tokenizer, model, size)
     merges = [f"{a} {b}" for a, b in _merges(model)]
     if not merges or any(merge.count(" ") > 1 for merge in merges):
         raise OtherwiseError("its merges cannot be stored for llama.cpp")
     keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": words, "token_type": types}
-    return keys | {"merges": merges}, numbers
+    return keys | {"merges": merges}, numbers, note
 
 
-def _falling_back(
-    tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
-) -> tuple[dict[str, Any], dict[str, int]]:
+def _falling_back(tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int) -> Made:
     """Keys with scores: llama.cpp merges the pair whose token has the highest score, here the one that is merged
     first."""
-    prefix, _ = _prefix(tokenizer)
+    prefix, note = _prefix(tokenizer)
     words, types, numbers = _words(tokenizer, model, size)
     if not all(f"<0x{byte:02X}>" in numbers for byte in range(256)):
         raise OtherwiseError("not every byte has a token")
@@ -173,12 +175,10 @@ def _falling_back(
         if types[i] not in (NORMAL, UNUSED):
             scores[i] = 0.0
     keys: dict[str, Any] = {"model": "llama", "pre": "default", "tokens": words, "scores": scores}
-    return keys | {"token_type": types, "add_space_prefix": prefix}, numbers
+    return keys | {"token_type": types, "add_space_prefix": prefix}, numbers, note
 
 
-def _word_pieces(
-    tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int
-) -> tuple[dict[str, Any], dict[str, int]]:
+def _word_pieces(tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int) -> Made:
     """Keys of WordPiece: pieces that begin a word have a mark there, instead of those that go on. Raises
     OtherwiseError."""
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
@@ -204,12 +204,13 @@ def _word_pieces(
         if token in numbers:
             keys[f"{name}_token_id"] = numbers[token]
     around = _begins(tokenizer, end=False) == "[CLS]"
-    return keys | {"add_bos_token": around, "add_eos_token": False, "add_sep_token": around}, numbers
+    return keys | {"add_bos_token": around, "add_eos_token": False, "add_sep_token": around}, numbers, ""
 
 
-def _pieces(tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int) -> tuple[dict[str, Any], dict[str, int]]:
+def _pieces(tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int) -> Made:
     """Keys of Unigram. Raises OtherwiseError."""
-    table, _ = _unigram_spaces(tokenizer)
+    steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    table, note = unigram.spaces(steps, _steps(tokenizer.get("normalizer"), "normalizers"))
     found = unigram.scores(model, size)
     words, types, numbers = _words(tokenizer, {"vocab": {piece: i for i, (piece, _) in enumerate(found)}}, size)
     unknown = model.get("unk_id")
@@ -219,16 +220,11 @@ def _pieces(tokenizer: Mapping[str, Any], model: Mapping[str, Any], size: int) -
     keys: dict[str, Any] = {"model": "t5", "pre": "default", "tokens": words, "token_type": types}
     keys["scores"] = [score for _, score in found] + [0.0] * (size - len(found))
     keys |= {"add_space_prefix": True, "remove_extra_whitespaces": True, "unknown_token_id": unknown}
-    for name in ("mask", "sep", "cls"):
-        token = {"mask": "<mask>", "sep": "</s>", "cls": "<s>"}[name]
+    for name, token in (("mask", "<mask>"), ("seperator", "</s>"), ("cls", "<s>")):
         if token in numbers and types[numbers[token]] == CONTROL:
-            keys[f"{'seperator' if name == 'sep' else name}_token_id"] = numbers[token]
-    return keys | ({"precompiled_charsmap": unigram.charsmap(table)} if table else {}), numbers
-
-
-def _unigram_spaces(tokenizer: Mapping[str, Any]) -> tuple[bytes, str]:
-    steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    return unigram.spaces(steps, _steps(tokenizer.get("normalizer"), "normalizers"))
+            keys[f"{name}_token_id"] = numbers[token]
+    keys |= {"precompiled_charsmap": unigram.charsmap(table)} if table else {}
+    return keys, numbers, unigram.UNKNOWN_BYTES if model.get("byte_fallback") is True else note
 
 
 def _begins(tokenizer: Mapping[str, Any], end: bool) -> str | None:
@@ -289,7 +285,6 @@ def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabula
 
     Raises DataError for a tokenizer.json that is malformed.
     """
-    none = {"tokenizer.ggml.model": "no_vocab"}
     tokenizer = json_beside(beside, "tokenizer.json")
     settings = json_beside(beside, "tokenizer_config.json") or {}
     if tokenizer is None:
@@ -299,23 +294,17 @@ def vocabulary(beside: Beside, config: Mapping[str, Any], size: int) -> Vocabula
         kind = model.get("type")
         if kind not in ("BPE", "WordPiece", "Unigram"):
             raise OtherwiseError(f"its model is {printable(str(kind), 40)}, not BPE, WordPiece or Unigram")
-        falls_back = model.get("byte_fallback") is True
-        bpe = _falling_back if falls_back else _byte_level
+        bpe = _falling_back if model.get("byte_fallback") is True else _byte_level
         make = {"WordPiece": _word_pieces, "Unigram": _pieces}.get(str(kind), bpe)
-        keys, numbers = make(tokenizer, model, size)
+        keys, numbers, note = make(tokenizer, model, size)
     except OtherwiseError as reason:
-        return Vocabulary(none, f"tokenizer.json: {reason}")
+        return Vocabulary(_NONE, f"tokenizer.json: {reason}")
     keys = (
         {**_special(tokenizer, settings, config, numbers, size), **keys}
         if kind == "WordPiece"
         else {**keys, **_special(tokenizer, settings, config, numbers, size)}
     )
-    notes = {
-        "llama": lambda: _prefix(tokenizer)[1],
-        "gpt2": lambda: _splitting(tokenizer, model)[1],
-        "t5": lambda: unigram.UNKNOWN_BYTES if falls_back else _unigram_spaces(tokenizer)[1],
-    }
-    return Vocabulary(_prefixed(keys, beside, settings), note=notes.get(keys["model"], str)())
+    return Vocabulary(_prefixed(keys, beside, settings), note=note)
 
 
 def _prefixed(keys: Mapping[str, Any], beside: Beside, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,14 +316,15 @@ def _prefixed(keys: Mapping[str, Any], beside: Beside, settings: Mapping[str, An
 
 def _of_sentencepiece(beside: Beside, settings: Mapping[str, Any], config: Mapping[str, Any], size: int) -> Vocabulary:
     """The vocabulary of a model of SentencePiece, where that is beside the weights."""
-    none = {"tokenizer.ggml.model": "no_vocab"}
     name, raw = next(((n, found) for n in sentencepiece.NAMES if (found := beside(n)) is not None), ("", b""))
     if not name:
-        return Vocabulary(none, "there is no tokenizer.json")
+        return Vocabulary(_NONE, "there is no tokenizer.json")
     try:
         keys, numbers, note = sentencepiece.keys(raw, settings, size)
     except OtherwiseError as reason:
-        return Vocabulary(none, f"{name}: {reason}")
+        return Vocabulary(_NONE, f"{name}: {reason}")
+    except DataError as error:
+        raise error.within(name) from None
     keys |= _special({}, settings, config, numbers, size)
     usual = keys["model"] == "llama"
     for key, default in (("add_bos_token", usual), ("add_eos_token", not usual)):

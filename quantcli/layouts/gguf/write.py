@@ -172,16 +172,16 @@ def of_types(tensors: Sequence[Weight], file_type: int | None) -> list[str]:
     """Notes on the types of weights: rows that have another one than was asked for, what the file is where no file type
     was named, and one without the tensors that its name promises."""
     weights = [(t, block_type(t.scheme)) for t in tensors if t.scheme is not None]
-    changed = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
-    notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in changed.items()]
+    others = Counter(part for t, _ in weights for part in t.note.split("; ") if " instead of " in part)
+    notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in others.items()]
     kinds = Counter(kind for t, kind in weights if t.reason == "default")
     if file_type == NUMBERS["MXFP4"] and "MXFP4" not in (kind for _, kind in weights):
         notes.append("no tensor is MXFP4: these are the experts of a model, and it has none")
     if file_type is None and len(kinds) == 1:
         [kind] = kinds
         other = file_type_of(kind)
-        told = f"weights are {kind}; --to gguf:{other} has the types that llama-quantize gives each tensor"
-        notes += [told] if other != kind else []
+        if other != kind:
+            notes.append(f"weights are {kind}; --to gguf:{other} has the types that llama-quantize gives each tensor")
     return notes
 
 
@@ -190,7 +190,7 @@ def _model(
 ) -> Conversion:
     """The model as llama.cpp runs it."""
     by_name = {t.info.name: t for t in tensors}
-    places, changed = {}, []
+    places, rounded = {}, []
     for tensor in sorted(model.tensors, key=lambda t: in_order(t.name)):
         weight = by_name[tensor.source]
         info = weight.info
@@ -203,7 +203,7 @@ def _model(
             raise DataError(f"llama.cpp cannot run {info.dtype}", place=[printable(info.name)])
         else:
             kind = "F32" if tensor.float32 else RUNS[info.dtype]
-            changed += [info] if info.dtype == "F64" else []
+            rounded += [info] if info.dtype == "F64" else []
         places[info.name] = Place(
             name=tensor.name, type=kind, order=tensor.order, units=tensor.units, raised=tensor.raised
         )
@@ -215,8 +215,8 @@ def _model(
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
-    if changed:
-        notes.append(f"llama.cpp cannot run F64: {_some(changed, 'F64')} rounded to F32")
+    if rounded:
+        notes.append(f"llama.cpp cannot run F64: {_some(rounded, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture, **title(config, beside)}
     own = {**model.keys, **pooling(model, beside), **found.keys}
     return conversion(tensors, places, keys, own, model.made, notes, file_type)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._parts import layers, norms
+from quantcli.layouts.gguf.families._parts import layers, norms, ungated
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
@@ -19,8 +19,7 @@ def parts(config: Config) -> Parts:
     layer = {
         "attn_qkv.weight": (3 * hidden, hidden),
         "attn_output.weight": (hidden, hidden),
-        "ffn_up.weight": (2 * inner, hidden),
-        "ffn_down.weight": (hidden, inner),
+        **ungated(hidden, inner, up=2),
         **norms(hidden, "ffn_norm"),
     }
     each = [layer if i == 0 else {**layer, **norms(hidden, "attn_norm")} for i in range(count)]

@@ -6,7 +6,7 @@ know yet, what they say of its kin.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set
 from dataclasses import dataclass
 
 from quantcli.errors import UsageError
@@ -163,17 +163,16 @@ _DIFFUSERS = (
 """Tensors of models under the names of diffusers, which ComfyUI does not load from a GGUF."""
 
 
-def image_model(names: Collection[str]) -> tuple[ImageModel, str] | None:
+def image_model(names: Set[str]) -> tuple[ImageModel, str] | None:
     """The model with tensors of these names, and what they begin with there; None for any other model.
 
     >>> found = image_model({"net.label_emb.0.0.weight"})
     >>> found[0].architecture, found[1]
     ('sdxl', 'net.')
     """
-    held = names if isinstance(names, (set, frozenset, dict)) else set(names)
     for prefix in PREFIXES:
         for model in IMAGE_MODELS:
-            if any(all(prefix + mark in held for mark in row) for row in model.marks):
+            if any(all(prefix + mark in names for mark in row) for row in model.marks):
                 return model, prefix
     return None
 
@@ -183,7 +182,7 @@ def supported() -> str:
     return ", ".join(model.title for model in IMAGE_MODELS)
 
 
-def check_names(names: Collection[str]) -> None:
+def check_names(names: Set[str]) -> None:
     """Raise UsageError for a model under names of diffusers that ComfyUI does not load."""
     for mark, model in _DIFFUSERS:
         if mark in names:

@@ -8,7 +8,6 @@ where ComfyUI-GGUF does so, its own shape in the key comfy.gguf.orig_shape.NAME.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -129,16 +128,17 @@ def _convert(
 ) -> Conversion:
     """The model in a file for ComfyUI. shapes: those of the tensors in the model, where they are others; name: the
     value of general.name, None for none."""
-    places, types = {}, Counter[str]()
-    for tensor in tensors:
-        info = tensor.info
-        kind = block_type(tensor.scheme) if tensor.scheme is not None else _kept(info, model)
-        types[kind] += tensor.scheme is not None
-        places[info.name] = Place(name=info.name, type=kind)
-    slow = [kind for kind, count in types.items() if count and kind not in _DECODED]
+    blocks = {t.info.name: block_type(t.scheme) for t in tensors if t.scheme is not None}
+    places = {
+        t.info.name: Place(name=t.info.name, type=blocks.get(t.info.name) or _kept(t.info, model)) for t in tensors
+    }
     notes = [f"for ComfyUI-GGUF ({model.architecture}): the model that predicts noise alone"]
     notes += of_types(tensors, file_type)
-    notes += [f"ComfyUI-GGUF decodes {kind} with the gguf package, which is slow" for kind in slow]
+    notes += [
+        f"ComfyUI-GGUF decodes {kind} with the gguf package, which is slow"
+        for kind in dict.fromkeys(blocks.values())
+        if kind not in _DECODED
+    ]
     first = {"general.architecture": model.architecture, **({} if name is None else {"general.name": name})}
     own = {f"{SHAPE}{key}": list(shape) for key, shape in shapes.items() if key in places}
     return conversion(tensors, places, first, own, {}, notes, file_type, room=COMFYUI)
