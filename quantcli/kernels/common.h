@@ -41,7 +41,7 @@ enum Grids : int32_t {
   FIVE_ZEROS = 5,
 };
 
-// Limits of the searches; table.py holds the same numbers, and native.py rejects a library with others.
+// Limits of the searches; library.py holds the same numbers, and rejects a library with others.
 struct Limits {
   int32_t candidates, ends, trials, importance;
 };
@@ -52,12 +52,21 @@ constexpr Limits LIMITS = {
     2047,  // importance of a column: with weights of 16 bits and codes of 16 sums stay exact in 64
 };
 
-// The arguments that Python passes, field by field as native.py declares them.
+// The arguments that Python passes, field by field as records.py declares them.
 
 struct Tile {
   const void* weights;
   int64_t rows, cols, group;
   int32_t kind;
+
+  // Groups of a row; the last one may be short.
+  int64_t groups() const { return (cols + group - 1) / group; }
+
+  // `count` rows from the first on.
+  Tile part(int64_t first, int64_t count) const {
+    const int64_t bytes = first * cols * (kind == F32 ? 4 : 2);
+    return {static_cast<const uint8_t*>(weights) + bytes, count, cols, group, kind};
+  }
 };
 
 struct Grid {
@@ -114,6 +123,20 @@ inline uint16_t to_half(float value) {
   if (b >= 0x47800000u) return uint16_t(sign | 0x7c00u);
   if (b < 0x38800000u) return uint16_t(sign | (to_bits(from_bits(b) + 0.5f) - 0x3f000000u));  // 2^-24 is an ulp of 0.5
   return uint16_t(sign | (((b + 0xfffu + (b >> 13 & 1)) >> 13) - (112u << 10)));
+}
+
+// The bfloat16 nearest to a finite float32, to even between two.
+inline uint16_t to_bfloat16(float value) {
+  const uint32_t bits = to_bits(value);
+  return uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+// The sum of N float64 lanes, by halves.
+template <int N>
+inline double folded(double (&lane)[N]) {
+  for (int half = N / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
 }
 
 // Up to LANES weights as float32.

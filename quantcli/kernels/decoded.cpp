@@ -5,16 +5,6 @@
 
 #include "common.h"
 
-namespace {
-
-double folded(double* lanes) {
-  for (int half = LANES / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
-}  // namespace
-
 // Of n weights and what became of them: the sum of squared errors, that of squared weights, and the largest error.
 QK_EXPORT void QK_NAME(difference)(const float* before, const float* after, int64_t n, double* found) {
   double sse[LANES] = {}, power[LANES] = {}, worst[LANES] = {};
@@ -36,8 +26,5 @@ QK_EXPORT void QK_NAME(difference)(const float* before, const float* after, int6
 
 // Bits of the nearest bfloat16 of n finite floats, ties to even.
 QK_EXPORT void QK_NAME(bfloat16)(const float* values, int64_t n, uint16_t* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = to_bits(values[i]);
-    out[i] = uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
-  }
+  for (int64_t i = 0; i < n; ++i) out[i] = to_bfloat16(values[i]);
 }

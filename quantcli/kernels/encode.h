@@ -39,23 +39,28 @@ struct Encoder {
   Code* codes;
   float* errors;
 
+  // Calls step(from, n) for the spans of a row, whose codes and errors `span` then holds.
+  template <class Step>
+  void by_quantized(int64_t row, const RowParams& own, Span& span, Step step) const {
+    by_span(tile.cols, [&](int64_t from, int n) {
+      quantize_span(tile, row, from, n, own, grid, span.x, span.code, span.error, span.clipped);
+      step(from, n);
+    });
+  }
+
   // The squared error alone.
   template <bool WIDE>
   void attempt(int64_t row, Totals& totals) const {
-    const RowParams own = row_params(params, row, grid);
     Span span;
-    by_span(tile.cols, [&](int64_t from, int n) {
-      quantize_span(tile, row, from, n, own, grid, span.x, span.code, span.error, span.clipped);
-      add_squares<WIDE>(span.error, n, totals.sse);
-    });
+    by_quantized(row, row_params(params, row, grid), span,
+                 [&](int64_t, int n) { add_squares<WIDE>(span.error, n, totals.sse); });
   }
 
   template <bool WIDE>
   void encode(int64_t row, Totals& totals) const {
     const RowParams own = row_params(params, row, grid);
     Span span;
-    by_span(tile.cols, [&](int64_t from, int n) {
-      quantize_span(tile, row, from, n, own, grid, span.x, span.code, span.error, span.clipped);
+    by_quantized(row, own, span, [&](int64_t from, int n) {
       if (errors) {
         std::memcpy(errors + from, span.error, size_t(n) * 4);
         add_squares<WIDE>(span.x, n, totals.power);
@@ -85,10 +90,10 @@ struct Encoder {
     totals.worst = worst > totals.worst ? worst : totals.worst;
   }
 
-  // Whether the functions below do.
+  // Whether the functions below do, whose codes are bytes.
   bool in_registers() const {
     const bool whole = tile.group % LANE_COUNT == 0 || tile.group >= tile.cols;
-    return sizeof(Code) == 1 && grid.mode == INTEGER && !grid.midrise && whole && tile.cols % PADDING == 0;
+    return grid.mode == INTEGER && !grid.midrise && whole && tile.cols % PADDING == 0;
   }
 
   // Calls step(first, n, scale, zero) for the columns of a row that are in the same run and the same group.
@@ -179,25 +184,28 @@ struct Encoder {
       encode_fast<KIND, false>(row, totals);
   }
 
+  void encode_fast(int64_t row, bool stored, Totals& totals) const {
+    if (tile.kind == BF16)
+      encode_fast<BF16>(row, stored, totals);
+    else if (tile.kind == F16)
+      encode_fast<F16>(row, stored, totals);
+    else
+      encode_fast<F32>(row, stored, totals);
+  }
+
   // Encodes a row, or without `stored` finds the squared error only.
   template <bool WIDE>
   void row(int64_t row, bool stored, Totals& totals) const {
-    if (!WIDE && in_registers()) {
-      if (tile.kind == BF16)
-        encode_fast<BF16>(row, stored, totals);
-      else if (tile.kind == F16)
-        encode_fast<F16>(row, stored, totals);
-      else
-        encode_fast<F32>(row, stored, totals);
-    } else if (stored || errors) {
+    if constexpr (!WIDE && sizeof(Code) == 1)
+      if (in_registers()) return encode_fast(row, stored, totals);
+    if (stored)
       encode<WIDE>(row, totals);
-    } else {
+    else
       attempt<WIDE>(row, totals);
-    }
   }
 };
 
-// Encodes a tile; see below.
+// Encodes a tile; see `encode` in kernels.cpp.
 template <bool WIDE>
 inline void encode_tile(const Tile& tile, const Params& params, const Grid& grid, void* codes, float* scratch,
                         uint8_t* packed, Totals& totals) {

@@ -6,10 +6,10 @@
 #include <initializer_list>
 #include <vector>
 
-#include "encode.h"
+#include "packing.h"
 #include "ranges.h"
-#include "search.h"
 #include "settle.h"
+#include "shared.h"
 
 namespace {
 
@@ -33,6 +33,11 @@ struct Groups {
 struct Scratch {
   std::vector<uint16_t> codes;
   std::vector<float> errors, scale, zero;
+
+  void room(size_t cols, size_t groups) {
+    if (codes.size() < cols + PADDING) codes.resize(cols + PADDING), errors.resize(cols);
+    if (scale.size() < groups) scale.resize(groups), zero.resize(groups);
+  }
 };
 
 // The parameters of all groups of a band as a rule finds them.
@@ -54,8 +59,8 @@ void find(const Rule rule, const Tile& band, int64_t count, Groups& groups) {
     const Start start = start_of<AFFINE>(rule, low[i], high[i], extreme[i]);
     reciprocal[i] = start.reciprocal, centre[i] = start.centre;
   }
-  search_tile(band, reciprocal, AFFINE ? centre : nullptr, rule.multipliers, rule.count, rule.top, Grids(rule.grids),
-              nullptr, scale, grid);
+  QK_NAME(search)(&band, reciprocal, AFFINE ? centre : nullptr, rule.multipliers, rule.count, rule.top,
+                  Grids(rule.grids), nullptr, scale, grid);
   each([=](int64_t i) {
     return searched<AFFINE>(rule, {reciprocal[i], centre[i]}, scale[i], grid[i], low[i], high[i], extreme[i]);
   });
@@ -81,40 +86,28 @@ bool settle(const Rule& rule, const Tile& band, int64_t count, Groups& groups, f
                                   : store<F32>(rule, count, groups, scales, zeros);
 }
 
-}  // namespace
-
-// Parameters of every group, (rows, groups), codes as encode makes them, and sums[5]: those of encode, and the squared
-// error of the rival, another rule that is only measured. zero, packed and rival may be null: zero points of symmetric
-// rules are those of the grid. Returns 0, and nothing of it counts, where something is out of the ordinary: then the
-// separate calls and their callers decide.
-QK_EXPORT int32_t QK_NAME(quantize)(const Tile* tile, const Rule* rule, const Rule* rival, float* scale, float* zero,
-                                    uint8_t* packed, double* sums) {
+// One tensor; see below.
+int32_t quantize_one(const Tile& tile, const Rule& rule, const Rule* rival, float* scale, float* zero, uint8_t* packed,
+                     double* sums) {
   static thread_local Groups groups;
   static thread_local Scratch scratch;
-  const int64_t across = (tile->cols + tile->group - 1) / tile->group, size = tile->kind == F32 ? 4 : 2;
-  const int64_t height = std::max<int64_t>(1, BAND / std::max<int64_t>(tile->cols, 1));
+  const int64_t across = tile.groups(), height = std::max<int64_t>(1, BAND / std::max<int64_t>(tile.cols, 1));
   groups.room(size_t(height * across));
-  if (scratch.codes.size() < size_t(tile->cols + 40)) scratch.codes.resize(size_t(tile->cols + 40));
-  if (scratch.errors.size() < size_t(tile->cols)) scratch.errors.resize(size_t(tile->cols));
-  if (scratch.scale.size() < size_t(height * across)) {
-    scratch.scale.resize(size_t(height * across));
-    scratch.zero.resize(size_t(height * across));
-  }
+  scratch.room(size_t(tile.cols), size_t(height * across));
   Totals totals, other;
-  for (int64_t row = 0; row < tile->rows; row += height) {
-    const auto* weights = static_cast<const uint8_t*>(tile->weights) + row * tile->cols * size;
-    const Tile band = {weights, std::min(height, tile->rows - row), tile->cols, tile->group, tile->kind};
+  for (int64_t row = 0; row < tile.rows; row += height) {
+    const Tile band = tile.part(row, std::min(height, tile.rows - row));
     const int64_t count = band.rows * across;
     if (!tile_ranges(band, groups.low.data(), groups.high.data(), groups.extreme.data())) return 0;
     const auto encode = [&](const Rule& own, float* scales, float* zeros, uint8_t* out, Totals& into) {
       const bool good = settle(own, band, count, groups, scales, own.affine ? zeros : nullptr);
       const Params params = {scales, own.affine ? zeros : nullptr, nullptr, across};
       float* errors = own.preserve ? scratch.errors.data() : nullptr;
-      if (good) encode_tile<false>(band, params, own.grid, scratch.codes.data(), errors, out, into);
+      if (good) QK_NAME(encode_adding)(band, params, own.grid, scratch.codes.data(), errors, out, into);
       return good;
     };
-    uint8_t* out = packed ? packed + row * row_bytes(tile->cols, rule->grid.bits) : nullptr;
-    if (!encode(*rule, scale + row * across, zero ? zero + row * across : nullptr, out, totals)) return 0;
+    uint8_t* out = packed ? packed + row * row_bytes(tile.cols, rule.grid.bits) : nullptr;
+    if (!encode(rule, scale + row * across, zero ? zero + row * across : nullptr, out, totals)) return 0;
     if (rival && !encode(*rival, scratch.scale.data(), scratch.zero.data(), nullptr, other)) return 0;
   }
   const bool measured = packed != nullptr;
@@ -124,4 +117,24 @@ QK_EXPORT int32_t QK_NAME(quantize)(const Tile* tile, const Rule* rule, const Ru
   sums[3] = measured ? double(totals.clipped) : 0;
   sums[4] = rival ? folded(other.sse) : 0;
   return trusted(sums[0]) && (!measured || trusted(sums[1])) && (!rival || trusted(sums[4]));
+}
+
+}  // namespace
+
+// Of each of `count` tensors of one shape, which lie one after another and have tile->rows / count rows: parameters of
+// every group, (rows, groups), codes as encode makes them, and sums[5]: those of encode, and the squared error of the
+// rival, another rule that is only measured. zero, packed and rival may be null: zero points of symmetric rules are those
+// of the grid. Returns 0, and nothing of it counts, where something is out of the ordinary: then the separate calls and
+// their callers decide.
+QK_EXPORT int32_t QK_NAME(quantize)(const Tile* tile, int64_t count, const Rule* rule, const Rule* rival, float* scale,
+                                    float* zero, uint8_t* packed, double* sums) {
+  const int64_t rows = tile->rows / count;
+  for (int64_t place = 0; place < count; ++place, sums += 5) {
+    const int64_t first = place * rows, groups = first * tile->groups();
+    uint8_t* out = packed ? packed + first * row_bytes(tile->cols, rule->grid.bits) : nullptr;
+    if (!quantize_one(tile->part(first, rows), *rule, rival, scale + groups, zero ? zero + groups : nullptr, out,
+                      sums))
+      return 0;
+  }
+  return 1;
 }

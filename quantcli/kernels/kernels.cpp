@@ -9,6 +9,7 @@
 #include "encode.h"
 #include "ranges.h"
 #include "rotation.h"
+#include "shared.h"
 
 // lo, hi and the signed value of largest magnitude (the first one wins a tie) of every group: each (rows, groups).
 // Returns 0 when a weight is not finite.
@@ -45,13 +46,18 @@ QK_EXPORT int32_t QK_NAME(column_ranges)(const Tile* tile, float* lo, float* hi,
 }
 
 // Codes of every weight as rows of whole 32-bit words, and sums[4]: squared error of the decoded values, power, largest
-// error, clipped weights. codes: scratch of (cols + 40) codes. With scratch of cols floats the sum of every row's errors
-// is preserved. Without packed only sums[0] is found.
+// error, clipped weights. codes: scratch of (cols + PADDING) codes. With scratch of cols floats the sum of every row's
+// errors is preserved. Without packed only sums[0] is found.
 QK_EXPORT void QK_NAME(encode)(const Tile* tile, const Params* params, const Grid* grid, void* codes,
                                float* scratch, uint8_t* packed, double* sums) {
   find_sums(sums, packed != nullptr, [&](auto wide, Totals& totals) {
     encode_tile<decltype(wide)::value>(*tile, *params, *grid, codes, scratch, packed, totals);
   });
+}
+
+extern "C" void QK_NAME(encode_adding)(const Tile& tile, const Params& params, const Grid& grid, void* codes,
+                                       float* scratch, uint8_t* packed, Totals& totals) {
+  encode_tile<false>(tile, params, grid, codes, scratch, packed, totals);
 }
 
 // The sums of encode for stored codes.

@@ -60,8 +60,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
     "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
-    "quantize": (c_int32, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
-    "quantize_each": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
+    "quantize": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
     "pack": (None, [c_int64, c_int64, c_int32, _P, _P]),
@@ -262,34 +261,22 @@ class NativeKernels:
         return found
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
-        shape = tile.rows, -(-tile.cols // tile.group)
-        scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
-        sums = (c_double * 5)()
-        own, other = rule_record(rule), None if rival is None else byref(rule_record(rival))
-        done = self._call(
-            "quantize",
-            byref(tile_record(tile)),
-            byref(own),
-            other,
-            address(scale),
-            address(zero),
-            address(packed),
-            sums,
-        )
-        if not done:
+        found = self.quantize_each(tile, 1, rule, rival, packed)
+        if found is None:
             return None
-        found = Sums(sums[0], sums[1], sums[2], int(sums[3]))
-        return Made(found, QuantParams(scale, zero), None if rival is None else sums[4])
+        params, sums = found
+        sse, power, largest, clipped, other = sums[0].tolist()
+        return Made(Sums(sse, power, largest, int(clipped)), params, None if rival is None else other)
 
     def quantize_each(
-        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes | None
     ) -> tuple[QuantParams, Doubles] | None:
         shape = tile.rows, -(-tile.cols // tile.group)
         scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
         sums = np.empty((count, 5))
         own, other = rule_record(rule), None if rival is None else byref(rule_record(rival))
         done = self._call(
-            "quantize_each",
+            "quantize",
             byref(tile_record(tile)),
             count,
             byref(own),

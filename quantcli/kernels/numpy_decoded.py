@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.dtypes import round_bfloat16
+from quantcli.kernels.numpy_sums import folded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +27,7 @@ def difference(before: Floats, after: Floats) -> tuple[float, float, float]:
             error = weights - after.reshape(-1)[at : at + PIECE]
             sse, power = _added(sse, error), _added(power, weights)
             worst = max(worst, float(np.fmax.reduce(np.abs(error))))
-    return _folded(sse), _folded(power), worst
+    return float(folded(sse)), float(folded(power)), worst
 
 
 def _added(lanes: Doubles, values: Doubles) -> Doubles:
@@ -36,14 +37,6 @@ def _added(lanes: Doubles, values: Doubles) -> Doubles:
     np.multiply(values, values, out=rows.reshape(-1)[LANES : LANES + values.size])
     added: Doubles = np.add.reduce(rows, axis=0)
     return added
-
-
-def _folded(lanes: Doubles) -> float:
-    half = LANES // 2
-    while half:
-        lanes[:half] += lanes[half : 2 * half]
-        half //= 2
-    return float(lanes[0])
 
 
 def bfloat16(values: Floats) -> NDArray[np.uint16]:

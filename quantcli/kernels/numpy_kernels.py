@@ -282,7 +282,7 @@ class NumpyKernels:
         return None  # there is nothing to gain
 
     def quantize_each(
-        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes | None
     ) -> tuple[QuantParams, NDArray[np.float64]] | None:
         return None
 

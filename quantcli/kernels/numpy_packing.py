@@ -1,4 +1,4 @@
-"""Codes of 1 to 16 bits <-> rows of whole 32-bit words, low code first: the bit stream of kernels.cpp."""
+"""Codes of 1 to 16 bits <-> rows of whole 32-bit words, low code first: the bit stream of packing.h."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def pack(codes: NDArray[Any], bits: int, packed: Bytes) -> None:
     """Write codes (rows, cols) of `bits` bits to rows of whole 32-bit words (rows, row_bytes).
 
-    Eight codes are squeezed into one 64-bit word in three steps, as in kernels.cpp.
+    Eight codes are squeezed into one 64-bit word in three steps, as in packing.h.
     """
     rows, cols = codes.shape
     if bits == 8 and cols % 4 == 0:

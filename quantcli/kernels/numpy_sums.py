@@ -80,8 +80,8 @@ def _padded(values: Floats, unit: int) -> Floats:
 
 
 def folded(lanes: Doubles) -> NDArray[Any]:
-    """Sums of the last axis, of LANES lanes, by halves."""
-    half = LANES // 2
+    """Sums of the last axis, a power of two, by halves."""
+    half = lanes.shape[-1] // 2
     while half:
         lanes = lanes[..., :half] + lanes[..., half : 2 * half]
         half //= 2

@@ -297,7 +297,7 @@ struct Offsets {
   }
 
   void run(const float* middles, const float* reciprocal, double* scale, double* offset) {
-    const int64_t groups = (tile.cols + tile.group - 1) / tile.group;
+    const int64_t groups = tile.groups();
     for (int64_t i = 0; i < tile.rows * groups; ++i) {
       const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols;
       const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;

@@ -149,7 +149,7 @@ struct Search {
 
   void run(const Tile& tile, const float* reciprocal, const float* centre, Word top, Grids grids, double* scale,
            int32_t* grid) const {
-    const int64_t groups = (tile.cols + tile.group - 1) / tile.group;
+    const int64_t groups = tile.groups();
     for (int64_t i = 0; i < tile.rows * groups; ++i) {
       const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols;
       const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
@@ -180,16 +180,8 @@ inline void search_narrow(const Tile& tile, const Search<int16_t, int32_t, 15>& 
                           const float* centre, int16_t top, Grids grids, double* scale, int32_t* grid) {
 #if defined(__AVX2__)
   static thread_local std::vector<double> sums;
-  const auto run = [&](auto kind) {
-    SideBySide<decltype(kind)::value>(tile, search.candidate, search.count, search.factor, sums)
-        .run(reciprocal, centre, top, grids, scale, grid);
-  };
-  if (tile.kind == BF16)
-    run(std::integral_constant<int, BF16>());
-  else if (tile.kind == F16)
-    run(std::integral_constant<int, F16>());
-  else
-    run(std::integral_constant<int, F32>());
+  SideBySide(tile, search.candidate, search.count, search.factor, sums)
+      .run(reciprocal, centre, top, grids, scale, grid);
 #else
   search.run(tile, reciprocal, centre, top, grids, scale, grid);
 #endif

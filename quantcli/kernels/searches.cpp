@@ -4,6 +4,7 @@
 #include "levels.h"
 #include "offsets.h"
 #include "search.h"
+#include "shared.h"
 
 // For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
 // TURNED, RESTRICTED and BOTH_SIGNS go without a centre, TURNED with signed reciprocals. THREE_ZEROS and FIVE_ZEROS try
@@ -75,7 +76,7 @@ QK_EXPORT int32_t QK_NAME(bins)(const float* weights, int64_t n, int64_t* counts
 QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, const float* trial, int32_t trials,
                                      int32_t* best, double* cross, double* square) {
   const Table table = table_of(book, 0);
-  const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
+  const int64_t groups = tile->groups();
   float x[BLOCK];
   int32_t at[LANES];
   for (int64_t row = 0; row < tile->rows; ++row)
@@ -133,7 +134,7 @@ QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const
                                      const int32_t* first, int32_t count, int32_t plain, const int32_t* importance,
                                      int32_t* best) {
   const Rounding to(*small);
-  const int64_t groups = (tile->cols + tile->group - 1) / tile->group;
+  const int64_t groups = tile->groups();
   float x[BLOCK], counts[BLOCK];
   for (int64_t row = 0; row < tile->rows; ++row)
     for (int64_t g = 0; g < groups; ++g) {

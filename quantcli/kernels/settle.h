@@ -11,7 +11,7 @@ namespace {
 
 enum Method : int32_t { SPANNING = 0, EXTREME = 1, SEARCH = 2 };
 
-// How the parameters of groups are found, field by field as native.py declares it; table.py says what each is.
+// How the parameters of groups are found, field by field as records.py declares it; table.py says what each is.
 struct Rule {
   int32_t method, scale_kind, affine, preserve, grids, count;
   float top, smallest;
@@ -38,8 +38,7 @@ inline uint16_t nearest_half(double value) {
 template <int KIND>
 inline float rounded_to(double value) {
   if (KIND == F16) return half_to_float(nearest_half(value));
-  const uint32_t bits = to_bits(float(value));
-  return KIND == F32 ? float(value) : from_bits((bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u);
+  return KIND == F32 ? float(value) : from_bits(uint32_t(to_bfloat16(float(value))) << 16);
 }
 
 // Whether a scale is one that rounding changes by little, and whose codes all decode to numbers of its dtype.

@@ -96,7 +96,6 @@ inline void transpose(const Pairs* r, Pairs* out) {
 constexpr int STRIDE = 2 * ABREAST;  // weights of a group that are transposed at a time
 
 // The weights of ABREAST groups as pairs, place by place, and the best candidate of each so far.
-template <int KIND>
 struct SideBySide {
   const Tile& tile;
   const int16_t* candidate;
@@ -113,6 +112,11 @@ struct SideBySide {
       : tile(tile), candidate(candidate), count(count), factor(factor), sums(sums) {}
 
   // Places [first, first + n) of the groups, filled up with zeros; the number of pairs.
+  int read(int64_t first, int64_t n) {
+    return tile.kind == BF16 ? read<BF16>(first, n) : tile.kind == F16 ? read<F16>(first, n) : read<F32>(first, n);
+  }
+
+  template <int KIND>
   int read(int64_t first, int64_t n) {
     int filled = 0;
     for (int64_t from = 0; from < n; from += STRIDE, filled += ABREAST) {
@@ -222,7 +226,7 @@ struct SideBySide {
   }
 
   void run(const float* reciprocal, const float* centre, int16_t top, Grids grids, double* scale, int32_t* which) {
-    const int64_t groups = (tile.cols + tile.group - 1) / tile.group, total = tile.rows * groups;
+    const int64_t groups = tile.groups(), total = tile.rows * groups;
     for (int64_t batch = 0; batch < total; batch += ABREAST) {
       const int own = int(total - batch < ABREAST ? total - batch : ABREAST);
       for (int i = 0; i < ABREAST; ++i) {

@@ -184,7 +184,7 @@ class Choices:
 
 class Form(IntEnum):
     """The value of a code e of a super-block with scales d and m, in a sub-block with the whole scale s and minimum t;
-    blocks.h names them the same."""
+    block_weights.h names them the same."""
 
     AFFINE = 0
     """d s e - m t."""
@@ -326,7 +326,7 @@ class Kernels(Protocol):
         is measured beside it. Without `packed` only squared errors are found."""
 
     def quantize_each(
-        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes
+        self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes | None
     ) -> tuple[QuantParams, Doubles] | None:
         """The parameters and codes that `quantize` gives for each of `count` tensors of one shape that the tile holds
         one after another; for each squared error, power, largest error, number of clipped weights and squared error of

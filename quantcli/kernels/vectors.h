@@ -238,11 +238,4 @@ inline float largest_lane(Sixteen a) {
   return found;
 }
 
-// The sum of 16 float64 lanes, by halves.
-inline double folded(double* lane) {
-  for (int half = LANE_COUNT / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
-}
-
 }  // namespace

@@ -61,28 +61,23 @@ def _key(tensor: Decided) -> Key | None:
 
 @lru_cache(maxsize=1024)
 def _rules(plan: Grouping, dtype: str, scheme: Scheme, scale_dtype: str, shape: tuple[int, ...]) -> Rules | None:
-    other = rival(scheme)
-    if plan.two_pass or plan.height > 1 or scheme.calibration == "auto":
+    if scheme.calibration == "auto":
         return None
-    own = rule_of(scheme, plan.group, scale_dtype)
-    if other is None or own is None:
+    own, other = rule_of(scheme, plan, scale_dtype), rival(scheme)
+    if own is None or other is None:
         return None if own is None else (own, None)
-    beside = grouping_of(shape, other)
-    if beside.two_pass or beside.height > 1 or beside.group != plan.group:
-        return None
-    measured = rule_of(other, beside.group, default_scale_dtype(other, dtype))
+    measured = rule_of(other, grouping_of(shape, other), default_scale_dtype(other, dtype))
     return None if measured is None else (own, measured)
 
 
 class Stacked:
     """A tensor that was quantized together with others: a producer. place: which of them it is."""
 
-    __slots__ = ("_packed", "_params", "_result", "_rows", "alike", "place", "tensor")
+    __slots__ = ("_result", "_rows", "alike", "place", "tensor")
 
     def __init__(self, tensor: Quantized, place: int, alike: Alike, result: Result) -> None:
         self.tensor, self._result, self.place, self.alike = tensor, result, place, alike
         self._rows = place * tensor.grouping.rows
-        self._packed, self._params = alike.packed, alike.params
 
     def prepare(self) -> Visit:
         """Nothing."""
@@ -99,7 +94,7 @@ class Stacked:
     def packed(self, span: TileSpan) -> Bytes:
         bits, first = self.tensor.scheme.bits, self._rows + span.row
         begin, size = span.col * bits // 8, row_bytes(span.cols, bits)
-        return np.ascontiguousarray(self._packed[first : first + span.rows, begin : begin + size]).reshape(-1)
+        return np.ascontiguousarray(self.alike.packed[first : first + span.rows, begin : begin + size]).reshape(-1)
 
     def params(self, span: TileSpan) -> QuantParams:
         scale, zero = self.scales(span)
@@ -109,8 +104,8 @@ class Stacked:
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
         rows = slice(self._rows + span.row, self._rows + span.row + span.rows)
-        zero = self._params.zero
-        return self._params.scale[rows], None if zero is None else zero[rows]
+        scale, zero = self.alike.params.scale, self.alike.params.zero
+        return scale[rows], None if zero is None else zero[rows]
 
     def overall(self) -> float:
         return 1.0

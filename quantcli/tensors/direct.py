@@ -14,14 +14,20 @@ from quantcli.tensors.settle import smallest_scale
 
 if TYPE_CHECKING:
     from quantcli.scheme import Scheme
+    from quantcli.tensors.rows import Grouping
 
 _KINDS: dict[str, Kind] = {"BF16": BF16, "F16": F16, "F32": F32}
 
 
+def rule_of(scheme: Scheme, plan: Grouping, scale_dtype: str) -> Rule | None:
+    """What `kernels.quantize` needs to know; None where finding the parameters of groups takes several steps."""
+    if plan.two_pass or plan.height > 1:  # groups do not lie in a tile each
+        return None
+    return _of_groups(scheme, plan.group, scale_dtype)
+
+
 @lru_cache(maxsize=256)
-def rule_of(scheme: Scheme, group: int, scale_dtype: str) -> Rule | None:
-    """What `kernels.quantize` needs to know for groups, each of which lies in a tile; None where finding their
-    parameters takes several steps."""
+def _of_groups(scheme: Scheme, group: int, scale_dtype: str) -> Rule | None:
     grid = code_grid(scheme)
     method = cast(Calibrator, registry.get("calibrators", scheme.calibration)).finding
     if method is None or grid.mode != INTEGER or scheme.family != "int" or scheme.storage != "plain" or scheme.rotation:

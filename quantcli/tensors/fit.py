@@ -14,15 +14,7 @@ from quantcli.asking import candidates
 from quantcli.calibrators import Calibrator, Gather, Ideal, Observed, Shared, Sharing
 from quantcli.calibrators.searches import ranges
 from quantcli.formats import code_grid
-from quantcli.kernels import (
-    Kernels,
-    Made,
-    QuantParams,
-    Rule,
-    Sums,
-    Tile,
-    numpy_tiles,
-)
+from quantcli.kernels import Kernels, Made, QuantParams, Rule, Sums, Tile, numpy_tiles
 from quantcli.metrics import Metrics, ordered_sum, total
 from quantcli.scales import Store
 from quantcli.tensors.blocks import as_rows, by_rows
@@ -68,10 +60,7 @@ class Fit:
     @property
     def rule(self) -> Rule | None:
         """What the kernels need to know to quantize a tile in one call; None where that takes several."""
-        plan = self.plan
-        if plan.two_pass or plan.height > 1:
-            return None
-        return rule_of(self.scheme, plan.group, self.scale_dtype)
+        return rule_of(self.scheme, self.plan, self.scale_dtype)
 
     @property
     def by_strips(self) -> bool:

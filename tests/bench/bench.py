@@ -120,8 +120,7 @@ class Bench:
                 [self.command(words, model), self.command(default.words, model)], self.folder, min(self.runs, 3)
             )
             ratio, cpu = own.seconds / one.seconds, own.cpu / one.cpu
-            self.say(f"| {title} | {goal or '':g} | {ratio:.1f} | {cpu:.1f} | {own.peak:.0f} |" if goal else
-                     f"| {title} | | {ratio:.1f} | {cpu:.1f} | {own.peak:.0f} |")  # fmt: skip
+            self.say(f"| {title} |{'' if goal is None else f' {goal:g}'} | {ratio:.1f} | {cpu:.1f} | {own.peak:.0f} |")
 
     def many(self, counts: Sequence[int]) -> None:
         """Many tensors of 1,024 weights, and how time and memory grow with them."""

@@ -11,7 +11,7 @@ PLAIN = "--calibration minmax"
 class Figure:
     """A run. words: after `quantcli`; MODEL, FOLDER and QUANTIZED stand for files, OUT for a fresh name. share: what
     the floor writes, as a share of what it reads. goal: how many floors it may take. everywhere: whether it is timed
-    with every set of kernels. peer: the peer that does the same work, and how many times as fast it should be."""
+    with every set of kernels. peers: those that do the same work, and how many times as fast as them it should be."""
 
     title: str
     words: str
