@@ -244,6 +244,21 @@ def joined_blocks(parts: Sequence[BlockScales], join: Callable[[list[Any]], Any]
     return BlockScales(*(join([getattr(part, name) for part in parts]) for name in names)) if parts else None
 
 
+@dataclass(frozen=True, slots=True)
+class BlockField:
+    """A run of bytes of a block, from byte `at` on: of every code the `bits` bits (1, 2, 4 or 8) above `shift`.
+
+    Those of the first `run` codes (1, or a multiple of 8) are the low bits of `run` bytes, those of the next `run` lie
+    above them, until the bytes are full. All bits are flipped that `flip` has.
+    """
+
+    at: int
+    bits: int
+    run: int
+    shift: int = 0
+    flip: int = 0
+
+
 class Kernels(Protocol):
     """The interface of both tables. Packed codes are rows of whole 32-bit words, low code first."""
 
@@ -319,6 +334,10 @@ class Kernels(Protocol):
 
     def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
         """The codes (rows, cols) of rows of whole words."""
+
+    def fill_blocks(self, packed: Bytes, cols: int, bits: int, fields: Sequence[BlockField], blocks: Bytes) -> None:
+        """Write the fields of blocks (blocks, bytes), one row of them after another, from the codes of rows of whole
+        words (rows, row_bytes). The other bytes of blocks stay as they are."""
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         """Find parameters, settle them as they are stored, and encode: all in one call. None where a separate look is
