@@ -13,6 +13,7 @@ from quantcli.kernels.table import (
     BlockField,
     BlockType,
     CodeGrid,
+    Form,
     QuantParams,
     Rule,
     Tile,
@@ -152,6 +153,7 @@ def block_type_record(kind: BlockType) -> BlockTypeRecord:
     assert len(kind.ratios) <= MOST_ENDS
     whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
     counts = (kind.refits, kind.rounds, len(kind.ratios), len(kind.factors))
+    assert len(kind.factors) <= 9 and len(kind.factors) ** (2 if kind.form == Form.AFFINE else 1) <= 28
     ratios, factors = ((c_double * len(values))(*values) for values in (kind.ratios, kind.factors))
     return BlockTypeRecord(*whole, *counts, ratios, factors)
 
