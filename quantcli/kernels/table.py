@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Doubles = NDArray[np.float64]
     Counts = NDArray[np.int64]
     Codes = NDArray[np.uint8] | NDArray[np.uint16]
+
+T = TypeVar("T")
 
 Kind = Literal[0, 1, 2]
 """How weights lie in memory: 0 bfloat16 bits, 1 float16 bits, 2 float32."""
@@ -162,13 +164,18 @@ class Tile:
     group: int
     importance: Doubles | None = None
     original: Tile | None = None
-    seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
+    seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """What was found of a tile under a name: several calibrators, and passes, may look at the same one."""
+        if name not in self.seen:
+            self.seen[name] = find()
+        found: T = self.seen[name]
+        return found
 
     def ranges(self, kernels: Kernels) -> Ranges:
-        """Ranges of every group, found once: several calibrators may look at the same tile."""
-        if "ranges" not in self.seen:
-            self.seen["ranges"] = kernels.ranges(self)
-        return self.seen["ranges"]
+        """Ranges of every group."""
+        return self.once("ranges", lambda: kernels.ranges(self))
 
 
 @dataclass(frozen=True, slots=True)
