@@ -230,6 +230,14 @@ def test_experts_that_no_loader_takes_are_kept(name: str, tmp_path: Path) -> Non
     assert ran.json["summary"]["coverage"] > 0.9
 
 
+def test_experts_that_every_loader_reads_wrong_are_refused(tmp_path: Path) -> None:
+    source, layout = folder_of("qwen3-moe", tmp_path), ("--to", "compressed-tensors", "--dry-run")
+    ran = run("quantize", source, *layout, "--scheme", "FP8_DYNAMIC", "--group-size", "16")
+    assert ran.code == 2 and "to wrong numbers, and vLLM loads none of those" in ran.err and "--to native" in ran.err
+    ran = run("quantize", source, *layout, "--scheme", "NVFP4A16")
+    assert ran.code == 0 and "to wrong numbers; vLLM loads them" in ran.err
+
+
 def test_the_report_and_the_terminal_say_what_was_done(tmp_path: Path) -> None:
     source = folder_of("llama4", tmp_path)
     ran = run("quantize", source, "--to", "compressed-tensors", "--group-size", "16", "-o", tmp_path / "out")
