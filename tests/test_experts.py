@@ -255,6 +255,16 @@ def test_sweep_and_plan_see_the_same_experts(tmp_path: Path) -> None:
     assert f"{OSS}.gate_proj.weight" in {t["name"] for t in planned.json["tensors"]}
 
 
+def test_a_plan_chooses_among_groups_that_suit_all_experts(tmp_path: Path) -> None:
+    """groups of 64 are whole in gate and up and not in down, and loaders take one scheme for all experts"""
+    source, asked = folder_of("qwen3-moe", tmp_path), ("--target-bpw", "8", "--bits", "2,4,8")
+    ran = run("plan", source, *asked, "--group-size", "16,64", "--json")
+    assert ran.code == 0, ran.err
+    assert {t["scheme"][2:] for t in ran.json["tensors"] if t["scheme"]} == {"g16"}
+    ran = run("plan", source, *asked, "--group-size", "64")
+    assert ran.code == 2 and "experts have several schemes" in ran.err
+
+
 def llama_folder(tmp_path: Path, kind: str) -> Path:
     """A model of one layer that llama.cpp runs, whose experts are stacked as transformers 5 has them."""
     config: dict[str, Any] = {
