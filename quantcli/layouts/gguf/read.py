@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.kernels import BlockScales, Form
+from quantcli.layouts.gguf import parts
+from quantcli.layouts.gguf.parts import IQ4, fields, half
 from quantcli.layouts.reader import Found, Held, Read, not_moved
 from quantcli.layouts.small import E2M1, powers
 from quantcli.layouts.stored import wrong
+from quantcli.scales.super_blocks import TYPES, parameters
+from quantcli.scheme import IN_SUPER_BLOCKS
 from quantcli.stores.gguf_types import Block
 from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
@@ -24,18 +29,6 @@ KEY = "gguf"
 """The key under which `find` gets the blocks of a GGUF in place of config.json."""
 
 
-def _half(blocks: Bytes, at: int) -> Floats:
-    """A float16 of every block (B, 1)."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
-
-
-def _fields(run: Bytes, bits: int, width: int) -> NDArray[np.uint8]:
-    """Bit fields of runs of `width` bytes (B, R * width): (B, R, 8 / bits, width), the low field first."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(1, 1, -1, 1)
-    fields: NDArray[np.uint8] = (run.reshape(len(run), -1, 1, width) >> shifts) & np.uint8((1 << bits) - 1)
-    return fields
-
-
 def _fifth_bits(four: Bytes) -> NDArray[np.uint8]:
     """16 where bit j of 4 bytes is set, else 0 (B, 32)."""
     bits: NDArray[np.uint8] = np.unpackbits(four, axis=1, bitorder="little") << np.uint8(4)
@@ -44,7 +37,7 @@ def _fifth_bits(four: Bytes) -> NDArray[np.uint8]:
 
 def _low_codes(blocks: Bytes, at: int, fifth: int | None = None) -> NDArray[np.uint8]:
     """Codes (B, 32) of 4 bits from a byte on, or of 5 with the fifth bits from another."""
-    codes = _fields(blocks[:, at : at + 16], 4, 16).reshape(-1, 32)
+    codes = fields(blocks[:, at : at + 16], 4, 16).reshape(-1, 32)
     return codes if fifth is None else codes | _fifth_bits(blocks[:, fifth : fifth + 4])
 
 
@@ -59,6 +52,7 @@ UNIFORM: Mapping[str, tuple[Callable[[Bytes], NDArray[np.uint8]], int | None]] =
     "Q5_0": (lambda blocks: _low_codes(blocks, 6, 2), None),
     "Q5_1": (lambda blocks: _low_codes(blocks, 8, 4), 2),
     "Q8_0": (_bytes, None),
+    "IQ4_NL": (lambda blocks: _low_codes(blocks, 2), None),
     "MXFP4": (lambda blocks: _low_codes(blocks, 1), None),
 }
 """Codes (B, 32) of the blocks with a scale, of whole numbers unsigned, and the place of a smallest value, if any."""
@@ -66,24 +60,24 @@ UNIFORM: Mapping[str, tuple[Callable[[Bytes], NDArray[np.uint8]], int | None]] =
 
 def _q4_0(blocks: Bytes) -> Floats:
     signed: NDArray[np.int8] = _low_codes(blocks, 2).astype(np.int8) - np.int8(8)
-    return signed.astype(np.float32) * _half(blocks, 0)
+    return signed.astype(np.float32) * half(blocks, 0)
 
 
 def _q4_1(blocks: Bytes) -> Floats:
-    return _low_codes(blocks, 4).astype(np.float32) * _half(blocks, 0) + _half(blocks, 2)
+    return _low_codes(blocks, 4).astype(np.float32) * half(blocks, 0) + half(blocks, 2)
 
 
 def _q5_0(blocks: Bytes) -> Floats:
     signed: NDArray[np.int8] = _low_codes(blocks, 6, 2).astype(np.int8) - np.int8(16)
-    return signed.astype(np.float32) * _half(blocks, 0)
+    return signed.astype(np.float32) * half(blocks, 0)
 
 
 def _q5_1(blocks: Bytes) -> Floats:
-    return _low_codes(blocks, 8, 4).astype(np.float32) * _half(blocks, 0) + _half(blocks, 2)
+    return _low_codes(blocks, 8, 4).astype(np.float32) * half(blocks, 0) + half(blocks, 2)
 
 
 def _q8_0(blocks: Bytes) -> Floats:
-    return blocks[:, 2:].view(np.int8).astype(np.float32) * _half(blocks, 0)
+    return blocks[:, 2:].view(np.int8).astype(np.float32) * half(blocks, 0)
 
 
 def _grouped(codes: NDArray[Any], scale: Floats, offset: Floats | None = None) -> Floats:
@@ -95,68 +89,28 @@ def _grouped(codes: NDArray[Any], scale: Floats, offset: Floats | None = None) -
     return found.reshape(len(codes), -1)
 
 
-def _q2_k(blocks: Bytes) -> Floats:
-    scales = blocks[:, :16]
-    codes = _fields(blocks[:, 16:80], 2, 32).reshape(-1, 256)
-    scale = _half(blocks, 80) * (scales & np.uint8(15)).astype(np.float32)
-    return _grouped(codes, scale, _half(blocks, 82) * (scales >> np.uint8(4)).astype(np.float32))
+def _in_super_blocks(kind: str) -> Callable[[Bytes], Floats]:
+    """What decodes super-blocks of a type: scale * code - minimum, as ggml computes it."""
+    split, block = parts.SPLIT[kind], TYPES[kind]
+    middle = np.int8(1 << (block.bits - 1))
 
+    def decode(blocks: Bytes) -> Floats:
+        codes, own = split(blocks)
+        scale = own.d.view(np.float16).astype(np.float32) * own.scales.astype(np.float32)
+        if block.form == Form.AFFINE:
+            return _grouped(codes, scale, own.m.view(np.float16).astype(np.float32) * own.minima.astype(np.float32))
+        return _grouped(IQ4[codes] if block.form == Form.TABLE else codes.view(np.int8) - middle, scale)
 
-def _q3_k(blocks: Bytes) -> Floats:
-    low = _fields(blocks[:, 32:96], 2, 32).reshape(-1, 256)
-    high = _fields(blocks[:, :32], 1, 32).reshape(-1, 256) << np.uint8(2)
-    packed = blocks[:, 96:108]
-    scales = _fields(packed[:, :8], 4, 8).reshape(-1, 16)
-    scales = scales | _fields(packed[:, 8:], 2, 4).reshape(-1, 16) << np.uint8(4)
-    scale = _half(blocks, 108) * (scales.astype(np.int8) - np.int8(32)).astype(np.float32)
-    return _grouped((low | high).astype(np.int8) - np.int8(4), scale)
-
-
-def _scales_and_offsets(blocks: Bytes) -> tuple[Floats, Floats]:
-    """d * sc and dm * m (B, 8) of Q4_K and Q5_K: 16 numbers of 6 bits in 12 bytes."""
-    packed = blocks[:, 4:16]
-    first, second, mixed = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    low, top = np.uint8(63), np.uint8(4)
-    scale = np.concatenate([first & low, (mixed & np.uint8(15)) | first >> np.uint8(6) << top], 1)
-    offset = np.concatenate([second & low, mixed >> top | second >> np.uint8(6) << top], 1)
-    return _half(blocks, 0) * scale.astype(np.float32), _half(blocks, 2) * offset.astype(np.float32)
-
-
-def _q4_k(blocks: Bytes) -> Floats:
-    return _grouped(_fields(blocks[:, 16:], 4, 32).reshape(-1, 256), *_scales_and_offsets(blocks))
-
-
-def _q5_k(blocks: Bytes) -> Floats:
-    low = _fields(blocks[:, 48:], 4, 32).reshape(-1, 256)
-    high = _fields(blocks[:, 16:48], 1, 32).reshape(-1, 256) << np.uint8(4)
-    return _grouped(low | high, *_scales_and_offsets(blocks))
-
-
-def _q6_k(blocks: Bytes) -> Floats:
-    low = _fields(blocks[:, :128], 4, 64).reshape(-1, 256)
-    high = _fields(blocks[:, 128:192], 2, 32).reshape(-1, 256) << np.uint8(4)
-    scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    return _grouped((low | high).astype(np.int8) - np.int8(32), scale)
-
-
-IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-"""The table of IQ4_NL and IQ4_XS."""
+    return decode
 
 
 def _iq4_nl(blocks: Bytes) -> Floats:
-    found: Floats = IQ4[_fields(blocks[:, 2:], 4, 16).reshape(-1, 32)]
-    return found * _half(blocks, 0)
-
-
-def _iq4_xs(blocks: Bytes) -> Floats:
-    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)
-    scales = _fields(blocks[:, 4:8], 4, 1).reshape(-1, 8) | (high & np.uint16(3)).astype(np.uint8) << np.uint8(4)
-    scale = _half(blocks, 0) * (scales.astype(np.int8) - np.int8(32)).astype(np.float32)
-    return _grouped(IQ4[_fields(blocks[:, 8:], 4, 16).reshape(-1, 256)], scale)
+    found: Floats = IQ4[fields(blocks[:, 2:], 4, 16).reshape(-1, 32)]
+    return found * half(blocks, 0)
 
 
 def _mxfp4(blocks: Bytes) -> Floats:
-    found: Floats = (E2M1 + np.float32(0))[_fields(blocks[:, 1:], 4, 16).reshape(-1, 32)]  # ggml has no negative zero
+    found: Floats = (E2M1 + np.float32(0))[fields(blocks[:, 1:], 4, 16).reshape(-1, 32)]  # ggml has no negative zero
     with np.errstate(over="ignore"):
         found *= powers(blocks[:, :1])
     return found
@@ -173,12 +127,12 @@ def _digits(run: Bytes, count: int) -> NDArray[np.int8]:
 def _tq1_0(blocks: Bytes) -> Floats:
     codes = [_digits(blocks[:, :32], 5), _digits(blocks[:, 32:48], 5), _digits(blocks[:, 48:52], 4)]
     found: Floats = np.concatenate(codes, 1).astype(np.float32)
-    return found * _half(blocks, 52)
+    return found * half(blocks, 52)
 
 
 def _tq2_0(blocks: Bytes) -> Floats:
-    codes: NDArray[np.int8] = _fields(blocks[:, :64], 2, 32).reshape(-1, 256).astype(np.int8) - np.int8(1)
-    return codes.astype(np.float32) * _half(blocks, 64)
+    codes: NDArray[np.int8] = fields(blocks[:, :64], 2, 32).reshape(-1, 256).astype(np.int8) - np.int8(1)
+    return codes.astype(np.float32) * half(blocks, 64)
 
 
 DECODERS: Mapping[str, tuple[int, Callable[[Bytes], Floats], tuple[int, ...]]] = {
@@ -187,13 +141,13 @@ DECODERS: Mapping[str, tuple[int, Callable[[Bytes], Floats], tuple[int, ...]]] =
     "Q5_0": (5, _q5_0, (0,)),
     "Q5_1": (5, _q5_1, (0, 2)),
     "Q8_0": (8, _q8_0, (0,)),
-    "Q2_K": (2, _q2_k, (80, 82)),
-    "Q3_K": (3, _q3_k, (108,)),
-    "Q4_K": (4, _q4_k, (0, 2)),
-    "Q5_K": (5, _q5_k, (0, 2)),
-    "Q6_K": (6, _q6_k, (208,)),
+    "Q2_K": (2, _in_super_blocks("Q2_K"), (80, 82)),
+    "Q3_K": (3, _in_super_blocks("Q3_K"), (108,)),
+    "Q4_K": (4, _in_super_blocks("Q4_K"), (0, 2)),
+    "Q5_K": (5, _in_super_blocks("Q5_K"), (0, 2)),
+    "Q6_K": (6, _in_super_blocks("Q6_K"), (208,)),
     "IQ4_NL": (4, _iq4_nl, (0,)),
-    "IQ4_XS": (4, _iq4_xs, (0,)),
+    "IQ4_XS": (4, _in_super_blocks("IQ4_XS"), (0,)),
     "MXFP4": (4, _mxfp4, ()),
     "TQ1_0": (2, _tq1_0, (52,)),
     "TQ2_0": (2, _tq2_0, (64,)),
@@ -207,7 +161,7 @@ def _blocks(name: str, block: Block, read: Read, first: int, last: int) -> Bytes
     begin, end = first * cols // block.type.weights, -(-last * cols // block.type.weights)
     blocks = read(name, begin * size, (end - begin) * size).reshape(-1, size)
     no_number = block.type.name == "MXFP4" and (blocks[:, 0] == 255).any()
-    if no_number or not all(np.isfinite(_half(blocks, at)).all() for at in DECODERS[block.type.name][2]):
+    if no_number or not all(np.isfinite(half(blocks, at)).all() for at in DECODERS[block.type.name][2]):
         raise wrong(name, "a scale is not finite")
     return blocks
 
@@ -232,11 +186,11 @@ def _held(name: str, block: Block, read: Read) -> Held:
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         blocks = _blocks(name, block, read, first, last)
-        scale = (powers(blocks[:, 0]) if small else _half(blocks, 0)).reshape(last - first, -1)
-        return scale, None if smallest is None else _half(blocks, smallest).reshape(last - first, -1)
+        scale = (powers(blocks[:, 0]) if small else half(blocks, 0)).reshape(last - first, -1)
+        return scale, None if smallest is None else half(blocks, smallest).reshape(last - first, -1)
 
     return Held(
-        format="fp4" if small else "int",
+        format={"MXFP4": "fp4", "IQ4_NL": "iq4"}.get(block.type.name, "int"),
         bits=bits,
         group=block.type.weights,
         offsets="" if smallest is None else "float",
@@ -246,9 +200,44 @@ def _held(name: str, block: Block, read: Read) -> Held:
     )
 
 
-def _movable(block: Block) -> bool:
-    """Whether other layouts may hold the codes of a tensor."""
-    return block.type.name in UNIFORM and block.shape[-1] % block.type.weights == 0
+def _held_in_super_blocks(name: str, block: Block, read: Read) -> Held:
+    """The codes of super-blocks, with their scales as they are stored."""
+    kind, cols = block.type.name, block.shape[-1]
+    row = block.type.bytes * (cols // block.type.weights)
+
+    def packed(first: int, last: int) -> Bytes:
+        codes, _ = parts.SPLIT[kind](read(name, first * row, (last - first) * row).reshape(-1, block.type.bytes))
+        return packing.pack(np.ascontiguousarray(codes).reshape(last - first, cols), TYPES[kind].bits)
+
+    def stored(first: int, last: int) -> BlockScales:
+        _, own = parts.SPLIT[kind](_blocks(name, block, read, first, last))
+        rows = last - first
+        return BlockScales(
+            own.d.reshape(rows, -1), own.m.reshape(rows, -1), own.scales.reshape(rows, -1), own.minima.reshape(rows, -1)
+        )
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        return parameters(stored(first, last), TYPES[kind])
+
+    return Held(
+        format="iq4" if TYPES[kind].form == Form.TABLE else "int",
+        bits=TYPES[kind].bits,
+        group=TYPES[kind].sub,
+        offsets="float" if TYPES[kind].form == Form.AFFINE else "",
+        scale_dtype=IN_SUPER_BLOCKS,
+        packed=packed,
+        params=params,
+        blocks=stored,
+    )
+
+
+def _codes_of(name: str, block: Block) -> Callable[[Read], Held | str]:
+    """What gives the codes of a tensor where layouts may hold them."""
+    if block.shape[-1] % block.type.weights:
+        return not_moved
+    if block.type.name in parts.SPLIT:
+        return partial(_held_in_super_blocks, name, block)
+    return partial(_held, name, block) if block.type.name in UNIFORM else not_moved
 
 
 def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read | None = None) -> list[Found]:
@@ -270,7 +259,7 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
                 bits=DECODERS[block.type.name][0],
                 parts=(info,),
                 decode=partial(_decode, name, block),
-                held=partial(_held, name, block) if _movable(block) else not_moved,
+                held=_codes_of(name, block),
             )
         )
     return found
