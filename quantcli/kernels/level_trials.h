@@ -176,20 +176,31 @@ struct LevelTrials {
     }
   }
 
+  void places_of(const float* t, int n, int32_t* places) const {
+    int done = 0;
+    for (; table.is_few() && done + W <= n; done += W) {
+      Eight v;
+      std::memcpy(&v, t + done, sizeof v);
+      const EightInts found = table.few.place(v);
+      std::memcpy(places + done, &found, sizeof found);
+    }
+    place(t + done, n - done, table.thresholds, table.count, places + done);
+  }
+
   // Adds scale * x and scale^2 of n weights to the sums of their levels.
   void add_up(int64_t at, int64_t n, float scale, double* cross, double* square) {
     const float by = 1.0f / scale;
-    const double own = double(scale) * double(scale);
+    const double wide = double(scale);
     float t[LANES];
     int32_t places[LANES];
     for (int64_t first = 0; first < n; first += LANES) {
       const int m = int(n - first < LANES ? n - first : LANES);
       load(tile.weights, tile.kind, at + first, m, x);
       for (int i = 0; i < m; ++i) t[i] = x[i] * by;
-      place(t, m, table.thresholds, table.count, places);
+      places_of(t, m, places);
       for (int i = 0; i < m; ++i) {
-        cross[places[i]] += double(scale) * double(x[i]);
-        square[places[i]] += own;
+        cross[places[i]] += wide * double(x[i]);
+        square[places[i]] += wide * wide;
       }
     }
   }
