@@ -102,8 +102,39 @@ inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) 
   return found;
 }
 
-#ifdef __AVX2__
+// The largest magnitude of n >= 1 weights.
+template <int KIND>
+inline float largest_of(const void* weights, int64_t at, int64_t n, bool& finite) {
+  using P = Pattern<KIND>;
+  const auto* p = static_cast<const typename P::Bits*>(weights) + at;
+  typename P::Key least = -1;  // of complements
+  int64_t i = 0;
+  if (n >= P::AT_ONCE) {
+    typename P::Keys v = typename P::Keys{} - 1;
+    for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) {
+      typename P::Keys own;
+      std::memcpy(&own, p + i, sizeof own);
+      v = P::lesser(v, ~(own & P::MAGNITUDE));
+    }
+    least = P::least(v);
+  }
+  for (; i < n; ++i) {
+    const typename P::Key own = typename P::Key(~(p[i] & P::MAGNITUDE));
+    least = own < least ? own : least;
+  }
+  finite &= typename P::Key(~least) < P::SPECIAL;
+  return P::value(typename P::Key(~least));
+}
+
 constexpr int EIGHT = 8, AT_MOST = 256;
+
+#ifdef __AVX2__
+// The lesser ones of a vector's halves.
+template <int KIND>
+inline __m128i halves(typename Pattern<KIND>::Keys keys) {
+  const __m256i v = reinterpret_cast<__m256i>(keys);
+  return _mm_min_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
 
 // Eight vectors of 8 numbers to the least of each.
 inline __m128i least_of_each(__m128i* v) {
@@ -127,10 +158,6 @@ inline __m256 values_of(__m128i keys) {
 template <int KIND>
 inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
   using P = Pattern<KIND>;
-  const auto halves = [](typename P::Keys keys) {
-    const __m256i v = reinterpret_cast<__m256i>(keys);
-    return _mm_min_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  };
   __m128i lows[EIGHT], highs[EIGHT];
   for (int g = 0; g < EIGHT; ++g) {
     typename P::Keys least = P::keys(p + g * n), most = ~least;
@@ -138,7 +165,7 @@ inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, flo
       const typename P::Keys a = P::keys(p + g * n + i);
       least = P::lesser(least, a), most = P::lesser(most, ~a);
     }
-    lows[g] = halves(least), highs[g] = halves(most);
+    lows[g] = halves<KIND>(least), highs[g] = halves<KIND>(most);
   }
   const __m128i low = least_of_each(lows), complement = least_of_each(highs), ones = _mm_set1_epi16(-1);
   const __m128i high = _mm_xor_si128(complement, ones), below = _mm_set1_epi16(int16_t(P::SPECIAL - 1));
@@ -156,41 +183,101 @@ inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, flo
   for (int ties = _mm256_movemask_ps(same), g = 0; ties; ties >>= 1, ++g)
     if (ties & 1 && finite) extreme[g] = first_extreme<KIND>(p + g * n, keys[g]);
 }
+
+// Their largest magnitudes.
+template <int KIND>
+inline void eight_largest(const uint16_t* p, int64_t n, float* largest, bool& finite) {
+  using P = Pattern<KIND>;
+  __m128i complements[EIGHT];
+  for (int g = 0; g < EIGHT; ++g) {
+    typename P::Keys least = typename P::Keys{} - 1;
+    for (int64_t i = 0; i < n; i += P::AT_ONCE) {
+      typename P::Keys own;
+      std::memcpy(&own, p + g * n + i, sizeof own);
+      least = P::lesser(least, ~(own & P::MAGNITUDE));
+    }
+    complements[g] = halves<KIND>(least);
+  }
+  const __m128i found = _mm_xor_si128(least_of_each(complements), _mm_set1_epi16(-1));
+  const __m128i beyond = _mm_cmpgt_epi16(found, _mm_set1_epi16(int16_t(P::SPECIAL - 1)));
+  finite &= _mm_testz_si128(beyond, beyond) != 0;
+  _mm256_storeu_ps(largest, values_of<KIND>(found));
+}
+#else
+template <int KIND>
+inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
+  for (int g = 0; g < EIGHT; ++g) {
+    const Range found = range_of<KIND>(p, g * n, n, finite);
+    lo[g] = found.low, hi[g] = found.high, extreme[g] = found.extreme;
+  }
+}
+
+template <int KIND>
+inline void eight_largest(const uint16_t* p, int64_t n, float* largest, bool& finite) {
+  for (int g = 0; g < EIGHT; ++g) largest[g] = largest_of<KIND>(p, g * n, n, finite);
+}
 #endif
 
-// The ranges of every group of a tile, each (rows, groups); whether all weights are finite.
-template <int KIND>
-inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
+// Calls found(group, at, n, finite) for the groups of a tile, by number; whether all weights are finite.
+template <class Found>
+inline bool by_groups(const Tile& tile, Found found) {
   bool finite = true;
-#ifdef __AVX2__
+  int64_t group = 0;
+  for (int64_t row = 0; row < tile.rows; ++row)
+    for (int64_t begin = 0; begin < tile.cols; begin += tile.group, ++group)
+      found(group, row * tile.cols + begin, tile.cols - begin < tile.group ? tile.cols - begin : tile.group, finite);
+  return finite;
+}
+
+// The same, but calls eight(group, weights, n, finite) for eight small groups of whole vectors that lie one after another.
+template <int KIND, class Found, class Eights>
+inline bool by_groups(const Tile& tile, Found found, Eights eight) {
   if constexpr (KIND != F32)
     if (tile.group % Pattern<KIND>::AT_ONCE == 0 && tile.group <= AT_MOST && tile.cols % tile.group == 0) {
       const auto* p = static_cast<const uint16_t*>(tile.weights);
       const int64_t n = tile.group, count = tile.rows * tile.cols / n;
-      int64_t g = 0;
-      for (; g + EIGHT <= count; g += EIGHT) eight_ranges<KIND>(p + g * n, n, lo + g, hi + g, extreme + g, finite);
-      for (; g < count; ++g) {
-        const Range found = range_of<KIND>(p, g * n, n, finite);
-        lo[g] = found.low, hi[g] = found.high, extreme[g] = found.extreme;
-      }
+      bool finite = true;
+      int64_t group = 0;
+      for (; group + EIGHT <= count; group += EIGHT) eight(group, p + group * n, n, finite);
+      for (; group < count; ++group) found(group, group * n, n, finite);
       return finite;
     }
-#endif
-  for (int64_t row = 0; row < tile.rows; ++row)
-    for (int64_t begin = 0; begin < tile.cols; begin += tile.group) {
-      const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
-      const Range found = range_of<KIND>(tile.weights, row * tile.cols + begin, n, finite);
-      *lo++ = found.low;
-      *hi++ = found.high;
-      *extreme++ = found.extreme;
-    }
-  return finite;
+  return by_groups(tile, found);
+}
+
+// The ranges of every group of a tile, each (rows, groups); whether all weights are finite.
+template <int KIND>
+inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
+  const auto each = [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
+    const Range found = range_of<KIND>(tile.weights, at, n, finite);
+    lo[group] = found.low, hi[group] = found.high, extreme[group] = found.extreme;
+  };
+  return by_groups<KIND>(tile, each, [=](int64_t group, auto* weights, int64_t n, bool& finite) {
+    eight_ranges<KIND>(weights, n, lo + group, hi + group, extreme + group, finite);
+  });
 }
 
 inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
   return tile.kind == BF16  ? tile_ranges<BF16>(tile, lo, hi, extreme)
          : tile.kind == F16 ? tile_ranges<F16>(tile, lo, hi, extreme)
                             : tile_ranges<F32>(tile, lo, hi, extreme);
+}
+
+// The largest magnitudes alone.
+template <int KIND>
+inline bool tile_largest(const Tile& tile, float* largest) {
+  const auto each = [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
+    largest[group] = largest_of<KIND>(tile.weights, at, n, finite);
+  };
+  return by_groups<KIND>(tile, each, [=](int64_t group, auto* weights, int64_t n, bool& finite) {
+    eight_largest<KIND>(weights, n, largest + group, finite);
+  });
+}
+
+inline bool tile_largest(const Tile& tile, float* largest) {
+  return tile.kind == BF16  ? tile_largest<BF16>(tile, largest)
+         : tile.kind == F16 ? tile_largest<F16>(tile, largest)
+                            : tile_largest<F32>(tile, largest);
 }
 
 }  // namespace
