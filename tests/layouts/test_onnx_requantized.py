@@ -27,7 +27,8 @@ def number(name: str, value: float) -> bytes:
 
 
 def nibbles(codes: np.ndarray) -> np.ndarray:
-    return codes[..., ::2] | codes[..., 1::2] << 4
+    found: np.ndarray = codes[..., ::2] | codes[..., 1::2] << 4
+    return found
 
 
 def written(path: Path, *graph: bytes) -> Path:
