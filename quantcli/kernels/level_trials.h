@@ -8,12 +8,13 @@ namespace {
 
 constexpr int MOST_TRIALS = LIMITS.trials;
 
-struct Fit {
-  float cross, square;  // sum(x l), sum(l l)
+// Sums of each trial, over blocks of weights: of x l and l l for the levels l nearest to x * reciprocal.
+struct Fits {
+  float cross[MOST_TRIALS], square[MOST_TRIALS];
 };
 
-// Sums over a block of vectors for the levels nearest to x * reciprocal.
-inline Fit fit_levels(const float* x, int vectors, float reciprocal, const Table& table) {
+// One trial of a block of vectors.
+inline void fit_one(const float* x, int vectors, float reciprocal, const Table& table, int k, Fits& found) {
   Eight cross = {}, square = {};
   for (int i = 0; i < vectors; ++i) {
     Eight v;
@@ -33,7 +34,7 @@ inline Fit fit_levels(const float* x, int vectors, float reciprocal, const Table
     square += l * l;
   }
   const Pair sums = fold(cross, square);
-  return {sums.first, sums.second};
+  found.cross[k] = sums.first, found.square[k] = sums.second;
 }
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
@@ -74,30 +75,51 @@ struct FewForTwo {
     return _mm512_add_ps(v, _mm512_permute_ps(v, _MM_SHUFFLE(2, 3, 0, 1)));
   }
 
-  void fit(const float* x, int vectors, const float* reciprocal, Fit* found) const {
-    const __m512 by = _mm512_insertf32x8(_mm512_set1_ps(reciprocal[0]), _mm256_set1_ps(reciprocal[1]), 1);
-    __m512 cross = _mm512_setzero_ps(), square = cross;
-    for (int i = 0; i < vectors; ++i) {
-      const __m512 v = _mm512_broadcast_f32x8(_mm256_loadu_ps(x + i * W)), l = nearest(_mm512_mul_ps(v, by));
-      cross = _mm512_add_ps(cross, _mm512_mul_ps(v, l));
-      square = _mm512_add_ps(square, _mm512_mul_ps(l, l));
+  // COUNT times two trials from the k-th on.
+  template <int COUNT>
+  void fit(const float* x, int vectors, const float* reciprocal, int k, Fits& found) const {
+    __m512 by[COUNT], cross[COUNT], square[COUNT];
+    for (int i = 0; i < COUNT; ++i) {
+      const float* own = reciprocal + k + 2 * i;
+      by[i] = _mm512_insertf32x8(_mm512_set1_ps(own[0]), _mm256_set1_ps(own[1]), 1);
+      cross[i] = square[i] = _mm512_setzero_ps();
     }
-    cross = folded(cross), square = folded(square);
-    found[0] = {_mm512_cvtss_f32(cross), _mm512_cvtss_f32(square)};
-    found[1] = {_mm256_cvtss_f32(_mm512_extractf32x8_ps(cross, 1)),
-                _mm256_cvtss_f32(_mm512_extractf32x8_ps(square, 1))};
+    for (int p = 0; p < vectors; ++p) {
+      const __m512 v = _mm512_broadcast_f32x8(_mm256_loadu_ps(x + p * W));
+      for (int i = 0; i < COUNT; ++i) {
+        const __m512 l = nearest(_mm512_mul_ps(v, by[i]));
+        cross[i] = _mm512_add_ps(cross[i], _mm512_mul_ps(v, l));
+        square[i] = _mm512_add_ps(square[i], _mm512_mul_ps(l, l));
+      }
+    }
+    for (int i = 0; i < COUNT; ++i) {
+      put(folded(cross[i]), found.cross + k + 2 * i);
+      put(folded(square[i]), found.square + k + 2 * i);
+    }
+  }
+
+  static void put(__m512 sums, float* two) {
+    two[0] = _mm512_cvtss_f32(sums), two[1] = _mm256_cvtss_f32(_mm512_extractf32x8_ps(sums, 1));
   }
 };
 
-inline void fit_two(const float* x, int vectors, const float* reciprocal, const Table& table, Fit* found) {
-  if (table.is_few()) return FewForTwo(table).fit(x, vectors, reciprocal, found);
-  for (int k = 0; k < 2; ++k) found[k] = fit_levels(x, vectors, reciprocal[k], table);
+constexpr int AT_A_TIME = 8;
+
+// All trials, an even number of them.
+inline void fit_all(const float* x, int vectors, const float* reciprocal, const Table& table, int trials, Fits& found) {
+  int k = 0;
+  if (table.is_few()) {
+    const FewForTwo few(table);
+    for (; k + AT_A_TIME <= trials; k += AT_A_TIME) few.fit<AT_A_TIME / 2>(x, vectors, reciprocal, k, found);
+    for (; k < trials; k += 2) few.fit<1>(x, vectors, reciprocal, k, found);
+  }
+  for (; k < trials; ++k) fit_one(x, vectors, reciprocal[k], table, k, found);
 }
 
 #else
 
-inline void fit_two(const float* x, int vectors, const float* reciprocal, const Table& table, Fit* found) {
-  for (int k = 0; k < 2; ++k) found[k] = fit_levels(x, vectors, reciprocal[k], table);
+inline void fit_all(const float* x, int vectors, const float* reciprocal, const Table& table, int trials, Fits& found) {
+  for (int k = 0; k < trials; ++k) fit_one(x, vectors, reciprocal[k], table, k, found);
 }
 
 #endif
@@ -106,36 +128,38 @@ inline void fit_two(const float* x, int vectors, const float* reciprocal, const 
 struct LevelTrials {
   const Tile& tile;
   const Table& table;
-  int trials;
+  int trials, even;
   float x[BLOCK];
-  float reciprocal[MOST_TRIALS + 1];
+  float reciprocal[MOST_TRIALS] = {};
   double crosses[MOST_TRIALS], squares[MOST_TRIALS];
 
-  LevelTrials(const Tile& tile, const Table& table, int trials) : tile(tile), table(table), trials(trials) {}
+  LevelTrials(const Tile& tile, const Table& table, int trials)
+      : tile(tile), table(table), trials(trials), even((trials + 1) & ~1) {}
 
   // The first trial with the least squared error of the n weights from `at` on.
   int best(int64_t at, int64_t n, const float* own) {
-    for (int k = 0; k < trials; ++k) crosses[k] = squares[k] = 0, reciprocal[k] = 1.0f / own[k];
-    reciprocal[trials] = reciprocal[trials - 1];
+    for (int k = 0; k < trials; ++k) reciprocal[k] = 1.0f / own[k];
+    for (int k = 0; k < trials; ++k) crosses[k] = squares[k] = 0;
     for (int64_t first = 0; first < n; first += BLOCK) {
       const int m = int(n - first < BLOCK ? n - first : BLOCK), whole = m / W;
       for (int from = 0; from < m; from += LANES)
         load(tile.weights, tile.kind, at + first + from, m - from < LANES ? m - from : LANES, x + from);
-      for (int k = 0; k < trials; k += 2) {
-        Fit found[2];
-        fit_two(x, whole, reciprocal + k, table, found);
-        for (int i = 0; i < 2 && k + i < trials; ++i) {
-          crosses[k + i] += double(found[i].cross);
-          squares[k + i] += double(found[i].square);
-        }
-      }
+      Fits found;
+      fit_all(x, whole, reciprocal, table, even, found);
+      for (int k = 0; k < trials; ++k) crosses[k] += double(found.cross[k]), squares[k] += double(found.square[k]);
       for (int i = whole * W; i < m; ++i) add_rest(x[i]);
+    }
+    double errors[MOST_TRIALS];
+    for (int k = 0; k < trials; ++k) {
+      const double s = own[k];
+      errors[k] = s * (s * squares[k] - 2 * crosses[k]);
     }
     int found = 0;
     double least = INFINITY;
     for (int k = 0; k < trials; ++k) {
-      const double s = own[k], error = s * (s * squares[k] - 2 * crosses[k]);
-      if (error < least) least = error, found = k;
+      const bool better = errors[k] < least;
+      least = better ? errors[k] : least;
+      found = better ? k : found;
     }
     return found;
   }
@@ -152,20 +176,31 @@ struct LevelTrials {
     }
   }
 
+  void places_of(const float* t, int n, int32_t* places) const {
+    int done = 0;
+    for (; table.is_few() && done + W <= n; done += W) {
+      Eight v;
+      std::memcpy(&v, t + done, sizeof v);
+      const EightInts found = table.few.place(v);
+      std::memcpy(places + done, &found, sizeof found);
+    }
+    place(t + done, n - done, table.thresholds, table.count, places + done);
+  }
+
   // Adds scale * x and scale^2 of n weights to the sums of their levels.
   void add_up(int64_t at, int64_t n, float scale, double* cross, double* square) {
     const float by = 1.0f / scale;
-    const double own = double(scale) * double(scale);
+    const double wide = double(scale);
     float t[LANES];
     int32_t places[LANES];
     for (int64_t first = 0; first < n; first += LANES) {
       const int m = int(n - first < LANES ? n - first : LANES);
       load(tile.weights, tile.kind, at + first, m, x);
       for (int i = 0; i < m; ++i) t[i] = x[i] * by;
-      place(t, m, table.thresholds, table.count, places);
+      places_of(t, m, places);
       for (int i = 0; i < m; ++i) {
-        cross[places[i]] += double(scale) * double(x[i]);
-        square[places[i]] += own;
+        cross[places[i]] += wide * double(x[i]);
+        square[places[i]] += wide * wide;
       }
     }
   }
