@@ -160,7 +160,10 @@ def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
             return [f"transformers 5.23 loads no experts that are {form}; vLLM does"]
         decoded = form in (PACKED, "mxfp4-pack-quantized") or (form == FLOATS and granularity in ("channel", "tensor"))
         if not decoded:
-            return [f"transformers 5.23 decodes experts in {name} to wrong numbers; vLLM loads them"]
+            what = (
+                f"decodes experts in {name} to wrong numbers" if name == "nvfp4" else f"does not load experts in {name}"
+            )
+            return [f"transformers 5.23 {what}; vLLM does"]
     return []
 
 
