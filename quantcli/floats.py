@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli.errors import DataError, QuantcliError, UsageError, listed, printable
-from quantcli.folding import folded
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
@@ -18,7 +17,6 @@ from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, left_out
-from quantcli.naming import of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
@@ -57,6 +55,8 @@ def float_source(src: str, reading: Reading, *, say: Callable[[str], None]) -> I
             _check_adapter(src, reading)
         found = signals.as_floats(source) if reading.as_float else _floats_of(source, src, reading, say)
         for path in reading.loras:
+            from quantcli.folding import folded
+
             before = found
             found = folded(stack, found, path)
             changed = [name for name in found.notes if found.notes[name] != before.notes.get(name)]
@@ -118,6 +118,8 @@ def _named_for(source: Source, model: Model, reading: Reading, say: Callable[[st
 def named_for(model: Model, to: str | None, say: Callable[[str], None]) -> Mapping[str, View]:
     """The tensors of a model: those of a GGUF that becomes one again as they are called there, others under the names
     of the checkpoint. Raises UsageError for a target whose loaders know these, where they are not known."""
+    from quantcli.naming import of_checkpoint
+
     source = model.source
     if to == (GGUF if source.kind == GGUF else MLX):
         return model

@@ -113,6 +113,12 @@ class Source(Protocol):
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
 
+    def read_each(self, names: Sequence[str], buffer: memoryview) -> None:
+        """Fill `buffer` with tensors of one size, one after another."""
+        size = len(buffer) // max(len(names), 1)
+        for number, name in enumerate(names):
+            self.read(name, 0, buffer[number * size : (number + 1) * size])
+
     def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
         """Fill the rows of an array with runs of bytes of a tensor, the first from byte `start`, the next `step` bytes
         later."""
