@@ -61,7 +61,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "search_blocks": (None, [_P, _P, _P, _P, _P, _P, _P, _P]),
     "kmeans": (None, [_P, _P, _P, c_int64, c_int32, _P, _P]),
     "trial_levels": (None, [_P, _P, _P, c_int32, _P, _P, _P]),
-    "trial_floats": (None, [_P, _P, _P, _P, _P, c_int32, c_int32, _P, _P]),
+    "trial_floats": (None, [_P, _P, _P, _P, c_int32, c_int32, _P, _P]),
     "encode": (None, [_P, _P, _P, _P, _P, _P, POINTER(c_double)]),
     "quantize": (c_int32, [_P, c_int64, _P, _P, _P, _P, _P, _P]),
     "measure": (None, [_P, _P, _P, _P, _P, POINTER(c_double)]),
@@ -218,13 +218,11 @@ class NativeKernels:
         trial, first = choices.values, choices.first
         assert trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
         assert choices.count <= MOST_TRIALS
-        reciprocal = np.float32(1) / trial
         self._call(
             "trial_floats",
             byref(tile_record(tile)),
             byref(small_record(small)),
             address(trial),
-            address(reciprocal),
             address(first),
             choices.count,
             choices.plain,
@@ -311,7 +309,7 @@ class NativeKernels:
             address(packed),
             address(sums),
         )
-        return (QuantParams(scale, zero), sums) if done else None
+        return (QuantParams(scale, zero, rule.book), sums) if done else None
 
     def measure(self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes) -> Sums:
         codes, sums = _codes(tile.cols), (c_double * 4)()

@@ -158,15 +158,50 @@ inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, flo
 }
 #endif
 
+// The largest magnitude of n >= 1 weights.
+template <int KIND>
+inline float largest_of(const void* weights, int64_t at, int64_t n, bool& finite) {
+  using P = Pattern<KIND>;
+  const auto* p = static_cast<const typename P::Bits*>(weights) + at;
+  typename P::Key least = -1;  // of complements
+  int64_t i = 0;
+  if (n >= P::AT_ONCE) {
+    typename P::Keys v = typename P::Keys{} - 1;
+    for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) {
+      typename P::Keys own;
+      std::memcpy(&own, p + i, sizeof own);
+      v = P::lesser(v, ~(own & P::MAGNITUDE));
+    }
+    least = P::least(v);
+  }
+  for (; i < n; ++i) {
+    const typename P::Key own = typename P::Key(~(p[i] & P::MAGNITUDE));
+    least = own < least ? own : least;
+  }
+  finite &= typename P::Key(~least) < P::SPECIAL;
+  return P::value(typename P::Key(~least));
+}
+
+// Calls found(group, at, n, finite) for the groups of a tile, by number; whether all weights are finite.
+template <class Found>
+inline bool by_groups(const Tile& tile, Found found) {
+  bool finite = true;
+  int64_t group = 0;
+  for (int64_t row = 0; row < tile.rows; ++row)
+    for (int64_t begin = 0; begin < tile.cols; begin += tile.group, ++group)
+      found(group, row * tile.cols + begin, tile.cols - begin < tile.group ? tile.cols - begin : tile.group, finite);
+  return finite;
+}
+
 // The ranges of every group of a tile, each (rows, groups); whether all weights are finite.
 template <int KIND>
 inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
-  bool finite = true;
 #ifdef __AVX2__
   if constexpr (KIND != F32)
     if (tile.group % Pattern<KIND>::AT_ONCE == 0 && tile.group <= AT_MOST && tile.cols % tile.group == 0) {
       const auto* p = static_cast<const uint16_t*>(tile.weights);
       const int64_t n = tile.group, count = tile.rows * tile.cols / n;
+      bool finite = true;
       int64_t g = 0;
       for (; g + EIGHT <= count; g += EIGHT) eight_ranges<KIND>(p + g * n, n, lo + g, hi + g, extreme + g, finite);
       for (; g < count; ++g) {
@@ -176,21 +211,30 @@ inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) 
       return finite;
     }
 #endif
-  for (int64_t row = 0; row < tile.rows; ++row)
-    for (int64_t begin = 0; begin < tile.cols; begin += tile.group) {
-      const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
-      const Range found = range_of<KIND>(tile.weights, row * tile.cols + begin, n, finite);
-      *lo++ = found.low;
-      *hi++ = found.high;
-      *extreme++ = found.extreme;
-    }
-  return finite;
+  return by_groups(tile, [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
+    const Range found = range_of<KIND>(tile.weights, at, n, finite);
+    lo[group] = found.low, hi[group] = found.high, extreme[group] = found.extreme;
+  });
 }
 
 inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
   return tile.kind == BF16  ? tile_ranges<BF16>(tile, lo, hi, extreme)
          : tile.kind == F16 ? tile_ranges<F16>(tile, lo, hi, extreme)
                             : tile_ranges<F32>(tile, lo, hi, extreme);
+}
+
+// The largest magnitudes alone.
+template <int KIND>
+inline bool tile_largest(const Tile& tile, float* largest) {
+  return by_groups(tile, [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
+    largest[group] = largest_of<KIND>(tile.weights, at, n, finite);
+  });
+}
+
+inline bool tile_largest(const Tile& tile, float* largest) {
+  return tile.kind == BF16  ? tile_largest<BF16>(tile, largest)
+         : tile.kind == F16 ? tile_largest<F16>(tile, largest)
+                            : tile_largest<F32>(tile, largest);
 }
 
 }  // namespace

@@ -93,6 +93,8 @@ class Method(IntEnum):
     """The weight of largest magnitude on the lowest code."""
     SEARCH = 2
     """Those of `search`, around those that span the range."""
+    TRIALS = 3
+    """Of the stored scales around those that span the range the best, as `trial_floats` finds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +107,47 @@ class Finding:
     grids: Grids = Grids.RESTRICTED
 
 
-@dataclass(frozen=True, slots=True)
+class ScaleKind(IntEnum):
+    """How scales are stored; the first are the kinds of weights, and settle.h names the others the same."""
+
+    BF16 = 0
+    F16 = 1
+    F32 = 2
+    E8M0 = 3
+    E4M3 = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredScales:
+    """How `quantize` rounds scales to what is stored, and which stored ones are tried around a plain one.
+
+    ratios: float64, the trials of floats relative to the plain one, which is the first. values: of the other kinds,
+    which are listed, all scales there are, ascending, the ends repeated for trials beyond them; times `unit` each is a
+    number whose exponent (E8M0) or E4M3 code tells its place. below, above: how many smaller and larger ones are tried.
+    """
+
+    kind: ScaleKind
+    ratios: Doubles | None = None
+    values: Floats | None = None
+    unit: float = 1.0
+    below: int = 0
+    above: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """What `quantize` does with groups of integers: how parameters are found, the grid and whether it is affine, with
-    whole zero points, the dtype of scales and the smallest that it holds well, and whether sums are preserved."""
+    """What `quantize` does with groups of integers or levels: how parameters are found, the grid and whether it is
+    affine, with whole zero points, how scales are stored and the smallest that this does well, and whether sums are
+    preserved. top: what the largest weight is divided by for the scale that clips nothing. book: of levels."""
 
     finding: Finding
     grid: CodeGrid
     affine: bool
-    scale: Kind
+    scales: StoredScales
     smallest: float
     preserve: bool
+    top: float
+    book: Codebook | None = None
 
 
 @dataclass(frozen=True, slots=True)

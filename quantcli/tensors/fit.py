@@ -60,7 +60,7 @@ class Fit:
     @property
     def rule(self) -> Rule | None:
         """What the kernels need to know to quantize a tile in one call; None where that takes several."""
-        return rule_of(self.scheme, self.plan, self.scale_dtype)
+        return rule_of(self.scheme, self.plan, self.store)
 
     @property
     def by_strips(self) -> bool:
