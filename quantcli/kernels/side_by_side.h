@@ -10,6 +10,24 @@
 #if defined(__AVX2__)
 namespace {
 
+// Rows of pairs to rows of the pairs of one place.
+inline void transpose(const __m256i* r, __m256i* out) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    a[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int h = 0; h < 2; ++h) {
+      b[i + 2 * h] = _mm256_unpacklo_epi64(a[i + h], a[i + 2 + h]);
+      b[i + 2 * h + 1] = _mm256_unpackhi_epi64(a[i + h], a[i + 2 + h]);
+    }
+  for (int i = 0; i < 4; ++i) {
+    out[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+    out[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+  }
+}
+
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 
 typedef __m512i Pairs;
@@ -28,7 +46,6 @@ inline Pairs whole_numbers(Sixteen a, Sixteen b, Sixteen unit, Sixteen factor) {
   return _mm512_packs_epi32(_mm512_cvtps_epi32((a * unit * factor).v), _mm512_cvtps_epi32((b * unit * factor).v));
 }
 
-// Rows of pairs to rows of the pairs of one place.
 inline void transpose(const Pairs* r, Pairs* out) {
   Pairs a[16], b[16];
   for (int i = 0; i < 16; i += 2) {
@@ -72,23 +89,6 @@ inline Pairs whole_numbers(Sixteen x, Sixteen unit, Sixteen factor) {
   const Sixteen y = x * unit * factor;
   return _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
 #endif
-}
-
-inline void transpose(const Pairs* r, Pairs* out) {
-  Pairs a[8], b[8];
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-    a[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4)
-    for (int h = 0; h < 2; ++h) {
-      b[i + 2 * h] = _mm256_unpacklo_epi64(a[i + h], a[i + 2 + h]);
-      b[i + 2 * h + 1] = _mm256_unpackhi_epi64(a[i + h], a[i + 2 + h]);
-    }
-  for (int i = 0; i < 4; ++i) {
-    out[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
-    out[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
-  }
 }
 
 #endif

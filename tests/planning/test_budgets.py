@@ -76,6 +76,17 @@ def test_the_rest_is_small(model: Path) -> None:
         assert target * 0.999 <= found["bytes_out"] <= target and found["gap"] <= 0.005
 
 
+def test_more_bytes_never_lose_more(model: Path) -> None:
+    """no plan of a smaller file is better: a plan costs at most what one for a smaller target does, and as its header
+    grows with what it says, a plan for a larger target may fit too"""
+    weights = {f"layers.{i}.{n}.weight": gaussian(32, 96, seed=i) for i in range(4) for n in ("a", "b", "c")}
+    save(Path("even.safetensors"), weights)
+    found = [planned("even.safetensors", "--target-size", target) for target in range(17_500, 32_000, 193)]
+    for number, plan in enumerate(found):
+        fitting = [other["cost"] for other in found if other["bytes_out"] <= plan["target"]]
+        assert plan["cost"] <= min(fitting) * 1.0001, number
+
+
 def test_no_choice_is_better(model: Path) -> None:
     """every combination of a small model, from what quantize itself reports"""
     weights = {
