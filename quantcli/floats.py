@@ -24,8 +24,8 @@ from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GGUF, MLX = "gguf", "mlx"
-"""A kind of source, and targets whose own files stay as they are."""
+GGUF, MLX, ONNX = "gguf", "mlx", "onnx"
+"""Kinds of sources, and targets whose own files stay as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,8 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
 def _named_for(source: Source, model: Model, reading: Reading, say: Callable[[str], None]) -> Source:
     """The tensors of a model as floats, as `named_for` names them."""
     views = named_for(model, reading.to, say)
-    return decoded(source, views) if model.quantized or views is not model else source
+    dtypes = _computed_in(views) if source.kind == reading.to == ONNX else None
+    return decoded(source, views, dtypes) if model.quantized or views is not model else source
 
 
 def named_for(model: Model, to: str | None, say: Callable[[str], None]) -> Mapping[str, View]:
@@ -190,7 +191,20 @@ def decoded(
     tensors = [_computed(source, view, (dtypes or {}).get(name)) for name, view in views.items()]
     codes = [view for view in views.values() if view.scheme is not None]
     warnings = [*source.warnings, *([] if moved else left_out(codes))]
-    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes), warnings=warnings)
+    return Derived(
+        source,
+        tensors,
+        metadata=plain_metadata,
+        decoded={t.home: t.info for t in tensors if t.earlier is not None},
+        decoded_from=described(codes),
+        warnings=warnings,
+    )
+
+
+def _computed_in(views: Mapping[str, View]) -> dict[str, str]:
+    """The dtypes in which a graph computes with decoded weights, those of their scales, where they are not float32."""
+    coded = {name: view.parts for name, view in views.items() if view.scheme is not None}
+    return {name: part.dtype for name, parts in coded.items() for part in parts if part.dtype in ("F16", "BF16")}
 
 
 def _computed(source: Source, view: View, dtype: str | None) -> Computed:

@@ -110,7 +110,7 @@ class Calibrator:
     symmetric bit; affine: whether it supports asymmetric schemes. auto: whether `--calibration auto` tries it. shared:
     for learned levels shared by groups. caution(scheme, n): why it is doubtful for groups of n weights, if it is.
     obstacle(scheme): why it cannot do what its options request. weighs: whether `local` depends on the importance of
-    columns. finding(scheme, n): how the kernels find the same parameters for groups of n integers by themselves, None
+    columns. finding(scheme, n): how the kernels find the same parameters for groups of n weights by themselves, None
     where they do not.
     """
 

@@ -75,7 +75,10 @@ def _searched(scheme: Scheme) -> bool:
 
 
 def finding(scheme: Scheme, n: int, *, weighted: bool = False) -> Finding | None:
-    """How the kernels search the scales of groups of n integers. weighted: whether columns count differently."""
+    """How the kernels find the scales of groups of n integers or small floats. weighted: whether columns count
+    differently."""
+    if registry.get("formats", scheme.format).small is not None and scheme.options["norm"] == 2:
+        return Finding(Method.TRIALS)
     if not _searched(scheme) or scheme.zero_point == "float":
         return None
     effort, affine = scheme.options["effort"], not scheme.symmetric

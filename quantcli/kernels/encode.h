@@ -1,10 +1,11 @@
 // Rows of weights to rows of codes, and the sums of their errors.
 //
-// Plain integers of whole vectors, which is nearly all there is, stay in registers from the weight to its code;
-// whatever is left goes through arrays, a span of LANES weights at a time.
+// Plain integers and small floats in whole vectors, which is nearly all there is, stay in registers from the weight to
+// its code (coders.h); whatever is left goes through arrays, a span of LANES weights at a time.
 
 #pragma once
 
+#include "coders.h"
 #include "codes.h"
 #include "packing.h"
 #include "rounding.h"
@@ -93,7 +94,9 @@ struct Encoder {
   // Whether the functions below do, whose codes are bytes.
   bool in_registers() const {
     const bool whole = tile.group % LANE_COUNT == 0 || tile.group >= tile.cols;
-    return grid.mode == INTEGER && !grid.midrise && whole && tile.cols % PADDING == 0;
+    const bool integers = grid.mode == INTEGER && !grid.midrise;
+    const bool floats = grid.mode == LEVELS && params.codebook->small.mantissa >= 0 && !errors;
+    return (integers || floats) && whole && tile.cols % PADDING == 0;
   }
 
   // Calls step(first, n, scale, zero) for the columns of a row that are in the same run and the same group.
@@ -115,19 +118,18 @@ struct Encoder {
     }
   }
 
-  template <int KIND>
+  template <int KIND, class Coder>
   void attempt_fast(int64_t row, Totals& totals) const {
     const RowParams own = row_params(params, row, grid);
-    const Sixteen umin = all(grid.umin), umax = all(grid.umax);
+    const Coder coder(grid, own.table);
+    Counter nobody;
     Sixteen sse = all(0);
     by_run(
         own,
-        [&](int64_t from, int64_t end, float fs, float fz) {
-          const Sixteen scale = all(fs), divisor = all(divisor_of(fs)), zero = all(fz);
+        [&](int64_t from, int64_t end, float scale, float zero) {
+          const auto group = coder.group(scale, zero);
           for (int64_t j = from; j < end; j += LANE_COUNT) {
-            const Sixteen x = weights16<KIND>(tile.weights, row * tile.cols + j);
-            const Sixteen code = lesser(larger(rounded(x / divisor) + zero, umin), umax);
-            const Sixteen error = x - (code - zero) * scale;
+            const Sixteen error = group.coded(weights16<KIND>(tile.weights, row * tile.cols + j), nobody).error;
             sse = sse + error * error;
           }
         },
@@ -138,28 +140,26 @@ struct Encoder {
   }
 
   // KEEP: whether errors are kept for preserve(), which accounts for them.
-  template <int KIND, bool KEEP>
+  template <int KIND, class Coder, bool KEEP>
   void encode_fast(int64_t row, Totals& totals) const {
     const RowParams own = row_params(params, row, grid);
-    const Sixteen umin = all(grid.umin), umax = all(grid.umax);
+    const Coder coder(grid, own.table);
     Sixteen sse = all(0), power = all(0), worst = all(0);
-    Differences clipped;
+    Counter clipped;
     by_run(
         own,
-        [&](int64_t from, int64_t end, float fs, float fz) {
-          const Sixteen scale = all(fs), divisor = all(divisor_of(fs)), zero = all(fz);
+        [&](int64_t from, int64_t end, float scale, float zero) {
+          const auto group = coder.group(scale, zero);
           for (int64_t j = from; j < end; j += LANE_COUNT) {
             const Sixteen x = weights16<KIND>(tile.weights, row * tile.cols + j);
-            const Sixteen wanted = rounded(x / divisor) + zero, code = lesser(larger(wanted, umin), umax);
-            const Sixteen error = x - (code - zero) * scale;
-            clipped.add(wanted, code);
-            store_bytes(code, reinterpret_cast<uint8_t*>(codes) + j);
+            const Coded found = group.coded(x, clipped);
+            store_bytes(found.code, reinterpret_cast<uint8_t*>(codes) + j);
             power = power + x * x;
             if (KEEP) {
-              store(error, errors + j);
+              store(found.error, errors + j);
             } else {
-              sse = sse + error * error;
-              worst = larger(worst, magnitude(error));
+              sse = sse + found.error * found.error;
+              worst = larger(worst, magnitude(found.error));
             }
           }
         },
@@ -176,12 +176,14 @@ struct Encoder {
 
   template <int KIND>
   void encode_fast(int64_t row, bool stored, Totals& totals) const {
-    if (!stored)
-      attempt_fast<KIND>(row, totals);
+    if (grid.mode == LEVELS)
+      stored ? encode_fast<KIND, SmallFloats, false>(row, totals) : attempt_fast<KIND, SmallFloats>(row, totals);
+    else if (!stored)
+      attempt_fast<KIND, Integers>(row, totals);
     else if (errors)
-      encode_fast<KIND, true>(row, totals);
+      encode_fast<KIND, Integers, true>(row, totals);
     else
-      encode_fast<KIND, false>(row, totals);
+      encode_fast<KIND, Integers, false>(row, totals);
   }
 
   void encode_fast(int64_t row, bool stored, Totals& totals) const {

@@ -1,66 +1,84 @@
-// Codes of small floats, rounded as a cast does, and the search for the scales of their groups.
+// Small floats: codes of weights, rounded as a cast does.
 
 #pragma once
 
-#include "common.h"
+#include "vectors.h"
 
 namespace {
+
+// Of equal ones the second.
+inline float lesser(float a, float b) { return a < b ? a : b; }
+inline float larger(float a, float b) { return a > b ? a : b; }
+#ifdef __AVX__
+inline Eight lesser(Eight a, Eight b) {
+  return reinterpret_cast<Eight>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+inline Eight larger(Eight a, Eight b) {
+  return reinterpret_cast<Eight>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+#else
+inline Eight lesser(Eight a, Eight b) { return pick(a < b, a, b); }
+inline Eight larger(Eight a, Eight b) { return pick(a > b, a, b); }
+#endif
+
+inline float power_of_two(float a) { return from_bits(to_bits(a) & 0x7f800000u); }
+inline Sixteen power_of_two(Sixteen a) { return floats_of(bits_of(a) & all_whole(0x7f800000)); }
+inline Eight power_of_two(Eight a) {
+  EightInts bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  bits &= 0x7f800000;
+  std::memcpy(&a, &bits, sizeof bits);
+  return a;
+}
+
+// A magnitude on its way to one of the small floats. `magic` is so large that a sum with it has no room for the bits that
+// small floats do not have.
+template <class Number>
+struct Landing {
+  Number binade, magic, sum;
+  Number value() const { return sum - magic; }
+};
 
 // Adding 1.5 * 2^23 times the distance of the small floats around a number leaves it rounded to one of them, ties to
 // the even one; the low bits of the sum count that distance. Below the smallest normal number it no longer shrinks.
 struct Rounding {
-  uint32_t lowest;  // bits of the smallest normal number
+  float lowest;     // smallest normal number
   float step, top;  // distance of neighbours around 1, times 1.5 * 2^23
-  int mantissa;
+  int shift;        // bits of the mantissa that are lost
 
   explicit Rounding(const Small& small)
-      : lowest(uint32_t(small.lowest + 127) << 23),
+      : lowest(from_bits(uint32_t(small.lowest + 127) << 23)),
         step(1.5f * float(1 << (23 - small.mantissa))),
         top(small.top),
-        mantissa(small.mantissa) {}
+        shift(23 - small.mantissa) {}
+
+  // Where a number from 0 to the largest one lands.
+  template <class Number>
+  static Landing<Number> land(Number m, Number lowest, Number step) {
+    const Number binade = larger(power_of_two(m), lowest), magic = binade * step;
+    return {binade, magic, m + magic};
+  }
+
+  // Its code without a sign.
+  uint32_t code(const Landing<float>& at) const {
+    return ((to_bits(at.binade) - to_bits(lowest)) >> shift) + (to_bits(at.sum) - to_bits(at.magic));
+  }
 };
 
 inline void quantize_floats(const float* x, int n, float scale, const Small& small, float low, float high, float* code,
                             float* error, int32_t* clipped) {
   const Rounding to(small);
   const float divisor = scale == 0 ? 1.0f : scale;
-  const int shift = 23 - to.mantissa, sign = small.top > 6 ? 7 : 3;  // of E2M1 a code has 4 bits
+  const int sign = small.top > 6 ? 7 : 3;  // of E2M1 a code has 4 bits
   for (int i = 0; i < n; ++i) {
     const float t = x[i] / divisor;
     clipped[i] += (t < low) | (t > high);
-    const float a = std::fabs(t), m = a < to.top ? a : to.top;
-    const uint32_t own = to_bits(m) & 0x7f800000u, binade = own < to.lowest ? to.lowest : own;
-    const float magic = from_bits(binade) * to.step, sum = m + magic;
-    const uint32_t magnitude = ((binade - to.lowest) >> shift) + (to_bits(sum) - to_bits(magic));
-    const float value = sum - magic;
-    const uint32_t negative = magnitude ? to_bits(t) >> 31 : 0;
+    const float a = std::fabs(t);
+    const Landing<float> at = Rounding::land(lesser(a, to.top), to.lowest, to.step);
+    const uint32_t magnitude = to.code(at), negative = magnitude ? to_bits(t) >> 31 : 0;
     code[i] = float(int32_t(magnitude | negative << sign));
-    error[i] = x[i] - (t < 0 ? -value : value) * scale;
+    error[i] = x[i] - (t < 0 ? -at.value() : at.value()) * scale;
   }
-}
-
-typedef uint32_t EightBits __attribute__((vector_size(32)));
-
-// Errors of magnitudes, in steps, when they are rounded.
-inline Eight rounding_errors(Eight magnitude, float reciprocal, const Rounding& to) {
-  const Eight a = magnitude * reciprocal, top = to.top + Eight{};
-  const Eight m = least(a, top);
-  EightBits own;
-  std::memcpy(&own, &m, sizeof own);
-  own &= 0x7f800000u;
-  EightInts binade = EightInts(own), lowest = int32_t(to.lowest) + EightInts{};
-  binade = binade > lowest ? binade : lowest;
-  Eight magic;
-  std::memcpy(&magic, &binade, sizeof magic);
-  magic *= to.step;
-  return a - ((m + magic) - magic);
-}
-
-inline float rounding_error(float magnitude, float reciprocal, const Rounding& to) {
-  const float a = magnitude * reciprocal, m = a < to.top ? a : to.top;
-  const uint32_t own = to_bits(m) & 0x7f800000u, binade = own < to.lowest ? to.lowest : own;
-  const float magic = from_bits(binade) * to.step;
-  return a - ((m + magic) - magic);
 }
 
 }  // namespace

@@ -19,13 +19,15 @@ constexpr int64_t BAND = 1 << 16;  // weights of a band, unless a row has more
 struct Groups {
   std::vector<float> low, high, extreme, reciprocal, centre;
   std::vector<double> scale, zero;
-  std::vector<int32_t> grid;
+  std::vector<int32_t> grid;    // of the search, or which of the trials
+  std::vector<float> trial;     // scales to try, of every group
+  std::vector<int32_t> first;   // or where they begin in a list
 
   void room(size_t count) {
     if (low.size() >= count) return;
     for (auto* values : {&low, &high, &extreme, &reciprocal, &centre}) values->resize(count);
     for (auto* values : {&scale, &zero}) values->resize(count);
-    grid.resize(count);
+    for (auto* values : {&grid, &first}) values->resize(count);
   }
 };
 
@@ -40,6 +42,35 @@ struct Scratch {
   }
 };
 
+// The ranges of groups, or by_size those that their largest magnitudes span around 0; whether all weights are finite.
+bool look(const Tile& band, bool by_size, int64_t count, Groups& groups) {
+  if (!by_size) return tile_ranges(band, groups.low.data(), groups.high.data(), groups.extreme.data());
+  const bool finite = tile_largest(band, groups.high.data());
+  for (int64_t i = 0; i < count; ++i) groups.low[size_t(i)] = -groups.high[size_t(i)];
+  return finite;
+}
+
+// The best of the scales that are tried for each group, around the plain ones that `scale` holds.
+template <int KIND>
+void choose(const Rule& rule, const Tile& band, int64_t count, Groups& groups) {
+  double* scale = groups.scale.data();
+  int32_t *best = groups.grid.data(), *first = groups.first.data();
+  const auto among = [&](const float* trial, const int32_t* begin, int32_t plain) {
+    QK_NAME(trial_floats)(&band, &rule.codebook->small, trial, begin, rule.trials, plain, nullptr, best);
+  };
+  if constexpr (KIND >= E8M0) {
+    for (int64_t i = 0; i < count; ++i) first[i] = place_of<KIND>(rule, scale[i]);
+    among(rule.values, first, rule.below);
+    for (int64_t i = 0; i < count; ++i) scale[i] = double(rule.values[first[i] + best[i]]);
+  } else {
+    groups.trial.resize(std::max(groups.trial.size(), size_t(count * rule.trials)));
+    float* trial = groups.trial.data();
+    for (int64_t i = 0; i < count; ++i) stored_trials<KIND>(rule, scale[i], trial + i * rule.trials);
+    among(trial, nullptr, 0);
+    for (int64_t i = 0; i < count; ++i) scale[i] = double(trial[i * rule.trials + best[i]]);
+  }
+}
+
 // The parameters of all groups of a band as a rule finds them.
 template <bool AFFINE>
 void find(const Rule rule, const Tile& band, int64_t count, Groups& groups) {
@@ -53,13 +84,17 @@ void find(const Rule rule, const Tile& band, int64_t count, Groups& groups) {
       scale[i] = own.scale, zero[i] = own.zero;
     }
   };
-  if (rule.method == SPANNING) return each([=](int64_t i) { return spanning<AFFINE>(rule, low[i], high[i]); });
+  if (rule.method == SPANNING || rule.method == TRIALS) {
+    each([=](int64_t i) { return spanning<AFFINE>(rule, low[i], high[i]); });
+    if (rule.method == TRIALS) with_kind(rule, [&](auto kind) { choose<kind>(rule, band, count, groups); });
+    return;
+  }
   if (rule.method == EXTREME) return each([=](int64_t i) { return extreme_on_lowest(rule, extreme[i]); });
   for (int64_t i = 0; i < count; ++i) {
     const Start start = start_of<AFFINE>(rule, low[i], high[i], extreme[i]);
     reciprocal[i] = start.reciprocal, centre[i] = start.centre;
   }
-  QK_NAME(search)(&band, reciprocal, AFFINE ? centre : nullptr, rule.multipliers, rule.count, rule.top,
+  QK_NAME(search)(&band, reciprocal, AFFINE ? centre : nullptr, rule.multipliers, rule.count, float(rule.top),
                   Grids(rule.grids), nullptr, scale, grid);
   each([=](int64_t i) {
     return searched<AFFINE>(rule, {reciprocal[i], centre[i]}, scale[i], grid[i], low[i], high[i], extreme[i]);
@@ -70,10 +105,11 @@ void find(const Rule rule, const Tile& band, int64_t count, Groups& groups) {
 template <int KIND>
 bool store(const Rule rule, int64_t count, const Groups& groups, float* scales, float* zeros) {
   const double *scale = groups.scale.data(), *zero = groups.zero.data();
+  const bool tried = rule.method == TRIALS;  // among stored ones
   int32_t bad = 0;
   for (int64_t i = 0; i < count; ++i) {
     bad |= !ordinary(rule, {scale[i], zero[i]});
-    scales[i] = rounded_to<KIND>(scale[i]);
+    scales[i] = tried ? float(scale[i]) : stored<KIND>(rule, scale[i]);
   }
   for (int64_t i = 0; zeros && i < count; ++i) zeros[i] = settled_zero(rule, zero[i]);
   return !bad;
@@ -81,9 +117,7 @@ bool store(const Rule rule, int64_t count, const Groups& groups, float* scales, 
 
 bool settle(const Rule& rule, const Tile& band, int64_t count, Groups& groups, float* scales, float* zeros) {
   rule.affine ? find<true>(rule, band, count, groups) : find<false>(rule, band, count, groups);
-  return rule.scale_kind == BF16  ? store<BF16>(rule, count, groups, scales, zeros)
-         : rule.scale_kind == F16 ? store<F16>(rule, count, groups, scales, zeros)
-                                  : store<F32>(rule, count, groups, scales, zeros);
+  return with_kind(rule, [&](auto kind) { return store<kind>(rule, count, groups, scales, zeros); });
 }
 
 // One tensor; see below.
@@ -95,13 +129,14 @@ int32_t quantize_one(const Tile& tile, const Rule& rule, const Rule* rival, floa
   groups.room(size_t(height * across));
   scratch.room(size_t(tile.cols), size_t(height * across));
   Totals totals, other;
+  const bool by_size = rule.by_size() && (!rival || rival->by_size());
   for (int64_t row = 0; row < tile.rows; row += height) {
     const Tile band = tile.part(row, std::min(height, tile.rows - row));
     const int64_t count = band.rows * across;
-    if (!tile_ranges(band, groups.low.data(), groups.high.data(), groups.extreme.data())) return 0;
+    if (!look(band, by_size, count, groups)) return 0;
     const auto encode = [&](const Rule& own, float* scales, float* zeros, uint8_t* out, Totals& into) {
       const bool good = settle(own, band, count, groups, scales, own.affine ? zeros : nullptr);
-      const Params params = {scales, own.affine ? zeros : nullptr, nullptr, across};
+      const Params params = {scales, own.affine ? zeros : nullptr, own.codebook, across};
       float* errors = own.preserve ? scratch.errors.data() : nullptr;
       if (good) QK_NAME(encode_adding)(band, params, own.grid, scratch.codes.data(), errors, out, into);
       return good;

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char, c_double, c_float, c_int32, c_int64, c_void_p, pointer
 from typing import TYPE_CHECKING, Any
 
 from quantcli.kernels.table import (
     MOST_CANDIDATES,
     MOST_ENDS,
+    MOST_TRIALS,
+    BlockField,
     BlockType,
     CodeGrid,
+    Form,
     QuantParams,
     Rule,
     Tile,
@@ -77,9 +81,14 @@ class ParamsRecord(Structure):
 class RuleRecord(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("method", "scale_kind", "affine", "preserve", "grids", "count")),
-        ("top", c_float),
-        ("smallest", c_float),
+        ("top", c_double),
+        ("smallest", c_double),
         ("multipliers", c_void_p),
+        ("codebook", POINTER(CodebookRecord)),
+        ("values", c_void_p),
+        ("ratios", c_void_p),
+        ("unit", c_double),
+        *((name, c_int32) for name in ("last", "below", "trials")),
         ("grid", GridRecord),
     ]
 
@@ -91,6 +100,10 @@ class BlockTypeRecord(Structure):
         ("ratios", POINTER(c_double)),
         ("factors", POINTER(c_double)),
     ]
+
+
+class BlockFieldRecord(Structure):
+    _fields_ = [(name, c_int32) for name in ("at", "bits", "shift", "run", "flip")]
 
 
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
@@ -133,18 +146,32 @@ def params_record(params: QuantParams, rows: int) -> ParamsRecord:
 
 
 def rule_record(rule: Rule) -> RuleRecord:
-    finding, grid = rule.finding, rule.grid
-    top = float(grid.umax if rule.affine else (1 << (grid.bits - 1)) - 1)
-    values = finding.multipliers
-    count = 0 if values is None else values.size
-    assert count <= MOST_CANDIDATES
-    flags = (finding.method, rule.scale, rule.affine, rule.preserve, finding.grids, count)
-    return RuleRecord(*flags, top, rule.smallest, address(values), grid_record(grid))
+    finding, scales, book = rule.finding, rule.scales, rule.book
+    count = 0 if finding.multipliers is None else finding.multipliers.size
+    ends = scales.below + scales.above
+    trials = ends + 1 if scales.ratios is None else scales.ratios.size
+    last = 0 if scales.values is None else scales.values.size - 1 - ends
+    assert count <= MOST_CANDIDATES and trials <= MOST_TRIALS
+    return RuleRecord(
+        *(finding.method, scales.kind, rule.affine, rule.preserve, finding.grids, count),
+        *(rule.top, rule.smallest),
+        address(finding.multipliers),
+        None if book is None else pointer(codebook_record(book)),
+        *(address(scales.values), address(scales.ratios), scales.unit),
+        *(last, scales.below, trials),
+        grid_record(rule.grid),
+    )
 
 
 def block_type_record(kind: BlockType) -> BlockTypeRecord:
     assert len(kind.ratios) <= MOST_ENDS
     whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
     counts = (kind.refits, kind.rounds, len(kind.ratios), len(kind.factors))
+    assert len(kind.factors) <= 9 and len(kind.factors) ** (2 if kind.form == Form.AFFINE else 1) <= 28
     ratios, factors = ((c_double * len(values))(*values) for values in (kind.ratios, kind.factors))
     return BlockTypeRecord(*whole, *counts, ratios, factors)
+
+
+def block_field_records(fields: Sequence[BlockField]) -> Any:
+    """An array of them."""
+    return (BlockFieldRecord * len(fields))(*[BlockFieldRecord(f.at, f.bits, f.shift, f.run, f.flip) for f in fields])

@@ -1,10 +1,11 @@
 // Searches for parameters: scales, zero points and offsets, levels of codebooks.
 
 #include "kmeans.h"
-#include "levels.h"
+#include "level_trials.h"
 #include "offsets.h"
 #include "search.h"
 #include "shared.h"
+#include "trials.h"
 
 // For every group the scale of the best candidate, refit, in units of 1 / reciprocal, and which of its grids it was.
 // TURNED, RESTRICTED and BOTH_SIGNS go without a centre, TURNED with signed reciprocals. THREE_ZEROS and FIVE_ZEROS try
@@ -77,113 +78,25 @@ QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, con
                                      int32_t* best, double* cross, double* square) {
   const Table table = table_of(book, 0);
   const int64_t groups = tile->groups();
-  float x[BLOCK];
-  int32_t at[LANES];
+  LevelTrials found(*tile, table, trials);
   for (int64_t row = 0; row < tile->rows; ++row)
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t begin = g * tile->group, here = row * groups + g;
+      const int64_t begin = g * tile->group, here = row * groups + g, at = row * tile->cols + begin;
       const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
       const float* own = trial + here * trials;
-      double crosses[MOST_TRIALS] = {}, squares[MOST_TRIALS] = {};
-      for (int64_t first = 0; first < n; first += BLOCK) {
-        const int m = int(n - first < BLOCK ? n - first : BLOCK);
-        for (int from = 0; from < m; from += LANES)
-          load(tile->weights, tile->kind, row * tile->cols + begin + first + from, m - from < LANES ? m - from : LANES,
-               x + from);
-        int whole = m / W;
-        for (int k = 0; k < trials; ++k) {
-          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table);
-          crosses[k] += double(fit.cross);
-          squares[k] += double(fit.square);
-          for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector
-            const float t = x[i] * (1.0f / own[k]);
-            int32_t where;
-            place(&t, 1, table.thresholds, table.count, &where);
-            const float l = table.sorted[where];
-            crosses[k] += double(x[i] * l);
-            squares[k] += double(l * l);
-          }
-        }
-      }
-      double least = INFINITY;
-      for (int k = 0; k < trials; ++k) {
-        const double s = own[k], error = s * (s * squares[k] - 2 * crosses[k]);
-        if (error < least) least = error, best[here] = k;
-      }
-      if (!cross) continue;
-      const float scale = own[best[here]], reciprocal = 1.0f / scale;
-      for (int64_t first = 0; first < n; first += LANES) {
-        const int m = int(n - first < LANES ? n - first : LANES);
-        load(tile->weights, tile->kind, row * tile->cols + begin + first, m, x);
-        float t[LANES];
-        for (int i = 0; i < m; ++i) t[i] = x[i] * reciprocal;
-        place(t, m, table.thresholds, table.count, at);
-        for (int i = 0; i < m; ++i) {
-          cross[at[i]] += double(scale) * double(x[i]);
-          square[at[i]] += double(scale) * double(scale);
-        }
-      }
+      best[here] = found.best(at, n, own);
+      if (cross) found.add_up(at, n, own[best[here]], cross, square);
     }
 }
 
 // For every group the trial scale that leaves the least squared error when its weights are rounded to small floats:
 // the `plain` one of equal ones, else the first. `count` of them begin at trial + first[group], or, without first, at
-// trial + group * count. Errors are summed in steps of the scale, in vectors of 8 by blocks of 1024.
-// reciprocal: those of all trial scales. importance: that of each of the tile's columns, or null.
-QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const float* trial, const float* reciprocal,
-                                     const int32_t* first, int32_t count, int32_t plain, const int32_t* importance,
-                                     int32_t* best) {
-  const Rounding to(*small);
-  const int64_t groups = tile->groups();
-  float x[BLOCK], counts[BLOCK];
-  for (int64_t row = 0; row < tile->rows; ++row)
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t begin = g * tile->group, here = row * groups + g;
-      const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
-      const int64_t begins = first ? first[here] : here * count;
-      const float *own = trial + begins, *times = reciprocal + begins;
-      double sums[LIMITS.trials] = {};
-      for (int64_t from = 0; from < n; from += BLOCK) {
-        const int m = int(n - from < BLOCK ? n - from : BLOCK), whole = m / W;
-        for (int at = 0; at < m; at += LANES)
-          load(tile->weights, tile->kind, row * tile->cols + begin + from + at, m - at < LANES ? m - at : LANES, x + at);
-        for (int i = 0; i < m; ++i) x[i] = std::fabs(x[i]);
-        if (importance)
-          for (int i = 0; i < m; ++i) counts[i] = float(importance[begin + from + i]);
-        for (int k = 0; k < count; k += 2) {  // two at a time: their operations need not wait for each other
-          const int l = k + 1 < count ? k + 1 : k;
-          Eight sum = {}, other = {};
-          for (int i = 0; i < whole; ++i) {
-            Eight v;
-            std::memcpy(&v, x + i * W, sizeof v);
-            const Eight e = rounding_errors(v, times[k], to), f = rounding_errors(v, times[l], to);
-            if (importance) {
-              std::memcpy(&v, counts + i * W, sizeof v);
-              sum += e * e * v;
-              other += f * f * v;
-            } else {
-              sum += e * e;
-              other += f * f;
-            }
-          }
-          const Pair found = fold(sum, other);
-          sums[k] += double(found.first);
-          if (l > k) sums[l] += double(found.second);
-        }
-        for (int k = 0; k < count; ++k)
-          for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector
-            const float e = rounding_error(x[i], times[k], to);
-            sums[k] += double(importance ? e * e * counts[i] : e * e);
-          }
-      }
-      int at = plain;
-      double least = double(own[plain]) * double(own[plain]) * sums[plain];
-      for (int k = 0; k < count; ++k) {
-        const double error = double(own[k]) * double(own[k]) * sums[k];
-        if (error < least) least = error, at = k;
-      }
-      best[here] = at;
-    }
+// trial + group * count; see trials.h.
+// importance: that of each of the tile's columns, or null.
+QK_EXPORT void QK_NAME(trial_floats)(const Tile* tile, const Small* small, const float* trial, const int32_t* first,
+                                     int32_t count, int32_t plain, const int32_t* importance, int32_t* best) {
+  const Trials trials = {trial, first, count, plain};
+  TrialFloats(*tile, trials, importance, *small).run(best);
 }
 
 // Starts of the last of c + 1 cells of the first j values, at [c * (n + 1) + j], for c = 1 .. k - 1. rows: two scratch

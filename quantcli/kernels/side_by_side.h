@@ -28,29 +28,6 @@ inline Pairs whole_numbers(Sixteen a, Sixteen b, Sixteen unit, Sixteen factor) {
   return _mm512_packs_epi32(_mm512_cvtps_epi32((a * unit * factor).v), _mm512_cvtps_epi32((b * unit * factor).v));
 }
 
-// Rows of pairs to rows of the pairs of one place.
-inline void transpose(const Pairs* r, Pairs* out) {
-  Pairs a[16], b[16];
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int h = 0; h < 2; ++h) {
-      b[i + 2 * h] = _mm512_unpacklo_epi64(a[i + h], a[i + 2 + h]);
-      b[i + 2 * h + 1] = _mm512_unpackhi_epi64(a[i + h], a[i + 2 + h]);
-    }
-  for (int i = 0; i < 4; ++i) {
-    const Pairs low = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88), low2 = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
-    const Pairs high = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
-    const Pairs high2 = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
-    out[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
-    out[i + 4] = _mm512_shuffle_i32x4(high, high2, 0x88);
-    out[i + 8] = _mm512_shuffle_i32x4(low, low2, 0xdd);
-    out[i + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
-  }
-}
-
 #else
 
 typedef __m256i Pairs;
@@ -72,23 +49,6 @@ inline Pairs whole_numbers(Sixteen x, Sixteen unit, Sixteen factor) {
   const Sixteen y = x * unit * factor;
   return _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
 #endif
-}
-
-inline void transpose(const Pairs* r, Pairs* out) {
-  Pairs a[8], b[8];
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-    a[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4)
-    for (int h = 0; h < 2; ++h) {
-      b[i + 2 * h] = _mm256_unpacklo_epi64(a[i + h], a[i + 2 + h]);
-      b[i + 2 * h + 1] = _mm256_unpackhi_epi64(a[i + h], a[i + 2 + h]);
-    }
-  for (int i = 0; i < 4; ++i) {
-    out[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
-    out[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
-  }
 }
 
 #endif

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Doubles = NDArray[np.float64]
     Counts = NDArray[np.int64]
     Codes = NDArray[np.uint8] | NDArray[np.uint16]
+
+T = TypeVar("T")
 
 Kind = Literal[0, 1, 2]
 """How weights lie in memory: 0 bfloat16 bits, 1 float16 bits, 2 float32."""
@@ -91,6 +93,8 @@ class Method(IntEnum):
     """The weight of largest magnitude on the lowest code."""
     SEARCH = 2
     """Those of `search`, around those that span the range."""
+    TRIALS = 3
+    """Of the stored scales around those that span the range the best, as `trial_floats` finds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +107,47 @@ class Finding:
     grids: Grids = Grids.RESTRICTED
 
 
-@dataclass(frozen=True, slots=True)
+class ScaleKind(IntEnum):
+    """How scales are stored; the first are the kinds of weights, and settle.h names the others the same."""
+
+    BF16 = 0
+    F16 = 1
+    F32 = 2
+    E8M0 = 3
+    E4M3 = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredScales:
+    """How `quantize` rounds scales to what is stored, and which stored ones are tried around a plain one.
+
+    ratios: float64, the trials of floats relative to the plain one, which is the first. values: of the other kinds,
+    which are listed, all scales there are, ascending, the ends repeated for trials beyond them; times `unit` each is a
+    number whose exponent (E8M0) or E4M3 code tells its place. below, above: how many smaller and larger ones are tried.
+    """
+
+    kind: ScaleKind
+    ratios: Doubles | None = None
+    values: Floats | None = None
+    unit: float = 1.0
+    below: int = 0
+    above: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """What `quantize` does with groups of integers: how parameters are found, the grid and whether it is affine, with
-    whole zero points, the dtype of scales and the smallest that it holds well, and whether sums are preserved."""
+    """What `quantize` does with groups of integers or levels: how parameters are found, the grid and whether it is
+    affine, with whole zero points, how scales are stored and the smallest that this does well, and whether sums are
+    preserved. top: what the largest weight is divided by for the scale that clips nothing. book: of levels."""
 
     finding: Finding
     grid: CodeGrid
     affine: bool
-    scale: Kind
+    scales: StoredScales
     smallest: float
     preserve: bool
+    top: float
+    book: Codebook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +196,18 @@ class Tile:
     group: int
     importance: Doubles | None = None
     original: Tile | None = None
-    seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
+    seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """What was found of a tile under a name: several calibrators, and passes, may look at the same one."""
+        if name not in self.seen:
+            self.seen[name] = find()
+        found: T = self.seen[name]
+        return found
 
     def ranges(self, kernels: Kernels) -> Ranges:
-        """Ranges of every group, found once: several calibrators may look at the same tile."""
-        if "ranges" not in self.seen:
-            self.seen["ranges"] = kernels.ranges(self)
-        return self.seen["ranges"]
+        """Ranges of every group."""
+        return self.once("ranges", lambda: kernels.ranges(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +281,21 @@ def joined_blocks(parts: Sequence[BlockScales], join: Callable[[list[Any]], Any]
     """The scales of several parts of a tensor, arrays joined by a function; None where there are none."""
     names = ("d", "m", "scales", "minima")
     return BlockScales(*(join([getattr(part, name) for part in parts]) for name in names)) if parts else None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockField:
+    """A run of bytes of a block, from byte `at` on: of every code the `bits` bits (1, 2, 4 or 8) above `shift`.
+
+    Those of the first `run` codes (1, or a multiple of 8) are the low bits of `run` bytes, those of the next `run` lie
+    above them, until the bytes are full. All bits are flipped that `flip` has.
+    """
+
+    at: int
+    bits: int
+    run: int
+    shift: int = 0
+    flip: int = 0
 
 
 class Kernels(Protocol):
@@ -319,6 +373,10 @@ class Kernels(Protocol):
 
     def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
         """The codes (rows, cols) of rows of whole words."""
+
+    def fill_blocks(self, packed: Bytes, cols: int, bits: int, fields: Sequence[BlockField], blocks: Bytes) -> None:
+        """Write the fields of blocks (blocks, bytes), one row of them after another, from the codes of rows of whole
+        words (rows, row_bytes). The other bytes of blocks stay as they are."""
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         """Find parameters, settle them as they are stored, and encode: all in one call. None where a separate look is

@@ -1,14 +1,24 @@
 // Sixteen float32 at a time, one column each: a register of AVX-512, two of AVX2, or an array that compilers vectorise.
 //
-// Every operation is the IEEE one on each lane, so that all three give the same numbers.
+// Every operation is the IEEE one on each lane, so that all three give the same numbers. Whole: as many numbers of 32
+// bits without a sign, or the bits of floats.
 
 #pragma once
 
-#include "common.h"
+#include "transpose.h"
 
 namespace {
 
 constexpr int LANE_COUNT = 16;
+
+template <class Lanes>
+inline int64_t sum_of_lanes(const Lanes& count) {
+  int32_t lanes[sizeof count / 4];
+  std::memcpy(lanes, &count, sizeof lanes);
+  int64_t sum = 0;
+  for (int32_t lane : lanes) sum += lane;
+  return sum;
+}
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 
@@ -32,6 +42,10 @@ inline uint32_t below(Sixteen a, Sixteen b) { return _mm512_cmp_ps_mask(a.v, b.v
 inline Sixteen load16(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(Sixteen a, float* p) { _mm512_storeu_ps(p, a.v); }
 
+inline Sixteen gathered(const float* values, const int32_t* at) {
+  return {_mm512_i32gather_ps(_mm512_loadu_si512(at), values, 4)};
+}
+
 template <int KIND>
 inline Sixteen weights16(const void* weights, int64_t at) {
   if (KIND == F32) return load16(static_cast<const float*>(weights) + at);
@@ -40,9 +54,24 @@ inline Sixteen weights16(const void* weights, int64_t at) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
 }
 
+struct Whole {
+  __m512i v;
+};
+
+inline Whole all_whole(int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline Whole whole(Sixteen a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline Whole bits_of(Sixteen a) { return {_mm512_castps_si512(a.v)}; }
+inline Sixteen floats_of(Whole a) { return {_mm512_castsi512_ps(a.v)}; }
+inline Whole operator+(Whole a, Whole b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline Whole operator-(Whole a, Whole b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline Whole operator&(Whole a, Whole b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Whole operator|(Whole a, Whole b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline Whole operator>>(Whole a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+inline Whole operator<<(Whole a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+
 // Whole numbers of 0 to 255 as bytes.
-inline void store_bytes(Sixteen a, uint8_t* p) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+inline void store_bytes(Whole a, uint8_t* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
 
 inline void add_to(double* lanes, Sixteen a) {
@@ -51,11 +80,21 @@ inline void add_to(double* lanes, Sixteen a) {
   _mm512_storeu_pd(lanes + 8, _mm512_add_pd(_mm512_loadu_pd(lanes + 8), _mm512_cvtps_pd(high)));
 }
 
-// How often lanes differed.
-struct Differences {
-  int64_t count = 0;
-  void add(Sixteen a, Sixteen b) { count += __builtin_popcount(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)); }
-  int64_t total() const { return count; }
+// Sixteen rows become the columns.
+inline void transpose(Sixteen* rows) {
+  __m512i own[LANE_COUNT];
+  std::memcpy(own, rows, sizeof own);
+  transpose(own, own);
+  std::memcpy(rows, own, sizeof own);
+}
+
+// In how many lanes something was so; fewer than 2^31 in each, for a tile has fewer weights.
+struct Counter {
+  __m512i count = _mm512_setzero_si512();
+  void add(__mmask16 lanes) { count = _mm512_mask_sub_epi32(count, lanes, count, _mm512_set1_epi32(-1)); }
+  void add_different(Sixteen a, Sixteen b) { add(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)); }
+  void add_below(Sixteen a, Sixteen b) { add(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)); }
+  int64_t total() const { return sum_of_lanes(count); }
 };
 
 #elif defined(__AVX2__)
@@ -91,6 +130,11 @@ inline void store(Sixteen x, float* p) {
   _mm256_storeu_ps(p + 8, x.b);
 }
 
+inline Sixteen gathered(const float* values, const int32_t* at) {
+  const __m256i* p = reinterpret_cast<const __m256i*>(at);
+  return {_mm256_i32gather_ps(values, _mm256_loadu_si256(p), 4), _mm256_i32gather_ps(values, _mm256_loadu_si256(p + 1), 4)};
+}
+
 template <int KIND>
 inline __m256 weights8(const uint16_t* p) {
   const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -105,8 +149,29 @@ inline Sixteen weights16(const void* weights, int64_t at) {
   return {weights8<KIND>(p), weights8<KIND>(p + 8)};
 }
 
-inline void store_bytes(Sixteen x, uint8_t* p) {
-  const __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+struct Whole {
+  __m256i a, b;
+};
+
+inline Whole all_whole(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+inline Whole whole(Sixteen x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+inline Whole bits_of(Sixteen x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+inline Sixteen floats_of(Whole x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+inline Whole operator+(Whole x, Whole y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+inline Whole operator-(Whole x, Whole y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+inline Whole operator&(Whole x, Whole y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+inline Whole operator|(Whole x, Whole y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+inline Whole operator>>(Whole x, int n) {
+  const __m128i by = _mm_cvtsi32_si128(n);
+  return {_mm256_srl_epi32(x.a, by), _mm256_srl_epi32(x.b, by)};
+}
+inline Whole operator<<(Whole x, int n) {
+  const __m128i by = _mm_cvtsi32_si128(n);
+  return {_mm256_sll_epi32(x.a, by), _mm256_sll_epi32(x.b, by)};
+}
+
+inline void store_bytes(Whole x, uint8_t* p) {
+  const __m256i both = _mm256_packs_epi32(x.a, x.b);
   const __m256i words = _mm256_permute4x64_epi64(both, 0xd8);
   const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
@@ -119,19 +184,32 @@ inline void add_to(double* lanes, Sixteen x) {
     _mm256_storeu_pd(lanes + 4 * i, _mm256_add_pd(_mm256_loadu_pd(lanes + 4 * i), _mm256_cvtps_pd(quarters[i])));
 }
 
-struct Differences {
-  __m256i count = _mm256_setzero_si256();  // below 2^31 of them in a lane: a tile has fewer weights
-  void add(Sixteen x, Sixteen y) {
-    const __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_NEQ_UQ), b = _mm256_cmp_ps(x.b, y.b, _CMP_NEQ_UQ);
+inline void transpose(Sixteen* rows) {
+  __m256i upper[2][8], lower[2][8];  // by the halves of rows that they come from, which become rows
+  for (int i = 0; i < 8; ++i) {
+    upper[0][i] = _mm256_castps_si256(rows[i].a), upper[1][i] = _mm256_castps_si256(rows[i].b);
+    lower[0][i] = _mm256_castps_si256(rows[8 + i].a), lower[1][i] = _mm256_castps_si256(rows[8 + i].b);
+  }
+  for (int half = 0; half < 2; ++half) {
+    transpose(upper[half], upper[half]);
+    transpose(lower[half], lower[half]);
+    for (int i = 0; i < 8; ++i)
+      rows[8 * half + i] = {_mm256_castsi256_ps(upper[half][i]), _mm256_castsi256_ps(lower[half][i])};
+  }
+}
+
+struct Counter {
+  __m256i count = _mm256_setzero_si256();
+  void add(__m256 a, __m256 b) {
     count = _mm256_sub_epi32(count, _mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
   }
-  int64_t total() const {
-    int32_t lanes[8];
-    std::memcpy(lanes, &count, sizeof lanes);
-    int64_t sum = 0;
-    for (int32_t lane : lanes) sum += lane;
-    return sum;
+  void add_different(Sixteen x, Sixteen y) {
+    add(_mm256_cmp_ps(x.a, y.a, _CMP_NEQ_UQ), _mm256_cmp_ps(x.b, y.b, _CMP_NEQ_UQ));
   }
+  void add_below(Sixteen x, Sixteen y) {
+    add(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ));
+  }
+  int64_t total() const { return sum_of_lanes(count); }
 };
 
 #else
@@ -139,10 +217,13 @@ struct Differences {
 struct Sixteen {
   float v[LANE_COUNT];
 };
+struct Whole {
+  uint32_t v[LANE_COUNT];
+};
 
-template <class Each>
-inline Sixteen each_lane(Each each) {
-  Sixteen found;
+template <class Found = Sixteen, class Each>
+inline Found each_lane(Each each) {
+  Found found;
   for (int i = 0; i < LANE_COUNT; ++i) found.v[i] = each(i);
   return found;
 }
@@ -195,18 +276,52 @@ inline Sixteen weights16(const void* weights, int64_t at) {
   return found;
 }
 
-inline void store_bytes(const Sixteen& a, uint8_t* p) {
-  for (int i = 0; i < LANE_COUNT; ++i) p[i] = uint8_t(int32_t(a.v[i]));
+inline Whole all_whole(int32_t value) {
+  return each_lane<Whole>([&](int) { return uint32_t(value); });
+}
+inline Whole whole(const Sixteen& a) {
+  return each_lane<Whole>([&](int i) { return uint32_t(int32_t(a.v[i])); });
+}
+inline Whole bits_of(const Sixteen& a) {
+  return each_lane<Whole>([&](int i) { return to_bits(a.v[i]); });
+}
+inline Sixteen floats_of(const Whole& a) {
+  return each_lane([&](int i) { return from_bits(a.v[i]); });
+}
+inline Whole operator+(const Whole& a, const Whole& b) {
+  return each_lane<Whole>([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline Whole operator-(const Whole& a, const Whole& b) {
+  return each_lane<Whole>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline Whole operator&(const Whole& a, const Whole& b) {
+  return each_lane<Whole>([&](int i) { return a.v[i] & b.v[i]; });
+}
+inline Whole operator|(const Whole& a, const Whole& b) {
+  return each_lane<Whole>([&](int i) { return a.v[i] | b.v[i]; });
+}
+inline Whole operator>>(const Whole& a, int n) {
+  return each_lane<Whole>([&](int i) { return a.v[i] >> n; });
+}
+inline Whole operator<<(const Whole& a, int n) {
+  return each_lane<Whole>([&](int i) { return a.v[i] << n; });
+}
+
+inline void store_bytes(const Whole& a, uint8_t* p) {
+  for (int i = 0; i < LANE_COUNT; ++i) p[i] = uint8_t(a.v[i]);
 }
 
 inline void add_to(double* lanes, const Sixteen& a) {
   for (int i = 0; i < LANE_COUNT; ++i) lanes[i] += double(a.v[i]);
 }
 
-struct Differences {
+struct Counter {
   int64_t count = 0;
-  void add(const Sixteen& a, const Sixteen& b) {
+  void add_different(const Sixteen& a, const Sixteen& b) {
     for (int i = 0; i < LANE_COUNT; ++i) count += a.v[i] != b.v[i];
+  }
+  void add_below(const Sixteen& a, const Sixteen& b) {
+    for (int i = 0; i < LANE_COUNT; ++i) count += a.v[i] < b.v[i];
   }
   int64_t total() const { return count; }
 };

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantcli import kernels
+from quantcli import kernels, scales
 from quantcli.asking import rival
 from quantcli.kernels import QuantParams, Rule, row_bytes
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.writer import Alike
 from quantcli.metrics import Metrics
 from quantcli.passes.tiles import Visit, once
+from quantcli.scales import Store
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.digest import digest_of
 from quantcli.tensors.direct import rule_of
@@ -61,12 +62,12 @@ def _key(tensor: Decided) -> Key | None:
 
 @lru_cache(maxsize=1024)
 def _rules(plan: Grouping, dtype: str, scheme: Scheme, scale_dtype: str, shape: tuple[int, ...]) -> Rules | None:
-    if scheme.calibration == "auto":
+    if scheme.calibration == "auto" or scales.of(scheme).overall is not None:  # then the largest weight comes first
         return None
-    own, other = rule_of(scheme, plan, scale_dtype), rival(scheme)
+    own, other = rule_of(scheme, plan, Store(scale_dtype)), rival(scheme)
     if own is None or other is None:
         return None if own is None else (own, None)
-    measured = rule_of(other, grouping_of(shape, other), default_scale_dtype(other, dtype))
+    measured = rule_of(other, grouping_of(shape, other), Store(default_scale_dtype(other, dtype)))
     return None if measured is None else (own, measured)
 
 
@@ -100,7 +101,8 @@ class Stacked:
         scale, zero = self.scales(span)
         group = self.tensor.grouping.group
         groups = slice(span.col // group, -(-(span.col + span.cols) // group))
-        return QuantParams(scale[:, groups], None if zero is None else zero[:, groups])
+        zeros = None if zero is None else zero[:, groups]
+        return QuantParams(scale[:, groups], zeros, self.alike.params.codebook)
 
     def scales(self, span: TileSpan) -> tuple[Floats, Floats | None]:
         rows = slice(self._rows + span.row, self._rows + span.row + span.rows)
@@ -111,7 +113,9 @@ class Stacked:
         return 1.0
 
     def levels(self, span: TileSpan) -> Floats:
-        raise AssertionError("integers have no levels")
+        book = self.alike.params.codebook
+        assert book is not None
+        return book.levels
 
 
 def stacked(source: Source, tensors: Sequence[Any], rules: Rules, digest: str, raw: Bytes) -> Iterator[Stacked] | None:

@@ -20,7 +20,7 @@ from quantcli import registry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import BlockScales, Choices, Floats, Kernels, Tile
+    from quantcli.kernels import BlockScales, Choices, Floats, Kernels, StoredScales, Tile
     from quantcli.scheme import Scheme
 
     Array = NDArray[np.float64]
@@ -48,7 +48,9 @@ class Storage:
     scales as the file holds them; effective(raw, store): its bytes as float32. overall(largest, scheme): the scale of a
     tensor with this largest magnitude; None where a tensor has none. search(kernels, tile, scheme): where the scales of
     many groups are stored together, all parameters of a tile as they will be stored, scales and offsets (rows, groups)
-    and their parts; None where they do not fit. The other functions are not called then, but settle.
+    and their parts; None where they do not fit. The other functions are not called then, but settle. known(scheme,
+    store, effort): what the kernels need to know to settle scales by themselves, and to choose among those that this
+    effort tries (None: only to settle them); None where they do not know the storage.
     """
 
     settle: Callable[[Array, Scheme, Store], Floats]
@@ -57,6 +59,7 @@ class Storage:
     effective: Callable[[NDArray[np.uint8], Store], Floats]
     overall: Callable[[float, Scheme], float] | None = None
     search: Callable[[Kernels, Tile, Scheme], tuple[Floats, Floats | None, BlockScales] | None] | None = None
+    known: Callable[[Scheme, Store, str | None], StoredScales | None] = lambda scheme, store, effort: None
 
 
 def of(scheme: Scheme) -> Storage:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantcli.kernels import Choices
+from quantcli.kernels import Choices, ScaleKind, StoredScales
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
 
 
-def neighbours(values: Floats, at: NDArray[np.int32], below: int, above: int) -> Choices:
-    """The choices around places in an ascending list: so many below and above each, the ends repeated."""
+def listed(kind: ScaleKind, values: Floats, unit: float, around: tuple[int, int]) -> StoredScales:
+    """An ascending list of scales, and how many below and above one are tried, the ends repeated."""
+    below, above = around
     padded = np.concatenate([np.repeat(values[:1], below), values, np.repeat(values[-1:], above)])
-    return Choices(padded, np.ascontiguousarray(at), below + above + 1, below)
+    return StoredScales(kind, values=padded, unit=unit, below=below, above=above)
+
+
+def neighbours(scales: StoredScales, at: NDArray[np.int32]) -> Choices:
+    """The choices around places in a list."""
+    assert scales.values is not None
+    return Choices(scales.values, np.ascontiguousarray(at), scales.below + scales.above + 1, scales.below)

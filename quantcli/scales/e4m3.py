@@ -17,8 +17,9 @@ import numpy as np
 
 from quantcli.dtypes import from_float32, to_float32
 from quantcli.formats import reach
+from quantcli.kernels import ScaleKind, StoredScales
 from quantcli.scales import Storage, Store
-from quantcli.scales._bytes import neighbours
+from quantcli.scales._bytes import listed, neighbours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,9 +63,19 @@ def settle(scale: Array, scheme: Scheme, store: Store) -> Floats:
     return found
 
 
+@lru_cache(maxsize=64)
+def _listed(overall: float, around: tuple[int, int]) -> StoredScales:
+    return listed(ScaleKind.E4M3, _values(overall), 1 / overall, around)
+
+
+def known(scheme: Scheme, store: Store, effort: str | None) -> StoredScales:
+    """The scales there are."""
+    return _listed(store.overall, (0, 0) if effort is None else AROUND[effort])
+
+
 def choices(scale: Array, scheme: Scheme, store: Store, effort: str) -> Choices:
     """The neighbours of scales in E4M3."""
-    return neighbours(_values(store.overall), _codes(scale, store).astype(np.int32) - np.int32(1), *AROUND[effort])
+    return neighbours(known(scheme, store, effort), _codes(scale, store).astype(np.int32) - np.int32(1))
 
 
 def stored(scale: Floats, store: Store) -> NDArray[Any]:
@@ -78,4 +89,4 @@ def effective(raw: NDArray[np.uint8], store: Store) -> Floats:
     return found
 
 
-PROVIDES = Storage(settle=settle, choices=choices, stored=stored, effective=effective, overall=overall)
+PROVIDES = Storage(settle=settle, choices=choices, stored=stored, effective=effective, overall=overall, known=known)

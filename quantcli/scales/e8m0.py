@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli.formats import reach
+from quantcli.kernels import ScaleKind, StoredScales
 from quantcli.scales import Storage, Store
-from quantcli.scales._bytes import neighbours
+from quantcli.scales._bytes import listed, neighbours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,9 +38,14 @@ AROUND = {"fast": (0, 1), "default": (1, 1), "best": (2, 1), "exact": (3, 2)}
 def _bytes(scale: Array, scheme: Scheme) -> NDArray[np.int32]:
     """The bytes of scales, by the rule of the OCP."""
     top = reach(scheme)
-    mantissa, exponent = np.frexp(scale * (top / 2.0 ** np.floor(np.log2(top))))
+    mantissa, exponent = np.frexp(scale * _unit(top))
     found: NDArray[np.int32] = np.clip(exponent - 1 + BIAS, LEAST, _most(top)).astype(np.int32)
     return np.where(mantissa > 0, found, BIAS).astype(np.int32)
+
+
+def _unit(top: float) -> float:
+    """What a scale is multiplied by to get a number whose exponent is that of the rule."""
+    return top / 2.0 ** math.floor(math.log2(top))
 
 
 def _most(top: float) -> int:
@@ -60,9 +66,19 @@ def settle(scale: Array, scheme: Scheme, store: Store) -> Floats:
     return found
 
 
+@cache
+def _listed(top: float, around: tuple[int, int]) -> StoredScales:
+    return listed(ScaleKind.E8M0, _values(top), _unit(top), around)
+
+
+def known(scheme: Scheme, store: Store, effort: str | None) -> StoredScales:
+    """The scales there are."""
+    return _listed(reach(scheme), (0, 0) if effort is None else AROUND[effort])
+
+
 def choices(scale: Array, scheme: Scheme, store: Store, effort: str) -> Choices:
     """The powers of two around those of the rule."""
-    return neighbours(_values(reach(scheme)), _bytes(scale, scheme) - np.int32(LEAST), *AROUND[effort])
+    return neighbours(known(scheme, store, effort), _bytes(scale, scheme) - np.int32(LEAST))
 
 
 def stored(scale: Floats, store: Store) -> NDArray[Any]:
@@ -80,4 +96,4 @@ def effective(raw: NDArray[np.uint8], store: Store) -> Floats:
     return found
 
 
-PROVIDES = Storage(settle=settle, choices=choices, stored=stored, effective=effective)
+PROVIDES = Storage(settle=settle, choices=choices, stored=stored, effective=effective, known=known)

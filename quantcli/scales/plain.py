@@ -5,12 +5,13 @@ Scales are float32, float16 or bfloat16, and for codebooks learned for groups E4
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantcli.dtypes import from_float32, round_bfloat16, to_float32
-from quantcli.kernels import Choices
+from quantcli.kernels import Choices, ScaleKind, StoredScales
 from quantcli.scales import Storage, Store
 
 if TYPE_CHECKING:
@@ -62,17 +63,30 @@ def settle(scale: Array, scheme: Scheme, store: Store) -> Floats:
     return rounded(scale, store.dtype)
 
 
-def choices(scale: Array, scheme: Scheme, store: Store, effort: str) -> Choices:
-    """Scales of at most 1.2 times the plain one down to where clipping stops to pay, as the dtype holds them.
+@lru_cache(maxsize=64)
+def _ratios(bits: int, effort: str) -> Array:
+    """The scales that are tried, relative to the plain one: at most 1.2 times it, down to where clipping stops to pay.
 
     The error of 8-bit floats recurs with every binade, but for the largest weights and the smallest numbers.
     """
-    count, least = TRIALS[effort], 0.72 if scheme.bits < 8 else 0.88
-    ratios = np.append(1.0, np.geomspace(1.6 if scheme.bits == 8 else 1.15, least, count))
+    count, least = TRIALS[effort], 0.72 if bits < 8 else 0.88
+    return np.append(1.0, np.geomspace(1.6 if bits == 8 else 1.15, least, count))
+
+
+def known(scheme: Scheme, store: Store, effort: str | None) -> StoredScales | None:
+    """The dtype, and its trials; None for E4M3, which only shared codebooks have."""
+    if store.dtype not in ScaleKind.__members__:
+        return None
+    return StoredScales(ScaleKind[store.dtype], ratios=None if effort is None else _ratios(scheme.bits, effort))
+
+
+def choices(scale: Array, scheme: Scheme, store: Store, effort: str) -> Choices:
+    """The trials as the dtype holds them."""
+    ratios = _ratios(scheme.bits, effort)
     values = rounded(scale[..., None] * ratios, store.dtype)
     smallest = np.float32(2.0**-24 if store.dtype == "F16" else 2.0**-126)
     values = np.where(np.isfinite(values) & (values >= smallest), values, np.maximum(values[..., :1], smallest))
-    return Choices(np.ascontiguousarray(values, np.float32), None, count + 1, 0)
+    return Choices(np.ascontiguousarray(values, np.float32), None, len(ratios), 0)
 
 
 def stored(scale: Floats, store: Store) -> NDArray[Any]:
@@ -85,4 +99,4 @@ def effective(raw: NDArray[np.uint8], store: Store) -> Floats:
     return to_float32(raw, store.dtype)
 
 
-PROVIDES = Storage(settle=settle, choices=choices, stored=stored, effective=effective)
+PROVIDES = Storage(settle=settle, choices=choices, stored=stored, effective=effective, known=known)

@@ -55,7 +55,8 @@ class Source(Protocol):
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
     metadata. graph: of an ONNX file, and of what is derived from one, what its nodes do with tensors. aside: weight
     files of its folder that are not part of the model, and why. earlier: tensors that are decoded from codes;
-    decoded_from: the layout of these, for people. notes: what was done to tensors before they are read, for people.
+    decoded: these as they were first decoded, by the tensor that holds their codes; decoded_from: their layout, for
+    people. notes: what was done to tensors before they are read, for people.
     warnings: what was left out of the file, and where in it the tensors were found. unsplit: tensors of experts that
     cannot be arranged for a target, and why; arranged: how the others were, for people. shapes: of tensors that are
     read in another shape than they have in the model. A store inherits the defaults of features it does not have.
@@ -71,6 +72,7 @@ class Source(Protocol):
     graph: Graph | None = None
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
+    decoded: Mapping[str, TensorInfo] = MappingProxyType({})
     decoded_from: str = ""
     notes: Mapping[str, str] = MappingProxyType({})
     warnings: Sequence[str] = ()

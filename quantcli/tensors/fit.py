@@ -60,12 +60,17 @@ class Fit:
     @property
     def rule(self) -> Rule | None:
         """What the kernels need to know to quantize a tile in one call; None where that takes several."""
-        return rule_of(self.scheme, self.plan, self.scale_dtype)
+        return rule_of(self.scheme, self.plan, self.store)
 
     @property
     def by_strips(self) -> bool:
         """Whether the next pass reads strips of channels instead of tiles."""
         return self.plan.shared == "columns" and not self._calibrator.gather.columns
+
+    @property
+    def sampling(self) -> bool:
+        """Whether the pass looks at a sample of the weights, as the next ones may."""
+        return self.scheme.shares_levels and self._shared is not None and bool(self.spans)
 
     def _begin(self) -> None:
         self.spans: list[TileSpan] = []

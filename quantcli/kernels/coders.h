@@ -1,0 +1,67 @@
+// Codes of sixteen weights of a group at a time, which stay in registers, and the errors of their values.
+//
+// The numbers are those of codes.h.
+
+#pragma once
+
+#include "codes.h"
+
+namespace {
+
+struct Coded {
+  Whole code;
+  Sixteen error;
+};
+
+// Integers, rounded to nearest.
+struct Integers {
+  Sixteen umin, umax;
+
+  Integers(const Grid& grid, const Table&) : umin(all(grid.umin)), umax(all(grid.umax)) {}
+
+  struct Group {
+    const Integers& to;
+    Sixteen scale, divisor, zero;
+
+    Coded coded(Sixteen x, Counter& clipped) const {
+      const Sixteen wanted = rounded(x / divisor) + zero, code = lesser(larger(wanted, to.umin), to.umax);
+      clipped.add_different(wanted, code);
+      return {whole(code), x - (code - zero) * scale};
+    }
+  };
+
+  Group group(float scale, float zero) const { return {*this, all(scale), all(divisor_of(scale)), all(zero)}; }
+};
+
+// Small floats.
+struct SmallFloats {
+  Sixteen lowest, step, top, limit;
+  int shift, sign;
+
+  SmallFloats(const Grid& grid, const Table& table) : limit(all(table.high)), sign(grid.bits - 1) {
+    const Rounding to(table.small);
+    lowest = all(to.lowest), step = all(to.step), top = all(to.top);
+    shift = to.shift;
+  }
+
+  struct Group {
+    const SmallFloats& to;
+    Sixteen scale, divisor;
+
+    Coded coded(Sixteen x, Counter& clipped) const {
+      const Sixteen t = x / divisor;
+      const Sixteen a = magnitude(t);
+      clipped.add_below(to.limit, a);
+      const Landing<Sixteen> at = Rounding::land(lesser(a, to.top), to.lowest, to.step);
+      const Whole size = ((bits_of(at.binade) - bits_of(to.lowest)) >> to.shift) + (bits_of(at.sum) - bits_of(at.magic));
+      const Whole negative = bits_of(t) & all_whole(INT32_MIN);
+      const Sixteen value = floats_of(bits_of(at.value()) | negative);
+      const Whole negative_code = (all_whole(0) - size) & negative;  // there is no second zero
+      return {size | (negative_code >> (31 - to.sign)), x - value * scale};
+    }
+  };
+
+  Group group(float scale, float) const { return {*this, all(scale), all(scale == 0 ? 1.0f : scale)}; }
+};
+
+}  // namespace
