@@ -53,7 +53,8 @@ struct SmallFloats {
       const Sixteen a = magnitude(t);
       clipped.add_below(to.limit, a);
       const Landing<Sixteen> at = Rounding::land(lesser(a, to.top), to.lowest, to.step);
-      const Whole size = ((bits_of(at.binade) - bits_of(to.lowest)) >> to.shift) + (bits_of(at.sum) - bits_of(at.magic));
+      const Whole binades = bits_of(at.binade) - bits_of(to.lowest), steps = bits_of(at.sum) - bits_of(at.magic);
+      const Whole size = (binades >> to.shift) + steps;
       const Whole negative = bits_of(t) & all_whole(INT32_MIN);
       const Sixteen value = floats_of(bits_of(at.value()) | negative);
       const Whole negative_code = (all_whole(0) - size) & negative;  // there is no second zero

@@ -1,7 +1,7 @@
 // Rows of weights to rows of codes, and the sums of their errors.
 //
-// Plain integers, small floats and few levels in whole vectors, which is nearly all there is, stay in registers from the
-// weight to its code (coders.h); whatever is left goes through arrays, a span of LANES weights at a time.
+// Plain integers, small floats and few levels in whole vectors, which is nearly all there is, stay in registers from
+// the weight to its code (coders.h); whatever is left goes through arrays, a span of LANES weights at a time.
 
 #pragma once
 
