@@ -14,7 +14,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     # The objects of a large header stay: to look through them for garbage at every 700 more is a third of the time that
     # a file of many tensors takes.
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(500_000, 10, 10)
     # numpy's library of matrix products, which nothing here needs, would start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from quantcli.cli import main as run

@@ -78,9 +78,7 @@ class View:
         if wanted == "F16" and self.info.dtype == "F16":
             # The outermost step may reach beyond float16; the original weight cannot have.
             decoded = np.clip(decoded, -65504, 65504)
-        if wanted == "BF16":
-            return kernels.load().bfloat16(np.ascontiguousarray(decoded))
-        return from_float32(decoded, wanted)
+        return _rounded(decoded, wanted)
 
     def rounded(self, first: int, last: int) -> Floats:
         """A run of weights as float32, rounded to its own dtype where the library of its layout does that."""
@@ -91,6 +89,13 @@ class View:
     def __repr__(self) -> str:
         kind = f", scheme={printable(self.scheme)!r}" if self.scheme is not None else ""
         return f"View({printable(self.info.name)!r}, shape={self.info.shape}, dtype={self.info.dtype!r}{kind})"
+
+
+def _rounded(values: Floats, dtype: str) -> NDArray[Any]:
+    """Finite values in another float dtype, as an array whose bytes a file can hold."""
+    if dtype == "BF16":
+        return kernels.load().bfloat16(np.ascontiguousarray(values))
+    return from_float32(values, dtype)
 
 
 class Model(Mapping[str, View]):
@@ -294,11 +299,11 @@ def _decoded(weight: Found, parts: Read) -> View:
         return decoded[first - low * cols : last - low * cols]
 
     def encoded(first: int, last: int) -> NDArray[Any]:
-        return from_float32(exact(first, last), dtype)
+        return _rounded(exact(first, last), dtype)
 
     def turned(first: int, last: int, step: int) -> NDArray[Any]:
         assert weight.turned is not None
-        return from_float32(weight.turned(parts, first, last, step), dtype)
+        return _rounded(weight.turned(parts, first, last, step), dtype)
 
     return View(
         info=info,

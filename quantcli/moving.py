@@ -20,7 +20,7 @@ from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.experts import loadable
 from quantcli.floats import decoded, named_for
 from quantcli.layouts.config import json_beside, model_dtype
-from quantcli.layouts.held import OFFSETS, Moved, every, joined, offsets_of, scheme_of
+from quantcli.layouts.held import OFFSETS, TOGETHER, Moved, every, joined, offsets_of, scheme_of
 from quantcli.layouts.held_floats import input_scale, stored_by
 from quantcli.layouts.native.document import StoredKept
 from quantcli.layouts.native.model import Model as Native
@@ -30,7 +30,7 @@ from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of
 from quantcli.moving_fp4 import MXFP4, NVFP4, of_mxfp4, of_nvfp4
 from quantcli.moving_records import Movable, Moving
-from quantcli.scheme import STATIC
+from quantcli.scheme import STATIC, scale_dtype_name
 from quantcli.stores.derived import Derived
 from quantcli.tensors.decided import Kept, Quantized
 from quantcli.tensors.info import TensorInfo
@@ -123,7 +123,7 @@ def _offsets(held: Mapping[str, Held | str], views: Mapping[str, View]) -> dict[
     so that a model stays of one scheme."""
     known: dict[tuple[int, str], str] = {}
     for name, codes in held.items():
-        if not isinstance(codes, str):
+        if not isinstance(codes, str) and codes.blocks is None:
             key, shape = (codes.bits, codes.offsets), views[name].info.shape
             known[key] = offsets_of(codes, math.prod(shape[:-1]), shape[-1], known.get(key, OFFSETS[0]))
     return known
@@ -212,19 +212,24 @@ class _Making:
             if held.activations in STATIC or measured is not None:
                 kind = "none" if measured is None else "nvfp4" if held.format == "fp4" else "fp8-static"
                 held = replace(held, activations=kind)
-            scheme = scheme_of(held, self.offsets[held.bits, held.offsets])
+            scheme = scheme_of(held, self.offsets.get((held.bits, held.offsets), held.offsets))
             if held.format in FLOATING and scheme.name not in (MXFP4.name, NVFP4.name):
                 found = stored_by(named(self.to).accepts, held, scheme, info.shape)
                 if isinstance(found, str):
                     return found
                 held, scheme = found
+            elif held.format not in ("int", *FLOATING) or held.blocks is not None:
+                why = named(self.to).accepts.obstacle(scheme)
+                if why is not None:
+                    return why
             plan = grouping_of(info.shape, scheme)
         except UsageError as error:
             return error.problem
         if plan.cols != info.shape[-1]:
             return f"every row has a scale, in a tensor of {len(info.shape)} dimensions"
-        own = replace(info, dtype=held.scale_dtype) if held.format == "int" else info
-        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=held.scale_dtype)
+        scales = scale_dtype_name(scheme.scale_dtype) if held.blocks is not None else held.scale_dtype
+        own = replace(info, dtype=held.dtype or scales) if held.format == "int" or held.dtype else info
+        weight = Quantized(info=own, reason=MOVED, scheme=scheme, grouping=plan, scale_dtype=scales)
         if scheme.activations in STATIC:
             weight = replace(weight, input_scale=measured)
         return weight, Moved(held, scheme, plan)
@@ -233,7 +238,7 @@ class _Making:
         """What is nearest to a weight whose codes cannot be moved."""
         size = _GROUP.search(view.scheme or "")
         whole = is_published(view.scheme or "")
-        group = int(size[1]) if size else 128 if whole else 32
+        group = int(size[1]) if size else named(self.to).usual.get("group_size", 128 if whole else 32)
         scheme = Scheme(bits=min(view.bits or 8, 8), group_size=max(1, min(group, info.shape[-1])))
         own = replace(info, dtype=view.info.dtype if whole else self.dtype)
         plan = grouping_of(info.shape, scheme)
@@ -250,6 +255,8 @@ def _is_all_of(view: View, runs: Sequence[tuple[str, int, int]]) -> bool:
 
 def _together(parts: Sequence[tuple[Held, int, int]]) -> Held | str:
     """The codes of rows of several weights, where these are of one scheme."""
+    if parts[0][0].blocks is not None:
+        return TOGETHER
     if len({held.kind for held, _, _ in parts}) > 1:
         return "its parts are of several schemes"
     if any(row % held.height or rows % held.height for held, row, rows in parts):

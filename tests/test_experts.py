@@ -230,6 +230,14 @@ def test_experts_that_no_loader_takes_are_kept(name: str, tmp_path: Path) -> Non
     assert ran.json["summary"]["coverage"] > 0.9
 
 
+def test_experts_that_every_loader_reads_wrong_are_refused(tmp_path: Path) -> None:
+    source, layout = folder_of("qwen3-moe", tmp_path), ("--to", "compressed-tensors", "--dry-run")
+    ran = run("quantize", source, *layout, "--scheme", "FP8_DYNAMIC", "--group-size", "16")
+    assert ran.code == 2 and "loads no experts in fp8-e4m3g16, nor does vLLM" in ran.err and "--to native" in ran.err
+    ran = run("quantize", source, *layout, "--scheme", "NVFP4A16")
+    assert ran.code == 0 and "decodes experts in nvfp4 to wrong numbers; vLLM does" in ran.err
+
+
 def test_the_report_and_the_terminal_say_what_was_done(tmp_path: Path) -> None:
     source = folder_of("llama4", tmp_path)
     ran = run("quantize", source, "--to", "compressed-tensors", "--group-size", "16", "-o", tmp_path / "out")
@@ -245,6 +253,16 @@ def test_sweep_and_plan_see_the_same_experts(tmp_path: Path) -> None:
     planned = run("plan", source, "--target-bpw", "6", "--json")
     assert swept.code == 0 and planned.code == 0, swept.err + planned.err
     assert f"{OSS}.gate_proj.weight" in {t["name"] for t in planned.json["tensors"]}
+
+
+def test_a_plan_chooses_among_groups_that_suit_all_experts(tmp_path: Path) -> None:
+    """groups of 64 are whole in gate and up and not in down, and loaders take one scheme for all experts"""
+    source, asked = folder_of("qwen3-moe", tmp_path), ("--target-bpw", "8", "--bits", "2,4,8")
+    ran = run("plan", source, *asked, "--group-size", "16,64", "--json")
+    assert ran.code == 0, ran.err
+    assert {t["scheme"][2:] for t in ran.json["tensors"] if t["scheme"]} == {"g16"}
+    ran = run("plan", source, *asked, "--group-size", "64")
+    assert ran.code == 2 and "experts have several schemes" in ran.err
 
 
 def llama_folder(tmp_path: Path, kind: str) -> Path:

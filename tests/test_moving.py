@@ -85,7 +85,8 @@ def test_what_is_lossless_is_what_the_library_decodes(path: Path, tmp_path: Path
             lossless.append(target)
             np.testing.assert_allclose(weight, expected, rtol=1e-6 if path.stem.startswith("mlx") else 0)
         else:
-            assert target in ("mlx", "gguf") and done.json["sqnr_db"] > 60
+            assert target in ("mlx", "gguf") or path.stem == "bnb-int8"
+            assert target == "onnx" or done.json["sqnr_db"] > 60
     assert set(EXACT.get(path.stem, ())) <= set(lossless)
 
 

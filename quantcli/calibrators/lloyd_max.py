@@ -108,8 +108,19 @@ def _trials(extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
     return spread
 
 
+def _trials_of(tile: Tile, extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
+    """The same for a tile of the sample, which passes look at one after another."""
+    return tile.once(f"trials {factor} {dtype} {effort}", lambda: _trials(extreme, factor, dtype, effort))
+
+
 def _book(levels: Array) -> Codebook:
-    return codebook(levels.astype(np.float32)[None])
+    return _book_of(levels.astype(np.float32).tobytes())
+
+
+@lru_cache(maxsize=64)
+def _book_of(levels: bytes) -> Codebook:
+    """The codebook of levels in float32: all tiles of a pass have the same."""
+    return codebook(np.frombuffer(levels, np.float32)[None])
 
 
 def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None, dtype: str) -> Observed | None:
@@ -121,7 +132,7 @@ def observe(kernels: Kernels, tile: Tile, scheme: Scheme, shared: Shared | None,
         return {"largest": np.abs(ranges.extreme).max(initial=0.0, keepdims=True)}
     if shared.step == 0:
         return _normalised(tile, ranges.extreme) | {"spacing": _spacing(ranges.extreme, dtype)}
-    trials = _trials(ranges.extreme, shared.factor, dtype, scheme.options["effort"])
+    trials = _trials_of(tile, ranges.extreme, shared.factor, dtype, scheme.options["effort"])
     cross, square = (np.zeros(_book(shared.levels).sorted.shape[1]) for _ in range(2))
     unit = _try(kernels, tile, shared, trials, cross, square)[1]
     return {"cross": cross / unit, "square": square / unit**2}

@@ -10,13 +10,12 @@
 
 #pragma once
 
-#include <initializer_list>
-
 #include "block_weights.h"
 
 namespace {
 
 constexpr int MOST_RATIOS = LIMITS.ends;
+constexpr int MOST_FACTORS = 9, MOST_CHOICES = 28;  // the latter of d and dm, 25 or 9, filled up to whole CHAINS
 constexpr double TINY = 5.9604644775390625e-8;  // 2^-24, the smallest float16
 
 // A scale as it is stored: not 0 unless it is.
@@ -28,30 +27,51 @@ inline double stored(double value) {
 template <int FORM, int N, bool WEIGHTED>
 struct Blocks {
   using Weights = BlockWeights<FORM, N, WEIGHTED>;
-  using Lanes64 = typename Weights::Lanes64;
+  using Lanes = typename Weights::Lanes;
+  using Steps = typename Weights::Steps;
   using Sums64 = typename Weights::Sums64;
-  static constexpr int J = Weights::J, V = Weights::V;
+  static constexpr int V = Weights::V, J = Weights::J;
+  static constexpr int NEIGHBOURS = FORM == AFFINE ? 2 : 1;  // of a scale that are tried where d is chosen
 
   const BlockType& type;
   Weights weights;
-  Lanes64 scale, offset, codes, squares;  // found for every sub-block; sums over its codes, from 0 on
+  Lanes scale, offset, codes, squares;  // found for every sub-block; sums over its codes, from 0 on
+  Lanes mean;                           // of the codes
+  Steps both_signs[FORM == AFFINE ? 1 : MOST_RATIOS][2];  // candidates, the same for all sub-blocks
 
-  explicit Blocks(const BlockType& t) : type(t), weights(t) {}
+  explicit Blocks(const BlockType& t) : type(t), weights(t) {
+    const double reach = FORM == TABLE ? 127.0 : double(-weights.low), half = double(weights.range) * 0.5;
+    Lanes step, none = {};
+    for (int k = 0; FORM != AFFINE && k < type.ratio_count; ++k)
+      for (int sign = 0; sign < 2; ++sign) {
+        const double size = half * type.ratios[k] / reach;
+        for (int v = 0; v < V; ++v) step.v[v] = Doubles{} + (sign ? size : -size);
+        both_signs[k][sign].set(step, none);
+      }
+  }
 
   // The best codes of every sub-block so far: their sums, and the refit to them: slope cross / square.
   struct Best {
-    Lanes64 gain, cross, square, code, own;
+    Lanes gain, cross, square, code, own;
   };
+
+  // Sums of COUNT candidates; the best so far.
+  template <int COUNT>
+  void attempt(const Steps* steps, Best& best) const {
+    Sums64 found[COUNT];
+    weights.template sums<COUNT>(steps, found);
+    for (const Sums64& own : found) judge(own, best);
+  }
 
   void judge(const Sums64& found, Best& best) const {
     for (int v = 0; v < V; ++v) {
-      Four64 cross = found.cross.v[v], square = found.square.v[v];
+      Doubles cross = found.cross.v[v], square = found.square.v[v];
       if (FORM == AFFINE) {
         cross = weights.count.v[v] * cross - weights.sum.v[v] * found.code.v[v];
         square = weights.count.v[v] * square - found.code.v[v] * found.code.v[v];
       }
-      const Four64 gain = cross * cross, none = {};
-      Four64Bits better = (square > none) & (gain * best.square.v[v] > best.gain.v[v] * square);
+      const Doubles gain = cross * cross, none = {};
+      DoubleBits better = (square > none) & (gain * best.square.v[v] > best.gain.v[v] * square);
       if (FORM == AFFINE) better &= cross > none;
       best.gain.v[v] = of(better, gain, best.gain.v[v]);
       best.cross.v[v] = of(better, cross, best.cross.v[v]);
@@ -63,105 +83,107 @@ struct Blocks {
 
   void affine_candidates(Best& best) const {
     const double half = double(weights.range) * 0.5, each = 1.0 / weights.top;
-    Lanes64 begin[MOST_RATIOS], end[MOST_RATIOS], step, place;
+    Lanes begin[MOST_RATIOS], end[MOST_RATIOS], step, place;
     for (int v = 0; v < V; ++v) {
-      const Four64 mean = weights.sum.v[v] / weights.count.v[v];
+      const Doubles mean = weights.sum.v[v] / weights.count.v[v];
       for (int k = 0; k < type.ratio_count; ++k) {
         begin[k].v[v] = mean + (-half - mean) * type.ratios[k];
         end[k].v[v] = mean + (half - mean) * type.ratios[k];
       }
     }
-    Sums64 found;
-    for (int a = 0; a < type.ratio_count; ++a)
-      for (int b = 0; b < type.ratio_count; ++b) {
-        for (int v = 0; v < V; ++v) {
-          step.v[v] = (end[b].v[v] - begin[a].v[v]) * each;
-          place.v[v] = begin[a].v[v] - weights.low * step.v[v];
-        }
-        weights.sums(step, place, found);
-        judge(found, best);
+    Steps steps[PAIRED];
+    const int count = type.ratio_count * type.ratio_count;
+    for (int k = 0; k < count; ++k) {
+      const Lanes &first = begin[k / type.ratio_count], &last = end[k % type.ratio_count];
+      for (int v = 0; v < V; ++v) {
+        step.v[v] = (last.v[v] - first.v[v]) * each;
+        place.v[v] = first.v[v] - weights.low * step.v[v];
       }
+      steps[k % PAIRED].set(step, place);
+      if (k % PAIRED == PAIRED - 1)
+        attempt<PAIRED>(steps, best);
+      else if (k == count - 1)
+        attempt<1>(steps, best);
+    }
     for (int r = 0; r < type.refits; ++r) {
       for (int v = 0; v < V; ++v) {
-        const Four64 slope = best.cross.v[v] / best.square.v[v];
-        step.v[v] = of(best.gain.v[v] > 0.0, slope, Four64{} + half);
+        const Doubles slope = best.cross.v[v] / best.square.v[v];
+        step.v[v] = of(best.gain.v[v] > 0.0, slope, Doubles{} + half);
         place.v[v] = within((weights.sum.v[v] - step.v[v] * best.code.v[v]) / weights.count.v[v]);
       }
-      weights.sums(step, place, found);
-      judge(found, best);
+      steps[0].set(step, place);
+      attempt<1>(steps, best);
     }
   }
 
-  static Four64 within(Four64 place) { return larger(lesser(place, Four64{} + 30000.0), Four64{} - 30000.0); }
+  static Doubles within(Doubles place) { return bounded(place, -30000.0, 30000.0); }
 
   void signed_candidates(Best& best) const {
-    const double reach = FORM == TABLE ? 127.0 : double(-weights.low), half = double(weights.range) * 0.5;
-    Lanes64 step, place = {};
-    Sums64 found;
-    for (int k = 0; k < type.ratio_count; ++k)
-      for (int sign = 0; sign < 2; ++sign) {
-        const double size = half * type.ratios[k] / reach;
-        for (int v = 0; v < V; ++v) step.v[v] = Four64{} + (sign ? size : -size);
-        weights.sums(step, place, found);
-        judge(found, best);
-      }
+    for (int k = 0; k < type.ratio_count; ++k) attempt<2>(both_signs[k], best);
   }
 
   // Scale and offset of every sub-block by itself.
   void alone() {
     Best best = {};
-    for (int v = 0; v < V; ++v) best.square.v[v] = Four64{} + 1.0;
+    for (int v = 0; v < V; ++v) best.square.v[v] = Doubles{} + 1.0;
     FORM == AFFINE ? affine_candidates(best) : signed_candidates(best);
     for (int v = 0; v < V; ++v) {
-      const Four64 slope = best.cross.v[v] / best.square.v[v] * weights.per.v[v];
+      const Doubles slope = best.cross.v[v] / best.square.v[v] * weights.per.v[v];
       scale.v[v] = slope;
       squares.v[v] = best.own.v[v];
       if (FORM == AFFINE) {
-        const Four64 n = weights.count.v[v], code = best.code.v[v];
+        const Doubles n = weights.count.v[v], code = best.code.v[v];
         const double low = weights.low;
-        const Four64 place = (weights.sum.v[v] * weights.per.v[v] - slope * code) / n;
+        const Doubles place = (weights.sum.v[v] * weights.per.v[v] - slope * code) / n;
         offset.v[v] = weights.middle.v[v] + place + low * slope;
         codes.v[v] = code - low * n;
         squares.v[v] = best.own.v[v] - 2.0 * low * code + low * low * n;
+        mean.v[v] = codes.v[v] / n;
       }
     }
   }
 
-  static double total(const Lanes64& lanes) {
-    double all = 0;
-    for (int j = 0; j < J; ++j) all += lanes[j];
-    return all;
-  }
+  // The wanted minimum under a scale that differs from the best by `moved`, times -dm.
+  Doubles wanted(int v, Doubles moved) const { return mean.v[v] * moved - offset.v[v]; }
 
-  // The wanted minimum under a scale that differs from the best by `moved`, in units of -dm.
-  Four64 wanted(int v, Four64 moved, double inverse) const {
-    return (codes.v[v] / weights.count.v[v] * moved - offset.v[v]) * inverse;
-  }
+  static double inverse_of(double value) { return value != 0 ? 1 / value : 0; }
 
-  Four64 bounded(Four64 value, double least, double most) const {
-    return larger(lesser(value, Four64{} + most), Four64{} + least);
-  }
+  // The neighbours of the wanted scales among multiples of some d: their error without the part of the minimum, and
+  // what that depends on.
+  struct Moved {
+    Doubles lost, wanted, twice;
+  };
 
-  // How much more error the codes have with scales that are multiples of d, and minima of dm.
-  double loss(double d, double dm) const {
-    const double inverse = d != 0 ? 1 / d : 0, other = dm != 0 ? 1 / dm : 0;
-    Lanes64 found;
+  void move(double d, Moved (*moved)[V]) const {
+    const double inverse = inverse_of(d);
     for (int v = 0; v < V; ++v) {
-      const Four64 first = FORM == AFFINE ? below(scale.v[v] * inverse) : nearest(scale.v[v] * inverse);
-      Four64 least = {};
-      for (int k = 0; k < (FORM == AFFINE ? 2 : 1); ++k) {
-        const Four64 moved = d * bounded(first + double(k), type.low, type.high) - scale.v[v];
-        Four64 lost = squares.v[v] * moved * moved;
+      const Doubles first = FORM == AFFINE ? below(scale.v[v] * inverse) : nearest(scale.v[v] * inverse);
+      for (int k = 0; k < NEIGHBOURS; ++k) {
+        const Doubles by = d * bounded(first + double(k), type.low, type.high) - scale.v[v];
+        moved[k][v].lost = squares.v[v] * by * by;
+        if (FORM != AFFINE) continue;
+        moved[k][v].wanted = wanted(v, by);
+        moved[k][v].twice = 2.0 * codes.v[v] * by;
+      }
+    }
+  }
+
+  // How much more error the codes have with such scales, and minima of dm.
+  void loss(const Moved (*moved)[V], double dm, Lanes& found) const {
+    const double inverse = inverse_of(dm);
+    for (int v = 0; v < V; ++v) {
+      Doubles least = {};
+      for (int k = 0; k < NEIGHBOURS; ++k) {
+        Doubles lost = moved[k][v].lost;
         if (FORM == AFFINE) {
-          const Four64 minimum = bounded(nearest(wanted(v, moved, other)), 0, type.deepest);
-          const Four64 shifted = -dm * minimum - offset.v[v];
-          lost += 2.0 * codes.v[v] * moved * shifted + weights.count.v[v] * shifted * shifted;
+          const Doubles minimum = bounded(nearest(moved[k][v].wanted * inverse), 0, type.deepest);
+          const Doubles shifted = -dm * minimum - offset.v[v];
+          lost += moved[k][v].twice * shifted + weights.count.v[v] * shifted * shifted;
         }
         least = k ? lesser(lost, least) : lost;
       }
       found.v[v] = least * weights.factor.v[v];
     }
-    return total(found);
   }
 
   struct Choice {
@@ -176,68 +198,90 @@ struct Blocks {
     }
     const double base = FORM == AFFINE ? most / type.high : most / type.low;
     const double depth = (deep >= steep ? deep : -steep) / (FORM == AFFINE ? type.deepest : 1);
-    Choice best;
+    const int depths = FORM == AFFINE ? type.factor_count : 1;
+    double minima[MOST_FACTORS], sizes[MOST_FACTORS], losses[MOST_CHOICES];
+    for (int b = 0; b < depths; ++b) minima[b] = stored(depth * type.factors[b]);
+    Lanes found[MOST_CHOICES];
+    Moved moved[NEIGHBOURS][V];
+    for (int a = 0; a < type.factor_count; ++a) {
+      sizes[a] = stored(base * type.factors[a]);
+      move(sizes[a], moved);
+      for (int b = 0; b < depths; ++b) loss(moved, minima[b], found[a * depths + b]);
+    }
+    const int count = type.factor_count * depths;
+    for (int k = count; k % CHAINS; ++k) found[k] = found[0];
+    totals(found, count, losses);
+    int best = -1;
     double least = INFINITY;
-    for (int a = 0; a < type.factor_count; ++a)
-      for (int b = 0; b < (FORM == AFFINE ? type.factor_count : 1); ++b) {
-        const double d = stored(base * type.factors[a]), dm = stored(depth * type.factors[b]);
-        const double lost = loss(d, dm);
-        if (lost < least) least = lost, best = {d, dm};
-      }
-    return best;
+    for (int k = 0; k < count; ++k)
+      if (losses[k] < least) least = losses[k], best = k;
+    return best < 0 ? Choice{} : Choice{sizes[best / depths], minima[best % depths]};
   }
 
   struct Parts {
-    Lanes64 scale = {}, minimum = {}, error = {};
+    Lanes scale = {}, minimum = {}, error = {};
     Sums64 sums = {};
   };
 
-  // Keeps, of every sub-block, stored parts with a smaller error.
-  void offer(const Choice& choice, const Lanes64& own, const Lanes64& minimum, Parts& best) const {
-    Lanes64 step, place = {}, size;
+  // Stored parts that are tried, and what they are in units of the weights.
+  struct Offer {
+    Lanes scale, minimum, size, place;
+  };
+
+  void set(Offer& offer, const Choice& choice, Steps& steps) const {
+    Lanes step;
     for (int v = 0; v < V; ++v) {
-      const Four64 unit = weights.unit.v[v];
-      size.v[v] = choice.d * own.v[v] * unit;
-      step.v[v] = of(size.v[v] != 0.0, size.v[v], Four64{} + double(weights.range));
+      const Doubles unit = weights.unit.v[v], size = choice.d * offer.scale.v[v] * unit;
+      offer.size.v[v] = size;
+      step.v[v] = of(size != 0.0, size, Doubles{} + double(weights.range));
       if (FORM != AFFINE) continue;
-      const Four64 begin = (-choice.dm * minimum.v[v] - weights.middle.v[v]) * unit;
-      place.v[v] = within(begin - double(weights.low) * size.v[v]);
+      const Doubles begin = (-choice.dm * offer.minimum.v[v] - weights.middle.v[v]) * unit;
+      offer.place.v[v] = within(begin - double(weights.low) * size);
     }
-    Sums64 found;
-    weights.sums(step, place, found);
+    steps.set(step, offer.place);
+  }
+
+  // Keeps, of every sub-block, parts with a smaller error.
+  void keep(const Offer& offer, const Sums64& found, Parts& best) const {
     for (int v = 0; v < V; ++v) {
-      const Four64 s = size.v[v], p = place.v[v];
-      Four64 error = weights.power.v[v] - 2.0 * s * found.cross.v[v] + s * s * found.square.v[v];
+      const Doubles s = offer.size.v[v], p = offer.place.v[v];
+      Doubles error = weights.power.v[v] - 2.0 * s * found.cross.v[v] + s * s * found.square.v[v];
       if (FORM == AFFINE)
         error += 2.0 * p * (s * found.code.v[v] - weights.sum.v[v]) + weights.count.v[v] * p * p;
       error = error * weights.per.v[v] * weights.per.v[v] * weights.factor.v[v];
-      const Four64Bits better = error < best.error.v[v];
+      const DoubleBits better = error < best.error.v[v];
       best.error.v[v] = of(better, error, best.error.v[v]);
-      best.scale.v[v] = of(better, own.v[v], best.scale.v[v]);
+      best.scale.v[v] = of(better, offer.scale.v[v], best.scale.v[v]);
       best.sums.square.v[v] = of(better, found.square.v[v], best.sums.square.v[v]);
       best.sums.cross.v[v] = of(better, found.cross.v[v], best.sums.cross.v[v]);
       if (FORM != AFFINE) continue;
-      best.minimum.v[v] = of(better, minimum.v[v], best.minimum.v[v]);
+      best.minimum.v[v] = of(better, offer.minimum.v[v], best.minimum.v[v]);
       best.sums.code.v[v] = of(better, found.code.v[v], best.sums.code.v[v]);
     }
   }
 
   Parts parts(const Choice& choice) const {
+    constexpr int NEAR[2][2] = {{0, 1}, {-1, 2}};
     Parts best;
-    const double inverse = choice.d != 0 ? 1 / choice.d : 0, other = choice.dm != 0 ? 1 / choice.dm : 0;
-    for (int v = 0; v < V; ++v) best.error.v[v] = Four64{} + INFINITY;
-    Lanes64 own, minimum = {};
-    for (const int k : {0, 1, -1, 2}) {
-      if (FORM == AFFINE && (k < 0 || k > 1)) continue;
-      for (int h = 0; h < (FORM == AFFINE ? 2 : 1); ++h) {
+    const double inverse = inverse_of(choice.d), other = inverse_of(choice.dm);
+    for (int v = 0; v < V; ++v) best.error.v[v] = Doubles{} + INFINITY;
+    Offer offers[2] = {};
+    Steps steps[2];
+    Sums64 found[2];
+    for (int k = 0; k < 2; ++k) {
+      for (int h = 0; h < 2; ++h) {
         for (int v = 0; v < V; ++v) {
-          own.v[v] = bounded(below(scale.v[v] * inverse) + double(k), type.low, type.high);
+          const Doubles wished = below(scale.v[v] * inverse) + double(FORM == AFFINE ? k : NEAR[k][h]);
+          const Doubles own = bounded(wished, type.low, type.high);
+          offers[h].scale.v[v] = own;
           if (FORM != AFFINE) continue;
-          const Four64 first = below(wanted(v, choice.d * own.v[v] - scale.v[v], other));
-          minimum.v[v] = bounded(first + double(h), 0, type.deepest);
+          const Doubles first = below(wanted(v, choice.d * own - scale.v[v]) * other);
+          offers[h].minimum.v[v] = bounded(first + double(h), 0, type.deepest);
         }
-        offer(choice, own, minimum, best);
+        set(offers[h], choice, steps[h]);
       }
+      weights.template sums<2>(steps, found);
+      for (int h = 0; h < 2; ++h) keep(offers[h], found[h], best);
     }
     return best;
   }
@@ -284,7 +328,7 @@ struct Blocks {
         const Choice next = refit(best);
         if (next.d == 0 || (next.d == choice.d && next.dm == choice.dm)) break;
         const Parts other = parts(next);
-        if (!(total(other.error) < total(best.error))) break;
+        if (!(other.error.total() < best.error.total())) break;
         choice = next;
         best = other;
       }

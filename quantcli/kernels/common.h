@@ -193,5 +193,7 @@ inline Pair fold(Eight a, Eight b) {
 }
 
 inline Eight pick(EightInts which, Eight yes, Eight no) { return which ? yes : no; }
+inline Eight least(Eight a, Eight b) { return pick(a < b, a, b); }
+inline Eight most(Eight a, Eight b) { return pick(a > b, a, b); }
 
 }  // namespace

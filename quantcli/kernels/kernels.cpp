@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "encode.h"
+#include "fields.h"
 #include "ranges.h"
 #include "rotation.h"
 #include "shared.h"
@@ -117,6 +118,18 @@ QK_EXPORT void QK_NAME(unpack)(int64_t rows, int64_t cols, int32_t bits, const u
       if (into != out) std::memcpy(out, into, size_t(cols) * sizeof *code);
     }
   });
+}
+
+// The fields of blocks of `weights` codes and `size` bytes, of rows (rows, cols) of packed codes of up to 8 bits. Other
+// bytes of the blocks stay as they are.
+QK_EXPORT void QK_NAME(fill_blocks)(int64_t rows, int64_t cols, int32_t bits, const uint8_t* packed, int64_t weights,
+                                    int64_t size, const BlockField* fields, int32_t count, uint8_t* blocks) {
+  std::vector<uint8_t> codes(size_t(cols + PADDING));
+  for (int64_t r = 0; r < rows; ++r) {
+    unpack(packed + r * row_bytes(cols, bits), cols, bits, codes.data());
+    for (int64_t from = 0; from < cols; from += weights, blocks += size)
+      for (int32_t k = 0; k < count; ++k) fill(codes.data() + from, weights, fields[k], blocks);
+  }
 }
 
 #ifdef QK_PROBE

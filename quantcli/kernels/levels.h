@@ -1,4 +1,4 @@
-// Codes of a codebook: nearest level by thresholds, and the sums for learning levels.
+// Codes of a codebook: nearest level by thresholds.
 
 #pragma once
 
@@ -7,7 +7,6 @@
 
 namespace {
 
-constexpr int MOST_TRIALS = LIMITS.trials;
 constexpr int FEW_LEVELS = 16;  // they fit two vectors
 
 // A table of up to FEW_LEVELS values.
@@ -163,34 +162,6 @@ inline void quantize_levels(const float* x, int n, float scale, const Table& tab
 
 inline void reconstruct_levels(const float* code, int n, float scale, const Table& table, float* out) {
   for (int i = 0; i < n; ++i) out[i] = table.levels[int32_t(code[i])] * scale;
-}
-
-struct Fit {
-  float cross, square;  // sum(x l), sum(l l)
-};
-
-// Sums over a block of vectors for the levels nearest to x * reciprocal.
-inline Fit fit_levels(const float* x, int vectors, float reciprocal, const Table& table) {
-  Eight cross = {}, square = {};
-  for (int i = 0; i < vectors; ++i) {
-    Eight v;
-    std::memcpy(&v, x + i * W, sizeof v);
-    const Eight t = v * reciprocal;
-    Eight l;
-    if (table.is_few()) {
-      l = table.levels_of.at(table.few.place(t));
-    } else {
-      float q[W];
-      int32_t at[W];
-      std::memcpy(q, &t, sizeof q);
-      place(q, W, table.thresholds, table.count, at);
-      for (int j = 0; j < W; ++j) l[j] = table.sorted[at[j]];
-    }
-    cross += v * l;
-    square += l * l;
-  }
-  const Pair sums = fold(cross, square);
-  return {sums.first, sums.second};
 }
 
 }  // namespace

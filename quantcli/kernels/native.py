@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import POINTER, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from quantcli import library
 from quantcli.kernels.records import (
     address,
+    block_field_records,
     block_type_record,
     codebook_record,
     grid_record,
@@ -24,6 +26,7 @@ from quantcli.kernels.table import (
     MOST_ENDS,
     MOST_TRIALS,
     SUPER,
+    BlockField,
     BlockScales,
     BlockType,
     Choices,
@@ -65,6 +68,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "decode": (None, [c_int64, c_int64, c_int64, _P, _P, _P, _P, _P]),
     "pack": (None, [c_int64, c_int64, c_int32, _P, _P]),
     "unpack": (None, [c_int64, c_int64, c_int32, _P, _P]),
+    "fill_blocks": (None, [c_int64, c_int64, c_int32, _P, c_int64, c_int64, _P, c_int32, _P]),
     "rotate": (None, [_P, c_int64, c_int64]),
     "difference": (None, [_P, _P, c_int64, POINTER(c_double)]),
     "bfloat16": (None, [_P, c_int64, _P]),
@@ -257,6 +261,27 @@ class NativeKernels:
         self._call("unpack", rows, cols, bits, address(packed), address(codes))
         found: Codes = codes
         return found
+
+    def fill_blocks(self, packed: Bytes, cols: int, bits: int, fields: Sequence[BlockField], blocks: Bytes) -> None:
+        rows, packed = len(packed), np.ascontiguousarray(packed)
+        count, size = blocks.shape
+        weights = rows * cols // max(count, 1)
+        assert blocks.flags.c_contiguous and bits <= 8 and weights * count == rows * cols
+        assert packed.shape[1] == row_bytes(cols, bits)
+        assert all(weights % (f.run * 8 // f.bits if f.run > 1 else 8) == 0 for f in fields)
+        assert all(f.at + weights * f.bits // 8 <= size for f in fields)
+        self._call(
+            "fill_blocks",
+            rows,
+            cols,
+            bits,
+            address(packed),
+            weights,
+            size,
+            block_field_records(fields),
+            len(fields),
+            address(blocks),
+        )
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         found = self.quantize_each(tile, 1, rule, rival, packed)

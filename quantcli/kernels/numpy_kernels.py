@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from quantcli.kernels import numpy_sums
-from quantcli.kernels.numpy_packing import pack, unpack
+from quantcli.kernels.numpy_packing import fill_blocks, pack, unpack
 from quantcli.kernels.numpy_tiles import CHUNK, floats_of, grouped, scratch, steps
 from quantcli.kernels.table import (
     BF16,
@@ -18,6 +18,7 @@ from quantcli.kernels.table import (
     F32,
     LEVELS,
     OFFSET,
+    BlockField,
     BlockScales,
     BlockType,
     Choices,
@@ -277,6 +278,9 @@ class NumpyKernels:
     def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
         found: Codes = unpack(packed, cols, bits)
         return found
+
+    def fill_blocks(self, packed: Bytes, cols: int, bits: int, fields: Sequence[BlockField], blocks: Bytes) -> None:
+        fill_blocks(packed, cols, bits, fields, blocks)
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         return None  # there is nothing to gain

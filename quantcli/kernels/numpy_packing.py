@@ -1,7 +1,9 @@
-"""Codes of 1 to 16 bits <-> rows of whole 32-bit words, low code first: the bit stream of packing.h."""
+"""Codes of 1 to 16 bits <-> rows of whole 32-bit words, low code first: the bit stream of packing.h. Fields of blocks
+as in fields.h."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from quantcli.kernels.numpy_tiles import scratch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.table import Bytes
+    from quantcli.kernels.table import BlockField, Bytes
 
 
 def pack(codes: NDArray[Any], bits: int, packed: Bytes) -> None:
@@ -83,3 +85,19 @@ def unpack(packed: Bytes, cols: int, bits: int) -> NDArray[Any]:
         dense = np.packbits(stream, axis=2, bitorder="little")
         return np.ascontiguousarray(dense).view("<u2").reshape(rows, cols)
     return np.packbits(stream, axis=2, bitorder="little").reshape(rows, cols)
+
+
+def fill_blocks(packed: Bytes, cols: int, bits: int, fields: Sequence[BlockField], blocks: Bytes) -> None:
+    """Write the fields of blocks (blocks, bytes) from rows of 32-bit words."""
+    codes: Any = unpack(packed, cols, bits).reshape(len(blocks), -1)
+    for field in fields:
+        part = codes >> np.uint8(field.shift) if field.shift else codes
+        if field.shift + field.bits < bits:
+            part = part & np.uint8((1 << field.bits) - 1)
+        deep = 8 // field.bits
+        parts = part.reshape(len(blocks), -1, deep, field.run)
+        found = parts[:, :, 0]
+        for k in range(1, deep):
+            found = found | parts[:, :, k] << np.uint8(k * field.bits)
+        out = blocks[:, field.at : field.at + codes.shape[1] // deep]
+        np.bitwise_xor(found.reshape(out.shape), np.uint8(field.flip), out=out)

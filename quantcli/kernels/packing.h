@@ -53,7 +53,10 @@ void pack(const uint8_t* codes, int64_t cols, int b, uint8_t* out) {
     uint64_t v;
     std::memcpy(&v, codes + i, 8);
     v = squeeze(v, b);
-    std::memcpy(out + done, &v, size_t(bytes - done < b ? bytes - done : b));
+    if (bytes - done >= 8)
+      std::memcpy(out + done, &v, 8);  // what is too much is written over by the next eight
+    else
+      std::memcpy(out + done, &v, size_t(bytes - done < b ? bytes - done : b));
   }
 }
 
@@ -73,7 +76,10 @@ void unpack(const uint8_t* packed, int64_t cols, int b, uint8_t* codes) {
   int64_t used = 0;
   for (int64_t i = 0; i < cols; i += 8, used += b) {
     uint64_t v = 0;
-    std::memcpy(&v, packed + used, size_t(bytes - used < b ? bytes - used : b));
+    if (bytes - used >= 8)
+      std::memcpy(&v, packed + used, 8);  // `spread` takes what belongs to eight codes
+    else
+      std::memcpy(&v, packed + used, size_t(bytes - used < b ? bytes - used : b));
     v = spread(v, b);
     std::memcpy(codes + i, &v, 8);
   }

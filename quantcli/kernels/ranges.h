@@ -60,6 +60,14 @@ struct Range {
   float low, high, extreme;
 };
 
+// The first of the weights whose magnitude is that of `high`.
+template <int KIND>
+inline float first_extreme(const typename Pattern<KIND>::Bits* p, typename Pattern<KIND>::Key high) {
+  using P = Pattern<KIND>;
+  while ((*p & typename P::Bits(P::MAGNITUDE)) != typename P::Bits(high)) ++p;
+  return P::value(P::key(*p));
+}
+
 // The range of n >= 1 weights. finite is cleared when one is not.
 template <int KIND>
 inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) {
@@ -90,11 +98,65 @@ inline Range range_of(const void* weights, int64_t at, int64_t n, bool& finite) 
   finite &= high < P::SPECIAL && typename P::Key(~low) < P::SPECIAL;
   Range found = {P::value(low), P::value(high), 0};
   found.extreme = found.high > -found.low ? found.high : found.high < -found.low ? found.low : 0;
-  if (found.extreme == 0 && found.high > 0)  // both signs reach the extreme: the first one counts
-    for (i = 0; found.extreme == 0; ++i)
-      if ((p[i] & typename P::Bits(P::MAGNITUDE)) == typename P::Bits(high)) found.extreme = P::value(P::key(p[i]));
+  if (found.extreme == 0 && found.high > 0) found.extreme = first_extreme<KIND>(p, high);  // both signs reach it
   return found;
 }
+
+#ifdef __AVX2__
+constexpr int EIGHT = 8, AT_MOST = 256;
+
+// Eight vectors of 8 numbers to the least of each.
+inline __m128i least_of_each(__m128i* v) {
+  for (int i = 0; i < 4; ++i)
+    v[i] = _mm_min_epi16(_mm_unpacklo_epi16(v[2 * i], v[2 * i + 1]), _mm_unpackhi_epi16(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 2; ++i)
+    v[i] = _mm_min_epi16(_mm_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  return _mm_min_epi16(_mm_unpacklo_epi64(v[0], v[1]), _mm_unpackhi_epi64(v[0], v[1]));
+}
+
+// Values of keys of 16 bits.
+template <int KIND>
+inline __m256 values_of(__m128i keys) {
+  const __m128i magnitude = _mm_set1_epi16(0x7fff);
+  const __m128i bits = _mm_xor_si128(keys, _mm_and_si128(_mm_srai_epi16(keys, 15), magnitude));
+  if (KIND == F16) return _mm256_cvtph_ps(bits);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+// The ranges of eight groups of n weights of 16 bits, a multiple of 16, that lie one after another.
+template <int KIND>
+inline void eight_ranges(const uint16_t* p, int64_t n, float* lo, float* hi, float* extreme, bool& finite) {
+  using P = Pattern<KIND>;
+  const auto halves = [](typename P::Keys keys) {
+    const __m256i v = reinterpret_cast<__m256i>(keys);
+    return _mm_min_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  };
+  __m128i lows[EIGHT], highs[EIGHT];
+  for (int g = 0; g < EIGHT; ++g) {
+    typename P::Keys least = P::keys(p + g * n), most = ~least;
+    for (int64_t i = P::AT_ONCE; i < n; i += P::AT_ONCE) {
+      const typename P::Keys a = P::keys(p + g * n + i);
+      least = P::lesser(least, a), most = P::lesser(most, ~a);
+    }
+    lows[g] = halves(least), highs[g] = halves(most);
+  }
+  const __m128i low = least_of_each(lows), complement = least_of_each(highs), ones = _mm_set1_epi16(-1);
+  const __m128i high = _mm_xor_si128(complement, ones), below = _mm_set1_epi16(int16_t(P::SPECIAL - 1));
+  const __m128i beyond = _mm_or_si128(_mm_cmpgt_epi16(high, below), _mm_cmpgt_epi16(_mm_xor_si128(low, ones), below));
+  finite &= _mm_testz_si128(beyond, beyond) != 0;
+  const __m256 l = values_of<KIND>(low), h = values_of<KIND>(high);
+  const __m256 fall = _mm256_xor_ps(l, _mm256_set1_ps(-0.0f));
+  const __m256 above = _mm256_cmp_ps(h, fall, _CMP_GT_OQ), under = _mm256_cmp_ps(h, fall, _CMP_LT_OQ);
+  _mm256_storeu_ps(lo, l);
+  _mm256_storeu_ps(hi, h);
+  _mm256_storeu_ps(extreme, _mm256_or_ps(_mm256_and_ps(above, h), _mm256_and_ps(under, l)));
+  const __m256 same = _mm256_andnot_ps(_mm256_or_ps(above, under), _mm256_cmp_ps(h, _mm256_setzero_ps(), _CMP_GT_OQ));
+  alignas(16) int16_t keys[EIGHT];
+  _mm_store_si128(reinterpret_cast<__m128i*>(keys), high);
+  for (int ties = _mm256_movemask_ps(same), g = 0; ties; ties >>= 1, ++g)
+    if (ties & 1 && finite) extreme[g] = first_extreme<KIND>(p + g * n, keys[g]);
+}
+#endif
 
 // The largest magnitude of n >= 1 weights.
 template <int KIND>
@@ -134,6 +196,21 @@ inline bool by_groups(const Tile& tile, Found found) {
 // The ranges of every group of a tile, each (rows, groups); whether all weights are finite.
 template <int KIND>
 inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
+#ifdef __AVX2__
+  if constexpr (KIND != F32)
+    if (tile.group % Pattern<KIND>::AT_ONCE == 0 && tile.group <= AT_MOST && tile.cols % tile.group == 0) {
+      const auto* p = static_cast<const uint16_t*>(tile.weights);
+      const int64_t n = tile.group, count = tile.rows * tile.cols / n;
+      bool finite = true;
+      int64_t g = 0;
+      for (; g + EIGHT <= count; g += EIGHT) eight_ranges<KIND>(p + g * n, n, lo + g, hi + g, extreme + g, finite);
+      for (; g < count; ++g) {
+        const Range found = range_of<KIND>(p, g * n, n, finite);
+        lo[g] = found.low, hi[g] = found.high, extreme[g] = found.extreme;
+      }
+      return finite;
+    }
+#endif
   return by_groups(tile, [=, &tile](int64_t group, int64_t at, int64_t n, bool& finite) {
     const Range found = range_of<KIND>(tile.weights, at, n, finite);
     lo[group] = found.low, hi[group] = found.high, extreme[group] = found.extreme;

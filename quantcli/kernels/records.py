@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char, c_double, c_float, c_int32, c_int64, c_void_p, pointer
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ from quantcli.kernels.table import (
     MOST_CANDIDATES,
     MOST_ENDS,
     MOST_TRIALS,
+    BlockField,
     BlockType,
     CodeGrid,
+    Form,
     QuantParams,
     Rule,
     Tile,
@@ -99,6 +102,10 @@ class BlockTypeRecord(Structure):
     ]
 
 
+class BlockFieldRecord(Structure):
+    _fields_ = [(name, c_int32) for name in ("at", "bits", "shift", "run", "flip")]
+
+
 _first_byte: Any = c_char.from_buffer  # whose type does not know that arrays are buffers
 
 
@@ -160,5 +167,11 @@ def block_type_record(kind: BlockType) -> BlockTypeRecord:
     assert len(kind.ratios) <= MOST_ENDS
     whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
     counts = (kind.refits, kind.rounds, len(kind.ratios), len(kind.factors))
+    assert len(kind.factors) <= 9 and len(kind.factors) ** (2 if kind.form == Form.AFFINE else 1) <= 28
     ratios, factors = ((c_double * len(values))(*values) for values in (kind.ratios, kind.factors))
     return BlockTypeRecord(*whole, *counts, ratios, factors)
+
+
+def block_field_records(fields: Sequence[BlockField]) -> Any:
+    """An array of them."""
+    return (BlockFieldRecord * len(fields))(*[BlockFieldRecord(f.at, f.bits, f.shift, f.run, f.flip) for f in fields])

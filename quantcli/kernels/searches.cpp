@@ -1,7 +1,7 @@
 // Searches for parameters: scales, zero points and offsets, levels of codebooks.
 
 #include "kmeans.h"
-#include "levels.h"
+#include "level_trials.h"
 #include "offsets.h"
 #include "search.h"
 #include "shared.h"
@@ -78,52 +78,14 @@ QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, con
                                      int32_t* best, double* cross, double* square) {
   const Table table = table_of(book, 0);
   const int64_t groups = tile->groups();
-  float x[BLOCK];
-  int32_t at[LANES];
+  LevelTrials found(*tile, table, trials);
   for (int64_t row = 0; row < tile->rows; ++row)
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t begin = g * tile->group, here = row * groups + g;
+      const int64_t begin = g * tile->group, here = row * groups + g, at = row * tile->cols + begin;
       const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
       const float* own = trial + here * trials;
-      double crosses[MOST_TRIALS] = {}, squares[MOST_TRIALS] = {};
-      for (int64_t first = 0; first < n; first += BLOCK) {
-        const int m = int(n - first < BLOCK ? n - first : BLOCK);
-        for (int from = 0; from < m; from += LANES)
-          load(tile->weights, tile->kind, row * tile->cols + begin + first + from, m - from < LANES ? m - from : LANES,
-               x + from);
-        int whole = m / W;
-        for (int k = 0; k < trials; ++k) {
-          const Fit fit = fit_levels(x, whole, 1.0f / own[k], table);
-          crosses[k] += double(fit.cross);
-          squares[k] += double(fit.square);
-          for (int i = whole * W; i < m; ++i) {  // the rest, which does not fill a vector
-            const float t = x[i] * (1.0f / own[k]);
-            int32_t where;
-            place(&t, 1, table.thresholds, table.count, &where);
-            const float l = table.sorted[where];
-            crosses[k] += double(x[i] * l);
-            squares[k] += double(l * l);
-          }
-        }
-      }
-      double least = INFINITY;
-      for (int k = 0; k < trials; ++k) {
-        const double s = own[k], error = s * (s * squares[k] - 2 * crosses[k]);
-        if (error < least) least = error, best[here] = k;
-      }
-      if (!cross) continue;
-      const float scale = own[best[here]], reciprocal = 1.0f / scale;
-      for (int64_t first = 0; first < n; first += LANES) {
-        const int m = int(n - first < LANES ? n - first : LANES);
-        load(tile->weights, tile->kind, row * tile->cols + begin + first, m, x);
-        float t[LANES];
-        for (int i = 0; i < m; ++i) t[i] = x[i] * reciprocal;
-        place(t, m, table.thresholds, table.count, at);
-        for (int i = 0; i < m; ++i) {
-          cross[at[i]] += double(scale) * double(x[i]);
-          square[at[i]] += double(scale) * double(scale);
-        }
-      }
+      best[here] = found.best(at, n, own);
+      if (cross) found.add_up(at, n, own[best[here]], cross, square);
     }
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Doubles = NDArray[np.float64]
     Counts = NDArray[np.int64]
     Codes = NDArray[np.uint8] | NDArray[np.uint16]
+
+T = TypeVar("T")
 
 Kind = Literal[0, 1, 2]
 """How weights lie in memory: 0 bfloat16 bits, 1 float16 bits, 2 float32."""
@@ -194,13 +196,18 @@ class Tile:
     group: int
     importance: Doubles | None = None
     original: Tile | None = None
-    seen: dict[str, Ranges] = field(default_factory=dict, compare=False, repr=False)
+    seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """What was found of a tile under a name: several calibrators, and passes, may look at the same one."""
+        if name not in self.seen:
+            self.seen[name] = find()
+        found: T = self.seen[name]
+        return found
 
     def ranges(self, kernels: Kernels) -> Ranges:
-        """Ranges of every group, found once: several calibrators may look at the same tile."""
-        if "ranges" not in self.seen:
-            self.seen["ranges"] = kernels.ranges(self)
-        return self.seen["ranges"]
+        """Ranges of every group."""
+        return self.once("ranges", lambda: kernels.ranges(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +281,21 @@ def joined_blocks(parts: Sequence[BlockScales], join: Callable[[list[Any]], Any]
     """The scales of several parts of a tensor, arrays joined by a function; None where there are none."""
     names = ("d", "m", "scales", "minima")
     return BlockScales(*(join([getattr(part, name) for part in parts]) for name in names)) if parts else None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockField:
+    """A run of bytes of a block, from byte `at` on: of every code the `bits` bits (1, 2, 4 or 8) above `shift`.
+
+    Those of the first `run` codes (1, or a multiple of 8) are the low bits of `run` bytes, those of the next `run` lie
+    above them, until the bytes are full. All bits are flipped that `flip` has.
+    """
+
+    at: int
+    bits: int
+    run: int
+    shift: int = 0
+    flip: int = 0
 
 
 class Kernels(Protocol):
@@ -351,6 +373,10 @@ class Kernels(Protocol):
 
     def unpack(self, packed: Bytes, cols: int, bits: int) -> Codes:
         """The codes (rows, cols) of rows of whole words."""
+
+    def fill_blocks(self, packed: Bytes, cols: int, bits: int, fields: Sequence[BlockField], blocks: Bytes) -> None:
+        """Write the fields of blocks (blocks, bytes), one row of them after another, from the codes of rows of whole
+        words (rows, row_bytes). The other bytes of blocks stay as they are."""
 
     def quantize(self, tile: Tile, rule: Rule, rival: Rule | None, packed: Bytes | None) -> Made | None:
         """Find parameters, settle them as they are stored, and encode: all in one call. None where a separate look is

@@ -25,13 +25,16 @@ from quantcli.tensors.rows import Grouping, TileSpan, runs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Bytes, Floats
+    from quantcli.kernels import BlockScales, Bytes, Floats
 
 SEEN = 1 << 18
 """Parameters that are looked at together."""
 
 SMALL = ("F8_E4M3", "F8_E8M0")
 """Dtypes of scales of one byte."""
+
+TOGETHER = "its scales are stored together, in super-blocks, which only GGUF has"
+"""Why rows of a weight are not put in another order."""
 
 OFFSETS = ("", "int", "float")
 """What codes may have as offsets, each a case of the next."""
@@ -50,6 +53,15 @@ def spans_of(rows: int, groups: int) -> Iterator[tuple[int, int]]:
 def scheme_of(held: Held, offsets: str) -> Scheme:
     """The scheme of some codes, with zero points as `offsets` says. Raises UsageError where there is none."""
     size = held.group if isinstance(held.group, int) else None
+    if held.blocks is not None:
+        return Scheme(
+            format=held.format,
+            bits=held.bits,
+            group_size=size,
+            symmetric=not held.offsets,
+            zero_point="float" if held.offsets else "int",
+            scale_dtype=held.scale_dtype,
+        )
     if held.format != "int":
         if held.height not in (1, size):
             raise UsageError(f"blocks of {held.height} x {held.group} are not square")
@@ -139,7 +151,19 @@ class Moved:
     def params(self, span: TileSpan) -> QuantParams:
         """The same, of every row."""
         assert self._plan.height == 1, "no layout asks for the scales of every row of a block"
-        return QuantParams(*self.scales(span))
+        return QuantParams(*self.scales(span), blocks=self._blocks(span))
+
+    def _blocks(self, span: TileSpan) -> BlockScales | None:
+        """Scales that are stored together, as they are."""
+        if self.held.blocks is None:
+            return None
+        found, group = self.held.blocks(span.row, span.row + span.rows), self._plan.group
+        return found.cut(slice(0, span.rows), slice(span.col // group, (span.col + span.cols) // group))
+
+    @property
+    def exact(self) -> bool:
+        """Whether what codes and parameters say is what the library of their layout decodes them to."""
+        return self.held.exact or (self.held.offsets == "float" and self._scheme.zero_point == "int")
 
     def overall(self) -> float:
         """The scale of the tensor."""

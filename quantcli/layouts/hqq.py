@@ -25,14 +25,15 @@ import numpy as np
 
 from quantcli.dtypes import LONG_NAMES, rounded
 from quantcli.errors import printable
-from quantcli.layouts.reader import Found, Read, Reader
+from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import FLOATS, floats, matrix, part, scheme_name, wrong
 from quantcli.stores.latest import Latest
 from quantcli.stores.pages import paged
+from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 PACKINGS = {"8bit_u8": (8, 1), "4bit_u8": (4, 2), "3bit_32": (3, 10), "2bit_u8": (2, 4), "1bit_u8": (1, 8)}
 """Bits of a field, and fields of an element."""
@@ -206,6 +207,38 @@ def _decode(stored: _Stored, latest: Latest[tuple[Floats, Floats]], read: Read, 
     return out.reshape(-1)[begin - low * group :][: end - begin].reshape(last - first, cols)
 
 
+def _held(stored: _Stored, read: Read) -> Held | str:
+    """The codes, where groups are runs of columns, with -zero * scale as offsets: exact of parameters of 16 bits."""
+    cols, group, bits = stored.shape[1], stored.group, stored.bits
+    if stored.axis == 0:
+        return "its groups run down the columns (axis 0)"
+    if cols % group:
+        return f"its groups of {group} go on over the end of its rows"
+
+    def packed(first: int, last: int) -> Bytes:
+        codes = np.empty((last - first, cols), np.float32)
+        _put_codes(stored, read, first * cols, codes.reshape(-1))
+        if codes.size and codes.max() >= 1 << bits:
+            raise wrong(stored.name, f"a code does not fit {bits} bits")
+        return packing.pack(codes, bits)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        groups = cols // group
+        zero, scale = (v.reshape(-1, groups) for v in _both(stored, read, first * groups, last * groups))
+        with np.errstate(over="ignore"):
+            return scale, -zero * scale
+
+    return Held(
+        bits=bits,
+        group=group,
+        offsets="float",
+        scale_dtype=stored.scale.dtype,
+        packed=packed,
+        params=params,
+        exact=False,
+    )
+
+
 def _found(
     infos: Mapping[str, TensorInfo], stored: _Stored, module: str, latest: Latest[tuple[Floats, Floats]]
 ) -> Found:
@@ -218,6 +251,7 @@ def _found(
         parts=(stored.codes, stored.scale, stored.zero, *(infos[n] for n in others if n in infos)),
         decode=partial(_decode, stored, latest),
         dtype=stored.dtype,
+        held=partial(_held, stored),
     )
 
 

@@ -101,10 +101,15 @@ def with_number(job: Job, info: TensorInfo, value: float) -> Job:
 def bands(plan: Grouping, bits: int, size: int, *, unit: int = 1, slab: bool = False) -> Iterator[TileSpan]:
     """Pieces of about BAND bytes (SLAB when they are to be transposed) in file order: whole rows, multiples of `unit`
     of them, or where not even so many are that small, parts of such rows that end between words, native groups and the
-    target's groups of `size`; a size above that of a row keeps rows whole."""
+    target's groups of `size`; a size above that of a row keeps rows whole. Pieces end between tiles where whole units
+    do: a tile that two pieces share is made twice."""
     limit = SLAB if slab else BAND
-    height = limit // (row_bytes(plan.cols, bits) * unit) * unit or (unit if size > plan.cols else 0)
+    width = row_bytes(plan.cols, bits)
+    height = limit // (width * unit) * unit or (unit if size > plan.cols else 0)
     if height:
+        tile = math.lcm(plan.tile_rows, unit)
+        if 0 < tile * width <= 2 * limit:
+            height = max(height // tile, 1) * tile
         for row in range(0, plan.rows, height):
             yield TileSpan(row, min(height, plan.rows - row), 0, plan.cols)
         return

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from quantcli.errors import UsageError
 from quantcli.passes.menus import Offer, Unit, kind_of
 from quantcli.planning import recipe_writing
-from quantcli.planning.allocate import Allocation, allocate, smallest
+from quantcli.planning.allocate import Allocation, Option, allocate, smallest
 from quantcli.planning.plan import Plan, make
 from quantcli.planning.request import Request
 from quantcli.scheme import Scheme
 
-ROUNDS = 12
-"""Budgets tried until the header is accounted for: it rarely takes more than three."""
+ROUNDS = 24
+"""Plans that are tried where headers differ, about."""
+
+CLOSE = 1e-4
+"""A better plan is not looked for where it could cost only so much less, as a share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,25 +87,39 @@ def _least(offer: Offer) -> Planned:
 def within(offer: Offer, target: int) -> Planned:
     """The best plan whose files have at most `target` bytes.
 
+    How large a header is depends on the plan. So the first ones have the data that the smallest header leaves room for,
+    and less until they fit; then better ones are looked for in between, whose headers are smaller.
+
     Raises OutOfReachError when even the smallest one has more.
     """
-    options = _options(offer)
-    best = found = _least(offer)
-    if best.size > target:
-        raise OutOfReachError(best)
-    data = smallest(options)
-    tried = {data}
-    while len(tried) <= ROUNDS:
-        budget = target - (found.size - found.allocation.size)  # what the last header leaves for data
-        if budget in tried or budget < data:
+    options, least, uniforms = _options(offer), _least(offer), _uniforms(offer)
+    if least.size > target:
+        raise OutOfReachError(least)
+    smallest_header = min([least.size - least.allocation.size, *(u.size - u.data for u in uniforms)])
+    most = max(target - smallest_header, least.allocation.size)
+    best = first = _with_data(offer, options, most)
+    while best.size > target:
+        header = best.size - best.allocation.size
+        best = _with_data(offer, options, max(target - header, least.allocation.size))
+    tried = first.allocation.size  # with more data than this the plan is the first
+    steps = range(most, best.allocation.size, -max((most - best.allocation.size) // ROUNDS, 1))
+    for budget in sorted({*steps, *(u.data for u in uniforms)}, reverse=True):
+        if best.allocation.cost * (1 - CLOSE) <= first.allocation.cost or budget <= best.allocation.size:
             break
-        tried.add(budget)
-        allocation = allocate(options, budget)
-        assert allocation is not None
-        found = _planned(offer, allocation)
-        if found.size <= target and found.allocation.cost <= best.allocation.cost:
-            best = found
-    return replace(best, uniform=_uniform(offer, target))
+        if budget < tried:
+            found = _with_data(offer, options, budget)
+            tried = found.allocation.size
+            if found.size <= target:
+                best = min(best, found, key=lambda plan: (plan.allocation.cost, plan.size))
+                break
+    return replace(best, uniform=_cheapest(uniforms, target))
+
+
+def _with_data(offer: Offer, options: Sequence[Sequence[Option]], data: int) -> Planned:
+    """The best plan with at most so many bytes of data."""
+    allocation = allocate(options, data)
+    assert allocation is not None
+    return _planned(offer, allocation)
 
 
 def best_reaching(variants: Sequence[Offer], cost: float) -> Planned:
@@ -133,13 +151,22 @@ def reaching(offer: Offer, cost: float) -> Planned:
         else:
             low = middle + 1
     planned = _planned(offer, best)
-    return replace(planned, uniform=_uniform(offer, planned.size))
+    return replace(planned, uniform=_cheapest(_uniforms(offer), planned.size))
 
 
-def _uniform(offer: Offer, limit: int) -> tuple[float, str] | None:
-    """The cheapest scheme that all could have in files of at most so many bytes."""
+class Uniform(NamedTuple):
+    """One scheme for all: what it costs, its name, bytes of data and of the files."""
+
+    cost: float
+    name: str
+    data: int
+    size: int
+
+
+def _uniforms(offer: Offer) -> list[Uniform]:
+    """The schemes that all tensors could have."""
     menus = [menu for menu in offer.menus if menu.units]
-    found: list[tuple[float, str]] = []
+    found: list[Uniform] = []
     for kind in dict.fromkeys(kind_of(plan) for plan in menus[0].plans):
         numbers = [next((i for i, p in enumerate(menu.plans) if kind_of(p) == kind), None) for menu in menus]
         if None in numbers:
@@ -147,9 +174,15 @@ def _uniform(offer: Offer, limit: int) -> tuple[float, str] | None:
         plans = {menu.subject.name: menu.plans[number or 0] for menu, number in zip(menus, numbers)}
         choices = [unit.choices[number or 0] for menu, number in zip(menus, numbers) for unit in menu.units]
         name = next((choice.scheme.name for choice in choices if choice.scheme is not None), None)
-        if name is not None and _size(offer, plans) <= limit:
-            found.append((sum(choice.cost for choice in choices), name))
-    return min(found, default=None)
+        if name is not None:
+            cost, data = sum(choice.cost for choice in choices), sum(choice.size for choice in choices)
+            found.append(Uniform(cost, name, data, _size(offer, plans)))
+    return found
+
+
+def _cheapest(uniforms: Sequence[Uniform], limit: int) -> tuple[float, str] | None:
+    """Cost and name of the best single scheme in files of at most so many bytes."""
+    return min(((u.cost, u.name) for u in uniforms if u.size <= limit), default=None)
 
 
 def _size(offer: Offer, plans: Mapping[str, Plan]) -> int:

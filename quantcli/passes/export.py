@@ -14,10 +14,11 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from quantcli.errors import DataError, UsageError, printable
+from quantcli.layouts.held import Moved
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
-from quantcli.passes import compare, outputs, readback
+from quantcli.passes import compare, outputs
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
 from quantcli.passes.quantize import check_second, cleared
@@ -134,9 +135,13 @@ class Export:
     def _measure(self, outcome: Outcome, homes: Mapping[str, str]) -> None:
         """Errors of what was rounded or quantized again: of the bytes that were written where there is a reader of
         them."""
-        model, exact = self.outgoing, dict(outcome.exact)
+        model = self.outgoing
+        outcome.exact.update({n: False for n, found in outcome.exact.items() if found and not self._is_exact(n)})
+        exact = dict(outcome.exact)
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
         against = {name: self.model[name].view for name in changed}
+        from quantcli.passes import readback
+
         found = readback.measure(changed, homes, against, model, threads=self.threads)
         outcome.exact.update({n: True for n, m in found.items() if m is not None and m.exact and n not in self.wanted})
         again = Model(self.floats)
@@ -145,6 +150,11 @@ class Export:
         self.metrics.update(found)
         self.metrics.update({n: outcome.results[n].metrics for n in left if n not in floats})
         self.metrics.update(compare.measure(floats, threads=self.threads, progress=None))
+
+    def _is_exact(self, name: str) -> bool:
+        """Whether the codes of a weight that is moved stand for just its numbers."""
+        codes = self.model[name].codes
+        return name in self.wanted or not isinstance(codes, Moved) or codes.exact
 
 
 def _unsuited(path: str, tensor: Decided, found: Exception) -> Decided:

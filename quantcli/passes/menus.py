@@ -152,9 +152,9 @@ def menu_of(subject: Subject, *, keep: bool, ties: bool) -> Menu:
     UsageError and DataError for what cannot be done."""
     infos, request = subject.source.infos(), subject.request
     wanted = {t.info.name: t.scheme for t in make(infos, request).tensors}
-    plans = _plans(subject)
+    ways = _ways(subject)
+    plans = [way.plan for way in ways]
     free = [t for same in zip(*(p.tensors for p in plans)) if (t := _free(same)) is not None]
-    ways = [_Way(plan, subject.nbytes_of(plan), plan) for plan in plans]
     units = [_unit(members, subject.name, ways, "absolute", keep) for members in _tied(free, request.ties, ties)]
     return Menu(subject=subject, units=tuple(units), plans=tuple(plans), wanted=wanted)
 
@@ -193,7 +193,8 @@ class _Way:
     and what it costs where that is known."""
 
     def __init__(self, plan: Plan, nbytes: Callable[[str], int], was: Plan, found: Measured | None = None) -> None:
-        self.tensors, self.nbytes, self.found = {t.info.name: t for t in plan.tensors}, nbytes, found
+        self.plan, self.nbytes, self.found = plan, nbytes, found
+        self.tensors = {t.info.name: t for t in plan.tensors}
         self._was = {t.info.name: t.scale_dtype for t in was.tensors}
 
     def choice(self, members: Sequence[Decided], weighting: str | Mapping[str, float]) -> Choice | None:
@@ -223,17 +224,20 @@ def _unit(
     return Unit(tensors=tuple(members), model=model, choices=choices)
 
 
-def _plans(subject: Subject) -> list[Plan]:
-    """A plan for each scheme under which anything is quantized. Raises DataError where there is none."""
-    plans, error = list[Plan](), None
+def _ways(subject: Subject) -> list[_Way]:
+    """A plan for each scheme under which anything is quantized, and which the target stores in a model of such shapes.
+    Raises DataError or UsageError where there is none."""
+    ways, error = list[_Way](), None
     for scheme in subject.schemes:
         try:
-            plans.append(_with(subject.source, subject.request, scheme))
-        except DataError as problem:
+            plan = _with(subject.source, subject.request, scheme)
+            subject.size_of(plan)
+            ways.append(_Way(plan, subject.nbytes_of(plan), plan))
+        except (DataError, UsageError) as problem:
             error = error or problem
-    if error is not None and not plans:
+    if error is not None and not ways:
         raise error
-    return plans
+    return ways
 
 
 def _with(source: Source, request: Request, scheme: Scheme) -> Plan:

@@ -151,17 +151,25 @@ class Encoding:
         self.rivals: list[float | None] = [None] * len(self.tiles)
         self.bytes = Digested(partial(source.read, tensor.info.name), tensor.info.nbytes, digest_kind)
         self._source, self._largest = source, largest
+        self._sample: dict[TileSpan, Tile] = {}
 
     def prepare(self) -> Visit:
         """The passes that find parameters, one after another."""
         yield from self._largest.tell(self.trials)
         yield from searching(self.trials, self._see)
+        self._sample.clear()
 
     def _see(self, index: int) -> None:
-        """One span of a pass."""
+        """One span of a pass. Those of a sample stay in memory for the next passes, with their ranges."""
         span, strips = self.trials.spans[index], self.trials.by_strips
-        raw = _buffers.take("raw", span_bytes(self.trials.chosen, span, strips=strips))
-        self.trials.see(self.table, read_span(self.trials.chosen, span, self._fill, raw, strips=strips), index)
+        fit, tile = self.trials.chosen, self._sample.get(span)
+        if tile is None:
+            size = span_bytes(fit, span, strips=strips)
+            raw = np.empty(size, np.uint8) if fit.sampling else _buffers.take("raw", size)
+            tile = read_span(fit, span, self._fill, raw, strips=strips)
+            if fit.sampling:
+                self._sample[span] = tile
+        self.trials.see(self.table, tile, index)
 
     def _fill(self, start: int, block: NDArray[np.uint8]) -> None:
         self._source.read(self.tensor.info.name, start, block.data)

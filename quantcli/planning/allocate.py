@@ -13,7 +13,7 @@ for an Arbitrary Set of Quantizers, 1988; Pisinger, A Minimal Algorithm for the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,10 +104,29 @@ def _steps(items: Sequence[_Item]) -> list[tuple[float, int, int, int, float]]:
 
 
 def _relaxed(items: Sequence[_Item]) -> _Relaxed:
+    return next(_rests(items))
+
+
+def _rests(items: Sequence[_Item]) -> Iterator[_Relaxed]:
+    """The relaxations of all items, of all but the first, and so on to that of none."""
     steps = _steps(items)
-    sizes = np.append(0.0, np.cumsum([float(s[3]) for s in steps]))
-    gains = np.append(0.0, np.cumsum([s[4] for s in steps]))
-    return _Relaxed(sum(int(i.size[0]) for i in items), sum(float(i.cost[0]) for i in items), sizes, gains)
+    owner, sizes = np.array([s[1] for s in steps], np.int64), np.array([s[3] for s in steps], np.float64)
+    gains = np.array([s[4] for s in steps], np.float64)
+    least = _sums_to_the_end([int(i.size[0]) for i in items])
+    base = _sums_to_the_end([float(i.cost[0]) for i in items])
+    for first in range(len(items) + 1):
+        of_these = owner >= first
+        yield _Relaxed(
+            int(least[first]),
+            float(base[first]),
+            np.append(0.0, np.cumsum(sizes[of_these])),
+            np.append(0.0, np.cumsum(gains[of_these])),
+        )
+
+
+def _sums_to_the_end(values: Sequence[float]) -> NDArray[np.generic]:
+    """The sum of all values, of all but the first, and so on to that of none."""
+    return np.append(np.cumsum(values[::-1])[::-1], 0)
 
 
 def _greedy(items: Sequence[_Item], budget: int) -> list[int]:
@@ -168,15 +187,16 @@ def _search(items: Sequence[_Item], budget: int, known: float) -> tuple[list[int
     """A choice that is cheaper than what is known, if one is found, and whether nothing was left out."""
     order = sorted(range(len(items)), key=lambda n: (-(items[n].cost[0] - items[n].cost[-1]), n))
     most = max(256, PAIRS // max(sum(len(i.size) for i in items), 1))
-    rests = [_relaxed([items[n] for n in order[k:]]) for k in range(len(order) + 1)]
+    rests = _rests([items[n] for n in order])
+    next(rests)
     size, cost = np.zeros(1, np.int64), np.zeros(1)
     back: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     complete = True
-    for k, n in enumerate(order):
+    for n, rest in zip(order, rests):
         item = items[n]
         sizes = (size[:, None] + item.size).ravel()
         costs = (cost[:, None] + item.cost).ravel()
-        ahead = costs + rests[k + 1].bound(budget - sizes)
+        ahead = costs + rest.bound(budget - sizes)
         alive = np.flatnonzero(ahead < known * (1 - 1e-12))
         if len(alive) > most:
             complete = False

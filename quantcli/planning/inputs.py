@@ -15,8 +15,9 @@ import numpy as np
 
 from quantcli.dtypes import DTYPES, to_float32
 from quantcli.errors import UsageError, printable
+from quantcli.layouts.writer import named
 from quantcli.patterns import module_of
-from quantcli.scheme import STATIC
+from quantcli.scheme import STATIC, Scheme
 from quantcli.stores import open_source
 from quantcli.tensors.decided import Decided, Quantized
 from quantcli.tensors.fused import partners
@@ -58,6 +59,20 @@ def load(path: str) -> InputScales:
     return InputScales(path, values)
 
 
+def without(scheme: Scheme, to: str | None) -> str:
+    """How to ask for the scheme nearest to one with measured scales of inputs that has none.
+
+    >>> from quantcli.planning.named import fields
+    >>> from quantcli import Scheme
+    >>> without(Scheme(**fields("FP8")), "compressed-tensors")
+    'use --scheme FP8_DYNAMIC, which needs none'
+    """
+    export = named(to) if to is not None else None
+    if export is not None and export.nearest is not None:
+        return export.nearest(scheme)
+    return f"use --scheme {STATIC[scheme.activations]}, which needs none"
+
+
 def with_scales(tensors: Iterable[Decided], scales: InputScales | None, to: str | None) -> list[Decided]:
     """Tensors with the scales of their inputs; those that a runtime joins have the largest of theirs. to: the target.
     Raises UsageError where a scheme needs one that is not there, or that the native layout would not hold."""
@@ -66,16 +81,16 @@ def with_scales(tensors: Iterable[Decided], scales: InputScales | None, to: str 
     found = dict[str, Decided]()
     for name, tensor in static.items():
         assert isinstance(tensor, Quantized)
-        own, near = module_of(name), STATIC[tensor.scheme.activations]
+        own, near = module_of(name), without(tensor.scheme, to)
         if scales is None:
             problem = "its scheme has scales of inputs that are measured on data"
-            hint = f"give a file of them with {OPTION}; {near} needs none"
+            hint = f"give a file of them with {OPTION}, or {near}"
             raise UsageError(problem, place=[printable(name)], hint=hint)
         if to is None:
             hint = "use --to compressed-tensors or --to modelopt"
             raise UsageError("native files do not hold scales of inputs", place=[printable(name)], hint=hint)
         if own not in scales.values:
-            hint = f"keep it with --exclude, or use {near}"
+            hint = f"keep it with --exclude, or {near}"
             raise UsageError(f"{scales.path} has no {own}{NAMES[0]}", place=[printable(name)], hint=hint)
         joined = [scales.values.get(module_of(other), 0.0) for other in partners(name, static)]
         found[name] = replace(tensor, input_scale=max(scales.values[own], *joined, -math.inf))

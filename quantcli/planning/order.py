@@ -145,11 +145,11 @@ def with_usual(fields: Mapping[str, Any], to: str | None) -> dict[str, Any]:
         return found  # what is usual for another format does not suit this one
     for name, value in usual.items():
         if name == "granularity":
-            is_open = not {"granularity", "group_size", "axis"} & fields.keys()
+            is_open = not {"granularity", "group_size", "axis"} & found.keys()
         elif name == "group_size":
             is_open = "group_size" not in found and fields.get("granularity", "group") == "group"
         else:
-            is_open = name not in fields
+            is_open = name not in found
         if is_open:
             found[name] = value
     return found

@@ -67,6 +67,11 @@ class Fit:
         """Whether the next pass reads strips of channels instead of tiles."""
         return self.plan.shared == "columns" and not self._calibrator.gather.columns
 
+    @property
+    def sampling(self) -> bool:
+        """Whether the pass looks at a sample of the weights, as the next ones may."""
+        return self.scheme.shares_levels and self._shared is not None and bool(self.spans)
+
     def _begin(self) -> None:
         self.spans: list[TileSpan] = []
         if self._overall is not None:

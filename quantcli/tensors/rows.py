@@ -66,6 +66,9 @@ class Grouping:
     scale_shape: tuple[int, ...]
     height: int = 1
 
+    def __hash__(self) -> int:
+        return hash((self.rows, self.cols, self.group))  # see Scheme
+
     @property
     def groups(self) -> int:
         """Groups in a row."""
@@ -95,6 +98,13 @@ class Grouping:
         """Whether parameters depend on more than one tile."""
         return self.shared is not None or (self.cols > TILE and self.group >= self.cols)
 
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile; 0 where a tile is a part of a row."""
+        if self.cols > TILE and self.shared != "columns":
+            return 0
+        return max(1, TILE // max(self.cols * self.height, 1)) * self.height
+
     def strips(self, weights: int = STRIP) -> Iterator[TileSpan]:
         """Runs of whole channels of the columns, all rows of each: how channels of an axis other than the first are
         read one by one. `col` and `cols` count channels here."""
@@ -120,10 +130,9 @@ class Grouping:
 
     def tiles(self) -> Iterator[TileSpan]:
         """The tiles in file order; the cut depends on the grouping alone, never on threads or kernels."""
-        if self.cols <= TILE or self.shared == "columns":
-            step = max(1, TILE // max(self.cols * self.height, 1)) * self.height
-            for row in range(0, self.rows, step):
-                yield TileSpan(row, min(step, self.rows - row), 0, self.cols)
+        if height := self.tile_rows:
+            for row in range(0, self.rows, height):
+                yield TileSpan(row, min(height, self.rows - row), 0, self.cols)
             return
         unit = 32 if self.group >= self.cols else math.lcm(32, self.group)
         step = max(1, TILE // unit) * unit

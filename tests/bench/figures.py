@@ -101,3 +101,12 @@ SMALL = (
     ("dequantize", "dequantize QUANTIZED -o OUT.safetensors -q"),
 )
 """Runs on tensors of 1,024 weights."""
+
+PROFILED = "int4 g128 default", "quantize MODEL --bits 4 -o OUT.safetensors -q"
+"""The run whose stages are timed."""
+
+GROWTH = "quantize MODEL --bits 4 --calibration minmax -o OUT.safetensors"
+"""The run on files of holes."""
+
+MIB = 72
+"""How much memory any run on large tensors may take."""

@@ -20,6 +20,7 @@ from quantcli.kernels import (
     F32,
     INTEGER,
     OFFSET,
+    BlockField,
     CodeGrid,
     Grids,
     Kernels,
@@ -35,7 +36,7 @@ from quantcli.kernels.numpy_kernels import NumpyKernels
 SHAPES = [  # rows, cols, group
     (1, 1, 1), (1, 7, 7), (3, 32, 32), (4, 100, 32), (4, 100, 100), (2, 255, 64), (2, 256, 64),
     (2, 257, 64), (3, 300, 300), (2, 1000, 128), (2, 1000, 96), (3, 777, 777), (2, 600, 33), (7, 64, 1), (3, 300, 1),
-    (1, 5000, 4096), (513, 3, 3), (9, 8, 3), (40, 33, 16), (1, 70001, 70001),
+    (1, 5000, 4096), (513, 3, 3), (9, 8, 3), (40, 33, 16), (9, 96, 16), (5, 1280, 256), (1, 70001, 70001),
 ]  # fmt: skip
 ONE_COLUMN = [(5, 1, 1), (64, 1, 1), (1000, 1, 1), (5000, 1, 1)]
 
@@ -314,6 +315,36 @@ def test_every_table_packs_alike(bits: int) -> None:
             found = table.unpack(packed, cols, bits)
             np.testing.assert_array_equal(found, codes)
             assert found.dtype == codes.dtype
+
+
+@needs_native
+def test_every_table_fills_blocks_alike() -> None:
+    """Fields of blocks, bit by bit: bit fields of a run of bytes are the codes one run later."""
+    rng = np.random.default_rng(0)
+    for bits, weights, fields in [
+        (4, 32, [BlockField(2, 4, 16)]),
+        (5, 32, [BlockField(0, 1, 1, shift=4), BlockField(4, 4, 16)]),
+        (8, 32, [BlockField(1, 8, 32, flip=128)]),
+        (3, 256, [BlockField(64, 1, 32, shift=2), BlockField(0, 2, 32)]),
+        (6, 256, [BlockField(0, 4, 64), BlockField(130, 2, 32, shift=4)]),
+        (2, 64, [BlockField(0, 2, 1, flip=255)]),
+    ]:
+        rows, cols = 3, 3 * weights
+        codes = rng.integers(0, 1 << bits, (rows, cols), dtype=np.uint8)
+        packed = np.empty((rows, row_bytes(cols, bits)), np.uint8)
+        NumpyKernels().pack(codes, bits, packed)
+        size = max(f.at + weights * f.bits // 8 for f in fields) + 3
+        wanted = np.full((9, size), 0xA5, np.uint8)
+        for block, own in zip(wanted, codes.reshape(9, weights)):
+            for f in fields:
+                block[f.at : f.at + weights * f.bits // 8] = f.flip
+                for place, code in enumerate(own):
+                    deep, at = place // f.run % (8 // f.bits), place // (f.run * 8 // f.bits) * f.run + place % f.run
+                    block[f.at + at] ^= (int(code) >> f.shift & (1 << f.bits) - 1) << deep * f.bits
+        for table in (NumpyKernels(), *variants()):
+            found = np.full((9, size), 0xA5, np.uint8)
+            table.fill_blocks(packed, cols, bits, fields, found)
+            np.testing.assert_array_equal(found, wanted, err_msg=f"{table.name} {bits}")
 
 
 # ---- searches, levels, k-means and flips: both tables, over shapes that leave something over ---------------------

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from layout_parts import hadamard
 from making import BF16, GOLDEN_FILES, Stored, load, metadata_of, one_line, run, run_process, save
+from strategies import gaussian
 
 KINDS = ("float8_tensorwise", "fp8_scaled", "int8_tensorwise", "int8_convrot", "mxfp8", "nvfp4")
 LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -220,3 +221,25 @@ def test_importances_are_of_columns_that_are_not_rotated(model: Path, tmp_path: 
     importance = save(tmp_path / "i.safetensors", {"model.diffusion_model.a.weight": np.ones(512, np.float32)})
     done = run("quantize", model, "--to", "comfyui:int8_convrot", "--importance", importance, "-o", tmp_path / "x")
     assert "its columns are rotated" in one_line(done, 2)
+
+
+@pytest.mark.parametrize(("words", "kind"), [
+    (["--scheme", "FP8_DYNAMIC"], "float8_tensorwise"), (["--scheme", "FP8"], "float8_tensorwise"),
+    (["--scheme", "NVFP4"], "nvfp4"), (["--scheme", "MXFP4"], "nvfp4"), (["--scheme", "W4A16"], "nvfp4"),
+    (["--scheme", "W8A8"], "int8_tensorwise"), (["--type", "nf4"], "nvfp4"), (["--type", "fp4"], "nvfp4"),
+    (["--bits", "6"], "int8_tensorwise"), (["--type", "fp8-e4m3", "--group-size", "32"], "mxfp8"),
+])  # fmt: skip
+def test_what_it_does_not_store_is_refused_with_its_own_nearest(tmp_path: Path, words: list[str], kind: str) -> None:
+    save(tmp_path / "m.safetensors", {"a.weight": gaussian(64, 64)})
+    done = run("quantize", tmp_path / "m.safetensors", *words, "--to", "comfyui", "-o", tmp_path / "out.safetensors")
+    assert f"use --to comfyui:{kind}, the nearest that it stores, or --scheme" in one_line(done, 2)
+
+
+def test_four_bits_are_nvfp4(tmp_path: Path) -> None:
+    save(tmp_path / "m.safetensors", {"a.weight": gaussian(64, 64)})
+    found = []
+    for words in (["comfyui", "--bits", "4"], ["comfyui:nvfp4"]):
+        out = tmp_path / f"{len(words)}.safetensors"
+        assert run("quantize", tmp_path / "m.safetensors", "--to", *words, "-o", out, "-q").code == 0
+        found.append(load(out)["a.weight"])
+    assert found[0] == found[1]

@@ -83,8 +83,8 @@ CODES: dict[str, tuple[Tensors, dict[str, Any], str]] = {
 """Layouts of whole numbers that quantcli decodes when asked to: the last is their scheme."""
 
 UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
-    "quanto int4": ({"0.weight._data._data": ("U8", (32, 128)), "0.weight._shift": ("F32", (64, 1)), **QUANTO}, {},
-                    "optimum-quanto"),
+    "torchao in tiles": ({"l.q._weight_qdata": ("I32", (8, 1, 32, 4)),
+                          "l.q._weight_scale_and_zero": ("BF16", (8, 64, 2))}, {}, "torchao"),
     "AQLM": ({"l.q.codes": ("I8", (64, 16, 1)), "l.q.codebooks": ("F16", (1, 256, 1, 8)),
               "l.q.scales": ("F16", (64, 1, 1, 1))}, {}, "AQLM"),
     "BitNet": ({"l.q.weight": ("U8", (16, 64)), "l.q.weight_scale": ("BF16", (1,))}, {}, "integers with scales"),

@@ -21,11 +21,11 @@ WORDS = raw_key(
     "tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", STRING, 3) + text("a") + text("\xe4") + text(b"\xff")
 )
 KEYS = [
-    *architecture("stablelm"),
+    *architecture("openelm"),
     raw_key("general.name", STRING, text("A model")),
     raw_key("general.file_type", U32, struct.pack("<I", 1)),
     raw_key("general.alignment", U32, struct.pack("<I", 32)),
-    raw_key("stablelm.attention.sliding_window", 10, struct.pack("<Q", 512)),
+    raw_key("openelm.attention.sliding_window", 10, struct.pack("<Q", 512)),
     raw_key("some.small.number", 3, struct.pack("<h", -5)),
     WORDS,
 ]
@@ -134,7 +134,7 @@ def test_a_file_that_names_no_architecture_is_refused() -> None:
 def test_names_that_are_not_known_go_to_no_other_tool(target: str) -> None:
     model()
     line = one_line(run("quantize", "model.gguf", "--to", target, "-o", "out"), 2)
-    assert f"llama.cpp's names for stablelm, which loaders of {target} do not know" in line and "--to gguf" in line
+    assert f"llama.cpp's names for openelm, which loaders of {target} do not know" in line and "--to gguf" in line
     assert not Path("out").exists()
 
 

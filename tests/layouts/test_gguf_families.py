@@ -20,6 +20,7 @@ from quantcli.layouts.gguf.general import pooling
 from quantcli.layouts.gguf.model import GgufModel, model_of
 from quantcli.layouts.gguf.names import gguf_name, hf_names
 from quantcli.layouts.gguf.rows import APART, KEYS, QUERIES
+from quantcli.layouts.gguf.text_encoders import config_of
 from quantcli.matching import under_one_name
 from quantcli.models import open_model
 from quantcli.stores.files import InputFile
@@ -28,6 +29,9 @@ from quantcli.tensors.info import TensorInfo
 
 CASES: Mapping[str, Any] = json.loads((GOLDEN_FILES / "gguf" / "families.json").read_text())
 """Written by peers/write_families.py."""
+
+LAST = tuple(f"{name}.weight" for name in ("down_proj", "dense", "fc2", "c_proj", "4h_to_h", "mlp.Wo", "wo", "w2"))
+"""How last matrices of layers are called."""
 
 
 class Saved(Source):
@@ -76,7 +80,7 @@ def test_names_are_those_of_the_gguf_package(case: str) -> None:
     unknown = {t.name for t in model.tensors} - told.keys()
     assert all(name.endswith(("ffn_gate_inp.weight", "ffn_gate_inp.bias", "exp_probs_b.bias")) for name in unknown)
     left = [n for n in found["shapes"] if n not in {t.source for t in model.tensors} and "experts" not in n]
-    assert all(any(part in name for part in ("pooler", "kv_b_proj", "block_sparse_moe")) for name in left)
+    assert all(any(part in name for part in ("pooler", "kv_b_proj", "block_sparse_moe", "visual")) for name in left)
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda f: f.architecture)
@@ -91,8 +95,7 @@ def test_names_go_both_ways(family: Any) -> None:
 def test_a_missing_or_another_tensor_is_refused(case: str) -> None:
     found = CASES[case]
     infos = list(arranged(Saved(found["shapes"], found["config"]), "gguf").infos())
-    lost = next(i for i in infos if i.name.endswith(("down_proj.weight", "dense.weight", "fc2.weight", "c_proj.weight",
-                                                     "4h_to_h.weight", "mlp.Wo.weight")))  # fmt: skip
+    lost = next(info for info in infos if info.name.endswith(LAST))
     with pytest.raises(DataError, match="is missing"):
         model_of(found["config"], [i for i in infos if i.name != lost.name])
     with pytest.raises(DataError, match="by config"):
@@ -120,6 +123,20 @@ def test_a_missing_or_another_tensor_is_refused(case: str) -> None:
      "long_factor: it is not a list of 16 numbers"),
     ("qwen3", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' is not supported"),
     ("smollm3", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' is not supported"),
+    ("cohere2", {"layer_types": ["full_attention"] * 5}, "llama.cpp supports such models only with each 4"),
+    ("cohere2", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+    ("command-r", {"use_qk_norm": True}, "use_qk_norm: llama.cpp norms queries and keys from 64 layers on"),
+    ("exaone4", {"sliding_window": 32}, "sliding_window: llama.cpp has a window with 64 layers"),
+    ("ernie4_5moe", {"moe_layer_end_index": 1}, "moe_layer_end_index"),
+    ("olmoe", {"num_key_value_heads": 2}, "num_key_value_heads: llama.cpp supports such models only with as many"),
+    ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
+    ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob"),
+    ("dots1", {"n_group": 2}, "n_group: llama.cpp does not support 2"),
+    ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
+    ("nemotron", {"head_dim": 64}, "head_dim: llama.cpp wants heads of 256 rows together, not 512"),
+    ("qwen2vl", {"text_config": {**CASES["qwen2vl"]["config"]["text_config"], "rope_parameters": {}}}, "mrope_section"),
+    ("t5", {"relative_attention_max_distance": 64}, "relative_attention_max_distance"),
+    ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj: llama.cpp does not support 'gated-silu'"),
     ("granite", {"attention_multiplier": -1}, "attention_multiplier: -1 is not a number above 0"),
 ])  # fmt: skip
 def test_what_llama_cpp_would_run_otherwise_is_refused(case: str, change: dict[str, Any], words: str) -> None:
@@ -140,6 +157,11 @@ def test_keys_of_families() -> None:
     assert made("falcon-40b").keys["falcon.attention.head_count_kv"] == 2
     assert made("glm4").keys["glm4.rope.dimension_count"] == 16
     assert made("bert").keys["tokenizer.ggml.token_type_count"] == 2
+    assert made("lfm2").keys["lfm2.attention.head_count_kv"] == [2, 0, 2, 0]
+    assert made("hunyuan-dense").keys["hunyuan-dense.rope.freq_base"] == pytest.approx(1e4 * 50 ** (32 / 30))
+    assert made("qwen2vl").keys["qwen2vl.rope.dimension_sections"] == [6, 5, 5, 0]
+    assert made("glm4moe").keys["glm4moe.expert_weights_scale"] == 1.5
+    assert made("t5").keys["t5encoder.attention.key_length"] == 64
 
 
 def test_a_model_that_sees_gives_the_part_that_reads(tmp_path: Path) -> None:
@@ -150,6 +172,43 @@ def test_a_model_that_sees_gives_the_part_that_reads(tmp_path: Path) -> None:
     model = model_of(config, infos)
     assert [t.name for t in model.tensors] == [t.name for t in made("gemma3").tensors]
     assert any("mmproj" in note for note in model.notes) and any("model.vision_tower.x" in note for note in model.notes)
+
+
+def test_layers_that_predict_further_tokens_are_left_out() -> None:
+    found = CASES["glm4moe"]
+    more = {name.replace(".2.", ".3."): shape for name, shape in found["shapes"].items() if ".layers.2." in name}
+    shapes = {**found["shapes"], **more, "model.layers.3.eh_proj.weight": [2, 4]}
+    source = Saved(shapes, {**found["config"], "num_nextn_predict_layers": 1})
+    model = model_of(json.loads(source.config), arranged(source, "gguf").infos())
+    assert [t.name for t in model.tensors] == [t.name for t in made("glm4moe").tensors]
+    assert any("predict further tokens" in note for note in model.notes)
+
+
+def test_an_encoder_without_config_is_known_by_its_tensors(tmp_path: Path) -> None:
+    infos, config = list[TensorInfo](), dict[str, Any]()
+    for case in ("t5", "t5-relu"):
+        shapes = CASES[case]["shapes"]
+        infos = [TensorInfo(name, "F16", tuple(shape)) for name, shape in shapes.items()]
+        config = config_of(infos) or {}
+        alone, whole = model_of(config, infos), made(case)
+        assert alone.tensors == whole.tensors and alone.keys == whole.keys
+    decoder = [*infos, TensorInfo("decoder.final_layer_norm.weight", "F16", (256,))]
+    assert "decoder.final_layer_norm" in model_of(config, decoder).notes[0]
+    twice = [*infos, TensorInfo("encoder.embed_tokens.weight", "F16", tuple(shapes["shared.weight"]))]
+    assert len(model_of(config, twice).tensors) == len(infos)
+    assert config_of([TensorInfo("shared.weight", "F16", (8, 8))]) is None
+    for name, words in (
+        ("umt5", "UMT5 only with the tokenizer in the file; name the folder"),
+        ("clip", "no CLIP text encoder from a GGUF; ComfyUI loads CLIP from safetensors"),
+    ):
+        shapes = (
+            CASES[name]["shapes"]
+            if name in CASES
+            else {"text_model.encoder.layers.0.self_attn.q_proj.weight": (64, 64)}
+        )
+        save(tmp_path / f"{name}.safetensors", {n: np.ones(s, np.float16) for n, s in shapes.items()})
+        line = one_line(run("quantize", tmp_path / f"{name}.safetensors", "--to", "gguf", "-o", tmp_path / "x.gguf"), 2)
+        assert words in line
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from making import GOLDEN_FILES, ROOT
 from quantcli import Scheme, quantize
 from quantcli.errors import DataError, QuantcliError, UsageError
 from quantcli.layouts import reader as reading
-from quantcli.layouts.gguf.blocks import block_type, encode, obstacle
+from quantcli.layouts.gguf import blocks as of_32
+from quantcli.layouts.gguf.blocks import block_type, obstacle
 from quantcli.layouts.gguf.families import families
 from quantcli.layouts.gguf.model import family_of, model_of
 from quantcli.layouts.gguf.rows import turned
@@ -26,6 +27,7 @@ from quantcli.stores import open_source
 from quantcli.stores.gguf import GgufFile
 from quantcli.stores.gguf_types import TYPES, Block
 from quantcli.stores.gguf_writer import GgufTensor, lay_out
+from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import grouping_of
 
@@ -36,6 +38,11 @@ SCHEMES = {"Q4_0": Scheme(bits=4), "Q4_1": Scheme(bits=4, symmetric=False), "Q5_
 
 
 # ---- blocks -----------------------------------------------------------------------------------------------------
+
+
+def encode(scheme: Scheme, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, group: int) -> np.ndarray:
+    """Blocks of unsigned codes (rows, cols)."""
+    return of_32.encode(scheme, packing.pack(codes, scheme.bits), codes.shape[1], scale, zero, group)[0]
 
 
 def decoded(kind: str, raw: np.ndarray, cols: int) -> np.ndarray:
@@ -92,11 +99,11 @@ def test_blocks_of_the_gguf_package_are_made_again(kind: str) -> None:
 def _without_negative_zeros(kind: str, raw: np.ndarray) -> np.ndarray:
     """An offset of -0 is the same as 0."""
     size = next(t.bytes for t in TYPES.values() if t.name == kind)
-    blocks: np.ndarray = raw.reshape(-1, size).copy()
+    found: np.ndarray = raw.reshape(-1, size).copy()
     if kind.endswith("1"):
-        m = blocks[:, 2:4].copy().view("<u2")
-        blocks[:, 2:4] = np.where(m == 0x8000, 0, m).astype("<u2").view(np.uint8)
-    return blocks
+        m = found[:, 2:4].copy().view("<u2")
+        found[:, 2:4] = np.where(m == 0x8000, 0, m).astype("<u2").view(np.uint8)
+    return found
 
 
 def test_the_worked_examples() -> None:

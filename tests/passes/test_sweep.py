@@ -158,7 +158,7 @@ def test_what_is_printed(model: Path) -> None:
     (["--calibration", "mean-abs"], "one symmetric bit"), (["--include", "nothing"], "matches no tensor"),
     (["-o", "found.safetensors"], "nothing is written as .safetensors"),
     (["--scheme", "W4A17"], "--scheme: 'W4A17' is not a scheme; did you mean W4A16?"),
-    (["--scheme", "W4A16,Q4_K"], "Q4_K is stored in GGUF only"), (["--scheme", "FP8"], "FP8_DYNAMIC needs none"),
+    (["--scheme", "W4A16,Q4_K"], "Q4_K is stored in GGUF only"), (["--scheme", "FP8"], "FP8_DYNAMIC, which needs none"),
     (["--scheme", "W4A16,NVFP4A16", "--asymmetric"], "--asymmetric: fp4 is symmetric"),
     (["--scheme", "INT8_CONVROT"], "ComfyUI's layout only, and sweep counts native bytes; use plan --to comfyui"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")  # fmt: skip

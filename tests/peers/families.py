@@ -25,19 +25,33 @@ FAMILIES = ["llama", "llama-larger", "llama-tied", "llama3", "llama-linear", "ll
 OTHERS = ["mixtral", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "phi3-long", "phi4-mini", "smollm3",
           "olmo2", "olmo3", "granite", "glm4", "starcoder2", "falcon", "falcon-40b", "gpt2", "gptneox", "bert", "nomic",
           "roberta", "xlm-roberta", "modern-bert", "deepseek2", "deepseek3", "deepseek3-yarn", "gpt-oss",
-          "llama4"]  # fmt: skip
+          "llama4", "glm4moe", "dots1", "cohere2", "command-r", "exaone4", "ernie4_5", "ernie4_5moe", "hunyuan-dense",
+          "seed-oss", "arcee", "olmoe", "stablelm", "nemotron", "lfm2", "granitemoe", "qwen2vl", "qwen2_5vl",
+          "qwen3vl", "t5", "t5-relu", "umt5"]  # fmt: skip
 """Families of which one matrix alone is quantized, without an error."""
-TABLE = ("gemma", "starcoder2", "falcon", "gpt2", "gptneox", "bert", "roberta", "xlm-roberta", "modern-bert")
+TABLE = (
+    "gemma",
+    "starcoder2",
+    "falcon",
+    "gpt2",
+    "gptneox",
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "modern-bert",
+    "t5",
+    "umt5",
+)
 """Those with GELU, which ggml has a table of: a value at the border of two float16s may be the next one there."""
 DTYPES = {"llama": "float16", "llama-tied": "bfloat16", "qwen2": "bfloat16", "llama-bias": "float16"}
 """Of checkpoints that are not float32."""
 TOKENIZERS = ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm", "gpt-4o", "qwen35", "deepseek-v3", "falcon",
-              "spaces", "metaspace", "bare", "gemma", "t5", "xlm-roberta", "unigram", "sentencepiece-unigram",
-              "sentencepiece-bpe"]  # fmt: skip
+              "seed-coder", "spaces", "metaspace", "bare", "gemma", "t5", "xlm-roberta", "unigram",
+              "sentencepiece-unigram", "sentencepiece-bpe"]  # fmt: skip
 """Kinds that hf_words.py makes."""
 WORDS = 100
 """So many are in the row that is read."""
-OUTPUT = r"\b0\..*att.*\b(?:o_proj|out_proj|c_proj|dense|Wo)\.weight$"
+OUTPUT = r"\b0\.(?:.*att.*\b(?:o_proj|out_proj|c_proj|dense|Wo)|.*SelfAttention\.o)\.weight$"
 """The matrix behind attention in the first layer."""
 KINDS = {
     "kept": ["--bits", "8", "--include", "*.0.mlp.down_proj"],

@@ -49,6 +49,15 @@ MOE = {"moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
 MLA = {**SMALL, "num_key_value_heads": 8, "q_lora_rank": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
        "qk_rope_head_dim": 16, "v_head_dim": 32, "moe_intermediate_size": 96, "n_routed_experts": 8,
        "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1}  # fmt: skip
+MOE_SIGMOID = {"moe_intermediate_size": 96, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,
+               "norm_topk_prob": True, "routed_scaling_factor": 1.5}  # fmt: skip
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}}
+NOTHING_ADDED = {"rms_norm_eps": 1e-12}
+"""llama.cpp does not read what norms of Qwen2-VL add, and takes 0."""
+SEEING = {"depth": 1, "hidden_size": 32, "embed_dim": 32, "out_hidden_size": 256, "intermediate_size": 64,
+          "num_heads": 2, "patch_size": 14}  # fmt: skip
+T5 = {"d_model": 256, "d_ff": 704, "d_kv": 64, "num_heads": 8, "num_layers": 3, "vocab_size": 320,
+      "feed_forward_proj": "relu"}  # fmt: skip
 CASES = {
     "llama": ("Llama", SMALL),
     "llama-larger": ("Llama", LARGER),
@@ -100,21 +109,57 @@ CASES = {
     "gpt-oss": ("GptOss", SMALL | {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
                                    "intermediate_size": 96, "sliding_window": 32, "num_hidden_layers": 4,
                                    "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}),
+    "glm4moe": ("Glm4Moe", SMALL | MOE_SIGMOID | {"head_dim": 32, "attention_bias": True, "use_qk_norm": True,
+                                                  "first_k_dense_replace": 1}),
+    "dots1": ("Dots1", SMALL | MOE_SIGMOID | {"num_key_value_heads": 8, "head_dim": 32, "first_k_dense_replace": 1}),
+    "cohere2": ("Cohere2", SMALL | {"num_hidden_layers": 5, "sliding_window": 32, "logit_scale": 0.25}),
+    "command-r": ("Cohere", SMALL | {"logit_scale": 0.25}),
+    "exaone4": ("Exaone4", SMALL | {"sliding_window": None, "layer_types": ["full_attention"] * 3,
+                                    "rope_parameters": LLAMA3}),
+    "ernie4_5": ("Ernie4_5", SMALL | {"head_dim": 64}),
+    "ernie4_5moe": ("Ernie4_5_Moe", SMALL | {"moe_intermediate_size": 96, "moe_num_experts": 4, "moe_k": 2,
+                                             "moe_num_shared_experts": 2, "moe_layer_start_index": 1}),
+    "hunyuan-dense": ("HunYuanDenseV1", SMALL | {"head_dim": 32, "rope_parameters": {
+        "rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 10000.0}}),
+    "seed-oss": ("SeedOss", SMALL | {"head_dim": 64}),
+    "arcee": ("Arcee", SMALL),
+    "olmoe": ("Olmoe", SMALL | {"num_key_value_heads": 8, "num_experts": 4, "num_experts_per_tok": 2,
+                                "intermediate_size": 96}),
+    "stablelm": ("StableLm", SMALL | {"use_qkv_bias": True}),
+    "nemotron": ("Nemotron", SMALL),
+    "lfm2": ("Lfm2", SMALL | {"num_hidden_layers": 4, "full_attn_idxs": [0, 2], "block_multiple_of": 32}),
+    "granitemoe": ("GraniteMoe", SMALL | {"num_local_experts": 4, "intermediate_size": 96, "attention_multiplier": 0.1,
+                                          "embedding_multiplier": 6.0, "logits_scaling": 4.0,
+                                          "residual_multiplier": 0.3}),
+    "qwen2vl": ("Qwen2VL", {"text_config": SMALL | MROPE | NOTHING_ADDED, "vision_config": SEEING}),
+    "qwen2_5vl": ("Qwen2_5_VL", {"text_config": SMALL | MROPE | NOTHING_ADDED, "vision_config": SEEING}),
+    "qwen3vl": ("Qwen3VL", {"text_config": SMALL | MROPE | {"head_dim": 32}, "vision_config": SEEING | {
+        "deepstack_visual_indexes": [0]}}),
+    "t5": ("T5", T5 | {"feed_forward_proj": "gated-gelu"}),
+    "t5-relu": ("T5", T5),
+    "umt5": ("UMT5", T5 | {"feed_forward_proj": "gated-gelu"}),
     "llama4": ("Llama4", SMALL | {"num_hidden_layers": 4, "num_local_experts": 4, "intermediate_size": 96,
                                   "intermediate_size_mlp": 192, "head_dim": 32}),
 }  # fmt: skip
 """The stem of the classes, and the settings of a small one."""
-EXACT = re.compile(r"\b(?:o_proj|out_proj|c_proj|dense|attn\.Wo)\.weight$")
+EXACT = re.compile(r"\b(?:o_proj|out_proj|c_proj|dense|attn\.Wo|SelfAttention\.o)\.weight$")
 """The first matrix of such a name is made so that Q8_0 holds it exactly, whichever way its blocks go."""
 OTHERWISE = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
 """Configurations that are called otherwise."""
+CLASSES = {
+    "GPT2": "GPT2LMHeadModel",
+    "T5": "T5EncoderModel",
+    "UMT5": "UMT5EncoderModel",
+    **{stem: f"{stem}ForConditionalGeneration" for stem in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")},
+}
+"""Classes that are called otherwise."""
 
 
 def make(family: str, folder: str, dtype: str = "float32") -> None:
     torch.manual_seed(0)
     stem, settings = CASES[family]
     config = getattr(transformers, OTHERWISE.get(stem, f"{stem}Config"))(**settings)
-    kind = f"{stem}Model" if "ert" in stem else {"GPT2": "GPT2LMHeadModel"}.get(stem, f"{stem}ForCausalLM")
+    kind = f"{stem}Model" if "ert" in stem else CLASSES.get(stem, f"{stem}ForCausalLM")
     made = getattr(transformers, kind)(config)
     with torch.no_grad():  # transformers starts biases at 0 and norms at 1, which would hide mistakes
         for name, weight in made.named_parameters():

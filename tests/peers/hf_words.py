@@ -20,6 +20,7 @@ PATTERNS = {
     "llama-bpe": WORDS + r"\p{N}{1,3}|" + TAIL,
     "dbrx": WORDS + r"\p{N}{1,3}|" + TAIL,
     "qwen2": WORDS + r"\p{N}|" + TAIL,
+    "seed-coder": WORDS + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
     "tekken": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}|"
               r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "gpt-4o": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"

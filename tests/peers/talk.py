@@ -21,6 +21,8 @@ import numpy as np
 
 EMBED = ("bert", "nomic_bert", "roberta", "xlm-roberta", "modernbert")
 """Model types that embed words and write none."""
+ENCODERS, SEEING = ("t5", "mt5", "umt5"), ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Those of which the encoder alone does, and those that see too."""
 
 Client = tuple[Callable[[str, int], str], Callable[[list[int]], np.ndarray]]
 """What follows a prompt in so many words; the logits (words, vocabulary) of a row. In float32, if they can be."""
@@ -41,10 +43,19 @@ def with_ggmls_gelu(model: Any) -> Any:
 
 def transformers(model: str) -> Client:
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForTextEncoding,
+        AutoTokenizer,
+    )
 
-    embeds = AutoConfig.from_pretrained(model).model_type in EMBED
-    kind = AutoModel if embeds else AutoModelForCausalLM
+    own = AutoConfig.from_pretrained(model).model_type
+    embeds = own in (*EMBED, *ENCODERS)
+    kind = AutoModel if own in EMBED else AutoModelForTextEncoding if embeds else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if own in SEEING else kind
     found = kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     found = with_ggmls_gelu(found).eval()
     tokenizer = None  # some models have none
@@ -84,7 +95,7 @@ def llamacpp(model: str) -> Client:
     """Keys and values are kept in float32 too. Of models that embed the vectors of all words."""
     import llama_cpp
 
-    names = ("bert", "nomic-bert", "modern-bert")
+    names = ("bert", "nomic-bert", "modern-bert", "t5encoder")
     if any(f"{name}.context_length".encode() in Path(model).read_bytes()[:4096] for name in names):
         return (lambda prompt, words: ""), partial(embedded, model)
     found = llama_cpp.Llama(model, n_ctx=256, n_batch=256, logits_all=True, verbose=False, n_threads=1, type_k=0,

@@ -57,6 +57,25 @@ def torchao() -> None:
             save(f"torchao-{kind}-{name}", parts, model[0].weight.dequantize(), said)
 
 
+def torchao_packed() -> None:
+    """Int4Tensor, quantized and packed by functions of mslk that run on a processor. The product of torchao
+    does not, and no function decodes it: q * scale + zero point, as `int4_row_quantize_zp` made them."""
+    from mslk.quantize.shuffle import int4_row_quantize_zp, pack_int4
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int4Tensor
+
+    for name in ("bf16", "f16"):
+        weight = layer(20, 96).weight.data.to(DTYPES[name])
+        codes, scale, zero = int4_row_quantize_zp(weight, 32)
+        scale, zero = scale.to(DTYPES[name]), zero.to(DTYPES[name])
+        made = Int4Tensor(pack_int4(codes), scale, zero, [1, 32], weight.shape)
+        parts, _ = flatten_tensor_state_dict({"m.weight": made})
+        each = [values.float().t().repeat_interleave(32, dim=1) for values in (scale, zero)]
+        expected = codes.float() * each[0] + each[1]
+        assert (expected - weight).abs().max() < each[0].max()
+        save(f"torchao-packed-{name}", parts, expected, {})
+
+
 def quanto() -> None:
     from optimum.quanto import freeze, qfloat8, qfloat8_e5m2, qint8, quantize
 
@@ -66,6 +85,32 @@ def quanto() -> None:
             quantize(model, weights=weights)
             freeze(model)
             save(f"quanto-{kind}-{name}", dict(model.state_dict()), model[0].weight.dequantize(), {})
+
+
+def quanto_packed() -> None:
+    """4 and 2 bits in groups of 128, 96, 64 and 32, and of whole rows, an odd number of them too. What tells the shape:
+    a bias, hidden_size and the name, or nothing but the groups."""
+    from optimum.quanto import freeze, qint2, qint4, quantize
+
+    for weights, (rows, cols), name, told in [
+        (qint4, (24, 256), "f16", "bias"),
+        (qint4, (14, 192), "f32", "q_proj"),
+        (qint4, (21, 80), "bf16", ""),
+        (qint2, (24, 160), "f16", "down_proj"),
+        (qint2, (14, 320), "bf16", "bias"),
+        (qint4, (20, 160), "bf16", "k_proj"),
+    ]:
+        own = layer(rows, cols, DTYPES[name])
+        if told == "bias":
+            own.bias = nn.Parameter(torch.zeros(rows, dtype=DTYPES[name]))
+        model = nn.ModuleDict({told if told.endswith("proj") else "m": own})
+        quantize(model, weights=weights)
+        freeze(model)
+        [module] = model.values()
+        parts = {key: value for key, value in model.state_dict().items() if "put_scale" not in key}
+        config = {"hidden_size": rows if told == "down_proj" else cols} if told.endswith("proj") else {}
+        bits = 4 if weights is qint4 else 2
+        save(f"quanto-int{bits}-{rows}x{cols}-{name}", parts, module.weight.dequantize(), config)
 
 
 def modelopt() -> None:
@@ -120,7 +165,9 @@ if __name__ == "__main__":
     for package, write in [
         ("hqq", hqq),
         ("torchao", torchao),
+        ("mslk", torchao_packed),
         ("optimum", quanto),
+        ("optimum", quanto_packed),
         ("modelopt", modelopt),
         ("modelopt", modelopt_blocks),
     ]:

@@ -27,9 +27,15 @@ CASES = {
     "starcoder2": "STARCODER2", "falcon": "FALCON", "falcon-40b": "FALCON", "gpt2": "GPT2", "gptneox": "GPTNEOX",
     "bert": "BERT", "nomic": "NOMIC_BERT", "deepseek2": "DEEPSEEK2", "deepseek3": "DEEPSEEK2", "gpt-oss": "GPT_OSS",
     "llama4": "LLAMA4", "roberta": "BERT", "xlm-roberta": "BERT", "modern-bert": "MODERN_BERT",
+    "glm4moe": "GLM4_MOE", "dots1": "DOTS1", "cohere2": "COHERE2", "command-r": "COMMAND_R", "exaone4": "EXAONE4",
+    "ernie4_5": "ERNIE4_5", "ernie4_5moe": "ERNIE4_5_MOE", "hunyuan-dense": "HUNYUAN_DENSE", "seed-oss": "SEED_OSS",
+    "arcee": "ARCEE", "olmoe": "OLMOE", "stablelm": "STABLELM", "nemotron": "NEMOTRON", "lfm2": "LFM2",
+    "granitemoe": "GRANITE_MOE", "qwen2vl": "QWEN2VL", "qwen2_5vl": "QWEN2VL", "qwen3vl": "QWEN3VL",
+    "t5": "T5ENCODER", "t5-relu": "T5ENCODER", "umt5": "T5ENCODER",
 }  # fmt: skip
 IN_ORDER = {"mixtral": "mlp", "qwen2moe": "mlp", "qwen3moe": "mlp", "deepseek2": "mlp", "deepseek3": "mlp",
-            "gpt-oss": "mlp", "llama4": "feed_forward"}  # fmt: skip
+            "gpt-oss": "mlp", "llama4": "feed_forward", "glm4moe": "mlp", "dots1": "mlp", "ernie4_5moe": "mlp",
+            "olmoe": "mlp", "granitemoe": "mlp"}  # fmt: skip
 """The blocks of experts."""
 
 
@@ -64,7 +70,8 @@ def main() -> None:
             config = json.loads((Path(folder) / "config.json").read_text())
         arch = gguf.MODEL_ARCH[architecture]
         table = gguf.get_tensor_name_map(arch, 8)
-        named = {m: n for m in modules(case, list(found)) if (n := table.get_name(m)) is not None}
+        theirs = {m: table.get_name(m.replace("language_model.", "")) for m in modules(case, list(found))}
+        named = {m: n for m, n in theirs.items() if n is not None}
         written[case] = {"config": config, "shapes": found, "names": named,
                          "architecture": gguf.MODEL_ARCH_NAMES[arch]}  # fmt: skip
     OUT.write_text(json.dumps(written, separators=(",", ":")) + "\n")

@@ -76,6 +76,17 @@ def test_the_rest_is_small(model: Path) -> None:
         assert target * 0.999 <= found["bytes_out"] <= target and found["gap"] <= 0.005
 
 
+def test_more_bytes_never_lose_more(model: Path) -> None:
+    """no plan of a smaller file is better: a plan costs at most what one for a smaller target does, and as its header
+    grows with what it says, a plan for a larger target may fit too"""
+    weights = {f"layers.{i}.{n}.weight": gaussian(32, 96, seed=i) for i in range(4) for n in ("a", "b", "c")}
+    save(Path("even.safetensors"), weights)
+    found = [planned("even.safetensors", "--target-size", target) for target in range(17_500, 32_000, 193)]
+    for number, plan in enumerate(found):
+        fitting = [other["cost"] for other in found if other["bytes_out"] <= plan["target"]]
+        assert plan["cost"] <= min(fitting) * 1.0001, number
+
+
 def test_no_choice_is_better(model: Path) -> None:
     """every combination of a small model, from what quantize itself reports"""
     weights = {
@@ -285,6 +296,18 @@ def test_a_plan_for_what_a_target_does_not_take_is_refused() -> None:
         assert why in one_line(run("plan", source, "--target-size", "27kB", "--to", words, "-q"), 2)
     ran = run("plan", source, "--target-size", "50kB", "--to", "gguf", "--container", "--bits", "4,8", "-q")
     assert ran.code == 0, ran.err
+
+
+def test_a_budget_for_mlx_chooses_among_its_modes(tmp_path: Path) -> None:
+    """At 5.2 bits NVFP4 has less error than integers in groups of 64; config.json has a mode for each module."""
+    out = tmp_path / "out"
+    source = ROOT / "sample_models" / "tiny-llama"
+    ran = run("quantize", source, "--target-bpw", "5.2", "--to", "mlx", "-o", out, "--json", "-q")
+    assert ran.code == 0, ran.err
+    schemes = {t["scheme"] for t in ran.json["tensors"] if t["disposition"] == "quantized"}
+    modes = json.loads((out / "config.json").read_text())["quantization"]
+    own = {modes["mode"], *(module["mode"] for module in modes.values() if isinstance(module, dict))}
+    assert "nvfp4" in schemes and any(name.endswith("g64") for name in schemes) and own == {"nvfp4", "affine"}
 
 
 def test_a_budget_over_schemes_by_name(tmp_path: Path) -> None:

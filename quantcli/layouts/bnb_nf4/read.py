@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +13,15 @@ import numpy as np
 from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, printable
 from quantcli.formats.nf4 import LEVELS as NF4
-from quantcli.layouts.reader import Found, Read
-from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
+from quantcli.layouts.reader import Found, Held, Read
+from quantcli.layouts.small import looked_up, table
+from quantcli.layouts.stored import FLOATS, filled_up, floats, part, scheme_name, wrong
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
+    from quantcli.kernels.codebook import Codebook
 
 STATE = ".quant_state.bitsandbytes__"
 """The part between the name of a weight and its type in the name of its description."""
@@ -157,10 +159,19 @@ def _largest(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return found
 
 
+@lru_cache(maxsize=2)
+def _table(kind: str) -> Codebook:
+    return table(TABLES[kind])
+
+
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     cols, block = stored.shape[-1], stored.block
     begin, end = first * cols, last * cols
     packed = read(stored.codes.name, begin // 2, -(-end // 2) - begin // 2)
+    if cols % block == 0 and block % 2 == 0:
+        low_first = packed >> np.uint8(4) | packed << np.uint8(4)
+        scale = _largest(stored, read, begin // block, end // block).reshape(last - first, -1)
+        return looked_up(low_first, (last - first, cols), scale, block, _table(stored.kind))
     pairs = np.empty((len(packed), 2), np.uint8)
     pairs[:, 0], pairs[:, 1] = packed >> np.uint8(4), packed & np.uint8(15)
     codes = pairs.ravel()[begin % 2 : begin % 2 + end - begin]
@@ -168,6 +179,35 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     out: Floats = TABLES[stored.kind][codes]
     out *= np.repeat(largest, block)[begin % block :][: len(out)]
     return out.reshape(last - first, cols)
+
+
+def _held(stored: _Stored, read: Read) -> Held | str:
+    """The codes of NF4, the first of two in the low bits, and the largest magnitudes as scales."""
+    cols, block = stored.shape[-1], stored.block
+    if stored.kind != "nf4":
+        return "only bitsandbytes has its FP4"
+    if cols % block:
+        return f"its blocks of {block} go on over the end of its rows"
+
+    def packed(first: int, last: int) -> Bytes:
+        raw = read(stored.codes.name, first * cols // 2, (last - first) * cols // 2)
+        low_first: Bytes = raw >> np.uint8(4) | raw << np.uint8(4)
+        return filled_up(low_first, (last - first, cols), 4)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        groups = cols // block
+        return _largest(stored, read, first * groups, last * groups).reshape(last - first, groups), None
+
+    return Held(
+        format="nf4",
+        bits=4,
+        group=block,
+        offsets="",
+        scale_dtype="F32",
+        packed=packed,
+        params=params,
+        dtype=stored.dtype,
+    )
 
 
 def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> Found:
@@ -184,6 +224,7 @@ def _four_bits(infos: Mapping[str, TensorInfo], key: str, read: Read | None) -> 
         parts=tuple(parts),
         decode=partial(_decode, stored),
         dtype=stored.dtype,
+        held=partial(_held, stored),
     )
 
 
@@ -209,6 +250,21 @@ def _decode_bytes(
     return scaled
 
 
+def _held_bytes(name: str, codes: TensorInfo, largest: TensorInfo, order: TensorInfo | None, read: Read) -> Held:
+    """The codes with largest / 127 as scales, which the library rounds after the product."""
+    _check_order(order, read, name)
+    cols = codes.shape[1]
+
+    def packed(first: int, last: int) -> Bytes:
+        raw = read(codes.name, first * cols, (last - first) * cols)
+        return filled_up(raw ^ np.uint8(128), (last - first, cols), 8)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        return floats(read, largest, name, first, last - first)[:, None] * BY_127, None
+
+    return Held(bits=8, group="channel", offsets="", scale_dtype="F32", packed=packed, params=params, exact=False)
+
+
 def _eight_bits(infos: Mapping[str, TensorInfo], stem: str, read: Read | None) -> Found:
     name = f"{stem}.weight"
     codes, largest = part(infos, name, name, ("I8",)), part(infos, f"{stem}.SCB", name, ("F32",))
@@ -224,6 +280,7 @@ def _eight_bits(infos: Mapping[str, TensorInfo], stem: str, read: Read | None) -
         bits=8,
         parts=(codes, largest, *((order,) if order else ())),
         decode=partial(_decode_bytes, name, codes, largest, order),
+        held=partial(_held_bytes, name, codes, largest, order),
     )
 
 

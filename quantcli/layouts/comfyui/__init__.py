@@ -36,7 +36,7 @@ from functools import cache, partial
 from quantcli.architectures import Architecture
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.comfyui.read import find
-from quantcli.layouts.comfyui.types import FIELDS, KINDS, fitting, like, mix
+from quantcli.layouts.comfyui.types import FIELDS, KINDS, fitting, like, mix, nearest
 from quantcli.layouts.comfyui.write import convert, module, shape
 from quantcli.layouts.reader import Reader
 from quantcli.layouts.writer import Writer
@@ -89,10 +89,11 @@ WRITES = Writer(
     shape=shape,
     convert=convert,
     module=module,
-    usual={"bits": 8, "granularity": "channel"},
+    usual={"format": "int", "bits": 8, "granularity": "channel"},
     kinds={name: kind.summary for name, kind in KINDS.items()},
     of_kind=_of_kind,
     fitting=fitting,
+    nearest=nearest,
     by_bits={4: FIELDS["nvfp4"]},
     menu=(FIELDS["nvfp4"], FIELDS["int8_convrot"]),
 )

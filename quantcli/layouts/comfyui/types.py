@@ -86,6 +86,23 @@ def fitting(cols: int, scheme: Scheme) -> tuple[Scheme, str]:
     return changed(scheme, rotation=found), f"{what}, {why}"
 
 
+def nearest(scheme: Scheme) -> str:
+    """How to ask for the type nearest to a scheme that ComfyUI does not have.
+
+    >>> from quantcli import Scheme
+    >>> nearest(Scheme(bits=4))
+    'use --to comfyui:nvfp4, the nearest that it stores, or --scheme NVFP4A16'
+    """
+    if scheme.bits <= 4:
+        kind = "nvfp4"
+    elif scheme.format.startswith("fp8"):
+        kind = "mxfp8" if scheme.group_size == 32 else "float8_tensorwise"
+    else:
+        kind = "int8_convrot" if scheme.rotation else INT8
+    name = {"nvfp4": "NVFP4A16", "mxfp8": "MXFP8A16"}.get(kind, kind.upper())
+    return f"use --to comfyui:{kind}, the nearest that it stores, or --scheme {name}"
+
+
 _MODULATION = re.compile(
     r"\.\d+\.(?:[^0-9]*\.)?(?:\w*mod|\w*[mM]odulation|norm1(?:_context)?\.linear|norm\.linear)(?:\.|$)"
 )

@@ -18,7 +18,7 @@ HUMMING = (2, 3, 5, 6, 7)
 """Bits of packed integers for which vLLM has kernels only where the package Humming is installed, on CUDA."""
 
 
-def _vllm(scheme: Scheme) -> bool:
+def vllm(scheme: Scheme) -> bool:
     """Whether vLLM loads a Linear layer of a scheme, on some processor."""
     if scheme.family != "int":
         return scheme.storage != "plain" or scheme.granularity != "group"
@@ -43,7 +43,7 @@ def _sglang(scheme: Scheme) -> bool:
     return scheme.activations == "int8" and scheme.bits == 8 and scheme.symmetric and scheme.granularity != "group"
 
 
-RUNTIMES = {"vLLM 0.32": _vllm, "SGLang 0.5.23": _sglang}
+RUNTIMES = {"vLLM 0.32": vllm, "SGLang 0.5.23": _sglang}
 """The programs whose loaders were read, and whether they take a scheme."""
 
 

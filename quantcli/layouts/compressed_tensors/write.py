@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.architectures import EXPERTS, Architecture
-from quantcli.errors import UsageError
+from quantcli.errors import UsageError, printable
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.compressed_tensors import runtimes
 from quantcli.layouts.compressed_tensors.formats import BYTES, FLOATS, PACKED, format_of, inputs, job, weights
@@ -152,15 +152,20 @@ def _notes(tensors: Sequence[Weight], found: Mapping[str, Any]) -> list[str]:
 
 
 def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
-    """A note for experts that vLLM loads, but transformers does not decode."""
-    own = [w for w in quantized(tensors) if model.holder(module_of(w.info.name)) == EXPERTS]
-    stored = {(format_of(scheme), scheme.granularity, scheme.name) for scheme in (facts(w)[0] for w in own)}
-    for form, granularity, name in sorted(stored):
-        if form == BYTES:
-            return [f"transformers 5.23 loads no experts that are {form}; vLLM does"]
-        decoded = form in (PACKED, "mxfp4-pack-quantized") or (form == FLOATS and granularity in ("channel", "tensor"))
-        if not decoded:
-            return [f"transformers 5.23 decodes experts in {name} to wrong numbers; vLLM loads them"]
+    """A note for experts that vLLM loads, but transformers does not decode. Raises UsageError where neither does."""
+    own = {facts(w)[0]: w.info for w in quantized(tensors) if model.holder(module_of(w.info.name)) == EXPERTS}
+    for scheme in sorted(own, key=lambda s: (format_of(s), s.granularity, s.name)):
+        form = format_of(scheme)
+        whole = form == FLOATS and scheme.granularity in ("channel", "tensor")
+        if form in (PACKED, "mxfp4-pack-quantized") or whole:
+            continue
+        shown = form if form == BYTES else scheme.name
+        what = f"decodes experts in {shown} to wrong numbers" if shown == "nvfp4" else f"loads no experts in {shown}"
+        if not runtimes.vllm(scheme):
+            hint = "choose another scheme for experts, or write --to native for quantcli alone"
+            place = [printable(own[scheme].name)]
+            raise UsageError(f"transformers 5.23 {what}, nor does vLLM", place=place, hint=hint)
+        return [f"transformers 5.23 {what}; vLLM does"]
     return []
 
 

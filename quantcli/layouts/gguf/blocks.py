@@ -11,12 +11,15 @@ The bytes are those in the picture of the package.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantcli import kernels
 from quantcli.errors import DataError
-from quantcli.kernels import SUPER
+from quantcli.kernels import SUPER, BlockField
+from quantcli.layouts.gguf.super_blocks import put_numbers
 from quantcli.layouts.gguf.types import WEIGHTS, type_of
 from quantcli.scheme import Scheme
 from quantcli.tensors.rows import Grouping
@@ -26,16 +29,12 @@ if TYPE_CHECKING:
 
     from quantcli.kernels import Bytes, Floats
 
-_FIELDS: dict[str, list[Any]] = {
-    "Q4_0": [("d", "<u2"), ("qs", "<u8", 2)],
-    "Q4_1": [("d", "<u2"), ("m", "<u2"), ("qs", "<u8", 2)],
-    "Q5_0": [("d", "<u2"), ("qh", "<u4"), ("qs", "<u8", 2)],
-    "Q5_1": [("d", "<u2"), ("m", "<u2"), ("qh", "<u4"), ("qs", "<u8", 2)],
-    "Q8_0": [("d", "<u2"), ("qs", "<u8", 4)],
-    "IQ4_NL": [("d", "<u2"), ("qs", "<u8", 2)],
-    "MXFP4": [("d", "u1"), ("qs", "<u8", 2)],
+_FIELDS = {
+    4: [BlockField(0, 4, 16)],
+    5: [BlockField(0, 1, 1, shift=4), BlockField(4, 4, 16)],
+    8: [BlockField(0, 8, 32, flip=128)],
 }
-_LOW, _SIGN = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x8080808080808080)
+"""The fields of the codes of a block by their bits, behind its parameters; those of 8 bits are signed."""
 
 
 def obstacle(scheme: Scheme, plan: Grouping, shape: tuple[int, ...]) -> str | None:
@@ -80,21 +79,39 @@ def block_type(scheme: Scheme) -> str:
     return found
 
 
-def _float16(values: Floats, bits: int) -> NDArray[np.float16]:
-    """Scales in float16. Raises DataError where that moves the outermost of 2^(b-1) steps by more than a quarter of a
-    step: smaller scales would change too much, and larger ones become infinite."""
+def _float16(values: Floats, bits: int) -> tuple[NDArray[np.float16], bool]:
+    """Scales in float16, and whether they are the same. Raises DataError where that moves the outermost of 2^(b-1)
+    steps by more than a quarter of a step: smaller scales would change too much, and larger ones become infinite."""
+    found = _normal(values)
+    if found is not None:
+        return found, True
     with np.errstate(over="ignore", invalid="ignore"):
         rounded: NDArray[np.float16] = values.astype(np.float16)
-        apart = np.abs(rounded.astype(np.float32) - values) * np.float32(1 << (bits + 1))
+        back = rounded.astype(np.float32)
+        apart = np.abs(back - values) * np.float32(1 << (bits + 1))
     lost = ~(apart <= np.abs(values))
     if lost.any():
         first = float(values.ravel()[int(lost.argmax())])
         raise DataError(f"float16 cannot hold the scale {first:.3g}")
-    return rounded
+    return rounded, np.array_equal(back, values)
 
 
-def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np.float16]:
-    """m of every group. Raises DataError where float16 cannot hold it."""
+def _normal(values: Floats) -> NDArray[np.float16] | None:
+    """Numbers in float16, by their bits, where all are normal numbers of float16 already: numpy converts one by one."""
+    raw = np.ascontiguousarray(values).view(np.uint32)
+    size = raw & np.uint32(0x7FFFFFFF)
+    if (raw & np.uint32(0x1FFF)).any() or size.min() < 0x38800000 or size.max() >= 0x47800000:
+        return None
+    size >>= np.uint32(13)
+    size -= np.uint32(112 << 10)  # the bias of exponents is smaller
+    size |= raw >> np.uint32(16) & np.uint32(0x8000)
+    found: NDArray[np.float16] = size.astype(np.uint16).view(np.float16)
+    return found
+
+
+def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> tuple[NDArray[np.float16], Floats]:
+    """m of every group, and what is rounded to it. Raises DataError where float16 cannot hold that."""
+    exact: Floats
     with np.errstate(over="ignore", invalid="ignore"):
         exact = zero if scheme.zero_point == "float" else -zero * d.astype(np.float32)
         m: NDArray[np.float16] = exact.astype(np.float16)
@@ -104,55 +121,44 @@ def _offsets(scheme: Scheme, d: NDArray[np.float16], zero: Floats) -> NDArray[np
         first = float(exact.ravel()[int(lost.argmax())])
         raise DataError(f"float16 cannot hold the offset {first:.3g} precisely enough")
     m += np.float16(0)  # a negative zero is written as zero
-    return m
-
-
-def exact_params(scheme: Scheme, scale: Floats, zero: Floats | None) -> bool:
-    """Whether blocks, whose parameters are float16, decode to exactly the same numbers."""
-    if scheme.storage != "plain":
-        return True
-    d = _float16(scale, scheme.bits)
-    if not np.array_equal(d.astype(np.float32), scale):
-        return False
-    if zero is None:
-        return True
-    exact = zero if scheme.zero_point == "float" else -zero * scale
-    return bool(np.array_equal(_offsets(scheme, d, zero).astype(np.float32), exact))
+    return m, exact
 
 
 def _of_blocks(values: NDArray[np.float16], rows: int, cols: int, group: int) -> NDArray[np.uint16]:
     """A parameter of the groups (rows or 1, groups or 1) for every block (rows * cols / 32)."""
     blocks = cols // WEIGHTS
     each = -(-group // WEIGHTS)
-    spread = np.repeat(values.view(np.uint16), each, axis=1)[:, :blocks]
+    spread = values.view(np.uint16)
+    if each > 1:
+        spread = np.repeat(spread, each, axis=1)[:, :blocks]
     return np.broadcast_to(spread, (rows, blocks)).reshape(-1)
 
 
-def encode(scheme: Scheme, codes: NDArray[np.uint8], scale: Floats, zero: Floats | None, group: int) -> Bytes:
-    """The bytes (rows, cols / 32 * size) of blocks of unsigned codes (rows, cols), a multiple of 32.
+def encode(
+    scheme: Scheme, packed: Bytes, cols: int, scale: Floats, zero: Floats | None, group: int
+) -> tuple[Bytes, bool]:
+    """The bytes (rows, cols / 32 * size) of blocks of packed codes, and whether they decode to exactly the same.
 
-    codes: as the native file has them, q + 2^(b-1) of symmetric schemes. scale, zero: of `group` columns each, (rows,
-    groups), or (1, 1) for all; zero holds zero points, or offsets for schemes with float offsets. Raises DataError
-    where float16 cannot hold a parameter: the codes would decode to other values.
+    packed: unsigned codes as the native file has them, q + 2^(b-1) of symmetric schemes, in rows of whole words.
+    scale, zero: of `group` columns each, (rows, groups), or (1, 1) for all; zero holds zero points, or offsets for
+    schemes with float offsets. Raises DataError where float16 cannot hold a parameter: the codes would decode to other
+    values.
     """
-    rows, cols = codes.shape
-    kind = block_type(scheme)
-    out = np.empty(rows * cols // WEIGHTS, np.dtype(_FIELDS[kind]))
+    rows = len(packed)
+    exact, parameters = True, []
     if scheme.storage == "e8m0":
-        out["d"] = np.ascontiguousarray(scale).view(np.uint32).reshape(-1) >> np.uint32(23)
+        parameters.append((np.ascontiguousarray(scale).view(np.uint32).reshape(-1) >> np.uint32(23)).astype(np.uint8))
     else:
-        d = _float16(scale, scheme.bits)
-        out["d"] = _of_blocks(d, rows, cols, group)
+        d, exact = _float16(scale, scheme.bits)
+        parameters.append(_of_blocks(d, rows, cols, group))
     if zero is not None:
-        out["m"] = _of_blocks(_offsets(scheme, d, zero), rows, cols, group)
-    words = np.ascontiguousarray(codes).view("<u8").reshape(-1, 4)
-    if scheme.bits == 8:
-        for i in range(4):  # undo the offset of 128: int8 again
-            out["qs"][:, i] = words[:, i] ^ _SIGN
-        return out.view(np.uint8).reshape(rows, -1)
-    if scheme.bits == 5:
-        out["qh"] = np.packbits(codes.reshape(-1) & np.uint8(16), bitorder="little").view("<u4")
-        words = words & _LOW
-    for i in range(2):  # eight bytes at a time: codes below 16 do not reach into the next
-        out["qs"][:, i] = words[:, i] | words[:, i + 2] << np.uint64(4)
-    return out.view(np.uint8).reshape(rows, -1)
+        m, wanted = _offsets(scheme, d, zero)
+        exact = exact and np.array_equal(m.astype(np.float32), wanted)
+        parameters.append(_of_blocks(m, rows, cols, group))
+    begin = sum(values.itemsize for values in parameters)
+    blocks = np.empty((rows * cols // WEIGHTS, begin + WEIGHTS * scheme.bits // 8), np.uint8)
+    for number, values in enumerate(parameters):
+        put_numbers(blocks, number * values.itemsize, values)
+    fields = [replace(field, at=begin + field.at) for field in _FIELDS[scheme.bits]]
+    kernels.load().fill_blocks(packed, cols, scheme.bits, fields, blocks)
+    return blocks.reshape(rows, -1), exact

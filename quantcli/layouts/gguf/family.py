@@ -42,11 +42,11 @@ class Family:
     """An architecture of llama.cpp.
 
     classes: those of transformers. parts: what a config.json makes of it. layers: what the names of layers begin with
-    in a checkpoint. modules, layer: llama.cpp's names of modules, by those in the checkpoint, outside of layers and in
-    them. prefixes: what may stand before all names. unused: expressions for names that llama.cpp does not use. orders:
-    of rows, by llama.cpp's name of a module. raised: by how much weights of norms are larger in the GGUF. rebuilt: the
-    tensors that take the place of one that is stored otherwise; None of a family without such tensors. words: the kinds
-    of tokenizers of its files, where another family has its architecture, too.
+    in a checkpoint, blocks: what in llama.cpp. modules, layer: llama.cpp's names of modules, by those in the
+    checkpoint, outside of layers and in them. prefixes: what may stand before all names. unused: expressions for names
+    that llama.cpp does not use. orders: of rows, by llama.cpp's name of a module. raised: by how much weights of norms
+    are larger in the GGUF. rebuilt: the tensors that take the place of one that is stored otherwise; None of a family
+    without such tensors. words: the kinds of tokenizers of its files, where another family has its architecture, too.
     """
 
     architecture: str
@@ -55,6 +55,7 @@ class Family:
     modules: Mapping[str, str]
     layer: Mapping[str, str]
     layers: str = "model.layers"
+    blocks: str = "blk"
     prefixes: tuple[str, ...] = ()
     unused: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     orders: Mapping[str, Order] = field(default_factory=dict)

@@ -31,6 +31,8 @@ _TOWER = re.compile(
 )
 """Names of what sees and hears."""
 
+EMBEDDING = "token_embd.weight"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTensor:
@@ -96,9 +98,13 @@ def model_of(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> GgufMode
     not at all, and where tensors and config.json do not match.
     """
     family = family_of(config)
-    parts = family.parts(_settings(config, infos))
-    tensors, left = _tensors(infos, family, parts)
+    settings = _settings(config, infos)
+    parts = family.parts(settings)
+    drafts = _drafts(settings, family, parts)
+    tensors, left = _tensors(infos, family, parts, drafts)
     notes = [_described(left)] if left else []
+    if any(drafts.match(text_name(name)) for name in left):
+        notes.append("layers that predict further tokens are not in this file")
     towers = [name for name in left if _TOWER.fullmatch(name)]
     if towers:
         notes.append("what sees or hears is not in this file: llama.cpp wants it in a second one (mmproj)")
@@ -140,16 +146,26 @@ def text_name(name: str) -> str:
     return name
 
 
-def _tensors(infos: Sequence[TensorInfo], family: Family, parts: Parts) -> tuple[tuple[ModelTensor, ...], list[str]]:
-    """The tensors of the GGUF, and the names of those left out."""
+def _drafts(config: Config, family: Family, parts: Parts) -> re.Pattern[str]:
+    """What matches the names of layers behind the last, which predict further tokens."""
+    count, more = parts.keys["block_count"], config.whole("num_nextn_predict_layers", 0, least=0)
+    numbers = "|".join(str(count + i) for i in range(min(more, 16)))
+    return re.compile(rf"{re.escape(family.layers)}\.(?:{numbers})\." if numbers else r"(?!)")
+
+
+def _tensors(
+    infos: Sequence[TensorInfo], family: Family, parts: Parts, drafts: re.Pattern[str]
+) -> tuple[tuple[ModelTensor, ...], list[str]]:
+    """The tensors of the GGUF, and the names of those left out. drafts: what matches those of further layers."""
     known = {**parts.optional, **parts.needed}
     unused = [re.compile(expression) for expression in family.unused]
-    found, left = [], []
+    found, left = dict[str, ModelTensor](), []
     for info in infos:
         same = text_name(info.name)
         name = gguf_name(same, family)
         useless = any(expression.fullmatch(same) for expression in unused) or _TOWER.fullmatch(same)
-        if useless or (parts.tied and name == "output.weight"):
+        twice = parts.tied and (name == "output.weight" or (name == EMBEDDING and name in found))
+        if useless or twice or drafts.match(same):
             left.append(info.name)
         elif name is None or name not in known:
             raise DataError(f"{family.architecture} of llama.cpp has no such tensor", place=[printable(info.name)])
@@ -157,22 +173,21 @@ def _tensors(infos: Sequence[TensorInfo], family: Family, parts: Parts) -> tuple
             problem = f"it is {list(info.shape)}, but {list(known[name])} by config.json"
             raise DataError(problem, place=[printable(info.name)])
         else:
-            found.append(_tensor(info, name, family, parts))
+            found[name] = _tensor(info, name, family, parts)
     _check_all(found, family, parts)
-    return tuple(found), left
+    return tuple(found.values()), left
 
 
-def _check_all(found: Sequence[ModelTensor], family: Family, parts: Parts) -> None:
+def _check_all(found: Mapping[str, ModelTensor], family: Family, parts: Parts) -> None:
     """Raise DataError where a tensor is missing."""
-    names = {tensor.name for tensor in found}
-    missing = [name for name in parts.needed if name not in names]
+    missing = [name for name in parts.needed if name not in found]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{hf_name(missing[0], family) or missing[0]} is missing{more}")
 
 
 def _tensor(info: TensorInfo, name: str, family: Family, parts: Parts) -> ModelTensor:
-    module = re.sub(r"^blk\.\d+\.", "", name).rpartition(".")[0]
+    module = re.sub(rf"^{re.escape(family.blocks)}\.\d+\.", "", name).rpartition(".")[0]
     heads = parts.keys.get("attention.head_count", 1)
     kv_heads = parts.keys.get("attention.head_count_kv", heads)
     order = family.orders.get(module)
@@ -187,5 +202,8 @@ def _tensor(info: TensorInfo, name: str, family: Family, parts: Parts) -> ModelT
     )
 
 
-FLOATS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight", ".bias")
+FLOATS = (
+    *("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight", ".bias"),
+    *("_norm.weight", "attn_rel_b.weight", "shortconv.conv.weight"),
+)
 """Ends of the names of tensors that llama.cpp takes as F32 only."""

@@ -10,7 +10,6 @@ from quantcli.layouts.gguf.family import Family
 
 _NUMBER = r"(0|[1-9][0-9]{0,5})"
 _LAYER = re.compile(rf"{_NUMBER}\.(.+)")
-_GGUF_LAYER = re.compile(rf"blk\.{_NUMBER}\.(.+)")
 _HF_EXPERT = re.compile(
     rf"model\.layers\.{_NUMBER}\.(?:mlp|block_sparse_moe)\.experts\.{_NUMBER}\.(\w+)(\.weight|\.bias)"
 )
@@ -58,7 +57,7 @@ def gguf_name(name: str, family: Family | None = None) -> str | None:
     if layer is None:
         return _looked_up(name, family.modules)
     found = _looked_up(layer[2], family.layer)
-    return None if found is None else f"blk.{layer[1]}.{found}"
+    return None if found is None else f"{family.blocks}.{layer[1]}.{found}"
 
 
 def hf_name(name: str, family: Family | None = None) -> str | None:
@@ -72,7 +71,8 @@ def hf_name(name: str, family: Family | None = None) -> str | None:
 
 def hf_names(name: str, family: Family) -> list[str]:
     """The names that a checkpoint of a family may have for a tensor of llama.cpp, the most usual first."""
-    layer = _GGUF_LAYER.fullmatch(name)
+    start = f"{family.blocks}."
+    layer = _LAYER.fullmatch(name.removeprefix(start)) if name.startswith(start) else None
     if layer is None:
         return _back(name, family.modules)
     return [f"{family.layers}.{layer[1]}.{found}" for found in _back(layer[2], family.layer)]

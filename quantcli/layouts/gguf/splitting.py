@@ -30,6 +30,7 @@ KNOWN: Mapping[tuple[str, ...], tuple[str, str]] = {
     ("Punctuation Contiguous", GPT2, DIGITS, "[0-9][0-9][0-9]"): ("falcon", ""),
     (_WORDS + r"\p{N}{1,3}|" + _TAIL, BYTES): ("dbrx", "llama-bpe"),
     (_WORDS + r"\p{N}|" + _TAIL, BYTES): ("qwen2", ""),
+    (_WORDS + r"\p{N}{1}|" + _TAIL.replace(r"\p{N}]+[\r\n]*", r"\p{N}\r\n]+", 1), BYTES): ("seed-coder", ""),
     (
         _WORDS.replace(r"\p{L}+|", r"[\p{L}\p{M}]+|") + r"\p{N}|" + _TAIL.replace(r"\p{L}\p{N}", r"\p{L}\p{M}\p{N}"),
         BYTES,

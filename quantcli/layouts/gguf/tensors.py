@@ -12,12 +12,11 @@ import numpy as np
 from quantcli.dtypes import DTYPES, from_float32, to_float32
 from quantcli.errors import DataError, printable
 from quantcli.layouts.gguf import super_blocks
-from quantcli.layouts.gguf.blocks import block_type, encode, exact_params
+from quantcli.layouts.gguf.blocks import block_type, encode
 from quantcli.layouts.gguf.types import WEIGHTS
 from quantcli.layouts.pieces import NO_OTHER_SCALES, bands, below, facts, params, put_columns, stored_blocks, words
 from quantcli.layouts.writer import Codes, Job, Piece, Raw, Weight, Write
 from quantcli.stores.gguf_types import TYPES
-from quantcli.tensors import packing
 from quantcli.tensors.info import TensorInfo
 from quantcli.tensors.rows import Grouping, TileSpan, runs
 
@@ -51,13 +50,12 @@ def _blocks(weight: Weight) -> Made:
     kind = block_type(scheme)
 
     def made(codes: Codes, span: TileSpan) -> tuple[Bytes, bool]:
-        unsigned = packing.unpack(words(codes, span, plan, scheme.bits), span.rows, span.cols, scheme.bits)
+        packed = words(codes, span, plan, scheme.bits)
         if scheme.storage == "super-blocks":
-            return super_blocks.encode(kind, unsigned, stored_blocks(codes, span, plan)), True
+            return super_blocks.encode(kind, packed, span.cols, stored_blocks(codes, span, plan)), True
         scale, zero = params(codes, span, plan, scheme)
-        own = None if scheme.symmetric else zero
         try:
-            return encode(scheme, unsigned, scale, own, plan.group), exact_params(scheme, scale, own)
+            return encode(scheme, packed, span.cols, scale, None if scheme.symmetric else zero, plan.group)
         except DataError as error:
             raise DataError(error.problem, place=[printable(weight.info.name)], hint=NO_OTHER_SCALES) from None
 

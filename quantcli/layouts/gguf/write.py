@@ -25,6 +25,7 @@ from quantcli.architectures.experts import Experts, Naming
 from quantcli.asking import changed
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
+from quantcli.layouts.gguf import text_encoders
 from quantcli.layouts.gguf.blocks import block_type, obstacle
 from quantcli.layouts.gguf.general import pooling, title
 from quantcli.layouts.gguf.images.models import check_names
@@ -113,6 +114,8 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None 
     for names, shapes and numbers that GGUF cannot hold.
     """
     config = json_beside(beside, "config.json")
+    alone = None if config is not None else text_encoders.config_of([t.info for t in tensors])
+    config = config or alone
     if config is None:
         check_names({t.info.name for t in tensors})
         hint = f"name the checkpoint folder of a model ({supported()}), or the file of one for ComfyUI"
@@ -124,6 +127,8 @@ def convert(tensors: Sequence[Weight], beside: Beside, *, file_type: int | None 
         raise UsageError(error.problem, place=error.place, hint=f"{error.hint}; {INSIST}") from None
     except DataError as error:
         raise DataError(error.problem, place=error.place, hint=error.hint or INSIST) from None
+    if alone is not None:
+        model = replace(model, notes=(*model.notes, text_encoders.NOTE))
     return _model(tensors, model, config, beside, file_type)
 
 
@@ -232,7 +237,7 @@ def _words(files: tuple[bytes | None, ...], special: str, size: int) -> Vocabula
 
 def in_order(name: str) -> tuple[int, str]:
     """llama.cpp's order: the embedding, layer by layer, the head."""
-    layer = re.match(r"blk\.(\d+)\.", name)
+    layer = re.match(r"(?:enc\.)?blk\.(\d+)\.", name)
     return (int(layer[1]) if layer else -1 if name.startswith("token_embd.") else 1 << 30), name
 
 

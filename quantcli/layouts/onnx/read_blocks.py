@@ -12,7 +12,7 @@ import numpy as np
 from quantcli import kernels
 from quantcli.kernels import INTEGER, CodeGrid, QuantParams, row_bytes
 from quantcli.layouts.onnx.inputs import SCALE, ZERO, parameter
-from quantcli.layouts.reader import Found, Read
+from quantcli.layouts.reader import Found, Held, Read
 from quantcli.layouts.stored import FLOATS, floats, part, scheme_name, wrong
 from quantcli.stores.onnx_graph import Node
 from quantcli.tensors import packing
@@ -114,17 +114,56 @@ def _zeros(stored: _Matrix, read: Read, first: int, last: int) -> Floats | None:
     return packing.unpack(stream, rows, blocks, stored.bits).astype(np.float32)
 
 
-def _decode_matrix(stored: _Matrix, read: Read, first: int, last: int) -> Floats:
-    rows, cols, bits, blocks = last - first, stored.cols, stored.bits, stored.blocks
-    held, width = stored.held, row_bytes(cols, bits)
+def _packed(stored: _Matrix, read: Read, first: int, last: int) -> Bytes:
+    """Codes of rows, each in whole 32-bit words."""
+    rows, held, width = last - first, stored.held, row_bytes(stored.cols, stored.bits)
     packed: Bytes = read(stored.codes.name, first * held, rows * held).reshape(rows, held)
     if held < width:
         packed = np.pad(packed, ((0, 0), (0, width - held)))
-    packed = np.ascontiguousarray(packed[:, :width])
-    scale = floats(read, stored.scale, stored.name, first * blocks, rows * blocks).reshape(rows, blocks)
-    params = QuantParams(scale, _zeros(stored, read, first, last))
+    return np.ascontiguousarray(packed[:, :width])
+
+
+def _scales(stored: _Matrix, read: Read, first: int, last: int) -> Floats:
+    """Scales (last - first, blocks)."""
+    rows, blocks = last - first, stored.blocks
+    return floats(read, stored.scale, stored.name, first * blocks, rows * blocks).reshape(rows, blocks)
+
+
+def _decode_matrix(stored: _Matrix, read: Read, first: int, last: int) -> Floats:
+    shape, bits = (last - first, stored.cols), stored.bits
+    params = QuantParams(_scales(stored, read, first, last), _zeros(stored, read, first, last))
     grid = CodeGrid(mode=INTEGER, bits=bits, umin=0, umax=(1 << bits) - 1, zero=1 << (bits - 1))
-    return kernels.load().decode(packed, (rows, cols), min(stored.block, cols), params, grid)
+    packed = _packed(stored, read, first, last)
+    return kernels.load().decode(packed, shape, min(stored.block, stored.cols), params, grid)
+
+
+def _held(stored: _Matrix, read: Read) -> Held | str:
+    """The codes; of zero points that are floats with -zero * scale as offsets."""
+    bits, cols = stored.bits, stored.cols
+    if stored.blocks > 1 and cols % stored.block:
+        return "its last block is short"
+    floating = stored.zero is not None and stored.zero.dtype != "U8"
+
+    def packed(first: int, last: int) -> Bytes:
+        found = _packed(stored, read, first, last)
+        if cols * bits % 32 == 0:
+            return found
+        return packing.pack(packing.unpack(found, last - first, cols, bits), bits)  # without what fills up the block
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        scale, zero = _scales(stored, read, first, last), _zeros(stored, read, first, last)
+        with np.errstate(over="ignore"):
+            return scale, -zero * scale if floating and zero is not None else zero
+
+    return Held(
+        bits=bits,
+        group="channel" if stored.blocks == 1 else stored.block,
+        offsets="float" if floating else "int" if stored.zero is not None else "",
+        scale_dtype=stored.scale.dtype,
+        packed=packed,
+        params=params,
+        exact=not floating,
+    )
 
 
 def matrix(infos: Mapping[str, TensorInfo], node: Node) -> Found:
@@ -138,5 +177,6 @@ def matrix(infos: Mapping[str, TensorInfo], node: Node) -> Found:
         bits=stored.bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         decode=partial(_decode_matrix, stored),
+        held=partial(_held, stored),
         outputs_first=True if stored.padded else None,
     )

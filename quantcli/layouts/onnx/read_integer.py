@@ -43,7 +43,12 @@ def integer(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Pa
     found = linear(infos, as_decoding, packed)
     if node.operator not in (*IN_OUT, "QGemm") or len(info.shape) != 2:
         return found
-    return replace(found, outputs_first=first)
+    return replace(found, outputs_first=first, held=found.held if first else _inputs_first)
+
+
+def _inputs_first(read: Read) -> str:
+    """Why codes are not moved that other layouts have transposed."""
+    return "it is stored as [in, out]"
 
 
 # ---- LSTM -------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import numpy as np
 
 from quantcli.dtypes import to_float32
 from quantcli.layouts.onnx.inputs import SCALE, ZERO, parameter
-from quantcli.layouts.reader import Found, Read
-from quantcli.layouts.stored import FLOATS, floats, wrong
+from quantcli.layouts.reader import Found, Held, Read
+from quantcli.layouts.stored import FLOATS, filled_up, floats, wrong
 from quantcli.stores.onnx_graph import Node
 from quantcli.stores.onnx_tensors import Packed
 from quantcli.tensors.info import TensorInfo
@@ -21,7 +21,7 @@ from quantcli.tensors.info import TensorInfo
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels import Floats
+    from quantcli.kernels import Bytes, Floats
 
 INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4"}
 FLOAT8 = {"F8_E4M3": "fp8-e4m3", "F8_E5M2": "fp8-e5m2"}
@@ -166,6 +166,61 @@ def _decode_linear(stored: _Linear, read: Read, first: int, last: int) -> Floats
     return out
 
 
+def _bits(stored: _Linear) -> int:
+    """Bits of a code."""
+    own = stored.packed.get(stored.name)
+    return own.bits if own is not None else np.dtype(INTEGERS.get(stored.codes.dtype, "u1")).itemsize * 8
+
+
+def _middle(stored: _Linear) -> int:
+    """What makes unsigned codes of those that are stored: 2^(b-1) where they are signed, else 0."""
+    own = stored.packed.get(stored.name)
+    signed = own.signed if own is not None else stored.codes.dtype[0] == "I"
+    return 1 << (_bits(stored) - 1) if signed else 0
+
+
+def _held(stored: _Linear, read: Read) -> Held | str:
+    """The codes of a weight whose scales are those of rows, or of blocks along them."""
+    cols, bits, last_axis = stored.cols, _bits(stored), stored.axis == len(stored.shape) - 1
+    floating = stored.codes.dtype in FLOAT8
+    if bits > 8 or (floating and stored.zero is not None):
+        return f"{stored.codes.dtype} codes of DequantizeLinear are not moved"
+    if stored.axis is not None and last_axis != bool(stored.block):
+        return "its scales are not those of rows or groups along them"
+    if stored.block and cols % stored.block:
+        return "its last block is short"
+    if cols * bits % 8:
+        return "its rows do not end between bytes"
+    middle = _middle(stored)
+    turn = np.uint8(sum(middle << at for at in range(0, 8, bits)))  # of every code in a byte
+
+    def packed(first: int, last: int) -> Bytes:
+        size = cols * bits // 8
+        raw = read(stored.codes.name, first * size, (last - first) * size)
+        return filled_up(raw ^ turn, (last - first, cols), bits)
+
+    def params(first: int, last: int) -> tuple[Floats, Floats | None]:
+        own = stored.rows_of_scales(first, last)
+        low, count, width = int(own.min()), int(own.max()) + 1 - int(own.min()), stored.width
+        at, many = low * width, count * width
+        scale = floats(read, stored.scale, stored.name, at, many).reshape(count, width)[own - low]
+        zero = stored.zero
+        if zero is not None:
+            found = integers(read, zero, stored.packed.get(zero.name), at, many) + np.float32(middle)
+            return scale, found.reshape(count, width)[own - low]
+        return scale, None if middle or floating else np.zeros_like(scale)
+
+    return Held(
+        format=FLOAT8[stored.codes.dtype] if floating else "int",
+        bits=bits,
+        group=stored.block or ("tensor" if floating and stored.axis is None else "channel"),
+        offsets="" if floating or (stored.zero is None and middle) else "int",
+        scale_dtype=stored.scale.dtype,
+        packed=packed,
+        params=params,
+    )
+
+
 def _label(stored: _Linear, kind: str) -> str:
     """The name of its scheme, with the axis where rows do not run along it."""
     last = len(stored.shape) - 1
@@ -215,4 +270,5 @@ def linear(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Pac
         bits=bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         decode=partial(_decode_linear, stored),
+        held=partial(_held, stored),
     )

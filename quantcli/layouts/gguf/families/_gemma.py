@@ -38,10 +38,3 @@ def check_scale(config: Config, s: Sizes, odd: int) -> None:
     found = config.get("query_pre_attn_scalar", wanted)
     if found != wanted:
         raise refuse(f"llama.cpp would take {wanted}, not {found}", "query_pre_attn_scalar")
-
-
-def check_windows(config: Config, s: Sizes, period: int) -> None:
-    """Raise DataError where other layers than each last of `period` attend to all tokens."""
-    kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(s.layers)]
-    if config.get("layer_types", kinds) != kinds or config.get("sliding_window_pattern", period) != period:
-        raise refuse(f"llama.cpp supports such models only with each {period}th layer attending to all", "layer_types")

@@ -1,10 +1,15 @@
-"""What Qwen's mixtures of experts have in common."""
+"""What mixtures of experts have in common: Qwen's, and those whose experts a sigmoid weighs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from quantcli.layouts.gguf.families._parts import gated, routed
+from quantcli.layouts.gguf.family import Shapes
 from quantcli.layouts.gguf.settings import Config, refuse
+
+SIGMOID = 2
+"""The number of the way of weighing experts by a sigmoid."""
 
 
 def all_layers(config: Config) -> None:
@@ -32,4 +37,25 @@ def expert_keys(config: Config, inner: int) -> dict[str, Any]:
         "expert_count": experts_of(config),
         "expert_used_count": config.whole("num_experts_per_tok"),
         "expert_feed_forward_length": inner,
+    }
+
+
+def shared_experts(config: Config, hidden: int) -> Shapes:
+    """Experts with a bias for choosing them, and those that all tokens share."""
+    inner, count = config.whole("moe_intermediate_size"), config.whole("n_routed_experts")
+    shared = config.whole("n_shared_experts", 1, least=0)
+    own = gated(hidden, inner * shared, "_shexp") if shared else {}
+    return {**routed(hidden, inner, count), "exp_probs_b.bias": (count,), **own}
+
+
+def sigmoid_keys(config: Config) -> dict[str, Any]:
+    """How such experts are chosen and weighed."""
+    return {
+        "expert_count": config.whole("n_routed_experts"),
+        "expert_used_count": config.whole("num_experts_per_tok", 8),
+        "expert_feed_forward_length": config.whole("moe_intermediate_size"),
+        "expert_shared_count": config.whole("n_shared_experts", 1, least=0),
+        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_weights_norm": config.get("norm_topk_prob", True) is True,
+        "expert_gating_func": SIGMOID,
     }

@@ -45,6 +45,11 @@ SHARED = {
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
+SHARED_EXPERTS = {
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
 TURNED = {"attn_q": QUERIES, "attn_k": KEYS}
 
 
@@ -158,9 +163,9 @@ def matrices(layer: Shapes) -> list[str]:
     return [name.removesuffix(".weight") for name in layer if "norm" not in name]
 
 
-def layers(each: Sequence[Shapes]) -> Shapes:
-    """The tensors of layers, one after another."""
-    return {f"blk.{i}.{name}": shape for i, layer in enumerate(each) for name, shape in layer.items()}
+def layers(each: Sequence[Shapes], blocks: str = "blk") -> Shapes:
+    """The tensors of layers, one after another. blocks: what their names begin with."""
+    return {f"{blocks}.{i}.{name}": shape for i, layer in enumerate(each) for name, shape in layer.items()}
 
 
 # ---- keys -------------------------------------------------------------------------------------------------------

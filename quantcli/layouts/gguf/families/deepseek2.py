@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from quantcli.layouts.gguf.families._moe import SIGMOID
 from quantcli.layouts.gguf.families._parts import (
     ATTENTION,
     DENSE,
     EXPERTS,
     OUTER,
+    SHARED_EXPERTS,
     decoder_keys,
     gated,
     layers,
@@ -26,7 +28,7 @@ from quantcli.layouts.gguf.settings import Config, Rope, number
 from quantcli.stores.stacked import Matrix, Rebuilt
 from quantcli.tensors.info import TensorInfo
 
-SOFTMAX, SIGMOID = 1, 2
+SOFTMAX = 1
 KEYS_VALUES = "self_attn.kv_b_proj.weight"
 
 
@@ -164,9 +166,7 @@ FAMILY = Family(
         **{name: ours for name, ours in DENSE.items() if name.startswith(("post", "mlp"))},
         **EXPERTS,
         "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
-        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-        "mlp.shared_experts.up_proj": "ffn_up_shexp",
-        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+        **SHARED_EXPERTS,
     },
     rebuilt=rebuilt,
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, check_windows, gemma_sizes
+from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, gemma_sizes
 from quantcli.layouts.gguf.families._parts import OUTER, attention, decoder, gated
+from quantcli.layouts.gguf.families._windows import every
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 
@@ -13,7 +14,7 @@ def parts(config: Config) -> Parts:
     config.only("hidden_activation", ACTIVATION)
     s = gemma_sizes(config)
     check_scale(config, s, 46)
-    check_windows(config, s, 2)
+    every(config, s, 2)
     keys = {
         "attention.sliding_window": config.whole("sliding_window", 4096),
         "attn_logit_softcapping": config.number("attn_logit_softcapping", 50.0),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, check_windows, gemma_sizes
+from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, gemma_sizes
 from quantcli.layouts.gguf.families._parts import HEAD_NORMS, OUTER, attention, decoder, gated, head_norms
+from quantcli.layouts.gguf.families._windows import every
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
@@ -30,7 +31,7 @@ def parts(config: Config) -> Parts:
     apart = "sliding_attention" in config.get("rope_parameters", {})
     near = config.rope("sliding_attention").base if apart else config.number("rope_local_base_freq", 1e4)
     check_scale(config, s, 62)
-    check_windows(config, s, 6)
+    every(config, s, 6)
     if near != 1e4:
         raise refuse("llama.cpp takes 10000 for layers with a window", "rope_local_base_freq")
     keys: dict[str, Any] = {"attention.sliding_window": config.whole("sliding_window")}
