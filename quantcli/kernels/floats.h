@@ -31,8 +31,8 @@ inline Eight power_of_two(Eight a) {
   return a;
 }
 
-// A magnitude on its way to one of the small floats. `magic` is so large that a sum with it has no room for the bits that
-// small floats do not have.
+// A magnitude on its way to one of the small floats. `magic` is so large that a sum with it has no room for the bits
+// that small floats do not have.
 template <class Number>
 struct Landing {
   Number binade, magic, sum;
