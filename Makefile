@@ -2,8 +2,9 @@
 # make test    a virtual environment with what the tests need, and the tests
 # make check   ruff, mypy --strict and the tests, which must cover most of the code (TESTS: more options of pytest)
 # make docs    the tables of README.md and of the topics of quantcli help, written from the code
-# make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md (minutes); make bench-peers:
-#              beside llama.cpp, MLX and others too; make bench-methods: the table of methods
+# make bench   speed and memory beside the machine's own floor, to tests/bench/RESULTS.md and README.md (12 minutes, and
+#              8 GB; BENCH_OPTIONS="--folder /dev/shm": in memory); make bench-peers: beside llama.cpp, MLX and others
+#              too; make bench-methods: the table of methods
 # make golden  freeze what this version writes: native files, and digests of the outputs of some commands
 # make peers   real clients load our files, generate and say what they see; make peers-fast: those that start quickly
 
@@ -65,9 +66,11 @@ BENCH = $(BIN)/python tests/bench/bench.py $(BENCH_OPTIONS)
 
 bench: $(BIN)/.installed
 	$(BENCH) --write
+	$(BIN)/python tests/write_tables.py
 
 bench-peers: $(BIN)/.installed $(PEERS)/current/.installed $(PEERS)/llamacpp/.installed
 	$(BENCH) --peers $(PEERS) --write
+	$(BIN)/python tests/write_tables.py
 
 bench-methods: $(BIN)/.installed
 	$(BENCH) --methods

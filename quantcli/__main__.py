@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from typing import NoReturn
 
 
@@ -12,9 +13,13 @@ def main() -> NoReturn:
     # as it ends any other program. Python's own handler would print a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from quantcli import front
+
+    if sys.argv[1:] in ([], *([name] for name in front.NAMES)) and front.COMPLETE not in os.environ and front.show():
+        sys.exit(0)
     # The objects of a large header stay: to look through them for garbage at every 700 more is a third of the time that
     # a file of many tensors takes.
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(500_000, 10, 10)
     # numpy's library of matrix products, which nothing here needs, would start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from quantcli.cli import main as run

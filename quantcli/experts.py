@@ -22,7 +22,6 @@ from quantcli.architectures.experts import (
 )
 from quantcli.errors import DataError, UsageError, printable
 from quantcli.layouts.config import json_beside
-from quantcli.layouts.mlx.models import own_name
 from quantcli.layouts.native import write as native
 from quantcli.layouts.writer import as_stored, named
 from quantcli.stores import Source, Unsplit, is_stream
@@ -87,6 +86,8 @@ def only_in_mlx(source: Source, to: str) -> str | None:
     """A tensor of a source under a name that only mlx-lm has for it, where the loaders of a target know others."""
     if to.partition(":")[0] in _ANY_NAMES:
         return None
+    from quantcli.layouts.mlx.models import own_name  # here, for its package is all of MLX: 8 ms
+
     return own_name((info.name for info in source.infos()), model_types(_config(source)))
 
 

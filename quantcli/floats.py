@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quantcli.errors import DataError, QuantcliError, UsageError, listed, printable
-from quantcli.folding import folded
 from quantcli.layouts import evidence
 from quantcli.layouts.adapters import is_adapter
 from quantcli.layouts.native.document import KEY
@@ -18,7 +17,6 @@ from quantcli.layouts.native.model import Model as Stored
 from quantcli.layouts.reader import COMFYUI, is_published
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.models import Model, View, left_out
-from quantcli.naming import of_checkpoint
 from quantcli.scheme import scale_dtype_of
 from quantcli.stores import Earlier, Source, is_stream, open_source, signals
 from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
@@ -26,8 +24,8 @@ from quantcli.stores.derived import Computed, Derived, by_elements, unchanged
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GGUF, MLX = "gguf", "mlx"
-"""A kind of source, and targets whose own files stay as they are."""
+GGUF, MLX, ONNX = "gguf", "mlx", "onnx"
+"""Kinds of sources, and targets whose own files stay as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +55,8 @@ def float_source(src: str, reading: Reading, *, say: Callable[[str], None]) -> I
             _check_adapter(src, reading)
         found = signals.as_floats(source) if reading.as_float else _floats_of(source, src, reading, say)
         for path in reading.loras:
+            from quantcli.folding import folded
+
             before = found
             found = folded(stack, found, path)
             changed = [name for name in found.notes if found.notes[name] != before.notes.get(name)]
@@ -111,12 +111,15 @@ def _floats_of(source: Source, src: str, reading: Reading, say: Callable[[str], 
 def _named_for(source: Source, model: Model, reading: Reading, say: Callable[[str], None]) -> Source:
     """The tensors of a model as floats, as `named_for` names them."""
     views = named_for(model, reading.to, say)
-    return decoded(source, views) if model.quantized or views is not model else source
+    dtypes = _computed_in(views) if source.kind == reading.to == ONNX else None
+    return decoded(source, views, dtypes) if model.quantized or views is not model else source
 
 
 def named_for(model: Model, to: str | None, say: Callable[[str], None]) -> Mapping[str, View]:
     """The tensors of a model: those of a GGUF that becomes one again as they are called there, others under the names
     of the checkpoint. Raises UsageError for a target whose loaders know these, where they are not known."""
+    from quantcli.naming import of_checkpoint
+
     source = model.source
     if to == (GGUF if source.kind == GGUF else MLX):
         return model
@@ -188,7 +191,20 @@ def decoded(
     tensors = [_computed(source, view, (dtypes or {}).get(name)) for name, view in views.items()]
     codes = [view for view in views.values() if view.scheme is not None]
     warnings = [*source.warnings, *([] if moved else left_out(codes))]
-    return Derived(source, tensors, metadata=plain_metadata, decoded_from=described(codes), warnings=warnings)
+    return Derived(
+        source,
+        tensors,
+        metadata=plain_metadata,
+        decoded={t.home: t.info for t in tensors if t.earlier is not None},
+        decoded_from=described(codes),
+        warnings=warnings,
+    )
+
+
+def _computed_in(views: Mapping[str, View]) -> dict[str, str]:
+    """The dtypes in which a graph computes with decoded weights, those of their scales, where they are not float32."""
+    coded = {name: view.parts for name, view in views.items() if view.scheme is not None}
+    return {name: part.dtype for name, parts in coded.items() for part in parts if part.dtype in ("F16", "BF16")}
 
 
 def _computed(source: Source, view: View, dtype: str | None) -> Computed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,7 @@ class Metrics:
     @property
     def sqnr_db(self) -> float | None:
         """Signal-to-quantization-noise ratio in dB; None when the reconstruction is exact or there is no signal."""
-        if self.sse == 0 or self.power == 0 or not math.isfinite(self.sse) or not math.isfinite(self.power):
-            return None
-        return 10 * (math.log10(self.power) - math.log10(self.sse))
+        return decibels(self.sse, self.power)
 
     @property
     def exact(self) -> bool:
@@ -79,7 +78,24 @@ class Metrics:
         )
 
 
+def decibels(sse: float, power: float) -> float | None:
+    """The ratio of a power to a squared error in dB; None where one of them is 0 or not finite."""
+    if sse == 0 or power == 0 or not math.isfinite(sse) or not math.isfinite(power):
+        return None
+    return 10 * (math.log10(power) - math.log10(sse))
+
+
 NOTHING = Metrics(0.0, 0.0, 0, 0.0, 0)
+
+
+def together(known: Sequence[Metrics]) -> Metrics:
+    """Metrics of several tensors, added in their order."""
+    sse = power = 0.0
+    for metrics in known:
+        sse += metrics.sse
+        power += metrics.power
+    worst = max((m.max_abs_error for m in known), default=0.0)
+    return Metrics(sse, power, sum(m.numel for m in known), worst, sum(m.clipped for m in known))
 
 
 def total(tiles: list[tuple[Sums, int]]) -> Metrics:

@@ -238,7 +238,7 @@ class _Making:
         """What is nearest to a weight whose codes cannot be moved."""
         size = _GROUP.search(view.scheme or "")
         whole = is_published(view.scheme or "")
-        group = int(size[1]) if size else 128 if whole else 32
+        group = int(size[1]) if size else named(self.to).usual.get("group_size", 128 if whole else 32)
         scheme = Scheme(bits=min(view.bits or 8, 8), group_size=max(1, min(group, info.shape[-1])))
         own = replace(info, dtype=view.info.dtype if whole else self.dtype)
         plan = grouping_of(info.shape, scheme)

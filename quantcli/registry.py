@@ -94,3 +94,13 @@ def purpose(package: str, name: str, offer: str | None = None) -> str:
     'llama.cpp'
     """
     return headline(package, name, offer).rpartition(" for ")[2]
+
+
+@cache
+def commands() -> dict[str, str]:
+    """The names of the commands, each with what it does.
+
+    >>> commands()["quantize"]
+    'Quantize a model file or folder'
+    """
+    return {name: summary("cli", name) for name in names("cli") if name != "options"}

@@ -97,6 +97,11 @@ class Scheme:
     activations: str
     rotation: int
 
+    def __hash__(self) -> int:
+        # Tables of what many tensors have in common are looked into some times for each of them, most often with the
+        # same few schemes: what tells most of these apart is enough.
+        return hash((self.label, self.granularity, self.group_size, self.calibration, self.scale_dtype))
+
     @property
     def binary(self) -> bool:
         """Whether a code is the sign of a weight."""

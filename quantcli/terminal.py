@@ -5,7 +5,6 @@ Names are data: what is not printable is shown escaped, and nothing in them is t
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -106,6 +105,8 @@ def terminal_size(stream: TextIO) -> tuple[int, int] | None:
     """Columns and lines of a terminal; None for a pipe or file."""
     if not stream.isatty():
         return None
+    import shutil  # which brings along all that packs files
+
     wide, high = shutil.get_terminal_size((80, 24))
     return max(wide, 40), max(high, 10)
 

@@ -249,7 +249,7 @@ def change_header(path: Path | str, change: Callable[[dict[str, Any]], object], 
     change(document)
     header["__metadata__"]["quantcli"] = json.dumps(document, sort_keys=True, separators=(",", ":"))
     text = json.dumps(header, separators=(",", ":")).encode()
-    whole = bytearray(len(text).to_bytes(8, "little") + text)
+    whole = len(text).to_bytes(8, "little") + text
     if seal:
-        seals.seal(whole)
+        whole = next(piece for _, piece in seals.seal([(0, whole)]))
     Path(path).write_bytes(whole + raw[length:])

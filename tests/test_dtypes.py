@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from making import BF16, NUMPY_OF
 
-from quantcli.dtypes import DTYPES, FROM_NUMPY, LONG_NAMES, from_float32, round_bfloat16, to_float32
+from quantcli.dtypes import DTYPES, FROM_NUMPY, LONG_NAMES, from_float32, round_bfloat16, rounded, to_float32
 
 FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 
@@ -116,3 +116,18 @@ def test_names() -> None:
     assert {FROM_NUMPY[np.dtype(d).str[1:]].name for d in ("f2", "f4", "f8", "i8", "?")} == \
         {"F16", "F32", "F64", "I64", "BOOL"}  # fmt: skip
     assert all(DTYPES[name].is_float for name in LONG_NAMES.values())
+
+
+def test_rounding_to_float16_is_numpys() -> None:
+    """Every float16, the places half way between two, what is a little beside them, small ones and large ones."""
+    every = np.arange(0, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (every[:-1] + every[1:]) / np.float32(2)
+    beside = [np.nextafter(between, np.float32(side)) for side in (-1e6, 1e6)]
+    tiny = np.array([0, 1e-30, 2.0**-25, 1.001 * 2.0**-25, 2.0**-14], np.float32)
+    large = np.array([65504, 65519, 65520, 1e30], np.float32)
+    for values in (every, between, *beside, tiny, large, np.zeros(0, np.float32)):
+        for sign in (1, -1):
+            with np.errstate(over="ignore"):
+                wanted = (sign * values).astype(np.float16).astype(np.float32)
+            found = rounded((sign * values).astype(np.float32), "F16")
+            np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))

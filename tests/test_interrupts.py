@@ -15,7 +15,6 @@ from making import BF16, ROOT, environment, run, save
 from strategies import gaussian
 
 from quantcli import interrupts
-from quantcli.stores.safetensors import validate
 
 
 @pytest.fixture
@@ -174,17 +173,6 @@ def test_ctrl_c_outside_of_a_command(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment(),
                           check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     assert done.returncode == -signal.SIGINT and done.stderr == ""
-
-
-def test_a_signal_is_not_taken_for_a_damaged_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The safetensors library raises what are no Exceptions either, and those are told as an error."""
-
-    def arrived(*_: Any, **__: Any) -> None:
-        raise interrupts.Terminated(signal.SIGTERM)
-
-    monkeypatch.setattr("safetensors.safe_open", arrived)
-    with pytest.raises(interrupts.Terminated):
-        validate("model.safetensors", "model.safetensors")
 
 
 def test_signals_that_were_ignored_stay_so(place: Path) -> None:

@@ -19,8 +19,8 @@ PACKAGE = Path(quantcli.__file__).parent
 
 ORDER = [
     "errors", "notebook", "interrupts", "dtypes", "registry", "strict", "patterns", "terminal", "library", "memory",
-    "kernels", "metrics", "scheme", "formats", "scales", "calibrators", "deciding", "asking", "tensors", "theory",
-    "stores", "architectures", "layouts", "experts", "models", "naming", "folding", "floats", "matching",
+    "front", "kernels", "metrics", "scheme", "formats", "scales", "calibrators", "deciding", "asking", "tensors",
+    "theory", "stores", "architectures", "layouts", "experts", "models", "naming", "folding", "floats", "matching",
     "moving_records", "moving_fp4", "moving", "planning", "passes", "reports", "folders", "api", "cli", "__main__",
 ]  # fmt: skip
 """Packages and the modules beside them; each may import those that stand before it. Arithmetic comes before files,

@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 from making import ROOT
 
+from quantcli import Scheme, registry
+from quantcli.layouts.writer import named as writer_of
+from quantcli.planning.named import fields, usual_names
+from quantcli.scheme import STATIC
+
 PEERS = ROOT / "tests" / "peers"
 RESULTS = PEERS / "RESULTS.md"
 
@@ -60,9 +65,48 @@ def test_the_last_run_had_every_cell(cells: ModuleType) -> None:
         assert [row[0] for row in rows] == [case.scheme for case in cases]
         for case, (_, reported, *seen) in zip(cases, rows):
             for client, cell in zip(clients, seen, strict=True):
+                assert (cell == "-") == (not client.asked(case))
+                if cell == "-":
+                    continue
                 refused = re.fullmatch(r"no \((\d+)\)", cell)
                 assert bool(refused) == bool(client.refusal(case)), (target, case.scheme, client.head)
-                assert refused or abs(float(cell) - float(reported)) < 0.5
+                assert refused or client.bytewise(case) or abs(float(cell) - float(reported)) < 0.5
+
+
+def kind_of(**fields: Any) -> tuple[object, ...]:
+    """What tells schemes apart that are stored differently, whatever their groups and the inputs of layers are."""
+    scheme = Scheme(**fields)
+    return scheme.format, scheme.bits, scheme.granularity, scheme.storage, scheme.symmetric, scheme.rotation
+
+
+def kind_of_case(case: Any) -> tuple[object, ...]:
+    """That of a case: of its name, of the type that most tensors of a file have, or of its options."""
+    name = case.option("scheme") or re.sub("_[SML]$|_MOE$", "", case.option("to").partition(":")[2])
+    found = fields("FP8_BLOCK" if case.target == "fp8-blocks" else name)
+    if found is None:
+        options = {"format": "type", "bits": "bits", "scale_dtype": "scale-dtype", "zero_point": "zero-point"}
+        found = {key: case.option(word) for key, word in options.items() if case.option(word)}
+        found |= {"bits": int(found["bits"])} if "bits" in found else {}
+        found["symmetric"] = "--asymmetric" not in case.flags
+        size = case.option("group-size")
+        places = {"-1": {"granularity": "channel"}, "0": {"granularity": "tensor"}}
+        found |= places.get(size, {"group_size": int(size)} if size else {})
+    return kind_of(**found)
+
+
+def test_every_kind_of_scheme_has_a_cell(cells: ModuleType) -> None:
+    """Every kind of a target, and every scheme that has a name and that the target accepts."""
+    assert set(cells.CLIENTS) == set(registry.names("layouts", "WRITES")) - {"native"}
+    for target in cells.CLIENTS:
+        cases, writer = [case for case in cells.CASES if case.target == target], writer_of(target)
+        assert {f"{target}:{kind}" for kind in writer.kinds} <= {case.to for case in cases}
+        found = {kind_of_case(case) for case in cases}
+        for name in usual_names():
+            wanted = fields(name)
+            assert wanted is not None
+            accepted = writer.accepts.obstacle(Scheme(**wanted)) is None
+            if accepted and wanted["activations"] not in STATIC:  # no scales of inputs are measured here
+                assert kind_of(**wanted) in found, (target, name)
 
 
 def test_the_last_run_had_every_model(zoo: ModuleType) -> None:

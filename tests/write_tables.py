@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import click
 
@@ -211,6 +212,37 @@ def costs() -> str:
     return text[text.index("| method | bits/w |") :].partition("\n\n")[0] + "\n"
 
 
+SPEED = {
+    "int4 g128 min-max": "4 bits with min-max scales",
+    "int4 g128 default": "4 bits by default",
+    "int8 per channel min-max": "8 bits per channel",
+    "codebook g64": "learned codebooks",
+}
+LOOKS = {
+    "inspect --stats": "statistics of all weights",
+    "report --against": "measuring a file again",
+    "dequantize": "decoding it",
+}
+"""Runs of `make bench` that README tells of: those that write a quantized file, and others."""
+
+
+def speed() -> str:
+    """How fast the runs are, in floors, as `make bench` measured them last."""
+    text = (ROOT / "tests" / "bench" / "RESULTS.md").read_text()
+    found = re.search(
+        r"<!-- generated: make bench -->\n[^(\n]*\((.*?) kernels\), (.*?, .*?), .*?\n(.*?)\n\n", text, re.DOTALL
+    )
+    if found is None:
+        return "  "
+    kernels, machine, rows = found.groups()
+    cells = [[cell.strip() for cell in row.split("|")[1:]] for row in rows.splitlines() if row.startswith("| ")]
+    floors = {row[0]: row[2] for row in cells}
+    told, looks = (", ".join(f"{words} {floors[title]}" for title, words in of.items()) for of in (SPEED, LOOKS))
+    said = f"In times of that floor ({machine}, {kernels} kernels, 1 GB): {told}; in times of only reading it: {looks}."
+    lines = wrap(said, 118, break_on_hyphens=False)
+    return "".join(f"  {line}\n" for line in lines) + "  "
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "formats": formats,
@@ -227,6 +259,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipe-keys": keys_of_recipes,
     "presets": presets,
     "costs": costs,
+    "speed": speed,
 }
 """What makes each table, by its name; `options COMMAND` beside them."""
 

@@ -74,7 +74,7 @@ def _symmetric(sizes: Array, counts: Array, scheme: Scheme) -> float:
     upto = np.append(0.0, np.cumsum(counts))
     most, top = float(sizes[-1]), (1 << (scheme.bits - 1)) - 1
     costs = []
-    for part in np.array_split(np.arange(1, CANDIDATES + 1), max(1, CANDIDATES * top >> 17)):
+    for part in np.array_split(np.arange(1, CANDIDATES + 1), max(1, CANDIDATES * top >> 14)):
         step = most * part / CANDIDATES / top
         edges = np.minimum((np.arange(top + 1) + 0.5) * step[:, None], most)
         edges = np.concatenate([np.zeros((len(part), 1)), edges], axis=1)
@@ -87,7 +87,7 @@ def _affine(values: Array, counts: Array, scheme: Scheme) -> tuple[float, float]
     upto = np.append(0.0, np.cumsum(counts))
     lo, hi, middle = float(values[0]), float(values[-1]), histogram.quantile(values, counts, 0.5)
     cells, costs = 1 << scheme.bits, []
-    for part in np.array_split(np.arange(1, CANDIDATES + 1), max(1, CANDIDATES * cells >> 17)):
+    for part in np.array_split(np.arange(1, CANDIDATES + 1), max(1, CANDIDATES * cells >> 14)):
         start = middle - part / CANDIDATES * (middle - lo)
         step = (middle + part / CANDIDATES * (hi - middle) - start) / (cells - 1)
         inner = start[:, None] + (np.arange(cells - 1) + 0.5) * step[:, None]

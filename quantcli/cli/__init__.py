@@ -12,12 +12,10 @@ from typing import NoReturn
 
 import click
 
-from quantcli import interrupts, registry
+from quantcli import front, interrupts, registry
 from quantcli.cli import _help
 from quantcli.errors import QuantcliError, printable
-
-COMPLETE = "_QUANTCLI_COMPLETE"
-"""The environment variable by which a shell asks for completions."""
+from quantcli.front import COMPLETE
 
 BUG = 70
 """Exit code for an error that is quantcli's own (EX_SOFTWARE)."""
@@ -34,20 +32,11 @@ EXIT_CODES = {
 """What an exit code means of most commands, and of those that judge. A signal ends the process as it ends others."""
 
 
-EXAMPLES = (
-    ("quantcli quantize model.safetensors --bits 4", "quantize a file"),
-    ("quantcli report model-w4g128.safetensors", "show what it cost"),
-    ("quantcli quantize --help", "options of a command"),
-    ("quantcli help formats", "help on a topic"),
-)
-"""What to try first."""
-
-
 class _Commands(click.Group):
     """The commands are the modules of this package that provide one; each is imported when it is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in registry.names("cli") if name not in ("options",)]
+        return list(registry.commands())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
@@ -68,8 +57,8 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        commands = [(name, registry.summary("cli", name)) for name in self.list_commands(ctx)]
-        _help.write(self, ctx, formatter, EXAMPLES, {"Commands": commands})
+        ctx.color = front.wants_colour(sys.stdout, "auto")  # click asks for a terminal alone
+        front.program(formatter)
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -82,7 +71,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": list(front.NAMES), "max_content_width": front.MOST},
     no_args_is_help=False,
     invoke_without_command=True,
 )
@@ -92,12 +81,12 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     is_eager=True,
     expose_value=False,
     callback=_version,
-    help="Show the version and the kernels in use.",
+    help=front.VERSION,
     group="Run",
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Quantize model weight files, and say what it cost."""
+    """The commands, and their first page of help where none is named."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

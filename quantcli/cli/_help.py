@@ -7,15 +7,14 @@ Nothing here is imported but click: help is read more often than anything else, 
 from __future__ import annotations
 
 import inspect
-import os
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TextIO, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from quantcli import registry
+from quantcli.front import Example, wants_colour, write_examples, write_heading, write_sections, write_text
 
 FILE = click.Path(path_type=str)
 """The type of an option that takes the name of a file."""
@@ -24,12 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = ("Common", "Gates", "Scheme", "Search", "Selection", "Size", "Output", "Run")
 """The groups of options, in the order in which help shows them."""
-
-WIDEST = 26
-"""Columns for the names of options; a longer one has its text on the next line."""
-
-Example = tuple[str, str]
-"""A command line, and what it does in a few words."""
 
 
 class Option(click.Option):
@@ -124,77 +117,21 @@ def grouped(command: click.Command, ctx: click.Context) -> Mapping[str, list[cli
 
 
 def write(
-    command: click.Command,
-    ctx: click.Context,
-    formatter: click.HelpFormatter,
-    examples: Sequence[Example],
-    more: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    command: click.Command, ctx: click.Context, formatter: click.HelpFormatter, examples: Sequence[Example]
 ) -> None:
-    """Write the help of a command: what it does, examples, details, sections of `more`, and its options in groups."""
+    """Write the help of a command: what it does, examples, details, and its options in groups."""
     ctx.color = wants_colour(sys.stdout, "auto")  # click asks for a terminal alone
     command.format_usage(ctx, formatter)
     formatter.write_paragraph()
     first, _, details = inspect.cleandoc(command.help or "").partition("\n\n")
-    _write_text(formatter, first)
+    write_text(formatter, first)
     if examples:
-        _write_heading(formatter, "Examples")
-        for line in _example_lines(examples, formatter.width):
-            formatter.write(f"{line}\n")
+        write_examples(formatter, examples)
     if details:
-        _write_heading(formatter, "Details")
-        _write_text(formatter, details)
+        write_heading(formatter, "Details")
+        write_text(formatter, details)
     options = grouped(command, ctx).items()
-    write_sections(
-        formatter, {**(more or {}), **{group: [r for o in found for r in _rows(o, ctx)] for group, found in options}}
-    )
-
-
-def write_sections(formatter: click.HelpFormatter, sections: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-    """Write names with their texts under headings, the texts of all sections in one column."""
-    sections = {heading: [(f"  {left}", text) for left, text in rows] for heading, rows in sections.items()}
-    column = min(max(len(left) for rows in sections.values() for left, _ in rows), WIDEST) + 2
-    for heading, rows in sections.items():
-        _write_heading(formatter, heading)
-        for left, text in rows:
-            _write_row(formatter, left, text, column)
-
-
-def wants_colour(stream: TextIO, choice: str) -> bool:
-    """Whether to colour: on a terminal that can, unless NO_COLOR is set; --color and FORCE_COLOR decide before."""
-    if choice != "auto":
-        return choice == "always"
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Its lines; names of options and files stay whole."""
-    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False)
-
-
-def _write_text(formatter: click.HelpFormatter, text: str) -> None:
-    for number, paragraph in enumerate(text.split("\n\n")):
-        if number:
-            formatter.write_paragraph()
-        for line in _wrapped(paragraph, formatter.width - 2):
-            formatter.write(f"  {line}\n")
-
-
-def _write_heading(formatter: click.HelpFormatter, text: str) -> None:
-    formatter.write_paragraph()
-    formatter.write(click.style(f"{text}:", bold=True) + "\n")
-
-
-def _example_lines(examples: Sequence[Example], width: int) -> Iterator[str]:
-    """The examples with what they do behind them, or above each where a line would be too long."""
-    longest = max(len(line) for line, _ in examples)
-    fits = all(longest + len(why) + 6 <= width for _, why in examples)
-    for line, why in examples:
-        comment = click.style(f"# {why}", dim=True)
-        yield f"  {line.ljust(longest)}  {comment}" if fits else f"  {comment}\n  {line}"
+    write_sections(formatter, {group: [row for one in found for row in _rows(one, ctx)] for group, found in options})
 
 
 def _rows(option: click.Option, ctx: click.Context) -> Iterable[tuple[str, str]]:
@@ -208,16 +145,3 @@ def _rows(option: click.Option, ctx: click.Context) -> Iterable[tuple[str, str]]
     words = option.words if isinstance(option, Option) else {}
     for name, word in words.items():
         yield f"  {name}", word
-
-
-def _write_row(formatter: click.HelpFormatter, left: str, text: str, column: int) -> None:
-    """A name and its text, which is wrapped in a column of its own."""
-    name = left.lstrip()
-    styled = left[: len(left) - len(name)] + click.style(name, fg="cyan")
-    lines = _wrapped(text, formatter.width - column) or [""]
-    if len(left) + 2 <= column:
-        formatter.write(f"{styled}{' ' * (column - len(left))}{lines.pop(0)}\n")
-    else:
-        formatter.write(f"{styled}\n")
-    for line in lines:
-        formatter.write(f"{' ' * column}{line}\n")

@@ -25,7 +25,8 @@ def command(shell: str, debug: bool) -> None:
     """Print what a shell needs to complete commands, options, files and tensor names."""
     from click.shell_completion import get_completion_class
 
-    from quantcli.cli import COMPLETE, cli
+    from quantcli.cli import cli
+    from quantcli.front import COMPLETE
 
     found = get_completion_class(shell)
     assert found is not None

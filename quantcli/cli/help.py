@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import click
 
-from quantcli import registry
+from quantcli import front, registry
 from quantcli.cli import _help
 from quantcli.errors import UsageError, printable
 
@@ -61,11 +61,11 @@ def command(ctx: click.Context, topic: str | None, color: str) -> None:
     """
     from quantcli.cli import cli
 
-    ctx.color = _help.wants_colour(sys.stdout, color)
+    ctx.color = front.wants_colour(sys.stdout, color)
     if topic is None:
         formatter = ctx.make_formatter()
         commands = {name: registry.summary("cli", name) for name in _commands()}
-        _help.write_sections(formatter, {"Topics": list(topics().items()), "Commands": list(commands.items())})
+        front.write_sections(formatter, {"Topics": list(topics().items()), "Commands": list(commands.items())})
         formatter.write("\nquantcli help TOPIC shows a topic, quantcli COMMAND --help a command.\n")
         click.echo(formatter.getvalue().lstrip("\n"), nl=False)
     elif topic in topics():
@@ -109,7 +109,7 @@ def _unknown(topic: str) -> UsageError:
 
 def _show(text: str, color: str) -> None:
     """Print a topic: laid out on a terminal and where colour is asked for, else as it is."""
-    coloured = _help.wants_colour(sys.stdout, color)
+    coloured = front.wants_colour(sys.stdout, color)
     if not coloured and not sys.stdout.isatty():
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from quantcli import interrupts, registry
+from quantcli import front, interrupts, registry
 from quantcli.cli import _help, _naming
 from quantcli.cli._bar import Bar
 from quantcli.cli._help import F
@@ -111,7 +111,7 @@ class Console:
     @property
     def coloured(self) -> bool:
         """Whether what is printed is coloured."""
-        return _help.wants_colour(sys.stdout, self.color)
+        return front.wants_colour(sys.stdout, self.color)
 
     def inform(self, *messages: str) -> None:
         """A line each on standard error, unless quiet."""

@@ -15,7 +15,6 @@ from quantcli.floats import Reading, float_source
 from quantcli.folders import job
 from quantcli.folders.job import Say, Whole
 from quantcli.folders.sidefiles import CARD, CONFIG, Weights
-from quantcli.layouts.compressed_tensors.write import SENTENCES
 from quantcli.layouts.writer import named
 from quantcli.models import Model, open_model
 from quantcli.planning import plan
@@ -162,7 +161,11 @@ def _opened(source: Source, order: Order, member: Member) -> Opened:
     source, to, why = aimed(source, order, folder=True)
     if to is not None:
         check_target(component, to, place=source.path)
-    said = [SENTENCES] if to == USUAL and component.library == "sentence-transformers" else []
+    said = []
+    if to == USUAL and component.library == "sentence-transformers":
+        from quantcli.layouts.compressed_tensors.write import SENTENCES
+
+        said = [SENTENCES]
     return Opened(source=source, order=order, to=to, notes=(*([why] if why else []), *said))
 
 

@@ -53,11 +53,43 @@ struct SmallFloats {
       const Sixteen a = magnitude(t);
       clipped.add_below(to.limit, a);
       const Landing<Sixteen> at = Rounding::land(lesser(a, to.top), to.lowest, to.step);
-      const Whole size = ((bits_of(at.binade) - bits_of(to.lowest)) >> to.shift) + (bits_of(at.sum) - bits_of(at.magic));
+      const Whole binades = bits_of(at.binade) - bits_of(to.lowest), steps = bits_of(at.sum) - bits_of(at.magic);
+      const Whole size = (binades >> to.shift) + steps;
       const Whole negative = bits_of(t) & all_whole(INT32_MIN);
       const Sixteen value = floats_of(bits_of(at.value()) | negative);
       const Whole negative_code = (all_whole(0) - size) & negative;  // there is no second zero
       return {size | (negative_code >> (31 - to.sign)), x - value * scale};
+    }
+  };
+
+  Group group(float scale, float) const { return {*this, all(scale), all(scale == 0 ? 1.0f : scale)}; }
+};
+
+// Few levels of any spacing.
+struct FewLevels {
+  const Table& table;
+  Sixteen low, high;
+
+  FewLevels(const Grid&, const Table& table) : table(table), low(all(table.low)), high(all(table.high)) {}
+
+  struct Group {
+    const FewLevels& to;
+    Sixteen scale, divisor;
+
+    Coded coded(Sixteen x, Counter& clipped) const {
+      const Sixteen t = x / divisor;
+      clipped.add_below(t, to.low);
+      clipped.add_below(to.high, t);
+      Eight half[2], code[2], level[2];
+      std::memcpy(half, &t, sizeof half);
+      for (int i = 0; i < 2; ++i) {
+        const EightInts place = to.table.few.place(half[i]);
+        code[i] = to.table.codes_of.at(place), level[i] = to.table.levels_of.at(place);
+      }
+      Sixteen codes, levels;
+      std::memcpy(&codes, code, sizeof codes);
+      std::memcpy(&levels, level, sizeof levels);
+      return {whole(codes), x - levels * scale};
     }
   };
 

@@ -1,7 +1,7 @@
 // Rows of weights to rows of codes, and the sums of their errors.
 //
-// Plain integers and small floats in whole vectors, which is nearly all there is, stay in registers from the weight to
-// its code (coders.h); whatever is left goes through arrays, a span of LANES weights at a time.
+// Plain integers, small floats and few levels in whole vectors, which is nearly all there is, stay in registers from
+// the weight to its code (coders.h); whatever is left goes through arrays, a span of LANES weights at a time.
 
 #pragma once
 
@@ -95,8 +95,9 @@ struct Encoder {
   bool in_registers() const {
     const bool whole = tile.group % LANE_COUNT == 0 || tile.group >= tile.cols;
     const bool integers = grid.mode == INTEGER && !grid.midrise;
-    const bool floats = grid.mode == LEVELS && params.codebook->small.mantissa >= 0 && !errors;
-    return (integers || floats) && whole && tile.cols % PADDING == 0;
+    const Codebook* book = grid.mode == LEVELS && !errors ? params.codebook : nullptr;
+    const bool levels = book && (book->small.mantissa >= 0 || book->count <= FEW_LEVELS);
+    return (integers || levels) && whole && tile.cols % PADDING == 0;
   }
 
   // Calls step(first, n, scale, zero) for the columns of a row that are in the same run and the same group.
@@ -176,8 +177,10 @@ struct Encoder {
 
   template <int KIND>
   void encode_fast(int64_t row, bool stored, Totals& totals) const {
-    if (grid.mode == LEVELS)
+    if (grid.mode == LEVELS && params.codebook->small.mantissa >= 0)
       stored ? encode_fast<KIND, SmallFloats, false>(row, totals) : attempt_fast<KIND, SmallFloats>(row, totals);
+    else if (grid.mode == LEVELS)
+      stored ? encode_fast<KIND, FewLevels, false>(row, totals) : attempt_fast<KIND, FewLevels>(row, totals);
     else if (!stored)
       attempt_fast<KIND, Integers>(row, totals);
     else if (errors)

@@ -6,8 +6,20 @@
 
 namespace {
 
+// Of equal ones the second.
+inline float lesser(float a, float b) { return a < b ? a : b; }
 inline float larger(float a, float b) { return a > b ? a : b; }
-inline Eight larger(Eight a, Eight b) { return most(a, b); }
+#ifdef __AVX__
+inline Eight lesser(Eight a, Eight b) {
+  return reinterpret_cast<Eight>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+inline Eight larger(Eight a, Eight b) {
+  return reinterpret_cast<Eight>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+#else
+inline Eight lesser(Eight a, Eight b) { return pick(a < b, a, b); }
+inline Eight larger(Eight a, Eight b) { return pick(a > b, a, b); }
+#endif
 
 inline float power_of_two(float a) { return from_bits(to_bits(a) & 0x7f800000u); }
 inline Sixteen power_of_two(Sixteen a) { return floats_of(bits_of(a) & all_whole(0x7f800000)); }
@@ -19,8 +31,8 @@ inline Eight power_of_two(Eight a) {
   return a;
 }
 
-// A magnitude on its way to one of the small floats. `magic` is so large that a sum with it has no room for the bits that
-// small floats do not have.
+// A magnitude on its way to one of the small floats. `magic` is so large that a sum with it has no room for the bits
+// that small floats do not have.
 template <class Number>
 struct Landing {
   Number binade, magic, sum;
@@ -62,7 +74,7 @@ inline void quantize_floats(const float* x, int n, float scale, const Small& sma
     const float t = x[i] / divisor;
     clipped[i] += (t < low) | (t > high);
     const float a = std::fabs(t);
-    const Landing<float> at = Rounding::land(a < to.top ? a : to.top, to.lowest, to.step);
+    const Landing<float> at = Rounding::land(lesser(a, to.top), to.lowest, to.step);
     const uint32_t magnitude = to.code(at), negative = magnitude ? to_bits(t) >> 31 : 0;
     code[i] = float(int32_t(magnitude | negative << sign));
     error[i] = x[i] - (t < 0 ? -at.value() : at.value()) * scale;

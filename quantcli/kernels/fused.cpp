@@ -42,7 +42,7 @@ struct Scratch {
   }
 };
 
-// The ranges of groups, or of a range around 0 only their largest magnitude; whether all weights are finite.
+// The ranges of groups, or by_size those that their largest magnitudes span around 0; whether all weights are finite.
 bool look(const Tile& band, bool by_size, int64_t count, Groups& groups) {
   if (!by_size) return tile_ranges(band, groups.low.data(), groups.high.data(), groups.extreme.data());
   const bool finite = tile_largest(band, groups.high.data());

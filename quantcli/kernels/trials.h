@@ -23,7 +23,7 @@ struct Trials {
 typedef double EightDoubles __attribute__((vector_size(64)));
 typedef int64_t EightPlaces __attribute__((vector_size(64)));
 
-// The best trials so far of sixteen groups, the first ones of equal ones.
+// The best trials so far of sixteen groups; of equal ones the first.
 struct Judge {
   EightDoubles least[2] = {INFINITY + EightDoubles{}, INFINITY + EightDoubles{}};
   EightPlaces best[2];
@@ -70,7 +70,7 @@ struct TrialFloats {
       std::memcpy(&v, x + i * W, sizeof v);
       if (counts) std::memcpy(&often, counts + i * W, sizeof often);
       for (int k = 0; k < N; ++k) {
-        const Eight a = v * times[k], e = a - Rounding::land(least(a, top), lowest, step).value();
+        const Eight a = v * times[k], e = a - Rounding::land(lesser(a, top), lowest, step).value();
         sum[k] += counts ? e * e * often : e * e;
       }
     }
@@ -78,7 +78,7 @@ struct TrialFloats {
       sums[k] += double(fold(sum[k]));
       for (int i = whole * W; i < n; ++i) {  // the rest, which does not fill a vector
         const float a = x[i] * times[k];
-        const float e = a - Rounding::land(a < to.top ? a : to.top, to.lowest, to.step).value();
+        const float e = a - Rounding::land(lesser(a, to.top), to.lowest, to.step).value();
         sums[k] += double(counts ? e * e * counts[i] : e * e);
       }
     }

@@ -132,7 +132,8 @@ inline void store(Sixteen x, float* p) {
 
 inline Sixteen gathered(const float* values, const int32_t* at) {
   const __m256i* p = reinterpret_cast<const __m256i*>(at);
-  return {_mm256_i32gather_ps(values, _mm256_loadu_si256(p), 4), _mm256_i32gather_ps(values, _mm256_loadu_si256(p + 1), 4)};
+  return {_mm256_i32gather_ps(values, _mm256_loadu_si256(p), 4),
+          _mm256_i32gather_ps(values, _mm256_loadu_si256(p + 1), 4)};
 }
 
 template <int KIND>

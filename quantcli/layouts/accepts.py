@@ -133,9 +133,13 @@ class Accepts:
         like = [kind for kind in kinds if scheme.format in kind.formats] or [
             kind for kind in kinds if kind.formats[0].startswith(scheme.format[:3])
         ]
-        like = like or [self]
+        like = like or [min(kinds, key=lambda kind: kind._apart(scheme.bits))]
         like = [kind for kind in like if kind.storage == scheme.storage] or like
         return like[0]._nearest(scheme)
+
+    def _apart(self, bits: int) -> tuple[bool, int]:
+        """How far its widths are from another one; fewer bits are farther than more."""
+        return max(self.bits) < bits, min(abs(own - bits) for own in self.bits)
 
     def _nearest(self, scheme: Scheme) -> Scheme:
         """The same without the others."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantcli import registry
 from quantcli.errors import DataError, printable
@@ -23,9 +23,11 @@ from quantcli.layouts.reader import CODES, COMFYUI, OWN, SMALL_FLOATS, WHOLE
 from quantcli.layouts.writer import KEY as EXPORT_KEY
 from quantcli.stores import Source
 from quantcli.stores.files import read_small
-from quantcli.stores.onnx_graph import Graph
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
+
+if TYPE_CHECKING:
+    from quantcli.stores.onnx_graph import Graph
 
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ and ModelOpt."""

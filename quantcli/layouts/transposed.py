@@ -33,6 +33,9 @@ T = TypeVar("T")
 BAND = 3 << 19
 """Bytes of the codes of a band."""
 
+WIDE = 1 << 14
+"""Columns above which a band is twice as large: it has few rows, for which much of the rest is read and dropped."""
+
 MOVED = 1 << 22
 """The same where codes are moved, and nothing is decoded: half as many reads, each twice as long."""
 
@@ -98,7 +101,8 @@ def decode(
 ) -> Floats:
     """Some rows of a weight of this shape, by the bands they lie in. make(first, last): a band, which begins with a
     multiple of 32 rows and ends with one or the last row."""
-    taken = among(bands, name, span, shape[0], _height(shape[1], bits, BAND), make)
+    size = BAND * 2 if shape[1] > WIDE else BAND
+    taken = among(bands, name, span, shape[0], _height(shape[1], bits, size), make)
     found = [_decoded(band, own, shape[1], bits) for band, own in taken]
     return found[0] if len(found) == 1 else np.concatenate(found)
 

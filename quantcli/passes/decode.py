@@ -14,7 +14,7 @@ from quantcli.floats import plain_metadata
 from quantcli.models import Model, View
 from quantcli.passes.tiles import COPY, Progress, Visit, begun, walk
 from quantcli.stores.files import OutputFile, check_space
-from quantcli.stores.safetensors import lay_out, validate
+from quantcli.stores.safetensors import lay_out
 from quantcli.tensors.info import TensorInfo
 
 
@@ -66,11 +66,12 @@ def write(
             out.write(at + first * DTYPES[target].bits // 8, values.data.cast("B"))
             advance(values.nbytes)
 
-        out.write(0, places.header(metadata))
+        for at, piece in places.header(metadata):
+            out.write(at, piece)
         walk((visit(view, places.offsets[name]) for name, view in views.items()), threads=threads)
         model.source.check_unchanged()
         out.sync()
-        validate(out.temp, path)
+        places.check(out.temp, path)
         out.publish()
     return places.size
 

@@ -18,7 +18,7 @@ from quantcli.layouts.held import Moved
 from quantcli.layouts.native.model import Model
 from quantcli.layouts.writer import named
 from quantcli.models import view_of
-from quantcli.passes import compare, outputs, readback
+from quantcli.passes import compare, outputs
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import Producer, Taking, from_floats
 from quantcli.passes.quantize import check_second, cleared
@@ -140,6 +140,8 @@ class Export:
         exact = dict(outcome.exact)
         changed = [n for n in exact if n in self.wanted or (model.by_name[n].scheme is not None and not exact[n])]
         against = {name: self.model[name].view for name in changed}
+        from quantcli.passes import readback
+
         found = readback.measure(changed, homes, against, model, threads=self.threads)
         outcome.exact.update({n: True for n, m in found.items() if m is not None and m.exact and n not in self.wanted})
         again = Model(self.floats)

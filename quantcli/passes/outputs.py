@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -22,13 +22,13 @@ from quantcli.layouts.writer import KEY, Again, Beside, Conversion, Weight, Writ
 from quantcli.planning.plan import Plan
 from quantcli.planning.request import Request
 from quantcli.stores import Source, open_source, seal
-from quantcli.stores.safetensors import lay_out, validate
+from quantcli.stores.safetensors import lay_out
 from quantcli.tensors.decided import Decided
 
 NAME = "model.safetensors"
 """The file of a model that is one file in a folder."""
 
-Pieces = Sequence[tuple[int, "bytes | bytearray"]]
+Pieces = Iterable[tuple[int, bytes]]
 """What stands between the tensors of a file: offset and bytes."""
 
 Results = Mapping[str, Result]
@@ -247,11 +247,11 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
     outputs = [o for name in names for o in found.jobs[name].outputs]
     tensors = [model.by_name[name] for name in names]
 
-    def metadata(results: Results | None) -> dict[str, str]:
+    def metadata(results: Results | None) -> dict[str, str | Iterable[str]]:
         held = {"format": "pt", **cut.metadata}
         if model.document == "new":
-            text = document.document(tensors, model.request, model.digest, cut.source_bytes, results)
-            return {**held, **found.header(names), NATIVE_KEY: text}
+            pieces = document.document(tensors, model.request, model.digest, cut.source_bytes, results)
+            return {**held, **found.header(names), NATIVE_KEY: pieces}
         other = {**{k: v for k, v in held.items() if k not in (NATIVE_KEY, KEY)}, **found.header(names)}
         if model.document == "kept" and NATIVE_KEY in held:
             return {**other, NATIVE_KEY: held[NATIVE_KEY]}
@@ -263,19 +263,14 @@ def safetensors(model: Outgoing, cut: Cut, path: str) -> OneFile:
         raise error.within(path) from None
 
     def between(results: Results | None) -> Pieces:
-        header = places.header(metadata(results))
-        if model.document == "new" and results is not None:
-            seal.seal(header)
-        return [(0, header)]
+        new, kept = model.document == "new", model.document == "kept"
+        # Where the header of a source was changed, a digest of what is kept of it would hide that.
+        sealed = results is not None if new else kept and cut.intact
+        pieces = places.header(metadata(results))
+        return seal.seal(pieces) if sealed else pieces
 
-    fixed: Callable[[Results | None], Pieces] = between
-    if model.document != "new":
-        header = places.header(metadata(None))
-        if model.document == "kept" and cut.intact:  # else the change of a changed header would be hidden
-            seal.seal(header)
-        fixed = _always([(0, header)])
     return OneFile(
-        name=cut.name, tensors=names, size=places.size, offsets=places.offsets, between=fixed, check=validate
+        name=cut.name, tensors=names, size=places.size, offsets=places.offsets, between=between, check=places.check
     )
 
 

@@ -15,7 +15,7 @@ from quantcli.errors import DataError, QuantcliError, printable
 from quantcli.layouts.native.document import Result
 from quantcli.layouts.native.model import Model
 from quantcli.models import view_of
-from quantcli.passes import outputs, readback
+from quantcli.passes import outputs
 from quantcli.passes.outputs import OneFile, Outgoing
 from quantcli.passes.producing import from_floats, trials_of
 from quantcli.passes.tiles import COPY, Progress
@@ -129,6 +129,8 @@ def write_part(
     def measured(outcome: Outcome, homes: Mapping[str, str]) -> None:
         rounded = [n for n, same in outcome.exact.items() if not same and model.by_name[n].scheme is not None]
         if rounded:
+            from quantcli.passes import readback
+
             originals = Model(source)
             against = {name: view_of(originals[name]) for name in rounded}
             found = readback.measure(rounded, homes, against, model, threads=options.threads)

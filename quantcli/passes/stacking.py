@@ -121,10 +121,8 @@ class Stacked:
 def stacked(source: Source, tensors: Sequence[Any], rules: Rules, digest: str, raw: Bytes) -> Iterator[Stacked] | None:
     """A run of tensors quantized together; None where they are to be done one by one. raw: room for their bytes."""
     plan, info, count = tensors[0].grouping, tensors[0].info, len(tensors)
-    size, width = info.nbytes, row_bytes(plan.cols, tensors[0].scheme.bits)
-    view = raw.data
-    for place, tensor in enumerate(tensors):
-        source.read(tensor.info.name, 0, view[place * size : (place + 1) * size])
+    size, width, view = info.nbytes, row_bytes(plan.cols, tensors[0].scheme.bits), raw.data
+    source.read_each([tensor.info.name for tensor in tensors], view[: count * size])
     tile = as_tile(raw, info.dtype, TileSpan(0, count * plan.rows, 0, plan.cols), plan.group)
     packed = np.empty((count * plan.rows, width), np.uint8)
     found = kernels.load().quantize_each(tile, count, *rules, packed.reshape(-1))

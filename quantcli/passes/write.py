@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantcli import interrupts
 from quantcli.errors import QuantcliError
@@ -28,6 +28,10 @@ from quantcli.stores.files import OutputFile
 from quantcli.stores.workspace import remove
 from quantcli.tensors.decided import Decided
 from quantcli.tensors.fit import Misfit, NotFinite
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SMALL = 1 << 14
 """Bytes of outputs up to which a tensor takes longer to think about than to compute: of such tensors one thread at a
@@ -159,8 +163,8 @@ class _Pass:
         if together is None:
             return 0
         for number, values in enumerate(together(first.alike)):
-            for job, row in zip(jobs, values):
-                self._put(job, gathered.add, number, 0, row.data)
+            if not self.outcome.amendments:
+                gathered.add_each([self._place(job.outputs[number].name) for job in jobs], values)
         return len(jobs)
 
     def _at_once(self, name: str, producer: Producer, gathered: _Gathered) -> None:
@@ -215,9 +219,15 @@ class _Pass:
         data = memoryview(values)
         if not data.nbytes or self.outcome.amendments:  # then this pass only looks for further tensors to decide again
             return
-        name = job.outputs[output].name
-        out, at = next((out, file.offsets[name]) for file, out in self._files if name in file.offsets)
+        out, at = self._place(job.outputs[output].name)
         write(out, at + offset, data)
+
+    def _place(self, name: str) -> tuple[OutputFile, int]:
+        """The file of an output, and where it is in it."""
+        for file, out in self._files:
+            if (at := file.offsets.get(name)) is not None:
+                return out, at
+        raise AssertionError(f"{name}: in no file")
 
 
 class _Gathered:
@@ -229,6 +239,15 @@ class _Gathered:
     def add(self, out: OutputFile, offset: int, data: memoryview) -> None:
         """Remember to write a copy of some bytes."""
         self._parts.setdefault(out, []).append((offset, data.tobytes()))
+
+    def add_each(self, places: Sequence[tuple[OutputFile, int]], values: NDArray[np.uint8]) -> None:
+        """Remember to write a row at each of these places; rows that follow each other as one."""
+        size, first = values.shape[1], 0
+        for at in range(1, len(places) + 1):
+            out, offset = places[first]
+            if at == len(places) or places[at] != (out, offset + (at - first) * size):
+                self.add(out, offset, values[first:at].data)
+                first = at
 
     def write(self) -> None:
         """Write them."""

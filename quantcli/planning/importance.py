@@ -18,7 +18,6 @@ import numpy as np
 from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.errors import UsageError, printable
 from quantcli.patterns import module_of, near_misses
-from quantcli.planning.imatrix import importances
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns
 from quantcli.tensors.info import TensorInfo
@@ -105,7 +104,12 @@ def load(path: str, digest: str | None = None) -> Importance:
         total = sum(info.nbytes for info in source.infos())
         if total > MOST:
             raise UsageError(f"the importances have {total} bytes, more than the limit of {MOST}", place=[path])
-        entries = dict(importances(source)) if source.kind == "gguf" else _tensors(source)
+        if source.kind == "gguf":
+            from quantcli.planning.imatrix import importances
+
+            entries = dict(importances(source))
+        else:
+            entries = _tensors(source)
     if not entries:
         raise UsageError("the file holds no importances", place=[path])
     for name, values in entries.items():

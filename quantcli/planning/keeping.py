@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from quantcli.dtypes import DTYPES
 from quantcli.patterns import module_of
@@ -13,6 +15,9 @@ MAX_DIMENSIONS = 64
 
 _NAMED = [reason for reason in REASONS.values() if reason.named is not None]
 """Reasons that lie in a name, in the order in which they are looked for."""
+
+_NUMBER = re.compile("[0-9]+")
+"""What many names differ in; no reason is about a certain number."""
 
 
 def _last_module(name: str) -> str:
@@ -32,17 +37,25 @@ def why_kept(info: TensorInfo, *, keep_defaults: bool = True, keep_embeddings: b
     if len(info.shape) > MAX_DIMENSIONS:
         return "unsupported-shape"
     if keep_defaults or keep_embeddings:
-        for reason in _NAMED:
-            if not keep_defaults and reason.name not in TABLES:
-                continue
-            # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
-            own = reason.name == "norm" and len(info.shape) != 1
-            name = _last_module(info.name[-1024:]) if own else info.name[-1024:]
-            if reason.named is not None and reason.named.search(name):
-                return reason.name
+        found = _by_name(_NUMBER.sub("0", info.name[-1024:]), len(info.shape) == 1, keep_defaults)
+        if found is not None:
+            return found
     if len(info.shape) == 1:
         return "one-dimensional"
     return "small" if keep_defaults and info.numel < SMALL else None
+
+
+@lru_cache(maxsize=4096)
+def _by_name(name: str, vector: bool, keep_defaults: bool) -> str | None:
+    """The reason that lies in a name, if there is one. keep_defaults: else only embeddings and heads are looked for."""
+    for reason in _NAMED:
+        if not keep_defaults and reason.name not in TABLES:
+            continue
+        # A matrix counts as a norm's only if it is the norm's own: norm1.linear.weight is a layer like others.
+        own = reason.name == "norm" and not vector
+        if reason.named is not None and reason.named.search(_last_module(name) if own else name):
+            return reason.name
+    return None
 
 
 def embeddings_alone(infos: Sequence[TensorInfo], reasons: Mapping[str, str | None] | None = None) -> bool:

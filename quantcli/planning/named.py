@@ -89,9 +89,21 @@ def named(name: Any, place: str) -> dict[str, Any]:
         found = fields(name)
         if found is not None:
             return found
+    if isinstance(name, str) and (kind := _kind_of_file(name)) is not None:
+        problem = f"{printable(repr(name), 60)} is a type of files, not of tensors"
+        raise UsageError(problem, place=[place], hint=f"write --to {kind}")
     close = difflib.get_close_matches(str(name).upper(), usual_names(), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "such as W4A16, W8A8, FP8_DYNAMIC or NVFP4A16"
     raise UsageError(f"{printable(repr(name), 60)} is not a scheme", place=[place], hint=hint)
+
+
+def _kind_of_file(name: str) -> str | None:
+    """The target that a name of a type of files stands for, TARGET:KIND; None for other words."""
+    from quantcli.layouts.comfyui.types import KINDS  # packages that most runs do without
+    from quantcli.layouts.gguf.mixes import FILE_TYPES
+
+    kinds = {**{kind: f"comfyui:{kind}" for kind in KINDS}, **{kind: f"gguf:{kind}" for kind in FILE_TYPES}}
+    return {canonical(kind): target for kind, target in kinds.items()}.get(canonical(name))
 
 
 def instead(scheme: Scheme, accepts: Accepts) -> str:
@@ -103,6 +115,8 @@ def instead(scheme: Scheme, accepts: Accepts) -> str:
     '--scheme W8A16'
     >>> instead(asking.Scheme(bits=4, group_size=48), writer("awq").accepts)
     '--scheme W4A16'
+    >>> instead(asking.Scheme(bits=8), writer("modelopt").accepts)
+    '--scheme MXFP8A16'
     """
     nearest = accepts.nearest(scheme)
     for like in (scheme, nearest):

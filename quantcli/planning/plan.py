@@ -70,7 +70,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     """
     names = [info.name for info in infos]
     excluded = matching(request.exclude, names, request.place("exclude"))
-    included = matching(request.include, names, request.place("include")) if request.include else set(names)
+    included = matching(request.include, names, request.place("include")) if request.include else None
     ruled = _ruled(request.rules, names)
     reasons, alone = _reasons(infos, request)
     own = targets.as_its_tools(infos, reasons, request)
@@ -89,7 +89,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
                 tensors.append(quantized(info, rule.scheme, "rule", note=note))
         elif info.name in excluded and quantizable:
             tensors.append(Kept(info=info, reason="excluded"))
-        elif info.name not in included and quantizable:
+        elif included is not None and info.name not in included and quantizable:
             tensors.append(Kept(info=info, reason="not-included"))
         elif info.name in own:
             tensors.append(own[info.name])

@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from quantcli.asking import SchemeRequest, decided_at
@@ -38,7 +37,7 @@ from quantcli.scheme import Scheme
 from quantcli.stores.files import read_small
 from quantcli.strict import LIMIT, lines, mapping, plain
 
-_PRESETS = Path(__file__).parent / "presets"
+_PRESETS = os.path.join(os.path.dirname(__file__), "presets")
 
 
 def _spelt_out(value: Any, place: str) -> Any:
@@ -85,7 +84,7 @@ class Recipe:
 
 def presets() -> list[str]:
     """The names of the presets."""
-    return sorted(p.name.removesuffix(".yaml") for p in _PRESETS.iterdir() if p.name.endswith(".yaml"))
+    return sorted(name.removesuffix(".yaml") for name in os.listdir(_PRESETS) if name.endswith(".yaml"))
 
 
 @cache
@@ -104,7 +103,7 @@ def load(
     """
     if path is None:
         return _with_rules(parse({"default": {}}, overrides or {}), rules)
-    raw = (_PRESETS / f"{path}.yaml").read_bytes() if path in presets() else _text(path)
+    raw = _text(os.path.join(_PRESETS, f"{path}.yaml") if path in presets() else path)
     document = plain(raw, path)
     where = lines(raw)
     try:

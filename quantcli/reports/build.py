@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quantcli import registry
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from quantcli.layouts.origins import Origin
     from quantcli.models import View
     from quantcli.passes.examine import Examined
+    from quantcli.scheme import Scheme
     from quantcli.stores import Source
     from quantcli.stores.pipelines import Component
 
@@ -45,7 +47,8 @@ def of_plan(
 ) -> RunReport:
     """The report on a plan, carried out (with results) or not. nbytes: of a tensor in the output, by name. request:
     what it follows, where that is known."""
-    found = [(results or {}).get(t.info.name, Result(None, None)) for t in plan]
+    nothing, known = Result(None, None), results or {}
+    found = [known.get(t.info.name, nothing) for t in plan]
     entries = sized(plan, nbytes)
     metrics = [r.metrics for r in found]
     tensors = [
@@ -109,7 +112,7 @@ def with_source(report: RunReport, source: Source, component: str = "") -> RunRe
 
     return replace(
         report,
-        tensors=[recorded(t) for t in report.tensors],
+        tensors=[recorded(t) for t in report.tensors] if earlier or notes else report.tensors,
         decoded_from=joined(report.decoded_from, source.decoded_from),
         arranged=joined(report.arranged, source.arranged),
     )
@@ -134,11 +137,17 @@ def _cautions(plan: Sequence[Decided]) -> list[str]:
     found: dict[str, list[str]] = {}
     for t in plan:
         if t.scheme is not None and t.scheme.calibration != "auto":
-            caution = registry.get("calibrators", t.scheme.calibration).caution
-            doubt = caution(t.scheme, t.info.numel // t.grouping.sets) if caution is not None else None
+            doubt = _doubt(t.scheme, t.info.numel // t.grouping.sets)
             if doubt is not None:
                 found.setdefault(doubt, []).append(printable(t.info.name))
     return [line for doubt, names in found.items() for line in named(doubt, names)]
+
+
+@lru_cache(maxsize=256)
+def _doubt(scheme: Scheme, count: int) -> str | None:
+    """What is doubtful about a scheme for groups of so many weights."""
+    caution = registry.get("calibrators", scheme.calibration).caution
+    return caution(scheme, count) if caution is not None else None
 
 
 def _beaten(tensors: Sequence[TensorReport]) -> list[str]:

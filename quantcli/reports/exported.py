@@ -166,7 +166,9 @@ def stored(name: str, outputs: Sequence[TensorInfo]) -> str:
     if len(outputs) == 1 and outputs[0].name == name:
         return outputs[0].dtype
     module = module_of(name)
-    return ", ".join(f"{o.name.removeprefix(module + '.') if module else o.name} {o.dtype}" for o in outputs)
+    names = [o.name.removeprefix(f"{name}\0") for o in outputs]  # of ONNX, which has other names in the file
+    shown = [own.removeprefix(f"{module}.") if module else own for own in names]
+    return ", ".join(f"{own} {o.dtype}" for own, o in zip(shown, outputs))
 
 
 def _loss(tensor: ExportedTensor) -> str:

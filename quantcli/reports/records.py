@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from quantcli.metrics import NOTHING, Metrics
+from quantcli.metrics import Metrics, decibels, together
 from quantcli.scheme import Scheme
 from quantcli.tensors.info import TensorInfo
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _OF_SCHEMES = ("bits", "format", "granularity", "symmetric", "calibration", "rounding")
 _OF_METRICS = ("mse", "nmse", "sqnr_db", "max_abs_error", "clipped_fraction")
 """Fields of reports that are those of schemes and of metrics."""
+_figures, _UNMEASURED = attrgetter(*_OF_METRICS), dict.fromkeys(_OF_METRICS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,9 +227,7 @@ def tensor_report(
     examined: Examined | None = None,
 ) -> TensorReport:
     """The report of one tensor."""
-    minmax = None
-    if metrics is not None and minmax_sse is not None:
-        minmax = Metrics(minmax_sse, metrics.power, 0, 0.0, 0).sqnr_db
+    minmax = None if metrics is None or minmax_sse is None else decibels(minmax_sse, metrics.power)
     return TensorReport(
         name=info.name,
         dtype=info.dtype,
@@ -259,9 +260,9 @@ def _of_scheme(scheme: Scheme | None) -> Mapping[str, Any]:
     }
 
 
-def _errors(metrics: Metrics | None) -> dict[str, Any]:
+def _errors(metrics: Metrics | None) -> Mapping[str, Any]:
     """Figures that tensors and the whole model have in common; None where nothing was measured."""
-    return {name: getattr(metrics, name) if metrics else None for name in _OF_METRICS}
+    return dict(zip(_OF_METRICS, _figures(metrics))) if metrics else _UNMEASURED
 
 
 def summarize(
@@ -274,8 +275,8 @@ def summarize(
 ) -> Summary:
     """The summary of these tensors."""
     known = [m for m in metrics if m is not None]
-    whole = sum(known, NOTHING)
-    sizes = [_numel(t) for t in tensors]
+    whole = together(known)
+    sizes = [math.prod(t.shape) for t in tensors]
     parameters = sum(sizes)
     covered = sum(n for n, t in zip(sizes, tensors) if t.disposition == "quantized")
     kept = Counter(t.reason for t in tensors if t.kept)
@@ -293,7 +294,3 @@ def summarize(
         ratio=bytes_in / bytes_out if bytes_out else 0.0,
         seconds=seconds,
     )
-
-
-def _numel(tensor: TensorReport) -> int:
-    return TensorInfo(tensor.name, tensor.dtype, tuple(tensor.shape)).numel

@@ -133,6 +133,7 @@ class Derived(Source):
         tensors: Iterable[Computed],
         *,
         metadata: Callable[[Source], dict[str, str]] = lambda source: source.metadata,
+        decoded: Mapping[str, TensorInfo] = MappingProxyType({}),
         decoded_from: str = "",
         others: Sequence[Source] = (),
         warnings: Sequence[str] | None = None,
@@ -140,10 +141,11 @@ class Derived(Source):
         arranged: str = "",
         shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
-        """metadata: what the header of a file says now. decoded_from, warnings, unsplit, arranged, shapes: as for every
+        """metadata: what the header of a file says now. decoded to shapes: as for every
         source. others: further sources that tensors are made of. Raises DataError where two tensors have one name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
+        self.decoded = decoded or base.decoded
         self.warnings = base.warnings if warnings is None else warnings
         self.unsplit, self.arranged, self.shapes = unsplit, arranged, shapes
         self.graph = base.graph

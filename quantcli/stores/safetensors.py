@@ -7,15 +7,15 @@ output is opened with the library before it takes its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
 
 from quantcli.dtypes import DTYPES
 from quantcli.errors import DataError, printable
-from quantcli.interrupts import Terminated
-from quantcli.stores import seal
+from quantcli.stores import safetensors_check, seal
 from quantcli.stores.files import InputFile
 from quantcli.stores.source import HeaderDocument, Source
 from quantcli.strict import strict_json
@@ -59,7 +59,9 @@ def _count(value: Any, what: str) -> int:
     return value
 
 
-def _entry(name: str, fields: Any) -> Entry:
+def _entry(name: str, fields: Any, shapes: dict[tuple[int, ...], tuple[int, ...]]) -> Entry:
+    """A tensor as its entry in a header has it. shapes: those that were seen, for most tensors share them. Raises
+    DataError."""
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise DataError("its header entry does not have just dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -67,8 +69,9 @@ def _entry(name: str, fields: Any) -> Entry:
         raise DataError(f"unknown dtype {printable(repr(dtype), 60)}")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise DataError("its shape or data_offsets are not lists of numbers")
-    dims = tuple(_count(n, "dimension") for n in shape)
-    begin, end = (_count(n, "offset") for n in offsets)
+    dims = tuple([_count(n, "dimension") for n in shape])
+    dims = shapes.setdefault(dims, dims)
+    begin, end = _count(offsets[0], "offset"), _count(offsets[1], "offset")
     bits = math.prod(dims) * DTYPES[dtype].bits
     if bits % 8 or end - begin != bits // 8:
         raise DataError(f"its {dtype} elements take {bits / 8:g} bytes, but its offsets leave {end - begin}")
@@ -96,10 +99,10 @@ def parse_header(file: InputFile) -> tuple[dict[str, str], list[Entry], bytes]:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise DataError("__metadata__ is not a map of strings", place=[place, "header"])
-    entries = []
+    entries, shapes = list[Entry](), dict[tuple[int, ...], tuple[int, ...]]()
     for name, fields in header.items():
         try:
-            entries.append(_entry(name, fields))
+            entries.append(_entry(name, fields, shapes))
         except DataError as error:
             raise error.within(place, printable(name)) from None
     entries.sort(key=lambda e: (e.begin, e.begin + e.info.nbytes))
@@ -145,6 +148,14 @@ class SafetensorsFile(Source):
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         self.file.read_into(self.data + self._entries[name].begin + start, buffer)
 
+    def read_each(self, names: Sequence[str], buffer: memoryview) -> None:
+        starts, first = [self._entries[name].begin for name in names], 0
+        size = len(buffer) // max(len(names), 1)
+        for at in range(1, len(names) + 1):  # tensors that lie beside each other in one go
+            if at == len(names) or starts[at] != starts[first] + (at - first) * size:
+                self.file.read_into(self.data + starts[first], buffer[first * size : at * size])
+                first = at
+
     def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
         self.file.read_runs(self.data + self._entries[name].begin + start, step, [run.data for run in runs])
 
@@ -168,75 +179,81 @@ class FileLayout:
     header_size: int
     size: int
 
-    def header(self, metadata: Mapping[str, str]) -> bytearray:
-        """Length and JSON of the header with this metadata, filled up with spaces."""
-        return header_bytes(self.infos, metadata, self.header_size)
+    def header(self, metadata: Texts) -> Iterator[tuple[int, bytes]]:
+        """Length and JSON of the header with this metadata, filled up with spaces: pieces, and where each is."""
+        at = 8
+        yield 0, (self.header_size - at).to_bytes(at, "little")
+        for piece in _header(self.infos, metadata):
+            yield at, piece
+            at += len(piece)
+        assert at <= self.header_size, f"a header of {at} bytes does not fit the {self.header_size} reserved"
+        yield at, b" " * (self.header_size - at)
+
+    def check(self, path: str, shown: str) -> None:
+        """Read the header of the finished file again. Raises DataError where it is not this one."""
+        safetensors_check.check(path, shown, self.infos, self.offsets, self.header_size)
 
 
-def header_bytes(infos: Sequence[TensorInfo], metadata: Mapping[str, str], size: int | None = None) -> bytearray:
-    """Length and JSON of the header of these tensors, one after another, filled up with spaces to `size` bytes
-    (default: the next multiple of 8).
+Texts = Mapping[str, "str | Iterable[str]"]
+"""Metadata, whole texts or in pieces: a native document may have 100 MB."""
+
+
+def _header(infos: Sequence[TensorInfo], metadata: Texts) -> Iterator[bytes]:
+    """The JSON of the header of these tensors, one after another, in pieces; a key of the metadata and the beginning of
+    its text are in one.
 
     Keys are sorted, so the same content gives the same bytes.
     """
-    text = bytearray(8)
-    text += b'{"__metadata__":{'
+    yield b'{"__metadata__":{'
     for number, (key, value) in enumerate(sorted(metadata.items())):
-        text += f'{"," if number else ""}{encode_basestring_ascii(key)}:"'.encode()
-        for start in range(0, len(value), _PIECE):  # a native document may have 100 MB
-            text += encode_basestring_ascii(value[start : start + _PIECE])[1:-1].encode()
-        text += b'"'
-    text += b"}"
+        begin = f'{"," if number else ""}{encode_basestring_ascii(key)}:"'
+        for text in _cut(value) if isinstance(value, str) else value:
+            yield f"{begin}{encode_basestring_ascii(text)[1:-1]}".encode()
+            begin = ""
+        yield f'{begin}"'.encode()
+    yield b"}"
+    entries = _entries(infos)
+    while some := ",".join(islice(entries, _AT_ONCE)):
+        yield f",{some}".encode()
+    yield b"}"
+
+
+def _cut(text: str) -> Iterator[str]:
+    """A text in pieces."""
+    return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+
+
+def _entries(infos: Sequence[TensorInfo]) -> Iterator[str]:
+    """The entries in a header of tensors that lie one after another."""
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, int]] = {}
     at = 0
-    for first in range(0, len(infos), _AT_ONCE):
-        lines = []
-        for info in infos[first : first + _AT_ONCE]:
-            end = at + info.nbytes
+    for info in infos:
+        kind = kinds.get(key := (info.dtype, info.shape))
+        if kind is None:
             shape = ",".join(map(str, info.shape))
-            name = encode_basestring_ascii(info.name)
-            lines.append(f',{name}:{{"dtype":"{info.dtype}","shape":[{shape}],"data_offsets":[{at},{end}]}}')
-            at = end
-        text += "".join(lines).encode()
-    text += b"}"
-    length = len(text) - 8
-    room = size - 8 if size is not None else -(-length // 8) * 8
-    if length > room:
-        raise AssertionError(f"a header of {length} bytes does not fit the {room} reserved")
-    if room > HEADER_LIMIT:
-        raise DataError(
-            f"a header of {room} bytes is more than safetensors allows", hint="quantize fewer tensors at once"
-        )
-    text[:8] = room.to_bytes(8, "little")
-    text += b" " * (room - length)
-    return text
+            kind = kinds[key] = f':{{"dtype":"{info.dtype}","shape":[{shape}],"data_offsets":[', info.nbytes
+        end = at + kind[1]
+        yield f"{encode_basestring_ascii(info.name)}{kind[0]}{at},{end}]}}"
+        at = end
 
 
-def lay_out(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> FileLayout:
+def lay_out(infos: Sequence[TensorInfo], metadata: Texts) -> FileLayout:
     """The layout of a file of these tensors, with room for metadata of up to the size of the given one.
 
     Wider elements go first, so that every tensor is aligned when the file is mapped. Raises DataError for a tensor
-    with the name that headers have for their metadata.
+    with the name that headers have for their metadata, and for a header that is too large.
     """
     if any(info.name == METADATA for info in infos):
         problem = "a safetensors file cannot hold a tensor of this name"
         raise DataError(problem, place=[METADATA], hint="rename it in the source")
     ordered = sorted(infos, key=lambda i: -DTYPES[i.dtype].bits)  # stable: source order among equals
-    at = header = len(header_bytes(ordered, metadata))
+    room = -(-sum(len(piece) for piece in _header(ordered, metadata)) // 8) * 8
+    if room > HEADER_LIMIT:
+        problem = f"a header of {room} bytes is more than safetensors allows"
+        raise DataError(problem, hint="quantize fewer tensors at once")
+    at = header = 8 + room
     offsets: dict[str, int] = {}
     for info in ordered:
         offsets[info.name] = at
         at += info.nbytes
     return FileLayout(ordered, offsets, header, at)
-
-
-def validate(path: str, shown: str) -> None:
-    """Open a finished file with the safetensors library. Raises DataError when it rejects the file."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (KeyboardInterrupt, Terminated, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # the library's panics are not Exceptions
-        raise DataError(f"the safetensors library does not accept the output: {error}", place=[shown]) from None

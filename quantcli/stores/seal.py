@@ -7,6 +7,7 @@ original weights reveals that.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 UNSEALED = "0" * 32
 """The placeholder of the digest while the header is hashed."""
@@ -15,7 +16,7 @@ _PLACE = re.compile(rb'"quantcli":"\{\\"check\\":\\"([0-9a-f]{32})\\"')
 """The text before a header's own digest. Inside any other name or text these quotes would have backslashes."""
 
 
-def _found(header: bytes | bytearray) -> tuple[int, bytes] | None:
+def _found(header: bytes) -> tuple[int, bytes] | None:
     """The place of a header's own digest, and its correct value; None for headers without one."""
     from xxhash import xxh3_128
 
@@ -28,12 +29,23 @@ def _found(header: bytes | bytearray) -> tuple[int, bytes] | None:
     return place.start(1), hasher.hexdigest().encode()
 
 
-def seal(header: bytearray) -> None:
-    """Fill in the digest of a header (length and JSON) in its place."""
-    found = _found(header)
-    assert found is not None
-    at, digest = found
-    header[at : at + len(digest)] = digest
+def seal(pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The pieces of a header (length and JSON, and where each is) with its own digest filled in. The one with the place
+    for it comes last."""
+    from xxhash import xxh3_128
+
+    hasher, held = xxh3_128(), None
+    for at, piece in pieces:
+        place = _PLACE.search(piece) if held is None else None
+        if place is None:
+            hasher.update(piece)
+            yield at, piece
+            continue
+        before, behind = piece[: place.start(1)], piece[place.end(1) :]
+        hasher.update(before + UNSEALED.encode() + behind)
+        held = at, before, behind
+    assert held is not None
+    yield held[0], held[1] + hasher.hexdigest().encode() + held[2]
 
 
 def holds(header: bytes) -> bool | None:

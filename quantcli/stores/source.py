@@ -55,7 +55,8 @@ class Source(Protocol):
     and empty for a single file. blocks, keys: of a GGUF, the tensors that are read as U8 rows of bytes, and its
     metadata. graph: of an ONNX file, and of what is derived from one, what its nodes do with tensors. aside: weight
     files of its folder that are not part of the model, and why. earlier: tensors that are decoded from codes;
-    decoded_from: the layout of these, for people. notes: what was done to tensors before they are read, for people.
+    decoded: these as they were first decoded, by the tensor that holds their codes; decoded_from: their layout, for
+    people. notes: what was done to tensors before they are read, for people.
     warnings: what was left out of the file, and where in it the tensors were found. unsplit: tensors of experts that
     cannot be arranged for a target, and why; arranged: how the others were, for people. shapes: of tensors that are
     read in another shape than they have in the model. A store inherits the defaults of features it does not have.
@@ -71,6 +72,7 @@ class Source(Protocol):
     graph: Graph | None = None
     aside: Mapping[str, str] = MappingProxyType({})
     earlier: Mapping[str, Earlier] = MappingProxyType({})
+    decoded: Mapping[str, TensorInfo] = MappingProxyType({})
     decoded_from: str = ""
     notes: Mapping[str, str] = MappingProxyType({})
     warnings: Sequence[str] = ()
@@ -110,6 +112,12 @@ class Source(Protocol):
 
     def read(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the little-endian C-order bytes of a tensor from byte `start`."""
+
+    def read_each(self, names: Sequence[str], buffer: memoryview) -> None:
+        """Fill `buffer` with tensors of one size, one after another."""
+        size = len(buffer) // max(len(names), 1)
+        for number, name in enumerate(names):
+            self.read(name, 0, buffer[number * size : (number + 1) * size])
 
     def read_runs(self, name: str, start: int, step: int, runs: NDArray[np.uint8]) -> None:
         """Fill the rows of an array with runs of bytes of a tensor, the first from byte `start`, the next `step` bytes

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Callable
 
@@ -143,6 +142,8 @@ def remove(path: str, *, strict: bool = True) -> None:
     # A signal within rmtree can be lost: rmtree then closes a descriptor twice, and that error is reported instead.
     with interrupts.deferred(), contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
+            import shutil
+
             shutil.rmtree(path, ignore_errors=not strict)
         else:
             os.unlink(path)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xxhash import xxh3_128
@@ -108,9 +108,18 @@ def digest_of(block: memoryview, kind: str) -> str | None:
         import hashlib
 
         return hashlib.sha256(block).hexdigest()
+    digest, hexdigest = _xxh3()
+    if len(block) <= CHUNK:
+        return hexdigest(digest(block) if len(block) else b"")
+    return hexdigest(b"".join(digest(block[at : at + CHUNK]) for at in range(0, len(block), CHUNK)))
+
+
+@cache
+def _xxh3() -> tuple[Callable[[Any], bytes], Callable[[bytes], str]]:
+    """XXH3-128 as bytes and as text, imported once: to ask for an import takes as long as a small tensor's digest."""
     from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
-    return xxh3_128_hexdigest(b"".join(xxh3_128_digest(block[at : at + CHUNK]) for at in range(0, len(block), CHUNK)))
+    return xxh3_128_digest, xxh3_128_hexdigest
 
 
 def kind_of(known: str | None) -> str:

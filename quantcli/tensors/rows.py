@@ -66,6 +66,9 @@ class Grouping:
     scale_shape: tuple[int, ...]
     height: int = 1
 
+    def __hash__(self) -> int:
+        return hash((self.rows, self.cols, self.group))  # see Scheme
+
     @property
     def groups(self) -> int:
         """Groups in a row."""

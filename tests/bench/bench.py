@@ -4,7 +4,8 @@
 
 The floor is a program that only reads the input and writes as many bytes as the output has, with as many threads; every
 figure is a ratio to it, measured in turn with it. Every run writes a new file; inputs lie in the page cache. Figures
-are medians. --write puts them into RESULTS.md in place of the last ones.
+are medians; with sets of kernels but the first and v3, which take long, those of a single run. --write puts them into
+RESULTS.md in place of the last ones. About 12 minutes on 2 idle cores, and 8 GB in --folder.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 
 import methods
 import peers
-from figures import FIGURES, IN_DEFAULT_RUNS, SMALL, Figure
+import stages
+from figures import FIGURES, GROWTH, IN_DEFAULT_RUNS, MIB, PROFILED, SMALL, Figure
 from timing import ENVIRONMENT, Timed, alternately, floor, timed, write_folder, write_model
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -37,6 +41,7 @@ class Bench:
     def __init__(self, folder: Path, gb: float, runs: int, threads: int) -> None:
         self.folder, self.gb, self.runs, self.threads = folder, gb, runs, threads
         self.native: dict[str, Timed] = {}
+        self.floors: dict[str, Timed] = {}
         self.weights: dict[str, int] = {}
         self.lines: list[str] = []
 
@@ -77,9 +82,9 @@ class Bench:
 
     # ---- tables -------------------------------------------------------------------------------------------------
 
-    def figures(self, kernels: Sequence[str]) -> None:
-        """The runs on a gigabyte of weights, in floors, with every set of kernels."""
-        self.say(f"| run ({self.gb:g} GB) | goal | {' | '.join(kernels)} | M weights/s | CPU s | peak MiB |")
+    def figures(self, kernels: Mapping[str, str]) -> None:
+        """The runs on a gigabyte of weights, in floors, with every set of kernels, each with its title."""
+        self.say(f"| run ({self.gb:g} GB) | goal | {' | '.join(kernels.values())} | M weights/s | CPU s | peak MiB |")
         self.say(f"| --- | --- |{' --- |' * len(kernels)} --- | --- | --- |")
         for figure in FIGURES:
             model = self.model(figure.dtype)
@@ -88,26 +93,40 @@ class Bench:
                 if number and not figure.everywhere:
                     cells.append("")
                     continue
-                runs = self.runs if name != "numpy" else 1
+                few = number > 0 and name != "v3"
                 own, least = alternately(
                     [self.command(figure.words, model), floor(model, figure.share, self.threads)],
                     self.folder,
-                    runs,
+                    1 if few else self.runs if not number else min(self.runs, 3),
                     {"QUANTCLI_KERNELS": name},
+                    warm=not few,
                 )
                 cells.append(f"{own.seconds / least.seconds:.1f}")
                 if not number:
-                    self.native[figure.title] = own
+                    self.native[figure.title], self.floors[figure.title] = own, least
             self.say(self._row(figure, cells))
-        if "BF16" in self.weights:
-            least = timed(floor(self.model("BF16"), 0.258, self.threads), self.folder, self.runs)
-            self.say(f"\nThe floor of the first rows is {least.seconds:.3f} s.")
+        least, peak = self.floors[FIGURES[0].title], max(own.peak for own in self.native.values())
+        self.say(f"\nThe floor of the first row is {least.seconds:.3f} s. Most memory: {peak:.0f} MiB (goal {MIB}).")
 
     def _row(self, figure: Figure, cells: Sequence[str]) -> str:
         own = self.native[figure.title]
         rate = self.weights[figure.dtype] / own.seconds / 1e6
         goal = "" if figure.goal is None else f"{figure.goal:g}"
         return f"| {figure.title} | {goal} | {' | '.join(cells)} | {rate:.0f} | {own.cpu:.2f} | {own.peak:.0f} |"
+
+    def profile(self) -> None:
+        """Where the processor time of the default run goes."""
+        title, words = PROFILED
+        for _ in range(2):  # the first one warms up
+            out = self.folder / "profiled.safetensors"
+            command = self.command(words, self.model("BF16"))[len(CLI) :]
+            found = stages.measured([str(out) if word.startswith("OUT") else word for word in command])
+            out.unlink()
+        whole, weights = sum(found.values()), self.weights["BF16"]
+        self.say(f"| {title}, 1 thread | s of processor time | share | ns per 1,000 weights |")
+        self.say("| --- | --- | --- | --- |")
+        for stage, seconds in [*found.items(), ("all", whole)]:
+            self.say(f"| {stage} | {seconds:.2f} | {100 * seconds / whole:.0f} % | {seconds / weights * 1e12:.0f} |")
 
     def planning(self) -> None:
         """Runs that measure many schemes, in default runs."""
@@ -130,28 +149,30 @@ class Bench:
         for count in counts:
             path = self.folder / "many.safetensors"
             write_model(path, "BF16", count, (8, 128))
-            found = alternately([self.command(words, path) for _, words in SMALL], self.folder, 1)
+            found = alternately([self.command(words, path) for _, words in SMALL], self.folder, 1, warm=False)
             for (title, _), one in zip(SMALL, found):
                 rows[title].append(one)
             self.quantized(path).unlink()
             path.unlink()
+        goal = "goals for the largest: 6 s, 160 MiB, and no more on 2 threads than on one"
         for title, times in rows.items():
             cells = " | ".join(f"{one.seconds:.2f} s, {one.peak:.0f} MiB" for one in times)
             more = counts[-1] - counts[0]
             slope = (times[-1].seconds - times[0].seconds) / more * 1e3
             room = (times[-1].peak - times[0].peak) / more * 1024
             self.say(f"| {title} | {cells} | {slope:.3f} | {room:.1f} |")
+        self.say(f"\nTensors of 1,024 weights; {goal}. Slopes are from the first column to the last.")
 
     def growth(self, sizes: Sequence[float]) -> None:
         """Files of holes: time and memory by their size."""
-        self.say("| int4 g128 min-max | " + " | ".join(f"{size:g} GB" for size in sizes) + " | s a GB |")
+        titles = " | ".join(f"{size:g} GB" for size in sizes)
+        self.say(f"| int4 g128 min-max, files of holes | {titles} | s a GB |")
         self.say("| --- |" + " --- |" * (len(sizes) + 1))
         times = []
         for size in sizes:
             path = self.folder / "large.safetensors"
             write_model(path, "BF16", max(1, round(size * 1e9 / 2 / (SQUARE[0] * SQUARE[1]))), SQUARE, sparse=True)
-            words = self.command("quantize MODEL --bits 4 --calibration minmax -o OUT.safetensors", path)
-            times.append(timed(words, self.folder, 1))
+            times.append(timed(self.command(GROWTH, path), self.folder, 1, warm=False))
             path.unlink()
         cells = " | ".join(f"{one.seconds:.2f} s, {one.peak:.0f} MiB" for one in times)
         slope = (times[-1].seconds - times[0].seconds) / (sizes[-1] - sizes[0])
@@ -161,9 +182,7 @@ class Bench:
                 continue
             path = self.folder / "large.safetensors"
             write_model(path, "BF16", 1, shape, sparse=True)
-            one = timed(
-                self.command("quantize MODEL --bits 4 --calibration minmax -o OUT.safetensors", path), self.folder, 1
-            )
+            one = timed(self.command(GROWTH, path), self.folder, 1, warm=False)
             path.unlink()
             self.say(f"| {title} of 2^31 weights (4.3 GB) |{' |' * (len(sizes) - 1)} "
                      f"{one.seconds:.2f} s, {one.peak:.0f} MiB | |")  # fmt: skip
@@ -177,7 +196,7 @@ class Bench:
             ("python -c 'import click'", [sys.executable, "-c", "import click"], ""),
             ("--version", [*CLI, "--version"], ""),
             ("--help", [*CLI, "--help"], "3.5"),
-            ("smallest job", self.command("quantize MODEL -o OUT.safetensors", path), "7"),
+            ("smallest job of quantize", self.command("quantize MODEL -o OUT.safetensors", path), "7"),
         )
         nothing, *found = alternately(
             [[sys.executable, "-c", "pass"], *(words for _, words, _ in runs)], self.folder, 9
@@ -227,8 +246,8 @@ def processor() -> str:
     return found[1] if found is not None else platform.processor() or platform.machine()
 
 
-def usable(asked: Sequence[str]) -> Iterator[str]:
-    """Those of the sets of kernels that run here, each once."""
+def usable(asked: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Those of the sets of kernels that run here, each once: as it is asked for, and as it calls itself."""
     seen = set[str]()
     for name in asked:
         done = subprocess.run(
@@ -236,7 +255,7 @@ def usable(asked: Sequence[str]) -> Iterator[str]:
         )
         if done.returncode == 0 and done.stdout not in seen:
             seen.add(done.stdout)
-            yield name
+            yield name, done.stdout.partition("(")[2].partition(" ")[0]
 
 
 def write(lines: Sequence[str]) -> None:
@@ -261,14 +280,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     a = parser.parse_args()
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    kernels = list(usable(a.kernels.split(",")))
+    kernels, began = dict(usable(a.kernels.split(","))), time.monotonic()
     version = subprocess.run([*CLI, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     with tempfile.TemporaryDirectory(dir=a.folder) as name:
         bench = Bench(Path(name), a.gb, a.runs, threads)
-        bench.say(f"{version}, {processor()}, {threads} threads, medians of {a.runs} whole processes, in floors.\n")
+        bench.say(f"{version}, {processor()}, {threads} threads, Python {platform.python_version()}, "
+                  f"{date.today()}: medians of {a.runs} whole processes, in floors.\n")  # fmt: skip
         bench.figures(kernels)
-        bench.say()
-        bench.planning()
+        for table in (bench.profile, bench.planning):
+            bench.say()
+            table()
         if a.peers is not None:
             bench.say()
             bench.beside_peers(a.peers)
@@ -283,6 +304,7 @@ def main() -> None:
         if a.large:
             bench.say()
             bench.growth([a.large / 20, a.large / 4, a.large])
+        print(f"\n{(time.monotonic() - began) / 60:.1f} minutes")
         if a.write:
             write(bench.lines)
         if a.methods:

@@ -60,6 +60,10 @@ FIGURES = (
     ),
     Figure("int3 g128 default", "quantize MODEL --bits 3 -o OUT.safetensors", 0.195),
     Figure("nf4 g64", "quantize MODEL --type nf4 --group-size 64 -o OUT.safetensors", 0.266),
+    Figure("FP8_DYNAMIC", "quantize MODEL --scheme FP8_DYNAMIC -o OUT.safetensors", 0.5, everywhere=True),
+    Figure("MXFP4A16", "quantize MODEL --scheme MXFP4A16 -o OUT.safetensors", 0.266, everywhere=True),
+    Figure("MXFP8A16", "quantize MODEL --scheme MXFP8A16 -o OUT.safetensors", 0.516),
+    Figure("NVFP4A16", "quantize MODEL --scheme NVFP4A16 -o OUT.safetensors", 0.281, everywhere=True),
     Figure("codebook g64", "quantize MODEL --type codebook --group-size 64 -o OUT.safetensors", 0.258, 12, True),
     Figure("codebook per tensor", "quantize MODEL --bits 4 --group-size 0 --type codebook -o OUT.safetensors", 0.25),
     Figure(
@@ -97,3 +101,12 @@ SMALL = (
     ("dequantize", "dequantize QUANTIZED -o OUT.safetensors -q"),
 )
 """Runs on tensors of 1,024 weights."""
+
+PROFILED = "int4 g128 default", "quantize MODEL --bits 4 -o OUT.safetensors -q"
+"""The run whose stages are timed."""
+
+GROWTH = "quantize MODEL --bits 4 --calibration minmax -o OUT.safetensors"
+"""The run on files of holes."""
+
+MIB = 72
+"""How much memory any run on large tensors may take."""

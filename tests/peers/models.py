@@ -7,13 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from quantcli.dtypes import from_float32
 from quantcli.matching import under_one_name
 from quantcli.models import open_model
 
@@ -53,6 +54,40 @@ def give_words(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(whole))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def random_llama(pythons: Mapping[str, Any], folder: Path) -> Path:
+    """A random Llama of transformers with rows of 256 and 704, in bfloat16, with a tokenizer."""
+    answered(script(pythons["current"], "hf_model.py", "llama", folder, "bfloat16"))
+    give_words(folder)
+    return folder
+
+
+def picture(name: str, path: Path) -> Path:
+    """A file with names, shapes and the dtype of a model of pictures, filled with Student's t."""
+    case = json.loads((HERE.parent / "golden" / "gguf" / "images.json").read_text())["converted"][name]
+    shapes = {**case["shapes"], **MORE.get(name, {})}
+    rng = np.random.default_rng(0)
+    header, body = dict[str, Any](), b""
+    for n, shape in shapes.items():
+        values = from_float32((rng.standard_t(4, shape) / 50).astype(np.float32), case["dtype"]).tobytes()
+        header[n] = {"dtype": case["dtype"], "shape": shape, "data_offsets": [len(body), len(body) + len(values)]}
+        body += values
+    said = json.dumps(header).encode()
+    path = path.with_suffix(".safetensors")
+    path.write_bytes(len(said).to_bytes(8, "little") + said + body)
+    return path
+
+
+MORE = {"flux": {"double_blocks.0.img_mlp.0.weight": (160, 320), "double_blocks.0.img_mlp.2.weight": (96, 200)}}
+MODELS: dict[str, Callable[[Mapping[str, Any], Path], Path]] = {
+    "tiny-llama": lambda _, folder: with_words(folder),
+    "llama": random_llama,
+    "flux": lambda _, path: picture("flux", path),
+    "wan": lambda _, path: picture("wan", path),
+    "sdxl": lambda _, path: picture("sdxl", path),
+}
+"""What is quantized, under the names of cells.py, and how it is made."""
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:

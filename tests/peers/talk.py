@@ -21,7 +21,7 @@ import numpy as np
 
 EMBED = ("bert", "nomic_bert", "roberta", "xlm-roberta", "modernbert")
 """Model types that embed words and write none."""
-ENCODERS, SEEING = ("t5", "mt5", "umt5"), ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ENCODERS, SEEING = ("t5", "mt5", "umt5"), ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Those of which the encoder alone does, and those that see too."""
 
 Client = tuple[Callable[[str, int], str], Callable[[list[int]], np.ndarray]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import SAMPLES, decoded, quantcli, talk
+from models import SAMPLES, decoded, quantcli, talk, with_words
 
 LETTERS = 48
 """So many are generated, and have to be the same; with the prompt fewer than the 96 that the model was trained on."""
@@ -89,10 +89,10 @@ def odds(places: list[tuple[int, int]], prompts: list[str], said: Said, referenc
     return max((float(end[a] - end[b]) for end, (a, b) in zip(ends, pairs)), default=0.0)
 
 
-def run(pythons: Mapping[str, Path], model: Path, work: Path) -> tuple[list[str], int]:
+def run(pythons: Mapping[str, Path], work: Path) -> tuple[list[str], int]:
     """The table, and how many of its rows are not as they should be."""
     work.mkdir()
-    native = work / "native"
+    model, native = with_words(work / "tiny-llama"), work / "native"
     quantcli("quantize", model, *FLAGS, "-o", native, "-q")
     files = {"compressed-tensors": work / "ct", "mlx": work / "mlx", "gguf": work / "model.gguf"}
     for target, path in files.items():

@@ -31,11 +31,13 @@ CASES = {
     "ernie4_5": "ERNIE4_5", "ernie4_5moe": "ERNIE4_5_MOE", "hunyuan-dense": "HUNYUAN_DENSE", "seed-oss": "SEED_OSS",
     "arcee": "ARCEE", "olmoe": "OLMOE", "stablelm": "STABLELM", "nemotron": "NEMOTRON", "lfm2": "LFM2",
     "granitemoe": "GRANITE_MOE", "qwen2vl": "QWEN2VL", "qwen2_5vl": "QWEN2VL", "qwen3vl": "QWEN3VL",
+    "qwen3vlmoe": "QWEN3VLMOE", "olmo": "OLMO", "minimax-m2": "MINIMAXM2",
     "t5": "T5ENCODER", "t5-relu": "T5ENCODER", "umt5": "T5ENCODER",
 }  # fmt: skip
 IN_ORDER = {"mixtral": "mlp", "qwen2moe": "mlp", "qwen3moe": "mlp", "deepseek2": "mlp", "deepseek3": "mlp",
             "gpt-oss": "mlp", "llama4": "feed_forward", "glm4moe": "mlp", "dots1": "mlp", "ernie4_5moe": "mlp",
-            "olmoe": "mlp", "granitemoe": "mlp"}  # fmt: skip
+            "olmoe": "mlp", "granitemoe": "mlp",
+            "minimax-m2": "mlp", "qwen3vlmoe": "mlp"}  # fmt: skip
 """The blocks of experts."""
 
 
@@ -52,9 +54,10 @@ def shapes(folder: Path) -> dict[str, list[int]]:
 def modules(case: str, names: list[str]) -> list[str]:
     found = {re.sub(r"\.(weight|bias)$", "", name) for name in names}
     layers = sorted({int(m[1]) for name in found if (m := re.search(r"layers\.(\d+)\.", name))})
+    outer = "model.language_model.layers" if any("language_model" in name for name in names) else "model.layers"
     for layer in layers:
         if case in IN_ORDER:
-            place = f"model.layers.{layer}.{IN_ORDER[case]}.experts"
+            place = f"{outer}.{layer}.{IN_ORDER[case]}.experts"
             found |= {f"{place}.{n}_proj" for n in ("gate", "up", "down")}
         if case.startswith("deepseek"):
             found |= {f"model.layers.{layer}.self_attn.{n}_b_proj" for n in "kv"}

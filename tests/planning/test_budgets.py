@@ -298,6 +298,18 @@ def test_a_plan_for_what_a_target_does_not_take_is_refused() -> None:
     assert ran.code == 0, ran.err
 
 
+def test_a_budget_for_mlx_chooses_among_its_modes(tmp_path: Path) -> None:
+    """At 5.2 bits NVFP4 has less error than integers in groups of 64; config.json has a mode for each module."""
+    out = tmp_path / "out"
+    source = ROOT / "sample_models" / "tiny-llama"
+    ran = run("quantize", source, "--target-bpw", "5.2", "--to", "mlx", "-o", out, "--json", "-q")
+    assert ran.code == 0, ran.err
+    schemes = {t["scheme"] for t in ran.json["tensors"] if t["disposition"] == "quantized"}
+    modes = json.loads((out / "config.json").read_text())["quantization"]
+    own = {modes["mode"], *(module["mode"] for module in modes.values() if isinstance(module, dict))}
+    assert "nvfp4" in schemes and any(name.endswith("g64") for name in schemes) and own == {"nvfp4", "affine"}
+
+
 def test_a_budget_over_schemes_by_name(tmp_path: Path) -> None:
     """The file that the recipe makes has the bytes that were planned, and the inputs that the names stand for."""
     folder = tmp_path / "model"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +14,14 @@ from quantcli.dtypes import LONG_NAMES
 from quantcli.errors import DataError, printable
 from quantcli.formats.nf4 import LEVELS as NF4
 from quantcli.layouts.reader import Found, Held, Read
+from quantcli.layouts.small import looked_up, table
 from quantcli.layouts.stored import FLOATS, filled_up, floats, part, scheme_name, wrong
 from quantcli.strict import strict_json
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from quantcli.kernels import Bytes, Floats
+    from quantcli.kernels.codebook import Codebook
 
 STATE = ".quant_state.bitsandbytes__"
 """The part between the name of a weight and its type in the name of its description."""
@@ -157,10 +159,19 @@ def _largest(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     return found
 
 
+@lru_cache(maxsize=2)
+def _table(kind: str) -> Codebook:
+    return table(TABLES[kind])
+
+
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     cols, block = stored.shape[-1], stored.block
     begin, end = first * cols, last * cols
     packed = read(stored.codes.name, begin // 2, -(-end // 2) - begin // 2)
+    if cols % block == 0 and block % 2 == 0:
+        low_first = packed >> np.uint8(4) | packed << np.uint8(4)
+        scale = _largest(stored, read, begin // block, end // block).reshape(last - first, -1)
+        return looked_up(low_first, (last - first, cols), scale, block, _table(stored.kind))
     pairs = np.empty((len(packed), 2), np.uint8)
     pairs[:, 0], pairs[:, 1] = packed >> np.uint8(4), packed & np.uint8(15)
     codes = pairs.ravel()[begin % 2 : begin % 2 + end - begin]

@@ -159,14 +159,13 @@ def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
         whole = form == FLOATS and scheme.granularity in ("channel", "tensor")
         if form in (PACKED, "mxfp4-pack-quantized") or whole:
             continue
-        if form == BYTES:
-            problem = f"transformers 5.23 loads no experts that are {form}"
-        else:
-            problem = f"transformers 5.23 decodes experts in {scheme.name} to wrong numbers"
+        shown = form if form == BYTES else scheme.name
+        what = f"decodes experts in {shown} to wrong numbers" if shown == "nvfp4" else f"loads no experts in {shown}"
         if not runtimes.vllm(scheme):
             hint = "choose another scheme for experts, or write --to native for quantcli alone"
-            raise UsageError(f"{problem}, and vLLM loads none of those", place=[printable(own[scheme].name)], hint=hint)
-        return [f"{problem}; vLLM {'does' if form == BYTES else 'loads them'}"]
+            place = [printable(own[scheme].name)]
+            raise UsageError(f"transformers 5.23 {what}, nor does vLLM", place=place, hint=hint)
+        return [f"transformers 5.23 {what}; vLLM does"]
     return []
 
 

@@ -27,7 +27,9 @@ transformers looks under `quantization_config`, so both are written.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from quantcli.layouts.accepts import Accepts
 from quantcli.layouts.mlx.models import experts, module, rebuilt, tables
@@ -42,6 +44,16 @@ _MXFP4 = Accepts(formats=("fp4",), bits=(4,), granularities=("group",), groups=(
 _MXFP8 = replace(_MXFP4, formats=("fp8-e4m3",), bits=(8,))
 _NVFP4 = replace(_MXFP4, groups=(16,), storage="e4m3-alone")
 
+_FLOAT: dict[str, Any] = {"calibration": "mse", "granularity": "group"}
+_POWERS: dict[str, Any] = {**_FLOAT, "group_size": 32, "scale_dtype": "float8_e8m0"}
+_MENU: tuple[Mapping[str, Any], ...] = (
+    *({"bits": bits, "group_size": 64} for bits in BITS),
+    {"format": "fp4", "bits": 4, **_POWERS},
+    {"format": "fp4", "bits": 4, **_FLOAT, "group_size": 16, "scale_dtype": "float8_e4m3_alone"},
+    {"format": "fp8-e4m3", "bits": 8, **_POWERS},
+)
+"""What a size target chooses from: mlx-lm loads several modes in one model."""
+
 WRITES = Writer(
     summary="MLX: weight, scales and biases, for mlx and mlx-lm",
     keeps="rows that are not a multiple of 32 (nvfp4: of 16), vectors, names that do not end in .weight",
@@ -54,4 +66,5 @@ WRITES = Writer(
     experts=experts,
     rebuilt=rebuilt,
     own_inputs=True,
+    menu=_MENU,
 )

@@ -49,6 +49,9 @@ OF_TYPES: Mapping[str, Values] = {
 """Settings that the models of a type have in transformers' code, where they cannot be chosen."""
 
 
+ALWAYS: Mapping[str, tuple[str, ...]] = {"minicpm3": ("rope_scaling",)}
+"""Settings that the models of a type read as if they were always there, although they have a default."""
+
 OF_TEXT = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 """Types of models that read text only, and those that mlx-lm has them in, with all settings in one object."""
 
@@ -87,6 +90,7 @@ def completed(config: Values) -> Completed:
     found = _added(config, row)
     added, names = dict(found), list(found)
     missing = [key for key in row["needs"] if key not in config and key not in found]
+    missing += [key for key in ALWAYS.get(kind, ()) if config.get(key) is None and found.get(key) is None]
     text = config.get("text_config")
     if "text" in row and isinstance(text, dict):
         outer = {key: config[key] for key in ("tie_word_embeddings",) if key in config}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from quantcli.layouts import whole_bytes
 from quantcli.layouts.config import json_beside, without_quantization
 from quantcli.layouts.mlx.converted import changed
 from quantcli.layouts.mlx.keys import Completed, completed, version
+from quantcli.layouts.mlx.models import WITHOUT_EXPERTS
 from quantcli.layouts.mlx.read import GROUPS
 from quantcli.layouts.pieces import (
     bands,
@@ -131,12 +132,12 @@ def convert(tensors: Sequence[Weight], beside: Beside) -> Conversion:
         jobs={name: own.jobs.get(name, job) for name, job in jobs.items() if name not in own.left_out},
         config={**keys.added, "quantization": found, "quantization_config": found},
         header=lambda names: {"format": "mlx"},
-        notes=[*_on_loading(config, keys), *filter(None, [own.note]), *_notes(tensors)],
+        notes=[*_on_loading(config, keys, jobs), *filter(None, [own.note]), *_notes(tensors)],
     )
 
 
-def _on_loading(config: Mapping[str, Any], keys: Completed) -> list[str]:
-    """What there is to say of config.json."""
+def _on_loading(config: Mapping[str, Any], keys: Completed, names: Iterable[str]) -> list[str]:
+    """What there is to say of config.json, and of the names of tensors."""
     kind = config.get("model_type")
     if not keys.known:
         shown = f", and has none of {printable(repr(kind), 60)} in {version()}" if isinstance(kind, str) else ""
@@ -146,6 +147,8 @@ def _on_loading(config: Mapping[str, Any], keys: Completed) -> list[str]:
         notes.append(f"config.json: added what mlx-lm reads, from other keys: {listed(keys.names, 8)}")
     if keys.missing:
         notes.append(f"config.json: mlx-lm's models of {kind} also want {listed(keys.missing, 8)}: they will not load")
+    if kind in WITHOUT_EXPERTS and any(".experts." in name for name in names):
+        notes.append(f"mlx-lm's models of {kind} have no experts: it will not load")
     return notes
 
 

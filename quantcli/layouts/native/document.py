@@ -9,9 +9,13 @@ its own place. Decoding a tensor that compressed-tensors can express needs nothi
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from quantcli import __version__, asking
@@ -74,23 +78,59 @@ class _Schemes:
         return self._places[scheme]
 
 
-def _entry(tensor: Decided, place: int, result: Result | None, digest: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {"reason": tensor.reason}
-    if tensor.scheme is not None:
-        # Before it is written, the longest possible values stand for the scheme and the sums.
-        entry |= {"scheme": place, "dtype": tensor.info.dtype, "shape": list(tensor.info.shape)}
-        m = result.metrics if result and result.metrics else Metrics(_WIDEST, _WIDEST, 0, _WIDEST, tensor.info.numel)
-        entry |= {"sse": m.sse, "power": m.power, "max_abs_error": m.max_abs_error, "clipped": m.clipped}
-        minmax = result.minmax_sse if result else _WIDEST
-        if minmax is not None and (result or rival(tensor.scheme) is not None):
-            entry["minmax_sse"] = minmax
-    if tensor.importance is not None:
-        entry["importance"] = tensor.importance.digest
-    if tensor.note:
-        entry["note"] = tensor.note
+def _entry(tensor: Decided, place: int, result: Result | None, digest: str) -> str:
+    """The entry of a tensor. Before it is written, the longest possible values stand for the scheme and the sums."""
+    weighed = None if tensor.importance is None else tensor.importance.digest
+    scheme = tensor.scheme
+    dtype, shape = ("", ()) if scheme is None else (tensor.info.dtype, tensor.info.shape)
+    first, note, last = _in_common(tensor.reason, tensor.note, weighed, place, dtype, shape)
+    if result is None:
+        body = _unwritten(scheme, first, note, last, DIGEST_SIZES[digest], tensor.info.numel)
+        return f"{quoted(tensor.info.name)}:{{{body}}}"
+    told = ""
     if DIGEST_SIZES[digest]:
-        entry["digest"] = result.digest if result else "0" * DIGEST_SIZES[digest]
-    return entry
+        told = f'"digest":{"null" if result.digest is None else quoted(result.digest)},'
+    if scheme is None:
+        return f"{quoted(tensor.info.name)}:{{{told}{first}{note}{last}}}"
+    m = result.metrics
+    assert m is not None
+    other = "" if result.minmax_sse is None else f'"minmax_sse":{_number(result.minmax_sse)},'
+    return (
+        f'{quoted(tensor.info.name)}:{{"clipped":{m.clipped},{told}{first}"max_abs_error":{_number(m.max_abs_error)},'
+        f'{other}{note}"power":{_number(m.power)},{last}"sse":{_number(m.sse)}}}'
+    )
+
+
+@lru_cache(maxsize=4096)
+def _in_common(
+    reason: str, note: str, weighed: str | None, place: int, dtype: str, shape: tuple[int, ...]
+) -> tuple[str, str, str]:
+    """What the entries of many tensors have in common, between what differs: keys are in order. dtype, shape: of a
+    quantized tensor; weighed: the digest of its importances."""
+    imported = "" if weighed is None else f'"importance":{quoted(weighed)},'
+    noted, why = f'"note":{quoted(note)},' if note else "", f'"reason":{quoted(reason)}'
+    if not dtype:
+        return imported, noted, why
+    dims = ",".join(map(str, shape))
+    return f'"dtype":"{dtype}",{imported}', noted, f'{why},"scheme":{place},"shape":[{dims}],'
+
+
+@lru_cache(maxsize=4096)
+def _unwritten(scheme: Scheme | None, first: str, note: str, last: str, digits: int, numel: int) -> str:
+    """The longest that an entry may become, between what tensors have in common."""
+    told = f'"digest":{quoted("0" * digits)},' if digits else ""
+    if scheme is None:
+        return f"{told}{first}{note}{last}"
+    other = "" if rival(scheme) is None else f'"minmax_sse":{_WIDEST},'
+    largest = f'"max_abs_error":{_WIDEST},{other}{note}"power":{_WIDEST},{last}"sse":{_WIDEST}'
+    return f'"clipped":{numel},{told}{first}{largest}'
+
+
+def _number(value: float) -> str:
+    """A number as JSON has it."""
+    if not value < math.inf:
+        raise ValueError(f"{value} is not JSON")
+    return float.__repr__(float(value))
 
 
 def _version(scheme: Scheme) -> int:
@@ -112,19 +152,12 @@ def document(
     digest: str,
     source_bytes: int,
     results: Mapping[str, Result] | None = None,
-) -> str:
-    """The JSON document of a file of these tensors; without results, one at least as long."""
+) -> Iterator[str]:
+    """The JSON document of a file of these tensors, in pieces; without results, one at least as long."""
     schemes = _Schemes()
     recipe = request.as_dict(schemes.values) if request is not None else None
-    entries = list[str]()
     places = [schemes.place_of(t, results[t.info.name] if results else None) for t in tensors]
     ordered = sorted(range(len(tensors)), key=lambda at: tensors[at].info.name)
-    for first in range(0, len(ordered), _AT_ONCE):
-        some = {}
-        for at in ordered[first : first + _AT_ONCE]:
-            name = tensors[at].info.name
-            some[name] = _entry(tensors[at], places[at], results[name] if results else None, digest)
-        entries.append(_text(some)[1:-1])
     before = {
         "check": UNSEALED,
         "digest": digest,
@@ -136,11 +169,19 @@ def document(
         "tool": f"quantcli {__version__}",
         "version": max((_version(asking.Scheme(**values)) for values in schemes.values), default=1),
     }
-    return f'{_text(before)[:-1]},"tensors":{{{",".join(entries)}}},{_text(after)[1:]}'
+    yield f'{_text(before)[:-1]},"tensors":{{'
+    entries = (
+        _entry(tensors[at], places[at], results[tensors[at].info.name] if results else None, digest) for at in ordered
+    )
+    comma = ""
+    while some := ",".join(islice(entries, _AT_ONCE)):
+        yield comma + some
+        comma = ","
+    yield f"}},{_text(after)[1:]}"
 
 
 _AT_ONCE = 1024
-"""Tensors whose entries are made at a time."""
+"""Tensors whose entries are in a piece."""
 
 
 def _text(values: Mapping[str, Any]) -> str:

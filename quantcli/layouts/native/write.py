@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from quantcli.errors import UsageError, printable
 from quantcli.kernels import row_bytes
 from quantcli.layouts.native.parts import outputs, parts, zero_shape
 from quantcli.layouts.pieces import plain
-from quantcli.layouts.writer import Alike, Beside, Codes, Conversion, Job, Piece, Write
+from quantcli.layouts.writer import Alike, Beside, Codes, Conversion, Job, Piece, Together, Write
 from quantcli.scales import Store
 from quantcli.scheme import IN_SUPER_BLOCKS, Scheme
 from quantcli.tensors import packing
@@ -59,24 +59,30 @@ def job(tensor: Decided) -> Job:
     """The parts of one tensor."""
     if tensor.scheme is None:
         return plain(tensor.info)
-    plain_parts = parts(tensor.scheme) == ["packed", "scale", "shape"]
     return Job(
         outputs=outputs(tensor),
         pieces=partial(_pieces, tensor),
-        together=partial(_together, tensor) if plain_parts else None,
+        together=_together_of(tensor.scheme, tensor.scale_dtype, tensor.info.shape),
     )
 
 
-def _together(tensor: Quantized, alike: Alike) -> Sequence[NDArray[np.uint8]]:
-    """The packed codes, scales and shapes of many tensors like this one."""
-    store = Store(tensor.scale_dtype)
-    stored = np.ascontiguousarray(scales.of(tensor.scheme).stored(alike.params.scale, store))
-    shape = np.array(tensor.info.shape, "<i8").view(np.uint8)
-    return (
-        alike.packed.reshape(alike.count, -1),
-        stored.reshape(-1).view(np.uint8).reshape(alike.count, -1),
-        np.broadcast_to(shape, (alike.count, shape.size)),
-    )
+@lru_cache(maxsize=4096)
+def _together_of(scheme: Scheme, scale_dtype: str, dims: tuple[int, ...]) -> Together | None:
+    """How tensors of a scheme, a dtype of scales and a shape are written at once; None where they are not."""
+    if parts(scheme) != ["packed", "scale", "shape"]:
+        return None
+    store, shape = Store(scale_dtype), np.array(dims, "<i8").view(np.uint8)
+
+    def together(alike: Alike) -> Sequence[NDArray[np.uint8]]:
+        """Their packed codes, scales and shapes."""
+        stored = np.ascontiguousarray(scales.of(scheme).stored(alike.params.scale, store))
+        return (
+            alike.packed.reshape(alike.count, -1),
+            stored.reshape(-1).view(np.uint8).reshape(alike.count, -1),
+            np.broadcast_to(shape, (alike.count, shape.size)),
+        )
+
+    return together
 
 
 def _pieces(tensor: Quantized) -> Iterator[Piece]:

@@ -69,9 +69,20 @@ def size_of(segments: Sequence[Segment]) -> int:
     return sum(len(s) if isinstance(s, bytes) else s.size for s in segments)
 
 
-def _message(key: int, segments: Sequence[Segment]) -> list[Segment]:
+def in_message(key: int, segments: Sequence[Segment]) -> list[Segment]:
     """A field that holds a message."""
     return [opened(key, size_of(segments)), *segments]
+
+
+def copied(wire: Wire, own: Field) -> list[Segment]:
+    """A field as it is."""
+    head = varint(own.number << 3 | own.kind)
+    if own.kind == VARINT:
+        return [head + varint(own.value)]
+    head += varint(own.size) if own.kind == BYTES else b""
+    if own.size > SMALL:
+        return [head, Range(own.value, own.size)]
+    return [head + wire.file.read(own.value, own.size)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,18 +135,8 @@ class _Walk:
         own = self.graph.held[name].own
         return tuple(self._fresh(own + e) for e in ("_quantized", "_scale", "_zero_point")[: len(stored.parts)])
 
-    def _copied(self, own: Field) -> list[Segment]:
-        """A field as it is."""
-        head = varint(own.number << 3 | own.kind)
-        if own.kind == VARINT:
-            return [head + varint(own.value)]
-        head += varint(own.size) if own.kind == BYTES else b""
-        if own.size > SMALL:
-            return [head, Range(own.value, own.size)]
-        return [head + self.wire.file.read(own.value, own.size)]
-
     def _all(self, fields: Iterable[Field]) -> list[Segment]:
-        return [segment for own in fields for segment in self._copied(own)]
+        return [segment for own in fields for segment in copied(self.wire, own)]
 
     # ---- tensors --------------------------------------------------------------------------------------------------
 
@@ -160,10 +161,10 @@ class _Walk:
         for own, part, info in zip(self._parts[name], stored.parts, stored.job.outputs):
             head = b"".join(number(1, n) for n in part.shape) + number(2, part.kind)
             named = [head, *([] if in_function else [text(8, own)])]
-            tensor = _message(5, [*named, *self._elements(info.name, info.nbytes, inside=in_function)])
+            tensor = in_message(5, [*named, *self._elements(info.name, info.nbytes, inside=in_function)])
             if in_function:
-                value = _message(5, [text(1, "value"), *tensor, number(20, 4)])
-                tensor = _message(NODE_OF_FUNCTION, [nodes.node("Constant", [], [own]), *value])
+                value = in_message(5, [text(1, "value"), *tensor, number(20, 4)])
+                tensor = in_message(NODE_OF_FUNCTION, [nodes.node("Constant", [], [own]), *value])
             found += tensor
         return found
 
@@ -194,18 +195,18 @@ class _Walk:
         found, changed = list[Segment](), False
         for inner in fields:
             if inner.number != 5:
-                found += self._copied(inner)
+                found += copied(self.wire, inner)
                 continue
             held = [f for f in self.wire.inside(inner) if f.number in (5, 6, 11)]
             name = next((n for f in held if f.number == 5 and (n := self.graph.places.get(f.value)) is not None), None)
             if name is not None and name in self.changes.weights:
                 return [*self._weight(name), *self._decoded(name, own.number)]
             if name is None and not any(f.number != 5 for f in held):
-                found += self._copied(inner)
+                found += copied(self.wire, inner)
                 continue
             changed = True
-            found += _message(5, self._attribute(inner))
-        return _message(own.number, found) if changed else self._copied(own)
+            found += in_message(5, self._attribute(inner))
+        return in_message(own.number, found) if changed else copied(self.wire, own)
 
     def _attribute(self, attribute: Field) -> list[Segment]:
         """An attribute that holds a tensor that is listed, or graphs."""
@@ -213,11 +214,11 @@ class _Walk:
         for own in self.wire.inside(attribute):
             name = self.graph.places.get(own.value) if own.number == 5 else None
             if name is not None:
-                found += _message(5, self._kept(own, name, inside=True))
+                found += in_message(5, self._kept(own, name, inside=True))
             elif own.number in (6, 11):
-                found += _message(own.number, self._graph(own, top=False))
+                found += in_message(own.number, self._graph(own, top=False))
             else:
-                found += self._copied(own)
+                found += copied(self.wire, own)
         return found
 
     def _product(self, own: Field, name: str) -> list[Segment]:
@@ -226,14 +227,14 @@ class _Walk:
         same = [f for f in self.wire.inside(own) if f.number not in _REPLACED]
         if call.operator == "Gather":
             looked = nodes.lookup(stored, (self._flat.get(name, parts[0]), *parts[1:]), call.takes[1])
-            return _message(own.number, [looked, *self._all(same)])
+            return in_message(own.number, [looked, *self._all(same)])
         product = nodes.product(stored, parts, call.takes[0])
         if call.operator != "Gemm" or len(call.takes) < 3 or not call.takes[2]:
-            return _message(own.number, [product, *self._all(same)])
+            return in_message(own.number, [product, *self._all(same)])
         result = self._fresh(f"{call.makes[0]}_product")
         behind = nodes.node("Add", [result, call.takes[2]], [call.makes[0]], self._fresh(f"{result}_Add"))
         without = self._all(f for f in same if f.number != 2)
-        return [*_message(own.number, [product, text(2, result), *without]), message(own.number, behind)]
+        return [*in_message(own.number, [product, text(2, result), *without]), message(own.number, behind)]
 
     # ---- graphs ---------------------------------------------------------------------------------------------------
 
@@ -251,9 +252,9 @@ class _Walk:
             elif own.number == 5:
                 name = self.graph.places[own.value]
                 weight = name in self.changes.weights
-                found += self._weight(name) if weight else _message(5, self._kept(own, name, inside=False))
+                found += self._weight(name) if weight else in_message(5, self._kept(own, name, inside=False))
             elif not self._left_out(own, top=top):
-                found += self._copied(own)
+                found += copied(self.wire, own)
         return found
 
     def _left_out(self, own: Field, *, top: bool) -> bool:
@@ -274,7 +275,7 @@ class _Walk:
                 found += self._node(own)
             else:
                 imported |= own.number == 9 and self._domain(own) == CONTRIB
-                found += self._copied(own)
+                found += copied(self.wire, own)
         return found if imported else [*found, message(9, _CONTRIB_1)]
 
     def _domain(self, opset: Field) -> str:
@@ -287,12 +288,12 @@ class _Walk:
             if own.number == 1:
                 yield number(1, self._ir())
             elif own.number == 7:
-                yield from _message(7, self._graph(own, top=True))
+                yield from in_message(7, self._graph(own, top=True))
             elif own.number == 25:
-                yield from _message(25, self._function(own))
+                yield from in_message(25, self._function(own))
             elif own.number != 14 or pair(self.wire, own)[0] not in (KEY, "quantcli"):
                 imported |= own.number == 8 and self._domain(own) == CONTRIB
-                yield from self._copied(own)
+                yield from copied(self.wire, own)
         if not imported:
             yield message(8, _CONTRIB_1)
         yield message(14, text(1, KEY) + text(2, record))

@@ -10,6 +10,7 @@ import numpy as np
 
 from quantcli.errors import DataError, UsageError
 from quantcli.layouts.onnx import forms
+from quantcli.layouts.onnx.floating import floating
 from quantcli.layouts.onnx.forms import Stored
 from quantcli.layouts.onnx.model import Changes, Hole, Laid, Range, Segment, laid_out, size_of
 from quantcli.layouts.onnx.roles import Role, roles
@@ -174,15 +175,14 @@ def convert(tensors: Sequence[Weight], graph: Graph) -> Conversion:
 
 
 def again(source: Source) -> Again | None:
-    """How the model of a source with a graph is written again. Raises UsageError where nodes of the graph take codes,
-    which the source gives as floats."""
-    graph = source.graph
-    if graph is None:
+    """How the model of a source with a graph is written again, with floats in place of codes that nodes take. Raises
+    UsageError where that is not possible."""
+    if source.graph is None:
         return None
-    if source.decoded_from:
-        problem = "nodes of this graph take codes, which --to onnx does not replace"
-        hint = "start from the float model, or leave out --to and name a .safetensors file for the weights alone"
-        raise UsageError(problem, place=[source.path], hint=hint)
+    try:
+        graph = floating(source.graph, tuple(source.decoded.items()))
+    except UsageError as error:
+        raise error.within(source.path) from None
     return Again(
         convert=partial(convert, graph=graph),
         matrices=partial(matrices, graph=graph),

@@ -24,3 +24,10 @@ def sections(config: Config) -> tuple[Config, dict[str, Any]]:
     if not isinstance(found, list) or not 0 < len(found) <= 4 or not all(type(n) is int and n >= 0 for n in found):
         raise refuse("it does not say how many dimensions each kind of position has", "rope_scaling", "mrope_section")
     return Config(values), {"rope.dimension_sections": [*found, 0, 0, 0, 0][:4]}
+
+
+def levels(config: Config) -> dict[str, Any]:
+    """The key of how many layers take what is seen, in models whose tower gives it in several levels."""
+    vision = config.get("vision_config")
+    found = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
+    return {"n_deepstack_layers": len(found)} if isinstance(found, list) else {}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from quantcli.layouts.gguf.families import qwen3
 from quantcli.layouts.gguf.families._parts import DENSE, HEAD_NORMS, OUTER
-from quantcli.layouts.gguf.families._positions import sections
+from quantcli.layouts.gguf.families._positions import levels, sections
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 
@@ -15,11 +15,7 @@ def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     plain, own = sections(config)
     found = qwen3.parts(plain)
-    vision = config.get("vision_config")
-    levels = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
-    if isinstance(levels, list):
-        own["n_deepstack_layers"] = len(levels)
-    return replace(found, keys={**found.keys, **own})
+    return replace(found, keys={**found.keys, **own, **levels(config)})
 
 
 FAMILY = Family(

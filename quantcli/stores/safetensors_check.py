@@ -1,0 +1,124 @@
+"""A finished safetensors file, read again before it takes its name.
+
+The library's own check keeps a record of every tensor, 300 MiB for 100,000 of them. This one walks through the header
+and demands more: just the tensors that were to be written, each where it was to be.
+
+Reference: safetensors, Format.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from json import loads
+from typing import BinaryIO
+
+from quantcli.dtypes import DTYPES
+from quantcli.errors import DataError, os_error, printable
+from quantcli.tensors.info import TensorInfo
+
+_TEXT = rb'[^"\\\x00-\x1f\x80-\xff]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f\x80-\xff]*)'
+_KEY = rb'"%s*":"' % _TEXT
+_FIRST_KEY = re.compile(rb'\{"__metadata__":\{(?:%s|\})' % _KEY)
+_NEXT_KEY = re.compile(rb'"(?:,%s|\})' % _KEY)
+_VALUE = re.compile(b"%s{0,1000}" % _TEXT)
+"""A part of the text of a value: an expression with no limit would remember every one of its escapes."""
+_ENTRY = re.compile(rb',("%s*"):\{("dtype":"\w+","shape":\[(?:\d+(?:,\d+)*)?\]),"data_offsets":\[(\d+,\d+)\]\}' % _TEXT)
+_END, _BLANKS = re.compile(rb"\}"), re.compile(b" *")
+_BLOCK, _AHEAD = 1 << 20, 1 << 16
+"""Bytes of a header that are read at a time, and that are in memory at least before something is looked for."""
+
+
+def check(path: str, shown: str, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int) -> None:
+    """Raise DataError unless a file holds these tensors, one after another at their offsets behind a header of so many
+    bytes, and nothing else. shown: its name for the error."""
+    try:
+        with open(path, "rb") as file:
+            size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+            wrong = None if 8 + length == header else "its header has another length"
+            wrong = wrong or _problem(_Text(file, length), infos, offsets, header, size)
+    except OSError as error:
+        raise os_error(error, shown) from None
+    if wrong is not None:
+        raise DataError(f"the output is not as it was written: {wrong}", place=[shown])
+
+
+class _Text:
+    """The text of a header, read as it is needed."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left, self._text, self._at = file, size, b"", 0
+
+    def take(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """What comes next, by a pattern, which is passed; None where it does not."""
+        return next(self.each(pattern), None)
+
+    def each(self, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+        """All that comes next by a pattern. Where that ends, the rest of the text is read in search of more."""
+        while True:
+            if len(self._text) - self._at < _AHEAD:
+                self._read()
+            found = pattern.match(self._text, self._at)
+            if found is not None:
+                self._at = found.end()
+                yield found
+            elif self._left:
+                self._read()
+            else:
+                return
+
+    def ends(self) -> bool:
+        """Whether nothing is left."""
+        return not self._left and self._at == len(self._text)
+
+    def _read(self) -> None:
+        block = self._file.read(min(_BLOCK, self._left))
+        self._left = self._left - len(block) if block else 0
+        self._text, self._at = self._text[self._at :] + block, 0
+
+
+def _problem(
+    text: _Text, infos: Sequence[TensorInfo], offsets: Mapping[str, int], header: int, size: int
+) -> str | None:
+    """What is wrong with a header, of so many bytes in a file of this size; None when nothing is."""
+    if not _passes_metadata(text):
+        return "its metadata are not a map of texts"
+    begin, kinds = 0, dict[bytes, tuple[TensorInfo, int]]()
+    found = text.each(_ENTRY)
+    for info in infos:
+        entry = next(found, None)
+        if entry is None:
+            return f"its header is not valid where {printable(info.name)} should be"
+        name, kind, ends = entry.groups()
+        own = name[1:-1].decode() if b"\\" not in name else loads(name)
+        known, nbytes = kinds.get(kind) or kinds.setdefault(kind, _kind(kind))
+        end = begin + nbytes
+        if own != info.name or offsets[own] != header + begin or ends != b"%d,%d" % (begin, end):
+            return f"{printable(own)} is not in its place"
+        if known.dtype != info.dtype or known.shape != info.shape:
+            return f"{printable(own)} has another dtype or shape"
+        begin = end
+    closed = text.take(_END) is not None
+    while (blanks := text.take(_BLANKS)) is not None and blanks[0]:
+        pass
+    if not closed or not text.ends():
+        return "its header does not end behind the last tensor"
+    return None if size == header + begin else f"it has {size} bytes instead of {header + begin}"
+
+
+def _kind(text: bytes) -> tuple[TensorInfo, int]:
+    """A tensor of the dtype and shape that an entry states, and its bytes; -1 where there is no such dtype."""
+    found = loads(b"{%s}" % text)
+    info = TensorInfo("", found["dtype"], tuple(found["shape"]))
+    return info, info.nbytes if info.dtype in DTYPES else -1
+
+
+def _passes_metadata(text: _Text) -> bool:
+    """Pass the metadata of a header; whether they are a map of texts."""
+    key = text.take(_FIRST_KEY)
+    while key is not None and not key[0].endswith(b"}"):
+        while (part := text.take(_VALUE)) is not None and part[0]:
+            pass
+        key = text.take(_NEXT_KEY)
+    return key is not None
