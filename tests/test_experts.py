@@ -236,6 +236,8 @@ def test_experts_that_every_loader_reads_wrong_are_refused(tmp_path: Path) -> No
     assert ran.code == 2 and "to wrong numbers, and vLLM loads none of those" in ran.err and "--to native" in ran.err
     ran = run("quantize", source, *layout, "--scheme", "NVFP4A16")
     assert ran.code == 0 and "to wrong numbers; vLLM loads them" in ran.err
+    ran = run("quantize", source, *layout, "--type", "fp8-e4m3", "--granularity", "block", "--group-size", "16")
+    assert ran.code == 0 and "does not load experts in fp8-e4m3b16x16; vLLM loads them" in ran.err
 
 
 def test_the_report_and_the_terminal_say_what_was_done(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def _of_experts(tensors: Sequence[Weight], model: Architecture) -> list[str]:
         if form == BYTES:
             problem = f"transformers 5.23 loads no experts that are {form}"
         else:
-            does, how = ("decodes", " to wrong numbers") if scheme.name == "nvfp4" else ("does not load", "")
+            fails = scheme.name == "mxfp8" or scheme.granularity == "block"
+            does, how = ("does not load", "") if fails else ("decodes", " to wrong numbers")
             problem = f"transformers 5.23 {does} experts in {scheme.name}{how}"
         if not runtimes.vllm(scheme):
             hint = "choose another scheme for experts, or write --to native for quantcli alone"
