@@ -314,6 +314,7 @@ def test_rows_of_several_weights_and_of_heads() -> None:
     both = joined([(held, 8, 4), (held, 0, 8), (held, 20, 4)])
     pairs = np.arange(24).reshape(3, 2, 4).swapaxes(1, 2).reshape(-1)  # halves of heads of 8 rows, alternating
     back = in_order(held_of(u[pairs], scale[pairs], None, 4, 32), np.argsort(pairs), 8)
+    assert isinstance(back, Held)
     for made, rows in ((both, order), (back, list(range(24)))):
         for first, last in ((0, len(rows)), (3, 9), (11, 12), (5, len(rows))):
             np.testing.assert_array_equal(
