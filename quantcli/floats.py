@@ -203,8 +203,8 @@ def decoded(
 
 def _computed_in(views: Mapping[str, View]) -> dict[str, str]:
     """The dtypes in which a graph computes with decoded weights, those of their scales, where they are not float32."""
-    coded = {name: view.parts for name, view in views.items() if view.scheme is not None}
-    return {name: part.dtype for name, parts in coded.items() for part in parts if part.dtype in ("F16", "BF16")}
+    coded = {name: view for name, view in views.items() if view.scheme is not None}
+    return {name: part.dtype for name, view in coded.items() for part in view.parts if part.dtype in ("F16", "BF16")}
 
 
 def _computed(source: Source, view: View, dtype: str | None) -> Computed:

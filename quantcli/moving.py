@@ -1,8 +1,9 @@
 """Models whose codes can be moved to another layout: those of quantcli, and those of other tools that have such codes.
 
 Of another tool's file the parameters are looked at first: which zero points there are decides which targets can store
-the codes. MXFP4 is NVFP4 too where its scales allow that. What no other layout has (blocks with scales of scales, other
-small floats, groups that are not runs of columns) is named, and can be decoded and quantized again.
+the codes. MXFP4 is NVFP4 too where its scales allow that. Super-blocks and tables of levels go where the target has the
+same. What cannot be moved (other small floats, groups that are not runs of columns) is named, and can be decoded and
+quantized again.
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ class _Making:
                 if isinstance(found, str):
                     return found
                 held, scheme = found
-            elif held.format not in ("int", *FLOATING) or held.blocks is not None:
+            elif held.format not in ("int", *FLOATING) or held.blocks is not None:  # NF4, IQ4 and super-blocks
                 why = named(self.to).accepts.obstacle(scheme)
                 if why is not None:
                     return why

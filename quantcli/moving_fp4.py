@@ -62,10 +62,10 @@ def _as_nvfp4(name: str, model: Movable, held: Mapping[str, Held], known: dict[t
     overall, info = known[together], tensor.decided.info
     plan = grouping_of(info.shape, NVFP4)
     weight = Quantized(info=info, reason=tensor.decided.reason, scheme=NVFP4, grouping=plan, scale_dtype="F8_E4M3")
-    return _as(tensor, weight, overall if isinstance(overall, str) else nvfp4(held[name], overall))
+    return _with_codes(tensor, weight, overall if isinstance(overall, str) else nvfp4(held[name], overall))
 
 
-def _as(tensor: Moving, weight: Quantized, found: Held | str) -> Moving:
+def _with_codes(tensor: Moving, weight: Quantized, found: Held | str) -> Moving:
     """A tensor as another weight, with its codes or why there are none."""
     if isinstance(found, str):
         return replace(tensor, decided=weight, obstacle=found)
@@ -87,5 +87,5 @@ def of_nvfp4(model: Movable, to: str) -> Movable:
         assert isinstance(tensor.decided, Quantized)
         shape = tensor.decided.info.shape
         found = alone(held, math.prod(shape[:-1]), shape[-1]) if without else held
-        tensors[name] = _as(tensor, replace(tensor.decided, scheme=after), found)
+        tensors[name] = _with_codes(tensor, replace(tensor.decided, scheme=after), found)
     return Movable(model.source, tensors, model.notes)

@@ -15,9 +15,9 @@ import numpy as np
 
 from quantcli.errors import DataError, printable
 from quantcli.layouts.config import json_beside
-from quantcli.layouts.held import TOGETHER, in_order
+from quantcli.layouts.held import in_order
 from quantcli.layouts.mlx import converted
-from quantcli.layouts.reader import Held, not_moved
+from quantcli.layouts.reader import not_moved
 from quantcli.models import BLOCK, Model, View, runs_of
 from quantcli.tensors.rows import runs
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quantcli.kernels import Floats
     from quantcli.layouts.gguf.family import Family
     from quantcli.layouts.gguf.rows import Order
+    from quantcli.layouts.reader import Held
     from quantcli.stores import Source
     from quantcli.tensors.info import TensorInfo
 
@@ -141,9 +142,7 @@ def _put_back(view: View, order: Order, heads: int, kv_heads: int) -> View:
 
     def held() -> Held | str:
         found = view.held()
-        if isinstance(found, str) or found.blocks is not None:
-            return TOGETHER if isinstance(found, Held) else found
-        return in_order(found, places, unit)
+        return found if isinstance(found, str) else in_order(found, places, unit)
 
     step = max(BLOCK // (unit * cols), 1) * unit * cols
     return replace(view, blocks=runs_of(rows * cols, step), read=read, stored=None, encoded=None, step=step, held=held)

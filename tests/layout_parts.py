@@ -13,10 +13,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-from making import GOLDEN_FILES
+from making import GOLDEN_FILES, raw_tensors
 
 from quantcli.layouts import reader as layouts
 from quantcli.layouts.reader import Found, Read
+from quantcli.models import open_model
 from quantcli.tensors.info import TensorInfo
 
 GOLDEN = GOLDEN_FILES / "layouts"
@@ -44,6 +45,20 @@ def written(path: Path) -> tuple[Parts, dict[str, Any], np.ndarray]:
     parts, config = parts_and_config(path)
     _, shape, values = parts.pop("expected")
     return parts, config, np.frombuffer(values, np.float32).reshape(shape)
+
+
+def folder(path: Path, parts: Parts, config: Mapping[str, Any] | None = None) -> Path:
+    """A new folder of these tensors and this configuration, as models have it."""
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(raw_tensors(parts))
+    (path / "config.json").write_text(json.dumps(config or {}))
+    return path
+
+
+def values(path: object, config: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """The numbers of all tensors of a model."""
+    with open_model(str(path), config) as model:
+        return {name: view.read(0, view.info.numel).reshape(view.info.shape) for name, view in model.items()}
 
 
 def infos_of(parts: Parts) -> dict[str, TensorInfo]:

@@ -75,6 +75,20 @@ def opset(version: int, domain: str = "") -> bytes:
     return field(8, field(1, domain) + field(2, version))
 
 
+def written(path: Path, *graph: bytes) -> Path:
+    """A file of a graph from x to y, with the operators of onnxruntime."""
+    opsets = opset(21) + opset(1, "com.microsoft")
+    path.write_bytes(model(value(11, "x"), *graph, value(12, "y"), more=opsets))
+    return path
+
+
+def nibbles(codes: np.ndarray) -> np.ndarray:
+    """Codes two to a byte, the first in the low half."""
+    low = codes.astype(np.uint8)
+    found: np.ndarray = low[..., ::2] | low[..., 1::2] << np.uint8(4)
+    return found
+
+
 # ---- read, and run ----------------------------------------------------------------------------------------------
 
 

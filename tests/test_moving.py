@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from layout_parts import Parts, codes, dense, floats, made_by_a_tool, plain, scales, words, written
-from making import GOLDEN_FILES, ROOT, load, one_line, raw_tensors, run, save
+from layout_parts import Parts, codes, dense, floats, folder, made_by_a_tool, plain, scales, values, words, written
+from making import GOLDEN_FILES, ROOT, load, one_line, run, save
 
 from quantcli import Scheme
 from quantcli.dtypes import from_float32, to_float32
@@ -34,18 +34,6 @@ def output_of(target: str, place: Path) -> list[object]:
     single = {"gguf": ".gguf", "onnx": ".onnx"}.get(target)
     found: list[object] = ["--to", target, "-o", f"{place}{single or ''}", "--json"]
     return [*found, *(["--container"] if single else [])]
-
-
-def folder(path: Path, parts: Parts, config: dict[str, Any]) -> Path:
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(raw_tensors(parts))
-    (path / "config.json").write_text(json.dumps(config))
-    return path
-
-
-def values(path: object, config: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
-    with open_model(str(path), config) as model:
-        return {name: view.read(0, view.info.numel).reshape(view.info.shape) for name, view in model.items()}
 
 
 # ---- files of other tools -------------------------------------------------------------------------------------------
@@ -314,6 +302,7 @@ def test_rows_of_several_weights_and_of_heads() -> None:
     both = joined([(held, 8, 4), (held, 0, 8), (held, 20, 4)])
     pairs = np.arange(24).reshape(3, 2, 4).swapaxes(1, 2).reshape(-1)  # halves of heads of 8 rows, alternating
     back = in_order(held_of(u[pairs], scale[pairs], None, 4, 32), np.argsort(pairs), 8)
+    assert isinstance(back, Held)
     for made, rows in ((both, order), (back, list(range(24)))):
         for first, last in ((0, len(rows)), (3, 9), (11, 12), (5, len(rows))):
             np.testing.assert_array_equal(

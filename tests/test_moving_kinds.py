@@ -11,24 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_parts as onnx
 import pytest
-from layout_parts import Parts, written
-from making import GOLDEN_FILES, one_line, raw_tensors, run
+from gguf_parts import raw_gguf, raw_key, text
+from layout_parts import Parts, folder, made_by_a_tool, values, written
+from making import GOLDEN_FILES, one_line, run
 
 from quantcli.models import open_model
 from quantcli.stores import open_source
 from quantcli.stores.gguf_types import TYPES
-
-
-def folder(path: Path, parts: Parts, config: dict[str, Any] | None = None) -> Path:
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(raw_tensors(parts))
-    (path / "config.json").write_text(json.dumps(config or {}))
-    return path
-
-
-def values(path: object) -> dict[str, np.ndarray]:
-    with open_model(str(path)) as model:
-        return {name: view.read(0, view.info.numel).reshape(view.info.shape) for name, view in model.items()}
 
 
 def bytes_of(path: object) -> dict[str, bytes]:
@@ -46,8 +35,6 @@ def bytes_of(path: object) -> dict[str, bytes]:
 
 def gguf_without(path: Path, ends: tuple[str, ...]) -> Path:
     """The blocks that the gguf package wrote, without those of some types."""
-    from gguf_parts import raw_gguf, raw_key, text
-
     source = GOLDEN_FILES / "gguf" / "blocks.gguf"
     numbers = {kind.name: number for number, kind in TYPES.items()}
     with open_model(str(source)) as opened:
@@ -87,7 +74,7 @@ TYPES_OF_BLOCKS = tuple(kind.name for kind in TYPES.values())
 @pytest.mark.parametrize("name", ["bnb-nf4-bfloat16", "bnb-nf4-float16"])
 def test_nf4_with_nested_scales_or_without(name: str, tmp_path: Path) -> None:
     """The second has an absmax of codes; what is written has the same numbers as float32."""
-    parts, config, _ = _decoded(name)
+    parts, config, _ = made_by_a_tool(GOLDEN_FILES / "decoded" / f"{name}.safetensors")
     source = folder(tmp_path / "source", parts, config)
     report = run("export", source, "--to", "bnb-nf4", "-o", tmp_path / "out", "--json").json
     assert report["lossless"] and report["tensors"][0]["exported_scheme"] == "nf4g64"
@@ -96,12 +83,6 @@ def test_nf4_with_nested_scales_or_without(name: str, tmp_path: Path) -> None:
     state = json.loads(bytes_of(tmp_path / "out")["m.weight.quant_state.bitsandbytes__nf4"])
     assert state["dtype"] == name.removeprefix("bnb-nf4-")
     assert "the format nf4" in one_line(run("export", source, "--to", "mlx", "-o", tmp_path / "mlx", "-q"), 2)
-
-
-def _decoded(name: str) -> tuple[Parts, dict[str, Any], Any]:
-    from layout_parts import made_by_a_tool
-
-    return made_by_a_tool(GOLDEN_FILES / "decoded" / f"{name}.safetensors")
 
 
 def test_int8_of_bitsandbytes_has_scales_that_its_library_rounds_later(tmp_path: Path) -> None:
@@ -123,7 +104,7 @@ def hqq(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, group
     packed = np.zeros(fields.shape[1:], np.uint8)
     for number in range(count):
         packed |= fields[number] << np.uint8(bits * (count - 1 - number))
-    text = {4: b"4bit_u8", 8: b"8bit_u8", 2: b"2bit_u8"}[bits]
+    packing = {4: b"4bit_u8", 8: b"8bit_u8", 2: b"2bit_u8"}[bits]
     numbers = {"nbits": bits, "group_size": group, "axis": 1}
     return {
         "m.W_q": ("U8", packed.shape, packed.tobytes()),
@@ -131,7 +112,7 @@ def hqq(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, group
         "m.zero": ("F16", (rows * cols // group, 1), zero.astype("<f2").tobytes()),
         "m.shape": ("I64", (2,), np.array([rows, cols], "<i8").tobytes()),
         **{f"m.{key}": ("I32", (), np.int32(value).tobytes()) for key, value in numbers.items()},
-        "m.packing": ("U8", (len(text),), text),
+        "m.packing": ("U8", (len(packing),), packing),
         "m.compute_dtype": ("U8", (13,), b"torch.float16"),
     }
 
@@ -169,24 +150,13 @@ def test_whole_zero_points_of_hqq_are_those_of_others(tmp_path: Path) -> None:
 
 
 def test_groups_of_hqq_that_are_columns_are_refused(tmp_path: Path) -> None:
-    parts, config, _ = _decoded("hqq-4-axis0-f16")
+    parts, config, _ = made_by_a_tool(GOLDEN_FILES / "decoded" / "hqq-4-axis0-f16.safetensors")
     source = folder(tmp_path / "source", parts, config)
     line = one_line(run("export", source, "--to", "mlx", "-o", tmp_path / "out", "-q"), 2)
     assert "(axis 0)" in line and "--requantize" in line
 
 
 # ---- ONNX ---------------------------------------------------------------------------------------------------------
-
-
-def graph(path: Path, *parts: bytes) -> Path:
-    opsets = onnx.opset(21) + onnx.opset(1, "com.microsoft")
-    path.write_bytes(onnx.model(onnx.value(11, "x"), *parts, onnx.value(12, "y"), more=opsets))
-    return path
-
-
-def nibbles(codes: np.ndarray) -> bytes:
-    flat = codes.astype(np.uint8).reshape(-1)
-    return (flat[::2] | flat[1::2] << 4).tobytes()
 
 
 @pytest.mark.parametrize("zeros", ["none", "whole", "floats"])
@@ -199,14 +169,14 @@ def test_matmulnbits_goes_where_its_codes_fit(zeros: str, tmp_path: Path) -> Non
     if zeros == "whole":
         padded = np.zeros((32, 4), np.uint8)
         padded[:, :3] = own
-        more = onnx.tensor("m.weight_zp", onnx.U8, (64,), nibbles(padded))
+        more = onnx.tensor("m.weight_zp", onnx.U8, (64,), onnx.nibbles(padded).tobytes())
     elif zeros == "floats":
         more = onnx.tensor("m.weight_zp", onnx.FLOAT16, (96,), own.tobytes())
     inputs += [] if zeros == "none" else ["m.weight_zp"]
-    source = graph(
+    source = onnx.written(
         tmp_path / "model.onnx",
         onnx.node("MatMulNBits", inputs, "com.microsoft", K=96, N=32, bits=4, block_size=32),
-        onnx.tensor("m.weight_Q4", onnx.U8, (32, 3, 16), nibbles(codes)),
+        onnx.tensor("m.weight_Q4", onnx.U8, (32, 3, 16), onnx.nibbles(codes).tobytes()),
         onnx.tensor("m.weight_scales", onnx.FLOAT16, (96,), scale.tobytes()),
         more,
     )
@@ -234,14 +204,14 @@ def test_what_dequantizelinear_decodes(kind: str, tmp_path: Path) -> None:
         more = onnx.f32("s", scale.ravel())
     elif kind == "int4 in blocks":
         codes, scale = rng.integers(-8, 8, (32, 64)), rng.uniform(0.001, 0.01, (32, 2)).astype(np.float32)
-        held = onnx.tensor("w_Q", onnx.INT4, (32, 64), nibbles(codes & 15))
+        held = onnx.tensor("w_Q", onnx.INT4, (32, 64), onnx.nibbles(codes & 15).tobytes())
         attributes, more = {"axis": 1, "block_size": 32}, onnx.f32("s", scale)
     else:
         codes, scale, zero = rng.integers(0, 256, (32, 64)), np.full((1, 1), 0.01, np.float32), np.float32(131)
         held = onnx.tensor("w_Q", onnx.U8, (32, 64), codes.astype(np.uint8).tobytes())
         more = onnx.f32("s", scale.reshape(())) + onnx.tensor("z", onnx.U8, (), b"\x83")
         inputs.append("z")
-    source = graph(tmp_path / "m.onnx", onnx.node("DequantizeLinear", inputs, **attributes), held, more)
+    source = onnx.written(tmp_path / "m.onnx", onnx.node("DequantizeLinear", inputs, **attributes), held, more)
     exact = (codes - zero) * np.repeat(scale, 64 // scale.shape[1], axis=1)
     report = run("export", source, "--to", "gguf", "--container", "-o", tmp_path / "out.gguf", "--json")
     if "tensor" in kind:

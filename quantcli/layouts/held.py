@@ -34,7 +34,7 @@ SMALL = ("F8_E4M3", "F8_E8M0")
 """Dtypes of scales of one byte."""
 
 TOGETHER = "its scales are stored together, in super-blocks, which only GGUF has"
-"""Why rows of a weight are not put in another order."""
+"""Why rows of a weight are neither put in another order nor beside those of others."""
 
 OFFSETS = ("", "int", "float")
 """What codes may have as offsets, each a case of the next."""
@@ -222,9 +222,11 @@ def every(held: Held, start: int, step: int) -> Held:
     return replace(held, packed=packed, params=params)
 
 
-def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held:
-    """The rows of a weight in another order. places: the row that stands at each place; unit: as many places at a time
-    are best read together."""
+def in_order(held: Held, places: NDArray[np.intp], unit: int) -> Held | str:
+    """The rows of a weight in another order, or why they are not put in it. places: the row that stands at each place;
+    unit: as many places at a time are best read together."""
+    if held.blocks is not None:
+        return TOGETHER
 
     def rows(first: int, last: int, read: Callable[[int, int], NDArray[Any]]) -> NDArray[Any]:
         low, high = first // unit * unit, min(-(-last // unit) * unit, len(places))

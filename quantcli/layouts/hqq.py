@@ -139,7 +139,7 @@ def _check_shapes(stored: _Stored) -> None:
         raise wrong(name, f"scales and zero points {shapes} do not match {list(groups)}")
 
 
-def _put_codes(stored: _Stored, read: Read, first: int, out: Floats) -> None:
+def _put_codes(stored: _Stored, read: Read, first: int, out: Floats | Bytes) -> None:
     """Put the codes of a run of weights in C order into `out`, field by field."""
     bits, held = PACKINGS[stored.packing]
     size, kind = (4, "<u4") if stored.packing == "3bit_32" else (1, "<u1")
@@ -216,7 +216,7 @@ def _held(stored: _Stored, read: Read) -> Held | str:
         return f"its groups of {group} go on over the end of its rows"
 
     def packed(first: int, last: int) -> Bytes:
-        codes = np.empty((last - first, cols), np.float32)
+        codes: Bytes = np.empty((last - first, cols), np.uint8)
         _put_codes(stored, read, first * cols, codes.reshape(-1))
         if codes.size and codes.max() >= 1 << bits:
             raise wrong(stored.name, f"a code does not fit {bits} bits")

@@ -66,19 +66,19 @@ FLOATING = ("fp4", "fp8-e4m3", "fp8-e5m2")
 class Held:
     """The codes of a weight, in a form that other layouts may store as it is.
 
-    format: of the codes, as in `Scheme`: `int` for whole numbers, `fp4` for E2M1. bits: of a code. group:
-    columns that share parameters, or `channel` for a row, or of floats `tensor`; height: rows that do, of blocks.
-    offsets: what a code u stands for, in float32: `` is (u - 2^(b-1)) * scale, `int` (u - zero) * scale with whole
-    zeros from 0 to 2^b - 1, `float` u * scale + zero; of floats it is ``, and a code stands for its level times the
-    scale. scale_dtype: of the stored scales, F8_E8M0 for powers of two, `super-blocks` where they are stored together,
-    and blocks(first, last) gives them as stored. exact: whether these numbers are just what the layout's own library
-    decodes codes to, which may round on the way; where offsets are floats, it does not where they turn out to be whole
-    zeros. dtype: of the weight, where scales do not have it.
-    overall: the scale of the tensor, which scales
-    contain; 1 where none is stored. activations: how the file says that inputs are quantized, as in `Scheme`. turned:
-    whether rows are the columns of the weight, where that is what is stored transposed. packed(first, last): the codes
-    of some rows, each in whole 32-bit words, the low one first. params(first, last): their scales and zeros (rows,
-    groups), no zeros for ``. Both raise DataError as decoding does.
+    format: of the codes, as in `Scheme`: `int` for whole numbers, `fp4` for E2M1. bits: of a code. group: columns that
+    share parameters, or `channel` for a row, or of floats `tensor`; height: rows that do, of blocks. offsets: what a
+    code u stands for, in float32: `` is (u - 2^(b-1)) * scale, `int` (u - zero) * scale with a code as the zero,
+    `float` u * scale + zero; of other formats it is ``, and a code stands for its level times the scale. scale_dtype:
+    of the stored scales, F8_E8M0 for powers of two, `super-blocks` where those of a super-block are stored together.
+    overall: the scale of the tensor, which scales contain; 1 where none is stored. activations: how the file says that
+    inputs are quantized, as in `Scheme`. turned: whether rows are the columns of the weight, where that is what is
+    stored transposed. exact: whether these numbers are just what the layout's own library decodes codes to; False where
+    it rounds on the way, with float offsets unless they all turn out to be whole zeros times scales. dtype: of the
+    weight, where that is not the dtype of its scales. packed(first, last): the codes of some rows, each in whole 32-bit
+    words, the low one first. blocks(first, last): their scales in super-blocks, as they are stored; None where there
+    are none. params(first, last): their scales and zeros (rows, groups), no zeros for ``. All raise DataError as
+    decoding does.
     """
 
     bits: int

@@ -36,7 +36,6 @@ from quantcli.layouts.config import model_dtype
 from quantcli.layouts.reader import Found, Held, Read, Reader
 from quantcli.layouts.stored import FLOATS, filled_up, matrix, part, scheme_name, wrong
 from quantcli.layouts.transposed import ParamBands
-from quantcli.stores.latest import Latest
 from quantcli.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -46,12 +45,16 @@ PREFIX = "._weight_"
 PARTS = ("qdata", "scale", "zero_point")
 
 
-def _stored(infos: Mapping[str, TensorInfo], module: str, parts: Sequence[str]) -> Bytewise:
-    """parts: what there is of the weight, by the ends of the names."""
-    name, own = f"{module}.weight", f"{module}{PREFIX}"
-    more = next((end for end in parts if end not in PARTS), None)
+def _check_parts(module: str, ends: Sequence[str]) -> None:
+    """Raise DataError where a weight has more parts than are read. ends: of the names of its parts."""
+    more = next((end for end in ends if end not in PARTS), None)
     if more is not None:
-        raise wrong(name, f"{printable(own + more)} beside the codes of torchao is not supported")
+        problem = f"{printable(f'{module}{PREFIX}{more}')} beside the codes of torchao is not supported"
+        raise wrong(f"{module}.weight", problem)
+
+
+def _stored(infos: Mapping[str, TensorInfo], module: str) -> Bytewise:
+    name, own = f"{module}.weight", f"{module}{PREFIX}"
     codes, scale = part(infos, f"{own}qdata", name, tuple(CODES)), part(infos, f"{own}scale", name, FLOATS)
     zero = part(infos, f"{own}zero_point", name, ("I8",)) if f"{own}zero_point" in infos else None
     rows, cols = matrix(codes, name)
@@ -103,11 +106,8 @@ def _is_packed(infos: Mapping[str, TensorInfo], module: str) -> bool:
     return zero is not None and zero.dtype in FLOATS and infos[f"{module}{PREFIX}qdata"].dtype == "I8"
 
 
-def _packed(infos: Mapping[str, TensorInfo], module: str, parts: Sequence[str]) -> _Packed:
+def _packed(infos: Mapping[str, TensorInfo], module: str) -> _Packed:
     name, own = f"{module}.weight", f"{module}{PREFIX}"
-    more = next((end for end in parts if end not in PARTS), None)
-    if more is not None:
-        raise wrong(name, f"{printable(own + more)} beside the codes of torchao is not supported")
     codes, scale = part(infos, f"{own}qdata", name, ("I8",)), part(infos, f"{own}scale", name, FLOATS)
     zero = part(infos, f"{own}zero_point", name, (scale.dtype,))
     (rows, half), (groups, outputs) = matrix(codes, name), matrix(scale, name)
@@ -177,12 +177,12 @@ def find(infos: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read 
         if prefix:
             parts.setdefault(module, []).append(end)
     modules = [m for m, ends in parts.items() if "qdata" in ends and infos[f"{m}{PREFIX}qdata"].dtype in CODES]
-    bands: ParamBands = Latest()
-    return [
-        _found_packed(_packed(infos, module, parts[module]), bands) if _is_packed(infos, module)
-        else _found(_stored(infos, module, parts[module]), config)
-        for module in modules
-    ]  # fmt: skip
+    bands, found = ParamBands(), list[Found]()
+    for module in modules:
+        _check_parts(module, parts[module])
+        packed = _is_packed(infos, module)
+        found.append(_found_packed(_packed(infos, module), bands) if packed else _found(_stored(infos, module), config))
+    return found
 
 
 READS = Reader(summary="torchao: int8, float8 and Int4Tensor", find=find)

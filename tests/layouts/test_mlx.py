@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from layout_parts import Parts, floats, written
-from making import BF16, GOLDEN_FILES, load, one_line, raw_tensors, run, save
+from layout_parts import Parts, floats, folder, written
+from making import BF16, GOLDEN_FILES, load, one_line, run, save
 from strategies import gaussian
 
 from quantcli.layouts.mlx.keys import completed
@@ -31,13 +31,6 @@ def values(path: Path) -> dict[str, np.ndarray]:
 
 def raw(path: Path, name: str) -> bytes:
     return load(path)[name].data
-
-
-def folder(path: Path, parts: Parts, config: dict[str, Any]) -> Path:
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(raw_tensors(parts))
-    (path / "config.json").write_text(json.dumps(config))
-    return path
 
 
 def decibels(weights: np.ndarray, found: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_parts as onnx
 import pytest
 from making import GOLDEN_FILES, one_line, run
-from onnx_parts import op
+from onnx_parts import nibbles, op, written
 
 RNG = np.random.default_rng(5)
 MULTIPLY, LOOK_UP = "com.microsoft.MatMulNBits", "com.microsoft.GatherBlockQuantized"
@@ -24,17 +24,6 @@ def u8(name: str, values: np.ndarray) -> bytes:
 
 def number(name: str, value: float) -> bytes:
     return onnx.f32(name, np.array(value, np.float32))
-
-
-def nibbles(codes: np.ndarray) -> np.ndarray:
-    found: np.ndarray = codes[..., ::2] | codes[..., 1::2] << 4
-    return found
-
-
-def written(path: Path, *graph: bytes) -> Path:
-    opsets = onnx.opset(21) + onnx.opset(1, "com.microsoft")
-    path.write_bytes(onnx.model(onnx.value(11, "x"), *graph, onnx.value(12, "y"), more=opsets))
-    return path
 
 
 def product_behind() -> tuple[list[bytes], np.ndarray]:

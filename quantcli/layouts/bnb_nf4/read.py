@@ -164,14 +164,19 @@ def _table(kind: str) -> Codebook:
     return table(TABLES[kind])
 
 
+def _low_first(packed: Bytes) -> Bytes:
+    """Codes of which the first of two is in the low bits of a byte, not in the high ones as bitsandbytes has it."""
+    turned: Bytes = packed >> np.uint8(4) | packed << np.uint8(4)
+    return turned
+
+
 def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
     cols, block = stored.shape[-1], stored.block
     begin, end = first * cols, last * cols
     packed = read(stored.codes.name, begin // 2, -(-end // 2) - begin // 2)
     if cols % block == 0 and block % 2 == 0:
-        low_first = packed >> np.uint8(4) | packed << np.uint8(4)
         scale = _largest(stored, read, begin // block, end // block).reshape(last - first, -1)
-        return looked_up(low_first, (last - first, cols), scale, block, _table(stored.kind))
+        return looked_up(_low_first(packed), (last - first, cols), scale, block, _table(stored.kind))
     pairs = np.empty((len(packed), 2), np.uint8)
     pairs[:, 0], pairs[:, 1] = packed >> np.uint8(4), packed & np.uint8(15)
     codes = pairs.ravel()[begin % 2 : begin % 2 + end - begin]
@@ -182,7 +187,7 @@ def _decode(stored: _Stored, read: Read, first: int, last: int) -> Floats:
 
 
 def _held(stored: _Stored, read: Read) -> Held | str:
-    """The codes of NF4, the first of two in the low bits, and the largest magnitudes as scales."""
+    """The codes of NF4, and the largest magnitudes as scales."""
     cols, block = stored.shape[-1], stored.block
     if stored.kind != "nf4":
         return "only bitsandbytes has its FP4"
@@ -191,8 +196,7 @@ def _held(stored: _Stored, read: Read) -> Held | str:
 
     def packed(first: int, last: int) -> Bytes:
         raw = read(stored.codes.name, first * cols // 2, (last - first) * cols // 2)
-        low_first: Bytes = raw >> np.uint8(4) | raw << np.uint8(4)
-        return filled_up(low_first, (last - first, cols), 4)
+        return filled_up(_low_first(raw), (last - first, cols), 4)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
         groups = cols // block

@@ -23,9 +23,9 @@ above it e_{j+16}; qh: bit j is the fifth of e_j)
 all in float32, from left to right. In the larger blocks bit fields of a run of bytes are the weights one run later:
 qs of Q4_K is 32 bytes for 64 weights, of Q2_K 32 bytes for 128, and so on.
 
-Reading (read): the blocks above, of any GGUF. Writing: the codes of a native file as blocks of 32 (blocks), in one file
-(write) with the keys, names and order of rows that llama.cpp has for a family of models (model, families) and the
-vocabulary, or with those of the GGUF it is made of (rewrite).
+Reading (read, and parts for what a block holds): the blocks above, of any GGUF. Writing: codes as blocks of 32 (blocks)
+and of 256 (super_blocks), in one file (write) with the keys, names and order of rows that llama.cpp has for a family of
+models (model, families) and the vocabulary, or with those of the GGUF it is made of (rewrite).
 """
 
 from __future__ import annotations

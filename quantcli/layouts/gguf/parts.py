@@ -1,6 +1,6 @@
 """What blocks of GGUF hold: unsigned codes, and the scales of groups, of super-blocks as they are stored too.
 
-The bytes are those in the picture of the package.
+Where in a block each of them stands is listed in the docstring of the package.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def _held(name: str, block: Block, read: Read) -> Held | str:
     if cols % block.type.weights or kind in TERNARY:
         return not_moved()
     parts, row = TYPES[kind], block.type.bytes * (cols // block.type.weights)
-    in_super_blocks, store = parts.stored is not None, parts.stored
-    each = len(parts.scales(np.zeros((1, block.type.bytes), np.uint8))[0][0])
+    stored = parts.stored
+    groups = parts.scales(np.zeros((1, block.type.bytes), np.uint8))[0].shape[1]  # of a block, whatever is in it
 
     def packed(first: int, last: int) -> Bytes:
         codes = parts.codes(read(name, first * row, (last - first) * row).reshape(-1, block.type.bytes))
@@ -90,8 +90,8 @@ def _held(name: str, block: Block, read: Read) -> Held | str:
         return scale.reshape(last - first, -1), None if offset is None else offset.reshape(last - first, -1)
 
     def blocks(first: int, last: int) -> BlockScales:
-        assert store is not None
-        own, rows = store(_blocks(name, block, read, first, last)), last - first
+        assert stored is not None
+        own, rows = stored(_blocks(name, block, read, first, last)), last - first
         return BlockScales(
             own.d.reshape(rows, -1), own.m.reshape(rows, -1), own.scales.reshape(rows, -1), own.minima.reshape(rows, -1)
         )
@@ -99,12 +99,12 @@ def _held(name: str, block: Block, read: Read) -> Held | str:
     return Held(
         format=FORMATS.get(kind, "int"),
         bits=parts.bits,
-        group=block.type.weights // each,
+        group=block.type.weights // groups,
         offsets="float" if len(parts.halves) > 1 else "",
-        scale_dtype=IN_SUPER_BLOCKS if in_super_blocks else "F8_E8M0" if kind == "MXFP4" else "F16",
+        scale_dtype=IN_SUPER_BLOCKS if stored is not None else "F8_E8M0" if kind == "MXFP4" else "F16",
         packed=packed,
         params=params,
-        blocks=blocks if in_super_blocks else None,
+        blocks=blocks if stored is not None else None,
     )
 
 

@@ -9,8 +9,8 @@ What decodes a weight, or computes with its codes, is replaced, so that a weight
     MatMulInteger, ConvInteger, Cast and Mul     MatMul or Conv of what DynamicQuantizeLinear took
     DynamicQuantizeMatMul, MatMulIntegerToFloat  MatMul; Add for a bias
 
-No floats are written: the file of this graph is one of segments of the source and new messages, with holes where floats
-would be, that is only walked through to write the model again.
+No floats are written. The file of this graph is never on a disk: it is segments of the source and new messages, with
+holes where the floats would be, which are read once more to write the model from them.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class _Made:
     numbers: Mapping[str, int] = field(default_factory=dict)
 
 
-class _Undoing:
-    """What takes the place of nodes, by the place of each; nothing takes that of a node that is dropped."""
+class _Replacing:
+    """The nodes that are replaced. made: by the place of each, the nodes that stand there now; none where it goes."""
 
     def __init__(self, graph: Graph, weights: Weights) -> None:
         self.graph, self.weights = graph, dict(weights)
         self.made: dict[int, Sequence[_Made]] = {}
-        self._taken = set(graph.names)
+        self._fresh = nodes.fresh_among(graph.names)
         self._takers, self._makers = defaultdict[str, list[int]](list), dict[str, int]()
         for place, call in graph.calls.items():
             for name in dict.fromkeys(filter(None, call.inputs)):
@@ -84,12 +84,6 @@ class _Undoing:
         name = printable(self.weights[codes].name)
         hint = "start from the float model, or name a .safetensors file for the weights alone"
         return UsageError(f"{why} written again in ONNX", place=[name], hint=hint)
-
-    def _fresh(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
 
     def own(self, codes: str) -> str:
         """The name of a weight in its own graph."""
@@ -171,8 +165,8 @@ class _Undoing:
         made = _Made(operator=operator, inputs=(inputs, self.own(codes)), outputs=calls[last].makes, attributes=True)
         self.made.update({place: [made], cast_at: [], last: [], scales: []})
 
-    def left(self, name: str) -> bool:
-        """Whether a tensor stays: it is not one that only such nodes took."""
+    def is_needed(self, name: str) -> bool:
+        """Whether a tensor is taken by a node that stays or is new, or was taken by none before either."""
         return not self._takers.get(name) or self._is_taken(name) or self.graph.held[name].own in self._used
 
     @cached_property
@@ -185,7 +179,7 @@ class _Undoing:
 
 
 class _Segments:
-    """A file of segments, with zeros in its holes."""
+    """A file of segments, with zeros in its holes; it has as much of an InputFile as reading a graph needs."""
 
     def __init__(self, source: InputFile, segments: Sequence[Segment]) -> None:
         self.path, self._source, self._segments = source.path, source, segments
@@ -216,8 +210,8 @@ class _Segments:
 class _Walk:
     """One walk through the source."""
 
-    def __init__(self, undoing: _Undoing) -> None:
-        self.undoing, self.graph = undoing, undoing.graph
+    def __init__(self, replacing: _Replacing) -> None:
+        self.replacing, self.graph = replacing, replacing.graph
         self.wire = Wire(self.graph.file)
 
     def model(self) -> Iterator[Segment]:
@@ -239,15 +233,15 @@ class _Walk:
     def _tensor(self, own: Field) -> list[Segment]:
         """An initializer: floats in place of codes, and nothing in place of scales."""
         name = self.graph.places.get(own.value)
-        if name in self.undoing.weights:
-            info = self.undoing.weights[name]
+        if name in self.replacing.weights:
+            info = self.replacing.weights[name]
             head = b"".join(number(1, n) for n in info.shape) + number(2, SCALES[info.dtype])
-            named = text(8, self.undoing.own(name))
+            named = text(8, self.replacing.own(name))
             return in_message(5, [head + named + opened(9, info.nbytes), Hole(info.name, info.nbytes)])
-        return copied(self.wire, own) if name is None or self.undoing.left(name) else []
+        return copied(self.wire, own) if name is None or self.replacing.is_needed(name) else []
 
     def _node(self, own: Field) -> list[Segment]:
-        made = self.undoing.made.get(own.value)
+        made = self.replacing.made.get(own.value)
         if made is not None:
             return [s for node in made for s in self._made(own, node)]
         fields = list(self.wire.inside(own))
@@ -286,7 +280,7 @@ def floating(graph: Graph, weights: Weights) -> Graph:
     for _, info in weights:
         if info.dtype not in SCALES:
             raise UsageError(f"ONNX multiplies with no {info.dtype}", place=[printable(info.name)])
-    segments = list(_Walk(_Undoing(graph, weights)).model())
+    segments = list(_Walk(_Replacing(graph, weights)).model())
     reader = Reader(cast("InputFile", _Segments(graph.file, segments)))
     reader.model()
     return reader.result()

@@ -117,19 +117,13 @@ class _Walk:
     def __init__(self, graph: Graph, changes: Changes) -> None:
         self.graph, self.changes = graph, changes
         self.wire, self.out = Wire(graph.file), Laid()
-        self._taken, self._flat = set(graph.names), dict[str, str]()
+        self._fresh, self._flat = nodes.fresh_among(graph.names), dict[str, str]()
         calls = [(name, s, role) for name, (s, role) in changes.weights.items() if s.form != "linear"]
         self._parts = {name: self._part_names(name, s) for name, (s, _) in changes.weights.items()}
         self._replaced = {place: name for name, _, role in calls for place in (*role.multiplied, *role.rows)}
         self._passing = {place for _, _, role in calls for place in role.passing}
         self._gone = {graph.held[name].own for name, _, _ in calls}
         self._gone |= {name for place in self._passing for name in graph.calls[place].makes}
-
-    def _fresh(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
 
     def _part_names(self, name: str, stored: Stored) -> tuple[str, ...]:
         own = self.graph.held[name].own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from quantcli.layouts.onnx.forms import FLOAT, INT4, UINT4, Stored
 from quantcli.stores.onnx_graph import CONTRIB
@@ -12,6 +12,19 @@ INT64 = 7
 
 Fresh = Callable[[str], str]
 """A function that makes a name one that nothing else in the model has."""
+
+
+def fresh_among(names: Iterable[str]) -> Fresh:
+    """What makes names fresh in a model that has these."""
+    taken = set(names)
+
+    def fresh(name: str) -> str:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    return fresh
 
 
 def whole(name: str, value: int) -> bytes:

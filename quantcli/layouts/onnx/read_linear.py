@@ -70,6 +70,12 @@ class _Linear:
         outer = rows // (inner * size)
         return (outer * -(-size // self.block) + index // self.block) * inner + rows % inner
 
+    def parameters(self, first: int, last: int) -> tuple[int, int, NDArray[np.intp]]:
+        """The first scale of some rows of weights, how many they have, and which row of these is that of each."""
+        own = self.rows_of_scales(first, last)
+        low, high = int(own.min()), int(own.max()) + 1
+        return low * self.width, (high - low) * self.width, own - low
+
 
 def _axis(node: Node, shape: tuple[int, ...], scale: TensorInfo) -> tuple[int | None, int]:
     """The axis along which scales differ, None when there is one for the tensor, and how many indices share one."""
@@ -149,11 +155,10 @@ def integers(read: Read, info: TensorInfo, packed: Packed | None, first: int, co
 def _decode_linear(stored: _Linear, read: Read, first: int, last: int) -> Floats:
     cols, width, rows = stored.cols, stored.width, last - first
     out = integers(read, stored.codes, stored.packed.get(stored.name), first * cols, rows * cols).reshape(rows, cols)
-    own = stored.rows_of_scales(first, last)
-    low, count = int(own.min()), int(own.max()) + 1 - int(own.min())
+    at, count, row_of = stored.parameters(first, last)
 
     def spread(values: Floats) -> Floats:
-        found: Floats = values.reshape(count, width)[own - low]
+        found: Floats = values.reshape(-1, width)[row_of]
         if width in (1, cols):
             return found
         return np.repeat(found, stored.block, axis=1)[:, :cols]
@@ -161,27 +166,21 @@ def _decode_linear(stored: _Linear, read: Read, first: int, last: int) -> Floats
     with np.errstate(over="ignore", invalid="ignore"):
         if stored.zero is not None:
             zero = stored.zero
-            out -= spread(integers(read, zero, stored.packed.get(zero.name), low * width, count * width))
-        out *= spread(floats(read, stored.scale, stored.name, low * width, count * width))
+            out -= spread(integers(read, zero, stored.packed.get(zero.name), at, count))
+        out *= spread(floats(read, stored.scale, stored.name, at, count))
     return out
 
 
-def _bits(stored: _Linear) -> int:
-    """Bits of a code."""
-    own = stored.packed.get(stored.name)
-    return own.bits if own is not None else np.dtype(INTEGERS.get(stored.codes.dtype, "u1")).itemsize * 8
-
-
-def _middle(stored: _Linear) -> int:
+def _middle(stored: _Linear, bits: int) -> int:
     """What makes unsigned codes of those that are stored: 2^(b-1) where they are signed, else 0."""
     own = stored.packed.get(stored.name)
     signed = own.signed if own is not None else stored.codes.dtype[0] == "I"
-    return 1 << (_bits(stored) - 1) if signed else 0
+    return 1 << (bits - 1) if signed else 0
 
 
-def _held(stored: _Linear, read: Read) -> Held | str:
+def _held(stored: _Linear, bits: int, read: Read) -> Held | str:
     """The codes of a weight whose scales are those of rows, or of blocks along them."""
-    cols, bits, last_axis = stored.cols, _bits(stored), stored.axis == len(stored.shape) - 1
+    cols, last_axis = stored.cols, stored.axis == len(stored.shape) - 1
     floating = stored.codes.dtype in FLOAT8
     if bits > 8 or (floating and stored.zero is not None):
         return f"{stored.codes.dtype} codes of DequantizeLinear are not moved"
@@ -191,7 +190,7 @@ def _held(stored: _Linear, read: Read) -> Held | str:
         return "its last block is short"
     if cols * bits % 8:
         return "its rows do not end between bytes"
-    middle = _middle(stored)
+    middle = _middle(stored, bits)
     turn = np.uint8(sum(middle << at for at in range(0, 8, bits)))  # of every code in a byte
 
     def packed(first: int, last: int) -> Bytes:
@@ -200,14 +199,11 @@ def _held(stored: _Linear, read: Read) -> Held | str:
         return filled_up(raw ^ turn, (last - first, cols), bits)
 
     def params(first: int, last: int) -> tuple[Floats, Floats | None]:
-        own = stored.rows_of_scales(first, last)
-        low, count, width = int(own.min()), int(own.max()) + 1 - int(own.min()), stored.width
-        at, many = low * width, count * width
-        scale = floats(read, stored.scale, stored.name, at, many).reshape(count, width)[own - low]
-        zero = stored.zero
+        (at, count, row_of), width, zero = stored.parameters(first, last), stored.width, stored.zero
+        scale = floats(read, stored.scale, stored.name, at, count).reshape(-1, width)[row_of]
         if zero is not None:
-            found = integers(read, zero, stored.packed.get(zero.name), at, many) + np.float32(middle)
-            return scale, found.reshape(count, width)[own - low]
+            found = integers(read, zero, stored.packed.get(zero.name), at, count) + np.float32(middle)
+            return scale, found.reshape(-1, width)[row_of]
         return scale, None if middle or floating else np.zeros_like(scale)
 
     return Held(
@@ -270,5 +266,5 @@ def linear(infos: Mapping[str, TensorInfo], node: Node, packed: Mapping[str, Pac
         bits=bits,
         parts=tuple(p for p in (stored.codes, stored.scale, stored.zero) if p is not None),
         decode=partial(_decode_linear, stored),
-        held=partial(_held, stored),
+        held=partial(_held, stored, bits),
     )
