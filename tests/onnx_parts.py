@@ -38,8 +38,8 @@ def node(operator: str, inputs: list[str], domain: str = "", **numbers: int) -> 
     return field(1, own + (field(7, domain) if domain else b""))
 
 
-def model(*graph: bytes, more: bytes = b"") -> bytes:
-    return field(1, 10) + more + field(7, b"".join(graph))
+def model(*graph: bytes, more: bytes = b"", ir: int = 10) -> bytes:
+    return field(1, ir) + more + field(7, b"".join(graph))
 
 
 def f32(name: str, values: np.ndarray, more: bytes = b"") -> bytes:
@@ -75,10 +75,10 @@ def opset(version: int, domain: str = "") -> bytes:
     return field(8, field(1, domain) + field(2, version))
 
 
-def written(path: Path, *graph: bytes) -> Path:
+def written(path: Path, *graph: bytes, ir: int = 10) -> Path:
     """A file of a graph from x to y, with the operators of onnxruntime."""
     opsets = opset(21) + opset(1, "com.microsoft")
-    path.write_bytes(model(value(11, "x"), *graph, value(12, "y"), more=opsets))
+    path.write_bytes(model(value(11, "x"), *graph, value(12, "y"), more=opsets, ir=ir))
     return path
 
 

@@ -104,6 +104,23 @@ def test_codes_stay_what_they_are_where_only_nodes_change(tmp_path: Path) -> Non
     np.testing.assert_allclose(onnx.run_graph(found, {"x": x})["y"], x @ weight, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("ir", [3, 8])
+def test_codes_that_are_inputs_of_the_graph(ir: int, tmp_path: Path) -> None:
+    """Before version 4 of the format every initializer was one; since then it is a default that callers may replace."""
+    graph, weight = decoded_before()
+    inputs = [onnx.value(11, "w_quantized"), onnx.value(11, "w_scale")]
+    source, out = written(tmp_path / "codes.onnx", *inputs, *graph, ir=ir), tmp_path / "out.onnx"
+    done = run("quantize", source, "--requantize", "--no-default-keep", "--bits", 8, "-o", out, "-q")
+    if ir == 8:
+        assert "codes and scales that are inputs of the graph" in one_line(done, 2) and not out.exists()
+        return
+    assert done.code == 0, done.err
+    found, _, _ = onnx.read_model(out)
+    assert list(found.inputs) == ["x"]
+    x = RNG.normal(size=(5, 64)).astype(np.float32)
+    np.testing.assert_allclose(onnx.run_graph(found, {"x": x})["y"], x @ weight, atol=0.04 * np.abs(weight).max())
+
+
 def test_what_is_not_replaced_is_named(tmp_path: Path) -> None:
     source = GOLDEN_FILES / "onnx" / "qoperator.onnx"
     line = one_line(run("quantize", source, "--requantize", "-o", tmp_path / "out.onnx", "-q"), 2)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, cast
 from quantcli.errors import UsageError, printable
 from quantcli.layouts.onnx import nodes
 from quantcli.layouts.onnx.forms import SCALES
-from quantcli.layouts.onnx.model import Hole, Range, Segment, copied, in_message, size_of
+from quantcli.layouts.onnx.model import IR_WITHOUT_INPUTS, Hole, Range, Segment, copied, in_message, size_of
 from quantcli.stores.onnx_reading import Reader
 from quantcli.stores.protobuf import Field, Wire
 from quantcli.stores.protobuf_writer import message, number, opened, text
@@ -75,6 +75,16 @@ class _Replacing:
         for place, call in graph.calls.items():  # inputs that nothing takes as codes any more
             if call.operator == "DynamicQuantizeLinear" and not any(map(self._is_taken, call.outputs)):
                 self.made[place] = []
+        if graph.ir >= IR_WITHOUT_INPUTS:
+            for codes in self.weights:
+                self._check_parameters(codes)
+
+    def _check_parameters(self, codes: str) -> None:
+        """Raise UsageError where codes, or what would go with them, are inputs whose values may be given anew."""
+        takers = (self.graph.calls[place] for place in self._takers[codes])
+        for name in dict.fromkeys([codes, *(name for call in takers for name in call.inputs)]):
+            if name in self.graph.given and name in self.graph.held and (name == codes or not self.is_needed(name)):
+                raise self._refused(codes, "codes and scales that are inputs of the graph are not")
 
     def _is_taken(self, name: str) -> bool:
         """Whether a node that stays takes a tensor, or the graph gives it out."""
@@ -217,18 +227,24 @@ class _Walk:
     def model(self) -> Iterator[Segment]:
         """The fields of the model."""
         for own in self.wire.fields(0, self.graph.file.size):
-            yield from in_message(7, self._graph(own)) if own.number == 7 else copied(self.wire, own)
+            yield from in_message(7, self._graph(own, top=True)) if own.number == 7 else copied(self.wire, own)
 
-    def _graph(self, graph: Field) -> list[Segment]:
+    def _graph(self, graph: Field, *, top: bool) -> list[Segment]:
         found = list[Segment]()
         for own in self.wire.inside(graph):
             if own.number == 1:
                 found += self._node(own)
             elif own.number == 5:
                 found += self._tensor(own)
-            elif own.number != 13:  # shapes of values, some of which are no more
+            elif own.number != 13 and not (top and self._is_initial(own)):  # 13: shapes of values, some no more there
                 found += copied(self.wire, own)
         return found
+
+    def _is_initial(self, own: Field) -> bool:
+        """Whether a field is the input that each initializer of an old file was."""
+        if own.number != 11 or self.graph.ir >= IR_WITHOUT_INPUTS:
+            return False
+        return any(f.number == 1 and self.wire.text(f) in self.graph.held for f in self.wire.inside(own))
 
     def _tensor(self, own: Field) -> list[Segment]:
         """An initializer: floats in place of codes, and nothing in place of scales."""
@@ -259,7 +275,7 @@ class _Walk:
         found = list[Segment]()
         for own in self.wire.inside(attribute):
             graphs = own.number in (6, 11)
-            found += in_message(own.number, self._graph(own)) if graphs else copied(self.wire, own)
+            found += in_message(own.number, self._graph(own, top=False)) if graphs else copied(self.wire, own)
         return found
 
     def _made(self, place: Field, made: _Made) -> list[Segment]:
