@@ -109,7 +109,7 @@ def _trials(extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
 
 
 def _trials_of(tile: Tile, extreme: Floats, factor: float, dtype: str, effort: str) -> Floats:
-    """The same for a tile of the sample, which passes look at one after another."""
+    """The trials of a tile, found once: passes over the sample look at the same tiles again."""
     return tile.once(f"trials {factor} {dtype} {effort}", lambda: _trials(extreme, factor, dtype, effort))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from quantcli.kernels.block_types import SUPER, BlockField, BlockScales, BlockType, Form, joined_blocks
 from quantcli.kernels.codebook import Small
 from quantcli.kernels.table import (
     BF16,
@@ -17,14 +18,9 @@ from quantcli.kernels.table import (
     INTEGER,
     LEVELS,
     OFFSET,
-    SUPER,
-    BlockField,
-    BlockScales,
-    BlockType,
     Choices,
     CodeGrid,
     Finding,
-    Form,
     Grids,
     Kernels,
     Kind,
@@ -37,7 +33,6 @@ from quantcli.kernels.table import (
     StoredScales,
     Sums,
     Tile,
-    joined_blocks,
     row_bytes,
 )
 

@@ -105,14 +105,14 @@ struct BlockWeights {
     for (int i = W; i < N; i += W) {
       Eight v;
       std::memcpy(&v, y + i, sizeof v);
-      low = least(v, low), high = most(v, high);
+      low = lesser(v, low), high = larger(v, high);
     }
     Four lows[2], highs[2];
     std::memcpy(lows, &low, sizeof low);
     std::memcpy(highs, &high, sizeof high);
     const Four l = lows[0] < lows[1] ? lows[0] : lows[1], h = highs[0] > highs[1] ? highs[0] : highs[1];
     lo = l[0], hi = h[0];
-    for (int i = 1; i < 4; ++i) lo = l[i] < lo ? l[i] : lo, hi = h[i] > hi ? h[i] : hi;
+    for (int i = 1; i < 4; ++i) lo = lesser(l[i], lo), hi = larger(h[i], hi);
   }
 
   // Reads a super-block: weights, and of each column its importance and of each sub-block how much it counts.

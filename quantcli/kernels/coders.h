@@ -62,7 +62,7 @@ struct SmallFloats {
     }
   };
 
-  Group group(float scale, float) const { return {*this, all(scale), all(scale == 0 ? 1.0f : scale)}; }
+  Group group(float scale, float) const { return {*this, all(scale), all(level_divisor_of(scale))}; }
 };
 
 // Few levels of any spacing.
@@ -93,7 +93,7 @@ struct FewLevels {
     }
   };
 
-  Group group(float scale, float) const { return {*this, all(scale), all(scale == 0 ? 1.0f : scale)}; }
+  Group group(float scale, float) const { return {*this, all(scale), all(level_divisor_of(scale))}; }
 };
 
 }  // namespace

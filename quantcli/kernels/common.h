@@ -62,6 +62,9 @@ struct Tile {
   // Groups of a row; the last one may be short.
   int64_t groups() const { return (cols + group - 1) / group; }
 
+  // Weights of the group that begins with a column.
+  int64_t length(int64_t begin) const { return cols - begin < group ? cols - begin : group; }
+
   // `count` rows from the first on.
   Tile part(int64_t first, int64_t count) const {
     const int64_t bytes = first * cols * (kind == F32 ? 4 : 2);
@@ -96,6 +99,16 @@ struct Params {
   const Codebook* codebook;
   int64_t stride;
 };
+
+// Calls run(kind), a constant, for a kind of weights.
+template <class Run>
+inline auto with_kind(int32_t kind, Run run) {
+  switch (kind) {
+    case BF16: return run(std::integral_constant<int, BF16>());
+    case F16: return run(std::integral_constant<int, F16>());
+    default: return run(std::integral_constant<int, F32>());
+  }
+}
 
 inline float from_bits(uint32_t bits) {
   float value;
@@ -193,7 +206,20 @@ inline Pair fold(Eight a, Eight b) {
 }
 
 inline Eight pick(EightInts which, Eight yes, Eight no) { return which ? yes : no; }
-inline Eight least(Eight a, Eight b) { return pick(a < b, a, b); }
-inline Eight most(Eight a, Eight b) { return pick(a > b, a, b); }
+
+// The lesser and the larger one, b where they are equal.
+inline float lesser(float a, float b) { return a < b ? a : b; }
+inline float larger(float a, float b) { return a > b ? a : b; }
+#ifdef __AVX__
+inline Eight lesser(Eight a, Eight b) {
+  return reinterpret_cast<Eight>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+inline Eight larger(Eight a, Eight b) {
+  return reinterpret_cast<Eight>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+#else
+inline Eight lesser(Eight a, Eight b) { return pick(a < b, a, b); }
+inline Eight larger(Eight a, Eight b) { return pick(a > b, a, b); }
+#endif
 
 }  // namespace

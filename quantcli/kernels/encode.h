@@ -190,12 +190,7 @@ struct Encoder {
   }
 
   void encode_fast(int64_t row, bool stored, Totals& totals) const {
-    if (tile.kind == BF16)
-      encode_fast<BF16>(row, stored, totals);
-    else if (tile.kind == F16)
-      encode_fast<F16>(row, stored, totals);
-    else
-      encode_fast<F32>(row, stored, totals);
+    with_kind(tile.kind, [&](auto kind) { this->template encode_fast<kind>(row, stored, totals); });
   }
 
   // Encodes a row, or without `stored` finds the squared error only.

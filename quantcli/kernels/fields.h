@@ -13,8 +13,6 @@ struct BlockField {
   int32_t at, bits, shift, run, flip;
 };
 
-constexpr uint64_t EACH_BYTE = 0x0101010101010101ull;
-
 inline uint64_t eight_bytes(const uint8_t* p) {
   uint64_t found;
   std::memcpy(&found, p, 8);

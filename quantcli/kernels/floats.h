@@ -6,21 +6,6 @@
 
 namespace {
 
-// Of equal ones the second.
-inline float lesser(float a, float b) { return a < b ? a : b; }
-inline float larger(float a, float b) { return a > b ? a : b; }
-#ifdef __AVX__
-inline Eight lesser(Eight a, Eight b) {
-  return reinterpret_cast<Eight>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
-}
-inline Eight larger(Eight a, Eight b) {
-  return reinterpret_cast<Eight>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
-}
-#else
-inline Eight lesser(Eight a, Eight b) { return pick(a < b, a, b); }
-inline Eight larger(Eight a, Eight b) { return pick(a > b, a, b); }
-#endif
-
 inline float power_of_two(float a) { return from_bits(to_bits(a) & 0x7f800000u); }
 inline Sixteen power_of_two(Sixteen a) { return floats_of(bits_of(a) & all_whole(0x7f800000)); }
 inline Eight power_of_two(Eight a) {
@@ -30,6 +15,9 @@ inline Eight power_of_two(Eight a) {
   std::memcpy(&a, &bits, sizeof bits);
   return a;
 }
+
+// What weights are divided by for codes of levels: only groups of zeros have the scale 0.
+inline float level_divisor_of(float scale) { return scale == 0 ? 1.0f : scale; }
 
 // A magnitude on its way to one of the small floats. `magic` is so large that a sum with it has no room for the bits
 // that small floats do not have.
@@ -68,7 +56,7 @@ struct Rounding {
 inline void quantize_floats(const float* x, int n, float scale, const Small& small, float low, float high, float* code,
                             float* error, int32_t* clipped) {
   const Rounding to(small);
-  const float divisor = scale == 0 ? 1.0f : scale;
+  const float divisor = level_divisor_of(scale);
   const int sign = small.top > 6 ? 7 : 3;  // of E2M1 a code has 4 bits
   for (int i = 0; i < n; ++i) {
     const float t = x[i] / divisor;

@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include "common.h"
 #include "floats.h"
 
 namespace {
@@ -143,7 +142,7 @@ inline void quantize_levels(const float* x, int n, float scale, const Table& tab
     quantize_floats(x, n, scale, table.small, table.low, table.high, code, error, clipped);
     return;
   }
-  const float divisor = scale == 0 ? 1.0f : scale;  // only groups of zeros have no scale
+  const float divisor = level_divisor_of(scale);
   int done = 0;
   if (table.is_few())
     for (; done + W <= n; done += W)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantcli import library
+from quantcli.kernels.block_types import SUPER, BlockField, BlockScales, BlockType, empty_blocks
 from quantcli.kernels.records import (
     address,
     block_field_records,
@@ -25,10 +26,6 @@ from quantcli.kernels.table import (
     MOST_CANDIDATES,
     MOST_ENDS,
     MOST_TRIALS,
-    SUPER,
-    BlockField,
-    BlockScales,
-    BlockType,
     Choices,
     CodeGrid,
     Grids,
@@ -38,7 +35,6 @@ from quantcli.kernels.table import (
     Rule,
     Sums,
     Tile,
-    empty_blocks,
     row_bytes,
 )
 
@@ -99,8 +95,7 @@ class NativeKernels:
         return getattr(self, f"_{name}")(*arguments)
 
     def ranges(self, tile: Tile) -> Ranges:
-        groups = -(-tile.cols // tile.group)
-        lo, hi, extreme = (np.empty((tile.rows, groups), np.float32) for _ in range(3))
+        lo, hi, extreme = (np.empty((tile.rows, tile.groups), np.float32) for _ in range(3))
         finite = self._call("ranges", byref(tile_record(tile)), address(lo), address(hi), address(extreme))
         return Ranges(lo, hi, extreme, bool(finite))
 
@@ -171,7 +166,7 @@ class NativeKernels:
     def search_blocks(
         self, tile: Tile, kind: BlockType, importance: tuple[NDArray[np.int16], Doubles] | None = None
     ) -> BlockScales:
-        found = empty_blocks(tile, kind)
+        found = empty_blocks(tile.rows, tile.cols, kind)
         columns, much = (None, None) if importance is None else importance
         assert tile.cols % SUPER == 0
         self._call(
@@ -214,7 +209,7 @@ class NativeKernels:
     def trial_floats(
         self, tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None = None
     ) -> NDArray[np.int32]:
-        best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
+        best = np.zeros((tile.rows, tile.groups), np.int32)
         trial, first = choices.values, choices.first
         assert trial.flags.c_contiguous and (first is None or first.flags.c_contiguous)
         assert choices.count <= MOST_TRIALS
@@ -294,7 +289,7 @@ class NativeKernels:
     def quantize_each(
         self, tile: Tile, count: int, rule: Rule, rival: Rule | None, packed: Bytes | None
     ) -> tuple[QuantParams, Doubles] | None:
-        shape = tile.rows, -(-tile.cols // tile.group)
+        shape = tile.rows, tile.groups
         scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if rule.affine else None
         sums = np.empty((count, 5))
         own, other = rule_record(rule), None if rival is None else byref(rule_record(rival))

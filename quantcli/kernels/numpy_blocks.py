@@ -1,4 +1,5 @@
-"""The search for the scales of super-blocks in numpy: the whole numbers, and the order of float64, of blocks.h.
+"""The search for the scales of super-blocks in numpy: the whole numbers of block_weights.h, and the order of float64
+of blocks.h.
 
 Arrays are (super-blocks, sub-blocks), those of weights (weights, super-blocks, sub-blocks).
 """
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.kernels.block_types import SUPER, BlockScales, BlockType, Form, empty_blocks
 from quantcli.kernels.numpy_tiles import floats_of
-from quantcli.kernels.table import SUPER, BlockScales, BlockType, Form, Tile, empty_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.table import Doubles
+    from quantcli.kernels.table import Doubles, Tile
 
     Flags = NDArray[np.bool_]
     Whole = NDArray[np.int32]
@@ -32,7 +33,7 @@ LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 
 
 def search_blocks(tile: Tile, kind: BlockType, importance: tuple[NDArray[np.int16], Doubles] | None) -> BlockScales:
     """The stored scales of the super-blocks of a tile; see blocks.h."""
-    found = empty_blocks(tile, kind)
+    found = empty_blocks(tile.rows, tile.cols, kind)
     across = tile.cols // SUPER
     step = max(1, AT_ONCE // max(tile.cols, 1))
     for first in range(0, tile.rows, step):

@@ -1,4 +1,4 @@
-"""Scales for small floats in numpy: the sums of floats.h."""
+"""Scales for small floats in numpy: the sums of trials.h."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def trial_floats(tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None) -> NDArray[np.int32]:
-    """The best choice of every group (rows, groups); see floats.h."""
+    """The best choice of every group (rows, groups); see trials.h."""
     first, count, plain = choices.first, choices.count, choices.plain
-    best = np.zeros((tile.rows, -(-tile.cols // tile.group)), np.int32)
+    best = np.zeros((tile.rows, tile.groups), np.int32)
     for rows, groups, weights, counts in parts(tile, importance):
         if first is None:
             own = choices.values[rows, groups].reshape(-1, count)

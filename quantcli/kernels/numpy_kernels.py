@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from quantcli.kernels import numpy_sums
+from quantcli.kernels.block_types import BlockField, BlockScales, BlockType
 from quantcli.kernels.numpy_packing import fill_blocks, pack, unpack
 from quantcli.kernels.numpy_tiles import CHUNK, floats_of, grouped, scratch, steps
 from quantcli.kernels.table import (
@@ -18,9 +19,6 @@ from quantcli.kernels.table import (
     F32,
     LEVELS,
     OFFSET,
-    BlockField,
-    BlockScales,
-    BlockType,
     Choices,
     CodeGrid,
     Grids,
@@ -169,8 +167,7 @@ class NumpyKernels:
     name = "numpy"
 
     def ranges(self, tile: Tile) -> Ranges:
-        groups = -(-tile.cols // tile.group)
-        lo, hi, extreme = (np.empty((tile.rows, groups), np.float32) for _ in range(3))
+        lo, hi, extreme = (np.empty((tile.rows, tile.groups), np.float32) for _ in range(3))
         for first, last in steps(tile.rows, tile.cols):
             at = 0
             for view in grouped(floats_of(tile, first, last), tile.group):

@@ -1,4 +1,4 @@
-"""Scales for codebooks in numpy: the sums of levels.h."""
+"""Scales for codebooks in numpy: the sums of level_trials.h."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCK, WIDTH = 1024, 8
 def trial_levels(
     tile: Tile, book: Codebook, trial: Floats, cross: Doubles | None, square: Doubles | None
 ) -> NDArray[np.int32]:
-    """The best trial of every group (rows, groups), of scales (rows, groups, trials); see levels.h."""
+    """The best trial of every group (rows, groups), of scales (rows, groups, trials); see level_trials.h."""
     best = np.zeros(trial.shape[:2], np.int32)
     ordered, thresholds = book.sorted[0], book.thresholds[0, : book.sorted.shape[1] - 1]
     step = max(1, CHUNK // max(tile.cols, 1))
@@ -29,7 +29,7 @@ def trial_levels(
         rows = slice(first, min(first + step, tile.rows))
         x = floats_of(tile, rows.start, rows.stop)
         whole = tile.cols // tile.group
-        for groups in (slice(0, whole), slice(whole, -(-tile.cols // tile.group))):
+        for groups in (slice(0, whole), slice(whole, tile.groups)):
             count = groups.stop - groups.start
             if count:
                 weights = x[:, groups.start * tile.group : groups.stop * tile.group].reshape(count * len(x), -1)

@@ -13,7 +13,8 @@ from quantcli.kernels.numpy_tiles import scratch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quantcli.kernels.table import BlockField, Bytes
+    from quantcli.kernels.block_types import BlockField
+    from quantcli.kernels.table import Bytes
 
 
 def pack(codes: NDArray[Any], bits: int, packed: Bytes) -> None:

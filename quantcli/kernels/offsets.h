@@ -300,7 +300,7 @@ struct Offsets {
     const int64_t groups = tile.groups();
     for (int64_t i = 0; i < tile.rows * groups; ++i) {
       const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols;
-      const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
+      const int64_t n = tile.length(begin);
       const float middle = middles[i], unit = reciprocal[i];
       const Moments moments = weigh(at, begin, n, middle);
       Line found = refit(at, begin, n, middle, moments, scale[i], offset[i]);

@@ -9,10 +9,12 @@ namespace {
 // Bytes of a row of codes: whole 32-bit words.
 inline int64_t row_bytes(int64_t cols, int bits) { return (cols * bits + 31) / 32 * 4; }
 
+constexpr uint64_t EACH_BYTE = 0x0101010101010101ull;
+
 // Eight codes of one byte each, low code first, to the low 8*b bits.
 inline uint64_t squeeze(uint64_t v, int b) {
 #if defined(__AVX512BW__) && defined(__BMI2__)  // some older CPUs take hundreds of cycles for it
-  return _pext_u64(v, 0x0101010101010101ull * ((1u << b) - 1));
+  return _pext_u64(v, EACH_BYTE * ((1u << b) - 1));
 #endif
   const uint64_t pair = (uint64_t(1) << (2 * b)) - 1, quad = (uint64_t(1) << (4 * b)) - 1;
   v = (v & 0x00ff00ff00ff00ffull) | ((v & 0xff00ff00ff00ff00ull) >> (8 - b));
@@ -22,7 +24,7 @@ inline uint64_t squeeze(uint64_t v, int b) {
 
 inline uint64_t spread(uint64_t v, int b) {
 #if defined(__AVX512BW__) && defined(__BMI2__)
-  return _pdep_u64(v, 0x0101010101010101ull * ((1u << b) - 1));
+  return _pdep_u64(v, EACH_BYTE * ((1u << b) - 1));
 #endif
   const uint64_t one = (uint64_t(1) << b) - 1, pair = (uint64_t(1) << (2 * b)) - 1, quad = (uint64_t(1) << (4 * b)) - 1;
   v = (v & quad) | ((v >> (4 * b) & quad) << 32);

@@ -22,9 +22,17 @@ struct Pattern {
   static Key key(Bits bits) { return Key(bits) ^ Key((Key(bits) >> SIGN) & MAGNITUDE); }
 
   static Keys keys(const void* p) {
+    const Keys v = bits_at(p);
+    return v ^ ((v >> SIGN) & MAGNITUDE);
+  }
+
+  // The complements of magnitudes, which are in the opposite order.
+  static Keys complements(const void* p) { return ~(bits_at(p) & MAGNITUDE); }
+
+  static Keys bits_at(const void* p) {
     Keys v;
     std::memcpy(&v, p, sizeof v);
-    return v ^ ((v >> SIGN) & MAGNITUDE);
+    return v;
   }
 
   static float value(Key key) {
@@ -111,11 +119,7 @@ inline float largest_of(const void* weights, int64_t at, int64_t n, bool& finite
   int64_t i = 0;
   if (n >= P::AT_ONCE) {
     typename P::Keys v = typename P::Keys{} - 1;
-    for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) {
-      typename P::Keys own;
-      std::memcpy(&own, p + i, sizeof own);
-      v = P::lesser(v, ~(own & P::MAGNITUDE));
-    }
+    for (; i + P::AT_ONCE <= n; i += P::AT_ONCE) v = P::lesser(v, P::complements(p + i));
     least = P::least(v);
   }
   for (; i < n; ++i) {
@@ -191,11 +195,7 @@ inline void eight_largest(const uint16_t* p, int64_t n, float* largest, bool& fi
   __m128i complements[EIGHT];
   for (int g = 0; g < EIGHT; ++g) {
     typename P::Keys least = typename P::Keys{} - 1;
-    for (int64_t i = 0; i < n; i += P::AT_ONCE) {
-      typename P::Keys own;
-      std::memcpy(&own, p + g * n + i, sizeof own);
-      least = P::lesser(least, ~(own & P::MAGNITUDE));
-    }
+    for (int64_t i = 0; i < n; i += P::AT_ONCE) least = P::lesser(least, P::complements(p + g * n + i));
     complements[g] = halves<KIND>(least);
   }
   const __m128i found = _mm_xor_si128(least_of_each(complements), _mm_set1_epi16(-1));
@@ -225,7 +225,7 @@ inline bool by_groups(const Tile& tile, Found found) {
   int64_t group = 0;
   for (int64_t row = 0; row < tile.rows; ++row)
     for (int64_t begin = 0; begin < tile.cols; begin += tile.group, ++group)
-      found(group, row * tile.cols + begin, tile.cols - begin < tile.group ? tile.cols - begin : tile.group, finite);
+      found(group, row * tile.cols + begin, tile.length(begin), finite);
   return finite;
 }
 
@@ -258,9 +258,7 @@ inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) 
 }
 
 inline bool tile_ranges(const Tile& tile, float* lo, float* hi, float* extreme) {
-  return tile.kind == BF16  ? tile_ranges<BF16>(tile, lo, hi, extreme)
-         : tile.kind == F16 ? tile_ranges<F16>(tile, lo, hi, extreme)
-                            : tile_ranges<F32>(tile, lo, hi, extreme);
+  return with_kind(tile.kind, [&](auto kind) { return tile_ranges<kind>(tile, lo, hi, extreme); });
 }
 
 // The largest magnitudes alone.
@@ -275,9 +273,7 @@ inline bool tile_largest(const Tile& tile, float* largest) {
 }
 
 inline bool tile_largest(const Tile& tile, float* largest) {
-  return tile.kind == BF16  ? tile_largest<BF16>(tile, largest)
-         : tile.kind == F16 ? tile_largest<F16>(tile, largest)
-                            : tile_largest<F32>(tile, largest);
+  return with_kind(tile.kind, [&](auto kind) { return tile_largest<kind>(tile, largest); });
 }
 
 }  // namespace

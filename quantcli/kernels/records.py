@@ -1,4 +1,4 @@
-"""Arguments of the native kernels as C has them: the structures of common.h, and addresses of arrays."""
+"""Arguments of the native kernels as C has them: structures, field by field, and addresses of arrays."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char, c_double, c_float, c_int32, c_int64, c_void_p, pointer
 from typing import TYPE_CHECKING, Any
 
+from quantcli.kernels.block_types import MOST_CHOICES, MOST_FACTORS, BlockField, BlockType, Form
 from quantcli.kernels.table import (
     MOST_CANDIDATES,
     MOST_ENDS,
     MOST_TRIALS,
-    BlockField,
-    BlockType,
     CodeGrid,
-    Form,
     QuantParams,
     Rule,
     Tile,
@@ -167,7 +165,8 @@ def block_type_record(kind: BlockType) -> BlockTypeRecord:
     assert len(kind.ratios) <= MOST_ENDS
     whole = (kind.form, kind.bits, kind.sub, kind.low, kind.high, kind.deepest, kind.range_bits)
     counts = (kind.refits, kind.rounds, len(kind.ratios), len(kind.factors))
-    assert len(kind.factors) <= 9 and len(kind.factors) ** (2 if kind.form == Form.AFFINE else 1) <= 28
+    choices = len(kind.factors) ** (2 if kind.form == Form.AFFINE else 1)
+    assert len(kind.factors) <= MOST_FACTORS and choices <= MOST_CHOICES
     ratios, factors = ((c_double * len(values))(*values) for values in (kind.ratios, kind.factors))
     return BlockTypeRecord(*whole, *counts, ratios, factors)
 

@@ -152,7 +152,7 @@ struct Search {
     const int64_t groups = tile.groups();
     for (int64_t i = 0; i < tile.rows * groups; ++i) {
       const int64_t begin = i % groups * tile.group, at = i / groups * tile.cols;
-      const int64_t n = tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
+      const int64_t n = tile.length(begin);
       Word low[MOST_GRIDS] = {Word(-top), Word(-top)}, high[MOST_GRIDS] = {top, Word(top + 1)};
       if (centre)
         for (int g = 0; g < grids; ++g) {

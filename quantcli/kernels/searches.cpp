@@ -82,7 +82,7 @@ QK_EXPORT void QK_NAME(trial_levels)(const Tile* tile, const Codebook* book, con
   for (int64_t row = 0; row < tile->rows; ++row)
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t begin = g * tile->group, here = row * groups + g, at = row * tile->cols + begin;
-      const int64_t n = (begin + tile->group < tile->cols ? begin + tile->group : tile->cols) - begin;
+      const int64_t n = tile->length(begin);
       const float* own = trial + here * trials;
       best[here] = found.best(at, n, own);
       if (cross) found.add_up(at, n, own[best[here]], cross, square);

@@ -55,7 +55,7 @@ inline float rounded_to(double value) {
   return KIND == F32 ? float(value) : from_bits(uint32_t(to_bfloat16(float(value))) << 16);
 }
 
-// The place of a scale among the values of its kind.
+// The place of a scale among the values of its kind: of E8M0 from 2^-126 on, of E4M3 from code 1 on.
 template <int KIND>
 inline int32_t place_of(const Rule& rule, double scale) {
   const double scaled = scale * rule.unit;

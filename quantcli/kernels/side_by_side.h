@@ -73,7 +73,7 @@ struct SideBySide {
 
   // Places [first, first + n) of the groups, filled up with zeros; the number of pairs.
   int read(int64_t first, int64_t n) {
-    return tile.kind == BF16 ? read<BF16>(first, n) : tile.kind == F16 ? read<F16>(first, n) : read<F32>(first, n);
+    return with_kind(tile.kind, [&](auto kind) { return this->read<kind>(first, n); });
   }
 
   template <int KIND>
@@ -192,7 +192,7 @@ struct SideBySide {
       for (int i = 0; i < ABREAST; ++i) {
         const int64_t begin = (batch + i) % groups * tile.group;
         at[i] = (batch + i) / groups * tile.cols + begin;
-        length[i] = i >= own ? 0 : tile.cols - begin < tile.group ? tile.cols - begin : tile.group;
+        length[i] = i < own ? tile.length(begin) : 0;
         unit[i] = i < own ? reciprocal[batch + i] : 0;
       }
       limit(grids, centre, top, batch, own);

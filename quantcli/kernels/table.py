@@ -14,6 +14,7 @@ from quantcli.library import LIMITS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from quantcli.kernels.block_types import BlockField, BlockScales, BlockType
     from quantcli.kernels.codebook import Codebook, Small
 
     Floats = NDArray[np.float32]
@@ -198,6 +199,11 @@ class Tile:
     original: Tile | None = None
     seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def groups(self) -> int:
+        """Groups of a row."""
+        return -(-self.cols // self.group)
+
     def once(self, name: str, find: Callable[[], T]) -> T:
         """What was found of a tile under a name: several calibrators, and passes, may look at the same one."""
         if name not in self.seen:
@@ -212,90 +218,13 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Stored scales to try for every group: `count` of (rows, groups, count), or of a list
-    from the group's `first` (rows, groups) on; `plain` is the place of the one that a largest weight gives."""
+    """Stored scales to try for every group: `count` of (rows, groups, count), or of a list from the group's `first`
+    (rows, groups) on; `plain` is the place of the one that a largest weight gives."""
 
     values: Floats
     first: NDArray[np.int32] | None
     count: int
     plain: int
-
-
-class Form(IntEnum):
-    """The value of a code e of a super-block with scales d and m, in a sub-block with the whole scale s and minimum t;
-    block_weights.h names them the same."""
-
-    AFFINE = 0
-    """d s e - m t."""
-    SIGNED = 1
-    """d s e, e from -2^(b-1) on."""
-    TABLE = 2
-    """d s level[e], with the levels of ggml's IQ4."""
-
-
-SUPER = 256
-"""Weights of a super-block."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockType:
-    """A type of super-block and how its scales are searched.
-
-    sub: weights of a sub-block. low, high: limits of its scale; deepest: of its minimum. range_bits: how finely weights
-    are rounded for the search. ratios: candidates of a sub-block: of the range, or of either end's distance from the
-    mean. factors: candidates of d and m, relative to those that the largest scale and minimum need. refits: of the best
-    candidate; rounds: in which the parts of sub-blocks are chosen.
-    """
-
-    form: Form
-    bits: int
-    sub: int
-    low: int
-    high: int
-    deepest: int = 0
-    range_bits: int
-    ratios: tuple[float, ...]
-    factors: tuple[float, ...]
-    refits: int = 0
-    rounds: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class BlockScales:
-    """The stored scales of super-blocks: float16 bits of d and m (rows, super-blocks), whole scales and minima of
-    sub-blocks (rows, groups). m and minima are 0 but for AFFINE."""
-
-    d: NDArray[np.uint16]
-    m: NDArray[np.uint16]
-    scales: NDArray[np.int8]
-    minima: NDArray[np.uint8]
-
-    def cut(self, rows: slice, groups: slice) -> BlockScales:
-        """Those of some rows and whole super-blocks, given as a range of groups."""
-        each = self.scales.shape[1] // self.d.shape[1]
-        own = slice(groups.start // each, -(-groups.stop // each))
-        return BlockScales(self.d[rows, own], self.m[rows, own], self.scales[rows, groups], self.minima[rows, groups])
-
-
-def joined_blocks(parts: Sequence[BlockScales], join: Callable[[list[Any]], Any]) -> BlockScales | None:
-    """The scales of several parts of a tensor, arrays joined by a function; None where there are none."""
-    names = ("d", "m", "scales", "minima")
-    return BlockScales(*(join([getattr(part, name) for part in parts]) for name in names)) if parts else None
-
-
-@dataclass(frozen=True, slots=True)
-class BlockField:
-    """A run of bytes of a block, from byte `at` on: of every code the `bits` bits (1, 2, 4 or 8) above `shift`.
-
-    Those of the first `run` codes (1, or a multiple of 8) are the low bits of `run` bytes, those of the next `run` lie
-    above them, until the bytes are full. All bits are flipped that `flip` has.
-    """
-
-    at: int
-    bits: int
-    run: int
-    shift: int = 0
-    flip: int = 0
 
 
 class Kernels(Protocol):
@@ -358,7 +287,7 @@ class Kernels(Protocol):
         self, tile: Tile, small: Small, choices: Choices, importance: NDArray[np.int32] | None = None
     ) -> NDArray[np.int32]:
         """Which of the choices of every group (rows, groups) leaves the least error when its weights are small floats.
-        Of equal ones it is the plain one, else the first; see floats.h."""
+        Of equal ones it is the plain one, else the first; see trials.h."""
 
     def encode(
         self, tile: Tile, params: QuantParams, grid: CodeGrid, packed: Bytes | None, *, preserve: bool = False
@@ -406,14 +335,6 @@ class Kernels(Protocol):
 
     def bfloat16(self, values: Floats) -> NDArray[np.uint16]:
         """Bits of the nearest bfloat16 of finite values, ties to even."""
-
-
-def empty_blocks(tile: Tile, kind: BlockType) -> BlockScales:
-    """Room for the scales of a tile, all 0."""
-    supers, groups = (tile.rows, tile.cols // SUPER), (tile.rows, tile.cols // kind.sub)
-    return BlockScales(
-        np.zeros(supers, np.uint16), np.zeros(supers, np.uint16), np.zeros(groups, np.int8), np.zeros(groups, np.uint8)
-    )
 
 
 def row_bytes(cols: int, bits: int) -> int:

@@ -167,13 +167,11 @@ struct TrialFloats {
     int64_t here = 0;
 #if defined(__AVX2__)
     if (side_by_side())
-      here = tile.kind == BF16  ? abreast<BF16>(groups, best)
-             : tile.kind == F16 ? abreast<F16>(groups, best)
-                                : abreast<F32>(groups, best);
+      here = with_kind(tile.kind, [&](auto kind) { return this->abreast<kind>(groups, best); });
 #endif
     for (; here < groups; ++here) {
-      const int64_t begin = here % across * tile.group, left = tile.cols - begin;
-      best[here] = of_group(here, here / across * tile.cols, begin, left < tile.group ? left : tile.group);
+      const int64_t begin = here % across * tile.group;
+      best[here] = of_group(here, here / across * tile.cols, begin, tile.length(begin));
     }
   }
 };

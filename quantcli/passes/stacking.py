@@ -62,7 +62,8 @@ def _key(tensor: Decided) -> Key | None:
 
 @lru_cache(maxsize=1024)
 def _rules(plan: Grouping, dtype: str, scheme: Scheme, scale_dtype: str, shape: tuple[int, ...]) -> Rules | None:
-    if scheme.calibration == "auto" or scales.of(scheme).overall is not None:  # then the largest weight comes first
+    # `auto` encodes several times, and the scale of a tensor takes a look at all its weights first.
+    if scheme.calibration == "auto" or scales.of(scheme).overall is not None:
         return None
     own, other = rule_of(scheme, plan, Store(scale_dtype)), rival(scheme)
     if own is None or other is None:

@@ -37,9 +37,8 @@ def by_groups(
     """Parameters (rows, groups) of a tile from those of its groups, given as float64 (groups, n) with the importance
     of each weight, from the `importance` of every column (None: all the same)."""
     weights = numpy_tiles.floats(tile)
-    whole = tile.cols // tile.group
+    whole, groups = tile.cols // tile.group, tile.groups
     cut = whole * tile.group
-    groups = -(-tile.cols // tile.group)
     scale, zero = np.ones((tile.rows, groups)), np.zeros((tile.rows, groups))
     affine = False
     pieces = [(slice(0, whole), weights[:, :cut].reshape(-1, tile.group), slice(0, cut))] if whole else []
