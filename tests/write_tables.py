@@ -24,6 +24,7 @@ from quantcli.layouts.gguf.families import families
 from quantcli.layouts.gguf.images.models import IMAGE_MODELS
 from quantcli.layouts.writer import named
 from quantcli.planning import recipe_keys
+from quantcli.planning.named import stored_by
 from quantcli.planning.reasons import REASONS
 from quantcli.reports import gates
 
@@ -85,8 +86,9 @@ def targets() -> str:
         export = named(name)
         output = f"{export.extension} file" if export.extension else "folder or file"
         loaded = registry.purpose("layouts", name, "WRITES")
-        rows.append([f"`{name}`", loaded, output, export.accepts.describe(), escaped(export.keeps)])
-    return table(["`--to`", "loaded by", "writes", "accepts", "keeps in floating point"], rows)
+        schemes = ", ".join(f"`{scheme}`" for scheme in stored_by(name)) or "none"
+        rows.append([f"`{name}`", loaded, output, export.accepts.describe(), schemes, escaped(export.keeps)])
+    return table(["`--to`", "loaded by", "writes", "accepts", "by `--scheme`", "keeps in floating point"], rows)
 
 
 def comfyui() -> str:

@@ -26,14 +26,18 @@ def _targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         return
     from quantcli import terminal
     from quantcli.layouts.writer import named
+    from quantcli.planning.named import stored_by
 
     for name in registry.names("layouts", "WRITES"):
         sys.stdout.write(f"{name}\n")
-        for text in (f"{named(name).summary}.", f"Accepts {named(name).accepts.describe()}."):
+        export = named(name)
+        lines = [f"{export.summary}.", f"Accepts {export.accepts.describe()}."]
+        if schemes := stored_by(name):
+            lines.append(f"By --scheme: {', '.join(schemes)}.")
+        if export.kinds:
+            lines.append(f"With quantize also {name}:KIND, of {', '.join(export.kinds)}.")
+        for text in lines:
             terminal.paragraph(text, sys.stdout, indent="  ")
-        if named(name).kinds:
-            kinds = f"With quantize also {name}:KIND, of {', '.join(named(name).kinds)}."
-            terminal.paragraph(kinds, sys.stdout, indent="  ")
     ctx.exit()
 
 

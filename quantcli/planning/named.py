@@ -48,13 +48,19 @@ def usual_names() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _types() -> Mapping[str, Mapping[str, Any]]:
-    """Types of GGUF and ComfyUI, as far as no other name has their words."""
+def _types_of() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """Types of GGUF and ComfyUI by target, as far as no other name has their words."""
     from quantcli.layouts.comfyui.types import FIELDS as OF_COMFYUI  # packages that most runs do without
     from quantcli.layouts.gguf.types import FIELDS as OF_GGUF
 
-    own = {**{name.upper(): fields for name, fields in OF_COMFYUI.items()}, **OF_GGUF}
-    return {name: fields for name, fields in own.items() if name not in _NAMED}
+    found = {"comfyui": {name.upper(): fields for name, fields in OF_COMFYUI.items()}, "gguf": OF_GGUF}
+    return {to: {name: own[name] for name in own if name not in _NAMED} for to, own in found.items()}
+
+
+@lru_cache(maxsize=1)
+def _types() -> Mapping[str, Mapping[str, Any]]:
+    """The same of both."""
+    return {name: fields for own in _types_of().values() for name, fields in own.items()}
 
 
 def canonical(name: str) -> str:
@@ -124,6 +130,19 @@ def instead(scheme: Scheme, accepts: Accepts) -> str:
             if _alike(like, name) and accepts.obstacle(_scheme(name)) is None:
                 return f"--scheme {name}"
     return spelled(nearest) if accepts.obstacle(nearest) is None else ""
+
+
+def stored_by(target: str) -> list[str]:
+    """The names whose schemes a target stores, of types of GGUF and ComfyUI its own.
+
+    >>> stored_by("mlx")[-3:], stored_by("fp8-blocks")
+    (['MXFP4', 'NVFP4A16', 'NVFP4'], ['FP8_BLOCK'])
+    """
+    from quantcli.layouts.writer import named as writer
+
+    export, own = writer(target), _types_of().get(target, {})
+    names = [name for name in usual_names() if name in own or name not in _types()]
+    return [name for name in names if export.accepts.obstacle(export.suited(_scheme(name))) is None]
 
 
 @lru_cache(maxsize=64)
