@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli import asking
-from quantcli.scheme import ONE_BYTE, PUBLISHED, SUPER_BLOCKS, Scheme
+from quantcli.scheme import IN_SUPER_BLOCKS, ONE_BYTE, PUBLISHED, SUPER_BLOCKS, Scheme
 
 _STORED = {
     "plain": "scales that are floats",
@@ -133,7 +133,8 @@ class Accepts:
         like = [kind for kind in kinds if scheme.format in kind.formats] or [
             kind for kind in kinds if kind.formats[0].startswith(scheme.format[:3])
         ]
-        like = like or [min(kinds, key=lambda kind: kind._apart(scheme.bits))]
+        others = [kind for kind in kinds if kind.storage != IN_SUPER_BLOCKS]  # asked for by name
+        like = like or [min(others, key=lambda kind: kind._apart(scheme.bits))]
         like = [kind for kind in like if kind.storage == scheme.storage] or like
         return like[0]._nearest(scheme)
 

@@ -141,8 +141,9 @@ class Derived(Source):
         arranged: str = "",
         shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
-        """metadata: what the header of a file says now. decoded to shapes: as for every
-        source. others: further sources that tensors are made of. Raises DataError where two tensors have one name."""
+        """metadata: what the header of a file says now. decoded, decoded_from, warnings, unsplit, arranged, shapes: as
+        for every source. others: further sources that tensors are made of. Raises DataError where two tensors have one
+        name."""
         self.path, self.folder, self.index, self.aside = base.path, base.folder, base.index, base.aside
         self.metadata, self.decoded_from = metadata(base), decoded_from or base.decoded_from
         self.decoded = decoded or base.decoded

@@ -1,7 +1,7 @@
 """safetensors files: a strict reader of tiles, and the layout of a file to write.
 
 The reader is stricter than the safetensors library: duplicate keys, unknown fields and half bytes are refused. An
-output is opened with the library before it takes its name.
+output is read again before it takes its name (see safetensors_check).
 """
 
 from __future__ import annotations

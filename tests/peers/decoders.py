@@ -27,6 +27,11 @@ def module_of(name: str) -> str:
     return name.removesuffix(".weight")
 
 
+def parts(held: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The tensors whose names begin with a prefix and a dot, by the rest of their names."""
+    return {name.removeprefix(f"{prefix}."): held[name] for name in held if name.startswith(f"{prefix}.")}
+
+
 # ---- compressed-tensors ----------------------------------------------------------------------------------------------
 
 
@@ -58,9 +63,7 @@ def compressor(model: Path, original: Path, names: list[str]) -> Weights:
     (group,), held = config.config_groups.values(), tensors(model)
     library = BaseCompressor.get_value_from_registry(group.format)
     for name in names:
-        prefix = f"{module_of(name)}."
-        parts = {key.removeprefix(prefix): value for key, value in held.items() if key.startswith(prefix)}
-        yield name, library.decompress(parts, group)["weight"]
+        yield name, library.decompress(parts(held, module_of(name)), group)["weight"]
 
 
 def converter_awq(model: Path, original: Path, names: list[str]) -> Weights:
@@ -80,8 +83,7 @@ def converter_modelopt(model: Path, original: Path, names: list[str]) -> Weights
     library = BaseCompressor.get_value_from_registry("nvfp4-pack-quantized")
     held = ModelOptNvfp4Converter(targets=["re:.*"]).process(tensors(model))
     for name in names:
-        parts = {n.removeprefix(f"{module_of(name)}."): t for n, t in held.items() if n.startswith(module_of(name))}
-        yield name, library.decompress(parts, scheme)["weight"]
+        yield name, library.decompress(parts(held, module_of(name)), scheme)["weight"]
 
 
 def converter_fp8(model: Path, original: Path, names: list[str]) -> Weights:
@@ -102,8 +104,7 @@ def bitsandbytes(model: Path, original: Path, names: list[str]) -> Weights:
 
     held = tensors(model)
     for name in names:
-        parts = {n.removeprefix(f"{name}."): t for n, t in held.items() if n.startswith(f"{name}.")}
-        state = QuantState.from_dict(parts, torch.device("cpu"))
+        state = QuantState.from_dict(parts(held, name), torch.device("cpu"))
         state.dtype = torch.float32
         yield name, dequantize_4bit(held[name], state)
 
