@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantcli.layouts.gguf.families._moe import behind_dense
 from quantcli.layouts.gguf.families._parts import (
     DENSE,
     EXPERTS,
@@ -41,7 +42,7 @@ def parts(config: Config) -> Parts:
         config,
         s,
         config.rope(base=BASE),
-        [{**layer, **(gated(s.hidden, s.inner) if i < dense else experts)} for i in range(s.layers)],
+        behind_dense(s, layer, dense, experts),
         keys={
             "expert_count": count,
             "expert_used_count": config.whole("moe_k", 6),

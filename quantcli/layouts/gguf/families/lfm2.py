@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from quantcli.layouts.gguf.families._parts import attention, decoder, gated, head_norms, norms, sizes
 from quantcli.layouts.gguf.family import Family, Parts, Shapes
@@ -41,9 +42,7 @@ def parts(config: Config) -> Parts:
         },
     )
     needed = {name: shape for name, shape in found.needed.items() if name != "output_norm.weight"}
-    return Parts(
-        keys=found.keys, needed={**needed, **norms(s.hidden, "token_embd_norm")}, tied=s.tied, vocabulary=s.words
-    )
+    return replace(found, needed={**needed, **norms(s.hidden, "token_embd_norm")})
 
 
 def _inner(config: Config) -> int:
