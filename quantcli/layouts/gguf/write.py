@@ -220,6 +220,7 @@ def _model(
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
+        notes += text_encoders.without_vocabulary(config)
     if rounded:
         notes.append(f"llama.cpp cannot run F64: {_some(rounded, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture, **title(config, beside)}
