@@ -8,7 +8,7 @@ from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
 WITH_NORMS = 64
-"""Layers from which on llama.cpp norms queries and keys."""
+"""llama.cpp norms queries and keys of models of so many layers or more."""
 
 
 def parts(config: Config) -> Parts:

@@ -1,4 +1,4 @@
-"""dots.llm1: experts weighed by a sigmoid, behind layers without, and norms of each query and key."""
+"""dots.llm1: experts weighed by a sigmoid in all but the first layers, and norms of each query and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 with experts, behind layers without, and a bias for choosing them."""
+"""ERNIE 4.5 with experts: the first layers have none, and a bias helps to choose them."""
 
 from __future__ import annotations
 

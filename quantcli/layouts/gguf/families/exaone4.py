@@ -10,7 +10,7 @@ from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
 WITH_WINDOW = 64
-"""Layers of the size of which llama.cpp has a window in three layers of four, and rotates only there."""
+"""Layers of the size for which llama.cpp has a window in three layers of four, and rotates only there."""
 
 
 def parts(config: Config) -> Parts:

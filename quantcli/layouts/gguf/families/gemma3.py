@@ -1,4 +1,4 @@
-"""Gemma 3, of models that see too the part that reads text: a window in five of six layers, and norms of heads."""
+"""Gemma 3, of models with vision the part that reads text: a window in five of six layers, and norms of heads."""
 
 from __future__ import annotations
 

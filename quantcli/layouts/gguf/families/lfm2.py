@@ -17,8 +17,8 @@ CONVOLUTION = ".conv.conv.weight"
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("conv_bias", False)
-    sizes_of = {"intermediate_size": _inner(config), "rms_norm_eps": config.number("norm_eps", 1e-5)}
-    config = Config({**config.values, **sizes_of})
+    usual = {"intermediate_size": _inner(config), "rms_norm_eps": config.number("norm_eps", 1e-5)}
+    config = Config({**config.values, **usual})
     s = sizes(config, shared=config.get("tie_embedding", True) is True)
     full = config.get("full_attn_idxs", list(range(s.layers)))
     kinds = config.get("layer_types") or ["full_attention" if i in full else "conv" for i in range(s.layers)]

@@ -1,4 +1,4 @@
-"""Nemotron and Minitron: half of each head is rotated, norms with 1 left out, and no gate."""
+"""Nemotron and Minitron: half of each head is rotated, norms are stored 1 smaller, and there is no gate."""
 
 from __future__ import annotations
 
