@@ -197,18 +197,29 @@ def test_an_encoder_without_config_is_known_by_its_tensors(tmp_path: Path) -> No
     twice = [*infos, TensorInfo("encoder.embed_tokens.weight", "F16", tuple(shapes["shared.weight"]))]
     assert len(model_of(config, twice).tensors) == len(infos)
     assert config_of([TensorInfo("shared.weight", "F16", (8, 8))]) is None
+    clips: dict[str, Any] = {
+        "clip": {"text_model.encoder.layers.0.self_attn.q_proj.weight": (64, 64)},
+        "open-clip": {"transformer.resblocks.0.attn.in_proj_weight": (192, 64)},
+    }
     for name, words in (
         ("umt5", "UMT5 only with the tokenizer in the file; name the folder"),
         ("clip", "no CLIP text encoder from a GGUF; ComfyUI loads CLIP from safetensors"),
+        ("open-clip", "no CLIP text encoder from a GGUF; ComfyUI loads CLIP from safetensors"),
     ):
-        shapes = (
-            CASES[name]["shapes"]
-            if name in CASES
-            else {"text_model.encoder.layers.0.self_attn.q_proj.weight": (64, 64)}
-        )
+        shapes = CASES[name]["shapes"] if name in CASES else clips[name]
         save(tmp_path / f"{name}.safetensors", {n: np.ones(s, np.float16) for n, s in shapes.items()})
         line = one_line(run("quantize", tmp_path / f"{name}.safetensors", "--to", "gguf", "-o", tmp_path / "x.gguf"), 2)
         assert words in line
+
+
+def test_a_umt5_without_vocabulary_is_not_for_comfyui(tmp_path: Path) -> None:
+    folder = tmp_path / "umt5"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CASES["umt5"]["config"]))
+    save(folder / "model.safetensors", {n: np.ones(s, np.float16) for n, s in CASES["umt5"]["shapes"].items()})
+    ran = run("quantize", folder, "--to", "gguf", "-o", tmp_path / "x.gguf")
+    assert ran.code == 0 and "runs it on token ids only: there is no tokenizer.json" in ran.err
+    assert "does not load this one: put spiece.model beside config.json" in ran.err
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------

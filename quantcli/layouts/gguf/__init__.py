@@ -94,7 +94,7 @@ def _of_kind(kind: str) -> Writer:
 
 
 WRITES = Writer(
-    summary="GGUF: blocks of 32 weights; of a Llama, Mistral or Qwen folder a model for llama.cpp",
+    summary="GGUF: weights in blocks, with keys and vocabulary in one file, for llama.cpp",
     keeps="rows that are not a multiple of 32, tensors of more than 4 dimensions",
     accepts=Accepts(
         bits=(4, 5, 8),

@@ -24,12 +24,12 @@ _SAME = (
     (re.compile(r"^model\.language_model\."), "model."),
     (re.compile(r"^language_model\.(model\.|lm_head\.)"), r"\1"),
 )
-"""Names in models that see or hear, too, and those of the part that reads text by itself."""
+"""Names in models with vision or audio, and what they become in a model of text alone."""
 
 _TOWER = re.compile(
     r"(?:model\.)?(?:vision|visual|audio|multi_modal_projector|mm_projector|embed_vision|embed_audio)\w*\..+"
 )
-"""Names of what sees and hears."""
+"""Names of tensors of vision and audio towers."""
 
 EMBEDDING = "token_embd.weight"
 
@@ -107,7 +107,7 @@ def model_of(config: Mapping[str, Any], infos: Sequence[TensorInfo]) -> GgufMode
         notes.append("layers that predict further tokens are not in this file")
     towers = [name for name in left if _TOWER.fullmatch(name)]
     if towers:
-        notes.append("what sees or hears is not in this file: llama.cpp wants it in a second one (mmproj)")
+        notes.append("vision and audio towers are not in this file: llama.cpp wants them in a second one (mmproj)")
     return GgufModel(
         architecture=family.architecture,
         keys={f"{family.architecture}.{key}": value for key, value in parts.keys.items()} | dict(parts.general),

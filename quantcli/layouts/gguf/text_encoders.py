@@ -6,6 +6,7 @@ makes of the file's. It loads no CLIP from a GGUF.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from quantcli.tensors.info import TensorInfo
 _BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 _FIRST = "encoder.block.0.layer.{}"
 _CLIP = ("text_model.encoder.layers.0.self_attn.q_proj.weight", "transformer.resblocks.0.attn.in_proj_weight")
+_IMAGES = re.compile(r"(?<!res)blocks")
+"""What names of a model of pictures have, which may hold text encoders too; `resblocks` are those of CLIP itself."""
+
+_UMT5 = "ComfyUI-GGUF loads UMT5 only with the tokenizer in the file"
 
 NOTE = "ComfyUI-GGUF has a tokenizer of T5; llama.cpp wants that of the model in the file: name its folder for it"
 
@@ -25,7 +30,7 @@ def config_of(infos: Sequence[TensorInfo]) -> dict[str, Any] | None:
     Raises UsageError for UMT5 and CLIP, which ComfyUI-GGUF does not load so.
     """
     shapes = {info.name: info.shape for info in infos}
-    if any(name.endswith(mark) for name in shapes for mark in _CLIP) and not any("blocks" in name for name in shapes):
+    if any(name.endswith(_CLIP) for name in shapes) and not any(_IMAGES.search(name) for name in shapes):
         hint = "ComfyUI loads CLIP from safetensors: quantize it with --to comfyui, or leave it as it is"
         raise UsageError("ComfyUI-GGUF and llama.cpp load no CLIP text encoder from a GGUF", hint=hint)
     queries, feed = (shapes.get(_FIRST.format(n)) for n in ("0.SelfAttention.q.weight", "1.DenseReluDense.wo.weight"))
@@ -34,8 +39,15 @@ def config_of(infos: Sequence[TensorInfo]) -> dict[str, Any] | None:
         return None
     if _BIAS.format(1) in shapes:
         hint = "name the folder of the text encoder, with its config.json and spiece.model"
-        raise UsageError("ComfyUI-GGUF loads UMT5 only with the tokenizer in the file", hint=hint)
+        raise UsageError(_UMT5, hint=hint)
     return _sizes(shapes, queries or (), feed or (), table or (), bias or ())
+
+
+def without_vocabulary(config: Mapping[str, Any]) -> list[str]:
+    """Notes on a file without a vocabulary of the model of this config.json."""
+    if config.get("model_type") != "umt5":
+        return []
+    return [f"{_UMT5}, so it does not load this one: put spiece.model beside config.json"]
 
 
 def _sizes(

@@ -1,10 +1,10 @@
-"""A GGUF: the model of a Llama folder as llama.cpp runs it, or with --container the tensors of any source alone.
+"""A GGUF: the model of a checkpoint folder as llama.cpp runs it, or with --container the tensors of any source alone.
 
-A folder whose config.json names a model of `llama` gives that model: its keys, its vocabulary, llama.cpp's names and
-order of rows. Kept tensors keep their dtype, except vectors, which llama.cpp takes as F32, F64, which it cannot run,
-and 8-bit floats, which GGUF does not have. A container has the tensors under their own names, and the
-architecture `quantcli`, which nothing runs; dtypes GGUF does not have are widened there, which keeps the numbers
-exactly.
+A folder whose config.json names a model of one of the families gives that model: its keys, its vocabulary, llama.cpp's
+names and order of rows; so does the file of a text encoder that ComfyUI loads (text_encoders). Kept tensors keep their
+dtype, except vectors, which llama.cpp takes as F32, F64, which it cannot run, and 8-bit floats, which GGUF does not
+have. A container has the tensors under their own names, and the architecture `quantcli`, which nothing runs; dtypes
+GGUF does not have are widened there, which keeps the numbers exactly.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def of_types(tensors: Sequence[Weight], file_type: int | None) -> list[str]:
     notes = [f"{count} {'tensors' if count > 1 else 'tensor'}: {part}" for part, count in others.items()]
     kinds = Counter(kind for t, kind in weights if t.reason == "default")
     if file_type == NUMBERS["MXFP4"] and "MXFP4" not in (kind for _, kind in weights):
-        notes.append("no tensor is MXFP4: these are the experts of a model, and it has none")
+        notes.append("no tensor is MXFP4: only experts become that, and this model has none")
     if file_type is None and len(kinds) == 1:
         [kind] = kinds
         other = file_type_of(kind)
@@ -220,6 +220,7 @@ def _model(
         raise DataError(f"llama.cpp has no such tokenizer: {found.obstacle}", hint=hint)
     if found.obstacle:
         notes.append(f"the file has no vocabulary, so llama.cpp runs it on token ids only: {found.obstacle}")
+        notes += text_encoders.without_vocabulary(config)
     if rounded:
         notes.append(f"llama.cpp cannot run F64: {_some(rounded, 'F64')} rounded to F32")
     keys = {"general.architecture": model.architecture, **title(config, beside)}

@@ -81,7 +81,7 @@ IN_EXPERTS = {"llama4", "llama4_text", "gpt_oss", "afmoe", "dots1", "Klear"}
 """Types of models whose experts are stacked in `experts`; those of most are in `switch_mlp`."""
 
 WITHOUT_EXPERTS = {"llama4_text"}
-"""Types that have experts in transformers, but not in mlx-lm: those of Llama 4 are in its type that sees too."""
+"""Types that have experts in transformers, but not in mlx-lm: Llama 4 with experts is its type llama4, with vision."""
 
 GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
 """Types with experts in `experts.switch_glu`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, Sizes, norms, sizes
+from quantcli.layouts.gguf.families._limits import head_tied
+from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, Sizes, norms
 from quantcli.layouts.gguf.family import Shapes
 from quantcli.layouts.gguf.settings import Config, refuse
 
@@ -21,9 +22,7 @@ LAYER = {
 def gemma_sizes(config: Config) -> Sizes:
     """The sizes of a Gemma, whose heads have 256 rows where it does not say. Raises DataError where the output head is
     a tensor of its own."""
-    if config.get("tie_word_embeddings", True) is not True:
-        raise refuse("llama.cpp supports such models only with the embedding as head", "tie_word_embeddings")
-    return sizes(config, kv_heads=config.whole("num_attention_heads"), head=256, shared=True)
+    return head_tied(config, head=256)
 
 
 def between(s: Sizes) -> Shapes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.layouts.gguf.families._parts import gated, routed
+from quantcli.layouts.gguf.families._parts import EXPERTS, SHARED_EXPERTS, Sizes, gated, routed
 from quantcli.layouts.gguf.family import Shapes
 from quantcli.layouts.gguf.settings import Config, refuse
 
 SIGMOID = 2
 """The number of the way of weighing experts by a sigmoid."""
+
+ROUTED_AND_SHARED = {**EXPERTS, "mlp.gate.e_score_correction_bias": "exp_probs_b.bias", **SHARED_EXPERTS}
+"""Names of experts with a bias for choosing them, and of those that all tokens share."""
 
 
 def all_layers(config: Config) -> None:
@@ -38,6 +41,12 @@ def expert_keys(config: Config, inner: int) -> dict[str, Any]:
         "expert_used_count": config.whole("num_experts_per_tok"),
         "expert_feed_forward_length": inner,
     }
+
+
+def behind_dense(s: Sizes, layer: Shapes, dense: int, experts: Shapes) -> list[Shapes]:
+    """The tensors of each layer where the first ones have no experts. layer: the tensors of all layers. dense: how many
+    have no experts."""
+    return [{**layer, **(gated(s.hidden, s.inner) if i < dense else experts)} for i in range(s.layers)]
 
 
 def shared_experts(config: Config, hidden: int) -> Shapes:

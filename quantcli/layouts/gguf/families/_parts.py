@@ -33,6 +33,15 @@ ATTENTION = {
 HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 GATED = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
 DENSE = {**ATTENTION, "post_attention_layernorm": "ffn_norm", **GATED}
+NORMED_BEHIND = {
+    **{name: ours for name, ours in ATTENTION.items() if name != "input_layernorm"},
+    **HEAD_NORMS,
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    **GATED,
+}
+"""Names in layers with norms behind attention and feed-forward alone, and of queries and keys."""
+
 EXPERTS = {
     "mlp.gate": "ffn_gate_inp",
     "mlp.experts.gate_proj": "ffn_gate_exps",
@@ -150,6 +159,21 @@ def ungated(hidden: int, inner: int, *, up: int = 1) -> Shapes:
 def norms(hidden: int, *names: str) -> Shapes:
     """Weights of norms."""
     return {f"{name}.weight": (hidden,) for name in names}
+
+
+def normed_behind(s: Sizes, of_heads: Shapes) -> Shapes:
+    """A layer with norms behind attention and feed-forward alone. of_heads: those of queries and keys."""
+    return {
+        **{name: shape for name, shape in attention(s).items() if name != "attn_norm.weight"},
+        **of_heads,
+        **norms(s.hidden, "post_attention_norm", "post_ffw_norm"),
+        **gated(s.hidden, s.inner),
+    }
+
+
+def of_all_heads(s: Sizes) -> Shapes:
+    """Norms of all queries and all keys."""
+    return {"attn_q_norm.weight": (s.queries,), "attn_k_norm.weight": (s.keys,)}
 
 
 def biases(shapes: Shapes, *names: str) -> Shapes:

@@ -1,4 +1,5 @@
-"""Rotary embeddings whose dimensions are shared among time, height and width, which text has the same of."""
+"""Rotary embeddings of models with vision: some dimensions are for a position in time, some for height, some for width.
+In text all three are the same."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ _KINDS = ("mrope", "default")
 
 
 def sections(config: Config) -> tuple[Config, dict[str, Any]]:
-    """The config.json with a plain rotary embedding, and the key of how many dimensions of it each kind of position
-    has. Raises DataError where it does not say."""
+    """The config.json with a plain rotary embedding, and the key that says how many of its dimensions are for each kind
+    of position. Raises DataError where it does not say."""
     values = dict(config.values)
     found: Any = None
     for key in ("rope_scaling", "rope_parameters"):
@@ -27,7 +28,8 @@ def sections(config: Config) -> tuple[Config, dict[str, Any]]:
 
 
 def levels(config: Config) -> dict[str, Any]:
-    """The key of how many layers take what is seen, in models whose tower gives it in several levels."""
+    """The key that says how many layers get features of pictures, in models whose vision tower gives some from several
+    of its own layers (deepstack); none in other models."""
     vision = config.get("vision_config")
     found = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
     return {"n_deepstack_layers": len(found)} if isinstance(found, list) else {}

@@ -14,8 +14,8 @@ def parts(config: Config) -> Parts:
     config.only("mlp_bias", False)
     s = sizes(config, kv_heads=config.whole("num_attention_heads"))
     layer = {**attention(s), **norms(s.hidden, "ffn_norm"), **ungated(s.hidden, s.inner)}
-    return decoder(config, s, config.rope(), [layer] * s.layers, scaled_by=("beta_fast", "beta_slow", "mscale"),
-                   by_tensor=True)  # fmt: skip
+    scaled_by = ("beta_fast", "beta_slow", "mscale")
+    return decoder(config, s, config.rope(), [layer] * s.layers, scaled_by=scaled_by, by_tensor=True)
 
 
 FAMILY = Family(

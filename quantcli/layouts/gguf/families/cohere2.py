@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from quantcli.layouts.gguf.families._limits import every, head_tied
 from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, OUTER, attention, decoder, gated
-from quantcli.layouts.gguf.families._windows import every, head_tied
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from quantcli.layouts.gguf.families._limits import head_tied
 from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, HEAD_NORMS, OUTER, attention, decoder, gated
-from quantcli.layouts.gguf.families._windows import head_tied
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
 WITH_NORMS = 64
-"""Layers from which on llama.cpp norms queries and keys."""
+"""llama.cpp norms queries and keys of models of so many layers or more."""
 
 
 def parts(config: Config) -> Parts:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.layouts.gguf.families._moe import SIGMOID
+from quantcli.layouts.gguf.families._moe import ROUTED_AND_SHARED, SIGMOID
 from quantcli.layouts.gguf.families._parts import (
     ATTENTION,
     DENSE,
-    EXPERTS,
     OUTER,
-    SHARED_EXPERTS,
     decoder_keys,
     gated,
     layers,
@@ -164,9 +162,7 @@ FAMILY = Family(
         "self_attn.v_b_proj": "attn_v_b",
         "self_attn.o_proj": "attn_output",
         **{name: ours for name, ours in DENSE.items() if name.startswith(("post", "mlp"))},
-        **EXPERTS,
-        "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
-        **SHARED_EXPERTS,
+        **ROUTED_AND_SHARED,
     },
     rebuilt=rebuilt,
 )

@@ -1,7 +1,8 @@
-"""ERNIE 4.5 with experts, behind layers without, and a bias for choosing them."""
+"""ERNIE 4.5 with experts: the first layers have none, and a bias helps to choose them."""
 
 from __future__ import annotations
 
+from quantcli.layouts.gguf.families._moe import behind_dense
 from quantcli.layouts.gguf.families._parts import (
     DENSE,
     EXPERTS,
@@ -41,7 +42,7 @@ def parts(config: Config) -> Parts:
         config,
         s,
         config.rope(base=BASE),
-        [{**layer, **(gated(s.hidden, s.inner) if i < dense else experts)} for i in range(s.layers)],
+        behind_dense(s, layer, dense, experts),
         keys={
             "expert_count": count,
             "expert_used_count": config.whole("moe_k", 6),

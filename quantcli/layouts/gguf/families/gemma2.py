@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, gemma_sizes
+from quantcli.layouts.gguf.families._limits import every
 from quantcli.layouts.gguf.families._parts import OUTER, attention, decoder, gated
-from quantcli.layouts.gguf.families._windows import every
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config
 

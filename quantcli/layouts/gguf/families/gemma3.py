@@ -1,12 +1,12 @@
-"""Gemma 3, of models that see too the part that reads text: a window in five of six layers, and norms of heads."""
+"""Gemma 3, of models with vision the part that reads text: a window in five of six layers, and norms of heads."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from quantcli.layouts.gguf.families._gemma import ACTIVATION, LAYER, between, check_scale, gemma_sizes
+from quantcli.layouts.gguf.families._limits import every
 from quantcli.layouts.gguf.families._parts import HEAD_NORMS, OUTER, attention, decoder, gated, head_norms
-from quantcli.layouts.gguf.families._windows import every
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 

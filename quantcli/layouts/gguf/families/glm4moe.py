@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from quantcli.layouts.gguf.families._moe import shared_experts, sigmoid_keys
+from quantcli.layouts.gguf.families._moe import ROUTED_AND_SHARED, behind_dense, shared_experts, sigmoid_keys
 from quantcli.layouts.gguf.families._parts import (
     DENSE,
-    EXPERTS,
     HEAD_NORMS,
     OUTER,
-    SHARED_EXPERTS,
     attention,
     biases,
     decoder,
-    gated,
     head_norms,
     norms,
     sizes,
@@ -30,12 +27,11 @@ def parts(config: Config) -> Parts:
     layer = {**attention(s), **norms(s.hidden, "post_attention_norm")}
     layer |= biases(layer, "attn_q", "attn_k", "attn_v") if config.get("attention_bias", False) else {}
     layer |= head_norms(s) if config.get("use_qk_norm", False) else {}
-    experts = shared_experts(config, s.hidden)
     return decoder(
         config,
         s,
         config.rope(),
-        [{**layer, **(gated(s.hidden, s.inner) if i < dense else experts)} for i in range(s.layers)],
+        behind_dense(s, layer, dense, shared_experts(config, s.hidden)),
         keys={**sigmoid_keys(config), "leading_dense_block_count": dense},
     )
 
@@ -47,10 +43,8 @@ FAMILY = Family(
     modules=OUTER,
     layer={
         **DENSE,
-        **EXPERTS,
-        **SHARED_EXPERTS,
+        **ROUTED_AND_SHARED,
         **HEAD_NORMS,
         "post_attention_layernorm": "post_attention_norm",
-        "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
     },
 )

@@ -9,7 +9,6 @@ from quantcli.layouts.gguf.families._parts import (
     TURNED,
     attention,
     decoder,
-    gated,
     norms,
     routed,
     sizes,
@@ -23,6 +22,7 @@ def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
+    config.only("shared_intermediate_size", 0)  # such experts are those of another class
     s, count = sizes(config, kv_heads=config.whole("num_attention_heads")), config.whole("num_local_experts", 8)
     keys = {
         **{ours: config.number(theirs, 1.0) for ours, theirs in FACTORS.items()},
@@ -30,10 +30,6 @@ def parts(config: Config) -> Parts:
         "expert_used_count": config.whole("num_experts_per_tok", 2),
     }
     layer = {**attention(s), **norms(s.hidden, "ffn_norm"), **routed(s.hidden, s.inner, count)}
-    shared = config.whole("shared_intermediate_size", 0, least=0)
-    if shared:
-        layer |= gated(s.hidden, shared, "_shexp")
-        keys["expert_shared_feed_forward_length"] = shared
     return decoder(config, s, config.rope(), [layer] * s.layers, keys=keys, by_tensor=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from quantcli.layouts.gguf.families._parts import attention, decoder, gated, head_norms, norms, sizes
 from quantcli.layouts.gguf.family import Family, Parts, Shapes
@@ -16,8 +17,8 @@ CONVOLUTION = ".conv.conv.weight"
 def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("conv_bias", False)
-    sizes_of = {"intermediate_size": _inner(config), "rms_norm_eps": config.number("norm_eps", 1e-5)}
-    config = Config({**config.values, **sizes_of})
+    usual = {"intermediate_size": _inner(config), "rms_norm_eps": config.number("norm_eps", 1e-5)}
+    config = Config({**config.values, **usual})
     s = sizes(config, shared=config.get("tie_embedding", True) is True)
     full = config.get("full_attn_idxs", list(range(s.layers)))
     kinds = config.get("layer_types") or ["full_attention" if i in full else "conv" for i in range(s.layers)]
@@ -41,9 +42,7 @@ def parts(config: Config) -> Parts:
         },
     )
     needed = {name: shape for name, shape in found.needed.items() if name != "output_norm.weight"}
-    return Parts(
-        keys=found.keys, needed={**needed, **norms(s.hidden, "token_embd_norm")}, tied=s.tied, vocabulary=s.words
-    )
+    return replace(found, needed={**needed, **norms(s.hidden, "token_embd_norm")})
 
 
 def _inner(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral, of those that see too the part that reads text, and Mixtral."""
+"""Llama 1 to 3, Mixtral and Mistral, of those with vision the part that reads text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parts(config: Config) -> Parts:
     """What a config.json makes of it."""
     config.only("hidden_act", "silu")
     if config.get("text_config") is not None:
-        config.only("model_type", "llama", "mistral")  # those of the text, in a model that sees too
+        config.only("model_type", "llama", "mistral")  # those of the text, in a model with vision
     s = sizes(config, kv_heads=config.whole("num_attention_heads"))
     rope = config.rope()
     if rope.part != 1:

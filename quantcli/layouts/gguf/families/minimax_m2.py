@@ -11,6 +11,7 @@ from quantcli.layouts.gguf.families._parts import (
     attention,
     decoder,
     norms,
+    of_all_heads,
     routed,
     sizes,
 )
@@ -27,8 +28,7 @@ def parts(config: Config) -> Parts:
         config = Config({"partial_rotary_factor": config.whole("rotary_dim") / s.head, **config.values})
     layer = {
         **attention(s),
-        "attn_q_norm.weight": (s.queries,),
-        "attn_k_norm.weight": (s.keys,),
+        **of_all_heads(s),
         **norms(s.hidden, "ffn_norm"),
         **routed(s.hidden, s.inner, count),
         "exp_probs_b.bias": (count,),

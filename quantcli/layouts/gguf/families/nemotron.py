@@ -1,7 +1,8 @@
-"""Nemotron and Minitron: half of each head is rotated, norms with 1 left out, and no gate."""
+"""Nemotron and Minitron: half of each head is rotated, norms are stored 1 smaller, and there is no gate."""
 
 from __future__ import annotations
 
+from quantcli.layouts.gguf.families._limits import as_wide_as_hidden
 from quantcli.layouts.gguf.families._parts import (
     DENSE,
     OUTER,
@@ -14,7 +15,7 @@ from quantcli.layouts.gguf.families._parts import (
     ungated,
 )
 from quantcli.layouts.gguf.family import Family, Parts
-from quantcli.layouts.gguf.settings import Config, refuse
+from quantcli.layouts.gguf.settings import Config
 
 
 def parts(config: Config) -> Parts:
@@ -23,8 +24,7 @@ def parts(config: Config) -> Parts:
     config.only("hidden_act", "relu2")
     config.only("tie_word_embeddings", False)
     s = sizes(config, kv_heads=config.whole("num_attention_heads"))
-    if s.queries != s.hidden:
-        raise refuse(f"llama.cpp wants heads of {s.hidden} rows together, not {s.queries}", "head_dim")
+    as_wide_as_hidden(s)
     layer = {**attention(s), **norms(s.hidden, "ffn_norm"), **ungated(s.hidden, s.inner)}
     return decoder(
         config,

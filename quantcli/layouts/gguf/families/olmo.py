@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantcli.layouts.gguf.families._parts import ATTENTION, GATED, OUTER, TURNED, attention, decoder, gated, sizes
@@ -21,11 +22,10 @@ def parts(config: Config) -> Parts:
         keys["attention.clamp_kqv"] = config.number("clip_qkv")
     layer = {**attention(s), **gated(s.hidden, s.inner)}
     found = decoder(config, s, config.rope(), [layer] * s.layers, keys=keys)
-    return Parts(
+    return replace(
+        found,
         keys={name: value for name, value in found.keys.items() if name != "attention.layer_norm_rms_epsilon"},
         needed={name: shape for name, shape in found.needed.items() if not name.endswith(_NORMS)},
-        tied=s.tied,
-        vocabulary=s.words,
     )
 
 

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.layouts.gguf.families._parts import (
-    ATTENTION,
-    GATED,
-    HEAD_NORMS,
-    OUTER,
-    attention,
-    decoder,
-    gated,
-    norms,
-    sizes,
-)
+from quantcli.layouts.gguf.families._parts import NORMED_BEHIND, OUTER, decoder, normed_behind, of_all_heads, sizes
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 
@@ -31,14 +21,7 @@ def parts(config: Config) -> Parts:
             raise refuse("llama.cpp supports such models only with each 4th layer attending to all", "layer_types")
         keys["attention.sliding_window"] = config.whole("sliding_window")
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
-    own = {name: shape for name, shape in attention(s).items() if name != "attn_norm.weight"}
-    layer = {
-        **own,
-        "attn_q_norm.weight": (s.queries,),
-        "attn_k_norm.weight": (s.keys,),
-        **norms(s.hidden, "post_attention_norm", "post_ffw_norm"),
-        **gated(s.hidden, s.inner),
-    }
+    layer = normed_behind(s, of_all_heads(s))
     return decoder(config, s, config.rope("full_attention", 5e5), [layer] * s.layers, keys=keys)
 
 
@@ -47,11 +30,5 @@ FAMILY = Family(
     classes=("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
     parts=parts,
     modules=OUTER,
-    layer={
-        **{name: ours for name, ours in ATTENTION.items() if name != "input_layernorm"},
-        **HEAD_NORMS,
-        "post_attention_layernorm": "post_attention_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-        **GATED,
-    },
+    layer=NORMED_BEHIND,
 )

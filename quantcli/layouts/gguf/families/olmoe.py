@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantcli.layouts.gguf.families._limits import as_many_keys
 from quantcli.layouts.gguf.families._moe import chosen_add_up, experts_of
 from quantcli.layouts.gguf.families._parts import (
     DENSE,
@@ -14,7 +15,6 @@ from quantcli.layouts.gguf.families._parts import (
     routed,
     sizes,
 )
-from quantcli.layouts.gguf.families._windows import as_many_keys
 from quantcli.layouts.gguf.family import Family, Parts
 from quantcli.layouts.gguf.settings import Config, refuse
 

@@ -1,4 +1,5 @@
-"""What llama.cpp takes for granted of several families: layers that take turns, heads of keys, an embedding as head."""
+"""What llama.cpp takes for granted of several families: which layers have a window, heads of keys, an embedding as
+head."""
 
 from __future__ import annotations
 
@@ -20,9 +21,15 @@ def as_many_keys(s: Sizes) -> None:
         raise refuse(problem, "num_key_value_heads")
 
 
-def head_tied(config: Config) -> Sizes:
-    """The sizes of a model of as many heads of keys as of queries, where it does not say. Raises DataError where the
-    output head is a tensor of its own."""
+def as_wide_as_hidden(s: Sizes) -> None:
+    """Raise DataError where all queries together are wider or narrower than the hidden size."""
+    if s.queries != s.hidden:
+        raise refuse(f"llama.cpp wants heads of {s.hidden} rows together, not {s.queries}", "head_dim")
+
+
+def head_tied(config: Config, *, head: int | None = None) -> Sizes:
+    """The sizes of a model of as many heads of keys as of queries, where it does not say. head: rows of a head, where
+    it does not say. Raises DataError where the output head is a tensor of its own."""
     if config.get("tie_word_embeddings", True) is not True:
         raise refuse("llama.cpp supports such models only with the embedding as head", "tie_word_embeddings")
-    return sizes(config, kv_heads=config.whole("num_attention_heads"), shared=True)
+    return sizes(config, kv_heads=config.whole("num_attention_heads"), head=head, shared=True)
