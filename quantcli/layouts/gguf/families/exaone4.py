@@ -22,8 +22,8 @@ def parts(config: Config) -> Parts:
     window = config.get("sliding_window")
     if (window is not None) != (s.layers == WITH_WINDOW):
         raise refuse(f"llama.cpp has a window with {WITH_WINDOW} layers, and no other number", "sliding_window")
-    config.only("sliding_window_pattern", "LLLG", 4)
     if window is not None:
+        config.only("sliding_window_pattern", "LLLG", 4)
         every(Config({**config.values, "sliding_window_pattern": 4}), s, 4)
         keys["attention.sliding_window"] = config.whole("sliding_window")
     layer = normed_behind(s, head_norms(s))
