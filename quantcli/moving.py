@@ -23,9 +23,9 @@ from quantcli.floats import decoded, named_for
 from quantcli.layouts.config import json_beside, model_dtype
 from quantcli.layouts.held import OFFSETS, TOGETHER, Moved, every, joined, offsets_of, scheme_of
 from quantcli.layouts.held_floats import input_scale, stored_by
-from quantcli.layouts.native.document import StoredKept
 from quantcli.layouts.native.model import Model as Native
 from quantcli.layouts.native.model import Tensor
+from quantcli.layouts.native.stored import StoredKept
 from quantcli.layouts.reader import FLOATING, Held, is_published
 from quantcli.layouts.writer import Codes, Raw, named
 from quantcli.models import Model, View, left_out, view_of

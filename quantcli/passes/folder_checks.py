@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from quantcli import architectures
 from quantcli.architectures import UNNAMED
 from quantcli.errors import printable
-from quantcli.layouts.native.document import StoredTensor
+from quantcli.layouts.native.stored import StoredTensor
 from quantcli.passes.configuration import quantization_config
 from quantcli.stores import Source
 from quantcli.stores.files import read_small

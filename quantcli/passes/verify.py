@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantcli.kernels import Bytes
-    from quantcli.layouts.native.document import StoredQuantized
+    from quantcli.layouts.native.stored import StoredQuantized
     from quantcli.planning.importance import Importance
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from quantcli import registry
 from quantcli.errors import printable
 from quantcli.layouts import writer
-from quantcli.layouts.native.document import Result, StoredTensor
+from quantcli.layouts.native.document import Result
+from quantcli.layouts.native.stored import StoredTensor
 from quantcli.metrics import Metrics
 from quantcli.planning.entry import WIDER
 from quantcli.planning.plan import UNWEIGHTED

@@ -3,34 +3,27 @@
 It is JSON under `__metadata__["quantcli"]`: version, tool, tile and digest rule, the schemes, the recipe (the
 request: indices of schemes, rules, exclusions), and for every tensor its reason and, when quantized, scheme, dtype and
 error sums. Its first key is `check`, the XXH3-128 of length and JSON of the whole header with 32 zeros in
-its own place. Decoding a tensor that compressed-tensors can express needs nothing from this document.
+its own place. Decoding a tensor that compressed-tensors can express needs nothing from this document. It is written
+here and read in `stored`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol
 
 from quantcli import __version__, asking
 from quantcli.asking import candidates, rival
-from quantcli.dtypes import DTYPES
-from quantcli.errors import DataError, QuantcliError, VersionError, printable
-from quantcli.layouts.native.parts import names, nbytes, outputs, parts
 from quantcli.metrics import Metrics
-from quantcli.scheme import Scheme, scale_dtype_name
+from quantcli.scheme import Scheme
 from quantcli.stores.seal import UNSEALED
-from quantcli.tensors.decided import Decided, Kept, Quantized
-from quantcli.tensors.info import TensorInfo
-from quantcli.tensors.rows import Grouping, grouping_of
-
-T = TypeVar("T")
+from quantcli.tensors.decided import Decided
 
 KEY = "quantcli"
 VERSION = 2
@@ -186,235 +179,3 @@ _AT_ONCE = 1024
 
 def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredKept:
-    """A kept tensor of a native file, and why it was kept."""
-
-    info: TensorInfo
-    reason: str
-    note: str = ""
-    digest: str | None = None
-    scheme: ClassVar[None] = None
-    grouping: ClassVar[None] = None
-    scale_dtype: ClassVar[str] = ""
-    metrics: ClassVar[None] = None
-    minmax_sse: ClassVar[None] = None
-    importance: ClassVar[None] = None
-
-    @property
-    def decided(self) -> Kept:
-        """The decision for it."""
-        return Kept(info=self.info, reason=self.reason, note=self.note)
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The tensor itself."""
-        return (self.info,)
-
-    @property
-    def bytes_out(self) -> int:
-        """Bytes of it."""
-        return self.info.nbytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredQuantized:
-    """A quantized tensor of a native file: where it came from, what was done to it and what that cost.
-
-    importance: the digest of the importances its columns had. digest: of the original's bytes.
-    """
-
-    info: TensorInfo
-    reason: str
-    scheme: Scheme
-    grouping: Grouping
-    scale_dtype: str
-    metrics: Metrics
-    minmax_sse: float | None
-    digest: str | None
-    note: str
-    importance: str | None
-
-    @property
-    def decided(self) -> Quantized:
-        """The decision for it, without the importance of its columns."""
-        return Quantized(
-            info=self.info,
-            reason=self.reason,
-            scheme=self.scheme,
-            grouping=self.grouping,
-            scale_dtype=self.scale_dtype,
-            note=self.note,
-        )
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The tensors that hold it."""
-        return outputs(self.decided)
-
-    @property
-    def bytes_out(self) -> int:
-        """Bytes of all tensors that hold it."""
-        return nbytes(self.decided)
-
-    def output(self, part: str) -> TensorInfo:
-        """One of the tensors that hold it: `packed`, `scale` and so on."""
-        return self.outputs[parts(self.scheme).index(part)]
-
-
-StoredTensor = StoredKept | StoredQuantized
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """The parsed header document of a native file. recipe: the request, as `recipe.request_of` takes it; None where the
-    file does not hold it."""
-
-    tool: str
-    digest: str
-    source_bytes: int
-    tensors: tuple[StoredTensor, ...]
-    recipe: Mapping[str, Any] | None
-    schemes: tuple[Scheme, ...]
-    intact: bool | None
-    """Whether the header is as it was written, by its own digest; None when it has none, as early versions wrote it."""
-
-
-def parse(text: str, infos: Sequence[TensorInfo], seal: bool | None) -> Document:
-    """The document of a file that holds these tensors, checked against them. seal: whether the digest of the header
-    matches (see seal.py). Raises DataError, VersionError for an unchanged header of an unknown version."""
-    from quantcli.strict import strict_json
-
-    stored = {i.name: i for i in infos}
-    whole = strict_json(text.encode(), "quantcli header")
-    try:
-        whole = _of_type(whole, dict, "document")
-        version = _field(whole, "version", int)
-        if not 1 <= version <= VERSION:  # before anything else: another version may arrange the document differently
-            shown = printable(str(version), 20)
-            raise (DataError if seal is False else VersionError)(
-                f"format version {shown} is unknown, this quantcli reads versions up to {VERSION}",
-                hint="use a newer quantcli",
-            )
-        kind = _field(whole, "digest", str)
-        if kind not in DIGEST_SIZES:
-            raise DataError(f"unknown digest {printable(kind, 40)}")
-        schemes = [_scheme(_of_type(values, dict, "scheme")) for values in _field(whole, "schemes", list)]
-        tensors = [
-            _parse_tensor(name, entry, schemes, stored, DIGEST_SIZES[kind])
-            for name, entry in _field(whole, "tensors", dict).items()
-        ]
-        tool, source_bytes = _field(whole, "tool", str), _field(whole, "source_bytes", int)
-        recipe = _field(whole, "recipe", dict) if "recipe" in whole else None
-    except QuantcliError as error:
-        kept = VersionError if isinstance(error, VersionError) else DataError
-        raise kept(error.problem, place=["quantcli header", *error.place], hint=error.hint) from None
-    held = {t.info.name: names(t.decided) for t in tensors}
-    used = {name for own in held.values() for name in own}
-    extra = [n for n in stored if n not in used]
-    if extra:
-        raise DataError("the quantcli header does not list this tensor", place=[printable(extra[0])])
-    order = {name: i for i, name in enumerate(stored)}
-    tensors.sort(key=lambda t: min(order[name] for name in held[t.info.name]))
-    known = whole.keys() <= KEYS - {"check"}
-    return Document(
-        tool, kind, source_bytes, tuple(tensors), recipe, tuple(schemes), seal if seal is not None or known else False
-    )
-
-
-KEYS = {"check", "version", "tool", "digest", "source_bytes", "schemes", "recipe", "tensors"}
-"""The keys of a document."""
-
-_LIMIT = 2.0**1000
-"""Upper limit of the numbers of a document, which keeps comparisons fast."""
-
-_KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number of 0 or more", float: "0 or more"}
-
-
-def _of_type(value: Any, kind: type[T], what: str) -> T:
-    """A value of a document, checked: JSON may hold anything. Raises DataError."""
-    if kind is float and type(value) is int and value < _LIMIT:
-        value = float(value)
-    if type(value) is not kind or (isinstance(value, (int, float)) and not 0 <= value < _LIMIT):
-        raise DataError(f"{what} is {printable(repr(value), 40)}, not {_KINDS[kind]}")
-    return value
-
-
-def _field(values: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    """A field of a document, checked. Raises DataError."""
-    if key not in values:
-        raise DataError(f"{key} is missing")
-    return _of_type(values[key], kind, key)
-
-
-def _scheme(values: dict[str, Any]) -> Scheme:
-    """A stored scheme. Raises UsageError for an invalid combination, DataError for values of the wrong type."""
-    if "codebook" in values:
-        values = {**values, "codebook": tuple(_field(values, "codebook", list))}
-    try:
-        return asking.Scheme(**values)
-    except TypeError:
-        raise DataError("a scheme has an unknown key or an invalid value") from None
-
-
-def _parse_tensor(
-    name: str, entry: Any, schemes: list[Scheme], stored: Mapping[str, TensorInfo], digits: int
-) -> StoredTensor:
-    try:
-        return _checked(name, _of_type(entry, dict, "entry"), schemes, stored, digits)
-    except QuantcliError as error:
-        raise error.within(printable(name)) from None
-
-
-def _checked(
-    name: str, entry: dict[str, Any], schemes: list[Scheme], stored: Mapping[str, TensorInfo], digits: int
-) -> StoredTensor:
-    reason = _field(entry, "reason", str)
-    note, weighed, digest = (_field(entry, k, str) if k in entry else None for k in ("note", "importance", "digest"))
-    if digest is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", digest):
-        raise DataError(f"digest is {printable(repr(digest), 40)}, not {digits} hexadecimal digits")
-    if "scheme" not in entry:
-        if name not in stored:
-            raise DataError("the file does not hold it")
-        return StoredKept(info=stored[name], reason=reason, note=note or "", digest=digest)
-    dtype, shape, index = _field(entry, "dtype", str), _field(entry, "shape", list), _field(entry, "scheme", int)
-    if dtype not in DTYPES:
-        raise DataError(f"unknown dtype {printable(dtype, 40)}")
-    if index >= len(schemes):
-        raise DataError(f"scheme is {index}, but there are only {len(schemes)}")
-    info, scheme = TensorInfo(name, dtype, tuple(_of_type(n, int, "dimension") for n in shape)), schemes[index]
-    if scheme.calibration == "auto":
-        raise DataError("auto is not the scheme of a tensor")
-    plan = grouping_of(info.shape, scheme)
-    scale = stored.get(f"{name}_scale")
-    if "scale" not in parts(scheme):
-        scale = stored.get(f"{name}_codebook")
-    known = ("F32", "F16", "BF16", *(["F8_E4M3"] if scheme.shares_levels else []))
-    scale_dtype = scale.dtype if scale is not None and scale.dtype in known else "F32"
-    if scheme.storage != "plain":
-        scale_dtype = scale_dtype_name(scheme.scale_dtype)
-    decided = Quantized(
-        info=info, reason=reason, scheme=scheme, grouping=plan, scale_dtype=scale_dtype, note=note or ""
-    )
-    for output in outputs(decided):
-        if stored.get(output.name) != output:
-            raise DataError(f"{printable(output.name)} is missing or not {output.dtype} {list(output.shape)}")
-    sse, power, largest = (_field(entry, k, float) for k in ("sse", "power", "max_abs_error"))
-    metrics = Metrics(sse, power, info.numel, largest, _field(entry, "clipped", int))
-    if (why := metrics.contradiction) is not None:
-        raise DataError(why)
-    minmax = _field(entry, "minmax_sse", float) if "minmax_sse" in entry else None
-    return StoredQuantized(
-        info=info,
-        reason=reason,
-        scheme=scheme,
-        grouping=plan,
-        scale_dtype=scale_dtype,
-        metrics=metrics,
-        minmax_sse=minmax,
-        digest=digest,
-        note=note or "",
-        importance=weighed,
-    )

@@ -13,9 +13,8 @@ from quantcli.errors import DataError, printable
 from quantcli.formats import code_grid, fixed_codebook
 from quantcli.kernels import LEVELS, QuantParams, row_bytes
 from quantcli.kernels.codebook import codebook
-from quantcli.layouts.native import document
-from quantcli.layouts.native.document import StoredKept, StoredTensor
 from quantcli.layouts.native.parts import parts, zero_shape
+from quantcli.layouts.native.stored import Document, StoredKept, StoredTensor, parse
 from quantcli.notebook import table
 from quantcli.scales import Store
 from quantcli.stores import Source, open_source
@@ -230,12 +229,12 @@ class Model(Mapping[str, Tensor]):
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.documents: list[document.Document] = []
+        self.documents: list[Document] = []
         covered: set[str] = set()
         stored: list[StoredTensor] = []
         for header in source.documents:
             try:
-                found = document.parse(*header)
+                found = parse(*header)
             except DataError as error:
                 raise error.within(source.path) from None
             self.documents.append(found)
