@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quanto_qmap.json")
 """Files beside a model that may say how it is quantized: of transformers, GPTQ, AWQ, ModelOpt and optimum-quanto."""
 
+METHODS = frozenset((
+    "auto-round", "bitsandbytes", "fbgemm_fp8", "fp8", "intel/auto-round", "metal", "modelopt_fp4", "modelopt_mixed",
+    "modelopt_mxfp8", "mxfp4", "ptpc_fp8", "quark",
+))  # fmt: skip
+"""What quantization_config calls methods whose tensors are those of a layout, beside the names of layouts themselves:
+AMD's Quark and fbgemm store 8-bit floats with their scales as others do, auto-round as GPTQ and AWQ."""
+
 PLAIN_HINT = "--source-layout plain reads every tensor by its dtype"
 
 
@@ -248,6 +255,19 @@ def claimed(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _of_method(config: Mapping[str, Any]) -> Evidence | None:
+    """Evidence from a configuration that names a method of which nothing is known, although tensors look like those of
+    a layout."""
+    for section in [config, *(v for v in config.values() if isinstance(v, dict))][:100]:
+        claim = section.get("quantization_config")
+        method = claim.get("quant_method") if isinstance(claim, dict) else None
+        if isinstance(claim, dict) and isinstance(method, str) and method.lower() not in METHODS:
+            layouts = {*registry.names("layouts", "READS"), *registry.names("layouts", "WRITES")}
+            if method.lower() not in layouts:
+                return Evidence(layout="an unknown method", seen=f"config.json has quantization_config{_method(claim)}")
+    return None
+
+
 def _method(claim: Mapping[str, Any]) -> str:
     for key in ("quant_method", "quant_algo", "mode", "format", "bits", "w_bit"):
         if isinstance(claim.get(key), (str, int)) and claim[key]:
@@ -351,9 +371,10 @@ def undecoded(
     source: Source, infos: Mapping[str, TensorInfo], config: Mapping[str, Any], *, others: bool
 ) -> Evidence | None:
     """Evidence that some of these tensors of a source, which no layout has decoded, belong to a layout that is not
-    supported. others: whether a layout has decoded others: then the configuration refers to those, and only small
-    floats that are left are codes, such as those whose scales are in another file."""
+    supported. others: whether a layout has decoded others: then the configuration refers to those, whose method must be
+    known, and only small floats that are left are codes, such as those whose scales are in another file."""
     graph = _own_graph(source)
     found = _computed_with(graph, infos) if graph is not None else None
     dtypes = SMALL_FLOATS if others else CODES
+    found = found or (_of_method(config) if others else None)
     return found or of_layout(infos) or _of_claim(infos, config, dtypes) or _of_companions(infos)

@@ -92,6 +92,8 @@ UNDECODED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
                         "quant_method new"),
     "by the text's config": ({"l.q.strange": ("I16", (64, 64))},
                              {"text_config": {"quantization_config": {"quant_method": "new"}}}, "quant_method new"),
+    "8-bit floats of an unknown method": ({"l.q.weight": ("F8_E4M3", (64, 64)), "l.q.weight_scale": ("F32", (1,))},
+                                          {"quantization_config": {"quant_method": "new"}}, "quant_method new"),
 }  # fmt: skip
 
 
