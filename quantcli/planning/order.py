@@ -11,8 +11,8 @@ from quantcli import registry
 from quantcli.architectures import Architecture
 from quantcli.asking import candidates
 from quantcli.errors import QuantcliError, UsageError, printable
-from quantcli.experts import arranged, loadable, only_in_mlx
-from quantcli.layouts.config import stated
+from quantcli.experts import arranged, loadable
+from quantcli.layouts.config import json_beside, stated
 from quantcli.layouts.native.write import check_scheme
 from quantcli.layouts.writer import named
 from quantcli.planning import inputs, kinds
@@ -28,6 +28,9 @@ USUAL = "compressed-tensors"
 
 LOADED = ("bnb-nf4",)
 """Other targets that transformers loads by itself."""
+
+GGUF, MLX = "gguf", "mlx"
+"""Targets of other programs, which take experts that those of the usual target do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +171,7 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     """A source as the target of what is written needs it. folder: whether that is a checkpoint folder.
 
     Where no target is asked for, a folder that transformers loads is written so that it still does. Raises DataError
-    for a config.json that cannot be read.
+    for a config.json that cannot be read, UsageError where no loader would know what such a folder holds.
     """
     if asked.to in (None, NATIVE):
         _check_native(asked)
@@ -178,14 +181,9 @@ def aimed(source: Source, asked: Order, *, folder: bool) -> Aimed:
     model = _architecture(source) if folder else None
     note = _unsuited(source, asked, model) if model is not None else ""
     if model is not None and not note:
-        usual = arranged(source, USUAL)
-        if (name := only_in_mlx(usual, USUAL)) is not None:
-            note = f"config.json gets no quantization_config: {printable(name, 200)} is in mlx-lm's own arrangement"
-            return Aimed(arranged(source, None), None, note)
-        if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
-            return Aimed(usual, USUAL, "")
-        why = next(iter(usual.unsplit.values())).why
-        note = f"config.json gets no quantization_config, because most weights would be kept: {why}"
+        usual = loadable(source, USUAL)
+        _check_experts(source, usual)
+        return Aimed(usual, USUAL, "")
     return Aimed(arranged(source, None), None, note)
 
 
@@ -218,6 +216,28 @@ def _check_loadable(source: Source, asked: Order) -> None:
             hint = f"use {', or '.join([*ways, '--to native for quantcli alone'])}"
             problem = f"no loader would know what the folder holds: {USUAL} cannot store {why} ({scheme.name})"
             raise UsageError(problem, place=[source.path], hint=hint)
+
+
+def _check_experts(source: Source, usual: Source) -> None:
+    """Raise UsageError for a model most of whose weights are experts that the loaders of the usual target do not take.
+    usual: the source as that target needs it."""
+    if 2 * sum(info.nbytes for info in source.infos() if info.name in usual.unsplit) <= source.share:
+        return
+    others = [f"--to {to}" for to in (GGUF, MLX) if _takes_experts(source, to)]
+    hint = f"use {', '.join(others)}{' or ' if others else ''}--to native for quantcli alone"
+    problem = f"no loader would know what the folder holds: {next(iter(usual.unsplit.values())).why}"
+    raise UsageError(problem, place=[source.path], hint=hint)
+
+
+def _takes_experts(source: Source, to: str) -> bool:
+    """Whether the program that loads a target takes the experts of a model."""
+    if to == GGUF:
+        from quantcli.layouts.gguf.families import classes  # here, for it is needed for a refusal alone: 25 modules
+
+        names = (json_beside(source.beside, "config.json") or {}).get("architectures")
+        if not (isinstance(names, list) and names and isinstance(names[0], str) and names[0] in classes()):
+            return False
+    return not arranged(source, to).unsplit
 
 
 def _architecture(source: Source) -> Architecture | None:

@@ -326,6 +326,19 @@ def test_a_gguf_is_compared_under_the_names_of_its_checkpoint(forward: bool, tmp
     assert "names of llama.cpp" not in run("compare", TINY, path, "-q").err
 
 
+def test_what_is_quantized_from_a_gguf_is_verified_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """its tensors have the names and the order of rows of a checkpoint, those of the original llama.cpp's"""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.gguf").write_bytes(raw_gguf(architecture(), as_gguf(tiny())))
+    Path("other.gguf").write_bytes(raw_gguf(architecture(), as_gguf(tiny(), turn=False)))
+    assert run("quantize", "tiny.gguf", "--group-size", "64", "-o", "out.safetensors", "-q").code == 0
+    assert run("verify", "out.safetensors", "--source", "tiny.gguf").code == 0
+    ran = run("verify", "out.safetensors", "--source", "other.gguf")
+    assert ran.code == 1 and "q_proj" in ran.out and "v_proj" not in ran.out
+    direct = run("report", "out.safetensors", "--json").json["summary"]["sqnr_db"]
+    assert run("report", "out.safetensors", "--against", "tiny.gguf", "--json").json["summary"]["sqnr_db"] == direct
+
+
 def test_rows_are_put_back_in_pieces_too(tmp_path: Path) -> None:
     """Heads of 32 rows of 40,000 weights are more than is compared at a time."""
     weight = np.random.default_rng(0).standard_normal((64, 40_000)).astype(np.float32)
