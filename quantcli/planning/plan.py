@@ -101,6 +101,7 @@ def make(infos: Sequence[TensorInfo], request: Request) -> Plan:
     if request.to is not None:
         tensors = targets.mixed(tensors, request)
         tensors = [targets.stored_by(tensor, request.to, request) for tensor in tensors]
+        tensors = targets.joined(tensors, request)
     tensors = with_scales(tensors, request.inputs, request.to)
     plan = Plan(tuple(_weighted(tensor, request.importance) for tensor in tensors), request)
     check(plan)
