@@ -326,6 +326,18 @@ def test_a_gguf_is_compared_under_the_names_of_its_checkpoint(forward: bool, tmp
     assert "names of llama.cpp" not in run("compare", TINY, path, "-q").err
 
 
+def test_mxfp4_is_decoded_and_other_blocks_when_it_is_asked_for(tmp_path: Path) -> None:
+    """a format in which models are published, in a GGUF as elsewhere"""
+    for kind, wanted in (("MXFP4", 0), ("Q4_0", 1)):
+        number, block = next((n, t) for n, t in TYPES.items() if t.name == kind)
+        raw = np.random.default_rng(4).integers(100, 120, 64 * 2 * block.bytes, np.uint8).tobytes()
+        path = tmp_path / f"{kind}.gguf"
+        path.write_bytes(raw_gguf(architecture(), [("blk.0.ffn_up.weight", number, (64, 2 * block.weights), raw)]))
+        ran = run("quantize", path, "--group-size", "32", "-o", tmp_path / f"{kind}.safetensors")
+        assert ran.code == wanted
+        assert "source: MXFP4 (1 tensor, decoded to float32)" in ran.out if not wanted else "--requantize" in ran.err
+
+
 def test_what_is_quantized_from_a_gguf_is_verified_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """its tensors have the names and the order of rows of a checkpoint, those of the original llama.cpp's"""
     monkeypatch.chdir(tmp_path)
