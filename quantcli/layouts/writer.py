@@ -105,6 +105,11 @@ class Job:
     kind: str = ""
     together: Together | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all outputs."""
+        return sum([output.nbytes for output in self.outputs])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:

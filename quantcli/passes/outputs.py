@@ -148,10 +148,19 @@ class Outgoing:
         """Where each tensor stands among all."""
         return {t.info.name: place for place, t in enumerate(self.tensors)}
 
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        return {name: job.nbytes for name, job in self.conversion.jobs.items()}
+
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor in the output."""
-        job = self.conversion.jobs.get(name)
-        return sum(o.nbytes for o in job.outputs) if job is not None else 0
+        return self._sizes.get(name, 0)
+
+    def written(self) -> None:
+        """Forget how the tensors are converted, but not their sizes: of many small tensors that takes more memory than
+        all else. It is found out again where it is wanted again."""
+        self._sizes  # noqa: B018 - kept
+        self.__dict__.pop("conversion")
 
 
 def planned(plan: Plan, source: Source, *, digest: str) -> Outgoing:

@@ -80,6 +80,7 @@ def write(source: Source, plan: Plan, model: Outgoing, path: str, options: Optio
             check_space(path, size, source.path)
             outcome = write_part(source, model, files, folder, options, within=within)
             if not outcome.amendments:
+                model.written()
                 notes = (f"{len(files)} files, the first {files[0].name}",) if files[0].name != base else ()
                 return Written(plan=plan, model=model, results=outcome.results, size=size, notes=notes)
             plan = plan.amended(outcome.amendments)

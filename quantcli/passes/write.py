@@ -125,7 +125,7 @@ class _Pass:
         self._files = files
         self._names = [name for file, _ in files for name in file.tensors]
         # Bytes that a tensor counts for in the progress.
-        self._weights = {name: sum(o.nbytes for o in work.jobs[name].outputs) for name in self._names}
+        self._weights = {name: work.jobs[name].nbytes for name in self._names}
         self._advance = begun(progress, sum(self._weights.values()))
 
     def run(self, threads: int) -> Outcome:
