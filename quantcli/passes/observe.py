@@ -22,6 +22,7 @@ from quantcli.layouts.onnx.taps import Tap, tapped
 from quantcli.passes.feeds import Declared, Feeds, feeds
 from quantcli.passes.moments import Moments, rows_of
 from quantcli.passes.tiles import Progress, begun
+from quantcli.planning.moments import COUNT, KEY, MEAN, SECOND, VERSION
 from quantcli.stores.files import OutputFile
 from quantcli.stores.safetensors import lay_out
 from quantcli.tensors.info import TensorInfo
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from quantcli.stores import Source
     from quantcli.stores.onnx_graph import Graph
 
-METADATA = {"quantcli_statistics": "1"}
+METADATA = {KEY: VERSION}
 
 MASK = "attention_mask"
 """The name of an input that says which tokens are there: the others are not counted."""
