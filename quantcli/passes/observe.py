@@ -22,7 +22,7 @@ from quantcli.layouts.onnx.taps import Tap, tapped
 from quantcli.passes.feeds import Declared, Feeds, feeds
 from quantcli.passes.moments import Moments, rows_of
 from quantcli.passes.tiles import Progress, begun
-from quantcli.planning.moments import COUNT, KEY, MEAN, SECOND, VERSION
+from quantcli.planning.moments import KEY, VERSION
 from quantcli.stores.files import OutputFile
 from quantcli.stores.safetensors import lay_out
 from quantcli.tensors.info import TensorInfo

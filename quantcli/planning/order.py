@@ -15,12 +15,12 @@ from quantcli.experts import arranged, loadable, only_in_mlx
 from quantcli.layouts.config import stated
 from quantcli.layouts.native.write import check_scheme
 from quantcli.layouts.writer import named
-from quantcli.planning import inputs, kinds
+from quantcli.planning import batch_norms, inputs, kinds
 from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.named import instead
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
 from quantcli.planning.request import Request
-from quantcli.planning.statistics import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS, InputStatistics, load
+from quantcli.planning.statistics import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS, InputStatistics, load, of_norms
 from quantcli.stores import Source
 
 USUAL = "compressed-tensors"
@@ -254,6 +254,9 @@ def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None,
         ):
             raise UsageError(NO_MOMENTS, place=["rounding"], hint=HELP)
         return None, ""
+    if path == batch_norms.NAME and not diagonals:
+        found = of_norms(source, digest)
+        return found, batch_norms.said(len(found.entries))
     found = load(path, digest, diagonals=diagonals)
     unused = found.unused(source.infos())
     if not unused:

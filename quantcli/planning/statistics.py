@@ -19,7 +19,7 @@ import numpy as np
 from quantcli.dtypes import DTYPES, to_float32, to_float64
 from quantcli.errors import UsageError, printable
 from quantcli.patterns import module_of, near_misses
-from quantcli.planning import moments
+from quantcli.planning import batch_norms, moments
 from quantcli.planning.moments import Entry
 from quantcli.stores import Source, open_source
 from quantcli.tensors.decided import Columns
@@ -129,12 +129,26 @@ def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> In
     """The statistics in a file, which are to have this digest. diagonals: whether of means and second moments only the
     mean squares are used. Raises UsageError when they do not, and for what is not finite or below 0, QuantcliError for
     what cannot be read."""
-    from xxhash import xxh3_128
-
     strict = moments.is_statistics(path)
     found = moments.entries(path) if strict else {name: Entry(v) for name, v in _importances(path).items()}
     if diagonals:
         found = {name: Entry(entry.values) for name, entry in found.items()}
+    correlated = any(entry.mean is not None or entry.matrix is not None for entry in found.values())
+    key = STATISTICS if correlated else IMPORTANCE
+    return InputStatistics(path, found, _checked(found, digest, path), strict, key)
+
+
+def of_norms(source: Source, digest: str | None = None) -> InputStatistics:
+    """The statistics that follow from the batch norms of a source, which are to have this digest. Raises UsageError
+    where there are none, or others."""
+    found = batch_norms.entries(source)
+    return InputStatistics(batch_norms.NAME, found, _checked(found, digest, source.path), False, STATISTICS)
+
+
+def _checked(found: Mapping[str, Entry], digest: str | None, place: str) -> str:
+    """The digest of all entries. Raises UsageError where it is to be another one."""
+    from xxhash import xxh3_128
+
     whole = xxh3_128()
     for name, entry in sorted(found.items()):
         values = entry.values
@@ -142,10 +156,8 @@ def load(path: str, digest: str | None = None, *, diagonals: bool = False) -> In
         if entry.matrix is not None or entry.mean is not None:
             whole.update(_digest(values, entry.mean, entry).encode())
     if digest is not None and digest != whole.hexdigest():
-        raise UsageError("these are not the importances the recipe was made with", place=[path])
-    correlated = any(entry.mean is not None or entry.matrix is not None for entry in found.values())
-    key = STATISTICS if correlated else IMPORTANCE
-    return InputStatistics(path, found, str(whole.hexdigest()), strict, key)
+        raise UsageError("these are not the importances the recipe was made with", place=[place])
+    return str(whole.hexdigest())
 
 
 def _importances(path: str) -> dict[str, Array]:
