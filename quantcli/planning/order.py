@@ -15,12 +15,12 @@ from quantcli.experts import arranged, loadable
 from quantcli.layouts.config import json_beside, stated
 from quantcli.layouts.native.write import check_scheme
 from quantcli.layouts.writer import named
-from quantcli.planning import inputs, kinds
-from quantcli.planning.importance import Importance, load
+from quantcli.planning import batch_norms, inputs, kinds
 from quantcli.planning.keeping import embeddings_alone
 from quantcli.planning.named import instead
 from quantcli.planning.recipe import NATIVE, SETTINGS, Recipe
 from quantcli.planning.request import Request
+from quantcli.planning.statistics import HELP, IMPORTANCE, NO_MOMENTS, STATISTICS, InputStatistics, load, of_norms
 from quantcli.stores import Source
 
 USUAL = "compressed-tensors"
@@ -50,6 +50,8 @@ class Order:
     container: bool = False
     max_shard_size: int | None = None
     importance: str | None = None
+    statistics: str | None = None
+    allow_unweighted: bool = False
     activation_scales: str | None = None
     digest: str = SETTINGS["digest"][0]
     on_nonfinite: str = SETTINGS["on_nonfinite"][0]
@@ -58,8 +60,8 @@ class Order:
 
     @property
     def importance_path(self) -> str | None:
-        """The file of importances: the one that was asked for, else the one that the recipe names."""
-        return self.importance or (self.recipe.importance or (None,))[0]
+        """The file of importances or statistics: the one that was asked for, else the one that the recipe names."""
+        return self.importance or self.statistics or (self.recipe.importance or self.recipe.statistics or (None,))[0]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -80,6 +82,8 @@ def made(
     container: bool = False,
     max_shard_size: float | None = None,
     importance: str | None = None,
+    statistics: str | None = None,
+    allow_unweighted: bool = False,
     activation_scales: str | None = None,
     digest: str | None = None,
     on_nonfinite: str | None = None,
@@ -91,6 +95,9 @@ def made(
     limit = max_shard_size if max_shard_size is not None else said.get("max_shard_size")
     if limit is not None and limit < 1:
         raise UsageError("0 bytes are not a shard size", place=["--max-shard-size"])
+    if importance is not None and statistics is not None:
+        problem = "statistics say how much each column counts"
+        raise UsageError(problem, place=["--importance"], hint="leave out one of --importance and --statistics")
     found = Order(
         recipe=recipe,
         include=tuple(include or said.get("include", ())),
@@ -101,6 +108,8 @@ def made(
         container=container or said.get("container", False),
         max_shard_size=None if limit is None else int(limit),
         importance=importance,
+        statistics=statistics,
+        allow_unweighted=allow_unweighted or said.get("allow_unweighted", False),
         activation_scales=activation_scales,
         digest=digest or said.get("digest") or SETTINGS["digest"][0],
         on_nonfinite=on_nonfinite or said.get("on_nonfinite") or SETTINGS["on_nonfinite"][0],
@@ -248,17 +257,27 @@ def _architecture(source: Source) -> Architecture | None:
         raise error.within(source.path) from None
 
 
-def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]:
-    """The importances that are named, and the warning about entries that belong to no tensor of the source."""
-    path, digest = asked.recipe.importance or (None, None)
-    if path is None or asked.importance is not None:
+def importance_of(source: Source, asked: Order) -> tuple[InputStatistics | None, str]:
+    """The importances or statistics that are named, and the warning about entries that belong to no tensor of the
+    source. Raises UsageError where a rounding needs some and there are none."""
+    diagonals = asked.importance is not None or (asked.statistics is None and asked.recipe.importance is not None)
+    key, typed = (IMPORTANCE, asked.importance) if diagonals else (STATISTICS, asked.statistics)
+    path, digest = (asked.recipe.importance if diagonals else asked.recipe.statistics) or (None, None)
+    if path is None or typed is not None:
         # A recipe out of a header knows the importances it was made with by their digest alone.
-        digest, path = digest if path is None else None, asked.importance
+        digest, path = digest if path is None else None, typed
     if path is None:
         if digest is not None:
-            raise UsageError("the recipe was made with importances", place=["--importance"], hint="give their file")
+            raise UsageError(f"the recipe was made with {key}", place=[f"--{key}"], hint="give the file")
+        if any(
+            s.second_order for s in (asked.recipe.default, *(r.scheme for r in asked.recipe.rules)) if s is not None
+        ):
+            raise UsageError(NO_MOMENTS, place=["rounding"], hint=HELP)
         return None, ""
-    found = load(path, digest)
+    if path == batch_norms.NAME and not diagonals:
+        found = of_norms(source, digest)
+        return found, batch_norms.said(len(found.entries))
+    found = load(path, digest, diagonals=diagonals)
     unused = found.unused(source.infos())
     if not unused:
         return found, ""
@@ -267,7 +286,7 @@ def importance_of(source: Source, asked: Order) -> tuple[Importance | None, str]
 
 
 def request_of(
-    source: Source, asked: Order, to: str | None, importance: Importance | None, warn: Callable[[str], None]
+    source: Source, asked: Order, to: str | None, importance: InputStatistics | None, warn: Callable[[str], None]
 ) -> Request:
     """What is asked of the tensors of a source, written for a target. Where a recipe, --include or --no-default-keep
     says what is quantized, no preset does. warn: called with why a preset is not chosen that there would be."""
@@ -287,6 +306,8 @@ def request_of(
         keep_embeddings=asked.keep_embeddings,
         max_shard_size=asked.max_shard_size,
         importance=importance,
+        rounding_given=asked.recipe.asked.rounding is not None,
+        allow_unweighted=asked.allow_unweighted,
         inputs=inputs.load(asked.activation_scales) if asked.activation_scales is not None else None,
         to=to,
         architecture=_architecture(source) if to is not None else None,
